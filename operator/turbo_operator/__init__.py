@@ -1,0 +1,1 @@
+"""Turbo's Kubernetes operator: a TurboDeployment becomes pods that answer several times faster."""

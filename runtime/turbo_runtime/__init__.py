@@ -1,0 +1,1 @@
+"""Turbo's speculative runtime: an OpenAI-compatible server over a lossless speculative engine."""

@@ -1,0 +1,215 @@
+"""What the runtime promises to whoever runs it: its command line, ports, paths, metric names and small JSON documents.
+
+The operator imports this module and nothing else of the runtime, so it uses the standard library only. `RuntimeConfig.to_argv` is
+what the operator writes into a pod and `RuntimeConfig.from_argv` what `turbo serve` parses: one table of flags, no drift.
+Readers ignore unknown JSON keys and treat missing ones as unknown, never as zero: a pod may be older or newer than its operator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+PORT = 8000
+PORT_NAME = "http"
+
+HEALTH_PATH = "/health"  # the server process and its engine are alive
+READY_PATH = "/ready"  # the model is loaded and the pod is not draining
+LOAD_PATH = "/load"  # `Load` as JSON
+METRICS_PATH = "/metrics"
+VERSION_PATH = "/version"
+
+TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelFacts` as JSON must fit
+
+# Metrics that vLLM has keep vLLM's names and meanings, so that its dashboards and autoscalers read both engines alike.
+NUM_REQUESTS_RUNNING = "vllm:num_requests_running"
+NUM_REQUESTS_WAITING = "vllm:num_requests_waiting"
+KV_CACHE_USAGE = "vllm:kv_cache_usage_perc"  # 0 to 1
+PROMPT_TOKENS = "vllm:prompt_tokens"
+GENERATION_TOKENS = "vllm:generation_tokens"
+NUM_PREEMPTIONS = "vllm:num_preemptions"
+REQUEST_SUCCESS = "vllm:request_success"  # label finished_reason
+TIME_TO_FIRST_TOKEN = "vllm:time_to_first_token_seconds"
+INTER_TOKEN_LATENCY = "vllm:inter_token_latency_seconds"
+REQUEST_TIME_PER_OUTPUT_TOKEN = "vllm:request_time_per_output_token_seconds"
+E2E_REQUEST_LATENCY = "vllm:e2e_request_latency_seconds"
+SPEC_NUM_DRAFTS = "vllm:spec_decode_num_drafts"
+SPEC_NUM_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens"
+SPEC_NUM_ACCEPTED_TOKENS = "vllm:spec_decode_num_accepted_tokens"
+SPEC_NUM_ACCEPTED_TOKENS_PER_POS = "vllm:spec_decode_num_accepted_tokens_per_pos"  # label position
+# Metrics that only Turbo has.
+GUARANTEE_INFO = "turbo:guarantee_info"  # label guarantee: bytes | law; value 1
+
+Guarantee = Literal["bytes", "law"]
+Speculation = Literal["suffix", "off"]
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+def _flag(default: object, help_text: str, **extra: object) -> Any:
+    return field(default=default, metadata={"help": help_text, **extra})
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """Everything `turbo serve` can be told; defaults live here and nowhere else."""
+
+    model: str = field(metadata={"help": "a folder of safetensors, a .gguf file, or a Hugging Face hub id"})
+    revision: str | None = _flag(None, "commit, tag or branch of a hub id", type=str)
+    served_name: str | None = _flag(None, "name in the OpenAI API (default: the last part of MODEL)", type=str)
+    host: str = _flag("0.0.0.0", "address to listen on")  # noqa: S104  a pod is reached by its own address
+    port: int = _flag(PORT, "port to listen on; 0 takes a free one and prints it")
+    device: str = _flag("auto", "auto, cpu or cuda")
+    dtype: DType = _flag("auto", "auto, float32 or bfloat16", choices=("auto", "float32", "bfloat16"))
+    threads: int | None = _flag(None, "CPU threads of the engine; fixed for the life of the process (default: allowed cores)", type=int)
+    max_model_len: int | None = _flag(None, "longest prompt plus answer, in tokens (default: the model's own)", type=int)
+    max_running: int = _flag(32, "requests decoded together")
+    max_waiting: int = _flag(256, "requests queued before 429")
+    max_step_tokens: int = _flag(512, "tokens of one forward pass, prefill and verification together")
+    kv_cache_gib: float | None = _flag(None, "memory of the KV cache in GiB (default: what fits, at most 4)", type=float)
+    speculation: Speculation = _flag("suffix", "suffix or off", choices=("suffix", "off"))
+    max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step")
+    drain_seconds: float = _flag(110.0, "after SIGTERM: longest wait for running requests")
+    endpoint_seconds: float = _flag(5.0, "after SIGTERM: serve on while load balancers take the pod out")
+
+    def to_argv(self) -> list[str]:
+        """The arguments after `turbo serve`; fields at their default are left out, so that new ones change no old pod."""
+        argv = [self.model]
+        for spec in dataclasses.fields(self)[1:]:
+            value = getattr(self, spec.name)
+            if value != spec.default:
+                argv.append(f"--{spec.name.replace('_', '-')}={value}")
+        return argv
+
+    @classmethod
+    def parser(cls) -> argparse.ArgumentParser:
+        """The command line of `turbo serve`, made from the fields."""
+        parser = argparse.ArgumentParser(prog="turbo serve", description="Serve a model with lossless speculative decoding.")
+        for spec in dataclasses.fields(cls):
+            meta = spec.metadata
+            if spec.name == "model":
+                parser.add_argument("model", metavar="MODEL", help=meta["help"])
+                continue
+            parser.add_argument(
+                f"--{spec.name.replace('_', '-')}",
+                default=spec.default,
+                type=meta.get("type", type(spec.default)),
+                choices=meta.get("choices"),
+                metavar=None if "choices" in meta else spec.name.rsplit("_", 1)[-1].upper(),
+                help=f"{meta['help']}" + ("" if spec.default is None else f" (default: {spec.default})"),
+            )
+        return parser
+
+    @classmethod
+    def from_argv(cls, argv: Sequence[str]) -> RuntimeConfig:
+        """Parse and check; exits with status 2 and one sentence that names the flag, as argparse does."""
+        parser = cls.parser()
+        config = cls(**vars(parser.parse_args(list(argv))))
+        problem = config.problem()
+        if problem:
+            parser.error(problem)
+        return config
+
+    def problem(self) -> str | None:
+        """What is wrong with the values, in one sentence that names the flag and the remedy, or None."""
+        if not 0 <= self.port <= 65535:
+            return f"--port must lie between 0 and 65535, not {self.port}"
+        for name in ("max_running", "max_waiting", "max_step_tokens"):
+            if getattr(self, name) < 1:
+                return f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}"
+        for name in ("threads", "max_model_len", "kv_cache_gib"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                return f"--{name.replace('_', '-')} must be above 0, not {value}; leave it out for the default"
+        if not 0 <= self.max_draft_tokens <= 64:
+            return f"--max-draft-tokens must lie between 0 and 64, not {self.max_draft_tokens}"
+        if self.drain_seconds < 0 or self.endpoint_seconds < 0:
+            return "--drain-seconds and --endpoint-seconds must not be negative"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """What the planner needs to know of a decoder-only model; counts are of elements, not bytes."""
+
+    architecture: str  # e.g. LlamaForCausalLM
+    parameters: int  # all weights, a tied embedding counted once
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position: int  # longest context in tokens
+    dtype: str  # of the stored weights: float32, bfloat16, Q4_1, ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What `turbo inspect MODEL` prints and writes as its pod's termination message: the shape, and which bytes it was read from."""
+
+    shape: ModelShape
+    digest: str  # sha256:... of the configuration and the weight files' names, sizes and headers
+    revision: str | None  # resolved commit of a hub id; None for a path
+    weight_bytes: int  # size of the stored weights
+
+    def to_json(self) -> str:
+        """One line of JSON, under `TERMINATION_MESSAGE_BYTES`."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelFacts:
+        """Raises ValueError with a sentence when the text is no such document."""
+        return _from_json(cls, text)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The body of `/load`: a few numbers that autoscaler, planner and router read every few seconds."""
+
+    running_requests: int
+    waiting_requests: int
+    running_tokens: int  # prompt and answer tokens of running requests held in the KV cache
+    waiting_tokens: int  # prompt tokens of waiting requests
+    kv_cache_usage: float  # 0 to 1
+    kv_cache_tokens: int  # capacity
+    drafts: int  # verification passes with at least one drafted token, since start
+    draft_tokens: int
+    accepted_tokens: int
+    generated_tokens: int
+    guarantee: Guarantee
+    draining: bool
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Tokens committed per verified draft, the bonus token included; None before the first draft."""
+        return 1 + self.accepted_tokens / self.drafts if self.drafts else None
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Load:
+        """Raises ValueError with a sentence when the text is no such document."""
+        return _from_json(cls, text)
+
+
+def _from_json(cls: type[Any], text: str) -> Any:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{cls.__name__}: not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{cls.__name__}: expected an object, got {type(document).__name__}")
+    values: dict[str, Any] = {}
+    for spec in dataclasses.fields(cls):
+        if spec.name not in document:
+            raise ValueError(f"{cls.__name__}: {spec.name} is missing")
+        values[spec.name] = document[spec.name]
+    if cls is ModelFacts:
+        values["shape"] = _from_json(ModelShape, json.dumps(values["shape"]))
+    return cls(**values)

@@ -1,0 +1,1 @@
+"""Drafters: one file each, behind two verbs, `propose` and `observe`."""

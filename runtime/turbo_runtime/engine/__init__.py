@@ -1,0 +1,1 @@
+"""The decoding engine: a process of its own behind two queues of small messages."""

@@ -1,0 +1,108 @@
+"""The messages between the server process and the engine process: small, frozen, picklable, and free of torch.
+
+Server to engine: `Submit`, `Cancel`, `Stop`. Engine to server: `Ready`, then one `Step` per engine step, or `Failed` once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from turbo_runtime.contract import Guarantee
+
+MASK_64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one answer is drawn. Temperature 0 is greedy: the processors after it then change nothing."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0  # 1 keeps all
+    top_k: int = 0  # 0 keeps all
+    seed: int = 0  # 64 bits
+    max_tokens: int = 16  # at least 1
+    stop_token_ids: frozenset[int] = frozenset()  # the model's end-of-sequence ids are added by the server
+    speculation: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """A new answer to compute; `choice` is its index among the n answers to one prompt."""
+
+    request_id: str
+    prompt: tuple[int, ...]  # token ids, at least one
+    params: SamplingParams
+    choice: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The client left, or the server found a stop string: drop the request; no event follows."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the engine process after the current step."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """What one step brought to one request."""
+
+    request_id: str
+    tokens: tuple[int, ...] = ()  # committed in this step, in order; a final stop token is included
+    finish_reason: str | None = None  # "stop", "length" or "error"
+    error: str | None = None  # a sentence, with finish_reason "error"
+    drafted: int = 0  # tokens verified in this step
+    accepted: int = 0  # of them, committed
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """State after a step, and what happened since the process started (counters only grow)."""
+
+    running_requests: int = 0
+    waiting_requests: int = 0
+    running_tokens: int = 0
+    waiting_tokens: int = 0
+    kv_blocks_used: int = 0
+    preemptions: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_per_position: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All that one engine step has to say; one message whatever the batch."""
+
+    events: tuple[TokenEvent, ...]
+    stats: EngineStats
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded and the start-up check has run."""
+
+    guarantee: Guarantee
+    arithmetic: dict[str, str] = field(default_factory=dict)  # weight shape -> the product form that held
+    device: str = "cpu"
+    dtype: str = "float32"
+    max_model_len: int = 0
+    kv_blocks: int = 0
+    block_size: int = 16
+    vocab_size: int = 0
+    load_seconds: float = 0.0
+    check_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The engine cannot start or go on; the process ends after this message."""
+
+    error: str

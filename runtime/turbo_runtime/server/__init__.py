@@ -1,0 +1,1 @@
+"""The OpenAI-compatible HTTP server; it imports no torch."""
