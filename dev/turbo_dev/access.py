@@ -1,0 +1,84 @@
+"""A way into one Kubernetes cluster: ours or somebody else's."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import binaries
+from .shell import run
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a client needs to reach a cluster as its administrator.
+
+    `ca` and `token` are None where the cluster is not ours (its kubeconfig may log in otherwise);
+    `audit_log` is the API server's log of all writes, one JSON event a line, and None likewise.
+    """
+
+    kubeconfig: Path
+    url: str
+    ca: Path | None = None
+    token: str | None = None
+    audit_log: Path | None = None
+
+    def kubectl(self, *arguments: str, input: str | None = None, timeout: float = 120) -> str:  # noqa: A002
+        """Run kubectl and return its output; CommandError when it fails or takes longer than `timeout` s."""
+        program = binaries.ensure(("kubectl",))["kubectl"]
+        return run([program, f"--kubeconfig={self.kubeconfig}", *arguments], input=input, timeout=timeout)
+
+    def apply(self, *objects: Mapping[str, Any]) -> str:
+        """Apply objects server-side under the field manager `turbo-dev`; returns what kubectl said."""
+        bundle = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
+        return self.kubectl(
+            "apply", "--server-side", "--field-manager=turbo-dev", "-f", "-", input=json.dumps(bundle)
+        )
+
+    def get(self, *arguments: str) -> Any:
+        """`kubectl get ... -o json`, parsed."""
+        return json.loads(self.kubectl("get", *arguments, "-o", "json"))
+
+    def writes(self) -> Iterator[dict[str, Any]]:
+        """The audit events of all completed writes so far, oldest first (empty where there is no log)."""
+        if self.audit_log is None or not self.audit_log.exists():
+            return
+        with self.audit_log.open(encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):  # the last line may still be on its way
+                    yield json.loads(line)
+
+
+def kubeconfig(url: str, ca_pem: str, token: str) -> str:
+    """A kubeconfig (JSON, which is YAML too) with one context `turbo`."""
+    ca = base64.b64encode(ca_pem.encode()).decode()
+    return json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "turbo", "cluster": {"server": url, "certificate-authority-data": ca}}],
+            "users": [{"name": "turbo", "user": {"token": token}}],
+            "contexts": [{"name": "turbo", "context": {"cluster": "turbo", "user": "turbo"}}],
+            "current-context": "turbo",
+        },
+        indent=1,
+    )
+
+
+def from_context(context: str, directory: Path) -> Access:
+    """The cluster that `context` of the user's kubeconfig names, as a kubeconfig of its own in `directory`.
+
+    Only that context is in the file, so that nothing can fall back on another one.
+    """
+    program = binaries.ensure(("kubectl",))["kubectl"]
+    view = run([program, "config", "view", "--minify", "--flatten", f"--context={context}", "-o", "json"])
+    config = json.loads(view)
+    path = directory / "kubeconfig"
+    directory.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    path.write_text(view, encoding="utf-8")
+    return Access(kubeconfig=path, url=config["clusters"][0]["cluster"]["server"])

@@ -1,0 +1,151 @@
+"""Kubernetes, etcd, KWOK and helm, built once from their Go modules into the user's cache.
+
+Every tool has its own folder named by its version, so that a new version never meets an old binary and
+two checkouts share what they have in common.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from .paths import REPOSITORY, cache_root
+from .progress import step
+from .shell import CommandError, run
+
+KUBERNETES = "1.34.4"
+ETCD = "3.6.4"
+KWOK = "0.8.0"
+HELM = "3.22.0"
+
+_MODULES = REPOSITORY / "dev" / "cluster"
+_STRIP = "-s -w"
+_MAJOR, _MINOR, _ = KUBERNETES.split(".")
+_VERSION = "k8s.io/component-base/version"
+# Without these the components call themselves v0.0.0 and refuse to talk to each other.
+_STAMP = (
+    f"{_STRIP} -X {_VERSION}.gitVersion=v{KUBERNETES} -X {_VERSION}.gitMajor={_MAJOR} -X {_VERSION}.gitMinor={_MINOR}"
+)
+
+CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
+NODE = ("kubelet", "kube-proxy", "helm")
+FAKE_NODES = ("kwok",)
+
+
+@dataclass(frozen=True)
+class _Tool:
+    """How one program is built: a package of one of our modules, or a released module."""
+
+    folder: str
+    package: str
+    usually: str
+    flags: str = _STRIP
+    module: Path | None = None  # None: `go install package`
+
+
+def _kubernetes(name: str, usually: str) -> _Tool:
+    return _Tool(f"kubernetes-{KUBERNETES}", f"k8s.io/kubernetes/cmd/{name}", usually, _STAMP, _MODULES)
+
+
+_TOOLS = {
+    "etcd": _Tool(f"etcd-{ETCD}", ".", "25 s", module=_MODULES / "etcd"),
+    "kube-apiserver": _kubernetes("kube-apiserver", "5 min the first time, with all that the others share"),
+    "kubectl": _kubernetes("kubectl", "40 s"),
+    "kube-controller-manager": _kubernetes("kube-controller-manager", "1 min"),
+    "kube-scheduler": _kubernetes("kube-scheduler", "20 s"),
+    "kubelet": _kubernetes("kubelet", "1 min"),
+    "kube-proxy": _kubernetes("kube-proxy", "20 s"),
+    "kwok": _Tool(f"kwok-{KWOK}", f"sigs.k8s.io/kwok/cmd/kwok@v{KWOK}", "80 s"),
+    "helm": _Tool(f"helm-{HELM}", f"helm.sh/helm/v3/cmd/helm@v{HELM}", "2 min 30 s"),
+}
+
+
+class GoMissingError(RuntimeError):
+    """A tool has to be built and there is no Go toolchain."""
+
+
+def folder() -> Path:
+    """Where the built tools are."""
+    return cache_root() / "tools"
+
+
+def missing(names: tuple[str, ...]) -> list[str]:
+    """Those of `names` that are not built yet."""
+    return [name for name in names if not _target(name).exists()]
+
+
+def ensure(names: tuple[str, ...]) -> dict[str, Path]:
+    """Build what is missing of `names` and return where each one is.
+
+    Raises GoMissingError where something has to be built without Go, CommandError where a build fails.
+    """
+    for name in missing(names):
+        if shutil.which("go") is None:
+            raise GoMissingError(f"{name} has to be built and there is no `go` on the PATH (Go >= 1.24 is needed)")
+        with _locked(name):
+            if not _target(name).exists():  # another process may have built it while we waited
+                _build(name)
+    return {name: _target(name) for name in names}
+
+
+def kwok_stages() -> list[Path]:
+    """The stage files of KWOK's own module: nodes that start and beat, pods that run and finish at once."""
+    answer = run(["go", "mod", "download", "-json", f"sigs.k8s.io/kwok@v{KWOK}"], cwd=_MODULES / "etcd")
+    stages = Path(json.loads(answer)["Dir"]) / "kustomize" / "stage"
+    wanted = (
+        "node/fast/node-initialize",
+        "node/heartbeat/node-heartbeat",
+        "pod/fast/pod-ready",
+        "pod/fast/pod-complete",
+        "pod/fast/pod-delete",
+    )
+    return [stages / f"{name}.yaml" for name in wanted]
+
+
+def _target(name: str) -> Path:
+    return folder() / _TOOLS[name].folder / name
+
+
+def _build(name: str) -> None:
+    tool = _TOOLS[name]
+    target = _target(name)
+    half_done = target.with_name(f".{name}.partial")
+    env = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
+    options = ["-trimpath", "-ldflags", tool.flags]
+    with step(f"build {tool.folder.replace('-', ' ')}: {name}", tool.usually):
+        if tool.module is not None:
+            run(["go", "build", *options, "-o", half_done, tool.package], cwd=tool.module, env=env)
+        else:
+            staging = target.with_name(f".{name}.install")
+            run(["go", "install", *options, tool.package], cwd=_MODULES, env={**env, "GOBIN": str(staging)})
+            (staging / name).replace(half_done)
+            staging.rmdir()
+        half_done.replace(target)
+
+
+@contextmanager
+def _locked(name: str) -> Iterator[None]:
+    target = _target(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(f".{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+__all__ = [
+    "CONTROL_PLANE",
+    "FAKE_NODES",
+    "NODE",
+    "CommandError",
+    "GoMissingError",
+    "ensure",
+    "folder",
+    "kwok_stages",
+    "missing",
+]

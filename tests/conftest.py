@@ -1,0 +1,61 @@
+"""The clusters that tests share, and what a run says about the tests that it left out.
+
+A test that takes `control_plane` (or a fixture built on it) gets a real API server: the embedded one, or the
+cluster that TURBO_TEST_CONTEXT names. KUBECONFIG alone changes nothing, since tests break things on purpose.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+from turbo_dev.access import Access, from_context
+from turbo_dev.binaries import GoMissingError
+from turbo_dev.controlplane import ControlPlane
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
+    """A Kubernetes API server with scheduler and controllers, without nodes; one for the whole run."""
+    directory = tmp_path_factory.mktemp("control-plane")
+    context = os.environ.get("TURBO_TEST_CONTEXT")
+    if context:
+        yield from_context(context, directory)
+        return
+    try:
+        plane = ControlPlane(directory)
+        with plane as access:
+            yield access
+    except GoMissingError as missing:
+        pytest.skip(f"no Kubernetes: {missing}")
+
+
+@pytest.fixture(scope="session")
+def fake_gpu_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
+    """A control plane of its own whose nodes and pods are KWOK's: see turbo_dev.fakenodes."""
+    if os.environ.get("TURBO_TEST_CONTEXT"):
+        pytest.skip("fake GPU nodes are only put into the embedded cluster, and TURBO_TEST_CONTEXT names another")
+    try:
+        plane = ControlPlane(tmp_path_factory.mktemp("fake-gpu-cluster"), kwok=True)
+        with plane as access:
+            yield access
+    except GoMissingError as missing:
+        pytest.skip(f"no Kubernetes: {missing}")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what was skipped, by reason and name: a skip that nobody reads about is a test that nobody has."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for report in terminalreporter.stats.get("skipped", []):
+        where = report.longrepr
+        reason = where[2] if isinstance(where, tuple) else str(where)
+        by_reason[reason.removeprefix("Skipped: ")].append(report.nodeid)
+    if not by_reason:
+        return
+    terminalreporter.section("left out")
+    for reason, tests in sorted(by_reason.items()):
+        terminalreporter.write_line(f"{len(tests)} skipped: {reason}")
+        for name in tests:
+            terminalreporter.write_line(f"    {name}")
