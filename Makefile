@@ -1,0 +1,76 @@
+# Everything a developer runs. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+UV_VERSION := 0.13.9
+UV := .build/uv-$(UV_VERSION)/bin/uv
+PY := .venv/bin/python
+export UV_PYTHON_DOWNLOADS := never
+export UV_LINK_MODE := hardlink
+export PYTHONPATH := dev
+
+CONTEXT ?=
+REGISTRY ?=
+NAME ?=
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(UV):
+	@echo "Setting up uv $(UV_VERSION) in .build (once)"
+	@python3 -c 'import sys; sys.exit("Turbo needs Python 3.11 or newer; python3 is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@python3 -m venv $(@D)/.. || { echo "python3 has no venv module: apt-get install python3-venv"; exit 1; }
+	@$(@D)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.build/synced: pyproject.toml uv.lock | $(UV)
+	@echo "Installing the locked dependencies into .venv (torch and its libraries are 4.7 GB; once per change of uv.lock)"
+	@$(UV) sync --quiet --frozen --all-extras --group dev
+	@touch $@
+
+.PHONY: setup
+setup: .build/synced ## Make .venv from uv.lock
+
+.PHONY: demo
+demo: setup ## Kubernetes, helm install, kubectl apply, two answers (CONTEXT=name uses your own cluster)
+	@$(PY) -m turbo_dev demo $(if $(CONTEXT),--context $(CONTEXT)) $(if $(REGISTRY),--registry $(REGISTRY))
+
+.PHONY: demo-down
+demo-down: setup ## Remove all that `make demo` made
+	@$(PY) -m turbo_dev demo-down $(if $(CONTEXT),--context $(CONTEXT))
+
+.PHONY: images
+images: setup ## Build the images (REGISTRY=host/path pushes them and prints their digests)
+	@$(PY) -m turbo_dev images $(if $(REGISTRY),--registry $(REGISTRY))
+
+.PHONY: generate
+generate: setup ## Write the CRDs and what else is made from api.py
+	@$(PY) -m turbo_operator.crd
+
+.PHONY: lint
+lint: setup ## ruff, mypy --strict, import-linter, generated files, uv.lock
+	@$(UV) lock --check --quiet
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+	@$(PY) -m turbo_operator.crd --check
+
+.PHONY: format
+format: setup ## Format and mend what ruff can
+	@.venv/bin/ruff format .
+	@.venv/bin/ruff check --fix .
+
+.PHONY: test
+test: setup ## All tests that this machine can run; skipped ones are listed with the reason
+	@$(PY) -m pytest $(ARGS)
+
+.PHONY: bench
+bench: setup ## make bench NAME=lossless [ARGS="--json FILE ..."]
+	@test -n "$(NAME)" || { echo "NAME is missing; one of:"; ls benchmarks/*.py | xargs -n1 basename -s .py | grep -v harness; exit 2; }
+	@test -f "benchmarks/$(NAME).py" || { echo "no benchmark '$(NAME)'; one of:"; ls benchmarks/*.py | xargs -n1 basename -s .py | grep -v harness; exit 2; }
+	@$(PY) benchmarks/$(NAME).py $(ARGS)
