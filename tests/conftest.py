@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
+
 from turbo_dev.access import Access, from_context
 from turbo_dev.binaries import GoMissingError
 from turbo_dev.controlplane import ControlPlane
@@ -36,7 +37,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
 def fake_gpu_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
     """A control plane of its own whose nodes and pods are KWOK's: see turbo_dev.fakenodes."""
     if os.environ.get("TURBO_TEST_CONTEXT"):
-        pytest.skip("fake GPU nodes are only put into the embedded cluster, and TURBO_TEST_CONTEXT names another")
+        pytest.skip("fake GPU nodes are put into the embedded cluster only; TURBO_TEST_CONTEXT names another")
     try:
         plane = ControlPlane(tmp_path_factory.mktemp("fake-gpu-cluster"), kwok=True)
         with plane as access:

@@ -30,7 +30,8 @@ _MAJOR, _MINOR, _ = KUBERNETES.split(".")
 _VERSION = "k8s.io/component-base/version"
 # Without these the components call themselves v0.0.0 and refuse to talk to each other.
 _STAMP = (
-    f"{_STRIP} -X {_VERSION}.gitVersion=v{KUBERNETES} -X {_VERSION}.gitMajor={_MAJOR} -X {_VERSION}.gitMinor={_MINOR}"
+    f"{_STRIP} -X {_VERSION}.gitVersion=v{KUBERNETES}"
+    f" -X {_VERSION}.gitMajor={_MAJOR} -X {_VERSION}.gitMinor={_MINOR}"
 )
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
@@ -87,7 +88,7 @@ def ensure(names: tuple[str, ...]) -> dict[str, Path]:
     """
     for name in missing(names):
         if shutil.which("go") is None:
-            raise GoMissingError(f"{name} has to be built and there is no `go` on the PATH (Go >= 1.24 is needed)")
+            raise GoMissingError(f"{name} has to be built and there is no `go` (>= 1.24) on the PATH")
         with _locked(name):
             if not _target(name).exists():  # another process may have built it while we waited
                 _build(name)

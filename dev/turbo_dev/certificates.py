@@ -13,9 +13,24 @@ _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes
 def authority(directory: Path) -> None:
     """Write ca.crt and ca.key."""
     run(
-        ["openssl", "req", "-x509", *_NEW_KEY, "-days", _DAYS, "-subj", "/CN=turbo-embedded"]
-        + ["-addext", "basicConstraints=critical,CA:TRUE", "-addext", "keyUsage=critical,keyCertSign,cRLSign"]
-        + ["-keyout", directory / "ca.key", "-out", directory / "ca.crt"]
+        [
+            "openssl",
+            "req",
+            "-x509",
+            *_NEW_KEY,
+            "-days",
+            _DAYS,
+            "-subj",
+            "/CN=turbo-embedded",
+            "-addext",
+            "basicConstraints=critical,CA:TRUE",
+            "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign",
+            "-keyout",
+            directory / "ca.key",
+            "-out",
+            directory / "ca.crt",
+        ]
     )
 
 
@@ -44,10 +59,28 @@ def _signed(directory: Path, name: str, subject: str, extensions: str) -> None:
         "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n" + extensions,
         encoding="ascii",
     )
-    run(["openssl", "req", *_NEW_KEY, "-subj", subject, "-keyout", directory / f"{name}.key", "-out", request])
     run(
-        ["openssl", "x509", "-req", "-in", request, "-days", _DAYS, "-extfile", wanted, "-CAcreateserial"]
-        + ["-CA", directory / "ca.crt", "-CAkey", directory / "ca.key", "-out", directory / f"{name}.crt"]
+        ["openssl", "req", *_NEW_KEY, "-subj", subject, "-keyout", directory / f"{name}.key", "-out", request]
+    )
+    run(
+        [
+            "openssl",
+            "x509",
+            "-req",
+            "-in",
+            request,
+            "-days",
+            _DAYS,
+            "-extfile",
+            wanted,
+            "-CAcreateserial",
+            "-CA",
+            directory / "ca.crt",
+            "-CAkey",
+            directory / "ca.key",
+            "-out",
+            directory / f"{name}.crt",
+        ]
     )
     request.unlink()
     wanted.unlink()

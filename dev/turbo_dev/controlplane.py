@@ -1,4 +1,4 @@
-"""The control plane of a cluster: etcd, kube-apiserver, kube-controller-manager, kube-scheduler, KWOK on request."""
+"""The control plane of a cluster: etcd, API server, controller manager, scheduler, and KWOK on request."""
 
 from __future__ import annotations
 
@@ -116,37 +116,61 @@ class ControlPlane:
         tokens = self._directory / "tokens.csv"
         tokens.touch(mode=0o600)
         tokens.write_text("\n".join(rows) + "\n", encoding="ascii")
-        (self._directory / "audit-policy.json").write_text(_audit_policy(self._settings.audit_level), encoding="ascii")
+        policy = self._directory / "audit-policy.json"
+        policy.write_text(_audit_policy(self._settings.audit_level), encoding="ascii")
 
     def _start(self, tools: dict[str, Path]) -> None:
         client_url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
         peer_url = f"http://127.0.0.1:{free_port('127.0.0.1')}"
         self.processes.start(
             "etcd",
-            [tools["etcd"], "--name=turbo", f"--data-dir={self._directory / 'etcd'}", "--unsafe-no-fsync"]
-            + [f"--listen-client-urls={client_url}", f"--advertise-client-urls={client_url}"]
-            + [f"--listen-peer-urls={peer_url}", f"--initial-advertise-peer-urls={peer_url}"]
-            + [f"--initial-cluster=turbo={peer_url}", "--quota-backend-bytes=4294967296", "--log-level=warn"],
+            [
+                tools["etcd"],
+                "--name=turbo",
+                f"--data-dir={self._directory / 'etcd'}",
+                "--unsafe-no-fsync",
+                f"--listen-client-urls={client_url}",
+                f"--advertise-client-urls={client_url}",
+                f"--listen-peer-urls={peer_url}",
+                f"--initial-advertise-peer-urls={peer_url}",
+                f"--initial-cluster=turbo={peer_url}",
+                "--quota-backend-bytes=4294967296",
+                "--log-level=warn",
+            ],
         )
-        self.processes.start("kube-apiserver", [tools["kube-apiserver"], *self._apiserver_options(client_url)])
+        self.processes.start(
+            "kube-apiserver", [tools["kube-apiserver"], *self._apiserver_options(client_url)]
+        )
         self.processes.wait_until(self._ready, "the API server is ready", START_SECONDS)
         rate = [f"--kube-api-qps={self._settings.qps}", f"--kube-api-burst={self._settings.qps}"]
         quiet = ["--leader-elect=false", "--bind-address=127.0.0.1", *rate]
         manager = self.kubeconfig_of("controller-manager")
         self.processes.start(
             "kube-controller-manager",
-            [tools["kube-controller-manager"], f"--kubeconfig={manager}", *quiet]
-            + [f"--authentication-kubeconfig={manager}", f"--authorization-kubeconfig={manager}"]
-            + [f"--secure-port={free_port('127.0.0.1')}", "--use-service-account-credentials=true"]
-            + [f"--service-account-private-key-file={self._pki / 'service-account.key'}"]
-            + [f"--root-ca-file={self.ca}", "--node-monitor-grace-period=40s"],
+            [
+                tools["kube-controller-manager"],
+                f"--kubeconfig={manager}",
+                *quiet,
+                f"--authentication-kubeconfig={manager}",
+                f"--authorization-kubeconfig={manager}",
+                f"--secure-port={free_port('127.0.0.1')}",
+                "--use-service-account-credentials=true",
+                f"--service-account-private-key-file={self._pki / 'service-account.key'}",
+                f"--root-ca-file={self.ca}",
+                "--node-monitor-grace-period=40s",
+            ],
         )
         scheduler = self.kubeconfig_of("scheduler")
         self.processes.start(
             "kube-scheduler",
-            [tools["kube-scheduler"], f"--kubeconfig={scheduler}", *quiet]
-            + [f"--authentication-kubeconfig={scheduler}", f"--authorization-kubeconfig={scheduler}"]
-            + [f"--secure-port={free_port('127.0.0.1')}"],
+            [
+                tools["kube-scheduler"],
+                f"--kubeconfig={scheduler}",
+                *quiet,
+                f"--authentication-kubeconfig={scheduler}",
+                f"--authorization-kubeconfig={scheduler}",
+                f"--secure-port={free_port('127.0.0.1')}",
+            ],
         )
         if self._kwok:
             self._start_kwok(tools["kwok"])
@@ -159,9 +183,10 @@ class ControlPlane:
 
     def _apiserver_options(self, etcd_url: str) -> list[str]:
         pki, settings = self._pki, self._settings
+        bind = settings.address if settings.address == "127.0.0.1" else "0.0.0.0"
         return [
             f"--etcd-servers={etcd_url}",
-            f"--bind-address={settings.address}" if settings.address == "127.0.0.1" else "--bind-address=0.0.0.0",
+            f"--bind-address={bind}",
             f"--secure-port={self._port}",
             f"--advertise-address={settings.address}",
             f"--service-cluster-ip-range={settings.services}",
@@ -187,9 +212,14 @@ class ControlPlane:
         stages = [f"--config={path}" for path in binaries.kwok_stages()]
         self.processes.start(
             "kwok",
-            [program, f"--kubeconfig={self.kubeconfig_of('kwok')}", *stages]
-            + ["--manage-all-nodes=false", "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake"]
-            + ["--node-lease-duration-seconds=40"],
+            [
+                program,
+                f"--kubeconfig={self.kubeconfig_of('kwok')}",
+                *stages,
+                "--manage-all-nodes=false",
+                "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+                "--node-lease-duration-seconds=40",
+            ],
         )
 
     def _ready(self) -> bool:
@@ -230,7 +260,11 @@ def _audit_policy(level: str) -> str:
             "omitStages": ["RequestReceived"],
             "rules": [
                 {"level": "None", "verbs": ["get", "list", "watch"]},
-                {"level": "None", "userGroups": ["system:nodes"], "resources": [{"group": "coordination.k8s.io"}]},
+                {
+                    "level": "None",
+                    "userGroups": ["system:nodes"],
+                    "resources": [{"group": "coordination.k8s.io"}],
+                },
                 {"level": level},
             ],
         }

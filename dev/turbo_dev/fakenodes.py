@@ -8,7 +8,7 @@ from typing import Any
 def gpu_node(name: str, product: str, gpus: int = 8, memory_mib: int = 81559) -> dict[str, Any]:
     """A Node object with the labels that NVIDIA's GPU feature discovery writes, tainted against real pods.
 
-    `product` is as in the label nvidia.com/gpu.product ("NVIDIA-H100-80GB-HBM3"), `memory_mib` one GPU's memory.
+    `product` is the label nvidia.com/gpu.product ("NVIDIA-H100-80GB-HBM3"), `memory_mib` one GPU's memory.
     """
     room = {"cpu": "128", "memory": "1Ti", "pods": "110", "nvidia.com/gpu": str(gpus)}
     return {

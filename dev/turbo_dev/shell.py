@@ -19,7 +19,7 @@ def run(
     env: Mapping[str, str] | None = None,
     timeout: float | None = None,
 ) -> str:
-    """Run `command` and return its standard output; CommandError when it fails or takes longer than `timeout` s."""
+    """Run `command` and return its standard output; CommandError when it fails or outlasts `timeout` s."""
     words = [str(word) for word in command]
     try:
         done = subprocess.run(

@@ -1,8 +1,9 @@
-"""The embedded control plane is a real one: it stores, refuses, authorises, collects and keeps an audit log."""
+"""The embedded control plane is a real one: it stores, refuses, authorises and keeps an audit log."""
 
 from __future__ import annotations
 
 import pytest
+
 from turbo_dev.access import Access
 from turbo_dev.shell import CommandError
 
