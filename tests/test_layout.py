@@ -1,0 +1,74 @@
+"""The house rules that no other tool holds."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(
+    path for folder in ("operator", "runtime", "dev", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+)
+SOURCE_ROOTS = ("operator", "runtime", "dev", "tests")
+
+
+def test_source_roots_are_no_packages() -> None:
+    """An `__init__.py` in `operator/` would shadow the standard library's module and break Python itself."""
+    stray = [root for root in SOURCE_ROOTS if (ROOT / root / "__init__.py").exists()]
+    stray += [str(path) for path in (ROOT / "tests").rglob("__init__.py")]
+    assert stray == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_is_longer_than_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_no_room_is_called_utils_helpers_common_or_manager() -> None:
+    assert [str(path) for path in SOURCES if re.search(r"utils|helpers|common|manager", path.name)] == []
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_the_operator_imports_where_torch_and_transformers_are_not_installed() -> None:
+    assert run_python(
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "import turbo_operator.handlers, turbo_operator.cli; print('ok')"
+    ) == "ok"
+
+
+def test_turbo_plan_imports_neither_kopf_nor_kubernetes_nor_scipy() -> None:
+    loaded = run_python(
+        "import sys, turbo_operator.cli, turbo_cli\n"
+        "print([m for m in ('kopf', 'kubernetes', 'scipy', 'torch', 'transformers') if m in sys.modules])"
+    )
+    assert loaded == "[]"
+
+
+def test_importing_the_server_loads_no_torch() -> None:
+    assert run_python("import sys, turbo_runtime.server, turbo_runtime.cli; print('torch' in sys.modules)") == "False"
+
+
+def test_every_sub_command_of_turbo_can_be_loaded() -> None:
+    names = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["turbo.commands"]
+    installed = {point.name: point.value for point in entry_points(group="turbo.commands")}
+    assert installed == names
+    for point in entry_points(group="turbo.commands"):
+        assert callable(point.load())
+
+
+def test_versions_agree() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    chart = (ROOT / "charts" / "turbo" / "Chart.yaml").read_text()
+    assert f"version: {version}\n" in chart
+    assert re.search(rf'appVersion: "?{re.escape(version)}"?\n', chart)
