@@ -1,0 +1,105 @@
+"""The operator's settings: one frozen record, read once from the environment at start.
+
+Every variable is `TURBO_` and the field's name in capitals. A variable with that prefix that is no setting is refused: a misspelt
+one would otherwise be a default that nobody notices. (The chart turns service links off for the same reason: Kubernetes would
+add `TURBO_..._SERVICE_HOST` for every Service of that name.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PREFIX = "TURBO_"
+
+
+class BadSettingError(ValueError):
+    """A setting that is missing, unknown or wrong; the message is a sentence for the person who deploys the operator."""
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _flag(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError("write true or false")
+    return text == "true"
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 86400:
+        raise ValueError("write seconds above 0 and at most 86400")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise ValueError("write a port between 1 and 65535")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 1000:
+        raise ValueError("write a number between 1 and 1000")
+    return value
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"write one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("write a value that is not empty")
+    return text.strip()
+
+
+def _setting(parse: Callable[[str], Any], default: Any = dataclasses.MISSING) -> Any:
+    return dataclasses.field(default=default, metadata={"parse": parse})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one operator process is told; a default here is the only one."""
+
+    runtime_image: str = _setting(_text)  # image of the serving and inspecting pods, with its tag or digest
+    image_pull_policy: str = _setting(_one_of("Always", "IfNotPresent", "Never"), "IfNotPresent")
+    namespaces: tuple[str, ...] = _setting(_names, ())  # watched; none is all of them
+    apply_catalogue: bool = _setting(_flag, True)  # write the shipped accelerators as objects at start
+    resync_seconds: float = _setting(_seconds, 600.0)  # every object is looked at again at least this often
+    scrape_seconds: float = _setting(_seconds, 15.0)  # between two reads of a pod's load
+    scrape_timeout_seconds: float = _setting(_seconds, 2.0)
+    num_workers: int = _setting(_count, 8)  # objects reconciled at the same time
+    health_port: int = _setting(_port, 8081)
+    metrics_port: int = _setting(_port, 8080)
+    log_format: str = _setting(_one_of("text", "json"), "json")
+    log_level: str = _setting(_one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO")
+
+
+def read(environment: Mapping[str, str]) -> Settings:
+    """The settings in `environment`; BadSettingError names the first variable that is missing, unknown or wrong."""
+    fields = {PREFIX + spec.name.upper(): spec for spec in dataclasses.fields(Settings)}
+    given = {name: text for name, text in environment.items() if name.startswith(PREFIX)}
+    for name in sorted(given.keys() - fields.keys()):
+        raise BadSettingError(f"{name} is no setting of the operator; the settings are {', '.join(fields)}.")
+    values: dict[str, Any] = {}
+    for name, spec in fields.items():
+        if name in given:
+            try:
+                values[spec.name] = spec.metadata["parse"](given[name])
+            except ValueError as error:
+                raise BadSettingError(f"{name} is {given[name]!r}: {error}.") from error
+        elif spec.default is dataclasses.MISSING:
+            raise BadSettingError(f"{name} is missing: it has no default.")
+    return Settings(**values)
