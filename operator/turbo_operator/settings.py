@@ -1,8 +1,8 @@
 """The operator's settings: one frozen record, read once from the environment at start.
 
-Every variable is `TURBO_` and the field's name in capitals. A variable with that prefix that is no setting is refused: a misspelt
-one would otherwise be a default that nobody notices. (The chart turns service links off for the same reason: Kubernetes would
-add `TURBO_..._SERVICE_HOST` for every Service of that name.)
+Every variable is `TURBO_` and the field's name in capitals. A variable with that prefix that is no setting is
+refused: a misspelt one would otherwise be a default that nobody notices. (The chart turns service links off,
+since Kubernetes would add `TURBO_..._SERVICE_HOST` for every Service of such a name.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PREFIX = "TURBO_"
 
 
 class BadSettingError(ValueError):
-    """A setting that is missing, unknown or wrong; the message is a sentence for the person who deploys the operator."""
+    """A setting that is missing, unknown or wrong; the message is for whoever deploys the operator."""
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ class Settings:
 
 
 def read(environment: Mapping[str, str]) -> Settings:
-    """The settings in `environment`; BadSettingError names the first variable that is missing, unknown or wrong."""
+    """The settings in `environment`; BadSettingError names the first missing, unknown or wrong variable."""
     fields = {PREFIX + spec.name.upper(): spec for spec in dataclasses.fields(Settings)}
     given = {name: text for name, text in environment.items() if name.startswith(PREFIX)}
     for name in sorted(given.keys() - fields.keys()):

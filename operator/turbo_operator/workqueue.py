@@ -1,0 +1,114 @@
+"""A queue of keys for level-triggered work: what is queued says who to look at, never what happened.
+
+A key stands in the queue at most once and is worked on by at most one worker. Adding it while it is worked on
+runs it once more afterwards. Work answers with the seconds until the next look, or fails and is tried again with
+exponential backoff. Everything lives on one asyncio loop; nothing here is safe to call from another thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+FIRST_BACKOFF_SECONDS = 0.5
+LONGEST_BACKOFF_SECONDS = 120.0
+
+log = logging.getLogger(__name__)
+
+
+class WorkQueue(Generic[Key]):
+    """Keys waiting for `work(key)`, which answers with the seconds until the next look (None: when added)."""
+
+    def __init__(
+        self,
+        work: Callable[[Key], Awaitable[float | None]],
+        *,
+        num_workers: int = 1,
+        first_backoff_seconds: float = FIRST_BACKOFF_SECONDS,
+        longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS,
+    ) -> None:
+        self._work = work
+        self._num_workers = num_workers
+        self._first_backoff = first_backoff_seconds
+        self._longest_backoff = longest_backoff_seconds
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._waiting: set[Key] = set()  # in _ready
+        self._running: set[Key] = set()
+        self._again: set[Key] = set()  # added while running
+        self._timers: dict[Key, asyncio.TimerHandle] = {}
+        self._failures: dict[Key, int] = {}
+
+    def add(self, key: Key) -> None:
+        """Look at `key` as soon as a worker is free; this look replaces the later one, if one was due."""
+        self._cancel_timer(key)
+        if key in self._running:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting.add(key)
+            self._ready.put_nowait(key)
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Look at `key` in `seconds` or earlier: the earliest of several times counts."""
+        if key in self._waiting or key in self._again:
+            return
+        due = asyncio.get_running_loop().time() + seconds
+        timer = self._timers.get(key)
+        if timer is not None and timer.when() <= due:
+            return
+        self._cancel_timer(key)
+        self._timers[key] = asyncio.get_running_loop().call_at(due, self._due, key)
+
+    def forget(self, key: Key) -> None:
+        """The object is gone: drop its later look and its failures (a look under way ends by itself)."""
+        self._cancel_timer(key)
+        self._failures.pop(key, None)
+        self._again.discard(key)
+
+    @property
+    def num_waiting(self) -> int:
+        """Keys that wait for a free worker."""
+        return len(self._waiting)
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._num_workers):
+                group.create_task(self._worker())
+
+    async def _worker(self) -> None:
+        while True:
+            key = await self._ready.get()
+            self._waiting.discard(key)
+            self._running.add(key)
+            next_look: float | None = None
+            try:
+                next_look = await self._work(key)
+                self._failures.pop(key, None)
+            except Exception:
+                next_look = self._backoff(key)
+                log.exception("will be tried again in %.1f s", next_look, extra={"object": str(key)})
+            finally:
+                self._running.discard(key)
+            if key in self._again:
+                self._again.discard(key)
+                self.add(key)
+            elif next_look is not None:
+                self.add_after(key, next_look)
+
+    def _backoff(self, key: Key) -> float:
+        failures = self._failures[key] = self._failures.get(key, 0) + 1
+        # The exponent is bounded before the power is taken: a key may fail for weeks.
+        return min(self._longest_backoff, self._first_backoff * 2.0 ** min(failures - 1, 30))
+
+    def _due(self, key: Key) -> None:
+        del self._timers[key]
+        self.add(key)
+
+    def _cancel_timer(self, key: Key) -> None:
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
