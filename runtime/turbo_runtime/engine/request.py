@@ -97,6 +97,7 @@ class Ready:
     kv_blocks: int = 0
     block_size: int = 16
     vocab_size: int = 0
+    eos_token_ids: tuple[int, ...] = ()  # of the model's generation config; the server adds the tokenizer's
     load_seconds: float = 0.0
     check_seconds: float = 0.0
 
