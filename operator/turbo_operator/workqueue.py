@@ -1,8 +1,8 @@
 """A queue of keys for level-triggered work: what is queued says who to look at, never what happened.
 
 A key stands in the queue at most once and is worked on by at most one worker. Adding it while it is worked on
-runs it once more afterwards. Work answers with the seconds until the next look, or fails and is tried again with
-exponential backoff. Everything lives on one asyncio loop; nothing here is safe to call from another thread.
+runs it once more afterwards. Work answers with the seconds until the next look, or fails and is tried again
+with exponential backoff. Everything lives on one asyncio loop; no other thread may call in here.
 """
 
 from __future__ import annotations
