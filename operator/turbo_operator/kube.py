@@ -1,0 +1,182 @@
+"""The only writer to the Kubernetes API: server-side apply, prune, status; and the reads no watch answers.
+
+One field manager, forced on the fields that we own. Errors are sorted by what helps: `RefusedError` says what the
+user must change (or what quota must grow) and is shown, never retried in a loop; `GoneError` and `ConflictError`
+mean that our picture is old and a later look is right; every other `KubeError` is a matter of time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client import ApiClient, Configuration
+
+from turbo_operator import metrics
+from turbo_operator.api import FIELD_MANAGER
+from turbo_operator.resources import Resource
+
+REQUEST_SECONDS = 30.0
+LIST_CHUNK = 500
+
+_APPLY = "application/apply-patch+yaml"  # JSON is YAML
+_RETRIED_4XX = {401, 408, 425, 429}  # credentials being renewed, time-outs, too many requests
+
+
+class KubeError(Exception):
+    """The API server did not do what was asked; `message` is its sentence, `status` the HTTP status or 0."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class GoneError(KubeError):
+    """404: there is no such object (any more)."""
+
+
+class ConflictError(KubeError):
+    """409: somebody else owns a field, or the object is another one of the same name."""
+
+
+class RefusedError(KubeError):
+    """The object breaks a rule, a quota or a policy: the same request will be refused again."""
+
+
+class Kube:
+    """A connection to one API server. Raises KubeError and its children, and nothing else of the network."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    async def apply(
+        self, resource: Resource, wanted: Mapping[str, Any], *, force: bool = True
+    ) -> dict[str, Any]:
+        """Server-side apply; returns the object as it stands then."""
+        meta = wanted["metadata"]
+        path = resource.path(meta.get("namespace"), meta["name"])
+        return await self._apply(resource, path, wanted, force)
+
+    async def apply_status(self, resource: Resource, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Server-side apply of `wanted`'s status alone; returns the object as it stands then."""
+        meta = wanted["metadata"]
+        path = resource.path(meta.get("namespace"), meta["name"], "status")
+        return await self._apply(resource, path, wanted, True)
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete this very object, its dependants in the background; one that is gone already is no error."""
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid},
+        }
+        try:
+            await self._request("DELETE", resource, resource.path(namespace, name), body=options)
+        except (GoneError, ConflictError):  # gone, or another object of the same name: not the one to delete
+            return
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
+        """The object, or None."""
+        try:
+            return await self._request("GET", resource, resource.path(namespace, name))
+        except GoneError:
+            return None
+
+    async def list_all(
+        self, resource: Resource, namespace: str | None, label_selector: str | None = None
+    ) -> list[dict[str, Any]]:
+        """All objects of a kind in one namespace, or in all; items carry no apiVersion and kind."""
+        items: list[dict[str, Any]] = []
+        query = [("limit", str(LIST_CHUNK))]
+        if label_selector:
+            query.append(("labelSelector", label_selector))
+        page: list[tuple[str, str]] = []
+        while True:
+            answer = await self._request("GET", resource, resource.path(namespace), query=query + page)
+            items += answer["items"]
+            token = answer["metadata"].get("continue")
+            if not token:
+                return items
+            page = [("continue", token)]
+
+    async def serves(self, resource: Resource) -> bool:
+        """Whether the API server knows the kind (a CRD may be missing)."""
+        root = f"/apis/{resource.api_version}" if resource.group else f"/api/{resource.version}"
+        try:
+            answer = await self._request("GET", resource, root)
+        except GoneError:
+            return False
+        return any(entry["name"] == resource.plural for entry in answer["resources"])
+
+    async def _apply(
+        self, resource: Resource, path: str, wanted: Mapping[str, Any], force: bool
+    ) -> dict[str, Any]:
+        query = [("fieldManager", FIELD_MANAGER), ("force", "true" if force else "false")]
+        return await self._request("PATCH", resource, path, query=query, body=dict(wanted), content=_APPLY)
+
+    async def _request(
+        self,
+        method: str,
+        resource: Resource,
+        path: str,
+        *,
+        query: list[tuple[str, str]] | None = None,
+        body: dict[str, Any] | None = None,
+        content: str = "application/json",
+    ) -> dict[str, Any]:
+        headers = {"Accept": "application/json", "Content-Type": content}
+        request = await self._client.param_serialize(
+            method, path, query_params=query, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        try:
+            response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
+            text = await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            metrics.API_REQUESTS.labels(method, resource.plural, "none").inc()
+            raise KubeError(0, "Unreachable", f"the API server did not answer: {error!r}") from error
+        metrics.API_REQUESTS.labels(method, resource.plural, str(response.status)).inc()
+        if response.status >= 400:
+            raise error_of(response.status, text)
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+
+@asynccontextmanager
+async def connect() -> AsyncIterator[Kube]:
+    """Inside a cluster by the pod's service account, else by the kubeconfig (KUBECONFIG, ~/.kube/config)."""
+    configuration = Configuration()
+    try:
+        kube_config.load_incluster_config(client_configuration=configuration)
+    except kube_config.ConfigException:
+        await kube_config.load_kube_config(client_configuration=configuration)
+    async with ApiClient(configuration) as client:
+        yield Kube(client)
+
+
+def error_of(status: int, text: bytes) -> KubeError:
+    """The error that an answer of the API server stands for; its `Status` body carries the sentence."""
+    try:
+        document = json.loads(text)
+    except ValueError:
+        document = {}
+    if not isinstance(document, dict):
+        document = {}
+    message = document.get("message") or text.decode("utf-8", "replace").strip() or f"HTTP status {status}"
+    reason = document.get("reason") or "Unknown"
+    kind: type[KubeError]
+    if status == 404:
+        kind = GoneError
+    elif status == 409:
+        kind = ConflictError
+    elif 400 <= status < 500 and status not in _RETRIED_4XX:
+        kind = RefusedError
+    else:
+        kind = KubeError
+    return kind(status, reason, message)

@@ -1,0 +1,22 @@
+"""What the operator counts about itself. Names carry base units; labels are few and bounded."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+RECONCILE_SECONDS = Histogram(
+    "turbo_operator_reconcile_seconds",
+    "Time of one reconcile of one TurboDeployment, by its end: done, refused or failed.",
+    ["result"],
+    buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+)
+API_REQUESTS = Counter(
+    "turbo_operator_api_requests",
+    "Requests to the Kubernetes API, watches not included.",
+    ["verb", "resource", "code"],
+)
+QUEUE_DEPTH = Gauge("turbo_operator_queue_depth", "TurboDeployments that wait for a free worker.")
+DEPLOYMENTS = Gauge("turbo_operator_deployments", "TurboDeployments known to the operator.")
+SCRAPES = Counter(
+    "turbo_operator_scrapes", "Reads of a serving pod's load, by result: ok or failed.", ["result"]
+)

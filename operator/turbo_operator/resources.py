@@ -1,0 +1,55 @@
+"""The kinds that the operator reads or writes, and where the API server keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from turbo_operator.api import GROUP, PLURALS, VERSION
+from turbo_operator.api import TURBOACCELERATOR as _ACCELERATOR
+from turbo_operator.api import TURBODEPLOYMENT as _DEPLOYMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind of object and its place in the API."""
+
+    kind: str
+    group: str  # "" is the core group
+    version: str
+    plural: str
+    namespaced: bool = True
+
+    @property
+    def api_version(self) -> str:
+        """As in an object's apiVersion."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(
+        self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
+    ) -> str:
+        """URL path of one object, or of all of a namespace, or of all; a subresource needs a name."""
+        root = f"/apis/{self.group}" if self.group else "/api"
+        parts = [root, self.version]
+        if self.namespaced and namespace is not None:
+            parts += ["namespaces", namespace]
+        parts.append(self.plural)
+        parts += [part for part in (name, subresource) if part is not None]
+        return "/".join(parts)
+
+
+TURBODEPLOYMENT = Resource(_DEPLOYMENT, GROUP, VERSION, PLURALS[_DEPLOYMENT])
+TURBOACCELERATOR = Resource(_ACCELERATOR, GROUP, VERSION, PLURALS[_ACCELERATOR], namespaced=False)
+POD = Resource("Pod", "", "v1", "pods")
+
+# The children of a TurboDeployment, by kind.
+CHILDREN = {
+    resource.kind: resource
+    for resource in (
+        Resource("ConfigMap", "", "v1", "configmaps"),
+        Resource("Service", "", "v1", "services"),
+        Resource("ControllerRevision", "apps", "v1", "controllerrevisions"),
+        Resource("Deployment", "apps", "v1", "deployments"),
+        Resource("Job", "batch", "v1", "jobs"),
+        Resource("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets"),
+    )
+}
