@@ -1,0 +1,286 @@
+"""The kind TurboDeployment: what a user writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from turbo_operator.api.fields import Amount, Duration, ObjectName, Record, Rule, Text, seconds
+from turbo_operator.api.names import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
+from turbo_operator.api.status import TurboDeploymentStatus
+from turbo_operator.api.template import Template
+
+
+class Metadata(Record):
+    """The part of an object's metadata that the operator reads."""
+
+    model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    annotations: Mapping[str, str] = Field(default_factory=dict)
+    deletion_timestamp: str | None = None
+
+
+class TokenSecretRef(Record):
+    """The key of a Secret that holds a Hugging Face token; the kubelet reads it, never the operator."""
+
+    name: ObjectName
+    """Name of the Secret, in the same namespace."""
+    key: Annotated[str, Text(253)] = "token"
+    """The key in it."""
+
+
+class DType(StrEnum):
+    """What the model is computed in; in lower case it is the runtime's own word."""
+
+    AUTO = "Auto"
+    FLOAT32 = "Float32"
+    BFLOAT16 = "BFloat16"
+
+
+_HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]{0,95}/[A-Za-z0-9][-A-Za-z0-9_.]{0,95}"
+_CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/[^/\s]+)*/?"
+
+
+ModelURI = Annotated[
+    str,
+    Text(
+        1024,
+        f"{_HUB}|{_CLAIM}",
+        "write hf://ORGANISATION/NAME for a model of the Hugging Face hub (its commit in revision), or pvc://CLAIM/PATH for a "
+        "folder or .gguf file on a PersistentVolumeClaim",
+        (
+            Rule(
+                "!self.split('/').exists(part, part == '..')",
+                "write the path below the claim without '..'",
+                lambda uri: ".." not in uri.split("/"),
+            ),
+        ),
+    ),
+]
+
+
+class Model(Record):
+    """The model that is served."""
+
+    uri: ModelURI
+    """hf://ORGANISATION/NAME, or pvc://CLAIM/PATH: a folder of safetensors or a .gguf file on a claim."""
+    revision: (
+        Annotated[str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_./]*", "write a commit, a tag or a branch, like main")] | None
+    ) = None
+    """Commit, tag or branch of a model of the hub."""
+    dtype: DType = DType.AUTO
+    """What the model is computed in; Auto takes what the weights are stored in where the hardware can."""
+    max_model_len: Annotated[int, Field(strict=True, ge=16, le=16_777_216)] | None = None
+    """Longest prompt plus answer in tokens. Default: the model's own."""
+    served_name: (
+        Annotated[
+            str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_.:/]*", "write a name of letters, digits, '-', '_', '.', ':' and '/'")
+        ]
+        | None
+    ) = None
+    """Name of the model in the OpenAI API. Default: the name of the TurboDeployment."""
+    token_secret_ref: TokenSecretRef | None = None
+    """A Hugging Face token, for gated or private models."""
+
+    rules = (
+        Rule(
+            "self.uri.startsWith('hf://') || !has(self.revision)",
+            "leave revision out: only models of the hub (hf://) have revisions, on a claim the path says which",
+            lambda it: it.on_hub or it.revision is None,
+            "revision",
+        ),
+        Rule(
+            "self.uri.startsWith('hf://') || !has(self.tokenSecretRef)",
+            "leave tokenSecretRef out: only models of the hub (hf://) need a token",
+            lambda it: it.on_hub or it.token_secret_ref is None,
+            "tokenSecretRef",
+        ),
+    )
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the model comes from the Hugging Face hub."""
+        return self.uri.startswith("hf://")
+
+    @property
+    def hub_id(self) -> str:
+        """ORGANISATION/NAME of a model of the hub."""
+        return self.uri.removeprefix("hf://")
+
+    @property
+    def claim(self) -> str:
+        """The claim's name of a model on a PersistentVolumeClaim."""
+        return self.uri.removeprefix("pvc://").partition("/")[0]
+
+    @property
+    def claim_path(self) -> str:
+        """The path below the claim's root, without a slash at either end; empty is the root."""
+        return self.uri.removeprefix("pvc://").partition("/")[2].strip("/")
+
+
+class EngineType(StrEnum):
+    """The program that serves."""
+
+    AUTO = "Auto"
+    TURBO = "Turbo"
+
+
+class Engine(Record):
+    """The engine that serves the model."""
+
+    type: EngineType = EngineType.AUTO
+    """Auto takes Turbo."""
+    image: (
+        Annotated[str, Text(512, r"[a-zA-Z0-9][-a-zA-Z0-9._:/@]*", "write an image, like registry.example/turbo-runtime:1.2.3")]
+        | None
+    ) = None
+    """Image of the engine. Default: the one that the operator was installed with."""
+
+
+class Mode(StrEnum):
+    """Whether to speculate."""
+
+    AUTO = "Auto"
+    REQUIRED = "Required"
+    DISABLED = "Disabled"
+
+
+class Method(StrEnum):
+    """Where drafts come from."""
+
+    AUTO = "Auto"
+    SUFFIX = "Suffix"
+
+
+class Speculation(Record):
+    """Speculative decoding: drafts that the model itself verifies, so that the text stays the same."""
+
+    mode: Mode = Mode.AUTO
+    """Auto leaves the choice to the planner, Required takes no plan without speculation, Disabled none with it."""
+    method: Method = Method.AUTO
+    """Suffix drafts from what was said before; Auto takes Suffix."""
+    max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] = 8
+    """Ceiling of drafted tokens per request and step; the engine chooses below it."""
+
+    rules = (
+        Rule(
+            "self.mode != 'Disabled' || self.method == 'Auto'",
+            "leave method out, or write mode: Auto: mode Disabled drafts nothing",
+            lambda it: it.mode != Mode.DISABLED or it.method == Method.AUTO,
+            "method",
+        ),
+        Rule(
+            "self.mode != 'Required' || self.maxDraftTokens > 0",
+            "write maxDraftTokens of at least 1, or mode: Disabled: mode Required cannot draft 0 tokens",
+            lambda it: it.mode != Mode.REQUIRED or it.max_draft_tokens > 0,
+            "maxDraftTokens",
+        ),
+    )
+
+
+class Accelerators(Record):
+    """The hardware that may be used."""
+
+    allowed: Annotated[tuple[ObjectName, ...], Field(max_length=32)] | None = None
+    """Names of TurboAccelerators; at equal cost the earlier one is taken. Default: every one there is."""
+
+    rules = (
+        Rule(
+            "!has(self.allowed) || self.allowed.size() > 0",
+            "name at least one TurboAccelerator (kubectl get turboaccelerators), or leave allowed out for all",
+            lambda it: it.allowed is None or len(it.allowed) > 0,
+            "allowed",
+        ),
+        Rule(
+            "!has(self.allowed) || self.allowed.all(name, self.allowed.exists_one(other, other == name))",
+            "name each TurboAccelerator once",
+            lambda it: it.allowed is None or len(set(it.allowed)) == len(it.allowed),
+            "allowed",
+        ),
+    )
+
+
+class Drain(Record):
+    """How a pod leaves."""
+
+    timeout: Duration = "120s"
+    """Longest wait for running requests before a pod goes, at most 1h."""
+
+    @property
+    def timeout_seconds(self) -> float:
+        """The timeout in seconds."""
+        return seconds(self.timeout)
+
+
+class Cost(Record):
+    """What it may cost."""
+
+    max_per_hour: (
+        Annotated[Decimal, Amount('write US dollars per hour above 0 as a string, like "24.00"', positive=True)] | None
+    ) = None
+    """Hard ceiling of all replicas together, in US dollars per hour: a plan above it is not run."""
+
+
+class TurboDeploymentSpec(Record):
+    """What is wanted: a model; everything else is defaulted, planned, or refused with a reason."""
+
+    model: Model
+    """The model that is served."""
+    engine: Engine = Field(default_factory=Engine)
+    """The engine that serves it."""
+    speculation: Speculation = Field(default_factory=Speculation)
+    """Speculative decoding."""
+    accelerators: Accelerators | None = None
+    """The hardware that may be used. Default: every TurboAccelerator."""
+    cost: Cost | None = None
+    """What it may cost."""
+    replicas: Annotated[int, Field(strict=True, ge=0, le=1000)] = 1
+    """Number of replicas; kubectl scale or an autoscaler may own it through the scale subresource."""
+    drain: Drain = Field(default_factory=Drain)
+    """How a pod leaves."""
+    suspend: Annotated[bool, Field(strict=True)] = False
+    """True removes all pods and keeps the object, its Service and its plan."""
+    template: Template | None = None
+    """A small overlay on the serving pods."""
+
+
+class TurboDeployment(Record):
+    """A language model served with lossless speculative decoding behind an OpenAI-compatible Service of the same name."""
+
+    api_version: Literal["serving.turbo.dev/v1alpha1"] = API_VERSION
+    kind: Literal["TurboDeployment"] = TURBODEPLOYMENT
+    metadata: Metadata
+    spec: TurboDeploymentSpec
+    """What is wanted."""
+    status: TurboDeploymentStatus = Field(default_factory=TurboDeploymentStatus)
+    """What there is; written by the operator."""
+
+    rules = (
+        Rule(
+            f"self.metadata.name.size() <= {MAX_NAME_LENGTH} && self.metadata.name.matches(r'^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            f"choose a metadata.name of at most {MAX_NAME_LENGTH} characters: a lower-case letter, then lower-case letters, digits "
+            "and '-', since a Service of that name is made",
+            lambda it: is_service_name(it.metadata.name),
+        ),
+    )
+
+    @property
+    def served_name(self) -> str:
+        """Name of the model in the OpenAI API."""
+        return self.spec.model.served_name or self.metadata.name
+
+
+def is_service_name(name: str) -> bool:
+    """Whether a TurboDeployment may have this name."""
+    allowed = set("abcdefghijklmnopqrstuvwxyz0123456789-")
+    return 0 < len(name) <= MAX_NAME_LENGTH and set(name) <= allowed and name[0].isalpha() and name[-1] != "-"

@@ -1,0 +1,99 @@
+"""The fixed names of the API: group, labels, annotations, condition types and their reasons."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+GROUP = "serving.turbo.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+TURBODEPLOYMENT = "TurboDeployment"
+TURBOACCELERATOR = "TurboAccelerator"
+PLURALS = {TURBODEPLOYMENT: "turbodeployments", TURBOACCELERATOR: "turboaccelerators"}
+FIELD_MANAGER = "turbo-operator"
+
+# A child's name is the TurboDeployment's and a suffix, and must fit the 63 characters of a label: suffixes have 13 at most.
+MAX_NAME_LENGTH = 50
+
+LABEL_DEPLOYMENT = f"{GROUP}/deployment"
+LABEL_PLAN_HASH = f"{GROUP}/plan-hash"
+LABEL_ACCELERATOR = f"{GROUP}/accelerator"
+LABEL_ROLE = f"{GROUP}/role"
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_INSTANCE = "app.kubernetes.io/instance"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_COMPONENT = "app.kubernetes.io/component"
+ROLE_SERVING = "serving"
+ROLE_INSPECT = "inspect"
+
+ANNOTATION_APPLIED_HASH = f"{GROUP}/applied-hash"
+
+
+class ConditionType(StrEnum):
+    """The conditions of a TurboDeployment; all but Stalled are good when True."""
+
+    READY = "Ready"
+    PLAN_FEASIBLE = "PlanFeasible"
+    MODEL_INSPECTED = "ModelInspected"
+    AVAILABLE = "Available"
+    SCALING_ACTIVE = "ScalingActive"
+    STALLED = "Stalled"
+
+
+class ReadyReason(StrEnum):
+    """Why Ready is as it is; else Ready carries the reason of the condition that holds it up."""
+
+    SERVING = "Serving"
+    INVALID_SPEC = "InvalidSpec"
+    REFUSED = "Refused"  # by the API server: a quota, a webhook, a rule on one of the children
+    SUSPENDED = "Suspended"
+
+
+class PlanReason(StrEnum):
+    """Why a plan, or a rejected candidate, is feasible or not."""
+
+    FEASIBLE = "Feasible"
+    OVER_BUDGET = "OverBudget"
+    NO_CAPACITY = "NoCapacity"
+    OUT_OF_MEMORY = "OutOfMemory"
+    PRICE_UNKNOWN = "PriceUnknown"
+    NO_PROFILE = "NoProfile"  # no TurboAccelerator of that name
+    NOT_YET_SUPPORTED = "NotYetSupported"
+    DEARER = "Dearer"  # of rejected rows: fits, and costs more than the chosen one
+    MODEL_UNKNOWN = "ModelUnknown"  # not inspected yet
+
+
+class ModelInspectedReason(StrEnum):
+    """How far the inspect Job is."""
+
+    INSPECTED = "Inspected"
+    INSPECTING = "Inspecting"
+    INSPECT_FAILED = "InspectFailed"
+
+
+class AvailableReason(StrEnum):
+    """What the first failing pod, or its ReplicaSet, says."""
+
+    MINIMUM_REPLICAS = "MinimumReplicas"
+    WAITING_FOR_ACCELERATOR = "WaitingForAccelerator"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    IMAGE_PULL = "ImagePull"
+    CRASH_LOOP = "CrashLoop"
+    OUT_OF_MEMORY = "OutOfMemory"
+    MODEL_LOADING = "ModelLoading"
+    NO_PLAN = "NoPlan"
+    SUSPENDED = "Suspended"
+
+
+class ScalingReason(StrEnum):
+    """Who decides on the replicas."""
+
+    EXTERNALLY_MANAGED = "ExternallyManaged"
+    SUSPENDED = "Suspended"
+
+
+class StalledReason(StrEnum):
+    """Whether the object waits for a change by its user."""
+
+    PROGRESSING = "Progressing"
+    NEEDS_CHANGE = "NeedsChange"

@@ -1,0 +1,56 @@
+"""From the dictionaries of the Kubernetes API, or of a file, to records, with a sentence that names the field."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from turbo_operator.api.accelerator import TurboAccelerator
+from turbo_operator.api.deployment import TurboDeployment
+from turbo_operator.api.fields import Record
+
+
+class InvalidObject(ValueError):  # noqa: N818  named after what it is, like the condition that it becomes
+    """An object that is not of the API. `str()` is one sentence per problem, each with the path of its field."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("; ".join(self.problems))
+
+
+_R = TypeVar("_R", bound=Record)
+
+
+def parse(document: object) -> TurboDeployment:
+    """A TurboDeployment from its JSON form; InvalidObject names each wrong field and what to write instead."""
+    return _parse(TurboDeployment, document)
+
+
+def parse_accelerator(document: object) -> TurboAccelerator:
+    """A TurboAccelerator from its JSON form; InvalidObject names each wrong field and what to write instead."""
+    return _parse(TurboAccelerator, document)
+
+
+def _parse(kind: type[_R], document: object) -> _R:
+    if not isinstance(document, Mapping):
+        raise InvalidObject([f"expected an object of kind {kind.__name__}, got {type(document).__name__}"])
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise InvalidObject(_sentence(problem) for problem in error.errors(include_url=False)) from error
+
+
+def _sentence(problem: ErrorDetails) -> str:
+    where = [part for part in problem["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
+    about: dict[str, Any] = problem.get("ctx") or {}
+    if problem["type"] == "rule" and about.get("field"):
+        where.append(about["field"])
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
+    message = {
+        "extra_forbidden": "is no field of this version of the API: correct its spelling or leave it out",
+        "missing": "is required",
+    }.get(problem["type"], problem["msg"])
+    return f"{path}: {message}" if path else message

@@ -1,0 +1,161 @@
+"""The status of a TurboDeployment: what the operator writes. Lenient to read: another version of the operator wrote it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, computed_field
+from pydantic.alias_generators import to_camel
+
+from turbo_operator.api.fields import Record
+
+_Name = Annotated[str, Field(max_length=253)]
+_Sentence = Annotated[str, Field(max_length=2048)]
+_Count = Annotated[int, Field(ge=0)]
+
+
+class StatusRecord(Record):
+    """Base of what the operator writes; unknown fields, of a newer operator, are passed over."""
+
+    model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
+
+
+class Condition(StatusRecord):
+    """One aspect of the state, with a reason and a full sentence."""
+
+    type: _Name
+    """Which aspect."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: _Name
+    """Why, in one word."""
+    message: Annotated[str, Field(max_length=32768)]
+    """Why, in a sentence."""
+    last_transition_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """When status last changed (RFC 3339, UTC)."""
+    observed_generation: _Count = 0
+    """The generation of the spec that this speaks of."""
+
+
+class ShapeStatus(StatusRecord):
+    """The model's shape as the inspect Job read it; counts are of elements, not bytes."""
+
+    architecture: _Name
+    parameters: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+    layers: _Count
+    hidden_size: _Count
+    heads: _Count
+    kv_heads: _Count
+    head_dim: _Count
+    vocab_size: _Count
+    max_position: _Count
+    dtype: _Name
+
+
+class ModelStatus(StatusRecord):
+    """Which model it is, exactly."""
+
+    resolved_revision: _Name | None = None
+    """The commit of the hub that the revision stood for."""
+    digest: _Name | None = None
+    """sha256 of configuration and weight files' names, sizes and headers."""
+    shape: ShapeStatus | None = None
+    """Its shape."""
+
+
+class Predicted(StatusRecord):
+    """What the plan is expected to do."""
+
+    cost_per_hour: _Name | None = None
+    """All replicas, in US dollars per hour; absent is unknown."""
+
+
+class RejectedPlan(StatusRecord):
+    """A candidate that was not chosen."""
+
+    accelerator: _Name
+    """Its accelerator."""
+    tensor: _Count
+    """Its tensor parallelism."""
+    method: _Name
+    """Its drafting method, or Off."""
+    reason: _Name
+    """Why not, in one word."""
+    detail: _Sentence
+    """Why not, in a sentence."""
+
+
+class PlanStatus(StatusRecord):
+    """What runs, or is about to."""
+
+    hash: _Name | None = None
+    """Of all that shapes a pod; the Deployment bears it in its name."""
+    engine: _Name | None = None
+    """The engine."""
+    accelerator: _Name | None = None
+    """The chosen TurboAccelerator."""
+    tensor: _Count | None = None
+    """Tensor parallelism."""
+    accelerators_per_replica: _Count | None = None
+    """Accelerators of one replica."""
+    method: _Name | None = None
+    """Drafting method, or Off."""
+    max_draft_tokens: _Count | None = None
+    """Ceiling of drafted tokens."""
+    replicas: _Count | None = None
+    """Planned replicas."""
+    predicted: Predicted | None = None
+    """What it is expected to do."""
+    reason: _Name | None = None
+    """Why this plan, or why none, in one word."""
+    detail: _Sentence | None = None
+    """The same in a sentence."""
+    rejected: Annotated[tuple[RejectedPlan, ...], Field(max_length=5)] = ()
+    """The best candidates that were not chosen."""
+
+
+class Summary(StatusRecord):
+    """What `kubectl get` shows, since a column cannot join two fields."""
+
+    ready: _Name
+    """Ready replicas of those wanted, like 2/3."""
+    speculation: _Name | None = None
+    """Method and ceiling of drafted tokens, like Suffix:8."""
+
+
+class TurboDeploymentStatus(StatusRecord):
+    """What there is; written by the operator, on change only."""
+
+    observed_generation: _Count = 0
+    """The generation of the spec that this speaks of."""
+    url: Annotated[str, Field(max_length=1024)] | None = None
+    """Base URL of the OpenAI API inside the cluster."""
+    replicas: _Count = 0
+    """Pods there are."""
+    ready_replicas: _Count = 0
+    """Pods that serve."""
+    selector: Annotated[str, Field(max_length=1024)] | None = None
+    """Label selector of the pods, for autoscalers."""
+    model: ModelStatus | None = None
+    """Which model it is, exactly."""
+    plan: PlanStatus | None = None
+    """What runs, or is about to."""
+    conditions: Annotated[
+        tuple[Condition, ...], Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]})
+    ] = ()
+    """The state, aspect by aspect."""
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def summary(self) -> Summary | None:
+        """What kubectl get shows in one column each; derived from the rest."""
+        if self.plan is None or self.plan.replicas is None:
+            return None
+        speculation = self.plan.method
+        if speculation is not None and self.plan.max_draft_tokens:
+            speculation = f"{speculation}:{self.plan.max_draft_tokens}"
+        return Summary(ready=f"{self.ready_replicas}/{self.plan.replicas}", speculation=speculation)
+
+    def condition(self, kind: str) -> Condition | None:
+        """The condition of one type, if there is one."""
+        return next((condition for condition in self.conditions if condition.type == kind), None)
