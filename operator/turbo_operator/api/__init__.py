@@ -1,4 +1,4 @@
-"""The kinds of the API as typed, frozen records, and its fixed names. The CRDs are generated from here, rules included.
+"""The kinds of the API as typed, frozen records, and its fixed names; the CRDs are generated from here.
 
 A field exists only once it works.
 """

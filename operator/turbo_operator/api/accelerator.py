@@ -51,7 +51,12 @@ MemoryGiB = Annotated[
 class PerAcceleratorHour(Record):
     """Prices of one accelerator for one hour."""
 
-    on_demand: Annotated[Decimal, Amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)] | None = None
+    on_demand: (
+        Annotated[
+            Decimal, Amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
+        ]
+        | None
+    ) = None
     """On demand; left out is unknown, never zero."""
 
 

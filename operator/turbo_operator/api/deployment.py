@@ -56,8 +56,8 @@ ModelURI = Annotated[
     Text(
         1024,
         f"{_HUB}|{_CLAIM}",
-        "write hf://ORGANISATION/NAME for a model of the Hugging Face hub (its commit in revision), or pvc://CLAIM/PATH for a "
-        "folder or .gguf file on a PersistentVolumeClaim",
+        "write hf://ORGANISATION/NAME for a model of the Hugging Face hub (its commit in revision), or "
+        "pvc://CLAIM/PATH for a folder or .gguf file on a PersistentVolumeClaim",
         (
             Rule(
                 "!self.split('/').exists(part, part == '..')",
@@ -75,7 +75,10 @@ class Model(Record):
     uri: ModelURI
     """hf://ORGANISATION/NAME, or pvc://CLAIM/PATH: a folder of safetensors or a .gguf file on a claim."""
     revision: (
-        Annotated[str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_./]*", "write a commit, a tag or a branch, like main")] | None
+        Annotated[
+            str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_./]*", "write a commit, a tag or a branch, like main")
+        ]
+        | None
     ) = None
     """Commit, tag or branch of a model of the hub."""
     dtype: DType = DType.AUTO
@@ -84,7 +87,12 @@ class Model(Record):
     """Longest prompt plus answer in tokens. Default: the model's own."""
     served_name: (
         Annotated[
-            str, Text(128, r"[A-Za-z0-9][-A-Za-z0-9_.:/]*", "write a name of letters, digits, '-', '_', '.', ':' and '/'")
+            str,
+            Text(
+                128,
+                r"[A-Za-z0-9][-A-Za-z0-9_.:/]*",
+                "write a name of letters, digits, '-', '_', '.', ':' and '/'",
+            ),
         ]
         | None
     ) = None
@@ -95,7 +103,7 @@ class Model(Record):
     rules = (
         Rule(
             "self.uri.startsWith('hf://') || !has(self.revision)",
-            "leave revision out: only models of the hub (hf://) have revisions, on a claim the path says which",
+            "leave revision out: only models of the hub (hf://) have one, on a claim the path says which",
             lambda it: it.on_hub or it.revision is None,
             "revision",
         ),
@@ -141,7 +149,14 @@ class Engine(Record):
     type: EngineType = EngineType.AUTO
     """Auto takes Turbo."""
     image: (
-        Annotated[str, Text(512, r"[a-zA-Z0-9][-a-zA-Z0-9._:/@]*", "write an image, like registry.example/turbo-runtime:1.2.3")]
+        Annotated[
+            str,
+            Text(
+                512,
+                r"[a-zA-Z0-9][-a-zA-Z0-9._:/@]*",
+                "write an image, like registry.example/turbo-runtime:1.2.3",
+            ),
+        ]
         | None
     ) = None
     """Image of the engine. Default: the one that the operator was installed with."""
@@ -166,7 +181,7 @@ class Speculation(Record):
     """Speculative decoding: drafts that the model itself verifies, so that the text stays the same."""
 
     mode: Mode = Mode.AUTO
-    """Auto leaves the choice to the planner, Required takes no plan without speculation, Disabled none with it."""
+    """Auto leaves it to the planner, Required takes no plan without speculation, Disabled none with it."""
     method: Method = Method.AUTO
     """Suffix drafts from what was said before; Auto takes Suffix."""
     max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] = 8
@@ -197,7 +212,7 @@ class Accelerators(Record):
     rules = (
         Rule(
             "!has(self.allowed) || self.allowed.size() > 0",
-            "name at least one TurboAccelerator (kubectl get turboaccelerators), or leave allowed out for all",
+            "name a TurboAccelerator (kubectl get turboaccelerators), or leave allowed out for all of them",
             lambda it: it.allowed is None or len(it.allowed) > 0,
             "allowed",
         ),
@@ -226,7 +241,10 @@ class Cost(Record):
     """What it may cost."""
 
     max_per_hour: (
-        Annotated[Decimal, Amount('write US dollars per hour above 0 as a string, like "24.00"', positive=True)] | None
+        Annotated[
+            Decimal, Amount('write US dollars per hour above 0 as a string, like "24.00"', positive=True)
+        ]
+        | None
     ) = None
     """Hard ceiling of all replicas together, in US dollars per hour: a plan above it is not run."""
 
@@ -255,7 +273,7 @@ class TurboDeploymentSpec(Record):
 
 
 class TurboDeployment(Record):
-    """A language model served with lossless speculative decoding behind an OpenAI-compatible Service of the same name."""
+    """A language model served with lossless speculative decoding, behind an OpenAI-compatible Service."""
 
     api_version: Literal["serving.turbo.dev/v1alpha1"] = API_VERSION
     kind: Literal["TurboDeployment"] = TURBODEPLOYMENT
@@ -267,9 +285,10 @@ class TurboDeployment(Record):
 
     rules = (
         Rule(
-            f"self.metadata.name.size() <= {MAX_NAME_LENGTH} && self.metadata.name.matches(r'^[a-z]([-a-z0-9]*[a-z0-9])?$')",
-            f"choose a metadata.name of at most {MAX_NAME_LENGTH} characters: a lower-case letter, then lower-case letters, digits "
-            "and '-', since a Service of that name is made",
+            f"self.metadata.name.size() <= {MAX_NAME_LENGTH}"
+            " && self.metadata.name.matches(r'^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            f"choose a metadata.name of at most {MAX_NAME_LENGTH} characters: a lower-case letter, then "
+            "lower-case letters, digits and '-', since a Service of that name is made",
             lambda it: is_service_name(it.metadata.name),
         ),
     )

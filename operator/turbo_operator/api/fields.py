@@ -1,7 +1,8 @@
-"""The scalar types and the rules of the API: each says once what is wrong, to the API server and to Python alike.
+"""The scalar types and the rules of the API: each says once what is wrong, to the API server and to Python.
 
-A rule carries its CEL expression (for the CRD, so that a bad object is refused even while the operator is down), the same
-predicate in Python (for `turbo plan`, and for objects stored before the rule), and one message that says what to write instead.
+A rule carries its CEL expression (for the CRD, so that a bad object is refused even while the operator is
+down), the same predicate in Python (for `turbo plan`, and for objects stored before the rule), and one
+message that says what to write instead.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def quantity(text: str) -> Decimal:
 
 @dataclass(frozen=True)
 class Rule:
-    """One condition on an object: `cel` and `holds` say the same in the two languages; `field` is what the message is about."""
+    """A condition on an object or a value: `cel` and `holds` say the same; `field` is where it goes wrong."""
 
     cel: str
     message: str
@@ -77,15 +78,19 @@ class Rule:
 
 
 def refusal(message: str, field: str | None = None) -> PydanticCustomError:
-    """The error that a broken rule raises while an object is parsed; `field` lies below the place it is raised at."""
+    """The error of a broken rule while an object is parsed; `field` lies below the place it is raised at."""
     return PydanticCustomError("rule", "{message}", {"message": message, "field": field})
 
 
 class Record(BaseModel):
-    """Base of all API records: frozen, camelCase on the wire, unknown fields refused, `rules` checked after the fields."""
+    """Base of all API records: frozen, camelCase on the wire, unknown fields refused, `rules` kept."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=to_camel, populate_by_name=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        populate_by_name=True,
+        use_attribute_docstrings=True,
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
 
@@ -103,9 +108,10 @@ class Record(BaseModel):
 
 @dataclass(frozen=True)
 class Text:
-    """Annotation of a string of 1 to `max_length` characters that matches the whole `pattern` and keeps to `further` rules.
+    """Annotation of a string of 1 to `max_length` characters that matches `pattern` and keeps further rules.
 
-    The pattern goes into CEL and not into the schema's `pattern`, whose refusals quote a regular expression and nothing else.
+    The pattern goes into CEL and not into the schema's `pattern`, whose refusals quote a regular expression
+    and nothing else.
     """
 
     max_length: int
@@ -118,7 +124,9 @@ class Text:
         if self.pattern is None:
             return self.further
         whole = re.compile(self.pattern)
-        matches = Rule(f"self.matches(r'^(?:{self.pattern})$')", self.message, lambda value: bool(whole.fullmatch(value)))
+        matches = Rule(
+            f"self.matches(r'^(?:{self.pattern})$')", self.message, lambda value: bool(whole.fullmatch(value))
+        )
         return (matches, *self.further)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -133,7 +141,9 @@ class Text:
         string = core_schema.str_schema(strict=True, min_length=1, max_length=self.max_length)
         return core_schema.no_info_after_validator_function(check, string)
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         json_schema: JsonSchemaValue = {"type": "string", "minLength": 1, "maxLength": self.max_length}
         if self._rules:
             json_schema[CEL_RULES] = [rule.as_schema() for rule in self._rules]
@@ -142,7 +152,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Amount:
-    """Annotation of a `Decimal` written as a string such as "24.00": floats of YAML would lose cents, so only strings are taken."""
+    """Annotation of a `Decimal` written as a string such as "24.00": YAML's floats would lose cents."""
 
     message: str
     positive: bool
@@ -151,7 +161,11 @@ class Amount:
         def read(value: object) -> Decimal:
             if isinstance(value, Decimal):
                 return value
-            if not isinstance(value, str) or _AMOUNT.fullmatch(value) is None or (self.positive and not Decimal(value)):
+            if (
+                not isinstance(value, str)
+                or _AMOUNT.fullmatch(value) is None
+                or (self.positive and not Decimal(value))
+            ):
                 raise refusal(self.message)
             return Decimal(value)
 
@@ -159,7 +173,9 @@ class Amount:
             read, serialization=core_schema.plain_serializer_function_ser_schema(str, when_used="json")
         )
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         cel = f"self.matches(r'^{_AMOUNT.pattern}$')" + (" && double(self) > 0.0" if self.positive else "")
         return {"type": "string", "maxLength": 16, CEL_RULES: [{"rule": cel, "message": self.message}]}
 
@@ -180,7 +196,8 @@ _QUANTITY_SCHEMA = {
     "maxLength": 32,
     CEL_RULES: [
         {
-            "rule": r"type(self) == int ? self > 0 : (string(self).matches(r'^\d+(\.\d+)?([numkMGTPE]|[KMGTPE]i)?$')"
+            "rule": r"type(self) == int ? self > 0 :"
+            r" (string(self).matches(r'^\d+(\.\d+)?([numkMGTPE]|[KMGTPE]i)?$')"
             " && quantity(string(self)).isGreaterThan(quantity('0')))",
             "message": QUANTITY_MESSAGE,
         }

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Final
 
-GROUP = "serving.turbo.dev"
-VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
-TURBODEPLOYMENT = "TurboDeployment"
-TURBOACCELERATOR = "TurboAccelerator"
+GROUP: Final = "serving.turbo.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = "serving.turbo.dev/v1alpha1"
+TURBODEPLOYMENT: Final = "TurboDeployment"
+TURBOACCELERATOR: Final = "TurboAccelerator"
 PLURALS = {TURBODEPLOYMENT: "turbodeployments", TURBOACCELERATOR: "turboaccelerators"}
 FIELD_MANAGER = "turbo-operator"
 
-# A child's name is the TurboDeployment's and a suffix, and must fit the 63 characters of a label: suffixes have 13 at most.
+# A child's name is the TurboDeployment's and a suffix of at most 13 characters, and must fit a label's 63.
 MAX_NAME_LENGTH = 50
 
 LABEL_DEPLOYMENT = f"{GROUP}/deployment"

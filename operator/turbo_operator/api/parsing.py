@@ -1,4 +1,4 @@
-"""From the dictionaries of the Kubernetes API, or of a file, to records, with a sentence that names the field."""
+"""From the dictionaries of the Kubernetes API, or of a file, to records, or to a sentence per wrong field."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from turbo_operator.api.fields import Record
 
 
 class InvalidObject(ValueError):  # noqa: N818  named after what it is, like the condition that it becomes
-    """An object that is not of the API. `str()` is one sentence per problem, each with the path of its field."""
+    """An object that is not of the API; its text is one sentence per problem, with the field's path."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
@@ -25,12 +25,12 @@ _R = TypeVar("_R", bound=Record)
 
 
 def parse(document: object) -> TurboDeployment:
-    """A TurboDeployment from its JSON form; InvalidObject names each wrong field and what to write instead."""
+    """A TurboDeployment from its JSON form; InvalidObject names each wrong field and what to write."""
     return _parse(TurboDeployment, document)
 
 
 def parse_accelerator(document: object) -> TurboAccelerator:
-    """A TurboAccelerator from its JSON form; InvalidObject names each wrong field and what to write instead."""
+    """A TurboAccelerator from its JSON form; InvalidObject names each wrong field and what to write."""
     return _parse(TurboAccelerator, document)
 
 

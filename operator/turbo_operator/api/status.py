@@ -1,8 +1,8 @@
-"""The status of a TurboDeployment: what the operator writes. Lenient to read: another version of the operator wrote it."""
+"""The status of a TurboDeployment: what the operator writes. Read leniently: another version may write it."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, computed_field
 from pydantic.alias_generators import to_camel
@@ -141,7 +141,8 @@ class TurboDeploymentStatus(StatusRecord):
     plan: PlanStatus | None = None
     """What runs, or is about to."""
     conditions: Annotated[
-        tuple[Condition, ...], Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]})
+        tuple[Condition, ...],
+        Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]}),
     ] = ()
     """The state, aspect by aspect."""
 

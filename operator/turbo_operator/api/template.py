@@ -37,7 +37,9 @@ class OwnKeys:
         entries = core_schema.dict_schema(core_schema.str_schema(strict=True), value, max_length=32)
         return core_schema.no_info_after_validator_function(check, entries)
 
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
         free = " && ".join(f"!key.startsWith('{prefix}')" for prefix in self.own_prefixes)
         return {
             "type": "object",
@@ -48,7 +50,7 @@ class OwnKeys:
 
     @property
     def _message(self) -> str:
-        return f"choose {self.what} without the prefix {' or '.join(self.own_prefixes)}: those are the operator's"
+        return f"choose {self.what} without the prefix {' or '.join(self.own_prefixes)}: it is the operator's"
 
 
 class TolerationOperator(StrEnum):
@@ -111,7 +113,10 @@ class EnvVar(Record):
     """An environment variable of the engine's container."""
 
     name: Annotated[
-        str, Text(253, "[A-Za-z_][A-Za-z0-9_]*", "write a variable's name: letters, digits and '_', like LOG_LEVEL")
+        str,
+        Text(
+            253, "[A-Za-z_][A-Za-z0-9_]*", "write a variable's name: letters, digits and '_', like LOG_LEVEL"
+        ),
     ]
     """Name of the variable."""
     value: Annotated[str, Field(strict=True, max_length=4096)] | None = None
@@ -141,7 +146,8 @@ def _only_plain_resources(amounts: Mapping[str, str]) -> Mapping[str, str]:
 
 
 _RESOURCES_MESSAGE = (
-    "write only cpu, memory and ephemeral-storage: accelerators come from the plan, choose them with spec.accelerators.allowed"
+    "write only cpu, memory and ephemeral-storage: accelerators come from the plan, "
+    "choose them with spec.accelerators.allowed"
 )
 Amounts = Annotated[
     Mapping[str, Quantity],
@@ -190,14 +196,20 @@ class Template(Record):
     resources: Resources | None = None
     """CPU, memory and scratch space of the engine's container."""
     env: (
-        Annotated[tuple[EnvVar, ...], Field(max_length=32, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]})]
+        Annotated[
+            tuple[EnvVar, ...],
+            Field(max_length=32, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
+        ]
         | None
     ) = None
     """Environment variables of the engine's container."""
     service_account_name: ObjectName | None = None
     """Service account of the pods; its token is not mounted."""
     image_pull_secrets: (
-        Annotated[tuple[LocalRef, ...], Field(max_length=8, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]})]
+        Annotated[
+            tuple[LocalRef, ...],
+            Field(max_length=8, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
+        ]
         | None
     ) = None
     """Secrets that hold registry credentials."""
