@@ -101,6 +101,15 @@ class Record(BaseModel):
                 raise refusal(rule.message, rule.field)
         return self
 
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /
+    ) -> JsonSchemaValue:
+        reference = handler(core_schema)
+        if cls.rules:
+            handler.resolve_ref_schema(reference)[CEL_RULES] = [rule.as_schema() for rule in cls.rules]
+        return reference
+
     def dump(self) -> dict[str, Any]:
         """The JSON form with camelCase names; absent fields are left out."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
