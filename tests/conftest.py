@@ -14,6 +14,7 @@ import pytest
 
 from turbo_dev.access import Access, from_context
 from turbo_dev.binaries import GoMissingError
+from turbo_dev.cluster import Cluster, NotRootError
 from turbo_dev.controlplane import ControlPlane
 
 
@@ -44,6 +45,21 @@ def fake_gpu_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acces
             yield access
     except GoMissingError as missing:
         pytest.skip(f"no Kubernetes: {missing}")
+
+
+@pytest.fixture(scope="session")
+def node_cluster() -> Iterator[Cluster]:
+    """The whole embedded cluster with a real node, in its sandbox; one for the whole run."""
+    if os.environ.get("TURBO_TEST_CONTEXT"):
+        pytest.skip("images are put straight on the embedded node; TURBO_TEST_CONTEXT names another cluster")
+    cluster = Cluster(f"test-{os.getpid()}")
+    try:
+        cluster.up()
+        yield cluster
+    except (NotRootError, GoMissingError) as missing:
+        pytest.skip(f"no Kubernetes node: {missing}")
+    finally:
+        cluster.down()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -53,6 +53,18 @@ class Access:
                     yield json.loads(line)
 
 
+def load(path: Path) -> Access:
+    """The way into an embedded cluster whose administrator's kubeconfig is `path`."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return Access(
+        kubeconfig=path,
+        url=config["clusters"][0]["cluster"]["server"],
+        ca=path.with_name("pki") / "ca.crt",
+        token=config["users"][0]["user"]["token"],
+        audit_log=path.with_name("audit.log"),
+    )
+
+
 def kubeconfig(url: str, ca_pem: str, token: str) -> str:
     """A kubeconfig (JSON, which is YAML too) with one context `turbo`."""
     ca = base64.b64encode(ca_pem.encode()).decode()

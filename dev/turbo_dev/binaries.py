@@ -23,6 +23,7 @@ KUBERNETES = "1.34.4"
 ETCD = "3.6.4"
 KWOK = "0.8.0"
 HELM = "3.22.0"
+PAUSE = "1"  # ours; raise it when its source changes
 
 _MODULES = REPOSITORY / "dev" / "cluster"
 _STRIP = "-s -w"
@@ -35,7 +36,8 @@ _STAMP = (
 )
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
-NODE = ("kubelet", "kube-proxy", "helm")
+NODE = ("kubelet", "kube-proxy", "pause")
+HELM_CLIENT = ("helm",)
 FAKE_NODES = ("kwok",)
 
 
@@ -62,6 +64,7 @@ _TOOLS = {
     "kube-scheduler": _kubernetes("kube-scheduler", "20 s"),
     "kubelet": _kubernetes("kubelet", "1 min"),
     "kube-proxy": _kubernetes("kube-proxy", "20 s"),
+    "pause": _Tool(f"pause-{PAUSE}", ".", "2 s", module=_MODULES / "pause"),
     "kwok": _Tool(f"kwok-{KWOK}", f"sigs.k8s.io/kwok/cmd/kwok@v{KWOK}", "80 s"),
     "helm": _Tool(f"helm-{HELM}", f"helm.sh/helm/v3/cmd/helm@v{HELM}", "2 min 30 s"),
 }
@@ -142,6 +145,7 @@ def _locked(name: str) -> Iterator[None]:
 __all__ = [
     "CONTROL_PLANE",
     "FAKE_NODES",
+    "HELM_CLIENT",
     "NODE",
     "CommandError",
     "GoMissingError",

@@ -1,0 +1,3 @@
+module turbo.dev/embedded-cluster/pause
+
+go 1.24.0
