@@ -1,8 +1,9 @@
 """The only writer to the Kubernetes API: server-side apply, prune, status; and the reads no watch answers.
 
-One field manager, forced on the fields that we own. Errors are sorted by what helps: `RefusedError` says what the
-user must change (or what quota must grow) and is shown, never retried in a loop; `GoneError` and `ConflictError`
-mean that our picture is old and a later look is right; every other `KubeError` is a matter of time.
+One field manager, forced on the fields that we own. Errors are sorted by what helps: `RefusedError` says
+what the user must change (or what quota must grow) and is shown, never retried in a loop; `GoneError` and
+`ConflictError` mean that our picture is old and a later look is right; every other `KubeError` is a matter
+of time.
 """
 
 from __future__ import annotations
@@ -91,8 +92,8 @@ class Kube:
 
     async def list_all(
         self, resource: Resource, namespace: str | None, label_selector: str | None = None
-    ) -> list[dict[str, Any]]:
-        """All objects of a kind in one namespace, or in all; items carry no apiVersion and kind."""
+    ) -> tuple[list[dict[str, Any]], str]:
+        """All objects of a kind in one namespace or in all, and the resource version that this shows."""
         items: list[dict[str, Any]] = []
         query = [("limit", str(LIST_CHUNK))]
         if label_selector:
@@ -100,10 +101,12 @@ class Kube:
         page: list[tuple[str, str]] = []
         while True:
             answer = await self._request("GET", resource, resource.path(namespace), query=query + page)
-            items += answer["items"]
+            # Items of a list come without the two fields that name their kind.
+            kind = {"apiVersion": resource.api_version, "kind": resource.kind}
+            items += [{**kind, **item} for item in answer["items"]]
             token = answer["metadata"].get("continue")
             if not token:
-                return items
+                return items, answer["metadata"]["resourceVersion"]
             page = [("continue", token)]
 
     async def serves(self, resource: Resource) -> bool:

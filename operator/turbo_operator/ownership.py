@@ -1,0 +1,82 @@
+"""Whether an object still is what we applied, read from `metadata.managedFields`. Pure.
+
+The API server records who owns which field. Whoever changes or removes a field of ours becomes, or leaves
+behind, another owner (or none): our entry then lacks a path that we want. So drift is a loss of ownership,
+exactly: no comparison of values is needed, which defaults, normal forms of quantities and fields of others
+would all make wrong.
+
+Source: kubernetes.io/docs/reference/using-api/server-side-apply (field management), and the FieldsV1 format
+of sigs.k8s.io/structured-merge-diff: `f:NAME` a field, `k:{...}` a list item by its keys, `v:...` an item
+of a set.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from turbo_operator.api import FIELD_MANAGER
+
+# Not owned by anybody: they say which object is meant.
+_IDENTITY = {"apiVersion", "kind"}
+_META_IDENTITY = {"name", "namespace", "uid", "resourceVersion"}
+
+
+def owned_fields(managed: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What our server-side apply owns of the main resource, as FieldsV1; empty when nothing."""
+    for entry in managed:
+        ours = entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
+        if ours and not entry.get("subresource"):
+            fields: Mapping[str, Any] = entry.get("fieldsV1", {})
+            return fields
+    return {}
+
+
+def owns(fields: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether `fields` (FieldsV1) covers every field of the object `wanted`."""
+    for name, value in wanted.items():
+        if name in _IDENTITY:
+            continue
+        if name == "metadata":
+            value = {key: part for key, part in value.items() if key not in _META_IDENTITY}
+            if value and not _covers(fields.get("f:metadata"), value):
+                return False
+        elif not _covers(fields.get(f"f:{name}"), value):
+            return False
+    return True
+
+
+def _covers(fields: Mapping[str, Any] | None, value: Any) -> bool:
+    """`fields` is the node of `value`'s own path: None is unowned, empty is owned as a whole."""
+    if value is None:  # null asks for nothing
+        return True
+    if fields is None:
+        return False
+    if not fields:
+        return True
+    if isinstance(value, Mapping):
+        return all(_covers(fields.get(f"f:{name}"), part) for name, part in value.items())
+    if isinstance(value, list):
+        return all(_covers(_item(fields, part), part) for part in value)
+    return True
+
+
+def _item(fields: Mapping[str, Any], item: Any) -> Mapping[str, Any] | None:
+    """The node of one list item: by the keys it is identified by, or by its value in a set."""
+    for name, node in fields.items():
+        if name.startswith("k:") and isinstance(item, Mapping):
+            keys = json.loads(name[2:])
+            if all(item.get(key, _DEFAULT_KEYS.get(key)) == value for key, value in keys.items()):
+                return _mapping(node)
+        elif name.startswith("v:") and json.loads(name[2:]) == item:
+            return _mapping(node)
+    return None
+
+
+# Keys of list items that the API server fills in before it compares.
+_DEFAULT_KEYS = {"protocol": "TCP"}
+
+
+def _mapping(node: Any) -> Mapping[str, Any]:
+    return node if isinstance(node, Mapping) else {}

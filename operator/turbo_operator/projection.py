@@ -1,0 +1,123 @@
+"""From the API server's dictionaries to the few fields that are used: a pod as a dictionary is 43 KB. Pure.
+
+Every projection takes an object as a watch or a list delivers it and tolerates missing parts: an object may
+be seen before its controller has written its status.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from turbo_operator.api import ANNOTATION_APPLIED_HASH, LABEL_PLAN_HASH, LABEL_ROLE, ROLE_INSPECT
+from turbo_operator.observed import ChildView, PodView
+
+# What a container that is about to run says; no reason for anything.
+_STARTING = {"ContainerCreating", "PodInitializing"}
+
+
+@dataclass(frozen=True, slots=True)
+class InspectPod:
+    """A pod of an inspect Job. `message` is what the container left as its termination message."""
+
+    name: str
+    job: str
+    succeeded: bool  # the container ended with exit code 0
+    reason: str | None  # what holds it up or ended it, as Kubernetes says it
+    message: str | None
+
+
+def child(body: Mapping[str, Any]) -> ChildView:
+    """A child of ours, of any kind."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    kind = body["kind"]
+    failed, message = _failure(kind, status.get("conditions") or ())
+    return ChildView(
+        kind=kind,
+        name=meta["name"],
+        uid=meta["uid"],
+        applied_hash=(meta.get("annotations") or {}).get(ANNOTATION_APPLIED_HASH),
+        plan_hash=(meta.get("labels") or {}).get(LABEL_PLAN_HASH),
+        replicas=spec.get("replicas") if kind == "Deployment" else None,
+        ready_replicas=status.get("readyReplicas") or 0,
+        available_replicas=status.get("availableReplicas") or 0,
+        updated_replicas=status.get("updatedReplicas") or 0,
+        observed_generation=status.get("observedGeneration") or 0,
+        generation=meta.get("generation") or 0,
+        data=body.get("data") if kind in ("ConfigMap", "ControllerRevision") else None,
+        failed=failed,
+        message=message,
+    )
+
+
+def _failure(kind: str, conditions: Iterable[Mapping[str, Any]]) -> tuple[bool, str | None]:
+    """Whether a Job failed for good, and the sentence of a Job's or a Deployment's failure."""
+    wanted = {"Job": "Failed", "Deployment": "ReplicaFailure"}.get(kind)
+    for condition in conditions:
+        if condition["type"] == wanted and condition["status"] == "True":
+            return kind == "Job", condition.get("message")
+    return False, None
+
+
+def is_inspect_pod(body: Mapping[str, Any]) -> bool:
+    """Whether a pod of ours reads a model instead of serving it."""
+    return (body["metadata"].get("labels") or {}).get(LABEL_ROLE) == ROLE_INSPECT
+
+
+def serving_pod(body: Mapping[str, Any]) -> PodView:
+    """A serving pod, with what holds it up."""
+    meta, status = body["metadata"], body.get("status") or {}
+    ready = any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in status.get("conditions") or ()
+    )
+    reason, message = (None, None) if ready else _trouble(status)
+    return PodView(
+        name=meta["name"],
+        plan_hash=(meta.get("labels") or {}).get(LABEL_PLAN_HASH, ""),
+        phase=status.get("phase", "Pending"),
+        ready=ready,
+        ip=status.get("podIP"),
+        reason=reason,
+        message=message,
+        terminating="deletionTimestamp" in meta,
+    )
+
+
+def inspect_pod(body: Mapping[str, Any]) -> InspectPod:
+    """A pod of an inspect Job."""
+    meta, status = body["metadata"], body.get("status") or {}
+    ended = [
+        state["terminated"]
+        for container in status.get("containerStatuses") or ()
+        if (state := container.get("state") or {}).get("terminated")
+    ]
+    succeeded = bool(ended) and all(end.get("exitCode") == 0 for end in ended)
+    reason, message = (None, ended[0].get("message")) if succeeded else _trouble(status)
+    owners = [owner["name"] for owner in meta.get("ownerReferences") or () if owner["kind"] == "Job"]
+    return InspectPod(
+        name=meta["name"],
+        job=owners[0] if owners else "",
+        succeeded=succeeded,
+        reason=reason,
+        message=message,
+    )
+
+
+def _trouble(status: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The first reason why a pod is not ready, in Kubernetes' own words; none while it merely starts."""
+    for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+        state, last = container.get("state") or {}, container.get("lastState") or {}
+        waiting = state.get("waiting") or {}
+        ended = state.get("terminated") or last.get("terminated") or {}
+        if ended.get("reason") == "OOMKilled":  # what a crash loop hides
+            return "OOMKilled", ended.get("message") or f"container {container['name']} ran out of memory"
+        if waiting.get("reason") and waiting["reason"] not in _STARTING:
+            return waiting["reason"], ended.get("message") or waiting.get("message")
+        if state.get("terminated") and ended.get("exitCode"):
+            return ended.get("reason") or "Error", ended.get("message")
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            return condition.get("reason"), condition.get("message")
+    return status.get("reason"), status.get("message")

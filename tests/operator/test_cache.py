@@ -1,0 +1,159 @@
+"""The cache: the newest state wins whatever order it arrives in, and only what we own is ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP
+from turbo_operator.cache import Cache, Key
+from turbo_runtime.contract import Load
+
+KEY = Key("team", "chat")
+LOAD = Load(1, 0, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)
+
+
+def child(
+    kind: str = "Service",
+    name: str = "chat",
+    version: int = 1,
+    uid: str = "u1",
+    owner: str = "td",
+    **extra: Any,
+) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": kind,
+        "metadata": {
+            "namespace": KEY.namespace,
+            "name": name,
+            "uid": uid,
+            "resourceVersion": str(version),
+            "labels": {f"{GROUP}/deployment": KEY.name},
+            "annotations": {ANNOTATION_APPLIED_HASH: f"hash-{version}"},
+            "ownerReferences": [
+                {"kind": "TurboDeployment", "name": KEY.name, "uid": owner, "controller": True}
+            ],
+        },
+        **extra,
+    }
+
+
+def pod(name: str, version: int, ready: bool = True, role: str = "serving", **status: Any) -> dict[str, Any]:
+    body = child("Pod", name, version, uid=name)
+    body["metadata"]["labels"] |= {f"{GROUP}/role": role, f"{GROUP}/plan-hash": "abc"}
+    body["metadata"]["ownerReferences"] = [
+        {"kind": "Job", "name": "chat-inspect-1", "uid": "j", "controller": True}
+    ]
+    ready_condition = {"type": "Ready", "status": "True" if ready else "False"}
+    body["status"] = {"phase": "Running", "podIP": "10.0.0.9", "conditions": [ready_condition], **status}
+    return body
+
+
+@given(st.permutations(range(1, 7)))
+def test_the_newest_version_of_a_child_stays_whatever_the_order_of_arrival(order: list[int]) -> None:
+    cache = Cache()
+    for version in order:
+        cache.put_child(child(version=version))
+    assert [view.applied_hash for view in cache.observe(KEY, "td").children] == ["hash-6"]
+
+
+@given(st.lists(st.integers(min_value=1, max_value=9), max_size=8))
+def test_events_of_a_childs_last_moments_do_not_bring_it_back_after_our_deletion(versions: list[int]) -> None:
+    cache = Cache()
+    cache.put_child(child(version=5))
+    cache.deleted(KEY, cache.observe(KEY, "td").children[0])
+    for version in versions:
+        cache.put_child(child(version=version))
+        assert cache.observe(KEY, "td").children == ()
+    cache.drop_child(child(version=10))
+    cache.put_child(child(version=11, uid="u2"))
+    assert [view.uid for view in cache.observe(KEY, "td").children] == ["u2"]
+
+
+def test_a_child_that_another_object_controls_is_not_observed() -> None:
+    cache = Cache()
+    cache.put_child(child(owner="an earlier TurboDeployment of that name"))
+    assert cache.observe(KEY, "td").children == ()
+
+
+def test_an_object_without_our_label_belongs_to_nobody() -> None:
+    cache = Cache()
+    body = child()
+    body["metadata"]["labels"] = {"app": "chat"}
+    assert cache.put_child(body) is None
+    assert cache.observe(KEY, "td").children == ()
+
+
+def test_the_deletion_of_an_earlier_object_does_not_remove_its_successor() -> None:
+    cache = Cache()
+    cache.put_child(child(version=7, uid="new"))
+    cache.drop_child(child(version=6, uid="old"))
+    assert [view.uid for view in cache.observe(KEY, "td").children] == ["new"]
+
+
+def test_a_full_list_drops_what_it_does_not_show_but_nothing_newer() -> None:
+    cache = Cache()
+    cache.put_child(child(name="kept", uid="kept", version=3))
+    cache.put_child(child(name="missed", uid="missed", version=4))
+    cache.put_child(child(name="newer", uid="newer", version=12))
+    cache.put_child(child(kind="Deployment", name="other", uid="other", version=2))
+    assert cache.keep_only("Service", ["kept"], "10") == {KEY}
+    assert [view.name for view in cache.observe(KEY, "td").children] == ["other", "kept", "newer"]
+
+
+def test_a_status_that_changes_nothing_we_look_at_wakes_nobody() -> None:
+    cache = Cache()
+    assert cache.put_pod(pod("a", 1)) == (KEY, True)
+    assert cache.put_pod(pod("a", 2, qosClass="Burstable")) == (KEY, False)
+    assert cache.put_pod(pod("a", 3, ready=False)) == (KEY, True)
+
+
+def test_loads_are_those_of_the_pods_there_are_and_silence_is_unknown() -> None:
+    cache = Cache()
+    cache.put_pod(pod("a", 1))
+    cache.put_pod(pod("b", 2))
+    cache.put_load(KEY.namespace, "a", LOAD)
+    cache.put_load(KEY.namespace, "b", LOAD)
+    cache.put_load(KEY.namespace, "b", None)
+    assert cache.observe(KEY, "td").loads == {"a": LOAD}
+    cache.drop_pod(pod("a", 3))
+    cache.put_pod(pod("a", 4))
+    assert cache.observe(KEY, "td").loads == {}
+
+
+def test_inspect_pods_are_not_serving_pods() -> None:
+    ended = {"name": "inspect", "state": {"terminated": {"exitCode": 0, "message": "{}"}}}
+    cache = Cache()
+    cache.put_pod(pod("i", 1, ready=False, role="inspect", containerStatuses=[ended]))
+    assert cache.observe(KEY, "td").pods == ()
+    (seen,) = cache.inspect_pods(KEY)
+    assert (seen.job, seen.succeeded, seen.message) == ("chat-inspect-1", True, "{}")
+
+
+def waiting(reason: str, **last: Any) -> dict[str, Any]:
+    return {"name": "turbo", "state": {"waiting": {"reason": reason, "message": "why"}}, "lastState": last}
+
+
+def test_a_crash_loop_by_lack_of_memory_says_so_and_a_start_says_nothing() -> None:
+    cache = Cache()
+    killed = waiting("CrashLoopBackOff", terminated={"reason": "OOMKilled", "exitCode": 137})
+    cache.put_pod(pod("killed", 1, ready=False, containerStatuses=[killed]))
+    cache.put_pod(pod("pulling", 2, ready=False, containerStatuses=[waiting("ErrImagePull")]))
+    cache.put_pod(pod("starting", 3, ready=False, containerStatuses=[waiting("ContainerCreating")]))
+    unscheduled = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "Unschedulable",
+        "message": "0/3 nodes",
+    }
+    cache.put_pod(pod("unscheduled", 4, ready=False, conditions=[unscheduled]))
+    reasons = {view.name: (view.reason, view.message) for view in cache.observe(KEY, "td").pods}
+    assert reasons == {
+        "killed": ("OOMKilled", "container turbo ran out of memory"),
+        "pulling": ("ErrImagePull", "why"),
+        "starting": (None, None),
+        "unscheduled": ("Unschedulable", "0/3 nodes"),
+    }
