@@ -1,7 +1,7 @@
-"""The plain, frozen records that cross between the rooms: what the cluster shows (`Observed`) and what is decided (`Plan`).
+"""The plain, frozen records that cross between the rooms: what is seen (`Observed`) and decided (`Plan`).
 
-Pure: no client, no clock. Records are projections: a few fields of what the API server holds, never its raw dictionaries.
-Memory is in bytes, money in US dollars per hour as `Decimal`, times in seconds since the epoch.
+Pure: no client, no clock. Records are projections: a few fields of what the API server holds, never its raw
+dictionaries. Memory is in bytes, money in US dollars per hour as `Decimal`, times in seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Accelerator:
 
     name: str
     resource_name: str  # nvidia.com/gpu, cpu, ...
-    quantity: Decimal  # of the resource that makes one accelerator
+    quantity: Decimal  # of the resource that makes one accelerator; of cpu, cores
     memory_bytes: int
     price_per_hour: Decimal | None  # of one accelerator on demand; None is unknown, never zero
     price_source: str | None = None
@@ -73,7 +73,9 @@ class Observed:
     loads: Mapping[str, Load] = field(default_factory=dict)  # by pod name; absent is unknown
     model: ModelFacts | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
-    node_free: Mapping[str, int] = field(default_factory=dict)  # accelerators of a kind that nodes have free; absent is unknown
+    node_free: Mapping[str, int] = field(
+        default_factory=dict
+    )  # accelerators free on nodes; absent is unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +99,16 @@ class Choice:
     method: str  # Suffix or Off
     max_draft_tokens: int
     dtype: str  # float32 or bfloat16: what the runtime is told
-    memory_bytes: int  # estimated need of one replica, per accelerator
+    memory_bytes: int  # estimated need of one replica, per accelerator, KV pool and reserve included
     max_model_len: int
+    kv_cache_bytes: int  # of memory_bytes: the pool that the runtime is told to make, per accelerator
+    host_memory_bytes: int  # memory of one replica's container; on cpu the accelerator's own
     cost_per_hour: Decimal | None  # of all replicas
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The planner's answer. `choice` is None exactly when nothing is feasible; `reason` and `detail` then say why."""
+    """The planner's answer. `choice` is None when nothing is feasible; `reason` and `detail` say why."""
 
     choice: Choice | None
     replicas: int

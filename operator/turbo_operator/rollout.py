@@ -1,0 +1,56 @@
+"""From variants as they are to the next step: the new one comes up, then the old ones go. Pure and stateless.
+
+A variant is one Deployment, named after its plan hash. The position in a rollout is read from what is
+observed, so an operator that dies in the middle goes on from the same place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from turbo_operator.observed import ChildView
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A Deployment that shall exist, and with how many pods; every other variant shall go."""
+
+    plan_hash: str
+    replicas: int
+
+
+def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: int) -> tuple[Variant, ...]:
+    """The variants of the next step, the wanted one first.
+
+    `wanted` is the plan hash to serve, or None while there is no feasible plan: then whatever runs keeps
+    running. Old variants never grow, are kept only while they answer, and only until the wanted one has all
+    its replicas available; so a rollout needs room for both, and while there is none the old one serves on.
+    """
+    deployments = [
+        child
+        for child in children
+        if child.kind == "Deployment" and child.plan_hash and child.plan_hash != wanted
+    ]
+    others = [
+        Variant(child.plan_hash, min(child.replicas or 0, replicas))
+        for child in sorted(deployments, key=lambda child: child.name)
+        if child.plan_hash and (wanted is None or child.available_replicas > 0)
+    ]
+    if wanted is None:
+        return tuple(others)
+    new = Variant(wanted, replicas)
+    if replicas == 0 or has_taken_over(children, wanted, replicas):
+        return (new,)
+    return (new, *others)
+
+
+def has_taken_over(children: Sequence[ChildView], wanted: str, replicas: int) -> bool:
+    """Whether the wanted variant was seen by its controller as it is, and has all replicas available."""
+    return any(
+        child.kind == "Deployment"
+        and child.plan_hash == wanted
+        and child.observed_generation >= child.generation
+        and child.available_replicas >= replicas
+        for child in children
+    )
