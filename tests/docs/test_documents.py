@@ -1,0 +1,101 @@
+"""What README and docs show is true: YAML is accepted, commands exist, links lead somewhere, figures are a benchmark's."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from turbo_dev.access import Access
+
+ROOT = Path(__file__).parent.parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """(document, text) of every fenced block in that language."""
+    found = []
+    for document in DOCUMENTS:
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S):
+            found.append((str(document.relative_to(ROOT)), match.group(1)))
+    return found
+
+
+def objects() -> list[tuple[str, dict[str, object]]]:
+    """Every Kubernetes object that a document or an example shows."""
+    texts = blocks("yaml") + [(str(path.relative_to(ROOT)), path.read_text()) for path in EXAMPLES]
+    return [(where, item) for where, text in texts for item in yaml.safe_load_all(text) if item]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(("where", "item"), objects(), ids=lambda value: value if isinstance(value, str) else value["kind"])
+def test_the_api_server_accepts_every_object_shown(
+    where: str, item: dict[str, object], control_plane_with_crds: Access
+) -> None:
+    shown = json.dumps(item)
+    assert "(server dry run)" in control_plane_with_crds.kubectl(
+        "apply", "--dry-run=server", "--validate=strict", "-f", "-", input=shown
+    ), where
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    """Every command line of the `sh` blocks, and every `make ...` in inline code, split into words."""
+    found = []
+    for where, text in blocks("sh"):
+        for line in text.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                found.append((where, words))
+    for document in DOCUMENTS:
+        for match in re.finditer(r"`(make [a-z-]+[^`]*)`", document.read_text()):
+            found.append((str(document.relative_to(ROOT)), shlex.split(match.group(1))))
+    return found
+
+
+MAKE = sorted({(words[1], tuple(words[2:])) for _, words in commands() if words[0] == "make"})
+
+
+@pytest.mark.parametrize(("target", "arguments"), MAKE)
+def test_every_make_command_shown_is_a_target(target: str, arguments: tuple[str, ...]) -> None:
+    variables = [word for word in arguments if "=" in word]
+    asked = subprocess.run(
+        ["make", "--dry-run", target, *variables], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert asked.returncode == 0, asked.stderr
+    for variable in variables:
+        if variable.startswith("NAME="):
+            assert (ROOT / "benchmarks" / f"{variable[5:]}.py").is_file()
+
+
+PLANS = sorted({tuple(words) for _, words in commands() if words[:2] == ["turbo", "plan"]})
+
+
+@pytest.mark.parametrize("words", PLANS, ids=" ".join)
+def test_every_turbo_plan_shown_finds_a_plan(words: tuple[str, ...]) -> None:
+    turbo = Path(sys.executable).parent / "turbo"
+    asked = subprocess.run([str(turbo), *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0, asked.stderr
+
+
+def test_every_shown_command_is_run_by_some_test_or_target() -> None:
+    """kubectl and helm lines run in the cluster tests; nothing else may be promised."""
+    assert {words[0] for _, words in commands()} <= {"make", "helm", "kubectl", "turbo"}
+
+
+@pytest.mark.parametrize(("where", "code"), blocks("python"))
+def test_python_shown_is_python(where: str, code: str) -> None:
+    ast.parse(code, filename=where)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_between_documents_lead_somewhere(document: Path) -> None:
+    targets = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text())
+    assert [target for target in targets if not (document.parent / target).exists()] == []
