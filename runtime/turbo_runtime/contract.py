@@ -1,8 +1,12 @@
-"""What the runtime promises to whoever runs it: its command line, ports, paths, metric names and small JSON documents.
+"""What the runtime promises to whoever runs it: its command line, ports, paths, metric names and small JSON
+documents.
 
-The operator imports this module and nothing else of the runtime, so it uses the standard library only. `RuntimeConfig.to_argv` is
-what the operator writes into a pod and `RuntimeConfig.from_argv` what `turbo serve` parses: one table of flags, no drift.
-Readers ignore unknown JSON keys and treat missing ones as unknown, never as zero: a pod may be older or newer than its operator.
+The operator imports this module and nothing else of the runtime, so it uses the standard library only.
+`RuntimeConfig.to_argv` is
+what the operator writes into a pod and `RuntimeConfig.from_argv` what `turbo serve` parses: one table of
+flags, no drift.
+Readers ignore unknown JSON keys and treat missing ones as unknown, never as zero: a pod may be older or
+newer than its operator.
 """
 
 from __future__ import annotations
@@ -10,9 +14,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 PORT = 8000
 PORT_NAME = "http"
@@ -25,7 +30,8 @@ VERSION_PATH = "/version"
 
 TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelFacts` as JSON must fit
 
-# Metrics that vLLM has keep vLLM's names and meanings, so that its dashboards and autoscalers read both engines alike.
+# Metrics that vLLM has keep vLLM's names and meanings, so that its dashboards and autoscalers read both
+# engines alike.
 NUM_REQUESTS_RUNNING = "vllm:num_requests_running"
 NUM_REQUESTS_WAITING = "vllm:num_requests_waiting"
 KV_CACHE_USAGE = "vllm:kv_cache_usage_perc"  # 0 to 1
@@ -33,9 +39,9 @@ PROMPT_TOKENS = "vllm:prompt_tokens"
 GENERATION_TOKENS = "vllm:generation_tokens"
 NUM_PREEMPTIONS = "vllm:num_preemptions"
 REQUEST_SUCCESS = "vllm:request_success"  # label finished_reason
-TIME_TO_FIRST_TOKEN = "vllm:time_to_first_token_seconds"
-INTER_TOKEN_LATENCY = "vllm:inter_token_latency_seconds"
-REQUEST_TIME_PER_OUTPUT_TOKEN = "vllm:request_time_per_output_token_seconds"
+TIME_TO_FIRST_TOKEN = "vllm:time_to_first_token_seconds"  # noqa: S105
+INTER_TOKEN_LATENCY = "vllm:inter_token_latency_seconds"  # noqa: S105
+REQUEST_TIME_PER_OUTPUT_TOKEN = "vllm:request_time_per_output_token_seconds"  # noqa: S105
 E2E_REQUEST_LATENCY = "vllm:e2e_request_latency_seconds"
 SPEC_NUM_DRAFTS = "vllm:spec_decode_num_drafts"
 SPEC_NUM_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens"
@@ -43,6 +49,11 @@ SPEC_NUM_ACCEPTED_TOKENS = "vllm:spec_decode_num_accepted_tokens"
 SPEC_NUM_ACCEPTED_TOKENS_PER_POS = "vllm:spec_decode_num_accepted_tokens_per_pos"  # label position
 # Metrics that only Turbo has.
 GUARANTEE_INFO = "turbo:guarantee_info"  # label guarantee: bytes | law; value 1
+# Labels. Every vllm: metric has the first, as in vLLM.
+MODEL_LABEL = "model_name"
+FINISHED_REASON_LABEL = "finished_reason"  # stop | length | abort | error
+POSITION_LABEL = "position"
+GUARANTEE_LABEL = "guarantee"
 
 Guarantee = Literal["bytes", "law"]
 Speculation = Literal["suffix", "off"]
@@ -59,24 +70,38 @@ class RuntimeConfig:
 
     model: str = field(metadata={"help": "a folder of safetensors, a .gguf file, or a Hugging Face hub id"})
     revision: str | None = _flag(None, "commit, tag or branch of a hub id", type=str)
-    served_name: str | None = _flag(None, "name in the OpenAI API (default: the last part of MODEL)", type=str)
+    served_name: str | None = _flag(
+        None, "name in the OpenAI API (default: the last part of MODEL)", type=str
+    )
     host: str = _flag("0.0.0.0", "address to listen on")  # noqa: S104  a pod is reached by its own address
     port: int = _flag(PORT, "port to listen on; 0 takes a free one and prints it")
     device: str = _flag("auto", "auto, cpu or cuda")
-    dtype: DType = _flag("auto", "auto, float32 or bfloat16", choices=("auto", "float32", "bfloat16"))
-    threads: int | None = _flag(None, "CPU threads of the engine; fixed for the life of the process (default: allowed cores)", type=int)
-    max_model_len: int | None = _flag(None, "longest prompt plus answer, in tokens (default: the model's own)", type=int)
+    dtype: DType = _flag(  # noqa: RUF009
+        "auto", "auto, float32 or bfloat16", choices=("auto", "float32", "bfloat16")
+    )
+    threads: int | None = _flag(
+        None,
+        "CPU threads of the engine; fixed for the life of the process (default: allowed cores)",
+        type=int,
+    )
+    max_model_len: int | None = _flag(
+        None, "longest prompt plus answer, in tokens (default: the model's own)", type=int
+    )
     max_running: int = _flag(32, "requests decoded together")
     max_waiting: int = _flag(256, "requests queued before 429")
     max_step_tokens: int = _flag(512, "tokens of one forward pass, prefill and verification together")
-    kv_cache_gib: float | None = _flag(None, "memory of the KV cache in GiB (default: what fits, at most 4)", type=float)
-    speculation: Speculation = _flag("suffix", "suffix or off", choices=("suffix", "off"))
+    kv_cache_gib: float | None = _flag(
+        None, "memory of the KV cache in GiB (default: what fits, at most 4)", type=float
+    )
+    speculation: Speculation = _flag("suffix", "suffix or off", choices=("suffix", "off"))  # noqa: RUF009
     max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step")
     drain_seconds: float = _flag(110.0, "after SIGTERM: longest wait for running requests")
     endpoint_seconds: float = _flag(5.0, "after SIGTERM: serve on while load balancers take the pod out")
 
     def to_argv(self) -> list[str]:
-        """The arguments after `turbo serve`; fields at their default are left out, so that new ones change no old pod."""
+        """The arguments after `turbo serve`; fields at their default are left out, so that new ones change
+        no old pod.
+        """
         argv = [self.model]
         for spec in dataclasses.fields(self)[1:]:
             value = getattr(self, spec.name)
@@ -87,7 +112,11 @@ class RuntimeConfig:
     @classmethod
     def parser(cls) -> argparse.ArgumentParser:
         """The command line of `turbo serve`, made from the fields."""
-        parser = argparse.ArgumentParser(prog="turbo serve", description="Serve a model with lossless speculative decoding.")
+        parser = argparse.ArgumentParser(
+            prog="turbo serve",
+            description="Serve a model with lossless speculative decoding.",
+            allow_abbrev=False,  # a prefix that is unique today may not be tomorrow
+        )
         for spec in dataclasses.fields(cls):
             meta = spec.metadata
             if spec.name == "model":
@@ -115,6 +144,8 @@ class RuntimeConfig:
 
     def problem(self) -> str | None:
         """What is wrong with the values, in one sentence that names the flag and the remedy, or None."""
+        if not self.model or self.model.startswith("-"):
+            return f"MODEL must be a path or a hub id, not {self.model!r}"
         if not 0 <= self.port <= 65535:
             return f"--port must lie between 0 and 65535, not {self.port}"
         for name in ("max_running", "max_waiting", "max_step_tokens"):
@@ -122,12 +153,14 @@ class RuntimeConfig:
                 return f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}"
         for name in ("threads", "max_model_len", "kv_cache_gib"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                return f"--{name.replace('_', '-')} must be above 0, not {value}; leave it out for the default"
+            if value is not None and not 0 < value < math.inf:
+                return f"--{name.replace('_', '-')} must be a number above 0, not {value}; "
+                    "leave it out for the default"
         if not 0 <= self.max_draft_tokens <= 64:
             return f"--max-draft-tokens must lie between 0 and 64, not {self.max_draft_tokens}"
-        if self.drain_seconds < 0 or self.endpoint_seconds < 0:
-            return "--drain-seconds and --endpoint-seconds must not be negative"
+        for name in ("drain_seconds", "endpoint_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
+                return f"--{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}"
         return None
 
 
@@ -149,7 +182,9 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What `turbo inspect MODEL` prints and writes as its pod's termination message: the shape, and which bytes it was read from."""
+    """What `turbo inspect MODEL` prints and writes as its pod's termination message: the shape, and which
+    bytes it was read from.
+    """
 
     shape: ModelShape
     digest: str  # sha256:... of the configuration and the weight files' names, sizes and headers
@@ -198,7 +233,10 @@ class Load:
         return _from_json(cls, text)
 
 
-def _from_json(cls: type[Any], text: str) -> Any:
+Document = TypeVar("Document")
+
+
+def _from_json(cls: type[Document], text: str) -> Document:
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
@@ -206,7 +244,7 @@ def _from_json(cls: type[Any], text: str) -> Any:
     if not isinstance(document, dict):
         raise ValueError(f"{cls.__name__}: expected an object, got {type(document).__name__}")
     values: dict[str, Any] = {}
-    for spec in dataclasses.fields(cls):
+    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]  # both are dataclasses
         if spec.name not in document:
             raise ValueError(f"{cls.__name__}: {spec.name} is missing")
         values[spec.name] = document[spec.name]

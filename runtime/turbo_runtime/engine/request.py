@@ -98,6 +98,7 @@ class Ready:
     block_size: int = 16
     vocab_size: int = 0
     eos_token_ids: tuple[int, ...] = ()  # of the model's generation config; the server adds the tokenizer's
+    digest: str | None = None  # of the model, as ModelFacts has it; None where it is not known
     load_seconds: float = 0.0
     check_seconds: float = 0.0
 

@@ -1,0 +1,99 @@
+"""The console command `turbo`: finds a sub-command among the entry points of the group `turbo.commands` and
+runs it.
+
+It imports neither the operator nor the runtime, so that each sub-command brings only the packages of its
+own extra.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from typing import cast
+
+DISTRIBUTION = "turbo-operator"
+GROUP = "turbo.commands"
+
+# One line each, kept here because reading a command's own docstring would import its whole extra.
+SUMMARIES = {
+    "explain": "say why an object was planned as it was",
+    "inspect": "print a model's shape and digest as JSON",
+    "operator": "run the Kubernetes operator",
+    "plan": "print the plan for a TurboDeployment, without a cluster",
+    "serve": "serve a model with lossless speculative decoding",
+    "top": "watch the TurboDeployments of a cluster",
+}
+
+Command = Callable[[list[str]], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `turbo ARGV`; returns the exit status: 2 for an unknown command, else the command's own."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    commands = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(commands))
+        return 0
+    name, *rest = arguments
+    if name == "--version":
+        print(f"turbo {_version()}")
+        return 0
+    if name not in commands:
+        print(unknown(name, commands), file=sys.stderr)
+        return 2
+    return _run(commands[name], rest)
+
+
+def usage(commands: dict[str, EntryPoint]) -> str:
+    """The text of `turbo --help`."""
+    width = max((len(name) for name in commands), default=0)
+    lines = [f"  {name:<{width}}  {SUMMARIES.get(name, '')}".rstrip() for name in sorted(commands)]
+    return "\n".join(
+        [
+            "usage: turbo COMMAND [ARGUMENTS]",
+            "",
+            *lines,
+            "",
+            "`turbo COMMAND --help` says more; `turbo --version`.",
+        ]
+    )
+
+
+def unknown(name: str, commands: dict[str, EntryPoint]) -> str:
+    """One sentence for a command that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(name, commands, n=1, cutoff=0.5)
+    hint = f"did you mean `turbo {near[0]}`?" if near else "`turbo --help` lists them."
+    return f"turbo: there is no command {name!r}; {hint}"
+
+
+def missing_extra(entry: EntryPoint, module: str) -> str:
+    """One sentence for a command whose packages are not installed."""
+    extra = "runtime" if entry.value.startswith("turbo_runtime") else "operator"
+    return (
+        f"turbo {entry.name} needs the Python package {module!r}, which is not installed: "
+        f"run `pip install '{DISTRIBUTION}[{extra}]'`."
+    )
+
+
+def _run(entry: EntryPoint, arguments: list[str]) -> int:
+    try:
+        return cast("Command", entry.load())(arguments)
+    except ModuleNotFoundError as error:
+        module = (error.name or "").partition(".")[0]
+        if module in ("", "turbo_runtime", "turbo_operator"):
+            raise  # our own package is incomplete: a bug, and its traceback is what helps
+        print(missing_extra(entry, module), file=sys.stderr)
+        return 1
+
+
+def _version() -> str:
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "unknown (running from a source tree that is not installed)"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

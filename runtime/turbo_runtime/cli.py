@@ -1,0 +1,43 @@
+"""`turbo serve` and `turbo inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from turbo_runtime.contract import RuntimeConfig
+
+
+def serve(argv: list[str]) -> int:
+    """`turbo serve MODEL [FLAGS]`: see RuntimeConfig."""
+    config = RuntimeConfig.from_argv(argv)
+    from turbo_runtime.server.run import run_server
+
+    return run_server(config)
+
+
+def inspect(argv: list[str]) -> int:
+    """`turbo inspect MODEL`: the model's shape and digest as one line of JSON."""
+    parser = argparse.ArgumentParser(
+        prog="turbo inspect",
+        description="Print a model's shape and digest as JSON, without loading its weights.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help=RuntimeConfig.__dataclass_fields__["model"].metadata["help"]
+    )
+    parser.add_argument("--revision", help="commit, tag or branch of a hub id")
+    parser.add_argument(
+        "--termination-message", type=Path, metavar="FILE", help="write the JSON, or the error, to FILE too"
+    )
+    options = parser.parse_args(argv)
+    from turbo_runtime.inspect import inspect_model
+
+    try:
+        text, status = inspect_model(options.model, options.revision).to_json(), 0
+    except (ValueError, OSError) as error:
+        text, status = f"Cannot inspect {options.model}: {error}", 1
+    print(text, file=sys.stderr if status else sys.stdout)
+    if options.termination_message is not None:
+        options.termination_message.write_text(text, encoding="utf-8")
+    return status

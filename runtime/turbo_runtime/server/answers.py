@@ -1,0 +1,167 @@
+"""The answers to one HTTP request as they come: text pieces, finish reasons, and what they cost."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from turbo_runtime.engine.request import Submit, TokenEvent
+from turbo_runtime.server.detokenize import Detokenizer
+from turbo_runtime.server.engine_link import EngineLink
+from turbo_runtime.server.errors import failed
+from turbo_runtime.server.jobs import Job
+from turbo_runtime.server.model import ServedModel
+from turbo_runtime.server.stop_strings import StopScanner
+
+
+class Watch(Protocol):
+    """Whoever measures answers; times are in seconds."""
+
+    def tokens(self, seconds: float, first: bool) -> None:
+        """A step brought tokens, `seconds` after the request came (`first`) or after the step before."""
+
+    def finished(self, reason: str, tokens: int, to_first: float | None, total: float) -> None:
+        """An answer ended; `to_first` is None when no token ever came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """New text of one answer; `finish_reason` ends it."""
+
+    index: int
+    text: str
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a request's answers cost so far."""
+
+    completion_tokens: int = 0
+    drafts: int = 0  # verification passes with at least one drafted token
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Tokens committed per verified draft, the bonus token included; None before the first draft."""
+        return 1 + self.accepted_tokens / self.drafts if self.drafts else None
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One answer's text so far."""
+
+    index: int
+    detokenizer: Detokenizer
+    scanner: StopScanner
+    stop_token_ids: frozenset[int]
+    tokens: int = 0
+    first_at: float | None = None
+    last_at: float = 0.0
+
+    def take(self, event: TokenEvent) -> tuple[str, str | None]:
+        """New text, and why the answer ends with it, or None.
+
+        Tokens go through one by one, so that an answer is cut at the same token however many a step brought.
+        """
+        text = ""
+        for position, token in enumerate(event.tokens):
+            self.tokens += 1
+            final = event.finish_reason == "stop" and position == len(event.tokens) - 1
+            if final and token in self.stop_token_ids:
+                break  # the end-of-sequence token is counted but is no text
+            passed, stopped = self.scanner.push(self.detokenizer.push(token))
+            text += passed
+            if stopped:
+                return text, "stop"
+        if event.finish_reason is None:
+            return text, None
+        passed, stopped = self.scanner.push(self.detokenizer.flush())
+        text += passed
+        return (text, "stop") if stopped else (text + self.scanner.flush(), event.finish_reason)
+
+
+@dataclass(slots=True)
+class Answers:
+    """All answers of one request; iterate `pieces` inside `contextlib.aclosing`, so that leaving early
+    cancels the rest.
+    """
+
+    job: Job
+    model: ServedModel
+    engine: EngineLink
+    watch: Watch
+    clock: Callable[[], float] = time.monotonic
+    tally: Tally = field(default_factory=Tally)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts, each counted once however many answers it has."""
+        return sum(len(prompt) for prompt in self.job.prompts)
+
+    async def pieces(self) -> AsyncGenerator[Piece, None]:
+        """Text as it comes. Raises ApiError (500) when the engine fails an answer; the others are then
+        cancelled.
+        """
+        started = self.clock()
+        submits = self._submits()
+        open_answers = {submit.request_id: self._answer(index) for index, submit in enumerate(submits)}
+        events = self.engine.submit(submits)
+        try:
+            while open_answers:
+                event = await events.get()
+                answer = open_answers.get(event.request_id)
+                if answer is None:
+                    continue  # a stop string ended it, and this event was already on its way
+                if event.error is not None:
+                    del open_answers[event.request_id]
+                    self._note_finish("error", answer, started)
+                    raise failed(event.error)
+                before = answer.tokens
+                text, reason = answer.take(event)
+                self._count(event, answer, before, started)
+                if reason is not None:
+                    del open_answers[event.request_id]
+                    self.engine.cancel([event.request_id])
+                    self._note_finish(reason, answer, started)
+                if text or reason is not None:
+                    yield Piece(answer.index, text, reason)
+        finally:
+            self.engine.cancel(open_answers)
+            for answer in open_answers.values():
+                self._note_finish("abort", answer, started)
+
+    def _submits(self) -> list[Submit]:
+        request_id = uuid.uuid4().hex
+        return [
+            Submit(f"{request_id}-{index}-{choice}", prompt, params, choice)
+            for index, (prompt, params) in enumerate(zip(self.job.prompts, self.job.params, strict=True))
+            for choice in range(self.job.n)
+        ]
+
+    def _answer(self, index: int) -> _Answer:
+        detokenizer = Detokenizer(self.model.tokenizer.decode)
+        return _Answer(index, detokenizer, StopScanner(self.job.stops), self.model.stop_token_ids)
+
+    def _count(self, event: TokenEvent, answer: _Answer, before: int, started: float) -> None:
+        self.tally.completion_tokens += answer.tokens - before
+        self.tally.drafts += event.drafted > 0
+        self.tally.drafted_tokens += event.drafted
+        self.tally.accepted_tokens += event.accepted
+        if not event.tokens:
+            return
+        now = self.clock()
+        if answer.first_at is None:
+            answer.first_at = now
+            self.watch.tokens(now - started, first=True)
+        else:
+            self.watch.tokens(now - answer.last_at, first=False)
+        answer.last_at = now
+
+    def _note_finish(self, reason: str, answer: _Answer, started: float) -> None:
+        to_first = None if answer.first_at is None else answer.first_at - started
+        self.watch.finished(reason, answer.tokens, to_first, self.clock() - started)

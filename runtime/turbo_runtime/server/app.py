@@ -1,0 +1,46 @@
+"""The HTTP application: all routes, and every error in OpenAI's shape."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from turbo_runtime.server.api import api_routes
+from turbo_runtime.server.errors import ApiError
+from turbo_runtime.server.probes import probe_routes
+from turbo_runtime.server.service import Service
+
+logger = logging.getLogger(__name__)
+
+
+def build_app(service: Service) -> FastAPI:
+    """The ASGI application over one service."""
+    # The routes read their bodies themselves, so a generated schema would be empty: the OpenAI API is the
+    # documentation.
+    app = FastAPI(title="Turbo", openapi_url=None)
+    app.include_router(api_routes(service))
+    app.include_router(probe_routes(service))
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> JSONResponse:  # noqa: ARG001
+        return _reply(error)
+
+    @app.exception_handler(HTTPException)
+    async def not_routed(request: Request, error: HTTPException) -> JSONResponse:
+        message = f"{request.method} {request.url.path}: {error.detail}."
+        return _reply(ApiError(error.status_code, message, code="not_found", headers=error.headers))
+
+    @app.exception_handler(Exception)
+    async def broken(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
+        message = "The server failed on this request; its log says why."
+        return _reply(ApiError(500, message, code="internal_error", kind="server_error"))
+
+    return app
+
+
+def _reply(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)

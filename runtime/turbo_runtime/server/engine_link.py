@@ -1,0 +1,174 @@
+"""The server's end of the two queues: starts the engine process, hands events to whoever waits for them,
+notices its death.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
+from turbo_runtime.server.engine_process import EngineMain, child_main
+
+LAST_WORDS_SECONDS = 2.0  # how long messages of a dead engine are waited for
+STOP_SECONDS = 5.0  # how long an engine may take to end by itself
+
+
+class _EngineExited:
+    """Put on the outbox behind the last message of an engine that exited."""
+
+
+class EngineLink:
+    """All methods run on the event loop's thread; only the reader thread blocks on the outbox.
+
+    `ready` holds the engine's first message. `ended` is set, with a sentence, once the engine will say
+    nothing more.
+    """
+
+    def __init__(self, config: RuntimeConfig, engine: EngineMain, tokenizer_dir: str) -> None:
+        context = multiprocessing.get_context(
+            "spawn"
+        )  # a fork would copy the threads' locks in whatever state they are
+        self._inbox = context.Queue()
+        self._outbox = context.Queue()
+        self._process = context.Process(
+            target=child_main,
+            args=(engine, config, self._inbox, self._outbox, tokenizer_dir),
+            name="turbo engine",
+        )
+        self._loop = asyncio.get_running_loop()
+        self._waiting: dict[str, asyncio.Queue[TokenEvent]] = {}
+        self._stopping = False
+        self.stats = EngineStats()
+        self.ready: asyncio.Future[Ready] = self._loop.create_future()
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+        self.idle = asyncio.Event()  # nobody waits for an answer
+        self.idle.set()
+        self.on_step: Callable[[EngineStats], None] | None = None
+
+    def start(self) -> None:
+        """Start the process; `ready` or `ended` follows."""
+        self._process.start()
+        threading.Thread(target=self._read, name="engine outbox", daemon=True).start()
+        self._loop.add_reader(self._process.sentinel, self._exited)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine can still answer; also true while it loads."""
+        return not self.ended.done()
+
+    @property
+    def outstanding(self) -> int:
+        """Answers submitted and not yet finished, running or waiting."""
+        return len(self._waiting)
+
+    def submit(self, submits: Sequence[Submit]) -> asyncio.Queue[TokenEvent]:
+        """Hand answers to the engine; their events come on the one queue that is returned, also when the
+        engine dies.
+        """
+        events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        for submit in submits:
+            self._waiting[submit.request_id] = events
+            self._inbox.put(submit)
+        self.idle.clear()
+        if self.ended.done():  # it died since the caller asked
+            self.fail_all(self.ended.result())
+        return events
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """Drop answers that nobody waits for any more; finished ones are ignored."""
+        for request_id in request_ids:
+            if self._waiting.pop(request_id, None) is not None and self.alive:
+                self._inbox.put(Cancel(request_id))
+        self._note_idle()
+
+    def fail_all(self, sentence: str) -> None:
+        """End every unfinished answer with an error."""
+        unfinished = dict(self._waiting)
+        self.cancel(unfinished)
+        for request_id, events in unfinished.items():
+            events.put_nowait(TokenEvent(request_id, finish_reason="error", error=sentence))
+
+    async def stop(self) -> None:
+        """End the process: by itself after the current step, by force if that takes long."""
+        self._stopping = True
+        if self._process.is_alive():
+            self._inbox.put(Stop())
+            await asyncio.to_thread(self._process.join, STOP_SECONDS)
+        if self._process.is_alive():
+            self._process.kill()
+            await asyncio.to_thread(self._process.join)
+        self._loop.remove_reader(self._process.sentinel)
+        # a dead reader leaves the pipe full, and the interpreter would wait for it at exit
+        self._inbox.cancel_join_thread()
+        self._outbox.cancel_join_thread()
+
+    def _read(self) -> None:
+        while True:
+            message = self._outbox.get()
+            try:
+                self._loop.call_soon_threadsafe(self._handle, message)
+            except RuntimeError:  # the loop is closed: the server ends, and nobody listens any more
+                return
+            if isinstance(message, _EngineExited | Failed):
+                return
+
+    def _handle(self, message: Any) -> None:
+        if isinstance(message, Step):
+            self.stats = message.stats
+            if self.on_step is not None:
+                self.on_step(message.stats)
+            for event in message.events:
+                self._deliver(event)
+            self._note_idle()
+        elif isinstance(message, Ready):
+            self.ready.set_result(message)
+        elif isinstance(message, Failed):
+            self._end(message.error)
+        elif isinstance(message, _EngineExited):
+            self._end(self._obituary())
+        else:
+            raise TypeError(f"the engine sent {type(message).__name__}, which is no message of its")
+
+    def _deliver(self, event: TokenEvent) -> None:
+        events = self._waiting.get(event.request_id)
+        if events is None:
+            return  # cancelled while the event was on its way
+        if event.finish_reason is not None:
+            del self._waiting[event.request_id]
+        events.put_nowait(event)
+
+    def _note_idle(self) -> None:
+        if not self._waiting:
+            self.idle.set()
+
+    def _exited(self) -> None:
+        self._loop.remove_reader(self._process.sentinel)
+        if self._stopping:
+            return
+        # Its last messages, a Failed perhaps, may still be on the way: the mark queues up behind them.
+        self._outbox.put(_EngineExited())
+        # An engine killed while it wrote leaves the outbox locked, and the mark then never arrives.
+        self._loop.call_later(LAST_WORDS_SECONDS, lambda: self._end(self._obituary()))
+
+    def _end(self, sentence: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result(sentence)
+            self.fail_all(sentence)
+
+    def _obituary(self) -> str:
+        self._process.join()
+        code = self._process.exitcode
+        assert code is not None
+        if code >= 0:
+            how = f"ended with status {code}; its last lines above say why"
+        elif -code == signal.SIGKILL:
+            how = "was killed (SIGKILL), most often because it needed more memory than it may have"
+        else:
+            how = f"died of {signal.Signals(-code).name}"
+        return f"The engine process {how}."

@@ -1,0 +1,69 @@
+"""Refusals and failures in OpenAI's shape: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ApiError(Exception):
+    """An HTTP error with a sentence for the caller. `param` is the path of the offending field, such as
+    `messages[0].role`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        kind: str = "invalid_request_error",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.kind = kind
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """What the client reads; also sent as the last event of a stream that fails midway."""
+        return {
+            "error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code},
+        }
+
+
+def invalid(param: str | None, message: str, code: str = "invalid_value") -> ApiError:
+    """A 400 for one field of the request."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def unavailable(message: str, retry_after: int = 1) -> ApiError:
+    """A 503: the server is loading, draining or lost its engine."""
+    return ApiError(
+        503,
+        message,
+        code="unavailable",
+        kind="service_unavailable",
+        headers={"Retry-After": str(retry_after)},
+    )
+
+
+def still_loading(model: str) -> ApiError:
+    """A 503 before the engine is ready."""
+    return unavailable(f"The model '{model}' is still loading.", retry_after=5)
+
+
+def overloaded(message: str, retry_after: int = 1) -> ApiError:
+    """A 429: the queue is full. OpenAI's clients retry it by themselves after `Retry-After` seconds."""
+    return ApiError(
+        429, message, code="queue_full", kind="rate_limit_error", headers={"Retry-After": str(retry_after)}
+    )
+
+
+def failed(message: str) -> ApiError:
+    """A 500: the engine could not compute the answer."""
+    return ApiError(500, message, code="engine_error", kind="server_error")

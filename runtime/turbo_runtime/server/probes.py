@@ -1,0 +1,64 @@
+"""What Kubernetes, Prometheus and the operator read."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from turbo_runtime import contract
+from turbo_runtime.server.errors import still_loading
+from turbo_runtime.server.service import Service
+from turbo_runtime.version import turbo_version
+
+
+def probe_routes(service: Service) -> APIRouter:
+    """`/health`, `/ready`, `/load`, `/metrics` and `/version`."""
+    router = APIRouter()
+
+    @router.get(contract.HEALTH_PATH)
+    async def health() -> Response:
+        if service.engine.alive:
+            return JSONResponse({"status": "alive"})
+        return JSONResponse({"status": service.engine.ended.result()}, status_code=503)
+
+    @router.get(contract.READY_PATH)
+    async def ready() -> Response:
+        alive = service.engine.alive
+        reason = service.phase.value if alive else service.engine.ended.result()
+        return JSONResponse({"status": reason}, status_code=200 if service.ready else 503)
+
+    @router.get(contract.LOAD_PATH)
+    async def load() -> Response:
+        now = service.load_now()
+        if now is None:
+            raise still_loading(service.name)
+        return Response(now.to_json(), media_type="application/json")
+
+    @router.get(contract.METRICS_PATH)
+    async def metrics() -> Response:
+        now = service.load_now()
+        if now is not None:
+            service.metrics.observe_load(now)
+        return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get(contract.VERSION_PATH)
+    async def version() -> Response:
+        model = service.loaded
+        if model is None:
+            raise still_loading(service.name)
+        facts = model.facts
+        return JSONResponse(
+            {
+                "version": turbo_version(),
+                "model": model.name,
+                "digest": facts.digest,
+                "guarantee": facts.guarantee,
+                "arithmetic": facts.arithmetic,
+                "device": facts.device,
+                "dtype": facts.dtype,
+                "max_model_len": model.context,
+            }
+        )
+
+    return router

@@ -1,0 +1,119 @@
+"""What the routes share: the engine, the model once loaded, and whether requests are taken."""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from pathlib import Path
+
+from turbo_runtime.contract import Load, RuntimeConfig
+from turbo_runtime.server.answers import Answers
+from turbo_runtime.server.engine_link import EngineLink
+from turbo_runtime.server.errors import invalid, overloaded, still_loading, unavailable
+from turbo_runtime.server.jobs import Job
+from turbo_runtime.server.metrics import Metrics
+from turbo_runtime.server.model import ServedModel, served_name
+from turbo_runtime.server.tokenizer import ServedTokenizer
+
+
+class Phase(Enum):
+    """The life of the server, in this order."""
+
+    LOADING = "loading the model"
+    SERVING = "serving"
+    LEAVING = "draining: still taking requests while load balancers take the pod out"
+    CLOSED = "draining: finishing what runs"
+
+
+class Service:
+    """State of one server process; used on its event loop only."""
+
+    def __init__(self, config: RuntimeConfig, engine: EngineLink) -> None:
+        self.config = config
+        self.engine = engine
+        self.name = served_name(config.model, config.served_name)
+        self.metrics = Metrics(self.name)
+        self.phase = Phase.LOADING
+        self._model: ServedModel | None = None
+        engine.on_step = self.metrics.follow
+
+    async def load(self, tokenizer_dir: Path) -> ServedModel:
+        """Wait for the engine and take up its model; returns when requests can be served."""
+        facts = await asyncio.shield(self.engine.ready)
+        tokenizer = await asyncio.to_thread(ServedTokenizer, tokenizer_dir)
+        self._model = ServedModel(self.name, facts, tokenizer)
+        self.metrics.announce(facts.guarantee)
+        if self.phase is Phase.LOADING:
+            self.phase = Phase.SERVING
+        return self._model
+
+    @property
+    def loaded(self) -> ServedModel | None:
+        """The model, whether or not requests are taken; None before it is loaded."""
+        return self._model
+
+    @property
+    def ready(self) -> bool:
+        """Whether a load balancer should send requests here."""
+        return self.phase is Phase.SERVING and self.engine.alive
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server is on its way out."""
+        return self.phase in (Phase.LEAVING, Phase.CLOSED)
+
+    def open_model(self) -> ServedModel:
+        """The model, for a new request. Raises ApiError (503) before it is loaded, once the server is
+        closed, and without an engine.
+        """
+        if not self.engine.alive:
+            raise unavailable(self.engine.ended.result())
+        if self.phase is Phase.CLOSED:
+            raise unavailable(
+                "This server is shutting down and takes no new requests; send it again to reach another."
+            )
+        if self._model is None:
+            raise still_loading(self.name)
+        return self._model
+
+    def answers(self, job: Job, model: ServedModel) -> Answers:
+        """Admit a job. Raises ApiError: 429 when the queue is full, 400 when it could never fit, 503 as
+        `open_model` does.
+        """
+        self.open_model()  # the phase may have changed while the prompt was tokenised
+        wanted = len(job.prompts) * job.n
+        capacity = self.config.max_running + self.config.max_waiting
+        if wanted > capacity:
+            raise invalid(
+                "n", f"The request asks for {wanted} answers and this server queues at most {capacity}."
+            )
+        if self.engine.outstanding + wanted > capacity:
+            raise overloaded(
+                f"The queue is full: {self.engine.outstanding} answers are running or waiting. Retry later."
+            )
+        return Answers(job, model, self.engine, self.metrics)
+
+    def load_now(self) -> Load | None:
+        """The body of `/load`; None before the model is loaded."""
+        model = self._model
+        if model is None:
+            return None
+        stats, outstanding = self.engine.stats, self.engine.outstanding
+        # The engine is silent while idle and its last word may name requests that were cancelled since; those
+        # that it
+        # has not seen yet wait.
+        running = min(stats.running_requests, outstanding)
+        return Load(
+            running_requests=running,
+            waiting_requests=outstanding - running,
+            running_tokens=stats.running_tokens if running else 0,
+            waiting_tokens=stats.waiting_tokens if outstanding > running else 0,
+            kv_cache_usage=stats.kv_blocks_used / model.facts.kv_blocks if running else 0.0,
+            kv_cache_tokens=model.kv_tokens,
+            drafts=stats.drafts,
+            draft_tokens=stats.draft_tokens,
+            accepted_tokens=stats.accepted_tokens,
+            generated_tokens=stats.generated_tokens,
+            guarantee=model.facts.guarantee,
+            draining=self.draining,
+        )

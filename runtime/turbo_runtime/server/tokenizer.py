@@ -1,0 +1,92 @@
+"""The served model's tokenizer, read from the folder that the engine exported, without torch or
+transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from turbo_runtime.server.chat_template import ChatTemplate
+
+
+class ServedTokenizer:
+    """Text to token ids and back, by the tokenizer's own conventions."""
+
+    def __init__(self, directory: Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        # A saved tokenizer may carry the lengths of its training; a server cuts and pads nothing.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        config = _read_json(directory / "tokenizer_config.json")
+        special = {
+            name: text
+            for name, value in config.items()
+            if name.endswith("_token") and (text := _content(value))
+        }
+        self.eos_token_ids = self._end_of_sequence(special, directory)
+        template = _template_source(config, directory)
+        self._template = ChatTemplate(template, special) if template else None
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the model can be asked through chat messages."""
+        return self._template is not None
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """A completion's prompt; whether it starts with a begin-of-sequence token is the tokenizer's own
+        rule.
+        """
+        return tuple(self._tokenizer.encode(text).ids)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """A chat's prompt; the template writes every special token itself. Raises TemplateRefusalError, as
+        `ChatTemplate` does.
+        """
+        assert self._template is not None
+        return tuple(self._tokenizer.encode(self._template.render(messages), add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of an answer's tokens, special tokens left out."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _end_of_sequence(self, special: Mapping[str, str], directory: Path) -> frozenset[int]:
+        found: set[int] = set()
+        if "eos_token" in special:
+            token = self._tokenizer.token_to_id(special["eos_token"])
+            if token is not None:
+                found.add(token)
+        value = _read_json(directory / "generation_config.json").get("eos_token_id")
+        found.update(value if isinstance(value, list) else [] if value is None else [value])
+        return frozenset(found)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An optional file of the folder; empty where it is not there."""
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict):
+        raise ValueError(f"{path.name}: expected an object, got {type(document).__name__}")
+    return document
+
+
+def _content(value: Any) -> str | None:
+    """A special token is stored as its text, or as an object that holds it."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _template_source(config: Mapping[str, Any], directory: Path) -> str | None:
+    path = directory / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    stored = config.get("chat_template")
+    if isinstance(stored, list):  # several templates by name: the plain one is called default
+        stored = next((entry["template"] for entry in stored if entry.get("name") == "default"), None)
+    return stored if isinstance(stored, str) else None

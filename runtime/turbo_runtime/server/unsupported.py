@@ -1,0 +1,108 @@
+"""The OpenAI API's parameters that this server does not take, each with the values that change nothing and
+what to do instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from turbo_runtime.server.errors import ApiError, invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """`harmless` values mean what the server does anyway, so they are let through; null always is."""
+
+    remedy: str
+    harmless: tuple[Any, ...] = ()
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value asks for nothing that the server lacks."""
+        # `True == 1` in Python, but logprobs=true and logprobs=1 are not the same request
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.harmless)
+
+
+_LEAVE_OUT = "leave it out"
+_PENALTY = Unsupported("leave it out, or lower `temperature`'s randomness with `top_p` or `top_k`", (0,))
+_TOOLS = "describe the tools in a message and read the answer's text"
+_FORMAT = "ask for the format in a message and check the answer"
+_TEXT_ONLY = "this server takes and gives text only; leave it out"
+_NO_STORE = "this server stores nothing; leave it out"
+
+_BOTH = {
+    "frequency_penalty": _PENALTY,
+    "presence_penalty": _PENALTY,
+    "logit_bias": Unsupported(_LEAVE_OUT, ({},)),
+}
+
+CHAT: Mapping[str, Unsupported] = {
+    **_BOTH,
+    "audio": Unsupported(_TEXT_ONLY),
+    "function_call": Unsupported(_TOOLS, ("none", "auto")),
+    "functions": Unsupported(_TOOLS, ([],)),
+    "logprobs": Unsupported(_LEAVE_OUT, (False,)),
+    "metadata": Unsupported(_NO_STORE, ({},)),
+    "modalities": Unsupported(_TEXT_ONLY, (["text"],)),
+    "moderation": Unsupported(_LEAVE_OUT),
+    "parallel_tool_calls": Unsupported(_TOOLS, (True, False)),
+    "prediction": Unsupported("drafts are found by the server itself; leave it out"),
+    "prompt_cache_key": Unsupported(_LEAVE_OUT),
+    "prompt_cache_options": Unsupported(_LEAVE_OUT),
+    "prompt_cache_retention": Unsupported(_LEAVE_OUT),
+    "reasoning_effort": Unsupported("ask for it in a message", ("none",)),
+    "response_format": Unsupported(_FORMAT, ({"type": "text"},)),
+    "safety_identifier": Unsupported("use `user`, which is accepted and not stored"),
+    "service_tier": Unsupported(_LEAVE_OUT, ("auto", "default")),
+    "store": Unsupported(_NO_STORE, (False,)),
+    "tool_choice": Unsupported(_TOOLS, ("none", "auto")),
+    "tools": Unsupported(_TOOLS, ([],)),
+    "top_logprobs": Unsupported(_LEAVE_OUT, (0,)),
+    "verbosity": Unsupported("ask for it in a message", ("medium",)),
+    "web_search_options": Unsupported("put what was found into a message"),
+}
+
+COMPLETION: Mapping[str, Unsupported] = {
+    **_BOTH,
+    "best_of": Unsupported("use `n` and choose yourself", (1,)),
+    "echo": Unsupported("prepend the prompt yourself", (False,)),
+    "logprobs": Unsupported(_LEAVE_OUT),
+    "suffix": Unsupported("put the whole context into `prompt`", ("",)),
+}
+
+
+def keep_supported(
+    body: Mapping[str, Any], unsupported: Mapping[str, Unsupported], known: Iterable[str]
+) -> dict[str, Any]:
+    """The fields of `body` that are for this server; null ones are left out, as if never sent.
+
+    Raises ApiError (400) for the first field that asks for what the server lacks, or that nobody knows.
+    """
+    known = set(known)
+    kept: dict[str, Any] = {}
+    for name, value in body.items():
+        if value is None and (name in known or name in unsupported):
+            continue
+        if name in known:
+            kept[name] = value
+        elif name not in unsupported:
+            raise _unknown(name, known)
+        elif not unsupported[name].accepts(value):
+            raise _refused(name, unsupported[name])
+    return kept
+
+
+def _refused(name: str, entry: Unsupported) -> ApiError:
+    allowed = " or ".join(repr(value) for value in entry.harmless)
+    only = f" (only {allowed} is accepted, which changes nothing)" if allowed else ""
+    return invalid(
+        name, f"'{name}' is not supported by this server{only}: {entry.remedy}.", "unsupported_parameter"
+    )
+
+
+def _unknown(name: str, known: Iterable[str]) -> ApiError:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "leave it out."
+    return invalid(name, f"There is no parameter '{name}'; {hint}", "unknown_parameter")
