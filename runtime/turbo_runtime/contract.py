@@ -154,8 +154,8 @@ class RuntimeConfig:
         for name in ("threads", "max_model_len", "kv_cache_gib"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                return f"--{name.replace('_', '-')} must be a number above 0, not {value}; "
-                    "leave it out for the default"
+                flag = f"--{name.replace('_', '-')}"
+                return f"{flag} must be a number above 0, not {value}; leave it out for the default"
         if not 0 <= self.max_draft_tokens <= 64:
             return f"--max-draft-tokens must lie between 0 and 64, not {self.max_draft_tokens}"
         for name in ("drain_seconds", "endpoint_seconds"):
