@@ -148,8 +148,13 @@ def _convert_object(node: Mapping[str, Any], out: dict[str, Any], definitions: M
     for name, member in properties.items():
         converted = _convert(member, definitions)
         if "properties" in converted and name not in required and "anyOf" not in member and name != "status":
-            converted["default"] = {}  # so that the defaults inside it are filled in where it is left out
+            # Its defaults in full, since the API server tries its rules on the default as it stands here.
+            converted["default"] = _defaults(converted)
         out["properties"][name] = converted
+
+
+def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: member["default"] for name, member in schema["properties"].items() if "default" in member}
 
 
 def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,277 @@
+"""The CustomResourceDefinitions as a user meets them on a real API server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbo_dev.access import Access
+from turbo_dev.shell import CommandError
+from turbo_operator import api, crd
+
+NAMESPACE = "crd"
+ROOT = Path(__file__).parents[2]
+SMALLEST = {"model": {"uri": "hf://acme/tiny"}}
+
+
+def test_generated_files_are_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert crd.main(["--check", f"--root={ROOT}"]) == 0, capsys.readouterr().err
+
+
+def test_check_names_the_file_that_differs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert crd.main([f"--root={tmp_path}"]) == 0
+    changed = tmp_path / "crds" / "turbodeployments.yaml"
+    changed.write_text(changed.read_text().replace("maximum: 64", "maximum: 65"))
+    assert crd.main(["--check", f"--root={tmp_path}"]) == 1
+    assert "crds/turbodeployments.yaml" in capsys.readouterr().err
+
+
+def _schemas(node: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(node, Mapping):
+        if isinstance(node.get("type"), str) or "x-kubernetes-int-or-string" in node:
+            yield node
+        for member in node.values():
+            yield from _schemas(member)
+
+
+def test_everything_is_bounded() -> None:
+    for definition in crd.definitions():
+        root = definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+        for schema in _schemas(root["spec"]):
+            match schema.get("type"):
+                case "string":
+                    assert "maxLength" in schema or "enum" in schema, schema
+                case "array":
+                    assert "maxItems" in schema, schema
+                case "object" if "additionalProperties" in schema:
+                    assert "maxProperties" in schema, schema
+                case "integer":
+                    assert "minimum" in schema, schema
+                    assert "maximum" in schema, schema
+
+
+def test_every_rule_says_what_to_write() -> None:
+    for definition in crd.definitions():
+        for schema in _schemas(definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]):
+            for rule in schema.get("x-kubernetes-validations", []):
+                assert rule["message"].split()[0] in {"write", "leave", "choose", "name"}, rule["message"]
+
+
+@pytest.fixture(scope="module")
+def cluster(api_server: Access) -> Access:
+    api_server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    return api_server
+
+
+def deployment(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return {"apiVersion": api.API_VERSION, "kind": "TurboDeployment", "metadata": metadata, "spec": spec}
+
+
+@pytest.mark.cluster
+def test_smallest_object_gets_all_defaults(cluster: Access) -> None:
+    cluster.apply(deployment("smallest", SMALLEST))
+    stored = cluster.get("td", "smallest", "-n", NAMESPACE)
+    assert stored["spec"] == api.parse(deployment("smallest", SMALLEST)).spec.dump()
+    assert "finalizers" not in stored["metadata"]
+
+
+@pytest.mark.cluster
+def test_full_object_survives_the_round_trip(cluster: Access) -> None:
+    spec = {
+        "model": {
+            "uri": "hf://acme/tiny",
+            "revision": "v1.0",
+            "dtype": "Float32",
+            "maxModelLen": 4096,
+            "servedName": "tiny",
+            "tokenSecretRef": {"name": "hub", "key": "token"},
+        },
+        "engine": {"type": "Turbo", "image": "registry.example/turbo-runtime:1@sha256:abc"},
+        "speculation": {"mode": "Required", "method": "Suffix", "maxDraftTokens": 4},
+        "accelerators": {"allowed": ["l4", "cpu"]},
+        "cost": {"maxPerHour": "24.00"},
+        "replicas": 3,
+        "drain": {"timeout": "1m30s"},
+        "suspend": False,
+        "template": {
+            "labels": {"team": "a"},
+            "annotations": {"note": "x"},
+            "nodeSelector": {"zone": "b"},
+            "tolerations": [{"key": "gpu", "operator": "Exists", "effect": "NoSchedule"}],
+            "resources": {"requests": {"cpu": 2, "memory": "16Gi"}, "limits": {"memory": "16Gi"}},
+            "env": [
+                {"name": "LOG_LEVEL", "value": ""},
+                {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+            ],
+            "serviceAccountName": "serving",
+            "imagePullSecrets": [{"name": "registry"}],
+            "priorityClassName": "high",
+            "runtimeClassName": "nvidia",
+        },
+    }
+    cluster.apply(deployment("full", spec))
+    stored = cluster.get("td", "full", "-n", NAMESPACE)
+    assert stored["spec"] == spec
+    kept = api.parse(stored).spec.dump()
+    spec["template"]["resources"]["requests"]["cpu"] = "2"  # type: ignore[index]  # one spelling, the same amount
+    assert kept == spec
+
+
+@pytest.mark.cluster
+def test_another_model_is_a_rollout_not_an_error(cluster: Access) -> None:
+    cluster.apply(deployment("changing", SMALLEST))
+    cluster.apply(deployment("changing", {"model": {"uri": "pvc://models/other.gguf"}}))
+    assert cluster.get("td", "changing", "-n", NAMESPACE)["metadata"]["generation"] == 2
+
+
+@pytest.mark.cluster
+def test_kubectl_scale_writes_replicas(cluster: Access) -> None:
+    cluster.apply(deployment("scaled", SMALLEST))
+    cluster.kubectl("scale", "td/scaled", "-n", NAMESPACE, "--replicas=3")
+    stored = cluster.get("td", "scaled", "-n", NAMESPACE)
+    assert stored["spec"]["replicas"] == 3
+    with pytest.raises(CommandError, match="should be less than or equal to 1000"):
+        cluster.kubectl("scale", "td/scaled", "-n", NAMESPACE, "--replicas=1001")
+
+
+@pytest.mark.cluster
+def test_scale_subresource_answers_for_autoscalers(cluster: Access) -> None:
+    cluster.apply(deployment("observed", SMALLEST))
+    status = api.TurboDeploymentStatus(replicas=2, selector="serving.turbo.dev/deployment=observed")
+    write_status(cluster, "observed", status)
+    path = f"/apis/{api.API_VERSION}/namespaces/{NAMESPACE}/turbodeployments/observed/scale"
+    scale = json.loads(cluster.kubectl("get", "--raw", path))
+    assert scale["spec"] == {"replicas": 1}
+    assert scale["status"] == {"replicas": 2, "selector": "serving.turbo.dev/deployment=observed"}
+
+
+def write_status(cluster: Access, name: str, status: api.TurboDeploymentStatus) -> None:
+    patch = json.dumps({"status": status.dump()})
+    cluster.kubectl(
+        "patch", "td", name, "-n", NAMESPACE, "--subresource=status", "--type=merge", f"--patch={patch}"
+    )
+
+
+@pytest.mark.cluster
+def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: Access) -> None:
+    cluster.apply(deployment("shown", SMALLEST))
+    status = api.TurboDeploymentStatus(
+        observed_generation=1,
+        url="http://shown.crd.svc/v1",
+        replicas=3,
+        ready_replicas=2,
+        selector="a=b",
+        model=api.ModelStatus(
+            resolved_revision="abc",
+            digest="sha256:1",
+            shape=api.ShapeStatus(
+                architecture="LlamaForCausalLM",
+                parameters=70_000_000_000,
+                layers=80,
+                hidden_size=8192,
+                heads=64,
+                kv_heads=8,
+                head_dim=128,
+                vocab_size=128256,
+                max_position=131072,
+                dtype="bfloat16",
+            ),
+        ),
+        plan=api.PlanStatus(
+            hash="12345678",
+            engine="Turbo",
+            accelerator="h100",
+            tensor=1,
+            accelerators_per_replica=1,
+            method="Suffix",
+            max_draft_tokens=8,
+            replicas=3,
+            predicted=api.Predicted(cost_per_hour="12.00"),
+            reason="Feasible",
+            detail="It fits and costs least.",
+            rejected=(
+                api.RejectedPlan(accelerator="l4", tensor=1, method="Off", reason="Dearer", detail="It is."),
+            ),
+        ),
+        conditions=(
+            api.Condition(
+                type="Ready",
+                status="False",
+                reason="ModelLoading",
+                message="Pods load the model.",
+                last_transition_time="2026-01-01T00:00:00Z",
+                observed_generation=1,
+            ),
+        ),
+    )
+    write_status(cluster, "shown", status)
+    stored = cluster.get("td", "shown", "-n", NAMESPACE)
+    assert stored["status"] == status.dump()
+    assert api.parse(stored).status == status
+    header, row = cluster.kubectl("get", "td", "shown", "-n", NAMESPACE).splitlines()
+    assert header.split() == ["NAME", "MODEL", "ENGINE", "ACCELERATOR", "READY", "SPECULATION", "AGE"]
+    assert row.split()[1:6] == ["hf://acme/tiny", "Turbo", "h100", "2/3", "Suffix:8"]
+    _, wide = cluster.kubectl("get", "td", "shown", "-n", NAMESPACE, "-o", "wide").splitlines()
+    assert wide.split()[-5:-1] == ["12.00", "12345678", "http://shown.crd.svc/v1", "ModelLoading"]
+
+
+@pytest.mark.cluster
+def test_two_managers_own_their_own_variables_of_the_environment(cluster: Access) -> None:
+    def apply(manager: str, template: Mapping[str, Any]) -> None:
+        document = deployment("shared", {**SMALLEST, "template": template})
+        cluster.kubectl(
+            "apply", "--server-side", f"--field-manager={manager}", "-f", "-", input=json.dumps(document)
+        )
+
+    apply("first", {"env": [{"name": "A", "value": "1"}]})
+    apply("second", {"env": [{"name": "B", "value": "2"}]})
+    env = cluster.get("td", "shared", "-n", NAMESPACE)["spec"]["template"]["env"]
+    assert sorted(variable["name"] for variable in env) == ["A", "B"]
+    apply("first", {"tolerations": [{"operator": "Exists"}]})
+    template = cluster.get("td", "shared", "-n", NAMESPACE)["spec"]["template"]
+    assert [variable["name"] for variable in template["env"]] == ["B"]
+    with pytest.raises(CommandError, match="conflict"):
+        apply("second", {"tolerations": [{"key": "mine", "operator": "Exists"}]})
+
+
+@pytest.mark.cluster
+def test_accelerator_takes_memory_as_number_or_text(cluster: Access) -> None:
+    for name, memory in (("whole", 80), ("part", "22.5")):
+        document = {
+            "apiVersion": api.API_VERSION,
+            "kind": "TurboAccelerator",
+            "metadata": {"name": f"crd-{name}"},
+            "spec": {
+                "resourceName": "nvidia.com/gpu",
+                "memoryGiB": memory,
+                "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"},
+                "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+                "pricing": {
+                    "perAcceleratorHour": {"onDemand": "0.80"},
+                    "source": "aws us-east-1",
+                    "asOf": "2026-01-19",
+                },
+            },
+        }
+        cluster.apply(document)
+        stored = api.parse_accelerator(cluster.get("ta", f"crd-{name}"))
+        assert str(stored.spec.memory_gib) == str(memory)
+        assert stored.spec.quantity == "1"
+        cluster.kubectl("delete", "ta", f"crd-{name}")
+
+
+@pytest.mark.cluster
+def test_a_user_sees_td_among_all(cluster: Access) -> None:
+    cluster.apply(deployment("listed", SMALLEST))
+    assert "turbodeployment.serving.turbo.dev/listed" in cluster.kubectl("get", "all", "-n", NAMESPACE)
+
+
+@pytest.mark.cluster
+def test_explain_tells_what_a_field_means(cluster: Access) -> None:
+    said = cluster.kubectl("explain", "td.spec.model.uri")
+    assert "pvc://CLAIM/PATH" in said
