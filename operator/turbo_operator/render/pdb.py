@@ -1,0 +1,24 @@
+"""The PodDisruptionBudget over the pods of all variants. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turbo_operator.api import ROLE_SERVING, TurboDeployment
+from turbo_operator.render.identity import labels, metadata, sealed, serving_selector
+
+
+def pdb(td: TurboDeployment) -> dict[str, Any]:
+    """`NAME`: one pod at a time leaves for a node's sake; one that does not serve holds up no drain."""
+    return sealed(
+        {
+            "apiVersion": "policy/v1",
+            "kind": "PodDisruptionBudget",
+            "metadata": metadata(td, td.metadata.name, labels(td, ROLE_SERVING)),
+            "spec": {
+                "maxUnavailable": 1,
+                "selector": {"matchLabels": serving_selector(td)},
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            },
+        }
+    )

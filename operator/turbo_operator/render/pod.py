@@ -1,0 +1,62 @@
+"""What serving and inspecting pods share: the same locks, the same overlay. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from turbo_operator.api import Template, TurboDeployment
+from turbo_operator.render import source
+
+USER_ID = 65532  # of the runtime image; any other would do as well
+
+CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def pod_spec(
+    td: TurboDeployment,
+    container: dict[str, Any],
+    tolerations: Sequence[dict[str, Any]],
+    selector: dict[str, str],
+) -> dict[str, Any]:
+    """A pod around one container that reads the model; the overlay adds `tolerations` and to `selector`.
+
+    No token of the Kubernetes API is mounted, and Services are not announced in the environment.
+    """
+    overlay = td.spec.template or Template()
+    nodes = {**selector, **(overlay.node_selector or {})}
+    tolerated = [*tolerations, *(each.dump() for each in overlay.tolerations or ())]
+    spec: dict[str, Any] = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": USER_ID,
+            "runAsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [
+            {
+                **container,
+                "securityContext": CONTAINER_SECURITY,
+                "volumeMounts": source.mounts(td),
+                "terminationMessagePolicy": "FallbackToLogsOnError",
+            }
+        ],
+        "volumes": source.volumes(td),
+    }
+    if nodes:
+        spec["nodeSelector"] = nodes
+    if tolerated:
+        spec["tolerations"] = tolerated
+    if overlay.service_account_name:
+        spec["serviceAccountName"] = overlay.service_account_name
+    if overlay.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": each.name} for each in overlay.image_pull_secrets]
+    if overlay.priority_class_name:
+        spec["priorityClassName"] = overlay.priority_class_name
+    return spec

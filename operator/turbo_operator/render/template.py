@@ -1,0 +1,156 @@
+"""The pod template of a variant, and the hash of what shapes it. Pure.
+
+The hash is made of what was asked and planned, never of the rendered template: an operator that renders a
+little differently, or was installed with another default image, leaves running pods alone. Their template is
+frozen in a ControllerRevision and used as it is for as long as the hash stays. The runtime's image is renewed
+by `spec.engine.image`, or with the next change of the plan.
+"""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from typing import Any
+
+from turbo_operator.api import (
+    LABEL_ACCELERATOR,
+    LABEL_PLAN_HASH,
+    ROLE_SERVING,
+    Template,
+    TurboDeployment,
+    quantity,
+)
+from turbo_operator.observed import Choice
+from turbo_operator.planner import OFF
+from turbo_operator.render import source
+from turbo_operator.render.identity import digest, labels
+from turbo_operator.render.pod import pod_spec
+from turbo_operator.settings import Settings
+from turbo_runtime.contract import HEALTH_PATH, PORT, PORT_NAME, READY_PATH, ModelFacts, RuntimeConfig
+
+# A later operator that hashes other things takes the next prefix, and keeps computing this one for the
+# variants that bear it.
+HASH_VERSION = "v1"
+HASH_DIGITS = 8
+
+CPU = "cpu"
+GIB = 1 << 30
+MIB = 1 << 20
+DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is on a device
+GRACE_SLACK_SECONDS = 10  # the engine's last step and the processes' ends
+STARTUP_PERIOD_SECONDS = 2
+STARTUP_SECONDS = 3600  # downloads and loads of large models; a crash ends it sooner
+
+
+def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> str:
+    """Hash of all that shapes a serving pod: never of replicas, prices, predictions or rejects."""
+    accelerator = choice.accelerator
+    material = {
+        "argv": runtime_config(td, choice, facts).to_argv(),
+        "uri": td.spec.model.uri,
+        "token": td.spec.model.token_secret_ref.dump() if td.spec.model.token_secret_ref else None,
+        "image": td.spec.engine.image,
+        "accelerator": [
+            accelerator.name,
+            accelerator.resource_name,
+            _number(accelerator.quantity * choice.accelerators_per_replica),
+            dict(accelerator.node_selector),
+            [dict(each) for each in accelerator.tolerations],
+        ],
+        "memory": choice.host_memory_bytes,
+        "overlay": (td.spec.template or Template()).dump(),
+    }
+    return HASH_VERSION + digest(material)[:HASH_DIGITS]
+
+
+def runtime_config(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> RuntimeConfig:
+    """What `turbo serve` is told: the same commit, arithmetic and threads for all, hence the same bytes."""
+    cpu = choice.accelerator.resource_name == CPU
+    drafts = choice.method != OFF
+    return RuntimeConfig(
+        model=source.argument(td),
+        revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
+        served_name=td.served_name,
+        device="cpu" if cpu else "cuda",
+        dtype="float32" if choice.dtype == "float32" else "bfloat16",
+        threads=max(1, int(_cores(td, choice))) if cpu else None,
+        max_model_len=choice.max_model_len,
+        kv_cache_gib=choice.kv_cache_bytes / GIB,
+        speculation="suffix" if drafts else "off",
+        max_draft_tokens=choice.max_draft_tokens,
+        drain_seconds=td.spec.drain.timeout_seconds,
+    )
+
+
+def pod_template(
+    td: TurboDeployment, choice: Choice, facts: ModelFacts, variant: str, settings: Settings
+) -> dict[str, Any]:
+    """The template of the pods of `variant`, a plan hash."""
+    config = runtime_config(td, choice, facts)
+    overlay = td.spec.template or Template()
+    accelerator = choice.accelerator
+    container = {
+        "name": "runtime",
+        "image": td.spec.engine.image or settings.runtime_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["turbo", "serve"],
+        "args": config.to_argv(),
+        "env": [*source.environment(td), *(each.dump() for each in overlay.env or ())],
+        "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
+        "resources": resources(td, choice),
+        # Readiness is the model being loaded; a busy engine answers liveness from the server process, so
+        # slowness is no death.
+        "startupProbe": _probe(READY_PATH, STARTUP_PERIOD_SECONDS, STARTUP_SECONDS // STARTUP_PERIOD_SECONDS),
+        "readinessProbe": _probe(READY_PATH, 5, 2),
+        "livenessProbe": _probe(HEALTH_PATH, 10, 6),
+    }
+    tolerations = [dict(each) for each in accelerator.tolerations]
+    spec = pod_spec(td, container, tolerations, dict(accelerator.node_selector))
+    grace = config.drain_seconds + config.endpoint_seconds + GRACE_SLACK_SECONDS
+    spec["terminationGracePeriodSeconds"] = math.ceil(grace)
+    if overlay.runtime_class_name:
+        spec["runtimeClassName"] = overlay.runtime_class_name
+    own = labels(
+        td, ROLE_SERVING, **{LABEL_PLAN_HASH: variant, LABEL_ACCELERATOR: accelerator.name[:63].rstrip("-.")}
+    )
+    meta: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
+    if overlay.annotations:
+        meta["annotations"] = dict(overlay.annotations)
+    return {"metadata": meta, "spec": spec}
+
+
+def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
+    """Requests and limits of the container: the accelerator's, the overlay's amounts over them."""
+    accelerator = choice.accelerator
+    amount = _number(accelerator.quantity * choice.accelerators_per_replica)
+    memory = f"{-(-choice.host_memory_bytes // MIB)}Mi"
+    if accelerator.resource_name == CPU:
+        requests = {"cpu": amount, "memory": memory}
+        limits = dict(requests)
+    else:
+        requests = {"cpu": DEVICE_POD_CORES, "memory": memory, accelerator.resource_name: amount}
+        limits = {"memory": memory, accelerator.resource_name: amount}
+    overlay = td.spec.template.resources if td.spec.template else None
+    if overlay:
+        requests |= overlay.requests or {}
+        limits |= overlay.limits or {}
+    return {"requests": requests, "limits": limits}
+
+
+def _cores(td: TurboDeployment, choice: Choice) -> Decimal:
+    """Cores that the container may use: one thread each, since a process cannot see its quota."""
+    return quantity(resources(td, choice)["limits"][CPU])
+
+
+def _number(amount: Decimal) -> str:
+    """A quantity in its shortest form: whole, or in thousandths."""
+    return str(int(amount)) if amount == int(amount) else f"{math.ceil(amount * 1000)}m"
+
+
+def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
+    return {
+        "httpGet": {"path": path, "port": PORT_NAME},
+        "periodSeconds": period,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }
