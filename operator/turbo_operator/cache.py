@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from turbo_operator.api import LABEL_DEPLOYMENT, TURBODEPLOYMENT
 from turbo_operator.observed import Accelerator, ChildView, Observed, PodView
@@ -28,6 +28,13 @@ class Key:
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+
+class Seen(NamedTuple):
+    """What putting an object in has come to."""
+
+    key: Key | None  # the TurboDeployment it belongs to; None when it is none of ours
+    changed: bool  # whether anything is different that a reconcile looks at
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +67,16 @@ class Cache:
 
     # TurboDeployments
 
-    def put_deployment(self, body: Mapping[str, Any]) -> Key:
+    def put_deployment(self, body: Mapping[str, Any]) -> Seen:
         """A TurboDeployment as a watch or a write delivers it."""
         meta = body["metadata"]
         key = Key(meta["namespace"], meta["name"])
         held = self._deployments.get(key)
-        if held is None or _is_newer(meta["resourceVersion"], held.resource_version):
-            kept = {**body, "metadata": {name: meta[name] for name in meta if name != "managedFields"}}
-            self._deployments[key] = _Held(meta["resourceVersion"], meta["uid"], kept)
-        return key
+        if held is not None and not _is_newer(meta["resourceVersion"], held.resource_version):
+            return Seen(key, False)
+        kept = {**body, "metadata": {name: meta[name] for name in meta if name != "managedFields"}}
+        self._deployments[key] = _Held(meta["resourceVersion"], meta["uid"], kept)
+        return Seen(key, True)
 
     def drop_deployment(self, body: Mapping[str, Any]) -> Key:
         """A TurboDeployment is gone; its children follow by themselves."""
@@ -84,7 +92,7 @@ class Cache:
         held = self._deployments.get(key)
         return None if held is None else held.value
 
-    def keys(self) -> list[Key]:
+    def all_keys(self) -> list[Key]:
         """Every TurboDeployment."""
         return sorted(self._deployments)
 
@@ -100,23 +108,31 @@ class Cache:
         """Whether there was one."""
         return self._accelerators.pop(name, None) is not None
 
+    def keep_accelerators(self, there: Iterable[str]) -> bool:
+        """Drop what a full list does not show; whether there was any."""
+        missing = self._accelerators.keys() - set(there)
+        for name in missing:
+            del self._accelerators[name]
+        return bool(missing)
+
     # Children and pods
 
-    def put_child(self, body: Mapping[str, Any]) -> Key | None:
-        """A child as a watch or a write delivers it; the key it belongs to, None if it is not ours."""
+    def put_child(self, body: Mapping[str, Any]) -> Seen:
+        """A child as a watch or a write delivers it."""
         key, meta = key_of(body), body["metadata"]
         if key is None or meta["uid"] in self._deleted:
-            return key
+            return Seen(key, False)
         place = (body["kind"], meta["name"])
         held = self._children[key].get(place)
-        if held is None or _is_newer(meta["resourceVersion"], held.resource_version):
-            self._children[key][place] = HeldChild(
-                view=child(body),
-                resource_version=meta["resourceVersion"],
-                owner_uid=owner_uid(body),
-                fields=owned_fields(meta.get("managedFields") or ()),
-            )
-        return key
+        if held is not None and not _is_newer(meta["resourceVersion"], held.resource_version):
+            return Seen(key, False)
+        new = self._children[key][place] = HeldChild(
+            view=child(body),
+            resource_version=meta["resourceVersion"],
+            owner_uid=owner_uid(body),
+            fields=owned_fields(meta.get("managedFields") or ()),
+        )
+        return Seen(key, held is None or replace(held, resource_version=new.resource_version) != new)
 
     def drop_child(self, body: Mapping[str, Any]) -> Key | None:
         """A child is gone, says a watch."""
@@ -137,17 +153,17 @@ class Cache:
         """The children, by kind and name, that the TurboDeployment with this uid controls."""
         return {place: held for place, held in self._children[key].items() if held.owner_uid == uid}
 
-    def put_pod(self, body: Mapping[str, Any]) -> tuple[Key | None, bool]:
-        """A pod as a watch delivers it; the key it belongs to, and whether what we look at changed."""
+    def put_pod(self, body: Mapping[str, Any]) -> Seen:
+        """A pod as a watch delivers it."""
         key, meta = key_of(body), body["metadata"]
         if key is None:
-            return None, False
+            return Seen(None, False)
         value: PodView | InspectPod = inspect_pod(body) if is_inspect_pod(body) else serving_pod(body)
         held = self._pods[key].get(meta["name"])
         if held is not None and not _is_newer(meta["resourceVersion"], held.resource_version):
-            return key, False
+            return Seen(key, False)
         self._pods[key][meta["name"]] = _Held(meta["resourceVersion"], meta["uid"], value)
-        return key, held is None or held.value != value
+        return Seen(key, held is None or held.value != value)
 
     def drop_pod(self, body: Mapping[str, Any]) -> Key | None:
         """A pod is gone."""
@@ -198,33 +214,39 @@ class Cache:
             if isinstance(pod, PodView) and pod.ready and pod.ip and not pod.terminating
         ]
 
-    def keep_only(self, kind: str, uids: Iterable[str], resource_version: str) -> set[Key]:
+    def keep_only(
+        self, kind: str, uids: Iterable[str], resource_version: str, namespace: str | None = None
+    ) -> set[Key]:
         """Drop what a full list of a kind, taken at `resource_version`, does not show; the keys that lost.
 
+        The list is one namespace's, or with None everybody's.
         A watch that was cut off for long enough misses deletions. What is newer than the list stays.
         """
         there = set(uids)
 
-        def gone(uid: str, version: str) -> bool:
-            return uid not in there and not _is_newer(version, resource_version)
+        def gone(key: Key, uid: str, version: str) -> bool:
+            listed = namespace is None or key.namespace == namespace
+            return listed and uid not in there and not _is_newer(version, resource_version)
 
         woken: set[Key] = set()
         if kind == TURBODEPLOYMENT:
             for key in [
-                key for key, held in self._deployments.items() if gone(held.uid, held.resource_version)
+                key for key, held in self._deployments.items() if gone(key, held.uid, held.resource_version)
             ]:
                 del self._deployments[key]
                 woken.add(key)
         elif kind == "Pod":
             for key, pods in self._pods.items():
-                for name in [name for name, held in pods.items() if gone(held.uid, held.resource_version)]:
+                for name in [
+                    name for name, held in pods.items() if gone(key, held.uid, held.resource_version)
+                ]:
                     del pods[name]
                     self._loads.pop((key.namespace, name), None)
                     woken.add(key)
         else:
             for key, children in self._children.items():
                 for place in [place for place, held in children.items() if place[0] == kind]:
-                    if gone(children[place].view.uid, children[place].resource_version):
+                    if gone(key, children[place].view.uid, children[place].resource_version):
                         del children[place]
                         woken.add(key)
         return woken

@@ -20,3 +20,8 @@ DEPLOYMENTS = Gauge("turbo_operator_deployments", "TurboDeployments known to the
 SCRAPES = Counter(
     "turbo_operator_scrapes", "Reads of a serving pod's load, by result: ok or failed.", ["result"]
 )
+DEPLOYMENT_REQUESTS = Gauge(
+    "turbo_operator_deployment_requests",
+    "Requests in the ready pods of a TurboDeployment, as last scraped, by state: running or waiting.",
+    ["namespace", "name", "state"],
+)

@@ -83,7 +83,7 @@ def test_an_object_without_our_label_belongs_to_nobody() -> None:
     cache = Cache()
     body = child()
     body["metadata"]["labels"] = {"app": "chat"}
-    assert cache.put_child(body) is None
+    assert cache.put_child(body).key is None
     assert cache.observe(KEY, "td").children == ()
 
 

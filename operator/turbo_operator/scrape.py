@@ -1,0 +1,75 @@
+"""The only mouth to runtimes: reads the load of every ready pod, a small JSON document, every few seconds.
+
+A pod that does not answer in time, or answers what is no load, is unknown until it does: absent, never zero.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+
+import aiohttp
+
+from turbo_operator import metrics
+from turbo_operator.cache import Cache, Key
+from turbo_operator.observed import PodView
+from turbo_runtime.contract import LOAD_PATH, PORT, Load
+
+NUM_CONNECTIONS = 64  # pods asked at the same time
+
+log = logging.getLogger(__name__)
+
+
+class Scraper:
+    """Keeps the loads in `cache` fresh: every `period` seconds, `timeout` seconds for one pod's answer."""
+
+    def __init__(self, cache: Cache, period: float, timeout: float) -> None:
+        self._cache = cache
+        self._period = period
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._reported: set[Key] = set()
+
+    async def run(self) -> None:
+        """Scrape until cancelled."""
+        connector = aiohttp.TCPConnector(limit=NUM_CONNECTIONS)
+        async with aiohttp.ClientSession(connector=connector, timeout=self._timeout) as session:
+            while True:
+                await self.scrape(session)
+                await asyncio.sleep(self._period)
+
+    async def scrape(self, session: aiohttp.ClientSession) -> None:
+        """Ask every ready pod once."""
+        pods = self._cache.ready_pods()
+        loads = await asyncio.gather(*(self._ask(session, pod) for _, pod in pods))
+        by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
+        for (key, pod), load in zip(pods, loads, strict=True):
+            self._cache.put_load(key.namespace, pod.name, load)
+            if load is not None:
+                by_deployment[key].append(load)
+        self._report(by_deployment)
+
+    async def _ask(self, session: aiohttp.ClientSession, pod: PodView) -> Load | None:
+        host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
+        try:
+            async with session.get(f"http://{host}:{PORT}{LOAD_PATH}") as answer:
+                answer.raise_for_status()
+                load = Load.from_json(await answer.text())
+        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+            metrics.SCRAPES.labels("failed").inc()
+            log.debug("load of pod %s is unknown: %r", pod.name, error)
+            return None
+        metrics.SCRAPES.labels("ok").inc()
+        return load
+
+    def _report(self, loads: dict[Key, list[Load]]) -> None:
+        """The sums per TurboDeployment as gauges; one that nobody answers for has none."""
+        for key in self._reported - loads.keys():
+            for state in ("running", "waiting"):
+                metrics.DEPLOYMENT_REQUESTS.remove(key.namespace, key.name, state)
+        for key, known in loads.items():
+            running = sum(load.running_requests for load in known)
+            waiting = sum(load.waiting_requests for load in known)
+            metrics.DEPLOYMENT_REQUESTS.labels(key.namespace, key.name, "running").set(running)
+            metrics.DEPLOYMENT_REQUESTS.labels(key.namespace, key.name, "waiting").set(waiting)
+        self._reported = set(loads)
