@@ -21,7 +21,7 @@ from turbo_operator.render.inspection import (
     job_name,
 )
 from turbo_operator.render.pdb import pdb
-from turbo_operator.render.service import service
+from turbo_operator.render.service import service, url
 from turbo_operator.render.source import source_hash
 from turbo_operator.render.template import plan_hash, pod_template
 from turbo_operator.rollout import Variant
@@ -36,6 +36,7 @@ __all__ = [
     "job_name",
     "plan_hash",
     "source_hash",
+    "url",
 ]
 
 
