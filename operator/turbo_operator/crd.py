@@ -1,4 +1,4 @@
-"""Writes the CustomResourceDefinitions, for `kubectl apply` (crds/) and for the chart, from the records of `turbo_operator.api`.
+"""Writes the CustomResourceDefinitions for `kubectl apply` (crds/) and for the chart from the API's records.
 
 `python -m turbo_operator.crd` writes; with `--check` it exits 1 and names the files that differ.
 """
@@ -101,7 +101,7 @@ def _column(name: str, path: str, priority: int) -> dict[str, Any]:
 
 
 def structural(record: type[Record]) -> dict[str, Any]:
-    """The structural schema of a record: references inlined, `null` gone (absent is the only nothing), defaults kept."""
+    """The structural schema of a record: references inlined, `null` gone (absent is the only nothing)."""
     document = record.model_json_schema(mode="serialization")
     return _convert(document, document.get("$defs", {}))
 
@@ -158,7 +158,7 @@ def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """The node with `$ref`, `allOf` of one and `anyOf` with null replaced by what they stand for; outer keywords win."""
+    """The node with `$ref` and `anyOf` with null replaced by what they stand for; outer keywords win."""
     outer = dict(node)
     inner: Mapping[str, Any] | None = None
     if "$ref" in outer:
@@ -184,7 +184,7 @@ def files() -> dict[str, str]:
 
 
 def _as_template(definition: Mapping[str, Any]) -> str:
-    """The definition as a template of the chart: upgraded with it, and kept (with all objects) when it is uninstalled."""
+    """The definition as a template of the chart: upgraded with it, kept with all objects on uninstall."""
     text = _yaml(definition)
     if "{{" in text:
         raise ValueError("a text of the API contains '{{', which Helm would take for its own")
@@ -207,7 +207,7 @@ def _yaml(document: Mapping[str, Any]) -> str:
 class _Dumper(yaml.SafeDumper):
     """Without anchors: two equal texts are two texts."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  the signature is PyYAML's
         return True
 
 

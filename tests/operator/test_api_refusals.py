@@ -264,7 +264,7 @@ def test_parse_refuses_what_is_no_turbodeployment(document: object) -> None:
         api.parse(document)
 
 
-WRONG_ACCELERATORS = {
+WRONG_ACCELERATORS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "no-memory": ("spec.memoryGiB", "Required value", {"resourceName": "cpu"}),
     "memory-unit": ("spec.memoryGiB", "write GiB above 0", {"resourceName": "cpu", "memoryGiB": "80Gi"}),
     "memory-zero": ("spec.memoryGiB", "write GiB above 0", {"resourceName": "cpu", "memoryGiB": 0}),
