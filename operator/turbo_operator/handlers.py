@@ -1,0 +1,231 @@
+"""kopf wiring only: indices and event handlers that feed the cache and the queue, start-up, probes.
+
+kopf watches, re-authenticates and serves the probe; it never writes. There are only event handlers and
+indices, so that no finalizer and no annotation ever lands on a user's object. Work starts when every kind
+has been listed once: kopf calls no event handler before that, so the first one opens the gate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+import prometheus_client
+
+from turbo_operator import kube, logs, metrics, resources, shipped
+from turbo_operator.api import LABEL_DEPLOYMENT, InvalidObject, parse_accelerator
+from turbo_operator.cache import Cache, Key, Seen
+from turbo_operator.catalog import as_row
+from turbo_operator.kube import Kube, KubeError
+from turbo_operator.reconcile import Reconciler
+from turbo_operator.resources import Resource
+from turbo_operator.scrape import Scraper
+from turbo_operator.settings import Settings
+from turbo_operator.workqueue import WorkQueue
+
+HEALTH_PATH = "/healthz"
+
+log = logging.getLogger(__name__)
+
+Body = dict[str, Any]
+
+
+class Operator:
+    """The rooms of one operator process, wired."""
+
+    def __init__(self, settings: Settings, api: Kube) -> None:
+        self.settings = settings
+        self.api = api
+        self.cache = Cache()
+        self.queue: WorkQueue[Key] = WorkQueue(
+            Reconciler(self.cache, api, settings, time.time).reconcile, num_workers=settings.num_workers
+        )
+        self.listed = asyncio.Event()  # every kind, once: before that a missing child may only be unseen
+        metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
+        metrics.DEPLOYMENTS.set_function(lambda: len(self.cache.all_keys()))
+
+    async def run(self) -> None:
+        """Run until a signal ends it; raises what broke it."""
+        namespaces = self.settings.namespaces
+        async with asyncio.TaskGroup() as group:
+            scraper = Scraper(self.cache, self.settings.scrape_seconds, self.settings.scrape_timeout_seconds)
+            tasks = [
+                group.create_task(self._work()),
+                group.create_task(self._resync()),
+                group.create_task(scraper.run()),
+            ]
+            await kopf.operator(
+                registry=self.registry(),
+                settings=framework_settings(),
+                standalone=True,
+                clusterwide=not namespaces,
+                namespaces=namespaces,
+                liveness_endpoint=f"http://0.0.0.0:{self.settings.health_port}{HEALTH_PATH}",
+            )
+            for task in tasks:
+                task.cancel()
+
+    # Feeding: what a watch shows goes into the cache; what it changes wakes the keys concerned.
+
+    def put(self, resource: Resource, body: Body) -> None:
+        """An object as a watch or a list shows it."""
+        if resource is resources.TURBOACCELERATOR:
+            self._put_accelerator(body)
+            return
+        seen: Seen
+        if resource is resources.TURBODEPLOYMENT:
+            seen = self.cache.put_deployment(body)
+        elif resource is resources.POD:
+            seen = self.cache.put_pod(body)
+        else:
+            seen = self.cache.put_child(body)
+        if seen.changed and seen.key is not None:
+            self.queue.add(seen.key)
+
+    def drop(self, resource: Resource, body: Body) -> None:
+        """An object is gone."""
+        if resource is resources.TURBOACCELERATOR:
+            if self.cache.drop_accelerator(body["metadata"]["name"]):
+                self._wake_all()
+        elif resource is resources.TURBODEPLOYMENT:
+            self.queue.forget(self.cache.drop_deployment(body))
+        else:
+            drop = self.cache.drop_pod if resource is resources.POD else self.cache.drop_child
+            key = drop(body)
+            if key is not None:
+                self.queue.add(key)
+
+    def _put_accelerator(self, body: Body) -> None:
+        name = body["metadata"]["name"]
+        try:
+            changed = self.cache.put_accelerator(as_row(parse_accelerator(body)))
+        except InvalidObject as error:
+            # Stored before its rule was. One that cannot be read cannot be planned with.
+            log.warning("TurboAccelerator is left out: %s", error, extra={"object": name})
+            changed = self.cache.drop_accelerator(name)
+        if changed:
+            self._wake_all()
+
+    def _wake_all(self) -> None:
+        for key in self.cache.all_keys():
+            self.queue.add(key)
+
+    async def _work(self) -> None:
+        await self.listed.wait()
+        log.info("watching", extra={"deployments": len(self.cache.all_keys())})
+        await self.queue.run()
+
+    async def _resync(self) -> None:
+        """List everything now and then: a watch that was cut off for too long has missed deletions."""
+        await self.listed.wait()
+        while True:
+            await asyncio.sleep(self.settings.resync_seconds)
+            try:
+                for resource in WATCHED:
+                    for namespace in (self.settings.namespaces if resource.namespaced else ()) or (None,):
+                        await self._relist(resource, namespace)
+            except KubeError as error:
+                log.warning("could not list: %s", error.message)
+
+    async def _relist(self, resource: Resource, namespace: str | None) -> None:
+        selector = LABEL_DEPLOYMENT if resource in LABELLED else None
+        items, version = await self.api.list_all(resource, namespace, selector)
+        for body in items:
+            self.put(resource, body)
+        if resource is resources.TURBOACCELERATOR:
+            if self.cache.keep_accelerators(body["metadata"]["name"] for body in items):
+                self._wake_all()
+            return
+        uids = [body["metadata"]["uid"] for body in items]
+        for key in self.cache.keep_only(resource.kind, uids, version, namespace):
+            self.queue.add(key)
+
+    # kopf
+
+    def registry(self) -> kopf.OperatorRegistry:
+        """Every handler that kopf calls; async ones, since others would run in a thread of their own."""
+        registry = kopf.OperatorRegistry()
+        kopf.on.login(registry=registry)(login)
+        kopf.on.probe(id="waiting", registry=registry)(self._probe)
+        for resource in WATCHED:
+            place = (resource.group, resource.version, resource.plural)
+            kopf.index(*place, id=f"index-{resource.plural}", registry=registry)(self._indexer(resource))
+            kopf.on.event(*place, id=f"event-{resource.plural}", registry=registry)(self._watcher(resource))
+        return registry
+
+    def _indexer(self, resource: Resource) -> Callable[..., Any]:
+        async def index(body: kopf.Body, **_: object) -> None:
+            self.put(resource, dict(body))
+
+        return index
+
+    def _watcher(self, resource: Resource) -> Callable[..., Any]:
+        async def event(type: str | None, body: kopf.Body, **_: object) -> None:  # noqa: A002  kopf's name
+            self.listed.set()
+            if type == "DELETED":
+                self.drop(resource, dict(body))
+
+        return event
+
+    async def _probe(self, **_: object) -> int:
+        return self.queue.num_waiting
+
+
+WATCHED = (
+    resources.TURBODEPLOYMENT,
+    resources.TURBOACCELERATOR,
+    resources.POD,
+    *resources.CHILDREN.values(),
+)
+# Of these the API server sends only what bears our label: pods of strangers are most of a cluster.
+LABELLED = (resources.POD, *resources.CHILDREN.values())
+
+
+def framework_settings() -> kopf.OperatorSettings:
+    """kopf watches and nothing else: it posts no events, scans for no later kinds, stores no progress."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    for resource in LABELLED:
+        place = (resource.group, resource.version, resource.plural)
+        settings.watching.label_selectors[place] = LABEL_DEPLOYMENT
+    return settings
+
+
+async def login(**arguments: Any) -> kopf.ConnectionInfo | None:
+    """The same way in as kube.connect takes."""
+    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+
+
+async def serve(settings: Settings) -> None:
+    """One operator process from start to its signal."""
+    async with kube.connect() as api:
+        for resource in (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR):
+            if not await api.serves(resource):
+                raise MissingKindError(
+                    f"The API server does not know {resource.kind}: install the "
+                    "CustomResourceDefinitions first (the chart does, unless crds.install is false)."
+                )
+        if settings.apply_catalogue:
+            await shipped.apply(api)
+        await Operator(settings, api).run()
+
+
+class MissingKindError(Exception):
+    """A CustomResourceDefinition is not installed; the message says what to do."""
+
+
+def run(settings: Settings) -> int:
+    """Run the operator until it is told to stop; the exit code."""
+    logs.configure(settings.log_format, settings.log_level)
+    prometheus_client.start_http_server(settings.metrics_port)
+    try:
+        asyncio.run(serve(settings))
+    except (MissingKindError, KubeError) as error:
+        log.error("%s", error)
+        return 1
+    return 0

@@ -1,0 +1,199 @@
+"""Order only: observe -> plan -> scale -> rollout -> render -> apply -> status.
+
+One read phase, one decision, one write phase. Level-triggered: nothing is remembered between two looks that
+the cluster does not hold, so a process that dies anywhere is continued by the next one. Deletion is the
+garbage collector's work, by owner references.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from turbo_operator import inspect, metrics, planner, render, rollout, scaler, status
+from turbo_operator.api import (
+    ANNOTATION_APPLIED_HASH,
+    API_VERSION,
+    TURBODEPLOYMENT,
+    ConditionType,
+    InvalidObject,
+    TurboDeployment,
+    TurboDeploymentStatus,
+    parse,
+)
+from turbo_operator.cache import Cache, HeldChild, Key, owner_uid
+from turbo_operator.kube import GoneError, Kube, KubeError, RefusedError
+from turbo_operator.observed import Observed, Plan
+from turbo_operator.ownership import owns
+from turbo_operator.resources import CHILDREN
+from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
+from turbo_operator.scaler import Scale
+from turbo_operator.settings import Settings
+
+# What these hold cannot be changed; their names say what is in them.
+IMMUTABLE = frozenset({"ControllerRevision", "Job"})
+
+log = logging.getLogger(__name__)
+
+Manifest = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Decision:
+    """What one look has come to, before anything is written."""
+
+    scale: Scale
+    plan: Plan | None
+    plan_hash: str | None
+    children: tuple[Manifest, ...]
+
+
+class Reconciler:
+    """Brings one TurboDeployment at a time to what it asks for. `clock` gives seconds since the epoch."""
+
+    def __init__(self, cache: Cache, api: Kube, settings: Settings, clock: Callable[[], float]) -> None:
+        self._cache = cache
+        self._api = api
+        self._settings = settings
+        self._clock = clock
+        self._futile: set[tuple[str, str]] = set()  # uid and hash of children whose apply changed nothing
+
+    async def reconcile(self, key: Key) -> float | None:
+        """One look; the seconds until the next. Raises KubeError for what only time can mend."""
+        body = self._cache.deployment(key)
+        if body is None or "deletionTimestamp" in body["metadata"]:
+            return None
+        with metrics.RECONCILE_SECONDS.time():
+            try:
+                td = parse(body)
+            except InvalidObject as error:
+                await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
+            else:
+                await self._bring_about(key, body, td)
+        return self._settings.resync_seconds
+
+    async def _bring_about(self, key: Key, body: Mapping[str, Any], td: TurboDeployment) -> None:
+        observed = self.observe(key, td)
+        decision = decide(td, observed, self._settings)
+        refused: str | None = None
+        broken: KubeError | None = None
+        try:
+            await self._write_children(key, td, decision.children)
+        except RefusedError as error:  # a matter for the user: shown, and tried again when something changes
+            refused = error.message
+            log.warning("refused: %s", error.message, extra={"object": str(key)})
+        except KubeError as error:  # a matter of time: the status is written all the same
+            broken = error
+        new = status.compute(
+            td, observed, decision.scale, decision.plan, decision.plan_hash, self._clock(), refused
+        )
+        await self._write_status(key, body, new)
+        if broken is not None:
+            raise broken
+
+    def observe(self, key: Key, td: TurboDeployment) -> Observed:
+        """The read phase: all of it from the cache."""
+        observed = self._cache.observe(key, td.metadata.uid)
+        facts, error = inspect.read(td, observed.children, self._cache.inspect_pods(key))
+        return dataclasses.replace(observed, model=facts, model_error=error)
+
+    async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
+        """Apply what is missing or different, in order, then remove what is not wanted.
+
+        Raises the first error, and prunes only when everything was applied: what is to go may be all that
+        still serves.
+        """
+        held = self._cache.children(key, td.metadata.uid)
+        await self._look_for_strangers(key, td, [each for each in wanted if _place(each) not in held])
+        held = self._cache.children(key, td.metadata.uid)
+        for manifest in wanted:
+            if self._is_to_be_written(manifest, held.get(_place(manifest))):
+                await self._apply(key, manifest, held.get(_place(manifest)))
+        places = {_place(manifest) for manifest in wanted}
+        for place, child in held.items():
+            if place not in places:
+                await self._api.delete(CHILDREN[place[0]], key.namespace, child.view.name, child.view.uid)
+                self._cache.deleted(key, child.view)
+                log.info("removed", extra={"object": str(key), "kind": place[0], "child": place[1]})
+
+    async def _look_for_strangers(self, key: Key, td: TurboDeployment, missing: Sequence[Manifest]) -> None:
+        """Before anything is created: an object of that name that is not ours is never taken over."""
+        for manifest in missing:
+            kind, name = _place(manifest)
+            there = await self._api.get(CHILDREN[kind], key.namespace, name)
+            if there is None:
+                continue
+            if owner_uid(there) != td.metadata.uid:
+                raise RefusedError(
+                    409,
+                    "AlreadyExists",
+                    f"{kind} {name} is there already and belongs to somebody else: delete it, or rename this "
+                    f"{TURBODEPLOYMENT}.",
+                )
+            self._cache.put_child(there)
+
+    def _is_to_be_written(self, manifest: Manifest, held: HeldChild | None) -> bool:
+        if held is None:
+            return True
+        if manifest["kind"] in IMMUTABLE:
+            return False
+        if held.view.applied_hash != _hash(manifest):
+            return True
+        return not owns(held.fields, manifest) and (held.view.uid, _hash(manifest)) not in self._futile
+
+    async def _apply(self, key: Key, manifest: Manifest, held: HeldChild | None) -> None:
+        kind, name = _place(manifest)
+        there = await self._api.apply(CHILDREN[kind], manifest)
+        self._cache.put_child(there)
+        if held is not None and there["metadata"]["resourceVersion"] == held.resource_version:
+            # The API server keeps some field under no name: asking again would change nothing again.
+            self._futile.add((held.view.uid, _hash(manifest)))
+        changed = held is None or held.view.applied_hash != _hash(manifest)
+        done = "created" if held is None else "updated" if changed else "restored"
+        log.info(done, extra={"object": str(key), "kind": kind, "child": name})
+
+    async def _write_status(self, key: Key, body: Mapping[str, Any], new: TurboDeploymentStatus) -> None:
+        document = new.dump()
+        if document == body.get("status"):
+            return
+        identity = {"name": key.name, "namespace": key.namespace, "uid": body["metadata"]["uid"]}
+        wanted = {
+            "apiVersion": API_VERSION,
+            "kind": TURBODEPLOYMENT,
+            "metadata": identity,
+            "status": document,
+        }
+        try:
+            self._cache.put_deployment(await self._api.apply_status(DEPLOYMENTS, wanted))
+        except GoneError:  # deleted meanwhile: its event is on its way
+            return
+        ready = new.condition(ConditionType.READY)
+        if ready is not None:
+            said = {"ready": ready.status, "reason": ready.reason, "why": ready.message}
+            log.info("status", extra={"object": str(key), **said})
+
+
+def decide(td: TurboDeployment, observed: Observed, settings: Settings) -> _Decision:
+    """The decision, pure: the same observation gives the same children."""
+    scale = scaler.scale(td.spec)
+    plan: Plan | None = None
+    plan_hash: str | None = None
+    if observed.model is not None:
+        plan = planner.plan(td.spec, observed.model.shape, observed.accelerators, scale.replicas)
+        if plan.choice is not None:
+            plan_hash = render.plan_hash(td, plan.choice, observed.model)
+    variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
+    choice = plan.choice if plan is not None else None
+    return _Decision(scale, plan, plan_hash, tuple(render.children(td, observed, choice, variants, settings)))
+
+
+def _place(manifest: Manifest) -> tuple[str, str]:
+    return manifest["kind"], manifest["metadata"]["name"]
+
+
+def _hash(manifest: Manifest) -> str:
+    applied: str = manifest["metadata"]["annotations"][ANNOTATION_APPLIED_HASH]
+    return applied
