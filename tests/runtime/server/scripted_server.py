@@ -1,0 +1,154 @@
+"""The real server over an engine that follows a script: run as a program, with the arguments of `turbo serve`.
+
+The engine echoes. Its greedy answer is the prompt's own tokens and then the end-of-sequence token; a sampled answer is
+the prompt rotated by seed + choice. With speculation a step brings three tokens, without it one. Some words make it
+misbehave: a prompt that starts with `hold` is repeated slowly until max_tokens, `fail` is answered with an error and
+`crash` ends the process. A model named `unloadable` fails to load, `vanishing` dies while it loads, and `slow` waits
+for a Stop. What the engine is told is written to the file that SCRIPTED_ENGINE_LOG names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
+from turbo_runtime.server.run import run_server
+
+EOS = "<|end|>"
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'assistant' and loop.first %}"
+    "{{ raise_exception('an assistant does not speak first') }}{% endif %}{{ m.content }}{% endfor %}"
+)
+SLOW_STEP_SECONDS = 0.02
+
+
+def write_tokenizer(directory: Path) -> Tokenizer:
+    """A byte-level tokenizer without merges of its own: any text, one to four tokens for a character."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["hello world, the quick brown fox; hello again, world"], trainer)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(json.dumps({"eos_token": EOS}), encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return tokenizer
+
+
+class Script:
+    """One request's answer, given away step by step."""
+
+    def __init__(self, submit: Submit, text: str, eos: int) -> None:
+        params = submit.params
+        turn = (params.seed + submit.choice) % len(submit.prompt) if params.temperature else 0
+        echo = (*submit.prompt[turn:], *submit.prompt[:turn])
+        self.submit, self.text, self.eos = submit, text, eos
+        self.slow = text.startswith("hold")
+        self.tokens = list(echo * (params.max_tokens // len(echo) + 1) if self.slow else (*echo, eos))
+        self.tokens = self.tokens[: params.max_tokens]
+
+    def step(self) -> TokenEvent:
+        if self.text.startswith("fail"):
+            return TokenEvent(self.submit.request_id, finish_reason="error", error="The script says so.")
+        speculative = self.submit.params.speculation and not self.slow
+        now, self.tokens = (
+            (self.tokens[:3], self.tokens[3:]) if speculative else (self.tokens[:1], self.tokens[1:])
+        )
+        drafted = {"drafted": 4, "accepted": len(now) - 1} if speculative else {}
+        reason = None if self.tokens else "stop" if now[-1] == self.eos else "length"
+        return TokenEvent(self.submit.request_id, tuple(now), reason, **drafted)
+
+
+class Engine:
+    def __init__(self, config: RuntimeConfig, inbox, outbox, tokenizer_dir: str) -> None:
+        self.tokenizer = write_tokenizer(Path(tokenizer_dir))
+        self.inbox, self.outbox = inbox, outbox
+        self.eos = self.tokenizer.token_to_id(EOS)
+        self.running: dict[str, Script] = {}
+        self.generated = self.prompted = self.drafts = self.drafted = self.accepted = 0
+        self.log = Path(os.environ.get("SCRIPTED_ENGINE_LOG", os.devnull)).open("a", encoding="utf-8")
+        outbox.put(
+            Ready(
+                guarantee="bytes",
+                arithmetic={"576x576": "X @ Wt"},
+                max_model_len=config.max_model_len or 2048,
+                kv_blocks=1024,
+                vocab_size=self.tokenizer.get_vocab_size(),
+                eos_token_ids=(self.eos,),
+                digest="sha256:feed",
+            )
+        )
+
+    def run(self) -> None:
+        while self.listen():
+            if self.running:
+                self.step()
+
+    def listen(self) -> bool:
+        """Take in what the server says; False once it says Stop. Waits while there is nothing to do."""
+        pace = SLOW_STEP_SECONDS if any(script.slow for script in self.running.values()) else 0.0
+        try:
+            message = self.inbox.get(timeout=pace) if self.running else self.inbox.get()
+            while True:
+                print(message, file=self.log, flush=True)
+                if isinstance(message, Stop):
+                    return False
+                if isinstance(message, Submit):
+                    self.admit(message)
+                elif isinstance(message, Cancel):
+                    self.running.pop(message.request_id, None)
+                message = self.inbox.get_nowait()
+        except queue.Empty:
+            return True
+
+    def admit(self, submit: Submit) -> None:
+        text = self.tokenizer.decode(list(submit.prompt))
+        if text.startswith("crash"):
+            os._exit(3)
+        self.prompted += len(submit.prompt)
+        self.running[submit.request_id] = Script(submit, text, self.eos)
+
+    def step(self) -> None:
+        events = tuple(script.step() for script in self.running.values())
+        for event in events:
+            if event.finish_reason:
+                del self.running[event.request_id]
+            self.generated += len(event.tokens)
+            self.drafts += event.drafted > 0
+            self.drafted += event.drafted
+            self.accepted += event.accepted
+        stats = EngineStats(
+            running_requests=len(self.running),
+            running_tokens=16 * len(self.running),
+            kv_blocks_used=len(self.running),
+            drafts=self.drafts,
+            draft_tokens=self.drafted,
+            accepted_tokens=self.accepted,
+            accepted_per_position=(self.accepted, 0),
+            prompt_tokens=self.prompted,
+            generated_tokens=self.generated,
+        )
+        self.outbox.put(Step(events, stats))
+
+
+def scripted_engine(config: RuntimeConfig, inbox, outbox, tokenizer_dir: str) -> None:
+    if config.model == "unloadable":
+        outbox.put(Failed("There is no model at unloadable."))
+        return
+    if config.model == "vanishing":
+        os._exit(7)
+    if config.model == "slow":
+        inbox.get()
+        return
+    Engine(config, inbox, outbox, tokenizer_dir).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run_server(RuntimeConfig.from_argv(sys.argv[1:]), scripted_engine))
