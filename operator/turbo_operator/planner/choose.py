@@ -78,9 +78,15 @@ def plan(
                 fitting.append(outcome)
             else:
                 rejected.append(outcome)
+    # Failed candidates by how near they come, then by price, so that the first ones are worth reading.
+    rejected.sort(
+        key=lambda row: (NEAREST.index(PlanReason(row.reason)), _listed(accelerators, row.accelerator))
+    )
     if not fitting:
-        return _infeasible(rejected, replicas)
-    # `min` and `sorted` are stable: among equal prices the order above decides.
+        rows = _one_row_per_reason(rejected)
+        nearest = rows[0]
+        return Plan(None, replicas, nearest.reason, f"No plan is feasible. Nearest: {nearest.detail}", rows)
+    # Sorting is stable: among equal prices the order of the names decides.
     ranked = sorted(fitting, key=lambda choice: (_price(choice), choice.method == OFF))
     best = ranked[0]
     losers = [_loser(best, choice) for choice in ranked[1:]]
@@ -178,6 +184,12 @@ def _price(choice: Choice) -> Decimal:
     )  # unknown only where it is the one accelerator allowed
 
 
+def _listed(accelerators: Mapping[str, Accelerator], name: str) -> Decimal:
+    """The price of an accelerator for sorting: an unknown one comes last."""
+    price = accelerators[name].price_per_hour if name in accelerators else None
+    return Decimal("Infinity") if price is None else price
+
+
 def _loser(best: Choice, other: Choice) -> Rejected:
     name = other.accelerator.name
     extra = _price(other) - _price(best)
@@ -198,9 +210,3 @@ def _one_row_per_reason(rows: Sequence[Rejected]) -> tuple[Rejected, ...]:
     for row in rows:
         kept.setdefault((row.accelerator, row.reason), row)
     return tuple(kept.values())
-
-
-def _infeasible(rejected: Sequence[Rejected], replicas: int) -> Plan:
-    rows = _one_row_per_reason(rejected)
-    nearest = min(rows, key=lambda row: NEAREST.index(PlanReason(row.reason)))
-    return Plan(None, replicas, nearest.reason, f"No plan is feasible. Nearest: {nearest.detail}", rows)
