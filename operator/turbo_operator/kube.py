@@ -83,21 +83,24 @@ class Kube:
         except (GoneError, ConflictError):  # gone, or another object of the same name: not the one to delete
             return
 
-    async def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
-        """The object, or None."""
-        try:
-            return await self._request("GET", resource, resource.path(namespace, name))
-        except GoneError:
-            return None
+    async def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
+        """The object of that name, or None. A list of one: that needs no right beyond those of a watch."""
+        items, _ = await self._list(resource, namespace, [("fieldSelector", f"metadata.name={name}")])
+        return items[0] if items else None
 
     async def list_all(
         self, resource: Resource, namespace: str | None, label_selector: str | None = None
     ) -> tuple[list[dict[str, Any]], str]:
         """All objects of a kind in one namespace or in all, and the resource version that this shows."""
+        return await self._list(
+            resource, namespace, [("labelSelector", label_selector)] if label_selector else []
+        )
+
+    async def _list(
+        self, resource: Resource, namespace: str | None, selectors: list[tuple[str, str]]
+    ) -> tuple[list[dict[str, Any]], str]:
         items: list[dict[str, Any]] = []
-        query = [("limit", str(LIST_CHUNK))]
-        if label_selector:
-            query.append(("labelSelector", label_selector))
+        query = [("limit", str(LIST_CHUNK)), *selectors]
         page: list[tuple[str, str]] = []
         while True:
             answer = await self._request("GET", resource, resource.path(namespace), query=query + page)

@@ -123,7 +123,7 @@ class Reconciler:
         """Before anything is created: an object of that name that is not ours is never taken over."""
         for manifest in missing:
             kind, name = _place(manifest)
-            there = await self._api.get(CHILDREN[kind], key.namespace, name)
+            there = await self._api.find(CHILDREN[kind], key.namespace, name)
             if there is None:
                 continue
             if owner_uid(there) != td.metadata.uid:
