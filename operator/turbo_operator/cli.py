@@ -34,8 +34,8 @@ def plan(argv: list[str]) -> int:
     parser.add_argument(
         "--model",
         metavar="MODEL",
-        help="the model's shape: a folder with config.json, a config.json, what `turbo inspect` printed, or the "
-        "hub id of a shipped shape (default: the shipped shape of spec.model.uri)",
+        help="the model's shape: a folder with config.json, a config.json, the output of turbo inspect, or "
+        "the hub id of a shipped shape (default: the shipped shape of spec.model.uri)",
     )
     parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
     # argparse ends with 2 on a wrong flag; here 2 says that a plan is infeasible

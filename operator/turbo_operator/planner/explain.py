@@ -35,12 +35,13 @@ def drafting(method: str, max_draft_tokens: int) -> str:
 
 def chosen(choice: Choice, replicas: int, others: int) -> str:
     """Why this plan: what it takes and costs, and what it was measured against."""
+    pods = count(replicas, "replica")
     if choice.cost_per_hour is None:
         cost = "its price is unknown, and no other accelerator is allowed that could cost less"
     elif others:
-        cost = f"{money(choice.cost_per_hour)} $/h for {count(replicas, 'replica')}, the least of what fits"
+        cost = f"{money(choice.cost_per_hour)} $/h for {pods}, the least of what is feasible"
     else:
-        cost = f"{money(choice.cost_per_hour)} $/h for {count(replicas, 'replica')}, the only one that fits"
+        cost = f"{money(choice.cost_per_hour)} $/h for {pods}, the only feasible one"
     source = choice.accelerator.price_source
     told = f" (price: {source})" if source and choice.cost_per_hour is not None else ""
     how = drafting(choice.method, choice.max_draft_tokens)
