@@ -13,7 +13,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(
-    path for folder in ("operator", "runtime", "dev", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("operator", "runtime", "dev", "tests", "benchmarks")
+    for path in (ROOT / folder).rglob("*.py")
 )
 SOURCE_ROOTS = ("operator", "runtime", "dev", "tests")
 
@@ -35,16 +37,21 @@ def test_no_room_is_called_utils_helpers_common_or_manager() -> None:
 
 
 def run_python(code: str) -> str:
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
 
 def test_the_operator_imports_where_torch_and_transformers_are_not_installed() -> None:
-    assert run_python(
-        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-        "import turbo_operator.handlers, turbo_operator.cli; print('ok')"
-    ) == "ok"
+    assert (
+        run_python(
+            "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+            "import turbo_operator.handlers, turbo_operator.cli; print('ok')"
+        )
+        == "ok"
+    )
 
 
 def test_turbo_plan_imports_neither_kopf_nor_kubernetes_nor_scipy() -> None:
@@ -56,7 +63,10 @@ def test_turbo_plan_imports_neither_kopf_nor_kubernetes_nor_scipy() -> None:
 
 
 def test_importing_the_server_loads_no_torch() -> None:
-    assert run_python("import sys, turbo_runtime.server, turbo_runtime.cli; print('torch' in sys.modules)") == "False"
+    assert (
+        run_python("import sys, turbo_runtime.server, turbo_runtime.cli; print('torch' in sys.modules)")
+        == "False"
+    )
 
 
 def test_every_sub_command_of_turbo_can_be_loaded() -> None:

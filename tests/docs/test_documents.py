@@ -1,4 +1,4 @@
-"""What README and docs show is true: YAML is accepted, commands exist, links lead somewhere, figures are a benchmark's."""
+"""What README and docs show is true: YAML is accepted, commands exist, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import re
 import shlex
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
 import yaml
 
 from turbo_dev.access import Access
+from turbo_operator.api import names
+from turbo_runtime import contract
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -22,11 +25,11 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 
 def blocks(language: str) -> list[tuple[str, str]]:
     """(document, text) of every fenced block in that language."""
-    found = []
-    for document in DOCUMENTS:
-        for match in re.finditer(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S):
-            found.append((str(document.relative_to(ROOT)), match.group(1)))
-    return found
+    return [
+        (str(document.relative_to(ROOT)), match.group(1))
+        for document in DOCUMENTS
+        for match in re.finditer(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S)
+    ]
 
 
 def objects() -> list[tuple[str, dict[str, object]]]:
@@ -36,7 +39,9 @@ def objects() -> list[tuple[str, dict[str, object]]]:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize(("where", "item"), objects(), ids=lambda value: value if isinstance(value, str) else value["kind"])
+@pytest.mark.parametrize(
+    ("where", "item"), objects(), ids=lambda value: value if isinstance(value, str) else value["kind"]
+)
 def test_the_api_server_accepts_every_object_shown(
     where: str, item: dict[str, object], control_plane_with_crds: Access
 ) -> None:
@@ -54,9 +59,11 @@ def commands() -> list[tuple[str, list[str]]]:
             words = shlex.split(line, comments=True)
             if words:
                 found.append((where, words))
-    for document in DOCUMENTS:
-        for match in re.finditer(r"`(make [a-z-]+[^`]*)`", document.read_text()):
-            found.append((str(document.relative_to(ROOT)), shlex.split(match.group(1))))
+    found += [
+        (str(document.relative_to(ROOT)), shlex.split(match.group(1)))
+        for document in DOCUMENTS
+        for match in re.finditer(r"`(make [a-z-]+[^`]*)`", document.read_text())
+    ]
     return found
 
 
@@ -99,3 +106,23 @@ def test_python_shown_is_python(where: str, code: str) -> None:
 def test_links_between_documents_lead_somewhere(document: Path) -> None:
     targets = re.findall(r"\]\((?!https?://)([^)#]+)", document.read_text())
     assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+def test_operations_names_every_condition_and_reason_there_is() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    enums = [
+        value for value in vars(names).values() if isinstance(value, type) and issubclass(value, StrEnum)
+    ]
+    words = {str(member) for enum in enums for member in enum if enum is not StrEnum}
+    assert {word for word in words if f"`{word}`" not in text} == set()
+
+
+def test_operations_names_every_metric_of_the_runtime() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    metrics = [
+        value
+        for value in vars(contract).values()
+        if isinstance(value, str) and value.startswith(("vllm:", "turbo:"))
+    ]
+    assert {metric for metric in metrics if f"`{metric}`" not in text} == set()
+    assert set(re.findall(r"`((?:vllm|turbo):[a-z_]+)`", text)) <= set(metrics)
