@@ -112,7 +112,7 @@ def test_install_upgrade_uninstall_and_install_again(
     release("uninstall", "turbo", "--wait")
     cluster.kubectl("wait", "--for=delete", "crd/turbodeployments.serving.turbo.dev")
     with pytest.raises(
-        CommandError, match="could not find the requested resource|doesn't have a resource type"
+        CommandError, match=r"could not find the requested resource|doesn't have a resource type"
     ):
         cluster.get("td", "kept")
 

@@ -55,7 +55,6 @@ class PlanReason(StrEnum):
 
     FEASIBLE = "Feasible"
     OVER_BUDGET = "OverBudget"
-    NO_CAPACITY = "NoCapacity"
     OUT_OF_MEMORY = "OutOfMemory"
     PRICE_UNKNOWN = "PriceUnknown"
     NO_PROFILE = "NoProfile"  # no TurboAccelerator of that name
