@@ -25,6 +25,7 @@ NODE_PROGRAMS = {
 IMAGE_PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap"}
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
+_MIRROR = re.compile(r"^(?:URIs:|deb\b[^#\n]*?)\s+(?P<url>https?://\S+/debian/?)(?:\s|$)", re.MULTILINE)
 _CHANGE = re.compile(r"^Inst (?P<name>\S+) (?:\[(?P<old>[^]]+)\] )?\((?P<new>\S+)")
 
 
@@ -84,6 +85,16 @@ def install(wanted: Plan) -> None:
         run(["apt-get", "install", *options, *wanted.wanted], env=env)
         if any(change.name == "containerd" and change.old is None for change in wanted.changes):
             _disable("containerd.service")
+
+
+def apt_mirror() -> str:
+    """The Debian mirror that this machine uses, Debian's own where it names none."""
+    for file in (Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))):
+        if file.is_file():
+            found = _MIRROR.search(file.read_text(encoding="utf-8", errors="replace"))
+            if found:
+                return found["url"]
+    return "http://deb.debian.org/debian"
 
 
 def _simulate(names: list[str]) -> list[Change]:

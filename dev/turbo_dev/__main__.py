@@ -1,0 +1,74 @@
+"""python -m turbo_dev: the embedded cluster, the images, the demo."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from . import images
+from .binaries import GoMissingError
+from .cluster import Cluster, NotRootError, names
+from .progress import say
+from .sandbox import SandboxError
+from .shell import CommandError
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; the exit status is 0 when it did what it says."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.run(options) or 0)
+    except KeyboardInterrupt:
+        say("\nStopped. The same command goes on from here.")
+        return 130
+    except (CommandError, GoMissingError, NotRootError, SandboxError, TimeoutError) as error:
+        say(f"\n{error}")
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="turbo_dev", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    up = commands.add_parser("up", help="bring the embedded cluster up; prints its kubeconfig")
+    up.add_argument("--name", default="demo")
+    up.set_defaults(run=_up)
+
+    down = commands.add_parser("down", help="remove the embedded cluster")
+    down.add_argument("--name", default="demo")
+    down.set_defaults(run=_down)
+
+    status = commands.add_parser("status", help="say which embedded clusters there are")
+    status.set_defaults(run=_status)
+
+    build = commands.add_parser("images", help="build the images")
+    build.add_argument("--registry", help="host[:port]/path to push them to")
+    build.set_defaults(run=_images)
+    return parser
+
+
+def _up(options: argparse.Namespace) -> None:
+    print(Cluster(options.name).up().kubeconfig)
+
+
+def _down(options: argparse.Namespace) -> None:
+    if not Cluster(options.name).down():
+        say(f"No embedded cluster `{options.name}` is up: nothing to do.")
+
+
+def _status(_: argparse.Namespace) -> None:
+    for name in names():
+        cluster = Cluster(name)
+        print(f"{name}: {'up' if cluster.healthy() else 'broken'}, {cluster.directory}")
+
+
+def _images(options: argparse.Namespace) -> None:
+    built = images.build()
+    if options.registry:
+        images.publish(built, options.registry)
+    for image in built:
+        print(image.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
