@@ -1,10 +1,11 @@
-"""The real server over an engine that follows a script: run as a program, with the arguments of `turbo serve`.
+"""The real server over an engine that follows a script; a program with `turbo serve`'s arguments.
 
-The engine echoes. Its greedy answer is the prompt's own tokens and then the end-of-sequence token; a sampled answer is
-the prompt rotated by seed + choice. With speculation a step brings three tokens, without it one. Some words make it
-misbehave: a prompt that starts with `hold` is repeated slowly until max_tokens, `fail` is answered with an error and
-`crash` ends the process. A model named `unloadable` fails to load, `vanishing` dies while it loads, and `slow` waits
-for a Stop. What the engine is told is written to the file that SCRIPTED_ENGINE_LOG names.
+The engine echoes. Its greedy answer is the prompt's own tokens and then the end-of-sequence token; a
+sampled answer is the prompt rotated by seed + choice. With speculation a step brings three tokens, without
+it one. Some words make it misbehave: a prompt that starts with `hold` is repeated slowly until max_tokens,
+`fail` is answered with an error and `crash` ends the process. A model named `unloadable` fails to load,
+`vanishing` dies while it loads, and `slow` waits for a Stop. What the engine is told is written to the file
+that SCRIPTED_ENGINE_LOG names.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import os
 import queue
 import sys
 from pathlib import Path
+from typing import TextIO
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
 from turbo_runtime.server.run import run_server
@@ -67,13 +70,13 @@ class Script:
 
 
 class Engine:
-    def __init__(self, config: RuntimeConfig, inbox, outbox, tokenizer_dir: str) -> None:
+    def __init__(self, config: RuntimeConfig, inbox, outbox, tokenizer_dir: str, log: TextIO) -> None:
         self.tokenizer = write_tokenizer(Path(tokenizer_dir))
         self.inbox, self.outbox = inbox, outbox
         self.eos = self.tokenizer.token_to_id(EOS)
         self.running: dict[str, Script] = {}
         self.generated = self.prompted = self.drafts = self.drafted = self.accepted = 0
-        self.log = Path(os.environ.get("SCRIPTED_ENGINE_LOG", os.devnull)).open("a", encoding="utf-8")
+        self.log = log
         outbox.put(
             Ready(
                 guarantee="bytes",
@@ -147,7 +150,8 @@ def scripted_engine(config: RuntimeConfig, inbox, outbox, tokenizer_dir: str) ->
     if config.model == "slow":
         inbox.get()
         return
-    Engine(config, inbox, outbox, tokenizer_dir).run()
+    with Path(os.environ["SCRIPTED_ENGINE_LOG"]).open("a", encoding="utf-8") as log:
+        Engine(config, inbox, outbox, tokenizer_dir, log).run()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""What the operator writes into a pod is what `turbo serve` reads."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_runtime.contract import RuntimeConfig
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
+SECONDS = st.floats(0, 1e6)
+CONFIGS = st.builds(
+    RuntimeConfig,
+    model=WORDS.filter(lambda model: not model.startswith("-")),
+    revision=st.none() | WORDS,
+    served_name=st.none() | WORDS,
+    host=WORDS,
+    port=st.integers(0, 65535),
+    device=st.sampled_from(["auto", "cpu", "cuda"]),
+    dtype=st.sampled_from(["auto", "float32", "bfloat16"]),
+    threads=st.none() | st.integers(1, 512),
+    max_model_len=st.none() | st.integers(1, 1 << 20),
+    max_running=st.integers(1, 4096),
+    max_waiting=st.integers(1, 4096),
+    max_step_tokens=st.integers(1, 1 << 16),
+    kv_cache_gib=st.none() | st.floats(1e-3, 1e4),
+    speculation=st.sampled_from(["suffix", "off"]),
+    max_draft_tokens=st.integers(0, 64),
+    drain_seconds=SECONDS,
+    endpoint_seconds=SECONDS,
+)
+
+
+@given(config=CONFIGS)
+def test_a_configuration_survives_the_way_through_argv(config: RuntimeConfig) -> None:
+    assert config.problem() is None
+    assert RuntimeConfig.from_argv(config.to_argv()) == config
+
+
+def test_every_field_is_drawn_above() -> None:
+    assert {field.name for field in dataclasses.fields(RuntimeConfig)} == set(CONFIGS.wrapped_strategy.kwargs)
+
+
+def test_defaults_are_left_out_so_that_new_ones_change_no_old_pod() -> None:
+    assert RuntimeConfig("m").to_argv() == ["m"]
+    assert RuntimeConfig("m", port=1).to_argv() == ["m", "--port=1"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "flag"),
+    [
+        (["m", "--port=65536"], "--port"),
+        (["m", "--port=x"], "--port"),
+        (["m", "--max-running=0"], "--max-running"),
+        (["m", "--max-waiting=0"], "--max-waiting"),
+        (["m", "--max-step-tokens=0"], "--max-step-tokens"),
+        (["m", "--threads=0"], "--threads"),
+        (["m", "--max-model-len=-1"], "--max-model-len"),
+        (["m", "--kv-cache-gib=nan"], "--kv-cache-gib"),
+        (["m", "--kv-cache-gib=inf"], "--kv-cache-gib"),
+        (["m", "--max-draft-tokens=65"], "--max-draft-tokens"),
+        (["m", "--drain-seconds=-1"], "--drain-seconds"),
+        (["m", "--endpoint-seconds=nan"], "--endpoint-seconds"),
+        (["m", "--speculation=maybe"], "--speculation"),
+        (["m", "--dtype=int8"], "--dtype"),
+        (["m", "--max-run=3"], "--max-run"),
+        ([""], "MODEL"),
+        ([], "MODEL"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_flag_ends_with_status_2_and_is_named(
+    argv: list[str], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        RuntimeConfig.from_argv(argv)
+    assert ended.value.code == 2
+    assert flag in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        RuntimeConfig.from_argv(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(RuntimeConfig)[1:]:
+        assert f"--{field.name.replace('_', '-')} " in text

@@ -1,0 +1,84 @@
+"""The JSON documents of the contract survive the way, and readers of another version are borne."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_runtime.contract import TERMINATION_MESSAGE_BYTES, Load, ModelFacts, ModelShape
+
+COUNTS = st.integers(0, 1 << 53)
+LOADS = st.builds(
+    Load,
+    **dict.fromkeys(
+        [
+            "running_requests",
+            "waiting_requests",
+            "running_tokens",
+            "waiting_tokens",
+            "kv_cache_tokens",
+            "drafts",
+            "draft_tokens",
+            "accepted_tokens",
+            "generated_tokens",
+        ],
+        COUNTS,
+    ),
+    kv_cache_usage=st.floats(0, 1),
+    guarantee=st.sampled_from(["bytes", "law"]),
+    draining=st.booleans(),
+)
+WORDS = st.text(max_size=100)
+FACTS = st.builds(
+    ModelFacts,
+    shape=st.builds(ModelShape, architecture=WORDS, dtype=WORDS),
+    digest=WORDS,
+    revision=st.none() | WORDS,
+    weight_bytes=COUNTS,
+)
+
+
+@given(load=LOADS)
+def test_load_survives(load: Load) -> None:
+    assert Load.from_json(load.to_json()) == load
+
+
+@given(facts=FACTS)
+def test_model_facts_survive_on_one_line(facts: ModelFacts) -> None:
+    assert "\n" not in facts.to_json()
+    assert ModelFacts.from_json(facts.to_json()) == facts
+
+
+def test_model_facts_fit_a_termination_message() -> None:
+    shape = ModelShape("A" * 64, 1 << 60, 999, 99999, 999, 999, 999, 999999, 9999999, "bfloat16")
+    facts = ModelFacts(shape, "sha256:" + "f" * 64, "f" * 40, 1 << 60)
+    assert len(facts.to_json().encode()) <= TERMINATION_MESSAGE_BYTES
+
+
+@given(load=LOADS)
+def test_a_key_of_a_newer_version_is_ignored(load: Load) -> None:
+    assert Load.from_json(json.dumps({**json.loads(load.to_json()), "gain": 2.5})) == load
+
+
+@given(load=LOADS, name=st.sampled_from(list(Load.__dataclass_fields__)))
+def test_a_missing_number_is_an_error_and_never_zero(load: Load, name: str) -> None:
+    document = json.loads(load.to_json())
+    del document[name]
+    with pytest.raises(ValueError, match=f"Load: {name} is missing"):
+        Load.from_json(json.dumps(document))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", "{", '"x"'])
+def test_what_is_no_document_is_told_in_a_sentence(text: str) -> None:
+    for kind in (Load, ModelFacts):
+        with pytest.raises(ValueError, match=rf"^{kind.__name__}: "):
+            kind.from_json(text)
+
+
+def test_acceptance_length_counts_the_bonus_token_and_is_unknown_before_the_first_draft() -> None:
+    numbers = dict.fromkeys(Load.__dataclass_fields__, 0) | {"guarantee": "law", "draining": False}
+    assert Load(**numbers).acceptance_length is None
+    assert Load(**{**numbers, "drafts": 4, "draft_tokens": 16, "accepted_tokens": 6}).acceptance_length == 2.5

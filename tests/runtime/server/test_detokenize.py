@@ -1,0 +1,61 @@
+"""Text comes out in whole characters, and all of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_runtime.server.detokenize import REPLACEMENT, Detokenizer
+from turbo_runtime.server.tokenizer import ServedTokenizer
+
+
+@pytest.fixture(scope="session")
+def byte_level(tmp_path_factory: pytest.TempPathFactory) -> ServedTokenizer:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    path = Path(__file__).with_name("scripted_server.py")
+    spec = importlib.util.spec_from_file_location("scripted_server", path)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scripted_server"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    module.write_tokenizer(directory)
+    return ServedTokenizer(directory)
+
+
+def pieces(tokenizer: ServedTokenizer, ids: list[int]) -> list[str]:
+    detokenizer = Detokenizer(tokenizer.decode)
+    return [*[detokenizer.push(token) for token in ids], detokenizer.flush()]
+
+
+@given(text=st.text())
+def test_a_text_comes_back_whole_and_no_piece_holds_half_a_character(byte_level, text: str) -> None:
+    parts = pieces(byte_level, list(byte_level.encode(text)))
+    assert "".join(parts) == text
+    if REPLACEMENT not in text:
+        assert not any(REPLACEMENT in part for part in parts)
+
+
+@given(data=st.data())
+def test_any_tokens_give_the_text_of_their_decoding_at_once(byte_level, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, 256), max_size=40))  # bytes in any order, most of them no UTF-8
+    assert "".join(pieces(byte_level, ids)) == byte_level.decode(ids)
+
+
+def test_a_character_of_four_bytes_waits_for_its_last(byte_level) -> None:
+    assert pieces(byte_level, list(byte_level.encode("a🎈"))) == ["a", "", "", "", "🎈", ""]
+
+
+def test_a_leading_space_is_stripped_once_where_the_tokenizer_strips_it() -> None:
+    words = {0: "▁hello", 1: "▁world", 2: ""}  # 2 is special
+
+    def decode(ids) -> str:
+        return "".join(words[token] for token in ids).replace("▁", " ").removeprefix(" ")
+
+    detokenizer = Detokenizer(decode)
+    assert [detokenizer.push(token) for token in (2, 0, 2, 1, 1)] == ["", "hello", "", " world", " world"]

@@ -1,0 +1,168 @@
+"""How requests and servers end: clients that leave, engines that die, drains."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from turbo_runtime import contract
+
+HOLD = {"model": "echo", "prompt": "hold", "temperature": 0}
+
+
+def in_background(work: Any) -> Future[Any]:
+    pool = ThreadPoolExecutor(1)
+    future = pool.submit(work)
+    pool.shutdown(wait=False)
+    return future
+
+
+def until(server, what: str) -> None:
+    """Wait until the engine has been told something."""
+    ticks = threading.Event()
+    for _ in range(500):
+        if server.engine_log.exists() and what in server.engine_log.read_text():
+            return
+        ticks.wait(0.02)
+    raise AssertionError(f"the engine was never told {what}")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_client_that_leaves_cancels_its_answers(launch, stream: bool) -> None:
+    server = launch()
+    body = {**HOLD, "max_tokens": 1500, "n": 2, "stream": stream}
+    with httpx.Client(timeout=30) as client:
+        request = client.build_request("POST", f"{server.url}/v1/completions", json=body)
+        if stream:
+            reply = client.send(request, stream=True)
+            next(reply.iter_lines())
+            reply.close()
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post(f"{server.url}/v1/completions", json=body, timeout=0.5)
+    until(server, "Cancel")
+    log = server.engine_log.read_text()
+    assert log.count("Submit(") == log.count("Cancel(") == 2
+    assert 'finished_reason="abort",model_name="echo"' in httpx.get(server.url + contract.METRICS_PATH).text
+
+
+def test_a_stop_string_cancels_the_rest_of_its_answer(launch, connect_to) -> None:
+    server = launch()
+    with connect_to(server) as client:
+        reply = client.completions.create(**HOLD, max_tokens=1500, stop="ldho")
+    assert reply.choices[0].text == "ho"
+    until(server, "Cancel")
+
+
+@pytest.mark.parametrize("death", ["crash", "kill"])
+def test_a_dead_engine_is_told_to_all_who_wait_and_ends_the_server(launch, connect_to, death: str) -> None:
+    server = launch()
+    with connect_to(server) as client:
+        waiting = in_background(lambda: client.completions.create(**HOLD, max_tokens=1500))
+        until(server, "Submit")
+        if death == "kill":
+            os.kill(server.engine_pid(), signal.SIGKILL)
+        else:
+            with pytest.raises(openai.InternalServerError, match="status 3"):
+                client.completions.create(model="echo", prompt="crash")
+        with pytest.raises(openai.InternalServerError) as caught:
+            waiting.result(30)
+    assert caught.value.status_code == 500
+    assert ("SIGKILL" if death == "kill" else "status 3") in caught.value.body["message"]
+    assert server.exit_status() == 1
+    assert "The engine process" in server.said
+
+
+def test_a_model_that_cannot_be_loaded_is_one_sentence_and_status_1(launch) -> None:
+    server = launch(model="unloadable", ready=False)
+    assert server.exit_status() == 1
+    assert server.said.splitlines()[-1] == "There is no model at unloadable."
+    assert "Traceback" not in server.said
+
+
+def test_an_engine_that_dies_while_loading_is_told(launch) -> None:
+    server = launch(model="vanishing", ready=False)
+    assert server.exit_status() == 1
+    assert "ended with status 7" in server.said
+
+
+def test_a_taken_port_is_one_sentence_and_status_1(launch, server) -> None:
+    port = server.url.rsplit(":", 1)[-1]
+    second = launch(f"--port={port}", ready=False)
+    assert second.exit_status() == 1
+    assert second.said == f"Cannot listen on 127.0.0.1:{port}: Address already in use.\n"
+
+
+def test_sigterm_serves_on_then_finishes_what_runs_and_exits_0(launch, connect_to) -> None:
+    server = launch("--endpoint-seconds=1", "--drain-seconds=30")
+    with connect_to(server) as client:
+        running = in_background(lambda: client.completions.create(**HOLD, max_tokens=120))  # some 3 s
+        until(server, "Submit")
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("Draining")
+        assert httpx.get(server.url + contract.READY_PATH).status_code == 503
+        assert httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
+        assert httpx.get(server.url + contract.LOAD_PATH).json()["draining"] is True
+        late = client.completions.with_raw_response.create(model="echo", prompt="still", temperature=0)
+        assert late.parse().choices[0].text == "still"
+        assert late.headers["connection"] == "close"
+        server.wait_for("Finishing 1 running")
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.completions.create(model="echo", prompt="too late")
+        assert caught.value.status_code == 503
+        assert "retry-after" in caught.value.response.headers
+        assert running.result(30).usage.completion_tokens == 120
+    assert server.exit_status() == 0
+
+
+def test_what_runs_longer_than_the_drain_is_cut_with_an_error(launch, connect_to) -> None:
+    server = launch("--endpoint-seconds=0", "--drain-seconds=0.3")
+    with connect_to(server) as client:
+        running = in_background(lambda: client.completions.create(**HOLD, max_tokens=1500))
+        until(server, "Submit")
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.InternalServerError, match="not complete after"):
+            running.result(30)
+    assert server.exit_status() == 0
+    assert "1 answers were not complete" in server.said
+
+
+def test_ctrl_c_on_an_idle_server_ends_it_at_once(launch) -> None:
+    server = launch("--endpoint-seconds=60")
+    os.kill(server.engine_pid(), signal.SIGINT)  # a terminal sends it to both processes
+    server.process.send_signal(signal.SIGINT)
+    assert server.exit_status() == 0
+    assert "Traceback" not in server.said
+
+
+def test_a_second_signal_stops_now(launch, connect_to) -> None:
+    server = launch("--endpoint-seconds=60")
+    with connect_to(server) as client:
+        running = in_background(lambda: client.completions.create(**HOLD, max_tokens=1500))
+        until(server, "Submit")
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for("Draining")
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.InternalServerError, match="stopped before this answer"):
+            running.result(30)
+    assert server.exit_status() == 128 + signal.SIGTERM
+
+
+def test_an_engine_does_not_outlive_its_server(launch) -> None:
+    server = launch()
+    engine = server.engine_pid()
+    ended = os.pidfd_open(engine)
+    server.process.kill()
+    server.exit_status()
+    try:
+        assert select.select([ended], [], [], 10)[0], "the engine still runs 10 s after its server was killed"
+    finally:
+        os.close(ended)

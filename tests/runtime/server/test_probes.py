@@ -1,0 +1,116 @@
+"""What Kubernetes, Prometheus and the operator read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from turbo_runtime import contract
+
+
+def samples(server) -> dict[tuple[str, ...], float]:
+    """Metric values by name and label values, the model's left out."""
+    page = httpx.get(server.url + contract.METRICS_PATH).text
+    return {
+        (
+            sample.name,
+            *(value for label, value in sample.labels.items() if label != "model_name"),
+        ): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+def test_a_loaded_server_is_alive_and_ready(server) -> None:
+    assert httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
+    assert httpx.get(server.url + contract.READY_PATH).json() == {"status": "serving"}
+
+
+def test_a_loading_server_is_alive_and_not_ready(launch) -> None:
+    server = launch(model="slow", ready=False)
+    assert httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
+    ready = httpx.get(server.url + contract.READY_PATH)
+    assert (ready.status_code, ready.json()) == (503, {"status": "loading the model"})
+    for path in (contract.LOAD_PATH, contract.VERSION_PATH):
+        assert httpx.get(server.url + path).status_code == 503
+    assert httpx.get(server.url + contract.METRICS_PATH).status_code == 200
+    reply = httpx.post(f"{server.url}/v1/completions", json={"model": "slow", "prompt": "x"})
+    assert reply.status_code == 503
+    assert reply.headers["retry-after"] == "5"
+
+
+def test_version_tells_what_is_served_and_what_it_promises(server) -> None:
+    version = httpx.get(server.url + contract.VERSION_PATH).json()
+    assert version["model"] == "echo"
+    assert version["guarantee"] == "bytes"
+    assert version["arithmetic"] == {"576x576": "X @ Wt"}
+    assert version["digest"] == "sha256:feed"
+    assert (version["device"], version["dtype"], version["max_model_len"]) == ("cpu", "float32", 2048)
+    assert version["version"]
+
+
+def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to) -> None:
+    server = launch()
+    with connect_to(server) as client:
+        client.completions.create(model="echo", prompt="abcde", temperature=0)
+        idle = contract.Load.from_json(httpx.get(server.url + contract.LOAD_PATH).text)
+        assert (idle.running_requests, idle.waiting_requests, idle.running_tokens) == (0, 0, 0)
+        assert (idle.drafts, idle.draft_tokens, idle.accepted_tokens, idle.generated_tokens) == (2, 8, 4, 6)
+        assert (idle.acceptance_length, idle.kv_cache_tokens, idle.guarantee) == (3, 16384, "bytes")
+        assert not idle.draining
+        with client.completions.create(model="echo", prompt="hold", max_tokens=900, stream=True) as stream:
+            next(iter(stream))
+            busy = contract.Load.from_json(httpx.get(server.url + contract.LOAD_PATH).text)
+        assert (busy.running_requests, busy.running_tokens) == (1, 16)
+        assert busy.kv_cache_usage == 1 / 1024
+
+
+def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to) -> None:
+    server = launch()
+    with connect_to(server) as client:
+        client.completions.create(model="echo", prompt="abcde", temperature=0, max_tokens=9)
+        client.completions.create(model="echo", prompt="abcde", temperature=0, max_tokens=4)
+    seen = samples(server)
+    assert seen[(contract.PROMPT_TOKENS + "_total",)] == 10
+    assert seen[(contract.GENERATION_TOKENS + "_total",)] == 10
+    assert seen[(contract.SPEC_NUM_DRAFTS + "_total",)] == 4
+    assert seen[(contract.SPEC_NUM_DRAFT_TOKENS + "_total",)] == 16
+    assert seen[(contract.SPEC_NUM_ACCEPTED_TOKENS + "_total",)] == 6
+    assert seen[(contract.SPEC_NUM_ACCEPTED_TOKENS_PER_POS + "_total", "0")] > 0
+    assert seen[(contract.REQUEST_SUCCESS + "_total", "stop")] == 1
+    assert seen[(contract.REQUEST_SUCCESS + "_total", "length")] == 1
+    assert seen[(contract.TIME_TO_FIRST_TOKEN + "_count",)] == 2
+    assert seen[(contract.INTER_TOKEN_LATENCY + "_count",)] == 2  # one for each later step
+    assert seen[(contract.REQUEST_TIME_PER_OUTPUT_TOKEN + "_count",)] == 2
+    assert seen[(contract.E2E_REQUEST_LATENCY + "_count",)] == 2
+    assert seen[(contract.NUM_REQUESTS_RUNNING,)] == 0
+    assert seen[(contract.NUM_REQUESTS_WAITING,)] == 0
+    assert seen[(contract.KV_CACHE_USAGE,)] == 0
+    assert seen[(contract.GUARANTEE_INFO, "bytes")] == 1
+
+
+def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> None:
+    server = launch("--max-running=1", "--max-waiting=1")
+    with connect_to(server) as client:
+        held = [
+            client.completions.create(model="echo", prompt="hold", max_tokens=900, stream=True)
+            for _ in range(2)
+        ]
+        for stream in held:
+            next(iter(stream))
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.completions.create(model="echo", prompt="more")
+        assert caught.value.code == "queue_full"
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        for stream in held:
+            stream.close()
+
+
+def test_the_servers_process_holds_no_torch(server) -> None:
+    libraries = Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "tokenizers" in libraries  # the file does list what is loaded
+    assert "torch" not in libraries
