@@ -1,0 +1,308 @@
+"""Rendering: the same input gives the same bytes, and only what shapes a pod changes its hash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator import render
+from turbo_operator.api import ANNOTATION_APPLIED_HASH, MAX_NAME_LENGTH, TurboDeployment, parse
+from turbo_operator.catalog import shapes
+from turbo_operator.observed import Accelerator, ChildView, Choice, Observed
+from turbo_operator.planner import plan
+from turbo_operator.render.template import runtime_config
+from turbo_operator.rollout import Variant
+from turbo_operator.settings import Settings
+from turbo_runtime.contract import ModelFacts, RuntimeConfig
+
+GIB = 1 << 30
+SETTINGS = Settings(runtime_image="registry.example/runtime:1")
+SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
+assert SHAPE is not None
+FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+CPU = Accelerator("cpu", "cpu", Decimal(2), 6 * GIB, Decimal("0.04"))
+CARD = Accelerator(
+    "l4",
+    "nvidia.com/gpu",
+    Decimal(1),
+    24 * GIB,
+    Decimal("0.80"),
+    node_selector={"gpu": "l4"},
+    tolerations=({"key": "gpu", "operator": "Exists"},),
+)
+
+
+def td(name: str = "chat", **spec: Any) -> TurboDeployment:
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": name, "namespace": "team", "uid": "u-1", "generation": 1},
+            "spec": {"model": {"uri": "pvc://models/chat"}, **spec},
+        }
+    )
+
+
+def chosen(it: TurboDeployment, accelerator: Accelerator = CPU) -> Choice:
+    choice = plan(it.spec, FACTS.shape, {accelerator.name: accelerator}, it.spec.replicas).choice
+    assert choice is not None
+    return choice
+
+
+def rendered(
+    it: TurboDeployment, accelerator: Accelerator = CPU, settings: Settings = SETTINGS, *children: ChildView
+) -> dict[str, dict[str, Any]]:
+    choice = chosen(it, accelerator)
+    variant = Variant(render.plan_hash(it, choice, FACTS), it.spec.replicas)
+    observed = Observed({}, children=children, model=FACTS)
+    return {each["kind"]: each for each in render.children(it, observed, choice, [variant], settings)}
+
+
+def pod(it: TurboDeployment, accelerator: Accelerator = CPU) -> dict[str, Any]:
+    spec: dict[str, Any] = rendered(it, accelerator)["Deployment"]["spec"]["template"]["spec"]
+    return spec
+
+
+names = st.from_regex(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?", fullmatch=True)
+
+
+@given(names, st.integers(0, 9), st.sampled_from((CPU, CARD)))
+def test_the_same_input_gives_the_same_bytes_and_names_that_fit(
+    name: str, replicas: int, accelerator: Accelerator
+) -> None:
+    it = td(name, replicas=replicas)
+    once, again = rendered(it, accelerator), rendered(it, accelerator)
+    assert json.dumps(once, sort_keys=True) == json.dumps(again, sort_keys=True)
+    for child in (*once.values(), render.children(it, Observed({}), None, (), SETTINGS)[-1]):
+        assert len(child["metadata"]["name"]) <= MAX_NAME_LENGTH + 13
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == ("u-1", True, False)
+        assert child["metadata"]["namespace"] == "team"
+        assert child["metadata"]["labels"]["serving.turbo.dev/deployment"] == name
+
+
+BASE = td()
+UNSEEN_BY_PODS: dict[str, Callable[[], str]] = {
+    "replicas": lambda: render.plan_hash(td(replicas=7), chosen(td(replicas=7)), FACTS),
+    "the price": lambda: render.plan_hash(BASE, chosen(BASE, replace(CPU, price_per_hour=Decimal(9))), FACTS),
+    "a budget": lambda: render.plan_hash(
+        td(cost={"maxPerHour": "1"}), chosen(td(cost={"maxPerHour": "1"})), FACTS
+    ),
+    "suspension": lambda: render.plan_hash(td(suspend=True), chosen(td(suspend=True)), FACTS),
+    "a default spelt out": lambda: render.plan_hash(
+        td(speculation={"mode": "Auto", "maxDraftTokens": 8}), chosen(BASE), FACTS
+    ),
+    "the predicted cost": lambda: render.plan_hash(
+        BASE, replace(chosen(BASE), cost_per_hour=Decimal(3)), FACTS
+    ),
+}
+SEEN_BY_PODS: dict[str, dict[str, Any]] = {
+    "the model": {"model": {"uri": "pvc://models/other"}},
+    "the claim": {"model": {"uri": "pvc://others/chat"}},
+    "the length": {"model": {"uri": "pvc://models/chat", "maxModelLen": 512}},
+    "the served name": {"model": {"uri": "pvc://models/chat", "servedName": "other"}},
+    "speculation": {"speculation": {"mode": "Disabled"}},
+    "the draft ceiling": {"speculation": {"maxDraftTokens": 4}},
+    "the image": {"engine": {"image": "mine:1"}},
+    "the drain": {"drain": {"timeout": "10s"}},
+    "a label": {"template": {"labels": {"team": "a"}}},
+    "a variable": {"template": {"env": [{"name": "A", "value": "b"}]}},
+    "cores": {"template": {"resources": {"limits": {"cpu": 4}}}},
+}
+
+
+@pytest.mark.parametrize("what", UNSEEN_BY_PODS)
+def test_the_hash_is_blind_to(what: str) -> None:
+    assert UNSEEN_BY_PODS[what]() == render.plan_hash(BASE, chosen(BASE), FACTS)
+
+
+@pytest.mark.parametrize("what", SEEN_BY_PODS)
+def test_the_hash_changes_with(what: str) -> None:
+    it = td(**SEEN_BY_PODS[what])
+    assert render.plan_hash(it, chosen(it), FACTS) != render.plan_hash(BASE, chosen(BASE), FACTS)
+
+
+def test_the_hash_changes_with_the_accelerators_nodes() -> None:
+    moved = replace(CARD, node_selector={"gpu": "other"})
+    assert render.plan_hash(BASE, chosen(BASE, moved), FACTS) != render.plan_hash(
+        BASE, chosen(BASE, CARD), FACTS
+    )
+
+
+def test_the_hash_stays_what_it_was_in_earlier_versions() -> None:
+    # A change here rolls every pod of every cluster when the operator is upgraded: take a new HASH_VERSION,
+    # or find another way.
+    assert render.plan_hash(BASE, chosen(BASE), FACTS) == "v1146a8e24"
+    assert render.plan_hash(BASE, chosen(BASE, CARD), FACTS) == "v108f78cb1"
+
+
+def test_another_default_image_leaves_a_frozen_template_alone() -> None:
+    first = rendered(BASE)
+    revision = first["ControllerRevision"]
+    kept = ChildView(
+        kind="ControllerRevision",
+        name=revision["metadata"]["name"],
+        uid="r-1",
+        applied_hash=None,
+        plan_hash=revision["metadata"]["labels"]["serving.turbo.dev/plan-hash"],
+        data=json.loads(json.dumps(revision["data"])),
+    )
+    upgraded = Settings(runtime_image="registry.example/runtime:2", image_pull_policy="Always")
+    assert rendered(BASE, CPU, upgraded, kept) == first
+    assert rendered(BASE, CPU, upgraded) != first
+
+
+def test_an_old_variant_is_rendered_from_its_revision() -> None:
+    old = rendered(BASE)["ControllerRevision"]
+    view = ChildView("ControllerRevision", "chat-v1old", "r", None, plan_hash="v1old", data=old["data"])
+    observed = Observed({}, children=(view,), model=FACTS)
+    it = td(drain={"timeout": "9s"})
+    variants = [Variant(render.plan_hash(it, chosen(it), FACTS), 1), Variant("v1old", 2)]
+    children = render.children(it, observed, chosen(it), variants, SETTINGS)
+    deployments = {each["metadata"]["name"]: each for each in children if each["kind"] == "Deployment"}
+    assert len(deployments) == 2
+    assert deployments["chat-v1old"]["spec"]["template"] == old["data"]
+
+
+def test_the_applied_hash_is_the_manifests_own() -> None:
+    one, other = rendered(td(replicas=1)), rendered(td(replicas=2))
+    hashes = [
+        each["Deployment"]["metadata"]["annotations"][ANNOTATION_APPLIED_HASH]
+        for each in (one, other, rendered(BASE))
+    ]
+    assert hashes[0] == hashes[2] != hashes[1]
+
+
+def test_the_runtime_understands_what_it_is_told() -> None:
+    it = td(speculation={"maxDraftTokens": 5}, drain={"timeout": "1m30s"})
+    (container,) = pod(it)["containers"]
+    config = RuntimeConfig.from_argv(container["args"])
+    assert config == runtime_config(it, chosen(it), FACTS)
+    assert (config.model, config.served_name, config.threads) == ("/models/chat", "chat", 2)
+    assert (config.max_draft_tokens, config.drain_seconds, config.dtype) == (5, 90.0, "float32")
+    assert config.kv_cache_gib is not None
+    assert config.kv_cache_gib * GIB == chosen(it).kv_cache_bytes
+
+
+def test_speculation_off_is_told_to_the_runtime() -> None:
+    it = td(speculation={"mode": "Disabled"})
+    assert RuntimeConfig.from_argv(pod(it)["containers"][0]["args"]).speculation == "off"
+
+
+def test_cores_are_requested_and_limited_and_one_thread_runs_on_each() -> None:
+    container = pod(BASE)["containers"][0]
+    assert container["resources"]["requests"] == {"cpu": "2", "memory": "6144Mi"}
+    assert container["resources"]["limits"] == {"cpu": "2", "memory": "6144Mi"}
+    more = td(template={"resources": {"requests": {"cpu": "3500m"}, "limits": {"cpu": "3500m"}}})
+    container = pod(more)["containers"][0]
+    assert container["resources"]["limits"] == {"cpu": "3500m", "memory": "6144Mi"}
+    assert "--threads=3" in container["args"]
+
+
+def test_a_device_is_asked_for_where_it_is() -> None:
+    spec = pod(BASE, CARD)
+    assert spec["nodeSelector"] == {"gpu": "l4"}
+    assert spec["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+    resources = spec["containers"][0]["resources"]
+    assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == "1"
+    assert "--device=cuda" in spec["containers"][0]["args"]
+
+
+def test_every_pod_is_locked_down_and_can_write_only_where_it_must() -> None:
+    job = render.children(BASE, Observed({}), None, (), SETTINGS)[-1]
+    assert job["kind"] == "Job"
+    for spec in (pod(BASE), job["spec"]["template"]["spec"]):
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        (container,) = spec["containers"]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        mounts = {each["mountPath"]: each.get("readOnly", False) for each in container["volumeMounts"]}
+        assert mounts == {"/tmp": False, "/models": True}
+
+
+def test_a_pod_outlives_its_drain() -> None:
+    assert pod(td(drain={"timeout": "5m"}))["terminationGracePeriodSeconds"] > 300
+
+
+def test_a_hub_model_is_pinned_to_its_commit_and_its_token_stays_a_reference() -> None:
+    it = td(model={"uri": "hf://org/chat", "revision": "main", "tokenSecretRef": {"name": "hub", "key": "t"}})
+    resolved = replace(FACTS, revision="0123abc")
+    choice = chosen(it)
+    variant = Variant(render.plan_hash(it, choice, resolved), 1)
+    children = render.children(it, Observed({}, model=resolved), choice, [variant], SETTINGS)
+    container = children[-1]["spec"]["template"]["spec"]["containers"][0]
+    assert RuntimeConfig.from_argv(container["args"]).revision == "0123abc"
+    token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "t"}}}
+    assert token in container["env"]
+
+
+def test_the_overlay_reaches_the_pod_but_not_the_labels_that_select_it() -> None:
+    it = td(
+        template={
+            "labels": {"team": "a"},
+            "annotations": {"note": "b"},
+            "nodeSelector": {"zone": "z"},
+            "tolerations": [{"key": "mine", "operator": "Exists"}],
+            "env": [{"name": "LOG_LEVEL", "value": "DEBUG"}],
+            "serviceAccountName": "sa",
+            "imagePullSecrets": [{"name": "reg"}],
+            "priorityClassName": "high",
+            "runtimeClassName": "nvidia",
+        }
+    )
+    template = rendered(it, CARD)["Deployment"]["spec"]["template"]
+    spec = template["spec"]
+    assert template["metadata"]["labels"]["team"] == "a"
+    assert template["metadata"]["annotations"] == {"note": "b"}
+    assert spec["nodeSelector"] == {"gpu": "l4", "zone": "z"}
+    assert [each["key"] for each in spec["tolerations"]] == ["gpu", "mine"]
+    assert {"name": "LOG_LEVEL", "value": "DEBUG"} in spec["containers"][0]["env"]
+    assert (spec["serviceAccountName"], spec["priorityClassName"], spec["runtimeClassName"]) == (
+        "sa",
+        "high",
+        "nvidia",
+    )
+    assert spec["imagePullSecrets"] == [{"name": "reg"}]
+
+
+def test_the_service_selects_serving_pods_of_all_variants_and_no_inspecting_one() -> None:
+    children = rendered(BASE)
+    selector = children["Service"]["spec"]["selector"]
+    pod_labels = children["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    job = render.children(BASE, Observed({}), None, (), SETTINGS)[-1]
+    assert selector.items() <= pod_labels.items()
+    assert not selector.items() <= job["spec"]["template"]["metadata"]["labels"].items()
+    assert "serving.turbo.dev/plan-hash" not in selector
+    assert children["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == selector
+
+
+def test_the_inspect_job_goes_when_its_answer_is_kept() -> None:
+    before = [each["kind"] for each in render.children(BASE, Observed({}), None, (), SETTINGS)]
+    after = rendered(BASE)
+    assert before == ["Service", "PodDisruptionBudget", "Job"]
+    assert "Job" not in after
+    kept = after["ConfigMap"]["data"]
+    assert ModelFacts.from_json(kept[render.FACTS_KEY]) == FACTS
+    assert kept[render.SOURCE_KEY] == render.source_hash(BASE)
+
+
+def test_another_source_is_another_inspect_job() -> None:
+    jobs = {
+        render.job_name(td(model=model))
+        for model in (
+            {"uri": "pvc://models/a"},
+            {"uri": "hf://a/b"},
+            {"uri": "hf://a/b", "revision": "v2"},
+        )
+    }
+    assert len(jobs) == 3
+    assert render.job_name(td(replicas=3)) == render.job_name(BASE)

@@ -1,0 +1,99 @@
+"""A rollout: never fewer answering pods than before the change, and it always ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator.observed import ChildView
+from turbo_operator.rollout import Variant, next_variants
+
+hashes = st.sampled_from(("v1a", "v1b", "v1c", "v1d"))
+
+
+def variant(plan_hash: str, replicas: int, available: int, seen: bool = True) -> ChildView:
+    return ChildView(
+        "Deployment",
+        f"chat-{plan_hash}",
+        plan_hash,
+        None,
+        plan_hash=plan_hash,
+        replicas=replicas,
+        available_replicas=available,
+        generation=2,
+        observed_generation=2 if seen else 1,
+    )
+
+
+deployments = st.lists(
+    st.builds(variant, hashes, st.integers(0, 4), st.integers(0, 4), st.booleans()),
+    unique_by=lambda view: view.name,
+    max_size=4,
+)
+
+
+def test_the_old_variant_serves_until_the_new_one_is_available() -> None:
+    old, starting, up = variant("old", 2, 2), variant("new", 2, 1), variant("new", 2, 2)
+    assert next_variants([old], "new", 2) == (Variant("new", 2), Variant("old", 2))
+    assert next_variants([old, starting], "new", 2) == (Variant("new", 2), Variant("old", 2))
+    assert next_variants([old, up], "new", 2) == (Variant("new", 2),)
+
+
+def test_counts_of_an_older_generation_prove_nothing() -> None:
+    stale = variant("new", 2, 2, seen=False)
+    assert Variant("old", 2) in next_variants([variant("old", 2, 2), stale], "new", 2)
+
+
+def test_a_variant_that_never_answered_goes_at_once() -> None:
+    assert next_variants([variant("broken", 2, 0)], "new", 2) == (Variant("new", 2),)
+
+
+def test_without_a_feasible_plan_what_runs_keeps_running() -> None:
+    assert next_variants([variant("old", 2, 0)], None, 2) == (Variant("old", 2),)
+    assert next_variants([variant("old", 3, 3)], None, 1) == (Variant("old", 1),)
+
+
+def test_nothing_is_left_of_other_variants_when_no_replica_is_wanted() -> None:
+    assert next_variants([variant("old", 2, 2)], "new", 0) == (Variant("new", 0),)
+
+
+@given(deployments, hashes, st.integers(0, 4))
+def test_old_variants_never_grow_and_the_wanted_one_is_always_there(
+    there: list[ChildView], wanted: str, replicas: int
+) -> None:
+    before = {view.plan_hash: view.replicas or 0 for view in there}
+    first, *others = next_variants(there, wanted, replicas)
+    assert first == Variant(wanted, replicas)
+    for old in others:
+        assert old.plan_hash != wanted
+        assert old.replicas <= before[old.plan_hash]
+
+
+@given(deployments, hashes, st.integers(0, 4))
+def test_every_rollout_ends_with_the_wanted_variant_alone(
+    there: list[ChildView], wanted: str, replicas: int
+) -> None:
+    state: Sequence[ChildView] = there
+    for _ in range(3):  # asked for, come up, others gone
+        steps = next_variants(state, wanted, replicas)
+        state = [_controlled(step, state) for step in steps]
+    assert next_variants(state, wanted, replicas) == (Variant(wanted, replicas),)
+
+
+def _controlled(step: Variant, state: Sequence[ChildView]) -> ChildView:
+    """What a Deployment's controller makes of a step in a cluster with room."""
+    made = variant(step.plan_hash, step.replicas, step.replicas)
+    old = next((view for view in state if view.plan_hash == step.plan_hash), None)
+    return (
+        made
+        if old is None
+        else replace(
+            old,
+            replicas=step.replicas,
+            available_replicas=step.replicas,
+            observed_generation=old.generation,
+        )
+    )

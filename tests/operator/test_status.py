@@ -1,0 +1,302 @@
+"""The status: Ready is derived from real reasons, and times move on flips only."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator import scaler, status
+from turbo_operator.api import (
+    AvailableReason,
+    ConditionType,
+    ModelInspectedReason,
+    PlanReason,
+    ReadyReason,
+    TurboDeployment,
+    TurboDeploymentStatus,
+    parse,
+)
+from turbo_operator.catalog import shapes
+from turbo_operator.observed import Accelerator, ChildView, Observed, Plan, PodView
+from turbo_operator.planner import plan as plan_of
+from turbo_runtime.contract import ModelFacts
+
+GIB = 1 << 30
+SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
+assert SHAPE is not None
+FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+CPU = Accelerator("cpu", "cpu", Decimal(2), 6 * GIB, Decimal("0.04"), "mine")
+HASH = "v1new"
+NOW = 1_700_000_000.0
+
+
+def td(old: TurboDeploymentStatus | None = None, **spec: Any) -> TurboDeployment:
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 3},
+            "spec": {"model": {"uri": "pvc://models/chat"}, **spec},
+            "status": old.dump() if old else {},
+        }
+    )
+
+
+def pod(
+    name: str = "p", ready: bool = True, variant: str = HASH, reason: str | None = None, **more: Any
+) -> PodView:
+    return PodView(name, variant, "Running", ready, "10.0.0.1", reason, more.pop("message", None), **more)
+
+
+def planned(it: TurboDeployment, accelerator: Accelerator = CPU) -> Plan:
+    return plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator}, scaler.scale(it.spec).replicas)
+
+
+def computed(
+    it: TurboDeployment,
+    *pods: PodView,
+    children: tuple[ChildView, ...] = (),
+    facts: ModelFacts | None = FACTS,
+    error: str | None = None,
+    now: float = NOW,
+    refused: str | None = None,
+    accelerator: Accelerator = CPU,
+) -> TurboDeploymentStatus:
+    plan = planned(it, accelerator) if facts else None
+    variant = HASH if plan and plan.choice else None
+    observed = Observed({"cpu": accelerator}, children, pods, model=facts, model_error=error)
+    return status.compute(it, observed, scaler.scale(it.spec), plan, variant, now, refused)
+
+
+def said(it: TurboDeploymentStatus, kind: ConditionType) -> tuple[str, str]:
+    condition = it.condition(kind)
+    assert condition is not None
+    assert condition.message.endswith(".")
+    return condition.status, condition.reason
+
+
+def test_a_ready_pod_makes_it_ready() -> None:
+    new = computed(td(), pod())
+    assert said(new, ConditionType.READY) == ("True", ReadyReason.SERVING)
+    assert said(new, ConditionType.STALLED)[0] == "False"
+    assert (new.replicas, new.ready_replicas, new.observed_generation) == (1, 1, 3)
+    assert new.url == "http://chat.team.svc/v1"
+    assert new.selector == "serving.turbo.dev/deployment=chat,serving.turbo.dev/role=serving"
+    assert new.plan is not None
+    assert new.plan.hash == HASH
+    assert new.plan.predicted is not None
+    assert new.plan.predicted.cost_per_hour == "0.04"
+    assert new.model is not None
+    assert new.model.shape is not None
+    assert new.model.shape.layers == 30
+
+
+def test_the_status_survives_the_api() -> None:
+    new = computed(td(), pod())
+    assert TurboDeploymentStatus.model_validate(new.dump()) == new
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("Unschedulable", AvailableReason.WAITING_FOR_ACCELERATOR),
+        ("ImagePullBackOff", AvailableReason.IMAGE_PULL),
+        ("CrashLoopBackOff", AvailableReason.CRASH_LOOP),
+        ("OOMKilled", AvailableReason.OUT_OF_MEMORY),
+        (None, AvailableReason.MODEL_LOADING),
+    ],
+)
+def test_what_holds_up_the_pod_holds_up_the_deployment(reason: str | None, expected: AvailableReason) -> None:
+    new = computed(td(), pod(ready=False, reason=reason, message="no luck"))
+    assert said(new, ConditionType.AVAILABLE) == ("False", expected)
+    assert said(new, ConditionType.READY) == ("False", expected)
+    condition = new.condition(ConditionType.AVAILABLE)
+    assert condition is not None
+    assert reason is None or ("Pod p" in condition.message and "no luck." in condition.message)
+
+
+def test_the_first_failing_pod_is_named() -> None:
+    pods = [pod("b", False, reason="OOMKilled"), pod("a", False, reason="ErrImagePull"), pod("c", False)]
+    new = computed(td(replicas=3), *pods)
+    assert said(new, ConditionType.AVAILABLE) == ("False", AvailableReason.IMAGE_PULL)
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ('pods "x" is forbidden: exceeded quota: compute', AvailableReason.QUOTA_EXCEEDED),
+        ('pods "x" is forbidden: violates PodSecurity', ReadyReason.REFUSED),
+    ],
+)
+def test_a_replica_set_that_makes_no_pods_says_why(message: str, expected: str) -> None:
+    child = ChildView("Deployment", "chat-v1new", "d", None, plan_hash=HASH, message=message)
+    assert said(computed(td(), children=(child,)), ConditionType.AVAILABLE) == ("False", expected)
+
+
+def test_one_replica_of_several_may_be_away() -> None:
+    it = td(replicas=3)
+    assert said(computed(it, pod("a"), pod("b")), ConditionType.AVAILABLE)[0] == "True"
+    assert said(computed(it, pod("a")), ConditionType.AVAILABLE)[0] == "False"
+
+
+def test_a_terminating_pod_does_not_count() -> None:
+    new = computed(td(), pod("old", terminating=True))
+    assert (new.replicas, new.ready_replicas) == (0, 0)
+    assert said(new, ConditionType.READY)[0] == "False"
+
+
+def test_while_the_new_plan_comes_up_it_is_available_and_not_ready() -> None:
+    new = computed(
+        td(), pod("old", variant="v1old"), pod("new", False, reason="ErrImagePull", message="no image")
+    )
+    assert said(new, ConditionType.AVAILABLE)[0] == "True"
+    assert said(new, ConditionType.READY) == ("False", AvailableReason.IMAGE_PULL)
+
+
+def test_an_infeasible_spec_leaves_the_last_plan_ready_and_says_so() -> None:
+    before = computed(td(), pod())
+    new = computed(td(before, cost={"maxPerHour": "0.01"}), pod())
+    assert said(new, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.OVER_BUDGET)
+    assert said(new, ConditionType.READY) == ("True", ReadyReason.SERVING)
+    assert said(new, ConditionType.STALLED)[0] == "True"
+    assert new.plan is not None
+    assert (new.plan.hash, new.plan.reason) == (HASH, PlanReason.OVER_BUDGET)
+
+
+def test_an_infeasible_spec_with_nothing_running_is_not_ready() -> None:
+    new = computed(td(cost={"maxPerHour": "0.01"}))
+    assert said(new, ConditionType.READY) == ("False", PlanReason.OVER_BUDGET)
+    assert said(new, ConditionType.AVAILABLE) == ("False", AvailableReason.NO_PLAN)
+    nothing_asked_for = computed(td(cost={"maxPerHour": "0.01"}, replicas=0))  # costs nothing
+    assert said(nothing_asked_for, ConditionType.READY)[0] == "True"
+
+
+def test_until_the_model_is_known_there_is_no_plan() -> None:
+    new = computed(td(), facts=None)
+    assert said(new, ConditionType.MODEL_INSPECTED) == ("Unknown", ModelInspectedReason.INSPECTING)
+    assert said(new, ConditionType.PLAN_FEASIBLE) == ("Unknown", PlanReason.MODEL_UNKNOWN)
+    assert said(new, ConditionType.READY) == ("False", ModelInspectedReason.INSPECTING)
+    assert said(new, ConditionType.STALLED)[0] == "False"
+    assert new.plan is None
+
+
+def test_a_failed_inspection_waits_for_the_user() -> None:
+    job = ChildView("Job", "chat-inspect-abcd", "j", None, failed=True)
+    new = computed(td(), children=(job,), facts=None, error="no such file: /models/chat")
+    assert said(new, ConditionType.MODEL_INSPECTED) == ("False", ModelInspectedReason.INSPECT_FAILED)
+    assert said(new, ConditionType.READY) == ("False", ModelInspectedReason.INSPECT_FAILED)
+    assert said(new, ConditionType.STALLED)[0] == "True"
+    condition = new.condition(ConditionType.READY)
+    assert condition is not None
+    assert "no such file: /models/chat." in condition.message
+
+
+def test_a_refused_child_is_shown_in_the_api_servers_words() -> None:
+    new = computed(td(), pod(), refused="admission webhook said no")
+    assert said(new, ConditionType.READY) == ("False", ReadyReason.REFUSED)
+    assert said(new, ConditionType.STALLED)[0] == "True"
+
+
+def test_suspension_is_a_state_and_no_failure() -> None:
+    new = computed(td(suspend=True))
+    assert said(new, ConditionType.READY) == ("False", ReadyReason.SUSPENDED)
+    assert said(new, ConditionType.AVAILABLE) == ("False", AvailableReason.SUSPENDED)
+    assert said(new, ConditionType.SCALING_ACTIVE)[0] == "False"
+    assert said(new, ConditionType.STALLED)[0] == "False"
+
+
+def test_five_rejected_candidates_are_kept() -> None:
+    many = {f"a{index}": replace(CPU, name=f"a{index}") for index in range(9)}
+    it = td()
+    plan = plan_of(it.spec, FACTS.shape, many, 1)
+    new = status.compute(it, Observed(many, model=FACTS), scaler.scale(it.spec), plan, HASH, NOW)
+    assert new.plan is not None
+    assert len(new.plan.rejected) == 5
+
+
+pods = st.lists(
+    st.builds(
+        pod,
+        st.sampled_from("abcdef"),
+        st.booleans(),
+        st.sampled_from((HASH, "v1old")),
+        st.sampled_from((None, "OOMKilled", "Unschedulable", "Odd")),
+        terminating=st.booleans(),
+    ),
+    unique_by=lambda each: each.name,
+    max_size=5,
+)
+situations = st.fixed_dictionaries(
+    {
+        "pods": pods,
+        "spec": st.fixed_dictionaries(
+            {"replicas": st.integers(0, 4), "suspend": st.booleans()},
+            optional={"cost": st.just({"maxPerHour": "0.01"})},
+        ),
+        "facts": st.sampled_from((FACTS, None)),
+        "refused": st.sampled_from((None, "no")),
+    }
+)
+
+
+def of(situation: dict[str, Any], old: TurboDeploymentStatus | None, now: float) -> TurboDeploymentStatus:
+    return computed(
+        td(old, **situation["spec"]),
+        *situation["pods"],
+        facts=situation["facts"],
+        refused=situation["refused"],
+        now=now,
+    )
+
+
+@given(situations)
+def test_a_second_computation_changes_nothing(situation: dict[str, Any]) -> None:
+    first = of(situation, None, NOW)
+    assert of(situation, first, NOW + 1000).dump() == first.dump()
+
+
+@given(situations, situations)
+def test_a_transition_time_moves_exactly_when_its_status_flips(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    old = of(before, None, NOW)
+    new = of(after, old, NOW + 1000)
+    for condition in new.conditions:
+        last = old.condition(condition.type)
+        assert last is not None
+        flipped = condition.status != last.status
+        assert (condition.last_transition_time != last.last_transition_time) == flipped
+
+
+@given(situations)
+def test_ready_has_a_cause(situation: dict[str, Any]) -> None:
+    new = of(situation, None, NOW)
+    ready = said(new, ConditionType.READY)[0]
+    if ready == "True":
+        assert new.ready_replicas >= min(situation["spec"]["replicas"], 1)
+        assert said(new, ConditionType.AVAILABLE)[0] == "True"
+        assert not situation["refused"]
+
+
+def test_an_unreadable_object_is_not_ready_with_the_problems_sentence() -> None:
+    old = computed(td(), pod())
+    document = {"metadata": {"name": "chat", "generation": 9}, "spec": {}, "status": old.dump()}
+    new = status.invalid(document, "spec.model: is required", NOW + 60)
+    condition = new.condition(ConditionType.READY)
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", ReadyReason.INVALID_SPEC)
+    assert "spec.model: is required." in condition.message
+    assert new.observed_generation == condition.observed_generation == 9
+    again = status.invalid({**document, "status": new.dump()}, "spec.model: is required", NOW + 600)
+    assert again.dump() == new.dump()
+
+
+def test_an_unreadable_status_is_written_anew() -> None:
+    document = {"metadata": {"name": "chat"}, "status": {"conditions": "none"}}
+    new = status.invalid(document, "spec: is required", NOW)
+    assert said(new, ConditionType.READY)[0] == "False"
