@@ -104,12 +104,14 @@ def test_install_upgrade_uninstall_and_install_again(
         cluster.get("deployment", "turbo", "-n", SYSTEM)
     assert cluster.get("td", "kept")["spec"]["model"]["uri"] == "hf://acme/tiny"
 
-    release("install", "turbo", chart)
+    with pytest.raises(CommandError, match="cannot be imported into the current release"):
+        release("install", "other", chart)
+    release("install", "other", chart, "--take-ownership")
     assert cluster.get("td", "kept")["spec"]["model"]["uri"] == "hf://acme/tiny"
 
     # Somebody who wants all of it gone says so, and the objects go with their kind.
-    release("upgrade", "turbo", chart, "--set=crds.keep=false")
-    release("uninstall", "turbo", "--wait")
+    release("upgrade", "other", chart, "--set=crds.keep=false")
+    release("uninstall", "other", "--wait")
     cluster.kubectl("wait", "--for=delete", "crd/turbodeployments.serving.turbo.dev")
     with pytest.raises(
         CommandError, match=r"could not find the requested resource|doesn't have a resource type"

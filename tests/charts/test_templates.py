@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,3 +146,29 @@ def test_values_schema_knows_exactly_the_values(chart: str) -> None:
     values = yaml.safe_load((Path(chart) / "values.yaml").read_text(encoding="utf-8"))
     schema = yaml.safe_load((Path(chart) / "values.schema.json").read_text(encoding="utf-8"))
     assert set(schema["properties"]) - {"global"} == set(values)
+
+
+def test_chart_has_the_version_of_the_distribution(chart: str) -> None:
+    described = yaml.safe_load((Path(chart) / "Chart.yaml").read_text(encoding="utf-8"))
+    project = tomllib.loads((Path(chart).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
+    assert described["version"] == described["appVersion"] == project["version"]
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        # Amounts are one value: which resources they name is the user's matter.
+        if isinstance(value, dict) and value and name != "resources":
+            found |= _leaves(value, f"{prefix}{name}.")
+        else:
+            found[prefix + name] = value
+    return found
+
+
+def test_readme_lists_every_value_with_its_default(chart: str) -> None:
+    values = yaml.safe_load((Path(chart) / "values.yaml").read_text(encoding="utf-8"))
+    readme = (Path(chart) / "README.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", readme, re.MULTILINE))
+    assert {name: json.loads(default) for name, default in rows.items()} == _leaves(values)

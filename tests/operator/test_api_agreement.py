@@ -38,7 +38,8 @@ _uris = _values(
 )
 _durations = _values(
     ["1s", "1m30s", "0.5h", "60m", "250ms"],
-    st.from_regex(r"\A[0-9]{0,4}(\.[0-9]{1,2})?(ms|s|m|h|d)?([0-9]{1,3}[smh])?\n?\Z"),
+    st.just("\u0661s")  # a digit, though none of ours
+    | st.from_regex(r"\A[0-9]{0,4}(\.[0-9]{1,2})?(ms|s|m|h|d)?([0-9]{1,3}[smh])?\n?\Z"),
 )
 _money = _values(["0.80", "24", "0.000001"], st.from_regex(r"\A-?[0-9]{0,11}(\.[0-9]{0,7})?\n?\Z"))
 _quantities = _values(

@@ -29,10 +29,10 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 CEL_RULES = "x-kubernetes-validations"
 
-_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600)}
-_AMOUNT = re.compile(r"\d{1,9}(\.\d{1,6})?")
-_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([numkMGTPE]|[KMGTPE]i)?")
+_AMOUNT = re.compile(r"\d{1,9}(\.\d{1,6})?", re.ASCII)
+_QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([numkMGTPE]|[KMGTPE]i)?", re.ASCII)
 _UNITS: dict[str | None, Decimal] = {
     None: Decimal(1),
     "n": Decimal("1e-9"),
@@ -132,7 +132,7 @@ class Text:
     def _rules(self) -> tuple[Rule, ...]:
         if self.pattern is None:
             return self.further
-        whole = re.compile(self.pattern)
+        whole = re.compile(self.pattern, re.ASCII)  # as RE2 reads \d and \s
         matches = Rule(
             f"self.matches(r'^(?:{self.pattern})$')", self.message, lambda value: bool(whole.fullmatch(value))
         )
