@@ -16,6 +16,7 @@ from turbo_operator.api import (
     LABEL_ACCELERATOR,
     LABEL_PLAN_HASH,
     ROLE_SERVING,
+    EnvVar,
     Template,
     TurboDeployment,
     quantity,
@@ -95,7 +96,7 @@ def pod_template(
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["turbo", "serve"],
         "args": config.to_argv(),
-        "env": [*source.environment(td), *(each.dump() for each in overlay.env or ())],
+        "env": [*source.environment(td), *(_variable(each) for each in overlay.env or ())],
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources(td, choice),
         # Readiness is the model being loaded; a busy engine answers liveness from the server process, so
@@ -145,6 +146,11 @@ def _cores(td: TurboDeployment, choice: Choice) -> Decimal:
 def _number(amount: Decimal) -> str:
     """A quantity in its shortest form: whole, or in thousandths."""
     return str(int(amount)) if amount == int(amount) else f"{math.ceil(amount * 1000)}m"
+
+
+def _variable(variable: EnvVar) -> dict[str, Any]:
+    """As the API server keeps it: an empty value is no value there."""
+    return {key: value for key, value in variable.dump().items() if value != ""}
 
 
 def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
