@@ -190,6 +190,7 @@ def framework_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
+    settings.queueing.exit_timeout = 0.2  # an event handler does no I/O: there is nothing to wait for
     for resource in LABELLED:
         place = (resource.group, resource.version, resource.plural)
         settings.watching.label_selectors[place] = LABEL_DEPLOYMENT

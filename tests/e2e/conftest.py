@@ -1,0 +1,395 @@
+"""A real API server with its controllers, the operator as a process, and the test in the kubelet's place.
+
+The control-plane tier has no node: what a kubelet would report about a pod, `Kubelet` writes into its status.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from turbo_dev.access import Access, kubeconfig
+from turbo_dev.binaries import GoMissingError, ensure
+from turbo_dev.controlplane import ControlPlane, Settings, free_port
+from turbo_dev.shell import run
+from turbo_operator import resources
+from turbo_operator.api import API_VERSION
+from turbo_operator.resources import Resource
+from turbo_runtime.contract import ModelFacts, ModelShape
+
+ROOT = Path(__file__).parents[2]
+RELEASE, SYSTEM = "turbo", "turbo-system"
+PATIENCE = 60.0
+FACTS = ModelFacts(
+    shape=ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "Q4_1"),
+    digest="sha256:" + "0" * 64,
+    revision=None,
+    weight_bytes=98_000_000,
+)
+
+
+class Api:
+    """The API server as its administrator, in plain requests."""
+
+    def __init__(self, access: Access) -> None:
+        context = ssl.create_default_context(cafile=str(access.ca))
+        self.client = httpx.Client(
+            base_url=access.url,
+            verify=context,
+            headers={"Authorization": f"Bearer {access.token}"},
+            timeout=30.0,
+            trust_env=False,
+        )
+
+    def send(
+        self, method: str, path: str, body: Any = None, kind: str = "application/json", **query: str
+    ) -> Any:
+        answer = self.client.request(
+            method, path, params=query, content=json.dumps(body), headers={"Content-Type": kind}
+        )
+        if answer.status_code >= 400:
+            raise ApiRefusalError(answer.status_code, answer.json().get("message", answer.text))
+        return answer.json()
+
+    def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self.send("GET", resource.path(namespace, name))
+        except ApiRefusalError as error:
+            if error.status == 404:
+                return None
+            raise
+        return found
+
+    def list(self, resource: Resource, namespace: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = self.send("GET", resource.path(namespace))["items"]
+        return items
+
+    def create(self, resource: Resource, body: Mapping[str, Any]) -> Any:
+        return self.send("POST", resource.path(body["metadata"].get("namespace")), body)
+
+    def patch(
+        self, resource: Resource, namespace: str, name: str, body: Any, subresource: str | None = None
+    ) -> Any:
+        path = resource.path(namespace, name, subresource)
+        return self.send("PATCH", path, body, "application/merge-patch+json")
+
+
+class ApiRefusalError(Exception):
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"{status}: {message}")
+        self.status = status
+
+
+class Kubelet(threading.Thread):
+    """Reports every pod as a kubelet would: inspecting ones end with the facts, serving ones become ready.
+
+    `refused` holds substrings of pod names that it leaves alone.
+    """
+
+    def __init__(self, api: Api) -> None:
+        super().__init__(daemon=True)
+        self._api = api
+        self.refused: set[str] = set()
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            for pod in self._api.send("GET", "/api/v1/pods", labelSelector="serving.turbo.dev/deployment")[
+                "items"
+            ]:
+                self._report(pod)
+            self.stopping.wait(0.1)
+
+    def _report(self, pod: dict[str, Any]) -> None:
+        meta, status = pod["metadata"], pod.get("status", {})
+        if any(part in meta["name"] for part in self.refused) or "deletionTimestamp" in meta:
+            return
+        if status.get("phase") in ("Running", "Succeeded"):
+            return
+        names = [container["name"] for container in pod["spec"]["containers"]]
+        if meta["labels"]["serving.turbo.dev/role"] == "inspect":
+            end = {"exitCode": 0, "message": FACTS.to_json(), "reason": "Completed"}
+            state, phase, ready = {"terminated": end}, "Succeeded", "False"
+        else:
+            state, phase, ready = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "Running", "True"
+        report = {
+            "phase": phase,
+            "podIP": "127.0.0.2",
+            "podIPs": [{"ip": "127.0.0.2"}],
+            "conditions": [{"type": kind, "status": ready} for kind in ("Ready", "ContainersReady")],
+            "containerStatuses": [
+                {
+                    "name": name,
+                    "state": state,
+                    "ready": ready == "True",
+                    "restartCount": 0,
+                    "image": "x",
+                    "imageID": "x",
+                }
+                for name in names
+            ],
+        }
+        try:
+            self._api.patch(resources.POD, meta["namespace"], meta["name"], {"status": report}, "status")
+        except ApiRefusalError as error:
+            if error.status not in (404, 409):  # gone or changed since the list
+                raise
+
+
+class OperatorProcess:
+    """`turbo operator` as a process, under the chart's own role."""
+
+    def __init__(self, program: list[str], environment: Mapping[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(program, env=dict(environment), stdout=output, stderr=output)
+
+    def stop(self) -> None:
+        """As Kubernetes ends it; it must go by itself, and without an error."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            assert self.process.wait(30) == 0, self.log.read_text()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+
+
+class Cluster:
+    """What a test of this folder works with."""
+
+    def __init__(self, access: Access, role: Path, directory: Path) -> None:
+        self.access = access
+        self.api = Api(access)
+        self.kubelet = Kubelet(self.api)
+        self._role = role
+        self._directory = directory
+        self._running: list[OperatorProcess] = []
+        self.user = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
+
+    def namespace(self, name: str) -> str:
+        self.access.kubectl("create", "namespace", name)
+        return name
+
+    def start(self, namespace: str = "", kill_at: str | None = None, **settings: str) -> OperatorProcess:
+        """The operator, watching one namespace or all; `kill_at` is explained in killed_operator.py."""
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": f"{ROOT / 'operator'}:{ROOT / 'runtime'}",
+            "KUBECONFIG": str(self._role),
+            "TURBO_RUNTIME_IMAGE": "registry.test/turbo-runtime:1",
+            "TURBO_NAMESPACES": namespace,
+            "TURBO_APPLY_CATALOGUE": "false",
+            "TURBO_LOG_FORMAT": "text",
+            "TURBO_HEALTH_PORT": str(free_port("127.0.0.1")),
+            "TURBO_METRICS_PORT": str(free_port("127.0.0.1")),
+        } | settings
+        program = [
+            sys.executable,
+            "-c",
+            "import sys; from turbo_operator.cli import operator; sys.exit(operator([]))",
+        ]
+        if kill_at is not None:
+            program = [sys.executable, str(Path(__file__).with_name("killed_operator.py")), kill_at]
+        log = self._directory / f"operator-{namespace or 'all'}.log"
+        process = OperatorProcess(program, environment, log)
+        self._running.append(process)
+        return process
+
+    def stop_all(self) -> None:
+        for process in self._running:
+            process.kill()
+        self._running.clear()
+
+    def deployment(self, namespace: str, name: str = "chat") -> dict[str, Any]:
+        found = self.api.get(resources.TURBODEPLOYMENT, namespace, name)
+        assert found is not None
+        return found
+
+    def create_deployment(self, namespace: str, name: str = "chat", **spec: Any) -> dict[str, Any]:
+        created: dict[str, Any] = self.api.create(
+            resources.TURBODEPLOYMENT, turbo_deployment(namespace, name, **spec)
+        )
+        return created
+
+    def children(self, namespace: str) -> dict[str, dict[str, Any]]:
+        """Children of all TurboDeployments of a namespace, by KIND/NAME."""
+        return {
+            f"{kind}/{item['metadata']['name']}": item
+            for kind, resource in resources.CHILDREN.items()
+            for item in self.api.list(resource, namespace)
+            if "serving.turbo.dev/deployment" in (item["metadata"].get("labels") or {})
+        }
+
+    # Here and not only in the module, since test modules cannot import a conftest.
+    @staticmethod
+    def condition(body: Mapping[str, Any], kind: str) -> dict[str, Any]:
+        return condition(body, kind)
+
+    @staticmethod
+    def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+        return until(holds, what, seconds)
+
+    def until_ready(self, namespace: str, name: str = "chat", replicas: int = 1) -> dict[str, Any]:
+        until(lambda: is_ready(self.deployment(namespace, name), replicas), f"{namespace}/{name} is Ready")
+        return self.deployment(namespace, name)
+
+    def writes(self, namespace: str) -> list[dict[str, Any]]:
+        """The audit events of the operator's writes in a namespace."""
+        return [
+            event
+            for event in self.access.writes()
+            if event["user"]["username"] == self.user and event["objectRef"].get("namespace") == namespace
+        ]
+
+
+def turbo_deployment(namespace: str, name: str = "chat", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "TurboDeployment",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {
+            "model": {"uri": "pvc://models/smollm2.gguf"},
+            "accelerators": {"allowed": ["cpu"]},
+        }
+        | spec,
+    }
+
+
+def condition(body: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    found = [each for each in body.get("status", {}).get("conditions", ()) if each["type"] == kind]
+    return found[0] if found else {"status": "Absent", "reason": "", "message": ""}
+
+
+def is_ready(body: Mapping[str, Any], replicas: int = 1) -> bool:
+    """Whether the status speaks of the spec as it is, and all of it serves."""
+    status = body.get("status", {})
+    return (
+        condition(body, "Ready")["status"] == "True"
+        and status["observedGeneration"] == body["metadata"]["generation"]
+        and status["replicas"] == status["readyReplicas"] == replicas
+    )
+
+
+def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
+    """The first true answer of `holds`; fails with `what` after `seconds`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        answer = holds()
+        if answer:
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}")
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A control plane whose audit log holds bodies, with CRDs and the chart's role; no operator runs."""
+    if os.environ.get("TURBO_TEST_CONTEXT"):
+        pytest.skip(
+            "the operator is judged by the embedded API server's audit log; TURBO_TEST_CONTEXT names another"
+        )
+    directory = tmp_path_factory.mktemp("operator-e2e")
+    try:
+        control_plane = ControlPlane(directory / "plane", settings=Settings(audit_level="RequestResponse"))
+        with control_plane as access:
+            role = _install(access, directory)
+            cluster = Cluster(access, role, directory)
+            cluster.kubelet.start()
+            try:
+                yield cluster
+            finally:
+                cluster.kubelet.stopping.set()
+                cluster.kubelet.join(10)
+                cluster.stop_all()
+                cluster.api.client.close()
+    except GoMissingError as missing:
+        pytest.skip(f"no Kubernetes: {missing}")
+
+
+@pytest.fixture
+def cluster(plane: Cluster) -> Iterator[Cluster]:
+    """The control plane; every operator that the test started is gone afterwards."""
+    try:
+        yield plane
+    finally:
+        plane.stop_all()
+
+
+def _install(access: Access, directory: Path) -> Path:
+    """CRDs, one accelerator and the chart's RBAC; the kubeconfig of the operator's service account."""
+    helm = ensure(("helm",))["helm"]
+    rendered = run(
+        [
+            helm,
+            "template",
+            RELEASE,
+            str(ROOT / "charts/turbo"),
+            "--namespace",
+            SYSTEM,
+            "--kube-version=1.34.4",
+        ]
+    )
+    documents = [document for document in yaml.safe_load_all(rendered) if document]
+    access.kubectl("create", "namespace", SYSTEM)
+    crds = [document for document in documents if document["kind"] == "CustomResourceDefinition"]
+    roles = [
+        document
+        for document in documents
+        if document["kind"] == "ServiceAccount"
+        or document["apiVersion"].startswith("rbac.authorization.k8s.io/")
+    ]
+    access.apply(*crds)
+    access.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    access.apply(*[each if "namespace" in each["metadata"] else _placed(each) for each in roles])
+    until(lambda: _served(access), "the API server serves TurboAccelerators")
+    cpu = {
+        "apiVersion": API_VERSION,
+        "kind": "TurboAccelerator",
+        "metadata": {"name": "cpu"},
+        "spec": {
+            "resourceName": "cpu",
+            "quantity": "1",
+            "memoryGiB": 4,
+            "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}, "source": "set by the test"},
+        },
+    }
+    access.apply(cpu)
+    token = access.kubectl("create", "token", RELEASE, "-n", SYSTEM, "--duration=4h").strip()
+    assert access.ca is not None
+    path = directory / "operator.kubeconfig"
+    path.touch(mode=0o600)
+    path.write_text(kubeconfig(access.url, access.ca.read_text(), token))
+    return path
+
+
+def _placed(document: dict[str, Any]) -> dict[str, Any]:
+    """With the namespace that Helm would install it into."""
+    if document["kind"] == "ServiceAccount":
+        return {**document, "metadata": {**document["metadata"], "namespace": SYSTEM}}
+    return document
+
+
+def _served(access: Access) -> bool:
+    api = Api(access)
+    try:
+        api.send("GET", resources.TURBOACCELERATOR.path())
+    except ApiRefusalError:
+        return False
+    finally:
+        api.client.close()
+    return True
