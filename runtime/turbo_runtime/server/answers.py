@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from turbo_runtime.engine.request import Submit, TokenEvent
@@ -85,83 +85,86 @@ class _Answer:
         return (text, "stop") if stopped else (text + self.scanner.flush(), event.finish_reason)
 
 
-@dataclass(slots=True)
 class Answers:
-    """All answers of one request; iterate `pieces` inside `contextlib.aclosing`, so that leaving early
-    cancels the rest.
+    """All answers of one request, handed to the engine at once.
+
+    To be used as a context manager: leaving it, early or not, cancels what is unfinished.
     """
 
-    job: Job
-    model: ServedModel
-    engine: EngineLink
-    watch: Watch
-    clock: Callable[[], float] = time.monotonic
-    tally: Tally = field(default_factory=Tally)
+    def __init__(self, job: Job, model: ServedModel, engine: EngineLink, watch: Watch) -> None:
+        self.job = job
+        self.tally = Tally()
+        self._engine = engine
+        self._watch = watch
+        self._started = time.monotonic()
+        submits = _submits(job)
+        self._open = {
+            submit.request_id: _Answer(
+                index, Detokenizer(model.tokenizer.decode), StopScanner(job.stops), model.stop_token_ids
+            )
+            for index, submit in enumerate(submits)
+        }
+        self.choices = len(submits)
+        self._events = engine.submit(submits)
 
     @property
     def prompt_tokens(self) -> int:
         """Of all prompts, each counted once however many answers it has."""
         return sum(len(prompt) for prompt in self.job.prompts)
 
-    async def pieces(self) -> AsyncGenerator[Piece, None]:
-        """Text as it comes. Raises ApiError (500) when the engine fails an answer; the others are then
-        cancelled.
+    async def pieces(self) -> AsyncIterator[Piece]:
+        """Text as it comes, until all answers are finished. Raises ApiError (500) when the engine fails
+        one.
         """
-        started = self.clock()
-        submits = self._submits()
-        open_answers = {submit.request_id: self._answer(index) for index, submit in enumerate(submits)}
-        events = self.engine.submit(submits)
-        try:
-            while open_answers:
-                event = await events.get()
-                answer = open_answers.get(event.request_id)
-                if answer is None:
-                    continue  # a stop string ended it, and this event was already on its way
-                if event.error is not None:
-                    del open_answers[event.request_id]
-                    self._note_finish("error", answer, started)
-                    raise failed(event.error)
-                before = answer.tokens
-                text, reason = answer.take(event)
-                self._count(event, answer, before, started)
-                if reason is not None:
-                    del open_answers[event.request_id]
-                    self.engine.cancel([event.request_id])
-                    self._note_finish(reason, answer, started)
-                if text or reason is not None:
-                    yield Piece(answer.index, text, reason)
-        finally:
-            self.engine.cancel(open_answers)
-            for answer in open_answers.values():
-                self._note_finish("abort", answer, started)
+        while self._open:
+            event = await self._events.get()
+            answer = self._open.get(event.request_id)
+            if answer is None:
+                continue  # a stop string ended it, and this event was already on its way
+            if event.error is not None:
+                self._finish(event.request_id, "error")
+                raise failed(event.error)
+            before = answer.tokens
+            text, reason = answer.take(event)
+            self._count(event, answer, before)
+            if reason is not None:
+                self._finish(event.request_id, reason)
+            if text or reason is not None:
+                yield Piece(answer.index, text, reason)
 
-    def _submits(self) -> list[Submit]:
-        request_id = uuid.uuid4().hex
-        return [
-            Submit(f"{request_id}-{index}-{choice}", prompt, params, choice)
-            for index, (prompt, params) in enumerate(zip(self.job.prompts, self.job.params, strict=True))
-            for choice in range(self.job.n)
-        ]
+    def __enter__(self) -> Answers:
+        return self
 
-    def _answer(self, index: int) -> _Answer:
-        detokenizer = Detokenizer(self.model.tokenizer.decode)
-        return _Answer(index, detokenizer, StopScanner(self.job.stops), self.model.stop_token_ids)
+    def __exit__(self, *_: object) -> None:
+        for request_id in list(self._open):
+            self._finish(request_id, "abort")
 
-    def _count(self, event: TokenEvent, answer: _Answer, before: int, started: float) -> None:
+    def _count(self, event: TokenEvent, answer: _Answer, before: int) -> None:
         self.tally.completion_tokens += answer.tokens - before
         self.tally.drafts += event.drafted > 0
         self.tally.drafted_tokens += event.drafted
         self.tally.accepted_tokens += event.accepted
         if not event.tokens:
             return
-        now = self.clock()
+        now = time.monotonic()
         if answer.first_at is None:
             answer.first_at = now
-            self.watch.tokens(now - started, first=True)
+            self._watch.tokens(now - self._started, first=True)
         else:
-            self.watch.tokens(now - answer.last_at, first=False)
+            self._watch.tokens(now - answer.last_at, first=False)
         answer.last_at = now
 
-    def _note_finish(self, reason: str, answer: _Answer, started: float) -> None:
-        to_first = None if answer.first_at is None else answer.first_at - started
-        self.watch.finished(reason, answer.tokens, to_first, self.clock() - started)
+    def _finish(self, request_id: str, reason: str) -> None:
+        answer = self._open.pop(request_id)
+        self._engine.cancel([request_id])  # does nothing where the engine itself ended it
+        to_first = None if answer.first_at is None else answer.first_at - self._started
+        self._watch.finished(reason, answer.tokens, to_first, time.monotonic() - self._started)
+
+
+def _submits(job: Job) -> list[Submit]:
+    request_id = uuid.uuid4().hex
+    return [
+        Submit(f"{request_id}-{index}-{choice}", prompt, params, choice)
+        for index, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True))
+        for choice in range(job.n)
+    ]

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Send
+from starlette.types import Receive, Scope, Send
 
 from turbo_runtime.server.bodies import json_object
 from turbo_runtime.server.errors import ApiError
@@ -67,38 +66,36 @@ async def _answer(
     reply = Reply(shape, model, service.answers(job, model))
     headers = {"Connection": "close"} if service.draining else {}  # pooled clients then turn to another pod
     if request.stream:
-        return _EventStream(_events(reply, request.stream_options.include_usage), headers=headers)
-    whole = await _unless_client_leaves(http, _collect(reply))
+        return _EventStream(reply, request.stream_options.include_usage, headers)
+    with reply.answers:
+        whole = await _unless_client_leaves(http, _collect(reply))
     return (
         Response(status_code=CLIENT_CLOSED_REQUEST) if whole is None else JSONResponse(whole, headers=headers)
     )
 
 
 async def _collect(reply: Reply) -> dict[str, Any]:
-    choices = len(reply.answers.job.prompts) * reply.answers.job.n
-    texts, reasons = [""] * choices, [""] * choices
-    async with aclosing(reply.answers.pieces()) as pieces:
-        async for piece in pieces:
-            texts[piece.index] += piece.text
-            reasons[piece.index] = piece.finish_reason or ""
+    texts, reasons = [""] * reply.answers.choices, [""] * reply.answers.choices
+    async for piece in reply.answers.pieces():
+        texts[piece.index] += piece.text
+        reasons[piece.index] = piece.finish_reason or ""
     return reply.whole(texts, reasons)
 
 
-async def _events(reply: Reply, include_usage: bool) -> AsyncGenerator[str, None]:
+async def _events(reply: Reply, include_usage: bool) -> AsyncIterator[str]:
     """The stream's events; an error midway is its last one, since the status line is long gone."""
     started: set[int] = set()
-    unfinished = len(reply.answers.job.prompts) * reply.answers.job.n
+    unfinished = reply.answers.choices
     try:
-        async with aclosing(reply.answers.pieces()) as pieces:
-            async for piece in pieces:
-                event = reply.event(piece, piece.index not in started)
-                started.add(piece.index)
-                unfinished -= piece.finish_reason is not None
-                if include_usage:
-                    event["usage"] = None
-                elif unfinished == 0:
-                    event["turbo"] = reply.turbo()
-                yield sse(event)
+        async for piece in reply.answers.pieces():
+            event = reply.event(piece, piece.index not in started)
+            started.add(piece.index)
+            unfinished -= piece.finish_reason is not None
+            if include_usage:
+                event["usage"] = None
+            elif unfinished == 0:
+                event["turbo"] = reply.turbo()
+            yield sse(event)
     except ApiError as error:
         yield sse(error.body())
         return
@@ -108,19 +105,19 @@ async def _events(reply: Reply, include_usage: bool) -> AsyncGenerator[str, None
 
 
 class _EventStream(StreamingResponse):
-    """Closes its generator as soon as the client leaves, so that the engine is told at once and not by the
-    garbage collector.
-    """
+    """Ends with its answers: when the client leaves, the engine is told at once."""
 
-    def __init__(self, events: AsyncGenerator[str, None], headers: Mapping[str, str]) -> None:
+    def __init__(self, reply: Reply, include_usage: bool, headers: Mapping[str, str]) -> None:
         super().__init__(
-            events, media_type="text/event-stream", headers={"Cache-Control": "no-cache", **headers}
+            _events(reply, include_usage),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-cache", **headers},
         )
-        self._events = events
+        self._answers = reply.answers
 
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._events):
-            await super().stream_response(send)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._answers:
+            await super().__call__(scope, receive, send)
 
 
 async def _unless_client_leaves(

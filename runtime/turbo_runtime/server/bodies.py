@@ -28,6 +28,11 @@ async def json_object(request: Request) -> dict[str, Any]:
         document = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise invalid(None, f"The body is no JSON: {error}.", "invalid_json") from error
+    if b"\\ud" in body.lower():  # perhaps half of a surrogate pair, which is no character and has no bytes
+        try:
+            json.dumps(document, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise invalid(None, "The body holds half of a surrogate pair.", "invalid_json") from error
     if not isinstance(document, dict):
         raise invalid(None, f"The body must be a JSON object, not {type(document).__name__}.", "invalid_json")
     return document

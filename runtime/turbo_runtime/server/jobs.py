@@ -69,7 +69,7 @@ def _job(
         SamplingParams(
             temperature=request.temperature,
             top_p=request.top_p,
-            top_k=max(request.top_k, 0),
+            top_k=min(max(request.top_k, 0), model.facts.vocab_size),
             seed=seed & MASK_64,
             max_tokens=_room(len(prompt), request, field, model),
             stop_token_ids=model.stop_token_ids,

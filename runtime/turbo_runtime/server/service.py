@@ -77,7 +77,8 @@ class Service:
         return self._model
 
     def answers(self, job: Job, model: ServedModel) -> Answers:
-        """Admit a job. Raises ApiError: 429 when the queue is full, 400 when it could never fit, 503 as
+        """Admit a job and hand it to the engine. Raises ApiError: 429 when the queue is full, 400 when it
+        could never fit, 503 as
         `open_model` does.
         """
         self.open_model()  # the phase may have changed while the prompt was tokenised

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import httpx
@@ -108,6 +109,16 @@ def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> No
         assert int(caught.value.response.headers["retry-after"]) >= 1
         for stream in held:
             stream.close()
+
+
+async def test_a_burst_fills_the_queue_to_its_bound_and_not_beyond(launch) -> None:
+    server = launch("--max-running=2", "--max-waiting=3")
+    body = {"model": "echo", "prompt": "hold", "max_tokens": 150, "stream": True}
+    async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=30) as client:
+        replies = await asyncio.gather(*[client.post("completions", json=body) for _ in range(12)])
+    statuses = sorted(reply.status_code for reply in replies)
+    assert statuses == [200] * 5 + [429] * 7
+    assert server.engine_log.read_text().count("Submit(") == 5
 
 
 def test_the_servers_process_holds_no_torch(server) -> None:

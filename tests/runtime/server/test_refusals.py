@@ -201,9 +201,17 @@ def test_the_templates_own_words_reach_the_client(http: httpx.Client) -> None:
     assert "an assistant does not speak first" in error["message"]
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b'{"a": NaN}', b"\xff", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b'"x"', b'{"a": NaN}', b"\xff", b"[" * 100_000, b'{"model": "\\uD800"}']
+)
 def test_a_body_that_is_no_json_object_is_refused(http: httpx.Client, body: bytes) -> None:
     assert refusal(http.post("chat/completions", content=body))["code"] == "invalid_json"
+
+
+def test_a_whole_surrogate_pair_is_a_character(http: httpx.Client) -> None:
+    body = json.dumps({**TEXT_BODY, "prompt": "🎈"})
+    assert "\\ud83c" in body
+    assert http.post("completions", content=body).json()["choices"][0]["text"] == "🎈"
 
 
 def test_a_body_of_more_than_four_mebibytes_is_refused(http: httpx.Client) -> None:
