@@ -16,6 +16,7 @@ from turbo_dev.access import Access, from_context
 from turbo_dev.binaries import GoMissingError
 from turbo_dev.cluster import Cluster, NotRootError
 from turbo_dev.controlplane import ControlPlane
+from turbo_operator import crd
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,16 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Access]:
             yield access
     except GoMissingError as missing:
         pytest.skip(f"no Kubernetes: {missing}")
+
+
+@pytest.fixture(scope="session")
+def api_server(control_plane: Access) -> Access:
+    """The shared control plane with our CustomResourceDefinitions established."""
+    definitions = crd.definitions()
+    control_plane.apply(*definitions)
+    names = [f"crd/{definition['metadata']['name']}" for definition in definitions]
+    control_plane.kubectl("wait", "--for=condition=Established", *names)
+    return control_plane
 
 
 @pytest.fixture(scope="session")

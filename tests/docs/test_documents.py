@@ -43,10 +43,10 @@ def objects() -> list[tuple[str, dict[str, object]]]:
     ("where", "item"), objects(), ids=lambda value: value if isinstance(value, str) else value["kind"]
 )
 def test_the_api_server_accepts_every_object_shown(
-    where: str, item: dict[str, object], control_plane_with_crds: Access
+    where: str, item: dict[str, object], api_server: Access
 ) -> None:
     shown = json.dumps(item)
-    assert "(server dry run)" in control_plane_with_crds.kubectl(
+    assert "(server dry run)" in api_server.kubectl(
         "apply", "--dry-run=server", "--validate=strict", "-f", "-", input=shown
     ), where
 
