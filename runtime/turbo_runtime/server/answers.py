@@ -113,8 +113,9 @@ class Answers:
         return sum(len(prompt) for prompt in self.job.prompts)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Text as it comes, until all answers are finished. Raises ApiError (500) when the engine fails
-        one.
+        """Text as it comes, until all answers are finished.
+
+        Raises ApiError (500) when the engine fails one.
         """
         while self._open:
             event = await self._events.get()

@@ -77,9 +77,9 @@ class Service:
         return self._model
 
     def answers(self, job: Job, model: ServedModel) -> Answers:
-        """Admit a job and hand it to the engine. Raises ApiError: 429 when the queue is full, 400 when it
-        could never fit, 503 as
-        `open_model` does.
+        """Admit a job and hand it to the engine.
+
+        Raises ApiError: 429 when the queue is full, 400 when the job could never fit, 503 as `open_model` does.
         """
         self.open_model()  # the phase may have changed while the prompt was tokenised
         wanted = len(job.prompts) * job.n
