@@ -1,0 +1,64 @@
+"""The engine as a process of its own: load, check, say Ready, serve until Stop."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Protocol
+
+from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.engine.request import Cancel, Failed, Ready, Step, Stop, Submit
+
+log = logging.getLogger(__name__)
+
+
+class Inbox(Protocol):
+    """What the server says: the receiving end of a multiprocessing queue."""
+
+    def get(self) -> Submit | Cancel | Stop:
+        """The next message; waits for one."""
+
+    def empty(self) -> bool:
+        """Whether no message is there now."""
+
+
+class Outbox(Protocol):
+    """What the engine says: the sending end of a multiprocessing queue."""
+
+    def put(self, item: Ready | Step | Failed, /) -> None:
+        """Send without waiting."""
+
+
+def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_dir: str) -> None:
+    """Main function of the engine process.
+
+    Exports the tokenizer into `tokenizer_dir` first, then loads the model and sends Ready, then one Step per step until Stop comes. Whatever
+    makes the engine unable to start or go on is sent as Failed, in one sentence, and ends the process.
+    """
+    # before torch is imported: the number of threads belongs to the arithmetic and is fixed for the life of the process
+    if config.threads:
+        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    from turbo_runtime.engine.load import ModelError
+    from turbo_runtime.engine.start import start_engine
+    from turbo_runtime.engine.tokenizer import export_tokenizer
+
+    try:
+        began = time.monotonic()
+        export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
+        engine, ready = start_engine(config, began)
+        outbox.put(ready)
+        while True:
+            # idle: wait for a message; busy: take what is there and compute on
+            while engine.idle or not inbox.empty():
+                message = inbox.get()
+                if isinstance(message, Stop):
+                    return
+                engine.accept(message)
+            outbox.put(engine.step())
+    except ModelError as error:
+        outbox.put(Failed(str(error)))
+    except Exception as error:  # the last thing this process does is to say why
+        log.exception("the engine failed")
+        outbox.put(Failed(f"the engine failed: {type(error).__name__}: {error}"))

@@ -1,0 +1,118 @@
+"""From a RuntimeConfig to an engine that has passed its start-up check: device, dtype, memory, model."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from turbo_runtime.contract import DType, RuntimeConfig
+from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
+from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.load import ModelError, find, load_model, longest
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel, kv_bytes_per_block
+from turbo_runtime.engine.request import Ready
+from turbo_runtime.engine.scheduler import Scheduler
+
+DEFAULT_KV_BYTES = 4 << 30
+KV_SHARE_OF_FREE_MEMORY = 0.5
+
+
+def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
+    """Load and check; `began` (monotonic seconds) is when loading began. Raises ModelError with a sentence."""
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    weights = load_model(find(config.model, config.revision), dtype, device)
+    blocks, length = size_cache(config, weights.config, dtype, free_memory(device))
+    model = PagedModel(weights, blocks=blocks, max_length=length)
+    loaded = time.monotonic()
+    report = check_arithmetic(model, config.max_step_tokens)
+    scheduler = Scheduler(
+        BlockLedger(blocks),
+        max_running=config.max_running,
+        max_step_tokens=config.max_step_tokens,
+        max_draft_tokens=config.max_draft_tokens if config.speculation != "off" else 0,
+        max_length=length,
+    )
+    ready = Ready(
+        guarantee=report.guarantee,
+        arithmetic=report.forms,
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=length,
+        kv_blocks=blocks,
+        block_size=BLOCK_SIZE,
+        vocab_size=model.vocabulary,
+        load_seconds=loaded - began,
+        check_seconds=time.monotonic() - loaded,
+    )
+    return Engine(model, scheduler, SuffixDrafter()), ready
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted not in ("cpu", "cuda"):
+        raise ModelError(f"--device must be auto, cpu or cuda, not {wanted}")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("--device=cuda: no CUDA device is usable here; use --device=cpu")
+    return torch.device(wanted)
+
+
+def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it; elsewhere it would be emulated, slower than float32."""
+    if wanted == "auto":
+        native = device.type == "cuda" or bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
+        return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def cpu_flags() -> frozenset[str]:
+    """Instruction sets of the CPU as Linux names them; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
+
+
+def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, free: int) -> tuple[int, int]:
+    """(blocks, longest sequence in tokens) for `free` bytes of memory; raises ModelError if not one sequence fits."""
+    length = longest(model_config)
+    if config.max_model_len is not None:
+        if config.max_model_len > length:
+            raise ModelError(f"--max-model-len={config.max_model_len} is above the model's own {length}")
+        length = config.max_model_len
+    per_block = kv_bytes_per_block(model_config, dtype, BLOCK_SIZE)
+    if config.kv_cache_gib is None:
+        budget = min(DEFAULT_KV_BYTES, int(free * KV_SHARE_OF_FREE_MEMORY))
+    else:
+        budget = int(config.kv_cache_gib * (1 << 30))
+    blocks = min(budget // per_block, config.max_running * blocks_for(length))
+    if blocks >= blocks_for(length):
+        return blocks, length
+    fits = blocks * BLOCK_SIZE
+    if config.max_model_len is not None or fits < BLOCK_SIZE:
+        raise ModelError(
+            f"the KV cache holds {fits} tokens and a sequence may have {length}; raise --kv-cache-gib or lower --max-model-len"
+        )
+    return blocks, fits
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be used: of the GPU, or of this machine and of this process's control group, whichever is less."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")  # a container sees its own group here
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return max(0, free)

@@ -1,0 +1,20 @@
+"""The model's tokenizer, written out as files that the server reads without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from turbo_runtime.engine.load import ModelError, find
+
+
+def export_tokenizer(model: str, revision: str | None, directory: Path) -> None:
+    """Save the tokenizer and its chat template (tokenizer.json and companions) into `directory`; raises ModelError with a sentence."""
+    source = find(model, revision)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
+    except (OSError, ValueError, KeyError) as error:
+        first = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ModelError(f"the tokenizer of {model} cannot be read: {first}") from error
+    tokenizer.save_pretrained(directory)

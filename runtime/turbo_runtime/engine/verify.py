@@ -1,0 +1,46 @@
+"""Coupled verification: drafts are accepted while they equal what the engine would have said anyway.
+
+The engine's own token at a row never depends on the drafts (see `sampling.py`), so the committed stream is the same with any drafter and
+any number of drafts, none included: plain decoding is this function with no drafts (Daliri, Musco, Suresh, arXiv 2408.07978). Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a step commits for one sequence."""
+
+    tokens: tuple[int, ...]  # at least one: accepted drafts, then the correction or the bonus
+    accepted: int  # of the drafts, how many are among `tokens`
+    finish_reason: str | None = None  # "stop" or "length"
+
+
+def verify(
+    token_at: Callable[[int], int], drafts: Sequence[int], *, stop_ids: Collection[int], room: int
+) -> Verdict:
+    """Commit tokens row by row.
+
+    `token_at(i)` is the engine's token after the context and the first i drafts (row i of len(drafts) + 1); it is asked for only while
+    all earlier drafts were right, since later rows have seen a wrong context. `room` >= 1 is how many tokens the answer may still get;
+    a token of `stop_ids` ends it and is included.
+    """
+    if room < 1:
+        raise ValueError("an answer without room for a token is finished already")
+    tokens: list[int] = []
+    accepted = 0
+    for row in range(len(drafts) + 1):
+        token = token_at(row)
+        matches = row < len(drafts) and drafts[row] == token
+        tokens.append(token)
+        accepted += matches
+        if token in stop_ids:
+            return Verdict(tuple(tokens), accepted, "stop")
+        if len(tokens) == room:
+            return Verdict(tuple(tokens), accepted, "length")
+        if not matches:
+            break
+    return Verdict(tuple(tokens), accepted)
