@@ -86,14 +86,14 @@ def brute_force(
         cpu = row.resource_name == "cpu"
         size = {"Float32": 4, "BFloat16": 2, "Auto": 4 if cpu else 2}[wanted.model.dtype]
         length = wanted.model.max_model_len or model.max_position
-        weights = model.parameters * size
+        weights = (model.parameters + (model.vocab_size * model.hidden_size if cpu else 0)) * size
         cache = 2 * model.layers * model.kv_heads * model.head_dim * size * (length + tokens + 17)
         cache += -cache % (GIB // 64)
         logits = min(32 * (tokens + 1), 512) * model.vocab_size * 4
         held = weights + cache + logits
         if cpu and model.dtype == "Q4_1":
             held = max(held, 2 * weights)
-        if held > int(0.95 * row.memory_bytes) - (GIB if cpu else 2 * GIB):
+        if held > int(0.95 * row.memory_bytes) - (3 * GIB // 2 if cpu else 2 * GIB):
             continue
         alone = allowed is not None and len(allowed) == 1 and budget is None
         if row.price_per_hour is None and not alone:

@@ -75,7 +75,9 @@ def need(
     another type than `dtype` (a quantised GGUF) are converted once while loading, in host memory, which holds
     both for a moment.
     """
-    weights = -(-shape.parameters * ELEMENT_BYTES[dtype] // tensor)
+    # On cores a head that shares the embedding's weights is laid out a second time, as its products need it.
+    second_head = shape.vocab_size * shape.hidden_size if cpu else 0
+    weights = -(-(shape.parameters + second_head) * ELEMENT_BYTES[dtype] // tensor)
     per_token = -(-kv_bytes_per_token(shape, dtype) // min(tensor, shape.kv_heads))
     tokens = max_model_len + max_draft_tokens + 1 + BLOCK_TOKENS
     rows = min(MAX_RUNNING * (max_draft_tokens + 1), max(MAX_STEP_TOKENS, max_draft_tokens + 1))
