@@ -191,6 +191,11 @@ def test_the_runtime_understands_what_it_is_told() -> None:
     assert config.kv_cache_gib * GIB == chosen(it).kv_cache_bytes
 
 
+def test_the_image_is_the_objects_own_or_the_installed_one() -> None:
+    assert pod(BASE)["containers"][0]["image"] == "registry.example/runtime:1"
+    assert pod(td(engine={"image": "mine:2"}))["containers"][0]["image"] == "mine:2"
+
+
 def test_speculation_off_is_told_to_the_runtime() -> None:
     it = td(speculation={"mode": "Disabled"})
     assert RuntimeConfig.from_argv(pod(it)["containers"][0]["args"]).speculation == "off"
