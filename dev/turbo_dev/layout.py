@@ -16,6 +16,7 @@ from . import buildah
 from .paths import cache_root
 
 _NAME = "org.opencontainers.image.ref.name"
+_COMPRESSED = ".compressed"  # buildah's suffix of a note that names the compressed form of a layer
 
 
 class Layout:
@@ -28,7 +29,9 @@ class Layout:
         """Copy an image from buildah's store; layers that are here already are not written again."""
         if self._entry(image) is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            buildah.push(image, f"oci:{self._folder}:{image}")
+            self._known.mkdir(exist_ok=True)
+            buildah.push(image, f"oci:{self._folder}:{image}", f"--blob-cache={self._known}")
+            self._remember(image)
 
     def write_archive(self, image: str, there: set[str], stream: IO[bytes]) -> None:
         """Write an archive for `ctr images import`, without the blobs whose digests are in `there`."""
@@ -54,6 +57,27 @@ class Layout:
         for path in (self._folder / "blobs" / "sha256").iterdir():
             if f"sha256:{path.name}" not in needed:
                 path.unlink()
+        for path in self._known.iterdir():
+            blob = path.read_text(encoding="ascii") if path.suffix == _COMPRESSED else path.name
+            if blob not in needed:
+                path.unlink()
+
+    @property
+    def _known(self) -> Path:
+        """buildah's blob cache: without it, it would compress the big layer again for every image (100 s)."""
+        return self._folder / "known"
+
+    def _remember(self, image: str) -> None:
+        """Note in the blob cache which compressed blob each layer of the image has become."""
+        entry = self._entry(image)
+        assert entry is not None
+        manifest = json.loads(self._blob(entry["digest"]).read_text(encoding="utf-8"))
+        config = json.loads(self._blob(manifest["config"]["digest"]).read_text(encoding="utf-8"))
+        for plain, layer in zip(config["rootfs"]["diff_ids"], manifest["layers"], strict=True):
+            compressed = self._known / layer["digest"]
+            if not compressed.exists():
+                compressed.hardlink_to(self._blob(layer["digest"]))
+            (self._known / (plain + _COMPRESSED)).write_text(layer["digest"], encoding="ascii")
 
     def _index(self) -> dict[str, Any]:
         path = self._folder / "index.json"
