@@ -192,23 +192,20 @@ def _minimum(replicas: int) -> int:
 
 def _held_up(scale: Scale, observed: Observed, pods: Sequence[PodView], plan_hash: str | None) -> _Verdict:
     """What the first failing pod says, else why its ReplicaSet makes none, else that the model loads."""
-    for pod in sorted(pods, key=lambda pod: pod.name):
-        reason = None if pod.ready else POD_REASONS.get(pod.reason or "")
-        if reason is not None:
-            return _Verdict(
-                "False", reason, f"Pod {pod.name}: {pod.reason}: {_sentence(pod.message) or 'no message.'}"
-            )
+    failing = sorted((pod for pod in pods if not pod.ready and pod.reason), key=lambda pod: pod.name)
+    failing.sort(key=lambda pod: pod.reason not in POD_REASONS)  # stable: by name among equals
+    if failing:
+        pod = failing[0]
+        reason = POD_REASONS.get(pod.reason or "", AvailableReason.MODEL_LOADING)
+        said = _sentence(pod.message) or "it left no message."
+        return _Verdict("False", reason, f"Pod {pod.name}: {pod.reason}: {said}")
     for child in observed.children:
         if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
             quota = "quota" in child.message.lower()
-            reason_of_child = AvailableReason.QUOTA_EXCEEDED if quota else ReadyReason.REFUSED
-            return _Verdict("False", reason_of_child, f"No pod can be made: {_sentence(child.message)}")
-    ready = sum(pod.ready for pod in pods)
-    return _Verdict(
-        "False",
-        AvailableReason.MODEL_LOADING,
-        f"{ready} of {scale.replicas} replicas answer; others start or load.",
-    )
+            why = AvailableReason.QUOTA_EXCEEDED if quota else ReadyReason.REFUSED
+            return _Verdict("False", why, f"No pod can be made: {_sentence(child.message)}")
+    message = f"{sum(pod.ready for pod in pods)} of {scale.replicas} replicas answer; others start or load."
+    return _Verdict("False", AvailableReason.MODEL_LOADING, message)
 
 
 def _ready(

@@ -108,6 +108,7 @@ def test_the_status_survives_the_api() -> None:
         ("ImagePullBackOff", AvailableReason.IMAGE_PULL),
         ("CrashLoopBackOff", AvailableReason.CRASH_LOOP),
         ("OOMKilled", AvailableReason.OUT_OF_MEMORY),
+        ("SomethingNew", AvailableReason.MODEL_LOADING),
         (None, AvailableReason.MODEL_LOADING),
     ],
 )
