@@ -49,9 +49,6 @@ class ServerProcess:
         assert match, f"{pattern!r} never came in:\n{self.said}"
         return match[match.lastindex or 0]
 
-    def signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
     def exit_status(self) -> int:
         status = self.process.wait(PATIENCE_SECONDS)
         self._reader.join(PATIENCE_SECONDS)
@@ -85,23 +82,33 @@ Start = Callable[..., ServerProcess]
 
 
 @pytest.fixture(scope="session")
-def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start a server over the scripted engine, with flags of `turbo serve`; `ready=False` does not wait."""
+def start_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[list[str]], ServerProcess]]:
+    """Start a server by its command line; all are ended with the run."""
     started: list[ServerProcess] = []
 
-    def start(*flags: str, model: str = "models/echo", ready: bool = True) -> ServerProcess:
-        script = str(Path(__file__).with_name("scripted_server.py"))
-        log = tmp_path_factory.mktemp("engine") / "log"
-        command = [sys.executable, "-W", "error", script, model, "--host=127.0.0.1", "--port=0", *flags]
-        server = ServerProcess(command, log)
+    def start(command: list[str]) -> ServerProcess:
+        server = ServerProcess(command, tmp_path_factory.mktemp("engine") / "log")
         started.append(server)
-        if ready:
-            server.wait_for("Ready: ")
         return server
 
     yield start
     for server in started:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def launch(start_process: Callable[[list[str]], ServerProcess]) -> Start:
+    """Start a server over the scripted engine, with flags of `turbo serve`; `ready=False` does not wait."""
+
+    def start(*flags: str, model: str = "models/echo", ready: bool = True) -> ServerProcess:
+        script = str(Path(__file__).with_name("scripted_server.py"))
+        command = [sys.executable, "-W", "error", script, model, "--host=127.0.0.1", "--port=0", *flags]
+        server = start_process(command)
+        if ready:
+            server.wait_for("Ready: ")
+        return server
+
+    return start
 
 
 @pytest.fixture(scope="session")

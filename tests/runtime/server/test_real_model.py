@@ -1,0 +1,134 @@
+"""SmolLM2-135M through the whole path: `turbo serve`, the engine, HTTP, the official client."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbo_dev import model
+from turbo_runtime import contract
+from turbo_runtime.server.detokenize import REPLACEMENT, Detokenizer
+from turbo_runtime.server.tokenizer import ServedTokenizer
+
+pytestmark = pytest.mark.model
+
+SERVE = "import sys; from turbo_runtime.cli import serve; sys.exit(serve(sys.argv[1:]))"
+EXPORT = (
+    "import sys; from pathlib import Path; from turbo_runtime.engine.tokenizer import export_tokenizer; "
+    "export_tokenizer(sys.argv[1], None, Path(sys.argv[2]))"
+)
+COPY = (
+    "Write this list again, exactly as it is:\n"
+    "apples: 3, pears: 7, plums: 12, cherries: 40, quinces: 2, grapes: 95, figs: 8, dates: 11"
+)
+CASES = {
+    "greedy": {"temperature": 0},
+    "seeded": {"temperature": 0.8, "seed": 20240715},
+    "top-p and top-k": {"temperature": 1.0, "top_p": 0.9, "extra_body": {"top_k": 40}, "seed": 7},
+}
+
+
+@pytest.fixture(scope="module")
+def real(start_process: Callable[..., Any]) -> Any:
+    command = [sys.executable, "-c", SERVE, str(model.ensure()), "--host=127.0.0.1", "--port=0"]
+    server = start_process([*command, "--served-name=smollm2", "--max-model-len=1024"])
+    server.wait_for("Ready: ")
+    return server
+
+
+@pytest.fixture
+def smollm2(real: Any, connect_to: Callable[..., openai.OpenAI]) -> Iterator[openai.OpenAI]:
+    with connect_to(real) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ServedTokenizer:
+    directory = tmp_path_factory.mktemp("smollm2-tokenizer")
+    subprocess.run([sys.executable, "-c", EXPORT, str(model.ensure()), str(directory)], check=True)
+    return ServedTokenizer(directory)
+
+
+def ask(client: openai.OpenAI, **fields: Any) -> Any:
+    extra = {**fields.pop("extra_body", {}), "speculation": fields.pop("speculation", True)}
+    return client.chat.completions.create(
+        model="smollm2",
+        messages=[{"role": "user", "content": COPY}],
+        max_tokens=80,
+        extra_body=extra,
+        **fields,
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_speculation_changes_no_byte(smollm2: openai.OpenAI, name: str) -> None:
+    on = ask(smollm2, **CASES[name])
+    off = ask(smollm2, **CASES[name], speculation=False)
+    assert on.choices[0].message.content.encode() == off.choices[0].message.content.encode()
+    assert on.usage.completion_tokens == off.usage.completion_tokens
+    assert on.choices[0].finish_reason == off.choices[0].finish_reason
+    assert off.turbo["drafted_tokens"] == 0
+    if name == "greedy":
+        assert on.turbo["accepted_tokens"] > 0
+
+
+def test_a_stream_is_the_whole_answer_in_pieces(smollm2: openai.OpenAI) -> None:
+    whole = ask(smollm2, temperature=0)
+    events = list(ask(smollm2, temperature=0, stream=True))
+    text = "".join(event.choices[0].delta.content or "" for event in events)
+    assert text == whole.choices[0].message.content
+    assert len(events) > 5
+
+
+def test_several_answers_of_one_seed_differ_and_can_be_asked_again(smollm2: openai.OpenAI) -> None:
+    request = {"model": "smollm2", "prompt": "Once upon a time", "n": 3, "seed": 11, "max_tokens": 16}
+    first, again = smollm2.completions.create(**request), smollm2.completions.create(**request)
+    texts = [choice.text for choice in first.choices]
+    assert len(set(texts)) == 3
+    assert [choice.text for choice in again.choices] == texts
+
+
+def test_the_server_says_what_holds_on_this_machine(real: Any) -> None:
+    version = httpx.get(real.url + contract.VERSION_PATH).json()
+    assert version["guarantee"] == "bytes"
+    assert "guarantee on this machine: bytes" in real.said
+    assert (
+        f'{contract.GUARANTEE_INFO}{{guarantee="bytes"}} 1.0'
+        in httpx.get(real.url + contract.METRICS_PATH).text
+    )
+
+
+@settings(deadline=None)
+@given(text=st.text())
+def test_no_piece_of_a_text_holds_half_a_character(tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    whole = tokenizer.decode(
+        ids
+    )  # this vocabulary lacks the first bytes of rare scripts, which are then lost
+    detokenizer = Detokenizer(tokenizer.decode)
+    pieces = [*map(detokenizer.push, ids), detokenizer.flush()]
+    assert "".join(pieces) == whole
+    assert REPLACEMENT in whole or not any(REPLACEMENT in piece for piece in pieces)
+
+
+@settings(deadline=None)
+@given(ids=st.lists(st.integers(0, 49151), max_size=60))
+def test_any_tokens_give_the_text_of_their_decoding_at_once(tokenizer, ids: list[int]) -> None:
+    detokenizer = Detokenizer(tokenizer.decode)
+    assert "".join([*map(detokenizer.push, ids), detokenizer.flush()]) == tokenizer.decode(ids)
+
+
+def test_a_chat_starts_with_the_models_own_words(tokenizer: ServedTokenizer) -> None:
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
+    special = tokenizer.encode("<|im_start|>")
+    assert len(special) == 1
+    assert prompt.count(special[0]) == 3  # the default system message, the user, the assistant
+    assert tokenizer.decode(prompt).endswith("user\nHi\nassistant\n")
