@@ -45,6 +45,7 @@ class Operator:
             Reconciler(self.cache, api, settings, time.time).reconcile, num_workers=settings.num_workers
         )
         self.listed = asyncio.Event()  # every kind, once: before that a missing child may only be unseen
+        self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
         metrics.DEPLOYMENTS.set_function(lambda: len(self.cache.all_keys()))
 
@@ -53,11 +54,7 @@ class Operator:
         namespaces = self.settings.namespaces
         async with asyncio.TaskGroup() as group:
             scraper = Scraper(self.cache, self.settings.scrape_seconds, self.settings.scrape_timeout_seconds)
-            tasks = [
-                group.create_task(self._work()),
-                group.create_task(self._resync()),
-                group.create_task(scraper.run()),
-            ]
+            self._tasks = [group.create_task(work) for work in (self._work(), self._resync(), scraper.run())]
             await kopf.operator(
                 registry=self.registry(),
                 settings=framework_settings(),
@@ -66,8 +63,7 @@ class Operator:
                 namespaces=namespaces,
                 liveness_endpoint=f"http://0.0.0.0:{self.settings.health_port}{HEALTH_PATH}",
             )
-            for task in tasks:
-                task.cancel()
+            await self._cleanup()
 
     # Feeding: what a watch shows goes into the cache; what it changes wakes the keys concerned.
 
@@ -151,6 +147,7 @@ class Operator:
         registry = kopf.OperatorRegistry()
         kopf.on.login(registry=registry)(login)
         kopf.on.probe(id="waiting", registry=registry)(self._probe)
+        kopf.on.cleanup(registry=registry)(self._cleanup)
         for resource in WATCHED:
             place = (resource.group, resource.version, resource.plural)
             kopf.index(*place, id=f"index-{resource.plural}", registry=registry)(self._indexer(resource))
@@ -170,6 +167,11 @@ class Operator:
                 self.drop(resource, dict(body))
 
         return event
+
+    async def _cleanup(self, **_: object) -> None:
+        """Stop working; kopf waits for every task that it finds running."""
+        for task in self._tasks:
+            task.cancel()
 
     async def _probe(self, **_: object) -> int:
         return self.queue.num_waiting

@@ -51,4 +51,6 @@ def configure(log_format: str, level: str) -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
+    if not record.name.startswith(f"{__package__}."):  # the framework attaches whole objects to its records
+        return {}
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}

@@ -241,6 +241,10 @@ class Cluster:
         return condition(body, kind)
 
     @staticmethod
+    def is_ready(body: Mapping[str, Any], replicas: int = 1) -> bool:
+        return is_ready(body, replicas)
+
+    @staticmethod
     def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
         return until(holds, what, seconds)
 
