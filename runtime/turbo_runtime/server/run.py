@@ -87,7 +87,7 @@ async def _load(service: Service, tokenizer_dir: Path, listener: socket.socket) 
     )
     promise = "the same bytes" if facts.guarantee == "bytes" else "the same distribution"
     say(
-        f"Start-up check passed in {facts.check_seconds:.1f} s; guarantee on this machine: {facts.guarantee} "
+        f"Start-up check took {facts.check_seconds:.1f} s; guarantee on this machine: {facts.guarantee} "
         f"({promise} with speculation and without)."
     )
     say(f"Ready: the OpenAI API is at {_url(listener)}/v1, the model's name is {model.name}.")

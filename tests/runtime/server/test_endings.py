@@ -14,6 +14,10 @@ import openai
 import pytest
 
 from turbo_runtime import contract
+from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.server.app import build_app
+from turbo_runtime.server.engine_link import EngineLink
+from turbo_runtime.server.service import Service
 
 HOLD = {"model": "echo", "prompt": "hold", "temperature": 0}
 
@@ -166,3 +170,20 @@ def test_an_engine_does_not_outlive_its_server(launch) -> None:
         assert select.select([ended], [], [], 10)[0], "the engine still runs 10 s after its server was killed"
     finally:
         os.close(ended)
+
+
+async def test_a_server_without_its_engine_is_neither_alive_nor_ready() -> None:
+    config = RuntimeConfig("models/echo")
+    engine = EngineLink(config, print, "")  # an engine that says nothing to the server and ends
+    service = Service(config, engine)
+    engine.start()
+    sentence = await engine.ended
+    transport = httpx.ASGITransport(app=build_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+        for path in (contract.HEALTH_PATH, contract.READY_PATH):
+            reply = await client.get(path)
+            assert (reply.status_code, reply.json()) == (503, {"status": sentence})
+        reply = await client.post("/v1/completions", json={"model": "echo", "prompt": "x"})
+        assert (reply.status_code, reply.json()["error"]["message"]) == (503, sentence)
+    assert not engine.ready.done()
+    await engine.stop()
