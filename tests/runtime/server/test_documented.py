@@ -1,0 +1,43 @@
+"""The server's page says what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from turbo_runtime import contract
+from turbo_runtime.server.bodies import MAX_BODY_BYTES
+from turbo_runtime.server.requests import MAX_CHOICES, MAX_STOPS, ChatRequest, CompletionRequest
+from turbo_runtime.server.unsupported import CHAT, COMPLETION
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "server.md").read_text(encoding="utf-8")
+SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+
+
+@pytest.mark.parametrize("name", sorted({*ChatRequest.model_fields, *CompletionRequest.model_fields}))
+def test_every_field_that_is_taken_is_documented(name: str) -> None:
+    assert f"`{name}`" in SECTIONS["What a request may say"]
+
+
+def test_the_refused_parameters_are_listed_in_full_and_no_other() -> None:
+    refused = SECTIONS["What a request may say"].partition("null): ")[2].partition(". An unknown")[0]
+    assert re.findall(r"`(\w+)`", refused) == sorted({*CHAT, *COMPLETION})
+
+
+def test_bounds_are_the_codes() -> None:
+    assert f"`stop` (up to {MAX_STOPS} strings)" in PAGE
+    assert f"`n` (up to {MAX_CHOICES})" in PAGE
+    assert f"larger than {MAX_BODY_BYTES // (1 << 20)} MiB" in PAGE
+
+
+def test_every_path_of_the_contract_is_documented() -> None:
+    for path in (
+        contract.HEALTH_PATH,
+        contract.READY_PATH,
+        contract.LOAD_PATH,
+        contract.METRICS_PATH,
+        contract.VERSION_PATH,
+    ):
+        assert f"| `GET {path}` |" in PAGE
