@@ -103,6 +103,7 @@ class Kubelet(threading.Thread):
         super().__init__(daemon=True)
         self._api = api
         self.refused: set[str] = set()
+        self.unreadable: dict[str, str] = {}  # by name of the TurboDeployment: how its inspection fails
         self.stopping = threading.Event()
 
     def run(self) -> None:
@@ -117,12 +118,15 @@ class Kubelet(threading.Thread):
         meta, status = pod["metadata"], pod.get("status", {})
         if any(part in meta["name"] for part in self.refused) or "deletionTimestamp" in meta:
             return
-        if status.get("phase") in ("Running", "Succeeded"):
+        if status.get("phase") in ("Running", "Succeeded", "Failed"):
             return
         names = [container["name"] for container in pod["spec"]["containers"]]
         if meta["labels"]["serving.turbo.dev/role"] == "inspect":
+            why = self.unreadable.get(meta["labels"]["serving.turbo.dev/deployment"])
             end = {"exitCode": 0, "message": FACTS.to_json(), "reason": "Completed"}
-            state, phase, ready = {"terminated": end}, "Succeeded", "False"
+            if why is not None:
+                end = {"exitCode": 1, "message": why, "reason": "Error"}
+            state, phase, ready = {"terminated": end}, "Failed" if why else "Succeeded", "False"
         else:
             state, phase, ready = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "Running", "True"
         report = {
@@ -154,6 +158,8 @@ class OperatorProcess:
 
     def __init__(self, program: list[str], environment: Mapping[str, str], log: Path) -> None:
         self.log = log
+        self.health = f"http://127.0.0.1:{environment['TURBO_HEALTH_PORT']}/healthz"
+        self.metrics = f"http://127.0.0.1:{environment['TURBO_METRICS_PORT']}/metrics"
         with log.open("ab") as output:
             self.process = subprocess.Popen(program, env=dict(environment), stdout=output, stderr=output)
 

@@ -123,10 +123,11 @@ class Life:
         return json.loads(text.replace(body["metadata"]["uid"], "UID").replace(self.namespace, "NAMESPACE"))
 
     def child_writes(self) -> Counter[str]:
+        """How often each child was written; what failed is judged below."""
         return Counter(
             f"{event['verb']} {event['objectRef']['resource']}/{event['objectRef']['name']}"
             for event in self.cluster.writes(self.namespace)
-            if event["objectRef"]["resource"] != "turbodeployments"
+            if event["objectRef"]["resource"] != "turbodeployments" and event["responseStatus"]["code"] < 400
         )
 
     def needless(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import httpx
 import pytest
 
 from turbo_operator import resources
@@ -46,6 +47,11 @@ def test_an_applied_object_becomes_ready_and_rests(cluster: Any) -> None:
     time.sleep(2)
     assert len(cluster.writes(namespace)) == written
     assert [event for event in cluster.writes(namespace) if event["responseStatus"]["code"] >= 400] == []
+    assert httpx.get(operator.health).status_code == 200
+    metrics = httpx.get(operator.metrics).text
+    assert 'turbo_operator_api_requests_total{code="200",resource="services",verb="PATCH"}' not in metrics
+    assert 'turbo_operator_api_requests_total{code="201",resource="services",verb="PATCH"} 1.0' in metrics
+    assert 'code="403"' not in metrics, "the role allows all that the operator does"
     operator.stop()
 
 
