@@ -29,6 +29,7 @@ class Form:
 # In the order they are tried; the first that holds is used. Whole products come before tiles, which read the weights once per tile.
 FORMS = (
     Form("linear", transposed=False),
+    Form("linear, rows padded to 2", transposed=False, multiple=2),
     Form("transposed, rows padded to 2", transposed=True, multiple=2),
     Form("transposed, rows padded to multiples of 4", transposed=True, multiple=4),
     Form("transposed, tiles of 4", transposed=True, multiple=4, tile=4),

@@ -59,7 +59,8 @@ class KVPool:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.kv_heads, self.group, self.head_dim = kv_heads, heads // kv_heads, head_dim
-        self.device = device
+        self.device, self.dtype = device, dtype
+        self.blocks, self.max_length = blocks, max_length
         columns = -(-max_length // BLOCK_SIZE) * BLOCK_SIZE
         self._masks = [_causal_tail(first, self.group, columns, dtype, device) for first in range(0, BLOCK_SIZE, QUERY_TILE)]
 

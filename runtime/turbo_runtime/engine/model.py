@@ -28,7 +28,7 @@ class PagedModel:
 
     def __init__(self, model: PreTrainedModel, *, blocks: int, max_length: int) -> None:
         """`blocks` of KV cache; `max_length` tokens bound one sequence."""
-        config = model.config
+        self.config = config = model.config
         self.linears: list[RowLinear] = replace_linears(model)
         self.body = model.get_decoder()
         self.head = model.get_output_embeddings()
