@@ -29,7 +29,7 @@ $(UV):
 
 .build/synced: pyproject.toml uv.lock | $(UV)
 	@echo "Installing the locked dependencies into .venv (torch and its libraries are 4.7 GB; once per change of uv.lock)"
-	@$(UV) sync --quiet --frozen --all-extras --group dev
+	@$(UV) sync --quiet --frozen --compile-bytecode --all-extras --group dev
 	@touch $@
 
 .PHONY: setup
