@@ -129,7 +129,7 @@ class Cache:
         new = self._children[key][place] = HeldChild(
             view=child(body),
             resource_version=meta["resourceVersion"],
-            owner_uid=owner_uid(body),
+            owner_uid=_owner_uid(body),
             fields=owned_fields(meta.get("managedFields") or ()),
         )
         return Seen(key, held is None or replace(held, resource_version=new.resource_version) != new)
@@ -263,13 +263,18 @@ def key_of(body: Mapping[str, Any]) -> Key | None:
     return Key(meta["namespace"], name) if name else None
 
 
-def owner_uid(body: Mapping[str, Any]) -> str | None:
-    """The uid of the TurboDeployment that controls an object, None when none does."""
+def controller(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The owner reference of whatever controls an object, None when nothing does."""
     for owner in body["metadata"].get("ownerReferences") or ():
-        if owner.get("controller") and owner["kind"] == TURBODEPLOYMENT:
-            uid: str = owner["uid"]
-            return uid
+        if owner.get("controller"):
+            found: Mapping[str, Any] = owner
+            return found
     return None
+
+
+def _owner_uid(body: Mapping[str, Any]) -> str | None:
+    owner = controller(body)
+    return owner["uid"] if owner is not None and owner["kind"] == TURBODEPLOYMENT else None
 
 
 def _is_newer(version: str, than: str) -> bool:

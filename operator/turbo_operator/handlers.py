@@ -42,7 +42,9 @@ class Operator:
         self.api = api
         self.cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue(
-            Reconciler(self.cache, api, settings, time.time).reconcile, num_workers=settings.num_workers
+            Reconciler(self.cache, api, settings, time.time).reconcile,
+            num_workers=settings.num_workers,
+            expected=(KubeError,),
         )
         self.listed = asyncio.Event()  # every kind, once: before that a missing child may only be unseen
         self._tasks: list[asyncio.Task[None]] = []
@@ -121,9 +123,8 @@ class Operator:
         while True:
             await asyncio.sleep(self.settings.resync_seconds)
             try:
-                for resource in WATCHED:
-                    for namespace in (self.settings.namespaces if resource.namespaced else ()) or (None,):
-                        await self._relist(resource, namespace)
+                for resource, namespace in places(self.settings):
+                    await self._relist(resource, namespace)
             except KubeError as error:
                 log.warning("could not list: %s", error.message)
 
@@ -187,6 +188,16 @@ WATCHED = (
 LABELLED = (resources.POD, *resources.CHILDREN.values())
 
 
+def places(settings: Settings) -> list[tuple[Resource, str | None]]:
+    """What is watched, and in which namespace: None is all, or outside of namespaces."""
+    everywhere: tuple[None] = (None,)
+    return [
+        (resource, namespace)
+        for resource in WATCHED
+        for namespace in ((settings.namespaces if resource.namespaced else ()) or everywhere)
+    ]
+
+
 def framework_settings() -> kopf.OperatorSettings:
     """kopf watches and nothing else: it posts no events, scans for no later kinds, stores no progress."""
     settings = kopf.OperatorSettings()
@@ -213,6 +224,9 @@ async def serve(settings: Settings) -> None:
                     f"The API server does not know {resource.kind}: install the "
                     "CustomResourceDefinitions first (the chart does, unless crds.install is false)."
                 )
+        for resource, namespace in places(settings):
+            # The framework would try for a minute, and say so many times.
+            await api.check_list(resource, namespace)
         if settings.apply_catalogue:
             await shipped.apply(api)
         await Operator(settings, api).run()
@@ -230,5 +244,8 @@ def run(settings: Settings) -> int:
         asyncio.run(serve(settings))
     except (MissingKindError, KubeError) as error:
         log.error("%s", error)
+        return 1
+    except Exception:
+        log.exception("the operator cannot go on")
         return 1
     return 0

@@ -112,6 +112,10 @@ class Kube:
                 return items, answer["metadata"]["resourceVersion"]
             page = [("continue", token)]
 
+    async def check_list(self, resource: Resource, namespace: str | None) -> None:
+        """RefusedError, in the API server's words, where we may not list."""
+        await self._request("GET", resource, resource.path(namespace), query=[("limit", "1")])
+
     async def serves(self, resource: Resource) -> bool:
         """Whether the API server knows the kind (a CRD may be missing)."""
         root = f"/apis/{resource.api_version}" if resource.group else f"/api/{resource.version}"

@@ -24,8 +24,8 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
-from turbo_operator.cache import Cache, HeldChild, Key, owner_uid
-from turbo_operator.kube import GoneError, Kube, KubeError, RefusedError
+from turbo_operator.cache import Cache, HeldChild, Key, controller
+from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
 from turbo_operator.observed import Observed, Plan
 from turbo_operator.ownership import owns
 from turbo_operator.resources import CHILDREN
@@ -126,7 +126,11 @@ class Reconciler:
             there = await self._api.find(CHILDREN[kind], key.namespace, name)
             if there is None:
                 continue
-            if owner_uid(there) != td.metadata.uid:
+            owner = controller(there)
+            if owner is None or owner["uid"] != td.metadata.uid:
+                if owner is not None and (owner["kind"], owner["name"]) == (TURBODEPLOYMENT, key.name):
+                    what = f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed"
+                    raise ConflictError(409, "Leftover", what)
                 raise RefusedError(
                     409,
                     "AlreadyExists",

@@ -21,18 +21,23 @@ log = logging.getLogger(__name__)
 
 
 class WorkQueue(Generic[Key]):
-    """Keys waiting for `work(key)`, which answers with the seconds until the next look (None: when added)."""
+    """Keys waiting for `work(key)`, which answers with the seconds until the next look (None: when added).
+
+    Errors of the `expected` kinds are reported in one line, all others with their traceback.
+    """
 
     def __init__(
         self,
         work: Callable[[Key], Awaitable[float | None]],
         *,
         num_workers: int = 1,
+        expected: tuple[type[Exception], ...] = (),
         first_backoff_seconds: float = FIRST_BACKOFF_SECONDS,
         longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS,
     ) -> None:
         self._work = work
         self._num_workers = num_workers
+        self._expected = expected
         self._first_backoff = first_backoff_seconds
         self._longest_backoff = longest_backoff_seconds
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
@@ -88,9 +93,9 @@ class WorkQueue(Generic[Key]):
             try:
                 next_look = await self._work(key)
                 self._failures.pop(key, None)
-            except Exception:
+            except Exception as error:
                 next_look = self._backoff(key)
-                log.exception("will be tried again in %.1f s", next_look, extra={"object": str(key)})
+                self._report(key, error, next_look)
             finally:
                 self._running.discard(key)
             if key in self._again:
@@ -98,6 +103,11 @@ class WorkQueue(Generic[Key]):
                 self.add(key)
             elif next_look is not None:
                 self.add_after(key, next_look)
+
+    def _report(self, key: Key, error: Exception, seconds: float) -> None:
+        trace = None if isinstance(error, self._expected) else error
+        message = "will be tried again in %.1f s: %s"
+        log.warning(message, seconds, error, exc_info=trace, extra={"object": str(key)})
 
     def _backoff(self, key: Key) -> float:
         failures = self._failures[key] = self._failures.get(key, 0) + 1

@@ -365,7 +365,8 @@ def _install(access: Access, directory: Path) -> Path:
     ]
     access.apply(*crds)
     access.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-    access.apply(*[each if "namespace" in each["metadata"] else _placed(each) for each in roles])
+    bundle = json.dumps({"apiVersion": "v1", "kind": "List", "items": roles})
+    access.kubectl("apply", "--server-side", "-n", SYSTEM, "-f", "-", input=bundle)
     until(lambda: _served(access), "the API server serves TurboAccelerators")
     cpu = {
         "apiVersion": API_VERSION,
@@ -385,13 +386,6 @@ def _install(access: Access, directory: Path) -> Path:
     path.touch(mode=0o600)
     path.write_text(kubeconfig(access.url, access.ca.read_text(), token))
     return path
-
-
-def _placed(document: dict[str, Any]) -> dict[str, Any]:
-    """With the namespace that Helm would install it into."""
-    if document["kind"] == "ServiceAccount":
-        return {**document, "metadata": {**document["metadata"], "namespace": SYSTEM}}
-    return document
 
 
 def _served(access: Access) -> bool:

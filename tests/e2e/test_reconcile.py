@@ -201,3 +201,34 @@ def test_a_cluster_without_the_kinds_is_told_so_in_one_sentence(cluster: Any, tm
         )
     finally:
         cluster.api.send("PATCH", crd, served, "application/merge-patch+json")
+
+
+def test_an_object_made_again_under_its_name_gets_children_of_its_own(cluster: Any) -> None:
+    namespace = cluster.namespace("again")
+    operator = cluster.start(namespace)
+    cluster.create_deployment(namespace)
+    cluster.until_ready(namespace)
+    cluster.access.kubectl("delete", "td", "chat", "-n", namespace)
+    uid = cluster.create_deployment(namespace)["metadata"]["uid"]
+    cluster.until(
+        lambda: (
+            {child["metadata"]["ownerReferences"][0]["uid"] for child in cluster.children(namespace).values()}
+            == {uid}
+        ),
+        "every child belongs to the new object",
+    )
+    cluster.until_ready(namespace)
+    assert "belongs to somebody else" not in operator.log.read_text()
+
+
+def test_an_operator_without_its_rights_ends_and_says_which_it_lacks(cluster: Any) -> None:
+    binding = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/turbo"
+    kept = cluster.api.send("GET", binding)
+    cluster.api.send("DELETE", binding)
+    try:
+        operator = cluster.start("")
+        assert operator.process.wait(60) == 1
+        assert "cannot list resource" in operator.log.read_text()
+    finally:
+        del kept["metadata"]["resourceVersion"], kept["metadata"]["uid"]
+        cluster.api.send("POST", binding.rpartition("/")[0], kept)

@@ -1,0 +1,76 @@
+"""The facts of a model: from the pod that read them or the ConfigMap that keeps them, this source alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turbo_operator import render
+from turbo_operator.api import TurboDeployment, parse
+from turbo_operator.inspect import read
+from turbo_operator.observed import ChildView
+from turbo_operator.projection import InspectPod
+from turbo_runtime.contract import ModelFacts, ModelShape
+
+SHAPE = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
+FACTS = ModelFacts(SHAPE, "sha256:00", None, 4000)
+
+
+def deployment(uri: str = "pvc://models/m.gguf") -> TurboDeployment:
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "u"},
+            "spec": {"model": {"uri": uri}},
+        }
+    )
+
+
+TD = deployment()
+
+
+def kept(**data: str) -> ChildView:
+    found = {render.FACTS_KEY: FACTS.to_json(), render.SOURCE_KEY: render.source_hash(TD)} | data
+    return ChildView("ConfigMap", render.configmap_name(TD), "c", None, data=found)
+
+
+def pod(**fields: Any) -> InspectPod:
+    view = {
+        "name": "p",
+        "job": render.job_name(TD),
+        "succeeded": True,
+        "reason": None,
+        "message": FACTS.to_json(),
+    }
+    return InspectPod(**(view | fields))
+
+
+def test_nothing_is_known_and_nothing_is_wrong_before_the_pod_ends() -> None:
+    assert read(TD, [], []) == (None, None)
+    assert read(TD, [], [pod(succeeded=False, message=None)]) == (None, None)
+
+
+def test_the_answer_is_read_from_the_pod_and_then_from_the_configmap() -> None:
+    assert read(TD, [], [pod()]) == (FACTS, None)
+    assert read(TD, [kept()], []) == (FACTS, None)
+
+
+def test_an_answer_about_another_source_counts_for_nothing() -> None:
+    other = deployment("pvc://models/other.gguf")
+    assert read(other, [kept()], [pod()]) == (None, None)
+
+
+def test_a_configmap_that_somebody_broke_is_answered_anew() -> None:
+    assert read(TD, [kept(**{render.FACTS_KEY: "{}"})], []) == (None, None)
+    assert read(TD, [kept(**{render.FACTS_KEY: "{}"})], [pod()]) == (FACTS, None)
+
+
+def test_what_holds_the_answer_up_is_said_in_a_sentence() -> None:
+    pulling = pod(succeeded=False, reason="ErrImagePull", message="no such image")
+    assert read(TD, [], [pulling]) == (None, "Pod p: no such image")
+    assert read(TD, [], [pod(succeeded=False, reason="Error", message=None)]) == (None, "Pod p: Error")
+    assert read(TD, [], [pod(message="Segmentation fault")])[1].startswith(
+        "Pod p ended without the model's facts"
+    )
+    failed = ChildView("Job", render.job_name(TD), "j", None, failed=True, message="it reached its limit")
+    assert read(TD, [failed], []) == (None, f"Job {failed.name} failed: it reached its limit")

@@ -1,0 +1,63 @@
+"""Errors of the API server, sorted by what helps; and what is written of the shipped accelerators."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from turbo_operator.api import ANNOTATION_APPLIED_HASH
+from turbo_operator.kube import ConflictError, GoneError, KubeError, RefusedError, error_of
+from turbo_operator.resources import CHILDREN, TURBOACCELERATOR, TURBODEPLOYMENT
+from turbo_operator.shipped import needs_write
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, RefusedError),
+        (401, KubeError),
+        (403, RefusedError),
+        (404, GoneError),
+        (409, ConflictError),
+        (422, RefusedError),
+        (429, KubeError),
+        (500, KubeError),
+        (504, KubeError),
+    ],
+)
+def test_an_error_is_of_the_kind_that_says_what_helps(status: int, kind: type[KubeError]) -> None:
+    body = {"kind": "Status", "message": "Deployment is invalid: spec.replicas", "reason": "Invalid"}
+    error = error_of(status, json.dumps(body).encode())
+    assert type(error) is kind
+    assert (str(error), error.status, error.reason) == (body["message"], status, "Invalid")
+
+
+@pytest.mark.parametrize("text", [b"no JSON", b'"a string"', b"", b"\xff"])
+def test_an_answer_that_is_no_status_still_has_a_message(text: bytes) -> None:
+    assert error_of(502, text).message
+
+
+def test_paths_of_the_api() -> None:
+    assert CHILDREN["Service"].path("team", "chat") == "/api/v1/namespaces/team/services/chat"
+    assert CHILDREN["Deployment"].path("team") == "/apis/apps/v1/namespaces/team/deployments"
+    assert TURBODEPLOYMENT.path() == "/apis/serving.turbo.dev/v1alpha1/turbodeployments"
+    status = TURBODEPLOYMENT.path("team", "chat", "status")
+    assert status == "/apis/serving.turbo.dev/v1alpha1/namespaces/team/turbodeployments/chat/status"
+    cluster_wide = "/apis/serving.turbo.dev/v1alpha1/turboaccelerators/cpu"
+    assert TURBOACCELERATOR.path("ignored", "cpu") == cluster_wide
+
+
+def accelerator(version: str | None, *managers: str) -> dict[str, Any]:
+    entries = [{"manager": manager, "fieldsV1": {"f:spec": {"f:memoryGiB": {}}}} for manager in managers]
+    annotations = {ANNOTATION_APPLIED_HASH: version} if version else {}
+    return {"metadata": {"name": "cpu", "annotations": annotations, "managedFields": entries}}
+
+
+def test_a_shipped_accelerator_is_written_when_missing_or_older_and_never_over_a_users_edit() -> None:
+    assert needs_write("2", None)
+    assert needs_write("2", accelerator("1", "turbo-operator"))
+    assert not needs_write("2", accelerator("2", "turbo-operator"))
+    assert not needs_write("2", accelerator("1", "turbo-operator", "kubectl-edit"))
+    assert not needs_write("2", accelerator(None, "kubectl-client-side-apply"))
