@@ -1,7 +1,8 @@
-"""A suffix automaton that grows token by token (Blumer et al., 1985), with the number of times each substring was seen.
+"""A suffix automaton that grows token by token (Blumer et al., 1985), with the number of times each substring
+was seen.
 
-A state stands for all substrings that end at the same places; its link leads to the longest shorter one that ends at more places.
-Appending is amortised constant time, and a text of n tokens has at most 2n states.
+A state stands for all substrings that end at the same places; its link leads to the longest shorter one that
+ends at more places. Appending is amortised constant time, and a text of n tokens has at most 2n states.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _ROOT = 0
-# A count is carried along the links to all suffixes of the text. Past this many, only very short suffixes are left, whose counts
-# matter least, while in repetitive text the chain would be as long as the text.
+# A count is carried along the links to all suffixes of the text. Past this many, only very short suffixes are
+# left, whose counts matter least, while in repetitive text the chain would be as long as the text.
 _LINKS_COUNTED = 64
 
 
@@ -68,7 +69,9 @@ class SuffixAutomaton:
         return Cursor(self._next[state][token], length + 1)
 
     def likeliest(self, cursor: Cursor) -> tuple[int, int, int] | None:
-        """(token, its count, count of all) of what followed the match; of equal counts the one seen first. None at a text's end."""
+        """(token, its count, count of all) of what followed the match; of equal counts the one seen first.
+        None at a text's end.
+        """
         state, _ = self._settle(cursor)
         counts = self._count
         followers = self._next[state]
@@ -96,7 +99,9 @@ class SuffixAutomaton:
         last = self._last
         known = self._next[last].get(token)
         if known is not None:  # only after `separate`: another text began alike
-            return known if self._longest[known] == self._longest[last] + 1 else self._split(last, token, known)
+            return (
+                known if self._longest[known] == self._longest[last] + 1 else self._split(last, token, known)
+            )
         new = self._state(self._longest[last] + 1, _ROOT, {}, 0)
         while last != -1 and token not in self._next[last]:
             self._next[last][token] = new
@@ -108,7 +113,9 @@ class SuffixAutomaton:
         return new
 
     def _split(self, state: int, token: int, target: int) -> int:
-        """Part of `target` that follows `state` gets a state of its own, since it ends at one more place from now on."""
+        """Part of `target` that follows `state` gets a state of its own, since it ends at one more place from
+        now on.
+        """
         clone = self._state(
             self._longest[state] + 1, self._link[target], dict(self._next[target]), self._count[target]
         )

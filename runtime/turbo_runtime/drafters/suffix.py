@@ -1,7 +1,8 @@
 """Drafting from what was said before: in the request itself, and in recent answers of the same deployment.
 
-Two suffix automata of bounded size hold recent answers, one more per live request its prompt and answer. The longest suffix of the context that
-occurred before is followed by what followed it then; how often each continuation was seen decides how many tokens are worth verifying.
+Two suffix automata of bounded size hold recent answers, one more per live request its prompt and answer. The
+longest suffix of the context that occurred before is followed by what followed it then; how often each
+continuation was seen decides how many tokens are worth verifying.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
 
 RECENT_TOKENS = 16_384  # of one generation of recent answers; two generations are kept, about 25 MB together
 PROMPT_TAIL = 8  # tokens of the prompt kept before an answer, so that its beginning is found too
-LEAST_SURVIVAL = 0.25  # a token is drafted while the chance that all before it and itself are right seems at least this
+LEAST_SURVIVAL = (
+    0.25  # a token is drafted while the chance that all before it and itself are right seems at least this
+)
 
 
 @dataclass(slots=True)
 class _Context:
-    """A live request: how far its tokens were read, its own automaton, and where it stands in the recent ones."""
+    """A live request: how far its tokens were read, its own automaton, and where it stands in the recent
+    ones.
+    """
 
     read: int = 0
     own: SuffixAutomaton = field(default_factory=SuffixAutomaton)
@@ -35,11 +40,15 @@ class SuffixDrafter:
         self._contexts: dict[str, _Context] = {}
 
     def propose(self, request_id: str, tokens: Sequence[int], limit: int) -> list[int]:
-        """At most `limit` tokens that may follow `tokens` (prompt and answer so far); empty when nothing promises enough."""
+        """At most `limit` tokens that may follow `tokens` (prompt and answer so far); empty when nothing
+        promises enough.
+        """
         context = self._contexts.setdefault(request_id, _Context())
         self._read(context, tokens)
         candidates = [_follow(context.own, context.own.repeat(), limit)]
-        candidates += [_follow(self._generations[number], cursor, limit) for number, cursor in context.recent.items()]
+        candidates += [
+            _follow(self._generations[number], cursor, limit) for number, cursor in context.recent.items()
+        ]
         best, _ = max(candidates, key=lambda candidate: candidate[1])
         return best
 
@@ -81,7 +90,8 @@ def _follow(automaton: SuffixAutomaton, cursor: Cursor, limit: int) -> tuple[lis
         if best is None:
             break
         token, count, total = best
-        # one sighting proves little after a short match: 1 / length stands for the sightings that we have not had
+        # one sighting proves little after a short match: 1 / length stands for the sightings that we have not
+        # had
         survival *= count / (total + 1.0 / cursor.length)
         if survival < LEAST_SURVIVAL:
             break

@@ -1,8 +1,9 @@
 """Matrix products whose rows do not depend on how many rows there are, nor on where a row stands among them.
 
-A library picks another kernel for another row count, and another kernel adds in another order: the last bits of every row change with
-the batch. So a linear layer computes by a *form*, and which form keeps rows bit-equal is found out on this machine, with this number of threads
-(`check.py`). A product has at most `SLAB` rows at a time, so that the row counts in use are few enough to be tried one by one.
+A library picks another kernel for another row count, and another kernel adds in another order: the last bits
+of every row change with the batch. So a linear layer computes by a *form*, and which form keeps rows
+bit-equal is found out on this machine, with this number of threads (`check.py`). A product has at most `SLAB`
+rows at a time, so that the row counts in use are few enough to be tried one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ class Form:
     tile: int | None = None  # rows of one product, where that is less than all
 
 
-# In the order they are tried; the first that holds is used. Whole products come before tiles, which read the weights once per tile.
+# In the order they are tried; the first that holds is used. Whole products come before tiles, which read the
+# weights once per tile.
 FORMS = (
     Form("linear", transposed=False),
     Form("linear, rows padded to 2", transposed=False, multiple=2),
@@ -90,7 +92,9 @@ class RowLinear(nn.Module):
 
 
 def replace_linears(model: nn.Module) -> list[RowLinear]:
-    """Put a `RowLinear` in the place of every `nn.Linear` of the model, the LM head included, and return them all."""
+    """Put a `RowLinear` in the place of every `nn.Linear` of the model, the LM head included, and return them
+    all.
+    """
     replaced: list[RowLinear] = []
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

@@ -1,9 +1,11 @@
-"""Paged attention for transformers' models: the pool of keys and values, and the function behind `attn_implementation="turbo_paged"`.
+"""Paged attention for transformers' models: the pool of keys and values, and the function behind
+`attn_implementation="turbo_paged"`.
 
-A step is one flat row of tokens of many sequences. The queries of a sequence are taken in aligned tiles of `QUERY_TILE` positions, and each tile is
-one call of a fixed shape: all its rows, wanted or not, against the keys up to the end of the tile's block, with a mask. So a position's
-arithmetic depends on the position alone: not on how many rows of the tile are computed now (rows that are not wanted are zeros, and no
-product mixes rows), not on batch mates, and not on whether the position is prompt, answer, draft or a recomputation.
+A step is one flat row of tokens of many sequences. The queries of a sequence are taken in aligned tiles of
+`QUERY_TILE` positions, and each tile is one call of a fixed shape: all its rows, wanted or not, against the
+keys up to the end of the tile's block, with a mask. So a position's arithmetic depends on the position alone:
+not on how many rows of the tile are computed now (rows that are not wanted are zeros, and no product mixes
+rows), not on batch mates, and not on whether the position is prompt, answer, draft or a recomputation.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from turbo_runtime.engine.blocks import BLOCK_SIZE
 
-QUERY_TILE = 8  # positions of one call; divides BLOCK_SIZE. Larger ones waste work in decoding, smaller ones in prefill
+# Positions of one call; divides BLOCK_SIZE. Larger tiles waste work in decoding, smaller ones in prefill.
+QUERY_TILE = 8
 IMPLEMENTATION = "turbo_paged"
 
 
@@ -62,7 +65,10 @@ class KVPool:
         self.device, self.dtype = device, dtype
         self.blocks, self.max_length = blocks, max_length
         columns = -(-max_length // BLOCK_SIZE) * BLOCK_SIZE
-        self._masks = [_causal_tail(first, self.group, columns, dtype, device) for first in range(0, BLOCK_SIZE, QUERY_TILE)]
+        self._masks = [
+            _causal_tail(first, self.group, columns, dtype, device)
+            for first in range(0, BLOCK_SIZE, QUERY_TILE)
+        ]
 
     def mask(self, tile: _Tile) -> Tensor:
         """(tile rows, keys): what each query of the tile may not see is -inf."""
@@ -78,7 +84,9 @@ class PagedStep:
         slots: list[int] = []
         tile_of: list[int] = []
         row_of: list[int] = []
-        self._tiles: list[tuple[Tensor, list[_Tile]]] = []  # per span: the blocks to gather, the tiles that read them
+        self._tiles: list[
+            tuple[Tensor, list[_Tile]]
+        ] = []  # per span: the blocks to gather, the tiles that read them
         count = 0
         for span in spans:
             end = span.start + span.count
@@ -100,7 +108,9 @@ class PagedStep:
         self._row_of = torch.tensor(row_of, device=pool.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Store the keys and values (KV heads, tokens, size), attend, and return (tokens, heads, size) of query (heads, tokens, size)."""
+        """Store the keys and values (KV heads, tokens, size), attend, and return (tokens, heads, size) of
+        query (heads, tokens, size).
+        """
         pool = self.pool
         pool.keys[layer].index_copy_(1, self._slots, key)
         pool.values[layer].index_copy_(1, self._slots, value)
@@ -138,7 +148,9 @@ def paged_attention(
     paged_step: PagedStep,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query (1, heads, tokens, size), key and value (1, KV heads, tokens, size) -> (1, tokens, heads, size)."""
+    """transformers' attention interface: query (1, heads, tokens, size), key and value (1, KV heads, tokens,
+    size) -> (1, tokens, heads, size).
+    """
     layer = module.layer_idx
     assert isinstance(layer, int)
     return paged_step.attend(layer, query[0], key[0], value[0], scaling)[None], None
@@ -161,7 +173,7 @@ def _gather(pool: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _causal_tail(first: int, group: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(QUERY_TILE * group, columns): zeros, but that in the last block row r sees no slot after `first` + r."""
+    """(QUERY_TILE * group, columns): zeros; in the last block row r sees no slot after `first` + r."""
     mask = torch.zeros(QUERY_TILE, columns, dtype=dtype, device=device)
     rows = torch.arange(first, first + QUERY_TILE, device=device)[:, None]
     later = torch.arange(BLOCK_SIZE, device=device)[None] > rows

@@ -1,8 +1,8 @@
 """The KV cache as a ledger: which blocks of slots are free, and how often each is referred to.
 
-Owns numbers only, no tensors: the pool that the numbers point into lives in `attention.py`. A reference count above one means that
-several sequences read the block; it returns to the free list when the last of them lets go. Rolling back rejected tokens is a shorter
-table (`trim`): their slots are simply written again.
+Owns numbers only, no tensors: the pool that the numbers point into lives in `attention.py`. A reference count
+above one means that several sequences read the block; it returns to the free list when the last of them lets
+go. Rolling back rejected tokens is a shorter table (`trim`): their slots are simply written again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ class BlockLedger:
         if num_blocks < 1:
             raise ValueError(f"a KV cache needs at least one block, not {num_blocks}")
         self.num_blocks = num_blocks
-        self._free = list(range(num_blocks - 1, -1, -1))  # a stack: the block freed last is warm in the CPU's cache
+        self._free = list(
+            range(num_blocks - 1, -1, -1)
+        )  # a stack: the block freed last is warm in the CPU's cache
         self._references = [0] * num_blocks
 
     @property
@@ -70,7 +72,9 @@ class BlockLedger:
                 self._free.append(block)
 
     def extend(self, table: list[int], tokens: int) -> None:
-        """Lengthen a sequence's table in place so that it holds `tokens`; raises OutOfBlocks and changes nothing."""
+        """Lengthen a sequence's table in place so that it holds `tokens`; raises OutOfBlocks and changes
+        nothing.
+        """
         table.extend(self.take(max(0, blocks_for(tokens) - len(table))))
 
     def trim(self, table: list[int], tokens: int) -> None:

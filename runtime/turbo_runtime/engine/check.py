@@ -1,8 +1,9 @@
 """The start-up check: which product form keeps rows bit-equal here, and so which guarantee holds.
 
-`bytes`: a request's text is the same with and without speculation, in any batch. `law`: it is a draw from the same law. The check tries, on this
-machine and with this number of threads, a fixed row at every position of every row count in use: for each distinct weight shape and for
-every norm; then the whole model, one token at a time against many at once.
+`bytes`: a request's text is the same with and without speculation, in any batch. `law`: it is a draw from the
+same law. The check tries, on this machine and with this number of threads, a fixed row at every position of
+every row count in use: for each distinct weight shape and for every norm; then the whole model, one token at
+a time against many at once.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class _NotProven(Exception):  # noqa: N818  an outcome
     pass
 
 
-def check_arithmetic(model: PagedModel, max_step_tokens: int, limit_seconds: float = LIMIT_SECONDS) -> ArithmeticReport:
+def check_arithmetic(
+    model: PagedModel, max_step_tokens: int, limit_seconds: float = LIMIT_SECONDS
+) -> ArithmeticReport:
     """Choose and set the form of every linear layer; at most about `limit_seconds`."""
     deadline = time.monotonic() + limit_seconds
     if model.device.type != "cpu":
@@ -56,7 +59,9 @@ def check_arithmetic(model: PagedModel, max_step_tokens: int, limit_seconds: flo
     return ArithmeticReport("bytes", forms)
 
 
-def rows_hold(product: Callable[[Tensor], Tensor], row: Tensor, counts: Iterable[int], deadline: float) -> bool:
+def rows_hold(
+    product: Callable[[Tensor], Tensor], row: Tensor, counts: Iterable[int], deadline: float
+) -> bool:
     """Whether `product` gives the row (1, in) the same bits at every position of every row count."""
     reference = product(row)
     for count in counts:
@@ -82,7 +87,9 @@ def _choose_forms(linears: list[RowLinear], forms: dict[str, str], deadline: flo
 
 
 def first_that_holds(layer: RowLinear, row: Tensor, deadline: float) -> Form:
-    """The first form that keeps `row` (1, in) equal at every position of 1 to SLAB rows; leaves the layer in it."""
+    """The first form that keeps `row` (1, in) equal at every position of 1 to SLAB rows; leaves the layer in
+    it.
+    """
     for form in FORMS:
         layer.use(form)
         if rows_hold(layer, row, range(1, SLAB + 1), deadline):
@@ -91,17 +98,21 @@ def first_that_holds(layer: RowLinear, row: Tensor, deadline: float) -> Form:
 
 
 def cancelling(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weights (out, width) and a row (1, width) whose exact product is zero, term against term, at scattered places.
+    """Weights (out, width) and a row (1, width) whose exact product is zero, term against term, at scattered
+    places.
 
-    What a product gives is then nothing but the rounding of its partial sums, so that another order of summation shows in nearly every output.
-    With plain random numbers it would hide behind the rounding of the output, in bfloat16 most of all.
+    What a product gives is then nothing but the rounding of its partial sums, so that another order of
+    summation shows in nearly every output. With plain random numbers it would hide behind the rounding of the
+    output, in bfloat16 most of all.
     """
     generator = torch.Generator().manual_seed(0)
     half = width // 2
     places = torch.randperm(width, generator=generator)
     scale = torch.exp2(torch.randint(0, 12, (1, half), generator=generator).float())
     terms = torch.randn(1, half, generator=generator) * scale
-    few = torch.randn(min(out, 64), half, generator=generator)  # repeated: their values do not matter, their number does
+    few = torch.randn(
+        min(out, 64), half, generator=generator
+    )  # repeated: their values do not matter, their number does
     row, weight = torch.zeros(1, width), torch.zeros(len(few), width)
     row[:, places[:half]], row[:, places[half : 2 * half]] = terms, terms
     weight[:, places[:half]], weight[:, places[half : 2 * half]] = few, -few
@@ -109,7 +120,7 @@ def cancelling(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor
 
 
 def _check_row_wise(model: PagedModel, counts: range, deadline: float) -> None:
-    """Norms and activations work row by row, but a library may cut the rows up among threads in its own way."""
+    """Norms and activations work row by row, but a library may cut the rows up among threads its own way."""
     seen: set[tuple[str, int]] = set()
     hidden = int(model.config.intermediate_size)
     for name, module in model.body.named_modules():
@@ -130,7 +141,9 @@ def _width_of(module: nn.Module) -> int:
 
 
 def _probe(model: PagedModel, deadline: float) -> None:
-    """The whole model: a prompt at once, against runs of five beside a mate, against one token at a time at its end."""
+    """The whole model: a prompt at once, against runs of five beside a mate, against one token at a time at
+    its end.
+    """
     half = model.pool.blocks // 2 * BLOCK_SIZE
     count = min(PROBE_TOKENS, model.pool.max_length, half)
     tokens = [(17 + 31 * i) % model.vocabulary for i in range(count)]

@@ -1,6 +1,7 @@
 """The engine's loop: one step is drain, schedule, propose, forward, verify, fold, emit.
 
-One thread owns the scheduler, the model and the drafter; the server is another process that sends and receives the messages of `request.py`.
+One thread owns the scheduler, the model and the drafter; the server is another process that sends and
+receives the messages of `request.py`.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class Engine:
         return self.drafter.propose(sequence.submit.request_id, sequence.tokens, work.draft_limit)
 
     def _advance(self, work: Work, drafted: list[int], logits: Tensor) -> None:
-        """Verify one sequence's rows, book the result and tell it; a failure takes only this sequence down."""
+        """Verify one sequence's rows, book the result, tell it; a failure takes only this sequence down."""
         sequence = work.sequence
         if not work.yields:
             self.scheduler.fold(work, [])
@@ -101,21 +102,31 @@ class Engine:
         request_id, params = sequence.submit.request_id, sequence.submit.params
         try:
             token_at = self._token_at(logits, params, self._keys[request_id], len(sequence.tokens))
-            verdict = verify(token_at, drafted, stop_ids=params.stop_token_ids, room=self.scheduler.room(sequence))
+            verdict = verify(
+                token_at, drafted, stop_ids=params.stop_token_ids, room=self.scheduler.room(sequence)
+            )
         except Exception as error:
             log.exception("request %s failed", request_id)
             self._end(sequence)
-            self._events.append(TokenEvent(request_id, finish_reason="error", error=f"the engine failed on this request: {error}"))
+            self._events.append(
+                TokenEvent(
+                    request_id, finish_reason="error", error=f"the engine failed on this request: {error}"
+                )
+            )
             return
         self.scheduler.fold(work, list(verdict.tokens))
         self._count_verdict(verdict, len(drafted))
         self._events.append(
-            TokenEvent(request_id, verdict.tokens, verdict.finish_reason, None, len(drafted), verdict.accepted)
+            TokenEvent(
+                request_id, verdict.tokens, verdict.finish_reason, None, len(drafted), verdict.accepted
+            )
         )
         if verdict.finish_reason:
             self._end(sequence)
 
-    def _token_at(self, logits: Tensor, params: SamplingParams, key: int, position: int) -> Callable[[int], int]:
+    def _token_at(
+        self, logits: Tensor, params: SamplingParams, key: int, position: int
+    ) -> Callable[[int], int]:
         """The engine's token for each row of `logits`, the first of which is for `position`."""
         if params.temperature < GREEDY_BELOW:
             return greedy_tokens(logits).__getitem__
@@ -133,7 +144,7 @@ class Engine:
 
     def _count(self, **increments: int) -> None:
         grown = {name: getattr(self._stats, name) + by for name, by in increments.items()}
-        self._stats = replace(self._stats, **grown)  # type: ignore[arg-type]
+        self._stats = replace(self._stats, **grown)
 
     def _count_verdict(self, verdict: Verdict, drafted: int) -> None:
         self._count(generated_tokens=len(verdict.tokens))

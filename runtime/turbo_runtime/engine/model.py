@@ -47,7 +47,9 @@ class PagedModel:
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Compute all chunks in one pass; logits (sum of logit_rows, vocabulary) float32, in the order of the chunks."""
+        """Compute all chunks in one pass; logits (sum of logit_rows, vocabulary) float32, in the order of the
+        chunks.
+        """
         tokens = [token for chunk in chunks for token in chunk.tokens]
         positions = [chunk.start + i for chunk in chunks for i in range(len(chunk.tokens))]
         step = PagedStep(self.pool, [Span(c.start, len(c.tokens), c.table) for c in chunks])
@@ -56,16 +58,15 @@ class PagedModel:
         for chunk in chunks:
             end += len(chunk.tokens)
             rows.extend(range(end - chunk.logit_rows, end))
-        hidden = self.body(
+        hidden: Tensor = self.body(
             input_ids=torch.tensor([tokens], device=self.device),
             position_ids=torch.tensor([positions], device=self.device),
             use_cache=False,
             paged_step=step,
         ).last_hidden_state[0]
         if not rows:
-            return hidden.new_empty(0, self.vocabulary, dtype=torch.float32)
-        logits = self.head(hidden[torch.tensor(rows, device=self.device)])
-        assert isinstance(logits, Tensor)
+            return torch.empty(0, self.vocabulary, device=self.device)
+        logits: Tensor = self.head(hidden[torch.tensor(rows, device=self.device)])
         return logits.float()
 
 

@@ -34,13 +34,15 @@ class Outbox(Protocol):
 def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_dir: str) -> None:
     """Main function of the engine process.
 
-    Exports the tokenizer into `tokenizer_dir` first, then loads the model and sends Ready, then one Step per step until Stop comes. Whatever
-    makes the engine unable to start or go on is sent as Failed, in one sentence, and ends the process.
+    Exports the tokenizer into `tokenizer_dir` first, then loads the model and sends Ready, then one Step per
+    step until Stop comes. Whatever makes the engine unable to start or go on is sent as Failed, in one
+    sentence, and ends the process.
     """
-    # before torch is imported: the number of threads belongs to the arithmetic and is fixed for the life of the process
+    # before torch is imported: the number of threads belongs to the arithmetic and is fixed for the life of
+    # the process
     if config.threads:
         os.environ["OMP_NUM_THREADS"] = str(config.threads)
-    from turbo_runtime.engine.load import ModelError
+    from turbo_runtime.engine.source import ModelError
     from turbo_runtime.engine.start import start_engine
     from turbo_runtime.engine.tokenizer import export_tokenizer
 

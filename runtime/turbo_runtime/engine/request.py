@@ -1,6 +1,8 @@
-"""The messages between the server process and the engine process: small, frozen, picklable, and free of torch.
+"""The messages between the server process and the engine process: small, frozen, picklable, and free of
+torch.
 
-Server to engine: `Submit`, `Cancel`, `Stop`. Engine to server: `Ready`, then one `Step` per engine step, or `Failed` once.
+Server to engine: `Submit`, `Cancel`, `Stop`. Engine to server: `Ready`, then one `Step` per engine step, or
+`Failed` once.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Who computes what in the next step, within a budget of tokens and one of blocks.
 
-The scheduler knows tokens computed (their keys and values are in the cache) and tokens wanted (committed so far). A prompt, a recomputation
-after preemption and plain decoding are the same thing, a gap between the two; drafts are extra tokens behind a closed gap. So
-chunked prefill and speculation are no branches here. Preemption happens while planning, never inside a step: the youngest sequence
-gives its blocks up and is computed again later. Knows no torch, no model and no clock.
+The scheduler knows tokens computed (their keys and values are in the cache) and tokens wanted (committed so
+far). A prompt, a recomputation after preemption and plain decoding are the same thing, a gap between the two;
+drafts are extra tokens behind a closed gap. So chunked prefill and speculation are no branches here.
+Preemption happens while planning, never inside a step: the youngest sequence gives its blocks up and is
+computed again later. Knows no torch, no model and no clock.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One sequence's part of a step: `count` committed tokens from position `start`, then up to `draft_limit` drafted ones."""
+    """One sequence's part of a step: `count` committed tokens from position `start`, then up to `draft_limit`
+    drafted ones.
+    """
 
     sequence: Sequence
     start: int
@@ -59,19 +62,31 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The work of one step and who had to give its blocks up for it. Blocks for every token of it are reserved."""
+    """The work of one step and who had to give its blocks up for it. Blocks for every token of it are
+    reserved.
+    """
 
     work: tuple[Work, ...]
     preempted: tuple[Sequence, ...] = ()
 
 
 class Scheduler:
-    """First come, first served; running sequences before waiting ones, base tokens before drafts before prompts."""
+    """First come, first served; running sequences before waiting ones, base tokens before drafts before
+    prompts.
+    """
 
     def __init__(
-        self, ledger: BlockLedger, *, max_running: int, max_step_tokens: int, max_draft_tokens: int, max_length: int
+        self,
+        ledger: BlockLedger,
+        *,
+        max_running: int,
+        max_step_tokens: int,
+        max_draft_tokens: int,
+        max_length: int,
     ) -> None:
-        """`max_length` bounds prompt plus answer; the ledger must hold one such sequence, else nothing guarantees an end."""
+        """`max_length` bounds prompt plus answer; the ledger must hold one such sequence, else nothing
+        guarantees an end.
+        """
         if blocks_for(max_length) > ledger.num_blocks:
             raise ValueError(f"{ledger.num_blocks} blocks cannot hold one sequence of {max_length} tokens")
         self.ledger = ledger
@@ -87,7 +102,9 @@ class Scheduler:
     def add(self, submit: Submit) -> Sequence:
         """Queue a new answer; its prompt must leave room for one token within `max_length`."""
         if not 1 <= len(submit.prompt) < self.max_length:
-            raise ValueError(f"the prompt has {len(submit.prompt)} tokens; between 1 and {self.max_length - 1} are possible")
+            raise ValueError(
+                f"the prompt has {len(submit.prompt)} tokens; from 1 to {self.max_length - 1} are possible"
+            )
         sequence = Sequence(submit, self._arrivals, list(submit.prompt))
         self._arrivals += 1
         self.waiting.append(sequence)
@@ -115,7 +132,9 @@ class Scheduler:
         budget = self.max_step_tokens
         preempted: list[Sequence] = []
         base: dict[Sequence, int] = {}
-        for sequence in list(self.running):  # decoding ones first: each needs one token and should not stall behind a prompt
+        for sequence in list(
+            self.running
+        ):  # decoding ones first: each needs one token and should not stall behind a prompt
             if sequence.missing == 1 and budget and self._reserve(sequence, 1, preempted):
                 base[sequence] = 1
                 budget -= 1
@@ -132,7 +151,8 @@ class Scheduler:
         return StepPlan(tuple(work), tuple(preempted))
 
     def fold(self, work: Work, committed: list[int]) -> None:
-        """Book what a step brought: none for a prompt that is not through yet, else the tokens that verification committed.
+        """Book what a step brought: none for a prompt that is not through yet, else the tokens that
+        verification committed.
 
         All but the last committed token were drafts whose keys and values are in the cache.
         """
@@ -146,7 +166,9 @@ class Scheduler:
         yield from self.waiting
 
     def _grant_drafts(self, decoding: list[Sequence], budget: int) -> dict[Sequence, int]:
-        """Draft slots, with blocks, for the decoding sequences: at most half the budget, so that prompts always move on."""
+        """Draft slots, with blocks, for the decoding sequences: at most half the budget, so that prompts
+        always move on.
+        """
         limits: dict[Sequence, int] = {}
         left = budget // 2
         for sequence in decoding:
@@ -162,7 +184,9 @@ class Scheduler:
         return limits
 
     def _reserve(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
-        """Blocks for `count` more tokens, taken from the youngest if need be; False if that is the sequence itself."""
+        """Blocks for `count` more tokens, taken from the youngest if need be; False if that is the sequence
+        itself.
+        """
         if sequence not in self.running:
             return False
         wanted = blocks_for(sequence.computed + count) - len(sequence.table)
@@ -183,7 +207,9 @@ class Scheduler:
         self.preemptions += 1
 
     def _admit(self, base: dict[Sequence, int], budget: int) -> int:
-        """Start waiting sequences while there are budget, a place, and blocks for all their tokens and the next one."""
+        """Start waiting sequences while there are budget, a place, and blocks for all their tokens and the
+        next one.
+        """
         while self.waiting and budget and len(self.running) < self.max_running:
             sequence = self.waiting[0]
             if blocks_for(len(sequence.tokens) + 1) > self.ledger.num_free:

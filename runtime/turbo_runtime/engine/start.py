@@ -12,18 +12,20 @@ from turbo_runtime.contract import DType, RuntimeConfig
 from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
 from turbo_runtime.engine.check import check_arithmetic
-from turbo_runtime.engine.load import ModelError, find, load_model, longest
+from turbo_runtime.engine.load import load_model, longest
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import PagedModel, kv_bytes_per_block
 from turbo_runtime.engine.request import Ready
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.source import ModelError, find
+from turbo_runtime.inspect import inspect_model
 
 DEFAULT_KV_BYTES = 4 << 30
 KV_SHARE_OF_FREE_MEMORY = 0.5
 
 
 def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
-    """Load and check; `began` (monotonic seconds) is when loading began. Raises ModelError with a sentence."""
+    """Load and check; `began` (monotonic) is when loading began. Raises ModelError with a sentence."""
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -48,10 +50,20 @@ def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
         kv_blocks=blocks,
         block_size=BLOCK_SIZE,
         vocab_size=model.vocabulary,
+        eos_token_ids=_end_ids(weights.generation_config),
+        digest=inspect_model(config.model, config.revision).digest,
         load_seconds=loaded - began,
         check_seconds=time.monotonic() - loaded,
     )
     return Engine(model, scheduler, SuffixDrafter()), ready
+
+
+def _end_ids(generation_config: object) -> tuple[int, ...]:
+    """Tokens that end an answer by the model's own generation config."""
+    ids = getattr(generation_config, "eos_token_id", None)
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -66,7 +78,9 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it; elsewhere it would be emulated, slower than float32."""
+    """`auto` is bfloat16 where the hardware multiplies it; elsewhere it would be emulated, slower than
+    float32.
+    """
     if wanted == "auto":
         native = device.type == "cuda" or bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})
         return torch.bfloat16 if native else torch.float32
@@ -79,11 +93,15 @@ def cpu_flags() -> frozenset[str]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return frozenset()
-    return next((frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset())
+    return next(
+        (frozenset(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), frozenset()
+    )
 
 
 def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, free: int) -> tuple[int, int]:
-    """(blocks, longest sequence in tokens) for `free` bytes of memory; raises ModelError if not one sequence fits."""
+    """(blocks, longest sequence in tokens) for `free` bytes of memory; raises ModelError if not one sequence
+    fits.
+    """
     length = longest(model_config)
     if config.max_model_len is not None:
         if config.max_model_len > length:
@@ -100,13 +118,16 @@ def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, 
     fits = blocks * BLOCK_SIZE
     if config.max_model_len is not None or fits < BLOCK_SIZE:
         raise ModelError(
-            f"the KV cache holds {fits} tokens and a sequence may have {length}; raise --kv-cache-gib or lower --max-model-len"
+            f"the KV cache holds {fits} tokens and a sequence may have {length}; "
+            "raise --kv-cache-gib or lower --max-model-len"
         )
     return blocks, fits
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be used: of the GPU, or of this machine and of this process's control group, whichever is less."""
+    """Bytes that may still be used: of the GPU, or of this machine and of this process's control group,
+    whichever is less.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
-from turbo_runtime.engine.load import ModelError, find
+from turbo_runtime.engine.source import ModelError, find
 
 
 def export_tokenizer(model: str, revision: str | None, directory: Path) -> None:
-    """Save the tokenizer and its chat template (tokenizer.json and companions) into `directory`; raises ModelError with a sentence."""
+    """Save the tokenizer and its chat template (tokenizer.json and companions) into `directory`; raises
+    ModelError with a sentence.
+    """
     source = find(model, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())

@@ -1,7 +1,8 @@
 """Coupled verification: drafts are accepted while they equal what the engine would have said anyway.
 
-The engine's own token at a row never depends on the drafts (see `sampling.py`), so the committed stream is the same with any drafter and
-any number of drafts, none included: plain decoding is this function with no drafts (Daliri, Musco, Suresh, arXiv 2408.07978). Pure.
+The engine's own token at a row never depends on the drafts (see `sampling.py`), so the committed stream is
+the same with any drafter and any number of drafts, none included: plain decoding is this function with no
+drafts (Daliri, Musco, Suresh, arXiv 2408.07978). Pure.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ def verify(
 ) -> Verdict:
     """Commit tokens row by row.
 
-    `token_at(i)` is the engine's token after the context and the first i drafts (row i of len(drafts) + 1); it is asked for only while
-    all earlier drafts were right, since later rows have seen a wrong context. `room` >= 1 is how many tokens the answer may still get;
-    a token of `stop_ids` ends it and is included.
+    `token_at(i)` is the engine's token after the context and the first i drafts (row i of len(drafts) + 1);
+    it is asked for only while all earlier drafts were right, since later rows have seen a wrong context.
+    `room` >= 1 is how many tokens the answer may still get; a token of `stop_ids` ends it and is included.
     """
     if room < 1:
         raise ValueError("an answer without room for a token is finished already")

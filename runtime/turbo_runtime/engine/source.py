@@ -1,0 +1,53 @@
+"""What the user wrote after `turbo serve` or `turbo inspect`, told apart: a .gguf file, a folder of
+safetensors or a hub id.
+
+Free of torch and transformers, so that `turbo inspect` starts at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Decoder-only classes that hand `**kwargs` to the attention interface and have no part of their own whose
+# rows mix.
+ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+
+
+class ModelError(ValueError):
+    """The model cannot be served; the text is a sentence for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a model's files are, in the words of transformers' `from_pretrained`."""
+
+    name: str  # a folder or a hub id
+    gguf_file: str | None = None
+    revision: str | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `from_pretrained`."""
+        arguments: dict[str, Any] = {"gguf_file": self.gguf_file, "revision": self.revision}
+        return {key: value for key, value in arguments.items() if value is not None}
+
+
+def find(model: str, revision: str | None) -> Source:
+    """Tell file, folder and hub id apart; raises ModelError for a path where nothing is."""
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no file {model}")
+        return Source(str(path.parent), gguf_file=path.name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{model} holds no config.json; name a folder of safetensors, a .gguf file or a hub id"
+            )
+        return Source(str(path))
+    if path.exists():
+        raise ModelError(f"{model} is neither a folder nor a .gguf file")
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise ModelError(f"there is no folder {model}")
+    return Source(model, revision=revision)
