@@ -59,7 +59,8 @@ ARG UV_NO_CACHE=true
 ARG UV_CACHE_DIR
 COPY --from=lock /operator.txt /opt/turbo/requirements.txt
 COPY --chmod=755 dev/install-locked.sh /tmp/
-RUN /tmp/install-locked.sh "${UV_VERSION}"
+RUN /tmp/install-locked.sh "${UV_VERSION}" \
+    && useradd --uid 65532 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin turbo
 COPY --from=code /code /opt/turbo
 USER 65532:65532
 ENTRYPOINT ["turbo"]
@@ -75,7 +76,8 @@ ARG UV_NO_CACHE=true
 ARG UV_CACHE_DIR
 COPY --from=lock /runtime.txt /opt/turbo/requirements.txt
 COPY --chmod=755 dev/install-locked.sh /tmp/
-RUN /tmp/install-locked.sh "${UV_VERSION}"
+RUN /tmp/install-locked.sh "${UV_VERSION}" \
+    && useradd --uid 65532 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin turbo
 COPY --from=code /code /opt/turbo
 USER 65532:65532
 ENTRYPOINT ["turbo"]

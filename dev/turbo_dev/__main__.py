@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import images
+from . import announce, images
 from .binaries import GoMissingError
 from .cluster import Cluster, NotRootError, names
 from .progress import say
@@ -30,6 +30,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="turbo_dev", description=__doc__)
     commands = parser.add_subparsers(required=True)
 
+    for name, run, what in (
+        ("demo", _demo, "cluster, images, chart, example, two answers"),
+        ("demo-down", _demo_down, "remove all that the demo made"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("--context", help="use the cluster of this kubeconfig context instead")
+        command.add_argument("--registry", help="where that cluster finds the images: host[:port]/path")
+        command.set_defaults(run=run)
+
     up = commands.add_parser("up", help="bring the embedded cluster up; prints its kubeconfig")
     up.add_argument("--name", default="demo")
     up.set_defaults(run=_up)
@@ -45,6 +54,26 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--registry", help="host[:port]/path to push them to")
     build.set_defaults(run=_images)
     return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    # Imported here: all else runs on a bare Python, and this wants the OpenAI client.
+    from . import demo
+
+    return demo.run(demo.Place(options.context, options.registry))
+
+
+def _demo_down(options: argparse.Namespace) -> int:
+    from . import demo
+
+    return demo.down(demo.Place(options.context, options.registry))
+
+
+def _announce(options: argparse.Namespace) -> None:
+    if options.context:
+        announce.theirs(options.context, options.registry)
+    else:
+        announce.embedded()
 
 
 def _up(options: argparse.Namespace) -> None:

@@ -112,6 +112,19 @@ def deliver(images: Images, cluster: Cluster) -> None:
         layout.keep_only({image.full_name for image in images})
 
 
+def prune(images: Images, cluster: Cluster) -> None:
+    """Remove the project's older images from the node, but those that a pod or a Deployment names."""
+    pods = [pod["spec"] for pod in cluster.access.get("pods", "--all-namespaces")["items"]]
+    deployments = cluster.access.get("deployments", "--all-namespaces")["items"]
+    specs = pods + [each["spec"]["template"]["spec"] for each in deployments]
+    needed = {image.full_name for image in images}
+    needed |= {f"{_LOCAL}/{container['image']}" for spec in specs for container in spec["containers"]}
+    ours = tuple(f"{_LOCAL}/{image.repository}:" for image in images)
+    for name in cluster.ctr("images", "ls", "-q").split():
+        if name.startswith(ours) and name not in needed:
+            cluster.ctr("images", "rm", name)
+
+
 def publish(images: Images, registry: str) -> dict[str, str]:
     """Push the images to `registry` ("host[:port]/path"); returns each target's "repository@sha256:..."."""
     pushed = {}

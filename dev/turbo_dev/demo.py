@@ -1,0 +1,86 @@
+"""From nothing to two answers, and back to nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from . import announce, binaries, images, release, screen, talk, volume
+from .access import Access, from_context
+from .cluster import Cluster
+from .paths import cache_root
+from .progress import say, step
+
+NAME = "demo"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the demo runs: on the embedded cluster, or in the cluster of a kubeconfig context."""
+
+    context: str | None = None
+    registry: str | None = None
+
+    @property
+    def down_command(self) -> str:
+        """What removes it."""
+        return "make demo-down" + (f" CONTEXT={self.context}" if self.context else "")
+
+    def access(self) -> Access:
+        """The way into the user's cluster, as a kubeconfig of its own."""
+        assert self.context is not None
+        return from_context(self.context, cache_root() / "contexts" / self.context.replace("/", "_"))
+
+
+def run(place: Place) -> int:
+    """Do all of it; 0 when the object is Ready and speculation has changed no byte. Run it again to go on."""
+    began = time.monotonic()
+    if place.context is None:
+        announce.embedded()
+        access, made, cluster = _embedded()
+    else:
+        announce.theirs(place.context, place.registry)
+        binaries.ensure(("kubectl", *binaries.HELM_CLIENT))
+        access, made, cluster = place.access(), images.of_this_checkout(), None
+    prefix = f"{place.registry}/" if place.registry else ""
+    with step("put the model on its claim", "5 s"):
+        volume.fill(access, cluster, prefix + made.model.name)
+    with step("helm upgrade --install turbo charts/turbo", "10 s"):
+        release.install(access, made, place.registry)
+    with step("kubectl apply -f examples/smollm2.yaml, and wait until it is Ready", "30 s"):
+        access.kubectl("apply", "-f", str(release.EXAMPLE))
+        release.wait_ready(access, lambda state: say(f"   {state}"))
+    with talk.service(access, cluster is not None) as url:
+        with step("ask two questions, with speculation and without", "20 s"):
+            pairs = talk.ask(url)
+        print(screen.show(access, pairs, url if cluster else None, place.down_command))
+    print(f"\n(all of it: {time.monotonic() - began:.0f} s)")
+    if not screen.all_equal(pairs):
+        say("Speculation has changed a text: that must not be. Please report it.")
+        return 1
+    return 0
+
+
+def down(place: Place) -> int:
+    """Remove what `run` made; 0 also where there is nothing."""
+    if place.context is None:
+        with step("remove the embedded Kubernetes"):
+            there = Cluster(NAME).down()
+        if not there:
+            say("The demo's cluster was not up: nothing to remove.")
+        return 0
+    access = place.access()
+    with step(f"remove the demo from the cluster of context `{place.context}`"):
+        release.uninstall(access)
+        volume.remove(access)
+    return 0
+
+
+def _embedded() -> tuple[Access, images.Images, Cluster]:
+    cluster = Cluster(NAME)
+    binaries.ensure(binaries.CONTROL_PLANE + binaries.NODE + binaries.HELM_CLIENT)
+    made = images.build()
+    access = cluster.up()
+    images.deliver(made, cluster)
+    images.prune(made, cluster)
+    return access, made, cluster

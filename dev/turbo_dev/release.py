@@ -1,0 +1,105 @@
+"""The chart as a helm release, and the example as an object that becomes Ready."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import binaries
+from .access import Access
+from .images import Images
+from .paths import REPOSITORY, cache_root
+from .shell import CommandError, run
+
+RELEASE = "turbo"
+NAMESPACE = "turbo-system"
+EXAMPLE = REPOSITORY / "examples" / "smollm2.yaml"
+DEPLOYMENT = "smollm2"
+CRDS = ("turbodeployments.serving.turbo.dev", "turboaccelerators.serving.turbo.dev")
+READY_SECONDS = 600.0
+
+_READY = (
+    "{.metadata.generation}{'\\t'}{.status.observedGeneration}"
+    "{range .status.conditions[?(@.type=='Ready')]}"
+    "{'\\t'}{.status}{'\\t'}{.reason}{'\\t'}{.message}{end}{'\\n'}"
+)
+
+
+def install(access: Access, images: Images, registry: str | None) -> None:
+    """`helm upgrade --install` of the chart with this checkout's images; waits until the operator is up."""
+    prefix = f"{registry}/" if registry else ""
+    options = ["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
+    for part, image in (("operator", images.operator), ("runtime", images.runtime)):
+        options += ["--set", f"image.{part}.repository={prefix}{image.repository}"]
+        options += ["--set-string", f"image.{part}.tag={image.tag}"]
+    try:
+        _helm(access, "upgrade", "--install", RELEASE, str(REPOSITORY / "charts" / "turbo"), *options)
+    except CommandError as error:  # helm says only that it has waited long enough
+        raise CommandError(f"{error}\n{_operator_says(access)}") from error
+
+
+def uninstall(access: Access) -> None:
+    """Remove the example, then the release; its CRDs too where no TurboDeployment of anybody's is left."""
+    access.kubectl("delete", "-f", str(EXAMPLE), "--ignore-not-found", "--timeout=60s")
+    if RELEASE in _helm(access, "list", "--short", "--namespace", NAMESPACE).split():
+        _helm(access, "uninstall", RELEASE, "--namespace", NAMESPACE, "--wait")
+    if not access.get("turbodeployments", "--all-namespaces")["items"]:
+        access.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=60s")
+    access.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s")
+
+
+def wait_ready(access: Access, say: Callable[[str], None], seconds: float = READY_SECONDS) -> None:
+    """Wait until the example is Ready for its current generation, and `say` each new state on the way.
+
+    Raises TimeoutError with the last state after `seconds`.
+    """
+    last = ""
+    with _watching(access, seconds) as lines:
+        for line in lines:
+            fields = line.rstrip("\n").split("\t")
+            if len(fields) < 5 or fields[0] != fields[1]:
+                continue
+            status, reason, message = fields[2:5]
+            state = f"Ready={status} {reason}: {message}"
+            if state != last:
+                say(state)
+                last = state
+            if status == "True":
+                return
+    raise TimeoutError(f"{DEPLOYMENT} is not Ready after {seconds:.0f} s; last: {last or 'no status'}")
+
+
+@contextmanager
+def _watching(access: Access, seconds: float) -> Iterator[Iterator[str]]:
+    """The example's Ready condition, one line whenever the object changes; it ends after `seconds`."""
+    kubectl = binaries.ensure(("kubectl",))["kubectl"]
+    command: list[str | Path] = [kubectl, f"--kubeconfig={access.kubeconfig}", "get", "td", DEPLOYMENT]
+    command += ["--watch", f"-o=jsonpath={_READY}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    timer = threading.Timer(seconds, process.terminate)
+    timer.start()
+    try:
+        assert process.stdout is not None
+        yield process.stdout
+    finally:
+        timer.cancel()
+        process.terminate()
+        process.communicate()
+
+
+def _operator_says(access: Access) -> str:
+    try:
+        return access.kubectl("logs", f"deployment/{RELEASE}", "-n", NAMESPACE, "--tail=30")
+    except CommandError as silent:
+        return str(silent)
+
+
+def _helm(access: Access, *words: str) -> str:
+    home = cache_root() / "helm"
+    places = {f"HELM_{what}_HOME": str(home / what.lower()) for what in ("CACHE", "CONFIG", "DATA")}
+    program = binaries.ensure(binaries.HELM_CLIENT)["helm"]
+    return run([program, f"--kubeconfig={access.kubeconfig}", *words], env={**os.environ, **places})

@@ -1,0 +1,95 @@
+"""The demo's last screen."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from . import binaries
+from .access import Access
+from .release import DEPLOYMENT
+from .talk import QUESTION, Pair
+
+WIDTH = 100
+
+
+def show(access: Access, pairs: list[Pair], base_url: str | None, down: str) -> str:
+    """All that the demo found, as one screen of text.
+
+    `base_url` is the Service's address where this machine reaches it, `down` the command that removes it all.
+    """
+    deployment = access.get("td", DEPLOYMENT)
+    parts = [
+        _rule("kubectl get td"),
+        access.kubectl("get", "td", DEPLOYMENT).rstrip(),
+        _rule("the plan, and why"),
+        *_plan(access, deployment["status"].get("plan", {})),
+        _rule("the question"),
+        _wrapped(QUESTION),
+    ]
+    for pair in pairs:
+        parts += _pair(pair)
+    parts += [_rule("try next"), *_commands(access, base_url, down)]
+    return "\n".join(parts)
+
+
+def all_equal(pairs: list[Pair]) -> bool:
+    """Speculation has changed no byte of any answer."""
+    return all(pair.equal for pair in pairs)
+
+
+def _plan(access: Access, plan: dict[str, Any]) -> list[str]:
+    accelerator = plan.get("accelerator", "none")
+    shape = f"{plan.get('replicas')} x {plan.get('acceleratorsPerReplica')} {accelerator}"
+    drafts = f"drafts {plan.get('method')} up to {plan.get('maxDraftTokens')} tokens"
+    lines = [
+        f"{shape}, engine {plan.get('engine')}, {drafts}",
+        _wrapped(f"{plan.get('reason')}: {plan.get('detail')}"),
+    ]
+    lines += [
+        _wrapped(f"not {other['accelerator']} x {other['tensor']}: {other['reason']}: {other['detail']}")
+        for other in plan.get("rejected", [])
+    ]
+    cost = plan.get("predicted", {}).get("costPerHour")
+    if cost is not None:
+        pricing = access.get("turboaccelerator", accelerator)["spec"]["pricing"]
+        each = pricing["perAcceleratorHour"]["onDemand"]
+        lines.append(f"${cost} per hour: {each} per {accelerator} and hour is a price set by you")
+        if pricing.get("source"):
+            lines[-1] += f" ({pricing['source']})"
+    return lines
+
+
+def _pair(pair: Pair) -> list[str]:
+    length = "no drafts" if pair.on.acceptance_length is None else f"{pair.on.acceptance_length:.2f}"
+    same = "the same bytes" if pair.equal else "THE BYTES DIFFER"
+    lines = [_rule(pair.title), _wrapped(pair.on.text)]
+    if not pair.equal:
+        lines += ["--- without speculation:", _wrapped(pair.off.text)]
+    times = f"with speculation {pair.on.seconds:.2f} s, without {pair.off.seconds:.2f} s"
+    drafts = f"acceptance length {length} ({pair.on.tokens} tokens)"
+    return [*lines, f"{times}: {same}, {pair.speed_up:.2f} times as fast; {drafts}"]
+
+
+def _commands(access: Access, base_url: str | None, down: str) -> list[str]:
+    tools = binaries.ensure(("kubectl",))["kubectl"].parent
+    body = f'{{"model": "{DEPLOYMENT}", "messages": [{{"role": "user", "content": "Name three colours."}}]}}'
+    if base_url is None:
+        talk = f"kubectl port-forward service/{DEPLOYMENT} 8000:80   # then any OpenAI client at http://127.0.0.1:8000/v1"
+    else:
+        talk = f"curl -s {base_url}/chat/completions -H 'content-type: application/json' -d '{body}'"
+    return [
+        f"export KUBECONFIG={access.kubeconfig} PATH={tools}:$PATH",
+        f"  1. kubectl describe td {DEPLOYMENT}",
+        f"  2. {talk}",
+        f"  3. {down}",
+    ]
+
+
+def _rule(title: str) -> str:
+    return f"\n== {title} ".ljust(WIDTH, "=")
+
+
+def _wrapped(text: str) -> str:
+    lines = [textwrap.fill(line, WIDTH) for line in text.splitlines()]
+    return "\n".join(lines)
