@@ -41,4 +41,6 @@ def read(
         return None, f"Pod {said.name}: {said.message or said.reason}"
     if job is not None and job.failed:
         return None, f"Job {name} failed: {job.message or 'it gave no reason'}"
+    if job is not None and not own:  # a Job tells in its events alone why no pod can be made
+        return None, f"Job {name} has made no pod: kubectl describe job {name} says why."
     return None, None

@@ -33,6 +33,8 @@ from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
 from turbo_operator.scaler import Scale
 from turbo_operator.settings import Settings
 
+# While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
+INSPECTING_SECONDS = 10.0
 # What these hold cannot be changed; their names say what is in them.
 IMMUTABLE = frozenset({"ControllerRevision", "Job"})
 
@@ -66,17 +68,22 @@ class Reconciler:
         body = self._cache.deployment(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             return None
+        next_look = self._settings.resync_seconds
         with metrics.RECONCILE_SECONDS.time():
             try:
                 td = parse(body)
             except InvalidObject as error:
                 await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             else:
-                await self._bring_about(key, body, td)
-        return self._settings.resync_seconds
+                observed = self.observe(key, td)
+                await self._bring_about(key, body, td, observed)
+                if observed.model is None:
+                    next_look = min(next_look, INSPECTING_SECONDS)
+        return next_look
 
-    async def _bring_about(self, key: Key, body: Mapping[str, Any], td: TurboDeployment) -> None:
-        observed = self.observe(key, td)
+    async def _bring_about(
+        self, key: Key, body: Mapping[str, Any], td: TurboDeployment, observed: Observed
+    ) -> None:
         decision = decide(td, observed, self._settings)
         refused: str | None = None
         broken: KubeError | None = None

@@ -32,7 +32,7 @@ from turbo_runtime.contract import ModelFacts, ModelShape
 
 ROOT = Path(__file__).parents[2]
 RELEASE, SYSTEM = "turbo", "turbo-system"
-PATIENCE = 60.0
+PATIENCE = 90.0
 FACTS = ModelFacts(
     shape=ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "Q4_1"),
     digest="sha256:" + "0" * 64,

@@ -43,6 +43,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "Refused",
         "must be less than or equal to cpu limit",
     ),
+    ("no-class", {"template": {"priorityClassName": "missing"}}, "Inspecting", "has made no pod"),
     ("unreadable", {"model": {"uri": "pvc://models/gone.gguf"}}, "Inspecting", "there is no file gone.gguf"),
 ]
 

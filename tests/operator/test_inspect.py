@@ -1,4 +1,4 @@
-"""The facts of a model: from the pod that read them or the ConfigMap that keeps them, this source alone."""
+"""A model's facts: from the pod that read them, or the ConfigMap that keeps them; of this source alone."""
 
 from __future__ import annotations
 
@@ -72,5 +72,8 @@ def test_what_holds_the_answer_up_is_said_in_a_sentence() -> None:
     assert read(TD, [], [pod(message="Segmentation fault")])[1].startswith(
         "Pod p ended without the model's facts"
     )
+    idle = ChildView("Job", render.job_name(TD), "j", None)
+    assert "has made no pod" in read(TD, [idle], [])[1]
+    assert read(TD, [idle], [pod(succeeded=False, message=None)]) == (None, None)
     failed = ChildView("Job", render.job_name(TD), "j", None, failed=True, message="it reached its limit")
     assert read(TD, [failed], []) == (None, f"Job {failed.name} failed: it reached its limit")

@@ -1,0 +1,110 @@
+"""Scraping real HTTP servers in the pods' place: an answer is a load, everything else is unknown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import REGISTRY
+
+from turbo_operator.api import GROUP
+from turbo_operator.cache import Cache, Key
+from turbo_operator.scrape import Scraper
+from turbo_runtime.contract import LOAD_PATH, PORT, Load
+
+KEY = Key("team", "chat")
+LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)
+
+
+def pod(name: str, address: str, ready: bool = True) -> dict[str, Any]:
+    labels = {f"{GROUP}/deployment": KEY.name, f"{GROUP}/role": "serving", f"{GROUP}/plan-hash": "abc"}
+    return {
+        "metadata": {
+            "namespace": KEY.namespace,
+            "name": name,
+            "uid": name,
+            "resourceVersion": "1",
+            "labels": labels,
+        },
+        "status": {
+            "phase": "Running",
+            "podIP": address,
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        },
+    }
+
+
+@contextlib.asynccontextmanager
+async def runtime(address: str, answer: Any) -> AsyncIterator[None]:
+    """A server on the runtime's port of one loopback address."""
+    application = web.Application()
+    application.router.add_get(LOAD_PATH, answer)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, address, PORT).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def waiting(key: Key) -> float | None:
+    labels = {"namespace": key.namespace, "name": key.name, "state": "waiting"}
+    return REGISTRY.get_sample_value("turbo_operator_deployment_requests", labels)
+
+
+async def test_loads_come_from_pods_that_answer_and_the_others_are_unknown() -> None:
+    healthy = True
+
+    async def good(_: web.Request) -> web.Response:
+        if not healthy:
+            raise web.HTTPServiceUnavailable
+        return web.Response(text=LOAD.to_json())
+
+    async def nonsense(_: web.Request) -> web.Response:
+        return web.Response(text="not a load")
+
+    async def silent(_: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response(text=LOAD.to_json())
+
+    cache = Cache()
+    answers = {"good": good, "nonsense": nonsense, "silent": silent}
+    async with contextlib.AsyncExitStack() as servers:
+        for number, (name, answer) in enumerate(answers.items(), 31):
+            await servers.enter_async_context(runtime(f"127.0.0.{number}", answer))
+            cache.put_pod(pod(name, f"127.0.0.{number}"))
+        cache.put_pod(pod("refusing", "127.0.0.41"))
+        cache.put_pod(pod("loading", "127.0.0.31", ready=False))
+        scraper = Scraper(cache, period=1000, timeout=0.5)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.5)) as session:
+            await scraper.scrape(session)
+            assert cache.observe(KEY, "td").loads == {"good": LOAD}
+            assert waiting(KEY) == 3
+            healthy = False
+            await scraper.scrape(session)
+    assert cache.observe(KEY, "td").loads == {}
+    assert waiting(KEY) is None
+
+
+async def test_the_loop_goes_on_until_it_is_cancelled() -> None:
+    asked = asyncio.Queue[None]()
+
+    async def good(_: web.Request) -> web.Response:
+        asked.put_nowait(None)
+        return web.Response(text=LOAD.to_json())
+
+    cache = Cache()
+    cache.put_pod(pod("good", "127.0.0.51"))
+    async with runtime("127.0.0.51", good):
+        task = asyncio.create_task(Scraper(cache, period=0.01, timeout=1.0).run())
+        async with asyncio.timeout(5):
+            for _ in range(3):
+                await asked.get()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
