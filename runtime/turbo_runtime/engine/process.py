@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from pathlib import Path
 from typing import Protocol
 
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.request import Cancel, Failed, Ready, Step, Stop, Submit
+from turbo_runtime.engine.threads import settle_threads
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,8 @@ def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_di
     step until Stop comes. Whatever makes the engine unable to start or go on is sent as Failed, in one
     sentence, and ends the process.
     """
-    # before torch is imported: the number of threads belongs to the arithmetic and is fixed for the life of
-    # the process
-    if config.threads:
-        os.environ["OMP_NUM_THREADS"] = str(config.threads)
+    settle_threads(config.threads)
+    # torch comes in only here, after that
     from turbo_runtime.engine.source import ModelError
     from turbo_runtime.engine.start import start_engine
     from turbo_runtime.engine.tokenizer import export_tokenizer
