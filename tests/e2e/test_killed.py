@@ -32,7 +32,7 @@ SEED = 20260101
 NUM_POINTS = 20
 CLIENT_GONE = 504
 # How many calls of each phase one life surely has; the points are drawn below these.
-CALLS = {"observe": 9, "apply": 9, "prune": 2, "status": 6}
+CALLS = {"observe": 7, "apply": 9, "prune": 2, "status": 6}
 TIMES = {"creationTimestamp", "lastTransitionTime", "lastUpdateTime", "lastProbeTime"}
 UNIQUE = {"uid", "resourceVersion", "managedFields", "clusterIP", "clusterIPs", ANNOTATION_APPLIED_HASH}
 
@@ -122,12 +122,13 @@ class Life:
         text = json.dumps(stripped(objects))
         return json.loads(text.replace(body["metadata"]["uid"], "UID").replace(self.namespace, "NAMESPACE"))
 
-    def child_writes(self) -> Counter[str]:
-        """How often each child was written; what failed is judged below."""
+    def child_writes(self, interrupted: bool = False) -> Counter[str]:
+        """How often each child was written; on request with the request that the kill cut off."""
         return Counter(
             f"{event['verb']} {event['objectRef']['resource']}/{event['objectRef']['name']}"
             for event in self.cluster.writes(self.namespace)
-            if event["objectRef"]["resource"] != "turbodeployments" and event["responseStatus"]["code"] < 400
+            if event["objectRef"]["resource"] != "turbodeployments"
+            and (event["responseStatus"]["code"] < 400 or interrupted)
         )
 
     def needless(self) -> list[str]:
@@ -181,7 +182,8 @@ def test_a_killed_operator_is_continued_to_the_same_objects_without_a_needless_w
     life.live()
     assert life.deaths == [-signal.SIGKILL], "the point was never reached"
     assert life.needless() == []
-    assert life.child_writes() == undisturbed.child_writes()
+    # Whether the API server had carried out what was cut off, its answer no longer says.
+    assert undisturbed.child_writes() in (life.child_writes(), life.child_writes(interrupted=True))
     assert life.objects() == undisturbed.objects()
 
 
