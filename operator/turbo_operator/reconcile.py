@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,18 +69,24 @@ class Reconciler:
         body = self._cache.deployment(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             return None
-        next_look = self._settings.resync_seconds
-        with metrics.RECONCILE_SECONDS.time():
-            try:
-                td = parse(body)
-            except InvalidObject as error:
-                await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
-            else:
-                observed = self.observe(key, td)
-                await self._bring_about(key, body, td, observed)
-                if observed.model is None:
-                    next_look = min(next_look, INSPECTING_SECONDS)
+        start, result = time.monotonic(), "failed"
+        try:
+            next_look = await self._look(key, body)
+            result = "done"
+        finally:
+            metrics.RECONCILE_SECONDS.labels(result).observe(time.monotonic() - start)
         return next_look
+
+    async def _look(self, key: Key, body: Mapping[str, Any]) -> float:
+        resync = self._settings.resync_seconds
+        try:
+            td = parse(body)
+        except InvalidObject as error:
+            await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
+            return resync
+        observed = self.observe(key, td)
+        await self._bring_about(key, body, td, observed)
+        return resync if observed.model is not None else min(resync, INSPECTING_SECONDS)
 
     async def _bring_about(
         self, key: Key, body: Mapping[str, Any], td: TurboDeployment, observed: Observed

@@ -51,6 +51,7 @@ def test_an_applied_object_becomes_ready_and_rests(cluster: Any) -> None:
     metrics = httpx.get(operator.metrics).text
     assert 'turbo_operator_api_requests_total{code="200",resource="services",verb="PATCH"}' not in metrics
     assert 'turbo_operator_api_requests_total{code="201",resource="services",verb="PATCH"} 1.0' in metrics
+    assert 'turbo_operator_reconcile_seconds_count{result="done"}' in metrics
     assert 'code="403"' not in metrics, "the role allows all that the operator does"
     operator.stop()
 
