@@ -8,7 +8,9 @@ has been listed once: kopf calls no event handler before that, so the first one 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -211,8 +213,12 @@ def framework_settings() -> kopf.OperatorSettings:
 
 
 async def login(**arguments: Any) -> kopf.ConnectionInfo | None:
-    """The same way in as kube.connect takes."""
-    return kopf.login_with_service_account(**arguments) or kopf.login_with_kubeconfig(**arguments)
+    """The same way in as kube.connect takes: in a pod by address, since the name that kopf takes needs DNS."""
+    account = kopf.login_with_service_account(**arguments)
+    server = kube.in_cluster_server(os.environ)
+    if account is not None and server is not None:
+        return dataclasses.replace(account, server=server)
+    return account or kopf.login_with_kubeconfig(**arguments)
 
 
 async def serve(settings: Settings) -> None:

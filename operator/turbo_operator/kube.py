@@ -170,6 +170,14 @@ async def connect() -> AsyncIterator[Kube]:
         yield Kube(client)
 
 
+def in_cluster_server(environ: Mapping[str, str]) -> str | None:
+    """The API server's URL as the kubelet tells every pod of it; None outside of a pod."""
+    host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
+    if not host or not port:
+        return None
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+
+
 def error_of(status: int, text: bytes) -> KubeError:
     """The error that an answer of the API server stands for; its `Status` body carries the sentence."""
     try:
