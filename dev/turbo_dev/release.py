@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import time
+from collections.abc import Callable
 
 from . import binaries
 from .access import Access
@@ -21,12 +18,7 @@ EXAMPLE = REPOSITORY / "examples" / "smollm2.yaml"
 DEPLOYMENT = "smollm2"
 CRDS = ("turbodeployments.serving.turbo.dev", "turboaccelerators.serving.turbo.dev")
 READY_SECONDS = 600.0
-
-_READY = (
-    "{.metadata.generation}{'\\t'}{.status.observedGeneration}"
-    "{range .status.conditions[?(@.type=='Ready')]}"
-    "{'\\t'}{.status}{'\\t'}{.reason}{'\\t'}{.message}{end}{'\\n'}"
-)
+LOOK_SECONDS = 0.5
 
 
 def install(access: Access, images: Images, registry: str | None) -> None:
@@ -57,38 +49,21 @@ def wait_ready(access: Access, say: Callable[[str], None], seconds: float = READ
 
     Raises TimeoutError with the last state after `seconds`.
     """
-    last = ""
-    with _watching(access, seconds) as lines:
-        for line in lines:
-            fields = line.rstrip("\n").split("\t")
-            if len(fields) < 5 or fields[0] != fields[1]:
-                continue
-            status, reason, message = fields[2:5]
-            state = f"Ready={status} {reason}: {message}"
+    last = "no status"
+    give_up = time.monotonic() + seconds
+    while time.monotonic() < give_up:
+        deployment = access.get("td", DEPLOYMENT)
+        status = deployment.get("status", {})
+        ready = next((each for each in status.get("conditions", []) if each["type"] == "Ready"), None)
+        if ready is not None and status.get("observedGeneration") == deployment["metadata"]["generation"]:
+            state = f"Ready={ready['status']} {ready['reason']}: {ready['message']}"
             if state != last:
                 say(state)
                 last = state
-            if status == "True":
+            if ready["status"] == "True":
                 return
-    raise TimeoutError(f"{DEPLOYMENT} is not Ready after {seconds:.0f} s; last: {last or 'no status'}")
-
-
-@contextmanager
-def _watching(access: Access, seconds: float) -> Iterator[Iterator[str]]:
-    """The example's Ready condition, one line whenever the object changes; it ends after `seconds`."""
-    kubectl = binaries.ensure(("kubectl",))["kubectl"]
-    command: list[str | Path] = [kubectl, f"--kubeconfig={access.kubeconfig}", "get", "td", DEPLOYMENT]
-    command += ["--watch", f"-o=jsonpath={_READY}"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    timer = threading.Timer(seconds, process.terminate)
-    timer.start()
-    try:
-        assert process.stdout is not None
-        yield process.stdout
-    finally:
-        timer.cancel()
-        process.terminate()
-        process.communicate()
+        time.sleep(LOOK_SECONDS)  # an object at rest ends a watch sooner or later; asking again does not
+    raise TimeoutError(f"{DEPLOYMENT} is not Ready after {seconds:.0f} s; last: {last}")
 
 
 def _operator_says(access: Access) -> str:

@@ -213,7 +213,7 @@ def framework_settings() -> kopf.OperatorSettings:
 
 
 async def login(**arguments: Any) -> kopf.ConnectionInfo | None:
-    """The same way in as kube.connect takes: in a pod by address, since the name that kopf takes needs DNS."""
+    """The same way in as kube.connect takes: in a pod by address, since kopf's name for it needs DNS."""
     account = kopf.login_with_service_account(**arguments)
     server = kube.in_cluster_server(os.environ)
     if account is not None and server is not None:
