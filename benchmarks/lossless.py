@@ -14,13 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 from harness import Bar, arguments, finish, prompts
-from turbo_dev.model import ensure
 
+from turbo_dev.model import ensure
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.threads import settle_threads
@@ -159,8 +160,33 @@ def _fresh(engine: Engine) -> Engine:
     return Engine(engine.model, scheduler, SuffixDrafter())
 
 
+@dataclass(frozen=True, slots=True)
+class Mate:
+    """Another sequence of the batch: its tokens and its blocks."""
+
+    tokens: Sequence[int]
+    table: list[int]
+
+
+def _computed(
+    engine: Engine, tokens: Sequence[int], table: list[int], length: int, mate: Mate | None = None
+) -> Tensor:
+    """Logits (tokens, vocabulary) of a sequence that is computed in runs of `length`."""
+    import torch
+
+    from turbo_runtime.engine.model import Chunk
+
+    parts = []
+    for start in range(0, len(tokens), length):
+        run = tokens[start : start + length]
+        # the mate changes its length from step to step, as a batch does
+        other = [Chunk(mate.tokens[: 1 + start % len(mate.tokens)], 0, mate.table, 1)] if mate else []
+        parts.append(engine.model.forward([*other, Chunk(run, start, table, len(run))])[len(other) :])
+    return torch.cat(parts)
+
+
 def _answers(engine: Engine, requests: Sequence[Submit], mates: Sequence[Submit]) -> dict[str, list[int]]:
-    """Token ids by request id: `AT_A_TIME` of `requests` at any moment, a mate more with every third of them."""
+    """Token ids by request id: `AT_A_TIME` of `requests` at any moment, a mate with every third of them."""
     queue, beside = deque(requests), deque(mates)
     measured = {request.request_id for request in requests}
     answers: dict[str, list[int]] = {}
@@ -187,7 +213,6 @@ def _logit_differences(engine: Engine, requests: Sequence[Submit], answers: dict
     import torch
 
     from turbo_runtime.engine.blocks import blocks_for
-    from turbo_runtime.engine.model import Chunk
 
     different = 0
     longest = sorted(requests, key=lambda r: len(answers[r.request_id]), reverse=True)[:LOGIT_ANSWERS]
@@ -197,24 +222,14 @@ def _logit_differences(engine: Engine, requests: Sequence[Submit], answers: dict
         wanted = range(len(tokens) - LOGIT_POSITIONS_EACH, len(tokens))
         blocks = blocks_for(len(tokens))
         tables = [list(range(n * blocks, (n + 1) * blocks)) for n in range(5)]
-        mate_table = list(range(5 * blocks, 5 * blocks + blocks_for(len(mate))))
+        beside = Mate(mate, list(range(5 * blocks, 5 * blocks + blocks_for(len(mate)))))
 
-        def computed(table: list[int], length: int, beside: bool, tokens: list[int] = tokens) -> Tensor:
-            """(tokens, vocabulary): everything in runs of `length`."""
-            parts = []
-            for start in range(0, len(tokens), length):
-                run = tokens[start : start + length]
-                # the mate changes its length from step to step, as a batch does
-                other = [Chunk(mate[: 1 + start % len(mate)], 0, mate_table, 1)] if beside else []
-                parts.append(engine.model.forward([*other, Chunk(run, start, table, len(run))])[len(other) :])
-            return torch.cat(parts)
-
-        at_once = computed(tables[0], len(tokens), beside=False)
+        at_once = _computed(engine, tokens, tables[0], len(tokens))
         ways = (
-            computed(tables[1], 1, beside=False),
-            computed(tables[2], 5, beside=True),
-            computed(tables[3], 9, beside=False),
-            computed(tables[4], 37, beside=True),
+            _computed(engine, tokens, tables[1], 1),
+            _computed(engine, tokens, tables[2], 5, beside),
+            _computed(engine, tokens, tables[3], 9),
+            _computed(engine, tokens, tables[4], 37, beside),
         )
         different += sum(any(not torch.equal(at_once[i], way[i]) for way in ways) for i in wanted)
     return different
@@ -233,12 +248,8 @@ def _broken_verifier() -> Iterator[None]:
             return Verdict((*verdict.tokens[:-1], wrong), verdict.accepted + 1)
         return verdict
 
-    original = loop.verify
-    loop.verify = too_trusting
-    try:
+    with patch.object(loop, "verify", too_trusting):
         yield
-    finally:
-        loop.verify = original
 
 
 if __name__ == "__main__":

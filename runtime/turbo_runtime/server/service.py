@@ -79,7 +79,7 @@ class Service:
     def answers(self, job: Job, model: ServedModel) -> Answers:
         """Admit a job and hand it to the engine.
 
-        Raises ApiError: 429 when the queue is full, 400 when the job could never fit, 503 as `open_model` does.
+        Raises ApiError: 429 when the queue is full, 400 when the job could never fit, 503 as `open_model`.
         """
         self.open_model()  # the phase may have changed while the prompt was tokenised
         wanted = len(job.prompts) * job.n
