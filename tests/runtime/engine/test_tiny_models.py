@@ -1,0 +1,253 @@
+"""The engine on tiny random models: what transformers says, in any company and under any pressure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.engine import loop
+from turbo_runtime.engine.attention import IMPLEMENTATION, register
+from turbo_runtime.engine.blocks import BlockLedger
+from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.request import Cancel, SamplingParams, Submit
+from turbo_runtime.engine.scheduler import Scheduler
+
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 61,
+    "max_position_embeddings": 256,
+}
+CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "llama": lambda: LlamaConfig(**SIZES),
+    "qwen2": lambda: Qwen2Config(**SIZES),
+    "qwen3": lambda: Qwen3Config(**SIZES, head_dim=8),
+}
+LENGTH = 200
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network(name: str, implementation: str) -> PreTrainedModel:
+    """The same random weights at every call; a wide initialisation, so that tokens are no near-ties."""
+    register()
+    config = CONFIGS[name]()
+    config.initializer_range = 0.4
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
+    assert isinstance(model, PreTrainedModel)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def paged(request: pytest.FixtureRequest) -> tuple[str, PagedModel]:
+    model = PagedModel(network(request.param, IMPLEMENTATION), blocks=64, max_length=LENGTH)
+    report = check_arithmetic(model, max_step_tokens=64, limit_seconds=60)
+    assert report.guarantee == "bytes", report.reason
+    return request.param, model
+
+
+def engine(
+    model: PagedModel, *, blocks: int = 64, step_tokens: int = 64, drafts: int = 8, running: int = 8
+) -> Engine:
+    scheduler = Scheduler(
+        BlockLedger(blocks),
+        max_running=running,
+        max_step_tokens=step_tokens,
+        max_draft_tokens=drafts,
+        max_length=min(LENGTH, blocks * 16),
+    )
+    return Engine(model, scheduler, SuffixDrafter())
+
+
+def ask(number: int, prompt: Sequence[int], tokens: int = 40, **params: object) -> Submit:
+    wanted = {"temperature": 0.0, "max_tokens": tokens, **params}
+    return Submit(f"r{number}", tuple(prompt), SamplingParams(**wanted))  # type: ignore[arg-type]
+
+
+def run(server: Engine, requests: Sequence[Submit]) -> dict[str, list[int]]:
+    for request in requests:
+        server.accept(request)
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    while not server.idle:
+        for event in server.step().events:
+            assert event.error is None
+            answers[event.request_id].extend(event.tokens)
+    return answers
+
+
+def prompts(count: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(1, 90, (count,), generator=generator).tolist()
+    return [torch.randint(0, 61, (length,), generator=generator).tolist() for length in lengths]
+
+
+def test_greedy_answers_are_those_of_transformers(paged: tuple[str, PagedModel]) -> None:
+    name, model = paged
+    reference = network(name, "eager")
+    requests = [ask(i, prompt) for i, prompt in enumerate(prompts(6))]
+    answers = run(engine(model), requests)
+    for request in requests:
+        ids = torch.tensor([request.prompt])
+        said = reference.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=40,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
+        assert answers[request.request_id] == said[0, len(request.prompt) :].tolist()
+
+
+MIXED = [
+    {"temperature": 0.0},
+    {"temperature": 1.0, "seed": 5},
+    {"temperature": 0.7, "seed": 6, "top_p": 0.9},
+    {"temperature": 1.3, "seed": 7, "top_k": 20},
+]
+
+
+def mixed(speculation: bool = True) -> list[Submit]:
+    return [
+        ask(i, prompt, **MIXED[i % len(MIXED)], speculation=speculation)
+        for i, prompt in enumerate(prompts(9))
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(paged: tuple[str, PagedModel]) -> dict[str, list[int]]:
+    """Every answer computed alone, without speculation."""
+    torch.set_num_threads(1)
+    answers: dict[str, list[int]] = {}
+    for request in mixed(speculation=False):
+        answers |= run(engine(paged[1]), [request])
+    return answers
+
+
+@pytest.mark.parametrize("drafts", [0, 1, 3, 8])
+def test_any_number_of_drafts_in_any_company_gives_the_same_tokens(
+    paged: tuple[str, PagedModel], alone: dict[str, list[int]], drafts: int
+) -> None:
+    assert run(engine(paged[1], drafts=drafts), mixed()) == alone
+
+
+@pytest.mark.parametrize("step_tokens", [1, 7, 33])
+def test_prompts_in_chunks_of_any_size_give_the_same_tokens(
+    paged: tuple[str, PagedModel], alone: dict[str, list[int]], step_tokens: int
+) -> None:
+    assert run(engine(paged[1], step_tokens=step_tokens), mixed()) == alone
+
+
+def test_preempted_and_computed_again_gives_the_same_tokens(
+    paged: tuple[str, PagedModel], alone: dict[str, list[int]]
+) -> None:
+    server = engine(paged[1], blocks=13)
+    assert run(server, mixed()) == alone
+    assert server.scheduler.preemptions > 0
+    assert server.scheduler.ledger.num_used == 0
+
+
+def test_drafts_are_accepted_and_rejected_in_these_tests(paged: tuple[str, PagedModel]) -> None:
+    server = engine(paged[1])
+    run(server, mixed())
+    stats = server.stats()
+    assert 0 < stats.accepted_tokens < stats.draft_tokens
+    assert sum(stats.accepted_per_position) == stats.accepted_tokens
+
+
+def test_a_cancelled_request_changes_nobody_elses_answer(
+    paged: tuple[str, PagedModel], alone: dict[str, list[int]]
+) -> None:
+    server = engine(paged[1])
+    requests = mixed()
+    for request in requests:
+        server.accept(request)
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    steps = 0
+    while not server.idle:
+        for event in server.step().events:
+            answers[event.request_id].extend(event.tokens)
+        steps += 1
+        if steps == 3:
+            server.accept(Cancel("r1"))
+            server.accept(Cancel("r7"))
+            server.accept(Cancel("nobody"))
+    for number in (0, 2, 3, 4, 5, 6, 8):
+        assert answers[f"r{number}"] == alone[f"r{number}"]
+    assert len(answers["r1"]) < 40
+    assert server.scheduler.ledger.num_used == 0
+
+
+def test_a_request_that_breaks_takes_only_itself_down(
+    paged: tuple[str, PagedModel], alone: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = loop.sampled_token
+
+    def failing(logits: torch.Tensor, params: SamplingParams, *rest: object) -> int:
+        if params.top_k == 20:
+            raise ArithmeticError("out of luck")
+        return real(logits, params, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop, "sampled_token", failing)
+    server = engine(paged[1])
+    for request in mixed():
+        server.accept(request)
+    answers: dict[str, list[int]] = {}
+    errors: dict[str, str] = {}
+    while not server.idle:
+        for event in server.step().events:
+            if event.error:
+                errors[event.request_id] = event.error
+            answers.setdefault(event.request_id, []).extend(event.tokens)
+    assert set(errors) == {"r3", "r7"}
+    assert "out of luck" in errors["r3"]
+    for number in (0, 1, 2, 4, 5, 6, 8):
+        assert answers[f"r{number}"] == alone[f"r{number}"]
+    assert server.scheduler.ledger.num_used == 0
+
+
+def test_a_prompt_that_is_too_long_is_told_so_and_a_stop_token_ends_an_answer(
+    paged: tuple[str, PagedModel], alone: dict[str, list[int]]
+) -> None:
+    server = engine(paged[1])
+    server.accept(ask(0, [1] * LENGTH))
+    (event,) = server.step().events
+    assert event.finish_reason == "error"
+    assert event.error is not None
+    assert "from 1 to 199" in event.error
+    stop = alone["r0"][7]
+    first = alone["r0"].index(stop)
+    answers = run(engine(paged[1]), [ask(0, mixed()[0].prompt, stop_token_ids=frozenset({stop}))])
+    assert answers["r0"] == alone["r0"][: first + 1]
+
+
+def test_the_check_gives_up_in_time_and_says_why(paged: tuple[str, PagedModel]) -> None:
+    began = time.monotonic()
+    report = check_arithmetic(paged[1], max_step_tokens=64, limit_seconds=0.0)
+    assert report.guarantee == "law"
+    assert "too long" in report.reason
+    assert time.monotonic() - began < 5
