@@ -1,4 +1,4 @@
-"""The suffix drafter continues what was said before, in bounded memory, and proposes nothing out of nothing."""
+"""The suffix drafter continues what was said before, in bounded memory, and makes nothing out of nothing."""
 
 from __future__ import annotations
 
