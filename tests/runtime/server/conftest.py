@@ -37,14 +37,14 @@ class ServerProcess:
     def said(self) -> str:
         return "".join(self.lines)
 
-    def wait_for(self, pattern: str) -> str:
+    def wait_for(self, pattern: str, seconds: float = PATIENCE_SECONDS) -> str:
         """The first group (or all) of the first line that matches."""
 
         def found() -> re.Match[str] | None:
             return next((match for line in self.lines if (match := re.search(pattern, line))), None)
 
         with self._news:
-            self._news.wait_for(lambda: found() or not self._reader.is_alive(), PATIENCE_SECONDS)
+            self._news.wait_for(lambda: found() or not self._reader.is_alive(), seconds)
             match = found()
         assert match, f"{pattern!r} never came in:\n{self.said}"
         return match[match.lastindex or 0]

@@ -21,6 +21,7 @@ from turbo_runtime.server.tokenizer import ServedTokenizer
 pytestmark = pytest.mark.model
 
 SERVE = "import sys; from turbo_runtime.cli import serve; sys.exit(serve(sys.argv[1:]))"
+BUSY_MACHINE_SECONDS = 300  # loading and checking take half a minute of two idle cores
 EXPORT = (
     "import sys; from pathlib import Path; from turbo_runtime.engine.tokenizer import export_tokenizer; "
     "export_tokenizer(sys.argv[1], None, Path(sys.argv[2]))"
@@ -42,14 +43,14 @@ def real(start_process: Callable[..., Any]) -> Any:
     server = start_process(
         [*command, "--served-name=smollm2", "--max-model-len=1024", "--dtype=float32", "--threads=1"]
     )
-    server.wait_for("Ready: ")
+    server.wait_for("Ready: ", BUSY_MACHINE_SECONDS)
     return server
 
 
 @pytest.fixture
 def smollm2(real: Any, connect_to: Callable[..., openai.OpenAI]) -> Iterator[openai.OpenAI]:
     with connect_to(real) as client:
-        yield client.with_options(timeout=300)  # two cores may have other work
+        yield client.with_options(timeout=BUSY_MACHINE_SECONDS)
 
 
 @pytest.fixture(scope="module")
