@@ -36,8 +36,12 @@ $(UV):
 setup: .build/synced ## Make .venv from uv.lock
 
 .PHONY: demo
-demo: setup ## Kubernetes, helm install, kubectl apply, two answers (CONTEXT=name uses your own cluster)
+demo: announce setup ## Kubernetes, helm install, kubectl apply, two answers (CONTEXT=name uses your own cluster)
 	@$(PY) -m turbo_dev demo $(if $(CONTEXT),--context $(CONTEXT)) $(if $(REGISTRY),--registry $(REGISTRY))
+
+.PHONY: announce
+announce:
+	@python3 -m turbo_dev announce $(if $(CONTEXT),--context $(CONTEXT)) $(if $(REGISTRY),--registry $(REGISTRY))
 
 .PHONY: demo-down
 demo-down: setup ## Remove all that `make demo` made

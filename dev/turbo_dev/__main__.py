@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import announce, images
+from . import announce, images, release
 from .binaries import GoMissingError
 from .cluster import Cluster, NotRootError, names
 from .progress import say
@@ -33,6 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, what in (
         ("demo", _demo, "cluster, images, chart, example, two answers"),
         ("demo-down", _demo_down, "remove all that the demo made"),
+        ("announce", _announce, "say what the demo will do; runs on a bare Python"),
     ):
         command = commands.add_parser(name, help=what)
         command.add_argument("--context", help="use the cluster of this kubeconfig context instead")
@@ -93,10 +94,11 @@ def _status(_: argparse.Namespace) -> None:
 
 def _images(options: argparse.Namespace) -> None:
     built = images.build()
-    if options.registry:
-        images.publish(built, options.registry)
     for image in built:
         print(image.name)
+    if options.registry:
+        images.publish(built, options.registry)
+        print(f"\nInstall them with\n\n{release.command(built, options.registry)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,10 @@ def embedded() -> None:
             " or use a cluster of your own: make images REGISTRY=...; make demo CONTEXT=name REGISTRY=..."
         )
     say("What `make demo` does on this machine:")
-    say(f" * keeps all its files under {cache_root()} (about 25 GB) and {REPOSITORY}/.venv, .build")
+    say(
+        f" * keeps its files under {cache_root()} (about 25 GB), locked Python packages in {REPOSITORY}/.venv"
+    )
+    say("   (6 GB) and uv, which installs them, in .build; uv keeps a cache of its own, where yours is")
     wanted = packages.missing({**packages.NODE_PROGRAMS, **packages.IMAGE_PROGRAMS})
     if wanted:
         say(" * installs Debian packages, which stay; it starts and enables no service:")

@@ -34,6 +34,17 @@ _STAMP = (
     f"{_STRIP} -X {_VERSION}.gitVersion=v{KUBERNETES}"
     f" -X {_VERSION}.gitMajor={_MAJOR} -X {_VERSION}.gitMinor={_MINOR}"
 )
+# What `helm template` and `helm lint` take the cluster's version to be; unstamped they say 1.20.
+_HELM_STAMP = " ".join(
+    [
+        _STRIP,
+        *(
+            f"-X helm.sh/helm/v3/pkg/{package}.k8sVersion{part}={number}"
+            for package in ("chartutil", "lint/rules")
+            for part, number in (("Major", _MAJOR), ("Minor", _MINOR))
+        ),
+    ]
+)
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 NODE = ("kubelet", "kube-proxy", "pause")
@@ -66,7 +77,9 @@ _TOOLS = {
     "kube-proxy": _kubernetes("kube-proxy", "20 s"),
     "pause": _Tool(f"pause-{PAUSE}", ".", "2 s", module=_MODULES / "pause"),
     "kwok": _Tool(f"kwok-{KWOK}", f"sigs.k8s.io/kwok/cmd/kwok@v{KWOK}", "80 s"),
-    "helm": _Tool(f"helm-{HELM}", f"helm.sh/helm/v3/cmd/helm@v{HELM}", "2 min 30 s"),
+    "helm": _Tool(
+        f"helm-{HELM}-for-{KUBERNETES}", f"helm.sh/helm/v3/cmd/helm@v{HELM}", "2 min 30 s", _HELM_STAMP
+    ),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from . import announce, binaries, images, release, screen, talk, volume
+from . import binaries, images, release, screen, talk, volume
 from .access import Access, from_context
 from .cluster import Cluster
 from .paths import cache_root
@@ -36,10 +36,8 @@ def run(place: Place) -> int:
     """Do all of it; 0 when the object is Ready and speculation has changed no byte. Run it again to go on."""
     began = time.monotonic()
     if place.context is None:
-        announce.embedded()
         access, made, cluster = _embedded()
     else:
-        announce.theirs(place.context, place.registry)
         binaries.ensure(("kubectl", *binaries.HELM_CLIENT))
         access, made, cluster = place.access(), images.of_this_checkout(), None
     prefix = f"{place.registry}/" if place.registry else ""
@@ -48,7 +46,7 @@ def run(place: Place) -> int:
     with step("helm upgrade --install turbo charts/turbo", "10 s"):
         release.install(access, made, place.registry)
     with step("kubectl apply -f examples/smollm2.yaml, and wait until it is Ready", "30 s"):
-        access.kubectl("apply", "-f", str(release.EXAMPLE))
+        release.apply_example(access)
         release.wait_ready(access, lambda state: say(f"   {state}"))
     with talk.service(access, cluster is not None) as url:
         with step("ask two questions, with speculation and without", "20 s"):

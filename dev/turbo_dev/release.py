@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -23,15 +24,30 @@ LOOK_SECONDS = 0.5
 
 def install(access: Access, images: Images, registry: str | None) -> None:
     """`helm upgrade --install` of the chart with this checkout's images; waits until the operator is up."""
-    prefix = f"{registry}/" if registry else ""
     options = ["--namespace", NAMESPACE, "--create-namespace", "--wait", "--timeout", "3m"]
-    for part, image in (("operator", images.operator), ("runtime", images.runtime)):
-        options += ["--set", f"image.{part}.repository={prefix}{image.repository}"]
-        options += ["--set-string", f"image.{part}.tag={image.tag}"]
+    options += _naming(images, registry)
     try:
         _helm(access, "upgrade", "--install", RELEASE, str(REPOSITORY / "charts" / "turbo"), *options)
     except CommandError as error:  # helm says only that it has waited long enough
         raise CommandError(f"{error}\n{_operator_says(access)}") from error
+
+
+def command(images: Images, registry: str) -> str:
+    """What a person types to install the chart with these images."""
+    words = ["helm", "upgrade", "--install", RELEASE, "charts/turbo", "--namespace", NAMESPACE]
+    lines = [" ".join([*words, "--create-namespace"])]
+    naming = _naming(images, registry)
+    lines += [f"  {flag} {value}" for flag, value in zip(naming[::2], naming[1::2], strict=True)]
+    return " \\\n".join(lines)
+
+
+def _naming(images: Images, registry: str | None) -> list[str]:
+    prefix = f"{registry}/" if registry else ""
+    options: list[str] = []
+    for part, image in (("operator", images.operator), ("runtime", images.runtime)):
+        options += ["--set", f"image.{part}.repository={prefix}{image.repository}"]
+        options += ["--set-string", f"image.{part}.tag={image.tag}"]
+    return options
 
 
 def uninstall(access: Access) -> None:
@@ -42,6 +58,13 @@ def uninstall(access: Access) -> None:
     if not access.get("turbodeployments", "--all-namespaces")["items"]:
         access.kubectl("delete", "crd", *CRDS, "--ignore-not-found", "--timeout=60s")
     access.kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--timeout=120s")
+
+
+def apply_example(access: Access) -> None:
+    """Apply the example as its file has it; what somebody tried on it since is taken back."""
+    access.kubectl("apply", "-f", str(EXAMPLE))
+    as_written = {"spec": {"replicas": 1, "suspend": False}}  # defaults that the file leaves out
+    access.kubectl("patch", "td", DEPLOYMENT, "--type=merge", f"--patch={json.dumps(as_written)}")
 
 
 def wait_ready(access: Access, say: Callable[[str], None], seconds: float = READY_SECONDS) -> None:

@@ -7,10 +7,15 @@ from typing import Any
 
 from . import binaries
 from .access import Access
+from .paths import REPOSITORY
 from .release import DEPLOYMENT
-from .talk import QUESTION, Pair
+from .talk import Pair
 
 WIDTH = 100
+NOTE = (
+    "The gain is what the text allows: the suffix drafter guesses what stands in the question or in recent "
+    "answers, and little of free prose. The bytes never depend on it."
+)
 
 
 def show(access: Access, pairs: list[Pair], base_url: str | None, down: str) -> str:
@@ -24,11 +29,10 @@ def show(access: Access, pairs: list[Pair], base_url: str | None, down: str) -> 
         access.kubectl("get", "td", DEPLOYMENT).rstrip(),
         _rule("the plan, and why"),
         *_plan(access, deployment["status"].get("plan", {})),
-        _rule("the question"),
-        _wrapped(QUESTION),
     ]
     for pair in pairs:
         parts += _pair(pair)
+    parts += ["", _wrapped(NOTE)]
     parts += [_rule("try next"), *_commands(access, base_url, down)]
     return "\n".join(parts)
 
@@ -54,7 +58,7 @@ def _plan(access: Access, plan: dict[str, Any]) -> list[str]:
     if cost is not None:
         pricing = access.get("turboaccelerator", accelerator)["spec"]["pricing"]
         each = pricing["perAcceleratorHour"]["onDemand"]
-        lines.append(f"${cost} per hour: {each} per {accelerator} and hour is a price set by you")
+        lines.append(f"{cost} $/h: {each} $/h for one {accelerator} is a price set by you")
         if pricing.get("source"):
             lines[-1] += f" ({pricing['source']})"
     return lines
@@ -63,7 +67,7 @@ def _plan(access: Access, plan: dict[str, Any]) -> list[str]:
 def _pair(pair: Pair) -> list[str]:
     length = "no drafts" if pair.on.acceptance_length is None else f"{pair.on.acceptance_length:.2f}"
     same = "the same bytes" if pair.equal else "THE BYTES DIFFER"
-    lines = [_rule(pair.title), _wrapped(pair.on.text)]
+    lines = [_rule(pair.question.title), f"> {_wrapped(pair.question.text)}", _wrapped(pair.on.text)]
     if not pair.equal:
         lines += ["--- without speculation:", _wrapped(pair.off.text)]
     times = f"with speculation {pair.on.seconds:.2f} s, without {pair.off.seconds:.2f} s"
@@ -72,14 +76,16 @@ def _pair(pair: Pair) -> list[str]:
 
 
 def _commands(access: Access, base_url: str | None, down: str) -> list[str]:
-    tools = binaries.ensure(("kubectl",))["kubectl"].parent
-    body = f'{{"model": "{DEPLOYMENT}", "messages": [{{"role": "user", "content": "Name three colours."}}]}}'
+    tools = [binaries.ensure((name,))[name].parent for name in ("kubectl", "helm")]
+    path = ":".join(map(str, [*tools, REPOSITORY / ".venv" / "bin", "$PATH"]))
+    message = '{"role": "user", "content": "What is the capital of France?"}'
+    body = f'{{"model": "{DEPLOYMENT}", "temperature": 0, "max_tokens": 40, "messages": [{message}]}}'
     if base_url is None:
         talk = f"kubectl port-forward service/{DEPLOYMENT} 8000:80   # then any OpenAI client at http://127.0.0.1:8000/v1"
     else:
         talk = f"curl -s {base_url}/chat/completions -H 'content-type: application/json' -d '{body}'"
     return [
-        f"export KUBECONFIG={access.kubeconfig} PATH={tools}:$PATH",
+        f"export KUBECONFIG={access.kubeconfig} PATH={path}",
         f"  1. kubectl describe td {DEPLOYMENT}",
         f"  2. {talk}",
         f"  3. {down}",

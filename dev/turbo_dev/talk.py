@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,15 +18,38 @@ from .access import Access
 from .release import DEPLOYMENT
 from .shell import CommandError
 
-QUESTION = (
-    "Correct the spelling and give the whole text back: The quick brown fox jumps over the lazy dgo. "
-    "The dog was not amused, and the fox ran away. The quick brown fox came back the next day."
-)
 MAX_TOKENS = 96
-_WAYS: dict[str, dict[str, Any]] = {
-    "greedy": {"temperature": 0},
-    "sampled, seed 7": {"temperature": 0.8, "seed": 7},
-}
+_PEOPLE = ("Ann", "Bob", "Carl", "Dora", "Emil", "Fay", "Gus", "Hana", "Ida", "Jon", "Kim", "Leo")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and how the answer is drawn."""
+
+    title: str
+    text: str
+    how: dict[str, Any]
+
+
+def questions() -> list[Question]:
+    """One greedy, whose answer repeats much of its question, and one sampled and free.
+
+    With other names and another seed at every run: a pod drafts from its recent answers, so that the same
+    question asked again would flatter it.
+    """
+    chance = random.SystemRandom()
+    one, two, three, four = chance.sample(_PEOPLE, 4)
+    seed = chance.randrange(10_000)
+    mend = (
+        f"Correct the spelling and give the whole text back: {one} and {two} went to the libary to read a "
+        f"bok. The libary was closed, so {one} and {two} went home. They will come back to the libary "
+        f"tomorow with {three}."
+    )
+    pack = f"Write a short packing list for {four}'s trip to the mountains."
+    return [
+        Question("greedy, much of it is in the question", mend, {"temperature": 0}),
+        Question(f"sampled with seed {seed}, free text", pack, {"temperature": 0.5, "seed": seed}),
+    ]
 
 
 @dataclass(frozen=True)
@@ -42,7 +66,7 @@ class Answer:
 class Pair:
     """The same question with speculation and without."""
 
-    title: str
+    question: Question
     on: Answer
     off: Answer
 
@@ -62,13 +86,17 @@ def ask(base_url: str) -> list[Pair]:
     # No proxy of the user's lies between this machine and the cluster's address.
     with openai.DefaultHttpxClient(trust_env=False, timeout=300) as http:
         client = openai.OpenAI(base_url=base_url, api_key="none", http_client=http, max_retries=0)
-        _answer(client, {"max_tokens": 1, "temperature": 0})  # the first request of a connection pays for it
-        pairs = []
-        for title, how in _WAYS.items():
-            on = _answer(client, how)
-            off = _answer(client, {**how, "extra_body": {"speculation": False}})
-            pairs.append(Pair(title, on, off))
-        return pairs
+        _answer(
+            client, "Hello", {"max_tokens": 1, "temperature": 0}
+        )  # a connection's first request pays for it
+        return [
+            Pair(
+                question,
+                on=_answer(client, question.text, question.how),
+                off=_answer(client, question.text, {**question.how, "extra_body": {"speculation": False}}),
+            )
+            for question in questions()
+        ]
 
 
 @contextmanager
@@ -98,11 +126,11 @@ def service(access: Access, embedded: bool) -> Iterator[str]:
         forward.communicate()
 
 
-def _answer(client: openai.OpenAI, how: dict[str, Any]) -> Answer:
+def _answer(client: openai.OpenAI, text: str, how: dict[str, Any]) -> Answer:
     began = time.monotonic()
     reply = client.chat.completions.create(
         model=DEPLOYMENT,
-        messages=[{"role": "user", "content": QUESTION}],
+        messages=[{"role": "user", "content": text}],
         **{"max_tokens": MAX_TOKENS, **how},
     )
     seconds = time.monotonic() - began

@@ -62,9 +62,7 @@ def render(helm: Helm, chart: str) -> Callable[..., list[dict[str, Any]]]:
     """The manifests of a release with further arguments to `helm template`."""
 
     def call(*arguments: str, release: str = "turbo") -> list[dict[str, Any]]:
-        # A helm that is built from its module takes itself for one of Kubernetes 1.20.
-        version = ("--namespace=turbo-system", "--kube-version=1.34.4")
-        rendered = helm("template", release, chart, *version, *arguments)
+        rendered = helm("template", release, chart, "--namespace=turbo-system", *arguments)
         return [document for document in yaml.safe_load_all(rendered) if document]
 
     return call

@@ -351,7 +351,6 @@ def _install(access: Access, directory: Path) -> Path:
             str(ROOT / "charts/turbo"),
             "--namespace",
             SYSTEM,
-            "--kube-version=1.34.4",
         ]
     )
     documents = [document for document in yaml.safe_load_all(rendered) if document]
