@@ -2,21 +2,23 @@
 
 Watches lag behind our own writes. Whatever a write returned is put in here, and an older event does not
 undo it: resource versions of one API server grow (KEP-5504), so the larger one is the newer one. A deletion
-that we asked for is remembered by uid until its event comes. No method calls the API server.
+that we asked for is remembered by uid until its event comes, one that was seen until a later list: what was
+asked before it may be answered after it. No method calls the API server.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from turbo_operator.api import LABEL_DEPLOYMENT, TURBODEPLOYMENT
 from turbo_operator.observed import Accelerator, ChildView, Observed, PodView
 from turbo_operator.ownership import owned_fields
 from turbo_operator.projection import InspectPod, child, inspect_pod, is_inspect_pod, serving_pod
-from turbo_runtime.contract import Load
+
+_Place = TypeVar("_Place")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -54,15 +56,32 @@ class _Held:
     value: Any
 
 
+class _Gone:
+    """Uids of one kind whose deletion was seen, each until a list that is newer than the deletion."""
+
+    def __init__(self) -> None:
+        self._versions: dict[str, str] = {}
+
+    def __contains__(self, uid: str) -> bool:
+        return uid in self._versions
+
+    def add(self, uid: str, version: str) -> None:
+        self._versions[uid] = version
+
+    def listed(self, version: str) -> None:
+        self._versions = {uid: at for uid, at in self._versions.items() if not _is_newer(version, at)}
+
+
 class Cache:
-    """All TurboDeployments, accelerators, children, pods and loads that the operator knows."""
+    """All TurboDeployments, accelerators, children and pods that the operator knows."""
 
     def __init__(self) -> None:
         self._deployments: dict[Key, _Held] = {}
-        self._accelerators: dict[str, Accelerator] = {}
-        self._children: defaultdict[Key, dict[tuple[str, str], HeldChild]] = defaultdict(dict)
-        self._pods: defaultdict[Key, dict[str, _Held]] = defaultdict(dict)
-        self._loads: dict[tuple[str, str], Load] = {}
+        self._accelerators: dict[str, _Held] = {}
+        self._children: dict[Key, dict[tuple[str, str], HeldChild]] = {}
+        self._pods: dict[Key, dict[str, _Held]] = {}
+        self._gone_deployments = _Gone()
+        self._gone_accelerators = _Gone()
         self._deleted: set[str] = set()  # uids, until their events come
 
     # TurboDeployments
@@ -72,19 +91,21 @@ class Cache:
         meta = body["metadata"]
         key = Key(meta["namespace"], meta["name"])
         held = self._deployments.get(key)
-        if held is not None and not _is_newer(meta["resourceVersion"], held.resource_version):
+        if meta["uid"] in self._gone_deployments or not _supersedes(meta, held):
             return Seen(key, False)
         kept = {**body, "metadata": {name: meta[name] for name in meta if name != "managedFields"}}
         self._deployments[key] = _Held(meta["resourceVersion"], meta["uid"], kept)
         return Seen(key, True)
 
-    def drop_deployment(self, body: Mapping[str, Any]) -> Key:
-        """A TurboDeployment is gone; its children follow by themselves."""
+    def drop_deployment(self, body: Mapping[str, Any]) -> Key | None:
+        """A TurboDeployment is gone, its children follow by themselves; None when another bears its name."""
         meta = body["metadata"]
         key = Key(meta["namespace"], meta["name"])
+        self._gone_deployments.add(meta["uid"], meta["resourceVersion"])
         held = self._deployments.get(key)
-        if held is not None and held.uid == meta["uid"]:
-            del self._deployments[key]
+        if held is not None and held.uid != meta["uid"]:
+            return None
+        self._deployments.pop(key, None)
         return key
 
     def deployment(self, key: Key) -> Mapping[str, Any] | None:
@@ -98,22 +119,39 @@ class Cache:
 
     # Accelerators
 
-    def put_accelerator(self, accelerator: Accelerator) -> bool:
-        """Whether this changes anything that the planner sees."""
-        changed = self._accelerators.get(accelerator.name) != accelerator
-        self._accelerators[accelerator.name] = accelerator
-        return changed
+    def put_accelerator(self, body: Mapping[str, Any], row: Accelerator | None) -> bool:
+        """A TurboAccelerator as a watch or a list delivers it, `row` None if it cannot be planned with.
 
-    def drop_accelerator(self, name: str) -> bool:
-        """Whether there was one."""
-        return self._accelerators.pop(name, None) is not None
+        Returns whether this changes anything that the planner sees.
+        """
+        meta = body["metadata"]
+        held = self._accelerators.get(meta["name"])
+        if meta["uid"] in self._gone_accelerators or not _supersedes(meta, held):
+            return False
+        self._accelerators[meta["name"]] = _Held(meta["resourceVersion"], meta["uid"], row)
+        return row != (None if held is None else held.value)
 
-    def keep_accelerators(self, there: Iterable[str]) -> bool:
-        """Drop what a full list does not show; whether there was any."""
-        missing = self._accelerators.keys() - set(there)
-        for name in missing:
-            del self._accelerators[name]
-        return bool(missing)
+    def drop_accelerator(self, body: Mapping[str, Any]) -> bool:
+        """A TurboAccelerator is gone; whether the planner saw it."""
+        meta = body["metadata"]
+        self._gone_accelerators.add(meta["uid"], meta["resourceVersion"])
+        held = self._accelerators.get(meta["name"])
+        if held is None or held.uid != meta["uid"]:
+            return False
+        del self._accelerators[meta["name"]]
+        return held.value is not None
+
+    def keep_accelerators(self, uids: Iterable[str], resource_version: str) -> bool:
+        """Drop what a full list, taken at `resource_version`, does not show; whether the planner saw any."""
+        there = set(uids)
+        self._gone_accelerators.listed(resource_version)
+        missing = [
+            name
+            for name, held in self._accelerators.items()
+            if held.uid not in there and not _is_newer(held.resource_version, resource_version)
+        ]
+        rows = [self._accelerators.pop(name).value for name in missing]
+        return any(row is not None for row in rows)
 
     # Children and pods
 
@@ -123,10 +161,11 @@ class Cache:
         if key is None or meta["uid"] in self._deleted:
             return Seen(key, False)
         place = (body["kind"], meta["name"])
-        held = self._children[key].get(place)
-        if held is not None and not _is_newer(meta["resourceVersion"], held.resource_version):
+        children = self._children.setdefault(key, {})
+        held = children.get(place)
+        if not _supersedes(meta, held):
             return Seen(key, False)
-        new = self._children[key][place] = HeldChild(
+        new = children[place] = HeldChild(
             view=child(body),
             resource_version=meta["resourceVersion"],
             owner_uid=_owner_uid(body),
@@ -139,19 +178,20 @@ class Cache:
         key, meta = key_of(body), body["metadata"]
         self._deleted.discard(meta["uid"])
         if key is not None:
-            held = self._children[key].get((body["kind"], meta["name"]))
+            held = self._children.get(key, {}).get((body["kind"], meta["name"]))
             if held is not None and held.view.uid == meta["uid"]:
-                del self._children[key][body["kind"], meta["name"]]
+                _remove(self._children, key, (body["kind"], meta["name"]))
         return key
 
     def deleted(self, key: Key, view: ChildView) -> None:
         """We deleted a child: forget it now; events of its last moments change nothing."""
         self._deleted.add(view.uid)
-        self._children[key].pop((view.kind, view.name), None)
+        _remove(self._children, key, (view.kind, view.name))
 
     def children(self, key: Key, uid: str) -> dict[tuple[str, str], HeldChild]:
         """The children, by kind and name, that the TurboDeployment with this uid controls."""
-        return {place: held for place, held in self._children[key].items() if held.owner_uid == uid}
+        children = self._children.get(key, {})
+        return {place: held for place, held in children.items() if held.owner_uid == uid}
 
     def put_pod(self, body: Mapping[str, Any]) -> Seen:
         """A pod as a watch delivers it."""
@@ -159,50 +199,37 @@ class Cache:
         if key is None:
             return Seen(None, False)
         value: PodView | InspectPod = inspect_pod(body) if is_inspect_pod(body) else serving_pod(body)
-        held = self._pods[key].get(meta["name"])
-        if held is not None and not _is_newer(meta["resourceVersion"], held.resource_version):
+        pods = self._pods.setdefault(key, {})
+        held = pods.get(meta["name"])
+        if not _supersedes(meta, held):
             return Seen(key, False)
-        self._pods[key][meta["name"]] = _Held(meta["resourceVersion"], meta["uid"], value)
+        pods[meta["name"]] = _Held(meta["resourceVersion"], meta["uid"], value)
         return Seen(key, held is None or held.value != value)
 
     def drop_pod(self, body: Mapping[str, Any]) -> Key | None:
         """A pod is gone."""
         key, meta = key_of(body), body["metadata"]
         if key is not None:
-            held = self._pods[key].get(meta["name"])
+            held = self._pods.get(key, {}).get(meta["name"])
             if held is not None and held.uid == meta["uid"]:
-                del self._pods[key][meta["name"]]
-            self._loads.pop((key.namespace, meta["name"]), None)
+                _remove(self._pods, key, meta["name"])
         return key
 
     def inspect_pods(self, key: Key) -> tuple[InspectPod, ...]:
         """The pods of inspect Jobs, by name."""
         return tuple(pod for pod in self._values(key) if isinstance(pod, InspectPod))
 
-    # Loads
-
-    def put_load(self, namespace: str, pod: str, load: Load | None) -> None:
-        """What a pod last said of itself; None when it did not answer, which is unknown and not zero."""
-        if load is None:
-            self._loads.pop((namespace, pod), None)
-        else:
-            self._loads[namespace, pod] = load
-
     # Reading
 
     def observe(self, key: Key, uid: str) -> Observed:
         """All that one reconcile of the TurboDeployment with this uid looks at, save the model's facts."""
         children = self.children(key, uid)
-        pods = tuple(pod for pod in self._values(key) if isinstance(pod, PodView))
         return Observed(
-            accelerators=dict(self._accelerators),
-            children=tuple(children[place].view for place in sorted(children)),
-            pods=pods,
-            loads={
-                pod.name: load
-                for pod in pods
-                if (load := self._loads.get((key.namespace, pod.name))) is not None
+            accelerators={
+                name: held.value for name, held in self._accelerators.items() if held.value is not None
             },
+            children=tuple(children[place].view for place in sorted(children)),
+            pods=tuple(pod for pod in self._values(key) if isinstance(pod, PodView)),
         )
 
     def ready_pods(self) -> list[tuple[Key, PodView]]:
@@ -228,28 +255,32 @@ class Cache:
             listed = namespace is None or key.namespace == namespace
             return listed and uid not in there and not _is_newer(version, resource_version)
 
-        woken: set[Key] = set()
         if kind == TURBODEPLOYMENT:
-            for key in [
-                key for key, held in self._deployments.items() if gone(key, held.uid, held.resource_version)
-            ]:
-                del self._deployments[key]
-                woken.add(key)
-        elif kind == "Pod":
-            for key, pods in self._pods.items():
-                for name in [
-                    name for name, held in pods.items() if gone(key, held.uid, held.resource_version)
-                ]:
-                    del pods[name]
-                    self._loads.pop((key.namespace, name), None)
-                    woken.add(key)
-        else:
-            for key, children in self._children.items():
-                for place in [place for place, held in children.items() if place[0] == kind]:
-                    if gone(key, children[place].view.uid, children[place].resource_version):
-                        del children[place]
-                        woken.add(key)
-        return woken
+            self._gone_deployments.listed(resource_version)
+            held_deployments = list(self._deployments.items())
+            lost = {key for key, held in held_deployments if gone(key, held.uid, held.resource_version)}
+            for key in lost:
+                self._gone_deployments.add(self._deployments.pop(key).uid, resource_version)
+            return lost
+        if kind == "Pod":
+            pods = [
+                (key, name)
+                for key, held_pods in self._pods.items()
+                for name, held in held_pods.items()
+                if gone(key, held.uid, held.resource_version)
+            ]
+            for key, name in pods:
+                _remove(self._pods, key, name)
+            return {key for key, _ in pods}
+        children = [
+            (key, place)
+            for key, held_children in self._children.items()
+            for place, held_child in held_children.items()
+            if place[0] == kind and gone(key, held_child.view.uid, held_child.resource_version)
+        ]
+        for key, place in children:
+            _remove(self._children, key, place)
+        return {key for key, _ in children}
 
     def _values(self, key: Key) -> list[PodView | InspectPod]:
         pods = self._pods.get(key, {})
@@ -275,6 +306,18 @@ def controller(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
 def _owner_uid(body: Mapping[str, Any]) -> str | None:
     owner = controller(body)
     return owner["uid"] if owner is not None and owner["kind"] == TURBODEPLOYMENT else None
+
+
+def _supersedes(meta: Mapping[str, Any], held: _Held | HeldChild | None) -> bool:
+    return held is None or _is_newer(meta["resourceVersion"], held.resource_version)
+
+
+def _remove(held: dict[Key, dict[_Place, _Value]], key: Key, place: _Place) -> None:
+    """Take one out, and with the last one the TurboDeployment's entry: nothing is kept of what is gone."""
+    places = held.get(key, {})
+    places.pop(place, None)
+    if not places:
+        held.pop(key, None)
 
 
 def _is_newer(version: str, than: str) -> bool:

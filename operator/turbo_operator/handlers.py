@@ -23,6 +23,7 @@ from turbo_operator.api import LABEL_DEPLOYMENT, InvalidObject, parse_accelerato
 from turbo_operator.cache import Cache, Key, Seen
 from turbo_operator.catalog import as_row
 from turbo_operator.kube import Kube, KubeError
+from turbo_operator.observed import Accelerator
 from turbo_operator.reconcile import Reconciler
 from turbo_operator.resources import Resource
 from turbo_operator.scrape import Scraper
@@ -89,10 +90,12 @@ class Operator:
     def drop(self, resource: Resource, body: Body) -> None:
         """An object is gone."""
         if resource is resources.TURBOACCELERATOR:
-            if self.cache.drop_accelerator(body["metadata"]["name"]):
+            if self.cache.drop_accelerator(body):
                 self._wake_all()
         elif resource is resources.TURBODEPLOYMENT:
-            self.queue.forget(self.cache.drop_deployment(body))
+            dropped = self.cache.drop_deployment(body)
+            if dropped is not None:
+                self.queue.forget(dropped)
         else:
             drop = self.cache.drop_pod if resource is resources.POD else self.cache.drop_child
             key = drop(body)
@@ -100,14 +103,13 @@ class Operator:
                 self.queue.add(key)
 
     def _put_accelerator(self, body: Body) -> None:
-        name = body["metadata"]["name"]
+        row: Accelerator | None = None
         try:
-            changed = self.cache.put_accelerator(as_row(parse_accelerator(body)))
+            row = as_row(parse_accelerator(body))
         except InvalidObject as error:
             # Stored before its rule was. One that cannot be read cannot be planned with.
-            log.warning("TurboAccelerator is left out: %s", error, extra={"object": name})
-            changed = self.cache.drop_accelerator(name)
-        if changed:
+            log.warning("TurboAccelerator is left out: %s", error, extra={"object": body["metadata"]["name"]})
+        if self.cache.put_accelerator(body, row):
             self._wake_all()
 
     def _wake_all(self) -> None:
@@ -135,11 +137,11 @@ class Operator:
         items, version = await self.api.list_all(resource, namespace, selector)
         for body in items:
             self.put(resource, body)
+        uids = [body["metadata"]["uid"] for body in items]
         if resource is resources.TURBOACCELERATOR:
-            if self.cache.keep_accelerators(body["metadata"]["name"] for body in items):
+            if self.cache.keep_accelerators(uids, version):
                 self._wake_all()
             return
-        uids = [body["metadata"]["uid"] for body in items]
         for key in self.cache.keep_only(resource.kind, uids, version, namespace):
             self.queue.add(key)
 

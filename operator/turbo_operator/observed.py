@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from turbo_runtime.contract import Load, ModelFacts
+from turbo_runtime.contract import ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,6 @@ class Accelerator:
     memory_bytes: int
     price_per_hour: Decimal | None  # of one accelerator on demand; None is unknown, never zero
     price_source: str | None = None
-    per_node: int | None = None
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
 
@@ -53,9 +52,7 @@ class ChildView:
     applied_hash: str | None  # annotation serving.turbo.dev/applied-hash
     plan_hash: str | None = None  # Deployments and ControllerRevisions
     replicas: int | None = None  # Deployments: spec.replicas
-    ready_replicas: int = 0
     available_replicas: int = 0
-    updated_replicas: int = 0
     observed_generation: int = 0
     generation: int = 0
     data: Mapping[str, Any] | None = None  # ConfigMap: data; ControllerRevision: the frozen pod template
@@ -70,12 +67,8 @@ class Observed:
     accelerators: Mapping[str, Accelerator]
     children: tuple[ChildView, ...] = ()
     pods: tuple[PodView, ...] = ()
-    loads: Mapping[str, Load] = field(default_factory=dict)  # by pod name; absent is unknown
     model: ModelFacts | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
-    node_free: Mapping[str, int] = field(
-        default_factory=dict
-    )  # accelerators free on nodes; absent is unknown
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,10 +116,14 @@ def _documents(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 f"{name}, document {index}: expected an object, got {type(document).__name__}."
             )
         items = document.get("items")
-        for item in (
-            items if isinstance(items, list) and str(document.get("kind")).endswith("List") else [document]
-        ):
-            yield f"{name}, document {index}", item
+        if not isinstance(items, list) or not str(document.get("kind")).endswith("List"):
+            yield f"{name}, document {index}", document
+            continue
+        for number, item in enumerate(items, start=1):
+            place = f"{name}, document {index}, item {number}"
+            if not isinstance(item, dict):
+                raise BadInputError(f"{place}: expected an object, got {type(item).__name__}.")
+            yield place, item
 
 
 def _as_written(document: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: i
     `wanted` is the plan hash to serve, or None while there is no feasible plan: then whatever runs keeps
     running. Old variants never grow, are kept only while they answer, and only until the wanted one has all
     its replicas available; so a rollout needs room for both, and while there is none the old one serves on.
+    Where no replica is wanted they stand at 0 until the wanted one is there: their pods end even if the API
+    server refuses the wanted one, before which nothing is removed.
     """
     deployments = [
         child
@@ -35,12 +37,12 @@ def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: i
     others = [
         Variant(child.plan_hash, min(child.replicas or 0, replicas))
         for child in sorted(deployments, key=lambda child: child.name)
-        if child.plan_hash and (wanted is None or child.available_replicas > 0)
+        if child.plan_hash and (wanted is None or replicas == 0 or child.available_replicas > 0)
     ]
     if wanted is None:
         return tuple(others)
     new = Variant(wanted, replicas)
-    if replicas == 0 or has_taken_over(children, wanted, replicas):
+    if has_taken_over(children, wanted, replicas):
         return (new,)
     return (new, *others)
 

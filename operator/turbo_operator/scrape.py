@@ -43,8 +43,7 @@ class Scraper:
         pods = self._cache.ready_pods()
         loads = await asyncio.gather(*(self._ask(session, pod) for _, pod in pods))
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
-        for (key, pod), load in zip(pods, loads, strict=True):
-            self._cache.put_load(key.namespace, pod.name, load)
+        for (key, _), load in zip(pods, loads, strict=True):
             if load is not None:
                 by_deployment[key].append(load)
         self._report(by_deployment)

@@ -8,7 +8,7 @@ be written.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -63,6 +63,7 @@ POD_REASONS: Mapping[str, AvailableReason] = {
     "Error": AvailableReason.CRASH_LOOP,
     "Evicted": AvailableReason.CRASH_LOOP,
 }
+ENDED = frozenset({"Failed", "Succeeded"})  # phases of a pod that runs no more and that a new one replaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +89,9 @@ def compute(
     `refused` is what the API server said when it took a child of ours not; `now` is in seconds since the
     epoch.
     """
-    serving = [pod for pod in observed.pods if pod.plan_hash and not pod.terminating]
+    there = [pod for pod in observed.pods if pod.plan_hash and pod.phase not in ENDED]
+    serving = [pod for pod in there if not pod.terminating]
+    scale = _in_force(td, scale, plan_hash, len(there))
     current = [pod for pod in serving if plan_hash is None or pod.plan_hash == plan_hash]
     inspected = _inspected(observed)
     feasible = _feasible(plan, inspected)
@@ -137,6 +140,20 @@ def _old_status(raw: Any) -> TurboDeploymentStatus:
         return TurboDeploymentStatus.model_validate(raw or {})
     except ValidationError:  # unreadable like the rest of the object: then it is written anew
         return TurboDeploymentStatus()
+
+
+def _in_force(td: TurboDeployment, scale: Scale, plan_hash: str | None, num_there: int) -> Scale:
+    """What the pods are measured against: the spec, or while it has no plan what the last feasible one took.
+
+    A suspension says how many pods are still to end.
+    """
+    if scale.reason == ScalingReason.SUSPENDED and num_there:
+        pods = "1 pod has" if num_there == 1 else f"{num_there} pods have"
+        return dataclasses.replace(scale, detail=f"{scale.detail} {pods} yet to end.")
+    last = td.status.plan
+    if plan_hash is None and last is not None and last.hash and last.replicas is not None:
+        return dataclasses.replace(scale, replicas=min(scale.replicas, last.replicas))
+    return scale
 
 
 def _inspected(observed: Observed) -> _Verdict:
@@ -191,21 +208,33 @@ def _minimum(replicas: int) -> int:
 
 
 def _held_up(scale: Scale, observed: Observed, pods: Sequence[PodView], plan_hash: str | None) -> _Verdict:
-    """What the first failing pod says, else why its ReplicaSet makes none, else that the model loads."""
-    failing = sorted((pod for pod in pods if not pod.ready and pod.reason), key=lambda pod: pod.name)
-    failing.sort(key=lambda pod: pod.reason not in POD_REASONS)  # stable: by name among equals
-    if failing:
-        pod = failing[0]
-        reason = POD_REASONS.get(pod.reason or "", AvailableReason.MODEL_LOADING)
-        said = _sentence(pod.message) or "it left no message."
-        return _Verdict("False", reason, f"Pod {pod.name}: {pod.reason}: {said}")
+    """What the first failing pod says, else why its ReplicaSet makes none, else that the model loads.
+
+    A pod that has ended is quoted only where there is no other.
+    """
+    if failing := _first_failing(pods):
+        return failing
     for child in observed.children:
         if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
             quota = "quota" in child.message.lower()
             why = AvailableReason.QUOTA_EXCEEDED if quota else ReadyReason.REFUSED
             return _Verdict("False", why, f"No pod can be made: {_sentence(child.message)}")
+    ended = [pod for pod in observed.pods if pod.phase in ENDED and plan_hash in (None, pod.plan_hash)]
+    if not pods and (failed := _first_failing(ended)):
+        return failed
     message = f"{sum(pod.ready for pod in pods)} of {scale.replicas} replicas answer; others start or load."
     return _Verdict("False", AvailableReason.MODEL_LOADING, message)
+
+
+def _first_failing(pods: Iterable[PodView]) -> _Verdict | None:
+    failing = sorted((pod for pod in pods if not pod.ready and pod.reason), key=lambda pod: pod.name)
+    failing.sort(key=lambda pod: pod.reason not in POD_REASONS)  # stable: by name among equals
+    if not failing:
+        return None
+    pod = failing[0]
+    reason = POD_REASONS.get(pod.reason or "", AvailableReason.MODEL_LOADING)
+    said = _sentence(pod.message) or "it left no message."
+    return _Verdict("False", reason, f"Pod {pod.name}: {pod.reason}: {said}")
 
 
 def _ready(

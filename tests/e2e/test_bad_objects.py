@@ -39,9 +39,22 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     ),
     (
         "contradiction",
-        {"template": {"resources": {"requests": {"cpu": "4"}, "limits": {"cpu": "2"}}}},
+        {
+            "template": {
+                "resources": {
+                    "requests": {"ephemeral-storage": "4Gi"},
+                    "limits": {"ephemeral-storage": "2Gi"},
+                }
+            }
+        },
         "Refused",
-        "must be less than or equal to cpu limit",
+        "must be less than or equal to ephemeral-storage limit",
+    ),
+    (
+        "more-cores",
+        {"template": {"resources": {"limits": {"cpu": "16"}}}},
+        "NotYetSupported",
+        "choose another TurboAccelerator",
     ),
     ("no-class", {"template": {"priorityClassName": "missing"}}, "Inspecting", "has made no pod"),
     ("unreadable", {"model": {"uri": "pvc://models/gone.gguf"}}, "Inspecting", "there is no file gone.gguf"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 from hypothesis import given
@@ -9,10 +10,9 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP
 from turbo_operator.cache import Cache, Key
-from turbo_runtime.contract import Load
+from turbo_operator.observed import Accelerator
 
 KEY = Key("team", "chat")
-LOAD = Load(1, 0, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)
 
 
 def child(
@@ -111,17 +111,85 @@ def test_a_status_that_changes_nothing_we_look_at_wakes_nobody() -> None:
     assert cache.put_pod(pod("a", 3, ready=False)) == (KEY, True)
 
 
-def test_loads_are_those_of_the_pods_there_are_and_silence_is_unknown() -> None:
+def deployment(version: int, uid: str = "td", **status: Any) -> dict[str, Any]:
+    meta = {"namespace": KEY.namespace, "name": KEY.name, "uid": uid, "resourceVersion": str(version)}
+    return {"kind": "TurboDeployment", "metadata": meta, "status": status}
+
+
+def test_the_answer_to_a_write_that_arrives_after_the_deletion_does_not_bring_the_object_back() -> None:
     cache = Cache()
-    cache.put_pod(pod("a", 1))
-    cache.put_pod(pod("b", 2))
-    cache.put_load(KEY.namespace, "a", LOAD)
-    cache.put_load(KEY.namespace, "b", LOAD)
-    cache.put_load(KEY.namespace, "b", None)
-    assert cache.observe(KEY, "td").loads == {"a": LOAD}
-    cache.drop_pod(pod("a", 3))
-    cache.put_pod(pod("a", 4))
-    assert cache.observe(KEY, "td").loads == {}
+    cache.put_deployment(deployment(5))
+    assert cache.drop_deployment(deployment(7)) == KEY
+    assert cache.put_deployment(deployment(6, url="late")).changed is False
+    assert cache.all_keys() == []
+    cache.keep_only("TurboDeployment", [], "6")  # a list from before the deletion
+    assert cache.put_deployment(deployment(6)).changed is False
+    assert cache.put_deployment(deployment(9, uid="its successor")).changed is True
+
+
+def test_the_late_deletion_of_an_earlier_deployment_drops_nothing() -> None:
+    cache = Cache()
+    cache.put_deployment(deployment(9, uid="successor"))
+    assert cache.drop_deployment(deployment(8, uid="td")) is None
+    assert cache.all_keys() == [KEY]
+
+
+def accelerator(version: int, uid: str = "a") -> dict[str, Any]:
+    return {"metadata": {"name": "cpu", "uid": uid, "resourceVersion": str(version)}}
+
+
+def row(price: str) -> Accelerator:
+    return Accelerator("cpu", "cpu", Decimal(1), 1 << 30, Decimal(price))
+
+
+def planned_with(cache: Cache) -> list[Decimal | None]:
+    return [each.price_per_hour for each in cache.observe(KEY, "td").accelerators.values()]
+
+
+def test_a_stale_list_does_not_undo_a_price() -> None:
+    cache = Cache()
+    assert cache.put_accelerator(accelerator(5), row("2")) is True
+    assert cache.put_accelerator(accelerator(4), row("1")) is False
+    assert planned_with(cache) == [Decimal(2)]
+    assert cache.put_accelerator(accelerator(6), row("2")) is False  # newer, and the same to the planner
+
+
+def test_an_accelerator_made_during_a_list_stays() -> None:
+    cache = Cache()
+    cache.put_accelerator(accelerator(12), row("1"))
+    assert cache.keep_accelerators([], "10") is False
+    assert planned_with(cache) == [Decimal(1)]
+    assert cache.keep_accelerators([], "12") is True
+    assert planned_with(cache) == []
+
+
+def test_an_accelerator_that_cannot_be_read_is_not_planned_with_until_it_is_corrected() -> None:
+    cache = Cache()
+    cache.put_accelerator(accelerator(1), row("1"))
+    assert cache.put_accelerator(accelerator(3), None) is True
+    assert cache.put_accelerator(accelerator(2), row("1")) is False
+    assert planned_with(cache) == []
+    assert cache.put_accelerator(accelerator(4), row("1")) is True
+
+
+def test_a_deleted_accelerator_stays_deleted_whatever_list_arrives_late() -> None:
+    cache = Cache()
+    cache.put_accelerator(accelerator(1), row("1"))
+    assert cache.drop_accelerator(accelerator(3)) is True
+    assert cache.put_accelerator(accelerator(2), row("1")) is False
+    assert cache.put_accelerator(accelerator(5, uid="b"), row("1")) is True
+    assert cache.drop_accelerator(accelerator(3)) is False
+
+
+def test_nothing_is_kept_of_what_is_gone() -> None:
+    cache = Cache()
+    cache.put_child(child(version=1))
+    cache.put_pod(pod("a", 2))
+    cache.children(Key("team", "never heard of"), "u")
+    cache.drop_child(child(version=3))
+    cache.drop_pod(pod("a", 4))
+    sizes = {name: len(value) for name, value in vars(cache).items() if hasattr(value, "__len__")}
+    assert set(sizes.values()) == {0}
 
 
 def test_inspect_pods_are_not_serving_pods() -> None:

@@ -129,6 +129,7 @@ def test_bad_input_ends_with_1_and_names_the_field(
         ("a: [", "is no YAML"),
         ("kind: ConfigMap", "no object of kind TurboDeployment"),
         ("- 1", "expected an object"),
+        ("{kind: List, items: [1]}", "item 1: expected an object"),
         ("", "no object of kind TurboDeployment"),
     ],
 )

@@ -266,3 +266,23 @@ def test_an_unknown_accelerator_is_named() -> None:
 
 def test_an_empty_catalogue_is_no_crash() -> None:
     assert plan(spec(), SMALL, {}, 1).reason == PlanReason.NO_PROFILE
+
+
+def test_a_template_cannot_take_more_cores_or_leave_less_memory_than_was_counted() -> None:
+    cores = accelerator("cores", 8, "0.04", "cpu")
+    for name, amount in (("cpu", "16"), ("memory", "1Gi")):
+        for part in ("requests", "limits"):
+            asked = spec(template={"resources": {part: {name: amount}}})
+            found = plan(asked, SMALL, {"cores": cores}, 1)
+            assert (found.choice, found.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+            assert f"spec.template.resources.{part}.{name}" in found.detail
+            assert "choose another TurboAccelerator" in found.detail
+
+
+def test_beside_a_device_a_template_may_take_cores_and_memory_but_not_too_little() -> None:
+    card = {"card": accelerator("card", 24, "1.00")}
+    more = spec(template={"resources": {"limits": {"cpu": "16", "memory": "64Gi"}}})
+    assert plan(more, SMALL, card, 1).choice is not None
+    found = plan(spec(template={"resources": {"limits": {"memory": "1Gi"}}}), SMALL, card, 1)
+    assert (found.choice, found.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+    assert "limits.memory is 1Gi" in found.detail

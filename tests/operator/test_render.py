@@ -114,7 +114,7 @@ SEEN_BY_PODS: dict[str, dict[str, Any]] = {
     "the drain": {"drain": {"timeout": "10s"}},
     "a label": {"template": {"labels": {"team": "a"}}},
     "a variable": {"template": {"env": [{"name": "A", "value": "b"}]}},
-    "cores": {"template": {"resources": {"limits": {"cpu": 4}}}},
+    "scratch space": {"template": {"resources": {"limits": {"ephemeral-storage": "4Gi"}}}},
 }
 
 
@@ -205,8 +205,7 @@ def test_cores_are_requested_and_limited_and_one_thread_runs_on_each() -> None:
     container = pod(BASE)["containers"][0]
     assert container["resources"]["requests"] == {"cpu": "2", "memory": "6144Mi"}
     assert container["resources"]["limits"] == {"cpu": "2", "memory": "6144Mi"}
-    more = td(template={"resources": {"requests": {"cpu": "3500m"}, "limits": {"cpu": "3500m"}}})
-    container = pod(more)["containers"][0]
+    container = pod(BASE, replace(CPU, quantity=Decimal("3.5")))["containers"][0]
     assert container["resources"]["limits"] == {"cpu": "3500m", "memory": "6144Mi"}
     assert "--threads=3" in container["args"]
 

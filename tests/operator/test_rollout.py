@@ -56,8 +56,10 @@ def test_without_a_feasible_plan_what_runs_keeps_running() -> None:
     assert next_variants([variant("old", 3, 3)], None, 1) == (Variant("old", 1),)
 
 
-def test_nothing_is_left_of_other_variants_when_no_replica_is_wanted() -> None:
-    assert next_variants([variant("old", 2, 2)], "new", 0) == (Variant("new", 0),)
+def test_old_variants_stand_at_0_while_no_replica_is_wanted_until_the_wanted_one_is_there() -> None:
+    olds = [variant("broken", 2, 0), variant("old", 2, 2)]
+    assert next_variants(olds, "new", 0) == (Variant("new", 0), Variant("broken", 0), Variant("old", 0))
+    assert next_variants([*olds, variant("new", 0, 0)], "new", 0) == (Variant("new", 0),)
 
 
 @given(deployments, hashes, st.integers(0, 4))

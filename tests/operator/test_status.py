@@ -211,6 +211,33 @@ def test_suspension_is_a_state_and_no_failure() -> None:
     assert said(new, ConditionType.STALLED)[0] == "False"
 
 
+def test_a_suspended_object_does_not_claim_that_no_pod_runs_while_some_do() -> None:
+    new = computed(td(suspend=True), pod("a"), pod("b", terminating=True))
+    for kind in (ConditionType.READY, ConditionType.AVAILABLE):
+        condition = new.condition(kind)
+        assert condition is not None
+        assert "2 pods have yet to end." in condition.message
+
+
+def test_an_evicted_pod_is_no_replica_and_hides_no_live_one() -> None:
+    evicted = replace(pod("a", False, reason="Evicted", message="disk pressure"), phase="Failed")
+    new = computed(td(), evicted, pod("b", False, reason="ErrImagePull"))
+    assert (new.replicas, said(new, ConditionType.AVAILABLE)) == (1, ("False", AvailableReason.IMAGE_PULL))
+    starting = computed(td(), evicted, pod("b", False))
+    assert said(starting, ConditionType.AVAILABLE) == ("False", AvailableReason.MODEL_LOADING)
+    alone = computed(td(), evicted).condition(ConditionType.AVAILABLE)
+    assert alone is not None
+    assert "disk pressure" in alone.message
+
+
+def test_the_last_feasible_plan_is_ready_with_its_own_replicas() -> None:
+    first = computed(td(), pod())
+    new = computed(td(first, replicas=3, cost={"maxPerHour": "0.05"}), pod())
+    assert said(new, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.OVER_BUDGET)
+    assert said(new, ConditionType.READY) == ("True", ReadyReason.SERVING)
+    assert said(new, ConditionType.AVAILABLE)[0] == "True"
+
+
 def test_five_rejected_candidates_are_kept() -> None:
     many = {f"a{index}": replace(CPU, name=f"a{index}") for index in range(9)}
     it = td()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -25,9 +24,6 @@ class Metadata(Record):
     namespace: str = "default"
     uid: str = ""
     generation: int = 0
-    labels: Mapping[str, str] = Field(default_factory=dict)
-    annotations: Mapping[str, str] = Field(default_factory=dict)
-    deletion_timestamp: str | None = None
 
 
 class TokenSecretRef(Record):

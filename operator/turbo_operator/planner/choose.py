@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_operator.api import DType, Mode, PlanReason, TurboDeploymentSpec
+from turbo_operator.api import DType, Mode, PlanReason, Resources, TurboDeploymentSpec
 from turbo_operator.observed import Accelerator, Choice, Plan, Rejected
-from turbo_operator.planner import explain, memory
+from turbo_operator.planner import explain, memory, overlay
 from turbo_operator.planner.explain import OFF
 from turbo_runtime.contract import ModelShape
 
@@ -43,6 +43,7 @@ class _Request:
     replicas: int
     max_per_hour: Decimal | None
     price_matters: bool  # False where cost can change neither the choice nor its feasibility
+    resources: Resources | None  # the template's, over those of the plan
 
 
 def plan(
@@ -68,7 +69,9 @@ def plan(
         )
     budget = spec.cost.max_per_hour if spec.cost else None
     only_one = allowed is not None and len(allowed) == 1
-    request = _Request(shape, spec.model.dtype, length, replicas, budget, not only_one or budget is not None)
+    price_matters = not only_one or budget is not None
+    resources = spec.template.resources if spec.template else None
+    request = _Request(shape, spec.model.dtype, length, replicas, budget, price_matters, resources)
     fitting: list[Choice] = []
     rejected: list[Rejected] = []
     for name in names:
@@ -117,6 +120,10 @@ def _candidate(
     need = memory.need(request.shape, dtype, request.max_model_len, tokens, 1, cpu)
     if need.total > room:
         return _too_small(accelerator, method, tokens, dtype, need, request)
+    host_memory = accelerator.memory_bytes if cpu else 2 * need.weights + HOST_RESERVE
+    contradiction = overlay.contradiction(request.resources, accelerator, host_memory)
+    if contradiction:
+        return Rejected(name, 1, method, PlanReason.NOT_YET_SUPPORTED, contradiction)
     price = accelerator.price_per_hour
     if price is None and request.price_matters:
         detail = (
@@ -145,7 +152,7 @@ def _candidate(
         memory_bytes=held + reserve,
         max_model_len=request.max_model_len,
         kv_cache_bytes=pool,
-        host_memory_bytes=accelerator.memory_bytes if cpu else 2 * need.weights + HOST_RESERVE,
+        host_memory_bytes=host_memory,
         cost_per_hour=cost,
     )
 

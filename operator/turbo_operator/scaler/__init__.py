@@ -23,6 +23,6 @@ class Scale:
 def scale(spec: TurboDeploymentSpec) -> Scale:
     """The replicas that the spec asks for; none while it is suspended."""
     if spec.suspend:
-        return Scale(0, ScalingReason.SUSPENDED, "spec.suspend is true: no pod runs until it is false.")
+        return Scale(0, ScalingReason.SUSPENDED, "spec.suspend is true: no pod is wanted until it is false.")
     detail = f"spec.replicas asks for {spec.replicas}; kubectl scale or an autoscaler may change it."
     return Scale(spec.replicas, ScalingReason.EXTERNALLY_MANAGED, detail)
