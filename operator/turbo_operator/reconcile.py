@@ -62,12 +62,14 @@ class Reconciler:
         self._api = api
         self._settings = settings
         self._clock = clock
-        self._futile: set[tuple[str, str]] = set()  # uid and hash of children whose apply changed nothing
+        # Uid and hash of children whose apply changed nothing, until their TurboDeployment is gone.
+        self._futile: dict[Key, set[tuple[str, str]]] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One look; the seconds until the next. Raises KubeError for what only time can mend."""
         body = self._cache.deployment(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
+            self._futile.pop(key, None)
             return None
         start, result = time.monotonic(), "failed"
         try:
@@ -124,7 +126,7 @@ class Reconciler:
         await self._look_for_strangers(key, td, [each for each in wanted if _place(each) not in held])
         held = self._cache.children(key, td.metadata.uid)
         for manifest in wanted:
-            if self._is_to_be_written(manifest, held.get(_place(manifest))):
+            if self._is_to_be_written(key, manifest, held.get(_place(manifest))):
                 await self._apply(key, manifest, held.get(_place(manifest)))
         places = {_place(manifest) for manifest in wanted}
         for place, child in held.items():
@@ -153,14 +155,15 @@ class Reconciler:
                 )
             self._cache.put_child(there)
 
-    def _is_to_be_written(self, manifest: Manifest, held: HeldChild | None) -> bool:
+    def _is_to_be_written(self, key: Key, manifest: Manifest, held: HeldChild | None) -> bool:
         if held is None:
             return True
         if manifest["kind"] in IMMUTABLE:
             return False
         if held.view.applied_hash != _hash(manifest):
             return True
-        return not owns(held.fields, manifest) and (held.view.uid, _hash(manifest)) not in self._futile
+        futile = self._futile.get(key, set())
+        return not owns(held.fields, manifest) and (held.view.uid, _hash(manifest)) not in futile
 
     async def _apply(self, key: Key, manifest: Manifest, held: HeldChild | None) -> None:
         kind, name = _place(manifest)
@@ -168,7 +171,7 @@ class Reconciler:
         self._cache.put_child(there)
         if held is not None and there["metadata"]["resourceVersion"] == held.resource_version:
             # The API server keeps some field under no name: asking again would change nothing again.
-            self._futile.add((held.view.uid, _hash(manifest)))
+            self._futile.setdefault(key, set()).add((held.view.uid, _hash(manifest)))
         changed = held is None or held.view.applied_hash != _hash(manifest)
         done = "created" if held is None else "updated" if changed else "restored"
         log.info(done, extra={"object": str(key), "kind": kind, "child": name})

@@ -21,13 +21,13 @@ class Variant:
 
 
 def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: int) -> tuple[Variant, ...]:
-    """The variants of the next step, the wanted one first.
+    """The variants of the next step in the order in which they are to be written.
 
     `wanted` is the plan hash to serve, or None while there is no feasible plan: then whatever runs keeps
     running. Old variants never grow, are kept only while they answer, and only until the wanted one has all
     its replicas available; so a rollout needs room for both, and while there is none the old one serves on.
-    Where no replica is wanted they stand at 0 until the wanted one is there: their pods end even if the API
-    server refuses the wanted one, before which nothing is removed.
+    Where no replica is wanted they come first and stand at 0 until the wanted one is there: their pods end
+    even if the API server refuses the wanted one, before which nothing is removed.
     """
     deployments = [
         child
@@ -44,7 +44,7 @@ def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: i
     new = Variant(wanted, replicas)
     if has_taken_over(children, wanted, replicas):
         return (new,)
-    return (new, *others)
+    return (new, *others) if replicas else (*others, new)
 
 
 def has_taken_over(children: Sequence[ChildView], wanted: str, replicas: int) -> bool:
