@@ -57,7 +57,7 @@ def test_a_feasible_plan_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixtu
         "l4",
         "0.8048",
     )
-    assert {row["reason"] for row in found["rejected"]} == {"Dearer", "PriceUnknown", "Feasible"}
+    assert {row["reason"] for row in found["rejected"]} == {"Dearer", "PriceUnknown", "NotPreferred"}
 
 
 def test_an_infeasible_plan_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -286,3 +286,11 @@ def test_beside_a_device_a_template_may_take_cores_and_memory_but_not_too_little
     found = plan(spec(template={"resources": {"limits": {"memory": "1Gi"}}}), SMALL, card, 1)
     assert (found.choice, found.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
     assert "limits.memory is 1Gi" in found.detail
+
+
+def test_a_misspelt_accelerator_is_told_which_there_are() -> None:
+    there = {name: accelerator(name, 80, Decimal(1)) for name in ("beta", "alpha")}
+    made = plan(spec(accelerators={"allowed": ["alpa"]}), SMALL, there, 1)
+    assert made.reason == PlanReason.NO_PROFILE
+    assert made.detail.startswith("There is no TurboAccelerator alpa:")
+    assert made.detail.endswith("There are: alpha, beta.")

@@ -60,6 +60,7 @@ class PlanReason(StrEnum):
     NO_PROFILE = "NoProfile"  # no TurboAccelerator of that name
     NOT_YET_SUPPORTED = "NotYetSupported"
     DEARER = "Dearer"  # of rejected rows: fits, and costs more than the chosen one
+    NOT_PREFERRED = "NotPreferred"  # of rejected rows: fits at the same cost, and gives less or comes later
     MODEL_UNKNOWN = "ModelUnknown"  # not inspected yet
 
 

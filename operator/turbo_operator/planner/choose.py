@@ -88,6 +88,9 @@ def plan(
     if not fitting:
         rows = _one_row_per_reason(rejected)
         nearest = rows[0]
+        if nearest.reason == PlanReason.NO_PROFILE:
+            there = ", ".join(sorted(accelerators)) or "none"
+            return Plan(None, replicas, nearest.reason, f"{nearest.detail} There are: {there}.", rows)
         return Plan(None, replicas, nearest.reason, f"No plan is feasible. Nearest: {nearest.detail}", rows)
     # Sorting is stable: among equal prices the order of the names decides.
     ranked = sorted(fitting, key=lambda choice: (_price(choice), choice.method == OFF))
@@ -208,7 +211,7 @@ def _loser(best: Choice, other: Choice) -> Rejected:
         detail = f"{name} fits at the same cost, but gives up what {best.method} drafts gain."
     else:
         detail = f"{name} fits at the same cost; {best.accelerator.name} comes first in the order of choice."
-    return Rejected(name, other.tensor, other.method, PlanReason.FEASIBLE, detail)
+    return Rejected(name, other.tensor, other.method, PlanReason.NOT_PREFERRED, detail)
 
 
 def _one_row_per_reason(rows: Sequence[Rejected]) -> tuple[Rejected, ...]:

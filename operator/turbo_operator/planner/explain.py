@@ -41,7 +41,7 @@ def chosen(choice: Choice, replicas: int, others: int) -> str:
     elif others:
         cost = f"{money(choice.cost_per_hour)} $/h for {pods}, the least of what is feasible"
     else:
-        cost = f"{money(choice.cost_per_hour)} $/h for {pods}, the only feasible one"
+        cost = f"{money(choice.cost_per_hour)} $/h for {pods}, and no other accelerator is feasible"
     source = choice.accelerator.price_source
     told = f" (price: {source})" if source and choice.cost_per_hour is not None else ""
     how = drafting(choice.method, choice.max_draft_tokens)
