@@ -256,6 +256,9 @@ def _ready(
     if inspected.status == "Unknown":  # whether the new spec can be served is not known yet
         return _Verdict("False", inspected.reason, inspected.message)
     ready = sum(pod.ready for pod in current)
+    if scale.replicas == 0 and plan_hash is not None:
+        message = f"Nothing answers at {url(td)}: 0 replicas are asked for, and the plan is feasible."
+        return _Verdict("True", ReadyReason.SCALED_TO_ZERO, message)
     if ready >= _minimum(scale.replicas) and (plan_hash is not None or ready):
         still = (
             "" if plan_hash is not None else f" It is the last feasible plan that serves. {feasible.message}"

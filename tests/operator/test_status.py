@@ -230,6 +230,14 @@ def test_an_evicted_pod_is_no_replica_and_hides_no_live_one() -> None:
     assert "disk pressure" in alone.message
 
 
+def test_scaled_to_zero_is_as_asked_and_says_that_nothing_answers() -> None:
+    new = computed(td(replicas=0))
+    assert said(new, ConditionType.READY) == ("True", ReadyReason.SCALED_TO_ZERO)
+    condition = new.condition(ConditionType.READY)
+    assert condition is not None
+    assert "Nothing answers" in condition.message
+
+
 def test_the_last_feasible_plan_is_ready_with_its_own_replicas() -> None:
     first = computed(td(), pod())
     new = computed(td(first, replicas=3, cost={"maxPerHour": "0.05"}), pod())

@@ -45,6 +45,7 @@ class ReadyReason(StrEnum):
     """Why Ready is as it is; else Ready carries the reason of the condition that holds it up."""
 
     SERVING = "Serving"
+    SCALED_TO_ZERO = "ScaledToZero"  # as asked: what is there serves the spec, and nothing answers
     INVALID_SPEC = "InvalidSpec"
     REFUSED = "Refused"  # by the API server: a quota, a webhook, a rule on one of the children
     SUSPENDED = "Suspended"
