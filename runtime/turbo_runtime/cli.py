@@ -7,11 +7,20 @@ import sys
 from pathlib import Path
 
 from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.engine.source import HubUnreachableError, ModelError, find
+
+INSPECT_MAY_PASS = 1
+INSPECT_IS_PERMANENT = 3  # 2 is argparse's, for a wrong command line
 
 
 def serve(argv: list[str]) -> int:
     """`turbo serve MODEL [FLAGS]`: see RuntimeConfig."""
     config = RuntimeConfig.from_argv(argv)
+    try:
+        find(config.model, config.revision)  # a path with nothing there is told before anything starts
+    except ModelError as error:
+        print(f"turbo serve: {error}", file=sys.stderr)
+        return 1
     from turbo_runtime.server.run import run_server
 
     return run_server(config)
@@ -22,6 +31,9 @@ def inspect(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="turbo inspect",
         description="Print a model's shape and digest as JSON, without loading its weights.",
+        epilog="Exit status: 0 when done; 1 when it failed and may work later, such as when the hub cannot "
+        "be reached; 2 for a wrong command line; 3 when trying again cannot help, such as for a file that is "
+        "not there or a format that is not served.",
     )
     parser.add_argument(
         "model", metavar="MODEL", help=RuntimeConfig.__dataclass_fields__["model"].metadata["help"]
@@ -35,8 +47,10 @@ def inspect(argv: list[str]) -> int:
 
     try:
         text, status = inspect_model(options.model, options.revision).to_json(), 0
-    except (ValueError, OSError) as error:
-        text, status = f"Cannot inspect {options.model}: {error}", 1
+    except (HubUnreachableError, OSError) as error:
+        text, status = f"Cannot inspect {options.model}: {error}", INSPECT_MAY_PASS
+    except ValueError as error:
+        text, status = f"Cannot inspect {options.model}: {error}", INSPECT_IS_PERMANENT
     print(text, file=sys.stderr if status else sys.stdout)
     if options.termination_message is not None:
         options.termination_message.write_text(text, encoding="utf-8")

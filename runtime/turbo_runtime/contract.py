@@ -57,6 +57,7 @@ GUARANTEE_LABEL = "guarantee"
 
 Guarantee = Literal["bytes", "law"]
 Speculation = Literal["suffix", "off"]
+Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
 
 
@@ -75,7 +76,7 @@ class RuntimeConfig:
     )
     host: str = _flag("0.0.0.0", "address to listen on")  # noqa: S104  a pod is reached by its own address
     port: int = _flag(PORT, "port to listen on; 0 takes a free one and prints it")
-    device: str = _flag("auto", "auto, cpu or cuda")
+    device: Device = _flag("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))  # noqa: RUF009
     dtype: DType = _flag(  # noqa: RUF009
         "auto", "auto, float32 or bfloat16", choices=("auto", "float32", "bfloat16")
     )
@@ -146,6 +147,8 @@ class RuntimeConfig:
         """What is wrong with the values, in one sentence that names the flag and the remedy, or None."""
         if not self.model or self.model.startswith("-"):
             return f"MODEL must be a path or a hub id, not {self.model!r}"
+        if self.served_name == "":
+            return "--served-name must not be empty; leave it out for the last part of MODEL"
         if not 0 <= self.port <= 65535:
             return f"--port must lie between 0 and 65535, not {self.port}"
         for name in ("max_running", "max_waiting", "max_step_tokens"):

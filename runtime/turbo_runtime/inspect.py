@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from turbo_runtime.contract import ModelFacts, ModelShape
+from turbo_runtime.engine.hub import hub_errors
 from turbo_runtime.engine.source import ModelError, find
 
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -76,8 +77,8 @@ class HubFolder:
 
 
 def inspect_model(model: str, revision: str | None = None) -> ModelFacts:
-    """Facts about MODEL as `turbo serve` takes it; raises ModelError (a ValueError) or OSError with a
-    sentence.
+    """Facts about MODEL as `turbo serve` takes it; raises ValueError (a ModelError where it can say more)
+    or OSError, with a sentence. HubUnreachableError is the ModelError that may pass.
     """
     source = find(model, revision)
     if source.gguf_file:
@@ -85,7 +86,10 @@ def inspect_model(model: str, revision: str | None = None) -> ModelFacts:
 
         return inspect_gguf(Path(source.name) / source.gguf_file)
     local = Path(source.name)
-    return inspect_folder(LocalFolder(local) if local.is_dir() else HubFolder(source.name, revision))
+    if local.is_dir():
+        return inspect_folder(LocalFolder(local))
+    with hub_errors():
+        return inspect_folder(HubFolder(source.name, revision))
 
 
 def inspect_folder(files: Files) -> ModelFacts:
@@ -126,8 +130,9 @@ def inspect_folder(files: Files) -> ModelFacts:
 
 
 def _safetensors_head(files: Files, name: str) -> bytes:
-    (length,) = struct.unpack("<Q", files.head(name, 0, 8))
-    if length > _LARGEST_HEAD:
+    start = files.head(name, 0, 8)
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+    if length is None or length > _LARGEST_HEAD:
         raise ModelError(f"{name} is not a safetensors file")
     return files.head(name, 8, length)
 

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
+from turbo_runtime.engine.hub import hub_errors
 from turbo_runtime.engine.source import ARCHITECTURES, ModelError, Source
 
 # These rescale by the longest position of the batch, so that one request's text would depend on its batch
@@ -21,7 +22,10 @@ _ROPE_OF_THE_BATCH = ("dynamic", "longrope")
 def load_config(source: Source) -> Any:
     """The model's configuration, checked to be one that the engine can serve."""
     try:
-        config = AutoConfig.from_pretrained(source.name, **source.arguments())
+        with hub_errors():
+            config = AutoConfig.from_pretrained(source.name, **source.arguments())
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"the configuration of {source.name} cannot be read: {_first_line(error)}"
@@ -63,9 +67,16 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> PreT
     register()
     config = load_config(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.name, config=config, dtype=dtype, attn_implementation=IMPLEMENTATION, **source.arguments()
-        )
+        with hub_errors():
+            model = AutoModelForCausalLM.from_pretrained(
+                source.name,
+                config=config,
+                dtype=dtype,
+                attn_implementation=IMPLEMENTATION,
+                **source.arguments(),
+            )
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"the weights of {source.name} cannot be loaded: {_first_line(error)}") from error
     return model.to(device).eval().requires_grad_(False)

@@ -19,6 +19,10 @@ class ModelError(ValueError):
     """The model cannot be served; the text is a sentence for the user."""
 
 
+class HubUnreachableError(ModelError):
+    """The hub did not answer, or could not just now: the same model may be served later."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where a model's files are, in the words of transformers' `from_pretrained`."""

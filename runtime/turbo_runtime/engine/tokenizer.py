@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer
 
+from turbo_runtime.engine.hub import hub_errors
 from turbo_runtime.engine.source import ModelError, find
 
 
@@ -15,7 +16,10 @@ def export_tokenizer(model: str, revision: str | None, directory: Path) -> None:
     """
     source = find(model, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
+        with hub_errors():
+            tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
+    except ModelError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ModelError(f"the tokenizer of {model} cannot be read: {first}") from error

@@ -35,5 +35,5 @@ class ServedModel:
 
 
 def served_name(model: str, given: str | None) -> str:
-    """The name in the API: as given, or the last part of a path or hub id."""
-    return given or model.rstrip("/").rsplit("/", 1)[-1]
+    """The name in the API: as given, or the last part of a path or hub id, without `.gguf`."""
+    return given or model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")

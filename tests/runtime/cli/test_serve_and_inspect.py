@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import httpx2
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from turbo_runtime.cli import inspect, serve
+from turbo_runtime.server.model import served_name
+
+# No hub is there: the discard port of this machine refuses at once.
+NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def test_serve_refuses_a_wrong_flag_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -16,13 +26,78 @@ def test_serve_refuses_a_wrong_flag_before_anything_starts(capsys: pytest.Captur
     assert "--port" in capsys.readouterr().err
 
 
-def test_inspecting_nothing_is_a_sentence_status_1_and_the_termination_message(
+@pytest.mark.parametrize("argv", [["m", "--device=tpu"], ["m", "--served-name="]])
+def test_serve_refuses_what_it_would_have_to_replace(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        serve(argv)
+    assert ended.value.code == 2
+    assert argv[1].partition("=")[0] in capsys.readouterr().err
+
+
+def test_serve_announces_nothing_where_there_is_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = tmp_path / "gone.gguf"
+    assert serve([str(gone)]) == 1
+    assert capsys.readouterr().err == f"turbo serve: there is no file {gone}\n"
+
+
+def test_a_gguf_file_is_served_under_its_name_without_the_suffix() -> None:
+    assert served_name("/models/smol.gguf", None) == "smol"
+    assert served_name("org/Smol-1.5", None) == "Smol-1.5"
+
+
+def test_inspecting_nothing_is_a_sentence_status_3_and_the_termination_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = tmp_path / "termination"
-    assert inspect([str(tmp_path / "gone.gguf"), f"--termination-message={message}"]) == 1
+    assert inspect([str(tmp_path / "gone.gguf"), f"--termination-message={message}"]) == 3
     said = capsys.readouterr()
     assert said.out == ""
     assert "gone.gguf" in said.err
     assert len(said.err.splitlines()) == 1
     assert message.read_text(encoding="utf-8") == said.err.removesuffix("\n")
+
+
+@pytest.mark.parametrize("files", [{}, {"config.json": b"{}"}, {"config.json": b"{}", "a.safetensors": b"x"}])
+def test_a_folder_that_is_no_model_is_permanent(tmp_path: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    assert inspect([str(tmp_path)]) == 3
+
+
+def test_a_hub_that_cannot_be_reached_is_a_sentence_and_may_pass(tmp_path: Path) -> None:
+    message = tmp_path / "termination"
+    code = "import sys; from turbo_runtime.cli import inspect; sys.exit(inspect(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "foo/bar", f"--termination-message={message}"]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Cannot inspect foo/bar: the hub cannot be reached: ")
+    assert len(ended.stderr.splitlines()) == 1
+    assert message.read_text(encoding="utf-8") == ended.stderr.removesuffix("\n")
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "status"), [(RepositoryNotFoundError, 404, 3), (HfHubHTTPError, 503, 1)]
+)
+def test_what_the_hub_does_not_have_is_permanent_and_its_own_failure_is_not(
+    monkeypatch: pytest.MonkeyPatch, kind: type[HfHubHTTPError], answer: int, status: int
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        request = httpx2.Request("GET", "http://hub/api/models/foo/bar")
+        raise kind("no", response=httpx2.Response(answer, request=request))
+
+    monkeypatch.setattr(HfApi, "model_info", refuse)
+    assert inspect(["foo/bar"]) == status
+
+
+def test_the_help_of_inspect_tells_its_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        inspect(["--help"])
+    assert "3 when trying again cannot help" in " ".join(capsys.readouterr().out.split())
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, **NO_HUB, "PYTHONPATH": os.pathsep.join(sys.path)}
