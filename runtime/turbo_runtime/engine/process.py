@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.engine.quiet import quiet_libraries
 from turbo_runtime.engine.request import Cancel, Failed, Ready, Step, Stop, Submit
 from turbo_runtime.engine.threads import settle_threads
 
@@ -39,7 +40,8 @@ def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_di
     sentence, and ends the process.
     """
     settle_threads(config.threads)
-    # torch comes in only here, after that
+    quiet_libraries()
+    # torch comes in only here, after those
     from turbo_runtime.engine.source import ModelError
     from turbo_runtime.engine.start import start_engine
     from turbo_runtime.engine.tokenizer import export_tokenizer

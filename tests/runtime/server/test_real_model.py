@@ -135,3 +135,7 @@ def test_a_chat_starts_with_the_models_own_words(tokenizer: ServedTokenizer) -> 
     assert len(special) == 1
     assert prompt.count(special[0]) == 3  # the default system message, the user, the assistant
     assert tokenizer.decode(prompt).endswith("user\nHi\nassistant\n")
+
+
+def test_while_it_loads_only_the_servers_own_sentences_are_told(real: Any) -> None:
+    assert [line.split()[0] for line in real.lines][:4] == ["turbo", "Model", "Start-up", "Ready:"]
