@@ -44,11 +44,12 @@ class Tally:
     drafts: int = 0  # verification passes with at least one drafted token
     drafted_tokens: int = 0
     accepted_tokens: int = 0
+    verified_tokens: int = 0  # that those passes brought: what was accepted, and the bonus tokens
 
     @property
     def acceptance_length(self) -> float | None:
         """Tokens committed per verified draft, the bonus token included; None before the first draft."""
-        return 1 + self.accepted_tokens / self.drafts if self.drafts else None
+        return self.verified_tokens / self.drafts if self.drafts else None
 
 
 @dataclass(slots=True)
@@ -141,10 +142,15 @@ class Answers:
             self._finish(request_id, "abort")
 
     def _count(self, event: TokenEvent, answer: _Answer, before: int) -> None:
-        self.tally.completion_tokens += answer.tokens - before
-        self.tally.drafts += event.drafted > 0
-        self.tally.drafted_tokens += event.drafted
-        self.tally.accepted_tokens += event.accepted
+        kept = answer.tokens - before
+        # Accepted tokens come before the bonus token; those behind a stop string are no part of the reply.
+        accepted = min(event.accepted, kept)
+        self.tally.completion_tokens += kept
+        self.tally.accepted_tokens += accepted
+        self.tally.drafted_tokens += event.drafted - (event.accepted - accepted)
+        if event.drafted:
+            self.tally.drafts += 1
+            self.tally.verified_tokens += kept
         if not event.tokens:
             return
         now = time.monotonic()

@@ -38,6 +38,7 @@ def api_routes(service: Service) -> APIRouter:
     async def completions(request: Request) -> Response:
         return await _answer(service, request, parse_completion, completion_job, completion_shape)
 
+    @router.get("/models/")  # a client's base URL may end in a slash too many
     @router.get("/models")
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [_card(service, created)]})
@@ -88,8 +89,11 @@ async def _events(reply: Reply, include_usage: bool) -> AsyncIterator[str]:
     unfinished = reply.answers.choices
     try:
         async for piece in reply.answers.pieces():
-            event = reply.event(piece, piece.index not in started)
-            started.add(piece.index)
+            if piece.index not in started:
+                started.add(piece.index)
+                for opening in reply.opening(piece.index):
+                    yield sse({**opening, "usage": None} if include_usage else opening)
+            event = reply.event(piece)
             unfinished -= piece.finish_reason is not None
             if include_usage:
                 event["usage"] = None

@@ -6,6 +6,7 @@ import logging
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from turbo_runtime.server.api import api_routes
@@ -21,8 +22,11 @@ def build_app(service: Service) -> FastAPI:
     # The routes read their bodies themselves, so a generated schema would be empty: the OpenAI API is the
     # documentation.
     app = FastAPI(title="Turbo", openapi_url=None)
-    app.include_router(api_routes(service))
-    app.include_router(probe_routes(service))
+    routers = (api_routes(service), probe_routes(service))
+    for router in routers:
+        app.include_router(router)
+    listed = (route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
+    paths = sorted({path.replace(":path", "").rstrip("/") for path in listed})
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:  # noqa: ARG001
@@ -31,7 +35,10 @@ def build_app(service: Service) -> FastAPI:
     @app.exception_handler(HTTPException)
     async def not_routed(request: Request, error: HTTPException) -> JSONResponse:
         message = f"{request.method} {request.url.path}: {error.detail}."
-        return _reply(ApiError(error.status_code, message, code="not_found", headers=error.headers))
+        if error.status_code == 404:
+            message += f" This server has {', '.join(paths)}."
+        code = "method_not_allowed" if error.status_code == 405 else "not_found"
+        return _reply(ApiError(error.status_code, message, code=code, headers=error.headers))
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:

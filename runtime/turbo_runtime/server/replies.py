@@ -26,10 +26,13 @@ class ChatShape:
         """A finished answer's text, as part of its choice."""
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
 
-    def event(self, text: str, first: bool) -> Json:
-        """A piece of text, as part of its choice; the first one also names the role."""
-        delta = {"content": text} if text else {}
-        return {"delta": {"role": "assistant", "content": text} if first else delta}
+    def opening(self) -> Json | None:
+        """What comes before a choice's text, as part of it: the role."""
+        return {"delta": {"role": "assistant", "content": ""}}
+
+    def event(self, text: str) -> Json:
+        """A piece of text, as part of its choice."""
+        return {"delta": {"content": text} if text else {}}
 
 
 class CompletionShape:
@@ -43,7 +46,11 @@ class CompletionShape:
         """A finished answer's text, as part of its choice."""
         return {"text": text}
 
-    def event(self, text: str, first: bool) -> Json:  # noqa: ARG002
+    def opening(self) -> Json | None:
+        """What comes before a choice's text, as part of it: nothing."""
+        return None
+
+    def event(self, text: str) -> Json:
         """A piece of text, as part of its choice."""
         return {"text": text}
 
@@ -70,9 +77,16 @@ class Reply:
         ]
         return {**self._head(self.shape.whole_kind, choices), "usage": self.usage(), "turbo": self.turbo()}
 
-    def event(self, piece: Piece, first: bool) -> Json:
+    def opening(self, index: int) -> list[Json]:
+        """The events of a stream before the first text of a choice: one or none."""
+        content = self.shape.opening()
+        if content is None:
+            return []
+        return [self._head(self.shape.event_kind, [_choice(index, content, None)])]
+
+    def event(self, piece: Piece) -> Json:
         """One event of a stream."""
-        choice = _choice(piece.index, self.shape.event(piece.text, first), piece.finish_reason)
+        choice = _choice(piece.index, self.shape.event(piece.text), piece.finish_reason)
         return self._head(self.shape.event_kind, [choice])
 
     def closing(self) -> Json:

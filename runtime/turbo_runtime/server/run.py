@@ -34,7 +34,7 @@ def run_server(config: RuntimeConfig, engine: EngineMain = turbo_engine) -> int:
     try:
         listener = _listen(config.host, config.port)
     except OSError as error:
-        say(f"Cannot listen on {config.host}:{config.port}: {error.strerror or error}.")
+        say(f"turbo serve: cannot listen on {config.host}:{config.port}: {error.strerror or error}.")
         return 1
     with tempfile.TemporaryDirectory(prefix="turbo-tokenizer-") as tokenizer_dir:
         return asyncio.run(_serve(config, engine, listener, Path(tokenizer_dir)))
@@ -106,7 +106,7 @@ async def _until_stopped(
         loading.result()  # an exception here is a bug or a broken tokenizer: its traceback is the log
         await _first(ended, signalled)
     if ended.done():
-        say(ended.result())
+        say(f"turbo serve: {ended.result()}")
         return 1
     draining = asyncio.create_task(_drain(service, quick=signalled.result() is signal.SIGINT))
     again = asyncio.create_task(signals.get())
@@ -116,7 +116,7 @@ async def _until_stopped(
         return 0
     draining.cancel()
     if ended.done():
-        say(ended.result())
+        say(f"turbo serve: {ended.result()}")
         return 1
     say("Stopping now.")
     service.engine.fail_all("The server was stopped before this answer was complete.")
@@ -180,6 +180,4 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):  # noqa: S104  a URL that works on this machine
-        host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -88,7 +88,7 @@ def test_a_dead_engine_is_told_to_all_who_wait_and_ends_the_server(launch, conne
 def test_a_model_that_cannot_be_loaded_is_one_sentence_and_status_1(launch) -> None:
     server = launch(model="unloadable", ready=False)
     assert server.exit_status() == 1
-    assert server.said.splitlines()[-1] == "There is no model at unloadable."
+    assert server.said.splitlines()[-1] == "turbo serve: There is no model at unloadable."
     assert "Traceback" not in server.said
 
 
@@ -102,7 +102,7 @@ def test_a_taken_port_is_one_sentence_and_status_1(launch, server) -> None:
     port = server.url.rsplit(":", 1)[-1]
     second = launch(f"--port={port}", ready=False)
     assert second.exit_status() == 1
-    assert second.said == f"Cannot listen on 127.0.0.1:{port}: Address already in use.\n"
+    assert second.said == f"turbo serve: cannot listen on 127.0.0.1:{port}: Address already in use.\n"
 
 
 def test_sigterm_serves_on_then_finishes_what_runs_and_exits_0(launch, connect_to) -> None:

@@ -24,7 +24,11 @@ def test_a_streamed_chat_joins_to_the_whole_one(client: openai.OpenAI) -> None:
     options = {"include_usage": True}
     events = list(client.chat.completions.create(**CHAT, temperature=0, stream=True, stream_options=options))
     assert "".join(event.choices[0].delta.content or "" for event in events[:-1]) == TEXT
-    assert events[0].choices[0].delta.role == "assistant"
+    assert [(event.choices[0].delta.role, event.choices[0].delta.content) for event in events[:2]] == [
+        ("assistant", ""),
+        (None, events[1].choices[0].delta.content),
+    ]
+    assert events[1].choices[0].delta.content
     assert [event.choices[0].finish_reason for event in events[:-1]][-1] == "stop"
     assert all(event.usage is None for event in events[:-1])
     assert events[-1].choices == []
@@ -114,6 +118,18 @@ def test_a_stop_string_counts_the_same_tokens_with_and_without_speculation(clien
         for speculation in (True, False)
     }
     assert len(counts) == 1
+
+
+def test_drafts_behind_a_stop_string_are_not_counted(client: openai.OpenAI) -> None:
+    # the first step brings abc, two of them drafted; b ends the answer
+    reply = client.completions.create(model="echo", prompt="abcde", temperature=0, stop="b")
+    assert reply.usage.completion_tokens == 2
+    assert (reply.turbo["accepted_tokens"], reply.turbo["acceptance_length"]) == (2, 2)
+    reply = client.completions.create(model="echo", prompt="abcde", temperature=0, stop="a")
+    assert reply.usage.completion_tokens == 1
+    assert (reply.turbo["accepted_tokens"], reply.turbo["acceptance_length"]) == (1, 1)
+    details = reply.usage.completion_tokens_details
+    assert (details.accepted_prediction_tokens, details.rejected_prediction_tokens) == (1, 2)
 
 
 def test_max_tokens_ends_an_answer_with_length(client: openai.OpenAI) -> None:

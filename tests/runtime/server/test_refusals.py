@@ -233,5 +233,12 @@ def test_another_model_does_not_exist(client: openai.OpenAI) -> None:
 
 
 def test_an_unknown_path_and_a_wrong_method_are_told_in_openais_shape(http: httpx.Client) -> None:
-    assert "embeddings" in refusal(http.post("embeddings", json={}), 404)["message"]
-    refusal(http.get("completions"), 405)
+    unknown = refusal(http.post("embeddings", json={}), 404)
+    assert "/v1/embeddings" in unknown["message"]
+    assert "/v1/chat/completions, /v1/completions, /v1/models" in unknown["message"]
+    assert unknown["code"] == "not_found"
+    assert refusal(http.get("completions"), 405)["code"] == "method_not_allowed"
+
+
+def test_a_slash_too_many_behind_models_changes_nothing(http: httpx.Client) -> None:
+    assert http.get("models/").json() == http.get("models").json()
