@@ -24,9 +24,12 @@ def read(
     kept = by_name.get(("ConfigMap", render.configmap_name(td)))
     if kept is not None and kept.data and kept.data.get(render.SOURCE_KEY) == render.source_hash(td):
         try:
-            return ModelFacts.from_json(kept.data.get(render.FACTS_KEY, "")), None
+            facts = ModelFacts.from_json(kept.data.get(render.FACTS_KEY, ""))
         except ValueError:
             pass  # edited, or of another version: the Job answers anew and the ConfigMap is written again
+        else:
+            if kept.data == render.facts_data(td, facts):
+                return facts, None
     name = render.job_name(td)
     own = [pod for pod in pods if pod.job == name]
     for pod in own:
@@ -41,6 +44,18 @@ def read(
         return None, f"Pod {said.name}: {said.message or said.reason}"
     if job is not None and job.failed:
         return None, f"Job {name} failed: {job.message or 'it gave no reason'}"
-    if job is not None and not own:  # a Job tells in its events alone why no pod can be made
+    if (
+        job is not None and not own and not job.complete
+    ):  # a Job tells in its events alone why no pod can be made
         return None, f"Job {name} has made no pod: kubectl describe job {name} says why."
     return None, None
+
+
+def is_stale(job: ChildView, wanted_hash: str, pods: Iterable[InspectPod]) -> bool:
+    """Whether a Job that is still wanted must make room for a new one: a Job cannot be changed.
+
+    It was rendered from another spec, or it is complete and its answer went with its pod before it was read.
+    """
+    if job.applied_hash != wanted_hash:
+        return True
+    return job.complete and not any(pod.job == job.name for pod in pods)

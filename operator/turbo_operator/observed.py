@@ -57,6 +57,7 @@ class ChildView:
     generation: int = 0
     data: Mapping[str, Any] | None = None  # ConfigMap: data; ControllerRevision: the frozen pod template
     failed: bool = False  # Jobs
+    complete: bool = False  # Jobs
     message: str | None = None  # ReplicaFailure or Job failure, as Kubernetes says it
 
 

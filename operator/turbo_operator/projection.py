@@ -45,7 +45,15 @@ def child(body: Mapping[str, Any]) -> ChildView:
         generation=meta.get("generation") or 0,
         data=body.get("data") if kind in ("ConfigMap", "ControllerRevision") else None,
         failed=failed,
+        complete=kind == "Job" and _holds(status, "Complete"),
         message=message,
+    )
+
+
+def _holds(status: Mapping[str, Any], condition_type: str) -> bool:
+    return any(
+        condition["type"] == condition_type and condition["status"] == "True"
+        for condition in status.get("conditions") or ()
     )
 
 
@@ -66,10 +74,7 @@ def is_inspect_pod(body: Mapping[str, Any]) -> bool:
 def serving_pod(body: Mapping[str, Any]) -> PodView:
     """A serving pod, with what holds it up."""
     meta, status = body["metadata"], body.get("status") or {}
-    ready = any(
-        condition["type"] == "Ready" and condition["status"] == "True"
-        for condition in status.get("conditions") or ()
-    )
+    ready = _holds(status, "Ready")
     reason, message = (None, None) if ready else _trouble(status)
     return PodView(
         name=meta["name"],

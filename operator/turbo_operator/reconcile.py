@@ -87,12 +87,15 @@ class Reconciler:
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
         observed = self.observe(key, td)
-        await self._bring_about(key, body, td, observed)
-        return resync if observed.model is not None else min(resync, INSPECTING_SECONDS)
+        refused = await self._bring_about(key, body, td, observed)
+        if refused or observed.model is not None:  # what was refused waits for a change
+            return resync
+        return min(resync, INSPECTING_SECONDS)
 
     async def _bring_about(
         self, key: Key, body: Mapping[str, Any], td: TurboDeployment, observed: Observed
-    ) -> None:
+    ) -> bool:
+        """Decide and write; whether the API server refused a child. Raises what only time can mend."""
         decision = decide(td, observed, self._settings)
         refused: str | None = None
         broken: KubeError | None = None
@@ -109,6 +112,7 @@ class Reconciler:
         await self._write_status(key, body, new)
         if broken is not None:
             raise broken
+        return refused is not None
 
     def observe(self, key: Key, td: TurboDeployment) -> Observed:
         """The read phase: all of it from the cache."""
@@ -128,12 +132,25 @@ class Reconciler:
         for manifest in wanted:
             if self._is_to_be_written(key, manifest, held.get(_place(manifest))):
                 await self._apply(key, manifest, held.get(_place(manifest)))
-        places = {_place(manifest) for manifest in wanted}
+        places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, wanted, held)
         for place, child in held.items():
             if place not in places:
                 await self._api.delete(CHILDREN[place[0]], key.namespace, child.view.name, child.view.uid)
                 self._cache.deleted(key, child.view)
                 log.info("removed", extra={"object": str(key), "kind": place[0], "child": place[1]})
+
+    def _stale_jobs(
+        self, key: Key, wanted: Sequence[Manifest], held: Mapping[tuple[str, str], HeldChild]
+    ) -> set[tuple[str, str]]:
+        """Jobs that are removed although one of their name is wanted: the next look makes it anew."""
+        pods = self._cache.inspect_pods(key)
+        return {
+            _place(manifest)
+            for manifest in wanted
+            if manifest["kind"] == "Job"
+            and (there := held.get(_place(manifest))) is not None
+            and inspect.is_stale(there.view, _hash(manifest), pods)
+        }
 
     async def _look_for_strangers(self, key: Key, td: TurboDeployment, missing: Sequence[Manifest]) -> None:
         """Before anything is created: an object of that name that is not ours is never taken over."""

@@ -17,6 +17,7 @@ from turbo_operator.observed import PodView
 from turbo_runtime.contract import LOAD_PATH, PORT, Load
 
 NUM_CONNECTIONS = 64  # pods asked at the same time
+MAX_BYTES = 64 * 1024  # of an answer; a load has a few hundred
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Scraper:
         try:
             async with session.get(f"http://{host}:{PORT}{LOAD_PATH}") as answer:
                 answer.raise_for_status()
-                load = Load.from_json(await answer.text())
+                load = Load.from_json(await _text(answer))
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             metrics.SCRAPES.labels("failed").inc()
             log.debug("load of pod %s is unknown: %r", pod.name, error)
@@ -72,3 +73,13 @@ class Scraper:
             metrics.DEPLOYMENT_REQUESTS.labels(key.namespace, key.name, "running").set(running)
             metrics.DEPLOYMENT_REQUESTS.labels(key.namespace, key.name, "waiting").set(waiting)
         self._reported = set(loads)
+
+
+async def _text(answer: aiohttp.ClientResponse) -> str:
+    """The body; ValueError when it is longer than any load: the pod's image is the user's choice."""
+    body = bytearray()
+    async for chunk in answer.content.iter_chunked(MAX_BYTES):
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise ValueError(f"an answer of more than {MAX_BYTES} bytes is no load")
+    return body.decode()

@@ -164,7 +164,7 @@ def _inspected(observed: Observed) -> _Verdict:
         return _Verdict("True", ModelInspectedReason.INSPECTED, message)
     job = next((child for child in observed.children if child.kind == "Job"), None)
     error = _sentence(observed.model_error or (job.message if job else None))
-    if job is not None and job.failed:
+    if job is not None and (job.failed or (job.complete and error)):
         message = f"The model could not be read. {error or 'The Job left no message.'}"
         remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
         return _Verdict("False", ModelInspectedReason.INSPECT_FAILED, message + remedy)

@@ -6,11 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.contract import INSPECT_PERMANENT_ERROR, RuntimeConfig
 from turbo_runtime.engine.source import HubUnreachableError, ModelError, find
 
 INSPECT_MAY_PASS = 1
-INSPECT_IS_PERMANENT = 3  # 2 is argparse's, for a wrong command line
 
 
 def serve(argv: list[str]) -> int:
@@ -50,7 +49,7 @@ def inspect(argv: list[str]) -> int:
     except (HubUnreachableError, OSError) as error:
         text, status = f"Cannot inspect {options.model}: {error}", INSPECT_MAY_PASS
     except ValueError as error:
-        text, status = f"Cannot inspect {options.model}: {error}", INSPECT_IS_PERMANENT
+        text, status = f"Cannot inspect {options.model}: {error}", INSPECT_PERMANENT_ERROR
     print(text, file=sys.stderr if status else sys.stdout)
     if options.termination_message is not None:
         options.termination_message.write_text(text, encoding="utf-8")

@@ -17,7 +17,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 PORT = 8000
 PORT_NAME = "http"
@@ -28,6 +29,7 @@ LOAD_PATH = "/load"  # `Load` as JSON
 METRICS_PATH = "/metrics"
 VERSION_PATH = "/version"
 
+INSPECT_PERMANENT_ERROR = 3  # exit status of `turbo inspect` when trying again cannot help
 TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelFacts` as JSON must fit
 
 # Metrics that vLLM has keep vLLM's names and meanings, so that its dashboards and autoscalers read both
@@ -239,6 +241,19 @@ class Load:
 Document = TypeVar("Document")
 
 
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a JSON value is of a field's type: a document of another program must not pass for a number."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, each) for each in get_args(hint))
+    if hint is ModelShape:
+        return isinstance(value, dict)
+    if hint in (int, float):
+        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
 def _from_json(cls: type[Document], text: str) -> Document:
     try:
         document = json.loads(text)
@@ -247,9 +262,12 @@ def _from_json(cls: type[Document], text: str) -> Document:
     if not isinstance(document, dict):
         raise ValueError(f"{cls.__name__}: expected an object, got {type(document).__name__}")
     values: dict[str, Any] = {}
+    hints = get_type_hints(cls)
     for spec in dataclasses.fields(cls):  # type: ignore[arg-type]  # both are dataclasses
         if spec.name not in document:
             raise ValueError(f"{cls.__name__}: {spec.name} is missing")
+        if not _fits(document[spec.name], hints[spec.name]):
+            raise ValueError(f"{cls.__name__}: {spec.name} cannot be {repr(document[spec.name])[:80]}")
         values[spec.name] = document[spec.name]
     if cls is ModelFacts:
         values["shape"] = _from_json(ModelShape, json.dumps(values["shape"]))

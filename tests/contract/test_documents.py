@@ -82,3 +82,30 @@ def test_acceptance_length_counts_the_bonus_token_and_is_unknown_before_the_firs
     numbers = dict.fromkeys(Load.__dataclass_fields__, 0) | {"guarantee": "law", "draining": False}
     assert Load(**numbers).acceptance_length is None
     assert Load(**{**numbers, "drafts": 4, "draft_tokens": 16, "accepted_tokens": 6}).acceptance_length == 2.5
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("running_requests", None),
+        ("running_requests", "2"),
+        ("running_requests", True),
+        ("running_requests", 2.5),
+        ("kv_cache_usage", "full"),
+        ("guarantee", "hope"),
+        ("draining", 0),
+    ],
+)
+def test_a_load_of_the_right_keys_and_wrong_types_is_refused_by_name(field: str, value: object) -> None:
+    document = json.loads(Load(1, 0, 1, 0, 0.5, 10, 0, 0, 0, 1, "bytes", False).to_json())
+    with pytest.raises(ValueError, match=f"Load: {field} cannot be"):
+        Load.from_json(json.dumps(document | {field: value}))
+
+
+@pytest.mark.parametrize("shape", [None, [], "small", {"layers": "2"}])
+def test_facts_whose_shape_is_none_are_refused(shape: object) -> None:
+    whole = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
+    document = json.loads(ModelFacts(whole, "sha256:00", None, 4000).to_json())
+    wrong = document["shape"] | shape if isinstance(shape, dict) else shape
+    with pytest.raises(ValueError, match="cannot be"):
+        ModelFacts.from_json(json.dumps(document | {"shape": wrong}))

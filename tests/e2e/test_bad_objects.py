@@ -94,6 +94,46 @@ def test_every_bad_object_says_why_and_a_good_one_beside_them_stays_ready(cluste
     operator.stop()
 
 
+def test_a_corrected_spec_is_inspected_anew_and_serves(cluster: Any) -> None:
+    """A Job cannot be changed: what was wrong with its pod must not hold the corrected object up."""
+    namespace = cluster.namespace("corrected")
+    cluster.start(namespace)
+    cluster.create_deployment(namespace, template={"priorityClassName": "missing"})
+    cluster.until(
+        lambda: "has made no pod" in ready(cluster, namespace, "chat")["message"], "the Job is stuck"
+    )
+    cluster.access.kubectl(
+        "patch",
+        "td",
+        "chat",
+        "-n",
+        namespace,
+        "--type=json",
+        '--patch=[{"op":"remove","path":"/spec/template"}]',
+    )
+    cluster.until_ready(namespace)
+
+
+def test_what_the_api_server_refuses_is_not_asked_for_again_and_again(cluster: Any) -> None:
+    namespace = cluster.namespace("refused-once")
+    cluster.start(namespace)
+    toleration = {
+        "operator": "Exists",
+        "value": "x",
+    }  # the rules of pods forbid it, those of the overlay do not
+    cluster.create_deployment(namespace, template={"tolerations": [toleration]})
+    cluster.until(lambda: ready(cluster, namespace, "chat")["reason"] == "Refused", "it is refused")
+    cluster.create_deployment(namespace, "other")
+    cluster.until_ready(namespace, "other")
+    refused = cluster.access.writes()
+    codes = [
+        event["responseStatus"]["code"]
+        for event in refused
+        if event["objectRef"].get("namespace") == namespace and event["objectRef"]["resource"] == "jobs"
+    ]
+    assert 1 <= codes.count(422) <= 2
+
+
 def test_a_quota_is_a_condition_and_its_end_is_noticed(cluster: Any) -> None:
     namespace = cluster.namespace("quota")
     quota = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from turbo_operator import render
 from turbo_operator.api import TurboDeployment, parse
-from turbo_operator.inspect import read
+from turbo_operator.inspect import is_stale, read
 from turbo_operator.observed import ChildView
 from turbo_operator.projection import InspectPod
 from turbo_runtime.contract import ModelFacts, ModelShape
@@ -30,7 +30,7 @@ TD = deployment()
 
 
 def kept(**data: str) -> ChildView:
-    found = {render.FACTS_KEY: FACTS.to_json(), render.SOURCE_KEY: render.source_hash(TD)} | data
+    found = render.facts_data(TD, FACTS) | data
     return ChildView("ConfigMap", render.configmap_name(TD), "c", None, data=found)
 
 
@@ -77,3 +77,22 @@ def test_what_holds_the_answer_up_is_said_in_a_sentence() -> None:
     assert read(TD, [idle], [pod(succeeded=False, message=None)]) == (None, None)
     failed = ChildView("Job", render.job_name(TD), "j", None, failed=True, message="it reached its limit")
     assert read(TD, [failed], []) == (None, f"Job {failed.name} failed: it reached its limit")
+
+
+def test_facts_that_somebody_edited_are_not_believed() -> None:
+    grown = FACTS.to_json().replace('"parameters":1000', '"parameters":7000000000')
+    assert grown != FACTS.to_json()
+    assert read(TD, [kept(**{render.FACTS_KEY: grown})], []) == (None, None)
+    wrong = FACTS.to_json().replace('"layers":2', '"layers":"2"')
+    assert read(TD, [kept(**{render.FACTS_KEY: wrong})], []) == (None, None)
+
+
+def test_a_job_of_another_spec_or_whose_answer_is_lost_is_made_anew() -> None:
+    job = ChildView("Job", render.job_name(TD), "j", "hash", complete=True)
+    assert not is_stale(job, "hash", [pod()])
+    assert is_stale(job, "another", [pod()])
+    assert is_stale(job, "hash", [])
+    assert is_stale(job, "hash", [pod(job="somebody-elses")])
+    running = ChildView("Job", render.job_name(TD), "j", "hash")
+    assert not is_stale(running, "hash", [])
+    assert read(TD, [job], []) == (None, None)

@@ -310,3 +310,22 @@ def test_another_source_is_another_inspect_job() -> None:
     }
     assert len(jobs) == 3
     assert render.job_name(td(replicas=3)) == render.job_name(BASE)
+
+
+def test_the_inspecting_pod_bears_the_overlay_and_fails_at_once_where_trying_again_cannot_help() -> None:
+    overlay = {
+        "env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}, {"name": "EMPTY", "value": ""}],
+        "labels": {"cost": "team-a"},
+        "annotations": {"sidecar.istio.io/inject": "false"},
+    }
+    job = render.children(td(template=overlay), Observed({}), None, (), SETTINGS)[-1]
+    pod = job["spec"]["template"]
+    assert pod["metadata"]["annotations"] == overlay["annotations"]
+    assert pod["metadata"]["labels"]["cost"] == "team-a"
+    assert pod["metadata"]["labels"]["serving.turbo.dev/role"] == "inspect"
+    (container,) = pod["spec"]["containers"]
+    assert {"name": "HTTPS_PROXY", "value": "http://proxy"} in container["env"]
+    assert {"name": "EMPTY"} in container["env"]
+    (rule,) = job["spec"]["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"]["containerName"] == container["name"]
+    assert rule["onExitCodes"]["values"] == [3]

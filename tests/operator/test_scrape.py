@@ -68,12 +68,18 @@ async def test_loads_come_from_pods_that_answer_and_the_others_are_unknown() -> 
     async def nonsense(_: web.Request) -> web.Response:
         return web.Response(text="not a load")
 
+    async def hollow(_: web.Request) -> web.Response:
+        return web.Response(text=LOAD.to_json().replace('"running_requests":2', '"running_requests":null'))
+
+    async def endless(_: web.Request) -> web.Response:
+        return web.Response(text=" " * (1 << 20) + LOAD.to_json())
+
     async def silent(_: web.Request) -> web.Response:
         await asyncio.sleep(30)
         return web.Response(text=LOAD.to_json())
 
     cache = Cache()
-    answers = {"good": good, "nonsense": nonsense, "silent": silent}
+    answers = {"good": good, "nonsense": nonsense, "silent": silent, "hollow": hollow, "endless": endless}
     async with contextlib.AsyncExitStack() as servers:
         for number, (name, answer) in enumerate(answers.items(), 31):
             await servers.enter_async_context(runtime(f"127.0.0.{number}", answer))

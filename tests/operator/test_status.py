@@ -336,3 +336,12 @@ def test_an_unreadable_status_is_written_anew() -> None:
     document = {"metadata": {"name": "chat"}, "status": {"conditions": "none"}}
     new = status.invalid(document, "spec: is required", NOW)
     assert said(new, ConditionType.READY)[0] == "False"
+
+
+def test_a_complete_inspection_without_facts_waits_for_the_user() -> None:
+    job = ChildView("Job", "chat-inspect-abcd", "j", None, complete=True)
+    new = computed(td(), children=(job,), facts=None, error="Pod p ended without the model's facts: not JSON")
+    assert said(new, ConditionType.MODEL_INSPECTED) == ("False", ModelInspectedReason.INSPECT_FAILED)
+    assert said(new, ConditionType.STALLED)[0] == "True"
+    lost = computed(td(), children=(job,), facts=None)
+    assert said(lost, ConditionType.MODEL_INSPECTED)[0] == "Unknown"

@@ -17,6 +17,7 @@ from turbo_operator.render.inspection import (
     SOURCE_KEY,
     configmap,
     configmap_name,
+    facts_data,
     inspect_job,
     job_name,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "SOURCE_KEY",
     "children",
     "configmap_name",
+    "facts_data",
     "job_name",
     "plan_hash",
     "source_hash",

@@ -17,6 +17,15 @@ CONTAINER_SECURITY = {
 }
 
 
+def variables(td: TurboDeployment) -> list[dict[str, Any]]:
+    """The overlay's environment as the API server keeps it: an empty value is no value there."""
+    overlay = td.spec.template or Template()
+    return [
+        {key: value for key, value in variable.dump().items() if value != ""}
+        for variable in overlay.env or ()
+    ]
+
+
 def pod_spec(
     td: TurboDeployment,
     container: dict[str, Any],

@@ -16,7 +16,6 @@ from turbo_operator.api import (
     LABEL_ACCELERATOR,
     LABEL_PLAN_HASH,
     ROLE_SERVING,
-    EnvVar,
     Template,
     TurboDeployment,
     quantity,
@@ -25,7 +24,7 @@ from turbo_operator.observed import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render import source
 from turbo_operator.render.identity import digest, labels
-from turbo_operator.render.pod import pod_spec
+from turbo_operator.render.pod import pod_spec, variables
 from turbo_operator.settings import Settings
 from turbo_runtime.contract import HEALTH_PATH, PORT, PORT_NAME, READY_PATH, ModelFacts, RuntimeConfig
 
@@ -96,7 +95,7 @@ def pod_template(
         "imagePullPolicy": settings.image_pull_policy,
         "command": ["turbo", "serve"],
         "args": config.to_argv(),
-        "env": [*source.environment(td), *(_variable(each) for each in overlay.env or ())],
+        "env": [*source.environment(td), *variables(td)],
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources(td, choice),
         # Readiness is the model being loaded; a busy engine answers liveness from the server process, so
@@ -146,11 +145,6 @@ def _cores(td: TurboDeployment, choice: Choice) -> Decimal:
 def _number(amount: Decimal) -> str:
     """A quantity in its shortest form: whole, or in thousandths."""
     return str(int(amount)) if amount == int(amount) else f"{math.ceil(amount * 1000)}m"
-
-
-def _variable(variable: EnvVar) -> dict[str, Any]:
-    """As the API server keeps it: an empty value is no value there."""
-    return {key: value for key, value in variable.dump().items() if value != ""}
 
 
 def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
