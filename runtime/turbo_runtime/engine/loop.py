@@ -54,6 +54,7 @@ class Engine:
                 self._end(sequence)
             return
         try:
+            self._check_ids(message)
             self.scheduler.add(message)
         except ValueError as error:
             self._events.append(TokenEvent(message.request_id, finish_reason="error", error=str(error)))
@@ -86,6 +87,11 @@ class Engine:
             kv_blocks_used=self.scheduler.ledger.num_used,
             preemptions=self.scheduler.preemptions,
         )
+
+    def _check_ids(self, submit: Submit) -> None:
+        """An id without an embedding would fail the pass of everybody in the step."""
+        if not all(0 <= token < self.model.vocabulary for token in submit.prompt):
+            raise ValueError(f"token ids must lie between 0 and {self.model.vocabulary - 1}")
 
     def _propose(self, work: Work) -> list[int]:
         if not work.yields or not work.draft_limit:

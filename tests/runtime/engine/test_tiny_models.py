@@ -245,6 +245,21 @@ def test_a_prompt_that_is_too_long_is_told_so_and_a_stop_token_ends_an_answer(
     assert answers["r0"] == alone["r0"][: first + 1]
 
 
+@pytest.mark.parametrize("token", [-1, 61])
+def test_an_id_that_the_model_does_not_have_fails_its_own_request_alone(
+    paged: tuple[str, PagedModel], alone: dict[str, list[int]], token: int
+) -> None:
+    server = engine(paged[1])
+    server.accept(ask(99, [1, token]))
+    server.accept(mixed()[0])
+    events = []
+    while not server.idle:
+        events += server.step().events
+    errors = {event.request_id: event.error for event in events if event.error}
+    assert errors == {"r99": "token ids must lie between 0 and 60"}
+    assert [token for event in events for token in event.tokens] == alone["r0"]
+
+
 def test_the_check_gives_up_in_time_and_says_why(paged: tuple[str, PagedModel]) -> None:
     began = time.monotonic()
     report = check_arithmetic(paged[1], max_step_tokens=64, limit_seconds=0.0)
