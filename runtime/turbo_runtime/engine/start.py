@@ -29,11 +29,13 @@ def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
+    digest = inspect_model(config.model, config.revision).digest
     weights = load_model(find(config.model, config.revision), dtype, device)
     blocks, length = size_cache(config, weights.config, dtype, free_memory(device))
     model = PagedModel(weights, blocks=blocks, max_length=length)
     loaded = time.monotonic()
     report = check_arithmetic(model, config.max_step_tokens)
+    checked = time.monotonic()
     scheduler = Scheduler(
         BlockLedger(blocks),
         max_running=config.max_running,
@@ -51,9 +53,9 @@ def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
         block_size=BLOCK_SIZE,
         vocab_size=model.vocabulary,
         eos_token_ids=_end_ids(weights.generation_config),
-        digest=inspect_model(config.model, config.revision).digest,
+        digest=digest,
         load_seconds=loaded - began,
-        check_seconds=time.monotonic() - loaded,
+        check_seconds=checked - loaded,
     )
     return Engine(model, scheduler, SuffixDrafter()), ready
 
