@@ -1,0 +1,114 @@
+"""From a folder of weights to Ready: what the engine says of itself, and what it refuses to start with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.engine import start
+from turbo_runtime.engine.blocks import BLOCK_SIZE
+from turbo_runtime.engine.source import ModelError
+from turbo_runtime.engine.start import choose_device, choose_dtype, size_cache, start_engine
+from turbo_runtime.inspect import inspect_model
+
+LONGEST = 256
+SIZES = LlamaConfig(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=61,
+    max_position_embeddings=LONGEST,
+    eos_token_id=[3, 5],
+)
+BYTES_PER_BLOCK = 2 * 2 * 2 * 8 * 4 * BLOCK_SIZE  # keys and values, layers, KV heads, head size, float32
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeConfig]:
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(1)
+    LlamaForCausalLM(SIZES).save_pretrained(folder)
+    before = torch.get_num_threads()
+    yield RuntimeConfig(model=str(folder), dtype="float32", threads=1, max_running=3, device="cpu")
+    torch.set_num_threads(before)
+
+
+def test_ready_says_what_was_loaded_and_what_is_promised(config: RuntimeConfig) -> None:
+    began = time.monotonic()
+    engine, ready = start_engine(config, began)
+    took = time.monotonic() - began
+    assert ready.guarantee == "bytes"
+    assert set(ready.arithmetic) == {"61x32", "32x32", "16x32", "64x32", "32x64"}
+    assert (ready.device, ready.dtype, ready.vocab_size) == ("cpu", "float32", 61)
+    assert (ready.max_model_len, ready.block_size) == (LONGEST, BLOCK_SIZE)
+    # memory for more is there; three sequences cannot use it
+    assert ready.kv_blocks == 3 * LONGEST // BLOCK_SIZE == engine.model.pool.blocks
+    assert set(ready.eos_token_ids) == {3, 5}
+    assert ready.digest == inspect_model(config.model).digest
+    assert 0 < ready.load_seconds + ready.check_seconds <= took
+    assert engine.idle
+
+
+def test_reading_the_digest_counts_as_loading_not_as_the_check(
+    config: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = 1.0
+
+    def slowly(model: str, revision: str | None) -> object:
+        time.sleep(slow)
+        return inspect_model(model, revision)
+
+    monkeypatch.setattr(start, "inspect_model", slowly)
+    _, ready = start_engine(config, time.monotonic())
+    assert ready.load_seconds >= slow
+
+
+def test_speculation_off_drafts_nothing(config: RuntimeConfig) -> None:
+    engine, _ = start_engine(replace(config, speculation="off"), time.monotonic())
+    assert engine.scheduler.max_draft_tokens == 0
+
+
+def test_the_cache_is_as_large_as_memory_and_use_allow(config: RuntimeConfig) -> None:
+    def sized(free_blocks: int, **changes: object) -> tuple[int, int]:
+        changed = replace(config, **changes)  # type: ignore[arg-type]
+        return size_cache(changed, SIZES, torch.float32, 2 * free_blocks * BYTES_PER_BLOCK)  # half is used
+
+    assert sized(1000) == (48, LONGEST)
+    assert sized(20) == (20, LONGEST)
+    assert sized(5) == (5, 5 * BLOCK_SIZE)  # where nobody asked for a length, what fits is the longest
+    assert sized(1000, max_model_len=40) == (9, 40)
+    assert sized(1000, kv_cache_gib=20 * BYTES_PER_BLOCK / 2**30) == (20, LONGEST)
+    with pytest.raises(ModelError, match="holds 80 tokens and a sequence may have 100"):
+        sized(5, max_model_len=100)
+    with pytest.raises(ModelError, match="holds 0 tokens"):
+        sized(0)
+    with pytest.raises(ModelError, match="--max-model-len=257 is above the model's own 256"):
+        sized(1000, max_model_len=257)
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ModelError, match="must be auto, cpu or cuda, not tpu"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match="no CUDA device"):
+            choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [({"avx2"}, torch.float32), ({"avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16)],
+)
+def test_bfloat16_is_chosen_where_the_cpu_multiplies_it(
+    flags: set[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "cpu_flags", lambda: frozenset(flags))
+    assert choose_dtype("auto", torch.device("cpu")) == dtype
+    assert choose_dtype("float32", torch.device("cpu")) == torch.float32
