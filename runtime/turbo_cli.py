@@ -18,12 +18,10 @@ GROUP = "turbo.commands"
 
 # One line each, kept here because reading a command's own docstring would import its whole extra.
 SUMMARIES = {
-    "explain": "say why an object was planned as it was",
     "inspect": "print a model's shape and digest as JSON",
     "operator": "run the Kubernetes operator",
     "plan": "print the plan for a TurboDeployment, without a cluster",
     "serve": "serve a model with lossless speculative decoding",
-    "top": "watch the TurboDeployments of a cluster",
 }
 
 Command = Callable[[list[str]], int]

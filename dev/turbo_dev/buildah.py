@@ -15,9 +15,9 @@ from .shell import CommandError, run
 
 BASE = "docker.io/library/debian:12-slim"
 
-# Passed on to the build where the host has them (a private certificate authority, a package index).
-_PASSED_ON = ("SSL_CERT_FILE", "PIP_CERT", "PIP_INDEX_URL", "UV_DEFAULT_INDEX")
-_CERTIFICATES = Path("/etc/ssl/certs")
+# Passed on to the build where the host has them: a package index, bundles of a private certificate authority.
+_PASSED_ON = ("PIP_INDEX_URL", "UV_DEFAULT_INDEX")
+_BUNDLES = ("SSL_CERT_FILE", "PIP_CERT")
 
 
 def home() -> Path:
@@ -44,8 +44,12 @@ def build(target: str, image: str, contexts: dict[str, Path]) -> None:
     for name in _PASSED_ON:
         if os.environ.get(name):
             options.append(f"--build-arg={name}={os.environ[name]}")
-    if _CERTIFICATES.is_dir() and os.environ.get("SSL_CERT_FILE"):
-        options.append(f"--volume={_CERTIFICATES}:{_CERTIFICATES}:ro")
+    for name in _BUNDLES:
+        if os.environ.get(name):
+            bundle = Path(os.environ[name]).resolve()
+            # beside the image's own certificates, which its packages write
+            place = f"/run/{name.lower()}"
+            options += [f"--volume={bundle.parent}:{place}:ro", f"--build-arg={name}={place}/{bundle.name}"]
     wheels = _uv_cache()
     if wheels.is_dir():  # what `make setup` has downloaded is not downloaded again
         options += [f"--volume={wheels}:/var/cache/uv:rw", "--build-arg=UV_CACHE_DIR=/var/cache/uv"]

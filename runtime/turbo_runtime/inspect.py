@@ -17,6 +17,7 @@ from turbo_runtime.engine.hub import hub_errors
 from turbo_runtime.engine.source import ModelError, find
 
 _SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_INDEX = "model.safetensors.index.json"
 _LARGEST_HEAD = 100_000_000  # bytes; the bound of the safetensors format
 
 
@@ -97,7 +98,7 @@ def inspect_folder(files: Files) -> ModelFacts:
     sizes = files.sizes()
     if "config.json" not in sizes:
         raise ModelError("there is no config.json")
-    weights = sorted(name for name in sizes if name.endswith(".safetensors"))
+    weights = _weight_files(files, sizes)
     if not weights:
         raise ModelError(
             "there are no .safetensors files; other formats than safetensors and GGUF are not served"
@@ -129,6 +130,19 @@ def inspect_folder(files: Files) -> ModelFacts:
     )
 
 
+def _weight_files(files: Files, sizes: Mapping[str, int]) -> list[str]:
+    """The files that transformers loads: those of the index, else the one whole file, else all there are.
+
+    A folder may hold the weights a second time, as `consolidated.safetensors`.
+    """
+    if _INDEX in sizes:
+        index = json.loads(files.head(_INDEX, 0, sizes[_INDEX]))
+        return sorted(set(index["weight_map"].values()))
+    if "model.safetensors" in sizes:
+        return ["model.safetensors"]
+    return sorted(name for name in sizes if name.endswith(".safetensors"))
+
+
 def _safetensors_head(files: Files, name: str) -> bytes:
     start = files.head(name, 0, 8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
@@ -148,12 +162,18 @@ def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
             "kv_heads": int(config.get("num_key_value_heads") or heads),
             "head_dim": int(config.get("head_dim") or hidden // heads),
             "vocab_size": int(config["vocab_size"]),
-            "max_position": int(config["max_position_embeddings"]),
+            "max_position": _longest(config),
         }
     except KeyError as error:
         raise ModelError(
             f"config.json names no {error.args[0]}: not a decoder-only language model"
         ) from error
+
+
+def _longest(config: Mapping[str, Any]) -> int:
+    """As the engine takes it: a sliding window counts as the end, since the cache keeps no window."""
+    length, window = int(config["max_position_embeddings"]), config.get("sliding_window")
+    return min(length, int(window)) if window and config.get("use_sliding_window", True) else length
 
 
 def _product(shape: list[int]) -> int:

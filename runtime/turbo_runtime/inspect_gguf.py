@@ -44,6 +44,8 @@ def inspect_gguf(path: Path) -> ModelFacts:
     if not elements:
         raise ModelError(f"{path.name} holds no tensors")
     vocabulary = reader.get_field("tokenizer.ggml.tokens")
+    length = int(value(f"{family}.context_length"))
+    window = int(value(f"{family}.attention.sliding_window", length))  # counts as the end, as in the engine
     shape = ModelShape(
         architecture=_ARCHITECTURES.get(family, family),
         parameters=sum(elements.values()),
@@ -53,7 +55,7 @@ def inspect_gguf(path: Path) -> ModelFacts:
         kv_heads=int(value(f"{family}.attention.head_count_kv", heads)),
         head_dim=int(value(f"{family}.attention.key_length", hidden // heads)),
         vocab_size=int(value(f"{family}.vocab_size", len(vocabulary.data) if vocabulary else None)),
-        max_position=int(value(f"{family}.context_length")),
+        max_position=min(length, window or length),
         dtype=elements.most_common(1)[0][0],
     )
     size = path.stat().st_size

@@ -92,7 +92,10 @@ def first_that_holds(layer: RowLinear, row: Tensor, deadline: float) -> Form:
     """
     for form in FORMS:
         layer.use(form)
-        if rows_hold(layer, row, range(1, SLAB + 1), deadline):
+        # other numbers of rows are padded to these, or cut into them: the same products
+        counts = list(range(form.multiple, (form.tile or SLAB) + 1, form.multiple))
+        counts += [2 * form.tile] if form.tile else []
+        if rows_hold(layer, row, counts, deadline):
             return form
     raise _NotProven("no product form keeps the rows of a {} x {} weight equal".format(*layer.shape))
 
@@ -146,6 +149,8 @@ def _probe(model: PagedModel, deadline: float) -> None:
     """
     half = model.pool.blocks // 2 * BLOCK_SIZE
     count = min(PROBE_TOKENS, model.pool.max_length, half)
+    if count == 0:
+        raise _NotProven("a cache of one block leaves no room to compare two computations")
     tokens = [(17 + 31 * i) % model.vocabulary for i in range(count)]
     blocks = blocks_for(count)
     table, other = list(range(blocks)), list(range(blocks, 2 * blocks))

@@ -22,7 +22,6 @@ class Sequence:
     """One answer being computed."""
 
     submit: Submit
-    arrival: int  # order of admission rights; survives preemption
     tokens: list[int]  # prompt and committed answer
     computed: int = 0  # leading tokens whose keys and values are in the cache
     table: list[int] = field(default_factory=list)  # blocks, in order of position
@@ -97,7 +96,6 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # oldest first
         self.preemptions = 0
-        self._arrivals = 0
 
     def add(self, submit: Submit) -> Sequence:
         """Queue a new answer; its prompt must leave room for one token within `max_length`."""
@@ -105,8 +103,7 @@ class Scheduler:
             raise ValueError(
                 f"the prompt has {len(submit.prompt)} tokens; from 1 to {self.max_length - 1} are possible"
             )
-        sequence = Sequence(submit, self._arrivals, list(submit.prompt))
-        self._arrivals += 1
+        sequence = Sequence(submit, list(submit.prompt))
         self.waiting.append(sequence)
         return sequence
 

@@ -169,9 +169,13 @@ class Answers:
 
 
 def _submits(job: Job) -> list[Submit]:
+    """One for each answer. Equal prompts count their choices on, so that repeating one draws anew."""
     request_id = uuid.uuid4().hex
-    return [
-        Submit(f"{request_id}-{index}-{choice}", prompt, params, choice)
-        for index, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True))
-        for choice in range(job.n)
-    ]
+    submits: list[Submit] = []
+    for index, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True)):
+        first = job.prompts[:index].count(prompt) * job.n
+        submits += [
+            Submit(f"{request_id}-{index}-{choice}", prompt, params, first + choice)
+            for choice in range(job.n)
+        ]
+    return submits

@@ -63,7 +63,8 @@ async def _answer(
     request = parse(body)
     _check_name(service, request.model)
     # A long prompt takes a while to tokenise, and other requests' tokens must not wait for it.
-    job = await asyncio.to_thread(job_of, request, model)
+    async with service.tokenising:
+        job = await asyncio.to_thread(job_of, request, model)
     reply = Reply(shape, model, service.answers(job, model))
     headers = {"Connection": "close"} if service.draining else {}  # pooled clients then turn to another pod
     if request.stream:

@@ -46,14 +46,6 @@ def completion_job(request: CompletionRequest, model: ServedModel) -> Job:
         model.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
         for prompt in request.prompt
     )
-    for prompt in prompts:
-        wrong = next((token for token in prompt if not 0 <= token < model.facts.vocab_size), None)
-        if wrong is not None:
-            raise invalid(
-                "prompt",
-                f"Invalid 'prompt': token ids must lie between 0 and {model.facts.vocab_size - 1}, "
-                f"not {wrong}.",
-            )
     return _job(request, prompts, "prompt", model)
 
 
@@ -63,8 +55,16 @@ def _job(
     field: str,
     model: ServedModel,
 ) -> Job:
-    # 63 bits: a client can send the drawn seed back in the API's signed 64-bit field
-    seed = secrets.randbits(63) if request.seed is None else request.seed
+    for prompt in prompts:  # a tokenizer may know tokens that the model has no embedding for
+        wrong = next((token for token in prompt if not 0 <= token < model.facts.vocab_size), None)
+        if wrong is not None:
+            raise invalid(
+                field,
+                f"Invalid '{field}': token ids must lie between 0 and {model.facts.vocab_size - 1}, "
+                f"not {wrong}.",
+            )
+    # 53 bits: every client reads the drawn seed back as it is, JavaScript's too
+    seed = secrets.randbits(53) if request.seed is None else request.seed
     params = tuple(
         SamplingParams(
             temperature=request.temperature,

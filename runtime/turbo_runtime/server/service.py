@@ -34,6 +34,7 @@ class Service:
         self.name = served_name(config.model, config.served_name)
         self.metrics = Metrics(self.name)
         self.phase = Phase.LOADING
+        self.tokenising = asyncio.Semaphore(2)  # long prompts at a time: each holds many times its size
         self._model: ServedModel | None = None
         engine.on_step = self.metrics.follow
 

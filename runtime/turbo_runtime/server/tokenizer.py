@@ -41,14 +41,19 @@ class ServedTokenizer:
         """A completion's prompt; whether it starts with a begin-of-sequence token is the tokenizer's own
         rule.
         """
-        return tuple(self._tokenizer.encode(text).ids)
+        return self._ids(text, special=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """A chat's prompt; the template writes every special token itself. Raises TemplateRefusalError, as
         `ChatTemplate` does.
         """
         assert self._template is not None
-        return tuple(self._tokenizer.encode(self._template.render(messages), add_special_tokens=False).ids)
+        return self._ids(self._template.render(messages), special=False)
+
+    def _ids(self, text: str, special: bool) -> tuple[int, ...]:
+        # The batched call lets go of the interpreter's lock, so that a long prompt in a thread stops nobody.
+        (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        return tuple(encoded.ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's tokens, special tokens left out."""

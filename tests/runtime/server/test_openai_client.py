@@ -195,3 +195,14 @@ def test_a_failed_stream_ends_with_the_engines_sentence(client: openai.OpenAI) -
     stream = client.completions.create(model="echo", prompt="fail please", stream=True)
     with pytest.raises(openai.APIError, match="The script says so"):
         list(stream)
+
+
+def test_a_prompt_that_is_repeated_in_one_request_is_drawn_anew(client: openai.OpenAI) -> None:
+    drawn = client.completions.create(
+        model="echo", prompt=["abcdef"] * 3, temperature=1, seed=4, max_tokens=50, n=2
+    )
+    alone = client.completions.create(
+        model="echo", prompt="abcdef", temperature=1, seed=4, max_tokens=50, n=6
+    )
+    assert [choice.text for choice in drawn.choices] == [choice.text for choice in alone.choices]
+    assert len({choice.text for choice in alone.choices}) == 6
