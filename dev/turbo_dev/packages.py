@@ -21,6 +21,7 @@ NODE_PROGRAMS = {
     "conntrack": "conntrack",
     "/usr/lib/cni/bridge": "containernetworking-plugins",
     "openssl": "openssl",
+    "ip": "iproute2",
 }
 IMAGE_PROGRAMS = {"buildah": "buildah", "debootstrap": "debootstrap"}
 
@@ -82,7 +83,12 @@ def install(wanted: Plan) -> None:
     with step(f"install {len(wanted.changes)} Debian packages", "20 s"), _no_service_starts():
         options = ["-q", "-y", "--no-install-recommends", "-o", "Dpkg::Options::=--force-confold"]
         env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        run(["apt-get", "install", *options, *wanted.wanted], env=env)
+        command = ["apt-get", "install", *options, *wanted.wanted]
+        try:
+            run(command, env=env)
+        except CommandError:  # the lists may name versions that the mirror has replaced meanwhile
+            run(["apt-get", "update", "-q"])
+            run(command, env=env)
         if any(change.name == "containerd" and change.old is None for change in wanted.changes):
             _disable("containerd.service")
 
