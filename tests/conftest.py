@@ -11,12 +11,19 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from turbo_dev.access import Access, from_context
 from turbo_dev.binaries import GoMissingError
 from turbo_dev.cluster import Cluster, NotRootError
 from turbo_dev.controlplane import ControlPlane
 from turbo_operator import crd
+
+
+# How long an example takes says how busy the machine is. Where a change is judged, the same examples are tried
+# every time.
+settings.register_profile("turbo", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("turbo")
 
 
 @pytest.fixture(scope="session")
