@@ -19,8 +19,7 @@ from turbo_dev.cluster import Cluster, NotRootError
 from turbo_dev.controlplane import ControlPlane
 from turbo_operator import crd
 
-
-# How long an example takes says how busy the machine is. Where a change is judged, the same examples are tried
+# How long an example takes says how busy the machine is. Where a change is judged, the same ones are tried
 # every time.
 settings.register_profile("turbo", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("turbo")
