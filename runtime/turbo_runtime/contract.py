@@ -241,34 +241,50 @@ class Load:
 Document = TypeVar("Document")
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a JSON value is of a field's type: a document of another program must not pass for a number."""
+# A count that no counter of 64 bits holds is nonsense, and a float of it an error.
+LARGEST = (1 << 63) - 1
+
+
+def _fits(value: object, hint: Any, least: int) -> bool:
+    """Whether a JSON value is of a field's type, a number not below `least`.
+
+    The writer's image is the user's choice: a document of another program must not pass for numbers.
+    """
     if get_origin(hint) is Literal:
         return value in get_args(hint)
     if get_origin(hint) is UnionType:
-        return any(_fits(value, each) for each in get_args(hint))
+        return any(_fits(value, each, least) for each in get_args(hint))
     if hint is ModelShape:
         return isinstance(value, dict)
     if hint in (int, float):
-        return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
+        if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
+            return False
+        return least <= value <= LARGEST  # never true of NaN
     return isinstance(value, hint)
 
 
 def _from_json(cls: type[Document], text: str) -> Document:
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # too many brackets or digits are no JSON of ours either
         raise ValueError(f"{cls.__name__}: not JSON: {error}") from error
+    return _from_document(cls, document)
+
+
+def _from_document(cls: type[Document], document: object) -> Document:
     if not isinstance(document, dict):
         raise ValueError(f"{cls.__name__}: expected an object, got {type(document).__name__}")
     values: dict[str, Any] = {}
     hints = get_type_hints(cls)
-    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]  # both are dataclasses
+    least = 1 if cls is ModelShape else 0  # a shape is divided by
+    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]  # all are dataclasses
         if spec.name not in document:
             raise ValueError(f"{cls.__name__}: {spec.name} is missing")
-        if not _fits(document[spec.name], hints[spec.name]):
-            raise ValueError(f"{cls.__name__}: {spec.name} cannot be {repr(document[spec.name])[:80]}")
-        values[spec.name] = document[spec.name]
+        value = document[spec.name]
+        if not _fits(value, hints[spec.name], least):
+            said = type(value).__name__ if isinstance(value, (list, dict)) else repr(value)[:80]
+            raise ValueError(f"{cls.__name__}: {spec.name} cannot be {said}")
+        values[spec.name] = value
     if cls is ModelFacts:
-        values["shape"] = _from_json(ModelShape, json.dumps(values["shape"]))
+        values["shape"] = _from_document(ModelShape, values["shape"])
     return cls(**values)

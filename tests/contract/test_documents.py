@@ -34,7 +34,24 @@ LOADS = st.builds(
 WORDS = st.text(max_size=100)
 FACTS = st.builds(
     ModelFacts,
-    shape=st.builds(ModelShape, architecture=WORDS, dtype=WORDS),
+    shape=st.builds(
+        ModelShape,
+        architecture=WORDS,
+        dtype=WORDS,
+        **dict.fromkeys(
+            [
+                "parameters",
+                "layers",
+                "hidden_size",
+                "heads",
+                "kv_heads",
+                "head_dim",
+                "vocab_size",
+                "max_position",
+            ],
+            st.integers(1, 1 << 53),
+        ),
+    ),
     digest=WORDS,
     revision=st.none() | WORDS,
     weight_bytes=COUNTS,
@@ -71,7 +88,7 @@ def test_a_missing_number_is_an_error_and_never_zero(load: Load, name: str) -> N
         Load.from_json(json.dumps(document))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "5", "{", '"x"'])
+@pytest.mark.parametrize("text", ["", "[]", "5", "{", '"x"', "[" * 20_000, "1" * 5000])
 def test_what_is_no_document_is_told_in_a_sentence(text: str) -> None:
     for kind in (Load, ModelFacts):
         with pytest.raises(ValueError, match=rf"^{kind.__name__}: "):
@@ -91,6 +108,10 @@ def test_acceptance_length_counts_the_bonus_token_and_is_unknown_before_the_firs
         ("running_requests", "2"),
         ("running_requests", True),
         ("running_requests", 2.5),
+        ("running_requests", -1),
+        ("running_requests", 1 << 63),
+        ("kv_cache_usage", float("nan")),
+        ("kv_cache_usage", float("inf")),
         ("kv_cache_usage", "full"),
         ("guarantee", "hope"),
         ("draining", 0),
@@ -102,7 +123,7 @@ def test_a_load_of_the_right_keys_and_wrong_types_is_refused_by_name(field: str,
         Load.from_json(json.dumps(document | {field: value}))
 
 
-@pytest.mark.parametrize("shape", [None, [], "small", {"layers": "2"}])
+@pytest.mark.parametrize("shape", [None, [], "small", {"layers": "2"}, {"kv_heads": 0}])
 def test_facts_whose_shape_is_none_are_refused(shape: object) -> None:
     whole = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
     document = json.loads(ModelFacts(whole, "sha256:00", None, 4000).to_json())
