@@ -1,4 +1,4 @@
-"""The plain, frozen records that cross between the rooms: what is seen (`Observed`) and decided (`Plan`).
+"""What is seen, as plain, frozen records that cross between the rooms; what is decided is in `planned`.
 
 Pure: no client, no clock. Records are projections: a few fields of what the API server holds, never its raw
 dictionaries. Memory is in bytes, money in US dollars per hour as `Decimal`, times in seconds since the epoch.
@@ -11,21 +11,54 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from turbo_runtime.contract import ModelFacts
+from turbo_operator.api.names import CapacityType, Provisioning
+from turbo_runtime.contract import Load, ModelFacts
 
 
 @dataclass(frozen=True, slots=True)
 class Accelerator:
-    """One row of the catalogue: a TurboAccelerator as the planner sees it."""
+    """One row of the catalogue: a TurboAccelerator as the planner sees it.
+
+    Rates are of one accelerator, in bytes and floating-point operations per second; None is unknown. What an
+    accelerator of resource `cpu` has is that many cores' share of the machine.
+    """
 
     name: str
     resource_name: str  # nvidia.com/gpu, cpu, ...
     quantity: Decimal  # of the resource that makes one accelerator; of cpu, cores
     memory_bytes: int
-    price_per_hour: Decimal | None  # of one accelerator on demand; None is unknown, never zero
+    memory_bandwidth: float | None = None
+    flops: Mapping[str, float] = field(default_factory=dict)  # dense, by type: bf16, fp8, int8, fp4
+    link_bandwidth: float | None = None  # one way, between accelerators of a node
+    network_bandwidth: float | None = None  # one way, per accelerator, between nodes
+    per_node: int | None = None  # accelerators of a node
+    prices: Mapping[CapacityType, Decimal] = field(default_factory=dict)  # of one accelerator for an hour
+    price_per_node: bool = False  # nodes are bought whole: what is left over on one is paid too
     price_source: str | None = None
+    provisioning: Provisioning = Provisioning.FIXED
+    most: int | None = None  # Elastic: accelerators that the cluster may grow to; None is no bound
+    efficiency: Mapping[str, float] = field(default_factory=dict)  # over `planner.coefficients`, by its names
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSupply:
+    """A node that an accelerator's pods may go to, in accelerators: what it has, and what no pod holds."""
+
+    name: str
+    allocatable: int
+    free: int  # what pods of this TurboDeployment hold counts as free: a new plan may take their place
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What the cluster has of one accelerator, and how much of it the namespace's quota leaves."""
+
+    nodes: tuple[NodeSupply, ...] = ()
+    quota: int | None = None  # accelerators that quotas leave this TurboDeployment; None: no quota
+    # Elastic: a pod waited for one longer than pendingTimeout; until then (epoch seconds) no more are planned
+    exhausted_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +73,17 @@ class PodView:
     reason: str | None  # the first failing container's or scheduling reason, as Kubernetes says it
     message: str | None
     terminating: bool = False
+    pending_since: float | None = None  # of a pod that no node has taken yet
+    ready_since: float | None = None
+    load: LoadSample | None = None  # the latest that was read
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSample:
+    """A pod's load and when it was read."""
+
+    at: float
+    load: Load
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,46 +110,8 @@ class Observed:
     """Everything one reconcile looks at, read once from the cache; no API call is made to build it."""
 
     accelerators: Mapping[str, Accelerator]
+    supply: Mapping[str, Supply] | None = None  # by accelerator; None: not known, nothing is held against it
     children: tuple[ChildView, ...] = ()
     pods: tuple[PodView, ...] = ()
     model: ModelFacts | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """A candidate that was not chosen, and why: an enum reason and a sentence."""
-
-    accelerator: str
-    tensor: int
-    method: str
-    reason: str  # a PlanFeasible reason
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The chosen candidate of a feasible plan."""
-
-    accelerator: Accelerator
-    tensor: int
-    accelerators_per_replica: int
-    method: str  # Suffix or Off
-    max_draft_tokens: int
-    dtype: str  # float32 or bfloat16: what the runtime is told
-    memory_bytes: int  # estimated need of one replica, per accelerator, KV pool and reserve included
-    max_model_len: int
-    kv_cache_bytes: int  # of memory_bytes: the pool that the runtime is told to make, per accelerator
-    host_memory_bytes: int  # memory of one replica's container; on cpu the accelerator's own
-    cost_per_hour: Decimal | None  # of all replicas
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """The planner's answer. `choice` is None when nothing is feasible; `reason` and `detail` say why."""
-
-    choice: Choice | None
-    replicas: int
-    reason: str  # a PlanFeasible reason
-    detail: str  # a full sentence for the condition
-    rejected: tuple[Rejected, ...] = ()

@@ -13,7 +13,7 @@ import yaml
 
 from turbo_operator import api, scaler
 from turbo_operator.catalog import UnknownShapeError, catalogue, shapes
-from turbo_operator.observed import Plan
+from turbo_operator.planned import Plan
 from turbo_operator.planner import OFF, money
 from turbo_operator.planner import plan as plan_of
 from turbo_operator.planner.explain import gib
@@ -48,7 +48,9 @@ class Answer:
             "memoryBytes": choice.memory_bytes,
             "kvCacheBytes": choice.kv_cache_bytes,
             "hostMemoryBytes": choice.host_memory_bytes,
-            "costPerHour": None if choice.cost_per_hour is None else money(choice.cost_per_hour),
+            "costPerHour": None
+            if choice.predicted.cost_per_hour is None
+            else money(choice.predicted.cost_per_hour),
             "priceSource": choice.accelerator.price_source,
         }
         rejected = [
@@ -181,7 +183,7 @@ def _show_table(answer: Answer) -> None:
         table.add_column(heading, no_wrap=True)
     if plan.choice:
         choice = plan.choice
-        cost = "unknown" if choice.cost_per_hour is None else money(choice.cost_per_hour)
+        cost = "unknown" if choice.predicted.cost_per_hour is None else money(choice.predicted.cost_per_hour)
         drafts = OFF if choice.method == OFF else f"{choice.method}:{choice.max_draft_tokens}"
         room = f"{gib(choice.memory_bytes)} of {gib(choice.accelerator.memory_bytes)}"
         table.add_row("*", choice.accelerator.name, drafts, room, cost, str(plan.reason), style="bold")

@@ -27,8 +27,9 @@ from turbo_operator.api import (
 )
 from turbo_operator.cache import Cache, HeldChild, Key, controller
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
-from turbo_operator.observed import Observed, Plan
+from turbo_operator.observed import Observed
 from turbo_operator.ownership import owns
+from turbo_operator.planned import Plan
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
 from turbo_operator.scaler import Scale

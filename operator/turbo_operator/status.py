@@ -33,7 +33,8 @@ from turbo_operator.api import (
     TurboDeployment,
     TurboDeploymentStatus,
 )
-from turbo_operator.observed import Observed, Plan, PodView
+from turbo_operator.observed import Observed, PodView
+from turbo_operator.planned import Plan
 from turbo_operator.planner import money
 from turbo_operator.render import url
 from turbo_operator.render.identity import serving_selector
@@ -315,7 +316,7 @@ def _plan(old: PlanStatus | None, plan: Plan | None, plan_hash: str | None) -> P
     if choice is None:
         kept = old or PlanStatus()
         return kept.model_copy(update={"reason": plan.reason, "detail": plan.detail, "rejected": rejected})
-    cost = choice.cost_per_hour
+    cost = choice.predicted.cost_per_hour
     return PlanStatus(
         hash=plan_hash,
         engine=ENGINE,

@@ -5,8 +5,8 @@ The operator imports this module and nothing else of the runtime, so it uses the
 `RuntimeConfig.to_argv` is
 what the operator writes into a pod and `RuntimeConfig.from_argv` what `turbo serve` parses: one table of
 flags, no drift.
-Readers ignore unknown JSON keys and treat missing ones as unknown, never as zero: a pod may be older or
-newer than its operator.
+Readers ignore unknown JSON keys and take a missing one for what its default says, or refuse the document: a
+pod may be older or newer than its operator.
 """
 
 from __future__ import annotations
@@ -182,7 +182,17 @@ class ModelShape:
     head_dim: int
     vocab_size: int
     max_position: int  # longest context in tokens
-    dtype: str  # of the stored weights: float32, bfloat16, Q4_1, ...
+    dtype: str  # of the stored weights: float32, bfloat16, Q4_1, ...; where some are quantised, of the others
+    quantization: str | None = None  # of `quantized_parameters`: fp8, int8, int4, mxfp4 or nvfp4
+    quantized_parameters: int = 0  # of `parameters`
+    embedding_parameters: int = 0  # of `parameters`: a table that is looked up and multiplied by nothing
+    experts: int = 0  # routed experts of a layer; 0: dense
+    experts_per_token: int = 0
+    expert_parameters: int = 0  # of `parameters`: the routed experts of all layers
+    kv_latent: int = 0  # latent attention (MLA): elements cached per token and layer instead of K and V
+    sliding_window: int = 0  # tokens that `sliding_layers` look back; 0: no layer slides
+    sliding_layers: int = 0
+    mtp_layers: int = 0  # layers that predict the tokens after the next; not in `parameters`
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +217,18 @@ class ModelFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class StepTime:
+    """One measured point: a forward pass over `rows` requests of `context` cached tokens each, each with
+    `tokens` new ones. The median of several, after warm-up.
+    """
+
+    rows: int
+    tokens: int
+    context: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """The body of `/load`: a few numbers that autoscaler, planner and router read every few seconds."""
 
@@ -222,6 +244,11 @@ class Load:
     generated_tokens: int
     guarantee: Guarantee
     draining: bool
+    # Absent means unknown, of an older or another runtime.
+    max_running: int | None = None  # requests decoded together at most
+    prompts: int | None = None  # requests whose prompt was read, since start
+    prompt_tokens: int | None = None  # of those
+    step_times: tuple[StepTime, ...] | None = None  # the start-up micro-benchmark; None: not made
 
     @property
     def acceptance_length(self) -> float | None:
@@ -243,24 +270,40 @@ Document = TypeVar("Document")
 
 # A count that no counter of 64 bits holds is nonsense, and a float of it an error.
 LARGEST = (1 << 63) - 1
+_MOST_ITEMS = 16  # of a list in a document
 
 
-def _fits(value: object, hint: Any, least: int) -> bool:
-    """Whether a JSON value is of a field's type, a number not below `least`.
+def _read(value: object, hint: Any, least: int) -> Any:
+    """A JSON value as a field of type `hint`, a number not below `least`; ValueError where it does not fit.
 
     The writer's image is the user's choice: a document of another program must not pass for numbers.
     """
     if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is UnionType:
-        return any(_fits(value, each, least) for each in get_args(hint))
-    if hint is ModelShape:
-        return isinstance(value, dict)
-    if hint in (int, float):
-        if isinstance(value, bool) or not isinstance(value, int if hint is int else (int, float)):
-            return False
-        return least <= value <= LARGEST  # never true of NaN
-    return isinstance(value, hint)
+        fits = value in get_args(hint)
+    elif get_origin(hint) is UnionType:
+        options = get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _read(value, next(each for each in options if each is not type(None)), least)
+    elif get_origin(hint) is tuple:
+        if isinstance(value, list) and len(value) <= _MOST_ITEMS:
+            return tuple(_from_document(get_args(hint)[0], each) for each in value)
+        fits = False
+    elif dataclasses.is_dataclass(hint):
+        return _from_document(hint, value)
+    elif hint in (int, float):
+        # Of a float an integer will do; a boolean is neither, and no comparison holds of NaN.
+        fits = (
+            isinstance(value, int if hint is int else (int, float))
+            and not isinstance(value, bool)
+            and least <= value <= LARGEST
+        )
+    else:
+        fits = isinstance(value, hint)
+    if not fits:
+        said = type(value).__name__ if isinstance(value, (list, dict)) else repr(value)[:80]
+        raise ValueError(f"cannot be {said}")
+    return value
 
 
 def _from_json(cls: type[Document], text: str) -> Document:
@@ -268,23 +311,25 @@ def _from_json(cls: type[Document], text: str) -> Document:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:  # too many brackets or digits are no JSON of ours either
         raise ValueError(f"{cls.__name__}: not JSON: {error}") from error
-    return _from_document(cls, document)
+    found: Document = _from_document(cls, document)
+    return found
 
 
-def _from_document(cls: type[Document], document: object) -> Document:
+def _from_document(cls: Any, document: object) -> Any:
     if not isinstance(document, dict):
         raise ValueError(f"{cls.__name__}: expected an object, got {type(document).__name__}")
     values: dict[str, Any] = {}
     hints = get_type_hints(cls)
-    least = 1 if cls is ModelShape else 0  # a shape is divided by
-    for spec in dataclasses.fields(cls):  # type: ignore[arg-type]  # all are dataclasses
+    for spec in dataclasses.fields(cls):
+        optional = spec.default is not dataclasses.MISSING
         if spec.name not in document:
+            if optional:
+                continue
             raise ValueError(f"{cls.__name__}: {spec.name} is missing")
-        value = document[spec.name]
-        if not _fits(value, hints[spec.name], least):
-            said = type(value).__name__ if isinstance(value, (list, dict)) else repr(value)[:80]
-            raise ValueError(f"{cls.__name__}: {spec.name} cannot be {said}")
-        values[spec.name] = value
-    if cls is ModelFacts:
-        values["shape"] = _from_document(ModelShape, values["shape"])
+        # A shape is divided by, except by what a model need not have.
+        least = 1 if cls is ModelShape and not optional else 0
+        try:
+            values[spec.name] = _read(document[spec.name], hints[spec.name], least)
+        except ValueError as error:
+            raise ValueError(f"{cls.__name__}: {spec.name} {error}") from error
     return cls(**values)

@@ -151,7 +151,7 @@ def _safetensors_head(files: Files, name: str) -> bytes:
     return files.head(name, 8, length)
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         heads = int(config["num_attention_heads"])
         hidden = int(config["hidden_size"])

@@ -128,5 +128,5 @@ def test_facts_whose_shape_is_none_are_refused(shape: object) -> None:
     whole = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
     document = json.loads(ModelFacts(whole, "sha256:00", None, 4000).to_json())
     wrong = document["shape"] | shape if isinstance(shape, dict) else shape
-    with pytest.raises(ValueError, match="cannot be"):
+    with pytest.raises(ValueError, match="cannot be|expected an object"):
         ModelFacts.from_json(json.dumps(document | {"shape": wrong}))

@@ -143,7 +143,7 @@ def row(price: str) -> Accelerator:
 
 
 def planned_with(cache: Cache) -> list[Decimal | None]:
-    return [each.price_per_hour for each in cache.observe(KEY, "td").accelerators.values()]
+    return [each.prices.get("OnDemand") for each in cache.observe(KEY, "td").accelerators.values()]
 
 
 def test_a_stale_list_does_not_undo_a_price() -> None:

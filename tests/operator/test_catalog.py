@@ -41,9 +41,9 @@ def test_every_shipped_price_says_where_it_comes_from_and_when() -> None:
 
 def test_the_shipped_accelerators_are_rows_of_the_planner() -> None:
     rows = catalogue()
-    assert rows["l4"].price_per_hour == Decimal("0.8048")
+    assert rows["l4"].prices.get("OnDemand") == Decimal("0.8048")
     assert rows["l40s"].memory_bytes == int(Decimal("44.98") * GIB)
-    assert rows["cpu"].price_per_hour is None
+    assert rows["cpu"].prices.get("OnDemand") is None
     assert rows["h100"].node_selector == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
     assert rows["h100"].tolerations == (
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
@@ -66,8 +66,8 @@ def test_a_users_accelerator_takes_the_place_of_the_shipped_one() -> None:
     )
     row = catalogue([mine])["cpu"]
     assert (row.quantity, row.memory_bytes) == (Decimal("1.5"), int(2.5 * GIB))
-    assert row.price_per_hour == Decimal("0.04")
-    assert catalogue()["cpu"].price_per_hour is None
+    assert row.prices.get("OnDemand") == Decimal("0.04")
+    assert catalogue()["cpu"].prices.get("OnDemand") is None
 
 
 # Counts that the publishers' own weight files have (the sum over the tensors of each, a tied embedding once).

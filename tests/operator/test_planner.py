@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.catalog import catalogue, shapes
-from turbo_operator.observed import Accelerator, Plan
+from turbo_operator.observed import Accelerator
+from turbo_operator.planned import Plan
 from turbo_operator.planner import memory, plan
 from turbo_runtime.contract import ModelShape
 
@@ -96,9 +97,9 @@ def brute_force(
         if held > int(0.95 * row.memory_bytes) - (3 * GIB // 2 if cpu else 2 * GIB):
             continue
         alone = allowed is not None and len(allowed) == 1 and budget is None
-        if row.price_per_hour is None and not alone:
+        if row.prices.get("OnDemand") is None and not alone:
             continue
-        price = row.price_per_hour or Decimal(0)
+        price = row.prices.get("OnDemand") or Decimal(0)
         if budget is None or price * replicas <= budget:
             best.append((price, tokens == 0))
     return min(best, default=None)
@@ -115,7 +116,7 @@ def test_the_choice_is_the_best_of_all_candidates(
         assert made.reason != PlanReason.FEASIBLE
     else:
         assert made.choice is not None
-        assert (made.choice.accelerator.price_per_hour or Decimal(0), made.choice.method == "Off") == best
+        assert (made.choice.accelerator.prices.get("OnDemand") or Decimal(0), made.choice.method == "Off") == best
 
 
 @given(specs, models, catalogues, replica_counts)
@@ -132,8 +133,8 @@ def test_no_plan_breaks_memory_or_budget(
     assert choice.kv_cache_bytes >= one_request
     assert choice.kv_cache_bytes + model.parameters * size <= memory.usable(row)
     if wanted.cost and wanted.cost.max_per_hour is not None:
-        assert choice.cost_per_hour is not None
-        assert choice.cost_per_hour <= wanted.cost.max_per_hour
+        assert choice.predicted.cost_per_hour is not None
+        assert choice.predicted.cost_per_hour <= wanted.cost.max_per_hour
 
 
 @given(specs, models, catalogues, replica_counts)
@@ -163,7 +164,7 @@ def test_a_tighter_budget_makes_no_plan_cheaper_and_none_feasible(
     narrow, loose = planned(tight).choice, planned(wide).choice
     if narrow is not None:
         assert loose is not None
-        assert narrow.cost_per_hour == loose.cost_per_hour or tight is None
+        assert narrow.predicted.cost_per_hour == loose.predicted.cost_per_hour or tight is None
 
 
 @given(specs, models, catalogues, replica_counts)
@@ -191,7 +192,7 @@ def test_a_dearer_accelerator_of_the_same_size_is_rejected_as_dearer() -> None:
     made = plan(spec(), SMALL, there, 2)
     assert made.choice is not None
     assert made.choice.accelerator.name == "cheap"
-    assert made.choice.cost_per_hour == Decimal("1.60")
+    assert made.choice.predicted.cost_per_hour == Decimal("1.60")
     assert ("dear", PlanReason.DEARER) in {(row.accelerator, row.reason) for row in made.rejected}
 
 
@@ -215,7 +216,7 @@ def test_an_unpriced_accelerator_serves_where_cost_decides_nothing() -> None:
     there = {"own": accelerator("own", 24, None)}
     alone = plan(spec(accelerators={"allowed": ["own"]}), SMALL, there, 1)
     assert alone.choice is not None
-    assert alone.choice.cost_per_hour is None
+    assert alone.choice.predicted.cost_per_hour is None
     budgeted = plan(spec(accelerators={"allowed": ["own"]}, cost={"maxPerHour": "1.00"}), SMALL, there, 1)
     assert (budgeted.choice, budgeted.reason) == (None, PlanReason.PRICE_UNKNOWN)
 

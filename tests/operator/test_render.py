@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from turbo_operator import render
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, MAX_NAME_LENGTH, TurboDeployment, parse
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, ChildView, Choice, Observed
+from turbo_operator.observed import Accelerator, ChildView, Observed
+from turbo_operator.planned import Choice
 from turbo_operator.planner import plan
 from turbo_operator.render.template import runtime_config
 from turbo_operator.rollout import Variant
@@ -91,7 +92,7 @@ def test_the_same_input_gives_the_same_bytes_and_names_that_fit(
 BASE = td()
 UNSEEN_BY_PODS: dict[str, Callable[[], str]] = {
     "replicas": lambda: render.plan_hash(td(replicas=7), chosen(td(replicas=7)), FACTS),
-    "the price": lambda: render.plan_hash(BASE, chosen(BASE, replace(CPU, price_per_hour=Decimal(9))), FACTS),
+    "the price": lambda: render.plan_hash(BASE, chosen(BASE, replace(CPU, prices={"OnDemand": Decimal(9)})), FACTS),
     "a budget": lambda: render.plan_hash(
         td(cost={"maxPerHour": "1"}), chosen(td(cost={"maxPerHour": "1"})), FACTS
     ),
@@ -100,7 +101,7 @@ UNSEEN_BY_PODS: dict[str, Callable[[], str]] = {
         td(speculation={"mode": "Auto", "maxDraftTokens": 8}), chosen(BASE), FACTS
     ),
     "the predicted cost": lambda: render.plan_hash(
-        BASE, replace(chosen(BASE), cost_per_hour=Decimal(3)), FACTS
+        BASE, replace(chosen(BASE), predicted=replace(chosen(BASE).predicted, cost_per_hour=Decimal(3))), FACTS
     ),
 }
 SEEN_BY_PODS: dict[str, dict[str, Any]] = {

@@ -22,7 +22,8 @@ from turbo_operator.api import (
     parse,
 )
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, ChildView, Observed, Plan, PodView
+from turbo_operator.observed import Accelerator, ChildView, Observed, PodView
+from turbo_operator.planned import Plan
 from turbo_operator.planner import plan as plan_of
 from turbo_runtime.contract import ModelFacts
 

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from turbo_operator.api.deployment import Metadata
-from turbo_operator.api.fields import CEL_RULES, Amount, Quantity, Record, Text, quantity, refusal
-from turbo_operator.api.names import API_VERSION, TURBOACCELERATOR
+from turbo_operator.api.fields import CEL_RULES, Amount, Quantity, Record, Rule, Text, quantity, refusal
+from turbo_operator.api.names import API_VERSION, TURBOACCELERATOR, Provisioning
+from turbo_operator.api.status import StatusRecord
 from turbo_operator.api.template import NodeSelector, Toleration
 
 _MEMORY_MESSAGE = 'write GiB above 0, whole or as a string, like 80 or "22.5"'
@@ -48,16 +49,21 @@ MemoryGiB = Annotated[
 ]
 
 
-class PerAcceleratorHour(Record):
-    """Prices of one accelerator for one hour."""
+_Price = Annotated[
+    Decimal, Amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
+]
+_Rate = Annotated[Decimal, Amount('write a number above 0 as a string, like "3350"', positive=True)]
 
-    on_demand: (
-        Annotated[
-            Decimal, Amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
-        ]
-        | None
-    ) = None
-    """On demand; left out is unknown, never zero."""
+
+class PerAcceleratorHour(Record):
+    """Prices of one accelerator for one hour; one left out is unknown, never zero."""
+
+    on_demand: _Price | None = None
+    """On demand."""
+    spot: _Price | None = None
+    """Spot or preemptible: your own value, none is shipped."""
+    reserved: _Price | None = None
+    """Reserved or committed: your own value, none is shipped."""
 
 
 class Pricing(Record):
@@ -65,12 +71,48 @@ class Pricing(Record):
 
     per_accelerator_hour: PerAcceleratorHour
     """Prices of one accelerator for one hour."""
+    per_node: Annotated[bool, Field(strict=True)] = False
+    """True where nodes are bought whole: a plan pays for all accelerators of every node it needs."""
     currency: Literal["USD"] = "USD"
     """US dollars."""
     source: Annotated[str, Text(253)] | None = None
     """Where the price comes from; shown beside it."""
     as_of: Annotated[str, Text(10, r"\d{4}-\d{2}-\d{2}", "write a day, like 2026-01-19")] | None = None
     """The day it was right."""
+
+
+class TeraFlops(Record):
+    """Dense floating-point (or integer) operations per second by type, in units of 10^12."""
+
+    bf16: _Rate
+    """bfloat16 and float16."""
+    fp8: _Rate | None = None
+    """8-bit floating point, where there is hardware for it."""
+    int8: _Rate | None = None
+    """8-bit integers, where there is hardware for it."""
+    fp4: _Rate | None = None
+    """4-bit floating point, where there is hardware for it."""
+
+
+_Share = Annotated[
+    Decimal, Amount('write a share of the peak above 0 as a string, like "0.85"', positive=True)
+]
+_Seconds = Annotated[Decimal, Amount('write seconds above 0 as a string, like "0.00007"', positive=True)]
+
+
+class Efficiency(Record):
+    """What was measured on this accelerator, in place of the planner's general coefficients."""
+
+    bandwidth: _Share | None = None
+    """Share of the memory bandwidth that dense weights and KV cache reach."""
+    expert_bandwidth: _Share | None = None
+    """The same for routed experts."""
+    flops: _Share | None = None
+    """Share of the peak operations that dense layers reach."""
+    expert_flops: _Share | None = None
+    """The same for routed experts."""
+    layer_seconds: _Seconds | None = None
+    """Fixed time of one layer of one step."""
 
 
 class TurboAcceleratorSpec(Record):
@@ -93,8 +135,44 @@ class TurboAcceleratorSpec(Record):
     """Taints of the nodes that have it."""
     memory_gib: Annotated[MemoryGiB, Field(alias="memoryGiB")]
     """Memory of one accelerator in GiB."""
+    memory_bandwidth_gbps: Annotated[_Rate | None, Field(alias="memoryBandwidthGBps")] = None
+    """Memory bandwidth of one accelerator in 10^9 bytes per second; left out, no speed can be planned."""
+    tflops: TeraFlops | None = None
+    """Operations per second of one accelerator; left out, no speed can be planned."""
+    per_node: Annotated[int, Field(strict=True, ge=1, le=1024)] | None = None
+    """Accelerators of one node. Default: one."""
+    interconnect_gbps: Annotated[_Rate | None, Field(alias="interconnectGBps")] = None
+    """Bandwidth between accelerators of a node, one way and per accelerator, in 10^9 bytes per second."""
+    network_gbps: Annotated[_Rate | None, Field(alias="networkGBps")] = None
+    """Bandwidth between nodes, one way and per accelerator, in 10^9 bytes per second."""
+    provisioning: Provisioning = Provisioning.FIXED
+    """Fixed: plans stay within what nodes have. Elastic: nodes are added while pods wait, up to max."""
+    max: Annotated[int, Field(strict=True, ge=0, le=100_000)] | None = None
+    """Elastic: accelerators that all nodes together may come to. Default: no bound."""
+    efficiency: Efficiency | None = None
+    """What was measured on this accelerator, in place of the planner's general coefficients."""
     pricing: Pricing | None = None
     """What one accelerator costs; left out is unknown, never zero."""
+
+    rules = (
+        Rule(
+            "!has(self.max) || self.provisioning == 'Elastic'",
+            "leave max out, or write provisioning: Elastic: Fixed has what nodes have",
+            lambda it: it.max is None or it.provisioning == Provisioning.ELASTIC,
+            "max",
+        ),
+    )
+
+
+class TurboAcceleratorStatus(StatusRecord):
+    """What the cluster has of it; written by the operator."""
+
+    nodes: Annotated[int, Field(ge=0)] = 0
+    """Nodes that have it."""
+    allocatable: Annotated[int, Field(ge=0)] = 0
+    """Accelerators of those nodes."""
+    free: Annotated[int, Field(ge=0)] = 0
+    """Accelerators that no pod holds."""
 
 
 class TurboAccelerator(Record):
@@ -105,3 +183,5 @@ class TurboAccelerator(Record):
     metadata: Metadata
     spec: TurboAcceleratorSpec
     """What it is."""
+    status: TurboAcceleratorStatus = Field(default_factory=TurboAcceleratorStatus)
+    """What the cluster has of it; written by the operator."""

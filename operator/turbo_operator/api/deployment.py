@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from turbo_operator.api.fields import Amount, Duration, ObjectName, Record, Rule, Text, seconds
+from turbo_operator.api.demands import (
+    Accelerators,
+    Cost,
+    Objective,
+    Parallelism,
+    PlanPolicy,
+    Targets,
+    Workload,
+)
+from turbo_operator.api.fields import Duration, ObjectName, Record, Rule, Text, seconds
 from turbo_operator.api.names import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
+from turbo_operator.api.scaling import Scaling, ScalingPolicy
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import Template
 
@@ -137,13 +146,14 @@ class EngineType(StrEnum):
 
     AUTO = "Auto"
     TURBO = "Turbo"
+    VLLM = "VLLM"
 
 
 class Engine(Record):
     """The engine that serves the model."""
 
     type: EngineType = EngineType.AUTO
-    """Auto takes Turbo."""
+    """Auto leaves it to the planner."""
     image: (
         Annotated[
             str,
@@ -171,6 +181,26 @@ class Method(StrEnum):
 
     AUTO = "Auto"
     SUFFIX = "Suffix"
+    TURBO_HEADS = "TurboHeads"
+    EAGLE3 = "EAGLE3"
+    DRAFT_MODEL = "DraftModel"
+    MTP = "MTP"
+
+
+class DraftPlacement(StrEnum):
+    """Where a draft model runs."""
+
+    AUTO = "Auto"
+    COLOCATED = "Colocated"
+    SEPARATE = "Separate"
+    CPU = "CPU"
+
+
+class DraftModel(Record):
+    """A small model that drafts."""
+
+    uri: ModelURI
+    """hf://ORGANISATION/NAME or pvc://CLAIM/PATH, as of the model."""
 
 
 class Speculation(Record):
@@ -179,7 +209,13 @@ class Speculation(Record):
     mode: Mode = Mode.AUTO
     """Auto leaves it to the planner, Required takes no plan without speculation, Disabled none with it."""
     method: Method = Method.AUTO
-    """Suffix drafts from what was said before; Auto takes Suffix."""
+    """Suffix drafts from what was said before, the others learn or are models; Auto leaves it to
+    the planner."""
+    draft_model: DraftModel | None = None
+    """The small model of method DraftModel."""
+    placement: DraftPlacement = DraftPlacement.AUTO
+    """With the model, on an accelerator of its own in the same pod, or on cores; Auto leaves it to the
+    planner."""
     max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] = 8
     """Ceiling of drafted tokens per request and step; the engine chooses below it."""
 
@@ -196,27 +232,29 @@ class Speculation(Record):
             lambda it: it.mode != Mode.REQUIRED or it.max_draft_tokens > 0,
             "maxDraftTokens",
         ),
-    )
-
-
-class Accelerators(Record):
-    """The hardware that may be used."""
-
-    allowed: Annotated[tuple[ObjectName, ...], Field(max_length=32)] | None = None
-    """Names of TurboAccelerators; at equal cost the earlier one is taken. Default: every one there is."""
-
-    rules = (
         Rule(
-            "!has(self.allowed) || self.allowed.size() > 0",
-            "name a TurboAccelerator (kubectl get turboaccelerators), or leave allowed out for all of them",
-            lambda it: it.allowed is None or len(it.allowed) > 0,
-            "allowed",
+            "!has(self.draftModel) || self.mode != 'Disabled' && self.method in ['Auto', 'DraftModel']",
+            "leave draftModel out, or write method: DraftModel: no other method uses one",
+            lambda it: (
+                it.draft_model is None
+                or (it.mode != Mode.DISABLED and it.method in (Method.AUTO, Method.DRAFT_MODEL))
+            ),
+            "draftModel",
         ),
         Rule(
-            "!has(self.allowed) || self.allowed.all(name, self.allowed.exists_one(other, other == name))",
-            "name each TurboAccelerator once",
-            lambda it: it.allowed is None or len(set(it.allowed)) == len(it.allowed),
-            "allowed",
+            "self.method != 'DraftModel' || has(self.draftModel)",
+            "name the draft model in draftModel.uri: method DraftModel needs one",
+            lambda it: it.method != Method.DRAFT_MODEL or it.draft_model is not None,
+            "method",
+        ),
+        Rule(
+            "!(self.placement in ['Separate', 'CPU']) || has(self.draftModel)",
+            "leave placement out, or name a draftModel: only a model of its own can run elsewhere",
+            lambda it: (
+                it.placement not in (DraftPlacement.SEPARATE, DraftPlacement.CPU)
+                or it.draft_model is not None
+            ),
+            "placement",
         ),
     )
 
@@ -233,18 +271,6 @@ class Drain(Record):
         return seconds(self.timeout)
 
 
-class Cost(Record):
-    """What it may cost."""
-
-    max_per_hour: (
-        Annotated[
-            Decimal, Amount('write US dollars per hour above 0 as a string, like "24.00"', positive=True)
-        ]
-        | None
-    ) = None
-    """Hard ceiling of all replicas together, in US dollars per hour: a plan above it is not run."""
-
-
 class TurboDeploymentSpec(Record):
     """What is wanted: a model; everything else is defaulted, planned, or refused with a reason."""
 
@@ -256,16 +282,65 @@ class TurboDeploymentSpec(Record):
     """Speculative decoding."""
     accelerators: Accelerators | None = None
     """The hardware that may be used. Default: every TurboAccelerator."""
+    parallelism: Parallelism | None = None
+    """How one replica is divided over accelerators. Default: planned."""
+    workload: Workload | None = None
+    """The load that is expected."""
+    targets: Targets | None = None
+    """What a plan must reach."""
     cost: Cost | None = None
     """What it may cost."""
     replicas: Annotated[int, Field(strict=True, ge=0, le=1000)] = 1
-    """Number of replicas; kubectl scale or an autoscaler may own it through the scale subresource."""
+    """Number of replicas while scaling.policy is External; kubectl scale or an autoscaler may own it through
+    the scale subresource."""
+    scaling: Scaling = Field(default_factory=Scaling)
+    """How many replicas there are."""
+    plan_policy: PlanPolicy = Field(default_factory=PlanPolicy)
+    """When a plan that runs gives way to another."""
     drain: Drain = Field(default_factory=Drain)
     """How a pod leaves."""
     suspend: Annotated[bool, Field(strict=True)] = False
     """True removes all pods and keeps the object, its Service and its plan."""
     template: Template | None = None
     """A small overlay on the serving pods."""
+
+    rules = (
+        Rule(
+            "self.engine.type != 'VLLM' || self.speculation.method != 'TurboHeads'",
+            "choose another method, or engine.type Turbo: only Turbo has TurboHeads",
+            lambda it: it.engine.type != EngineType.VLLM or it.speculation.method != Method.TURBO_HEADS,
+            "speculation.method",
+        ),
+        Rule(
+            "self.engine.type != 'Turbo' || self.speculation.method != 'MTP'",
+            "choose another method, or engine.type VLLM: Turbo has no MTP",
+            lambda it: it.engine.type != EngineType.TURBO or it.speculation.method != Method.MTP,
+            "speculation.method",
+        ),
+        Rule(
+            "!has(self.cost) || self.cost.objective == 'Cost' || has(self.cost.maxPerHour)"
+            " || has(self.accelerators) && has(self.accelerators.maxTotal)",
+            "write cost.maxPerHour or accelerators.maxTotal: without a bound the best plan has no end",
+            lambda it: (
+                it.cost is None
+                or it.cost.objective == Objective.COST
+                or it.cost.max_per_hour is not None
+                or (it.accelerators is not None and it.accelerators.max_total is not None)
+            ),
+            "cost.objective",
+        ),
+    )
+
+    @property
+    def scaling_policy(self) -> ScalingPolicy:
+        """Who decides on the number of replicas, the default worked out."""
+        if self.scaling.policy is not None:
+            return self.scaling.policy
+        asked = self.workload is not None and (
+            self.workload.requests_per_second is not None or self.workload.concurrency is not None
+        )
+        throughput = self.targets is not None and self.targets.tokens_per_second is not None
+        return ScalingPolicy.PLANNED if asked or throughput else ScalingPolicy.EXTERNAL
 
 
 class TurboDeployment(Record):

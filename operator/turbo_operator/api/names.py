@@ -55,14 +55,56 @@ class PlanReason(StrEnum):
     """Why a plan, or a rejected candidate, is feasible or not."""
 
     FEASIBLE = "Feasible"
+    TARGET_UNREACHABLE = "TargetUnreachable"
     OVER_BUDGET = "OverBudget"
+    NO_CAPACITY = "NoCapacity"  # the cluster has not that many, or a quota leaves fewer
+    INVALID_PARALLELISM = "InvalidParallelism"
     OUT_OF_MEMORY = "OutOfMemory"
     PRICE_UNKNOWN = "PriceUnknown"
-    NO_PROFILE = "NoProfile"  # no TurboAccelerator of that name
+    NO_PROFILE = "NoProfile"  # no TurboAccelerator of that name, or one whose speed is not stated
     NOT_YET_SUPPORTED = "NotYetSupported"
     DEARER = "Dearer"  # of rejected rows: fits, and costs more than the chosen one
     NOT_PREFERRED = "NotPreferred"  # of rejected rows: fits at the same cost, and gives less or comes later
     MODEL_UNKNOWN = "ModelUnknown"  # not inspected yet
+
+
+class EngineName(StrEnum):
+    """The programs that a plan may drive."""
+
+    TURBO = "Turbo"
+    VLLM = "VLLM"
+
+
+class CapacityType(StrEnum):
+    """How an accelerator is paid for."""
+
+    ON_DEMAND = "OnDemand"
+    SPOT = "Spot"
+    RESERVED = "Reserved"
+
+
+class Provisioning(StrEnum):
+    """Whether the cluster has what nodes have now, or grows when pods wait."""
+
+    FIXED = "Fixed"
+    ELASTIC = "Elastic"
+
+
+class Placement(StrEnum):
+    """Where a draft runs: with the model, on an accelerator of its own in the same pod, or on cores."""
+
+    COLOCATED = "Colocated"
+    SEPARATE = "Separate"
+    CPU = "CPU"
+
+
+class Provenance(StrEnum):
+    """What a prediction rests on, the weakest first."""
+
+    ASSUMED = "Assumed"  # acceptance or lengths that nobody has measured here
+    ROOFLINE = "Roofline"  # the step-time model with the catalogue's figures
+    CALIBRATED = "Calibrated"  # the same, scaled by three points that a pod measured at its start
+    MEASURED = "Measured"
 
 
 class ModelInspectedReason(StrEnum):
@@ -88,8 +130,13 @@ class AvailableReason(StrEnum):
 
 
 class ScalingReason(StrEnum):
-    """Who decides on the replicas."""
+    """Who decides on the replicas, or what they were decided by."""
 
+    PLANNED = "Planned"
+    SCALING = "Scaling"
+    STABLE = "Stable"
+    HOLDING_NO_METRICS = "HoldingNoMetrics"
+    BUDGET_LIMIT = "BudgetLimit"
     EXTERNALLY_MANAGED = "ExternallyManaged"
     SUSPENDED = "Suspended"
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
+from decimal import Decimal
 from importlib import resources
 from typing import Any
 
-from turbo_operator.api import API_VERSION, TURBOACCELERATOR, TurboAccelerator, parse_accelerator, quantity
+from turbo_operator.api import (
+    API_VERSION,
+    TURBOACCELERATOR,
+    CapacityType,
+    Efficiency,
+    Pricing,
+    TurboAccelerator,
+    parse_accelerator,
+    quantity,
+)
 from turbo_operator.observed import Accelerator
 
 GIB = 1 << 30
@@ -48,8 +58,40 @@ def as_row(accelerator: TurboAccelerator) -> Accelerator:
         resource_name=spec.resource_name,
         quantity=quantity(spec.quantity),
         memory_bytes=int(spec.memory_gib * GIB),
-        price_per_hour=pricing.per_accelerator_hour.on_demand if pricing else None,
+        memory_bandwidth=_giga(spec.memory_bandwidth_gbps),
+        flops={
+            name: float(rate) * 1e12
+            for name in ("bf16", "fp8", "int8", "fp4")
+            if spec.tflops is not None and (rate := getattr(spec.tflops, name)) is not None
+        },
+        link_bandwidth=_giga(spec.interconnect_gbps),
+        network_bandwidth=_giga(spec.network_gbps),
+        per_node=spec.per_node,
+        prices=_prices(pricing),
+        price_per_node=pricing.per_node if pricing else False,
         price_source=pricing.source if pricing else None,
+        provisioning=spec.provisioning,
+        most=spec.max,
+        efficiency={
+            name: float(value)
+            for name, value in (spec.efficiency or Efficiency()).model_dump(exclude_none=True).items()
+        },
         node_selector=dict(spec.node_selector or {}),
         tolerations=tuple(toleration.dump() for toleration in spec.tolerations or ()),
     )
+
+
+def _giga(rate: Decimal | None) -> float | None:
+    return None if rate is None else float(rate) * 1e9
+
+
+def _prices(pricing: Pricing | None) -> dict[CapacityType, Decimal]:
+    if pricing is None:
+        return {}
+    stated = pricing.per_accelerator_hour
+    prices = {
+        CapacityType.ON_DEMAND: stated.on_demand,
+        CapacityType.SPOT: stated.spot,
+        CapacityType.RESERVED: stated.reserved,
+    }
+    return {kind: price for kind, price in prices.items() if price is not None}

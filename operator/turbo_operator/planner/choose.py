@@ -11,8 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_operator.api import DType, Mode, PlanReason, Resources, TurboDeploymentSpec
-from turbo_operator.observed import Accelerator, Choice, Plan, Rejected
+from turbo_operator.api import (
+    CapacityType,
+    DType,
+    EngineName,
+    Mode,
+    PlanReason,
+    Provenance,
+    Resources,
+    TurboDeploymentSpec,
+)
+from turbo_operator.observed import Accelerator
+from turbo_operator.planned import Choice, Plan, Predicted, Rejected
 from turbo_operator.planner import explain, memory, overlay
 from turbo_operator.planner.explain import OFF
 from turbo_runtime.contract import ModelShape
@@ -127,7 +137,7 @@ def _candidate(
     contradiction = overlay.contradiction(request.resources, accelerator, host_memory)
     if contradiction:
         return Rejected(name, 1, method, PlanReason.NOT_YET_SUPPORTED, contradiction)
-    price = accelerator.price_per_hour
+    price = accelerator.prices.get(CapacityType.ON_DEMAND)
     if price is None and request.price_matters:
         detail = (
             f"The price of {name} is unknown: write spec.pricing.perAcceleratorHour.onDemand on the "
@@ -146,17 +156,22 @@ def _candidate(
     held = max(need.weights + pool + need.logits, need.loading)
     reserve = memory.CPU_RESERVE if cpu else memory.DEVICE_RESERVE
     return Choice(
+        engine=EngineName.TURBO,
         accelerator=accelerator,
+        capacity_type=CapacityType.ON_DEMAND,
         tensor=1,
+        nodes=1,
         accelerators_per_replica=1,
         method=method,
+        placement=None,
         max_draft_tokens=tokens,
         dtype=dtype,
         memory_bytes=held + reserve,
         max_model_len=request.max_model_len,
         kv_cache_bytes=pool,
         host_memory_bytes=host_memory,
-        cost_per_hour=cost,
+        capacity=None,
+        predicted=Predicted(None, None, None, None, cost, None, Provenance.ASSUMED),
     )
 
 
@@ -189,14 +204,14 @@ def _too_small(
 
 
 def _price(choice: Choice) -> Decimal:
-    return choice.accelerator.price_per_hour or Decimal(
+    return choice.accelerator.prices.get(CapacityType.ON_DEMAND) or Decimal(
         0
     )  # unknown only where it is the one accelerator allowed
 
 
 def _listed(accelerators: Mapping[str, Accelerator], name: str) -> Decimal:
     """The price of an accelerator for sorting: an unknown one comes last."""
-    price = accelerators[name].price_per_hour if name in accelerators else None
+    price = accelerators[name].prices.get(CapacityType.ON_DEMAND) if name in accelerators else None
     return Decimal("Infinity") if price is None else price
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Decimal
 
-from turbo_operator.observed import Accelerator, Choice
+from turbo_operator.observed import Accelerator
+from turbo_operator.planned import Choice
 from turbo_operator.planner.memory import GIB
 
 OFF = "Off"
@@ -36,14 +37,14 @@ def drafting(method: str, max_draft_tokens: int) -> str:
 def chosen(choice: Choice, replicas: int, others: int) -> str:
     """Why this plan: what it takes and costs, and what it was measured against."""
     pods = count(replicas, "replica")
-    if choice.cost_per_hour is None:
+    if choice.predicted.cost_per_hour is None:
         cost = "its price is unknown, and no other accelerator is allowed that could cost less"
     elif others:
-        cost = f"{money(choice.cost_per_hour)} $/h for {pods}, the least of what is feasible"
+        cost = f"{money(choice.predicted.cost_per_hour)} $/h for {pods}, the least of what is feasible"
     else:
-        cost = f"{money(choice.cost_per_hour)} $/h for {pods}, and no other accelerator is feasible"
+        cost = f"{money(choice.predicted.cost_per_hour)} $/h for {pods}, and no other accelerator is feasible"
     source = choice.accelerator.price_source
-    told = f" (price: {source})" if source and choice.cost_per_hour is not None else ""
+    told = f" (price: {source})" if source and choice.predicted.cost_per_hour is not None else ""
     how = drafting(choice.method, choice.max_draft_tokens)
     return (
         f"{choice.accelerator.name} {how} in {choice.dtype} takes "

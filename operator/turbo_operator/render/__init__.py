@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turbo_operator.api import TurboDeployment
-from turbo_operator.observed import Choice, Observed
+from turbo_operator.observed import Observed
+from turbo_operator.planned import Choice
 from turbo_operator.render.deployment import deployment, revision
 from turbo_operator.render.inspection import (
     FACTS_KEY,

@@ -20,7 +20,7 @@ from turbo_operator.api import (
     TurboDeployment,
     quantity,
 )
-from turbo_operator.observed import Choice
+from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render import source
 from turbo_operator.render.identity import digest, labels
