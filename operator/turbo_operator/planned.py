@@ -73,6 +73,19 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """Which candidate runs now: a better one must be worth the move."""
+
+    engine: EngineName
+    accelerator: str
+    capacity_type: CapacityType
+    tensor: int
+    nodes: int
+    method: str
+    placement: Placement | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The planner's answer. `choice` is None when nothing is feasible; `reason` and `detail` say why."""
 
