@@ -95,3 +95,20 @@ class Plan:
     detail: str  # a full sentence for the condition
     rejected: tuple[Rejected, ...] = ()
     nearest: Rejected | None = None  # the cheapest that misses by little; `detail` says what it misses
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A candidate on the plane of cost and latency: what `planner.frontier` gives for the same arguments as
+    `planner.plan`, every candidate that could be predicted once.
+    """
+
+    engine: EngineName
+    accelerator: str
+    capacity_type: CapacityType
+    tensor: int
+    nodes: int
+    method: str
+    replicas: int
+    predicted: Predicted
+    reason: str  # a PlanReason: Feasible where it may be chosen
