@@ -32,10 +32,15 @@ _DEPLOYMENT_COLUMNS = (
 )
 _ACCELERATOR_COLUMNS = (
     ("Resource", ".spec.resourceName", 0),
-    ("Quantity", ".spec.quantity", 0),
-    ("GiB", ".spec.memoryGiB", 0),
+    ("Memory", ".spec.memoryGiB", 0),
+    ("Nodes", ".status.nodes", 0),
+    ("Free", ".status.free", 0),
     ("$/h", ".spec.pricing.perAcceleratorHour.onDemand", 0),
-    ("Price from", ".spec.pricing.source", 1),
+    ("Price from", ".spec.pricing.source", 0),
+    ("Quantity", ".spec.quantity", 1),
+    ("Allocatable", ".status.allocatable", 1),
+    ("Spot $/h", ".spec.pricing.perAcceleratorHour.spot", 1),
+    ("Price of", ".spec.pricing.asOf", 1),
 )
 
 
@@ -51,6 +56,7 @@ def definitions() -> list[dict[str, Any]]:
         },
     }
     accelerator = _definition(TurboAccelerator, "Cluster", ["ta"], ["turbo"], _ACCELERATOR_COLUMNS)
+    accelerator["spec"]["versions"][0]["subresources"] = {"status": {}}
     return [accelerator, deployment]
 
 
@@ -128,7 +134,8 @@ def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
         out["x-kubernetes-list-type"] = "map" if keys else "atomic"
         if keys:
             out["x-kubernetes-list-map-keys"] = keys
-        out.pop("default", None)  # an absent list is an empty one
+        if not out.get("default"):
+            out.pop("default", None)  # an absent list is an empty one
         out["items"] = _convert(node["items"], definitions)
     if out.get("type") == "object":
         _convert_object(node, out, definitions)

@@ -53,6 +53,15 @@ def _some(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]
     return st.fixed_dictionaries({}, optional=fields)
 
 
+_lengths = st.fixed_dictionaries(
+    {"mean": _values([1, 600], st.integers(-1, 1))},
+    optional={"p95": _values([600, 16_777_216], st.integers(-1, 1))},
+)
+_latency = st.fixed_dictionaries(
+    {"max": _durations | st.sampled_from(["0s", "0.0ms", "0h0m"])},
+    optional={"percentile": _values([50, 90, 95, 99], st.integers(49, 100))},
+)
+_window = _some(stabilizationWindowSeconds=_values([0, 300, 3600], st.integers(-1, 3601)))
 _variables = st.fixed_dictionaries(
     {"name": _values(["A", "_b"], _names), "value": st.sampled_from(["", "x"])}
 )
@@ -74,11 +83,47 @@ _specs = st.fixed_dictionaries(
     optional={
         "speculation": _some(
             mode=st.sampled_from(["Auto", "Required", "Disabled"]),
-            method=st.sampled_from(["Auto", "Suffix"]),
+            method=st.sampled_from(["Auto", "Suffix", "TurboHeads", "EAGLE3", "DraftModel", "MTP"]),
+            draftModel=st.fixed_dictionaries({"uri": _uris}),
+            placement=st.sampled_from(["Auto", "Colocated", "Separate", "CPU"]),
             maxDraftTokens=_values([0, 8, 64], st.integers(-1, 65)),
         ),
-        "accelerators": _some(allowed=_values([["a"], ["a", "b"]], st.lists(_names, max_size=3))),
-        "cost": _some(maxPerHour=_money),
+        "engine": _some(type=st.sampled_from(["Auto", "Turbo", "VLLM"])),
+        "accelerators": _some(
+            allowed=_values([["a"], ["a", "b"]], st.lists(_names, max_size=3)),
+            capacityTypes=_values(
+                [["OnDemand"], ["Spot", "Reserved"]],
+                st.lists(st.sampled_from(["OnDemand", "Spot", "Reserved"]), max_size=3),
+            ),
+            maxPerReplica=_values([1, 64], st.integers(0, 65)),
+            maxTotal=_values([1, 100_000], st.integers(0, 1)),
+            pendingTimeout=_durations,
+        ),
+        "parallelism": _some(tensor=_values([1, 64], st.integers(0, 65)), pipeline=_values([1], st.just(0))),
+        "workload": _some(
+            inputTokens=_lengths,
+            outputTokens=_lengths,
+            requestsPerSecond=_money,
+            concurrency=_values([1, 1_000_000], st.integers(-1, 1)),
+        ),
+        "targets": _some(timeToFirstToken=_latency, timePerOutputToken=_latency, tokensPerSecond=_money),
+        "cost": _some(
+            maxPerHour=_money,
+            maxPerMillionTokens=_money,
+            currency=st.just("USD"),
+            objective=st.sampled_from(["Cost", "Latency", "Throughput"]),
+        ),
+        "scaling": _some(
+            policy=st.sampled_from(["Planned", "Metrics", "External"]),
+            minReplicas=_values([1, 3], st.integers(-1, 1001)),
+            maxReplicas=_values([3, 1000], st.integers(-1, 1001)),
+            behavior=_some(scaleUp=_window, scaleDown=_window),
+        ),
+        "planPolicy": _some(
+            minSavingFraction=_values(
+                ["0", "0.10", "1", "1.000000"], _money | st.sampled_from(["1.000001", "2"])
+            )
+        ),
         "replicas": _values([0, 1, 1000], st.integers(-1, 1001)),
         "drain": _some(timeout=_durations),
         "template": _template,
@@ -88,12 +133,13 @@ _specs = st.fixed_dictionaries(
 
 @pytest.fixture(scope="module")
 def dry_run(api_server: Access) -> Iterator[httpx.Client]:
+    """Of both kinds; the paths are relative to the group."""
     if api_server.ca is None or api_server.token is None:
         pytest.skip(
             "speaks HTTP to the embedded API server, for its speed, and TURBO_TEST_CONTEXT names another"
         )
     api_server.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-    path = f"/apis/{api.API_VERSION}/namespaces/{NAMESPACE}/turbodeployments"
+    path = f"/apis/{api.API_VERSION}/"
     with httpx.Client(
         base_url=api_server.url + path,
         params={"dryRun": "All", "fieldValidation": "Strict"},
@@ -114,7 +160,7 @@ def test_parse_and_api_server_agree(dry_run: httpx.Client, spec: dict[str, Any])
         "metadata": {"name": "x"},
         "spec": spec,
     }
-    answer = dry_run.post("", json=written)
+    answer = dry_run.post(f"namespaces/{NAMESPACE}/turbodeployments", json=written)
     try:
         parsed, refused = api.parse(written), None
     except api.InvalidObject as problem:
@@ -126,3 +172,57 @@ def test_parse_and_api_server_agree(dry_run: httpx.Client, spec: dict[str, Any])
         stored = answer.json()["spec"]
         assert api.parse({**written, "spec": stored}) == parsed, "defaults differ"
         assert set(stored) >= {"model", "engine", "speculation", "replicas", "drain", "suspend"}
+
+
+_memory = _values(
+    [80, "22.5", "80"], st.integers(-1, 1) | st.from_regex(r"\A-?[0-9]{0,3}(\.[0-9]{0,2})?(Gi)?\n?\Z")
+)
+_accelerators = st.fixed_dictionaries(
+    {"resourceName": _values(["cpu", "nvidia.com/gpu"], _names), "memoryGiB": _memory},
+    optional={
+        "quantity": _quantities,
+        "memoryBandwidthGBps": _money,
+        "tflops": st.fixed_dictionaries(
+            {"bf16": _money}, optional={"fp8": _money, "int8": _money, "fp4": _money}
+        ),
+        "perNode": _values([1, 8, 1024], st.integers(0, 1025)),
+        "interconnectGBps": _money,
+        "networkGBps": _money,
+        "provisioning": st.sampled_from(["Fixed", "Elastic"]),
+        "max": _values([0, 100_000], st.integers(-1, 0)),
+        "efficiency": _some(
+            bandwidth=_money, expertBandwidth=_money, flops=_money, expertFlops=_money, layerSeconds=_money
+        ),
+        "pricing": st.fixed_dictionaries(
+            {"perAcceleratorHour": _some(onDemand=_money, spot=_money, reserved=_money)},
+            optional={
+                "perNode": st.booleans(),
+                "currency": st.just("USD"),
+                "source": _values(["mine"], st.just("")),
+                "asOf": _values(["2026-01-19"], st.sampled_from(["2026-1-9", "2026-01-19\n"])),
+            },
+        ),
+    },
+)
+
+
+@pytest.mark.cluster
+@settings(max_examples=100, deadline=None)
+@given(spec=_accelerators)
+def test_parse_and_api_server_agree_on_accelerators(dry_run: httpx.Client, spec: dict[str, Any]) -> None:
+    written = {
+        "apiVersion": api.API_VERSION,
+        "kind": "TurboAccelerator",
+        "metadata": {"name": "x"},
+        "spec": spec,
+    }
+    answer = dry_run.post("turboaccelerators", json=written)
+    try:
+        parsed, refused = api.parse_accelerator(written), None
+    except api.InvalidObject as problem:
+        parsed, refused = None, problem
+    event("accepted" if parsed else "refused")
+    said = answer.json().get("message", "nothing against it")
+    assert answer.status_code == (201 if parsed else 422), f"parse: {refused}; API server: {said}"
+    if parsed:
+        assert api.parse_accelerator({**written, "spec": answer.json()["spec"]}) == parsed, "defaults differ"

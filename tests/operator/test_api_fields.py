@@ -53,7 +53,7 @@ def test_money_keeps_its_cents() -> None:
     )
     assert td.spec.cost is not None
     assert td.spec.cost.max_per_hour == Decimal("0.1")
-    assert td.spec.dump()["cost"] == {"maxPerHour": "0.10"}
+    assert td.spec.dump()["cost"]["maxPerHour"] == "0.10"
 
 
 @pytest.mark.parametrize(

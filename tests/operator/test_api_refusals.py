@@ -76,8 +76,8 @@ WRONG = {
     ),
     "engine": Wrong(
         "spec.engine.type",
-        'supported values: "Auto", "Turbo"',
-        {"model": HUB, "engine": {"type": "VLLM"}},
+        'supported values: "Auto", "Turbo", "VLLM"',
+        {"model": HUB, "engine": {"type": "SGLang"}},
         rule=False,
     ),
     "image": Wrong("spec.engine.image", "write an image", {"model": HUB, "engine": {"image": "my image:1"}}),
@@ -117,6 +117,205 @@ WRONG = {
         "spec.accelerators.allowed[0]",
         "write the name of a Kubernetes object",
         {"model": HUB, "accelerators": {"allowed": ["NVIDIA L4"]}},
+    ),
+    "no-capacity-type": Wrong(
+        "spec.accelerators.capacityTypes",
+        "name OnDemand, Spot or Reserved",
+        {"model": HUB, "accelerators": {"capacityTypes": []}},
+    ),
+    "capacity-type-twice": Wrong(
+        "spec.accelerators.capacityTypes",
+        "name each capacity type once",
+        {"model": HUB, "accelerators": {"capacityTypes": ["Spot", "OnDemand", "Spot"]}},
+    ),
+    "capacity-type": Wrong(
+        "spec.accelerators.capacityTypes[0]",
+        'supported values: "OnDemand", "Spot", "Reserved"',
+        {"model": HUB, "accelerators": {"capacityTypes": ["Preemptible"]}},
+        rule=False,
+    ),
+    "too-many-per-replica": Wrong(
+        "spec.accelerators.maxPerReplica",
+        "less than or equal to 64",
+        {"model": HUB, "accelerators": {"maxPerReplica": 65}},
+        rule=False,
+    ),
+    "none-in-total": Wrong(
+        "spec.accelerators.maxTotal",
+        "greater than or equal to 1",
+        {"model": HUB, "accelerators": {"maxTotal": 0}},
+        rule=False,
+    ),
+    "pending-without-unit": Wrong(
+        "spec.accelerators.pendingTimeout",
+        "write a duration like",
+        {"model": HUB, "accelerators": {"pendingTimeout": "10"}},
+    ),
+    "tensor": Wrong(
+        "spec.parallelism.tensor",
+        "greater than or equal to 1",
+        {"model": HUB, "parallelism": {"tensor": 0}},
+        rule=False,
+    ),
+    "pipeline": Wrong(
+        "spec.parallelism.pipeline",
+        "less than or equal to 64",
+        {"model": HUB, "parallelism": {"pipeline": 100}},
+        rule=False,
+    ),
+    "input-tail-below-mean": Wrong(
+        "spec.workload.inputTokens.p95",
+        "write a p95 that is not below the mean",
+        {"model": HUB, "workload": {"inputTokens": {"mean": 600, "p95": 599}}},
+    ),
+    "output-tail-below-mean": Wrong(
+        "spec.workload.outputTokens.p95",
+        "write a p95 that is not below the mean",
+        {"model": HUB, "workload": {"outputTokens": {"mean": 2, "p95": 1}}},
+    ),
+    "length-without-mean": Wrong(
+        "spec.workload.inputTokens.mean",
+        "Required value",
+        {"model": HUB, "workload": {"inputTokens": {"p95": 1500}}},
+        rule=False,
+    ),
+    "rate-and-concurrency": Wrong(
+        "spec.workload.concurrency",
+        "write requestsPerSecond or concurrency, not both",
+        {"model": HUB, "workload": {"requestsPerSecond": "4", "concurrency": 32}},
+    ),
+    "rate-zero": Wrong(
+        "spec.workload.requestsPerSecond",
+        "write a number above 0 as a string",
+        {"model": HUB, "workload": {"requestsPerSecond": "0"}},
+    ),
+    "no-concurrency": Wrong(
+        "spec.workload.concurrency",
+        "greater than or equal to 1",
+        {"model": HUB, "workload": {"concurrency": 0}},
+        rule=False,
+    ),
+    "first-token-at-once": Wrong(
+        "spec.targets.timeToFirstToken.max",
+        "write a time above 0",
+        {"model": HUB, "targets": {"timeToFirstToken": {"max": "0ms"}}},
+    ),
+    "token-without-unit": Wrong(
+        "spec.targets.timePerOutputToken.max",
+        "write a duration like",
+        {"model": HUB, "targets": {"timePerOutputToken": {"max": "25"}}},
+    ),
+    "percentile": Wrong(
+        "spec.targets.timePerOutputToken.percentile",
+        'supported values: "50", "90", "95", "99"',
+        {"model": HUB, "targets": {"timePerOutputToken": {"max": "25ms", "percentile": 97}}},
+        rule=False,
+    ),
+    "target-without-bound": Wrong(
+        "spec.targets.timeToFirstToken.max",
+        "Required value",
+        {"model": HUB, "targets": {"timeToFirstToken": {}}},
+        rule=False,
+    ),
+    "throughput-as-words": Wrong(
+        "spec.targets.tokensPerSecond",
+        "write a number above 0 as a string",
+        {"model": HUB, "targets": {"tokensPerSecond": "2.5k"}},
+    ),
+    "money-per-token-zero": Wrong(
+        "spec.cost.maxPerMillionTokens",
+        "write US dollars above 0",
+        {"model": HUB, "cost": {"maxPerMillionTokens": "0"}},
+    ),
+    "objective": Wrong(
+        "spec.cost.objective",
+        'supported values: "Cost", "Latency", "Throughput"',
+        {"model": HUB, "cost": {"objective": "Speed"}},
+        rule=False,
+    ),
+    "speed-without-bound": Wrong(
+        "spec.cost.objective",
+        "write cost.maxPerHour or accelerators.maxTotal",
+        {"model": HUB, "cost": {"objective": "Latency"}, "accelerators": {"maxPerReplica": 8}},
+    ),
+    "tokens-without-bound": Wrong(
+        "spec.cost.objective",
+        "write cost.maxPerHour or accelerators.maxTotal",
+        {"model": HUB, "cost": {"objective": "Throughput"}},
+    ),
+    "scaling-policy": Wrong(
+        "spec.scaling.policy",
+        'supported values: "Planned", "Metrics", "External"',
+        {"model": HUB, "scaling": {"policy": "Auto"}},
+        rule=False,
+    ),
+    "scaling-bounds-crossed": Wrong(
+        "spec.scaling.minReplicas",
+        "write a minReplicas that is not above maxReplicas",
+        {"model": HUB, "scaling": {"minReplicas": 4, "maxReplicas": 3}},
+    ),
+    "scaling-to-zero": Wrong(
+        "spec.scaling.minReplicas",
+        "greater than or equal to 1",
+        {"model": HUB, "scaling": {"minReplicas": 0}},
+        rule=False,
+    ),
+    "scaling-window": Wrong(
+        "spec.scaling.behavior.scaleDown.stabilizationWindowSeconds",
+        "less than or equal to 3600",
+        {"model": HUB, "scaling": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 3601}}}},
+        rule=False,
+    ),
+    "saving-above-one": Wrong(
+        "spec.planPolicy.minSavingFraction",
+        'write a fraction from "0" to "1" as a string',
+        {"model": HUB, "planPolicy": {"minSavingFraction": "1.01"}},
+    ),
+    "saving-in-per-cent": Wrong(
+        "spec.planPolicy.minSavingFraction",
+        'write a fraction from "0" to "1" as a string',
+        {"model": HUB, "planPolicy": {"minSavingFraction": "10%"}},
+    ),
+    "method": Wrong(
+        "spec.speculation.method",
+        'supported values: "Auto", "Suffix", "TurboHeads", "EAGLE3", "DraftModel", "MTP"',
+        {"model": HUB, "speculation": {"method": "Medusa"}},
+        rule=False,
+    ),
+    "draft-of-another-method": Wrong(
+        "spec.speculation.draftModel",
+        "leave draftModel out, or write method: DraftModel",
+        {"model": HUB, "speculation": {"method": "Suffix", "draftModel": HUB}},
+    ),
+    "draft-while-disabled": Wrong(
+        "spec.speculation.draftModel",
+        "leave draftModel out, or write method: DraftModel",
+        {"model": HUB, "speculation": {"mode": "Disabled", "draftModel": HUB}},
+    ),
+    "draft-not-named": Wrong(
+        "spec.speculation.method",
+        "name the draft model in draftModel.uri",
+        {"model": HUB, "speculation": {"method": "DraftModel"}},
+    ),
+    "draft-uri": Wrong(
+        "spec.speculation.draftModel.uri",
+        "write hf://ORGANISATION/NAME",
+        {"model": HUB, "speculation": {"method": "DraftModel", "draftModel": {"uri": "tiny"}}},
+    ),
+    "nothing-to-place": Wrong(
+        "spec.speculation.placement",
+        "leave placement out, or name a draftModel",
+        {"model": HUB, "speculation": {"placement": "Separate"}},
+    ),
+    "heads-of-vllm": Wrong(
+        "spec.speculation.method",
+        "choose another method, or engine.type Turbo",
+        {"model": HUB, "engine": {"type": "VLLM"}, "speculation": {"method": "TurboHeads"}},
+    ),
+    "mtp-of-turbo": Wrong(
+        "spec.speculation.method",
+        "choose another method, or engine.type VLLM",
+        {"model": HUB, "engine": {"type": "Turbo"}, "speculation": {"method": "MTP"}},
     ),
     "money-as-words": Wrong(
         "spec.cost.maxPerHour", "write US dollars per hour", {"model": HUB, "cost": {"maxPerHour": "$24"}}
@@ -287,6 +486,61 @@ WRONG_ACCELERATORS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "spec.pricing.currency",
         'supported values: "USD"',
         {"resourceName": "cpu", "memoryGiB": 4, "pricing": {"perAcceleratorHour": {}, "currency": "EUR"}},
+    ),
+    "spot-price": (
+        "spec.pricing.perAcceleratorHour.spot",
+        "write dollars per accelerator and hour",
+        {"resourceName": "cpu", "memoryGiB": 4, "pricing": {"perAcceleratorHour": {"spot": "-1"}}},
+    ),
+    "bandwidth": (
+        "spec.memoryBandwidthGBps",
+        "write a number above 0 as a string",
+        {"resourceName": "cpu", "memoryGiB": 4, "memoryBandwidthGBps": "0"},
+    ),
+    "operations-without-bf16": (
+        "spec.tflops.bf16",
+        "Required value",
+        {"resourceName": "cpu", "memoryGiB": 4, "tflops": {"fp8": "1"}},
+    ),
+    "operations": (
+        "spec.tflops.int8",
+        "write a number above 0 as a string",
+        {"resourceName": "cpu", "memoryGiB": 4, "tflops": {"bf16": "1", "int8": "2k"}},
+    ),
+    "link": (
+        "spec.interconnectGBps",
+        "write a number above 0 as a string",
+        {"resourceName": "cpu", "memoryGiB": 4, "interconnectGBps": "fast"},
+    ),
+    "network": (
+        "spec.networkGBps",
+        "write a number above 0 as a string",
+        {"resourceName": "cpu", "memoryGiB": 4, "networkGBps": "0.0"},
+    ),
+    "none-on-a-node": (
+        "spec.perNode",
+        "greater than or equal to 1",
+        {"resourceName": "cpu", "memoryGiB": 4, "perNode": 0},
+    ),
+    "provisioning": (
+        "spec.provisioning",
+        'supported values: "Fixed", "Elastic"',
+        {"resourceName": "cpu", "memoryGiB": 4, "provisioning": "Cloud"},
+    ),
+    "fixed-with-a-maximum": (
+        "spec.max",
+        "leave max out, or write provisioning: Elastic",
+        {"resourceName": "cpu", "memoryGiB": 4, "max": 8},
+    ),
+    "efficiency": (
+        "spec.efficiency.bandwidth",
+        "write a share of the peak above 0",
+        {"resourceName": "cpu", "memoryGiB": 4, "efficiency": {"bandwidth": "85%"}},
+    ),
+    "layer-seconds": (
+        "spec.efficiency.layerSeconds",
+        "write seconds above 0",
+        {"resourceName": "cpu", "memoryGiB": 4, "efficiency": {"layerSeconds": "0"}},
     ),
     "day": (
         "spec.pricing.asOf",

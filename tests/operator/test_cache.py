@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP
+from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, CapacityType
 from turbo_operator.cache import Cache, Key
 from turbo_operator.observed import Accelerator
 
@@ -139,7 +139,7 @@ def accelerator(version: int, uid: str = "a") -> dict[str, Any]:
 
 
 def row(price: str) -> Accelerator:
-    return Accelerator("cpu", "cpu", Decimal(1), 1 << 30, Decimal(price))
+    return Accelerator("cpu", "cpu", Decimal(1), 1 << 30, prices={CapacityType.ON_DEMAND: Decimal(price)})
 
 
 def planned_with(cache: Cache) -> list[Decimal | None]:

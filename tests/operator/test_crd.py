@@ -49,7 +49,7 @@ def test_everything_is_bounded() -> None:
                     assert "maxItems" in schema, schema
                 case "object" if "additionalProperties" in schema:
                     assert "maxProperties" in schema, schema
-                case "integer":
+                case "integer" if "enum" not in schema:
                     assert "minimum" in schema, schema
                     assert "maximum" in schema, schema
 
@@ -91,11 +91,49 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "servedName": "tiny",
             "tokenSecretRef": {"name": "hub", "key": "token"},
         },
-        "engine": {"type": "Turbo", "image": "registry.example/turbo-runtime:1@sha256:abc"},
-        "speculation": {"mode": "Required", "method": "Suffix", "maxDraftTokens": 4},
-        "accelerators": {"allowed": ["l4", "cpu"]},
-        "cost": {"maxPerHour": "24.00"},
+        "engine": {"type": "VLLM", "image": "registry.example/vllm:1@sha256:abc"},
+        "speculation": {
+            "mode": "Required",
+            "method": "DraftModel",
+            "draftModel": {"uri": "hf://acme/tinier"},
+            "placement": "Separate",
+            "maxDraftTokens": 4,
+        },
+        "accelerators": {
+            "allowed": ["l4", "cpu"],
+            "capacityTypes": ["Reserved", "Spot", "OnDemand"],
+            "maxPerReplica": 8,
+            "maxTotal": 64,
+            "pendingTimeout": "5m",
+        },
+        "parallelism": {"tensor": 2, "pipeline": 1},
+        "workload": {
+            "inputTokens": {"mean": 600, "p95": 1500},
+            "outputTokens": {"mean": 1800, "p95": 6000},
+            "requestsPerSecond": "4",
+        },
+        "targets": {
+            "timeToFirstToken": {"max": "1500ms", "percentile": 99},
+            "timePerOutputToken": {"max": "25ms", "percentile": 50},
+            "tokensPerSecond": "2500.5",
+        },
+        "cost": {
+            "maxPerHour": "24.00",
+            "maxPerMillionTokens": "0.60",
+            "currency": "USD",
+            "objective": "Throughput",
+        },
         "replicas": 3,
+        "scaling": {
+            "policy": "Metrics",
+            "minReplicas": 2,
+            "maxReplicas": 9,
+            "behavior": {
+                "scaleUp": {"stabilizationWindowSeconds": 0},
+                "scaleDown": {"stabilizationWindowSeconds": 600},
+            },
+        },
+        "planPolicy": {"minSavingFraction": "0.25"},
         "drain": {"timeout": "1m30s"},
         "suspend": False,
         "template": {
@@ -180,6 +218,16 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
                 vocab_size=128256,
                 max_position=131072,
                 dtype="bfloat16",
+                quantization="fp8",
+                quantized_parameters=68_000_000_000,
+                embedding_parameters=1_050_673_152,
+                experts=128,
+                experts_per_token=8,
+                expert_parameters=60_000_000_000,
+                kv_latent=576,
+                sliding_window=4096,
+                sliding_layers=40,
+                mtp_layers=1,
             ),
         ),
         plan=api.PlanStatus(
@@ -263,6 +311,27 @@ def test_accelerator_takes_memory_as_number_or_text(cluster: Access) -> None:
         assert str(stored.spec.memory_gib) == str(memory)
         assert stored.spec.quantity == "1"
         cluster.kubectl("delete", "ta", f"crd-{name}")
+
+
+@pytest.mark.cluster
+def test_accelerators_show_what_nodes_have_and_what_they_cost(cluster: Access) -> None:
+    spec = {
+        "resourceName": "nvidia.com/gpu",
+        "memoryGiB": 80,
+        "pricing": {"perAcceleratorHour": {"onDemand": "6.88"}, "source": "AWS"},
+    }
+    document = {"apiVersion": api.API_VERSION, "kind": "TurboAccelerator", "metadata": {"name": "crd-shown"}}
+    cluster.apply({**document, "spec": spec, "status": {"nodes": 9}})
+    stored = cluster.get("ta", "crd-shown")
+    assert "status" not in stored, "only the status subresource writes it"
+    status = api.TurboAcceleratorStatus(nodes=2, allocatable=16, free=3)
+    patch = json.dumps({"status": status.dump()})
+    cluster.kubectl("patch", "ta", "crd-shown", "--subresource=status", "--type=merge", f"--patch={patch}")
+    assert api.parse_accelerator(cluster.get("ta", "crd-shown")).status == status
+    header, row = cluster.kubectl("get", "ta", "crd-shown").splitlines()
+    assert header.split() == ["NAME", "RESOURCE", "MEMORY", "NODES", "FREE", "$/H", "PRICE", "FROM", "AGE"]
+    assert row.split()[1:-1] == ["nvidia.com/gpu", "80", "2", "3", "6.88", "AWS"]
+    cluster.kubectl("delete", "ta", "crd-shown")
 
 
 @pytest.mark.cluster

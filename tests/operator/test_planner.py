@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.api import PlanReason, TurboDeploymentSpec
+from turbo_operator.api import CapacityType, PlanReason, TurboDeploymentSpec
 from turbo_operator.catalog import catalogue, shapes
 from turbo_operator.observed import Accelerator
 from turbo_operator.planned import Plan
@@ -23,8 +23,8 @@ NAMES = ("alpha", "beta", "gamma", "delta")
 
 
 def accelerator(name: str, gib: float, price: str | None, resource: str = "nvidia.com/gpu") -> Accelerator:
-    cost = None if price is None else Decimal(price)
-    return Accelerator(name, resource, Decimal(1), int(gib * GIB), cost)
+    cost = {} if price is None else {CapacityType.ON_DEMAND: Decimal(price)}
+    return Accelerator(name, resource, Decimal(1), int(gib * GIB), prices=cost)
 
 
 def spec(**fields: Any) -> TurboDeploymentSpec:
@@ -116,7 +116,10 @@ def test_the_choice_is_the_best_of_all_candidates(
         assert made.reason != PlanReason.FEASIBLE
     else:
         assert made.choice is not None
-        assert (made.choice.accelerator.prices.get("OnDemand") or Decimal(0), made.choice.method == "Off") == best
+        assert (
+            made.choice.accelerator.prices.get("OnDemand") or Decimal(0),
+            made.choice.method == "Off",
+        ) == best
 
 
 @given(specs, models, catalogues, replica_counts)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator import render
-from turbo_operator.api import ANNOTATION_APPLIED_HASH, MAX_NAME_LENGTH, TurboDeployment, parse
+from turbo_operator.api import ANNOTATION_APPLIED_HASH, MAX_NAME_LENGTH, CapacityType, TurboDeployment, parse
 from turbo_operator.catalog import shapes
 from turbo_operator.observed import Accelerator, ChildView, Observed
 from turbo_operator.planned import Choice
@@ -28,13 +28,13 @@ SETTINGS = Settings(runtime_image="registry.example/runtime:1")
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
 FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
-CPU = Accelerator("cpu", "cpu", Decimal(2), 6 * GIB, Decimal("0.04"))
+CPU = Accelerator("cpu", "cpu", Decimal(2), 6 * GIB, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 CARD = Accelerator(
     "l4",
     "nvidia.com/gpu",
     Decimal(1),
     24 * GIB,
-    Decimal("0.80"),
+    prices={CapacityType.ON_DEMAND: Decimal("0.80")},
     node_selector={"gpu": "l4"},
     tolerations=({"key": "gpu", "operator": "Exists"},),
 )
@@ -92,7 +92,9 @@ def test_the_same_input_gives_the_same_bytes_and_names_that_fit(
 BASE = td()
 UNSEEN_BY_PODS: dict[str, Callable[[], str]] = {
     "replicas": lambda: render.plan_hash(td(replicas=7), chosen(td(replicas=7)), FACTS),
-    "the price": lambda: render.plan_hash(BASE, chosen(BASE, replace(CPU, prices={"OnDemand": Decimal(9)})), FACTS),
+    "the price": lambda: render.plan_hash(
+        BASE, chosen(BASE, replace(CPU, prices={"OnDemand": Decimal(9)})), FACTS
+    ),
     "a budget": lambda: render.plan_hash(
         td(cost={"maxPerHour": "1"}), chosen(td(cost={"maxPerHour": "1"})), FACTS
     ),
@@ -101,7 +103,9 @@ UNSEEN_BY_PODS: dict[str, Callable[[], str]] = {
         td(speculation={"mode": "Auto", "maxDraftTokens": 8}), chosen(BASE), FACTS
     ),
     "the predicted cost": lambda: render.plan_hash(
-        BASE, replace(chosen(BASE), predicted=replace(chosen(BASE).predicted, cost_per_hour=Decimal(3))), FACTS
+        BASE,
+        replace(chosen(BASE), predicted=replace(chosen(BASE).predicted, cost_per_hour=Decimal(3))),
+        FACTS,
     ),
 }
 SEEN_BY_PODS: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from turbo_operator import scaler, status
 from turbo_operator.api import (
     AvailableReason,
+    CapacityType,
     ConditionType,
     ModelInspectedReason,
     PlanReason,
@@ -31,7 +32,8 @@ GIB = 1 << 30
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
 FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
-CPU = Accelerator("cpu", "cpu", Decimal(2), 6 * GIB, Decimal("0.04"), "mine")
+PRICES = {CapacityType.ON_DEMAND: Decimal("0.04")}
+CPU = Accelerator("cpu", "cpu", Decimal(2), 6 * GIB, prices=PRICES, price_source="mine")
 HASH = "v1new"
 NOW = 1_700_000_000.0
 
@@ -70,7 +72,7 @@ def computed(
 ) -> TurboDeploymentStatus:
     plan = planned(it, accelerator) if facts else None
     variant = HASH if plan and plan.choice else None
-    observed = Observed({"cpu": accelerator}, children, pods, model=facts, model_error=error)
+    observed = Observed({"cpu": accelerator}, None, children, pods, model=facts, model_error=error)
     return status.compute(it, observed, scaler.scale(it.spec), plan, variant, now, refused)
 
 

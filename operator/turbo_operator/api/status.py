@@ -12,6 +12,7 @@ from turbo_operator.api.fields import Record
 _Name = Annotated[str, Field(max_length=253)]
 _Sentence = Annotated[str, Field(max_length=2048)]
 _Count = Annotated[int, Field(ge=0)]
+_Weights = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
 
 
 class StatusRecord(Record):
@@ -41,7 +42,7 @@ class ShapeStatus(StatusRecord):
     """The model's shape as the inspect Job read it; counts are of elements, not bytes."""
 
     architecture: _Name
-    parameters: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+    parameters: _Weights
     layers: _Count
     hidden_size: _Count
     heads: _Count
@@ -50,6 +51,26 @@ class ShapeStatus(StatusRecord):
     vocab_size: _Count
     max_position: _Count
     dtype: _Name
+    quantization: _Name | None = None
+    """Type of the quantised weights; absent where none is."""
+    quantized_parameters: _Weights = 0
+    """Of parameters: those that are quantised."""
+    embedding_parameters: _Weights = 0
+    """Of parameters: a table that is looked up and multiplied by nothing."""
+    experts: _Count = 0
+    """Routed experts of a layer; 0 where the model is dense."""
+    experts_per_token: _Count = 0
+    """Routed experts that each token passes through."""
+    expert_parameters: _Weights = 0
+    """Of parameters: the routed experts of all layers."""
+    kv_latent: _Count = 0
+    """Elements cached per token and layer instead of keys and values; 0 without latent attention."""
+    sliding_window: _Count = 0
+    """Tokens that sliding layers look back; 0 where none slides."""
+    sliding_layers: _Count = 0
+    """Layers that look back sliding_window tokens."""
+    mtp_layers: _Count = 0
+    """Layers that predict the tokens after the next; not in parameters."""
 
 
 class ModelStatus(StatusRecord):
