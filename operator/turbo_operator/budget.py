@@ -1,0 +1,96 @@
+"""What replicas hold and cost: the one count that planner, autoscaler and status share. Pure.
+
+Whole nodes are paid for where nodes are bought whole. A bound is answered as a number of replicas: 0 where
+none is allowed, None where nothing bounds them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+
+from turbo_operator.api.names import CapacityType, Provisioning
+from turbo_operator.observed import Accelerator, Supply
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What one replica holds: `per_replica` accelerators on `nodes` nodes, paid for as `capacity_type`."""
+
+    accelerator: Accelerator
+    capacity_type: CapacityType
+    per_replica: int
+    nodes: int = 1
+
+    def accelerators(self, replicas: int) -> int:
+        """Accelerators that `replicas` hold."""
+        return self.per_replica * replicas
+
+    def paid(self, replicas: int) -> int:
+        """Accelerators that `replicas` pay for: all of every node that they need, where nodes are bought
+        whole.
+        """
+        if not self.accelerator.price_per_node:
+            return self.accelerators(replicas)
+        return self._nodes_for(replicas) * self._per_node
+
+    def cost_per_hour(self, replicas: int) -> Decimal | None:
+        """US dollars per hour of `replicas`; None where the price is unknown."""
+        price = self.accelerator.prices.get(self.capacity_type)
+        return None if price is None else price * self.paid(replicas)
+
+    def affordable(self, max_per_hour: Decimal) -> int | None:
+        """The most replicas whose `cost_per_hour` is within the budget; none where the price is unknown."""
+        price = self.accelerator.prices.get(self.capacity_type)
+        if price is None:
+            return 0
+        if price == 0:
+            return None
+        accelerators = int(max_per_hour // price)
+        if not self.accelerator.price_per_node:
+            return accelerators // self.per_replica
+        return self._replicas_on(accelerators // self._per_node)
+
+    def within(self, accelerators: int) -> int:
+        """The most replicas that so many accelerators hold, wherever they are."""
+        return accelerators // self.per_replica
+
+    def room(self, supply: Supply, now: float) -> int | None:
+        """The most replicas that the cluster can hold, those that run included.
+
+        Fixed is what nodes have free, an Elastic one may grow to its bound unless a pod has waited in vain.
+        A quota bounds both. `now` is in seconds since the epoch.
+        """
+        bounds = [] if supply.quota is None else [self.within(supply.quota)]
+        exhausted = supply.exhausted_until is not None and supply.exhausted_until > now
+        if self.accelerator.provisioning == Provisioning.FIXED or exhausted:
+            bounds.append(self._on_nodes(supply))
+        elif self.accelerator.most is not None:
+            bounds.append(self.within(self.accelerator.most))
+        return min(bounds, default=None)
+
+    @property
+    def _per_node(self) -> int:
+        return self.accelerator.per_node or 1
+
+    @property
+    def _nodes_of_one(self) -> int:
+        return max(self.nodes, math.ceil(self.per_replica / self._per_node))
+
+    def _nodes_for(self, replicas: int) -> int:
+        if self._nodes_of_one > 1:
+            return self._nodes_of_one * replicas
+        return math.ceil(replicas / (self._per_node // self.per_replica))
+
+    def _replicas_on(self, nodes: int) -> int:
+        if self._nodes_of_one > 1:
+            return nodes // self._nodes_of_one
+        return nodes * (self._per_node // self.per_replica)
+
+    def _on_nodes(self, supply: Supply) -> int:
+        """Replicas that fit on what nodes have free: one on one node, or each on a node group of its own."""
+        share = math.ceil(self.per_replica / self.nodes)
+        if self.nodes == 1:
+            return sum(node.free // share for node in supply.nodes)
+        return sum(node.free >= share for node in supply.nodes) // self.nodes

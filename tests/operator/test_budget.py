@@ -1,0 +1,108 @@
+"""What replicas hold and cost: bounds are exact, whole nodes paid whole, and a supply is never overdrawn."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator.api import CapacityType, Provisioning
+from turbo_operator.budget import Footprint
+from turbo_operator.observed import Accelerator, NodeSupply, Supply
+
+PRICES = {CapacityType.ON_DEMAND: Decimal("2.50"), CapacityType.SPOT: Decimal("0.90")}
+H100 = Accelerator("h100", "nvidia.com/gpu", Decimal(1), 80 << 30, per_node=8, prices=PRICES)
+NOW = 1000.0
+
+footprints = st.builds(
+    lambda price, per_node, whole, each, nodes: Footprint(
+        replace(H100, prices={CapacityType.ON_DEMAND: price}, per_node=per_node, price_per_node=whole),
+        CapacityType.ON_DEMAND,
+        each * nodes,
+        nodes,
+    ),
+    st.decimals("0.01", "100", places=2),
+    st.sampled_from((None, 1, 4, 8)),
+    st.booleans(),
+    st.sampled_from((1, 2, 3, 4, 8)),
+    st.sampled_from((1, 2)),
+)
+supplies = st.builds(
+    lambda free, quota: Supply(
+        tuple(NodeSupply(f"n{number}", 8, each) for number, each in enumerate(free)), quota
+    ),
+    st.lists(st.integers(0, 8), max_size=5),
+    st.none() | st.integers(0, 40),
+)
+
+
+@given(footprints, st.decimals("0", "5000", places=2))
+def test_one_replica_more_than_affordable_breaks_the_budget(footprint: Footprint, budget: Decimal) -> None:
+    most = footprint.affordable(budget)
+    assert most is not None
+    cost, above = footprint.cost_per_hour(most), footprint.cost_per_hour(most + 1)
+    assert cost is not None
+    assert above is not None
+    assert cost <= budget < above
+
+
+@given(footprints, st.integers(0, 200), st.integers(0, 200))
+def test_more_replicas_never_cost_less(footprint: Footprint, one: int, other: int) -> None:
+    fewer, more = (footprint.cost_per_hour(each) for each in sorted((one, other)))
+    assert fewer is not None
+    assert more is not None
+    assert fewer <= more
+
+
+@given(footprints, st.integers(0, 100))
+def test_what_is_paid_holds_what_runs(footprint: Footprint, replicas: int) -> None:
+    assert footprint.paid(replicas) >= footprint.accelerators(replicas)
+
+
+@given(footprints, supplies)
+def test_a_supply_is_never_overdrawn(footprint: Footprint, supply: Supply) -> None:
+    room = footprint.room(supply, NOW)
+    assert room is not None
+    assert footprint.accelerators(room) <= sum(node.free for node in supply.nodes)
+    assert supply.quota is None or footprint.accelerators(room) <= supply.quota
+
+
+def test_nodes_bought_whole_are_paid_whole() -> None:
+    footprint = Footprint(replace(H100, price_per_node=True), CapacityType.ON_DEMAND, 2)
+    assert [footprint.paid(replicas) for replicas in (0, 1, 4, 5)] == [0, 8, 8, 16]
+    assert footprint.cost_per_hour(5) == Decimal("40.00")
+
+
+def test_a_replica_over_two_nodes_pays_for_both() -> None:
+    footprint = Footprint(replace(H100, price_per_node=True), CapacityType.ON_DEMAND, 16, nodes=2)
+    assert footprint.paid(3) == 48
+
+
+def test_an_unknown_price_affords_nothing() -> None:
+    footprint = Footprint(H100, CapacityType.RESERVED, 1)
+    assert footprint.cost_per_hour(1) is None
+    assert footprint.affordable(Decimal(1000)) == 0
+
+
+def test_what_is_free_of_charge_has_no_bound() -> None:
+    free = Footprint(replace(H100, prices={CapacityType.SPOT: Decimal(0)}), CapacityType.SPOT, 1)
+    assert free.affordable(Decimal(1)) is None
+
+
+def test_a_replica_fits_on_one_node_or_not_at_all() -> None:
+    split = Supply((NodeSupply("a", 8, 3), NodeSupply("b", 8, 3)))
+    assert Footprint(H100, CapacityType.ON_DEMAND, 4).room(split, NOW) == 0
+    assert Footprint(H100, CapacityType.ON_DEMAND, 3).room(split, NOW) == 2
+
+
+def test_an_elastic_class_grows_to_its_bound_until_a_pod_has_waited_in_vain() -> None:
+    footprint = Footprint(replace(H100, provisioning=Provisioning.ELASTIC, most=16), CapacityType.SPOT, 4)
+    there = (NodeSupply("a", 8, 8),)
+    assert footprint.room(Supply(there), NOW) == 4
+    assert footprint.room(Supply(there, quota=8), NOW) == 2
+    assert footprint.room(Supply(there, exhausted_until=NOW + 1), NOW) == 2
+    assert footprint.room(Supply(there, exhausted_until=NOW), NOW) == 4
+    unbounded = Footprint(replace(footprint.accelerator, most=None), CapacityType.SPOT, 4)
+    assert unbounded.room(Supply(there), NOW) is None
