@@ -61,7 +61,18 @@ _latency = st.fixed_dictionaries(
     {"max": _durations | st.sampled_from(["0s", "0.0ms", "0h0m"])},
     optional={"percentile": _values([50, 90, 95, 99], st.integers(49, 100))},
 )
-_window = _some(stabilizationWindowSeconds=_values([0, 300, 3600], st.integers(-1, 3601)))
+_rate = st.fixed_dictionaries(
+    {
+        "type": _values(["Pods", "Percent"], st.just("Share")),
+        "value": _values([1, 100], st.integers(-1, 10_001)),
+        "periodSeconds": _values([1, 60, 1800], st.integers(-1, 1801)),
+    }
+)
+_rules = _some(
+    stabilizationWindowSeconds=_values([0, 300, 3600], st.integers(-1, 3601)),
+    policies=st.lists(_rate, max_size=3),
+    selectPolicy=_values(["Max", "Min", "Disabled"], st.just("Most")),
+)
 _variables = st.fixed_dictionaries(
     {"name": _values(["A", "_b"], _names), "value": st.sampled_from(["", "x"])}
 )
@@ -117,7 +128,7 @@ _specs = st.fixed_dictionaries(
             policy=st.sampled_from(["Planned", "Metrics", "External"]),
             minReplicas=_values([1, 3], st.integers(-1, 1001)),
             maxReplicas=_values([3, 1000], st.integers(-1, 1001)),
-            behavior=_some(scaleUp=_window, scaleDown=_window),
+            behavior=_some(scaleUp=_rules, scaleDown=_rules),
         ),
         "planPolicy": _some(
             minSavingFraction=_values(

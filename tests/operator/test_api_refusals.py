@@ -15,6 +15,7 @@ from turbo_operator import api
 
 HUB = {"uri": "hf://acme/tiny"}
 CLAIM = {"uri": "pvc://models/tiny.gguf"}
+NO_PODS = {"type": "Pods", "value": 0, "periodSeconds": 60}
 NAMESPACE = "api-refusals"
 
 
@@ -264,6 +265,17 @@ WRONG = {
         "spec.scaling.behavior.scaleDown.stabilizationWindowSeconds",
         "less than or equal to 3600",
         {"model": HUB, "scaling": {"behavior": {"scaleDown": {"stabilizationWindowSeconds": 3601}}}},
+        rule=False,
+    ),
+    "scaling-without-a-policy": Wrong(
+        "spec.scaling.behavior.scaleUp.policies",
+        "write a policy with type, value and periodSeconds",
+        {"model": HUB, "scaling": {"behavior": {"scaleUp": {"policies": []}}}},
+    ),
+    "scaling-policy-of-nothing": Wrong(
+        "spec.scaling.behavior.scaleUp.policies[0].value",
+        "greater than or equal to 1",
+        {"model": HUB, "scaling": {"behavior": {"scaleUp": {"policies": [NO_PODS]}}}},
         rule=False,
     ),
     "saving-above-one": Wrong(

@@ -129,8 +129,12 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "minReplicas": 2,
             "maxReplicas": 9,
             "behavior": {
-                "scaleUp": {"stabilizationWindowSeconds": 0},
-                "scaleDown": {"stabilizationWindowSeconds": 600},
+                "scaleUp": {
+                    "stabilizationWindowSeconds": 0,
+                    "policies": [{"type": "Percent", "value": 50, "periodSeconds": 30}],
+                    "selectPolicy": "Min",
+                },
+                "scaleDown": {"stabilizationWindowSeconds": 600, "selectPolicy": "Disabled"},
             },
         },
         "planPolicy": {"minSavingFraction": "0.25"},

@@ -72,7 +72,15 @@ from turbo_operator.api.names import (
     StalledReason,
 )
 from turbo_operator.api.parsing import InvalidObject, parse, parse_accelerator
-from turbo_operator.api.scaling import Behavior, Scaling, ScalingPolicy, ScalingRules
+from turbo_operator.api.scaling import (
+    Behavior,
+    PolicyType,
+    RatePolicy,
+    Scaling,
+    ScalingPolicy,
+    ScalingRules,
+    SelectPolicy,
+)
 from turbo_operator.api.status import (
     Condition,
     ModelStatus,
@@ -135,10 +143,12 @@ __all__ = [
     "PlanPolicy",
     "PlanReason",
     "PlanStatus",
+    "PolicyType",
     "Predicted",
     "Pricing",
     "Provenance",
     "Provisioning",
+    "RatePolicy",
     "ReadyReason",
     "RejectedPlan",
     "Resources",
@@ -146,6 +156,7 @@ __all__ = [
     "ScalingPolicy",
     "ScalingReason",
     "ScalingRules",
+    "SelectPolicy",
     "ShapeStatus",
     "Speculation",
     "StalledReason",

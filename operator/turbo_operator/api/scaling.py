@@ -20,11 +20,50 @@ class ScalingPolicy(StrEnum):
     EXTERNAL = "External"
 
 
+class PolicyType(StrEnum):
+    """What a scaling policy counts."""
+
+    PODS = "Pods"
+    PERCENT = "Percent"
+
+
+class SelectPolicy(StrEnum):
+    """Which of several policies counts."""
+
+    MAX = "Max"
+    MIN = "Min"
+    DISABLED = "Disabled"
+
+
+class RatePolicy(Record):
+    """The largest change within a period."""
+
+    type: PolicyType
+    """Pods counts replicas, Percent a share of those at the period's start."""
+    value: Annotated[int, Field(strict=True, ge=1, le=10_000)]
+    """So many replicas, or so many per cent, rounded up to whole replicas."""
+    period_seconds: Annotated[int, Field(strict=True, ge=1, le=1800)]
+    """Within so many seconds."""
+
+
 class ScalingRules(Record):
-    """How fast one direction may go."""
+    """How fast one direction may go, in the words of a HorizontalPodAutoscaler."""
 
     stabilization_window_seconds: Annotated[int, Field(strict=True, ge=0, le=3600)] | None = None
     """The direction must have been wanted for this long. Default: up 0, down 300."""
+    policies: Annotated[tuple[RatePolicy, ...], Field(max_length=8)] | None = None
+    """Bounds on the change within a period. Default: up 100 Percent, down 1 of Pods, in 60 seconds."""
+    select_policy: SelectPolicy = SelectPolicy.MAX
+    """Max takes the policy that allows the largest change, Min the smallest; Disabled never goes this way."""
+
+    rules = (
+        Rule(
+            "!has(self.policies) || self.policies.size() > 0",
+            "write a policy with type, value and periodSeconds, or leave policies out",
+            lambda it: it.policies is None or len(it.policies) > 0,
+            "policies",
+        ),
+    )
 
 
 class Behavior(Record):
