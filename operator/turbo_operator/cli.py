@@ -1,6 +1,7 @@
-"""The operator's commands: `turbo plan` without a cluster, `turbo operator` inside one.
+"""The operator's commands: `turbo plan` for a person, `turbo operator` inside a cluster.
 
-`turbo plan` imports neither kopf nor a Kubernetes client, so that it starts at once and runs anywhere.
+Modules are imported where a command or a flag first needs them, so that `turbo plan` starts at once and
+runs where there is no cluster.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 
 FEASIBLE, BAD_INPUT, INFEASIBLE = 0, 1, 2
+_STATUS = "Exit status: 0 every plan is feasible, 2 one is not, 1 the input is wrong."
 
 
 def plan(argv: list[str]) -> int:
@@ -17,7 +20,7 @@ def plan(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="turbo plan",
         description="Print the plan for a TurboDeployment, without a cluster.",
-        epilog="Exit status: 0 every plan is feasible, 2 one is not, 1 the input is wrong.",
+        epilog=_STATUS,
     )
     parser.add_argument(
         "-f",
@@ -37,22 +40,16 @@ def plan(argv: list[str]) -> int:
         help="the model's shape: a folder with config.json, a config.json, the output of turbo inspect, or "
         "the hub id of a shipped shape (default: the shipped shape of spec.model.uri)",
     )
-    parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
-    # argparse ends with 2 on a wrong flag; here 2 says that a plan is infeasible
-    try:
-        options = parser.parse_args(argv)
-    except SystemExit as ended:
-        return BAD_INPUT if ended.code else 0
+    _add_output(parser)
 
-    from turbo_operator import offline
+    def answers(options: argparse.Namespace) -> int:
+        from turbo_operator.command import offline
+        from turbo_operator.command.show import show
 
-    try:
-        answers = offline.answers(options.file, options.catalogue, options.model)
-    except offline.BadInputError as error:
-        print(f"turbo plan: {error}", file=sys.stderr)
-        return BAD_INPUT
-    offline.show(answers, options.output)
-    return FEASIBLE if all(answer.plan.choice for answer in answers) else INFEASIBLE
+        asked = offline.Inputs(options.file, options.catalogue, options.model)
+        return _status(show(offline.answers(asked, options.what_if), options.output))
+
+    return _run(parser, argv, answers)
 
 
 def operator(argv: list[str]) -> int:
@@ -74,3 +71,37 @@ def operator(argv: list[str]) -> int:
     from turbo_operator import handlers
 
     return handlers.run(settings)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
+    parser.add_argument(
+        "--what-if",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="also the plan with this changed, like speculation=off or "
+        "accelerators=h100,l40s; may be repeated; an empty VALUE leaves the field out",
+    )
+
+
+def _run(
+    parser: argparse.ArgumentParser, argv: list[str], command: Callable[[argparse.Namespace], int]
+) -> int:
+    # argparse ends with 2 on a wrong flag; here 2 says that a plan is infeasible
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as ended:
+        return BAD_INPUT if ended.code else 0
+
+    from turbo_operator.command.errors import BadInputError
+
+    try:
+        return command(options)
+    except BadInputError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _status(all_feasible: bool) -> int:
+    return FEASIBLE if all_feasible else INFEASIBLE

@@ -1,0 +1,45 @@
+"""The shape of the model that a TurboDeployment names, where no inspect Job has read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from turbo_operator import api
+from turbo_operator.catalog import UnknownShapeError, shapes
+from turbo_operator.command.errors import BadInputError
+from turbo_runtime.contract import ModelShape
+
+CONFIG = "config.json"
+
+
+def shape_of(td: api.TurboDeployment, model: str | None) -> ModelShape:
+    """The shape that `--model` gives, else the shipped one of the URI; BadInputError without either."""
+    if model is not None:
+        return _given(model)
+    shape = shapes.shipped(td.spec.model.hub_id) if td.spec.model.on_hub else None
+    if shape is None:
+        raise BadInputError(
+            f"spec.model.uri: the shape of {td.spec.model.uri} is not known without a cluster: give "
+            "--model with its config.json or with what `turbo inspect MODEL` prints."
+        )
+    return shape
+
+
+def _given(model: str) -> ModelShape:
+    path = Path(model)
+    path = path / CONFIG if path.is_dir() else path
+    if not path.exists():
+        shape = shapes.shipped(model)
+        if shape is None:
+            raise BadInputError(f"--model {model}: there is no such file, and no shipped shape of that name.")
+        return shape
+    try:
+        return shapes.from_document(path.read_text(encoding="utf-8"), str(path))
+    except UnknownShapeError as error:
+        raise BadInputError(f"--model: {error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(
+            f"--model: {path} is no text; what `turbo inspect {path}` prints says the shape of weights."
+        ) from error
+    except OSError as error:
+        raise BadInputError(f"--model {path}: {error.strerror}.") from error

@@ -1,0 +1,78 @@
+"""What is asked of the planner, and its answer: one path, wherever the object comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from turbo_operator import api, scaler
+from turbo_operator.command import whatif
+from turbo_operator.command.errors import BadInputError
+from turbo_operator.observed import Observed
+from turbo_operator.planned import Plan
+from turbo_operator.planner import plan as plan_of
+from turbo_runtime.contract import ModelShape
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A TurboDeployment and all that its plan depends on."""
+
+    document: Mapping[str, Any]  # as written
+    td: api.TurboDeployment  # the same, parsed
+    model: str  # what the shape was read from
+    shape: ModelShape
+    observed: Observed  # accelerators, what there is of them, what runs
+    now: float  # seconds since the epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The plan, and the plans that single changes would give."""
+
+    question: Question
+    plan: Plan
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One --what-if and what comes of it."""
+
+    asked: str
+    plan: Plan
+    difference: Decimal | None  # dollars per hour over the plan without it; None where either has no price
+
+
+def ask(question: Question, what_if: Sequence[str] = ()) -> Answer:
+    """The plan, and those under each change; BadInputError where a change is no change or breaks a rule."""
+    plan = _plan(question)
+    return Answer(question, plan, tuple(_change(question, plan, asked) for asked in what_if))
+
+
+def _change(question: Question, base: Plan, asked: str) -> Change:
+    document = whatif.changed(question.document, asked)
+    try:
+        td = api.parse(document)
+    except api.InvalidObject as error:
+        raise BadInputError(f"--what-if {asked}: {error}.") from error
+    plan = _plan(dataclasses.replace(question, document=document, td=td))
+    return Change(asked, plan, _difference(base, plan))
+
+
+def _plan(question: Question) -> Plan:
+    replicas = scaler.scale(question.td.spec).replicas
+    return plan_of(question.td.spec, question.shape, question.observed.accelerators, replicas)
+
+
+def _difference(base: Plan, other: Plan) -> Decimal | None:
+    before, after = cost_per_hour(base), cost_per_hour(other)
+    return None if before is None or after is None else after - before
+
+
+def cost_per_hour(plan: Plan) -> Decimal | None:
+    """Dollars per hour of all replicas; None without a plan or a price."""
+    return plan.choice.predicted.cost_per_hour if plan.choice else None

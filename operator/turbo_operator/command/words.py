@@ -1,0 +1,42 @@
+"""Candidates and figures in few words, as tables, plots and documents show them. Pure."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from turbo_operator.api import CapacityType, EngineName
+from turbo_operator.planner import money
+
+UNKNOWN = "-"
+_USUAL = {EngineName.TURBO, CapacityType.ON_DEMAND}
+
+
+def candidate(accelerator: str, degree: int, engine: str, capacity_type: str) -> str:
+    """An accelerator, how many make a replica, and what is unusual, like `h100 x8, VLLM, Spot`."""
+    together = accelerator if degree == 1 else f"{accelerator} x{degree}"
+    return ", ".join([together, *(str(word) for word in (engine, capacity_type) if word not in _USUAL)])
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds to three digits, like 23.4 ms or 1.25 s."""
+    if seconds is None:
+        return UNKNOWN
+    return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
+
+
+def rate(per_second: float | None) -> str:
+    """A number of tokens per second, whole from ten on."""
+    if per_second is None:
+        return UNKNOWN
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+def dollars(amount: Decimal | None) -> str:
+    """Money; a dash where it is unknown."""
+    return UNKNOWN if amount is None else money(amount)
+
+
+def signed(amount: Decimal) -> str:
+    """A difference of money with its sign, like +1.25, -0.40 or 0.00."""
+    sign = "+" if amount > 0 else "-" if amount < 0 else ""
+    return f"{sign}{money(abs(amount))}"
