@@ -246,9 +246,9 @@ class Load:
     draining: bool
     # Absent means unknown, of an older or another runtime.
     max_running: int | None = None  # requests decoded together at most
-    prompts: int | None = None  # requests whose prompt was read, since start
+    prompts: int | None = None  # requests taken in, since start
     prompt_tokens: int | None = None  # of those
-    step_times: tuple[StepTime, ...] | None = None  # the start-up micro-benchmark; None: not made
+    step_times: tuple[StepTime, ...] | None = None  # of the start-up micro-benchmark; None: not made
 
     @property
     def acceptance_length(self) -> float | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.contract import TERMINATION_MESSAGE_BYTES, Load, ModelFacts, ModelShape
+from turbo_runtime.contract import TERMINATION_MESSAGE_BYTES, Load, ModelFacts, ModelShape, StepTime
 
 COUNTS = st.integers(0, 1 << 53)
+STEP_TIMES = st.builds(StepTime, rows=COUNTS, tokens=COUNTS, context=COUNTS, seconds=st.floats(0, 1e6))
 LOADS = st.builds(
     Load,
     **dict.fromkeys(
@@ -30,7 +32,11 @@ LOADS = st.builds(
     kv_cache_usage=st.floats(0, 1),
     guarantee=st.sampled_from(["bytes", "law"]),
     draining=st.booleans(),
+    **dict.fromkeys(["max_running", "prompts", "prompt_tokens"], st.none() | COUNTS),
+    step_times=st.none() | st.lists(STEP_TIMES, max_size=16).map(tuple),
 )
+OPTIONAL = ("max_running", "prompts", "prompt_tokens", "step_times")
+REQUIRED = [name for name in Load.__dataclass_fields__ if name not in OPTIONAL]
 WORDS = st.text(max_size=100)
 FACTS = st.builds(
     ModelFacts,
@@ -80,12 +86,19 @@ def test_a_key_of_a_newer_version_is_ignored(load: Load) -> None:
     assert Load.from_json(json.dumps({**json.loads(load.to_json()), "gain": 2.5})) == load
 
 
-@given(load=LOADS, name=st.sampled_from(list(Load.__dataclass_fields__)))
+@given(load=LOADS, name=st.sampled_from(REQUIRED))
 def test_a_missing_number_is_an_error_and_never_zero(load: Load, name: str) -> None:
     document = json.loads(load.to_json())
     del document[name]
     with pytest.raises(ValueError, match=f"Load: {name} is missing"):
         Load.from_json(json.dumps(document))
+
+
+@given(load=LOADS, name=st.sampled_from(OPTIONAL))
+def test_what_an_older_runtime_does_not_say_is_unknown_and_never_zero(load: Load, name: str) -> None:
+    document = json.loads(load.to_json())
+    del document[name]
+    assert Load.from_json(json.dumps(document)) == dataclasses.replace(load, **{name: None})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "5", "{", '"x"', "[" * 20_000, "1" * 5000])
@@ -115,6 +128,9 @@ def test_acceptance_length_counts_the_bonus_token_and_is_unknown_before_the_firs
         ("kv_cache_usage", "full"),
         ("guarantee", "hope"),
         ("draining", 0),
+        ("max_running", "32"),
+        ("step_times", 3),
+        ("step_times", [{}] * 17),
     ],
 )
 def test_a_load_of_the_right_keys_and_wrong_types_is_refused_by_name(field: str, value: object) -> None:
@@ -123,10 +139,24 @@ def test_a_load_of_the_right_keys_and_wrong_types_is_refused_by_name(field: str,
         Load.from_json(json.dumps(document | {field: value}))
 
 
+@pytest.mark.parametrize(
+    ("point", "said"),
+    [
+        (5, "StepTime: expected an object, got int"),
+        ({"rows": 1, "tokens": 1, "context": 0}, "StepTime: seconds is missing"),
+        ({"rows": 1, "tokens": 1, "context": 0, "seconds": -0.1}, "StepTime: seconds cannot be -0.1"),
+    ],
+)
+def test_a_step_time_that_is_none_is_refused_by_name(point: object, said: str) -> None:
+    document = json.loads(Load(1, 0, 1, 0, 0.5, 10, 0, 0, 0, 1, "bytes", False).to_json())
+    with pytest.raises(ValueError, match=f"^Load: step_times {said}$"):
+        Load.from_json(json.dumps(document | {"step_times": [point]}))
+
+
 @pytest.mark.parametrize("shape", [None, [], "small", {"layers": "2"}, {"kv_heads": 0}])
 def test_facts_whose_shape_is_none_are_refused(shape: object) -> None:
     whole = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
     document = json.loads(ModelFacts(whole, "sha256:00", None, 4000).to_json())
     wrong = document["shape"] | shape if isinstance(shape, dict) else shape
-    with pytest.raises(ValueError, match="cannot be|expected an object"):
+    with pytest.raises(ValueError, match=r"cannot be|expected an object"):
         ModelFacts.from_json(json.dumps(document | {"shape": wrong}))

@@ -70,6 +70,12 @@ class KVPool:
             for first in range(0, BLOCK_SIZE, QUERY_TILE)
         ]
 
+    def clear(self, blocks: list[int]) -> None:
+        """Zeros in all slots of these blocks; the memory is really there afterwards."""
+        wanted = torch.tensor(blocks, device=self.device)
+        for tensor in (*self.keys, *self.values):
+            tensor.view(self.kv_heads, -1, BLOCK_SIZE * self.head_dim).index_fill_(1, wanted, 0)
+
     def mask(self, tile: _Tile) -> Tensor:
         """(tile rows, keys): what each query of the tile may not see is -inf."""
         masks = self._masks[tile.odd]

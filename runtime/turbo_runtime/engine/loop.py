@@ -60,7 +60,7 @@ class Engine:
             self._events.append(TokenEvent(message.request_id, finish_reason="error", error=str(error)))
             return
         self._keys[message.request_id] = answer_key(message.params.seed, message.prompt, message.choice)
-        self._count(prompt_tokens=len(message.prompt))
+        self._count(prompts=1, prompt_tokens=len(message.prompt))
 
     def step(self) -> Step:
         """Compute one step for everything that runs."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from turbo_runtime.contract import Guarantee
+from turbo_runtime.contract import Guarantee, StepTime
 
 MASK_64 = (1 << 64) - 1
 
@@ -75,6 +75,7 @@ class EngineStats:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     accepted_per_position: tuple[int, ...] = ()
+    prompts: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
 
@@ -89,7 +90,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded and the start-up check has run."""
+    """The model is loaded; the start-up check and the micro-benchmark have run."""
 
     guarantee: Guarantee
     arithmetic: dict[str, str] = field(default_factory=dict)  # weight shape -> the product form that held
@@ -103,6 +104,8 @@ class Ready:
     digest: str | None = None  # of the model, as ModelFacts has it; None where it is not known
     load_seconds: float = 0.0
     check_seconds: float = 0.0
+    step_times: tuple[StepTime, ...] | None = None  # None: passes are too slow to be measured at start
+    measure_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""From a RuntimeConfig to an engine that has passed its start-up check: device, dtype, memory, model."""
+"""From a RuntimeConfig to an engine, checked and measured: device, dtype, memory, model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.load import load_model, longest
 from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.microbenchmark import measure_steps
 from turbo_runtime.engine.model import PagedModel, kv_bytes_per_block
 from turbo_runtime.engine.request import Ready
 from turbo_runtime.engine.scheduler import Scheduler
@@ -25,7 +26,7 @@ KV_SHARE_OF_FREE_MEMORY = 0.5
 
 
 def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
-    """Load and check; `began` (monotonic) is when loading began. Raises ModelError with a sentence."""
+    """Load, check, measure; `began` (monotonic) is when loading began. Raises ModelError with a sentence."""
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -36,8 +37,13 @@ def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
     loaded = time.monotonic()
     report = check_arithmetic(model, config.max_step_tokens)
     checked = time.monotonic()
+    ledger = BlockLedger(blocks)
+    steps = measure_steps(
+        model, ledger, max_running=config.max_running, max_step_tokens=config.max_step_tokens
+    )
+    measured = time.monotonic()
     scheduler = Scheduler(
-        BlockLedger(blocks),
+        ledger,
         max_running=config.max_running,
         max_step_tokens=config.max_step_tokens,
         max_draft_tokens=config.max_draft_tokens if config.speculation != "off" else 0,
@@ -56,6 +62,8 @@ def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
         digest=digest,
         load_seconds=loaded - began,
         check_seconds=checked - loaded,
+        step_times=steps,
+        measure_seconds=measured - checked,
     )
     return Engine(model, scheduler, SuffixDrafter()), ready
 

@@ -90,6 +90,12 @@ async def _load(service: Service, tokenizer_dir: Path, listener: socket.socket) 
         f"Start-up check took {facts.check_seconds:.1f} s; guarantee on this machine: {facts.guarantee} "
         f"({promise} with speculation and without)."
     )
+    if facts.step_times:
+        points = ", ".join(
+            f"{each.rows} x {each.tokens} tokens after {each.context} in {each.seconds * 1e3:.1f} ms"
+            for each in facts.step_times
+        )
+        say(f"Micro-benchmark took {facts.measure_seconds:.1f} s; one pass over {points}.")
     say(f"Ready: the OpenAI API is at {_url(listener)}/v1, the model's name is {model.name}.")
 
 

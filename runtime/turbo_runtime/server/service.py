@@ -118,4 +118,8 @@ class Service:
             generated_tokens=stats.generated_tokens,
             guarantee=model.facts.guarantee,
             draining=self.draining,
+            max_running=self.config.max_running,
+            prompts=stats.prompts,
+            prompt_tokens=stats.prompt_tokens,
+            step_times=model.facts.step_times,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -53,8 +54,24 @@ def test_ready_says_what_was_loaded_and_what_is_promised(config: RuntimeConfig) 
     assert ready.kv_blocks == 3 * LONGEST // BLOCK_SIZE == engine.model.pool.blocks
     assert set(ready.eos_token_ids) == {3, 5}
     assert ready.digest == inspect_model(config.model).digest
-    assert 0 < ready.load_seconds + ready.check_seconds <= took
+    assert 0 < ready.load_seconds + ready.check_seconds + ready.measure_seconds <= took
     assert engine.idle
+
+
+def test_the_engine_is_measured_before_it_is_ready_and_its_cache_is_empty_then(
+    config: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # a machine that stands still for a second must not fail this
+    monkeypatch.setattr(start, "measure_steps", partial(start.measure_steps, limit_seconds=60))
+    engine, ready = start_engine(replace(config, max_step_tokens=100), time.monotonic())
+    assert ready.step_times is not None
+    # three run at most, and none is longer than the model's 256 positions
+    assert [(each.rows, each.tokens, each.context) for each in ready.step_times] == [
+        (1, 1, LONGEST - 1),
+        (3, 1, LONGEST - 1),
+        (1, 100, 0),
+    ]
+    assert engine.scheduler.ledger.num_used == 0
 
 
 def test_reading_the_digest_counts_as_loading_not_as_the_check(

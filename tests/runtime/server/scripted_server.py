@@ -19,7 +19,7 @@ from typing import TextIO
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.contract import RuntimeConfig, StepTime
 from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
 from turbo_runtime.server.run import run_server
 
@@ -29,6 +29,7 @@ TEMPLATE = (
     "{{ raise_exception('an assistant does not speak first') }}{% endif %}{{ m.content }}{% endfor %}"
 )
 SLOW_STEP_SECONDS = 0.02
+STEP_TIMES = (StepTime(1, 1, 256, 0.01), StepTime(8, 1, 256, 0.0125), StepTime(1, 512, 0, 0.25))
 
 
 def write_tokenizer(directory: Path) -> Tokenizer:
@@ -75,7 +76,7 @@ class Engine:
         self.inbox, self.outbox = inbox, outbox
         self.eos = self.tokenizer.token_to_id(EOS)
         self.running: dict[str, Script] = {}
-        self.generated = self.prompted = self.drafts = self.drafted = self.accepted = 0
+        self.generated = self.prompts = self.prompted = self.drafts = self.drafted = self.accepted = 0
         self.log = log
         outbox.put(
             Ready(
@@ -86,6 +87,7 @@ class Engine:
                 vocab_size=self.tokenizer.get_vocab_size(),
                 eos_token_ids=(self.eos,),
                 digest="sha256:feed",
+                step_times=STEP_TIMES,
             )
         )
 
@@ -115,6 +117,7 @@ class Engine:
         text = self.tokenizer.decode(list(submit.prompt))
         if text.startswith("crash"):
             os._exit(3)
+        self.prompts += 1
         self.prompted += len(submit.prompt)
         self.running[submit.request_id] = Script(submit, text, self.eos)
 
@@ -135,6 +138,7 @@ class Engine:
             draft_tokens=self.drafted,
             accepted_tokens=self.accepted,
             accepted_per_position=(self.accepted, 0),
+            prompts=self.prompts,
             prompt_tokens=self.prompted,
             generated_tokens=self.generated,
         )

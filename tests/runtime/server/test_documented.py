@@ -41,3 +41,9 @@ def test_every_path_of_the_contract_is_documented() -> None:
         contract.VERSION_PATH,
     ):
         assert f"| `GET {path}` |" in PAGE
+
+
+def test_the_fields_of_a_load_are_documented_and_no_others() -> None:
+    rows = re.findall(r"^\| (`.+?`) \|", SECTIONS["What `/load` says"], re.M)
+    named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert sorted(named) == sorted(contract.Load.__dataclass_fields__)

@@ -63,6 +63,12 @@ def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to)
         assert (idle.drafts, idle.draft_tokens, idle.accepted_tokens, idle.generated_tokens) == (2, 8, 4, 6)
         assert (idle.acceptance_length, idle.kv_cache_tokens, idle.guarantee) == (3, 16384, "bytes")
         assert not idle.draining
+        assert (idle.max_running, idle.prompts, idle.prompt_tokens) == (32, 1, 5)
+        assert idle.step_times == (
+            contract.StepTime(1, 1, 256, 0.01),
+            contract.StepTime(8, 1, 256, 0.0125),
+            contract.StepTime(1, 512, 0, 0.25),
+        )
         with client.completions.create(model="echo", prompt="hold", max_tokens=900, stream=True) as stream:
             next(iter(stream))
             busy = contract.Load.from_json(httpx.get(server.url + contract.LOAD_PATH).text)

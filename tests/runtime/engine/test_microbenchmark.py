@@ -1,0 +1,156 @@
+"""The start-up micro-benchmark on a tiny model: three points, and no trace of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.engine.attention import IMPLEMENTATION, register
+from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger
+from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.microbenchmark import CONTEXT, REPEATS, ROWS, measure_steps
+from turbo_runtime.engine.model import Chunk, PagedModel
+from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.scheduler import Scheduler
+
+LENGTH = 512
+PATIENCE_SECONDS = 60.0  # a machine that stands still for a second must not fail this
+SIZES = LlamaConfig(
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=61,
+    max_position_embeddings=LENGTH,
+    initializer_range=0.4,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(blocks: int = 256, max_length: int = LENGTH) -> PagedModel:
+    """The same random weights at every call."""
+    register()
+    torch.manual_seed(1)
+    network = AutoModelForCausalLM.from_config(SIZES, attn_implementation=IMPLEMENTATION, dtype=torch.float32)
+    return PagedModel(network.eval().requires_grad_(False), blocks=blocks, max_length=max_length)
+
+
+def measured(
+    model: PagedModel, ledger: BlockLedger, *, running: int = 32, step_tokens: int = 512
+) -> list[tuple[int, int, int]]:
+    """(rows, tokens, context) of each point; all seconds are above 0."""
+    points = measure_steps(
+        model, ledger, max_running=running, max_step_tokens=step_tokens, limit_seconds=PATIENCE_SECONDS
+    )
+    assert points is not None
+    assert all(point.seconds > 0 for point in points)
+    return [(point.rows, point.tokens, point.context) for point in points]
+
+
+def test_one_row_several_rows_and_a_chunk_of_a_prompt_are_measured() -> None:
+    assert measured(tiny(), BlockLedger(256)) == [(1, 1, CONTEXT), (ROWS, 1, CONTEXT), (1, 512, 0)]
+
+
+@pytest.mark.parametrize(
+    ("limits", "points"),
+    [
+        ({"running": 3}, [(1, 1, 256), (3, 1, 256), (1, 512, 0)]),
+        ({"running": 1}, [(1, 1, 256), (1, 512, 0)]),
+        ({"step_tokens": 5}, [(1, 1, 256), (5, 1, 256), (1, 5, 0)]),
+    ],
+)
+def test_no_pass_is_larger_than_one_in_serving(
+    limits: dict[str, int], points: list[tuple[int, int, int]]
+) -> None:
+    assert measured(tiny(), BlockLedger(256), **limits) == points
+
+
+@pytest.mark.parametrize(
+    ("length", "blocks", "points"),
+    [
+        (512, 32, [(1, 1, 256), (1, 512, 0)]),
+        (512, 34, [(1, 1, 256), (2, 1, 256), (1, 512, 0)]),
+        (40, 3, [(1, 1, 39), (1, 40, 0)]),
+        (1, 1, [(1, 1, 0), (1, 1, 0)]),
+    ],
+)
+def test_a_small_cache_is_measured_with_what_fits(
+    length: int, blocks: int, points: list[tuple[int, int, int]]
+) -> None:
+    ledger = BlockLedger(blocks)
+    assert measured(tiny(blocks, length), ledger) == points
+    assert ledger.num_used == 0
+
+
+def test_a_point_is_the_median_of_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = tiny(), []
+    real = model.forward
+
+    def counted(chunks: list[Chunk]) -> torch.Tensor:
+        rows.append(len(chunks))
+        return real(chunks)
+
+    monkeypatch.setattr(model, "forward", counted)
+    measured(model, BlockLedger(256))
+    assert rows.count(ROWS) == 1 + REPEATS  # a warm-up before them
+
+
+def test_a_pass_that_takes_too_long_leaves_the_times_unknown_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ledger = BlockLedger(256)
+    with caplog.at_level(logging.WARNING):
+        assert measure_steps(tiny(), ledger, max_running=8, max_step_tokens=64, limit_seconds=0.0) is None
+    assert "no step times: a pass over 1 x 1 tokens took" in caplog.text
+    assert ledger.num_used == 0
+
+
+def test_answers_and_the_guarantee_are_the_same_after_it_as_without_it() -> None:
+    untouched, model = tiny(), tiny()
+    for each in (untouched, model):
+        assert check_arithmetic(each, max_step_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee == "bytes"
+    ledger = BlockLedger(256)
+    measured(model, ledger)
+    assert answers(model, ledger) == answers(untouched, BlockLedger(256))
+    assert check_arithmetic(model, max_step_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee == "bytes"
+
+
+def test_the_slots_of_cleared_blocks_are_zero_and_no_others() -> None:
+    pool = tiny(4, 64).pool
+    for tensor in (*pool.keys, *pool.values):
+        tensor.fill_(7)
+    pool.clear([2, 0])
+    for tensor in (*pool.keys, *pool.values):
+        cleared = [bool((tensor[:, b * BLOCK_SIZE : (b + 1) * BLOCK_SIZE] == 0).all()) for b in range(4)]
+        kept = [bool((tensor[:, b * BLOCK_SIZE : (b + 1) * BLOCK_SIZE] == 7).all()) for b in range(4)]
+        assert (cleared, kept) == ([True, False, True, False], [False, True, False, True])
+
+
+def answers(model: PagedModel, ledger: BlockLedger) -> dict[str, list[int]]:
+    """Of a few greedy and sampled requests together, with drafts."""
+    scheduler = Scheduler(ledger, max_running=8, max_step_tokens=64, max_draft_tokens=4, max_length=LENGTH)
+    engine = Engine(model, scheduler, SuffixDrafter())
+    said: dict[str, list[int]] = {}
+    for number in range(6):
+        params = SamplingParams(temperature=number % 2, seed=number, max_tokens=40)
+        engine.accept(Submit(f"r{number}", tuple(range(number, 50, number + 1)), params))
+    while not engine.idle:
+        for event in engine.step().events:
+            assert event.error is None
+            said.setdefault(event.request_id, []).extend(event.tokens)
+    assert ledger.num_used == 0
+    return said
