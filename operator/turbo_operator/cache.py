@@ -153,6 +153,10 @@ class Cache:
         rows = [self._accelerators.pop(name).value for name in missing]
         return any(row is not None for row in rows)
 
+    def accelerators(self) -> dict[str, Accelerator]:
+        """Those that can be planned with, by name."""
+        return {name: held.value for name, held in self._accelerators.items() if held.value is not None}
+
     # Children and pods
 
     def put_child(self, body: Mapping[str, Any]) -> Seen:
@@ -225,9 +229,7 @@ class Cache:
         """All that one reconcile of the TurboDeployment with this uid looks at, save the model's facts."""
         children = self.children(key, uid)
         return Observed(
-            accelerators={
-                name: held.value for name, held in self._accelerators.items() if held.value is not None
-            },
+            accelerators=self.accelerators(),
             children=tuple(children[place].view for place in sorted(children)),
             pods=tuple(pod for pod in self._values(key) if isinstance(pod, PodView)),
         )

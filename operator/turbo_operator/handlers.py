@@ -22,12 +22,15 @@ from turbo_operator import kube, logs, metrics, resources, shipped
 from turbo_operator.api import LABEL_DEPLOYMENT, InvalidObject, parse_accelerator
 from turbo_operator.cache import Cache, Key, Seen
 from turbo_operator.catalog import as_row
+from turbo_operator.inventory import Inventory
 from turbo_operator.kube import Kube, KubeError
+from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Accelerator
 from turbo_operator.reconcile import Reconciler
 from turbo_operator.resources import Resource
 from turbo_operator.scrape import Scraper
 from turbo_operator.settings import Settings
+from turbo_operator.watching import Follower
 from turbo_operator.workqueue import WorkQueue
 
 HEALTH_PATH = "/healthz"
@@ -44,11 +47,13 @@ class Operator:
         self.settings = settings
         self.api = api
         self.cache = Cache()
+        self.ledger = Ledger()
+        reconciler = Reconciler(self.cache, self.ledger, api, settings, time.time)
         self.queue: WorkQueue[Key] = WorkQueue(
-            Reconciler(self.cache, api, settings, time.time).reconcile,
-            num_workers=settings.num_workers,
-            expected=(KubeError,),
+            reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)
         )
+        self.inventory = Inventory(self.ledger, self.cache, api, reconciler.last_plan, self.queue.add)
+        self.followers = [Follower(api, self.ledger, *place) for place in places(settings, FOLLOWED)]
         self.listed = asyncio.Event()  # every kind, once: before that a missing child may only be unseen
         self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
@@ -59,7 +64,9 @@ class Operator:
         namespaces = self.settings.namespaces
         async with asyncio.TaskGroup() as group:
             scraper = Scraper(self.cache, self.settings.scrape_seconds, self.settings.scrape_timeout_seconds)
-            self._tasks = [group.create_task(work) for work in (self._work(), self._resync(), scraper.run())]
+            follow = [follower.run() for follower in self.followers]
+            work = (self._work(), self._resync(), scraper.run(), *follow)
+            self._tasks = [group.create_task(each) for each in work]
             await kopf.operator(
                 registry=self.registry(),
                 settings=framework_settings(),
@@ -103,6 +110,7 @@ class Operator:
                 self.queue.add(key)
 
     def _put_accelerator(self, body: Body) -> None:
+        self.inventory.shown(body)
         row: Accelerator | None = None
         try:
             row = as_row(parse_accelerator(body))
@@ -117,9 +125,13 @@ class Operator:
             self.queue.add(key)
 
     async def _work(self) -> None:
-        await self.listed.wait()
+        for listed in (self.listed, *(follower.listed for follower in self.followers)):
+            await listed.wait()
+        self.inventory.count()
         log.info("watching", extra={"deployments": len(self.cache.all_keys())})
-        await self.queue.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.inventory.run())
+            group.create_task(self.queue.run())
 
     async def _resync(self) -> None:
         """List everything now and then: a watch that was cut off for too long has missed deletions."""
@@ -190,14 +202,16 @@ WATCHED = (
 )
 # Of these the API server sends only what bears our label: pods of strangers are most of a cluster.
 LABELLED = (resources.POD, *resources.CHILDREN.values())
+# What supply is counted by, whoever it belongs to: kept as a few amounts, so not by the framework.
+FOLLOWED = (resources.NODE, resources.POD, resources.QUOTA)
 
 
-def places(settings: Settings) -> list[tuple[Resource, str | None]]:
+def places(settings: Settings, watched: tuple[Resource, ...] = WATCHED) -> list[tuple[Resource, str | None]]:
     """What is watched, and in which namespace: None is all, or outside of namespaces."""
     everywhere: tuple[None] = (None,)
     return [
         (resource, namespace)
-        for resource in WATCHED
+        for resource in watched
         for namespace in ((settings.namespaces if resource.namespaced else ()) or everywhere)
     ]
 
@@ -232,7 +246,7 @@ async def serve(settings: Settings) -> None:
                     f"The API server does not know {resource.kind}: install the "
                     "CustomResourceDefinitions first (the chart does, unless crds.install is false)."
                 )
-        for resource, namespace in places(settings):
+        for resource, namespace in places(settings, (*WATCHED, *FOLLOWED)):
             # The framework would try for a minute, and say so many times.
             await api.check_list(resource, namespace)
         if settings.apply_catalogue:

@@ -9,7 +9,7 @@ of time.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from turbo_operator.api import FIELD_MANAGER
 from turbo_operator.resources import Resource
 
 REQUEST_SECONDS = 30.0
+WATCH_SECONDS = 300  # after which the API server ends a watch, and the next goes on from there
 LIST_CHUNK = 500
 
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
@@ -100,17 +101,64 @@ class Kube:
         self, resource: Resource, namespace: str | None, selectors: list[tuple[str, str]]
     ) -> tuple[list[dict[str, Any]], str]:
         items: list[dict[str, Any]] = []
+        version = ""
+        async for page, version in self.pages(resource, namespace, selectors):  # noqa: B007  the last one's
+            items += page
+        return items, version
+
+    async def pages(
+        self, resource: Resource, namespace: str | None, selectors: Sequence[tuple[str, str]] = ()
+    ) -> AsyncIterator[tuple[list[dict[str, Any]], str]]:
+        """The same a few hundred at a time, each page with the resource version that the whole list shows."""
         query = [("limit", str(LIST_CHUNK)), *selectors]
         page: list[tuple[str, str]] = []
+        # Items of a list come without the two fields that name their kind.
+        kind = {"apiVersion": resource.api_version, "kind": resource.kind}
         while True:
             answer = await self._request("GET", resource, resource.path(namespace), query=query + page)
-            # Items of a list come without the two fields that name their kind.
-            kind = {"apiVersion": resource.api_version, "kind": resource.kind}
-            items += [{**kind, **item} for item in answer["items"]]
+            yield [{**kind, **item} for item in answer["items"]], answer["metadata"]["resourceVersion"]
             token = answer["metadata"].get("continue")
             if not token:
-                return items, answer["metadata"]["resourceVersion"]
+                return
             page = [("continue", token)]
+
+    async def watch(
+        self,
+        resource: Resource,
+        namespace: str | None,
+        version: str,
+        selectors: Sequence[tuple[str, str]] = (),
+    ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """Changes after `version` as (ADDED | MODIFIED | DELETED | BOOKMARK, object), until the server ends.
+
+        KubeError with status 410 where `version` is too old to go on from: then it takes a new list.
+        """
+        query = [
+            ("watch", "1"),
+            ("allowWatchBookmarks", "true"),
+            ("resourceVersion", version),
+            ("timeoutSeconds", str(WATCH_SECONDS)),
+            *selectors,
+        ]
+        request = await self._client.param_serialize(
+            "GET",
+            resource.path(namespace),
+            query_params=query,
+            header_params={"Accept": "application/json"},
+            auth_settings=["BearerToken"],
+        )
+        try:
+            answer = await self._client.call_api(*request, _request_timeout=WATCH_SECONDS + REQUEST_SECONDS)
+            async with answer.response as response:
+                if response.status >= 400:
+                    raise error_of(response.status, await response.read())
+                async for line in _lines(response):
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise error_of(event["object"].get("code", 0), json.dumps(event["object"]).encode())
+                    yield event["type"], event["object"]
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise KubeError(0, "Unreachable", f"the watch was cut off: {error!r}") from error
 
     async def check_list(self, resource: Resource, namespace: str | None) -> None:
         """RefusedError, in the API server's words, where we may not list."""
@@ -156,6 +204,15 @@ class Kube:
             raise error_of(response.status, text)
         answer: dict[str, Any] = json.loads(text)
         return answer
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """The lines of a body, however long: one object is one line."""
+    rest = b""
+    async for chunk in response.content.iter_any():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            yield line
 
 
 @asynccontextmanager

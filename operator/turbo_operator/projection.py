@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, LABEL_PLAN_HASH, LABEL_ROLE, ROLE_INSPECT
@@ -85,7 +86,31 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         reason=reason,
         message=message,
         terminating="deletionTimestamp" in meta,
+        pending_since=_pending_since(body),
+        ready_since=_since(status, "Ready", "True"),
     )
+
+
+def _pending_since(body: Mapping[str, Any]) -> float | None:
+    """Since when no node has taken the pod; None when one has."""
+    if (body.get("spec") or {}).get("nodeName") or (body.get("status") or {}).get("phase") != "Pending":
+        return None
+    refused = _since(body.get("status") or {}, "PodScheduled", "False")
+    created = body["metadata"].get("creationTimestamp")
+    return refused if refused is not None or created is None else _epoch(created)
+
+
+def _since(status: Mapping[str, Any], condition_type: str, value: str) -> float | None:
+    """Since when the condition has had the value, in seconds since the epoch; None when it has another."""
+    for condition in status.get("conditions") or ():
+        if condition["type"] == condition_type and condition["status"] == value:
+            stamp = condition.get("lastTransitionTime")
+            return None if stamp is None else _epoch(stamp)
+    return None
+
+
+def _epoch(stamp: str) -> float:
+    return datetime.fromisoformat(stamp).timestamp()
 
 
 def inspect_pod(body: Mapping[str, Any]) -> InspectPod:

@@ -27,6 +27,7 @@ from turbo_operator.api import (
 )
 from turbo_operator.cache import Cache, HeldChild, Key, controller
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
+from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Observed
 from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
@@ -34,6 +35,7 @@ from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
 from turbo_operator.scaler import Scale
 from turbo_operator.settings import Settings
+from turbo_operator.supply import Owner, supply_of
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
 INSPECTING_SECONDS = 10.0
@@ -58,19 +60,28 @@ class _Decision:
 class Reconciler:
     """Brings one TurboDeployment at a time to what it asks for. `clock` gives seconds since the epoch."""
 
-    def __init__(self, cache: Cache, api: Kube, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, cache: Cache, ledger: Ledger, api: Kube, settings: Settings, clock: Callable[[], float]
+    ) -> None:
         self._cache = cache
+        self._ledger = ledger
         self._api = api
         self._settings = settings
         self._clock = clock
         # Uid and hash of children whose apply changed nothing, until their TurboDeployment is gone.
         self._futile: dict[Key, set[tuple[str, str]]] = {}
+        self._plans: dict[Key, Plan] = {}
+
+    def last_plan(self, key: Key) -> Plan | None:
+        """What the last look has planned; None before the first, or while the model is unknown."""
+        return self._plans.get(key)
 
     async def reconcile(self, key: Key) -> float | None:
         """One look; the seconds until the next. Raises KubeError for what only time can mend."""
         body = self._cache.deployment(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._futile.pop(key, None)
+            self._plans.pop(key, None)
             return None
         start, result = time.monotonic(), "failed"
         try:
@@ -98,6 +109,8 @@ class Reconciler:
     ) -> bool:
         """Decide and write; whether the API server refused a child. Raises what only time can mend."""
         decision = decide(td, observed, self._settings)
+        if decision.plan is not None:
+            self._plans[key] = decision.plan
         refused: str | None = None
         broken: KubeError | None = None
         try:
@@ -119,7 +132,8 @@ class Reconciler:
         """The read phase: all of it from the cache."""
         observed = self._cache.observe(key, td.metadata.uid)
         facts, error = inspect.read(td, observed.children, self._cache.inspect_pods(key))
-        return dataclasses.replace(observed, model=facts, model_error=error)
+        supply = supply_of(self._ledger.stock, Owner(key.namespace, key.name), td.spec.template)
+        return dataclasses.replace(observed, supply=supply, model=facts, model_error=error)
 
     async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
         """Apply what is missing or different, in order, then remove what is not wanted.

@@ -40,6 +40,8 @@ class Resource:
 TURBODEPLOYMENT = Resource(_DEPLOYMENT, GROUP, VERSION, PLURALS[_DEPLOYMENT])
 TURBOACCELERATOR = Resource(_ACCELERATOR, GROUP, VERSION, PLURALS[_ACCELERATOR], namespaced=False)
 POD = Resource("Pod", "", "v1", "pods")
+NODE = Resource("Node", "", "v1", "nodes", namespaced=False)
+QUOTA = Resource("ResourceQuota", "", "v1", "resourcequotas")
 
 # The children of a TurboDeployment, by kind.
 CHILDREN = {

@@ -109,21 +109,26 @@ def test_named_namespaces_get_roles_and_the_cluster_none(render: Render) -> None
     objects = render("--set=watchNamespaces={a,b}")
     roles = {item["metadata"]["namespace"] for item in objects if item["kind"] == "RoleBinding"}
     assert roles == {"a", "b"}
-    # What is left for the whole cluster are the accelerators, which have no namespace.
+    # What is left for the whole cluster has no namespace: the accelerators, and the nodes that have them.
     binding = one(objects, "ClusterRoleBinding")
     (role,) = (
         item
         for item in objects
         if item["kind"] == "ClusterRole" and item["metadata"]["name"] == binding["roleRef"]["name"]
     )
-    assert [rule["resources"] for rule in role["rules"]] == [["turboaccelerators"]]
+    assert {name: rule["verbs"] for rule in role["rules"] for name in rule["resources"]} == {
+        "turboaccelerators": ["list", "watch", "create", "patch"],
+        "turboaccelerators/status": ["patch"],
+        "nodes": ["list", "watch"],
+    }
 
 
 def test_no_role_reads_secrets_or_uses_wildcards(render: Render) -> None:
     for item in render():
         for rule in item.get("rules", []):
             named = {*rule["resources"], *rule["verbs"], *rule["apiGroups"]}
-            assert named.isdisjoint({"*", "secrets", "pods/exec", "persistentvolumes", "nodes"})
+            assert named.isdisjoint({"*", "secrets", "pods/exec", "persistentvolumes"})
+            assert "nodes" not in rule["resources"] or rule["verbs"] == ["list", "watch"]
 
 
 def test_two_releases_make_objects_of_different_names(render: Render) -> None:

@@ -1,0 +1,97 @@
+"""From nodes, pods and quotas as the API server keeps them to the few bytes that supply is counted by.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from turbo_operator.api import LABEL_DEPLOYMENT, quantity
+from turbo_operator.supply import Amounts, Holding, Node, Owner, Quota
+
+_BINDING_TAINTS = {"NoSchedule", "NoExecute"}
+# Scopes that every serving pod falls under: it has requests and no deadline. Others depend on its class.
+_OUR_SCOPES = {"NotTerminating", "NotBestEffort"}
+
+
+def node(body: Mapping[str, Any]) -> Node:
+    """A node."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    ready = any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in status.get("conditions") or ()
+    )
+    return Node(
+        name=meta["name"],
+        labels=dict(meta.get("labels") or {}),
+        taints=tuple(
+            {name: taint[name] for name in ("key", "value", "effect") if name in taint}
+            for taint in spec.get("taints") or ()
+            if taint["effect"] in _BINDING_TAINTS
+        ),
+        takes_pods=ready and not spec.get("unschedulable"),
+        allocatable=amounts(status.get("allocatable")),
+    )
+
+
+def holding(body: Mapping[str, Any]) -> Holding | None:
+    """What a pod holds; None when it has ended."""
+    meta, spec = body["metadata"], body.get("spec") or {}
+    if (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return None
+    deployment = (meta.get("labels") or {}).get(LABEL_DEPLOYMENT)
+    return Holding(
+        owner=Owner(meta["namespace"], deployment) if deployment else None,
+        node=spec.get("nodeName") or None,
+        requests=_effective(spec, "requests"),
+        limits=_effective(spec, "limits"),
+    )
+
+
+def quota(body: Mapping[str, Any]) -> Quota | None:
+    """A ResourceQuota; None for one that serving pods may not fall under, by its scopes."""
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    if spec.get("scopeSelector") or not _OUR_SCOPES.issuperset(spec.get("scopes") or ()):
+        return None
+    hard = amounts(spec.get("hard"))
+    return Quota(body["metadata"]["namespace"], hard, amounts(status.get("used")))
+
+
+def amounts(raw: Mapping[str, Any] | None) -> dict[str, int]:
+    """Quantities by resource in thousandths, rounded up as the API server does."""
+    return {name: math.ceil(_value(str(text)) * 1000) for name, text in (raw or {}).items()}
+
+
+def _value(text: str) -> Decimal:
+    try:
+        return quantity(text)
+    except ValueError:  # the third form of a quantity, which the API of ours does without: 1e3
+        return Decimal(text)
+
+
+def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:
+    """As the scheduler counts: what runs together, or the largest that runs before it, and the overhead."""
+    first = [each for each in spec.get("initContainers") or () if each.get("restartPolicy") != "Always"]
+    sidecars = [each for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"]
+    together = _sum(_part(each, part) for each in (*(spec.get("containers") or ()), *sidecars))
+    beside = _sum(_part(each, part) for each in sidecars)
+    for each in first:
+        for name, amount in _part(each, part).items():
+            together[name] = max(together.get(name, 0), amount + beside.get(name, 0))
+    return _sum((together | _part(spec, part), amounts(spec.get("overhead"))))
+
+
+def _part(holder: Mapping[str, Any], part: str) -> dict[str, int]:
+    return amounts((holder.get("resources") or {}).get(part))
+
+
+def _sum(parts: Iterable[Amounts]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in parts:
+        for name, amount in part.items():
+            total[name] = total.get(name, 0) + amount
+    return total

@@ -1,0 +1,77 @@
+"""Whether another count of the cluster may give another plan. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from turbo_operator.api import PlanReason
+from turbo_operator.observed import NodeSupply
+from turbo_operator.planned import Plan
+from turbo_operator.supply import Owner, Quota, Stock, room
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What lies between two stocks."""
+
+    grown: frozenset[str]  # accelerators of which a node has more than before
+    shrunk: frozenset[str]  # accelerators of which a node has less than before
+    quotas: frozenset[str]  # namespaces
+
+    def __bool__(self) -> bool:
+        return bool(self.grown or self.shrunk or self.quotas)
+
+
+def moved(before: Stock, after: Stock) -> Change:
+    """The change from one stock to the next."""
+    names = before.supply.keys() | after.supply.keys()
+    old = {name: _free(before.supply.get(name, ())) for name in names}
+    new = {name: _free(after.supply.get(name, ())) for name in names}
+    earlier, later = _by_namespace(before.quotas), _by_namespace(after.quotas)
+    return Change(
+        grown=frozenset(name for name in names if _is_less(old[name], new[name])),
+        shrunk=frozenset(name for name in names if _is_less(new[name], old[name])),
+        quotas=frozenset(
+            namespace
+            for namespace in earlier.keys() | later.keys()
+            if earlier.get(namespace) != later.get(namespace)
+        ),
+    )
+
+
+def concerns(plan: Plan, owner: Owner, change: Change, stock: Stock) -> bool:
+    """Whether the TurboDeployment `owner`, whose last plan is `plan`, is to be planned anew.
+
+    More of an accelerator matters to whoever was refused some; less of it to whoever runs on it and has not
+    got all of its pods a place. What its own pods hold it has.
+    """
+    if owner.namespace in change.quotas:
+        return True
+    choice = plan.choice
+    if choice is None:
+        return bool(change.grown) and plan.reason == PlanReason.NO_CAPACITY
+    name = choice.accelerator.name
+    if name in change.shrunk:
+        placed = sum(holding.node is not None for holding in stock.own.get(owner, ()))
+        missing = plan.replicas - placed
+        if missing > 0 and room(stock.supply.get(name, ()), choice.accelerators_per_replica) < missing:
+            return True
+    refused = {row.accelerator for row in plan.rejected if row.reason == PlanReason.NO_CAPACITY}
+    return not refused.isdisjoint(change.grown)
+
+
+def _free(nodes: Iterable[NodeSupply]) -> Mapping[str, int]:
+    return {node.name: node.free for node in nodes}
+
+
+def _is_less(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
+    """Whether some node has less in `one` than in `other`; none is as good as nothing."""
+    return any(one.get(name, 0) < free for name, free in other.items())
+
+
+def _by_namespace(quotas: Iterable[Quota]) -> Mapping[str, list[Quota]]:
+    found: dict[str, list[Quota]] = {}
+    for quota in quotas:
+        found.setdefault(quota.namespace, []).append(quota)
+    return found

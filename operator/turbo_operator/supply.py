@@ -1,0 +1,218 @@
+"""What the cluster has of each accelerator: nodes, less what pods hold on them, within quotas. Pure.
+
+What a TurboDeployment's own pods hold counts as free for it, since a new plan may take their place: on nodes
+that take no new pods too, where nothing else is free. Amounts of resources are whole thousandths, so that
+they add up exactly. What is not seen (pods of namespaces that are not watched) is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from turbo_operator.api import Template
+from turbo_operator.observed import Accelerator, NodeSupply, Supply
+
+Amounts = Mapping[str, int]  # by resource, in thousandths of its unit
+
+CPU, MEMORY = "cpu", "memory"
+# Of a quota, what counts a resource of that name; extended resources are counted by their requests alone.
+_QUOTA_PREFIXES = ("", "requests.", "limits.")
+
+
+class Owner(NamedTuple):
+    """The TurboDeployment that a pod belongs to."""
+
+    namespace: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as far as pods are placed by it."""
+
+    name: str
+    labels: Mapping[str, str]
+    taints: tuple[Mapping[str, str], ...]  # those of effect NoSchedule and NoExecute
+    takes_pods: bool  # ready and not cordoned
+    allocatable: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one pod that has not ended holds: on its node, or while it has none, of quotas alone."""
+
+    owner: Owner | None  # None: a stranger
+    node: str | None
+    requests: Amounts
+    limits: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A ResourceQuota that serving pods fall under."""
+
+    namespace: str
+    hard: Amounts
+    used: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """The cluster at one moment, for everybody; `supply_of` is one TurboDeployment's share of it."""
+
+    accelerators: Mapping[str, Accelerator] = field(default_factory=dict)
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    held: Mapping[str, Amounts] = field(default_factory=dict)  # by node
+    own: Mapping[Owner, tuple[Holding, ...]] = field(default_factory=dict)
+    quotas: tuple[Quota, ...] = ()
+    supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
+
+
+def take_stock(
+    accelerators: Mapping[str, Accelerator],
+    nodes: Iterable[Node],
+    holdings: Iterable[Holding],
+    quotas: Iterable[Quota] = (),
+) -> Stock:
+    """What `nodes` have of each accelerator while `holdings` hold what they hold."""
+    by_name = {node.name: node for node in sorted(nodes, key=lambda node: node.name)}
+    held: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    own: defaultdict[Owner, list[Holding]] = defaultdict(list)
+    for holding in holdings:
+        if holding.node is not None:
+            _add(held[holding.node], holding.requests)
+        if holding.owner is not None:
+            own[holding.owner].append(holding)
+    supply = {
+        name: tuple(
+            _on_node(accelerator, node, held.get(node.name, {}), {})
+            for node in by_name.values()
+            if is_open(node, accelerator.node_selector, accelerator.tolerations)
+        )
+        for name, accelerator in accelerators.items()
+    }
+    return Stock(
+        dict(accelerators),
+        by_name,
+        held,
+        {owner: tuple(each) for owner, each in own.items()},
+        tuple(quotas),
+        supply,
+    )
+
+
+def supply_of(stock: Stock, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
+    """What the TurboDeployment `owner` may plan with, by accelerator; its template narrows the nodes."""
+    own: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    mine = stock.own.get(owner, ())
+    for holding in mine:
+        if holding.node is not None:
+            _add(own[holding.node], holding.requests)
+    quotas = [quota for quota in stock.quotas if quota.namespace == owner.namespace]
+    return {
+        name: Supply(_nodes(stock, accelerator, own, overlay), _quota(accelerator, quotas, mine))
+        for name, accelerator in stock.accelerators.items()
+    }
+
+
+def room(nodes: Iterable[NodeSupply], accelerators_per_replica: int) -> int:
+    """Replicas that what is free holds, each on one node."""
+    return sum(node.free // accelerators_per_replica for node in nodes)
+
+
+def unit(accelerator: Accelerator) -> Amounts:
+    """What one accelerator takes of a node; of `cpu` its memory too, which is the machine's."""
+    amounts = {accelerator.resource_name: max(1, math.ceil(accelerator.quantity * 1000))}
+    if accelerator.resource_name == CPU:
+        amounts[MEMORY] = max(1, accelerator.memory_bytes * 1000)
+    return amounts
+
+
+def is_open(node: Node, selector: Mapping[str, str], tolerations: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a new pod with this selector and these tolerations may go to the node, were it empty."""
+    return (
+        node.takes_pods
+        and _matches(node, selector)
+        and all(any(_tolerates(each, taint) for each in tolerations) for taint in node.taints)
+    )
+
+
+def _nodes(
+    stock: Stock, accelerator: Accelerator, own: Mapping[str, Amounts], overlay: Template | None
+) -> tuple[NodeSupply, ...]:
+    selector, tolerations = accelerator.node_selector, accelerator.tolerations
+    base = stock.supply[accelerator.name]
+    if overlay is not None and (overlay.node_selector or overlay.tolerations):
+        selector = {**selector, **(overlay.node_selector or {})}
+        tolerations = (*tolerations, *(each.dump() for each in overlay.tolerations or ()))
+        base = tuple(
+            _on_node(accelerator, node, stock.held.get(node.name, {}), {})
+            for node in stock.nodes.values()
+            if is_open(node, selector, tolerations)
+        )
+    if not own:
+        return base
+    rows = {node.name: node for node in base}
+    for name, amounts in own.items():
+        node = stock.nodes.get(name)
+        if node is None or not _matches(node, selector):
+            continue
+        if name in rows:
+            rows[name] = _on_node(accelerator, node, stock.held[name], amounts)
+        elif kept := _units(accelerator, amounts):  # takes no new pods; ours need not leave
+            rows[name] = NodeSupply(name, kept, kept)
+    return tuple(rows[name] for name in sorted(rows))
+
+
+def _on_node(accelerator: Accelerator, node: Node, held: Amounts, own: Amounts) -> NodeSupply:
+    left = {
+        name: node.allocatable.get(name, 0) - held.get(name, 0) + own.get(name, 0)
+        for name in unit(accelerator)
+    }
+    return NodeSupply(node.name, _units(accelerator, node.allocatable), _units(accelerator, left))
+
+
+def _units(accelerator: Accelerator, amounts: Amounts) -> int:
+    """Whole accelerators in these amounts; never negative."""
+    return max(0, min(amounts.get(name, 0) // each for name, each in unit(accelerator).items()))
+
+
+def _quota(accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[Holding]) -> int | None:
+    """Accelerators that the tightest quota leaves, what is held already included; None without one."""
+    left: list[int] = []
+    for quota in quotas:
+        for name, each in unit(accelerator).items():
+            for prefix in _QUOTA_PREFIXES:
+                counted = prefix + name
+                if counted in quota.hard:
+                    held = sum(_counted(holding, prefix).get(name, 0) for holding in mine)
+                    left.append(max(0, quota.hard[counted] - quota.used.get(counted, 0) + held) // each)
+    return min(left, default=None)
+
+
+def _counted(holding: Holding, prefix: str) -> Amounts:
+    return holding.limits if prefix == "limits." else holding.requests
+
+
+def _matches(node: Node, selector: Mapping[str, str]) -> bool:
+    return all(node.labels.get(key) == value for key, value in selector.items())
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
+    """As the scheduler compares: no key stands for every key, no effect for every effect."""
+    if toleration.get("effect") not in (None, taint["effect"]):
+        return False
+    if toleration.get("key") not in (None, taint["key"]):
+        return False
+    if toleration.get("operator") == "Exists":
+        return True
+    return toleration.get("key") is not None and (toleration.get("value") or "") == taint.get("value", "")
+
+
+def _add(total: defaultdict[str, int], amounts: Amounts) -> None:
+    for name, amount in amounts.items():
+        total[name] += amount

@@ -1,0 +1,69 @@
+"""Lists and then watches one kind, for as long as the operator runs: what the ledger is fed by.
+
+Not by the framework's watches, since those take a list in one piece, and every pod of a cluster in one piece
+is more than the operator's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from turbo_operator.kube import Kube, KubeError
+from turbo_operator.ledger import Ledger, Place
+from turbo_operator.resources import Resource
+
+RETRY_SECONDS = 5.0
+GONE = 410  # the version to go on from is older than what the API server remembers
+
+# Pods that have ended hold nothing.
+ALIVE = ("fieldSelector", "status.phase!=Succeeded,status.phase!=Failed")
+
+log = logging.getLogger(__name__)
+
+
+class Follower:
+    """Keeps what `ledger` holds of a kind like the cluster, in one namespace or with None in all."""
+
+    def __init__(self, api: Kube, ledger: Ledger, resource: Resource, namespace: str | None) -> None:
+        self._api = api
+        self._ledger = ledger
+        self._resource = resource
+        self._namespace = namespace
+        self._selectors = (ALIVE,) if resource.kind == "Pod" else ()
+        self.listed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow until cancelled: a new list after what cannot be gone on from."""
+        version: str | None = None
+        while True:
+            try:
+                if version is None:
+                    version = await self._list()
+                    self.listed.set()
+                version = await self._watch(version)
+            except KubeError as error:
+                if error.status == GONE:
+                    version = None
+                    continue
+                log.warning("%s cannot be watched: %s", self._resource.plural, error.message)
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _list(self) -> str:
+        kind, version = self._resource.kind, ""
+        there: set[Place] = set()
+        async for page, version in self._api.pages(self._resource, self._namespace, self._selectors):  # noqa: B007
+            there.update(self._ledger.put(kind, body) for body in page)
+        self._ledger.keep_only(kind, there, self._namespace)
+        return version
+
+    async def _watch(self, version: str) -> str:
+        """The version to go on from."""
+        events = self._api.watch(self._resource, self._namespace, version, self._selectors)
+        async for change, body in events:
+            version = body["metadata"]["resourceVersion"]
+            if change == "DELETED":
+                self._ledger.drop(self._resource.kind, body)
+            elif change != "BOOKMARK":
+                self._ledger.put(self._resource.kind, body)
+        return version
