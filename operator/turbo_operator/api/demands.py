@@ -11,6 +11,10 @@ from pydantic import Field
 from turbo_operator.api.fields import Amount, Duration, ObjectName, Record, Rule, seconds
 from turbo_operator.api.names import CapacityType
 
+# Of a workload that does not say: shown as assumed.
+DEFAULT_INPUT_TOKENS = 512
+DEFAULT_OUTPUT_TOKENS = 256
+
 Tokens = Annotated[int, Field(strict=True, ge=1, le=16_777_216)]
 Degree = Annotated[int, Field(strict=True, ge=1, le=64)]
 Rate = Annotated[Decimal, Amount('write a number above 0 as a string, like "4" or "0.25"', positive=True)]

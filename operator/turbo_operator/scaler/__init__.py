@@ -1,28 +1,59 @@
-"""How many replicas, and why. Pure: no client, no clock.
-
-The only policy yet: whoever writes `spec.replicas` decides, a person or an autoscaler through the scale
-subresource.
-"""
+"""How many replicas, and why. Pure: no client, no clock."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
-from turbo_operator.api import ScalingReason, TurboDeploymentSpec
+from turbo_operator.api import ScalingPolicy, ScalingReason, TurboDeploymentSpec
+from turbo_operator.observed import PodView, Supply
+from turbo_operator.planned import Plan
+from turbo_operator.scaler.answer import Scale, counted
+from turbo_operator.scaler.autoscale import autoscale
+from turbo_operator.scaler.history import Event, History
+
+__all__ = ["NUM_MISSED", "Event", "History", "Scale", "scale"]
+
+NUM_MISSED = 3  # scrapes after which a load is too old to count
+FRESH_SECONDS = 45.0  # the same at the default scrape period
 
 
-@dataclass(frozen=True, slots=True)
-class Scale:
-    """Replicas wanted, with the reason as an enum and a sentence."""
+def scale(
+    spec: TurboDeploymentSpec,
+    plan: Plan | None = None,
+    pods: Sequence[PodView] = (),
+    history: History | None = None,
+    now: float = 0.0,
+    *,
+    present: int | None = None,
+    supply: Supply | None = None,
+    fresh_seconds: float = FRESH_SECONDS,
+) -> Scale:
+    """The replicas to ask for, by the spec's policy; none while it is suspended.
 
-    replicas: int
-    reason: ScalingReason
-    detail: str
-
-
-def scale(spec: TurboDeploymentSpec) -> Scale:
-    """The replicas that the spec asks for; none while it is suspended."""
+    `present` is what the Deployment asks for now (None: there is none), `supply` what the cluster has of the
+    plan's accelerator (None: not known), `now` in seconds since the epoch. Loads older than `fresh_seconds`
+    count as missing. `history` is that of the answer before; None after a start.
+    """
+    history = (history or History()).seen(present, now)
+    policy = spec.scaling_policy
     if spec.suspend:
-        return Scale(0, ScalingReason.SUSPENDED, "spec.suspend is true: no pod is wanted until it is false.")
-    detail = f"spec.replicas asks for {spec.replicas}; kubectl scale or an autoscaler may change it."
-    return Scale(spec.replicas, ScalingReason.EXTERNALLY_MANAGED, detail)
+        detail = "spec.suspend is true: no pod is wanted until it is false."
+        answer = Scale(0, ScalingReason.SUSPENDED, detail, history)
+    elif policy == ScalingPolicy.EXTERNAL:
+        detail = f"spec.replicas asks for {spec.replicas}; kubectl scale or an autoscaler may change it."
+        answer = Scale(spec.replicas, ScalingReason.EXTERNALLY_MANAGED, detail, history)
+    elif policy == ScalingPolicy.PLANNED:
+        answer = _as_planned(spec, plan, present, history)
+    else:
+        answer = autoscale(
+            spec, plan, pods, present, history, now, supply=supply, fresh_seconds=fresh_seconds
+        )
+    return answer.remembered()
+
+
+def _as_planned(spec: TurboDeploymentSpec, plan: Plan | None, present: int | None, history: History) -> Scale:
+    if plan is None or plan.choice is None:
+        kept = present if present is not None else spec.scaling.min_replicas or 1
+        return Scale(kept, ScalingReason.PLANNED, "What runs is kept while no plan is feasible.", history)
+    detail = f"The plan needs {counted(plan.replicas)} for spec.workload and spec.targets."
+    return Scale(plan.replicas, ScalingReason.PLANNED, detail, history)

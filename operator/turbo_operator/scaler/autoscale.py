@@ -1,0 +1,80 @@
+"""The policy Metrics: replicas from the load of the pods. Pure.
+
+More at once, fewer after a window, held on silence. One look comes to a range: with fewer replicas than `low`
+they are overloaded, with more than `high` one can go, between the two nothing changes. Both depend on the
+demand alone, never on how many pods there are or have started: pods that start are never asked for twice, and
+a constant load moves the replicas in one direction at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from turbo_operator.api import ScalingReason, TurboDeploymentSpec
+from turbo_operator.observed import PodView, Supply
+from turbo_operator.planned import Plan
+from turbo_operator.scaler import limits, pace, signals
+from turbo_operator.scaler.answer import Scale, counted
+from turbo_operator.scaler.history import History
+
+MAX_NAMED = 3  # silent pods in a sentence
+
+
+def autoscale(
+    spec: TurboDeploymentSpec,
+    plan: Plan | None,
+    pods: Sequence[PodView],
+    present: int | None,
+    history: History,
+    now: float,
+    *,
+    supply: Supply | None,
+    fresh_seconds: float,
+) -> Scale:
+    """The replicas that the load asks for within all bounds; what runs while no plan is feasible."""
+    if plan is None or plan.choice is None:
+        kept = present if present is not None else spec.scaling.min_replicas or 1
+        return Scale(kept, ScalingReason.STABLE, "What runs is kept while no plan is feasible.", history)
+    least = limits.least(spec, plan)
+    at = least if present is None else present
+    signal = signals.read(spec, plan.choice.capacity, pods, now, fresh_seconds)
+    up, down = spec.scaling.behavior.scale_up, spec.scaling.behavior.scale_down
+    up_window, down_window = pace.window(up, pace.UP_WINDOW), pace.window(down, pace.DOWN_WINDOW)
+    high = signal.high if signal.complete else max(signal.high, at)
+    history = history.recommended(signal.low, high, at, now, max(up_window, down_window, fresh_seconds))
+
+    steady = min(max(at, history.least(up_window, now)), history.most(down_window, now))
+    wanted = max(least, steady)
+    slowest = pace.floor(down, history.events, at, now)
+    fastest = pace.ceiling(up, history.events, at, now)
+    asked = max(least, min(max(wanted, slowest), fastest))
+    limit = limits.tightest(
+        limits.most(spec, plan.choice), limits.growth(spec, plan.choice, supply, pods, at, now)
+    )
+    replicas = asked if limit is None else min(asked, limit.replicas)
+
+    if limit is not None and limit.replicas < wanted:
+        detail = f"{counted(wanted)} would be asked for, but {limit.sentence}: {counted(replicas)} now."
+        return Scale(replicas, ScalingReason.BUDGET_LIMIT, detail, history)
+    if replicas != at or wanted != at:
+        why = (
+            f"The plan needs {counted(least)}"
+            if least > max(at, steady)
+            else f"The load asks for {counted(wanted)}"
+        )
+        return Scale(replicas, ScalingReason.SCALING, f"{why}: from {at} to {replicas} now.", history)
+    if not signal.complete:
+        detail = f"{_silence(signal.silent)}: {counted(at)} as before."
+        return Scale(replicas, ScalingReason.HOLDING_NO_METRICS, detail, history)
+    detail = f"{counted(at)} for the load."
+    if max(least, high) < at:
+        detail += f" {max(least, high)} would do now: one goes when that has held for {down_window:.0f} s."
+    return Scale(replicas, ScalingReason.STABLE, detail, history)
+
+
+def _silence(silent: Sequence[str]) -> str:
+    if not silent:
+        return "No pod that answers has said its load yet"
+    named = ", ".join(silent[:MAX_NAMED])
+    more = f" and {len(silent) - MAX_NAMED} more" if len(silent) > MAX_NAMED else ""
+    return f"The load of {named}{more} is not known"

@@ -1,0 +1,549 @@
+"""The autoscaler's laws: up at once, down after the window, held on silence, never beyond a bound."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator.api import (
+    CapacityType,
+    EngineName,
+    PlanReason,
+    Provenance,
+    ScalingReason,
+    TurboDeploymentSpec,
+)
+from turbo_operator.observed import Accelerator, LoadSample, NodeSupply, PodView, Supply
+from turbo_operator.planned import Capacity, Choice, Plan, Predicted
+from turbo_operator.scaler import Event, History, Scale, scale
+from turbo_runtime.contract import Load
+
+H100 = Accelerator(
+    "h100", "nvidia.com/gpu", Decimal(1), 80 << 30, prices={CapacityType.ON_DEMAND: Decimal("2.00")}
+)
+CAPACITY = Capacity(requests_per_second=1.0, concurrency=10, tokens=10_000, tokens_per_second=100.0)
+START = 1_700_000_000.0
+PERIOD = 15.0
+FRESH = 45.0
+IDLE = Load(0, 0, 0, 0, 0.0, 20_000, 0, 0, 0, 0, "bytes", draining=False)
+
+
+def planned(floor: int = 1, capacity: Capacity | None = CAPACITY) -> Plan:
+    choice = Choice(
+        engine=EngineName.TURBO,
+        accelerator=H100,
+        capacity_type=CapacityType.ON_DEMAND,
+        tensor=1,
+        nodes=1,
+        accelerators_per_replica=1,
+        method="Off",
+        placement=None,
+        max_draft_tokens=0,
+        dtype="bfloat16",
+        memory_bytes=1 << 30,
+        max_model_len=4096,
+        kv_cache_bytes=1 << 30,
+        host_memory_bytes=1 << 30,
+        capacity=capacity,
+        predicted=Predicted(None, None, None, None, None, None, Provenance.ROOFLINE),
+    )
+    return Plan(choice, floor, PlanReason.FEASIBLE, "Fits.")
+
+
+def written(**spec: Any) -> TurboDeploymentSpec:
+    """A spec of policy Metrics; `scaling` adds to it."""
+    scaling = {"policy": "Metrics", **spec.pop("scaling", {})}
+    return TurboDeploymentSpec.model_validate({"model": {"uri": "hf://a/b"}, "scaling": scaling, **spec})
+
+
+def loaded(tokens: float, requests: float = 0, waiting: int = 0, prompt: int = 0) -> Load:
+    return replace(
+        IDLE,
+        running_tokens=int(tokens),
+        running_requests=int(requests),
+        waiting_requests=waiting,
+        waiting_tokens=waiting * prompt,
+    )
+
+
+def pod(name: str, load: Load | None = IDLE, at: float = START, ready: bool = True, **more: Any) -> PodView:
+    sample = None if load is None else LoadSample(at, load)
+    return PodView(name, "hash", "Running", ready, "10.0.0.1", None, None, load=sample, **more)
+
+
+def spread(demand: float, ready: int, now: float) -> tuple[PodView, ...]:
+    """Pods that share a demand in tokens evenly."""
+    return tuple(pod(f"p{number}", loaded(demand / ready), now) for number in range(ready))
+
+
+@dataclass
+class Fleet:
+    """A Deployment that does what it is told: a new pod is ready `startup` seconds after it is asked for.
+
+    A look that changes it is followed by another: its controller reports, and that wakes the operator.
+    """
+
+    spec: TurboDeploymentSpec
+    plan: Plan = field(default_factory=planned)
+    present: int = 1
+    startup: float = 30.0
+    now: float = START
+    history: History = field(default_factory=History)
+    ready_at: list[float] = field(default_factory=list)
+    answers: list[Scale] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.ready_at = self.ready_at or [self.now] * self.present
+
+    def look(self, demand: float, silent: bool = False) -> Scale:
+        ready = [at for at in self.ready_at if at <= self.now]
+        pods = list(spread(demand, len(ready), self.now)) if ready else []
+        pods += [
+            pod(f"q{n}", None, ready=False, pending_since=None) for n in range(self.present - len(ready))
+        ]
+        if silent:
+            pods = [replace(each, load=None) for each in pods]
+        answer = scale(self.spec, self.plan, pods, self.history, self.now, present=self.present)
+        self.history = answer.history
+        if answer.replicas != self.present:
+            again = scale(self.spec, self.plan, pods, self.history, self.now, present=answer.replicas)
+            assert again.replicas == answer.replicas
+            self.history = again.history
+        self.answers.append(answer)
+        wanted = answer.replicas
+        self.ready_at = sorted(self.ready_at)[:wanted]
+        self.ready_at += [self.now + self.startup] * (wanted - len(self.ready_at))
+        self.present = wanted
+        self.now += PERIOD
+        return answer
+
+    def run(self, demand: float | Callable[[float], float], seconds: float) -> list[int]:
+        """Replicas after each look."""
+        end, replicas = self.now + seconds, []
+        while self.now < end:
+            wanted = demand(self.now - START) if callable(demand) else demand
+            replicas.append(self.look(wanted).replicas)
+        return replicas
+
+
+def changes(replicas: Sequence[int]) -> Iterator[int]:
+    for before, after in itertools.pairwise(replicas):
+        if before != after:
+            yield 1 if after > before else -1
+
+
+demands = st.floats(0, 200_000)
+counts = st.integers(1, 30)
+
+
+# Laws
+
+
+@given(demands, st.floats(0, 50_000), counts)
+def test_more_load_never_asks_for_fewer_replicas(demand: float, extra: float, present: int) -> None:
+    less, more = (Fleet(written(), present=present).look(each) for each in (demand, demand + extra))
+    assert less.replicas <= more.replicas
+
+
+@given(demands, counts, st.integers(0, 50), st.integers(0, 50))
+def test_more_requests_never_ask_for_fewer_replicas(
+    tokens: float, present: int, running: int, waiting: int
+) -> None:
+    def asked(running: int, waiting: int) -> int:
+        pods = [pod("a", loaded(tokens, running, waiting, 100))]
+        return scale(written(), planned(), pods, None, START, present=present).replicas
+
+    assert asked(running, waiting) <= asked(running + 1, waiting)
+    assert asked(running, waiting) <= asked(running, waiting + 1)
+
+
+@given(
+    st.lists(st.tuples(demands, st.booleans()), min_size=1, max_size=60),
+    counts,
+    st.integers(1, 5),
+    st.integers(5, 20),
+    st.integers(1, 5),
+    st.none() | st.integers(10, 40),
+    st.none() | st.integers(5, 40),
+)
+def test_no_load_moves_the_replicas_out_of_their_bounds(
+    steps: list[tuple[float, bool]],
+    present: int,
+    minimum: int,
+    maximum: int,
+    floor: int,
+    budget: int | None,
+    total: int | None,
+) -> None:
+    spec = written(
+        scaling={"minReplicas": minimum, "maxReplicas": maximum},
+        **({} if budget is None else {"cost": {"maxPerHour": str(budget)}}),
+        **({} if total is None else {"accelerators": {"maxTotal": total}}),
+    )
+    fleet = Fleet(spec, planned(floor), present=present)
+    for demand, silent in steps:
+        replicas = fleet.look(demand, silent).replicas
+        assert replicas <= maximum
+        assert budget is None or replicas * 2 <= budget
+        assert total is None or replicas <= total
+        assert replicas >= min(max(minimum, floor), maximum, (budget or 100) // 2, total or 100)
+
+
+@given(st.lists(demands, min_size=1, max_size=40), counts, st.integers(1, 60))
+def test_replicas_never_fall_while_a_pod_is_silent(
+    before: list[float], present: int, silent_looks: int
+) -> None:
+    fleet = Fleet(
+        written(scaling={"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}}), present=present
+    )
+    for demand in before:
+        fleet.look(demand)
+    held = fleet.present
+    for _ in range(silent_looks):
+        assert fleet.look(0, silent=True).replicas >= held
+
+
+@given(demands, st.integers(1, 10), st.floats(0, 120))
+def test_a_constant_load_settles_and_changes_direction_never(
+    demand: float, present: int, startup: float
+) -> None:
+    fleet = Fleet(written(), present=present, startup=startup)
+    replicas = [present, *fleet.run(demand, 1200 + 60.0 * present)]
+    assert len(set(changes(replicas))) <= 1
+    assert len(set(replicas[-10:])) == 1
+    assert fleet.answers[-1].reason == ScalingReason.STABLE
+    utilisation = demand / (replicas[-1] * CAPACITY.tokens)
+    assert utilisation <= 0.85 + 1e-6
+    one_fewer = demand / (max(1, replicas[-1] - 1) * CAPACITY.tokens)
+    assert replicas[-1] == 1 or utilisation >= 0.70 - 1e-6 or one_fewer > 0.85 - 1e-6
+
+
+@given(st.lists(st.tuples(demands, st.booleans()), max_size=40), counts)
+def test_the_same_past_gives_the_same_answers(steps: list[tuple[float, bool]], present: int) -> None:
+    one, other = Fleet(written(), present=present), Fleet(written(), present=present)
+    for step in steps:
+        one.look(*step)
+        other.look(*step)
+    assert one.answers == other.answers
+
+
+@given(st.lists(demands, max_size=40), counts, demands)
+def test_a_restart_never_takes_replicas_away_at_once(
+    before: list[float], present: int, demand: float
+) -> None:
+    fleet = Fleet(
+        written(scaling={"behavior": {"scaleDown": {"stabilizationWindowSeconds": 20}}}), present=present
+    )
+    for each in before:
+        fleet.look(each)
+    fleet.history = History.restored(fleet.history.events[-5:])
+    held = fleet.present
+    assert fleet.look(demand).replicas >= held
+    assert fleet.look(0).replicas >= held
+
+
+@given(demands, counts, st.integers(1, 40))
+def test_pods_that_start_are_asked_for_once(demand: float, present: int, looks: int) -> None:
+    """However long pods take to start: a fleet of pending pods asks for no more than one that serves."""
+    slow = Fleet(written(), present=present, startup=math.inf)
+    needed = max(present, math.ceil(demand / CAPACITY.tokens / 0.85))
+    for _ in range(looks):
+        assert slow.look(demand).replicas <= needed
+
+
+@given(st.lists(st.integers(0, 400_000), min_size=1, max_size=120), counts)
+def test_the_default_pace_is_kept(steps: list[int], present: int) -> None:
+    """At most twice as many in a minute, at most one fewer."""
+    fleet = Fleet(written(), present=present)
+    replicas = [present]
+    for demand in steps:
+        replicas.append(fleet.look(demand).replicas)
+        past = replicas[-5:]
+        assert replicas[-1] <= 2 * max(1, past[0])
+        assert replicas[-1] >= max(past[-4:]) - 1
+
+
+@given(st.integers(1, 8), demands, counts)
+def test_a_shorter_window_never_keeps_more(looks: int, demand: float, present: int) -> None:
+    def after(window: int) -> int:
+        behavior = {"scaleDown": {"stabilizationWindowSeconds": window}}
+        fleet = Fleet(written(scaling={"behavior": behavior}), present=present)
+        return fleet.run(demand, looks * PERIOD)[-1]
+
+    assert after(30) <= after(60) <= after(300)
+
+
+# Up
+
+
+def test_a_step_up_is_answered_at_once() -> None:
+    fleet = Fleet(written())
+    fleet.run(2_000, 600)
+    answer = fleet.look(12_000)
+    assert (answer.replicas, answer.reason) == (2, ScalingReason.SCALING)
+    assert answer.detail == "The load asks for 2 replicas: from 1 to 2 now."
+
+
+def test_replicas_double_at_most_in_a_minute() -> None:
+    fleet = Fleet(written(), startup=0)
+    assert fleet.run(100_000, 260) == [2, 2, 2, 2, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12, 12, 12]
+
+
+def test_waiting_requests_count_with_the_answer_that_they_will_get() -> None:
+    spec = written(workload={"outputTokens": {"mean": 1000}})
+    capacity = replace(CAPACITY, concurrency=1000)
+
+    def asked(waiting: int) -> int:
+        pods = [pod("a", loaded(0, 0, waiting, prompt=100))]
+        return scale(spec, planned(capacity=capacity), pods, None, START, present=1).replicas
+
+    assert asked(7) == 1  # 7,700 of 10,000 tokens
+    assert asked(8) == 2
+
+
+def test_without_a_workload_the_mean_answer_is_what_the_pods_have_given() -> None:
+    capacity = replace(CAPACITY, concurrency=1000)
+    given_so_far = replace(loaded(0, 0, 8, prompt=100), prompts=10, generated_tokens=10_000)
+    answer = scale(written(), planned(capacity=capacity), [pod("a", given_so_far)], None, START, present=1)
+    assert answer.replicas == 2
+    unknown = [pod("a", loaded(0, 0, 8, prompt=100))]  # 256 each
+    assert scale(written(), planned(capacity=capacity), unknown, None, START, present=1).replicas == 1
+
+
+def test_short_requests_run_out_of_slots_before_they_run_out_of_tokens() -> None:
+    pods = [pod("a", loaded(200, requests=20))]
+    assert scale(written(), planned(), pods, None, START, present=1).replicas == 2
+
+
+def test_without_a_capacity_a_pod_carries_what_it_has_room_for() -> None:
+    spec = written()
+
+    def asked(load: Load) -> int:
+        return scale(spec, planned(capacity=None), [pod("a", load)], None, START, present=1).replicas
+
+    assert asked(loaded(16_000)) == 1  # of 20,000 tokens
+    assert asked(loaded(18_000)) == 2
+    assert asked(replace(loaded(100, requests=30), max_running=32)) == 2
+    assert asked(replace(loaded(100, requests=20), max_running=32)) == 1
+
+
+def test_work_of_a_pod_that_drains_or_fell_out_is_still_demand() -> None:
+    drains = pod("a", loaded(6_000), terminating=True)
+    fell = pod("b", loaded(6_000), ready=False)
+    serves = pod("c", loaded(6_000))
+    assert scale(written(), planned(), [drains, fell, serves], None, START, present=2).replicas == 3
+
+
+# Down
+
+
+def test_replicas_go_one_a_minute_once_the_window_has_passed() -> None:
+    fleet = Fleet(written(), present=4)
+    fleet.run(32_000, 600)
+    assert fleet.present == 4
+    replicas = fleet.run(1_000, 700)
+    assert replicas[:19] == [4] * 19  # 300 s after the last look that wanted four
+    assert replicas[19:] == [3] * 4 + [2] * 4 + [1] * (len(replicas) - 27)
+
+
+def test_the_sentence_says_what_the_window_waits_for() -> None:
+    fleet = Fleet(written(), present=3)
+    fleet.run(25_000, 60)
+    answer = fleet.look(1_000)
+    assert answer.reason == ScalingReason.STABLE
+    assert answer.detail == "3 replicas for the load. 1 would do now: one goes when that has held for 300 s."
+
+
+def test_one_peak_within_the_window_keeps_the_replicas() -> None:
+    fleet = Fleet(written(), present=2)
+    assert set(fleet.run(lambda t: 16_000 if t % 240 < 15 else 1_000, 3600)) == {2}
+
+
+def test_one_replica_is_kept_that_the_others_could_not_stand_in_for() -> None:
+    """65 % of two is 130 % of one."""
+    fleet = Fleet(written(), present=2)
+    assert set(fleet.run(13_000, 3600)) == {2}
+
+
+def test_policies_are_those_of_a_horizontal_pod_autoscaler() -> None:
+    up = {
+        "policies": [
+            {"type": "Pods", "value": 3, "periodSeconds": 60},
+            {"type": "Percent", "value": 50, "periodSeconds": 60},
+        ]
+    }
+    for select, first in (("Max", 7), ("Min", 6), ("Disabled", 4)):
+        spec = written(scaling={"behavior": {"scaleUp": {**up, "selectPolicy": select}}})
+        assert Fleet(spec, present=4).look(150_000).replicas == first
+    down = {
+        "stabilizationWindowSeconds": 0,
+        "policies": [
+            {"type": "Pods", "value": 1, "periodSeconds": 60},
+            {"type": "Percent", "value": 50, "periodSeconds": 60},
+        ],
+    }
+    for select, second in (("Max", 4), ("Min", 7), ("Disabled", 8)):
+        spec = written(scaling={"behavior": {"scaleDown": {**down, "selectPolicy": select}}})
+        fleet = Fleet(spec, present=8)
+        fleet.look(0)
+        assert fleet.look(0).replicas == second
+
+
+def test_a_window_holds_more_replicas_back_too() -> None:
+    spec = written(scaling={"behavior": {"scaleUp": {"stabilizationWindowSeconds": 60}}})
+    fleet = Fleet(spec)
+    fleet.run(1_000, 120)
+    assert fleet.run(16_000, 75) == [1, 1, 1, 2, 2]  # 60 s after the last look that wanted one
+
+
+# Missing metrics
+
+
+def test_a_silent_pod_holds_the_replicas_and_is_named() -> None:
+    pods = [pod("says", loaded(100)), pod("silent", None), pod("stale", loaded(9_000), START - FRESH - 1)]
+    answer = scale(written(), planned(), pods, None, START, present=3)
+    assert (answer.replicas, answer.reason) == (3, ScalingReason.HOLDING_NO_METRICS)
+    assert answer.detail == "The load of silent, stale is not known: 3 replicas as before."
+
+
+def test_what_is_known_alone_may_ask_for_more() -> None:
+    pods = [pod("says", loaded(30_000)), pod("silent", None)]
+    answer = scale(written(), planned(), pods, None, START, present=2)
+    assert (answer.replicas, answer.reason) == (4, ScalingReason.SCALING)
+
+
+def test_while_nothing_answers_the_replicas_are_held() -> None:
+    loading = [pod("a", None, ready=False), pod("b", None, ready=False)]
+    fleet = History()
+    for look in range(100):
+        answer = scale(written(), planned(), loading, fleet, START + PERIOD * look, present=2)
+        fleet = answer.history
+        assert (answer.replicas, answer.reason) == (2, ScalingReason.HOLDING_NO_METRICS)
+
+
+def test_a_pod_that_never_becomes_ready_keeps_no_other() -> None:
+    history = None
+    for look in range(100):
+        now = START + PERIOD * look
+        pods = [pod("a", loaded(100), now), pod("b", loaded(0), now), pod("loads", None, ready=False)]
+        answer = scale(written(), planned(), pods, history, now, present=3)
+        history = answer.history
+    assert answer.replicas == 2
+
+
+def test_the_window_begins_anew_when_the_metrics_come_back() -> None:
+    fleet = Fleet(written(), present=2)
+    fleet.run(1_000, 250)
+    fleet.look(0, silent=True)
+    assert fleet.run(1_000, 285)[-1] == 2
+    assert fleet.run(1_000, 30)[-1] == 1
+
+
+# Bounds
+
+
+def test_the_plan_s_floor_comes_at_once_and_stays() -> None:
+    fleet = Fleet(written(), planned(floor=5))
+    assert fleet.run(0, 1200) == [5] * 80
+    assert fleet.answers[0].detail == "The plan needs 5 replicas: from 1 to 5 now."
+
+
+def test_the_budget_stops_growth_with_the_sentence() -> None:
+    answer = Fleet(written(cost={"maxPerHour": "5.00"}), present=2).look(90_000)
+    assert (answer.replicas, answer.reason) == (2, ScalingReason.BUDGET_LIMIT)
+    assert answer.detail == (
+        "11 replicas would be asked for, but one more would cost more than spec.cost.maxPerHour of "
+        "5.00 $/h: 2 replicas now."
+    )
+
+
+def test_a_budget_that_is_cut_takes_replicas_at_once_even_without_metrics() -> None:
+    fleet = Fleet(written(cost={"maxPerHour": "5.00"}), present=4)
+    assert fleet.look(30_000, silent=True).replicas == 2
+
+
+def test_a_supply_bounds_growth_and_takes_nothing_away() -> None:
+    supply = Supply((NodeSupply("a", 2, 2),))
+
+    def asked(present: int) -> Scale:
+        pods = spread(90_000, 2, START)
+        return scale(written(), planned(), pods, None, START, present=present, supply=supply)
+
+    assert (asked(1).replicas, asked(1).reason) == (2, ScalingReason.BUDGET_LIMIT)
+    assert asked(3).replicas == 3
+    assert "hold no more replicas on h100" in asked(3).detail
+
+
+def test_nothing_more_is_asked_for_while_a_pod_has_waited_too_long() -> None:
+    spec = written(accelerators={"pendingTimeout": "5m"})
+    waits = pod("waits", None, ready=False, pending_since=START - 301)
+    pods = [*spread(25_000, 1, START), waits]
+    answer = scale(spec, planned(), pods, None, START, present=2)
+    assert (answer.replicas, answer.reason) == (2, ScalingReason.BUDGET_LIMIT)
+    assert "pod waits has waited for an accelerator for longer than 5m" in answer.detail
+    early = [*pods[:-1], replace(waits, pending_since=START - 299)]
+    assert scale(spec, planned(), early, None, START, present=2).replicas == 3
+
+
+# Policies, and what is remembered
+
+
+@pytest.mark.parametrize("policy", ["External", "Planned", "Metrics"])
+def test_a_suspended_deployment_has_no_replicas(policy: str) -> None:
+    answer = scale(written(scaling={"policy": policy}, suspend=True), planned(3), present=3)
+    assert (answer.replicas, answer.reason) == (0, ScalingReason.SUSPENDED)
+
+
+def test_external_follows_spec_replicas() -> None:
+    answer = scale(written(scaling={"policy": "External"}, replicas=7), planned(3), present=3)
+    assert (answer.replicas, answer.reason) == (7, ScalingReason.EXTERNALLY_MANAGED)
+
+
+def test_planned_follows_the_plan() -> None:
+    answer = scale(written(scaling={"policy": "Planned"}), planned(3), present=1)
+    assert (answer.replicas, answer.reason) == (3, ScalingReason.PLANNED)
+
+
+@pytest.mark.parametrize("policy", ["Planned", "Metrics"])
+@pytest.mark.parametrize("plan", [None, replace(planned(3), choice=None)])
+def test_without_a_feasible_plan_what_runs_is_kept(policy: str, plan: Plan | None) -> None:
+    spec = written(scaling={"policy": policy, "minReplicas": 2})
+    assert scale(spec, plan, present=4).replicas == 4
+    assert scale(spec, plan, present=None).replicas == 2
+
+
+def test_a_resumed_deployment_comes_back_at_the_floor() -> None:
+    assert scale(written(), planned(3), present=0).replicas == 3
+    assert scale(written(), planned(3), present=None).replicas == 3
+
+
+def test_every_change_of_the_replicas_is_remembered_with_its_reason() -> None:
+    fleet = Fleet(written())
+    fleet.look(1_000)
+    fleet.look(16_000)
+    event = Event(START + PERIOD, 1, 2, ScalingReason.SCALING)
+    assert fleet.history.events == (event,)
+
+
+@given(st.lists(demands, max_size=200), counts)
+def test_the_memory_stays_small(steps: list[float], present: int) -> None:
+    fleet = Fleet(written(), present=present)
+    for demand in steps:
+        fleet.look(demand)
+    assert len(fleet.history.recommendations) <= 300 / PERIOD + 1
+    recent = sum(event.at > fleet.now - PERIOD - 1800 for event in fleet.history.events)
+    assert len(fleet.history.events) <= max(5, recent)
+
+
+def test_a_change_that_came_while_the_operator_was_down_is_remembered_too() -> None:
+    restored = History.restored([Event(START - 500, 1, 2, ScalingReason.SCALING)])
+    answer = scale(written(), planned(), [pod("a")], restored, START, present=3)
+    assert [(each.before, each.after) for each in answer.history.events] == [(1, 2), (2, 3)]
