@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from turbo_operator.api import LABEL_DEPLOYMENT, TURBODEPLOYMENT
-from turbo_operator.observed import Accelerator, ChildView, Observed, PodView
+from turbo_operator.observed import Accelerator, ChildView, LoadSample, Observed, PodView
 from turbo_operator.ownership import owned_fields
 from turbo_operator.projection import InspectPod, child, inspect_pod, is_inspect_pod, serving_pod
+from turbo_runtime.contract import Load
 
 _Place = TypeVar("_Place")
 _Value = TypeVar("_Value")
@@ -207,8 +208,23 @@ class Cache:
         held = pods.get(meta["name"])
         if not _supersedes(meta, held):
             return Seen(key, False)
+        if held is not None and held.uid == meta["uid"] and isinstance(value, PodView):
+            value = replace(value, load=held.value.load)  # no watch knows it
         pods[meta["name"]] = _Held(meta["resourceVersion"], meta["uid"], value)
         return Seen(key, held is None or held.value != value)
+
+    def put_load(self, key: Key, name: str, at: float, load: Load) -> bool:
+        """What a pod has said at `at` (epoch seconds); whether it is the first that tells its step times.
+
+        A pod that is gone meanwhile is passed over.
+        """
+        held = self._pods.get(key, {}).get(name)
+        if held is None or not isinstance(held.value, PodView):
+            return False
+        before = held.value.load
+        sample = LoadSample.after(before, at, load)
+        self._pods[key][name] = replace(held, value=replace(held.value, load=sample))
+        return load.step_times is not None and (before is None or before.load.step_times is None)
 
     def drop_pod(self, body: Mapping[str, Any]) -> Key | None:
         """A pod is gone."""
@@ -234,13 +250,13 @@ class Cache:
             pods=tuple(pod for pod in self._values(key) if isinstance(pod, PodView)),
         )
 
-    def ready_pods(self) -> list[tuple[Key, PodView]]:
-        """Every serving pod that is ready and has an address, of every TurboDeployment."""
+    def answering_pods(self) -> list[tuple[Key, PodView]]:
+        """Every serving pod that says its load, of every TurboDeployment: it is ready, or it drains."""
         return [
             (key, pod)
             for key in sorted(self._pods)
             for pod in self._values(key)
-            if isinstance(pod, PodView) and pod.ready and pod.ip and not pod.terminating
+            if isinstance(pod, PodView) and pod.ip and (pod.ready or (pod.terminating and pod.load))
         ]
 
     def keep_only(

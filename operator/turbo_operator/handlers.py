@@ -63,7 +63,8 @@ class Operator:
         """Run until a signal ends it; raises what broke it."""
         namespaces = self.settings.namespaces
         async with asyncio.TaskGroup() as group:
-            scraper = Scraper(self.cache, self.settings.scrape_seconds, self.settings.scrape_timeout_seconds)
+            period, timeout = self.settings.scrape_seconds, self.settings.scrape_timeout_seconds
+            scraper = Scraper(self.cache, period, timeout, self.queue.add, time.time)
             follow = [follower.run() for follower in self.followers]
             work = (self._work(), self._resync(), scraper.run(), *follow)
             self._tasks = [group.create_task(each) for each in work]

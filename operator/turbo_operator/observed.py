@@ -76,14 +76,26 @@ class PodView:
     pending_since: float | None = None  # of a pod that no node has taken yet
     ready_since: float | None = None
     load: LoadSample | None = None  # the latest that was read
+    # What it is paid for as, from its labels; a name of more than 63 characters is cut there.
+    accelerator: str | None = None
+    accelerators: int = 1
+    capacity_type: CapacityType = CapacityType.ON_DEMAND
 
 
 @dataclass(frozen=True, slots=True)
 class LoadSample:
-    """A pod's load and when it was read."""
+    """A pod's load, when it was read, and the output since the sample before."""
 
     at: float
     load: Load
+    tokens_per_second: float | None = None  # of output; None of a first sample, or after a restart
+
+    @classmethod
+    def after(cls, before: LoadSample | None, at: float, load: Load) -> LoadSample:
+        """The sample that follows `before` (None: the first one): counters of one process only grow."""
+        if before is None or at <= before.at or load.generated_tokens < before.load.generated_tokens:
+            return cls(at, load)
+        return cls(at, load, (load.generated_tokens - before.load.generated_tokens) / (at - before.at))
 
 
 @dataclass(frozen=True, slots=True)

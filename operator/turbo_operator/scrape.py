@@ -1,6 +1,7 @@
-"""The only mouth to runtimes: reads the load of every ready pod, a small JSON document, every few seconds.
+"""The only mouth to runtimes: reads the load of every pod that serves, a small document, every few seconds.
 
-A pod that does not answer in time, or answers what is no load, is unknown until it does: absent, never zero.
+A pod that does not answer in time, or answers what is no load, keeps its last load, which grows old: silence
+is never a load of zero.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Callable
 
 import aiohttp
 
 from turbo_operator import metrics
+from turbo_operator.api import ScalingPolicy
 from turbo_operator.cache import Cache, Key
 from turbo_operator.observed import PodView
 from turbo_runtime.contract import LOAD_PATH, PORT, Load
@@ -23,12 +26,25 @@ log = logging.getLogger(__name__)
 
 
 class Scraper:
-    """Keeps the loads in `cache` fresh: every `period` seconds, `timeout` seconds for one pod's answer."""
+    """Keeps the loads in `cache` fresh: every `period` seconds, `timeout` seconds for one pod's answer.
 
-    def __init__(self, cache: Cache, period: float, timeout: float) -> None:
+    `wake` is called with every TurboDeployment for which a load decides something; `clock` gives seconds
+    since the epoch.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        period: float,
+        timeout: float,
+        wake: Callable[[Key], None],
+        clock: Callable[[], float],
+    ) -> None:
         self._cache = cache
         self._period = period
         self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._wake = wake
+        self._clock = clock
         self._reported: set[Key] = set()
 
     async def run(self) -> None:
@@ -40,14 +56,26 @@ class Scraper:
                 await asyncio.sleep(self._period)
 
     async def scrape(self, session: aiohttp.ClientSession) -> None:
-        """Ask every ready pod once."""
-        pods = self._cache.ready_pods()
+        """Ask every pod that serves once."""
+        pods = self._cache.answering_pods()
         loads = await asyncio.gather(*(self._ask(session, pod) for _, pod in pods))
+        now = self._clock()
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
-        for (key, _), load in zip(pods, loads, strict=True):
+        calibrated: set[Key] = set()
+        for (key, pod), load in zip(pods, loads, strict=True):
             if load is not None:
                 by_deployment[key].append(load)
+                if self._cache.put_load(key, pod.name, now, load):
+                    calibrated.add(key)
         self._report(by_deployment)
+        for key in by_deployment:
+            if key in calibrated or self._follows_load(key):
+                self._wake(key)
+
+    def _follows_load(self, key: Key) -> bool:
+        body = self._cache.deployment(key)
+        scaling = (body or {}).get("spec", {}).get("scaling", {})
+        return bool(scaling.get("policy") == ScalingPolicy.METRICS)
 
     async def _ask(self, session: aiohttp.ClientSession, pod: PodView) -> Load | None:
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, CapacityType
 from turbo_operator.cache import Cache, Key
-from turbo_operator.observed import Accelerator
+from turbo_operator.observed import Accelerator, LoadSample
+from turbo_runtime.contract import Load
 
 KEY = Key("team", "chat")
+LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)
 
 
 def child(
@@ -225,3 +228,31 @@ def test_a_crash_loop_by_lack_of_memory_says_so_and_a_start_says_nothing() -> No
         "starting": (None, None),
         "unscheduled": ("Unschedulable", "0/3 nodes"),
     }
+
+
+def test_a_load_stays_with_its_pod_and_goes_with_it() -> None:
+    cache = Cache()
+    cache.put_pod(pod("p", 1))
+    assert not cache.put_load(KEY, "p", 100.0, LOAD)
+    assert not cache.put_pod(pod("p", 2)).changed
+    assert cache.observe(KEY, "td").pods[0].load == LoadSample(100.0, LOAD)
+    cache.drop_pod(pod("p", 2))
+    assert not cache.put_load(KEY, "p", 115.0, LOAD)
+    cache.put_pod(pod("p", 3))
+    assert cache.observe(KEY, "td").pods[0].load is None
+
+
+def test_the_output_per_second_is_what_was_said_since() -> None:
+    cache = Cache()
+    cache.put_pod(pod("p", 1))
+
+    def rate(at: float, generated: int) -> float | None:
+        cache.put_load(KEY, "p", at, replace(LOAD, generated_tokens=generated))
+        sample = cache.observe(KEY, "td").pods[0].load
+        assert sample is not None
+        return sample.tokens_per_second
+
+    assert rate(100.0, 50) is None
+    assert rate(110.0, 150) == 10.0
+    assert rate(120.0, 20) is None  # the process was started again
+    assert rate(130.0, 20) == 0.0

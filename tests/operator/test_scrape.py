@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
+import pytest
 from aiohttp import web
 from prometheus_client import REGISTRY
 
 from turbo_operator.api import GROUP
 from turbo_operator.cache import Cache, Key
+from turbo_operator.observed import LoadSample
 from turbo_operator.scrape import Scraper
-from turbo_runtime.contract import LOAD_PATH, PORT, Load
+from turbo_runtime.contract import LOAD_PATH, PORT, Load, StepTime
 
 KEY = Key("team", "chat")
 LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)
@@ -86,13 +89,65 @@ async def test_loads_come_from_pods_that_answer_and_the_others_are_unknown() -> 
             cache.put_pod(pod(name, f"127.0.0.{number}"))
         cache.put_pod(pod("refusing", "127.0.0.41"))
         cache.put_pod(pod("loading", "127.0.0.31", ready=False))
-        scraper = Scraper(cache, period=1000, timeout=0.5)
+        clock = iter((100.0, 110.0)).__next__
+        scraper = Scraper(cache, period=1000, timeout=0.5, wake=pytest.fail, clock=clock)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.5)) as session:
             await scraper.scrape(session)
             assert waiting(KEY) == 3
             healthy = False
             await scraper.scrape(session)
     assert waiting(KEY) is None
+    samples = {each.name: each.load for each in cache.observe(KEY, "td").pods}
+    assert samples.pop("good") == LoadSample(100.0, LOAD)
+    assert set(samples.values()) == {None}
+
+
+@pytest.mark.parametrize(
+    ("policy", "step_times", "wakes"),
+    [
+        ("Metrics", None, 2),
+        ("External", None, 0),
+        ("External", (StepTime(1, 1, 64, 0.01),), 1),
+    ],
+)
+async def test_a_load_wakes_whoever_scales_by_it_and_a_first_step_time_everybody(
+    policy: str, step_times: tuple[StepTime, ...] | None, wakes: int
+) -> None:
+    async def good(_: web.Request) -> web.Response:
+        return web.Response(text=replace(LOAD, step_times=step_times).to_json())
+
+    woken: list[Key] = []
+    cache = Cache()
+    meta = {"namespace": KEY.namespace, "name": KEY.name, "uid": "td", "resourceVersion": "1"}
+    cache.put_deployment({"metadata": meta, "spec": {"scaling": {"policy": policy}}})
+    cache.put_pod(pod("good", "127.0.0.53"))
+    scraper = Scraper(cache, period=1000, timeout=5, wake=woken.append, clock=lambda: 100.0)
+    async with runtime("127.0.0.53", good), aiohttp.ClientSession() as session:
+        await scraper.scrape(session)
+        await scraper.scrape(session)
+    assert woken == [KEY] * wakes
+
+
+async def test_a_pod_is_asked_until_it_has_drained() -> None:
+    asked = 0
+
+    async def good(_: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
+        return web.Response(text=LOAD.to_json())
+
+    cache = Cache()
+    cache.put_pod(pod("good", "127.0.0.54"))
+    scraper = Scraper(cache, period=1000, timeout=5, wake=pytest.fail, clock=lambda: 100.0)
+    async with runtime("127.0.0.54", good), aiohttp.ClientSession() as session:
+        await scraper.scrape(session)
+        drains = pod("good", "127.0.0.54", ready=False)
+        drains["metadata"] |= {"resourceVersion": "2", "deletionTimestamp": "2026-01-01T00:00:00Z"}
+        cache.put_pod(drains)
+        await scraper.scrape(session)
+        cache.drop_pod(drains)
+        await scraper.scrape(session)
+    assert asked == 2
 
 
 async def test_the_loop_goes_on_until_it_is_cancelled() -> None:
@@ -104,8 +159,9 @@ async def test_the_loop_goes_on_until_it_is_cancelled() -> None:
 
     cache = Cache()
     cache.put_pod(pod("good", "127.0.0.51"))
+    scraper = Scraper(cache, period=0.01, timeout=1.0, wake=pytest.fail, clock=lambda: 100.0)
     async with runtime("127.0.0.51", good):
-        task = asyncio.create_task(Scraper(cache, period=0.01, timeout=1.0).run())
+        task = asyncio.create_task(scraper.run())
         async with asyncio.timeout(5):
             for _ in range(3):
                 await asked.get()
