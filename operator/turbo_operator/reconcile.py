@@ -7,14 +7,13 @@ garbage collector's work, by owner references.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_operator import inspect, metrics, planner, render, rollout, scaler, status
+from turbo_operator import inspect, metrics, render, rollout, scaler, status
 from turbo_operator.api import (
     ANNOTATION_APPLIED_HASH,
     API_VERSION,
@@ -29,13 +28,14 @@ from turbo_operator.cache import Cache, HeldChild, Key, controller
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
 from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Observed
+from turbo_operator.observing import observe
 from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
+from turbo_operator.planning import plan_of
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
 from turbo_operator.scaler import Scale
 from turbo_operator.settings import Settings
-from turbo_operator.supply import Owner, supply_of
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
 INSPECTING_SECONDS = 10.0
@@ -98,7 +98,7 @@ class Reconciler:
         except InvalidObject as error:
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
-        observed = self.observe(key, td)
+        observed = observe(self._cache, self._ledger, key, td)
         refused = await self._bring_about(key, body, td, observed)
         if refused or observed.model is not None:  # what was refused waits for a change
             return resync
@@ -108,7 +108,7 @@ class Reconciler:
         self, key: Key, body: Mapping[str, Any], td: TurboDeployment, observed: Observed
     ) -> bool:
         """Decide and write; whether the API server refused a child. Raises what only time can mend."""
-        decision = decide(td, observed, self._settings)
+        decision = decide(td, observed, self._settings, self._clock())
         if decision.plan is not None:
             self._plans[key] = decision.plan
         refused: str | None = None
@@ -127,13 +127,6 @@ class Reconciler:
         if broken is not None:
             raise broken
         return refused is not None
-
-    def observe(self, key: Key, td: TurboDeployment) -> Observed:
-        """The read phase: all of it from the cache."""
-        observed = self._cache.observe(key, td.metadata.uid)
-        facts, error = inspect.read(td, observed.children, self._cache.inspect_pods(key))
-        supply = supply_of(self._ledger.stock, Owner(key.namespace, key.name), td.spec.template)
-        return dataclasses.replace(observed, supply=supply, model=facts, model_error=error)
 
     async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
         """Apply what is missing or different, in order, then remove what is not wanted.
@@ -229,13 +222,13 @@ class Reconciler:
             log.info("status", extra={"object": str(key), **said})
 
 
-def decide(td: TurboDeployment, observed: Observed, settings: Settings) -> _Decision:
-    """The decision, pure: the same observation gives the same children."""
+def decide(td: TurboDeployment, observed: Observed, settings: Settings, now: float) -> _Decision:
+    """The decision, pure: the same observation at the same time gives the same children."""
     scale = scaler.scale(td.spec)
     plan: Plan | None = None
     plan_hash: str | None = None
     if observed.model is not None:
-        plan = planner.plan(td.spec, observed.model.shape, observed.accelerators, scale.replicas)
+        plan = plan_of(td.spec, observed.model.shape, observed, now)
         if plan.choice is not None:
             plan_hash = render.plan_hash(td, plan.choice, observed.model)
     variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator import api, scaler
+from turbo_operator import api
 from turbo_operator.command import whatif
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan
-from turbo_operator.planner import plan as plan_of
+from turbo_operator.planning import plan_of
 from turbo_runtime.contract import ModelShape
 
 
@@ -64,8 +64,7 @@ def _change(question: Question, base: Plan, asked: str) -> Change:
 
 
 def _plan(question: Question) -> Plan:
-    replicas = scaler.scale(question.td.spec).replicas
-    return plan_of(question.td.spec, question.shape, question.observed.accelerators, replicas)
+    return plan_of(question.td.spec, question.shape, question.observed, question.now)
 
 
 def _difference(base: Plan, other: Plan) -> Decimal | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +14,7 @@ from turbo_operator.planned import Choice, Plan, Predicted, Rejected
 from turbo_operator.planner import OFF
 from turbo_operator.planner.explain import count
 
+WIDTH = 200  # columns that a table may take at most
 NUM_REJECTED = 8  # rows; -o json has all of them
 COLUMNS = ("accelerator", "speculation", "replicas", "TTFT", "TPOT", "tokens/s", "$/h", "$/1M", "reason")
 NUMBERS = {*COLUMNS[2:-1], "difference"}
@@ -26,8 +28,8 @@ TRUST = {
 
 def show(answer: Answer) -> None:
     """Print one answer."""
-    # Tables are read by people and by `less`: a narrow terminal folds sentences, never rows.
-    console = Console(soft_wrap=True, highlight=False)
+    # Tables are read by people and by `less`: a narrow terminal folds sentences and rows, and drops nothing.
+    console = Console(soft_wrap=True, highlight=False, width=max(WIDTH, Console().width))
     plan, question = answer.plan, answer.question
     rows = plan.rejected[:NUM_REJECTED]
     table = _table(f"{question.td.metadata.name}: {question.model}", "", *COLUMNS)
@@ -55,7 +57,7 @@ def show(answer: Answer) -> None:
 
 
 def _table(title: str, *headings: str) -> Table:
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right" if heading in NUMBERS else "left")
     return table

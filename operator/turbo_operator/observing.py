@@ -1,0 +1,23 @@
+"""The read phase: one frozen `Observed` of what watches, or lists, have shown, without an API call.
+
+The operator and `turbo explain` look through the same function, so that both see the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from turbo_operator import inspect
+from turbo_operator.api import TurboDeployment
+from turbo_operator.cache import Cache, Key
+from turbo_operator.ledger import Ledger
+from turbo_operator.observed import Observed
+from turbo_operator.supply import Owner, supply_of
+
+
+def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment) -> Observed:
+    """All that one look at `td` sees: accelerators, what there is of them, children, pods, the model."""
+    observed = cache.observe(key, td.metadata.uid)
+    facts, error = inspect.read(td, observed.children, cache.inspect_pods(key))
+    supply = supply_of(ledger.stock, Owner(key.namespace, key.name), td.spec.template)
+    return dataclasses.replace(observed, supply=supply, model=facts, model_error=error)
