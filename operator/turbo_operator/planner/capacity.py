@@ -17,15 +17,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_operator.planner.demand import Bound, Demand
+from turbo_operator.planner.demand import BEYOND, DEPTH, Bound, Demand, Lengths
 
 Numbers = NDArray[np.float64]
 
 GRID = 40  # states of the chain that are looked at, whatever the number of slots
 UTILISATION = 0.9  # of the saturated rate, where no target bounds it: the queue stays short at chance peaks
 HALVINGS = 12  # of the interval in which the capacity is sought
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(16)
-DEVIATES = 5.0  # a normal deviate beyond is left out of integrals
+NEARLY = 1.0 - 1e-6  # a queue of this load never ends
+TINY = 1e-12
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
+HALF_NODES, HALF_WEIGHTS = (_NODES + 1.0) / 2.0, _WEIGHTS / 2.0  # of integrals from 0 to 1
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
+ANSWERS = (
+    np.append((_NODES + 1.0) / 2.0, 1.0),
+    np.append(_WEIGHTS / 2.0 * DEPTH * np.exp(-DEPTH * (_NODES + 1.0) / 2.0), BEYOND),
+)
+NORMAL_NODES, NORMAL_WEIGHTS = np.sqrt(3.0) * np.array((-1.0, 0.0, 1.0)), np.array((1.0, 4.0, 1.0)) / 6.0
 
 
 def rows(slots: Numbers) -> Numbers:
@@ -141,92 +150,190 @@ def _served(demand: Demand, rate: Numbers, together: Numbers, first: Numbers, to
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """The chain at one rate."""
+    """The queue at one rate; arrays over c."""
 
-    rate: Numbers  # [c]
-    reading: Numbers  # [c] share of time that reads prompts
-    weight: Numbers  # [c, GRID] share of decoded tokens in each state
-    mean: Numbers  # [c] requests decoded together
-    full: Numbers  # [c] chance that an arrival finds no slot
-    ending: Numbers  # [c] rate at which its wait for a slot ends
+    rate: Numbers
+    reading: Numbers  # share of time that reads prompts
+    mean: Numbers  # requests decoded together
+    met: Numbers  # the same as a decoding request sees them, itself included
+    variance: Numbers  # of the number decoded together
+    full: Numbers  # chance that an arrival finds no slot
+    ending: Numbers  # rate at which its wait for a slot ends
+    chunk: Numbers  # tokens of prompts in a step that reads any
+    busy: Numbers  # share of time with a prompt to read
+    memory: Numbers  # steps over which it is forgotten whether there was one
+    steps: Numbers  # share of steps that read prompts
+    then: Numbers  # requests decoded together while prompts wait
 
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
     engines: Engines
     demand: Demand
-    death: Numbers  # [c, GRID] requests that end per second of decoding
+    death: Numbers  # [c, GRID] requests that end per second
     log_product: Numbers  # [c, GRID] sum of the logarithms of death up to the state
     width: Numbers  # [c, GRID] states that each one stands for
+    slope: Numbers  # [c, GRID] of `decode`
+    chunk: Numbers  # [c] tokens of prompts read along with a random one of a prompt, itself included
 
     @classmethod
     def of(cls, engines: Engines, demand: Demand) -> _Chain:
+        rows, prompt = engines.rows, demand.prompt
+        read = (prompt.mean * engines.prefill)[:, None]
         # More requests together never end fewer per second: measured curves may dip.
-        death = np.maximum.accumulate(engines.rows / (demand.answer.mean * engines.decode), axis=1)
+        death = np.maximum.accumulate(rows / (demand.answer.mean * engines.decode + rows * read), axis=1)
         log = np.log(death)
-        gap = np.diff(engines.rows, axis=1, prepend=0.0)
+        gap = np.diff(rows, axis=1, prepend=0.0)
         before = np.concatenate((log[:, :1], log[:, :-1]), axis=1)
         log_product = np.cumsum(gap * (log + before) / 2.0 + (log - before) / 2.0, axis=1)
         following = np.concatenate((gap[:, 1:], np.zeros_like(gap[:, :1])), axis=1)
         width = gap / 2.0 + np.where(following > 0.0, following / 2.0, 0.5 * (gap > 0.0))
-        return cls(engines, demand, death, log_product, width)
+        rise = np.diff(engines.decode, axis=1, append=engines.decode[:, -1:])
+        slope = np.divide(rise, following, out=np.zeros_like(rise), where=following > 0.0)
+        tokens, weight = _lengths(prompt)
+        chunk = (weight * tokens * np.minimum(tokens, engines.chunk[:, None])).sum(axis=1) / prompt.mean
+        return cls(engines, demand, death, log_product, width, slope, chunk)
 
     def at(self, rate: Numbers) -> _State:
         engines, demand = self.engines, self.demand
-        reading = rate * demand.prompt.mean * engines.prefill
+        prompt = demand.prompt
+        rows = engines.rows
         with np.errstate(divide="ignore"):
-            birth = rate / np.maximum(1.0 - reading, 1e-12)
-            log_mass = engines.rows * np.log(birth)[:, None] - self.log_product
+            log_mass = rows * np.log(rate)[:, None] - self.log_product
         peak = np.maximum(log_mass.max(axis=1), 0.0)
         mass = self.width * np.exp(log_mass - peak[:, None])
-        load = np.minimum(birth / self.death[:, -1], 1.0 - 1e-9)
+        load = np.minimum(rate / self.death[:, -1], NEARLY)
         # Beyond the last slot the death rate stays: a geometric tail.
         last = np.exp(log_mass[:, -1] - peak)
         waiting = last * load / (1.0 - load)
-        total = np.exp(-peak) + mass.sum(axis=1) + waiting
         mass[:, -1] += waiting
-        decoding = mass * engines.rows
-        mean = decoding.sum(axis=1)
+        total = np.exp(-peak) + mass.sum(axis=1)
+        first = (mass * rows).sum(axis=1)
+        second = (mass * rows * rows).sum(axis=1)
+        mean = first / total
+        met = second / np.maximum(first, TINY)
         variability = (1.0 + demand.answer.squared_variation) / 2.0
-        ending = self.death[:, -1] * (1.0 - load) * (1.0 - reading) / variability
-        return _State(rate, reading, decoding / mean[:, None], mean / total, (last + waiting) / total, ending)
+        ending = self.death[:, -1] * (1.0 - load) / variability
+        full = (last + waiting) / total
+
+        decode = _interpolate(rows, engines.decode, met)
+        offered = rate * prompt.mean
+        reading = np.minimum(offered * engines.prefill, NEARLY)
+        idle = 1.0 - reading
+        filled = np.minimum(offered * (engines.prefill + decode / engines.chunk), 1.0)
+        chunk = self.chunk + np.maximum(engines.chunk - self.chunk, 0.0) * filled
+        # Of steps the share that reads is smaller than of time: those steps are longer.
+        steps = np.minimum(offered * decode / (idle * chunk), NEARLY)
+        memory = prompt.second_moment / prompt.mean / (2.0 * chunk * idle**2 * (1.0 - steps))
+        burst = np.minimum(engines.slots, np.maximum(demand.answer.mean * engines.chunk / prompt.mean, mean))
+        then = mean + (burst - mean) * memory / (memory + demand.answer.mean)
+        busy = np.minimum(
+            offered * (engines.prefill + _interpolate(rows, engines.decode, then) / chunk), NEARLY
+        )
+        return _State(
+            rate, reading, mean, met, met * mean - mean**2, full, ending, chunk, busy, memory, steps, then
+        )
 
     def late_first(self, state: _State, seconds: Numbers) -> Numbers:
         """[c] share of requests whose first token comes after `seconds`."""
-        engines, demand = self.engines, self.demand
-        prompt = demand.prompt
-        decode = _interpolate(engines.rows, engines.decode, state.mean)
-        each = engines.prefill + decode / engines.chunk
-        busy = np.minimum(state.rate * prompt.mean * each, 1.0 - 1e-9)
-        queue = prompt.mean * each * (1.0 + prompt.squared_variation) / (2.0 * (1.0 - busy))
-        left = np.maximum(seconds - engines.first - decode, 1e-12)
-        longest = np.clip((np.log(left / each) - prompt.log_median) / prompt.spread, -DEVIATES, DEVIATES)
-        half = (longest + DEVIATES) / 2.0
-        z = half[:, None] * (NODES + 1.0) - DEVIATES
-        own = each[:, None] * np.exp(prompt.log_median + prompt.spread * z)
-        density = WEIGHTS * np.exp(-(z**2) / 2.0) / math.sqrt(2.0 * math.pi)
-        rest = np.maximum(left[:, None] - own, 0.0)
-        wait = 1.0 - _waits(rest, busy[:, None], queue[:, None], state.full[:, None], state.ending[:, None])
-        kept = half * (density * wait).sum(axis=1)
-        return np.where((busy >= 1.0 - 1e-9) | (state.ending <= 0.0), 1.0, 1.0 - kept)
-
-    def late_tokens(self, state: _State, seconds: Numbers) -> Numbers:
-        """[c] share of requests whose mean time per output token is above `seconds`."""
-        slowed = self.engines.decode / np.maximum(1.0 - state.reading, 1e-12)[:, None]
-        late: Numbers = (state.weight * (slowed > np.asarray(seconds)[..., None])).sum(axis=1)
+        prompt = self.demand.prompt
+        engine, prefill = self.engines, self.engines.prefill
+        # What runs when it comes ends first; then come the steps of the prompts before and of its own.
+        under_way = _interpolate(engine.rows, engine.decode, state.mean) * np.minimum(state.mean, 1.0) / 2.0
+        step = _interpolate(engine.rows, engine.decode, state.then) * np.minimum(state.then, 1.0)
+        left = seconds - engine.first - under_way
+        each = prefill + step / state.chunk
+        queue = each * prompt.second_moment / prompt.mean / (2.0 * (1.0 - state.busy))
+        slowed = prefill + step / engine.chunk
+        longest = np.minimum((left - step) / np.maximum(prefill, TINY), (left - step / 2.0) / slowed)
+        # Over the prompts that are read within that time, and those at the cut apart.
+        most = np.clip(longest / prompt.p95, TINY, 1.0) ** (1.0 / prompt.power)
+        e = most[:, None] * np.append(HALF_NODES, 1.0)
+        weight = most[:, None] * np.append(HALF_WEIGHTS, 0.0) * DEPTH * np.exp(-DEPTH * e)
+        weight[:, -1] = BEYOND * (longest >= prompt.p95)
+        tokens = prompt.p95 * e**prompt.power
+        own = np.maximum(
+            tokens * prefill[:, None] + step[:, None], tokens * slowed[:, None] + step[:, None] / 2.0
+        )
+        over = _waits(state, queue, left[:, None] - own)
+        kept = (weight * (1.0 - over)).sum(axis=1)
+        late: Numbers = np.where((state.busy >= NEARLY) | (state.ending <= 0.0), 1.0, 1.0 - kept)
         return late
 
+    def late_tokens(self, state: _State, seconds: Numbers) -> Numbers:
+        """[c] share of requests whose mean time per output token is above `seconds`.
 
-def _waits(x: Numbers, busy: Numbers, queue: Numbers, full: Numbers, ending: Numbers) -> Numbers:
-    """Chance that the waits for a slot and for the prompts before together exceed x.
+        In a request's time some share of the steps also read prompts. Its mean over requests is known, its
+        variance shrinks with the length of the answer, and it is taken as probit-normal.
+        """
+        engines, demand = self.engines, self.demand
+        tokens, weight = ANSWERS
+        lengths = np.maximum(demand.answer.p95 * tokens**demand.answer.power - 1.0, 1.0)
+        decode = _interpolate(engines.rows, engines.decode, state.met)
+        slope = _interpolate(engines.rows, self.slope, state.met)
+        steps = state.steps[:, None]
+        forget = lengths / state.memory[:, None]
+        mean = steps + (np.maximum(state.busy[:, None], steps) - steps) * -np.expm1(-forget) / forget
+        mean = np.clip(mean, 1e-6, NEARLY)
+        # How the number decoded together is forgotten: answers end and others begin.
+        pull = demand.answer.mean / np.maximum(1.0 - slope * state.met / decode, 0.05)
+        spread = (
+            slope[:, None]
+            / (1.0 - state.reading[:, None])
+            * np.sqrt(state.variance[:, None] * _averaged(lengths / pull[:, None]))
+        )
+        deviate = _deviate(mean)
+        steep = mean * (1.0 - mean) * 2.0 * math.pi * np.exp(deviate**2)
+        shared = np.clip(1.0 - (1.0 - _averaged(forget)) ** steep, 1e-6, NEARLY)
+        late = np.zeros_like(mean)
+        full = (engines.prefill * state.chunk)[:, None]
+        for node, share in zip(NORMAL_NODES, NORMAL_WEIGHTS, strict=True):
+            room = (np.asarray(seconds)[:, None] - decode[:, None] - node * spread) / np.maximum(full, TINY)
+            z = (deviate - np.sqrt(1.0 - shared) * _deviate(np.clip(room, 1e-6, NEARLY))) / np.sqrt(shared)
+            late += share * np.where(room >= 1.0, 0.0, np.where(room <= 0.0, 1.0, _normal(z)))
+        found: Numbers = (weight * late).sum(axis=1)
+        return found
+
+
+def _waits(state: _State, queue: Numbers, x: Numbers) -> Numbers:
+    """Chance [c, n] that the waits for a slot and for the prompts before together exceed x [c, n].
 
     Each is nothing or exponential, taken as independent.
     """
-    first, second = 1.0 / np.maximum(queue, 1e-12), np.maximum(ending, 1e-12)
-    second = np.where(np.abs(first - second) < 1e-3 * first, second * 1.002, second)
+    x = np.maximum(x, 0.0)
+    first = 1.0 / np.maximum(queue, TINY)
+    second = np.maximum(state.ending, TINY)
+    second = np.where(np.abs(first - second) < 1e-3 * first, first * 1.001, second)[:, None]
+    first, busy, full = first[:, None], state.busy[:, None], state.full[:, None]
     a, b = np.exp(-first * x), np.exp(-second * x)
     both = (second * a - first * b) / (second - first)
     found: Numbers = busy * (1.0 - full) * a + full * (1.0 - busy) * b + busy * full * both
+    return found
+
+
+def _lengths(lengths: Lengths) -> tuple[Numbers, Numbers]:
+    """Lengths in tokens and their weights, of which sums are means over all requests."""
+    tokens = lengths.p95 * np.append(HALF_NODES, 1.0) ** lengths.power
+    weight = np.append(HALF_WEIGHTS * DEPTH * np.exp(-DEPTH * HALF_NODES), BEYOND)
+    return tokens, weight
+
+
+def _averaged(span: Numbers) -> Numbers:
+    """Variance of the mean over a span, of what is forgotten exponentially, over that at one moment."""
+    span = np.maximum(span, 1e-3)
+    found: Numbers = 2.0 * (span + np.expm1(-span)) / span**2
+    return found
+
+
+def _normal(z: Numbers) -> Numbers:
+    """The normal distribution function, within 0.0003."""
+    found: Numbers = 0.5 + 0.5 * np.tanh(z * (0.7978846 + 0.0356774 * z**2))
+    return found
+
+
+def _deviate(share: Numbers) -> Numbers:
+    """Its inverse, within 0.003 where share is from 0.005 to 0.995."""
+    found: Numbers = 4.91 * (share**0.14 - (1.0 - share) ** 0.14)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from turbo_operator.api import TurboDeploymentSpec
 from turbo_operator.api.demands import Latency
@@ -24,7 +25,7 @@ class Lengths:
     A Weibull distribution through both, cut at the percentile: length = p95 min(1, E / ln 20)^power with E
     exponential. Three times the mean, the default, is nearly the uncut exponential. Cut, because the prompts
     of published traces end in a wall there, that of the context window (Azure 2023: the 99th percentile is
-    1 to 2 % above the 95th), and a lognormal through the same two numbers has up to four times their variance.
+    1 to 2 % above the 95th); a lognormal through the same two numbers has up to four times their variance.
     """
 
     mean: float
@@ -32,13 +33,7 @@ class Lengths:
     power: float = field(init=False)  # 1: exponential
 
     def __post_init__(self) -> None:
-        # No distribution has a 95th percentile above 20 times its mean; at the end of the range it is near.
-        low, high = POWERS
-        for _ in range(48):
-            middle = (low + high) / 2.0
-            longer = _moment(middle) > self.mean / self.p95
-            low, high = (middle, high) if longer else (low, middle)
-        object.__setattr__(self, "power", low)
+        object.__setattr__(self, "power", _power(self.mean / self.p95))
 
     @property
     def second_moment(self) -> float:
@@ -51,10 +46,23 @@ class Lengths:
         return max(0.0, self.second_moment / self.mean**2 - 1.0)
 
 
+@lru_cache(maxsize=4096)
+def _power(mean: float) -> float:
+    """The power of which min(1, E / ln 20) has this mean.
+
+    No lengths have a 95th percentile above 20 times their mean; the end of the range stands for those.
+    """
+    low, high = POWERS
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if _moment(middle) > mean else (low, middle)
+    return low
+
+
 def _moment(power: float) -> float:
     """Mean of min(1, E / ln 20)^power: an incomplete gamma function, by its series."""
     term = total = 1.0 / (power + 1.0)
-    for index in range(2, 40):
+    for index in range(2, 24):
         term *= DEPTH / (power + index)
         total += term
     return BEYOND + BEYOND * DEPTH * total
