@@ -20,6 +20,7 @@ from turbo_operator.api import (
     TURBODEPLOYMENT,
     ConditionType,
     InvalidObject,
+    ScalingPolicy,
     TurboDeployment,
     TurboDeploymentStatus,
     parse,
@@ -34,7 +35,7 @@ from turbo_operator.planned import Plan
 from turbo_operator.planning import plan_of
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
-from turbo_operator.scaler import Scale
+from turbo_operator.scaler import History, Scale
 from turbo_operator.settings import Settings
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
@@ -71,6 +72,7 @@ class Reconciler:
         # Uid and hash of children whose apply changed nothing, until their TurboDeployment is gone.
         self._futile: dict[Key, set[tuple[str, str]]] = {}
         self._plans: dict[Key, Plan] = {}
+        self._histories: dict[Key, History] = {}  # of scaling; lost with the process, which is safe
 
     def last_plan(self, key: Key) -> Plan | None:
         """What the last look has planned; None before the first, or while the model is unknown."""
@@ -82,6 +84,7 @@ class Reconciler:
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._futile.pop(key, None)
             self._plans.pop(key, None)
+            self._histories.pop(key, None)
             return None
         start, result = time.monotonic(), "failed"
         try:
@@ -100,15 +103,23 @@ class Reconciler:
             return resync
         observed = observe(self._cache, self._ledger, key, td)
         refused = await self._bring_about(key, body, td, observed)
-        if refused or observed.model is not None:  # what was refused waits for a change
+        if refused:  # waits for a change
             return resync
-        return min(resync, INSPECTING_SECONDS)
+        if observed.model is None:
+            return min(resync, INSPECTING_SECONDS)
+        if td.spec.scaling_policy == ScalingPolicy.METRICS:
+            return min(
+                resync, self._settings.scrape_seconds
+            )  # loads grow old and windows pass without events
+        return resync
 
     async def _bring_about(
         self, key: Key, body: Mapping[str, Any], td: TurboDeployment, observed: Observed
     ) -> bool:
         """Decide and write; whether the API server refused a child. Raises what only time can mend."""
-        decision = decide(td, observed, self._settings, self._clock())
+        history = self._histories.get(key)
+        decision = decide(td, observed, self._settings, self._clock(), history)
+        self._histories[key] = decision.scale.history
         if decision.plan is not None:
             self._plans[key] = decision.plan
         refused: str | None = None
@@ -222,17 +233,28 @@ class Reconciler:
             log.info("status", extra={"object": str(key), **said})
 
 
-def decide(td: TurboDeployment, observed: Observed, settings: Settings, now: float) -> _Decision:
-    """The decision, pure: the same observation at the same time gives the same children."""
-    scale = scaler.scale(td.spec)
+def decide(
+    td: TurboDeployment, observed: Observed, settings: Settings, now: float, history: History | None = None
+) -> _Decision:
+    """The decision, pure: the same observation at the same time, after the same past: the same children."""
     plan: Plan | None = None
     plan_hash: str | None = None
     if observed.model is not None:
         plan = plan_of(td.spec, observed.model.shape, observed, now)
         if plan.choice is not None:
             plan_hash = render.plan_hash(td, plan.choice, observed.model)
-    variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
     choice = plan.choice if plan is not None else None
+    scale = scaler.scale(
+        td.spec,
+        plan,
+        observed.pods,
+        history,
+        now,
+        present=rollout.present_replicas(observed.children),
+        supply=observed.supply.get(choice.accelerator.name) if choice and observed.supply else None,
+        fresh_seconds=scaler.NUM_MISSED * settings.scrape_seconds,
+    )
+    variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
     return _Decision(scale, plan, plan_hash, tuple(render.children(td, observed, choice, variants, settings)))
 
 

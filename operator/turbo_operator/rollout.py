@@ -47,6 +47,14 @@ def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: i
     return (new, *others) if replicas else (*others, new)
 
 
+def present_replicas(children: Sequence[ChildView]) -> int | None:
+    """Replicas that run as one deployment now: of its largest variant; None while there is no variant."""
+    return max(
+        (child.replicas or 0 for child in children if child.kind == "Deployment" and child.plan_hash),
+        default=None,
+    )
+
+
 def has_taken_over(children: Sequence[ChildView], wanted: str, replicas: int) -> bool:
     """Whether the wanted variant was seen by its controller as it is, and has all replicas available."""
     return any(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator.observed import ChildView
-from turbo_operator.rollout import Variant, next_variants
+from turbo_operator.rollout import Variant, next_variants, present_replicas
 
 hashes = st.sampled_from(("v1a", "v1b", "v1c", "v1d"))
 
@@ -100,3 +100,9 @@ def _controlled(step: Variant, state: Sequence[ChildView]) -> ChildView:
             observed_generation=old.generation,
         )
     )
+
+
+def test_present_are_the_replicas_of_the_largest_variant() -> None:
+    assert present_replicas([]) is None
+    assert present_replicas([variant("old", 4, 4), variant("new", 2, 0)]) == 4
+    assert present_replicas([variant("new", 0, 0)]) == 0
