@@ -54,7 +54,7 @@ def measure_steps(
         decoding = [bench.point(rows, 1, context) for rows in sorted({1, several})]
         return (*decoding, bench.prompt(chunk))
     except _TooSlow as outcome:
-        log.warning("no step times: %s", outcome)
+        log.warning("Micro-benchmark left out: %s", outcome)
         return None
     finally:
         ledger.release(blocks)

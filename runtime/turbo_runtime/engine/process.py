@@ -42,14 +42,16 @@ def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_di
     settle_threads(config.threads)
     quiet_libraries()
     # torch comes in only here, after those
+    from turbo_runtime.engine.gguf_once import gguf_parsed_once
     from turbo_runtime.engine.source import ModelError
     from turbo_runtime.engine.start import start_engine
     from turbo_runtime.engine.tokenizer import export_tokenizer
 
     try:
         began = time.monotonic()
-        export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
-        engine, ready = start_engine(config, began)
+        with gguf_parsed_once():
+            export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
+            engine, ready = start_engine(config, began)
         outbox.put(ready)
         while True:
             # idle: wait for a message; busy: take what is there and compute on

@@ -138,4 +138,7 @@ def test_a_chat_starts_with_the_models_own_words(tokenizer: ServedTokenizer) -> 
 
 
 def test_while_it_loads_only_the_servers_own_sentences_are_told(real: Any) -> None:
-    assert [line.split()[0] for line in real.lines][:4] == ["turbo", "Model", "Start-up", "Ready:"]
+    words = [line.split()[0] for line in real.lines]
+    told = words[: words.index("Ready:") + 1]
+    assert told.count("Micro-benchmark") == 1  # before the others where a busy machine leaves it out
+    assert [word for word in told if word != "Micro-benchmark"] == ["turbo", "Model", "Start-up", "Ready:"]
