@@ -52,7 +52,7 @@ def td(name: str = "chat", **spec: Any) -> TurboDeployment:
 
 
 def chosen(it: TurboDeployment, accelerator: Accelerator = CPU) -> Choice:
-    choice = plan(it.spec, FACTS.shape, {accelerator.name: accelerator}, it.spec.replicas).choice
+    choice = plan(it.spec, FACTS.shape, {accelerator.name: accelerator}).choice
     assert choice is not None
     return choice
 

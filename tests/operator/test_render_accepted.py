@@ -58,7 +58,7 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
             "spec": SPECS[name],
         }
     )
-    choice = planner.plan(td.spec, FACTS.shape, {**catalogue(), "cpu": CPU}, 1).choice
+    choice = planner.plan(td.spec, FACTS.shape, {**catalogue(), "cpu": CPU}).choice
     assert choice is not None
     variants = [Variant(render.plan_hash(td, choice, FACTS), 1)]
     children = [

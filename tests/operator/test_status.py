@@ -57,7 +57,7 @@ def pod(
 
 
 def planned(it: TurboDeployment, accelerator: Accelerator = CPU) -> Plan:
-    return plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator}, scaler.scale(it.spec).replicas)
+    return plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator})
 
 
 def computed(
@@ -252,7 +252,7 @@ def test_the_last_feasible_plan_is_ready_with_its_own_replicas() -> None:
 def test_five_rejected_candidates_are_kept() -> None:
     many = {f"a{index}": replace(CPU, name=f"a{index}") for index in range(9)}
     it = td()
-    plan = plan_of(it.spec, FACTS.shape, many, 1)
+    plan = plan_of(it.spec, FACTS.shape, many)
     new = status.compute(it, Observed(many, model=FACTS), scaler.scale(it.spec), plan, HASH, NOW)
     assert new.plan is not None
     assert len(new.plan.rejected) == 5

@@ -1,18 +1,27 @@
 """What one accelerator must hold to serve a model, and what it can hold. Pure arithmetic, in bytes.
 
-    weights / t + KV cache of one full-length request / t + verification logits  <=  0.95 x memory - reserve
+    weights / (t s) + draft + KV cache of one full-length request + verification logits
+        <=  0.95 x memory - reserve
 
-A plan whose accelerator holds that can answer the longest request it promises; the memory that is left
-becomes more KV cache, hence more requests at a time. 0.95 leaves room for fragmentation; the reserve is what
-a process holds before the first weight.
+t accelerators share every layer and s stages divide the layers. A plan whose accelerators hold that can
+answer the longest request it promises; the memory that is left becomes more KV cache, hence more requests at
+a time. 0.95 leaves room for fragmentation; the reserve is what a process holds before the first weight.
+
+Functions of `tensor`, `stages` and element sizes are elementwise: each may be a number or an array, broadcast
+against the others, so that all candidates of a plan are one call.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from turbo_operator.observed import Accelerator
-from turbo_runtime.contract import ModelShape, RuntimeConfig
+from turbo_runtime.contract import ModelShape
+
+Numbers = float | NDArray[np.float64]
 
 GIB = 1 << 30
 USABLE_SHARE = 0.95
@@ -25,26 +34,9 @@ LOGIT_BYTES = 4  # logits are verified in float32 whatever the weights are
 CPU_RESOURCE = "cpu"
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-# The runtime's own ceilings decide how many rows one step verifies; they are read from its contract, not
-# repeated here.
-MAX_RUNNING: int = RuntimeConfig(model="").max_running
-MAX_STEP_TOKENS: int = RuntimeConfig(model="").max_step_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """Bytes of a replica's share on one accelerator; `loading`: the peak before any KV is used."""
-
-    weights: int
-    kv_request: int  # one request of the longest length, in whole grains
-    logits: int
-    loading: int
-
-    @property
-    def total(self) -> int:
-        """The least that serves: everything but the reserve."""
-        return max(self.weights + self.kv_request + self.logits, self.loading)
+# Of one quantised weight, its share of the scales included: one per block of 128 x 128 or per channel of
+# 8-bit types, 20 bits per 128 of int4 (AWQ, GPTQ), 8 bits per 32 of mxfp4 and per 16 of nvfp4.
+QUANTIZED_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.52, "mxfp4": 0.53125, "nvfp4": 0.5625}
 
 
 def on_cpu(accelerator: Accelerator) -> bool:
@@ -52,54 +44,102 @@ def on_cpu(accelerator: Accelerator) -> bool:
     return accelerator.resource_name == CPU_RESOURCE
 
 
+def reserve(accelerator: Accelerator) -> int:
+    """Bytes that a process holds before the first weight."""
+    return CPU_RESERVE if on_cpu(accelerator) else DEVICE_RESERVE
+
+
 def usable(accelerator: Accelerator) -> int:
     """Bytes of `accelerator` that weights, KV cache and logits may fill; never negative."""
-    reserve = CPU_RESERVE if on_cpu(accelerator) else DEVICE_RESERVE
-    return max(0, int(USABLE_SHARE * accelerator.memory_bytes) - reserve)
+    return max(0, int(USABLE_SHARE * accelerator.memory_bytes) - reserve(accelerator))
 
 
-def kv_bytes_per_token(shape: ModelShape, dtype: str) -> int:
-    """Keys and values of one token in all layers."""
-    return 2 * shape.layers * shape.kv_heads * shape.head_dim * ELEMENT_BYTES[dtype]
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a model's weights over all its accelerators."""
+
+    dense: Numbers  # all but the next two
+    expert: Numbers  # routed experts
+    embedding: Numbers  # a table that is looked up: held, not read in a pass
+
+    @property
+    def total(self) -> Numbers:
+        """All of them."""
+        return self.dense + self.expert + self.embedding
 
 
-def need(
-    shape: ModelShape, dtype: str, max_model_len: int, max_draft_tokens: int, tensor: int, cpu: bool
-) -> Need:
-    """What each of `tensor` accelerators must hold.
+def weights(shape: ModelShape, element: Numbers, quantized: bool = True) -> Weights:
+    """The weights as they are served: `element` bytes for each that is not quantised.
 
-    KV heads divide over the accelerators as far as they go and are replicated beyond. Stored weights of
-    another type than `dtype` (a quantised GGUF) are converted once while loading, in host memory, which holds
-    both for a moment.
+    Quantised ones are routed experts first, as in every published format. With `quantized` False all are
+    converted to the element's type.
     """
-    # On cores a head that shares the embedding's weights is laid out a second time, as its products need it.
-    second_head = shape.vocab_size * shape.hidden_size if cpu else 0
-    weights = -(-(shape.parameters + second_head) * ELEMENT_BYTES[dtype] // tensor)
-    per_token = -(-kv_bytes_per_token(shape, dtype) // min(tensor, shape.kv_heads))
-    tokens = max_model_len + max_draft_tokens + 1 + BLOCK_TOKENS
-    rows = min(MAX_RUNNING * (max_draft_tokens + 1), max(MAX_STEP_TOKENS, max_draft_tokens + 1))
-    converts = cpu and shape.dtype not in ELEMENT_BYTES
-    return Need(
-        weights=weights,
-        kv_request=-(-per_token * tokens // KV_GRAIN) * KV_GRAIN,
-        logits=rows * shape.vocab_size * LOGIT_BYTES,
-        loading=2 * weights if converts else weights,
+    per_quantized = QUANTIZED_BYTES.get(shape.quantization or "") if quantized else None
+    count = shape.quantized_parameters if per_quantized is not None else 0
+    of_experts = min(count, shape.expert_parameters)
+    of_dense = count - of_experts
+    dense = shape.parameters - shape.expert_parameters - shape.embedding_parameters
+    small = per_quantized or 0.0
+    return Weights(
+        dense=(dense - of_dense) * element + of_dense * small,
+        expert=(shape.expert_parameters - of_experts) * element + of_experts * small,
+        embedding=shape.embedding_parameters * element,
     )
 
 
-def kv_pool(accelerator: Accelerator, need: Need) -> int:
-    """Bytes of the KV cache: what is left, at most what the running requests could ever use."""
-    left = (usable(accelerator) - need.weights - need.logits) // KV_GRAIN * KV_GRAIN
-    return min(left, MAX_RUNNING * need.kv_request)
+def cached_elements(shape: ModelShape, tensor: Numbers) -> Numbers:
+    """Elements of one layer's cache for one token on one of `tensor` accelerators.
+
+    KV heads divide over the accelerators as far as they go and are replicated beyond; a latent (MLA) is whole
+    on each.
+    """
+    if shape.kv_latent:
+        return float(shape.kv_latent) + 0.0 * tensor
+    return 2.0 * shape.head_dim * np.ceil(shape.kv_heads / tensor)
 
 
-def longest_model_len(accelerator: Accelerator, shape: ModelShape, dtype: str, max_draft_tokens: int) -> int:
-    """The longest request in tokens of which one fits on one accelerator; 0 when not even weights do."""
-    low, high = 0, shape.max_position
-    while low < high:
-        middle = (low + high + 1) // 2
-        fits = need(shape, dtype, middle, max_draft_tokens, 1, on_cpu(accelerator)).total <= usable(
-            accelerator
-        )
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return low
+def cached_layers(shape: ModelShape, tokens: Numbers, slides: bool) -> Numbers:
+    """Layers that hold a token's cache, in the mean over `tokens` tokens of one request.
+
+    `slides`: whether the engine forgets what a sliding window has passed.
+    """
+    if not (slides and shape.sliding_window):
+        return float(shape.layers) + 0.0 * tokens
+    kept = np.minimum(1.0, shape.sliding_window / np.maximum(tokens, 1.0))
+    return shape.layers - shape.sliding_layers * (1.0 - kept)
+
+
+def kv_bytes(
+    shape: ModelShape, element: Numbers, tensor: Numbers, tokens: Numbers, slides: bool = False
+) -> Numbers:
+    """Bytes of one cached token on one accelerator, in the mean over a request of `tokens` tokens."""
+    return cached_elements(shape, tensor) * cached_layers(shape, tokens, slides) * element
+
+
+def whole_grains(amount: Numbers) -> Numbers:
+    """The least multiple of the pool's grain that is not below."""
+    return np.ceil(amount / KV_GRAIN) * KV_GRAIN
+
+
+def request_tokens(max_model_len: int, max_draft_tokens: Numbers) -> Numbers:
+    """Tokens of cache that the longest request may come to, with its drafts and the slack of a block."""
+    return max_model_len + max_draft_tokens + 1.0 + BLOCK_TOKENS
+
+
+def logit_bytes(vocab: int, max_running: Numbers, max_step_tokens: Numbers, drafts: Numbers) -> Numbers:
+    """Logits of one pass that verifies `drafts` drafts of every running request."""
+    rows = np.minimum(max_running * (drafts + 1.0), np.maximum(max_step_tokens, drafts + 1.0))
+    return rows * vocab * LOGIT_BYTES
+
+
+def second_head(shape: ModelShape) -> int:
+    """Weights laid out twice on cores: a head that shares the embedding's, as its products need it."""
+    return shape.vocab_size * shape.hidden_size
+
+
+def longest_model_len(room: float, per_token: float, max_draft_tokens: int) -> int:
+    """The longest request in tokens of which one fits into `room` bytes; 0 when none does."""
+    if room < 0:
+        return 0
+    tokens = int(room // KV_GRAIN * KV_GRAIN // per_token)
+    return max(0, tokens - int(request_tokens(0, max_draft_tokens)))

@@ -1,0 +1,258 @@
+"""How many replicas each candidate needs, what they would do and cost, and which demand they break. Pure.
+
+All over p pairs of a candidate and a capacity type at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbo_operator.api import CapacityType, Objective, PlanReason
+from turbo_operator.planner import capacity
+from turbo_operator.planner.candidates import Candidates
+from turbo_operator.planner.request import MOST_REPLICAS, Request
+from turbo_operator.planner.stock import MICRO, Stock
+
+Numbers = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+# What a candidate may break, the one that tells most first; an earlier one hides a later one.
+CODES = (
+    PlanReason.FEASIBLE,
+    PlanReason.OUT_OF_MEMORY,
+    PlanReason.NO_PROFILE,
+    PlanReason.PRICE_UNKNOWN,
+    PlanReason.TARGET_UNREACHABLE,
+    PlanReason.NO_CAPACITY,
+    PlanReason.OVER_BUDGET,
+    PlanReason.NOT_YET_SUPPORTED,
+)
+BUCKET = 0.01  # relative: times and throughputs that differ by less are equal, so that money decides
+HALVINGS = 10  # of the interval in which the concurrency of one replica is sought
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What one replica of c candidates does; NaN where it has no profile or does not fit. [c]"""
+
+    requests_per_second: Numbers  # the most while the targets hold
+    concurrency: Numbers  # requests always under way that one takes while they hold
+    tokens_per_second: Numbers  # output tokens then
+
+    @classmethod
+    def unknown(cls, count: int) -> Speed:
+        """Nothing known yet."""
+        return cls(np.full(count, np.nan), np.full(count, np.nan), np.full(count, np.nan))
+
+
+def speed(engines: capacity.Engines, request: Request) -> Speed:
+    """What one replica of each candidate takes while the targets hold."""
+    demand = request.demand
+    if demand.concurrency is None:
+        rate = capacity.capacity(engines, demand)
+        return Speed(rate, np.full_like(rate, np.nan), rate * demand.answer.mean)
+    low, high = np.zeros_like(engines.slots), engines.slots.copy()
+    low = np.where(_keeps(engines, request, high), high, low)
+    for _ in range(HALVINGS):
+        middle = np.ceil((low + high) / 2.0)
+        held = _keeps(engines, request, middle)
+        low, high = np.where(held, middle, low), np.where(held, high, np.maximum(middle - 1.0, low))
+    served = capacity.closed(engines, demand, np.maximum(low, 1.0))
+    some = low >= 1.0
+    return Speed(
+        np.where(some, served.requests_per_second, 0.0),
+        low,
+        np.where(some, served.tokens_per_second, 0.0),
+    )
+
+
+def _keeps(engines: capacity.Engines, request: Request, running: Numbers) -> Mask:
+    """Whether the targets hold with `running` requests always under way on one replica."""
+    served = capacity.closed(engines, request.demand, np.maximum(running, 1.0))
+    held = np.ones(len(running), bool)
+    if bound := request.demand.time_to_first_token:
+        held &= served.time_to_first_token <= bound.seconds
+    if bound := request.demand.time_per_output_token:
+        held &= served.time_per_output_token <= bound.seconds
+    return held
+
+
+def load(request: Request, speeds: Speed, replicas: Numbers) -> Numbers:
+    """Of one replica: requests per second, or of a demand in concurrency those under way.
+
+    What is not known is taken to be all that it can do.
+    """
+    each = np.maximum(replicas, 1.0)
+    if request.demand.concurrency is not None:
+        return request.demand.concurrency / each
+    return speeds.requests_per_second + 0.0 * each if request.rate is None else request.rate / each
+
+
+def output(request: Request, speeds: Speed, replicas: Numbers) -> Numbers:
+    """Output tokens per second of all replicas at the planned load, and no more than they can do."""
+    most = replicas * speeds.tokens_per_second
+    if request.rate is None:
+        return most
+    found: Numbers = np.minimum(most, request.rate * request.demand.answer.mean)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of p pairs."""
+
+    replicas: Numbers
+    code: NDArray[np.int64]  # of CODES
+    miss: Numbers  # what is needed over what there is; 1 where nothing is short
+    cost: Numbers  # micro-dollars per hour of the replicas; NaN where the price is unknown
+
+    def is_(self, reason: PlanReason) -> Mask:
+        """The pairs with this reason."""
+        found: Mask = self.code == CODES.index(reason)
+        return found
+
+
+def needed(request: Request, speeds: Speed, candidate: NDArray[np.int64]) -> Numbers:
+    """[p] replicas that the load needs, at least the fewest; inf where no number does."""
+    demand = request.demand
+    wanted = [
+        (each, speed_of[candidate])
+        for each, speed_of in (
+            (demand.rate, speeds.requests_per_second),
+            (demand.concurrency, speeds.concurrency),
+            (demand.tokens_per_second, speeds.tokens_per_second),
+        )
+        if each is not None
+    ]
+    found = np.full(len(candidate), float(request.fewest))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for amount, each in wanted:
+            # A hair of tolerance: what divides evenly must not need one more for the last bit of a float.
+            found = np.maximum(found, np.where(each > 0.0, np.ceil(amount / each * (1.0 - 1e-9)), np.inf))
+        if request.targets:
+            able = speeds.requests_per_second[candidate] > 0.0
+            found = np.where(able, found, np.inf)
+    return found
+
+
+def judge(
+    request: Request,
+    fits: Mask,
+    profiled: Mask,
+    lacking: Mask,
+    speeds: Speed,
+    of: Stock,
+) -> Verdict:
+    """The verdict on every pair. `lacking`: candidates that cannot be rendered or run yet."""
+    count = len(of.candidate)
+    need = (
+        needed(request, speeds, of.candidate)
+        if request.needs_speed
+        else np.full(count, float(request.fewest))
+    )
+    most = float(request.most)
+    if request.external:
+        replicas, short = np.full(count, float(request.fixed)), need > request.fixed
+        if request.fixed == 0:
+            short = np.isinf(need)
+    else:
+        replicas, short = np.where(np.isinf(need), float(request.fewest), need), need > most
+    bound = np.minimum(of.room, of.within_total)
+    if request.expands:
+        replicas = np.maximum(replicas, np.minimum(np.minimum(bound, of.affordable), most))
+    replicas = np.minimum(replicas, float(10 * MOST_REPLICAS))
+    cost = of.cost(replicas)
+    over, excess = _over_budget(request, speeds, of, replicas, cost)
+    priced = ~np.isnan(of.price)
+    broken = (
+        (PlanReason.NOT_YET_SUPPORTED, lacking[of.candidate]),
+        (PlanReason.OVER_BUDGET, over),
+        (PlanReason.NO_CAPACITY, replicas > bound),
+        (PlanReason.TARGET_UNREACHABLE, short),
+        (PlanReason.PRICE_UNKNOWN, ~priced & ~_unpriced_will_do(request, of)),
+        (PlanReason.NO_PROFILE, ~profiled[of.candidate] & request.needs_speed),
+        (PlanReason.OUT_OF_MEMORY, ~fits[of.candidate]),
+    )
+    code = np.zeros(count, np.int64)
+    for reason, mask in broken:
+        code[mask] = CODES.index(reason)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        miss = np.select(
+            [code == CODES.index(PlanReason.OVER_BUDGET), code == CODES.index(PlanReason.NO_CAPACITY)],
+            [excess, replicas / np.maximum(bound, 0.5)],
+            1.0,
+        )
+        held = float(request.fixed) if request.external else most
+        unreached = code == CODES.index(PlanReason.TARGET_UNREACHABLE)
+        miss = np.where(unreached, need / max(held, 0.5), miss)
+    return Verdict(replicas, code, miss, cost)
+
+
+def _over_budget(
+    request: Request, speeds: Speed, of: Stock, replicas: Numbers, cost: Numbers
+) -> tuple[Mask, Numbers]:
+    over = replicas > of.affordable
+    excess = np.ones(len(cost))
+    if request.max_per_hour is not None:
+        excess = cost / float(request.max_per_hour * MICRO)
+    if request.max_per_million is not None:
+        per_million = per_million_tokens(request, speeds, of.candidate, replicas, cost)
+        ratio = per_million / float(request.max_per_million * MICRO)
+        over |= ratio > 1.0 + 1e-12
+        excess = np.maximum(excess, np.nan_to_num(ratio, nan=0.0))
+    return over, excess
+
+
+def per_million_tokens(
+    request: Request, speeds: Speed, candidate: NDArray[np.int64], replicas: Numbers, cost: Numbers
+) -> Numbers:
+    """[p] micro-dollars of a million output tokens at the planned load; inf where there are none."""
+    of_pairs = Speed(
+        speeds.requests_per_second[candidate],
+        speeds.concurrency[candidate],
+        speeds.tokens_per_second[candidate],
+    )
+    per_hour = output(request, of_pairs, np.maximum(replicas, 1.0)) * 3600.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Numbers = np.where(per_hour > 0.0, cost / per_hour * 1e6, np.where(cost > 0.0, np.inf, 0.0))
+    return found
+
+
+def _unpriced_will_do(request: Request, of: Stock) -> Mask:
+    """Where cost can change neither the choice nor its feasibility, a price is not asked for."""
+    on_demand = np.array([kind == CapacityType.ON_DEMAND for kind in request.capacity_types])
+    found: Mask = on_demand[of.capacity_type] & request.only_one
+    return found
+
+
+def order(
+    it: Candidates, request: Request, of: Stock, verdict: Verdict, token: Numbers, total: Numbers
+) -> NDArray[np.int64]:
+    """The pairs, the best one first. `token` and `total` [p]: seconds per output token and tokens per second
+    of all replicas, read only where the objective asks for them.
+    """
+    # Without replicas the price of one decides; without a price the number of accelerators.
+    money = of.paid(np.maximum(verdict.replicas, 1.0)) * np.nan_to_num(of.price, nan=float(MICRO))
+    if request.objective == Objective.LATENCY:
+        first = bucket(token)
+    elif request.objective == Objective.THROUGHPUT:
+        first = -bucket(total)
+    else:
+        first = np.zeros(len(money))
+    places = {name: place for place, name in enumerate(request.names)}
+    named = np.array([places[each.name] for each in it.accelerators], float)[it.accelerator]
+    method = np.array([float(each.order) for each in it.drafts])[it.draft]
+    keys = (it.nodes, it.tensor, it.engine, method, named)
+    last = tuple(key[of.candidate] for key in keys)
+    found: NDArray[np.int64] = np.lexsort((*last, of.capacity_type, money, first))
+    return found
+
+
+def bucket(value: Numbers) -> Numbers:
+    """Steps of a hundredth, relative: what falls into one step counts as equal."""
+    with np.errstate(divide="ignore"):
+        found: Numbers = np.floor(np.log(np.nan_to_num(value, nan=np.inf)) / BUCKET)
+    return found

@@ -1,0 +1,303 @@
+"""How fast each candidate is: its step times as curves over requests decoded together. Pure.
+
+The step-time model is `steptime`'s; what is here looks up the rates of each candidate's accelerator, adds
+the hops between pipeline stages, and chooses the number of drafts.
+
+A replica of s stages runs s groups of requests at a time, one in each stage: a token passes through all
+stages with its own group, so a step takes what one stage group of all layers would, over a s-th of the
+requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbo_operator.api import EngineName, Method, Placement
+from turbo_operator.observed import Accelerator
+from turbo_operator.planner import capacity, memory, speculation, steptime
+from turbo_operator.planner.candidates import Candidates, Indices, Room, chosen_from
+from turbo_operator.planner.coefficients import BY_ENGINE, NAMES, Coefficients
+from turbo_operator.planner.engines import ENGINES
+from turbo_operator.planner.request import Request
+from turbo_operator.planner.steptime import Machine, Work
+from turbo_runtime.contract import ModelShape
+
+Numbers = NDArray[np.float64]
+
+# A device without tensor cores for float32 does a sixteenth of its bfloat16 operations in it; cores are
+# stated in what they do.
+FLOAT32_SHARE = 1.0 / 16.0
+TYPE_OF = {"fp8": "fp8", "int8": "int8", "int4": "bf16", "mxfp4": "fp4", "nvfp4": "fp4"}
+HOST_CORES = 8.0  # that a draft on the host's cores may use
+
+
+class Factors(Protocol):
+    """What measured step times are to the model's."""
+
+    @property
+    def decode(self) -> float:
+        """Of a step that decodes."""
+
+    @property
+    def prefill(self) -> float:
+        """Of reading a prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """Measured factors on the step times of one accelerator and engine."""
+
+    engine: EngineName
+    accelerator: str
+    factors: Factors
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What is known of each accelerator, as arrays over the catalogue's rows; NaN is unknown."""
+
+    bandwidth: Numbers
+    flops: Numbers  # [engines, rows] in the type that dense layers are computed in
+    expert_flops: Numbers  # [engines, rows]
+    link: Numbers
+    network: Numbers
+    coefficients: dict[str, Numbers]  # [engines, rows] by name
+
+
+def rates(accelerators: tuple[Accelerator, ...], request: Request, element: Numbers) -> Rates:
+    """The catalogue's figures for this model; `element` is the bytes of one number on each row."""
+    shape = request.shape
+    kind = TYPE_OF.get(shape.quantization or "", "bf16")
+    dense_kind = kind if shape.quantized_parameters > shape.expert_parameters else "bf16"
+    expert_kind = kind if shape.quantized_parameters else "bf16"
+
+    def flops(of: str, quantized: bool) -> list[float]:
+        found = []
+        for each, size in zip(accelerators, element, strict=True):
+            rate = each.flops.get("bf16", np.nan)
+            if quantized:
+                rate = each.flops.get(of, rate)
+            slow = size == 4 and not memory.on_cpu(each)
+            found.append(rate * FLOAT32_SHARE if slow else rate)
+        return found
+
+    own = [[BY_ENGINE[engine.name].over(each.efficiency) for each in accelerators] for engine in ENGINES]
+    return Rates(
+        bandwidth=np.array([each.memory_bandwidth or np.nan for each in accelerators]),
+        flops=np.array([flops(dense_kind, engine.quantized) for engine in ENGINES]),
+        expert_flops=np.array([flops(expert_kind, engine.quantized) for engine in ENGINES]),
+        link=np.array([each.link_bandwidth or np.nan for each in accelerators]),
+        network=np.array([each.network_bandwidth or np.nan for each in accelerators]),
+        coefficients={
+            name: np.array([[getattr(each, name) for each in row] for row in own]) for name in NAMES
+        },
+    )
+
+
+def known(it: Candidates, of: Rates) -> NDArray[np.bool_]:
+    """Whether the speed of each candidate can be told."""
+    stated = ~np.isnan(of.bandwidth + of.flops[0])[it.accelerator]
+    linked = (it.tensor == 1) | ~np.isnan(of.link)[it.accelerator]
+    joined = (it.nodes == 1) | ~np.isnan(of.network)[it.accelerator]
+    found: NDArray[np.bool_] = stated & linked & joined
+    return found
+
+
+def engines(
+    it: Candidates,
+    room: Room,
+    of: Rates,
+    request: Request,
+    draft: ModelShape | None,
+    calibrated: Calibrated | None,
+) -> tuple[capacity.Engines, Indices]:
+    """The curves of candidates that fit and whose speed is known, and their drafts [c, GRID]."""
+    rows = capacity.rows(room.slots)
+    machine = _machine(it, of)
+    context = request.demand.held
+    work = _work(it, room, request, context)
+    decode_factor, prefill_factor = _factors(it, calibrated)
+    together = rows / it.nodes[:, None]
+    hop = _hop(it, of, request.shape)
+
+    def step(places: Indices) -> Callable[[float], Numbers]:
+        own, what = _of_machine(machine, places), _of_work(work, places)
+        few, late, factor = together[places], hop[places], decode_factor[places][:, None]
+
+        def seconds(k: float) -> Numbers:
+            passed = steptime.decode_seconds(own, what, few, k, context)
+            return np.asarray(passed * factor + late[:, None] * few * (k + 1.0))
+
+        return seconds
+
+    decode = np.empty_like(rows)
+    drafts = np.zeros(rows.shape, np.int64)
+    for number, option in enumerate(it.drafts):
+        places = np.flatnonzero(it.draft == number)
+        if len(places) == 0:
+            continue
+        passes = step(places)
+        drafting = _drafting(option, it, of, places, together[places], request, draft, passes)
+        decode[places], drafts[places] = speculation.fastest(option, passes, drafting)
+    prompt = request.demand.prompt.mean
+    read = np.ravel(steptime.prefill_seconds(machine, work, prompt)) * prefill_factor
+    fixed = np.ravel(machine.coefficients.prefill_layer_seconds) * request.shape.layers
+    made = capacity.Engines(
+        rows=rows,
+        decode=decode,
+        prefill=read / prompt / it.nodes,
+        chunk=np.array([float(engine.max_step_tokens) for engine in ENGINES])[it.engine],
+        # All stages read the prompt one after the other; only one of them is busy with it.
+        first=fixed + read * (1.0 - 1.0 / it.nodes) + hop * prompt,
+    )
+    return made, drafts
+
+
+def _machine(it: Candidates, of: Rates) -> Machine:
+    """Columns [c, 1]: they broadcast against rows."""
+    where = (it.engine, it.accelerator)
+    link = np.where(it.tensor == 1, np.inf, of.link[it.accelerator])
+    return Machine(
+        bandwidth=of.bandwidth[it.accelerator][:, None],
+        flops=of.flops[where][:, None],
+        expert_flops=of.expert_flops[where][:, None],
+        link=link[:, None],
+        tensor=it.tensor[:, None],
+        coefficients=_coefficients({name: of.coefficients[name][where][:, None] for name in NAMES}),
+    )
+
+
+def _work(it: Candidates, room: Room, request: Request, context: float) -> Work:
+    shape = request.shape
+    stored = np.array([engine.quantized for engine in ENGINES])[it.engine]
+    forgets = np.array([engine.forgets for engine in ENGINES])[it.engine]
+    as_stored = memory.weights(shape, room.element, quantized=True)
+    converted = memory.weights(shape, room.element, quantized=False)
+    cache = np.where(
+        forgets,
+        memory.kv_bytes(shape, room.element, it.tensor, context, slides=True),
+        memory.kv_bytes(shape, room.element, it.tensor, context, slides=False),
+    )
+    return steptime.work(
+        shape,
+        np.where(stored, as_stored.dense, converted.dense)[:, None],
+        np.where(stored, as_stored.expert, converted.expert)[:, None],
+        cache[:, None],
+    )
+
+
+def _coefficients(columns: Mapping[str, Any]) -> Coefficients:
+    """Coefficients whose numbers are arrays, one element per candidate."""
+    return Coefficients(**columns)
+
+
+def _of_machine(machine: Machine, places: Indices) -> Machine:
+    def own(value: object) -> Numbers:
+        return np.asarray(value)[places]
+
+    return Machine(
+        own(machine.bandwidth),
+        own(machine.flops),
+        own(machine.expert_flops),
+        own(machine.link),
+        own(machine.tensor),
+        _coefficients({name: own(getattr(machine.coefficients, name)) for name in NAMES}),
+    )
+
+
+def _of_work(work: Work, places: Indices) -> Work:
+    return replace(
+        work,
+        dense_bytes=np.asarray(work.dense_bytes)[places],
+        expert_bytes=np.asarray(work.expert_bytes)[places],
+        kv_bytes=np.asarray(work.kv_bytes)[places],
+    )
+
+
+def _factors(it: Candidates, calibrated: Calibrated | None) -> tuple[Numbers, Numbers]:
+    decode, prefill = np.ones(len(it)), np.ones(len(it))
+    if calibrated is not None:
+        mine = is_calibrated(it, calibrated)
+        decode[mine], prefill[mine] = calibrated.factors.decode, calibrated.factors.prefill
+    return decode, prefill
+
+
+def is_calibrated(it: Candidates, calibrated: Calibrated) -> NDArray[np.bool_]:
+    """The candidates that a measurement speaks of."""
+    engine = np.array([each.name == calibrated.engine for each in ENGINES])[it.engine]
+    accelerator = np.array([each.name == calibrated.accelerator for each in it.accelerators], bool)
+    found: NDArray[np.bool_] = engine & accelerator[it.accelerator]
+    return found
+
+
+def _hop(it: Candidates, of: Rates, shape: ModelShape) -> Numbers:
+    """Seconds in which one token's activations pass between stages; their accelerators send a share each."""
+    sent = (it.nodes - 1.0) * shape.hidden_size * steptime.ACTIVATION_BYTES / it.tensor
+    network = np.where(it.nodes == 1, np.inf, of.network[it.accelerator])
+    found: Numbers = sent / network
+    return found
+
+
+def _drafting(
+    option: speculation.Draft,
+    it: Candidates,
+    of: Rates,
+    places: Indices,
+    together: Numbers,
+    request: Request,
+    draft: ModelShape | None,
+    passes: Callable[[float], Numbers],
+) -> Callable[[int], Numbers]:
+    """Seconds to make k drafts of each of `together` [c, GRID] requests."""
+    plain = passes(0.0) if option.gains else together
+    model = together
+    if option.method == Method.DRAFT_MODEL:
+        assert draft is not None
+        model = _draft_model(option, chosen_from(it, places), of, together, request, draft)
+
+    def seconds(k: int) -> Numbers:
+        return speculation.draft_seconds(option.method, k, request.shape, plain, model)
+
+    return seconds
+
+
+def _draft_model(
+    option: speculation.Draft,
+    it: Candidates,
+    of: Rates,
+    together: Numbers,
+    request: Request,
+    draft: ModelShape,
+) -> Numbers:
+    """One pass of the draft model: where the model is, on one accelerator more, or on the host's cores."""
+    machine = _machine(it, of)
+    if option.placement != Placement.COLOCATED:
+        machine = replace(machine, tensor=1.0, link=np.inf)
+    cores = [row for row, each in enumerate(it.accelerators) if memory.on_cpu(each)]
+    if option.placement == Placement.CPU:
+        known_cores = [row for row in cores if not np.isnan(of.bandwidth[row] + of.flops[0][row])]
+        if not known_cores:
+            return np.full_like(together, np.inf)
+        row = known_cores[0]
+        share = HOST_CORES / float(it.accelerators[row].quantity)
+        machine = replace(
+            machine,
+            bandwidth=of.bandwidth[row] * share,
+            flops=of.flops[0][row] * share,
+            expert_flops=of.flops[0][row] * share,
+        )
+    element = 2.0
+    tensor = it.tensor if option.placement == Placement.COLOCATED else np.ones(len(it))
+    weights = memory.weights(draft, element)
+    work = steptime.work(
+        draft,
+        weights.dense,
+        weights.expert,
+        np.asarray(memory.kv_bytes(draft, element, tensor, request.demand.held))[:, None],
+    )
+    return np.asarray(steptime.decode_seconds(machine, work, together, 0.0, request.demand.held))

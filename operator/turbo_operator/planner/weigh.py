@@ -1,0 +1,267 @@
+"""All candidates weighed: memory, speed, replicas, cost, verdict. Pure.
+
+Speed is worked out first for what may be chosen, then for what would be better or would do where nothing
+else does: the rest cannot show up in an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbo_operator.api import EngineName, Objective, PlanReason, TurboDeploymentSpec
+from turbo_operator.observed import Accelerator, Supply
+from turbo_operator.planner import abilities, capacity, judge, memory, overlay, performance
+from turbo_operator.planner.candidates import Candidates, Indices, Room, candidates, chosen_from, room
+from turbo_operator.planner.engines import ENGINES
+from turbo_operator.planner.judge import Speed, Verdict
+from turbo_operator.planner.performance import Calibrated, Rates
+from turbo_operator.planner.request import Request, computed_in, element_bytes
+from turbo_operator.planner.stock import Stock, stock
+from turbo_runtime.contract import ModelShape
+
+Mask = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+
+HOST_RESERVE = (
+    4 * memory.GIB
+)  # beside the weights on their way to a device: interpreter, tokenizer, page cache
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What candidates are made and judged from, beside the request."""
+
+    supply: Mapping[str, Supply] | None
+    now: float  # seconds since the epoch
+    draft: ModelShape | None
+    calibrated: Calibrated | None
+
+
+@dataclass(frozen=True, slots=True)
+class Weighing:
+    """Everything known of all candidates."""
+
+    request: Request
+    case: Case
+    it: Candidates
+    room: Room
+    rates: Rates
+    profiled: Mask
+    lacking: Mask
+    contradictions: Mapping[str, str]  # by accelerator: what a template says against the plan
+    speeds: Speed
+    stock: Stock
+    verdict: Verdict
+    order: Indices  # of pairs, the best first
+
+    def engines(self, places: Indices) -> tuple[capacity.Engines, Indices]:
+        """The curves of some candidates, and the drafts per request on them."""
+        return performance.engines(
+            chosen_from(self.it, places),
+            _some(self.room, places),
+            self.rates,
+            self.request,
+            self.case.draft,
+            self.case.calibrated,
+        )
+
+    def served(self, places: Indices, replicas: Numbers) -> capacity.Served:
+        """What one of so many replicas of some candidates does at its share of the planned load."""
+        engines, _ = self.engines(places)
+        speeds = _some_speed(self.speeds, places)
+        if np.isnan(speeds.tokens_per_second).any():
+            speeds = judge.speed(engines, self.request)
+        share = judge.load(self.request, speeds, replicas)
+        if self.request.demand.concurrency is not None:
+            return capacity.closed(engines, self.request.demand, np.maximum(share, 1.0))
+        return capacity.served(engines, self.request.demand, share)
+
+    def speed_of(self, place: int) -> Speed:
+        """What one replica of a candidate takes."""
+        engines, _ = self.engines(np.array([place]))
+        return judge.speed(engines, self.request)
+
+
+def weigh(
+    spec: TurboDeploymentSpec,
+    request: Request,
+    accelerators: tuple[Accelerator, ...],
+    case: Case,
+    every: bool = False,
+) -> Weighing:
+    """All candidates; with `every` the speed of each, however little it matters."""
+    it = candidates(spec, request, accelerators, case.supply, case.draft)
+    held = room(it, request, case.draft)
+    element = np.array(
+        [
+            float(element_bytes(computed_in(request.dtype, request.shape, memory.on_cpu(each))))
+            for each in accelerators
+        ]
+    )
+    of = performance.rates(accelerators, request, element)
+    said = _contradictions(request, accelerators, element)
+    profiled = performance.known(it, of)
+    lacking = _lacking(it, request.shape, said)
+    terms = stock(it, request, case.supply, case.now)
+    made = Weighing(
+        request=request,
+        case=case,
+        it=it,
+        room=held,
+        rates=of,
+        profiled=profiled,
+        lacking=lacking,
+        contradictions=said,
+        speeds=Speed.unknown(len(it)),
+        stock=terms,
+        verdict=_judged(request, held, profiled, lacking, Speed.unknown(len(it)), terms),
+        order=np.arange(0),
+    )
+    if request.needs_speed or every:
+        able = held.fits & profiled
+        first = able if every or request.objective != Objective.COST else able & ~lacking
+        made = _with_speed(made, np.flatnonzero(first))
+        made = _with_speed(made, np.flatnonzero(able & ~first & _matters(made)))
+    return replace(made, order=_ordered(made))
+
+
+def reconsidered(of: Weighing, request: Request) -> Weighing:
+    """The same for another request with the same candidates, of which only those that may be chosen."""
+    places = np.flatnonzero(~of.lacking & of.room.fits)
+    it = chosen_from(of.it, places)
+    made = replace(
+        of,
+        request=request,
+        it=it,
+        room=_some(of.room, places),
+        profiled=of.profiled[places],
+        lacking=of.lacking[places],
+        speeds=Speed.unknown(len(it)),
+        stock=stock(it, request, of.case.supply, of.case.now),
+    )
+    made = _with_speed(made, np.flatnonzero(made.profiled))
+    return replace(made, order=_ordered(made))
+
+
+def _judged(
+    request: Request,
+    held: Room,
+    profiled: Mask,
+    lacking: Mask,
+    speeds: Speed,
+    terms: Stock,
+) -> Verdict:
+    return judge.judge(request, held.fits, profiled, lacking, speeds, terms)
+
+
+def _with_speed(of: Weighing, places: Indices) -> Weighing:
+    """The same with the speed of those candidates, and everything judged anew."""
+    speeds = of.speeds
+    if len(places):
+        engines, _ = of.engines(places)
+        found = judge.speed(engines, of.request)
+        rate, running, tokens = (
+            speeds.requests_per_second.copy(),
+            speeds.concurrency.copy(),
+            speeds.tokens_per_second.copy(),
+        )
+        rate[places], running[places] = found.requests_per_second, found.concurrency
+        tokens[places] = found.tokens_per_second
+        speeds = Speed(rate, running, tokens)
+    verdict = _judged(of.request, of.room, of.profiled, of.lacking, speeds, of.stock)
+    return replace(of, speeds=speeds, verdict=verdict)
+
+
+def _matters(of: Weighing) -> Mask:
+    """[c] candidates that might cost less than the best that may be chosen, or be the only ones to do."""
+    it, terms, verdict = of.it, of.stock, of.verdict
+    feasible = verdict.is_(PlanReason.FEASIBLE) & ~of.lacking[terms.candidate]
+    if not feasible.any():
+        return np.ones(len(it), bool)
+    least = np.nanmin(np.where(feasible, np.nan_to_num(verdict.cost, nan=np.inf), np.inf))
+    fewest = of.request.fixed if of.request.external else of.request.fewest
+    cheaper = terms.cost(np.full(len(terms.candidate), float(fewest))) < least
+    might = np.zeros(len(it), bool)
+    might[terms.candidate[cheaper]] = True
+    alone = np.bincount(it.accelerator[of.room.fits & ~of.lacking], minlength=len(it.accelerators)) == 0
+    found: Mask = might | alone[it.accelerator]
+    return found
+
+
+def _ordered(of: Weighing) -> Indices:
+    objective, pairs = of.request.objective, of.stock.candidate
+    token = total = np.zeros(len(pairs))
+    if objective == Objective.THROUGHPUT:
+        total = of.verdict.replicas * of.speeds.tokens_per_second[pairs]
+    elif objective == Objective.LATENCY:
+        token = np.full(len(pairs), np.inf)
+        able = np.flatnonzero((of.speeds.tokens_per_second > 0.0)[pairs])
+        if len(able):
+            served = of.served(pairs[able], of.verdict.replicas[able])
+            token[able] = served.time_per_output_token
+    return judge.order(of.it, of.request, of.stock, of.verdict, token, total)
+
+
+def _lacking(it: Candidates, shape: ModelShape, said: Mapping[str, str]) -> Mask:
+    """[c] what cannot be rendered or run yet, by `abilities`."""
+    now = abilities.NOW
+    model = now.lack_of_model(shape) is not None
+    engine = np.array([each.name not in now.engines or model for each in ENGINES])
+    draft = np.array(
+        [
+            each.method not in now.methods
+            or (each.placement is not None and each.placement not in now.placements)
+            for each in it.drafts
+        ],
+        bool,
+    )
+    against = np.array([each.name in said for each in it.accelerators], bool)
+    found: Mask = (
+        engine[it.engine]
+        | draft[it.draft]
+        | against[it.accelerator]
+        | (it.per_replica > now.accelerators_per_replica)
+        | (it.nodes > now.nodes_per_replica)
+    )
+    return found
+
+
+def lack(of: Weighing, place: int) -> str | None:
+    """What a candidate would need that there is not yet, as the end of a sentence."""
+    it, now = of.it, abilities.NOW
+    engine, draft = it.engine_of(place), it.draft_of(place)
+    if engine.name == EngineName.TURBO and (model := now.lack_of_model(of.request.shape)):
+        return model
+    return now.lack(
+        engine.name, draft.method, draft.placement, int(it.per_replica[place]), int(it.nodes[place])
+    )
+
+
+def host_memory(request: Request, accelerator: Accelerator, element: float) -> int:
+    """Memory of one replica's container: on cores the accelerator's own, else twice the weights."""
+    if memory.on_cpu(accelerator):
+        return accelerator.memory_bytes
+    return 2 * int(memory.weights(request.shape, element, quantized=False).total) + HOST_RESERVE
+
+
+def _contradictions(
+    request: Request, accelerators: tuple[Accelerator, ...], element: Numbers
+) -> dict[str, str]:
+    found = {}
+    for each, size in zip(accelerators, element, strict=True):
+        said = overlay.contradiction(request.resources, each, host_memory(request, each, float(size)))
+        if said is not None:
+            found[each.name] = said
+    return found
+
+
+def _some(of: Room, places: Indices) -> Room:
+    return Room(*(getattr(of, name)[places] for name in Room.__slots__))
+
+
+def _some_speed(of: Speed, places: Indices) -> Speed:
+    return Speed(*(getattr(of, name)[places] for name in Speed.__slots__))
