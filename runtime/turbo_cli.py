@@ -18,6 +18,7 @@ GROUP = "turbo.commands"
 
 # One line each, kept here because reading a command's own docstring would import its whole extra.
 SUMMARIES = {
+    "explain": "print the plan of a TurboDeployment of a cluster",
     "inspect": "print a model's shape and digest as JSON",
     "operator": "run the Kubernetes operator",
     "plan": "print the plan for a TurboDeployment, without a cluster",

@@ -1,4 +1,4 @@
-"""The operator's commands: `turbo plan` for a person, `turbo operator` inside a cluster.
+"""The operator's commands: `turbo plan` and `turbo explain` for a person, `turbo operator` inside a cluster.
 
 Modules are imported where a command or a flag first needs them, so that `turbo plan` starts at once and
 runs where there is no cluster.
@@ -10,6 +10,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from turbo_operator.command.question import Question
 
 FEASIBLE, BAD_INPUT, INFEASIBLE = 0, 1, 2
 _STATUS = "Exit status: 0 every plan is feasible, 2 one is not, 1 the input is wrong."
@@ -19,7 +23,7 @@ def plan(argv: list[str]) -> int:
     """`turbo plan -f FILE`: what the operator would choose. 0 feasible, 2 infeasible, 1 bad input."""
     parser = argparse.ArgumentParser(
         prog="turbo plan",
-        description="Print the plan for a TurboDeployment, without a cluster.",
+        description="Print the plan for a TurboDeployment, without a cluster or against one.",
         epilog=_STATUS,
     )
     parser.add_argument(
@@ -40,16 +44,49 @@ def plan(argv: list[str]) -> int:
         help="the model's shape: a folder with config.json, a config.json, the output of turbo inspect, or "
         "the hub id of a shipped shape (default: the shipped shape of spec.model.uri)",
     )
+    supply = parser.add_mutually_exclusive_group()
+    supply.add_argument(
+        "--nodes",
+        metavar="FILE",
+        help="YAML with Nodes, and any Pods and ResourceQuotas, that plans must fit on (kubectl get "
+        "nodes,pods,resourcequotas -A -o yaml); default: nothing is held against a plan",
+    )
+    supply.add_argument(
+        "--context",
+        metavar="CONTEXT",
+        help="the cluster of this kubeconfig context: its TurboAccelerators, nodes, pods and quotas",
+    )
     _add_output(parser)
 
-    def answers(options: argparse.Namespace) -> int:
-        from turbo_operator.command import offline
-        from turbo_operator.command.show import show
+    def answer(options: argparse.Namespace) -> int:
+        from turbo_operator.command import inputs
 
-        asked = offline.Inputs(options.file, options.catalogue, options.model)
-        return _status(show(offline.answers(asked, options.what_if), options.output))
+        asked = inputs.given(options.file, options.catalogue, options.model)
+        if options.context is not None:
+            return _answer(inputs.against_cluster(asked, options.context), options)
+        return _answer(inputs.from_files(asked, options.nodes), options)
 
-    return _run(parser, argv, answers)
+    return _run(parser, argv, answer)
+
+
+def explain(argv: list[str]) -> int:
+    """`turbo explain NAME`: the same for a live object. 0 feasible, 2 infeasible, 1 bad input."""
+    parser = argparse.ArgumentParser(
+        prog="turbo explain",
+        description="Print the plan of a TurboDeployment of a cluster, as its operator makes it.",
+        epilog=_STATUS,
+    )
+    parser.add_argument("name", metavar="NAME", help="the TurboDeployment")
+    parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
+    parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
+    _add_output(parser)
+
+    def answer(options: argparse.Namespace) -> int:
+        from turbo_operator.command import inputs
+
+        return _answer([inputs.of_object(options.name, options.namespace, options.context)], options)
+
+    return _run(parser, argv, answer)
 
 
 def operator(argv: list[str]) -> int:
@@ -75,6 +112,9 @@ def operator(argv: list[str]) -> int:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="write cost against latency of every candidate (.png, .svg, .pdf)"
+    )
     parser.add_argument(
         "--what-if",
         action="append",
@@ -103,5 +143,10 @@ def _run(
         return BAD_INPUT
 
 
-def _status(all_feasible: bool) -> int:
-    return FEASIBLE if all_feasible else INFEASIBLE
+def _answer(questions: list[Question], options: argparse.Namespace) -> int:
+    from turbo_operator.command.question import ask
+    from turbo_operator.command.show import show
+
+    answers = [ask(question, options.what_if) for question in questions]
+    show(answers, options.output, options.plot)
+    return FEASIBLE if all(answer.plan.choice for answer in answers) else INFEASIBLE

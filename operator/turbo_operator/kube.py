@@ -9,13 +9,16 @@ of time.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client import ApiClient, Configuration
+from yaml import YAMLError
 
 from turbo_operator import metrics
 from turbo_operator.api import FIELD_MANAGER
@@ -39,6 +42,13 @@ class KubeError(Exception):
         self.message = message
 
 
+class NoWayInError(KubeError):
+    """There is no kubeconfig, or none of its contexts is the one asked for."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(0, "NoWayIn", message)
+
+
 class GoneError(KubeError):
     """404: there is no such object (any more)."""
 
@@ -52,10 +62,14 @@ class RefusedError(KubeError):
 
 
 class Kube:
-    """A connection to one API server. Raises KubeError and its children, and nothing else of the network."""
+    """A connection to one API server. Raises KubeError and its children, and nothing else of the network.
 
-    def __init__(self, client: ApiClient) -> None:
+    `namespace` is the one that the way in names for whoever names none.
+    """
+
+    def __init__(self, client: ApiClient, namespace: str = "default") -> None:
         self._client = client
+        self.namespace = namespace
 
     async def apply(
         self, resource: Resource, wanted: Mapping[str, Any], *, force: bool = True
@@ -216,15 +230,45 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 
 @asynccontextmanager
-async def connect() -> AsyncIterator[Kube]:
-    """Inside a cluster by the pod's service account, else by the kubeconfig (KUBECONFIG, ~/.kube/config)."""
+async def connect(context: str | None = None) -> AsyncIterator[Kube]:
+    """By a context of the kubeconfig (KUBECONFIG, ~/.kube/config). Without one by the pod's service account,
+    and outside of a cluster by the kubeconfig's current context. NoWayInError where there is none.
+    """
     configuration = Configuration()
+    namespace = "default"
+    if context is not None or not _load_service_account(configuration):
+        loader = await _load_kubeconfig(context, configuration)
+        namespace = loader.current_context["context"].get("namespace") or namespace
+    async with ApiClient(configuration) as client:
+        yield Kube(client, namespace)
+
+
+async def _load_kubeconfig(context: str | None, configuration: Configuration) -> Any:
+    paths = _kubeconfig()
+    try:
+        return await kube_config.load_kube_config(paths, context=context, client_configuration=configuration)
+    except kube_config.ConfigException as error:
+        what = f"has no context {context}" if context else "leads to no cluster"
+        raise NoWayInError(f"the kubeconfig {paths} {what}: {error}") from error
+    except (YAMLError, OSError, TypeError, AttributeError, LookupError) as error:  # no words of the library's
+        raise NoWayInError(f"the kubeconfig {paths} cannot be read: {error!r}") from error
+
+
+def _kubeconfig() -> str:
+    """Where it is, as KUBECONFIG says it; the library would only warn that nothing is there."""
+    paths = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
+    if not any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path):
+        raise NoWayInError(f"there is no kubeconfig at {paths}: name one in KUBECONFIG")
+    return paths
+
+
+def _load_service_account(configuration: Configuration) -> bool:
+    """Whether this is a pod, whose service account is the way in then."""
     try:
         kube_config.load_incluster_config(client_configuration=configuration)
     except kube_config.ConfigException:
-        await kube_config.load_kube_config(client_configuration=configuration)
-    async with ApiClient(configuration) as client:
-        yield Kube(client)
+        return False
+    return True
 
 
 def in_cluster_server(environ: Mapping[str, str]) -> str | None:

@@ -12,8 +12,8 @@ from turbo_operator import api
 from turbo_operator.command import whatif
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.observed import Observed
-from turbo_operator.planned import Plan
-from turbo_operator.planning import plan_of
+from turbo_operator.planned import Plan, Weighed
+from turbo_operator.planning import frontier_of, plan_of
 from turbo_runtime.contract import ModelShape
 
 
@@ -21,8 +21,8 @@ from turbo_runtime.contract import ModelShape
 class Question:
     """A TurboDeployment and all that its plan depends on."""
 
-    document: Mapping[str, Any]  # as written
-    td: api.TurboDeployment  # the same, parsed
+    document: Mapping[str, Any]
+    td: api.TurboDeployment  # the document, parsed
     model: str  # what the shape was read from
     shape: ModelShape
     observed: Observed  # accelerators, what there is of them, what runs
@@ -70,6 +70,11 @@ def _plan(question: Question) -> Plan:
 def _difference(base: Plan, other: Plan) -> Decimal | None:
     before, after = cost_per_hour(base), cost_per_hour(other)
     return None if before is None or after is None else after - before
+
+
+def candidates(question: Question) -> tuple[Weighed, ...]:
+    """Every candidate that could be predicted, for the plot."""
+    return frontier_of(question.td.spec, question.shape, question.observed, question.now)
 
 
 def cost_per_hour(plan: Plan) -> Decimal | None:

@@ -1,4 +1,4 @@
-"""Where answers go: standard output as a table, JSON or YAML."""
+"""Where answers go: standard output as a table, JSON or YAML, and a file for the plot."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections.abc import Sequence
 import yaml
 
 from turbo_operator.command.document import as_document
-from turbo_operator.command.question import Answer
+from turbo_operator.command.question import Answer, candidates
 
 
-def show(answers: Sequence[Answer], output: str) -> bool:
-    """Show the answers; whether each has a feasible plan."""
+def show(answers: Sequence[Answer], output: str, plot: str | None) -> None:
+    """Show the answers; BadInputError where the plot cannot be made."""
+    if plot is not None:  # first: its refusal should not stand below an answer
+        from turbo_operator.command.plot import draw
+
+        draw([(answer, candidates(answer.question)) for answer in answers], plot)
     if output == "json":
         print(json.dumps([as_document(answer) for answer in answers], indent=2))
     elif output == "yaml":
@@ -22,4 +26,3 @@ def show(answers: Sequence[Answer], output: str) -> bool:
 
         for answer in answers:
             table.show(answer)
-    return all(answer.plan.choice is not None for answer in answers)

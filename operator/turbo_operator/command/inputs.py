@@ -1,0 +1,101 @@
+"""From what a command line names to questions: files alone, files against a cluster, a live object."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from turbo_operator import api
+from turbo_operator.cache import Key
+from turbo_operator.catalog import as_row, catalogue
+from turbo_operator.command import files
+from turbo_operator.command.errors import BadInputError
+from turbo_operator.command.files import Found
+from turbo_operator.command.model import shape_of
+from turbo_operator.command.nodes import stock_of
+from turbo_operator.command.question import Question
+from turbo_operator.observed import Observed
+from turbo_operator.supply import Owner, supply_of
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What is read from files: TurboDeployments, and TurboAccelerators in place of others or beside them."""
+
+    deployments: tuple[Found, ...]
+    overlay: tuple[api.TurboAccelerator, ...]
+    model: str | None  # where their shape is read from
+
+
+def given(file: str, catalogue_file: str | None, model: str | None) -> Given:
+    """The files' contents; BadInputError names the file and the field that is wrong."""
+    found = list(files.objects(file))
+    deployments = tuple(each for each in found if each.body.get("kind") == api.TURBODEPLOYMENT)
+    if not deployments:
+        raise BadInputError(f"{file}: there is no object of kind {api.TURBODEPLOYMENT} in it.")
+    listed = [*(files.objects(catalogue_file) if catalogue_file else ()), *found]
+    overlay = (files.accelerator(each) for each in listed if each.body.get("kind") == api.TURBOACCELERATOR)
+    return Given(deployments, tuple(overlay), model)
+
+
+def from_files(asked: Given, nodes_file: str | None) -> list[Question]:
+    """Over the shipped catalogue, and held against the nodes of a file where one is given."""
+    accelerators = catalogue(asked.overlay)
+    stock = stock_of(nodes_file, accelerators) if nodes_file else None
+    questions = []
+    for found in asked.deployments:
+        td = files.deployment(found)
+        owner = Owner(td.metadata.namespace, td.metadata.name)
+        supply = None if stock is None else supply_of(stock, owner, td.spec.template)
+        shape = shape_of(td, asked.model)
+        model = asked.model or td.spec.model.uri
+        questions.append(Question(found.body, td, model, shape, Observed(accelerators, supply), time.time()))
+    return questions
+
+
+def against_cluster(asked: Given, context: str) -> list[Question]:
+    """As the operator of the context's cluster would plan them, were they applied now."""
+    from turbo_operator.command import live
+
+    written = [(found, files.deployment(found)) for found in asked.deployments]
+    cluster = live.listed(context, [_namespace(found.body) for found, _ in written])
+    overlay, now = {each.metadata.name: as_row(each) for each in asked.overlay}, time.time()
+    questions = []
+    for found, td in written:
+        key = Key(_namespace(found.body) or cluster.namespace, td.metadata.name)
+        there = cluster.cache.deployment(key)
+        body = found.body if there is None else {**there, "spec": found.body["spec"]}
+        td = api.parse(body)
+        observed = cluster.look(key, td, now, overlay)
+        known = observed.model if asked.model is None else None
+        shape = known.shape if known else shape_of(td, asked.model)
+        model = asked.model or td.spec.model.uri
+        questions.append(Question(body, td, model, shape, observed, now))
+    return questions
+
+
+def of_object(name: str, namespace: str | None, context: str | None) -> Question:
+    """A live object as its operator sees it; BadInputError where there is none, or its model is unknown."""
+    from turbo_operator.command import live
+
+    cluster = live.listed(context, [namespace])
+    key = Key(namespace or cluster.namespace, name)
+    body = cluster.cache.deployment(key)
+    if body is None:
+        raise BadInputError(f"there is no {api.TURBODEPLOYMENT} {name} in namespace {key.namespace}.")
+    try:
+        td = api.parse(body)
+    except api.InvalidObject as error:
+        raise BadInputError(f"{key} ({api.TURBODEPLOYMENT}): {error}.") from error
+    now = time.time()
+    observed = cluster.look(key, td, now)
+    if observed.model is None:
+        why = observed.model_error or "Its inspect Job is not done."
+        raise BadInputError(f"{key} has no plan yet, since its model is unknown. {why}")
+    return Question(body, td, td.spec.model.uri, observed.model.shape, observed, now)
+
+
+def _namespace(body: dict[str, Any]) -> str | None:
+    namespace: str | None = body["metadata"].get("namespace")
+    return namespace

@@ -1,0 +1,41 @@
+"""`--nodes FILE`: what plans must fit on, without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from turbo_operator import holdings
+from turbo_operator.command import files
+from turbo_operator.command.errors import BadInputError
+from turbo_operator.observed import Accelerator
+from turbo_operator.supply import Stock, take_stock
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "Node": holdings.node,
+    "Pod": holdings.holding,
+    "ResourceQuota": holdings.quota,
+}
+
+
+def stock_of(source: str, accelerators: Mapping[str, Accelerator]) -> Stock:
+    """What the nodes of a file have of each accelerator, less what its pods hold, within its quotas.
+
+    Objects of other kinds are passed over. BadInputError where there is no node, or one is not as the API
+    server writes it.
+    """
+    read: dict[str, list[Any]] = {kind: [] for kind in _READERS}
+    for place, body in files.objects(source):
+        kind = str(body.get("kind"))
+        if kind not in _READERS:
+            continue
+        try:
+            value = _READERS[kind](body)
+        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+            what = f"is not as kubectl get -o yaml writes it: {error!r}"
+            raise BadInputError(f"{place} ({kind}): {what}.") from error
+        if value is not None:  # a pod that has ended, a quota that no serving pod falls under
+            read[kind].append(value)
+    if not read["Node"]:
+        raise BadInputError(f"--nodes {source}: there is no object of kind Node in it.")
+    return take_stock(accelerators, read["Node"], read["Pod"], read["ResourceQuota"])
