@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_operator.planner.demand import BEYOND, DEPTH, Bound, Demand, Lengths
+from turbo_operator.planner.demand import Bound, Demand, Lengths
 
 Numbers = NDArray[np.float64]
 
@@ -27,13 +27,10 @@ HALVINGS = 12  # of the interval in which the capacity is sought
 NEARLY = 1.0 - 1e-6  # a queue of this load never ends
 TINY = 1e-12
 
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
-HALF_NODES, HALF_WEIGHTS = (_NODES + 1.0) / 2.0, _WEIGHTS / 2.0  # of integrals from 0 to 1
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
-ANSWERS = (
-    np.append((_NODES + 1.0) / 2.0, 1.0),
-    np.append(_WEIGHTS / 2.0 * DEPTH * np.exp(-DEPTH * (_NODES + 1.0) / 2.0), BEYOND),
-)
+FINE, COARSE = (
+    np.polynomial.legendre.leggauss(16),
+    np.polynomial.legendre.leggauss(5),
+)  # over prompts, answers
 NORMAL_NODES, NORMAL_WEIGHTS = np.sqrt(3.0) * np.array((-1.0, 0.0, 1.0)), np.array((1.0, 4.0, 1.0)) / 6.0
 
 
@@ -78,12 +75,16 @@ class Served:
     tokens_per_second: Numbers  # output tokens
 
 
+def crowd(engines: Engines, demand: Demand) -> Numbers:
+    """[c] requests that can be decoded together: the slots, or as many as chunks bring before they end."""
+    return np.minimum(engines.slots, np.maximum(engines.chunk * demand.answer.mean / demand.prompt.mean, 1.0))
+
+
 def saturated(engines: Engines, demand: Demand) -> Numbers:
-    """[c] requests per second with all slots taken all the time."""
-    answer, prompt = demand.answer.mean, demand.prompt.mean
-    by_slots = engines.slots / (answer * engines.decode[:, -1] + engines.slots * prompt * engines.prefill)
-    found: Numbers = by_slots
-    return found
+    """[c] requests per second when there is always one that waits."""
+    together = crowd(engines, demand)
+    decode = _interpolate(engines.rows, engines.decode, together)
+    return together / (demand.answer.mean * decode + together * demand.prompt.mean * engines.prefill)
 
 
 def capacity(engines: Engines, demand: Demand) -> Numbers:
@@ -190,7 +191,7 @@ class _Chain:
         width = gap / 2.0 + np.where(following > 0.0, following / 2.0, 0.5 * (gap > 0.0))
         rise = np.diff(engines.decode, axis=1, append=engines.decode[:, -1:])
         slope = np.divide(rise, following, out=np.zeros_like(rise), where=following > 0.0)
-        tokens, weight = _lengths(prompt)
+        tokens, weight = _lengths(prompt, FINE)
         chunk = (weight * tokens * np.minimum(tokens, engines.chunk[:, None])).sum(axis=1) / prompt.mean
         return cls(engines, demand, death, log_product, width, slope, chunk)
 
@@ -212,6 +213,9 @@ class _Chain:
         second = (mass * rows * rows).sum(axis=1)
         mean = first / total
         met = second / np.maximum(first, TINY)
+        variance = met * mean - mean**2
+        most = crowd(engines, demand)
+        mean, met = np.minimum(mean, most), np.minimum(np.maximum(met, 1.0), most)
         variability = (1.0 + demand.answer.squared_variation) / 2.0
         ending = self.death[:, -1] * (1.0 - load) / variability
         full = (last + waiting) / total
@@ -225,14 +229,11 @@ class _Chain:
         # Of steps the share that reads is smaller than of time: those steps are longer.
         steps = np.minimum(offered * decode / (idle * chunk), NEARLY)
         memory = prompt.second_moment / prompt.mean / (2.0 * chunk * idle**2 * (1.0 - steps))
-        burst = np.minimum(engines.slots, np.maximum(demand.answer.mean * engines.chunk / prompt.mean, mean))
-        then = mean + (burst - mean) * memory / (memory + demand.answer.mean)
+        then = mean + (most - mean) * memory / (memory + demand.answer.mean)
         busy = np.minimum(
             offered * (engines.prefill + _interpolate(rows, engines.decode, then) / chunk), NEARLY
         )
-        return _State(
-            rate, reading, mean, met, met * mean - mean**2, full, ending, chunk, busy, memory, steps, then
-        )
+        return _State(rate, reading, mean, met, variance, full, ending, chunk, busy, memory, steps, then)
 
     def late_first(self, state: _State, seconds: Numbers) -> Numbers:
         """[c] share of requests whose first token comes after `seconds`."""
@@ -246,11 +247,11 @@ class _Chain:
         queue = each * prompt.second_moment / prompt.mean / (2.0 * (1.0 - state.busy))
         slowed = prefill + step / engine.chunk
         longest = np.minimum((left - step) / np.maximum(prefill, TINY), (left - step / 2.0) / slowed)
-        # Over the prompts that are read within that time, and those at the cut apart.
+        # Over the prompts that are read within that time, and those at the wall apart.
         most = np.clip(longest / prompt.p95, TINY, 1.0) ** (1.0 / prompt.power)
-        e = most[:, None] * np.append(HALF_NODES, 1.0)
-        weight = most[:, None] * np.append(HALF_WEIGHTS, 0.0) * DEPTH * np.exp(-DEPTH * e)
-        weight[:, -1] = BEYOND * (longest >= prompt.p95)
+        e, weight = _exponential(prompt.depth, FINE, most[:, None])
+        e = np.concatenate((e, np.ones_like(most)[:, None]), axis=1)
+        weight = np.concatenate((weight, prompt.wall * (longest >= prompt.p95)[:, None]), axis=1)
         tokens = prompt.p95 * e**prompt.power
         own = np.maximum(
             tokens * prefill[:, None] + step[:, None], tokens * slowed[:, None] + step[:, None] / 2.0
@@ -267,8 +268,8 @@ class _Chain:
         variance shrinks with the length of the answer, and it is taken as probit-normal.
         """
         engines, demand = self.engines, self.demand
-        tokens, weight = ANSWERS
-        lengths = np.maximum(demand.answer.p95 * tokens**demand.answer.power - 1.0, 1.0)
+        answers, weight = _lengths(demand.answer, COARSE)
+        lengths = np.maximum(answers - 1.0, 1.0)
         decode = _interpolate(engines.rows, engines.decode, state.met)
         slope = _interpolate(engines.rows, self.slope, state.met)
         steps = state.steps[:, None]
@@ -311,11 +312,16 @@ def _waits(state: _State, queue: Numbers, x: Numbers) -> Numbers:
     return found
 
 
-def _lengths(lengths: Lengths) -> tuple[Numbers, Numbers]:
+def _exponential(depth: float, rule: tuple[Numbers, Numbers], most: Numbers) -> tuple[Numbers, Numbers]:
+    """Nodes and weights of E / depth from 0 to `most`, of an integration rule over -1 to 1."""
+    nodes = most * (rule[0] + 1.0) / 2.0
+    return nodes, most * rule[1] / 2.0 * depth * np.exp(-depth * nodes)
+
+
+def _lengths(lengths: Lengths, rule: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
     """Lengths in tokens and their weights, of which sums are means over all requests."""
-    tokens = lengths.p95 * np.append(HALF_NODES, 1.0) ** lengths.power
-    weight = np.append(HALF_WEIGHTS * DEPTH * np.exp(-DEPTH * HALF_NODES), BEYOND)
-    return tokens, weight
+    nodes, weight = _exponential(lengths.depth, rule, np.ones(1))
+    return lengths.p95 * np.append(nodes, 1.0) ** lengths.power, np.append(weight, lengths.wall)
 
 
 def _averaged(span: Numbers) -> Numbers:
