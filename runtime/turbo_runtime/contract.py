@@ -178,8 +178,8 @@ class ModelShape:
     layers: int
     hidden_size: int
     heads: int
-    kv_heads: int
-    head_dim: int
+    kv_heads: int  # of latent attention as many as heads, though none is cached
+    head_dim: int  # of a query and a key
     vocab_size: int
     max_position: int  # longest context in tokens
     dtype: str  # of the stored weights: float32, bfloat16, Q4_1, ...; where some are quantised, of the others
@@ -193,6 +193,13 @@ class ModelShape:
     sliding_window: int = 0  # tokens that `sliding_layers` look back; 0: no layer slides
     sliding_layers: int = 0
     mtp_layers: int = 0  # layers that predict the tokens after the next; not in `parameters`
+
+    @property
+    def max_served(self) -> int:
+        """Tokens of the longest request that `turbo serve` takes: its cache keeps no window, so a sliding one
+        counts as the end.
+        """
+        return min(self.max_position, self.sliding_window) if self.sliding_layers else self.max_position
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,17 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections import Counter
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
-from turbo_runtime.contract import ModelFacts, ModelShape
+from turbo_runtime.contract import ModelFacts
 from turbo_runtime.engine.hub import hub_errors
 from turbo_runtime.engine.source import ModelError, find
+from turbo_runtime.shapes import UnknownShapeError, describe
+from turbo_runtime.shapes.stored import Tensor, tally
 
-_SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _INDEX = "model.safetensors.index.json"
 _LARGEST_HEAD = 100_000_000  # bytes; the bound of the safetensors format
 
@@ -104,29 +105,22 @@ def inspect_folder(files: Files) -> ModelFacts:
             "there are no .safetensors files; other formats than safetensors and GGUF are not served"
         )
     raw = files.head("config.json", 0, sizes["config.json"])
-    config = json.loads(raw)
+    try:
+        described = describe(json.loads(raw), "config.json")
+    except UnknownShapeError as error:
+        raise ModelError(f"{error} It must be that of a decoder-only language model.") from error
     digest = hashlib.sha256(raw)
-    elements: Counter[str] = Counter()
-    head_elements = 0
+    tensors: list[Tensor] = []
     for name in weights:
         head = _safetensors_head(files, name)
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + head)
-        for tensor, entry in json.loads(head).items():
-            if tensor == "__metadata__":
-                continue
-            count = _product(entry["shape"])
-            elements[entry["dtype"]] += count
-            head_elements += count if tensor == "lm_head.weight" else 0
-    stored = elements.most_common(1)[0][0]
-    tied = bool(config.get("tie_word_embeddings"))
-    shape = ModelShape(
-        architecture=(config.get("architectures") or [config.get("model_type", "unknown")])[0],
-        parameters=sum(elements.values()) - (head_elements if tied else 0),
-        dtype=_SAFETENSORS_DTYPES.get(stored, stored),
-        **_sizes(config),
-    )
+        entries = {it: entry for it, entry in json.loads(head).items() if it != "__metadata__"}
+        tensors += (Tensor(it, entry["dtype"], prod(entry["shape"])) for it, entry in entries.items())
     return ModelFacts(
-        shape, f"sha256:{digest.hexdigest()}", files.revision, sum(sizes[name] for name in weights)
+        described.shape(tally(tensors, described)),
+        f"sha256:{digest.hexdigest()}",
+        files.revision,
+        sum(sizes[name] for name in weights),
     )
 
 
@@ -149,35 +143,3 @@ def _safetensors_head(files: Files, name: str) -> bytes:
     if length is None or length > _LARGEST_HEAD:
         raise ModelError(f"{name} is not a safetensors file")
     return files.head(name, 8, length)
-
-
-def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        heads = int(config["num_attention_heads"])
-        hidden = int(config["hidden_size"])
-        return {
-            "layers": int(config["num_hidden_layers"]),
-            "hidden_size": hidden,
-            "heads": heads,
-            "kv_heads": int(config.get("num_key_value_heads") or heads),
-            "head_dim": int(config.get("head_dim") or hidden // heads),
-            "vocab_size": int(config["vocab_size"]),
-            "max_position": _longest(config),
-        }
-    except KeyError as error:
-        raise ModelError(
-            f"config.json names no {error.args[0]}: not a decoder-only language model"
-        ) from error
-
-
-def _longest(config: Mapping[str, Any]) -> int:
-    """As the engine takes it: a sliding window counts as the end, since the cache keeps no window."""
-    length, window = int(config["max_position_embeddings"]), config.get("sliding_window")
-    return min(length, int(window)) if window and config.get("use_sliding_window", True) else length
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count

@@ -39,24 +39,37 @@ def inspect_gguf(path: Path) -> ModelFacts:
     heads = int(value(f"{family}.attention.head_count"))
     hidden = int(value(f"{family}.embedding_length"))
     elements: Counter[str] = Counter()
+    routed, looked_up, tied = 0, 0, True
     for tensor in reader.tensors:
-        elements[tensor.tensor_type.name] += int(tensor.n_elements)
+        count = int(tensor.n_elements)
+        elements[tensor.tensor_type.name] += count
+        routed += count if "_exps." in tensor.name else 0
+        looked_up += count if tensor.name == "token_embd.weight" else 0
+        tied = tied and tensor.name != "output.weight"
     if not elements:
         raise ModelError(f"{path.name} holds no tensors")
     vocabulary = reader.get_field("tokenizer.ggml.tokens")
     length = int(value(f"{family}.context_length"))
-    window = int(value(f"{family}.attention.sliding_window", length))  # counts as the end, as in the engine
+    layers = int(value(f"{family}.block_count"))
+    window = int(value(f"{family}.attention.sliding_window", length)) or length
+    slides = window < length
     shape = ModelShape(
         architecture=_ARCHITECTURES.get(family, family),
         parameters=sum(elements.values()),
-        layers=int(value(f"{family}.block_count")),
+        layers=layers,
         hidden_size=hidden,
         heads=heads,
         kv_heads=int(value(f"{family}.attention.head_count_kv", heads)),
         head_dim=int(value(f"{family}.attention.key_length", hidden // heads)),
         vocab_size=int(value(f"{family}.vocab_size", len(vocabulary.data) if vocabulary else None)),
-        max_position=min(length, window or length),
-        dtype=elements.most_common(1)[0][0],
+        max_position=length,
+        dtype=elements.most_common(1)[0][0],  # of the file's blocks, which the engine expands as it loads
+        embedding_parameters=0 if tied else looked_up,
+        experts=int(value(f"{family}.expert_count", 0)),
+        experts_per_token=int(value(f"{family}.expert_used_count", 0)),
+        expert_parameters=routed,
+        sliding_window=window if slides else 0,
+        sliding_layers=layers if slides else 0,
     )
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -1,8 +1,6 @@
 """Model shapes without a model: from a `config.json`, `turbo inspect`'s output, or the shipped table.
 
-Only architectures whose weights are counted exactly below are read from a configuration; another one is
-refused by its name, since a wrong count would be a plan that runs out of memory. In a cluster the inspect Job
-counts the weights themselves instead.
+In a cluster the inspect Job counts the weights themselves instead.
 """
 
 from __future__ import annotations
@@ -10,25 +8,14 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 from typing import Any
 
 from turbo_runtime.contract import ModelFacts, ModelShape
+from turbo_runtime.shapes import UnknownShapeError, from_config
 
-
-class UnknownShapeError(ValueError):
-    """A shape that cannot be read; the message is a sentence: what was found, and what would do instead."""
-
-
-# Biases and extra norms per layer are what tells these decoder-only families apart; all have RMSNorm, a gated
-# MLP and RoPE.
-ATTENTION_BIAS = {
-    "LlamaForCausalLM": False,
-    "MistralForCausalLM": False,
-    "Qwen2ForCausalLM": True,
-    "Qwen3ForCausalLM": False,
-}
-HEAD_NORMS = {"Qwen3ForCausalLM"}  # one RMSNorm over each head of queries and of keys
+__all__ = ["UnknownShapeError", "from_config", "from_document", "names", "shipped"]
 
 
 def from_document(text: str, name: str) -> ModelShape:
@@ -52,67 +39,24 @@ def from_document(text: str, name: str) -> ModelShape:
         raise UnknownShapeError(f"{name} is no output of `turbo inspect`: {error}.") from error
 
 
-def from_config(config: Mapping[str, Any], name: str) -> ModelShape:
-    """The shape that a Hugging Face `config.json` describes; a tied embedding counts once."""
-    architecture = next(iter(config.get("architectures") or ()), "no architecture")
-    if architecture not in ATTENTION_BIAS:
-        raise UnknownShapeError(
-            f"{name} describes {architecture}, whose weights are not counted from a configuration; those "
-            f"that are: {', '.join(sorted(ATTENTION_BIAS))}. Give what `turbo inspect MODEL` prints instead."
-        )
-    hidden, inner, layers, heads, vocab, positions = (
-        _count(config, key, name)
-        for key in (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "vocab_size",
-            "max_position_embeddings",
-        )
-    )
-    kv_heads = _count(config, "num_key_value_heads", name, heads)
-    head_dim = _count(config, "head_dim", name, hidden // heads)
-    queries, keys = heads * head_dim, kv_heads * head_dim
-    layer = hidden * (queries + 2 * keys) + queries * hidden + 3 * hidden * inner + 2 * hidden
-    if config.get("attention_bias", ATTENTION_BIAS[architecture]):
-        layer += queries + 2 * keys
-        if (
-            architecture != "Qwen2ForCausalLM"
-        ):  # where `attention_bias` is a choice it gives the output projection one too
-            layer += hidden
-    if config.get("mlp_bias", False):
-        layer += 2 * inner + hidden
-    if architecture in HEAD_NORMS:
-        layer += 2 * head_dim
-    embeddings = vocab * hidden * (1 if config.get("tie_word_embeddings", False) else 2)
-    return ModelShape(
-        architecture=architecture,
-        parameters=embeddings + layers * layer + hidden,
-        layers=layers,
-        hidden_size=hidden,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=head_dim,
-        vocab_size=vocab,
-        max_position=positions,
-        dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
-    )
-
-
 def shipped(hub_id: str) -> ModelShape | None:
     """The shape of a well-known model by its hub id in any case; None when it is not shipped."""
-    table = tomllib.loads(resources.files(__package__).joinpath("shapes.toml").read_text(encoding="utf-8"))
-    for row in table["model"]:
-        if hub_id.lower() in (name.lower() for name in row["names"]):
-            return from_config(row["config"], hub_id)
-    return None
+    config = _table().get(hub_id.lower())
+    return None if config is None else from_config(config, hub_id)
 
 
-def _count(config: Mapping[str, Any], key: str, name: str, default: int | None = None) -> int:
-    value = config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UnknownShapeError(f"{name}: {key} must be a whole number above 0, not {value!r}.")
-    return value
+def names() -> tuple[str, ...]:
+    """The hub ids of the shipped models, in lower case."""
+    return tuple(_table())
+
+
+@cache
+def _table() -> dict[str, Mapping[str, Any]]:
+    """Configurations by hub id in lower case; a row may be `like` one before it, with words of its own."""
+    text = resources.files(__package__).joinpath("shapes.toml").read_text(encoding="utf-8")
+    table: dict[str, Mapping[str, Any]] = {}
+    for row in tomllib.loads(text)["model"]:
+        like = table[row["like"].lower()] if "like" in row else {}
+        config = {**like, **row.get("config", {})}
+        table |= {name.lower(): config for name in row["names"]}
+    return table

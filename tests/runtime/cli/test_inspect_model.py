@@ -59,9 +59,11 @@ def test_of_sharded_weights_the_index_says_which_files_count(tmp_path: Path) -> 
         ({"sliding_window": 1024}, 256),
     ],
 )
-def test_a_sliding_window_is_the_longest_context(
+def test_a_sliding_window_is_the_longest_context_that_is_served(
     tmp_path: Path, config: dict[str, object], longest: int
 ) -> None:
     folder(tmp_path, **config)
     weights(tmp_path / "model.safetensors", 1)
-    assert inspect_model(str(tmp_path)).shape.max_position == longest
+    shape = inspect_model(str(tmp_path)).shape
+    assert shape.max_position == 256
+    assert shape.max_served == longest

@@ -1,0 +1,99 @@
+"""Which weights a checkpoint holds in fewer bits, and in which type, from its `quantization_config`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from turbo_runtime.shapes.words import UnknownShapeError
+
+BITS = {"fp8": 8, "int8": 8, "int4": 4, "mxfp4": 4, "nvfp4": 4}  # of one weight, its scales apart
+
+_INTEGERS = {8: "int8", 4: "int4"}
+_BY_NAME = {"fp8": "fp8", "fbgemm_fp8": "fp8", "mxfp4": "mxfp4"}
+_BY_BITS = frozenset({"awq", "gptq", "gptq_marlin", "awq_marlin", "auto-round", "auto_round"})
+_MODELOPT = {"FP8": "fp8", "FP8_PB_WO": "fp8", "NVFP4": "nvfp4", "INT8_SQ": "int8", "W4A16_AWQ": "int4"}
+_KEPT = ("modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules")
+READ = "fp8, fbgemm_fp8, awq, gptq, auto-round, mxfp4, bitsandbytes, compressed-tensors, modelopt"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """The type of the quantised weights, and the modules that keep the model's own."""
+
+    dtype: str  # a key of BITS
+    kept: tuple[str, ...] = ()  # names, parts of names, patterns with * or, after `re:`, regular expressions
+    targets: tuple[str, ...] = ()  # only those, where there are any
+    head: bool = False  # the output head too, unless it is kept
+
+    def covers(self, module: str) -> bool:
+        """Whether the matrices of a module like `model.layers.3.mlp.down_proj` are quantised."""
+        if module == "lm_head" and not self.head:
+            return False
+        if self.targets and not any(_matches(each, module) for each in self.targets):
+            return False
+        return not any(_matches(each, module) for each in self.kept)
+
+
+def quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
+    """What a configuration says of its quantisation; None where it says nothing.
+
+    UnknownShapeError where the method, or a mixture of types, is none that is counted.
+    """
+    said = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(said, Mapping):
+        return None
+    method = str(said.get("quant_method") or said.get("quant_algo") or "none").lower()
+    kept = tuple(_plain(each) for key in _KEPT for each in _strings(said.get(key)))
+    head = bool(said.get("lm_head")) or method in ("compressed-tensors", "modelopt")
+    dtype: str | None = None
+    targets: tuple[str, ...] = ()
+    if method in _BY_NAME:
+        dtype = _BY_NAME[method]
+    elif method in _BY_BITS:
+        dtype = _INTEGERS.get(said.get("bits") or said.get("w_bit") or 0)
+    elif method == "bitsandbytes":
+        dtype = "int4" if said.get("load_in_4bit") else "int8"
+    elif method == "modelopt" and said.get("quant_algo") in _MODELOPT:
+        dtype = _MODELOPT[str(said["quant_algo"])]
+    elif isinstance(said.get("config_groups"), Mapping):
+        groups = [each for each in said["config_groups"].values() if isinstance(each.get("weights"), Mapping)]
+        types = {_compressed(each["weights"]) for each in groups}
+        dtype = types.pop() if len(types) == 1 else None
+        named = tuple(_plain(target) for each in groups for target in _strings(each.get("targets")))
+        targets = () if "Linear" in named else named
+    if dtype is None:
+        raise UnknownShapeError(
+            f"{name} is quantised by {method} in a way that is not counted; methods that are, with weights "
+            f"of one type of 8 or 4 bits: {READ}. Choose a checkpoint of one of those."
+        )
+    return Quantization(dtype, kept, targets, head)
+
+
+def _compressed(weights: Mapping[str, Any]) -> str | None:
+    """The type of a group of `compressed-tensors` or `modelopt`."""
+    bits = weights.get("num_bits")
+    if weights.get("type") == "float":
+        four = "mxfp4" if weights.get("group_size") == 32 else "nvfp4"
+        return {8: "fp8", 4: four}.get(bits or 0)
+    return _INTEGERS.get(bits or 0)
+
+
+def _strings(value: object) -> Sequence[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, (list, tuple)) else []
+
+
+def _plain(module: str) -> str:
+    """A module's name without the part that wraps a text decoder into a model of several inputs."""
+    return module.replace("language_model.", "")
+
+
+def _matches(pattern: str, module: str) -> bool:
+    if pattern.startswith("re:"):
+        return re.match(pattern[3:], module) is not None
+    if "*" in pattern:
+        return fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*")
+    return f".{pattern}." in f".{module}."
