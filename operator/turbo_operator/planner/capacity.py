@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from turbo_operator.planner.demand import Bound, Demand, Lengths
 
 Numbers = NDArray[np.float64]
+Late = Callable[[Numbers], Numbers]  # [c] seconds -> [c] share of requests that take longer
 
 GRID = 40  # states of the chain that are looked at, whatever the number of slots
 UTILISATION = 0.9  # of the saturated rate, where no target bounds it: the queue stays short at chance peaks
@@ -111,10 +112,15 @@ def served(engines: Engines, demand: Demand, rate: Numbers) -> Served:
     chain = _Chain.of(engines, demand)
     state = chain.at(rate)
     share = _share(demand.time_to_first_token)
-    first = _quantile(lambda t: chain.late_first(state, t), 1.0 - share, rate)
+    first = _quantile(chain.late_first(state), 1.0 - share, rate)
     share = _share(demand.time_per_output_token)
-    token = _quantile(lambda t: chain.late_tokens(state, t), 1.0 - share, rate)
+    token = _quantile(chain.late_tokens(state), 1.0 - share, rate)
     return _served(demand, rate, state.mean, first, token)
+
+
+def concurrency(engines: Engines, demand: Demand, rate: Numbers) -> Numbers:
+    """[c] the same as `served` says, without its percentiles."""
+    return _Chain.of(engines, demand).at(rate).mean
 
 
 def closed(engines: Engines, demand: Demand, running: Numbers) -> Served:
@@ -235,34 +241,39 @@ class _Chain:
         )
         return _State(rate, reading, mean, met, variance, full, ending, chunk, busy, memory, steps, then)
 
-    def late_first(self, state: _State, seconds: Numbers) -> Numbers:
-        """[c] share of requests whose first token comes after `seconds`."""
+    def late_first(self, state: _State) -> Late:
+        """The share of requests whose first token comes later."""
         prompt = self.demand.prompt
         engine, prefill = self.engines, self.engines.prefill
         # What runs when it comes ends first; then come the steps of the prompts before and of its own.
         under_way = _interpolate(engine.rows, engine.decode, state.mean) * np.minimum(state.mean, 1.0) / 2.0
         step = _interpolate(engine.rows, engine.decode, state.then) * np.minimum(state.then, 1.0)
-        left = seconds - engine.first - under_way
         each = prefill + step / state.chunk
         queue = each * prompt.second_moment / prompt.mean / (2.0 * (1.0 - state.busy))
         slowed = prefill + step / engine.chunk
-        longest = np.minimum((left - step) / np.maximum(prefill, TINY), (left - step / 2.0) / slowed)
-        # Over the prompts that are read within that time, and those at the wall apart.
-        most = np.clip(longest / prompt.p95, TINY, 1.0) ** (1.0 / prompt.power)
-        e, weight = _exponential(prompt.depth, FINE, most[:, None])
-        e = np.concatenate((e, np.ones_like(most)[:, None]), axis=1)
-        weight = np.concatenate((weight, prompt.wall * (longest >= prompt.p95)[:, None]), axis=1)
-        tokens = prompt.p95 * e**prompt.power
-        own = np.maximum(
-            tokens * prefill[:, None] + step[:, None], tokens * slowed[:, None] + step[:, None] / 2.0
-        )
-        over = _waits(state, queue, left[:, None] - own)
-        kept = (weight * (1.0 - over)).sum(axis=1)
-        late: Numbers = np.where((state.busy >= NEARLY) | (state.ending <= 0.0), 1.0, 1.0 - kept)
+        endless = (state.busy >= NEARLY) | (state.ending <= 0.0)
+
+        def late(seconds: Numbers) -> Numbers:
+            left = seconds - engine.first - under_way
+            longest = np.minimum((left - step) / np.maximum(prefill, TINY), (left - step / 2.0) / slowed)
+            # Over the prompts that are read within that time, and those at the wall apart.
+            most = np.clip(longest / prompt.p95, TINY, 1.0) ** (1.0 / prompt.power)
+            e, weight = _exponential(prompt.depth, FINE, most[:, None])
+            e = np.concatenate((e, np.ones_like(most)[:, None]), axis=1)
+            weight = np.concatenate((weight, prompt.wall * (longest >= prompt.p95)[:, None]), axis=1)
+            tokens = prompt.p95 * e**prompt.power
+            own = np.maximum(
+                tokens * prefill[:, None] + step[:, None], tokens * slowed[:, None] + step[:, None] / 2.0
+            )
+            over = _waits(state, queue, left[:, None] - own)
+            kept = (weight * (1.0 - over)).sum(axis=1)
+            found: Numbers = np.where(endless, 1.0, 1.0 - kept)
+            return found
+
         return late
 
-    def late_tokens(self, state: _State, seconds: Numbers) -> Numbers:
-        """[c] share of requests whose mean time per output token is above `seconds`.
+    def late_tokens(self, state: _State) -> Late:
+        """The share of requests whose mean time per output token is longer.
 
         In a request's time some share of the steps also read prompts. Its mean over requests is known, its
         variance shrinks with the length of the answer, and it is taken as probit-normal.
@@ -286,14 +297,19 @@ class _Chain:
         deviate = _deviate(mean)
         steep = mean * (1.0 - mean) * 2.0 * math.pi * np.exp(deviate**2)
         shared = np.clip(1.0 - (1.0 - _averaged(forget)) ** steep, 1e-6, NEARLY)
-        late = np.zeros_like(mean)
-        full = (engines.prefill * state.chunk)[:, None]
-        for node, share in zip(NORMAL_NODES, NORMAL_WEIGHTS, strict=True):
-            room = (np.asarray(seconds)[:, None] - decode[:, None] - node * spread) / np.maximum(full, TINY)
-            z = (deviate - np.sqrt(1.0 - shared) * _deviate(np.clip(room, 1e-6, NEARLY))) / np.sqrt(shared)
-            late += share * np.where(room >= 1.0, 0.0, np.where(room <= 0.0, 1.0, _normal(z)))
-        found: Numbers = (weight * late).sum(axis=1)
-        return found
+        # [nodes, c, n] over the number decoded together, taken as normal
+        least = decode[:, None] + NORMAL_NODES[:, None, None] * spread
+        full = np.maximum(engines.prefill * state.chunk, TINY)[:, None]
+        own, rest = deviate / np.sqrt(shared), np.sqrt((1.0 - shared) / shared)
+
+        def late(seconds: Numbers) -> Numbers:
+            room = (seconds[:, None] - least) / full
+            z = own - rest * _deviate(np.clip(room, 1e-6, NEARLY))
+            above = np.where(room >= 1.0, 0.0, np.where(room <= 0.0, 1.0, _normal(z)))
+            found: Numbers = (np.tensordot(NORMAL_WEIGHTS, above, 1) * weight).sum(axis=1)
+            return found
+
+        return late
 
 
 def _waits(state: _State, queue: Numbers, x: Numbers) -> Numbers:
@@ -351,13 +367,13 @@ def _holds(chain: _Chain, demand: Demand, rate: Numbers) -> NDArray[np.bool_]:
     state = chain.at(rate)
     held = np.ones(len(rate), np.bool_)
     if bound := demand.time_to_first_token:
-        held &= chain.late_first(state, np.full_like(rate, bound.seconds)) <= 1.0 - bound.share
+        held &= chain.late_first(state)(np.full_like(rate, bound.seconds)) <= 1.0 - bound.share
     if bound := demand.time_per_output_token:
-        held &= chain.late_tokens(state, np.full_like(rate, bound.seconds)) <= 1.0 - bound.share
+        held &= chain.late_tokens(state)(np.full_like(rate, bound.seconds)) <= 1.0 - bound.share
     return held
 
 
-def _quantile(late: Callable[[Numbers], Numbers], allowed: float, like: Numbers) -> Numbers:
+def _quantile(late: Late, allowed: float, like: Numbers) -> Numbers:
     low, high = np.full_like(like, math.log(1e-5)), np.full_like(like, math.log(1e5))
     for _ in range(24):
         middle = (low + high) / 2.0

@@ -242,7 +242,7 @@ def _capacity(of: Weighing, place: int) -> Capacity | None:
     if of.request.demand.concurrency is not None:
         together = speeds.concurrency[0]
     else:
-        together = capacity.served(engines, of.request.demand, rate).concurrency[0]
+        together = capacity.concurrency(engines, of.request.demand, rate)[0]
     running = max(1, round(float(together)))
     return Capacity(
         requests_per_second=float(rate[0]),
