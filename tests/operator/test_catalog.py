@@ -1,42 +1,78 @@
-"""The catalogue: what ships is valid and sourced, a user's object wins, and shapes are counted exactly."""
+"""The catalogue: what ships is valid and sourced, and a user's object wins."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from decimal import Decimal
 
 import pytest
 
-from turbo_operator.api import parse_accelerator
-from turbo_operator.catalog import UnknownShapeError, catalogue, shapes, shipped_objects
-from turbo_runtime.contract import ModelFacts
+from turbo_operator.api import CapacityType, parse_accelerator
+from turbo_operator.catalog import catalogue, shipped_objects
 
 GIB = 1 << 30
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "num_hidden_layers": 30,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-    "torch_dtype": "bfloat16",
+# AWS' own prices of the instances, on demand in us-east-1 on 2026-01-19, with their number of GPUs.
+INSTANCES = {
+    "a10g": ("g5.xlarge", "1.006", 1),
+    "a10g-x4": ("g5.12xlarge", "5.672", 4),
+    "l4": ("g6.xlarge", "0.8048", 1),
+    "l4-x4": ("g6.12xlarge", "4.6016", 4),
+    "l40s": ("g6e.xlarge", "1.861", 1),
+    "l40s-x4": ("g6e.12xlarge", "10.49264", 4),
+    "a100-40gb": ("p4d.24xlarge", "21.957642", 8),
+    "a100-80gb": ("p4de.24xlarge", "27.44705", 8),
+    "h100": ("p5.48xlarge", "55.04", 8),
+    "h200": ("p5en.48xlarge", "63.296", 8),
+    "b200": ("p6-b200.48xlarge", "113.9328", 8),
 }
+UNPRICED = {"cpu", "h100-pcie", "b300", "gb200", "gb300", "rtx-pro-6000"}
 
 
-def test_every_shipped_price_says_where_it_comes_from_and_when() -> None:
-    for each in map(parse_accelerator, shipped_objects()):
-        pricing = each.spec.pricing
-        if each.spec.resource_name == "cpu":
-            assert pricing is None
-        else:
-            assert pricing is not None
-            assert pricing.per_accelerator_hour.on_demand
-            assert pricing.source
-            assert pricing.as_of
+def test_every_shipped_accelerator_has_a_profile() -> None:
+    for row in catalogue().values():
+        assert row.memory_bandwidth
+        assert row.flops["bf16"] > 0
+        assert row.link_bandwidth or row.per_node in (None, 1), row.name
+        assert row.network_bandwidth or row.resource_name == "cpu", row.name
+
+
+def test_a_price_is_shipped_where_aws_has_one_and_no_other_is() -> None:
+    priced = {name for name, row in catalogue().items() if row.prices}
+    assert priced == set(INSTANCES)
+    assert set(catalogue()) - priced == UNPRICED
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_a_shipped_price_is_its_instances_and_says_so(name: str) -> None:
+    instance, price, gpus = INSTANCES[name]
+    row = catalogue()[name]
+    assert row.per_node == gpus
+    assert abs(row.prices[CapacityType.ON_DEMAND] * gpus - Decimal(price)) < Decimal("0.00001")
+    assert not row.price_per_node
+    (entry,) = (each for each in shipped_objects() if each["metadata"]["name"] == name)
+    pricing = entry["spec"]["pricing"]
+    of = f" / {gpus}" if gpus > 1 else ""
+    assert pricing["source"] == row.price_source == f"AWS {instance}{of}, us-east-1"
+    assert pricing["asOf"] == "2026-01-19"
+
+
+# By hand from the sources: GiB, GB/s, dense TFLOPS, cards of a node, GB/s one way between them.
+@pytest.mark.parametrize(
+    ("name", "memory", "bandwidth", "flops", "per_node", "link"),
+    [
+        ("h100", 80, 3350, {"bf16": 989, "fp8": 1978, "int8": 1978}, 8, 450),
+        ("a100-40gb", 40, 1555, {"bf16": 312, "int8": 624}, 8, 300),
+        ("b200", 180, 7700, {"bf16": 2250, "fp8": 4500, "int8": 4500, "fp4": 9000}, 8, 900),
+        ("gb300", 277.54, 8000, {"bf16": 2500, "fp8": 5000, "int8": 165, "fp4": 15000}, 4, 900),
+    ],
+)
+def test_a_profile_is_that_of_its_source(
+    name: str, memory: float, bandwidth: float, flops: dict[str, float], per_node: int, link: float
+) -> None:
+    row = catalogue()[name]
+    assert row.memory_bytes == int(memory * GIB)
+    assert row.memory_bandwidth == bandwidth * 1e9
+    assert row.flops == {kind: pytest.approx(rate * 1e12) for kind, rate in flops.items()}
+    assert (row.per_node, row.link_bandwidth) == (per_node, link * 1e9)
 
 
 def test_the_shipped_accelerators_are_rows_of_the_planner() -> None:
@@ -68,64 +104,3 @@ def test_a_users_accelerator_takes_the_place_of_the_shipped_one() -> None:
     assert (row.quantity, row.memory_bytes) == (Decimal("1.5"), int(2.5 * GIB))
     assert row.prices.get("OnDemand") == Decimal("0.04")
     assert catalogue()["cpu"].prices.get("OnDemand") is None
-
-
-# Counts that the publishers' own weight files have (the sum over the tensors of each, a tied embedding once).
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("HuggingFaceTB/SmolLM2-135M", 134_515_008),
-        ("Qwen/Qwen3-0.6B", 596_049_920),
-        ("Qwen/Qwen3-8B", 8_190_735_360),
-        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
-        ("meta-llama/Llama-3.1-70B", 70_553_706_496),
-    ],
-)
-def test_weights_are_counted_exactly(name: str, parameters: int) -> None:
-    shape = shapes.shipped(name)
-    assert shape is not None
-    assert shape.parameters == parameters
-
-
-def test_a_hub_id_is_found_in_any_case_and_an_unknown_one_is_not() -> None:
-    assert shapes.shipped("qwen/qwen3-8b") == shapes.shipped("Qwen/Qwen3-8B")
-    assert shapes.shipped("nobody/nothing") is None
-
-
-def test_a_configuration_and_what_inspect_prints_give_the_same_shape() -> None:
-    from_config = shapes.from_document(json.dumps(CONFIG), "config.json")
-    facts = ModelFacts(from_config, "sha256:ab", None, 1)
-    assert shapes.from_document(facts.to_json(), "facts.json") == from_config
-    assert from_config == shapes.shipped("HuggingFaceTB/SmolLM2-135M")
-
-
-def test_biases_are_counted() -> None:
-    plain = shapes.from_config(CONFIG, "x").parameters
-    qwen = shapes.from_config({**CONFIG, "architectures": ["Qwen2ForCausalLM"]}, "x").parameters
-    assert qwen - plain == 30 * (9 * 64 + 2 * 3 * 64)
-    biased = shapes.from_config({**CONFIG, "attention_bias": True, "mlp_bias": True}, "x").parameters
-    assert biased - plain == 30 * (9 * 64 + 2 * 3 * 64 + 576 + 2 * 1536 + 576)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("GGUF", "is not JSON"),
-        ("[]", "holds no JSON object"),
-        (json.dumps({**CONFIG, "architectures": ["MambaForCausalLM"]}), "describes MambaForCausalLM"),
-        ("{}", "describes no architecture"),
-        (json.dumps({**CONFIG, "hidden_size": "many"}), "hidden_size must be a whole number above 0"),
-        (json.dumps({**CONFIG, "num_hidden_layers": 0}), "num_hidden_layers must be a whole number above 0"),
-        ('{"shape": {}}', "is no output of `turbo inspect`"),
-    ],
-)
-def test_a_shape_that_cannot_be_read_says_why(text: str, said: str) -> None:
-    with pytest.raises(UnknownShapeError, match=said):
-        shapes.from_document(text, "given.json")
-
-
-def test_every_shipped_shape_has_its_fields() -> None:
-    shape = shapes.shipped("Qwen/Qwen3-32B")
-    assert shape is not None
-    required = [field.name for field in dataclasses.fields(shape) if field.default is dataclasses.MISSING]
-    assert all(getattr(shape, name) for name in required)
