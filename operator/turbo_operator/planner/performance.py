@@ -64,6 +64,7 @@ class Rates:
     bandwidth: Numbers
     flops: Numbers  # [engines, rows] in the type that dense layers are computed in
     expert_flops: Numbers  # [engines, rows]
+    attention_flops: Numbers  # [rows]
     link: Numbers
     network: Numbers
     coefficients: dict[str, Numbers]  # [engines, rows] by name
@@ -91,6 +92,7 @@ def rates(accelerators: tuple[Accelerator, ...], request: Request, element: Numb
         bandwidth=np.array([each.memory_bandwidth or np.nan for each in accelerators]),
         flops=np.array([flops(dense_kind, engine.quantized) for engine in ENGINES]),
         expert_flops=np.array([flops(expert_kind, engine.quantized) for engine in ENGINES]),
+        attention_flops=np.array(flops("bf16", False)),
         link=np.array([each.link_bandwidth or np.nan for each in accelerators]),
         network=np.array([each.network_bandwidth or np.nan for each in accelerators]),
         coefficients={
@@ -166,6 +168,7 @@ def _machine(it: Candidates, of: Rates) -> Machine:
         bandwidth=of.bandwidth[it.accelerator][:, None],
         flops=of.flops[where][:, None],
         expert_flops=of.expert_flops[where][:, None],
+        attention_flops=of.attention_flops[it.accelerator][:, None],
         link=link[:, None],
         tensor=it.tensor[:, None],
         coefficients=_coefficients({name: of.coefficients[name][where][:, None] for name in NAMES}),
@@ -204,6 +207,7 @@ def _of_machine(machine: Machine, places: Indices) -> Machine:
         own(machine.bandwidth),
         own(machine.flops),
         own(machine.expert_flops),
+        own(machine.attention_flops),
         own(machine.link),
         own(machine.tensor),
         _coefficients({name: own(getattr(machine.coefficients, name)) for name in NAMES}),
@@ -290,6 +294,7 @@ def _draft_model(
             bandwidth=of.bandwidth[row] * share,
             flops=of.flops[0][row] * share,
             expert_flops=of.flops[0][row] * share,
+            attention_flops=of.flops[0][row] * share,
         )
     element = 2.0
     tensor = it.tensor if option.placement == Placement.COLOCATED else np.ones(len(it))

@@ -1,8 +1,9 @@
 """How long one forward pass takes: a sum of bytes, flops and fixed work. Pure.
 
     t_dec(B, k) = (dense bytes + KV bytes) / (BW e_b) + expert bytes x distinct(B (k+1)) / (BW e_be)
-                + dense flops / (F e_f) + expert flops / (F e_fe)
-                + (c_L + c_Lm) L + all-reduce bytes / (link e_b)
+                + (dense flops / F + attention flops / F16) / e_f + expert flops / (F e_fe)
+                + (c_L + c_Lm) L + exchanged bytes / (link e_f)
+    t_pre       = max(the flops' time, the bytes' time) + the same fixed work and exchange
 
 The terms are added: their maximum, the usual roofline, misses the cost of verification by three times the
 error. All functions are elementwise: every number of `Machine` and every argument may be an array, broadcast
@@ -26,87 +27,120 @@ ACTIVATION_BYTES = 2  # of one element that accelerators exchange
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """The accelerators of one replica as a step sees them. All rates are of one of them, per second."""
+    """The accelerators of one replica as a step sees them. All rates are of one of them, per second.
+
+    Attention and dense layers are shared by groups of `tensor` accelerators; `data` such groups, each with
+    requests of its own, share the routed experts.
+    """
 
     bandwidth: Numbers  # bytes of its memory
     flops: Numbers  # dense, in the type that dense layers are computed in
     expert_flops: Numbers  # the same for routed experts
-    link: Numbers  # bytes, one way, between the accelerators of one tensor group; inf for one alone
+    attention_flops: Numbers  # the same for attention: in 16 bits, whatever the weights are
+    link: Numbers  # bytes, one way, between the accelerators of one replica; inf for one alone
     tensor: Numbers  # accelerators that share every layer
     coefficients: Coefficients  # of numbers or arrays
+    data: Numbers = 1.0  # groups of them
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one pass of a model reads and computes, over all its accelerators."""
+    """What one pass of a model reads and computes, over all the accelerators of a group."""
 
     dense_bytes: Numbers  # weights that every pass reads
     expert_bytes: Numbers  # routed experts of all layers
     dense_flops: Numbers  # of one token
     expert_flops: Numbers  # of one token
+    attention_flops: Numbers  # of one token for each that it looks at, were every layer to look at it
     kv_bytes: Numbers  # of one cached token on one accelerator
-    exchanged_bytes: Numbers  # of one token's activations that one accelerator sends, were there very many
+    summed_bytes: Numbers  # activations of one token, once in every layer
     layers: Numbers
-    experts: int
-    experts_per_token: int
+    active: Numbers  # share of the routed experts that a token goes to; 0: dense
+    window: Numbers  # tokens that sliding layers look at
+    sliding: Numbers  # share of the layers that slide
 
 
 def work(shape: ModelShape, dense_bytes: Numbers, expert_bytes: Numbers, kv_bytes: Numbers) -> Work:
     """The work of a model whose weights take so many bytes; see `memory` for those."""
-    looked_up = shape.embedding_parameters
-    dense = shape.parameters - shape.expert_parameters - looked_up
+    dense = shape.parameters - shape.expert_parameters - shape.embedding_parameters
     active = shape.experts_per_token / shape.experts if shape.experts else 0.0
     return Work(
         dense_bytes=dense_bytes,
         expert_bytes=expert_bytes,
         dense_flops=2.0 * dense,
         expert_flops=2.0 * shape.expert_parameters * active,
+        attention_flops=4.0 * shape.layers * shape.heads * shape.head_dim,
         kv_bytes=kv_bytes,
-        exchanged_bytes=2.0 * 2 * shape.layers * shape.hidden_size * ACTIVATION_BYTES,
+        summed_bytes=float(shape.layers * shape.hidden_size * ACTIVATION_BYTES),
         layers=float(shape.layers),
-        experts=shape.experts,
-        experts_per_token=shape.experts_per_token,
+        active=active,
+        window=float(shape.sliding_window),
+        sliding=shape.sliding_layers / shape.layers,
     )
 
 
 def distinct(work: Work, tokens: Numbers) -> Numbers:
     """The share of the routed experts that `tokens` tokens together need."""
-    if not work.experts:
-        return 0.0
-    return 1.0 - (1.0 - work.experts_per_token / work.experts) ** tokens
+    return 1.0 - (1.0 - work.active) ** tokens
 
 
-def _exchange(machine: Machine, work: Work, tokens: Numbers) -> Numbers:
-    """A ring's all-reduce sends 2 (t - 1) / t of what is summed; twice in a layer."""
-    share = (machine.tensor - 1.0) / machine.tensor
-    return tokens * work.exchanged_bytes * share / (machine.link * machine.coefficients.bandwidth)
+def _computed(machine: Machine, work: Work, tokens: Numbers, groups: Numbers, seen: Numbers) -> Numbers:
+    """Products of `tokens` tokens of each of `groups` groups that look at `seen` tokens each."""
+    it, c = machine, machine.coefficients
+    looked = seen * (1.0 - work.sliding) + np.minimum(seen, work.window) * work.sliding
+    dense = work.dense_flops / it.flops + work.attention_flops * looked / it.attention_flops
+    experts = work.expert_flops * groups / it.data / (it.expert_flops * c.expert_flops)
+    return tokens / it.tensor * (dense / c.flops + experts)
+
+
+def _weights(machine: Machine, work: Work, tokens: Numbers) -> Numbers:
+    """Reads the weights that `tokens` tokens of all groups together need."""
+    it, c = machine, machine.coefficients
+    experts = work.expert_bytes / it.data * distinct(work, tokens) / c.expert_bandwidth
+    return (work.dense_bytes / c.bandwidth + experts) / it.tensor / it.bandwidth
+
+
+def _fixed(machine: Machine, work: Work) -> Numbers:
+    c = machine.coefficients
+    return (c.layer_seconds + np.where(work.active, c.expert_layer_seconds, 0.0)) * work.layers
 
 
 def decode_seconds(machine: Machine, work: Work, rows: Numbers, drafts: Numbers, context: Numbers) -> Numbers:
-    """One pass over `rows` requests of `context` cached tokens each that verifies `drafts` drafts of each."""
+    """One pass over `rows` requests of each group that verifies `drafts` drafts of each.
+
+    `context`: cached tokens of each request.
+    """
     it, c = machine, machine.coefficients
     tokens = rows * (drafts + 1.0)
-    read = (work.dense_bytes / it.tensor + rows * context * work.kv_bytes) / (it.bandwidth * c.bandwidth)
-    experts = work.expert_bytes / it.tensor * distinct(work, tokens) / (it.bandwidth * c.expert_bandwidth)
-    computed = tokens * work.dense_flops / it.tensor / (it.flops * c.flops)
-    expert_computed = tokens * work.expert_flops / it.tensor / (it.expert_flops * c.expert_flops)
-    fixed = (c.layer_seconds + (c.expert_layer_seconds if work.experts else 0.0)) * work.layers
-    return read + experts + computed + expert_computed + fixed + _exchange(it, work, tokens)
+    cache = rows * context * work.kv_bytes / (it.bandwidth * c.bandwidth)
+    # Twice in a layer activations are summed: within the group, then over all. So few are sent to every other
+    # accelerator at once, rather than around a ring.
+    sent = (it.tensor - 1.0) + it.data * (it.tensor * it.data - 1.0)
+    exchanged = tokens * sent * work.summed_bytes / (it.link * c.flops)
+    return (
+        _weights(it, work, tokens * it.data)
+        + cache
+        + _computed(it, work, tokens, it.data, context)
+        + _fixed(it, work)
+        + exchanged
+    )
 
 
 def prefill_seconds(machine: Machine, work: Work, prompt: Numbers) -> Numbers:
-    """The passes that read `prompt` tokens of one request."""
+    """The pass that reads `prompt` tokens of one request."""
     it, c = machine, machine.coefficients
-    computed = prompt * work.dense_flops / it.tensor / (it.flops * c.flops)
-    computed = computed + prompt * work.expert_flops / it.tensor / (it.expert_flops * c.expert_flops)
-    read = (work.dense_bytes + work.expert_bytes * distinct(work, prompt)) / it.tensor / it.bandwidth
-    return np.maximum(computed, read) + _exchange(it, work, prompt)
+    everyone = it.tensor * it.data
+    # A ring sends 2 (n - 1) / n of what n accelerators sum.
+    sent = 2.0 * (it.tensor - 1.0) / it.tensor + 2.0 * (everyone - 1.0) / everyone
+    exchanged = prompt * sent * work.summed_bytes / (it.link * c.flops)
+    computed = _computed(it, work, prompt, 1.0, prompt / 2.0)
+    return np.maximum(computed, _weights(it, work, prompt)) + _fixed(it, work) + exchanged
 
 
 def time_per_output_token(
     decode: Numbers, prefill: Numbers, rows: Numbers, answer: Numbers, accepted: Numbers = 1.0
 ) -> Numbers:
-    """Mean seconds of one output token: the prefills of the other rows interrupt the decode.
+    """Mean seconds of one output token: the prefills of the other rows, of all groups, interrupt the decode.
 
     `accepted`: tokens committed per pass, the bonus token included (tau).
     """
@@ -116,7 +150,7 @@ def time_per_output_token(
 def time_to_first_token(
     machine: Machine, work: Work, decode: Numbers, prefill: Numbers, rows: Numbers
 ) -> Numbers:
-    """Mean seconds to the first token while `rows` requests are kept running."""
+    """Mean seconds to the first token while `rows` requests of all groups are kept running."""
     c = machine.coefficients
     return c.prefill_layer_seconds * work.layers + decode + prefill * (1.0 + c.prefill_wait * (rows - 1.0))
 
