@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from turbo_operator import gauges
 from turbo_operator.api import API_VERSION, TURBOACCELERATOR
 from turbo_operator.cache import Cache, Key
 from turbo_operator.kube import GoneError, Kube, KubeError
@@ -55,6 +56,7 @@ class Inventory:
         """Take stock now, and wake whom the difference concerns."""
         before = self._ledger.take_stock(self._cache.accelerators())
         after = self._ledger.stock
+        gauges.show_prices(after.accelerators, after.supply)
         change = moved(before, after)
         for key in self._cache.all_keys() if change else ():
             plan = self._plans(key)

@@ -79,7 +79,7 @@ class PodView:
     # What it is paid for as, from its labels; a name of more than 63 characters is cut there.
     accelerator: str | None = None
     accelerators: int = 1
-    capacity_type: CapacityType = CapacityType.ON_DEMAND
+    capacity_type: str = CapacityType.ON_DEMAND
 
 
 @dataclass(frozen=True, slots=True)

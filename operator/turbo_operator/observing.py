@@ -10,14 +10,21 @@ import dataclasses
 from turbo_operator import inspect
 from turbo_operator.api import TurboDeployment
 from turbo_operator.cache import Cache, Key
+from turbo_operator.exhaustion import exhausted
 from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Observed
 from turbo_operator.supply import Owner, supply_of
 
 
-def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment) -> Observed:
-    """All that one look at `td` sees: accelerators, what there is of them, children, pods, the model."""
+def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment, now: float) -> Observed:
+    """All that one look at `td` sees: accelerators, what there is of them, children, pods, the model.
+
+    `now` is in seconds since the epoch.
+    """
     observed = cache.observe(key, td.metadata.uid)
     facts, error = inspect.read(td, observed.children, cache.inspect_pods(key))
     supply = supply_of(ledger.stock, Owner(key.namespace, key.name), td.spec.template)
+    for name, until in exhausted(td, observed.pods, now).items():
+        if name in supply:
+            supply[name] = dataclasses.replace(supply[name], exhausted_until=until)
     return dataclasses.replace(observed, supply=supply, model=facts, model_error=error)

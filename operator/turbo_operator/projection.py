@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from turbo_operator.api import ANNOTATION_APPLIED_HASH, LABEL_PLAN_HASH, LABEL_ROLE, ROLE_INSPECT
+from turbo_operator.api import (
+    ANNOTATION_APPLIED_HASH,
+    LABEL_ACCELERATOR,
+    LABEL_ACCELERATOR_COUNT,
+    LABEL_CAPACITY_TYPE,
+    LABEL_PLAN_HASH,
+    LABEL_ROLE,
+    ROLE_INSPECT,
+    CapacityType,
+    epoch,
+)
 from turbo_operator.observed import ChildView, PodView
 
 # What a container that is about to run says; no reason for anything.
@@ -75,11 +84,12 @@ def is_inspect_pod(body: Mapping[str, Any]) -> bool:
 def serving_pod(body: Mapping[str, Any]) -> PodView:
     """A serving pod, with what holds it up."""
     meta, status = body["metadata"], body.get("status") or {}
+    labels = meta.get("labels") or {}
     ready = _holds(status, "Ready")
     reason, message = (None, None) if ready else _trouble(status)
     return PodView(
         name=meta["name"],
-        plan_hash=(meta.get("labels") or {}).get(LABEL_PLAN_HASH, ""),
+        plan_hash=labels.get(LABEL_PLAN_HASH, ""),
         phase=status.get("phase", "Pending"),
         ready=ready,
         ip=status.get("podIP"),
@@ -88,6 +98,9 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         terminating="deletionTimestamp" in meta,
         pending_since=_pending_since(body),
         ready_since=_since(status, "Ready", "True"),
+        accelerator=labels.get(LABEL_ACCELERATOR),
+        accelerators=int(count) if (count := labels.get(LABEL_ACCELERATOR_COUNT, "1")).isdecimal() else 1,
+        capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
     )
 
 
@@ -97,7 +110,7 @@ def _pending_since(body: Mapping[str, Any]) -> float | None:
         return None
     refused = _since(body.get("status") or {}, "PodScheduled", "False")
     created = body["metadata"].get("creationTimestamp")
-    return refused if refused is not None or created is None else _epoch(created)
+    return refused if refused is not None or created is None else epoch(created)
 
 
 def _since(status: Mapping[str, Any], condition_type: str, value: str) -> float | None:
@@ -105,12 +118,8 @@ def _since(status: Mapping[str, Any], condition_type: str, value: str) -> float 
     for condition in status.get("conditions") or ():
         if condition["type"] == condition_type and condition["status"] == value:
             stamp = condition.get("lastTransitionTime")
-            return None if stamp is None else _epoch(stamp)
+            return None if stamp is None else epoch(stamp)
     return None
-
-
-def _epoch(stamp: str) -> float:
-    return datetime.fromisoformat(stamp).timestamp()
 
 
 def inspect_pod(body: Mapping[str, Any]) -> InspectPod:

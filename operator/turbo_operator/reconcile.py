@@ -7,39 +7,45 @@ garbage collector's work, by owner references.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_operator import inspect, metrics, render, rollout, scaler, status
+from turbo_operator import gauges, inspect, metrics, render, rollout, scaler, status
 from turbo_operator.api import (
     ANNOTATION_APPLIED_HASH,
     API_VERSION,
     TURBODEPLOYMENT,
     ConditionType,
     InvalidObject,
+    ScaleEvent,
     ScalingPolicy,
     TurboDeployment,
     TurboDeploymentStatus,
+    epoch,
     parse,
 )
 from turbo_operator.cache import Cache, HeldChild, Key, controller
+from turbo_operator.exhaustion import next_look
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
 from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Observed
 from turbo_operator.observing import observe
 from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
-from turbo_operator.planning import plan_of
+from turbo_operator.planning import Asked, answer, asked
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
-from turbo_operator.scaler import History, Scale
+from turbo_operator.scaler import Event, History, Scale
 from turbo_operator.settings import Settings
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
 INSPECTING_SECONDS = 10.0
+LIVE_SECONDS = 60.0  # between two looks at what is measured and paid
 # What these hold cannot be changed; their names say what is in them.
 IMMUTABLE = frozenset({"ControllerRevision", "Job"})
 
@@ -53,7 +59,6 @@ class _Decision:
     """What one look has come to, before anything is written."""
 
     scale: Scale
-    plan: Plan | None
     plan_hash: str | None
     children: tuple[Manifest, ...]
 
@@ -71,12 +76,14 @@ class Reconciler:
         self._clock = clock
         # Uid and hash of children whose apply changed nothing, until their TurboDeployment is gone.
         self._futile: dict[Key, set[tuple[str, str]]] = {}
-        self._plans: dict[Key, Plan] = {}
+        self._plans: dict[Key, tuple[Asked, Plan]] = {}
+        self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
         self._histories: dict[Key, History] = {}  # of scaling; lost with the process, which is safe
 
     def last_plan(self, key: Key) -> Plan | None:
         """What the last look has planned; None before the first, or while the model is unknown."""
-        return self._plans.get(key)
+        answered = self._plans.get(key)
+        return None if answered is None else answered[1]
 
     async def reconcile(self, key: Key) -> float | None:
         """One look; the seconds until the next. Raises KubeError for what only time can mend."""
@@ -85,6 +92,7 @@ class Reconciler:
             self._futile.pop(key, None)
             self._plans.pop(key, None)
             self._histories.pop(key, None)
+            gauges.forget(key)
             return None
         start, result = time.monotonic(), "failed"
         try:
@@ -101,27 +109,30 @@ class Reconciler:
         except InvalidObject as error:
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
-        observed = observe(self._cache, self._ledger, key, td)
-        refused = await self._bring_about(key, body, td, observed)
-        if refused:  # waits for a change
+        now = self._clock()
+        observed = observe(self._cache, self._ledger, key, td, now)
+        if await self._bring_about(key, body, td, observed, now):  # what was refused waits for a change
             return resync
+        return min(resync, self._next_look(td, observed, now))
+
+    def _next_look(self, td: TurboDeployment, observed: Observed, now: float) -> float:
+        """Seconds until something may be different that no event tells of."""
         if observed.model is None:
-            return min(resync, INSPECTING_SECONDS)
-        if td.spec.scaling_policy == ScalingPolicy.METRICS:
-            return min(
-                resync, self._settings.scrape_seconds
-            )  # loads grow old and windows pass without events
-        return resync
+            return INSPECTING_SECONDS
+        waiting = next_look(td, observed.pods, now)
+        looks = [LIVE_SECONDS] if waiting is None else [LIVE_SECONDS, waiting]
+        if td.spec.scaling_policy == ScalingPolicy.METRICS:  # loads grow old, and windows pass
+            looks.append(self._settings.scrape_seconds)
+        return min(looks)
 
     async def _bring_about(
-        self, key: Key, body: Mapping[str, Any], td: TurboDeployment, observed: Observed
+        self, key: Key, body: Mapping[str, Any], td: TurboDeployment, observed: Observed, now: float
     ) -> bool:
         """Decide and write; whether the API server refused a child. Raises what only time can mend."""
-        history = self._histories.get(key)
-        decision = decide(td, observed, self._settings, self._clock(), history)
+        plan = await self._plan(key, td, observed, now)
+        history = self._histories.get(key) or restored(td.status.scale_history)
+        decision = decide(td, observed, self._settings, now, plan, history)
         self._histories[key] = decision.scale.history
-        if decision.plan is not None:
-            self._plans[key] = decision.plan
         refused: str | None = None
         broken: KubeError | None = None
         try:
@@ -131,13 +142,28 @@ class Reconciler:
             log.warning("refused: %s", error.message, extra={"object": str(key)})
         except KubeError as error:  # a matter of time: the status is written all the same
             broken = error
-        new = status.compute(
-            td, observed, decision.scale, decision.plan, decision.plan_hash, self._clock(), refused
-        )
+        new = status.compute(td, observed, decision.scale, plan, decision.plan_hash, now, refused)
+        gauges.show(key, observed, plan, decision.scale, now)
         await self._write_status(key, body, new)
         if broken is not None:
             raise broken
         return refused is not None
+
+    async def _plan(self, key: Key, td: TurboDeployment, observed: Observed, now: float) -> Plan | None:
+        """The plan; None while the model is unknown. The same question is answered once.
+
+        Arithmetic of up to a tenth of a second each would keep a thousand objects' watches and the liveness
+        probe waiting, so it has a thread of its own; what goes in and out is frozen.
+        """
+        if observed.model is None:
+            return None
+        question = asked(td, observed.model.shape, observed)
+        answered = self._plans.get(key)
+        if answered is not None and answered[0] == question:
+            return answered[1]
+        plan = await asyncio.get_running_loop().run_in_executor(self._planner, answer, question, now)
+        self._plans[key] = question, plan
+        return plan
 
     async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
         """Apply what is missing or different, in order, then remove what is not wanted.
@@ -234,16 +260,18 @@ class Reconciler:
 
 
 def decide(
-    td: TurboDeployment, observed: Observed, settings: Settings, now: float, history: History | None = None
+    td: TurboDeployment,
+    observed: Observed,
+    settings: Settings,
+    now: float,
+    plan: Plan | None,
+    history: History,
 ) -> _Decision:
     """The decision, pure: the same observation at the same time, after the same past: the same children."""
-    plan: Plan | None = None
     plan_hash: str | None = None
-    if observed.model is not None:
-        plan = plan_of(td.spec, observed.model.shape, observed, now)
-        if plan.choice is not None:
-            plan_hash = render.plan_hash(td, plan.choice, observed.model)
     choice = plan.choice if plan is not None else None
+    if observed.model is not None and choice is not None:
+        plan_hash = render.plan_hash(td, choice, observed.model)
     scale = scaler.scale(
         td.spec,
         plan,
@@ -255,7 +283,12 @@ def decide(
         fresh_seconds=scaler.NUM_MISSED * settings.scrape_seconds,
     )
     variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
-    return _Decision(scale, plan, plan_hash, tuple(render.children(td, observed, choice, variants, settings)))
+    return _Decision(scale, plan_hash, tuple(render.children(td, observed, choice, variants, settings)))
+
+
+def restored(events: Sequence[ScaleEvent]) -> History:
+    """What the autoscaler knows after a start: what the status has kept."""
+    return History.restored(Event(epoch(each.time), each.before, each.after, each.reason) for each in events)
 
 
 def _place(manifest: Manifest) -> tuple[str, str]:

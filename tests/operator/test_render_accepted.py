@@ -10,7 +10,7 @@ import pytest
 
 from turbo_dev.access import Access
 from turbo_operator import planner, render
-from turbo_operator.api import parse, quantity
+from turbo_operator.api import CapacityType, parse, quantity
 from turbo_operator.catalog import catalogue, shapes
 from turbo_operator.observed import Accelerator, Observed
 from turbo_operator.rollout import Variant
@@ -21,7 +21,7 @@ SETTINGS = Settings(runtime_image="registry.example/runtime:1")
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
 FACTS = ModelFacts(SHAPE, "sha256:ab", "0123abc", 270_000_000)
-CPU = Accelerator("cpu", "cpu", Decimal("1.5"), 4 << 30, Decimal("0.04"))
+CPU = Accelerator("cpu", "cpu", Decimal("1.5"), 4 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 
 SPECS: dict[str, dict[str, Any]] = {
     "claim-on-cores": {"model": {"uri": "pvc://models/chat"}, "accelerators": {"allowed": ["cpu"]}},

@@ -19,6 +19,8 @@ MAX_NAME_LENGTH = 50
 LABEL_DEPLOYMENT = f"{GROUP}/deployment"
 LABEL_PLAN_HASH = f"{GROUP}/plan-hash"
 LABEL_ACCELERATOR = f"{GROUP}/accelerator"
+LABEL_ACCELERATOR_COUNT = f"{GROUP}/accelerator-count"  # of one pod
+LABEL_CAPACITY_TYPE = f"{GROUP}/capacity-type"
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
@@ -37,6 +39,7 @@ class ConditionType(StrEnum):
     PLAN_FEASIBLE = "PlanFeasible"
     MODEL_INSPECTED = "ModelInspected"
     AVAILABLE = "Available"
+    WITHIN_BUDGET = "WithinBudget"
     SCALING_ACTIVE = "ScalingActive"
     STALLED = "Stalled"
 
@@ -127,6 +130,15 @@ class AvailableReason(StrEnum):
     MODEL_LOADING = "ModelLoading"
     NO_PLAN = "NoPlan"
     SUSPENDED = "Suspended"
+
+
+class BudgetReason(StrEnum):
+    """How what runs stands to spec.cost."""
+
+    WITHIN_BUDGET = "WithinBudget"
+    NO_BUDGET = "NoBudget"
+    OVER_BUDGET = "OverBudget"
+    PRICE_UNKNOWN = "PriceUnknown"
 
 
 class ScalingReason(StrEnum):

@@ -85,10 +85,20 @@ class ModelStatus(StatusRecord):
 
 
 class Predicted(StatusRecord):
-    """What the plan is expected to do."""
+    """What the plan is expected to do at the planned load; absent is unknown."""
 
+    time_to_first_token: _Name | None = None
+    """At the target's percentile, like 123ms."""
+    time_per_output_token: _Name | None = None
+    """At the target's percentile, like 12.3ms."""
+    tokens_per_second: _Name | None = None
+    """Output tokens of all replicas."""
     cost_per_hour: _Name | None = None
-    """All replicas, in US dollars per hour; absent is unknown."""
+    """All replicas, in US dollars per hour."""
+    cost_per_million_tokens: _Name | None = None
+    """Of output, in US dollars."""
+    provenance: _Name | None = None
+    """What the figures rest on, the weakest first: Assumed, Roofline, Calibrated, Measured."""
 
 
 class RejectedPlan(StatusRecord):
@@ -96,6 +106,10 @@ class RejectedPlan(StatusRecord):
 
     accelerator: _Name
     """Its accelerator."""
+    engine: _Name | None = None
+    """Its engine."""
+    capacity_type: _Name | None = None
+    """How those are paid for."""
     tensor: _Count
     """Its tensor parallelism."""
     method: _Name
@@ -115,16 +129,22 @@ class PlanStatus(StatusRecord):
     """The engine."""
     accelerator: _Name | None = None
     """The chosen TurboAccelerator."""
+    capacity_type: _Name | None = None
+    """How its accelerators are paid for."""
     tensor: _Count | None = None
     """Tensor parallelism."""
     accelerators_per_replica: _Count | None = None
     """Accelerators of one replica."""
+    nodes: _Count | None = None
+    """Nodes of one replica."""
     method: _Name | None = None
     """Drafting method, or Off."""
+    placement: _Name | None = None
+    """Where the draft runs; absent where there is none that takes memory."""
     max_draft_tokens: _Count | None = None
     """Ceiling of drafted tokens."""
     replicas: _Count | None = None
-    """Planned replicas."""
+    """Replicas that the planned load needs."""
     predicted: Predicted | None = None
     """What it is expected to do."""
     reason: _Name | None = None
@@ -133,6 +153,39 @@ class PlanStatus(StatusRecord):
     """The same in a sentence."""
     rejected: Annotated[tuple[RejectedPlan, ...], Field(max_length=5)] = ()
     """The best candidates that were not chosen."""
+
+
+class Live(StatusRecord):
+    """What is measured and paid now, in steps of ten per cent; absent is unknown."""
+
+    tokens_per_second: _Name | None = None
+    """Output tokens of all pods."""
+    cost_per_hour: _Name | None = None
+    """Of the pods that hold accelerators, in US dollars per hour."""
+    cost_per_million_tokens: _Name | None = None
+    """Of output at the present load, in US dollars."""
+
+
+class ScaleEvent(StatusRecord):
+    """One change of the number of replicas."""
+
+    time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """When it was seen (RFC 3339, UTC)."""
+    before: Annotated[int, Field(ge=0, alias="from")]
+    """Replicas before it."""
+    after: Annotated[int, Field(ge=0, alias="to")]
+    """Replicas after it."""
+    reason: _Name
+    """Why, in one word."""
+
+
+class Exhausted(StatusRecord):
+    """A TurboAccelerator that a pod has waited for in vain."""
+
+    accelerator: _Name
+    """Its name."""
+    until: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """Until then nothing is planned on it but what its nodes have free (RFC 3339, UTC)."""
 
 
 class Summary(StatusRecord):
@@ -155,12 +208,20 @@ class TurboDeploymentStatus(StatusRecord):
     """Pods there are."""
     ready_replicas: _Count = 0
     """Pods that serve."""
+    desired_replicas: _Count | None = None
+    """Pods that are wanted now."""
     selector: Annotated[str, Field(max_length=1024)] | None = None
     """Label selector of the pods, for autoscalers."""
     model: ModelStatus | None = None
     """Which model it is, exactly."""
     plan: PlanStatus | None = None
     """What runs, or is about to."""
+    observed: Live | None = None
+    """What is measured and paid now."""
+    scale_history: Annotated[tuple[ScaleEvent, ...], Field(max_length=5)] = ()
+    """The last changes of the number of replicas, the latest last."""
+    exhausted: Annotated[tuple[Exhausted, ...], Field(max_length=32)] = ()
+    """Accelerators that are passed over for a while."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]}),
@@ -173,10 +234,11 @@ class TurboDeploymentStatus(StatusRecord):
         """What kubectl get shows in one column each; derived from the rest."""
         if self.plan is None or self.plan.replicas is None:
             return None
+        wanted = self.plan.replicas if self.desired_replicas is None else self.desired_replicas
         speculation = self.plan.method
         if speculation is not None and self.plan.max_draft_tokens:
             speculation = f"{speculation}:{self.plan.max_draft_tokens}"
-        return Summary(ready=f"{self.ready_replicas}/{self.plan.replicas}", speculation=speculation)
+        return Summary(ready=f"{self.ready_replicas}/{wanted}", speculation=speculation)
 
     def condition(self, kind: str) -> Condition | None:
         """The condition of one type, if there is one."""

@@ -64,7 +64,7 @@ def _change(question: Question, base: Plan, asked: str) -> Change:
 
 
 def _plan(question: Question) -> Plan:
-    return plan_of(question.td.spec, question.shape, question.observed, question.now)
+    return plan_of(question.td, question.shape, question.observed, question.now)
 
 
 def _difference(base: Plan, other: Plan) -> Decimal | None:
@@ -74,7 +74,7 @@ def _difference(base: Plan, other: Plan) -> Decimal | None:
 
 def candidates(question: Question) -> tuple[Weighed, ...]:
     """Every candidate that could be predicted, for the plot."""
-    return frontier_of(question.td.spec, question.shape, question.observed, question.now)
+    return frontier_of(question.td, question.shape, question.observed, question.now)
 
 
 def cost_per_hour(plan: Plan) -> Decimal | None:

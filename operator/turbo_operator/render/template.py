@@ -14,8 +14,11 @@ from typing import Any
 
 from turbo_operator.api import (
     LABEL_ACCELERATOR,
+    LABEL_ACCELERATOR_COUNT,
+    LABEL_CAPACITY_TYPE,
     LABEL_PLAN_HASH,
     ROLE_SERVING,
+    CapacityType,
     Template,
     TurboDeployment,
     quantity,
@@ -23,7 +26,7 @@ from turbo_operator.api import (
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render import source
-from turbo_operator.render.identity import digest, labels
+from turbo_operator.render.identity import digest, label_value, labels
 from turbo_operator.render.pod import pod_spec, variables
 from turbo_operator.settings import Settings
 from turbo_runtime.contract import HEALTH_PATH, PORT, PORT_NAME, READY_PATH, ModelFacts, RuntimeConfig
@@ -45,7 +48,7 @@ STARTUP_SECONDS = 3600  # downloads and loads of large models; a crash ends it s
 def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> str:
     """Hash of all that shapes a serving pod: never of replicas, prices, predictions or rejects."""
     accelerator = choice.accelerator
-    material = {
+    material: dict[str, Any] = {
         "argv": runtime_config(td, choice, facts).to_argv(),
         "uri": td.spec.model.uri,
         "token": td.spec.model.token_secret_ref.dump() if td.spec.model.token_secret_ref else None,
@@ -60,6 +63,8 @@ def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> str:
         "memory": choice.host_memory_bytes,
         "overlay": (td.spec.template or Template()).dump(),
     }
+    if choice.capacity_type != CapacityType.ON_DEMAND:  # left out, so that what runs keeps its name
+        material["capacityType"] = choice.capacity_type
     return HASH_VERSION + digest(material)[:HASH_DIGITS]
 
 
@@ -111,7 +116,15 @@ def pod_template(
     if overlay.runtime_class_name:
         spec["runtimeClassName"] = overlay.runtime_class_name
     own = labels(
-        td, ROLE_SERVING, **{LABEL_PLAN_HASH: variant, LABEL_ACCELERATOR: accelerator.name[:63].rstrip("-.")}
+        td,
+        ROLE_SERVING,
+        **{
+            LABEL_PLAN_HASH: variant,
+            LABEL_ACCELERATOR: label_value(accelerator.name),
+            # By these three and the catalogue's prices anybody can tell what a pod costs.
+            LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica),
+            LABEL_CAPACITY_TYPE: choice.capacity_type,
+        },
     )
     meta: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
     if overlay.annotations:

@@ -1,0 +1,109 @@
+"""Figures of each TurboDeployment as gauges, and the prices of nodes under OpenCost's name.
+
+A figure that is not known is absent, never zero; those of a TurboDeployment go with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+from prometheus_client import Gauge
+
+from turbo_operator.api import CapacityType, Provenance
+from turbo_operator.cache import Key
+from turbo_operator.observed import Accelerator, NodeSupply, Observed
+from turbo_operator.planned import Plan, Predicted
+from turbo_operator.scaler import Scale
+from turbo_operator.status import paid
+from turbo_operator.supply import CPU
+
+_OBJECT = ["namespace", "name"]
+PLANNED, PRESENT = "planned", "present"
+UNKNOWN = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
+
+COST_PER_HOUR = Gauge(
+    "turbo_deployment_cost_per_hour",
+    "US dollars per hour of a TurboDeployment, by load: planned, or present for the pods that run.",
+    [*_OBJECT, "load"],
+)
+COST_PER_MILLION_TOKENS = Gauge(
+    "turbo_deployment_cost_per_million_tokens",
+    "US dollars of a million output tokens of a TurboDeployment, by load: planned or present.",
+    [*_OBJECT, "load"],
+)
+TOKENS_PER_SECOND = Gauge(
+    "turbo_deployment_tokens_per_second",
+    "Output tokens per second of a TurboDeployment, by load: planned or present.",
+    [*_OBJECT, "load"],
+)
+DESIRED_REPLICAS = Gauge("turbo_desired_replicas", "Replicas that are wanted now.", _OBJECT)
+TIME_TO_FIRST_TOKEN = Gauge(
+    "turbo_deployment_predicted_time_to_first_token_seconds",
+    "Time to first token that the plan expects, at the target's percentile.",
+    _OBJECT,
+)
+TIME_PER_OUTPUT_TOKEN = Gauge(
+    "turbo_deployment_predicted_time_per_output_token_seconds",
+    "Time per output token that the plan expects, at the target's percentile.",
+    _OBJECT,
+)
+NODE_GPU_HOURLY_COST = Gauge(
+    "node_gpu_hourly_cost",
+    "US dollars per hour of one accelerator of this node, on demand, as its TurboAccelerator says.",
+    ["node", "accelerator"],
+)
+
+_BY_LOAD = (COST_PER_HOUR, COST_PER_MILLION_TOKENS, TOKENS_PER_SECOND)
+_BY_OBJECT = (DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN)
+
+
+def show(key: Key, observed: Observed, plan: Plan | None, scale: Scale, now: float) -> None:
+    """Set what is known of one TurboDeployment, and take away what is not."""
+    expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
+    cost, rate = paid.cost_per_hour(observed), paid.tokens_per_second(observed, now)
+    figures: Mapping[tuple[Gauge, str | None], Decimal | float | None] = {
+        (COST_PER_HOUR, PLANNED): expected.cost_per_hour,
+        (COST_PER_HOUR, PRESENT): cost,
+        (COST_PER_MILLION_TOKENS, PLANNED): expected.cost_per_million_tokens,
+        (COST_PER_MILLION_TOKENS, PRESENT): paid.cost_per_million_tokens(cost, rate),
+        (TOKENS_PER_SECOND, PLANNED): expected.tokens_per_second,
+        (TOKENS_PER_SECOND, PRESENT): rate,
+        (DESIRED_REPLICAS, None): float(scale.replicas),
+        (TIME_TO_FIRST_TOKEN, None): expected.time_to_first_token,
+        (TIME_PER_OUTPUT_TOKEN, None): expected.time_per_output_token,
+    }
+    for (gauge, load), value in figures.items():
+        _set(gauge, (key.namespace, key.name) if load is None else (key.namespace, key.name, load), value)
+
+
+def forget(key: Key) -> None:
+    """The TurboDeployment is gone."""
+    for gauge in _BY_LOAD:
+        for load in (PLANNED, PRESENT):
+            _set(gauge, (key.namespace, key.name, load), None)
+    for gauge in _BY_OBJECT:
+        _set(gauge, (key.namespace, key.name), None)
+
+
+def show_prices(
+    accelerators: Mapping[str, Accelerator], supply: Mapping[str, tuple[NodeSupply, ...]]
+) -> None:
+    """The price of one accelerator on each node that has it; cores are no GPU."""
+    NODE_GPU_HOURLY_COST.clear()
+    for name, nodes in supply.items():
+        row = accelerators[name]
+        price = row.prices.get(CapacityType.ON_DEMAND)
+        if price is not None and row.resource_name != CPU:
+            for node in nodes:
+                NODE_GPU_HOURLY_COST.labels(node.name, name).set(float(price))
+
+
+def _set(gauge: Gauge, labels: tuple[str, ...], value: Decimal | float | None) -> None:
+    if value is not None:
+        gauge.labels(*labels).set(float(value))
+        return
+    try:
+        gauge.remove(*labels)
+    except KeyError:  # was not there
+        return

@@ -1,0 +1,111 @@
+"""From what is wanted, planned and seen to the status of a TurboDeployment. Pure: the time is a parameter.
+
+Conditions are positive (True is good) but for Stalled. A transition time moves only when its status flips, so
+computing the status again from the same facts changes nothing, and a status that equals the old one need not
+be written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from turbo_operator.api import (
+    Condition,
+    ConditionType,
+    ReadyReason,
+    StalledReason,
+    TurboDeployment,
+    TurboDeploymentStatus,
+    rfc3339,
+)
+from turbo_operator.observed import Observed
+from turbo_operator.planned import Plan
+from turbo_operator.render import url
+from turbo_operator.render.identity import serving_selector
+from turbo_operator.scaler import Scale
+from turbo_operator.status import conditions, figures
+from turbo_operator.status.conditions import Verdict
+
+__all__ = ["compute", "invalid"]
+
+
+def compute(
+    td: TurboDeployment,
+    observed: Observed,
+    scale: Scale,
+    plan: Plan | None,
+    plan_hash: str | None,
+    now: float,
+    refused: str | None = None,
+) -> TurboDeploymentStatus:
+    """The whole status. `plan` is None until the model is known, `plan_hash` while no plan is feasible.
+
+    `refused` is what the API server said when it took a child of ours not; `now` is in seconds since the
+    epoch.
+    """
+    serving = [pod for pod in observed.pods if conditions.serves(pod)]
+    scale = conditions.in_force(td, scale, plan_hash, observed.pods)
+    verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused)
+    return TurboDeploymentStatus(
+        observed_generation=td.metadata.generation,
+        url=url(td),
+        replicas=len(serving),
+        ready_replicas=sum(pod.ready for pod in serving),
+        desired_replicas=scale.replicas,
+        selector=",".join(f"{key}={value}" for key, value in sorted(serving_selector(td).items())),
+        model=figures.model(observed),
+        plan=figures.plan(td.status.plan, plan, plan_hash),
+        observed=figures.live(td.status.observed, observed, now),
+        scale_history=figures.scale_history(scale),
+        exhausted=figures.exhausted(observed),
+        conditions=_conditions(verdicts, td.status.conditions, td.metadata.generation, now),
+    )
+
+
+def invalid(document: Mapping[str, Any], problem: str, now: float) -> TurboDeploymentStatus:
+    """The status of an object that is none of the API's (stored before a rule was): what runs keeps running.
+
+    `document` is the object as the API server holds it, `problem` a sentence that names the wrong field.
+    """
+    old = _old_status(document.get("status"))
+    generation = document["metadata"].get("generation", 0)
+    message = f"The spec cannot be read: {problem}."
+    verdicts = {
+        ConditionType.READY: Verdict("False", ReadyReason.INVALID_SPEC, message),
+        ConditionType.STALLED: Verdict("True", StalledReason.NEEDS_CHANGE, message),
+    }
+    new = _conditions(verdicts, old.conditions, generation, now)
+    kept = tuple(each for each in old.conditions if each.type not in verdicts)
+    return old.model_copy(update={"observed_generation": generation, "conditions": (*new, *kept)})
+
+
+def _old_status(raw: Any) -> TurboDeploymentStatus:
+    try:
+        return TurboDeploymentStatus.model_validate(raw or {})
+    except ValidationError:  # unreadable like the rest of the object: then it is written anew
+        return TurboDeploymentStatus()
+
+
+def _conditions(
+    verdicts: Mapping[ConditionType, Verdict], old: Sequence[Condition], generation: int, now: float
+) -> tuple[Condition, ...]:
+    before = {condition.type: condition for condition in old}
+    stamp = rfc3339(now)
+    written = []
+    for kind, verdict in verdicts.items():
+        last = before.get(kind)
+        flipped = last is None or last.status != verdict.status
+        written.append(
+            Condition(
+                type=kind,
+                status=verdict.status,
+                reason=verdict.reason,
+                message=verdict.message,
+                last_transition_time=stamp if flipped or last is None else last.last_transition_time,
+                observed_generation=generation,
+            )
+        )
+    return tuple(written)

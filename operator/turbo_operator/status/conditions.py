@@ -1,0 +1,265 @@
+"""The verdicts of a status: what holds, and where it does not, whose words say why. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Literal
+
+from turbo_operator.api import (
+    AvailableReason,
+    BudgetReason,
+    ConditionType,
+    ModelInspectedReason,
+    PlanReason,
+    ReadyReason,
+    ScalingReason,
+    StalledReason,
+    TurboDeployment,
+)
+from turbo_operator.observed import Observed, PodView
+from turbo_operator.planned import Plan
+from turbo_operator.planner import money
+from turbo_operator.render import url
+from turbo_operator.scaler import Scale
+from turbo_operator.status.paid import ENDED, cost_per_hour, is_there
+
+MAX_QUOTED = 500  # characters of another program's message
+
+# What a pod says, and what it means for the user.
+POD_REASONS: Mapping[str, AvailableReason] = {
+    "Unschedulable": AvailableReason.WAITING_FOR_ACCELERATOR,
+    "SchedulingGated": AvailableReason.WAITING_FOR_ACCELERATOR,
+    "ErrImagePull": AvailableReason.IMAGE_PULL,
+    "ImagePullBackOff": AvailableReason.IMAGE_PULL,
+    "ImageInspectError": AvailableReason.IMAGE_PULL,
+    "InvalidImageName": AvailableReason.IMAGE_PULL,
+    "ErrImageNeverPull": AvailableReason.IMAGE_PULL,
+    "RegistryUnavailable": AvailableReason.IMAGE_PULL,
+    "OOMKilled": AvailableReason.OUT_OF_MEMORY,
+    "CrashLoopBackOff": AvailableReason.CRASH_LOOP,
+    "CreateContainerConfigError": AvailableReason.CRASH_LOOP,
+    "CreateContainerError": AvailableReason.CRASH_LOOP,
+    "RunContainerError": AvailableReason.CRASH_LOOP,
+    "StartError": AvailableReason.CRASH_LOOP,
+    "ContainerCannotRun": AvailableReason.CRASH_LOOP,
+    "Error": AvailableReason.CRASH_LOOP,
+    "Evicted": AvailableReason.CRASH_LOOP,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A condition without its bookkeeping."""
+
+    status: Literal["True", "False", "Unknown"]
+    reason: StrEnum | str
+    message: str
+
+
+def verdicts(
+    td: TurboDeployment,
+    observed: Observed,
+    scale: Scale,
+    plan: Plan | None,
+    plan_hash: str | None,
+    refused: str | None,
+) -> dict[ConditionType, Verdict]:
+    """One verdict for each condition; `scale` is the one in force."""
+    serving = [pod for pod in observed.pods if serves(pod)]
+    current = [pod for pod in serving if plan_hash is None or pod.plan_hash == plan_hash]
+    inspected = _inspected(observed)
+    feasible = _feasible(plan, inspected)
+    available = _available(scale, observed, serving, current, feasible, plan_hash)
+    return {
+        ConditionType.READY: _ready(
+            td, scale, current, inspected, feasible, available, observed, plan_hash, refused
+        ),
+        ConditionType.PLAN_FEASIBLE: feasible,
+        ConditionType.MODEL_INSPECTED: inspected,
+        ConditionType.AVAILABLE: available,
+        ConditionType.WITHIN_BUDGET: _within_budget(
+            observed, td.spec.cost.max_per_hour if td.spec.cost else None
+        ),
+        ConditionType.SCALING_ACTIVE: _scaling(scale),
+        ConditionType.STALLED: _stalled(inspected, feasible, refused),
+    }
+
+
+def serves(pod: PodView) -> bool:
+    """Whether it is a serving pod that is there to stay."""
+    return is_there(pod) and not pod.terminating
+
+
+def in_force(td: TurboDeployment, scale: Scale, plan_hash: str | None, pods: Sequence[PodView]) -> Scale:
+    """What the pods are measured against: the spec, or while it has no plan what the last feasible one took.
+
+    A suspension says how many pods are still to end.
+    """
+    num_there = sum(is_there(pod) for pod in pods)
+    if scale.reason == ScalingReason.SUSPENDED and num_there:
+        yet = "1 pod has" if num_there == 1 else f"{num_there} pods have"
+        return dataclasses.replace(scale, detail=f"{scale.detail} {yet} yet to end.")
+    last = td.status.plan
+    if plan_hash is None and last is not None and last.hash and last.replicas is not None:
+        wanted = last.replicas if td.status.desired_replicas is None else td.status.desired_replicas
+        return dataclasses.replace(scale, replicas=min(scale.replicas, wanted))
+    return scale
+
+
+def _inspected(observed: Observed) -> Verdict:
+    facts = observed.model
+    if facts is not None:
+        shape = facts.shape
+        message = f"{shape.architecture} of {shape.parameters / 1e6:.1f} million parameters, {facts.digest}."
+        return Verdict("True", ModelInspectedReason.INSPECTED, message)
+    job = next((child for child in observed.children if child.kind == "Job"), None)
+    error = _sentence(observed.model_error or (job.message if job else None))
+    if job is not None and (job.failed or (job.complete and error)):
+        message = f"The model could not be read. {error or 'The Job left no message.'}"
+        remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
+        return Verdict("False", ModelInspectedReason.INSPECT_FAILED, message + remedy)
+    message = "The inspect Job reads the model's shape."
+    if error:
+        message = f"{message} Its last attempt said: {error}"
+    return Verdict("Unknown", ModelInspectedReason.INSPECTING, message)
+
+
+def _feasible(plan: Plan | None, inspected: Verdict) -> Verdict:
+    if plan is None:
+        return Verdict(
+            "Unknown", PlanReason.MODEL_UNKNOWN, f"There is nothing to plan yet. {inspected.message}"
+        )
+    return Verdict("False" if plan.choice is None else "True", plan.reason, plan.detail)
+
+
+def _available(
+    scale: Scale,
+    observed: Observed,
+    serving: Sequence[PodView],
+    current: Sequence[PodView],
+    feasible: Verdict,
+    plan_hash: str | None,
+) -> Verdict:
+    """Whether enough pods answer, of whichever variant: all but the one that a node's drain may take."""
+    if scale.reason == ScalingReason.SUSPENDED:
+        return Verdict("False", AvailableReason.SUSPENDED, scale.detail)
+    ready = sum(pod.ready for pod in serving)
+    if ready >= _minimum(scale.replicas):
+        return Verdict(
+            "True", AvailableReason.MINIMUM_REPLICAS, f"{ready} of {scale.replicas} replicas answer."
+        )
+    if plan_hash is None and not serving:
+        return Verdict("False", AvailableReason.NO_PLAN, f"Nothing runs. {feasible.message}")
+    return _held_up(scale, observed, current or serving, plan_hash)
+
+
+def _minimum(replicas: int) -> int:
+    return replicas if replicas <= 1 else replicas - 1
+
+
+def _held_up(scale: Scale, observed: Observed, pods: Sequence[PodView], plan_hash: str | None) -> Verdict:
+    """What the first failing pod says, else why its ReplicaSet makes none, else that the model loads.
+
+    A pod that has ended is quoted only where there is no other.
+    """
+    if failing := _first_failing(pods):
+        return failing
+    for child in observed.children:
+        if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
+            quota = "quota" in child.message.lower()
+            why = AvailableReason.QUOTA_EXCEEDED if quota else ReadyReason.REFUSED
+            return Verdict("False", why, f"No pod can be made: {_sentence(child.message)}")
+    ended = [pod for pod in observed.pods if pod.phase in ENDED and plan_hash in (None, pod.plan_hash)]
+    if not pods and (failed := _first_failing(ended)):
+        return failed
+    message = f"{sum(pod.ready for pod in pods)} of {scale.replicas} replicas answer; others start or load."
+    return Verdict("False", AvailableReason.MODEL_LOADING, message)
+
+
+def _first_failing(pods: Iterable[PodView]) -> Verdict | None:
+    failing = sorted((pod for pod in pods if not pod.ready and pod.reason), key=lambda pod: pod.name)
+    failing.sort(key=lambda pod: pod.reason not in POD_REASONS)  # stable: by name among equals
+    if not failing:
+        return None
+    pod = failing[0]
+    reason = POD_REASONS.get(pod.reason or "", AvailableReason.MODEL_LOADING)
+    said = _sentence(pod.message) or "it left no message."
+    return Verdict("False", reason, f"Pod {pod.name}: {pod.reason}: {said}")
+
+
+def _ready(
+    td: TurboDeployment,
+    scale: Scale,
+    current: Sequence[PodView],
+    inspected: Verdict,
+    feasible: Verdict,
+    available: Verdict,
+    observed: Observed,
+    plan_hash: str | None,
+    refused: str | None,
+) -> Verdict:
+    """Whether what runs serves the spec, or its last feasible plan; else the first thing that holds it up."""
+    if refused:
+        return Verdict("False", ReadyReason.REFUSED, f"The API server refused: {_sentence(refused)}")
+    if scale.reason == ScalingReason.SUSPENDED:
+        return Verdict("False", ReadyReason.SUSPENDED, scale.detail)
+    if inspected.status == "Unknown":  # whether the new spec can be served is not known yet
+        return Verdict("False", inspected.reason, inspected.message)
+    ready = sum(pod.ready for pod in current)
+    if scale.replicas == 0 and plan_hash is not None:
+        message = f"Nothing answers at {url(td)}: 0 replicas are asked for, and the plan is feasible."
+        return Verdict("True", ReadyReason.SCALED_TO_ZERO, message)
+    if ready >= _minimum(scale.replicas) and (plan_hash is not None or ready):
+        still = (
+            "" if plan_hash is not None else f" It is the last feasible plan that serves. {feasible.message}"
+        )
+        message = f"{ready} of {scale.replicas} replicas serve {td.served_name} at {url(td)}.{still}"
+        return Verdict("True", ReadyReason.SERVING, message)
+    if plan_hash is None:
+        cause = inspected if inspected.status != "True" else feasible
+        return Verdict("False", cause.reason, cause.message)
+    if available.status == "True":  # the old variant answers while the new one comes up
+        cause = _held_up(scale, observed, current, plan_hash)
+        return Verdict("False", cause.reason, f"The plan before it serves on. {cause.message}")
+    return Verdict("False", available.reason, available.message)
+
+
+def _scaling(scale: Scale) -> Verdict:
+    active: Literal["True", "False"] = "False" if scale.reason == ScalingReason.SUSPENDED else "True"
+    return Verdict(active, scale.reason, scale.detail)
+
+
+def _within_budget(observed: Observed, ceiling: Decimal | None) -> Verdict:
+    """Whether what runs now, of whichever variant, costs no more than spec.cost.maxPerHour."""
+    if ceiling is None:
+        return Verdict("True", BudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
+    cost = cost_per_hour(observed)
+    if cost is None:
+        message = "What runs has no price: write spec.pricing.perAcceleratorHour on its TurboAccelerator."
+        return Verdict("Unknown", BudgetReason.PRICE_UNKNOWN, message)
+    said = f"What runs costs {money(cost)} $/h, and spec.cost.maxPerHour is {money(ceiling)}."
+    if cost <= ceiling:
+        return Verdict("True", BudgetReason.WITHIN_BUDGET, said)
+    return Verdict("False", BudgetReason.OVER_BUDGET, said)
+
+
+def _stalled(inspected: Verdict, feasible: Verdict, refused: str | None) -> Verdict:
+    """In kstatus' sense: whether nothing will get better unless somebody changes something."""
+    if refused:
+        return Verdict("True", StalledReason.NEEDS_CHANGE, f"The API server refused: {_sentence(refused)}")
+    for cause in (inspected, feasible):
+        if cause.status == "False" and cause.reason != PlanReason.NO_CAPACITY:  # nodes come, and pods go
+            return Verdict("True", StalledReason.NEEDS_CHANGE, cause.message)
+    return Verdict("False", StalledReason.PROGRESSING, "Nothing waits for a change of the spec.")
+
+
+def _sentence(text: str | None) -> str:
+    """Another program's message on one line, bounded, with a full stop; empty stays empty."""
+    line = " ".join((text or "").split())
+    if len(line) > MAX_QUOTED:
+        line = line[: MAX_QUOTED - 3] + "..."
+    return line if not line or line[-1] in ".!?" else f"{line}."

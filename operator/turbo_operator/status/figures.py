@@ -1,0 +1,146 @@
+"""The figures of a status: the plan, the model, what is measured and paid now. Pure.
+
+A live figure that moves by less than a tenth stays as it was, so that a status under load is rarely written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from turbo_operator.api import (
+    Exhausted,
+    Live,
+    ModelStatus,
+    PlanStatus,
+    Predicted,
+    RejectedPlan,
+    ScaleEvent,
+    ShapeStatus,
+    rfc3339,
+)
+from turbo_operator.observed import Observed
+from turbo_operator.planned import Plan
+from turbo_operator.planned import Predicted as Prediction
+from turbo_operator.planner import money
+from turbo_operator.scaler import Scale
+from turbo_operator.status.paid import cost_per_hour, cost_per_million_tokens, tokens_per_second
+
+MAX_REJECTED = 5
+MAX_EVENTS = 5
+STEP = 0.10  # of the figure that stands in the status
+
+
+def model(observed: Observed) -> ModelStatus | None:
+    """The model as it was inspected; None until then."""
+    facts = observed.model
+    if facts is None:
+        return None
+    shape = ShapeStatus(**dataclasses.asdict(facts.shape))
+    return ModelStatus(resolved_revision=facts.revision, digest=facts.digest, shape=shape)
+
+
+def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> PlanStatus | None:
+    """The plan in force; while a new one is infeasible, the old one with the reason why it stays."""
+    if new is None:
+        return old
+    rejected = tuple(
+        RejectedPlan(
+            accelerator=row.accelerator,
+            engine=row.engine,
+            capacity_type=row.capacity_type,
+            tensor=row.tensor,
+            method=row.method,
+            reason=row.reason,
+            detail=row.detail,
+        )
+        for row in new.rejected[:MAX_REJECTED]
+    )
+    choice = new.choice
+    if choice is None:
+        kept = old or PlanStatus()
+        return kept.model_copy(update={"reason": new.reason, "detail": new.detail, "rejected": rejected})
+    return PlanStatus(
+        hash=plan_hash,
+        engine=choice.engine,
+        accelerator=choice.accelerator.name,
+        capacity_type=choice.capacity_type,
+        tensor=choice.tensor,
+        accelerators_per_replica=choice.accelerators_per_replica,
+        nodes=choice.nodes,
+        method=choice.method,
+        placement=choice.placement,
+        max_draft_tokens=choice.max_draft_tokens,
+        replicas=new.replicas,
+        predicted=_predicted(choice.predicted),
+        reason=new.reason,
+        detail=new.detail,
+        rejected=rejected,
+    )
+
+
+def _predicted(prediction: Prediction) -> Predicted:
+    cost, per_million = prediction.cost_per_hour, prediction.cost_per_million_tokens
+    return Predicted(
+        time_to_first_token=_duration(prediction.time_to_first_token),
+        time_per_output_token=_duration(prediction.time_per_output_token),
+        tokens_per_second=_rate(prediction.tokens_per_second),
+        cost_per_hour=None if cost is None else money(cost),
+        cost_per_million_tokens=None if per_million is None else money(per_million),
+        provenance=prediction.provenance,
+    )
+
+
+def live(old: Live | None, observed: Observed, now: float) -> Live | None:
+    """What is measured and paid now; None where neither is known."""
+    old = old or Live()
+    cost = cost_per_hour(observed)
+    rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now))
+    per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
+    if cost is None and rate is None:
+        return None
+    return Live(
+        tokens_per_second=rate,
+        cost_per_hour=None if cost is None else money(cost),
+        cost_per_million_tokens=None if per_million is None else money(per_million),
+    )
+
+
+def scale_history(scale: Scale) -> tuple[ScaleEvent, ...]:
+    """The last changes of the number of replicas, the earliest first."""
+    return tuple(
+        ScaleEvent(time=rfc3339(event.at), before=event.before, after=event.after, reason=event.reason)
+        for event in scale.history.events[-MAX_EVENTS:]
+    )
+
+
+def exhausted(observed: Observed) -> tuple[Exhausted, ...]:
+    """The accelerators that a pod has waited for in vain, and until when they are passed over."""
+    return tuple(
+        Exhausted(accelerator=name, until=rfc3339(supply.exhausted_until))
+        for name, supply in sorted((observed.supply or {}).items())
+        if supply.exhausted_until is not None
+    )
+
+
+def _stepped(old: str | None, new: float | None) -> str | None:
+    """The old figure while the new one is within a tenth of it."""
+    if new is None:
+        return None
+    if old is not None and abs(new - float(old)) <= STEP * float(old):
+        return old
+    return _rate(new)
+
+
+def _rate(value: float | None) -> str | None:
+    """Per second, with three digits that count."""
+    if value is None:
+        return None
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _duration(seconds: float | None) -> str | None:
+    """In milliseconds, like 123ms or 12.3ms."""
+    if seconds is None:
+        return None
+    milliseconds = seconds * 1000
+    return f"{milliseconds:.0f}ms" if milliseconds >= 100 else f"{milliseconds:.1f}ms"
