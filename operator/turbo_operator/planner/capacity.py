@@ -76,6 +76,11 @@ def served(engines: Engines, demand: Demand, rate: Numbers) -> Served:
     return _served(Chain.of(engines, demand).at(rate, demand), demand, rate)
 
 
+def concurrency(engines: Engines, demand: Demand, rate: Numbers) -> Numbers:
+    """[c] the same as `served` says, without its percentiles."""
+    return Chain.of(engines, demand).at(rate, demand).together
+
+
 def closed(engines: Engines, demand: Demand, running: Numbers) -> Served:
     """What one replica of each candidate does with `running` [c] requests always under way, each followed by
     the next. Those beyond its slots wait outside, and are not in the time to first token.
