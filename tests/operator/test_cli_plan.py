@@ -158,22 +158,153 @@ def test_a_wrong_flag_is_bad_input_and_not_infeasible(capsys: pytest.CaptureFixt
     assert cli.plan(["--help"]) == 0
 
 
-def test_no_client_of_a_cluster_and_no_torch_is_loaded(tmp_path: Path) -> None:
+# What --nodes and --context are held against
+
+
+def node(name: str, gpus: int, **spec: Any) -> dict[str, Any]:
+    room = {"nvidia.com/gpu": str(gpus), "cpu": "64", "memory": "512Gi"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {}},
+        "spec": spec,
+        "status": {"allocatable": room, "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+def pod(name: str, on: str, gpus: int | str) -> dict[str, Any]:
+    resources = {"requests": {"nvidia.com/gpu": str(gpus)}, "limits": {"nvidia.com/gpu": str(gpus)}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "other"},
+        "spec": {"nodeName": on, "containers": [{"name": "main", "resources": resources}]},
+        "status": {"phase": "Running"},
+    }
+
+
+def nodes_file(folder: Path, *items: dict[str, Any]) -> str:
+    path = folder / "nodes.yaml"
+    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": list(items)}))
+    return str(path)
+
+
+def test_a_plan_must_fit_on_the_nodes_less_what_pods_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(
+        tmp_path, accelerator("mine", "0.30"), deployment(accelerators={"allowed": ["mine"]}, replicas=3)
+    )
+    enough = nodes_file(tmp_path, node("a", 4))
+    assert cli.plan(["-f", file, "--nodes", enough, "-o", "json"]) == 0
+    assert answer(capsys)["choice"]["accelerator"] == "mine"
+    taken = nodes_file(tmp_path, node("a", 4), pod("stranger", "a", 2))
+    assert cli.plan(["-f", file, "--nodes", taken, "-o", "json"]) == 2
+    assert answer(capsys)["reason"] == "NoCapacity"
+
+
+def test_a_cordoned_node_takes_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, accelerator("mine", "0.30"), deployment(accelerators={"allowed": ["mine"]}))
+    nodes = nodes_file(tmp_path, node("a", 4, unschedulable=True))
+    assert cli.plan(["-f", file, "--nodes", nodes, "-o", "json"]) == 2
+    assert answer(capsys)["reason"] == "NoCapacity"
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ([], "there is no object of kind Node"),
+        ([{"kind": "Node"}], "item 1 (Node): is not as kubectl get -o yaml writes it"),
+        ([node("a", 8), pod("x", "a", "many")], "item 2 (Pod): is not as"),
+    ],
+)
+def test_a_list_without_nodes_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], items: list[dict[str, Any]], said: str
+) -> None:
+    nodes = nodes_file(tmp_path, *items)
+    assert cli.plan(["-f", written(tmp_path, deployment()), "--nodes", nodes]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_nodes_and_a_context_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.plan(["-f", written(tmp_path, deployment()), "--nodes", "x", "--context", "y"]) == 1
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [cli.plan, cli.explain], ids=["plan", "explain"])
+def test_without_a_kubeconfig_or_its_context_the_sentence_says_so(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-f", written(tmp_path, deployment())] if command is cli.plan else ["chat"]
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert command([*words, "--context", "prod"]) == 1
+    assert "there is no kubeconfig at" in capsys.readouterr().err
+    config = tmp_path / "config"
+    config.write_text(json.dumps({"contexts": [], "clusters": [], "users": [], "current-context": ""}))
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    assert command([*words, "--context", "prod"]) == 1
+    assert "has no context prod" in capsys.readouterr().err
+
+
+def test_what_a_change_would_cost_stands_beside_the_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path, accelerator("dear", "5.00"), accelerator("cheap", "0.30"), deployment())
+    asked = ["--what-if", "accelerators=dear", "--what-if", "replicas=2", "--what-if", "maxPerHour=0.10"]
+    assert cli.plan(["-f", file, *asked, "-o", "json"]) == 0
+    found = answer(capsys)
+    assert found["choice"]["accelerator"] == "cheap"
+    told = {row["change"]: (row["feasible"], row["differencePerHour"]) for row in found["whatIf"]}
+    assert told == {
+        "accelerators=dear": (True, "+4.70"),
+        "replicas=2": (True, "+0.30"),
+        "maxPerHour=0.10": (False, None),
+    }
+    assert cli.plan(["-f", file, *asked]) == 0
+    shown = capsys.readouterr().out
+    assert "+4.70" in shown
+    assert "maxPerHour=0.10: No plan is feasible." in shown
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("speed=3", "there is no key 'speed'"),
+        ("acelerators=h100", "did you mean accelerators?"),
+        ("speculation", "write KEY=VALUE"),
+        ("speculation=maybe", "write one of off, auto, required"),
+        ("maxTotal=many", "write a whole number"),
+        ("maxPerHour=cheap", "spec.cost.maxPerHour"),
+        ("concurrency=0", "spec.workload.concurrency"),
+    ],
+)
+def test_a_change_that_is_none_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str, said: str
+) -> None:
+    assert cli.plan(["-f", written(tmp_path, deployment()), "--what-if", asked]) == 1
+    assert f"--what-if {asked}: " in (refusal := capsys.readouterr().err)
+    assert said in refusal
+
+
+def test_nothing_is_loaded_that_no_flag_asks_for(tmp_path: Path) -> None:
     file = written(tmp_path, deployment())
     code = (
         "import sys; from turbo_operator.cli import plan; status = plan(sys.argv[1:]);"
-        "heavy = {'kopf', 'kubernetes', 'aiohttp', 'scipy', 'torch', 'transformers'} & set(sys.modules);"
+        "heavy = {'kopf', 'kubernetes', 'aiohttp', 'scipy', 'torch', 'transformers', 'matplotlib'};"
+        "heavy &= set(sys.modules);"
         "sys.exit(f'loaded: {heavy}' if heavy else status)"
     )
     path = [entry for entry in sys.path if entry.endswith(("/operator", "/runtime"))]
+    nodes = nodes_file(tmp_path, node("a", 8))
     done = subprocess.run(
-        [sys.executable, "-c", code, "-f", file],
+        [sys.executable, "-c", code, "-f", file, "--nodes", nodes, "--what-if", "speculation=off"],
         env={"PYTHONPATH": ":".join(path)},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stderr == ""
+    assert done.returncode in (0, 2)
 
 
 def test_the_operator_says_which_setting_is_wrong(
