@@ -70,12 +70,16 @@ class Rates:
     coefficients: dict[str, Numbers]  # [engines, rows] by name
 
 
+def kinds(shape: ModelShape) -> tuple[str, str]:
+    """The types that dense layers and routed experts are computed in where there is hardware for them."""
+    kind = TYPE_OF.get(shape.quantization or "", "bf16")
+    dense = kind if shape.quantized_parameters > shape.expert_parameters else "bf16"
+    return dense, kind if shape.quantized_parameters else "bf16"
+
+
 def rates(accelerators: tuple[Accelerator, ...], request: Request, element: Numbers) -> Rates:
     """The catalogue's figures for this model; `element` is the bytes of one number on each row."""
-    shape = request.shape
-    kind = TYPE_OF.get(shape.quantization or "", "bf16")
-    dense_kind = kind if shape.quantized_parameters > shape.expert_parameters else "bf16"
-    expert_kind = kind if shape.quantized_parameters else "bf16"
+    dense_kind, expert_kind = kinds(request.shape)
 
     def flops(of: str, quantized: bool) -> list[float]:
         found = []
