@@ -57,6 +57,21 @@ FACTS = st.builds(
             ],
             st.integers(1, 1 << 53),
         ),
+        quantization=st.none() | WORDS,
+        **dict.fromkeys(
+            [
+                "quantized_parameters",
+                "embedding_parameters",
+                "experts",
+                "experts_per_token",
+                "expert_parameters",
+                "kv_latent",
+                "sliding_window",
+                "sliding_layers",
+                "mtp_layers",
+            ],
+            COUNTS,
+        ),
     ),
     digest=WORDS,
     revision=st.none() | WORDS,
@@ -76,9 +91,28 @@ def test_model_facts_survive_on_one_line(facts: ModelFacts) -> None:
 
 
 def test_model_facts_fit_a_termination_message() -> None:
-    shape = ModelShape("A" * 64, 1 << 60, 999, 99999, 999, 999, 999, 999999, 9999999, "bfloat16")
+    longest = {spec.name: 1 << 62 for spec in dataclasses.fields(ModelShape)}
+    shape = ModelShape(**{**longest, **dict.fromkeys(("architecture", "dtype", "quantization"), "A" * 64)})
     facts = ModelFacts(shape, "sha256:" + "f" * 64, "f" * 40, 1 << 60)
     assert len(facts.to_json().encode()) <= TERMINATION_MESSAGE_BYTES
+
+
+@given(facts=FACTS)
+def test_what_an_older_version_wrote_of_a_model_is_a_dense_one_without_windows(facts: ModelFacts) -> None:
+    document = json.loads(facts.to_json())
+    newer = [spec.name for spec in dataclasses.fields(ModelShape) if spec.default is not dataclasses.MISSING]
+    for name in newer:
+        del document["shape"][name]
+    shape = ModelFacts.from_json(json.dumps(document)).shape
+    assert not any(getattr(shape, name) for name in newer)
+    assert shape.max_served == shape.max_position
+
+
+@given(facts=FACTS)
+def test_the_longest_served_request_is_within_context_and_window(facts: ModelFacts) -> None:
+    shape = facts.shape
+    assert shape.max_served <= shape.max_position
+    assert shape.max_served == shape.max_position or shape.sliding_layers
 
 
 @given(load=LOADS)

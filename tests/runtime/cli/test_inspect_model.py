@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from turbo_runtime.contract import ModelFacts, ModelShape
+from turbo_runtime.engine.source import ModelError
 from turbo_runtime.inspect import inspect_model
 
 CONFIG = {
@@ -67,3 +69,81 @@ def test_a_sliding_window_is_the_longest_context_that_is_served(
     shape = inspect_model(str(tmp_path)).shape
     assert shape.max_position == 256
     assert shape.max_served == longest
+
+
+def stored(path: Path, tensors: dict[str, tuple[str, int]], **config: object) -> ModelShape:
+    """The shape of a checkpoint whose tensors have these types and numbers of elements."""
+    folder(path, **config)
+    widths = {"F32": 4, "BF16": 2, "I32": 4, "U8": 1, "I8": 1, "F8_E4M3": 1}
+    head, end = {}, 0
+    for name, (dtype, elements) in tensors.items():
+        start, end = end, end + elements * widths[dtype]
+        head[name] = {"dtype": dtype, "shape": [elements], "data_offsets": [start, end]}
+    text = json.dumps(head).encode()
+    (path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+    return inspect_model(str(path)).shape
+
+
+AWQ = {"quant_method": "awq", "bits": 4}
+GPTQ = {"quant_method": "gptq", "bits": 8}
+NVFP4 = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+LAYER = "model.layers.0.mlp.down_proj"
+
+
+@pytest.mark.parametrize(
+    ("how", "tensors", "quantization"),
+    [
+        (AWQ, {"qweight": ("I32", 10), "qzeros": ("I32", 5), "scales": ("BF16", 5)}, "int4"),
+        (GPTQ, {"qweight": ("I32", 20), "qzeros": ("I32", 5), "g_idx": ("I32", 5)}, "int8"),
+        (
+            NVFP4,
+            {"weight": ("U8", 40), "weight_scale": ("F8_E4M3", 5), "weight_scale_2": ("F32", 1)},
+            "nvfp4",
+        ),
+        ({"quant_method": "mxfp4"}, {"weight_blocks": ("U8", 40), "weight_scales": ("U8", 5)}, "mxfp4"),
+        ({"quant_method": "fp8"}, {"weight": ("F8_E4M3", 80), "weight_scale_inv": ("F32", 2)}, "fp8"),
+        (None, {"weight": ("F8_E4M3", 80)}, "fp8"),
+    ],
+)
+def test_packed_weights_are_counted_as_what_they_stand_for_and_scales_are_not(
+    tmp_path: Path, how: object, tensors: dict[str, tuple[str, int]], quantization: str
+) -> None:
+    named = {f"{LAYER}.{name}": it for name, it in tensors.items()}
+    shape = stored(tmp_path, {**named, "model.norm.weight": ("BF16", 8)}, quantization_config=how)
+    assert (shape.quantization, shape.quantized_parameters, shape.parameters) == (quantization, 80, 88)
+    assert shape.dtype == "bfloat16"
+
+
+def test_experts_embedding_and_layers_ahead_are_told_by_their_names(tmp_path: Path) -> None:
+    tensors = {
+        "model.embed_tokens.weight": ("BF16", 100),
+        "model.layers.0.mlp.experts.3.up_proj.weight": ("BF16", 60),
+        "model.layers.0.mlp.shared_experts.up_proj.weight": ("BF16", 7),
+        "model.layers.0.scale": ("BF16", 3),  # learned, since nothing is quantised
+        "model.layers.1.mlp.up_proj.weight": ("BF16", 1000),
+        "mtp.fc.weight": ("BF16", 1000),
+        "lm_head.weight": ("BF16", 100),
+    }
+    words = {"num_local_experts": 8, "num_experts_per_tok": 2, "num_nextn_predict_layers": 1}
+    shape = stored(tmp_path, tensors, **words)
+    assert (shape.parameters, shape.expert_parameters, shape.embedding_parameters) == (270, 60, 100)
+    assert (shape.experts, shape.experts_per_token, shape.mtp_layers) == (8, 2, 1)
+    tied = stored(tmp_path, tensors, **words, tie_word_embeddings=True)
+    assert (tied.parameters, tied.embedding_parameters) == (170, 0)
+
+
+def test_latent_attention_is_read_beside_the_weights(tmp_path: Path) -> None:
+    latent = {"kv_lora_rank": 4, "qk_rope_head_dim": 2, "qk_nope_head_dim": 3, "v_head_dim": 2}
+    shape = stored(tmp_path, {"model.norm.weight": ("BF16", 8)}, **latent)
+    assert (shape.kv_latent, shape.head_dim, shape.kv_heads) == (6, 5, 2)
+    facts = inspect_model(str(tmp_path))
+    assert ModelFacts.from_json(facts.to_json()) == facts
+
+
+def test_a_configuration_of_no_language_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    folder(tmp_path, vocab_size=None)
+    weights(tmp_path / "model.safetensors", 1)
+    with pytest.raises(
+        ModelError, match=r"vocab_size must be a whole number above 0, not None.*decoder-only"
+    ):
+        inspect_model(str(tmp_path))
