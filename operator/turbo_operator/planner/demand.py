@@ -13,8 +13,8 @@ from turbo_operator.api.demands import Lengths as WrittenLengths
 INPUT_MEAN = 512
 OUTPUT_MEAN = 256
 P95_OF_MEAN = 3.0
-PROMPT_WALL = 0.1  # share of the prompts that are as long as their 95th percentile
-ANSWER_WALL = 0.05  # the same of answers: no more than the word says
+WALL = 0.075  # share of the lengths that are as long as the 95th percentile
+DEPTH = -math.log(WALL)
 POWERS = (0.01, 64.0)  # from all lengths alike to nearly all near zero
 
 
@@ -22,7 +22,7 @@ POWERS = (0.01, 64.0)  # from all lengths alike to nearly all near zero
 class Lengths:
     """Tokens of a prompt or of an answer, of which a mean and a 95th percentile are known.
 
-    A Weibull distribution that ends in a wall at the percentile: length = p95 min(1, E / depth)^power, E
+    A Weibull distribution that ends in a wall at the percentile: length = p95 min(1, E / DEPTH)^power, E
     exponential. The prompts of published traces end so, at their context window: in Azure's of 2023 the 99th
     percentile is 1 to 2 % above the 95th, and of its conversations one prompt in ten is as long. A lognormal
     through the same two numbers has up to four times their variance.
@@ -30,21 +30,15 @@ class Lengths:
 
     mean: float
     p95: float
-    wall: float  # share of the lengths at p95
     power: float = field(init=False)  # 1: exponential
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "power", _power(self.mean / self.p95, self.wall))
-
-    @property
-    def depth(self) -> float:
-        """Where the wall cuts the exponential."""
-        return -math.log(self.wall)
+        object.__setattr__(self, "power", _power(self.mean / self.p95))
 
     @property
     def second_moment(self) -> float:
         """Mean of the square."""
-        return self.p95**2 * _moment(2.0 * self.power, self.wall)
+        return self.p95**2 * _moment(2.0 * self.power)
 
     @property
     def squared_variation(self) -> float:
@@ -53,26 +47,25 @@ class Lengths:
 
 
 @lru_cache(maxsize=4096)
-def _power(mean: float, wall: float) -> float:
-    """The power of min(1, E / depth) that gives this mean.
+def _power(mean: float) -> float:
+    """The power of min(1, E / DEPTH) that gives this mean.
 
     No lengths have a 95th percentile above 20 times their mean; the end of the range stands for those.
     """
     low, high = POWERS
     for _ in range(40):
         middle = (low + high) / 2.0
-        low, high = (middle, high) if _moment(middle, wall) > mean else (low, middle)
+        low, high = (middle, high) if _moment(middle) > mean else (low, middle)
     return low
 
 
-def _moment(power: float, wall: float) -> float:
-    """Mean of min(1, E / depth)^power: an incomplete gamma function, by its series."""
-    depth = -math.log(wall)
+def _moment(power: float) -> float:
+    """Mean of min(1, E / DEPTH)^power: an incomplete gamma function, by its series."""
     term = total = 1.0 / (power + 1.0)
     for index in range(2, 24):
-        term *= depth / (power + index)
+        term *= DEPTH / (power + index)
         total += term
-    return wall + wall * depth * total
+    return WALL + WALL * DEPTH * total
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +107,8 @@ def demand(spec: TurboDeploymentSpec) -> Demand:
     rate = workload.requests_per_second if workload else None
     tokens = targets.tokens_per_second if targets else None
     return Demand(
-        prompt=_lengths(prompt, INPUT_MEAN, PROMPT_WALL),
-        answer=_lengths(answer, OUTPUT_MEAN, ANSWER_WALL),
+        prompt=_lengths(prompt, INPUT_MEAN),
+        answer=_lengths(answer, OUTPUT_MEAN),
         assumed=prompt is None or answer is None,
         rate=None if rate is None else float(rate),
         concurrency=workload.concurrency if workload else None,
@@ -125,10 +118,10 @@ def demand(spec: TurboDeploymentSpec) -> Demand:
     )
 
 
-def _lengths(written: WrittenLengths | None, default: int, wall: float) -> Lengths:
+def _lengths(written: WrittenLengths | None, default: int) -> Lengths:
     if written is None:
-        return Lengths(default, default * P95_OF_MEAN, wall)
-    return Lengths(written.mean, written.p95 or written.mean * P95_OF_MEAN, wall)
+        return Lengths(default, default * P95_OF_MEAN)
+    return Lengths(written.mean, written.p95 or written.mean * P95_OF_MEAN)
 
 
 def _bound(latency: Latency | None) -> Bound | None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbo_operator.planner.curves import TINY, Engines, Numbers, crowd, interpolate
-from turbo_operator.planner.demand import Demand, Lengths
+from turbo_operator.planner.demand import DEPTH, WALL, Demand, Lengths
 
 Places = NDArray[np.intp] | slice
 
@@ -188,7 +188,7 @@ def late_first(queue: Queue, prompt: Lengths, seconds: Numbers | float) -> Numbe
     )
     # Over the prompts that are read within that time, and those at the wall apart.
     most = np.clip(longest / prompt.p95, TINY, 1.0) ** (1.0 / prompt.power)
-    nodes, weight = _exponential(prompt.depth, FINE, most[:, None])
+    nodes, weight = _exponential(FINE, most[:, None])
     tokens = np.empty((len(left), len(FINE[0]) + 1))
     tokens[:, :-1], tokens[:, -1] = prompt.p95 * nodes**prompt.power, prompt.p95
     own = np.maximum(
@@ -196,7 +196,7 @@ def late_first(queue: Queue, prompt: Lengths, seconds: Numbers | float) -> Numbe
     )
     over = _waits(queue, np.maximum(left[:, None] - own, 0.0))
     kept = (weight * (1.0 - over[:, :-1])).sum(axis=1)
-    kept += prompt.wall * (longest >= prompt.p95) * (1.0 - over[:, -1])
+    kept += WALL * (longest >= prompt.p95) * (1.0 - over[:, -1])
     endless = (queue.busy >= NEARLY) | (queue.ending <= 0.0)
     found: Numbers = np.where(endless, 1.0, 1.0 - kept)
     return found
@@ -245,16 +245,16 @@ def _waits(queue: Queue, x: Numbers) -> Numbers:
     return found
 
 
-def _exponential(depth: float, rule: tuple[Numbers, Numbers], most: Numbers) -> tuple[Numbers, Numbers]:
-    """Nodes and weights of E / depth from 0 to `most`, of an integration rule over -1 to 1."""
+def _exponential(rule: tuple[Numbers, Numbers], most: Numbers) -> tuple[Numbers, Numbers]:
+    """Nodes and weights of E / DEPTH from 0 to `most`, of an integration rule over -1 to 1."""
     nodes = most * (rule[0] + 1.0) / 2.0
-    return nodes, most * rule[1] / 2.0 * depth * np.exp(-depth * nodes)
+    return nodes, most * rule[1] / 2.0 * DEPTH * np.exp(-DEPTH * nodes)
 
 
 def _lengths(lengths: Lengths, rule: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
     """Lengths in tokens and their weights, of which sums are means over all requests."""
-    nodes, weight = _exponential(lengths.depth, rule, np.ones(1))
-    return lengths.p95 * np.append(nodes, 1.0) ** lengths.power, np.append(weight, lengths.wall)
+    nodes, weight = _exponential(rule, np.ones(1))
+    return lengths.p95 * np.append(nodes, 1.0) ** lengths.power, np.append(weight, WALL)
 
 
 def _averaged(span: Numbers) -> Numbers:
