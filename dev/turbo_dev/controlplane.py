@@ -219,6 +219,7 @@ class ControlPlane:
                 "--manage-all-nodes=false",
                 "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
                 "--node-lease-duration-seconds=40",
+                "--cidr=127.32.0.1/16",  # pods' addresses: on loopback, where nobody answers
             ],
         )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import ssl
 import subprocess
 import sys
 import threading
@@ -17,17 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from turbo_dev.access import Access, kubeconfig
+from turbo_dev.api import Api, ApiRefusalError
 from turbo_dev.binaries import GoMissingError, ensure
 from turbo_dev.controlplane import ControlPlane, Settings, free_port
 from turbo_dev.shell import run
 from turbo_operator import resources
 from turbo_operator.api import API_VERSION
-from turbo_operator.resources import Resource
 from turbo_runtime.contract import ModelFacts, ModelShape
 
 ROOT = Path(__file__).parents[2]
@@ -41,67 +39,17 @@ FACTS = ModelFacts(
 )
 
 
-class Api:
-    """The API server as its administrator, in plain requests."""
-
-    def __init__(self, access: Access) -> None:
-        context = ssl.create_default_context(cafile=str(access.ca))
-        self.client = httpx.Client(
-            base_url=access.url,
-            verify=context,
-            headers={"Authorization": f"Bearer {access.token}"},
-            timeout=30.0,
-            trust_env=False,
-        )
-
-    def send(
-        self, method: str, path: str, body: Any = None, kind: str = "application/json", **query: str
-    ) -> Any:
-        answer = self.client.request(
-            method, path, params=query, content=json.dumps(body), headers={"Content-Type": kind}
-        )
-        if answer.status_code >= 400:
-            raise ApiRefusalError(answer.status_code, answer.json().get("message", answer.text))
-        return answer.json()
-
-    def get(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
-        try:
-            found: dict[str, Any] = self.send("GET", resource.path(namespace, name))
-        except ApiRefusalError as error:
-            if error.status == 404:
-                return None
-            raise
-        return found
-
-    def list(self, resource: Resource, namespace: str) -> list[dict[str, Any]]:
-        items: list[dict[str, Any]] = self.send("GET", resource.path(namespace))["items"]
-        return items
-
-    def create(self, resource: Resource, body: Mapping[str, Any]) -> Any:
-        return self.send("POST", resource.path(body["metadata"].get("namespace")), body)
-
-    def patch(
-        self, resource: Resource, namespace: str, name: str, body: Any, subresource: str | None = None
-    ) -> Any:
-        path = resource.path(namespace, name, subresource)
-        return self.send("PATCH", path, body, "application/merge-patch+json")
-
-
-class ApiRefusalError(Exception):
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"{status}: {message}")
-        self.status = status
-
-
 class Kubelet(threading.Thread):
     """Reports every pod as a kubelet would: inspecting ones end with the facts, serving ones become ready.
 
-    `refused` holds substrings of pod names that it leaves alone.
+    `refused` holds substrings of pod names that it leaves alone; with `serves` False those that inspect are
+    the only ones that it reports, since KWOK runs the others.
     """
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, serves: bool = True) -> None:
         super().__init__(daemon=True)
         self._api = api
+        self._serves = serves
         self.refused: set[str] = set()
         self.unreadable: dict[str, str] = {}  # by name of the TurboDeployment: how its inspection fails
         self.stopping = threading.Event()
@@ -127,6 +75,8 @@ class Kubelet(threading.Thread):
             if why is not None:
                 end = {"exitCode": 1, "message": why, "reason": "Error"}
             state, phase, ready = {"terminated": end}, "Failed" if why else "Succeeded", "False"
+        elif not self._serves:
+            return
         else:
             state, phase, ready = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "Running", "True"
         report = {
@@ -178,10 +128,10 @@ class OperatorProcess:
 class Cluster:
     """What a test of this folder works with."""
 
-    def __init__(self, access: Access, role: Path, directory: Path) -> None:
+    def __init__(self, access: Access, role: Path, directory: Path, serves: bool = True) -> None:
         self.access = access
         self.api = Api(access)
-        self.kubelet = Kubelet(self.api)
+        self.kubelet = Kubelet(self.api, serves)
         self._role = role
         self._directory = directory
         self._running: list[OperatorProcess] = []
@@ -317,18 +267,38 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         control_plane = ControlPlane(directory / "plane", settings=Settings(audit_level="RequestResponse"))
         with control_plane as access:
-            role = _install(access, directory)
-            cluster = Cluster(access, role, directory)
-            cluster.kubelet.start()
-            try:
-                yield cluster
-            finally:
-                cluster.kubelet.stopping.set()
-                cluster.kubelet.join(10)
-                cluster.stop_all()
-                cluster.api.client.close()
+            yield from _manned(Cluster(access, _install(access, directory), directory))
     except GoMissingError as missing:
         pytest.skip(f"no Kubernetes: {missing}")
+
+
+@pytest.fixture(scope="session")
+def gpu_plane(fake_gpu_cluster: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """The same with KWOK for nodes: a pod that a node takes runs, and one that none takes waits."""
+    directory = tmp_path_factory.mktemp("operator-gpus")
+    yield from _manned(
+        Cluster(fake_gpu_cluster, _install(fake_gpu_cluster, directory), directory, serves=False)
+    )
+
+
+def _manned(cluster: Cluster) -> Iterator[Cluster]:
+    cluster.kubelet.start()
+    try:
+        yield cluster
+    finally:
+        cluster.kubelet.stopping.set()
+        cluster.kubelet.join(10)
+        cluster.stop_all()
+        cluster.api.client.close()
+
+
+@pytest.fixture
+def gpu_cluster(gpu_plane: Cluster) -> Iterator[Cluster]:
+    """That control plane; every operator that the test started is gone afterwards."""
+    try:
+        yield gpu_plane
+    finally:
+        gpu_plane.stop_all()
 
 
 @pytest.fixture
@@ -375,6 +345,7 @@ def _install(access: Access, directory: Path) -> Path:
             "resourceName": "cpu",
             "quantity": "1",
             "memoryGiB": 4,
+            "provisioning": "Elastic",
             "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}, "source": "set by the test"},
         },
     }

@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from turbo_operator import reconcile
 from turbo_operator.kube import Kube
-from turbo_operator.reconcile import Reconciler
 
-PHASES: dict[str, tuple[type, str]] = {
-    "observe": (Reconciler, "observe"),
+PHASES: dict[str, tuple[Any, str]] = {
+    "observe": (reconcile, "observe"),
     "apply": (Kube, "apply"),
     "prune": (Kube, "delete"),
     "status": (Kube, "apply_status"),

@@ -62,7 +62,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 def accelerator(name: str, memory: Any, **pricing: Any) -> dict[str, Any]:
-    spec = {"resourceName": "cpu", "quantity": "1", "memoryGiB": memory} | pricing
+    spec = {"resourceName": "cpu", "quantity": "1", "memoryGiB": memory, "provisioning": "Elastic"} | pricing
     return {"apiVersion": API_VERSION, "kind": "TurboAccelerator", "metadata": {"name": name}, "spec": spec}
 
 

@@ -149,12 +149,17 @@ def _available(
         return Verdict("False", AvailableReason.SUSPENDED, scale.detail)
     ready = sum(pod.ready for pod in serving)
     if ready >= _minimum(scale.replicas):
-        return Verdict(
-            "True", AvailableReason.MINIMUM_REPLICAS, f"{ready} of {scale.replicas} replicas answer."
-        )
+        message = f"{ready} of {scale.replicas} replicas answer.{_missing(scale, ready, current)}"
+        return Verdict("True", AvailableReason.MINIMUM_REPLICAS, message)
     if plan_hash is None and not serving:
         return Verdict("False", AvailableReason.NO_PLAN, f"Nothing runs. {feasible.message}")
     return _held_up(scale, observed, current or serving, plan_hash)
+
+
+def _missing(scale: Scale, ready: int, pods: Sequence[PodView]) -> str:
+    """What holds up those that do not answer yet, to be said after how many do; nothing where all do."""
+    failing = _first_failing(pods) if ready < scale.replicas else None
+    return f" {failing.message}" if failing else ""
 
 
 def _minimum(replicas: int) -> int:
@@ -217,7 +222,8 @@ def _ready(
         still = (
             "" if plan_hash is not None else f" It is the last feasible plan that serves. {feasible.message}"
         )
-        message = f"{ready} of {scale.replicas} replicas serve {td.served_name} at {url(td)}.{still}"
+        missing = _missing(scale, ready, current)
+        message = f"{ready} of {scale.replicas} replicas serve {td.served_name} at {url(td)}.{missing}{still}"
         return Verdict("True", ReadyReason.SERVING, message)
     if plan_hash is None:
         cause = inspected if inspected.status != "True" else feasible

@@ -1,0 +1,89 @@
+"""A change of the cluster wakes those whose plan it may change, and nobody else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
+from turbo_operator.observed import Accelerator
+from turbo_operator.planned import Choice, Plan, Predicted, Rejected
+from turbo_operator.replan import Change, concerns, moved
+from turbo_operator.supply import Holding, Node, Owner, Quota, Stock, take_stock
+
+GPU = "nvidia.com/gpu"
+ME = Owner("team", "chat")
+H100 = Accelerator("h100", GPU, Decimal(1), 80 << 30, node_selector={"product": "H100"})
+L4 = Accelerator("l4", GPU, Decimal(1), 24 << 30, node_selector={"product": "L4"})
+CHOICE = Choice(
+    engine=EngineName.TURBO,
+    accelerator=H100,
+    capacity_type=CapacityType.ON_DEMAND,
+    tensor=1,
+    nodes=1,
+    accelerators_per_replica=1,
+    method="Off",
+    placement=None,
+    max_draft_tokens=0,
+    dtype="bfloat16",
+    memory_bytes=1,
+    max_model_len=1,
+    kv_cache_bytes=1,
+    host_memory_bytes=1,
+    capacity=None,
+    predicted=Predicted(None, None, None, None, None, None, Provenance.ASSUMED),
+)
+NO_L4 = Rejected("l4", 1, "Off", PlanReason.NO_CAPACITY, "There is none.")
+
+
+def stock(h100: int = 0, l4: int = 0, mine: int = 0, quota: int | None = None) -> Stock:
+    nodes = [
+        Node(product, {"product": product}, (), True, {GPU: count * 1000})
+        for product, count in (("H100", h100), ("L4", l4))
+    ]
+    pods = [Holding(ME, "H100", {GPU: 1000}, {})] * mine
+    quotas = [] if quota is None else [Quota("team", {GPU: quota}, {})]
+    return take_stock({"h100": H100, "l4": L4}, nodes, pods, quotas)
+
+
+def plan(replicas: int = 2, *rejected: Rejected, choice: Choice | None = CHOICE) -> Plan:
+    reason = PlanReason.FEASIBLE if choice else PlanReason.NO_CAPACITY
+    return Plan(choice, replicas, reason, "So it is.", rejected)
+
+
+def is_woken(it: Plan, before: Stock, after: Stock) -> bool:
+    change = moved(before, after)
+    return bool(change) and concerns(it, ME, change, after)
+
+
+def test_the_same_stock_is_no_change() -> None:
+    assert not moved(stock(4, 2), stock(4, 2))
+    assert moved(stock(4, 2), stock(3, 3)) == Change(frozenset({"l4"}), frozenset({"h100"}), frozenset())
+
+
+@pytest.mark.parametrize(
+    ("it", "before", "after", "woken"),
+    [
+        (plan(2), stock(4), stock(3), False),  # enough is left
+        (plan(2), stock(4), stock(1), True),
+        (plan(2), stock(4, mine=2), stock(2, mine=2), False),  # all of its pods have their place
+        (plan(2), stock(4, mine=1), stock(1, mine=1), True),
+        (plan(2), stock(1), stock(4), False),  # more of what it has is no other plan
+        (plan(2), stock(4, 0), stock(4, 1), False),
+        (plan(2, NO_L4), stock(4, 0), stock(4, 1), True),
+        (plan(2, NO_L4), stock(4, 1), stock(4, 0), False),
+        (plan(2, choice=None), stock(1), stock(2), True),
+        (plan(2, choice=None), stock(2), stock(1), False),
+        (plan(2), stock(4, quota=3), stock(4, quota=2), True),
+        (plan(2), stock(4), stock(4, quota=2), True),
+    ],
+)
+def test_who_is_planned_anew(it: Plan, before: Stock, after: Stock, woken: bool) -> None:
+    assert is_woken(it, before, after) is woken
+
+
+def test_quotas_of_other_namespaces_wake_nobody_here() -> None:
+    elsewhere = replace(stock(4), quotas=(Quota("elsewhere", {GPU: 1}, {}),))
+    assert not is_woken(plan(2), stock(4), elsewhere)
