@@ -26,6 +26,7 @@ FINE, COARSE = (
     np.polynomial.legendre.leggauss(5),
 )  # over prompts, answers
 NORMAL_NODES, NORMAL_WEIGHTS = math.sqrt(3.0) * np.array((-1.0, 0.0, 1.0)), np.array((1.0, 4.0, 1.0)) / 6.0
+BURSTS = 1.2  # by the replay: what comes in a burst also decodes in one
 LEAST_SHARE = 1e-6  # of which a normal deviate is taken
 
 
@@ -38,14 +39,14 @@ class Queue:
     prefill: Numbers  # `Engines.prefill`
     chunk: Numbers  # `Engines.chunk`
     filled: Numbers  # tokens of prompts in a step that reads any
-    under_way: Numbers  # until the step ends that runs then
-    step: Numbers  # decoding part of a step while prompts wait
+    step: Numbers  # decoding part of a step
     busy: Numbers  # share of time with a prompt to read
     waiting: Numbers  # mean time, then, until the prompts before are read
     full: Numbers  # chance of no free slot
     ending: Numbers  # rate at which the wait for one ends
     decode: Numbers  # decoding part of a step that a decoding request sees
     spread: Numbers  # its standard deviation over requests
+    left: Numbers  # chance that there is a prompt to read in the step after its own is read
     reads: Numbers  # share of steps that read prompts
     memory: Numbers  # steps until it is forgotten whether one did
 
@@ -56,14 +57,15 @@ class Queue:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """What does not depend on the rate: [c, GRID] but for the last two."""
+    """What does not depend on the rate: [c, GRID] but for the last three."""
 
     engines: Engines
     death: Numbers  # requests that end per second in each state
     log_product: Numbers  # sum of the logarithms of `death` up to it
     width: Numbers  # states that it stands for
     most: Numbers  # [c] `crowd`
-    filled: Numbers  # [c] tokens of prompts in the step that reads a random one of a prompt alone
+    alone: Numbers  # [c] share of a chunk that one prompt takes
+    filled: Numbers  # [c] tokens of prompts in the step that reads a random one of them, none waiting
 
     @classmethod
     def of(cls, engines: Engines, demand: Demand) -> Chain:
@@ -79,8 +81,9 @@ class Chain:
         following = np.concatenate((gap[:, 1:], np.zeros_like(gap[:, :1])), axis=1)
         width = gap / 2.0 + np.where(following > 0.0, following / 2.0, 0.5 * (gap > 0.0))
         tokens, weight = _lengths(prompt, FINE)
-        filled = (weight * tokens * np.minimum(tokens, engines.chunk[:, None])).sum(axis=1) / prompt.mean
-        return cls(engines, death, log_product, width, crowd(engines, demand), filled)
+        read = weight * np.minimum(tokens, engines.chunk[:, None])
+        alone, filled = read.sum(axis=1) / engines.chunk, (read * tokens).sum(axis=1) / prompt.mean
+        return cls(engines, death, log_product, width, crowd(engines, demand), alone, filled)
 
     def take(self, index: Places) -> Chain:
         """The candidates of these places, repeated as they are."""
@@ -151,9 +154,8 @@ class Chain:
         filled = self.filled + np.maximum(engines.chunk - self.filled, 0.0) * crowded
         reads = np.minimum(offered * decode / (idle * filled), NEARLY)
         whole = prompt.second_moment / prompt.mean  # of the prompt that a random token is of
-        memory = whole / (2.0 * filled * idle**2 * (1.0 - reads))
-        then = mean + (self.most - mean) * memory / (memory + answer.mean)
-        step = engines.decode_at(then)
+        memory = BURSTS * whole / (2.0 * filled * idle**2 * (1.0 - reads))
+        step = engines.decode_at(mean)
         each = engines.prefill + step / filled
         busy = np.minimum(offered * each, NEARLY)
         # Answers end and others begin: how long the number decoded together stays what it is.
@@ -164,7 +166,6 @@ class Chain:
             prefill=engines.prefill,
             chunk=engines.chunk,
             filled=filled,
-            under_way=engines.decode_at(mean) / 2.0,
             step=step,
             busy=busy,
             waiting=each * whole / (2.0 * (1.0 - busy)),
@@ -172,6 +173,8 @@ class Chain:
             ending=ending,
             decode=decode,
             spread=np.abs(slope) * np.sqrt(variance * _averaged(answer.mean / pull)),
+            # That step also reads of the prompt behind: all of it, if it is alone and small.
+            left=busy * (1.0 - (1.0 - self.alone) * (1.0 - busy)),
             reads=reads,
             memory=memory,
         )
@@ -179,7 +182,7 @@ class Chain:
 
 def late_first(queue: Queue, prompt: Lengths, seconds: Numbers | float) -> Numbers:
     """[c] share of requests whose first token comes after `seconds`."""
-    left = seconds - queue.first - queue.under_way
+    left = seconds - queue.first - queue.step / 2.0  # what runs then ends first
     step, prefill = queue.step, queue.prefill
     slowed = prefill + step / queue.chunk
     # A prompt takes one step, or as many as it has chunks, the last of them half full.
@@ -209,10 +212,10 @@ def late_tokens(queue: Queue, answer: Lengths, seconds: Numbers | float) -> Numb
     variance shrinks with the length of the answer; it is taken as probit-normal (Vasicek's distribution).
     """
     tokens, weight = _lengths(answer, COARSE)
-    reads, busy = queue.reads[:, None], queue.busy[:, None]
+    reads, left = queue.reads[:, None], queue.left[:, None]
     forgotten = np.maximum(tokens - 1.0, 1.0) / queue.memory[:, None]
     # It begins when its own prompt is read: more often than else are there others to read.
-    share = reads + np.maximum(busy - reads, 0.0) * -np.expm1(-forgotten) / forgotten
+    share = reads + np.maximum(left - reads, 0.0) * -np.expm1(-forgotten) / forgotten
     share = np.clip(share, LEAST_SHARE, NEARLY)
     centre = _deviate(share)
     steep = share * (1.0 - share) * 2.0 * math.pi * np.exp(centre**2)
