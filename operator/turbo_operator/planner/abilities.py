@@ -41,6 +41,10 @@ class Abilities:
             return f"serving {shape.quantization} weights {REMEDY}"
         return None
 
+    def longest(self, shape: ModelShape) -> int:
+        """Tokens of the longest request that can be served of a model that can."""
+        return shape.max_served if self.lack_of_model(shape) is None else shape.max_position
+
     def lack(
         self, engine: str, method: str, placement: Placement | None, accelerators: int, nodes: int
     ) -> str | None:

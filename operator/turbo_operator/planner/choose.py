@@ -16,6 +16,7 @@ from turbo_operator.api import Objective, PlanReason, Provenance, TurboDeploymen
 from turbo_operator.observed import Accelerator, Supply
 from turbo_operator.planned import Capacity, Choice, Plan, Predicted, Rejected, Running, Weighed
 from turbo_operator.planner import capacity, explain, judge, memory, mixture, rows
+from turbo_operator.planner.abilities import NOW
 from turbo_operator.planner.demand import Bound, Demand
 from turbo_operator.planner.engines import OFF
 from turbo_operator.planner.parallelism import contradiction, unfit
@@ -118,10 +119,11 @@ def frontier(
 def _refusal(asked: Request) -> tuple[PlanReason, str] | None:
     """What no candidate can mend."""
     shape = asked.shape
-    if asked.max_model_len > shape.max_position:
+    longest = NOW.longest(shape)
+    if asked.max_model_len > longest:
         return PlanReason.NOT_YET_SUPPORTED, (
-            f"spec.model.maxModelLen is {asked.max_model_len}, but the model knows positions up to "
-            f"{shape.max_position}: write at most that, or leave it out."
+            f"spec.model.maxModelLen is {asked.max_model_len}, but the model is served for positions up to "
+            f"{longest}: write at most that, or leave it out."
         )
     if not asked.names:
         return PlanReason.NO_PROFILE, "There is no TurboAccelerator: create one to choose from."

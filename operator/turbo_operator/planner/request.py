@@ -13,6 +13,7 @@ from turbo_operator.api import (
     TurboDeploymentSpec,
 )
 from turbo_operator.api.scaling import ScalingPolicy
+from turbo_operator.planner.abilities import NOW
 from turbo_operator.planner.demand import Demand, demand
 from turbo_operator.planner.memory import ELEMENT_BYTES
 from turbo_runtime.contract import ModelShape
@@ -95,7 +96,7 @@ def request(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]
     return Request(
         shape=shape,
         dtype=spec.model.dtype,
-        max_model_len=spec.model.max_model_len or shape.max_position,
+        max_model_len=spec.model.max_model_len or NOW.longest(shape),
         demand=demand(spec),
         policy=spec.scaling_policy,
         fixed=spec.replicas,
