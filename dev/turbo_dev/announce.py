@@ -53,8 +53,7 @@ def theirs(context: str, registry: str | None) -> None:
     say(f"What `make demo CONTEXT={context}` does:")
     say(f" * on this machine: builds kubectl and helm into {cache_root()}, nothing else")
     say(f" * in the cluster of the kubeconfig context `{context}`: the helm release `turbo` in the namespace")
-    say(
-        "   turbo-system (with CRDs); in the namespace default a claim of 1 GiB, a Job and a TurboDeployment;"
-    )
+    say("   turbo-system (with CRDs); in the namespace default a claim of 1 GiB, a Job, a TurboDeployment,")
+    say("   and for two minutes two pods of clients that load it;")
     say(f"   images come from {registry or 'where the bare names turbo-... are found'}")
     say(f"`make demo-down CONTEXT={context}` removes all of it.\n")

@@ -1,11 +1,11 @@
-"""From nothing to two answers, and back to nothing."""
+"""From nothing to two answers, to two replicas, and back to nothing."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
 
-from . import binaries, images, release, screen, talk, volume
+from . import binaries, clients, images, release, scaling, screen, talk, volume
 from .access import Access, from_context
 from .cluster import Cluster
 from .paths import cache_root
@@ -33,7 +33,10 @@ class Place:
 
 
 def run(place: Place) -> int:
-    """Do all of it; 0 when the object is Ready and speculation has changed no byte. Run it again to go on."""
+    """Do all of it; run it again to go on.
+
+    0 when the object is Ready, speculation has changed no byte and no request failed while it was scaled.
+    """
     began = time.monotonic()
     if place.context is None:
         access, made, cluster = _embedded()
@@ -51,10 +54,19 @@ def run(place: Place) -> int:
     with talk.service(access, cluster is not None) as url:
         with step("ask two questions, with speculation and without", "20 s"):
             pairs = talk.ask(url)
-        print(screen.show(access, pairs, url if cluster else None, place.down_command))
+        print(screen.answers(access, pairs))
+    print(screen.large(), flush=True)
+    crowd = f"{scaling.NUM_CLIENTS} clients until two replicas answer, then one client until one is left"
+    say(f"\n > send it {crowd} (usually 2 min)")
+    outcome = scaling.up_and_down(access, prefix + made.operator.name, say)
+    print(screen.scaled(outcome))
+    print(screen.next_steps(access, url if cluster else None, place.down_command))
     print(f"\n(all of it: {time.monotonic() - began:.0f} s)")
     if not screen.all_equal(pairs):
         say("Speculation has changed a text: that must not be. Please report it.")
+        return 1
+    if outcome.failed:
+        say("A request failed while the replicas changed: that must not be. Please report it.")
         return 1
     return 0
 
@@ -69,6 +81,7 @@ def down(place: Place) -> int:
         return 0
     access = place.access()
     with step(f"remove the demo from the cluster of context `{place.context}`"):
+        clients.remove(access)
         release.uninstall(access)
         volume.remove(access)
     return 0

@@ -1,4 +1,4 @@
-"""The demo's last screen."""
+"""What the demo shows, as text."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from . import binaries
 from .access import Access
 from .paths import REPOSITORY
 from .release import DEPLOYMENT
+from .scaling import Outcome
+from .shell import run
 from .talk import Pair
 
 WIDTH = 100
+LARGE = REPOSITORY / "examples" / "r1-distill-qwen-32b.yaml"
 NOTE = (
     "The gain is what the text allows: the suffix drafter guesses what stands in the question or in recent "
     "answers, and little of free prose. The bytes never depend on it."
 )
 
+WINDOW = "The example lets a replica go after 20 s in which one was enough; left out, that is five minutes."
 
-def show(access: Access, pairs: list[Pair], base_url: str | None, down: str) -> str:
-    """All that the demo found, as one screen of text.
 
-    `base_url` is the Service's address where this machine reaches it, `down` the command that removes it all.
-    """
+def answers(access: Access, pairs: list[Pair]) -> str:
+    """What runs, why, and what it answered."""
     deployment = access.get("td", DEPLOYMENT)
     parts = [
         _rule("kubectl get td"),
@@ -32,9 +34,32 @@ def show(access: Access, pairs: list[Pair], base_url: str | None, down: str) -> 
     ]
     for pair in pairs:
         parts += _pair(pair)
-    parts += ["", _wrapped(NOTE)]
-    parts += [_rule("try next"), *_commands(access, base_url, down)]
-    return "\n".join(parts)
+    return "\n".join([*parts, "", _wrapped(NOTE)])
+
+
+def scaled(outcome: Outcome) -> str:
+    """How the replicas went, and the requests meanwhile."""
+    way = " -> ".join(map(str, outcome.replicas))
+    lines = [
+        _rule("scaled by its load"),
+        f"replicas {way}; {outcome.answered} requests answered, {outcome.failed} failed",
+        _wrapped(WINDOW),
+    ]
+    if outcome.failed:
+        lines.append(_wrapped(f"the last that failed: {outcome.error}"))
+    return "\n".join(lines)
+
+
+def large() -> str:
+    """What would be chosen for a model that no laptop holds: `turbo plan`, which needs no cluster."""
+    example = LARGE.relative_to(REPOSITORY)
+    table = run([REPOSITORY / ".venv" / "bin" / "turbo", "plan", "-f", example], cwd=REPOSITORY)
+    return "\n".join([_rule(f"turbo plan -f {example}"), table.rstrip()])
+
+
+def next_steps(access: Access, base_url: str | None, down: str) -> str:
+    """`base_url` is the Service's address where this machine reaches it, `down` what removes it all."""
+    return "\n".join([_rule("try next"), *_commands(access, base_url, down)])
 
 
 def all_equal(pairs: list[Pair]) -> bool:
@@ -51,7 +76,10 @@ def _plan(access: Access, plan: dict[str, Any]) -> list[str]:
         _wrapped(f"{plan.get('reason')}: {plan.get('detail')}"),
     ]
     lines += [
-        _wrapped(f"not {other['accelerator']} x {other['tensor']}: {other['reason']}: {other['detail']}")
+        _wrapped(
+            f"not {other['accelerator']} x {other['tensor']}, {other['method']}: {other['reason']}: "
+            f"{other['detail']}"
+        )
         for other in plan.get("rejected", [])
     ]
     cost = plan.get("predicted", {}).get("costPerHour")
