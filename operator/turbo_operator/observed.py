@@ -83,19 +83,41 @@ class PodView:
 
 
 @dataclass(frozen=True, slots=True)
+class Occupancy:
+    """What a pod had under way, integrated over the time since its first sample."""
+
+    request_seconds: float = 0.0  # running requests
+    squared_seconds: float = 0.0  # their square: over request_seconds, how many a request runs among
+    token_seconds: float = 0.0  # tokens that they held in the KV cache
+
+    def then(self, before: Load, after: Load, seconds: float) -> Occupancy:
+        """With `seconds` more, over which the load went straight from one to the other."""
+        one, two = before.running_requests, after.running_requests
+        tokens = before.running_tokens + after.running_tokens
+        return Occupancy(
+            self.request_seconds + seconds * (one + two) / 2.0,
+            self.squared_seconds + seconds * (one * one + two * two) / 2.0,
+            self.token_seconds + seconds * tokens / 2.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class LoadSample:
-    """A pod's load, when it was read, and the output since the sample before."""
+    """A pod's load, when it was read, and what has been since the samples before."""
 
     at: float
     load: Load
     tokens_per_second: float | None = None  # of output; None of a first sample, or after a restart
+    occupancy: Occupancy = Occupancy()
 
     @classmethod
     def after(cls, before: LoadSample | None, at: float, load: Load) -> LoadSample:
         """The sample that follows `before` (None: the first one): counters of one process only grow."""
         if before is None or at <= before.at or load.generated_tokens < before.load.generated_tokens:
             return cls(at, load)
-        return cls(at, load, (load.generated_tokens - before.load.generated_tokens) / (at - before.at))
+        seconds = at - before.at
+        rate = (load.generated_tokens - before.load.generated_tokens) / seconds
+        return cls(at, load, rate, before.occupancy.then(before.load, load, seconds))
 
 
 @dataclass(frozen=True, slots=True)

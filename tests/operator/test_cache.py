@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, CapacityType
 from turbo_operator.cache import Cache, Key
-from turbo_operator.observed import Accelerator, LoadSample
+from turbo_operator.observed import Accelerator, LoadSample, Occupancy
 from turbo_runtime.contract import Load
 
 KEY = Key("team", "chat")
@@ -256,3 +256,11 @@ def test_the_output_per_second_is_what_was_said_since() -> None:
     assert rate(110.0, 150) == 10.0
     assert rate(120.0, 20) is None  # the process was started again
     assert rate(130.0, 20) == 0.0
+
+
+def test_what_was_under_way_adds_up_over_time() -> None:
+    sample = LoadSample.after(None, 100.0, LOAD)
+    assert sample.occupancy == Occupancy()
+    sample = LoadSample.after(sample, 110.0, replace(LOAD, running_requests=4, running_tokens=30))
+    sample = LoadSample.after(sample, 112.0, replace(LOAD, running_requests=4, running_tokens=30))
+    assert sample.occupancy == Occupancy(30.0 + 8.0, 100.0 + 32.0, 200.0 + 60.0)
