@@ -1,0 +1,73 @@
+"""Figures as gauges: what is not known is absent, and what is gone takes its figures with it."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from prometheus_client import REGISTRY
+
+from turbo_operator import gauges
+from turbo_operator.api import CapacityType, ScalingReason
+from turbo_operator.cache import Key
+from turbo_operator.observed import Accelerator, LoadSample, NodeSupply, Observed, PodView
+from turbo_operator.scaler import History, Scale
+from turbo_runtime.contract import Load
+
+KEY = Key("team", "chat")
+NOW = 1_700_000_000.0
+PRICES = {CapacityType.ON_DEMAND: Decimal("3.60")}
+H100 = Accelerator("h100", "nvidia.com/gpu", Decimal(1), 80 << 30, prices=PRICES)
+CORES = Accelerator("cpu", "cpu", Decimal(1), 4 << 30, prices=PRICES)
+LOAD = Load(1, 0, 10, 0, 0.5, 1000, 0, 0, 0, 40, "bytes", False)
+SCALE = Scale(2, ScalingReason.PLANNED, "Two.", History())
+
+
+def pod(name: str, rate: float | None = None, **more: object) -> PodView:
+    load = None if rate is None else LoadSample(NOW, LOAD, rate)
+    seen = {"phase": "Running", "ready": True, "ip": "10.0.0.1", "reason": None, "message": None}
+    return PodView(name, "v1a", **(seen | {"accelerator": "h100", "load": load} | more))
+
+
+def show(*pods: PodView) -> None:
+    gauges.show(KEY, Observed({"h100": H100}, pods=pods), None, SCALE, NOW)
+
+
+def value(name: str, **labels: str) -> float | None:
+    return REGISTRY.get_sample_value(name, {"namespace": "team", "name": "chat"} | labels)
+
+
+def test_present_cost_is_that_of_the_pods_that_hold_accelerators() -> None:
+    show(pod("a", 100.0), pod("b", 100.0), pod("c", pending_since=NOW, ready=False))
+    assert value("turbo_deployment_cost_per_hour", load="present") == 7.2
+    assert value("turbo_deployment_tokens_per_second", load="present") == 200
+    assert value("turbo_deployment_cost_per_million_tokens", load="present") == 10.0
+    assert value("turbo_desired_replicas") == 2
+
+
+def test_what_is_not_known_is_absent_again() -> None:
+    show(pod("a", 100.0))
+    show(pod("a", 100.0), pod("b"))
+    assert value("turbo_deployment_tokens_per_second", load="present") is None
+    assert value("turbo_deployment_cost_per_million_tokens", load="present") is None
+    show(pod("a", accelerator="unpriced"))
+    assert value("turbo_deployment_cost_per_hour", load="present") is None
+    assert value("turbo_deployment_cost_per_hour", load="planned") is None
+
+
+def test_figures_go_with_their_object() -> None:
+    show(pod("a", 100.0))
+    gauges.forget(KEY)
+    gauges.forget(KEY)
+    assert value("turbo_deployment_cost_per_hour", load="present") is None
+    assert value("turbo_desired_replicas") is None
+
+
+def test_prices_of_nodes_bear_opencosts_name_and_cores_are_no_gpus() -> None:
+    nodes = (NodeSupply("n", 8, 8),)
+    catalogue = {"h100": H100, "cpu": CORES}
+    gauges.show_prices(catalogue, {"h100": nodes, "cpu": nodes})
+    labels = {"node": "n", "accelerator": "h100"}
+    assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) == 3.6
+    assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "accelerator": "cpu"}) is None
+    gauges.show_prices(catalogue, {"h100": ()})
+    assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) is None

@@ -1,0 +1,165 @@
+"""What a status tells of plan, money and change: predicted and live, and rarely another figure."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator import scaler, status
+from turbo_operator.api import (
+    CapacityType,
+    ConditionType,
+    PlanReason,
+    Provenance,
+    TurboDeployment,
+    TurboDeploymentStatus,
+    parse,
+)
+from turbo_operator.observed import Accelerator, LoadSample, Observed, PodView, Supply
+from turbo_operator.planned import Plan, Rejected
+from turbo_operator.planner import plan as plan_of
+from turbo_operator.scaler import Event, History
+from turbo_operator.status import figures
+from turbo_runtime.contract import Load, ModelFacts, ModelShape
+
+NOW = 1_700_000_000.0
+HASH = "v1new"
+CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
+SHAPE = ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "bfloat16")
+FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+LOAD = Load(1, 0, 10, 0, 0.5, 1000, 0, 0, 0, 40, "bytes", False)
+
+
+def td(old: TurboDeploymentStatus | None = None, **spec: Any) -> TurboDeployment:
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 3},
+            "spec": {"model": {"uri": "pvc://models/chat"}, **spec},
+            "status": old.dump() if old else {},
+        }
+    )
+
+
+def pod(name: str, rate: float | None = None, **more: Any) -> PodView:
+    load = None if rate is None else LoadSample(NOW, LOAD, rate)
+    seen = {"phase": "Running", "ready": True, "ip": "10.0.0.1", "reason": None, "message": None}
+    return PodView(name, HASH, **(seen | {"accelerator": "cpu", "load": load} | more))
+
+
+def computed(it: TurboDeployment, *pods: PodView, **more: Any) -> TurboDeploymentStatus:
+    history: History = more.pop("history", History())
+    seen = Observed({"cpu": CPU}, pods=pods, model=FACTS, **more)
+    plan = plan_of(it.spec, SHAPE, {"cpu": CPU})
+    scale = scaler.scale(it.spec, plan, pods, history, NOW)
+    return status.compute(it, seen, scale, plan, HASH, NOW)
+
+
+def test_the_plan_is_told_with_how_it_is_paid_for_and_what_its_figures_rest_on() -> None:
+    told = computed(td()).plan
+    assert told is not None
+    assert (told.capacity_type, told.nodes, told.accelerators_per_replica) == ("OnDemand", 1, 1)
+    assert told.predicted is not None
+    assert told.predicted.cost_per_hour == "0.04"
+    assert told.predicted.provenance in set(Provenance)
+
+
+def test_rejected_rows_name_engine_and_capacity_type() -> None:
+    row = Rejected("h100", 2, "Off", PlanReason.NO_CAPACITY, "There is none.", "VLLM", "Spot")
+    told = figures.plan(None, Plan(None, 1, PlanReason.NO_CAPACITY, "None.", (row,) * 9), None)
+    assert told is not None
+    assert len(told.rejected) == figures.MAX_REJECTED
+    assert (told.rejected[0].engine, told.rejected[0].capacity_type) == ("VLLM", "Spot")
+
+
+def test_what_runs_is_told_with_its_cost_at_the_present_load() -> None:
+    live = computed(td(), pod("a", 50.0), pod("b", 50.0)).observed
+    assert live is not None
+    assert (live.tokens_per_second, live.cost_per_hour) == ("100", "0.08")
+    assert live.cost_per_million_tokens == "0.2222"
+
+
+def test_a_pod_that_is_silent_makes_the_sum_unknown_and_a_pending_one_costs_nothing() -> None:
+    live = computed(td(), pod("a", 50.0), pod("b"), pod("c", pending_since=NOW, ready=False)).observed
+    assert live is not None
+    assert (live.tokens_per_second, live.cost_per_million_tokens) == (None, None)
+    assert live.cost_per_hour == "0.08"
+
+
+@given(st.floats(0.1, 1e6), st.floats(0.85, 1.15))
+def test_a_figure_that_moves_by_less_than_a_tenth_stays(rate: float, factor: float) -> None:
+    first = computed(td(), pod("a", rate))
+    assert first.observed is not None
+    assert first.observed.tokens_per_second is not None
+    stands = float(first.observed.tokens_per_second)
+    second = computed(td(first), pod("a", rate * factor))
+    assert second.observed is not None
+    if abs(rate * factor - stands) <= 0.1 * stands:
+        assert second.observed == first.observed
+    else:
+        assert second.observed.tokens_per_second != first.observed.tokens_per_second
+
+
+@pytest.mark.parametrize(
+    ("spec", "more", "expected"),
+    [
+        ({}, {}, ("True", "NoBudget")),
+        ({"cost": {"maxPerHour": "0.08"}}, {}, ("True", "WithinBudget")),
+        ({"cost": {"maxPerHour": "0.07"}}, {}, ("False", "OverBudget")),
+        ({"cost": {"maxPerHour": "0.07"}}, {"accelerator": "gone"}, ("Unknown", "PriceUnknown")),
+    ],
+)
+def test_the_budget_is_held_against_what_runs(
+    spec: dict[str, Any], more: dict[str, Any], expected: tuple[str, str]
+) -> None:
+    condition = computed(td(**spec), pod("a", **more), pod("b", **more)).condition(
+        ConditionType.WITHIN_BUDGET
+    )
+    assert condition is not None
+    assert (condition.status, condition.reason) == expected
+
+
+def test_the_last_changes_of_replicas_and_what_is_wanted_now_are_told() -> None:
+    events = tuple(Event(NOW + number, number, number + 1, "Scaling") for number in range(7))
+    told = computed(td(replicas=3), history=History(events=events, present=7))
+    assert told.desired_replicas == 3
+    assert told.summary is not None
+    assert told.summary.ready == "0/3"
+    assert [event.dump() for event in told.scale_history][-1] == {
+        "time": "2023-11-14T22:13:26Z",
+        "from": 6,
+        "to": 7,
+        "reason": "Scaling",
+    }
+    assert len(told.scale_history) == figures.MAX_EVENTS
+
+
+def test_what_is_passed_over_is_remembered() -> None:
+    told = computed(td(), supply={"cpu": Supply(), "h100": Supply(exhausted_until=NOW)})
+    assert [(row.accelerator, row.until) for row in told.exhausted] == [("h100", "2023-11-14T22:13:20Z")]
+
+
+def test_a_shortage_of_nodes_is_not_the_users_to_mend() -> None:
+    it = td()
+    plan = Plan(None, 1, PlanReason.NO_CAPACITY, "There is no h100.")
+    seen = Observed({"cpu": CPU}, model=FACTS)
+    told = status.compute(it, seen, scaler.scale(it.spec, plan), plan, None, NOW)
+    assert [told.condition(kind).status for kind in (ConditionType.PLAN_FEASIBLE, ConditionType.STALLED)] == [
+        "False",
+        "False",
+    ]
+
+
+def test_the_replica_that_is_missing_says_why() -> None:
+    waits = {"ready": False, "pending_since": NOW, "reason": "Unschedulable", "message": "0/3 nodes"}
+    told = computed(td(replicas=2), pod("a"), pod("b", **waits))
+    for kind in (ConditionType.READY, ConditionType.AVAILABLE):
+        condition = told.condition(kind)
+        assert condition is not None
+        assert condition.status == "True"
+        assert "Pod b: Unschedulable: 0/3 nodes." in condition.message
