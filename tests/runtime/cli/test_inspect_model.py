@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -147,3 +148,36 @@ def test_a_configuration_of_no_language_model_is_refused_in_a_sentence(tmp_path:
         ModelError, match=r"vocab_size must be a whole number above 0, not None.*decoder-only"
     ):
         inspect_model(str(tmp_path))
+
+
+def gguf_shape(path: Path, tensors: dict[str, int], **words: int) -> ModelShape:
+    """The shape of a GGUF file whose tensors have these numbers of float32 elements."""
+    writer = gguf.GGUFWriter(path, "llama")
+    sizes = {"block_count": 2, "context_length": 256, "embedding_length": 8, "attention.head_count": 2}
+    for word, value in (sizes | {"vocab_size": 10} | words).items():
+        writer.add_uint32(f"llama.{word.replace('__', '.')}", value)
+    for name, elements in tensors.items():
+        writer.add_tensor(name, np.zeros(elements, dtype=np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return inspect_model(str(path)).shape
+
+
+def test_of_a_gguf_file_embedding_and_window_are_told(tmp_path: Path) -> None:
+    tensors = {"token_embd.weight": 80, "blk.0.ffn_up.weight": 64}
+    tied = gguf_shape(tmp_path / "tied.gguf", tensors)
+    assert (tied.parameters, tied.embedding_parameters, tied.experts) == (144, 0, 0)
+    assert (tied.max_position, tied.sliding_window, tied.sliding_layers) == (256, 0, 0)
+    words = {"attention__sliding_window": 64}
+    untied = gguf_shape(tmp_path / "untied.gguf", {**tensors, "output.weight": 80}, **words)
+    assert (untied.parameters, untied.embedding_parameters) == (224, 80)
+    assert (untied.max_position, untied.max_served, untied.sliding_layers) == (256, 64, 2)
+
+
+def test_of_a_gguf_file_experts_are_told(tmp_path: Path) -> None:
+    words = {"expert_count": 8, "expert_used_count": 2}
+    tensors = {"token_embd.weight": 80, "blk.0.ffn_up_exps.weight": 640, "blk.0.ffn_up_shexp.weight": 64}
+    shape = gguf_shape(tmp_path / "mixture.gguf", tensors, **words)
+    assert (shape.experts, shape.experts_per_token, shape.expert_parameters) == (8, 2, 640)
