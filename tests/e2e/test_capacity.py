@@ -1,0 +1,248 @@
+"""Plans meet the cluster: nodes of KWOK, the real scheduler, and the operator under the chart's role."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from turbo_dev.fakenodes import gpu_node
+from turbo_operator import resources
+from turbo_operator.api import API_VERSION
+
+pytestmark = pytest.mark.cluster
+
+GPU = "nvidia.com/gpu"
+NODE = resources.NODE
+MODEL = {"uri": "hf://maker/model"}  # a claim would have to be there for the scheduler
+
+
+class Hall:
+    """Machines of one test: its accelerators and nodes bear its name, so that tests do not see each other."""
+
+    def __init__(self, cluster: Any, name: str) -> None:
+        self.cluster = cluster
+        self.namespace = cluster.namespace(name)
+
+    def accelerator(self, kind: str, price: str, **spec: Any) -> str:
+        """A TurboAccelerator of one GPU whose pods may go to KWOK's nodes; its name."""
+        name = f"{kind}-{self.namespace}"
+        self.cluster.access.apply(
+            {
+                "apiVersion": API_VERSION,
+                "kind": "TurboAccelerator",
+                "metadata": {"name": name},
+                "spec": {
+                    "resourceName": GPU,
+                    "memoryGiB": 80,
+                    "nodeSelector": {f"{GPU}.product": name},
+                    "tolerations": [{"key": "kwok.x-k8s.io/node", "operator": "Exists"}],
+                    "pricing": {"perAcceleratorHour": {"onDemand": price}, "source": "set by the test"},
+                }
+                | spec,
+            }
+        )
+        return name
+
+    def nodes(self, accelerator: str, count: int, gpus: int = 1) -> None:
+        for number in range(count):
+            self.cluster.access.apply(gpu_node(f"{accelerator}-{number}", accelerator, gpus))
+
+    def deploy(self, *allowed: str, **spec: Any) -> None:
+        accelerators = {"allowed": list(allowed)} | spec.pop("accelerators", {})
+        self.cluster.create_deployment(self.namespace, model=MODEL, accelerators=accelerators, **spec)
+
+    def change(self, **spec: Any) -> None:
+        self.cluster.api.patch(resources.TURBODEPLOYMENT, self.namespace, "chat", {"spec": spec})
+
+    def body(self) -> dict[str, Any]:
+        body: dict[str, Any] = self.cluster.deployment(self.namespace)
+        return body
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.cluster.condition(self.body(), kind)
+        return found
+
+    def until(self, holds: Callable[[], Any], what: str) -> None:
+        try:
+            self.cluster.until(holds, what)
+        except AssertionError as late:
+            there = self.cluster.api.list(resources.TURBODEPLOYMENT, self.namespace)
+            raise AssertionError(f"{late}: {[body.get('status') for body in there]}") from late
+
+    def until_ready(self, replicas: int = 1) -> dict[str, Any]:
+        self.until(lambda: self.cluster.is_ready(self.body(), replicas), f"{replicas} replicas serve")
+        return self.body()
+
+    def until_said(self, kind: str, status: str, reason: str) -> dict[str, Any]:
+        def said() -> bool:
+            found = self.condition(kind)
+            return (found["status"], found["reason"]) == (status, reason)
+
+        self.until(said, f"{kind} is {status} for {reason}")
+        return self.condition(kind)
+
+    def serving(self) -> list[dict[str, Any]]:
+        pods = self.cluster.api.list(resources.POD, self.namespace)
+        return [pod for pod in pods if pod["metadata"]["labels"]["serving.turbo.dev/role"] == "serving"]
+
+    def counts(self, accelerator: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.cluster.api.get(resources.TURBOACCELERATOR, "", accelerator)
+        return found.get("status", {})
+
+
+@pytest.fixture
+def hall(gpu_cluster: Any, request: pytest.FixtureRequest) -> Hall:
+    return Hall(gpu_cluster, request.node.name.removeprefix("test_").replace("_", "-")[:24].strip("-"))
+
+
+def test_eight_gpus_are_planned_counted_paid_and_told(hall: Hall) -> None:
+    h100 = hall.accelerator("h100", "2.50")
+    hall.nodes(h100, 1, gpus=8)
+    operator = hall.cluster.start(hall.namespace)
+    hall.until(lambda: hall.counts(h100) == {"nodes": 1, "allocatable": 8, "free": 8}, "nothing is held yet")
+    hall.deploy(h100, replicas=8, cost={"maxPerHour": "20.00"})
+    body = hall.until_ready(8)
+    assert {pod["spec"]["nodeName"] for pod in hall.serving()} == {f"{h100}-0"}
+    assert body["status"]["plan"]["accelerator"] == h100
+    assert body["status"]["plan"]["predicted"]["costPerHour"] == "20.00"
+    hall.until(lambda: hall.body()["status"]["observed"]["costPerHour"] == "20.00", "what runs is paid")
+    hall.until_said("WithinBudget", "True", "WithinBudget")
+    hall.until(lambda: hall.counts(h100) == {"nodes": 1, "allocatable": 8, "free": 0}, "all are held")
+    told = httpx.get(operator.metrics).text
+    where = f'name="chat",namespace="{hall.namespace}"'
+    assert f'turbo_deployment_cost_per_hour{{load="planned",{where}}} 20.0' in told
+    assert f'turbo_deployment_cost_per_hour{{load="present",{where}}} 20.0' in told
+    assert f"turbo_desired_replicas{{{where}}} 8.0" in told
+    assert f'node_gpu_hourly_cost{{accelerator="{h100}",node="{h100}-0"}} 2.5' in told
+    hall.cluster.access.kubectl("delete", "td", "chat", "-n", hall.namespace)
+    hall.cluster.until(lambda: where not in httpx.get(operator.metrics).text, "its figures are gone with it")
+
+
+def test_a_fourth_replica_waits_and_the_status_says_why(hall: Hall) -> None:
+    h100 = hall.accelerator("h100", "2.50", provisioning="Elastic")
+    hall.nodes(h100, 3)
+    hall.cluster.start(hall.namespace)
+    hall.deploy(h100, replicas=3)
+    hall.until_ready(3)
+    hall.change(replicas=4)
+    hall.until(lambda: "Insufficient nvidia.com/gpu" in hall.condition("Available")["message"], "it waits")
+    assert "3 of 4 replicas serve" in hall.condition("Ready")["message"]
+    assert "Insufficient nvidia.com/gpu" in hall.condition("Ready")["message"]
+    assert len([pod for pod in hall.serving() if "nodeName" not in pod["spec"]]) == 1
+    hall.nodes(h100, 4)
+    hall.until_ready(4)
+
+
+def test_a_cut_of_the_budget_moves_it_without_a_gap(hall: Hall) -> None:
+    fast = {"memoryBandwidthGBps": "3350", "tflops": {"bf16": "989"}}
+    slow = {"memoryBandwidthGBps": "864", "tflops": {"bf16": "362"}, "memoryGiB": 48}
+    h100 = hall.accelerator("h100", "6.00", **fast)
+    l40s = hall.accelerator("l40s", "1.80", **slow)
+    hall.nodes(h100, 2)
+    hall.nodes(l40s, 2)
+    hall.cluster.start(hall.namespace)
+    hall.deploy(h100, l40s, replicas=2, cost={"maxPerHour": "20.00", "objective": "Latency"})
+    assert hall.until_ready(2)["status"]["plan"]["accelerator"] == h100
+    least, stop = [2], threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set():
+            ready = [
+                pod for pod in hall.serving() if is_ready(pod) and "deletionTimestamp" not in pod["metadata"]
+            ]
+            least.append(len(ready))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        hall.change(cost={"maxPerHour": "5.00"})
+        hall.until(
+            lambda: hall.body()["status"]["plan"]["accelerator"] == l40s, "the cheaper class is planned"
+        )
+        hall.until_ready(2)
+        hall.until(
+            lambda: {pod["spec"].get("nodeName", "")[: len(l40s)] for pod in hall.serving()} == {l40s},
+            "nothing is left on the dearer one",
+        )
+    finally:
+        stop.set()
+        watcher.join()
+    assert min(least) == 2
+    hall.until_said("WithinBudget", "True", "WithinBudget")
+    hall.until(lambda: hall.counts(h100)["free"] == 2, "what it held is free")
+
+
+def is_ready(pod: dict[str, Any]) -> bool:
+    conditions = pod.get("status", {}).get("conditions", ())
+    return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
+
+
+def test_no_capacity_until_a_node_is_added(hall: Hall) -> None:
+    h100 = hall.accelerator("h100", "2.50")
+    hall.cluster.start(hall.namespace)
+    hall.deploy(h100)
+    said = hall.until_said("PlanFeasible", "False", "NoCapacity")
+    assert h100 in said["message"]
+    hall.until_said("Stalled", "False", "Progressing")
+    assert hall.serving() == []
+    hall.nodes(h100, 1)
+    hall.until_ready(1)
+
+
+def test_what_others_hold_is_not_planned_with(hall: Hall) -> None:
+    h100 = hall.accelerator("h100", "2.50")
+    hall.nodes(h100, 1, gpus=2)
+    hall.cluster.start(hall.namespace)
+    hall.deploy(h100, replicas=2)
+    hall.until_ready(2)
+    hall.cluster.create_deployment(hall.namespace, "other", model=MODEL, accelerators={"allowed": [h100]})
+    hall.until(
+        lambda: (
+            hall.cluster.condition(hall.cluster.deployment(hall.namespace, "other"), "PlanFeasible")["reason"]
+            == "NoCapacity"
+        ),
+        "the other has nothing left",
+    )
+    hall.change(replicas=1)
+    hall.cluster.until_ready(hall.namespace, "other")
+
+
+def test_a_quota_bounds_the_plan_until_it_grows(hall: Hall) -> None:
+    h100 = hall.accelerator("h100", "2.50")
+    hall.nodes(h100, 1, gpus=4)
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "gpus", "namespace": hall.namespace},
+        "spec": {"hard": {f"requests.{GPU}": "1"}},
+    }
+    hall.cluster.api.create(resources.QUOTA, quota)
+    hall.cluster.start(hall.namespace)
+    hall.deploy(h100, replicas=2)
+    assert "quota" in hall.until_said("PlanFeasible", "False", "NoCapacity")["message"]
+    hall.cluster.api.patch(
+        resources.QUOTA, hall.namespace, "gpus", {"spec": {"hard": {f"requests.{GPU}": "2"}}}
+    )
+    hall.until_ready(2)
+
+
+def test_a_pod_that_waits_too_long_makes_way_for_the_next_class(hall: Hall) -> None:
+    l40s = hall.accelerator("l40s", "1.00", provisioning="Elastic")
+    h100 = hall.accelerator("h100", "2.50")
+    hall.nodes(h100, 1)
+    operator = hall.cluster.start(hall.namespace)
+    hall.deploy(l40s, h100, accelerators={"pendingTimeout": "10s"})
+    hall.until_said("Available", "False", "WaitingForAccelerator")
+    assert hall.body()["status"]["plan"]["accelerator"] == l40s
+    assert hall.until_ready(1)["status"]["plan"]["accelerator"] == h100
+    (passed,) = hall.body()["status"]["exhausted"]
+    assert passed["accelerator"] == l40s
+    operator.stop()
+    hall.cluster.start(hall.namespace)  # knows it from the status
+    hall.change(speculation={"maxDraftTokens": 4})
+    hall.until(lambda: hall.body()["status"]["plan"].get("maxDraftTokens") == 4, "planned anew")
+    assert hall.body()["status"]["plan"]["accelerator"] == h100
