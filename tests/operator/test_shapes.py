@@ -7,6 +7,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from turbo_operator.catalog import UnknownShapeError, shapes
 from turbo_runtime.contract import ModelFacts, ModelShape
@@ -325,3 +327,29 @@ def test_what_an_older_inspect_printed_is_read_as_a_dense_model() -> None:
 def test_a_shape_that_cannot_be_read_says_why(text: str, said: str) -> None:
     with pytest.raises(UnknownShapeError, match=said):
         shapes.from_document(text, "given.json")
+
+
+WORDS = sorted({word for name in shapes.names() for word in shapes.configuration(name)})
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 1 << 70) | st.text(max_size=3) | st.just("re:("),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    name=st.sampled_from(shapes.names()),
+    junk=st.dictionaries(st.sampled_from([*WORDS, "architectures", "text_config"]), JUNK, max_size=4),
+)
+def test_any_configuration_is_read_or_refused_in_a_sentence(name: str, junk: dict[str, Any]) -> None:
+    config = {**shapes.configuration(name), **junk}
+    try:
+        it = shapes.from_config(config, "x")
+    except UnknownShapeError as error:
+        said = str(error)
+    else:
+        said = f"{it.architecture}."
+        assert it.parameters > 0
+        assert 0 <= it.quantized_parameters <= it.parameters
+        assert 0 <= it.sliding_layers <= it.layers
+    assert said.endswith(".")

@@ -15,7 +15,7 @@ from typing import Any
 from turbo_runtime.contract import ModelFacts, ModelShape
 from turbo_runtime.shapes import UnknownShapeError, from_config
 
-__all__ = ["UnknownShapeError", "from_config", "from_document", "names", "shipped"]
+__all__ = ["UnknownShapeError", "configuration", "from_config", "from_document", "names", "shipped"]
 
 
 def from_document(text: str, name: str) -> ModelShape:
@@ -43,6 +43,11 @@ def shipped(hub_id: str) -> ModelShape | None:
     """The shape of a well-known model by its hub id in any case; None when it is not shipped."""
     config = _table().get(hub_id.lower())
     return None if config is None else from_config(config, hub_id)
+
+
+def configuration(hub_id: str) -> Mapping[str, Any]:
+    """The words of a shipped model's `config.json`; KeyError when it is not shipped."""
+    return _table()[hub_id.lower()]
 
 
 def names() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from turbo_runtime.contract import ModelShape
 from turbo_runtime.shapes.families import FAMILIES, Family
 from turbo_runtime.shapes.quantization import Quantization, quantization
 from turbo_runtime.shapes.weights import modules, tied
-from turbo_runtime.shapes.words import Config, Dimensions, UnknownShapeError, count, decoder, dimensions
+from turbo_runtime.shapes.words import Config, Dimensions, UnknownShapeError, Words, decoder, dimensions
 
 __all__ = ["Counted", "Described", "UnknownShapeError", "describe", "from_config"]
 
@@ -74,12 +74,12 @@ def describe(config: Config, name: str) -> Described:
     """
     architecture = _architecture(config)
     inner = decoder(config)
-    said = inner.get("tie_word_embeddings")
+    words = Words(inner, name)
     return Described(
         architecture=architecture,
-        size=dimensions(inner, name, FAMILIES.get(architecture, Family())),
+        size=dimensions(words, FAMILIES.get(architecture, Family())),
         quantization=quantization(inner, name),
-        tied=None if said is None else bool(said),
+        tied=None if inner.get("tie_word_embeddings") is None else words.says("tie_word_embeddings"),
     )
 
 
@@ -98,11 +98,12 @@ def from_config(config: Config, name: str) -> ModelShape:
             f"that are: {', '.join(sorted(FAMILIES))}. Give what `turbo inspect MODEL` prints instead."
         )
     described, inner = describe(config, name), decoder(config)
+    words = Words(inner, name)
     size, less = described.size, described.quantization
     if not (size.experts.inner if len(size.expert_layers) == size.layers and size.experts else size.inner):
-        count(inner, name, "intermediate_size")  # raises: only where weights are counted is it needed
+        words.count("intermediate_size")  # raises: only where weights are counted is it needed
     parameters, quantized, routed = 0, 0, 0
-    for module in modules(inner, size, family):
+    for module in modules(words, size, family):
         parameters += module.matrix + module.vectors
         routed += module.matrix + module.vectors if module.routed else 0
         quantized += module.matrix if less and module.may_be_quantized and less.covers(module.name) else 0
@@ -110,7 +111,7 @@ def from_config(config: Config, name: str) -> ModelShape:
         parameters=parameters,
         quantized=quantized,
         routed=routed,
-        embedding=0 if tied(inner, family) else size.vocab * size.hidden,
+        embedding=0 if tied(words, family) else size.vocab * size.hidden,
         dtype=str(inner.get("dtype") or inner.get("torch_dtype") or "float32"),
         quantization=less.dtype if less else None,
     )
@@ -118,4 +119,5 @@ def from_config(config: Config, name: str) -> ModelShape:
 
 
 def _architecture(config: Config) -> str:
-    return str(next(iter(config.get("architectures") or ()), "no architecture"))
+    named = config.get("architectures")
+    return str(named[0]) if isinstance(named, list) and named else "no architecture"

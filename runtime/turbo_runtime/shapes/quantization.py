@@ -54,13 +54,17 @@ def quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
     if method in _BY_NAME:
         dtype = _BY_NAME[method]
     elif method in _BY_BITS:
-        dtype = _INTEGERS.get(said.get("bits") or said.get("w_bit") or 0)
+        dtype = _INTEGERS.get(_bits(said, "bits", "w_bit"))
     elif method == "bitsandbytes":
         dtype = "int4" if said.get("load_in_4bit") else "int8"
-    elif method == "modelopt" and said.get("quant_algo") in _MODELOPT:
+    elif method == "modelopt" and str(said.get("quant_algo")) in _MODELOPT:
         dtype = _MODELOPT[str(said["quant_algo"])]
     elif isinstance(said.get("config_groups"), Mapping):
-        groups = [each for each in said["config_groups"].values() if isinstance(each.get("weights"), Mapping)]
+        groups = [
+            each
+            for each in said["config_groups"].values()
+            if isinstance(each, Mapping) and isinstance(each.get("weights"), Mapping)
+        ]
         types = {_compressed(each["weights"]) for each in groups}
         dtype = types.pop() if len(types) == 1 else None
         named = tuple(_plain(target) for each in groups for target in _strings(each.get("targets")))
@@ -75,11 +79,15 @@ def quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
 
 def _compressed(weights: Mapping[str, Any]) -> str | None:
     """The type of a group of `compressed-tensors` or `modelopt`."""
-    bits = weights.get("num_bits")
+    bits = _bits(weights, "num_bits")
     if weights.get("type") == "float":
         four = "mxfp4" if weights.get("group_size") == 32 else "nvfp4"
-        return {8: "fp8", 4: four}.get(bits or 0)
-    return _INTEGERS.get(bits or 0)
+        return {8: "fp8", 4: four}.get(bits)
+    return _INTEGERS.get(bits)
+
+
+def _bits(said: Mapping[str, Any], *keys: str) -> int:
+    return next((said[key] for key in keys if isinstance(said.get(key), int)), 0)
 
 
 def _strings(value: object) -> Sequence[str]:
@@ -93,7 +101,10 @@ def _plain(module: str) -> str:
 
 def _matches(pattern: str, module: str) -> bool:
     if pattern.startswith("re:"):
-        return re.match(pattern[3:], module) is not None
+        try:
+            return re.match(pattern[3:], module) is not None
+        except re.error as error:
+            raise UnknownShapeError(f"quantization_config: {pattern!r} is no pattern: {error}.") from error
     if "*" in pattern:
         return fnmatchcase(module, pattern) or fnmatchcase(module, f"{pattern}.*")
     return f".{pattern}." in f".{module}."

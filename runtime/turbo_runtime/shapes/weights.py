@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from turbo_runtime.shapes.families import Bias, Family
-from turbo_runtime.shapes.words import Config, Dimensions, Experts, Latent
+from turbo_runtime.shapes.words import Dimensions, Experts, Latent, Words
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,45 +20,44 @@ class Module:
     may_be_quantized: bool = True
 
 
-def modules(config: Config, it: Dimensions, family: Family) -> Iterator[Module]:
+def modules(words: Words, it: Dimensions, family: Family) -> Iterator[Module]:
     """Every module of the decoder and its head; a tied head has no matrix. MTP layers are left out."""
     yield Module("model.embed_tokens", it.vocab * it.hidden, may_be_quantized=False)
-    mlp_bias = _said(config, family.mlp_bias)
+    mlp_bias = _said(words, family.mlp_bias)
     for layer in range(it.layers):
         root = f"model.layers.{layer}"
         yield Module(f"{root}.norms", vectors=family.norms * family.norm_vectors * it.hidden)
-        yield from _attention(f"{root}.self_attn", config, it, family)
+        yield from _attention(f"{root}.self_attn", words, it, family)
         if it.experts and layer in it.expert_layers:
             yield from _mixture(f"{root}.mlp", it.experts, it.hidden, family, mlp_bias)
         else:
             yield from _mlp(f"{root}.mlp", it.hidden, it.inner, family, mlp_bias)
     yield Module("model.norm", vectors=family.norm_vectors * it.hidden)
-    matrix = 0 if tied(config, family) else it.vocab * it.hidden
-    yield Module("lm_head", matrix, it.vocab if _said(config, family.head_bias) else 0)
+    matrix = 0 if tied(words, family) else it.vocab * it.hidden
+    yield Module("lm_head", matrix, it.vocab if _said(words, family.head_bias) else 0)
 
 
-def tied(config: Config, family: Family) -> bool:
+def tied(words: Words, family: Family) -> bool:
     """Whether the head is the embedding."""
-    said = config.get("tie_word_embeddings")
-    return family.tied if said is None else bool(said)
+    return words.says("tie_word_embeddings", family.tied)
 
 
-def _said(config: Config, bias: Bias) -> bool:
-    return bias if isinstance(bias, bool) else bool(config.get(bias))
+def _said(words: Words, bias: Bias) -> bool:
+    return bias if isinstance(bias, bool) else words.says(bias)
 
 
-def _attention(root: str, config: Config, it: Dimensions, family: Family) -> Iterator[Module]:
-    qkv, out = _said(config, family.qkv_bias), _said(config, family.out_bias)
+def _attention(root: str, words: Words, it: Dimensions, family: Family) -> Iterator[Module]:
+    qkv, out = _said(words, family.qkv_bias), _said(words, family.out_bias)
     if it.latent:
         yield from _latent(root, it.latent, it, qkv)
-        yield from _indexer(root, config, it)
+        yield from _indexer(root, words, it)
         yield Module(f"{root}.o_proj", it.heads * it.latent.value * it.hidden, it.hidden if out else 0)
         return
     queries, keys = it.heads * it.head_dim, it.kv_heads * it.head_dim
     for name, size in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
         yield Module(f"{root}.{name}", it.hidden * size, size if qkv else 0)
     yield Module(f"{root}.o_proj", queries * it.hidden, it.hidden if out else 0)
-    if family.qk_norm and (family.qk_norm_word is None or config.get(family.qk_norm_word)):
+    if family.qk_norm and (family.qk_norm_word is None or words.says(family.qk_norm_word)):
         yield Module(
             f"{root}.qk_norm", vectors=2 * it.head_dim if family.qk_norm == "head" else queries + keys
         )
@@ -79,9 +78,9 @@ def _latent(root: str, latent: Latent, it: Dimensions, bias: bool) -> Iterator[M
     yield Module(f"{root}.kv_b_proj", latent.kv_rank * it.heads * (latent.nope + latent.value))
 
 
-def _indexer(root: str, config: Config, it: Dimensions) -> Iterator[Module]:
+def _indexer(root: str, words: Words, it: Dimensions) -> Iterator[Module]:
     """What chooses the tokens that sparse attention looks at."""
-    heads, size = config.get("index_n_heads"), config.get("index_head_dim")
+    heads, size = words.some("index_n_heads"), words.some("index_head_dim")
     if heads and size and it.latent:
         yield Module(f"{root}.indexer.wq_b", it.latent.query_rank * heads * size)
         yield Module(f"{root}.indexer.wk", it.hidden * size, 2 * size)

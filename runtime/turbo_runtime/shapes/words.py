@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from turbo_runtime.contract import LARGEST
 from turbo_runtime.shapes.families import Family
 
 Config = Mapping[str, Any]
+MOST_LAYERS = 1000  # of any decoder; a file of another program must not keep a reader busy
 
 
 class UnknownShapeError(ValueError):
@@ -56,6 +58,46 @@ class Dimensions:
     expert_layers: frozenset[int]
 
 
+class Words:
+    """A configuration's words by type; a word of another type is refused by its name."""
+
+    def __init__(self, config: Config, name: str) -> None:
+        self._config = config
+        self._name = name  # of the configuration, for errors
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._config
+
+    def count(self, key: str, default: int | None = None, most: int = LARGEST) -> int:
+        """The whole number above 0 that a word stands for; `default` where it is absent or null."""
+        value = self._config.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            most_said = "" if most == LARGEST else f" and at most {most}"
+            raise self._refusal(key, f"a whole number above 0{most_said}", value)
+        return value
+
+    def some(self, *keys: str) -> int:
+        """The first of some words that stands for a number above 0; 0 where none does."""
+        return next((self.count(key) for key in keys if self._config.get(key)), 0)
+
+    def says(self, key: str, default: bool = False) -> bool:
+        """Whether a word is true; `default` where it is absent or null."""
+        value = self._config.get(key)
+        return default if value is None else bool(value)
+
+    def listed(self, key: str, kind: type) -> tuple[Any, ...]:
+        """A list of numbers or of texts; empty where it is absent or null."""
+        value = self._config.get(key) or ()
+        if not isinstance(value, (list, tuple)) or not all(isinstance(each, kind) for each in value):
+            raise self._refusal(key, f"a list of {kind.__name__}", value)
+        return tuple(value)
+
+    def _refusal(self, key: str, wanted: str, value: object) -> UnknownShapeError:
+        return UnknownShapeError(f"{self._name}: {key} must be {wanted}, not {repr(value)[:80]}.")
+
+
 def decoder(config: Config) -> Config:
     """The part of a configuration that describes the text decoder, over the words of the whole."""
     for key in ("text_config", "language_config", "llm_config"):
@@ -64,111 +106,85 @@ def decoder(config: Config) -> Config:
     return config
 
 
-def dimensions(config: Config, name: str, family: Family) -> Dimensions:
-    """Of a decoder's configuration; UnknownShapeError names the word that is missing or wrong."""
-    hidden, layers, heads, vocab, positions = (
-        count(config, name, key)
-        for key in (
-            "hidden_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "vocab_size",
-            "max_position_embeddings",
-        )
-    )
-    latent = _latent(config, name)
-    experts = _experts(config, name, family)
-    expert_layers = _expert_layers(config, layers) if experts else frozenset()
-    inner = config.get("intermediate_size_mlp") or config.get("intermediate_size") or 0
-    head_dim = latent.nope + latent.rope if latent else count(config, name, "head_dim", hidden // heads)
-    window, sliding = _window(config, family, layers, positions)
+def dimensions(words: Words, family: Family) -> Dimensions:
+    """Of a decoder; UnknownShapeError names the word that is missing or wrong."""
+    layers = words.count("num_hidden_layers", most=MOST_LAYERS)
+    hidden, heads = words.count("hidden_size"), words.count("num_attention_heads")
+    positions = words.count("max_position_embeddings")
+    latent = _latent(words)
+    experts = _experts(words, family)
+    window, sliding = _window(words, family, layers, positions)
     return Dimensions(
         layers=layers,
         hidden=hidden,
-        inner=inner,
+        inner=words.some("intermediate_size_mlp", "intermediate_size"),
         heads=heads,
-        kv_heads=heads if latent else count(config, name, "num_key_value_heads", heads),
-        head_dim=head_dim,
-        vocab=vocab,
+        kv_heads=heads if latent else words.count("num_key_value_heads", heads),
+        head_dim=latent.nope + latent.rope if latent else words.count("head_dim", hidden // heads),
+        vocab=words.count("vocab_size"),
         positions=positions,
         window=window,
         sliding_layers=sliding,
-        mtp_layers=int(config.get("num_nextn_predict_layers") or config.get("mtp_num_hidden_layers") or 0),
+        mtp_layers=words.some("num_nextn_predict_layers", "mtp_num_hidden_layers"),
         latent=latent,
         experts=experts,
-        expert_layers=expert_layers,
+        expert_layers=_expert_layers(words, layers) if experts else frozenset(),
     )
 
 
-def count(config: Config, name: str, key: str, default: int | None = None) -> int:
-    """The whole number above 0 that a word stands for; `default` where it is absent or null."""
-    value = config.get(key)
-    if value is None:
-        value = default
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UnknownShapeError(f"{name}: {key} must be a whole number above 0, not {value!r}.")
-    return value
-
-
-def _first(config: Config, *keys: str) -> str | None:
-    return next((key for key in keys if config.get(key)), None)
-
-
-def _latent(config: Config, name: str) -> Latent | None:
-    if not config.get("kv_lora_rank"):
+def _latent(words: Words) -> Latent | None:
+    if not words.some("kv_lora_rank"):
         return None
     return Latent(
-        kv_rank=count(config, name, "kv_lora_rank"),
-        rope=count(config, name, "qk_rope_head_dim"),
-        nope=count(config, name, "qk_nope_head_dim"),
-        value=count(config, name, "v_head_dim"),
-        query_rank=count(config, name, "q_lora_rank") if config.get("q_lora_rank") else 0,
+        kv_rank=words.count("kv_lora_rank"),
+        rope=words.count("qk_rope_head_dim"),
+        nope=words.count("qk_nope_head_dim"),
+        value=words.count("v_head_dim"),
+        query_rank=words.some("q_lora_rank"),
     )
 
 
-def _experts(config: Config, name: str, family: Family) -> Experts | None:
-    total = _first(config, "n_routed_experts", "num_local_experts", "num_experts")
-    if total is None:
+def _experts(words: Words, family: Family) -> Experts | None:
+    total = words.some("n_routed_experts", "num_local_experts", "num_experts")
+    if not total:
         return None
-    chosen = _first(config, "num_experts_per_tok", "experts_per_token") or "num_experts_per_tok"
-    inner = config.get("moe_intermediate_size") or config.get("intermediate_size") or 0
-    shared = config.get("n_shared_experts") or config.get("num_shared_experts") or family.shared_experts
+    inner = words.some("moe_intermediate_size", "intermediate_size")
+    shared = words.some("n_shared_experts", "num_shared_experts") or family.shared_experts
     return Experts(
-        count=count(config, name, total),
-        per_token=count(config, name, chosen),
+        count=total,
+        per_token=words.some("num_experts_per_tok") or words.count("experts_per_token"),
         inner=inner,
-        shared_inner=int(config.get("shared_expert_intermediate_size") or shared * inner),
+        shared_inner=words.some("shared_expert_intermediate_size") or shared * inner,
     )
 
 
-def _expert_layers(config: Config, layers: int) -> frozenset[int]:
+def _expert_layers(words: Words, layers: int) -> frozenset[int]:
     """Which layers have experts. Families say it in five ways; one that says nothing has them everywhere."""
     every = range(layers)
-    if kinds := config.get("mlp_layer_types"):
-        return frozenset(i for i in every if kinds[i] == "sparse")
-    if listed := config.get("moe_layers"):
-        return frozenset(listed)
-    if step := config.get("interleave_moe_layer_step"):
+    if kinds := words.listed("mlp_layer_types", str):
+        return frozenset(i for i, kind in enumerate(kinds[:layers]) if kind == "sparse")
+    if listed := words.listed("moe_layers", int):
+        return frozenset(listed) & frozenset(every)
+    if step := words.some("interleave_moe_layer_step"):
         return frozenset(i for i in every if (i + 1) % step == 0)
-    first = config.get("first_k_dense_replace") or 0
-    step = config.get("decoder_sparse_step") or 1
-    dense = frozenset(config.get("mlp_only_layers") or ())
+    first, step = words.some("first_k_dense_replace"), words.some("decoder_sparse_step") or 1
+    dense = frozenset(words.listed("mlp_only_layers", int))
     return frozenset(i for i in every if i >= first and (i + 1) % step == 0 and i not in dense)
 
 
-def _window(config: Config, family: Family, layers: int, positions: int) -> tuple[int, int]:
+def _window(words: Words, family: Family, layers: int, positions: int) -> tuple[int, int]:
     """How far sliding layers look back, and how many there are; (0, 0) where none does."""
-    window = config.get("sliding_window", family.window) or config.get("attention_chunk_size") or 0
-    if not config.get("use_sliding_window", not family.window_if_asked):
-        window = 0
+    if not words.says("use_sliding_window", not family.window_if_asked):
+        return 0, 0
+    window = words.some("sliding_window") if "sliding_window" in words else family.window
+    window = window or words.some("attention_chunk_size")
     if not window or window >= positions:
         return 0, 0
-    if kinds := config.get("layer_types"):
-        sliding = sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
-    elif "max_window_layers" in config and family.window_if_asked:
-        sliding = max(0, layers - int(config["max_window_layers"]))
+    if kinds := words.listed("layer_types", str):
+        sliding = sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds[:layers])
+    elif family.window_if_asked and "max_window_layers" in words:
+        sliding = max(0, layers - words.some("max_window_layers"))
     else:
-        pattern = config.get("sliding_window_pattern") or config.get("_sliding_window_pattern")
-        every = pattern if isinstance(pattern, int) else family.full_every
+        every = words.some("sliding_window_pattern", "_sliding_window_pattern") or family.full_every
         sliding = layers - (layers // every if every else 0)
-    return (int(window), sliding) if sliding else (0, 0)
+    return (window, sliding) if sliding else (0, 0)
