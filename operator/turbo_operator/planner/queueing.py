@@ -125,13 +125,9 @@ class Chain:
         others = (running - 1.0) / np.maximum(running, 1.0)
         none = np.zeros_like(rate)
         found = self._queue(rate * others, demand, running * others, running, none, none, none + 1.0 / TINY)
-        # No more prompts than there are requests can wait.
-        most = (
-            found.busy
-            * np.maximum(running - 1.0, 0.0)
-            * demand.prompt.mean
-            * (found.prefill + found.step / found.filled)
-        )
+        # Others decode in between: it finds one prompt before it, and those that are more than can decode.
+        before = 1.0 + np.maximum(running - self.most, 0.0)
+        most = before * demand.prompt.mean * (found.prefill + found.step / found.filled)
         return dataclasses.replace(found, waiting=np.minimum(found.waiting, most))
 
     def _queue(
