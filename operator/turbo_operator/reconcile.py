@@ -59,6 +59,7 @@ class _Decision:
     """What one look has come to, before anything is written."""
 
     scale: Scale
+    plan: Plan | None
     plan_hash: str | None
     children: tuple[Manifest, ...]
 
@@ -78,6 +79,7 @@ class Reconciler:
         self._futile: dict[Key, set[tuple[str, str]]] = {}
         self._plans: dict[Key, tuple[Asked, Plan]] = {}
         self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
+        self._announced: dict[Key, str | None] = {}  # plan hashes: once each, whatever becomes of the status
         self._histories: dict[Key, History] = {}  # of scaling; lost with the process, which is safe
 
     def last_plan(self, key: Key) -> Plan | None:
@@ -92,6 +94,7 @@ class Reconciler:
             self._futile.pop(key, None)
             self._plans.pop(key, None)
             self._histories.pop(key, None)
+            self._announced.pop(key, None)
             gauges.forget(key)
             return None
         start, result = time.monotonic(), "failed"
@@ -111,9 +114,42 @@ class Reconciler:
             return resync
         now = self._clock()
         observed = observe(self._cache, self._ledger, key, td, now)
-        if await self._bring_about(key, body, td, observed, now):  # what was refused waits for a change
-            return resync
+        plan = await self._plan(key, td, observed, now)
+        history = self._histories.get(key) or restored(td.status.scale_history)
+        decision = decide(td, observed, self._settings, now, plan, history)
+        self._histories[key] = decision.scale.history
+        if await self._announce(key, body, td, observed, decision, now):
+            return 0.0
+        if await self._bring_about(key, body, td, observed, decision, now):
+            return resync  # what was refused waits for a change
         return min(resync, self._next_look(td, observed, now))
+
+    async def _announce(
+        self,
+        key: Key,
+        body: Mapping[str, Any],
+        td: TurboDeployment,
+        observed: Observed,
+        decision: _Decision,
+        now: float,
+    ) -> bool:
+        """Write a new plan to the status before anything is made of it; whether that was to be done.
+
+        What is made of it waits for the next look, at the end of the queue: of a thousand objects each is
+        told its plan before the first has all its children. Where the status cannot be written, serving
+        does not wait for it: the look that goes on writes it last, and raises.
+        """
+        told = td.status.plan.hash if td.status.plan else None
+        if decision.plan_hash in (None, told, self._announced.get(key)):
+            return False
+        self._announced[key] = decision.plan_hash
+        new = status.compute(td, observed, decision.scale, decision.plan, decision.plan_hash, now)
+        try:
+            await self._write_status(key, body, new)
+        except KubeError as error:
+            log.warning("the plan could not be announced: %s", error, extra={"object": str(key)})
+            return False
+        return True
 
     def _next_look(self, td: TurboDeployment, observed: Observed, now: float) -> float:
         """Seconds until something may be different that no event tells of."""
@@ -126,13 +162,15 @@ class Reconciler:
         return min(looks)
 
     async def _bring_about(
-        self, key: Key, body: Mapping[str, Any], td: TurboDeployment, observed: Observed, now: float
+        self,
+        key: Key,
+        body: Mapping[str, Any],
+        td: TurboDeployment,
+        observed: Observed,
+        decision: _Decision,
+        now: float,
     ) -> bool:
-        """Decide and write; whether the API server refused a child. Raises what only time can mend."""
-        plan = await self._plan(key, td, observed, now)
-        history = self._histories.get(key) or restored(td.status.scale_history)
-        decision = decide(td, observed, self._settings, now, plan, history)
-        self._histories[key] = decision.scale.history
+        """Write what was decided; whether the API server refused a child. Raises what only time can mend."""
         refused: str | None = None
         broken: KubeError | None = None
         try:
@@ -142,8 +180,8 @@ class Reconciler:
             log.warning("refused: %s", error.message, extra={"object": str(key)})
         except KubeError as error:  # a matter of time: the status is written all the same
             broken = error
-        new = status.compute(td, observed, decision.scale, plan, decision.plan_hash, now, refused)
-        gauges.show(key, observed, plan, decision.scale, now)
+        new = status.compute(td, observed, decision.scale, decision.plan, decision.plan_hash, now, refused)
+        gauges.show(key, observed, decision.plan, decision.scale, now)
         await self._write_status(key, body, new)
         if broken is not None:
             raise broken
@@ -283,7 +321,7 @@ def decide(
         fresh_seconds=scaler.NUM_MISSED * settings.scrape_seconds,
     )
     variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
-    return _Decision(scale, plan_hash, tuple(render.children(td, observed, choice, variants, settings)))
+    return _Decision(scale, plan, plan_hash, tuple(render.children(td, observed, choice, variants, settings)))
 
 
 def restored(events: Sequence[ScaleEvent]) -> History:
