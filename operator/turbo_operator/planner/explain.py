@@ -84,13 +84,12 @@ def chosen(choice: Choice, replicas: int, others: int, request: Request) -> str:
 def _does(choice: Choice, request: Request) -> str:
     """What one replica does, where it was asked for."""
     does, predicted = choice.capacity, choice.predicted
-    if does is None or not request.needs_speed or predicted.time_per_output_token is None:
+    token, first = predicted.time_per_output_token, predicted.time_to_first_token
+    if does is None or not request.needs_speed or token is None or first is None:
         return ""
-    assert predicted.time_to_first_token is not None
     return (
         f" One replica takes {rate(does.requests_per_second)} requests/s; at the planned load "
-        f"{time(predicted.time_per_output_token)} per output token and {time(predicted.time_to_first_token)} "
-        "to the first."
+        f"{time(token)} per output token and {time(first)} to the first."
     )
 
 

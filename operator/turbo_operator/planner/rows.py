@@ -147,7 +147,8 @@ def _tells(
             return True
         return _better(of, pair, best, rank) or not (chosen or _some_supported(of, kept, mine))
     if reason in EVERYWHERE:
-        return not (mine or chosen)
+        further = {why for _, why in mine} - {PlanReason.OUT_OF_MEMORY}
+        return not (further or chosen)
     if of.lacking[of.stock.candidate[pair]]:
         return not (chosen or _some_supported(of, kept, here))
     return True
