@@ -71,13 +71,7 @@ def speed(engines: capacity.Engines, request: Request) -> Speed:
 
 def _keeps(engines: capacity.Engines, request: Request, running: Numbers) -> Mask:
     """Whether the targets hold with `running` requests always under way on one replica."""
-    served = capacity.closed(engines, request.demand, np.maximum(running, 1.0))
-    held = np.ones(len(running), bool)
-    if bound := request.demand.time_to_first_token:
-        held &= served.time_to_first_token <= bound.seconds
-    if bound := request.demand.time_per_output_token:
-        held &= served.time_per_output_token <= bound.seconds
-    return held
+    return capacity.keeps(engines, request.demand, np.maximum(running, 1.0))
 
 
 def load(request: Request, speeds: Speed, replicas: Numbers) -> Numbers:
