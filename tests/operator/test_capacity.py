@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from turbo_dev.replay import Replica, replay
@@ -171,6 +171,7 @@ def test_more_slots_never_have_less_capacity_for_first_tokens(
     step: float, row: float, prefill: float, few: int, more: int, asked: Demand
 ) -> None:
     # Of output tokens they may: few slots bound what a step decodes, and let the others wait.
+    assume(asked.answer.mean >= 8)  # who decodes for a step or two holds no slot to speak of
     asked = replace(asked, time_per_output_token=None)
     less = engine(step, row, prefill, 2048, 0.05, min(few, more))
     it = engine(step, row, prefill, 2048, 0.05, max(few, more))
