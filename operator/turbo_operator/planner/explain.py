@@ -59,16 +59,16 @@ def drafting(method: str, max_draft_tokens: int) -> str:
     )
 
 
-def chosen(choice: Choice, replicas: int, others: int, request: Request) -> str:
+def chosen(choice: Choice, replicas: int, alone: bool, request: Request) -> str:
     """Why this plan: what it takes, does and costs, and what it was measured against."""
     pods = count(replicas, "replica")
     cost = choice.predicted.cost_per_hour
     if cost is None:
         paid = "its price is unknown, and no other accelerator is allowed that could cost less"
-    elif others:
-        paid = f"{money(cost)} $/h for {pods}, the {request.best} of what is feasible"
-    else:
+    elif alone:
         paid = f"{money(cost)} $/h for {pods}, and no other accelerator is feasible"
+    else:
+        paid = f"{money(cost)} $/h for {pods}, the {request.best} of what is feasible"
     source = choice.accelerator.price_source
     told = f" (price: {source})" if source and cost is not None else ""
     how = drafting(choice.method, choice.max_draft_tokens)

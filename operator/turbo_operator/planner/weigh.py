@@ -80,10 +80,19 @@ class Weighing:
             return capacity.closed(engines, self.request.demand, np.maximum(share, 1.0))
         return capacity.served(engines, self.request.demand, share)
 
-    def speed_of(self, place: int) -> Speed:
-        """What one replica of a candidate takes."""
-        engines, _ = self.engines(np.array([place]))
-        return judge.speed(engines, self.request)
+    def first_feasible(self) -> int | None:
+        """The best pair that may be chosen."""
+        feasible = np.flatnonzero(self.verdict.is_(PlanReason.FEASIBLE)[self.order])
+        return int(self.order[feasible[0]]) if len(feasible) else None
+
+    def speed_of(self, place: int) -> tuple[Speed, capacity.Engines]:
+        """What one replica of a candidate takes, and its curves."""
+        at = np.array([place])
+        engines, _ = self.engines(at)
+        known = _some_speed(self.speeds, at)
+        return (
+            judge.speed(engines, self.request) if np.isnan(known.tokens_per_second[0]) else known
+        ), engines
 
 
 def weigh(
@@ -129,9 +138,8 @@ def weigh(
     return replace(made, order=_ordered(made))
 
 
-def reconsidered(of: Weighing, request: Request) -> Weighing:
-    """The same for another request with the same candidates, of which only those that may be chosen."""
-    places = np.flatnonzero(~of.lacking & of.room.fits)
+def reconsidered(of: Weighing, request: Request, places: Indices) -> Weighing:
+    """Some of the candidates, all of which fit, under another request."""
     it = chosen_from(of.it, places)
     made = replace(
         of,

@@ -1,0 +1,92 @@
+"""The cheapest candidate that misses the demands by little, and what it misses. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+import numpy as np
+
+from turbo_operator.api import Objective, PlanReason
+from turbo_operator.planned import Rejected
+from turbo_operator.planner import explain
+from turbo_operator.planner.candidates import Indices
+from turbo_operator.planner.demand import Bound, Demand
+from turbo_operator.planner.prediction import predicted
+from turbo_operator.planner.reasons import words
+from turbo_operator.planner.weigh import Weighing, reconsidered
+
+LITTLE = Decimal("1.25")  # a candidate misses by little where all bounds times this would take it
+
+
+def nearest(of: Weighing, best: int | None) -> Rejected | None:
+    """The cheapest that misses by little: the best one were every bound a quarter wider."""
+    asked = of.request
+    wider = replace(
+        asked,
+        demand=_relaxed(asked.demand),
+        max_per_hour=asked.max_per_hour and asked.max_per_hour * LITTLE,
+        max_per_million=asked.max_per_million and asked.max_per_million * LITTLE,
+        objective=Objective.COST,
+    )
+    if not (asked.targets or asked.max_per_hour or asked.max_per_million):
+        return None
+    places = _promising(of, best)
+    if not len(places):
+        return None
+    loose = reconsidered(of, wider, places)
+    found = loose.first_feasible()
+    if found is None:
+        return None
+    cost = loose.verdict.cost[found]
+    if best is not None and not cost < of.verdict.cost[best]:
+        return None
+    replicas = loose.verdict.replicas[[found]]
+    (does,) = predicted(loose, np.array([found]), np.maximum(replicas, 1.0))
+    if does is None:
+        return None
+    missed = explain.misses(asked, does)
+    if not missed:
+        return None
+    place = int(loose.stock.candidate[found])
+    count, price = int(replicas[0]), does.cost_per_hour
+    pods = explain.count(count, "replica")
+    paid = "" if price is None else f"cost {explain.money(price)} $/h and "
+    detail = f"{pods} of {words(loose.it, place)} would {paid}{explain.joined(missed)}."
+    over = all("spec.cost" in each for each in missed)
+    return Rejected(
+        accelerator=loose.it.accelerator_of(place).name,
+        tensor=int(loose.it.tensor[place]),
+        method=loose.it.draft_of(place).method,
+        reason=PlanReason.OVER_BUDGET if over else PlanReason.TARGET_UNREACHABLE,
+        detail=detail,
+        engine=loose.it.engine_of(place).name,
+        capacity_type=asked.capacity_types[loose.stock.capacity_type[found]],
+        replicas=count,
+        predicted=does,
+    )
+
+
+def _promising(of: Weighing, best: int | None) -> Indices:
+    """Candidates that may be chosen and could cost less than the best one."""
+    able = ~of.lacking & of.room.fits
+    if best is not None:
+        fewest = float(of.request.fixed if of.request.external else of.request.fewest)
+        cheaper = of.stock.cost(np.full(len(of.stock.price), fewest)) < of.verdict.cost[best]
+        might = np.zeros(len(of.it), bool)
+        might[of.stock.candidate[cheaper]] = True
+        able &= might
+    return np.flatnonzero(able)
+
+
+def _relaxed(demand: Demand) -> Demand:
+    """With every latency bound a quarter wider."""
+
+    def wider(bound: Bound | None) -> Bound | None:
+        return bound and replace(bound, seconds=bound.seconds * float(LITTLE))
+
+    return replace(
+        demand,
+        time_to_first_token=wider(demand.time_to_first_token),
+        time_per_output_token=wider(demand.time_per_output_token),
+    )
