@@ -52,8 +52,9 @@ images: setup ## Build the images (REGISTRY=host/path pushes them and prints the
 	@$(PY) -m turbo_dev images $(if $(REGISTRY),--registry $(REGISTRY))
 
 .PHONY: generate
-generate: setup ## Write the CRDs and what else is made from api.py
+generate: setup ## Write the CRDs, and what commands print in the documents
 	@$(PY) -m turbo_operator.crd
+	@$(PY) -m turbo_dev.transcripts
 
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, import-linter, generated files, uv.lock

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from turbo_dev import transcripts
 from turbo_dev.access import Access
 from turbo_operator.api import names
 from turbo_runtime import contract
@@ -86,10 +87,17 @@ PLANS = sorted({tuple(words) for _, words in commands() if words[:2] == ["turbo"
 
 
 @pytest.mark.parametrize("words", PLANS, ids=" ".join)
-def test_every_turbo_plan_shown_finds_a_plan(words: tuple[str, ...]) -> None:
+def test_every_turbo_plan_shown_finds_a_plan(words: tuple[str, ...], tmp_path: Path) -> None:
     turbo = Path(sys.executable).parent / "turbo"
-    asked = subprocess.run([str(turbo), *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    asked = subprocess.run(
+        [str(turbo), *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert asked.returncode == 0, asked.stderr
+
+
+def test_what_commands_are_shown_to_print_is_what_they_print(capsys: pytest.CaptureFixture[str]) -> None:
+    assert transcripts.main(["--check"]) == 0, capsys.readouterr().err
 
 
 def test_every_shown_command_is_run_by_some_test_or_target() -> None:

@@ -41,6 +41,7 @@ def show(answer: Answer) -> None:
         if row != plan.nearest:
             table.add_row("", *_rejected(row))
     console.print(table)
+    console.print()
     console.print(Text(plan.detail))
     if plan.choice:
         console.print(Text(_trust(plan.choice.predicted)))
@@ -57,7 +58,7 @@ def show(answer: Answer) -> None:
 
 
 def _table(title: str, *headings: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     for heading in headings:
         table.add_column(heading, no_wrap=True, justify="right" if heading in NUMBERS else "left")
     return table
@@ -72,6 +73,7 @@ def _show_changes(console: Console, base: Plan, changes: tuple[Change, ...]) -> 
         cells = _chosen(plan.choice, plan) if plan.choice else _no_choice(plan)
         more = UNKNOWN if difference is None else signed(difference)
         table.add_row(name, *cells[:-2], more, *cells[-2:])
+    console.print()
     console.print(table)
     for change in changes:
         if change.plan.choice is None:
