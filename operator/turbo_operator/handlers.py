@@ -52,7 +52,8 @@ class Operator:
         self.queue: WorkQueue[Key] = WorkQueue(
             reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)
         )
-        self.inventory = Inventory(self.ledger, self.cache, api, reconciler.last_plan, self.queue.add)
+        self.plans = reconciler.plans
+        self.inventory = Inventory(self.ledger, self.cache, api, self.plans.last, self._replan)
         self.followers = [Follower(api, self.ledger, *place) for place in places(settings, FOLLOWED)]
         self.listed = asyncio.Event()  # every kind, once: before that a missing child may only be unseen
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,6 +121,10 @@ class Operator:
             log.warning("TurboAccelerator is left out: %s", error, extra={"object": body["metadata"]["name"]})
         if self.cache.put_accelerator(body, row):
             self._wake_all()
+
+    def _replan(self, key: Key) -> None:
+        self.plans.outdate(key)
+        self.queue.add(key)
 
     def _wake_all(self) -> None:
         for key in self.cache.all_keys():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from turbo_operator import planner
 from turbo_operator.api import (
+    Calibrated,
     CapacityType,
     EngineName,
     Placement,
@@ -16,6 +17,7 @@ from turbo_operator.api import (
 )
 from turbo_operator.observed import Accelerator, Observed, Supply
 from turbo_operator.planned import Plan, Running, Weighed
+from turbo_operator.planner.calibration import Calibration
 from turbo_runtime.contract import ModelShape
 
 
@@ -28,17 +30,36 @@ class Asked:
     catalogue: Mapping[str, Accelerator]
     supply: Mapping[str, Supply] | None
     running: Running | None
+    calibration: Calibration | None  # of what runs
+
+    def is_but_for_the_count(self, other: Asked) -> bool:
+        """Whether the two differ at most in how many accelerators nodes have free and quotas leave."""
+        mine, theirs = (
+            {name: supply.exhausted_until for name, supply in (each.supply or {}).items()}
+            for each in (self, other)
+        )
+        return mine == theirs and replace(self, supply=None) == replace(other, supply=None)
 
 
 def asked(td: TurboDeployment, shape: ModelShape, observed: Observed) -> Asked:
     """The question that a TurboDeployment and what is seen of it come to."""
-    return Asked(td.spec, shape, observed.accelerators, observed.supply, running(td.status.plan, observed))
+    now = running(td.status.plan, observed)
+    factors = calibration(td.status.calibration, now)
+    return Asked(td.spec, shape, observed.accelerators, observed.supply, now, factors)
 
 
 def answer(question: Asked, now: float) -> Plan:
     """The plan; `now` is in seconds since the epoch."""
     it = question
-    return planner.plan(it.spec, it.shape, it.catalogue, it.supply, now=now, running=it.running)
+    return planner.plan(
+        it.spec,
+        it.shape,
+        it.catalogue,
+        it.supply,
+        now=now,
+        running=it.running,
+        calibration=it.calibration,
+    )
 
 
 def plan_of(td: TurboDeployment, shape: ModelShape, observed: Observed, now: float) -> Plan:
@@ -51,7 +72,23 @@ def frontier_of(
 ) -> tuple[Weighed, ...]:
     """Every candidate that the same question weighs and could predict."""
     it = asked(td, shape, observed)
-    return planner.frontier(it.spec, it.shape, it.catalogue, it.supply, now=now, running=it.running)
+    return planner.frontier(
+        it.spec,
+        it.shape,
+        it.catalogue,
+        it.supply,
+        now=now,
+        running=it.running,
+        calibration=it.calibration,
+    )
+
+
+def calibration(kept: Calibrated | None, now: Running | None) -> Calibration | None:
+    """The factors that the status keeps, if they are of what runs."""
+    if kept is None or now is None or (kept.engine, kept.accelerator) != (now.engine, now.accelerator):
+        return None
+    online = float(kept.online)
+    return Calibration(float(kept.decode) * online, float(kept.prefill) * online)
 
 
 def running(plan: PlanStatus | None, observed: Observed) -> Running | None:

@@ -7,19 +7,18 @@ garbage collector's work, by owner references.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_operator import gauges, inspect, metrics, render, rollout, scaler, status
+from turbo_operator import calibrating, gauges, inspect, metrics, render, rollout, scaler, status
 from turbo_operator.api import (
     ANNOTATION_APPLIED_HASH,
     API_VERSION,
     TURBODEPLOYMENT,
+    Calibrated,
     ConditionType,
     InvalidObject,
     ScaleEvent,
@@ -37,7 +36,8 @@ from turbo_operator.observed import Observed
 from turbo_operator.observing import observe
 from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
-from turbo_operator.planning import Asked, answer, asked
+from turbo_operator.planner.online import Online
+from turbo_operator.plans import Plans
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
 from turbo_operator.scaler import Event, History, Scale
@@ -61,6 +61,8 @@ class _Decision:
     scale: Scale
     plan: Plan | None
     plan_hash: str | None
+    calibration: Calibrated | None  # what the pods have told of their speed
+    online: Online | None  # what that is known from
     children: tuple[Manifest, ...]
 
 
@@ -77,23 +79,20 @@ class Reconciler:
         self._clock = clock
         # Uid and hash of children whose apply changed nothing, until their TurboDeployment is gone.
         self._futile: dict[Key, set[tuple[str, str]]] = {}
-        self._plans: dict[Key, tuple[Asked, Plan]] = {}
-        self._planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
+        self.plans = Plans(settings.resync_seconds)
         self._announced: dict[Key, str | None] = {}  # plan hashes: once each, whatever becomes of the status
-        self._histories: dict[Key, History] = {}  # of scaling; lost with the process, which is safe
-
-    def last_plan(self, key: Key) -> Plan | None:
-        """What the last look has planned; None before the first, or while the model is unknown."""
-        answered = self._plans.get(key)
-        return None if answered is None else answered[1]
+        # Of scaling, and of step times under load; lost with the process, which is safe.
+        self._histories: dict[Key, History] = {}
+        self._online: dict[Key, Online | None] = {}
 
     async def reconcile(self, key: Key) -> float | None:
         """One look; the seconds until the next. Raises KubeError for what only time can mend."""
         body = self._cache.deployment(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._futile.pop(key, None)
-            self._plans.pop(key, None)
+            self.plans.forget(key)
             self._histories.pop(key, None)
+            self._online.pop(key, None)
             self._announced.pop(key, None)
             gauges.forget(key)
             return None
@@ -113,11 +112,13 @@ class Reconciler:
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
         now = self._clock()
+        edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
-        plan = await self._plan(key, td, observed, now)
+        plan = await self.plans.ask(key, td, observed, edition, now)
         history = self._histories.get(key) or restored(td.status.scale_history)
-        decision = decide(td, observed, self._settings, now, plan, history)
+        decision = decide(td, observed, self._settings, now, plan, history, self._online.get(key))
         self._histories[key] = decision.scale.history
+        self._online[key] = decision.online
         if await self._announce(key, body, td, observed, decision, now):
             return 0.0
         if await self._bring_about(key, body, td, observed, decision, now):
@@ -143,7 +144,7 @@ class Reconciler:
         if decision.plan_hash in (None, told, self._announced.get(key)):
             return False
         self._announced[key] = decision.plan_hash
-        new = status.compute(td, observed, decision.scale, decision.plan, decision.plan_hash, now)
+        new = _status(td, observed, decision, now)
         try:
             await self._write_status(key, body, new)
         except KubeError as error:
@@ -180,28 +181,12 @@ class Reconciler:
             log.warning("refused: %s", error.message, extra={"object": str(key)})
         except KubeError as error:  # a matter of time: the status is written all the same
             broken = error
-        new = status.compute(td, observed, decision.scale, decision.plan, decision.plan_hash, now, refused)
+        new = _status(td, observed, decision, now, refused)
         gauges.show(key, observed, decision.plan, decision.scale, now)
         await self._write_status(key, body, new)
         if broken is not None:
             raise broken
         return refused is not None
-
-    async def _plan(self, key: Key, td: TurboDeployment, observed: Observed, now: float) -> Plan | None:
-        """The plan; None while the model is unknown. The same question is answered once.
-
-        Arithmetic of up to a tenth of a second each would keep a thousand objects' watches and the liveness
-        probe waiting, so it has a thread of its own; what goes in and out is frozen.
-        """
-        if observed.model is None:
-            return None
-        question = asked(td, observed.model.shape, observed)
-        answered = self._plans.get(key)
-        if answered is not None and answered[0] == question:
-            return answered[1]
-        plan = await asyncio.get_running_loop().run_in_executor(self._planner, answer, question, now)
-        self._plans[key] = question, plan
-        return plan
 
     async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
         """Apply what is missing or different, in order, then remove what is not wanted.
@@ -304,6 +289,7 @@ def decide(
     now: float,
     plan: Plan | None,
     history: History,
+    online: Online | None = None,
 ) -> _Decision:
     """The decision, pure: the same observation at the same time, after the same past: the same children."""
     plan_hash: str | None = None
@@ -321,7 +307,16 @@ def decide(
         fresh_seconds=scaler.NUM_MISSED * settings.scrape_seconds,
     )
     variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
-    return _Decision(scale, plan, plan_hash, tuple(render.children(td, observed, choice, variants, settings)))
+    calibration, online = calibrating.heard(td, observed, online)
+    children = tuple(render.children(td, observed, choice, variants, settings))
+    return _Decision(scale, plan, plan_hash, calibration, online, children)
+
+
+def _status(
+    td: TurboDeployment, observed: Observed, decision: _Decision, now: float, refused: str | None = None
+) -> TurboDeploymentStatus:
+    it = decision
+    return status.compute(td, observed, it.scale, it.plan, it.plan_hash, now, refused, it.calibration)
 
 
 def restored(events: Sequence[ScaleEvent]) -> History:

@@ -34,8 +34,6 @@ CLIENT_GONE = 504
 # How many calls of each phase one life surely has; the points are drawn below these.
 CALLS = {"observe": 7, "apply": 9, "prune": 2, "status": 6}
 TIMES = {"time", "creationTimestamp", "lastTransitionTime", "lastUpdateTime", "lastProbeTime"}
-# What a kill between the Deployment and the status loses: what is past, not what there is.
-FORGOTTEN = {"scaleHistory"}
 UNIQUE = {"uid", "resourceVersion", "managedFields", "clusterIP", "clusterIPs", ANNOTATION_APPLIED_HASH}
 
 
@@ -161,7 +159,7 @@ class Life:
 
 def stripped(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: stripped(part) for key, part in value.items() if key not in TIMES | UNIQUE | FORGOTTEN}
+        return {key: stripped(part) for key, part in value.items() if key not in TIMES | UNIQUE}
     if isinstance(value, list):
         return [stripped(part) for part in value]
     return value

@@ -22,7 +22,6 @@ from turbo_operator.api import (
 from turbo_operator.observed import Accelerator, LoadSample, Observed, PodView, Supply
 from turbo_operator.planned import Plan, Rejected
 from turbo_operator.planner import plan as plan_of
-from turbo_operator.scaler import Event, History
 from turbo_operator.status import figures
 from turbo_runtime.contract import Load, ModelFacts, ModelShape
 
@@ -53,10 +52,9 @@ def pod(name: str, rate: float | None = None, **more: Any) -> PodView:
 
 
 def computed(it: TurboDeployment, *pods: PodView, **more: Any) -> TurboDeploymentStatus:
-    history: History = more.pop("history", History())
     seen = Observed({"cpu": CPU}, pods=pods, model=FACTS, **more)
     plan = plan_of(it.spec, SHAPE, {"cpu": CPU})
-    scale = scaler.scale(it.spec, plan, pods, history, NOW)
+    scale = scaler.scale(it.spec, plan, pods, now=NOW)
     return status.compute(it, seen, scale, plan, HASH, NOW)
 
 
@@ -124,19 +122,22 @@ def test_the_budget_is_held_against_what_runs(
     assert (condition.status, condition.reason) == expected
 
 
-def test_the_last_changes_of_replicas_and_what_is_wanted_now_are_told() -> None:
-    events = tuple(Event(NOW + number, number, number + 1, "Scaling") for number in range(7))
-    told = computed(td(replicas=3), history=History(events=events, present=7))
-    assert told.desired_replicas == 3
+def test_each_change_of_what_is_wanted_is_told_once_and_the_last_ones_are_kept() -> None:
+    told = computed(td(replicas=1))
+    assert (told.desired_replicas, told.scale_history) == (1, ())
+    for replicas in (2, 2, 3, 4, 5, 6, 7, 7):
+        told = computed(td(told, replicas=replicas))
     assert told.summary is not None
-    assert told.summary.ready == "0/3"
-    assert [event.dump() for event in told.scale_history][-1] == {
-        "time": "2023-11-14T22:13:26Z",
+    assert told.summary.ready == "0/7"
+    assert [(event.before, event.after) for event in told.scale_history] == [
+        (number, number + 1) for number in range(2, 7)
+    ]
+    assert told.scale_history[-1].dump() == {
+        "time": "2023-11-14T22:13:20Z",
         "from": 6,
         "to": 7,
-        "reason": "Scaling",
+        "reason": "ExternallyManaged",
     }
-    assert len(told.scale_history) == figures.MAX_EVENTS
 
 
 def test_what_is_passed_over_is_remembered() -> None:

@@ -86,6 +86,7 @@ from turbo_operator.api.scaling import (
     SelectPolicy,
 )
 from turbo_operator.api.status import (
+    Calibrated,
     Condition,
     Exhausted,
     Live,
@@ -125,6 +126,7 @@ __all__ = [
     "AvailableReason",
     "Behavior",
     "BudgetReason",
+    "Calibrated",
     "CapacityType",
     "Condition",
     "ConditionType",

@@ -155,6 +155,24 @@ class PlanStatus(StatusRecord):
     """The best candidates that were not chosen."""
 
 
+_Factor = Annotated[str, Field(max_length=16, pattern=r"^\d{1,6}\.\d{3}$")]
+
+
+class Calibrated(StatusRecord):
+    """What measured step times are to the planner's, as factors; of one engine on one accelerator."""
+
+    engine: _Name
+    """The engine."""
+    accelerator: _Name
+    """The TurboAccelerator."""
+    decode: _Factor
+    """Of a step that decodes, from what pods measured at their start."""
+    prefill: _Factor
+    """Of reading a prompt, from what pods measured at their start."""
+    online: _Factor
+    """On both, from how long requests took under load."""
+
+
 class Live(StatusRecord):
     """What is measured and paid now, in steps of ten per cent; absent is unknown."""
 
@@ -218,6 +236,8 @@ class TurboDeploymentStatus(StatusRecord):
     """What runs, or is about to."""
     observed: Live | None = None
     """What is measured and paid now."""
+    calibration: Calibrated | None = None
+    """What the pods of the plan have told of their speed."""
     scale_history: Annotated[tuple[ScaleEvent, ...], Field(max_length=5)] = ()
     """The last changes of the number of replicas, the latest last."""
     exhausted: Annotated[tuple[Exhausted, ...], Field(max_length=32)] = ()

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from turbo_operator.api import (
+    Calibrated,
     Condition,
     ConditionType,
     ReadyReason,
@@ -40,11 +41,12 @@ def compute(
     plan_hash: str | None,
     now: float,
     refused: str | None = None,
+    calibration: Calibrated | None = None,
 ) -> TurboDeploymentStatus:
     """The whole status. `plan` is None until the model is known, `plan_hash` while no plan is feasible.
 
-    `refused` is what the API server said when it took a child of ours not; `now` is in seconds since the
-    epoch.
+    `refused` is what the API server said when it took a child of ours not; `calibration` what pods have told
+    of their speed; `now` is in seconds since the epoch.
     """
     serving = [pod for pod in observed.pods if conditions.serves(pod)]
     scale = conditions.in_force(td, scale, plan_hash, observed.pods)
@@ -59,7 +61,8 @@ def compute(
         model=figures.model(observed),
         plan=figures.plan(td.status.plan, plan, plan_hash),
         observed=figures.live(td.status.observed, observed, now),
-        scale_history=figures.scale_history(scale),
+        calibration=calibration,
+        scale_history=figures.scale_history(td.status, scale, now),
         exhausted=figures.exhausted(observed),
         conditions=_conditions(verdicts, td.status.conditions, td.metadata.generation, now),
     )

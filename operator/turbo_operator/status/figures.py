@@ -16,6 +16,7 @@ from turbo_operator.api import (
     RejectedPlan,
     ScaleEvent,
     ShapeStatus,
+    TurboDeploymentStatus,
     rfc3339,
 )
 from turbo_operator.observed import Observed
@@ -105,12 +106,16 @@ def live(old: Live | None, observed: Observed, now: float) -> Live | None:
     )
 
 
-def scale_history(scale: Scale) -> tuple[ScaleEvent, ...]:
-    """The last changes of the number of replicas, the earliest first."""
-    return tuple(
-        ScaleEvent(time=rfc3339(event.at), before=event.before, after=event.after, reason=event.reason)
-        for event in scale.history.events[-MAX_EVENTS:]
-    )
+def scale_history(old: TurboDeploymentStatus, scale: Scale, now: float) -> tuple[ScaleEvent, ...]:
+    """The last changes of what is wanted, the earliest first.
+
+    Told from the old status alone, so that each is there once, whenever the operator was started anew.
+    """
+    before = old.desired_replicas
+    if before is None or before == scale.replicas:
+        return old.scale_history
+    event = ScaleEvent(time=rfc3339(now), before=before, after=scale.replicas, reason=scale.reason)
+    return (*old.scale_history, event)[-MAX_EVENTS:]
 
 
 def exhausted(observed: Observed) -> tuple[Exhausted, ...]:
