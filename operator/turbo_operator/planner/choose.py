@@ -143,17 +143,16 @@ def _infeasible(
     replicas: int,
     catalogue: Mapping[str, Accelerator],
 ) -> Plan:
-    ranked = tuple(sorted(told, key=lambda row: rows.NEAREST.index(PlanReason(row.reason))))
-    if not ranked:
+    if not told:
         detail = (
             "No candidate is left: spec.engine, spec.speculation, spec.parallelism and "
             "spec.accelerators.maxPerReplica leave nothing to choose from; leave one of them out."
         )
         return Plan(None, replicas, PlanReason.NOT_YET_SUPPORTED, detail)
-    first = near or ranked[0]
+    first = near or told[0]
     if first.reason == PlanReason.NO_PROFILE:
         there = ", ".join(sorted(catalogue)) or "none"
         detail = f"{first.detail} There are: {there}."
     else:
         detail = f"No plan is feasible. Nearest: {first.detail}"
-    return Plan(None, replicas, first.reason, detail, ranked, first)
+    return Plan(None, replicas, first.reason, detail, told, first)

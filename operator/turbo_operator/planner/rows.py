@@ -38,11 +38,16 @@ def rejected(of: Weighing, best: int | None) -> tuple[Rejected, ...]:
     replicas = of.verdict.replicas[pairs]
     told = zip(pairs, predicted(of, pairs, np.maximum(replicas, 1.0)), strict=True)
     rows = [_row(of, int(pair), best, does) for pair, does in told]
-    rank = {pair: place for place, pair in enumerate(of.order)}
-    places = [
-        (NEAREST.index(PlanReason(row.reason)), rank[pair]) for row, pair in zip(rows, pairs, strict=True)
-    ]
+    rank = {pair: place for place, pair in enumerate(of.order.tolist())}
+    places = [(_distance(of, row, pair), rank[pair]) for row, pair in zip(rows, pairs.tolist(), strict=True)]
     return tuple(row for _, row in sorted(zip(places, rows, strict=True), key=lambda each: each[0]))
+
+
+def _distance(of: Weighing, row: Rejected, pair: int) -> tuple[int, bool]:
+    """How far from a plan: what may not be chosen yet and fails besides is further than what only waits."""
+    near, waits = NEAREST.index(PlanReason(row.reason)), NEAREST.index(PlanReason.NOT_YET_SUPPORTED)
+    fails = bool(of.lacking[of.stock.candidate[pair]]) and near != waits
+    return max(near, waits) if fails else near, fails
 
 
 def _worth_telling(of: Weighing, best: int | None) -> NDArray[np.int64]:
