@@ -477,7 +477,8 @@ def test_a_supply_bounds_growth_and_takes_nothing_away() -> None:
         pods = spread(90_000, 2, START)
         return scale(written(), planned(), pods, None, START, present=present, supply=supply)
 
-    assert (asked(1).replicas, asked(1).reason) == (2, ScalingReason.BUDGET_LIMIT)
+    assert (asked(1).replicas, asked(1).reason) == (2, ScalingReason.SCALING)
+    assert (asked(2).replicas, asked(2).reason) == (2, ScalingReason.BUDGET_LIMIT)
     assert asked(3).replicas == 3
     assert "hold no more replicas on h100" in asked(3).detail
 

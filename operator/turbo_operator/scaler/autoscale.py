@@ -53,7 +53,8 @@ def autoscale(
     )
     replicas = asked if limit is None else min(asked, limit.replicas)
 
-    if limit is not None and limit.replicas < wanted:
+    # Replicas that are added are added for the load, though it asked for more than the bound allows.
+    if limit is not None and replicas == limit.replicas < wanted and replicas <= at:
         detail = f"{counted(wanted)} would be asked for, but {limit.sentence}: {counted(replicas)} now."
         return Scale(replicas, ScalingReason.BUDGET_LIMIT, detail, history)
     if replicas != at or wanted != at:
