@@ -1,8 +1,9 @@
-"""kopf wiring only: indices and event handlers that feed the cache and the queue, start-up, probes.
+"""kopf wiring only: event handlers that feed the cache and the queue, start-up, probes.
 
-kopf watches, re-authenticates and serves the probe; it never writes. There are only event handlers and
-indices, so that no finalizer and no annotation ever lands on a user's object. Work starts when every kind
-has been listed once: kopf calls no event handler before that, so the first one opens the gate.
+kopf watches, re-authenticates and serves the probe; it never writes. There are only event handlers, so that
+no finalizer and no annotation ever lands on a user's object. Work starts when every kind has been listed
+once, by ourselves: kopf says so only of what it indexes, and then every object that it has yet to index wakes
+every one that waits, a million times for a thousand objects.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from turbo_operator import kube, logs, metrics, resources, shipped
 from turbo_operator.api import LABEL_DEPLOYMENT, InvalidObject, parse_accelerator
 from turbo_operator.cache import Cache, Key, Seen
 from turbo_operator.catalog import as_row
+from turbo_operator.framework import NoDiffs, NoProgress
 from turbo_operator.inventory import Inventory
 from turbo_operator.kube import Kube, KubeError
 from turbo_operator.ledger import Ledger
@@ -30,7 +32,7 @@ from turbo_operator.reconcile import Reconciler
 from turbo_operator.resources import Resource
 from turbo_operator.scrape import Scraper
 from turbo_operator.settings import Settings
-from turbo_operator.watching import Follower
+from turbo_operator.watching import RETRY_SECONDS, Follower
 from turbo_operator.workqueue import WorkQueue
 
 HEALTH_PATH = "/healthz"
@@ -55,7 +57,6 @@ class Operator:
         self.plans = reconciler.plans
         self.inventory = Inventory(self.ledger, self.cache, api, self.plans.last, self._replan)
         self.followers = [Follower(api, self.ledger, *place) for place in places(settings, FOLLOWED)]
-        self.listed = asyncio.Event()  # every kind, once: before that a missing child may only be unseen
         self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
         metrics.DEPLOYMENTS.set_function(lambda: len(self.cache.all_keys()))
@@ -131,8 +132,9 @@ class Operator:
             self.queue.add(key)
 
     async def _work(self) -> None:
-        for listed in (self.listed, *(follower.listed for follower in self.followers)):
-            await listed.wait()
+        await self._list_first()
+        for follower in self.followers:
+            await follower.listed.wait()
         self.inventory.count()
         log.info("watching", extra={"deployments": len(self.cache.all_keys())})
         async with asyncio.TaskGroup() as group:
@@ -141,14 +143,26 @@ class Operator:
 
     async def _resync(self) -> None:
         """List everything now and then: a watch that was cut off for too long has missed deletions."""
-        await self.listed.wait()
         while True:
             await asyncio.sleep(self.settings.resync_seconds)
-            try:
-                for resource, namespace in places(self.settings):
-                    await self._relist(resource, namespace)
-            except KubeError as error:
-                log.warning("could not list: %s", error.message)
+            await self._list_all()
+
+    async def _list_first(self) -> None:
+        """Every kind, before anything is done: a child that is missing until then may only be unseen."""
+        while True:
+            if await self._list_all():
+                return
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _list_all(self) -> bool:
+        """Whether every kind could be listed."""
+        try:
+            for resource, namespace in places(self.settings):
+                await self._relist(resource, namespace)
+        except KubeError as error:
+            log.warning("could not list: %s", error.message)
+            return False
+        return True
 
     async def _relist(self, resource: Resource, namespace: str | None) -> None:
         selector = LABEL_DEPLOYMENT if resource in LABELLED else None
@@ -173,21 +187,13 @@ class Operator:
         kopf.on.cleanup(registry=registry)(self._cleanup)
         for resource in WATCHED:
             place = (resource.group, resource.version, resource.plural)
-            kopf.index(*place, id=f"index-{resource.plural}", registry=registry)(self._indexer(resource))
             kopf.on.event(*place, id=f"event-{resource.plural}", registry=registry)(self._watcher(resource))
         return registry
 
-    def _indexer(self, resource: Resource) -> Callable[..., Any]:
-        async def index(body: kopf.Body, **_: object) -> None:
-            self.put(resource, dict(body))
-
-        return index
-
     def _watcher(self, resource: Resource) -> Callable[..., Any]:
         async def event(type: str | None, body: kopf.Body, **_: object) -> None:  # noqa: A002  kopf's name
-            self.listed.set()
-            if type == "DELETED":
-                self.drop(resource, dict(body))
+            feed = self.drop if type == "DELETED" else self.put
+            feed(resource, dict(body))
 
         return event
 
@@ -227,6 +233,8 @@ def framework_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
+    settings.persistence.diffbase_storage = NoDiffs()
+    settings.persistence.progress_storage = NoProgress()
     settings.queueing.exit_timeout = 0.2  # an event handler does no I/O: there is nothing to wait for
     for resource in LABELLED:
         place = (resource.group, resource.version, resource.plural)
