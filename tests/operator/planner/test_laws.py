@@ -10,8 +10,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from turbo_operator.api import CapacityType, PlanReason, Provisioning, TurboDeploymentSpec
@@ -21,6 +20,7 @@ from turbo_operator.planned import Choice, Plan, Running
 from turbo_operator.planner import capacity, frontier, memory, plan, steptime
 from turbo_operator.planner.coefficients import BY_ENGINE
 from turbo_operator.planner.demand import Demand, demand
+from turbo_operator.planner.judge import CODES
 from turbo_runtime.contract import ModelShape
 
 GIB = 1 << 30
@@ -623,21 +623,15 @@ def test_the_frontier_holds_the_choice(
         )
 
 
-@pytest.mark.parametrize("model", [SMALL, MIDDLE])
-def test_the_generated_cases_reach_every_outcome(model: ModelShape) -> None:
-    """The strategies are no use where all their plans end alike."""
+def test_the_generated_cases_reach_every_outcome() -> None:
+    """The strategies are no use where all their plans end alike. The same cases every time."""
     seen: set[str] = set()
 
-    @given(specs(), catalogues, supplies)
-    def look(wanted: TurboDeploymentSpec, there: dict[str, Accelerator], supply: Any) -> None:
+    @settings(derandomize=True, max_examples=300)
+    @given(specs(), models, catalogues, supplies)
+    def look(wanted: TurboDeploymentSpec, model: ModelShape, there: Any, supply: Any) -> None:
         made = planned(wanted, model, there, supply)
         seen.update([made.reason, *(row.reason for row in made.rejected)])
 
     look()
-    assert seen >= {
-        PlanReason.FEASIBLE,
-        PlanReason.OVER_BUDGET,
-        PlanReason.NO_CAPACITY,
-        PlanReason.TARGET_UNREACHABLE,
-        PlanReason.PRICE_UNKNOWN,
-    }
+    assert seen >= set(CODES)
