@@ -1,0 +1,91 @@
+"""What drafts are assumed to gain and cost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator.api import Method, Placement, Speculation
+from turbo_operator.catalog import shapes
+from turbo_operator.planner import speculation
+from turbo_operator.planner.engines import ENGINES, OFF
+from turbo_operator.planner.speculation import PRIORS, Draft, committed, fastest, options
+
+SHAPE = shapes.shipped("Qwen/Qwen3-8B")
+assert SHAPE is not None
+DRAFT = shapes.shipped("Qwen/Qwen3-0.6B")
+METHODS = st.sampled_from(sorted(PRIORS))
+seconds = st.floats(1e-4, 10.0)
+
+
+@pytest.mark.parametrize("method", sorted(PRIORS))
+def test_a_prior_commits_what_was_published_at_its_depth(method: Method) -> None:
+    prior = PRIORS[method]
+    assert committed(method, prior.depth) == pytest.approx(prior.acceptance_length, rel=1e-6)
+
+
+@given(METHODS, st.integers(0, 32))
+def test_more_drafts_commit_more_but_never_more_than_one_each(method: Method, drafts: int) -> None:
+    few, more = committed(method, drafts), committed(method, drafts + 1)
+    assert few <= more <= few + 1.0
+    assert committed(method, 0) == 1.0
+
+
+@given(st.sampled_from(("Suffix", OFF)), st.integers(0, 64))
+def test_nothing_is_assumed_of_suffix_drafts(method: str, drafts: int) -> None:
+    assert committed(method, drafts) == 1.0
+
+
+@given(
+    METHODS, st.integers(1, 16), st.lists(seconds, min_size=1, max_size=4), st.floats(0, 1), st.floats(0, 1)
+)
+def test_drafting_is_never_slower_than_not(
+    method: Method, ceiling: int, plain: list[float], verify: float, draft: float
+) -> None:
+    step = np.array([plain])
+    best, number = fastest(
+        Draft(method, None, ceiling, 0),
+        lambda k: step * (1.0 + verify * k),
+        lambda k: step * draft * k,
+    )
+    assert (best <= step).all()
+    assert ((number >= 0) & (number <= ceiling)).all()
+    told = np.array([committed(method, int(k)) for k in number[0]])
+    assert best[0] == pytest.approx(step[0] * (1.0 + (verify + draft) * number[0]) / told)
+
+
+def test_each_engine_offers_its_own_methods_and_none_last() -> None:
+    assert SHAPE is not None
+    turbo, vllm = (
+        [each.method for each in options(Speculation(), engine, SHAPE, None)] for engine in ENGINES
+    )
+    assert turbo == ["Suffix", "TurboHeads", "EAGLE3", OFF]
+    assert vllm == ["Suffix", "EAGLE3", OFF]
+
+
+def test_a_draft_model_may_be_in_three_places() -> None:
+    assert SHAPE is not None
+    asked = Speculation.model_validate({"method": "DraftModel", "draftModel": {"uri": "hf://a/b"}})
+    found = [each.placement for each in options(asked, ENGINES[0], SHAPE, DRAFT)]
+    assert found == [*Placement, None]
+    pinned = asked.model_copy(update={"placement": "Separate"})
+    assert [each.placement for each in options(pinned, ENGINES[0], SHAPE, DRAFT)] == [
+        Placement.SEPARATE,
+        None,
+    ]
+
+
+def test_modes_close_what_they_name() -> None:
+    assert SHAPE is not None
+    disabled = options(Speculation.model_validate({"mode": "Disabled"}), ENGINES[0], SHAPE, None)
+    required = options(Speculation.model_validate({"mode": "Required"}), ENGINES[0], SHAPE, None)
+    assert [each.method for each in disabled] == [OFF]
+    assert OFF not in [each.method for each in required]
+
+
+def test_a_pass_of_a_head_costs_a_fraction_of_the_model() -> None:
+    assert SHAPE is not None
+    for method in (Method.EAGLE3, Method.MTP, Method.TURBO_HEADS):
+        assert 1 / SHAPE.layers < speculation.pass_share(method, SHAPE) < 0.2
