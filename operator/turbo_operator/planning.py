@@ -15,6 +15,7 @@ from turbo_operator.api import (
     TurboDeployment,
     TurboDeploymentSpec,
 )
+from turbo_operator.catalog import shapes
 from turbo_operator.observed import Accelerator, Observed, Supply
 from turbo_operator.planned import Plan, Running, Weighed
 from turbo_operator.planner.calibration import Calibration
@@ -31,6 +32,7 @@ class Asked:
     supply: Mapping[str, Supply] | None
     running: Running | None
     calibration: Calibration | None  # of what runs
+    draft: ModelShape | None  # of speculation.draftModel, where its shape is shipped
 
     def is_but_for_the_count(self, other: Asked) -> bool:
         """Whether the two differ at most in how many accelerators nodes have free and quotas leave."""
@@ -45,7 +47,8 @@ def asked(td: TurboDeployment, shape: ModelShape, observed: Observed) -> Asked:
     """The question that a TurboDeployment and what is seen of it come to."""
     now = running(td.status.plan, observed)
     factors = calibration(td.status.calibration, now)
-    return Asked(td.spec, shape, observed.accelerators, observed.supply, now, factors)
+    draft = draft_shape(td.spec)
+    return Asked(td.spec, shape, observed.accelerators, observed.supply, now, factors, draft)
 
 
 def answer(question: Asked, now: float) -> Plan:
@@ -59,6 +62,7 @@ def answer(question: Asked, now: float) -> Plan:
         now=now,
         running=it.running,
         calibration=it.calibration,
+        draft=it.draft,
     )
 
 
@@ -80,7 +84,16 @@ def frontier_of(
         now=now,
         running=it.running,
         calibration=it.calibration,
+        draft=it.draft,
     )
+
+
+def draft_shape(spec: TurboDeploymentSpec) -> ModelShape | None:
+    """The shape of the draft model: no inspect Job reads it, so only a shipped one is known."""
+    draft = spec.speculation.draft_model
+    if draft is None or not draft.uri.startswith("hf://"):
+        return None
+    return shapes.shipped(draft.uri.removeprefix("hf://"))
 
 
 def calibration(kept: Calibrated | None, now: Running | None) -> Calibration | None:
