@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -272,6 +273,7 @@ class Load:
 
 
 Document = TypeVar("Document")
+_hints = functools.cache(get_type_hints)  # most of what reading a document would take
 
 
 # A count that no counter of 64 bits holds is nonsense, and a float of it an error.
@@ -325,7 +327,7 @@ def _from_document(cls: Any, document: object) -> Any:
     if not isinstance(document, dict):
         raise ValueError(f"{cls.__name__}: expected an object, got {type(document).__name__}")
     values: dict[str, Any] = {}
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     for spec in dataclasses.fields(cls):
         optional = spec.default is not dataclasses.MISSING
         if spec.name not in document:
