@@ -37,7 +37,13 @@ def shape(hub_id: str) -> ModelShape:
 SMALL, MIDDLE, LARGE = (
     shape(name) for name in ("HuggingFaceTB/SmolLM2-135M", "Qwen/Qwen3-8B", "Qwen/Qwen3-32B")
 )
-models = st.sampled_from((SMALL, MIDDLE, LARGE, replace(SMALL, dtype="Q4_1")))
+models = st.sampled_from((SMALL, MIDDLE, MIDDLE, LARGE, replace(SMALL, dtype="Q4_1")))
+
+
+def rarely(strategy: st.SearchStrategy[Any], otherwise: Any = None) -> st.SearchStrategy[Any]:
+    """One time in four: where every demand is made at once nothing is ever feasible."""
+    return st.integers(0, 3).flatmap(lambda number: strategy if number == 3 else st.just(otherwise))
+
 
 cents = st.integers(0, 2000).map(lambda amount: Decimal(amount) / 100)
 prices = st.sampled_from(({}, *2 * (KINDS[:1], KINDS))).flatmap(
@@ -60,7 +66,7 @@ def accelerators(draw: st.DrawFn, name: str) -> Accelerator:
         name,
         draw(st.sampled_from(("cpu", "nvidia.com/gpu"))),
         Decimal(1),
-        draw(st.sampled_from((2, 24, 40, 80, 80))) * GIB,
+        draw(st.sampled_from((24, 80, 80, 141, 2))) * GIB,
         memory_bandwidth=rate and rate[0],
         flops={} if rate is None else {"bf16": rate[1]},
         link_bandwidth=draw(st.sampled_from((None, 4e11))),
@@ -81,17 +87,19 @@ nodes = st.builds(
     st.integers(0, 8),
     st.integers(0, 4),
 )
-supplies = st.none() | st.fixed_dictionaries(
-    {},
-    optional={
-        name: st.builds(
-            Supply,
-            st.lists(nodes, max_size=3).map(tuple),
-            st.none() | st.integers(0, 12),
-            st.sampled_from((None, 500.0, 1500.0)),
-        )
-        for name in NAMES
-    },
+supplies = rarely(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            name: st.builds(
+                Supply,
+                st.lists(nodes, min_size=1, max_size=3).map(tuple),
+                rarely(st.integers(0, 12)),
+                st.sampled_from((None, 500.0, 1500.0)),
+            )
+            for name in NAMES
+        },
+    )
 )
 NOW = 1000.0
 
@@ -112,36 +120,36 @@ workloads = st.fixed_dictionaries(
         )
     )
 )
-latency = st.sampled_from((None, "2ms", "8ms", "30ms", "200ms"))
-first = st.sampled_from((None, "60ms", "400ms", "5s"))
+latency = st.sampled_from(("2ms", "8ms", "30ms", "200ms"))
+first = st.sampled_from(("60ms", "400ms", "5s"))
 
 
 @st.composite
 def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
-    allowed = draw(st.lists(st.sampled_from(NAMES), unique=True))
+    allowed = draw(rarely(st.lists(st.sampled_from(NAMES), unique=True, min_size=1)))
     kinds = draw(st.sampled_from((["OnDemand"], ["Spot"], ["Spot", "OnDemand"])))
-    total = draw(st.none() | st.integers(1, 12))
+    total = draw(rarely(st.integers(1, 40)))
     cost = {
         "maxPerHour": draw(budgets),
-        "maxPerMillionTokens": draw(st.none() | st.just("2.50")),
+        "maxPerMillionTokens": draw(rarely(st.sampled_from(("0.40", "4.00")))),
         "objective": draw(st.sampled_from(("Cost", "Cost", "Throughput", "Latency"))),
     }
     if cost["maxPerHour"] is None and total is None:
         cost["objective"] = "Cost"
-    token, prompt, tokens = draw(latency), draw(first), draw(st.none() | st.just("900"))
+    token, prompt, tokens = draw(rarely(latency)), draw(rarely(first)), draw(rarely(st.just("900")))
     targets = {
         **({"timePerOutputToken": {"max": token}} if token else {}),
         **({"timeToFirstToken": {"max": prompt, "percentile": 50}} if prompt else {}),
         **({"tokensPerSecond": tokens} if tokens else {}),
     }
-    least = draw(st.none() | st.integers(1, 3))
-    most = draw(st.none() | st.integers(3, 9))
+    least = draw(rarely(st.integers(1, 3)))
+    most = draw(rarely(st.integers(3, 9)))
     mode = draw(st.sampled_from(("Auto", "Required", "Disabled")))
     return spec(
         model={
             "uri": "hf://a/b",
             "dtype": draw(st.sampled_from(("Auto", "Float32", "BFloat16"))),
-            **({"maxModelLen": length} if (length := draw(st.sampled_from((None, 256, 4096)))) else {}),
+            **({"maxModelLen": length} if (length := draw(st.sampled_from((256, 4096, None)))) else {}),
         },
         accelerators={
             "capacityTypes": kinds,
@@ -410,6 +418,7 @@ def cost_of(made: Plan) -> Decimal | float:
     return made.choice.predicted.cost_per_hour or Decimal(0)
 
 
+@settings(max_examples=300)
 @given(specs(), models, catalogues, supplies)
 def test_the_choice_is_the_best_of_all_candidates(
     wanted: TurboDeploymentSpec,
@@ -490,11 +499,10 @@ def test_a_tighter_target_is_never_cheaper(
     model: ModelShape,
     there: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
-    one: str | None,
-    other: str | None,
+    one: str,
+    other: str,
 ) -> None:
-    assume(one is not None and other is not None)
-    tight, wide = sorted((one, other), key=lambda each: float(str(each)[:-2]))
+    tight, wide = sorted((one, other), key=lambda each: float(each[:-2]))
     rest = {"workload": {"requestsPerSecond": "3"}, "cost": {}}
     narrow, loose = (
         planned(changed(wanted, **rest, targets={"timePerOutputToken": {"max": each}}), model, there, supply)
