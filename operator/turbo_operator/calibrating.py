@@ -1,4 +1,4 @@
-"""What the pods of the plan in force have told of step times, kept in the status. Pure.
+"""What pods have told of step times, by engine and accelerator, kept in the status. Pure.
 
 The planner reads it there and nowhere else: so it is known after a restart, before any pod has said its load,
 and to whoever asks for the same plan from outside.
@@ -13,44 +13,52 @@ from turbo_operator.observed import Observed
 from turbo_operator.planner.calibration import Calibration, Filter, calibrate
 from turbo_operator.planner.online import Online
 from turbo_operator.planner.replica import replica
-from turbo_operator.planning import calibration, running
+from turbo_operator.planning import running
 
 STEP = 0.05  # of a factor: what a new pod's start tells beside the others changes no plan for less
+MOST_KEPT = 16  # engines and accelerators
+# Of a factor: what lies beyond is a slip in the catalogue, or the word of another program.
+LEAST, MOST = 0.01, 100.0
 
 
 def heard(
     td: TurboDeployment, observed: Observed, online: Online | None
-) -> tuple[Calibrated | None, Online | None]:
-    """The factors now, and what is known from the loads so far; None of both while no plan runs.
+) -> tuple[tuple[Calibrated, ...], Online | None]:
+    """The factors now, those of what runs first, and what is known of it from the loads so far.
 
-    `online` is the answer before; None after a start.
+    `online` is the answer before; None after a start, and while no plan runs.
     """
+    kept = td.status.calibrations
     now = running(td.status.plan, observed)
     row = observed.accelerators.get(now.accelerator) if now is not None else None
     if now is None or row is None or observed.model is None:
-        return None, None
-    kept = td.status.calibration if calibration(td.status.calibration, now) else None
+        return kept, None
     one = replica(td.spec, observed.model.shape, row, now)
     if one is None:
-        return None, None
+        return kept, None
+    of = (str(now.engine), now.accelerator)
+    mine = next((each for each in kept if (each.engine, each.accelerator) == of), None)
     in_force = td.status.plan.hash if td.status.plan else None
     pods = [pod for pod in observed.pods if pod.plan_hash == in_force]
     points = [point for pod in pods if pod.load is not None for point in pod.load.load.step_times or ()]
-    start = _start(kept, calibrate(points, *one))
-    other = td.status.calibration is not None and kept is None  # accelerator or engine than was told of
-    before = online if online is not None and not other else _restored(kept)
+    start = _start(mine, calibrate(points, *one))
+    before = online if online is not None and online.of == of else _restored(mine, of)
     after = before.heard(pods, *one, start)
     if start is None and after.told == 0.0:
-        return None, after
+        return kept, after
     start = start or Calibration(1.0, 1.0)
     told = Calibrated(
         engine=now.engine,
         accelerator=now.accelerator,
-        decode=f"{start.decode:.3f}",
-        prefill=f"{start.prefill:.3f}",
-        online=f"{after.factor:.3f}",
+        decode=_written(start.decode),
+        prefill=_written(start.prefill),
+        online=_written(after.factor),
     )
-    return told, after
+    return (told, *(each for each in kept if each is not mine))[:MOST_KEPT], after
+
+
+def _written(factor: float) -> str:
+    return f"{min(max(factor, LEAST), MOST):.3f}"
 
 
 def _start(kept: Calibrated | None, measured: Calibration | None) -> Calibration | None:
@@ -66,6 +74,6 @@ def _start(kept: Calibrated | None, measured: Calibration | None) -> Calibration
     return measured
 
 
-def _restored(kept: Calibrated | None) -> Online:
-    told = math.log(float(kept.online)) if kept is not None else 0.0
-    return Online(filter=Filter(logarithm=told), told=told)
+def _restored(kept: Calibrated | None, of: tuple[str, str]) -> Online:
+    told = math.log(max(float(kept.online), LEAST)) if kept is not None else 0.0
+    return Online(filter=Filter(logarithm=told), told=told, of=of)

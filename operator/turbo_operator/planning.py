@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from turbo_operator import planner
@@ -31,7 +31,7 @@ class Asked:
     catalogue: Mapping[str, Accelerator]
     supply: Mapping[str, Supply] | None
     running: Running | None
-    calibration: Calibration | None  # of what runs
+    calibrations: Mapping[tuple[str, str], Calibration]  # by engine and accelerator
     draft: ModelShape | None  # of speculation.draftModel, where its shape is shipped
 
     def is_but_for_the_count(self, other: Asked) -> bool:
@@ -46,7 +46,7 @@ class Asked:
 def asked(td: TurboDeployment, shape: ModelShape, observed: Observed) -> Asked:
     """The question that a TurboDeployment and what is seen of it come to."""
     now = running(td.status.plan, observed)
-    factors = calibration(td.status.calibration, now)
+    factors = calibrations(td.status.calibrations)
     draft = draft_shape(td.spec)
     return Asked(td.spec, shape, observed.accelerators, observed.supply, now, factors, draft)
 
@@ -61,7 +61,7 @@ def answer(question: Asked, now: float) -> Plan:
         it.supply,
         now=now,
         running=it.running,
-        calibration=it.calibration,
+        calibrations=it.calibrations,
         draft=it.draft,
     )
 
@@ -82,8 +82,7 @@ def frontier_of(
         it.catalogue,
         it.supply,
         now=now,
-        running=it.running,
-        calibration=it.calibration,
+        calibrations=it.calibrations,
         draft=it.draft,
     )
 
@@ -96,12 +95,17 @@ def draft_shape(spec: TurboDeploymentSpec) -> ModelShape | None:
     return shapes.shipped(draft.uri.removeprefix("hf://"))
 
 
-def calibration(kept: Calibrated | None, now: Running | None) -> Calibration | None:
-    """The factors that the status keeps, if they are of what runs."""
-    if kept is None or now is None or (kept.engine, kept.accelerator) != (now.engine, now.accelerator):
-        return None
-    online = float(kept.online)
-    return Calibration(float(kept.decode) * online, float(kept.prefill) * online)
+def calibrations(kept: Iterable[Calibrated]) -> Mapping[tuple[str, str], Calibration]:
+    """The factors that the status keeps: of what runs, and of what ran before.
+
+    Were those forgotten, a plan that has left an accelerator for being slow would return to it at once.
+    """
+    return {
+        (each.engine, each.accelerator): Calibration(
+            float(each.decode) * float(each.online), float(each.prefill) * float(each.online)
+        )
+        for each in kept
+    }
 
 
 def running(plan: PlanStatus | None, observed: Observed) -> Running | None:

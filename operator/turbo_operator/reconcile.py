@@ -61,7 +61,7 @@ class _Decision:
     scale: Scale
     plan: Plan | None
     plan_hash: str | None
-    calibration: Calibrated | None  # what the pods have told of their speed
+    calibrations: tuple[Calibrated, ...]  # what pods have told of their speed
     online: Online | None  # what that is known from
     children: tuple[Manifest, ...]
 
@@ -307,16 +307,16 @@ def decide(
         fresh_seconds=scaler.NUM_MISSED * settings.scrape_seconds,
     )
     variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
-    calibration, online = calibrating.heard(td, observed, online)
+    calibrations, online = calibrating.heard(td, observed, online)
     children = tuple(render.children(td, observed, choice, variants, settings))
-    return _Decision(scale, plan, plan_hash, calibration, online, children)
+    return _Decision(scale, plan, plan_hash, calibrations, online, children)
 
 
 def _status(
     td: TurboDeployment, observed: Observed, decision: _Decision, now: float, refused: str | None = None
 ) -> TurboDeploymentStatus:
     it = decision
-    return status.compute(td, observed, it.scale, it.plan, it.plan_hash, now, refused, it.calibration)
+    return status.compute(td, observed, it.scale, it.plan, it.plan_hash, now, refused, it.calibrations)
 
 
 def restored(events: Sequence[ScaleEvent]) -> History:

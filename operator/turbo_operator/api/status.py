@@ -236,8 +236,8 @@ class TurboDeploymentStatus(StatusRecord):
     """What runs, or is about to."""
     observed: Live | None = None
     """What is measured and paid now."""
-    calibration: Calibrated | None = None
-    """What the pods of the plan have told of their speed."""
+    calibrations: Annotated[tuple[Calibrated, ...], Field(max_length=16)] = ()
+    """What pods have told of their speed, those of the latest plan first."""
     scale_history: Annotated[tuple[ScaleEvent, ...], Field(max_length=5)] = ()
     """The last changes of the number of replicas, the latest last."""
     exhausted: Annotated[tuple[Exhausted, ...], Field(max_length=32)] = ()

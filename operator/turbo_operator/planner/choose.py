@@ -15,7 +15,7 @@ from turbo_operator.planner.best import best_pair, choice_of, fewest_as_fast
 from turbo_operator.planner.engines import OFF
 from turbo_operator.planner.nearest import nearest
 from turbo_operator.planner.parallelism import contradiction, unfit
-from turbo_operator.planner.performance import Calibrated, Factors
+from turbo_operator.planner.performance import Calibrations
 from turbo_operator.planner.prediction import predicted
 from turbo_operator.planner.request import Request, request
 from turbo_operator.planner.together import together
@@ -30,15 +30,16 @@ def plan(
     supply: Mapping[str, Supply] | None = None,
     *,
     now: float = 0.0,
-    calibration: Factors | None = None,
+    calibrations: Calibrations | None = None,
     running: Running | None = None,
     draft: ModelShape | None = None,
 ) -> Plan:
     """The best feasible plan, or none with the reason of the nearest.
 
     `supply` is what the cluster has by accelerator; None holds nothing against a candidate. `now` is in
-    seconds since the epoch. `calibration` speaks of the engine and accelerator of `running`, which stays
-    unless another saves `planPolicy.minSavingFraction`. `draft` is the shape of `speculation.draftModel`.
+    seconds since the epoch. `calibrations` is what measured step times are to the model's, by engine and
+    accelerator. `running` stays unless another saves `planPolicy.minSavingFraction`. `draft` is the shape of
+    `speculation.draftModel`.
     """
     asked = request(spec, shape, tuple(sorted(catalogue)))
     replicas = asked.fixed if asked.external else asked.fewest
@@ -52,7 +53,7 @@ def plan(
         for each in there
         if (detail := unfit(asked, each, (supply or {}).get(each.name))) is not None
     )
-    case = Case(supply, now, draft, _calibrated(calibration, running))
+    case = Case(supply, now, draft, calibrations or {})
     of = weigh(spec, asked, there, case)
     best = best_pair(of, spec.plan_policy.min_saving_fraction, running)
     near = nearest(of, best)
@@ -78,16 +79,15 @@ def frontier(
     supply: Mapping[str, Supply] | None = None,
     *,
     now: float = 0.0,
-    calibration: Factors | None = None,
-    running: Running | None = None,
+    calibrations: Calibrations | None = None,
     draft: ModelShape | None = None,
 ) -> tuple[Weighed, ...]:
-    """Every candidate that could be predicted, the best one first; arguments are those of `plan`."""
+    """Every candidate that could be predicted, the best one first; the arguments are those of `plan`."""
     asked = request(spec, shape, tuple(sorted(catalogue)))
     if _refusal(asked) is not None:
         return ()
     there = tuple(catalogue[name] for name in asked.names if name in catalogue)
-    of = weigh(spec, asked, there, Case(supply, now, draft, _calibrated(calibration, running)), every=True)
+    of = weigh(spec, asked, there, Case(supply, now, draft, calibrations or {}), every=True)
     replicas = np.maximum(of.verdict.replicas, 1.0)
     pairs = of.order
     found = []
@@ -129,12 +129,6 @@ def _refusal(asked: Request) -> tuple[PlanReason, str] | None:
 def _absent(name: str) -> Rejected:
     detail = f"There is no TurboAccelerator {name}: create it, or correct spec.accelerators.allowed."
     return Rejected(name, 1, OFF, PlanReason.NO_PROFILE, detail)
-
-
-def _calibrated(calibration: Factors | None, running: Running | None) -> Calibrated | None:
-    if calibration is None or running is None:
-        return None
-    return Calibrated(running.engine, running.accelerator, calibration)
 
 
 def _infeasible(

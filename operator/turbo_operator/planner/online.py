@@ -25,11 +25,12 @@ STEP = 0.10  # of the logarithm that is told: a plan is not made anew for less
 
 @dataclass(frozen=True, slots=True)
 class Online:
-    """What is known of the pods of one plan; empty at first."""
+    """What is known of the pods of one engine on one accelerator; empty at first."""
 
     filter: Filter = field(default_factory=Filter)
     marks: Mapping[str, LoadSample] = field(default_factory=dict)  # where each pod's stretch began
     told: float = 0.0  # logarithm of the factor, in steps
+    of: tuple[str, str] | None = None  # engine and accelerator
 
     @property
     def factor(self) -> float:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_operator.api import EngineName, Method, Placement
+from turbo_operator.api import Method, Placement
 from turbo_operator.observed import Accelerator
 from turbo_operator.planner import capacity, memory, speculation, steptime
 from turbo_operator.planner.candidates import Candidates, Indices, Room, chosen_from
@@ -48,13 +48,8 @@ class Factors(Protocol):
         """Of reading a prompt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Calibrated:
-    """Measured factors on the step times of one accelerator and engine."""
-
-    engine: EngineName
-    accelerator: str
-    factors: Factors
+# By engine and accelerator.
+Calibrations = Mapping[tuple[str, str], Factors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +115,14 @@ def engines(
     of: Rates,
     request: Request,
     draft: ModelShape | None,
-    calibrated: Calibrated | None,
+    calibrations: Calibrations,
 ) -> tuple[capacity.Engines, Indices]:
     """The curves of candidates that fit and whose speed is known, and their drafts [c, GRID]."""
     rows = capacity.rows(room.slots)
     machine = _machine(it, of)
     context = request.demand.held
     work = _work(it, room, request, context)
-    decode_factor, prefill_factor = _factors(it, calibrated)
+    decode_factor, prefill_factor = _factors(it, calibrations)
     together = rows / it.nodes[:, None]
     hop = _hop(it, of, request.shape)
 
@@ -227,18 +222,25 @@ def _of_work(work: Work, places: Indices) -> Work:
     )
 
 
-def _factors(it: Candidates, calibrated: Calibrated | None) -> tuple[Numbers, Numbers]:
+def _factors(it: Candidates, calibrations: Calibrations) -> tuple[Numbers, Numbers]:
     decode, prefill = np.ones(len(it)), np.ones(len(it))
-    if calibrated is not None:
-        mine = is_calibrated(it, calibrated)
-        decode[mine], prefill[mine] = calibrated.factors.decode, calibrated.factors.prefill
+    for measured, factors in calibrations.items():
+        mine = _are(it, *measured)
+        decode[mine], prefill[mine] = factors.decode, factors.prefill
     return decode, prefill
 
 
-def is_calibrated(it: Candidates, calibrated: Calibrated) -> NDArray[np.bool_]:
+def is_calibrated(it: Candidates, calibrations: Calibrations) -> NDArray[np.bool_]:
     """The candidates that a measurement speaks of."""
-    engine = np.array([each.name == calibrated.engine for each in ENGINES])[it.engine]
-    accelerator = np.array([each.name == calibrated.accelerator for each in it.accelerators], bool)
+    found = np.zeros(len(it), bool)
+    for measured in calibrations:
+        found |= _are(it, *measured)
+    return found
+
+
+def _are(it: Candidates, engine_name: str, accelerator_name: str) -> NDArray[np.bool_]:
+    engine = np.array([each.name == engine_name for each in ENGINES])[it.engine]
+    accelerator = np.array([each.name == accelerator_name for each in it.accelerators], bool)
     found: NDArray[np.bool_] = engine & accelerator[it.accelerator]
     return found
 

@@ -27,8 +27,7 @@ def predicted(of: Weighing, pairs: Pairs, replicas: Numbers) -> list[Predicted |
     if not able.any():
         return found
     served = of.served(places[able], replicas[able])
-    calibrated = of.case.calibrated
-    measured = is_calibrated(of.it, calibrated) if calibrated else np.zeros(len(of.it), bool)
+    measured = is_calibrated(of.it, of.case.calibrations)
     for number, at in enumerate(np.flatnonzero(able)):
         place = int(places[at])
         cost = cost_per_hour(of, int(pairs[at]), int(replicas[at]))

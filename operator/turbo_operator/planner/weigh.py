@@ -18,7 +18,7 @@ from turbo_operator.planner import abilities, capacity, judge, memory, overlay, 
 from turbo_operator.planner.candidates import Candidates, Indices, Room, candidates, chosen_from, room
 from turbo_operator.planner.engines import ENGINES
 from turbo_operator.planner.judge import Speed, Verdict
-from turbo_operator.planner.performance import Calibrated, Rates
+from turbo_operator.planner.performance import Calibrations, Rates
 from turbo_operator.planner.request import Request, computed_in, element_bytes
 from turbo_operator.planner.stock import Stock, stock
 from turbo_runtime.contract import ModelShape
@@ -38,7 +38,7 @@ class Case:
     supply: Mapping[str, Supply] | None
     now: float  # seconds since the epoch
     draft: ModelShape | None
-    calibrated: Calibrated | None
+    calibrations: Calibrations
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Weighing:
             self.rates,
             self.request,
             self.case.draft,
-            self.case.calibrated,
+            self.case.calibrations,
         )
 
     def served(self, places: Indices, replicas: Numbers) -> capacity.Served:

@@ -41,11 +41,11 @@ def compute(
     plan_hash: str | None,
     now: float,
     refused: str | None = None,
-    calibration: Calibrated | None = None,
+    calibrations: tuple[Calibrated, ...] = (),
 ) -> TurboDeploymentStatus:
     """The whole status. `plan` is None until the model is known, `plan_hash` while no plan is feasible.
 
-    `refused` is what the API server said when it took a child of ours not; `calibration` what pods have told
+    `refused` is what the API server said when it took a child of ours not; `calibrations` what pods have told
     of their speed; `now` is in seconds since the epoch.
     """
     serving = [pod for pod in observed.pods if conditions.serves(pod)]
@@ -61,7 +61,7 @@ def compute(
         model=figures.model(observed),
         plan=figures.plan(td.status.plan, plan, plan_hash),
         observed=figures.live(td.status.observed, observed, now),
-        calibration=calibration,
+        calibrations=calibrations,
         scale_history=figures.scale_history(td.status, scale, now),
         exhausted=figures.exhausted(observed),
         conditions=_conditions(verdicts, td.status.conditions, td.metadata.generation, now),

@@ -11,7 +11,7 @@ import pytest
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance, TurboDeploymentSpec
 from turbo_operator.catalog import catalogue, shapes
 from turbo_operator.observed import Accelerator, NodeSupply, Supply
-from turbo_operator.planned import Plan, Rejected, Running
+from turbo_operator.planned import Plan, Rejected
 from turbo_operator.planner import plan
 from turbo_operator.planner.abilities import NOW
 from turbo_runtime.contract import ModelShape
@@ -299,8 +299,8 @@ def test_provenance_is_assumed_until_lengths_are_given_and_calibrated_where_meas
         plan(spec(model=SHORT), MIDDLE, there),
         plan(spec(model=SHORT, workload=lengths), MIDDLE, there),
     )
-    running = Running(EngineName.TURBO, "a", CapacityType.ON_DEMAND, 1, 1, "Suffix", None)
-    measured = plan(spec(model=SHORT, workload=lengths), MIDDLE, there, calibration=Slower(), running=running)
+    slower = {("Turbo", "a"): Slower()}
+    measured = plan(spec(model=SHORT, workload=lengths), MIDDLE, there, calibrations=slower)
     found = [each.choice.predicted for each in (bare, given, measured) if each.choice]
     assert [each.provenance for each in found] == [
         Provenance.ASSUMED,
