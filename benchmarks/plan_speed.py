@@ -195,12 +195,16 @@ def _fleet(number: int) -> dict[str, float]:
         role = _install(access, Path(folder))
         _create(client, number)
         _say(f"{number} TurboDeployments are there")
-        with _operator(role, Path(folder) / "operator.log") as health:
+        log = Path(folder) / "operator.log"
+        with _operator(role, log) as health:
             probe = _Probe(health)
             planned = list(_planned(client, number, time.monotonic()))
             waited = probe.stop()
-    if len(planned) < number:
-        _say(f"only {len(planned)} of {number} have a plan after {PATIENCE:.0f} s")
+        if len(planned) < number:
+            _say(
+                f"only {len(planned)} of {number} have a plan after {PATIENCE:.0f} s; the operator said last:"
+            )
+            _say(log.read_text(encoding="utf-8")[-2000:])
     return {
         "fleet": len(planned),
         "fleet_first_s": round(planned[0], 1) if planned else PATIENCE,
