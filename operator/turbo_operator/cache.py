@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
-from turbo_operator.api import LABEL_DEPLOYMENT, TURBODEPLOYMENT
+from turbo_operator.api import LABEL_DEPLOYMENT, TURBOACCELERATOR, TURBODEPLOYMENT
 from turbo_operator.observed import Accelerator, ChildView, LoadSample, Observed, PodView
 from turbo_operator.ownership import owned_fields
 from turbo_operator.projection import InspectPod, child, inspect_pod, is_inspect_pod, serving_pod
@@ -58,19 +58,21 @@ class _Held:
 
 
 class _Gone:
-    """Uids of one kind whose deletion was seen, each until a list that is newer than the deletion."""
+    """Uids whose deletion was seen, each until a list of its kind that is newer than the deletion."""
 
     def __init__(self) -> None:
-        self._versions: dict[str, str] = {}
+        self._seen: dict[str, tuple[str, str]] = {}  # kind, and resource version of the deletion
 
     def __contains__(self, uid: str) -> bool:
-        return uid in self._versions
+        return uid in self._seen
 
-    def add(self, uid: str, version: str) -> None:
-        self._versions[uid] = version
+    def add(self, kind: str, uid: str, version: str) -> None:
+        self._seen[uid] = kind, version
 
-    def listed(self, version: str) -> None:
-        self._versions = {uid: at for uid, at in self._versions.items() if not _is_newer(version, at)}
+    def listed(self, kind: str, version: str) -> None:
+        old = [uid for uid, (what, at) in self._seen.items() if what == kind and _is_newer(version, at)]
+        for uid in old:
+            del self._seen[uid]
 
 
 class Cache:
@@ -81,8 +83,7 @@ class Cache:
         self._accelerators: dict[str, _Held] = {}
         self._children: dict[Key, dict[tuple[str, str], HeldChild]] = {}
         self._pods: dict[Key, dict[str, _Held]] = {}
-        self._gone_deployments = _Gone()
-        self._gone_accelerators = _Gone()
+        self._gone = _Gone()
         self._deleted: set[str] = set()  # uids, until their events come
 
     # TurboDeployments
@@ -92,7 +93,7 @@ class Cache:
         meta = body["metadata"]
         key = Key(meta["namespace"], meta["name"])
         held = self._deployments.get(key)
-        if meta["uid"] in self._gone_deployments or not _supersedes(meta, held):
+        if meta["uid"] in self._gone or not _supersedes(meta, held):
             return Seen(key, False)
         kept = {**body, "metadata": {name: meta[name] for name in meta if name != "managedFields"}}
         self._deployments[key] = _Held(meta["resourceVersion"], meta["uid"], kept)
@@ -102,7 +103,7 @@ class Cache:
         """A TurboDeployment is gone, its children follow by themselves; None when another bears its name."""
         meta = body["metadata"]
         key = Key(meta["namespace"], meta["name"])
-        self._gone_deployments.add(meta["uid"], meta["resourceVersion"])
+        self._gone.add(TURBODEPLOYMENT, meta["uid"], meta["resourceVersion"])
         held = self._deployments.get(key)
         if held is not None and held.uid != meta["uid"]:
             return None
@@ -127,7 +128,7 @@ class Cache:
         """
         meta = body["metadata"]
         held = self._accelerators.get(meta["name"])
-        if meta["uid"] in self._gone_accelerators or not _supersedes(meta, held):
+        if meta["uid"] in self._gone or not _supersedes(meta, held):
             return False
         self._accelerators[meta["name"]] = _Held(meta["resourceVersion"], meta["uid"], row)
         return row != (None if held is None else held.value)
@@ -135,7 +136,7 @@ class Cache:
     def drop_accelerator(self, body: Mapping[str, Any]) -> bool:
         """A TurboAccelerator is gone; whether the planner saw it."""
         meta = body["metadata"]
-        self._gone_accelerators.add(meta["uid"], meta["resourceVersion"])
+        self._gone.add(TURBOACCELERATOR, meta["uid"], meta["resourceVersion"])
         held = self._accelerators.get(meta["name"])
         if held is None or held.uid != meta["uid"]:
             return False
@@ -145,7 +146,7 @@ class Cache:
     def keep_accelerators(self, uids: Iterable[str], resource_version: str) -> bool:
         """Drop what a full list, taken at `resource_version`, does not show; whether the planner saw any."""
         there = set(uids)
-        self._gone_accelerators.listed(resource_version)
+        self._gone.listed(TURBOACCELERATOR, resource_version)
         missing = [
             name
             for name, held in self._accelerators.items()
@@ -163,7 +164,7 @@ class Cache:
     def put_child(self, body: Mapping[str, Any]) -> Seen:
         """A child as a watch or a write delivers it."""
         key, meta = key_of(body), body["metadata"]
-        if key is None or meta["uid"] in self._deleted:
+        if key is None or meta["uid"] in self._deleted or meta["uid"] in self._gone:
             return Seen(key, False)
         place = (body["kind"], meta["name"])
         children = self._children.setdefault(key, {})
@@ -183,6 +184,7 @@ class Cache:
         key, meta = key_of(body), body["metadata"]
         self._deleted.discard(meta["uid"])
         if key is not None:
+            self._gone.add(body["kind"], meta["uid"], meta["resourceVersion"])
             held = self._children.get(key, {}).get((body["kind"], meta["name"]))
             if held is not None and held.view.uid == meta["uid"]:
                 _remove(self._children, key, (body["kind"], meta["name"]))
@@ -201,8 +203,8 @@ class Cache:
     def put_pod(self, body: Mapping[str, Any]) -> Seen:
         """A pod as a watch delivers it."""
         key, meta = key_of(body), body["metadata"]
-        if key is None:
-            return Seen(None, False)
+        if key is None or meta["uid"] in self._gone:
+            return Seen(key, False)
         value: PodView | InspectPod = inspect_pod(body) if is_inspect_pod(body) else serving_pod(body)
         pods = self._pods.setdefault(key, {})
         held = pods.get(meta["name"])
@@ -230,6 +232,7 @@ class Cache:
         """A pod is gone."""
         key, meta = key_of(body), body["metadata"]
         if key is not None:
+            self._gone.add("Pod", meta["uid"], meta["resourceVersion"])
             held = self._pods.get(key, {}).get(meta["name"])
             if held is not None and held.uid == meta["uid"]:
                 _remove(self._pods, key, meta["name"])
@@ -268,17 +271,17 @@ class Cache:
         A watch that was cut off for long enough misses deletions. What is newer than the list stays.
         """
         there = set(uids)
+        self._gone.listed(kind, resource_version)
 
         def gone(key: Key, uid: str, version: str) -> bool:
             listed = namespace is None or key.namespace == namespace
             return listed and uid not in there and not _is_newer(version, resource_version)
 
         if kind == TURBODEPLOYMENT:
-            self._gone_deployments.listed(resource_version)
             held_deployments = list(self._deployments.items())
             lost = {key for key, held in held_deployments if gone(key, held.uid, held.resource_version)}
             for key in lost:
-                self._gone_deployments.add(self._deployments.pop(key).uid, resource_version)
+                self._gone.add(kind, self._deployments.pop(key).uid, resource_version)
             return lost
         if kind == "Pod":
             pods = [

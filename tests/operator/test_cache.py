@@ -82,6 +82,21 @@ def test_a_child_that_another_object_controls_is_not_observed() -> None:
     assert cache.observe(KEY, "td").children == ()
 
 
+def test_what_a_list_shows_that_was_taken_before_its_deletion_does_not_come_back() -> None:
+    cache = Cache()
+    old_pod, old_child = pod("p", version=5), child(version=5)
+    cache.put_pod(old_pod)
+    cache.put_child(old_child)
+    cache.drop_pod(pod("p", version=8))
+    cache.drop_child(child(version=8))
+    cache.put_pod(old_pod)
+    cache.put_child(old_child)
+    for kind, uid in (("Pod", "p"), ("Service", "u1")):
+        assert cache.keep_only(kind, [uid], "6") == set()
+    assert cache.observe(KEY, "td").pods == ()
+    assert cache.observe(KEY, "td").children == ()
+
+
 def test_an_object_without_our_label_belongs_to_nobody() -> None:
     cache = Cache()
     body = child()
@@ -238,7 +253,9 @@ def test_a_load_stays_with_its_pod_and_goes_with_it() -> None:
     assert cache.observe(KEY, "td").pods[0].load == LoadSample(100.0, LOAD)
     cache.drop_pod(pod("p", 2))
     assert not cache.put_load(KEY, "p", 115.0, LOAD)
-    cache.put_pod(pod("p", 3))
+    successor = pod("p", 3)
+    successor["metadata"]["uid"] = "another"
+    cache.put_pod(successor)
     assert cache.observe(KEY, "td").pods[0].load is None
 
 
