@@ -11,6 +11,10 @@ from turbo_operator.planned import Plan
 from turbo_operator.supply import Owner, Quota, Stock, room
 
 
+# What more nodes, or larger ones, may mend.
+SHORT = frozenset({PlanReason.NO_CAPACITY, PlanReason.INVALID_PARALLELISM})
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """What lies between two stocks."""
@@ -48,17 +52,16 @@ def concerns(plan: Plan, owner: Owner, change: Change, stock: Stock) -> bool:
     """
     if owner.namespace in change.quotas:
         return True
+    refused = {row.accelerator for row in plan.rejected if row.reason in SHORT}
+    if not refused.isdisjoint(change.grown) or (change.grown and plan.reason == PlanReason.NO_CAPACITY):
+        return True
     choice = plan.choice
-    if choice is None:
-        return bool(change.grown) and plan.reason == PlanReason.NO_CAPACITY
-    name = choice.accelerator.name
-    if name in change.shrunk:
-        placed = sum(holding.node is not None for holding in stock.own.get(owner, ()))
-        missing = plan.replicas - placed
-        if missing > 0 and room(stock.supply.get(name, ()), choice.accelerators_per_replica) < missing:
-            return True
-    refused = {row.accelerator for row in plan.rejected if row.reason == PlanReason.NO_CAPACITY}
-    return not refused.isdisjoint(change.grown)
+    if choice is None or choice.accelerator.name not in change.shrunk:
+        return False
+    placed = sum(holding.node is not None for holding in stock.own.get(owner, ()))
+    missing = plan.replicas - placed
+    there = stock.supply.get(choice.accelerator.name, ())
+    return missing > 0 and room(there, choice.accelerators_per_replica) < missing
 
 
 def _free(nodes: Iterable[NodeSupply]) -> Mapping[str, int]:

@@ -84,6 +84,14 @@ def test_who_is_planned_anew(it: Plan, before: Stock, after: Stock, woken: bool)
     assert is_woken(it, before, after) is woken
 
 
+def test_whoever_was_refused_some_is_woken_by_it_whatever_its_condition_names_first() -> None:
+    """The nearest refusal may be of money, and what is short elsewhere be within it."""
+    dear = Rejected("h100", 1, "Off", PlanReason.OVER_BUDGET, "It costs more.")
+    it = Plan(None, 1, PlanReason.OVER_BUDGET, "Nearest: it costs more.", (dear, NO_L4))
+    assert is_woken(it, stock(4, 0), stock(4, 1))
+    assert not is_woken(it, stock(4, 0), stock(5, 0))
+
+
 def test_quotas_of_other_namespaces_wake_nobody_here() -> None:
     elsewhere = replace(stock(4), quotas=(Quota("elsewhere", {GPU: 1}, {}),))
     assert not is_woken(plan(2), stock(4), elsewhere)
