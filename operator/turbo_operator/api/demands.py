@@ -116,6 +116,12 @@ class Accelerators(Record):
 
     rules = (
         Rule(
+            "duration(self.pendingTimeout) >= duration('1s')",
+            "write at least 1s",
+            lambda it: it.pending_timeout_seconds >= 1,
+            "pendingTimeout",
+        ),
+        Rule(
             "!has(self.allowed) || self.allowed.size() > 0",
             "name a TurboAccelerator (kubectl get turboaccelerators), or leave allowed out for all of them",
             lambda it: it.allowed is None or len(it.allowed) > 0,
