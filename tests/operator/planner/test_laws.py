@@ -46,10 +46,10 @@ def rarely(strategy: st.SearchStrategy[Any], otherwise: Any = None) -> st.Search
 
 
 cents = st.integers(0, 2000).map(lambda amount: Decimal(amount) / 100)
-prices = st.sampled_from(({}, *2 * (KINDS[:1], KINDS))).flatmap(
+prices = st.sampled_from((*6 * (KINDS,), KINDS[:1], ())).flatmap(
     lambda kinds: st.fixed_dictionaries(dict.fromkeys(kinds, cents))
 )
-rates = st.sampled_from((None, *3 * (True,))).flatmap(
+rates = st.sampled_from((*7 * (True,), None)).flatmap(
     lambda known: (
         st.just(known)
         if known is None
@@ -78,7 +78,7 @@ def accelerators(draw: st.DrawFn, name: str) -> Accelerator:
     )
 
 
-catalogues = st.sets(st.sampled_from(NAMES), min_size=1).flatmap(
+catalogues = st.sets(st.sampled_from(NAMES), min_size=2).flatmap(
     lambda names: st.fixed_dictionaries({name: accelerators(name) for name in sorted(names)})
 )
 nodes = st.builds(
@@ -132,7 +132,7 @@ def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
     cost = {
         "maxPerHour": draw(budgets),
         "maxPerMillionTokens": draw(rarely(st.sampled_from(("0.40", "4.00")))),
-        "objective": draw(st.sampled_from(("Cost", "Cost", "Throughput", "Latency"))),
+        "objective": draw(st.sampled_from(("Cost", "Throughput", "Latency"))),
     }
     if cost["maxPerHour"] is None and total is None:
         cost["objective"] = "Cost"
@@ -163,7 +163,9 @@ def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
         replicas=draw(st.integers(0, 5)),
         scaling={
             **(
-                {"policy": policy} if (policy := draw(st.sampled_from((None, "Planned", "External")))) else {}
+                {"policy": policy}
+                if (policy := draw(st.sampled_from((None, None, "Planned", "External"))))
+                else {}
             ),
             **({"minReplicas": least} if least else {}),
             **({"maxReplicas": most} if most else {}),
