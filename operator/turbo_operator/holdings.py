@@ -49,6 +49,7 @@ def holding(body: Mapping[str, Any]) -> Holding | None:
         node=spec.get("nodeName") or None,
         requests=_effective(spec, "requests"),
         limits=_effective(spec, "limits"),
+        leaving="deletionTimestamp" in meta,
     )
 
 
@@ -75,14 +76,19 @@ def _value(text: str) -> Decimal:
 
 def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:
     """As the scheduler counts: what runs together, or the largest that runs before it, and the overhead."""
-    first = [each for each in spec.get("initContainers") or () if each.get("restartPolicy") != "Always"]
-    sidecars = [each for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"]
-    together = _sum(_part(each, part) for each in (*(spec.get("containers") or ()), *sidecars))
-    beside = _sum(_part(each, part) for each in sidecars)
-    for each in first:
-        for name, amount in _part(each, part).items():
-            together[name] = max(together.get(name, 0), amount + beside.get(name, 0))
-    return _sum((together | _part(spec, part), amounts(spec.get("overhead"))))
+    beside: Amounts = {}  # sidecars that were started so far
+    most: Amounts = {}
+    for each in spec.get("initContainers") or ():
+        running = _sum((beside, _part(each, part)))
+        if each.get("restartPolicy") == "Always":
+            beside = running
+        most = _larger(most, running)
+    together = _sum((beside, *(_part(each, part) for each in spec.get("containers") or ())))
+    return _sum((_larger(most, together) | _part(spec, part), amounts(spec.get("overhead"))))
+
+
+def _larger(one: Amounts, other: Amounts) -> dict[str, int]:
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in one.keys() | other.keys()}
 
 
 def _part(holder: Mapping[str, Any], part: str) -> dict[str, int]:

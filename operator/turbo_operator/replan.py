@@ -10,7 +10,6 @@ from turbo_operator.observed import NodeSupply
 from turbo_operator.planned import Plan
 from turbo_operator.supply import Owner, Quota, Stock, room
 
-
 # What more nodes, or larger ones, may mend.
 SHORT = frozenset({PlanReason.NO_CAPACITY, PlanReason.INVALID_PARALLELISM})
 

@@ -1,8 +1,9 @@
 """What the cluster has of each accelerator: nodes, less what pods hold on them, within quotas. Pure.
 
 What a TurboDeployment's own pods hold counts as free for it, since a new plan may take their place: on nodes
-that take no new pods too, where nothing else is free. Amounts of resources are whole thousandths, so that
-they add up exactly. What is not seen (pods of namespaces that are not watched) is not counted.
+that take no new pods too, unless they are leaving, and nothing else is free there. Amounts of resources are
+whole thousandths, so that they add up exactly. What is not seen (pods of namespaces that are not watched) is
+not counted.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Holding:
     node: str | None
     requests: Amounts
     limits: Amounts
+    leaving: bool = False  # told to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,10 @@ def take_stock(
 ) -> Stock:
     """What `nodes` have of each accelerator while `holdings` hold what they hold."""
     by_name = {node.name: node for node in sorted(nodes, key=lambda node: node.name)}
-    held: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
+    there = tuple(holdings)
+    held = _by_node(there)
     own: defaultdict[Owner, list[Holding]] = defaultdict(list)
-    for holding in holdings:
-        if holding.node is not None:
-            _add(held[holding.node], holding.requests)
+    for holding in there:
         if holding.owner is not None:
             own[holding.owner].append(holding)
     supply = {
@@ -107,14 +108,11 @@ def take_stock(
 
 def supply_of(stock: Stock, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
     """What the TurboDeployment `owner` may plan with, by accelerator; its template narrows the nodes."""
-    own: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
     mine = stock.own.get(owner, ())
-    for holding in mine:
-        if holding.node is not None:
-            _add(own[holding.node], holding.requests)
+    own, staying = _by_node(mine), _by_node(each for each in mine if not each.leaving)
     quotas = [quota for quota in stock.quotas if quota.namespace == owner.namespace]
     return {
-        name: Supply(_nodes(stock, accelerator, own, overlay), _quota(accelerator, quotas, mine))
+        name: Supply(_nodes(stock, accelerator, own, staying, overlay), _quota(accelerator, quotas, mine))
         for name, accelerator in stock.accelerators.items()
     }
 
@@ -142,7 +140,11 @@ def is_open(node: Node, selector: Mapping[str, str], tolerations: Sequence[Mappi
 
 
 def _nodes(
-    stock: Stock, accelerator: Accelerator, own: Mapping[str, Amounts], overlay: Template | None
+    stock: Stock,
+    accelerator: Accelerator,
+    own: Mapping[str, Amounts],
+    staying: Mapping[str, Amounts],
+    overlay: Template | None,
 ) -> tuple[NodeSupply, ...]:
     selector, tolerations = accelerator.node_selector, accelerator.tolerations
     base = stock.supply[accelerator.name]
@@ -163,7 +165,7 @@ def _nodes(
             continue
         if name in rows:
             rows[name] = _on_node(accelerator, node, stock.held[name], amounts)
-        elif kept := _units(accelerator, amounts):  # takes no new pods; ours need not leave
+        elif kept := _units(accelerator, staying.get(name, {})):  # takes no new pods; ours need not leave
             rows[name] = NodeSupply(name, kept, kept)
     return tuple(rows[name] for name in sorted(rows))
 
@@ -213,6 +215,11 @@ def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
     return toleration.get("key") is not None and (toleration.get("value") or "") == taint.get("value", "")
 
 
-def _add(total: defaultdict[str, int], amounts: Amounts) -> None:
-    for name, amount in amounts.items():
-        total[name] += amount
+def _by_node(holdings: Iterable[Holding]) -> dict[str, dict[str, int]]:
+    total: dict[str, dict[str, int]] = {}
+    for holding in holdings:
+        if holding.node is not None:
+            node = total.setdefault(holding.node, {})
+            for name, amount in holding.requests.items():
+                node[name] = node.get(name, 0) + amount
+    return total

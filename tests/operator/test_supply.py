@@ -29,9 +29,15 @@ def node(name: str = "n", gpus: int = 8, cores: int = 16, memory: int = 64, **mo
     return Node(name, **(fields | more))
 
 
-def pod(gpus: int = 1, on: str | None = "n", owner: Owner | None = None, resource: str = GPU) -> Holding:
+def pod(
+    gpus: int = 1,
+    on: str | None = "n",
+    owner: Owner | None = None,
+    resource: str = GPU,
+    leaving: bool = False,
+) -> Holding:
     amounts = {resource: gpus * 1000}
-    return Holding(owner, on, amounts, amounts)
+    return Holding(owner, on, amounts, amounts, leaving)
 
 
 def free(stock: Stock, owner: Owner = MINE, accelerator: str = "h100") -> list[int]:
@@ -87,6 +93,13 @@ def test_what_runs_on_a_cordoned_node_need_not_leave_it_and_nothing_else_there_i
     assert free(stock) == [2]
     assert free(stock, THEIRS) == [1]
     assert stock.supply["h100"] == ()
+
+
+def test_what_a_pod_leaves_on_a_node_that_takes_no_other_is_no_place_to_plan_with() -> None:
+    """A drain, or a dead node, whose pods are told to end and stay for as long as it is dead."""
+    pods = [pod(2, owner=MINE), pod(1, owner=MINE, leaving=True)]
+    assert free(take_stock(CATALOGUE, [node(takes_pods=False)], pods)) == [2]
+    assert free(take_stock(CATALOGUE, [node()], pods)) == [8]
 
 
 @pytest.mark.parametrize(
@@ -150,20 +163,34 @@ def container(**requests: str) -> dict[str, Any]:
     return {"name": "c", "resources": {"requests": requests}}
 
 
-def test_a_pod_holds_what_the_scheduler_counts() -> None:
+FIRST, BESIDE = container(cpu="3"), {**container(cpu="250m"), "restartPolicy": "Always"}
+
+
+@pytest.mark.parametrize(
+    ("before", "cpu"),
+    [
+        ([], 1500),
+        ([BESIDE], 1750),
+        ([FIRST, BESIDE], 3000),  # what is first has ended when the other starts
+        ([BESIDE, FIRST], 3250),
+        ([BESIDE, BESIDE, FIRST, BESIDE], 3500),
+    ],
+)
+def test_a_pod_holds_what_the_scheduler_counts(before: list[dict[str, Any]], cpu: int) -> None:
     body = raw_pod(
         nodeName="n",
         containers=[container(cpu="500m"), container(cpu="1", memory="1Gi")],
-        initContainers=[
-            container(cpu="3"),
-            {**container(cpu="250m"), "restartPolicy": "Always"},
-        ],
+        initContainers=before,
         overhead={"cpu": "100m"},
     )
     held = holdings.holding(body)
     assert held is not None
-    assert held.requests == {"cpu": 3250 + 100, "memory": GIB * 1000}
-    assert (held.owner, held.node) == (None, "n")
+    assert held.requests == {"cpu": cpu + 100, "memory": GIB * 1000}
+    assert (held.owner, held.node, held.leaving) == (None, "n", False)
+    body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    told = holdings.holding(body)
+    assert told is not None
+    assert told.leaving
 
 
 def test_amounts_of_the_whole_pod_go_before_those_of_its_containers() -> None:
