@@ -87,6 +87,7 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
     labels = meta.get("labels") or {}
     ready = _holds(status, "Ready")
     reason, message = (None, None) if ready else _trouble(status)
+    count = labels.get(LABEL_ACCELERATOR_COUNT, "")
     return PodView(
         name=meta["name"],
         plan_hash=labels.get(LABEL_PLAN_HASH, ""),
@@ -99,7 +100,7 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         pending_since=_pending_since(body),
         ready_since=_since(status, "Ready", "True"),
         accelerator=labels.get(LABEL_ACCELERATOR),
-        accelerators=int(count) if (count := labels.get(LABEL_ACCELERATOR_COUNT, "1")).isdecimal() else 1,
+        accelerators=max(1, int(count)) if count.isdecimal() else 1,
         capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
     )
 

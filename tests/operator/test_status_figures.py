@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 from turbo_operator import scaler, status
 from turbo_operator.api import (
+    LABEL_ACCELERATOR,
+    LABEL_ACCELERATOR_COUNT,
     CapacityType,
     ConditionType,
     PlanReason,
@@ -22,7 +25,8 @@ from turbo_operator.api import (
 from turbo_operator.observed import Accelerator, LoadSample, Observed, PodView, Supply
 from turbo_operator.planned import Plan, Rejected
 from turbo_operator.planner import plan as plan_of
-from turbo_operator.status import figures
+from turbo_operator.projection import serving_pod
+from turbo_operator.status import figures, paid
 from turbo_runtime.contract import Load, ModelFacts, ModelShape
 
 NOW = 1_700_000_000.0
@@ -73,6 +77,32 @@ def test_rejected_rows_name_engine_and_capacity_type() -> None:
     assert told is not None
     assert len(told.rejected) == figures.MAX_REJECTED
     assert (told.rejected[0].engine, told.rejected[0].capacity_type) == ("VLLM", "Spot")
+
+
+def test_a_sentence_that_is_too_long_for_the_status_is_cut() -> None:
+    """The planner names every accelerator there is where none of those that are allowed is one."""
+    said = "There are: " + ", ".join(f"an-accelerator-of-{number:030}" for number in range(60)) + "."
+    row = Rejected("h100", 2, "Off", PlanReason.NO_PROFILE, said)
+    for new in (
+        Plan(None, 1, PlanReason.NO_PROFILE, said, (row,)),
+        replace(plan_of(td().spec, SHAPE, {"cpu": CPU}), detail=said, rejected=(row,)),
+    ):
+        told = figures.plan(None, new, None)
+        assert told is not None
+        assert TurboDeploymentStatus.model_validate({"plan": told.dump()}).plan == told
+        assert told.detail is not None
+        assert told.detail.startswith("There are: an-accelerator")
+        assert told.detail.endswith("...")
+
+
+def test_a_pod_whose_label_says_that_it_holds_nothing_is_paid_for_all_the_same() -> None:
+    whole = replace(CPU, price_per_node=True, per_node=4)
+    body = {
+        "metadata": {"name": "p", "labels": {LABEL_ACCELERATOR: "cpu", LABEL_ACCELERATOR_COUNT: "0"}},
+        "status": {"phase": "Running"},
+    }
+    view = replace(serving_pod(body), plan_hash=HASH)
+    assert paid.cost_per_hour(Observed({"cpu": whole}, pods=(view,))) == Decimal("0.16")
 
 
 def test_what_runs_is_told_with_its_cost_at_the_present_load() -> None:

@@ -10,7 +10,8 @@ from pydantic.alias_generators import to_camel
 from turbo_operator.api.fields import Record
 
 _Name = Annotated[str, Field(max_length=253)]
-_Sentence = Annotated[str, Field(max_length=2048)]
+MAX_SENTENCE = 2048
+_Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 _Count = Annotated[int, Field(ge=0)]
 _Weights = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
 

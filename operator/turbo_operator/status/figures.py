@@ -19,6 +19,7 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     rfc3339,
 )
+from turbo_operator.api.status import MAX_SENTENCE
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan
 from turbo_operator.planned import Predicted as Prediction
@@ -52,14 +53,16 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
             tensor=row.tensor,
             method=row.method,
             reason=row.reason,
-            detail=row.detail,
+            detail=_bounded(row.detail),
         )
         for row in new.rejected[:MAX_REJECTED]
     )
     choice = new.choice
     if choice is None:
         kept = old or PlanStatus()
-        return kept.model_copy(update={"reason": new.reason, "detail": new.detail, "rejected": rejected})
+        return kept.model_copy(
+            update={"reason": new.reason, "detail": _bounded(new.detail), "rejected": rejected}
+        )
     return PlanStatus(
         hash=plan_hash,
         engine=choice.engine,
@@ -74,9 +77,14 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
         replicas=new.replicas,
         predicted=_predicted(choice.predicted),
         reason=new.reason,
-        detail=new.detail,
+        detail=_bounded(new.detail),
         rejected=rejected,
     )
+
+
+def _bounded(sentence: str) -> str:
+    """As long as a status holds one: the planner's may name every accelerator of a large catalogue."""
+    return sentence if len(sentence) <= MAX_SENTENCE else f"{sentence[: MAX_SENTENCE - 3]}..."
 
 
 def _predicted(prediction: Prediction) -> Predicted:
