@@ -80,7 +80,7 @@ class Settings:
     resync_seconds: float = _setting(_seconds, 600.0)  # every object is looked at again at least this often
     scrape_seconds: float = _setting(_seconds, 15.0)  # between two reads of a pod's load
     scrape_timeout_seconds: float = _setting(_seconds, 2.0)
-    num_workers: int = _setting(_count, 8)  # objects reconciled at the same time
+    num_workers: int = _setting(_count, 16)  # objects reconciled at the same time
     health_port: int = _setting(_port, 8081)
     metrics_port: int = _setting(_port, 8080)
     log_format: str = _setting(_one_of("text", "json"), "json")
