@@ -46,10 +46,13 @@ class Scraper:
         self._wake = wake
         self._clock = clock
         self._reported: set[Key] = set()
+        # Before a request's time begins to count: of connections that are waited for, those of pods that do
+        # not answer would use up the time of all others.
+        self._turns = asyncio.Semaphore(NUM_CONNECTIONS)
 
     async def run(self) -> None:
         """Scrape until cancelled."""
-        connector = aiohttp.TCPConnector(limit=NUM_CONNECTIONS)
+        connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, timeout=self._timeout) as session:
             while True:
                 await self.scrape(session)
@@ -58,14 +61,14 @@ class Scraper:
     async def scrape(self, session: aiohttp.ClientSession) -> None:
         """Ask every pod that serves once."""
         pods = self._cache.answering_pods()
-        loads = await asyncio.gather(*(self._ask(session, pod) for _, pod in pods))
-        now = self._clock()
+        answers = await asyncio.gather(*(self._ask(session, pod) for _, pod in pods))
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
         calibrated: set[Key] = set()
-        for (key, pod), load in zip(pods, loads, strict=True):
-            if load is not None:
+        for (key, pod), answer in zip(pods, answers, strict=True):
+            if answer is not None:
+                at, load = answer
                 by_deployment[key].append(load)
-                if self._cache.put_load(key, pod.name, now, load):
+                if self._cache.put_load(key, pod.name, at, load):
                     calibrated.add(key)
         self._report(by_deployment)
         for key in by_deployment:
@@ -77,10 +80,11 @@ class Scraper:
         scaling = (body or {}).get("spec", {}).get("scaling", {})
         return bool(scaling.get("policy") == ScalingPolicy.METRICS)
 
-    async def _ask(self, session: aiohttp.ClientSession, pod: PodView) -> Load | None:
+    async def _ask(self, session: aiohttp.ClientSession, pod: PodView) -> tuple[float, Load] | None:
+        """When it answered (epoch seconds), and what."""
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
         try:
-            async with session.get(f"http://{host}:{PORT}{LOAD_PATH}") as answer:
+            async with self._turns, session.get(f"http://{host}:{PORT}{LOAD_PATH}") as answer:
                 answer.raise_for_status()
                 load = Load.from_json(await _text(answer))
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
@@ -88,7 +92,7 @@ class Scraper:
             log.debug("load of pod %s is unknown: %r", pod.name, error)
             return None
         metrics.SCRAPES.labels("ok").inc()
-        return load
+        return self._clock(), load
 
     def _report(self, loads: dict[Key, list[Load]]) -> None:
         """The sums per TurboDeployment as gauges; one that nobody answers for has none."""

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from turbo_operator.api import GROUP
 from turbo_operator.cache import Cache, Key
 from turbo_operator.observed import LoadSample
-from turbo_operator.scrape import Scraper
+from turbo_operator.scrape import NUM_CONNECTIONS, Scraper
 from turbo_runtime.contract import LOAD_PATH, PORT, Load, StepTime
 
 KEY = Key("team", "chat")
@@ -148,6 +148,29 @@ async def test_a_pod_is_asked_until_it_has_drained() -> None:
         cache.drop_pod(drains)
         await scraper.scrape(session)
     assert asked == 2
+
+
+async def test_pods_that_do_not_answer_keep_no_other_from_being_asked() -> None:
+    """A node that is cut off takes more pods with it than are asked at the same time."""
+    cache, woken = Cache(), asyncio.Event()
+
+    async def good(_: web.Request) -> web.Response:
+        return web.Response(text=replace(LOAD, step_times=(StepTime(1, 1, 64, 0.01),)).to_json())
+
+    async def silent(_: web.Request) -> web.Response:
+        await asyncio.sleep(30)
+        return web.Response()
+
+    async with runtime("127.0.0.31", silent), runtime("127.0.0.32", good):
+        for number in range(2 * NUM_CONNECTIONS):
+            cache.put_pod(pod(f"cut-off-{number}", "127.0.0.31"))
+        cache.put_pod(pod("well", "127.0.0.32"))
+        scraper = Scraper(cache, 1000, 0.5, wake=lambda _: woken.set(), clock=lambda: 100.0)
+        loop = asyncio.create_task(scraper.run())
+        await asyncio.wait_for(woken.wait(), 10)
+        loop.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loop
 
 
 async def test_the_loop_goes_on_until_it_is_cancelled() -> None:
