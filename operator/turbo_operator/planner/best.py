@@ -10,7 +10,7 @@ import numpy as np
 from turbo_operator.api import Objective, PlanReason, Provenance
 from turbo_operator.planned import Capacity, Choice, Predicted, Running
 from turbo_operator.planner import capacity, judge, memory
-from turbo_operator.planner.prediction import cost_per_hour, predicted
+from turbo_operator.planner.prediction import cost_per_hour
 from turbo_operator.planner.request import computed_in, element_bytes
 from turbo_operator.planner.weigh import Weighing, host_memory
 
@@ -72,14 +72,12 @@ def fewest_as_fast(of: Weighing, pair: int) -> int:
     return int(counts[np.flatnonzero(token <= token.min())[0]])
 
 
-def choice_of(of: Weighing, pair: int, replicas: int) -> Choice:
-    """The pair with so many replicas as a plan's choice."""
+def choice_of(of: Weighing, pair: int, replicas: int, does: Predicted | None) -> Choice:
+    """The pair with so many replicas as a plan's choice; `does` is what they do, where it can be told."""
     asked, it = of.request, of.it
     place = int(of.stock.candidate[pair])
     accelerator, draft, held = it.accelerator_of(place), it.draft_of(place), of.room
     dtype = computed_in(asked.dtype, asked.shape, memory.on_cpu(accelerator))
-    at = np.array([pair])
-    (does,) = predicted(of, at, np.array([float(max(replicas, 1))]))
     cost = cost_per_hour(of, pair, replicas)
     if does is None:
         does = Predicted(None, None, None, None, cost, None, Provenance.ASSUMED)

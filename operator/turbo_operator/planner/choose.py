@@ -57,13 +57,14 @@ def plan(
     of = weigh(spec, asked, there, case)
     best = best_pair(of, spec.plan_policy.min_saving_fraction, running)
     near = nearest(of, best)
-    told = (*rows.rejected(of, best), *invalid, *absent)
+    count = replicas if best is None else fewest_as_fast(of, best)
+    beside, does = rows.rejected(of, best, count)
+    told = (*beside, *invalid, *absent)
     if best is None:
         return _infeasible(told, near, replicas, catalogue)
     mixed = together(of, best)
     told = told if mixed is None else (*told, mixed)
-    count = fewest_as_fast(of, best)
-    choice = choice_of(of, best, count)
+    choice = choice_of(of, best, count, does)
     alone = not any(
         row.accelerator != choice.accelerator.name
         and row.reason in (PlanReason.DEARER, PlanReason.NOT_PREFERRED)

@@ -32,15 +32,19 @@ NEAREST = (
 EVERYWHERE = (PlanReason.OUT_OF_MEMORY, PlanReason.NO_PROFILE)  # whatever the capacity type
 
 
-def rejected(of: Weighing, best: int | None) -> tuple[Rejected, ...]:
-    """The rows beside the pair `best`, or of no plan at all; the first ones are worth reading."""
+def rejected(of: Weighing, best: int | None, count: int) -> tuple[tuple[Rejected, ...], Predicted | None]:
+    """The rows beside the pair `best`, or of no plan at all, the first ones worth reading; and what `count`
+    replicas of `best` do: predicted together, since a call has a cost of its own.
+    """
     pairs = _worth_telling(of, best)
-    replicas = of.verdict.replicas[pairs]
-    told = zip(pairs, predicted(of, pairs, np.maximum(replicas, 1.0)), strict=True)
-    rows = [_row(of, int(pair), best, does) for pair, does in told]
+    chosen = np.array([] if best is None else [best], np.int64)
+    replicas = np.append(of.verdict.replicas[pairs], np.full(len(chosen), float(count)))
+    told = predicted(of, np.append(pairs, chosen), np.maximum(replicas, 1.0))
+    rows = [_row(of, pair, best, does) for pair, does in zip(pairs.tolist(), told, strict=False)]
     rank = {pair: place for place, pair in enumerate(of.order.tolist())}
     places = [(_distance(of, row, pair), rank[pair]) for row, pair in zip(rows, pairs.tolist(), strict=True)]
-    return tuple(row for _, row in sorted(zip(places, rows, strict=True), key=lambda each: each[0]))
+    ordered = sorted(zip(places, rows, strict=True), key=lambda each: each[0])
+    return tuple(row for _, row in ordered), None if best is None else told[-1]
 
 
 def _distance(of: Weighing, row: Rejected, pair: int) -> tuple[int, bool]:
