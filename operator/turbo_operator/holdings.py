@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator.api import LABEL_DEPLOYMENT, quantity
+from turbo_operator.api import LABEL_ACCELERATOR, LABEL_DEPLOYMENT, quantity
 from turbo_operator.supply import Amounts, Holding, Node, Owner, Quota
 
 _BINDING_TAINTS = {"NoSchedule", "NoExecute"}
@@ -43,13 +43,15 @@ def holding(body: Mapping[str, Any]) -> Holding | None:
     meta, spec = body["metadata"], body.get("spec") or {}
     if (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return None
-    deployment = (meta.get("labels") or {}).get(LABEL_DEPLOYMENT)
+    labels = meta.get("labels") or {}
+    deployment = labels.get(LABEL_DEPLOYMENT)
     return Holding(
         owner=Owner(meta["namespace"], deployment) if deployment else None,
         node=spec.get("nodeName") or None,
         requests=_effective(spec, "requests"),
         limits=_effective(spec, "limits"),
         leaving="deletionTimestamp" in meta,
+        accelerator=labels.get(LABEL_ACCELERATOR),
     )
 
 

@@ -1,9 +1,9 @@
 """What the cluster has of each accelerator: nodes, less what pods hold on them, within quotas. Pure.
 
-What a TurboDeployment's own pods hold counts as free for it, since a new plan may take their place: on nodes
-that take no new pods too, unless they are leaving, and nothing else is free there. Amounts of resources are
-whole thousandths, so that they add up exactly. What is not seen (pods of namespaces that are not watched) is
-not counted.
+What a TurboDeployment's own pods hold counts as free for it, since a new plan may take their place. On nodes
+that take no new pods that is what its pods of the same accelerator hold, unless they are leaving. Amounts of
+resources are whole thousandths, so that they add up exactly. What is not seen (pods of namespaces that are not
+watched) is not counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from turbo_operator.api import Template
+from turbo_operator.api import Template, label_value
 from turbo_operator.observed import Accelerator, NodeSupply, Supply
 
 Amounts = Mapping[str, int]  # by resource, in thousandths of its unit
@@ -51,6 +51,7 @@ class Holding:
     requests: Amounts
     limits: Amounts
     leaving: bool = False  # told to end
+    accelerator: str | None = None  # that it was made for, as its label says
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class Stock:
     own: Mapping[Owner, tuple[Holding, ...]] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
     supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
+    # By accelerator: the nodes that would be open, were their taints tolerated.
+    tainted: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
 
 
 def take_stock(
@@ -88,14 +91,19 @@ def take_stock(
     for holding in there:
         if holding.owner is not None:
             own[holding.owner].append(holding)
-    supply = {
-        name: tuple(
-            _on_node(accelerator, node, held.get(node.name, {}), {})
-            for node in by_name.values()
-            if is_open(node, accelerator.node_selector, accelerator.tolerations)
-        )
-        for name, accelerator in accelerators.items()
-    }
+    supply: dict[str, tuple[NodeSupply, ...]] = {}
+    tainted: dict[str, tuple[Node, ...]] = {}
+    for name, accelerator in accelerators.items():
+        rows: list[NodeSupply] = []
+        closed: list[Node] = []
+        for node in by_name.values():
+            if not node.takes_pods or not _matches(node, accelerator.node_selector):
+                continue
+            if _tolerated(node, accelerator.tolerations):
+                rows.append(_on_node(accelerator, node, held.get(node.name, {}), {}))
+            else:
+                closed.append(node)
+        supply[name], tainted[name] = tuple(rows), tuple(closed)
     return Stock(
         dict(accelerators),
         by_name,
@@ -103,16 +111,17 @@ def take_stock(
         {owner: tuple(each) for owner, each in own.items()},
         tuple(quotas),
         supply,
+        tainted,
     )
 
 
 def supply_of(stock: Stock, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
     """What the TurboDeployment `owner` may plan with, by accelerator; its template narrows the nodes."""
     mine = stock.own.get(owner, ())
-    own, staying = _by_node(mine), _by_node(each for each in mine if not each.leaving)
+    own = _by_node(mine)
     quotas = [quota for quota in stock.quotas if quota.namespace == owner.namespace]
     return {
-        name: Supply(_nodes(stock, accelerator, own, staying, overlay), _quota(accelerator, quotas, mine))
+        name: Supply(_nodes(stock, accelerator, mine, own, overlay), _quota(accelerator, quotas, mine))
         for name, accelerator in stock.accelerators.items()
     }
 
@@ -132,33 +141,26 @@ def unit(accelerator: Accelerator) -> Amounts:
 
 def is_open(node: Node, selector: Mapping[str, str], tolerations: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a new pod with this selector and these tolerations may go to the node, were it empty."""
-    return (
-        node.takes_pods
-        and _matches(node, selector)
-        and all(any(_tolerates(each, taint) for each in tolerations) for taint in node.taints)
-    )
+    return node.takes_pods and _matches(node, selector) and _tolerated(node, tolerations)
 
 
 def _nodes(
     stock: Stock,
     accelerator: Accelerator,
+    mine: Sequence[Holding],
     own: Mapping[str, Amounts],
-    staying: Mapping[str, Amounts],
     overlay: Template | None,
 ) -> tuple[NodeSupply, ...]:
-    selector, tolerations = accelerator.node_selector, accelerator.tolerations
-    base = stock.supply[accelerator.name]
+    selector, base = accelerator.node_selector, stock.supply[accelerator.name]
     if overlay is not None and (overlay.node_selector or overlay.tolerations):
         selector = {**selector, **(overlay.node_selector or {})}
-        tolerations = (*tolerations, *(each.dump() for each in overlay.tolerations or ()))
-        base = tuple(
-            _on_node(accelerator, node, stock.held.get(node.name, {}), {})
-            for node in stock.nodes.values()
-            if is_open(node, selector, tolerations)
-        )
+        base = _under(stock, accelerator, selector, [each.dump() for each in overlay.tolerations or ()])
     if not own:
         return base
     rows = {node.name: node for node in base}
+    staying = _by_node(
+        each for each in mine if each.accelerator == label_value(accelerator.name) and not each.leaving
+    )
     for name, amounts in own.items():
         node = stock.nodes.get(name)
         if node is None or not _matches(node, selector):
@@ -168,6 +170,27 @@ def _nodes(
         elif kept := _units(accelerator, staying.get(name, {})):  # takes no new pods; ours need not leave
             rows[name] = NodeSupply(name, kept, kept)
     return tuple(rows[name] for name in sorted(rows))
+
+
+def _under(
+    stock: Stock, accelerator: Accelerator, selector: Mapping[str, str], more: Sequence[Mapping[str, Any]]
+) -> tuple[NodeSupply, ...]:
+    """The nodes under a template's whole selector and its further tolerations, with nobody's pods as free.
+
+    A template mostly narrows what is counted already, and every look at its TurboDeployment comes here.
+    """
+    name, tolerations = accelerator.name, (*accelerator.tolerations, *more)
+    if any(selector[key] != value for key, value in accelerator.node_selector.items()):
+        rows, further = [], tuple(stock.nodes.values())  # other nodes altogether
+    else:
+        rows = [row for row in stock.supply[name] if _matches(stock.nodes[row.name], selector)]
+        further = stock.tainted[name] if more else ()
+    rows += [
+        _on_node(accelerator, node, stock.held.get(node.name, {}), {})
+        for node in further
+        if is_open(node, selector, tolerations)
+    ]
+    return tuple(sorted(rows, key=lambda row: row.name))
 
 
 def _on_node(accelerator: Accelerator, node: Node, held: Amounts, own: Amounts) -> NodeSupply:
@@ -202,6 +225,10 @@ def _counted(holding: Holding, prefix: str) -> Amounts:
 
 def _matches(node: Node, selector: Mapping[str, str]) -> bool:
     return all(node.labels.get(key) == value for key, value in selector.items())
+
+
+def _tolerated(node: Node, tolerations: Sequence[Mapping[str, Any]]) -> bool:
+    return all(any(_tolerates(each, taint) for each in tolerations) for taint in node.taints)
 
 
 def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -37,7 +38,7 @@ def pod(
     leaving: bool = False,
 ) -> Holding:
     amounts = {resource: gpus * 1000}
-    return Holding(owner, on, amounts, amounts, leaving)
+    return Holding(owner, on, amounts, amounts, leaving, "h100")
 
 
 def free(stock: Stock, owner: Owner = MINE, accelerator: str = "h100") -> list[int]:
@@ -95,6 +96,17 @@ def test_what_runs_on_a_cordoned_node_need_not_leave_it_and_nothing_else_there_i
     assert stock.supply["h100"] == ()
 
 
+def test_the_cores_of_a_pod_that_holds_gpus_are_none_to_plan_with_where_no_pod_on_cores_may_go() -> None:
+    amounts = {GPU: 1000, "cpu": 4000, "memory": 32 * GIB * 1000}
+    mine = [Holding(MINE, "n", amounts, amounts, accelerator="h100")]
+    tainted = node(taints=({"key": "gpu", "value": "x", "effect": "NoSchedule"},))
+    for closed in (tainted, node(takes_pods=False)):
+        stock = take_stock(CATALOGUE, [closed], mine)
+        assert free(stock) == [1]
+        assert free(stock, accelerator="cpu") == []
+    assert free(take_stock(CATALOGUE, [node()], mine), accelerator="cpu") == [8]
+
+
 def test_what_a_pod_leaves_on_a_node_that_takes_no_other_is_no_place_to_plan_with() -> None:
     """A drain, or a dead node, whose pods are told to end and stay for as long as it is dead."""
     pods = [pod(2, owner=MINE), pod(1, owner=MINE, leaving=True)]
@@ -116,6 +128,42 @@ def test_what_a_pod_leaves_on_a_node_that_takes_no_other_is_no_place_to_plan_wit
 def test_a_taint_is_tolerated_as_the_scheduler_compares(toleration: dict[str, Any], open_: bool) -> None:
     tainted = node(taints=({"key": "gpu", "value": "x", "effect": "NoSchedule"},))
     assert is_open(tainted, {}, (toleration,)) is open_
+
+
+taint_sets = st.lists(st.sampled_from(["gpu", "pool"]), unique=True).map(
+    lambda keys: tuple({"key": key, "effect": "NoSchedule"} for key in keys)
+)
+label_sets = st.fixed_dictionaries(
+    {}, optional={"product": st.sampled_from(["H100", "L4"]), "zone": st.sampled_from(["y", "z"])}
+)
+overlays = st.fixed_dictionaries(
+    {},
+    optional={
+        "nodeSelector": label_sets,
+        "tolerations": st.lists(st.sampled_from(["gpu", "pool"]), max_size=2).map(
+            lambda keys: [{"key": key, "operator": "Exists"} for key in keys]
+        ),
+    },
+)
+
+
+@given(st.lists(st.tuples(label_sets, taint_sets, st.booleans()), max_size=6), overlays)
+def test_a_template_leaves_the_nodes_that_its_pods_may_go_to(
+    nodes: list[tuple[dict[str, str], tuple[dict[str, str], ...], bool]], overlay: dict[str, Any]
+) -> None:
+    there = [
+        node(str(place), labels=labels, taints=taints, takes_pods=ready)
+        for place, (labels, taints, ready) in enumerate(nodes)
+    ]
+    template = Template.model_validate(overlay)
+    tolerated = [{"key": "gpu", "operator": "Exists"}]
+    h100 = replace(H100, tolerations=tuple(tolerated))
+    found = supply_of(take_stock({"h100": h100}, there, []), MINE, template)["h100"].nodes
+    selector = {**h100.node_selector, **overlay.get("nodeSelector", {})}
+    tolerated += overlay.get("tolerations", [])
+    assert [each.name for each in found] == [
+        each.name for each in there if is_open(each, selector, tolerated)
+    ]
 
 
 def test_the_templates_selector_narrows_the_nodes_and_its_tolerations_widen_them() -> None:

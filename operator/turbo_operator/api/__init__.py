@@ -74,6 +74,7 @@ from turbo_operator.api.names import (
     ReadyReason,
     ScalingReason,
     StalledReason,
+    label_value,
 )
 from turbo_operator.api.parsing import InvalidObject, parse, parse_accelerator
 from turbo_operator.api.scaling import (
@@ -187,6 +188,7 @@ __all__ = [
     "TurboDeploymentStatus",
     "Workload",
     "epoch",
+    "label_value",
     "parse",
     "parse_accelerator",
     "quantity",

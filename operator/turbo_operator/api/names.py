@@ -32,6 +32,11 @@ ROLE_INSPECT = "inspect"
 ANNOTATION_APPLIED_HASH = f"{GROUP}/applied-hash"
 
 
+def label_value(name: str) -> str:
+    """An object's name as a label holds it: cut to 63 characters, ending in a letter or digit."""
+    return name[:63].rstrip("-.")
+
+
 class ConditionType(StrEnum):
     """The conditions of a TurboDeployment; all but Stalled are good when True."""
 

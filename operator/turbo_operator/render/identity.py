@@ -54,11 +54,6 @@ def labels(td: TurboDeployment, role: str, **more: str) -> dict[str, str]:
     }
 
 
-def label_value(name: str) -> str:
-    """An object's name as a label holds it: cut to 63 characters, ending in a letter or digit."""
-    return name[:63].rstrip("-.")
-
-
 def serving_selector(td: TurboDeployment) -> dict[str, str]:
     """Labels by which the serving pods of all variants are found; inspecting pods bear another role."""
     return {LABEL_DEPLOYMENT: td.metadata.name, LABEL_ROLE: ROLE_SERVING}

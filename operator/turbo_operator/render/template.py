@@ -21,12 +21,13 @@ from turbo_operator.api import (
     CapacityType,
     Template,
     TurboDeployment,
+    label_value,
     quantity,
 )
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render import source
-from turbo_operator.render.identity import digest, label_value, labels
+from turbo_operator.render.identity import digest, labels
 from turbo_operator.render.pod import pod_spec, variables
 from turbo_operator.settings import Settings
 from turbo_runtime.contract import HEALTH_PATH, PORT, PORT_NAME, READY_PATH, ModelFacts, RuntimeConfig
