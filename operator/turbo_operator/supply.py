@@ -2,8 +2,8 @@
 
 What a TurboDeployment's own pods hold counts as free for it, since a new plan may take their place. On nodes
 that take no new pods that is what its pods of the same accelerator hold, unless they are leaving. Amounts of
-resources are whole thousandths, so that they add up exactly. What is not seen (pods of namespaces that are not
-watched) is not counted.
+resources are whole thousandths, so that they add up exactly. What is not seen (pods of namespaces that are
+not watched) is not counted.
 """
 
 from __future__ import annotations

@@ -162,6 +162,19 @@ def test_while_the_new_plan_comes_up_it_is_available_and_not_ready() -> None:
     assert said(new, ConditionType.READY) == ("False", AvailableReason.IMAGE_PULL)
 
 
+def test_a_new_plan_that_finds_no_room_beside_the_old_one_says_what_makes_some() -> None:
+    waits = pod("new", ready=False, reason="Unschedulable", message="0/1 nodes are available")
+    ready = computed(td(), pod("old", variant="v1old"), waits).condition(ConditionType.READY)
+    assert ready is not None
+    assert (ready.status, ready.reason) == ("False", AvailableReason.WAITING_FOR_ACCELERATOR)
+    assert "The plan before it serves on, and holds its place until the new one answers" in ready.message
+    assert "spec.suspend" in ready.message
+    loads = computed(td(), pod("old", variant="v1old"), pod("new", ready=False))
+    other = loads.condition(ConditionType.READY)
+    assert other is not None
+    assert "spec.suspend" not in other.message
+
+
 def test_an_infeasible_spec_leaves_the_last_plan_ready_and_says_so() -> None:
     before = computed(td(), pod())
     new = computed(td(before, cost={"maxPerHour": "0.01"}), pod())

@@ -50,6 +50,12 @@ POD_REASONS: Mapping[str, AvailableReason] = {
     "Evicted": AvailableReason.CRASH_LOOP,
 }
 
+WAITING = frozenset({AvailableReason.WAITING_FOR_ACCELERATOR, AvailableReason.QUOTA_EXCEEDED})
+NO_ROOM = (
+    ", and holds its place until the new one answers: make room for both, or set spec.suspend to true until "
+    "its pods have ended"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -230,7 +236,8 @@ def _ready(
         return Verdict("False", cause.reason, cause.message)
     if available.status == "True":  # the old variant answers while the new one comes up
         cause = _held_up(scale, observed, current, plan_hash)
-        return Verdict("False", cause.reason, f"The plan before it serves on. {cause.message}")
+        before = f"The plan before it serves on{NO_ROOM if cause.reason in WAITING else ''}."
+        return Verdict("False", cause.reason, f"{before} {cause.message}")
     return Verdict("False", available.reason, available.message)
 
 
