@@ -7,7 +7,8 @@ decoding and one on reading prompts (software versions, clocks, kernels), and th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from turbo_operator.planner import steptime
@@ -39,17 +40,18 @@ def calibrate(step_times: Sequence[StepTime], machine: Machine, work: Work) -> C
             told = steptime.decode_seconds(
                 machine, work, float(point.rows), point.tokens - 1.0, float(point.context)
             )
-            decode.append(math.log(point.seconds / float(told)))
+            decode.append(point.seconds / float(told))
         else:
             told = steptime.prefill_seconds(machine, work, float(point.rows * point.tokens))
-            prefill.append(math.log(point.seconds / float(told)))
+            prefill.append(point.seconds / float(told))
     if not decode and not prefill:
         return None
-    return Calibration(_mean(decode or prefill), _mean(prefill or decode))
+    return Calibration(mean_ratio(decode or prefill), mean_ratio(prefill or decode))
 
 
-def _mean(logarithms: Sequence[float]) -> float:
-    return math.exp(sum(logarithms) / len(logarithms))
+def mean_ratio(ratios: Iterable[float]) -> float:
+    """The geometric mean of measured over predicted, each above 0: half and double cancel."""
+    return math.exp(statistics.fmean(map(math.log, ratios)))
 
 
 DRIFT = 1e-6  # variance per second that a factor's logarithm wanders by: 6 % in an hour

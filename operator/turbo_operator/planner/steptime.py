@@ -3,7 +3,7 @@
     t_dec(B, k) = (dense bytes + KV bytes) / (BW e_b) + expert bytes x distinct(B (k+1)) / (BW e_be)
                 + (dense flops / F + attention flops / F16) / e_f + expert flops / (F e_fe)
                 + (c_L + c_Lm) L + exchanged bytes / (link e_f)
-    t_pre       = max(the flops' time, the bytes' time) + the same fixed work and exchange
+    t_pre       = max(flops' time, weights' time) + (c_L + c_Lm) L + exchanged bytes / (link e_f)
 
 The terms are added: their maximum, the usual roofline, misses the cost of verification by three times the
 error. All functions are elementwise: every number of `Machine` and every argument may be an array, broadcast
@@ -23,6 +23,7 @@ from turbo_runtime.contract import ModelShape
 Numbers = float | NDArray[np.float64]
 
 ACTIVATION_BYTES = 2  # of one element that accelerators exchange
+WHOLE = 4e6  # bytes of a decoding pass's sum that accelerators send to every other at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,22 @@ def _fixed(machine: Machine, work: Work) -> Numbers:
     return (c.layer_seconds + np.where(work.active, c.expert_layer_seconds, 0.0)) * work.layers
 
 
+def _exchanged(machine: Machine, work: Work, tokens: Numbers, groups: Numbers, whole: float) -> Numbers:
+    """Sums activations twice in a layer: within each group, then over all of them.
+
+    Of each sum the first `whole` bytes go to every other accelerator at once, which is quick; the rest around
+    a ring, which is less.
+    """
+
+    def sent(size: Numbers, among: Numbers) -> Numbers:
+        others = among - 1.0
+        return others * np.minimum(size, whole) + 2.0 * others / among * np.maximum(size - whole, 0.0)
+
+    one = tokens * work.summed_bytes / work.layers
+    both = sent(one, machine.tensor) + sent(one * groups, machine.tensor * machine.data)
+    return work.layers * both / (machine.link * machine.coefficients.flops)
+
+
 def decode_seconds(machine: Machine, work: Work, rows: Numbers, drafts: Numbers, context: Numbers) -> Numbers:
     """One pass over `rows` requests of each group that verifies `drafts` drafts of each.
 
@@ -113,28 +130,21 @@ def decode_seconds(machine: Machine, work: Work, rows: Numbers, drafts: Numbers,
     it, c = machine, machine.coefficients
     tokens = rows * (drafts + 1.0)
     cache = rows * context * work.kv_bytes / (it.bandwidth * c.bandwidth)
-    # Twice in a layer activations are summed: within the group, then over all. So few are sent to every other
-    # accelerator at once, rather than around a ring.
-    sent = (it.tensor - 1.0) + it.data * (it.tensor * it.data - 1.0)
-    exchanged = tokens * sent * work.summed_bytes / (it.link * c.flops)
     return (
         _weights(it, work, tokens * it.data)
         + cache
         + _computed(it, work, tokens, it.data, context)
         + _fixed(it, work)
-        + exchanged
+        + _exchanged(it, work, tokens, it.data, WHOLE)
     )
 
 
-def prefill_seconds(machine: Machine, work: Work, prompt: Numbers) -> Numbers:
-    """The pass that reads `prompt` tokens of one request."""
-    it, c = machine, machine.coefficients
-    everyone = it.tensor * it.data
-    # A ring sends 2 (n - 1) / n of what n accelerators sum.
-    sent = 2.0 * (it.tensor - 1.0) / it.tensor + 2.0 * (everyone - 1.0) / everyone
-    exchanged = prompt * sent * work.summed_bytes / (it.link * c.flops)
-    computed = _computed(it, work, prompt, 1.0, prompt / 2.0)
-    return np.maximum(computed, _weights(it, work, prompt)) + _fixed(it, work) + exchanged
+def prefill_seconds(machine: Machine, work: Work, prompt: Numbers, prompts: Numbers = 1.0) -> Numbers:
+    """The pass that reads `prompt` tokens of one request, or of each of `prompts` of one group."""
+    tokens = prompt * prompts
+    computed = _computed(machine, work, tokens, 1.0, prompt / 2.0)
+    read = _weights(machine, work, tokens)
+    return np.maximum(computed, read) + _fixed(machine, work) + _exchanged(machine, work, tokens, 1.0, 0.0)
 
 
 def time_per_output_token(

@@ -1,0 +1,132 @@
+"""How a row of a table was served, as the planner's step-time model sees it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from measurements.served import accelerator_name, served_shape
+from turbo_operator.observed import Accelerator
+from turbo_operator.planner import memory, steptime
+from turbo_operator.planner.coefficients import Coefficients
+from turbo_operator.planner.performance import kinds
+from turbo_operator.planner.steptime import Machine, Work
+from turbo_runtime.contract import ModelShape
+
+Numbers = NDArray[np.float64]
+Words = NDArray[np.str_]
+Mask = NDArray[np.bool_]
+GENERAL = Coefficients()
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """How one row was served."""
+
+    shape: ModelShape
+    accelerator: Accelerator
+    tensor: int
+    data: int = 1  # groups that attend to requests of their own
+    stages: int = 1  # of layers
+    cache_bytes: int = 2  # of one cached element
+
+    @property
+    def accelerators(self) -> int:
+        """All of the replica."""
+        return self.tensor * self.data * self.stages
+
+    def machine(self) -> Machine:
+        """Its rates, in the types that it computes in."""
+        it = self.accelerator
+        assert it.memory_bandwidth is not None
+        dense, expert = (it.flops.get(kind, it.flops["bf16"]) for kind in kinds(self.shape))
+        on_one_node = self.accelerators <= (it.per_node or 1)
+        link = it.link_bandwidth if on_one_node else it.network_bandwidth
+        return Machine(
+            bandwidth=it.memory_bandwidth,
+            flops=dense,
+            expert_flops=expert,
+            attention_flops=it.flops["bf16"],
+            link=np.inf if self.accelerators == 1 else (link or np.nan),
+            tensor=float(self.tensor),
+            data=float(self.data),
+            coefficients=GENERAL,
+        )
+
+    def work(self, tokens: float) -> Work:
+        """What a pass does, the cache in the mean over requests of `tokens` tokens."""
+        weights = memory.weights(self.shape, 2.0)
+        return steptime.work(self.shape, weights.dense, weights.expert, self._cached(tokens, slides=True))
+
+    def most_rows(self, tokens: float, step_tokens: float) -> float:
+        """Requests of `tokens` tokens each that each group's memory holds; 0 or less where none fits.
+
+        What a sliding window has passed is kept. Beside the reserve, which has room for the activations of a
+        small pass, the engine holds the widest ones of `step_tokens` tokens: both branches of the MLP.
+        """
+        weights = memory.weights(self.shape, 2.0)
+        held = (weights.dense + weights.embedding + weights.expert / self.data) / self.tensor / self.stages
+        activations = step_tokens * 2.0 * mlp_width(self.shape) * steptime.ACTIVATION_BYTES / self.tensor
+        room = memory.usable(self.accelerator) - held - activations
+        return float(room / (self._cached(tokens, slides=False) / self.stages * tokens))
+
+    def _cached(self, tokens: float, slides: bool) -> memory.Numbers:
+        """Bytes of one cached token, in the mean over requests of `tokens` tokens."""
+        return memory.kv_bytes(self.shape, float(self.cache_bytes), float(self.tensor), tokens, slides)
+
+
+def mlp_width(shape: ModelShape) -> float:
+    """Elements of one branch of a layer's MLP that one token goes through, from the counts of weights."""
+    tables = shape.embedding_parameters + shape.vocab_size * shape.hidden_size
+    heads = 2.0 * (shape.heads + shape.kv_heads) * shape.head_dim
+    active = shape.experts_per_token / shape.experts if shape.experts else 0.0
+    of_layers = shape.parameters - tables - shape.expert_parameters * (1.0 - active)
+    return max(0.0, of_layers / shape.layers / shape.hidden_size - heads) / 3.0
+
+
+def deployment(
+    catalogue: Mapping[str, Accelerator],
+    model: str,
+    precision: str,
+    system: str,
+    tensor: int,
+    data: int = 1,
+    stages: int = 1,
+    cache_bytes: int = 2,
+) -> Deployment | str:
+    """The deployment that a row's words describe, or which word is not known."""
+    shape = served_shape(model, precision)
+    if shape is None:
+        return f"model {model} {precision}"
+    accelerator = catalogue.get(accelerator_name(system))
+    if accelerator is None or accelerator.memory_bandwidth is None or "bf16" not in accelerator.flops:
+        return f"accelerator {system}"
+    return Deployment(shape, accelerator, tensor, data, stages, cache_bytes)
+
+
+def stacked(records: Sequence[Machine] | Sequence[Work]) -> dict[str, Any]:
+    """Every number of the records as one array."""
+    return {
+        field.name: np.array([getattr(record, field.name) for record in records], float)
+        for field in fields(records[0])
+        if field.name != "coefficients"
+    }
+
+
+def taken(record: Any, which: Mask) -> Any:
+    """Some elements of every number of a `Machine` or a `Work`."""
+    numbers = {f.name: getattr(record, f.name) for f in fields(record) if f.name != "coefficients"}
+    return replace(record, **{name: column[which] for name, column in numbers.items()})
+
+
+def table(path: Path) -> Iterator[dict[str, str]]:
+    """The lines of a CSV file; none where it is not there."""
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as lines:
+            yield from csv.DictReader(lines)

@@ -1,0 +1,115 @@
+"""Saturated throughput: as many requests as the memory holds, replaced as they end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from measurements.deployed import GENERAL, Mask, Numbers, Words, deployment, stacked, table, taken
+from measurements.served import SIXTEEN_BITS, family
+from turbo_operator.observed import Accelerator
+from turbo_operator.planner import memory, steptime
+from turbo_operator.planner.coefficients import Coefficients
+from turbo_operator.planner.steptime import Machine, Work
+
+# TensorRT-LLM's defaults.
+MOST_ROWS = 2048  # max_batch_size
+STEP_TOKENS = 8192.0  # max_num_tokens: of one pass, and of the buffers that are made before the cache
+
+
+@dataclass(frozen=True)
+class Saturated:
+    """n measured rows; every array has n elements."""
+
+    machine: Machine
+    work: Work
+    requests: Numbers  # decoded together: what the memory holds
+    stages: Numbers  # groups of layers, each with a share of the requests under way
+    prompt: Numbers
+    answer: Numbers
+    measured: Numbers  # output tokens per second of all accelerators
+    words: Mapping[str, Words]  # accelerator, family, engine, model, kind, configuration
+
+    def __len__(self) -> int:
+        return len(self.prompt)
+
+    def take(self, which: Mask) -> Saturated:
+        """Some of the rows."""
+        return Saturated(
+            taken(self.machine, which),
+            taken(self.work, which),
+            self.requests[which],
+            self.stages[which],
+            self.prompt[which],
+            self.answer[which],
+            self.measured[which],
+            {name: column[which] for name, column in self.words.items()},
+        )
+
+    def predicted(self, coefficients: Coefficients) -> Numbers:
+        """Output tokens per second."""
+        machine = replace(self.machine, coefficients=coefficients)
+        context = self.prompt + self.answer / 2.0
+        decode = steptime.decode_seconds(machine, self.work, self.requests / self.stages, 0.0, context)
+        together = np.clip(STEP_TOKENS / self.prompt, 1.0, self.requests / self.stages)
+        prefill = steptime.prefill_seconds(machine, self.work, self.prompt, together) / together / self.stages
+        return np.asarray(steptime.saturated_tokens_per_second(decode, prefill, self.requests, self.answer))
+
+    def errors(self, coefficients: Coefficients) -> Numbers:
+        """[n, 1] of predicted over measured."""
+        return (self.predicted(coefficients) / self.measured - 1.0)[:, None]
+
+
+def saturated(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Saturated | None, Counter[str]]:
+    """The rows of a table like trtllm_max_throughput.csv that can be told, and those left out, by reason.
+
+    Requests reserve their whole length. Quantised checkpoints cache keys and values in 8 bits.
+    """
+    kept, out = [], Counter[str]()
+    for line in table(path):
+        precision = line["precision"].lower()
+        cache = 2 if precision in SIXTEEN_BITS else 1
+        tensor, stages = int(line["tp"]), int(line["pp"])
+        found = deployment(catalogue, line["model"], precision, line["gpu"], tensor, 1, stages, cache)
+        if isinstance(found, str):
+            out[found] += 1
+            continue
+        length = int(line["isl"]) + int(line["osl"])
+        whole = float(memory.request_tokens(length, 0))
+        fit = min(np.floor(found.most_rows(whole, STEP_TOKENS)), float(MOST_ROWS))
+        if fit < 1.0:
+            out["does not fit"] += 1
+            continue
+        name = found.accelerator.name
+        words = {
+            "accelerator": name,
+            "family": family(name),
+            "engine": "trtllm",
+            "model": line["model"],
+            "kind": "MoE" if found.shape.experts else "dense",
+            "configuration": "/".join(
+                line[key] for key in ("model", "gpu", "precision", "tp", "pp", "isl", "osl")
+            ),
+            "accelerators": str(found.accelerators),
+        }
+        numbers = [float(line[key]) for key in ("pp", "isl", "osl", "output_tok_s_total")]
+        half = float(line["isl"]) + float(line["osl"]) / 2.0
+        kept.append((found.machine(), found.work(half), [fit, *numbers], words))
+    if not kept:
+        return None, out
+    machines, works, columns, labels = zip(*kept, strict=True)
+    requests, stages, prompt, answer, measured = np.array(columns, float).T
+    return Saturated(
+        Machine(coefficients=GENERAL, **stacked(machines)),
+        Work(**stacked(works)),
+        requests,
+        stages,
+        prompt,
+        answer,
+        measured,
+        {name: np.array([row[name] for row in labels]) for name in labels[0]},
+    ), out
