@@ -153,8 +153,9 @@ def _stages(request: Request, accelerator: Accelerator, tensor: int) -> int | No
 def _weights_and_cache(request: Request, tensor: int, nodes: int) -> float:
     shape, length = request.shape, request.max_model_len
     element = memory.ELEMENT_BYTES[computed_in(request.dtype, shape, False)]
-    held = memory.weights(shape, element).total / (tensor * nodes)
-    cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length / nodes
+    held = memory.stage_bytes(shape, memory.weights(shape, element), element, nodes) / tensor
+    cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length
+    cache *= memory.largest_stage(shape.layers, nodes)
     engine = next(engine for engine in ENGINES if engine.name == EngineName.VLLM)
     logits = memory.logit_bytes(shape.vocab_size, engine.max_running, engine.max_step_tokens, 0.0)
     return float(held + cache + logits)
@@ -209,19 +210,18 @@ def room(it: Candidates, request: Request, draft: ModelShape | None) -> Room:
     forgets = np.array([engine.forgets for engine in ENGINES])[it.engine]
     stored = np.array([engine.quantized for engine in ENGINES])[it.engine]
     tokens = np.array([float(each.max_draft_tokens) for each in it.drafts])[it.draft]
-    share = it.tensor * it.nodes
 
     total = np.where(
         stored,
-        memory.weights(shape, element, quantized=True).total,
-        memory.weights(shape, element, quantized=False).total,
+        memory.stage_bytes(shape, memory.weights(shape, element, quantized=True), element, it.nodes),
+        memory.stage_bytes(shape, memory.weights(shape, element, quantized=False), element, it.nodes),
     )
-    weights = np.ceil((total + np.where(cpu, memory.second_head(shape) * element, 0.0)) / share)
+    weights = np.ceil((total + np.where(cpu, memory.second_head(shape) * element, 0.0)) / it.tensor)
 
     def cached(mean_over: float) -> Numbers:
         with_window = memory.kv_bytes(shape, element, it.tensor, mean_over, slides=True)
         whole = memory.kv_bytes(shape, element, it.tensor, mean_over, slides=False)
-        found: Numbers = np.where(forgets, with_window, whole) / it.nodes
+        found: Numbers = np.where(forgets, with_window, whole) * memory.largest_stage(shape.layers, it.nodes)
         return found
 
     drafting, draft_cache = _drafting(it, request, element, draft)

@@ -1,11 +1,12 @@
 """What one accelerator must hold to serve a model, and what it can hold. Pure arithmetic, in bytes.
 
-    weights / (t s) + draft + KV cache of one full-length request + verification logits
+    weights / t + draft + KV cache of one full-length request / t + verification logits
         <=  0.95 x memory - reserve
 
-t accelerators share every layer and s stages divide the layers. A plan whose accelerators hold that can
-answer the longest request it promises; the memory that is left becomes more KV cache, hence more requests at
-a time. 0.95 leaves room for fragmentation; the reserve is what a process holds before the first weight.
+t accelerators share every layer; where stages divide the layers, the largest must fit. A plan whose
+accelerators hold that can answer the longest request it promises; the memory that is left becomes more KV
+cache, hence more requests at a time. 0.95 leaves room for fragmentation; the reserve is what a process holds
+before the first weight.
 
 Functions of `tensor`, `stages` and element sizes are elementwise: each may be a number or an array, broadcast
 against the others, so that all candidates of a plan are one call.
@@ -85,6 +86,20 @@ def weights(shape: ModelShape, element: Numbers, quantized: bool = True) -> Weig
         expert=(shape.expert_parameters - of_experts) * element + of_experts * small,
         embedding=shape.embedding_parameters * element,
     )
+
+
+def largest_stage(layers: int, stages: Numbers) -> Numbers:
+    """Share of a model's layers in the largest of its stages: 31 of 61 in two."""
+    return np.ceil(layers / stages) / layers
+
+
+def stage_bytes(shape: ModelShape, held: Weights, element: Numbers, stages: Numbers) -> Numbers:
+    """Bytes of the weights in the largest of `stages` stages: its layers and, where there are several, the
+    embedding or the head. Where those are one table, the first stage and the last hold a copy each.
+    """
+    head = float(shape.vocab_size * shape.hidden_size) * element
+    between = held.total - held.embedding - head
+    return np.where(np.equal(stages, 1.0), held.total, between * largest_stage(shape.layers, stages) + head)
 
 
 def cached_elements(shape: ModelShape, tensor: Numbers) -> Numbers:

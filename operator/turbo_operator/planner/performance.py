@@ -3,9 +3,15 @@
 The step-time model is `steptime`'s; what is here looks up the rates of each candidate's accelerator, adds
 the hops between pipeline stages, and chooses the number of drafts.
 
-A replica of s stages runs s groups of requests at a time, one in each stage: a token passes through all
-stages with its own group, so a step takes what one stage group of all layers would, over a s-th of the
-requests.
+A replica of s stages, each with a share of the layers on a node of its own, keeps g groups of its n requests
+under way, one in each stage: g = min(n, s), since fewer requests than stages leave stages idle. A token
+passes all stages with its group, so that n requests get one each in
+
+    T(n / g) u + h + g D
+
+T is a pass through all layers: the weights are read once for each group, which is what a pipeline costs. All
+stages last as long as the largest: u = s ceil(L / s) / L. h are the hops, s - 1 with the activations and one
+back with the token. The last stage also makes the drafts, D, of every group in turn.
 """
 
 from __future__ import annotations
@@ -34,6 +40,10 @@ Numbers = NDArray[np.float64]
 FLOAT32_SHARE = 1.0 / 16.0
 TYPE_OF = {"fp8": "fp8", "int8": "int8", "int4": "bf16", "mxfp4": "fp4", "nvfp4": "fp4"}
 HOST_CORES = 8.0  # that a draft on the host's cores may use
+# Of one hop between nodes, however little is sent: a message over TCP within a zone and its two processes.
+# With RDMA it is a fifth of that.
+HOP_SECONDS = 100e-6
+SENT = 2  # a stage hands on the activations and, not yet added, their residual
 
 
 class Factors(Protocol):
@@ -123,38 +133,48 @@ def engines(
     context = request.demand.held
     work = _work(it, room, request, context)
     decode_factor, prefill_factor = _factors(it, calibrations)
-    together = rows / it.nodes[:, None]
-    hop = _hop(it, of, request.shape)
+    groups = np.minimum(rows, it.nodes[:, None])
+    together = rows / groups
+    uneven = it.nodes * memory.largest_stage(request.shape.layers, it.nodes)
+    hops = _hops(it, of, request.shape)
+    step_tokens = np.array([float(engine.max_step_tokens) for engine in ENGINES])[it.engine]
 
     def step(places: Indices) -> Callable[[float], Numbers]:
         own, what = _of_machine(machine, places), _of_work(work, places)
-        few, late, factor = together[places], hop[places], decode_factor[places][:, None]
+        few, factor = together[places], (decode_factor * uneven)[places][:, None]
+        budget = step_tokens[places][:, None]
+        fixed, each = (part[places][:, None] for part in hops)
 
         def seconds(k: float) -> Numbers:
             passed = steptime.decode_seconds(own, what, few, k, context)
-            return np.asarray(passed * factor + late[:, None] * few * (k + 1.0))
+            taken = passed * factor + fixed + each * few * (k + 1.0)
+            return np.where(few * (k + 1.0) <= budget, taken, np.inf)
 
         return seconds
 
     decode = np.empty_like(rows)
     drafts = np.zeros(rows.shape, np.int64)
+    committed = np.ones_like(rows)
     for number, option in enumerate(it.drafts):
         places = np.flatnonzero(it.draft == number)
         if len(places) == 0:
             continue
         passes = step(places)
-        drafting = _drafting(option, it, of, places, together[places], request, draft, passes)
+        drafting = _drafting(option, it, of, places, (together, groups), request, draft, passes)
         decode[places], drafts[places] = speculation.fastest(option, passes, drafting)
+        tau = np.array([speculation.committed(option.method, k) for k in range(option.max_draft_tokens + 1)])
+        committed[places] = tau[drafts[places]]
     prompt = request.demand.prompt.mean
     read = np.ravel(steptime.prefill_seconds(machine, work, prompt)) * prefill_factor
     fixed = np.ravel(machine.coefficients.prefill_layer_seconds) * request.shape.layers
     made = capacity.Engines(
         rows=rows,
         decode=decode,
-        prefill=read / prompt / it.nodes,
-        chunk=np.array([float(engine.max_step_tokens) for engine in ENGINES])[it.engine],
+        prefill=read * uneven / prompt / it.nodes,
+        # What decoding and verification leave of a step, where they leave least.
+        chunk=(np.maximum(step_tokens[:, None] - together * (drafts + 1.0), 1.0) / committed).min(axis=1),
         # All stages read the prompt one after the other; only one of them is busy with it.
-        first=fixed + read * (1.0 - 1.0 / it.nodes) + hop * prompt,
+        first=fixed + read * uneven * (1.0 - 1.0 / it.nodes) + hops[0] + hops[1] * prompt,
     )
     return made, drafts
 
@@ -245,12 +265,15 @@ def _are(it: Candidates, engine_name: str, accelerator_name: str) -> NDArray[np.
     return found
 
 
-def _hop(it: Candidates, of: Rates, shape: ModelShape) -> Numbers:
-    """Seconds in which one token's activations pass between stages; their accelerators send a share each."""
-    sent = (it.nodes - 1.0) * shape.hidden_size * steptime.ACTIVATION_BYTES / it.tensor
-    network = np.where(it.nodes == 1, np.inf, of.network[it.accelerator])
-    found: Numbers = sent / network
-    return found
+def _hops(it: Candidates, of: Rates, shape: ModelShape) -> tuple[Numbers, Numbers]:
+    """Seconds in which a token passes between all stages: of each pass, and more for each token in it.
+
+    A stage's accelerators send a share each.
+    """
+    several = it.nodes > 1.0
+    sent = (it.nodes - 1.0) * SENT * shape.hidden_size * steptime.ACTIVATION_BYTES / it.tensor
+    network = np.where(several, of.network[it.accelerator], np.inf)
+    return np.where(several, it.nodes * HOP_SECONDS, 0.0), sent / network
 
 
 def _drafting(
@@ -258,12 +281,13 @@ def _drafting(
     it: Candidates,
     of: Rates,
     places: Indices,
-    together: Numbers,
+    grouped: tuple[Numbers, Numbers],
     request: Request,
     draft: ModelShape | None,
     passes: Callable[[float], Numbers],
 ) -> Callable[[int], Numbers]:
-    """Seconds to make k drafts of each of `together` [c, GRID] requests."""
+    """Seconds to make k drafts of each request; `grouped` [c, GRID] are those of a group, and the groups."""
+    together, groups = (each[places] for each in grouped)
     plain = passes(0.0) if option.gains else together
     model = together
     if option.method == Method.DRAFT_MODEL:
@@ -271,7 +295,7 @@ def _drafting(
         model = _draft_model(option, chosen_from(it, places), of, together, request, draft)
 
     def seconds(k: int) -> Numbers:
-        return speculation.draft_seconds(option.method, k, request.shape, plain, model)
+        return groups * speculation.draft_seconds(option.method, k, request.shape, plain, model)
 
     return seconds
 

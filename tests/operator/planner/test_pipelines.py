@@ -1,0 +1,127 @@
+"""A replica of several stages: what a pipeline takes, and what each of its accelerators holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pytest
+
+from turbo_operator.api import CapacityType, TurboDeploymentSpec
+from turbo_operator.catalog import shapes
+from turbo_operator.observed import Accelerator
+from turbo_operator.planner import capacity, memory, performance, speculation
+from turbo_operator.planner.candidates import Candidates, Indices, candidates, room
+from turbo_operator.planner.request import Request, request
+from turbo_runtime.contract import ModelShape
+
+GIB = 1 << 30
+CARD = Accelerator(
+    "card",
+    "nvidia.com/gpu",
+    Decimal(1),
+    80 * GIB,
+    memory_bandwidth=3.35e12,
+    flops={"bf16": 989e12},
+    link_bandwidth=4.5e11,
+    network_bandwidth=1.25e9,
+    per_node=1,
+    prices={CapacityType.ON_DEMAND: Decimal(1)},
+)
+SLOTS = 40  # every state from 1 on
+DENSE, EXPERTS, ODD = "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSeek-R1"
+
+
+def shape(hub_id: str) -> ModelShape:
+    found = shapes.shipped(hub_id)
+    assert found is not None
+    return found
+
+
+def stages(hub_id: str, number: int, **fields: Any) -> tuple[Candidates, Request]:
+    """All ways to serve it with vLLM over so many nodes."""
+    asked = TurboDeploymentSpec.model_validate(
+        {
+            "model": {"uri": "hf://a/b", "maxModelLen": 4096},
+            "engine": {"type": "VLLM"},
+            "parallelism": {"tensor": 1, "pipeline": number},
+            "speculation": {"mode": "Disabled"},
+            **fields,
+        }
+    )
+    what = request(asked, shape(hub_id), ("card",))
+    return candidates(asked, what, (CARD,), None, None), what
+
+
+def sent(hub_id: str) -> float:
+    """Seconds of one token between two stages: activations and their residual, of two bytes, at 10 Gb/s."""
+    return 2 * 2 * shape(hub_id).hidden_size / 1.25e9
+
+
+def curves(it: Candidates, what: Request) -> tuple[capacity.Engines, Indices]:
+    # As much memory as it takes: the same states are looked at for any number of stages.
+    held = replace(room(it, what, None), slots=np.full(len(it), float(SLOTS)))
+    return performance.engines(it, held, performance.rates((CARD,), what, np.array([2.0])), what, None, {})
+
+
+def curve(it: Candidates, what: Request) -> capacity.Engines:
+    return curves(it, what)[0]
+
+
+@pytest.mark.parametrize("hub_id", [DENSE, EXPERTS])
+@pytest.mark.parametrize("number", [2, 3, 4])
+def test_a_request_alone_waits_for_all_stages_and_all_hops(hub_id: str, number: int) -> None:
+    one, several = (curve(*stages(hub_id, each)) for each in (1, number))
+    hops = (number - 1) * sent(hub_id) + number * performance.HOP_SECONDS
+    uneven = number * -(-shape(hub_id).layers // number) / shape(hub_id).layers
+    assert several.decode[0, 0] == pytest.approx(one.decode[0, 0] * uneven + hops)
+
+
+@pytest.mark.parametrize("hub_id", [DENSE, EXPERTS])
+def test_no_pipeline_does_more_than_its_stages_would_alone(hub_id: str) -> None:
+    one, several = (curve(*stages(hub_id, each)) for each in (1, 4))
+    token_each = one.rows / one.decode
+    assert (several.rows / several.decode < 4.0 * np.maximum(token_each, 1.0 / one.decode)).all()
+    assert several.prefill[0] >= one.prefill[0] / 4.0
+
+
+def test_the_last_stage_makes_the_drafts_of_every_group() -> None:
+    rows, required = 8, {"mode": "Required", "method": "EAGLE3", "maxDraftTokens": 1}
+    share = speculation.pass_share("EAGLE3", shape(DENSE))
+    both = {number: curve(*stages(DENSE, number, speculation=required)) for number in (1, 4)}
+    plain = {number: curve(*stages(DENSE, number)) for number in (1, 4)}
+    # A group of two of eight requests verifies as two alone do.
+    alone, several = both[1].decode[0, 1], both[4].decode[0, rows - 1]
+    hops = plain[4].decode[0, rows - 1] - plain[1].decode[0, 1]
+    hops += 3 * 2 * sent(DENSE)  # of the drafts of two requests
+    tau = speculation.committed("EAGLE3", 1)
+    turns = 4 * plain[4].decode[0, rows - 1] - plain[1].decode[0, 1]
+    assert several * tau == pytest.approx(alone * tau + hops + share * turns, rel=1e-3)
+
+
+def test_a_step_reads_what_decoding_and_verification_leave_of_it() -> None:
+    plain = curve(*stages(DENSE, 1))
+    assert plain.chunk[0] == 2048 - SLOTS  # a token of each request
+    required = {"mode": "Required", "method": "EAGLE3", "maxDraftTokens": 5}
+    drafting, number = curves(*stages(DENSE, 1, speculation=required))
+    left = [
+        (2048 - (k + 1) * (place + 1)) / speculation.committed("EAGLE3", k)
+        for place, k in enumerate(number[0].tolist())
+    ]
+    assert max(number[0]) > 1
+    assert drafting.chunk[0] == pytest.approx(min(left))
+
+
+@pytest.mark.parametrize("number", [2, 3, 8])
+def test_the_largest_stage_fits(number: int) -> None:
+    it, what = stages(ODD, number)
+    model = shape(ODD)
+    held = room(it, what, None)
+    layers = -(-model.layers // number)
+    table = 2 * model.vocab_size * model.hidden_size
+    between = memory.weights(model, 2.0).total - 2 * table
+    assert held.weights[0] == pytest.approx(between * layers / model.layers + table, rel=1e-6)
+    one = memory.kv_bytes(model, 2.0, 1.0, 4096.0)
+    assert held.kv_longest[0] == pytest.approx(one * layers / model.layers, rel=1e-6)
