@@ -106,6 +106,7 @@ class Operator:
             dropped = self.cache.drop_deployment(body)
             if dropped is not None:
                 self.queue.forget(dropped)
+                self.queue.add(dropped)  # so that nothing is kept of it
         else:
             drop = self.cache.drop_pod if resource is resources.POD else self.cache.drop_child
             key = drop(body)
