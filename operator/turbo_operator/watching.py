@@ -14,6 +14,7 @@ from turbo_operator.ledger import Ledger, Place
 from turbo_operator.resources import Resource
 
 RETRY_SECONDS = 5.0
+PAUSE_SECONDS = 0.5  # after a watch has ended: a server that stops ends each at once
 GONE = 410  # the version to go on from is older than what the API server remembers
 
 # Pods that have ended hold nothing.
@@ -45,9 +46,10 @@ class Follower:
             except KubeError as error:
                 if error.status == GONE:
                     version = None
-                    continue
-                log.warning("%s cannot be watched: %s", self._resource.plural, error.message)
-                await asyncio.sleep(RETRY_SECONDS)
+                else:
+                    log.warning("%s cannot be watched: %s", self._resource.plural, error.message)
+                    await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _list(self) -> str:
         kind, version = self._resource.kind, ""

@@ -117,3 +117,10 @@ async def test_a_version_that_is_too_old_takes_a_new_list_and_what_it_does_not_s
         server.pages = [[pod("a", 1)]]
         await until(lambda: [("watch" in query) for query in server.asked][-3:] == [True, False, True])
         assert held(ledger) == 1
+
+
+async def test_a_server_that_ends_every_watch_at_once_is_not_asked_without_a_pause() -> None:
+    server = Server([[pod("a", 1)]], *([] for _ in range(1000)))
+    async with following(server):
+        await asyncio.sleep(0.5)
+    assert len(server.asked) <= 10
