@@ -12,11 +12,11 @@ from prometheus_client import Gauge
 
 from turbo_operator.api import CapacityType, Provenance
 from turbo_operator.cache import Key
-from turbo_operator.observed import Accelerator, NodeSupply, Observed
+from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan, Predicted
 from turbo_operator.scaler import Scale
 from turbo_operator.status import paid
-from turbo_operator.supply import CPU
+from turbo_operator.supply import CPU, Stock
 
 _OBJECT = ["namespace", "name"]
 PLANNED, PRESENT = "planned", "present"
@@ -86,17 +86,25 @@ def forget(key: Key) -> None:
         _set(gauge, (key.namespace, key.name), None)
 
 
-def show_prices(
-    accelerators: Mapping[str, Accelerator], supply: Mapping[str, tuple[NodeSupply, ...]]
-) -> None:
-    """The price of one accelerator on each node that has it; cores are no GPU."""
-    NODE_GPU_HOURLY_COST.clear()
-    for name, nodes in supply.items():
-        row = accelerators[name]
-        price = row.prices.get(CapacityType.ON_DEMAND)
-        if price is not None and row.resource_name != CPU:
-            for node in nodes:
-                NODE_GPU_HOURLY_COST.labels(node.name, name).set(float(price))
+def show_prices(before: Stock, after: Stock) -> None:
+    """The price of one accelerator on each node that has it; cores are no GPU.
+
+    Only what differs is touched: Prometheus may ask at any moment, from another thread.
+    """
+    old, new = _prices(before), _prices(after)
+    for labels in old.keys() | new.keys():
+        if old.get(labels) != new.get(labels):
+            _set(NODE_GPU_HOURLY_COST, labels, new.get(labels))
+
+
+def _prices(stock: Stock) -> dict[tuple[str, str], Decimal]:
+    """By node and accelerator."""
+    return {
+        (node.name, name): price
+        for name, row in stock.accelerators.items()
+        if row.resource_name != CPU and (price := row.prices.get(CapacityType.ON_DEMAND)) is not None
+        for node in stock.supply[name]
+    }
 
 
 def _set(gauge: Gauge, labels: tuple[str, ...], value: Decimal | float | None) -> None:

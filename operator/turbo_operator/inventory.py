@@ -56,7 +56,7 @@ class Inventory:
         """Take stock now, and wake whom the difference concerns."""
         before = self._ledger.take_stock(self._cache.accelerators())
         after = self._ledger.stock
-        gauges.show_prices(after.accelerators, after.supply)
+        gauges.show_prices(before, after)
         change = moved(before, after)
         for key in self._cache.all_keys() if change else ():
             plan = self._plans(key)

@@ -11,6 +11,7 @@ from turbo_operator.api import CapacityType, ScalingReason
 from turbo_operator.cache import Key
 from turbo_operator.observed import Accelerator, LoadSample, NodeSupply, Observed, PodView
 from turbo_operator.scaler import History, Scale
+from turbo_operator.supply import Stock
 from turbo_runtime.contract import Load
 
 KEY = Key("team", "chat")
@@ -65,9 +66,15 @@ def test_figures_go_with_their_object() -> None:
 def test_prices_of_nodes_bear_opencosts_name_and_cores_are_no_gpus() -> None:
     nodes = (NodeSupply("n", 8, 8),)
     catalogue = {"h100": H100, "cpu": CORES}
-    gauges.show_prices(catalogue, {"h100": nodes, "cpu": nodes})
+    one = Stock(catalogue, supply={"h100": nodes, "cpu": nodes})
+    gauges.show_prices(Stock(), one)
     labels = {"node": "n", "accelerator": "h100"}
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) == 3.6
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "accelerator": "cpu"}) is None
-    gauges.show_prices(catalogue, {"h100": ()})
+    held = gauges.NODE_GPU_HOURLY_COST.labels("n", "h100")
+    two = Stock(catalogue, supply={"h100": (*nodes, NodeSupply("m", 8, 8)), "cpu": ()})
+    gauges.show_prices(one, two)
+    assert gauges.NODE_GPU_HOURLY_COST.labels("n", "h100") is held  # at no moment was it taken away
+    assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "node": "m"}) == 3.6
+    gauges.show_prices(two, Stock(catalogue, supply={"h100": (), "cpu": ()}))
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) is None
