@@ -46,6 +46,7 @@ class Rejected:
     detail: str
     engine: str = EngineName.TURBO
     capacity_type: str = CapacityType.ON_DEMAND
+    nodes: int = 1  # of one replica, each with `tensor` accelerators
     replicas: int | None = None
     predicted: Predicted | None = None  # None where it was refused before it could be told
 

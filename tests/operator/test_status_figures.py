@@ -71,12 +71,13 @@ def test_the_plan_is_told_with_how_it_is_paid_for_and_what_its_figures_rest_on()
     assert told.predicted.provenance in set(Provenance)
 
 
-def test_rejected_rows_name_engine_and_capacity_type() -> None:
-    row = Rejected("h100", 2, "Off", PlanReason.NO_CAPACITY, "There is none.", "VLLM", "Spot")
+def test_rejected_rows_name_engine_capacity_type_and_nodes() -> None:
+    row = Rejected("h100", 8, "Off", PlanReason.NO_CAPACITY, "There is none.", "VLLM", "Spot", nodes=2)
     told = figures.plan(None, Plan(None, 1, PlanReason.NO_CAPACITY, "None.", (row,) * 9), None)
     assert told is not None
     assert len(told.rejected) == figures.MAX_REJECTED
-    assert (told.rejected[0].engine, told.rejected[0].capacity_type) == ("VLLM", "Spot")
+    first = told.rejected[0]
+    assert (first.engine, first.capacity_type, first.tensor, first.nodes) == ("VLLM", "Spot", 8, 2)
 
 
 def test_a_sentence_that_is_too_long_for_the_status_is_cut() -> None:

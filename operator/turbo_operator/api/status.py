@@ -113,6 +113,8 @@ class RejectedPlan(StatusRecord):
     """How those are paid for."""
     tensor: _Count
     """Its tensor parallelism."""
+    nodes: _Count | None = None
+    """Nodes of one replica."""
     method: _Name
     """Its drafting method, or Off."""
     reason: _Name

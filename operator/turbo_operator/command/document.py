@@ -73,6 +73,7 @@ def _rejected(row: Rejected) -> dict[str, Any]:
         "accelerator": row.accelerator,
         "capacityType": str(row.capacity_type),
         "tensor": row.tensor,
+        "nodes": row.nodes,
         "method": row.method,
         "replicas": row.replicas,
         **(_predicted(row.predicted) if row.predicted else {}),

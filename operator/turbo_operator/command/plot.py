@@ -88,7 +88,7 @@ def _panel(axes: Axes, answer: Answer, points: Points) -> None:
         (line,) = axes.step(seconds, costs, where="post", color=DARK, linewidth=1.2, label="frontier")
         legend.append(line)
     for each, place in best[:NUM_NAMED]:
-        name = candidate(each.accelerator, each.tensor * each.nodes, each.engine, each.capacity_type)
+        name = candidate(each.accelerator, each.tensor, each.nodes, each.engine, each.capacity_type)
         axes.annotate(name, place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
     _asked_for(axes, spec)
     title = _choice(axes, answer.plan)
@@ -168,7 +168,7 @@ def _choice(axes: Axes, plan: Plan) -> str:
     if choice is None:
         return f"no plan is feasible: {plan.reason}"
     name = candidate(
-        choice.accelerator.name, choice.tensor * choice.nodes, choice.engine, choice.capacity_type
+        choice.accelerator.name, choice.tensor, choice.nodes, choice.engine, choice.capacity_type
     )
     seconds, cost = choice.predicted.time_per_output_token, choice.predicted.cost_per_hour
     if seconds is not None and cost:

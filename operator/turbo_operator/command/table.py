@@ -82,7 +82,7 @@ def _show_changes(console: Console, base: Plan, changes: tuple[Change, ...]) -> 
 
 def _chosen(choice: Choice, plan: Plan) -> list[str]:
     name = candidate(
-        choice.accelerator.name, choice.tensor * choice.nodes, choice.engine, choice.capacity_type
+        choice.accelerator.name, choice.tensor, choice.nodes, choice.engine, choice.capacity_type
     )
     drafts = OFF if choice.method == OFF else f"{choice.method}:{choice.max_draft_tokens}"
     return [name, drafts, str(plan.replicas), *_figures(choice.predicted), str(plan.reason)]
@@ -110,7 +110,7 @@ def _figures(predicted: Predicted | None) -> list[str]:
 
 
 def _name(row: Rejected) -> str:
-    return candidate(row.accelerator, row.tensor, row.engine, row.capacity_type)
+    return candidate(row.accelerator, row.tensor, row.nodes, row.engine, row.capacity_type)
 
 
 def _sentence(row: Rejected) -> str:

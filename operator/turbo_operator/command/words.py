@@ -11,9 +11,13 @@ UNKNOWN = "-"
 _USUAL = {EngineName.TURBO, CapacityType.ON_DEMAND}
 
 
-def candidate(accelerator: str, degree: int, engine: str, capacity_type: str) -> str:
-    """An accelerator, how many make a replica, and what is unusual, like `h100 x8, VLLM, Spot`."""
-    together = accelerator if degree == 1 else f"{accelerator} x{degree}"
+def candidate(accelerator: str, tensor: int, nodes: int, engine: str, capacity_type: str) -> str:
+    """An accelerator, how many make a replica, and what is unusual, like `h100 x8, VLLM, Spot`, or
+    `h100 2 x 8` where they are on two nodes.
+    """
+    together = accelerator if tensor == 1 else f"{accelerator} x{tensor}"
+    if nodes > 1:
+        together = f"{accelerator} {nodes} x {tensor}"
     return ", ".join([together, *(str(word) for word in (engine, capacity_type) if word not in _USUAL)])
 
 

@@ -62,6 +62,7 @@ def nearest(of: Weighing, best: int | None) -> Rejected | None:
         detail=detail,
         engine=loose.it.engine_of(place).name,
         capacity_type=asked.capacity_types[loose.stock.capacity_type[found]],
+        nodes=int(loose.it.nodes[place]),
         replicas=count,
         predicted=does,
     )

@@ -129,6 +129,7 @@ def _row(of: Weighing, pair: int, best: int | None, does: Predicted | None) -> R
         detail=detail,
         engine=of.it.engine_of(place).name,
         capacity_type=of.request.capacity_types[of.stock.capacity_type[pair]],
+        nodes=int(of.it.nodes[place]),
         replicas=int(of.verdict.replicas[pair]),
         predicted=does,
     )

@@ -51,6 +51,7 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
             engine=row.engine,
             capacity_type=row.capacity_type,
             tensor=row.tensor,
+            nodes=row.nodes,
             method=row.method,
             reason=row.reason,
             detail=_bounded(row.detail),

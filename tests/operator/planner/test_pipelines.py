@@ -12,7 +12,7 @@ import pytest
 from turbo_operator.api import CapacityType, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.observed import Accelerator
-from turbo_operator.planner import capacity, memory, performance, speculation
+from turbo_operator.planner import capacity, memory, performance, plan, speculation
 from turbo_operator.planner.candidates import Candidates, Indices, candidates, room
 from turbo_operator.planner.request import Request, request
 from turbo_runtime.contract import ModelShape
@@ -125,3 +125,11 @@ def test_the_largest_stage_fits(number: int) -> None:
     assert held.weights[0] == pytest.approx(between * layers / model.layers + table, rel=1e-6)
     one = memory.kv_bytes(model, 2.0, 1.0, 4096.0)
     assert held.kv_longest[0] == pytest.approx(one * layers / model.layers, rel=1e-6)
+
+
+def test_a_row_tells_the_nodes_of_one_replica() -> None:
+    card = replace(CARD, per_node=8)
+    asked = TurboDeploymentSpec.model_validate({"model": {"uri": "hf://a/b", "maxModelLen": 4096}})
+    (row,) = plan(asked, shape(ODD), {"card": card}).rejected
+    assert (row.tensor, row.nodes) == (8, 2)
+    assert "2 nodes of 8 x card" in row.detail
