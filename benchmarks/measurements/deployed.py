@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from measurements.served import accelerator_name, served_shape
+from measurements.served import accelerator_name, family, served_shape
 from turbo_operator.observed import Accelerator
 from turbo_operator.planner import memory, steptime
 from turbo_operator.planner.coefficients import Coefficients
@@ -23,6 +23,10 @@ Numbers = NDArray[np.float64]
 Words = NDArray[np.str_]
 Mask = NDArray[np.bool_]
 GENERAL = Coefficients()
+# The servers that were measured, as aiconfigurator's systems/*.yaml state them; the catalogue's nodes are a
+# cloud's, which may have fewer accelerators and a slower network.
+SERVER = 8  # accelerators
+NETWORK = {"Hopper": 50e9, "Blackwell": 100e9}  # bytes per second between servers, one way, per accelerator
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,9 @@ class Deployment:
         it = self.accelerator
         assert it.memory_bandwidth is not None
         dense, expert = (it.flops.get(kind, it.flops["bf16"]) for kind in kinds(self.shape))
-        on_one_node = self.accelerators <= (it.per_node or 1)
-        link = it.link_bandwidth if on_one_node else it.network_bandwidth
+        on_one_node = self.accelerators <= max(it.per_node or 1, SERVER)
+        network = max(it.network_bandwidth or 0.0, NETWORK.get(family(it.name), 0.0))
+        link = it.link_bandwidth if on_one_node else network
         return Machine(
             bandwidth=it.memory_bandwidth,
             flops=dense,

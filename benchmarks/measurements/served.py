@@ -17,6 +17,7 @@ ACCELERATORS = {  # a table's word: the catalogue's
     "A100-SXM4-80GB": "a100-80gb",
     "RTX_PRO_6000_SERVER": "rtx-pro-6000",
     "A100-80GB": "a100-80gb",
+    "L40S": "l40s-x4",
 }
 FAMILIES = {"a": "Ampere", "l": "Ada", "h": "Hopper", "b": "Blackwell", "g": "Blackwell", "r": "Blackwell"}
 MODELS = {  # a table's word: a hub id whose shape is shipped

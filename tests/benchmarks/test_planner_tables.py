@@ -63,8 +63,8 @@ def test_a_row_of_groups_that_share_latent_attentions_experts(tmp_path: Path) ->
     assert rows.work.expert_bytes[0] == pytest.approx(1_014_686_023_680 * 0.52)
     assert rows.work.active[0] == 8 / 384
     assert rows.machine.expert_flops[0] == ACCELERATORS["b200"].flops["bf16"]
-    # 16 accelerators are two nodes.
-    assert rows.machine.link[0] == ACCELERATORS["b200"].network_bandwidth
+    # 16 accelerators are two servers.
+    assert rows.machine.link[0] == 100e9
 
 
 def test_a_saturated_row_on_one_accelerator(tmp_path: Path) -> None:
