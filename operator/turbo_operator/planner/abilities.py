@@ -58,7 +58,7 @@ class Abilities:
         if placement is not None and placement not in self.placements:
             return f"a draft placed {placement} {REMEDY}"
         if accelerators > self.accelerators_per_replica:
-            return f"a replica on more than one {REMEDY}"
+            return f"a replica on more than one accelerator {REMEDY}"
         return None
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "Served",
     "capacity",
     "closed",
+    "completions",
     "keeps",
     "replicas",
     "rows",
@@ -72,8 +73,12 @@ def capacity(engines: Engines, demand: Demand) -> Numbers:
 
 
 def served(engines: Engines, demand: Demand, rate: Numbers) -> Served:
-    """What one replica of each candidate does when `rate` [c] requests come to it per second."""
-    return _served(Chain.of(engines, demand).at(rate, demand), demand, rate)
+    """What one replica of each candidate does when `rate` [c] requests come to it per second.
+
+    Of more than the saturated rate the rest waits for ever.
+    """
+    queue = Chain.of(engines, demand).at(rate, demand)
+    return _served(queue, demand, np.minimum(rate, saturated(engines, demand)))
 
 
 def concurrency(engines: Engines, demand: Demand, rate: Numbers) -> Numbers:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_operator.api import CapacityType, Objective, PlanReason
+from turbo_operator.api import CapacityType, PlanReason
 from turbo_operator.planner import capacity
 from turbo_operator.planner.candidates import Candidates
-from turbo_operator.planner.request import MOST_REPLICAS, Request
+from turbo_operator.planner.request import Request
 from turbo_operator.planner.stock import MICRO, Stock
 
 Numbers = NDArray[np.float64]
@@ -24,9 +24,9 @@ CODES = (
     PlanReason.FEASIBLE,
     PlanReason.OUT_OF_MEMORY,
     PlanReason.NO_PROFILE,
-    PlanReason.PRICE_UNKNOWN,
     PlanReason.TARGET_UNREACHABLE,
     PlanReason.NO_CAPACITY,
+    PlanReason.PRICE_UNKNOWN,
     PlanReason.OVER_BUDGET,
     PlanReason.NOT_YET_SUPPORTED,
 )
@@ -70,8 +70,18 @@ def speed(engines: capacity.Engines, request: Request) -> Speed:
 
 
 def _keeps(engines: capacity.Engines, request: Request, running: Numbers) -> Mask:
-    """Whether the targets hold with `running` requests always under way on one replica."""
-    return capacity.keeps(engines, request.demand, np.maximum(running, 1.0))
+    """Whether the targets hold with `running` requests always under way on one replica.
+
+    Of a throughput each request must get its share: more replicas bring no more requests.
+    """
+    demand, together = request.demand, np.maximum(running, 1.0)
+    held = capacity.keeps(engines, demand, together)
+    if demand.concurrency is None or demand.tokens_per_second is None:
+        return held
+    share = demand.tokens_per_second / demand.concurrency
+    ending = capacity.completions(engines, demand, together)
+    found: Mask = held & (ending * demand.answer.mean >= together * share * (1.0 - 1e-9))
+    return found
 
 
 def load(request: Request, speeds: Speed, replicas: Numbers) -> Numbers:
@@ -157,16 +167,15 @@ def judge(
     bound = np.minimum(of.room, of.within_total)
     if request.expands:
         replicas = np.maximum(replicas, np.minimum(np.minimum(bound, of.affordable), most))
-    replicas = np.minimum(replicas, float(10 * MOST_REPLICAS))
     cost = of.cost(replicas)
     over, excess = _over_budget(request, speeds, of, replicas, cost)
     priced = ~np.isnan(of.price)
     broken = (
         (PlanReason.NOT_YET_SUPPORTED, lacking[of.candidate]),
         (PlanReason.OVER_BUDGET, over),
+        (PlanReason.PRICE_UNKNOWN, ~priced & ~_unpriced_will_do(request, of)),
         (PlanReason.NO_CAPACITY, replicas > bound),
         (PlanReason.TARGET_UNREACHABLE, short),
-        (PlanReason.PRICE_UNKNOWN, ~priced & ~_unpriced_will_do(request, of)),
         (PlanReason.NO_PROFILE, ~profiled[of.candidate] & request.needs_speed),
         (PlanReason.OUT_OF_MEMORY, ~fits[of.candidate]),
     )
@@ -223,25 +232,17 @@ def _unpriced_will_do(request: Request, of: Stock) -> Mask:
 
 
 def order(
-    it: Candidates, request: Request, of: Stock, verdict: Verdict, token: Numbers, total: Numbers
+    it: Candidates, request: Request, of: Stock, verdict: Verdict, leading: Numbers
 ) -> NDArray[np.int64]:
-    """The pairs, the best one first. `token` and `total` [p]: seconds per output token and tokens per second
-    of all replicas, read only where the objective asks for them.
-    """
+    """The pairs, the best one first: that with the smallest `leading` [p], and of those the cheapest."""
     # Without replicas the price of one decides; without a price the number of accelerators.
     money = of.paid(np.maximum(verdict.replicas, 1.0)) * np.nan_to_num(of.price, nan=float(MICRO))
-    if request.objective == Objective.LATENCY:
-        first = bucket(token)
-    elif request.objective == Objective.THROUGHPUT:
-        first = -bucket(total)
-    else:
-        first = np.zeros(len(money))
     places = {name: place for place, name in enumerate(request.names)}
     named = np.array([places[each.name] for each in it.accelerators], float)[it.accelerator]
     method = np.array([float(each.order) for each in it.drafts])[it.draft]
     keys = (it.nodes, it.tensor, it.engine, method, named)
     last = tuple(key[of.candidate] for key in keys)
-    found: NDArray[np.int64] = np.lexsort((*last, of.capacity_type, money, first))
+    found: NDArray[np.int64] = np.lexsort((*last, of.capacity_type, money, leading))
     return found
 
 

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from turbo_operator.api import Method, Objective, PlanReason, Provenance, Provisioning
+from turbo_operator.api import Method, PlanReason, Provenance, Provisioning
 from turbo_operator.observed import Accelerator
 from turbo_operator.planned import Predicted
 from turbo_operator.planner import explain, memory, speculation
@@ -43,6 +43,15 @@ def _loser(of: Weighing, pair: int, best: int) -> tuple[PlanReason, str]:
     name, winner = words(it, place), words(it, chosen)
     one = np.maximum(verdict.replicas, 1.0)
     extra = (stock.cost(one)[pair] - stock.cost(one)[best]) / MICRO
+    leads, follows = of.leading[pair] < of.leading[best], of.leading[pair] > of.leading[best]
+    if leads or (extra < 0 and not follows):
+        by = f" by {_dollars(-extra)} $/h" if extra < 0 else ""
+        detail = f"{name} would be better{by}, but not by spec.planPolicy.minSavingFraction: what runs stays."
+        return PlanReason.NOT_PREFERRED, detail
+    if follows:
+        less = f" for {_dollars(-extra)} $/h less" if extra < 0 else ""
+        detail = f"{name} fits{less}, but is not the {of.request.best} of what is feasible."
+        return PlanReason.NOT_PREFERRED, detail
     if extra > 0:
         mine, least = int(one[pair]), int(one[best])
         if mine == least:
@@ -53,9 +62,7 @@ def _loser(of: Weighing, pair: int, best: int) -> tuple[PlanReason, str]:
                 f"than {least} of {winner}."
             )
         return PlanReason.DEARER, detail
-    if of.request.objective != Objective.COST and extra < 0:
-        detail = f"{name} fits for {_dollars(-extra)} $/h less, but is not the {of.request.best}."
-    elif (it.accelerator[place], stock.capacity_type[pair]) == (
+    if (it.accelerator[place], stock.capacity_type[pair]) == (
         it.accelerator[chosen],
         stock.capacity_type[best],
     ):
@@ -210,8 +217,8 @@ def _assumed(draft: speculation.Draft) -> str:
     if prior is None:
         return ""
     return (
-        f" (assumed: {prior.acceptance_length} tokens per step of {prior.depth} drafts, the least of "
-        f"{prior.source})"
+        f" (assumed: {prior.acceptance_length} tokens per step of {explain.count(prior.depth, 'draft')}, the "
+        f"least of {prior.source})"
     )
 
 

@@ -57,13 +57,15 @@ def _distance(of: Weighing, row: Rejected, pair: int) -> tuple[int, bool]:
 def _worth_telling(of: Weighing, best: int | None) -> NDArray[np.int64]:
     it, stock, verdict = of.it, of.stock, of.verdict
     lacking = of.lacking[stock.candidate]
-    # Of those that fail alike the one that misses least, what may be chosen before what may not, is told.
+    # Of those that fail alike the one that misses least is told: what may be chosen before what may not, and
+    # what was worked out before what rests on an assumed acceptance.
     rank = np.empty(len(of.order))
     rank[of.order] = np.arange(len(of.order))
     unsupported = verdict.is_(PlanReason.NOT_YET_SUPPORTED)
     with np.errstate(invalid="ignore"):
         near = np.floor(np.log(np.maximum(verdict.miss, 1.0)) / 0.05)
-    sequence = np.lexsort((rank, near, lacking & ~unsupported))
+    assumed = np.array([draft.gains for draft in it.drafts], bool)[it.draft[stock.candidate]]
+    sequence = np.lexsort((rank, near, assumed, lacking & ~unsupported))
     kept: dict[tuple[int, int, int], int] = {}
     everywhere = {CODES.index(reason) for reason in EVERYWHERE}
     for pair in sequence.tolist():

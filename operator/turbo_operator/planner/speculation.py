@@ -44,7 +44,8 @@ PRIORS = {
     # smallest is taken instead.
     Method.EAGLE3: Prior(3.39, DEPTH, f"{SPEC_BENCH}: EAGLE"),
     Method.DRAFT_MODEL: Prior(2.01, DEPTH, f"{SPEC_BENCH}: SpS, a 68M draft"),
-    Method.MTP: Prior(1.85, 1, "DeepSeek-V3 technical report, arXiv:2412.19437, section 5.4.3"),
+    # The second token is accepted in 85 to 90 % of the steps; 1.8 times the tokens per second came of it.
+    Method.MTP: Prior(1.85, 1, "the DeepSeek-V3 technical report, arXiv:2412.19437, section 5.4.3"),
 }
 
 

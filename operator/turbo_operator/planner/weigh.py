@@ -56,6 +56,7 @@ class Weighing:
     speeds: Speed
     stock: Stock
     verdict: Verdict
+    leading: Numbers  # of pairs: what the objective makes small, money apart
     order: Indices  # of pairs, the best first
 
     def engines(self, places: Indices) -> tuple[capacity.Engines, Indices]:
@@ -128,6 +129,7 @@ def weigh(
         speeds=Speed.unknown(len(it)),
         stock=terms,
         verdict=_judged(request, held, profiled, lacking, Speed.unknown(len(it)), terms),
+        leading=np.zeros(0),
         order=np.arange(0),
     )
     if request.needs_speed or every:
@@ -135,7 +137,7 @@ def weigh(
         first = able if every or request.objective != Objective.COST else able & ~lacking
         made = _with_speed(made, np.flatnonzero(first))
         made = _with_speed(made, np.flatnonzero(able & ~first & _matters(made)))
-    return replace(made, order=_ordered(made))
+    return _ordered(made)
 
 
 def reconsidered(of: Weighing, request: Request, places: Indices) -> Weighing:
@@ -152,7 +154,7 @@ def reconsidered(of: Weighing, request: Request, places: Indices) -> Weighing:
         stock=stock(it, request, of.case.supply, of.case.now),
     )
     made = _with_speed(made, np.flatnonzero(made.profiled))
-    return replace(made, order=_ordered(made))
+    return _ordered(made)
 
 
 def _judged(
@@ -200,18 +202,21 @@ def _matters(of: Weighing) -> Mask:
     return found
 
 
-def _ordered(of: Weighing) -> Indices:
+def _ordered(of: Weighing) -> Weighing:
+    """The same with its order."""
     objective, pairs = of.request.objective, of.stock.candidate
-    token = total = np.zeros(len(pairs))
+    leading = np.zeros(len(pairs))
     if objective == Objective.THROUGHPUT:
-        total = of.verdict.replicas * of.speeds.tokens_per_second[pairs]
+        leading = -judge.bucket(of.verdict.replicas * of.speeds.tokens_per_second[pairs])
     elif objective == Objective.LATENCY:
         token = np.full(len(pairs), np.inf)
         able = np.flatnonzero((of.speeds.tokens_per_second > 0.0)[pairs])
         if len(able):
             served = of.served(pairs[able], of.verdict.replicas[able])
             token[able] = served.time_per_output_token
-    return judge.order(of.it, of.request, of.stock, of.verdict, token, total)
+        leading = judge.bucket(token)
+    order = judge.order(of.it, of.request, of.stock, of.verdict, leading)
+    return replace(of, leading=leading, order=order)
 
 
 def _lacking(it: Candidates, shape: ModelShape, said: Mapping[str, str]) -> Mask:

@@ -11,7 +11,7 @@ import pytest
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance, TurboDeploymentSpec
 from turbo_operator.catalog import catalogue, shapes
 from turbo_operator.observed import Accelerator, NodeSupply, Supply
-from turbo_operator.planned import Plan, Rejected
+from turbo_operator.planned import Plan, Rejected, Running
 from turbo_operator.planner import plan
 from turbo_operator.planner.abilities import NOW
 from turbo_runtime.contract import ModelShape
@@ -366,7 +366,7 @@ def test_every_ability_names_what_is_missing() -> None:
     for arguments, word in (
         ((EngineName.VLLM, "Suffix", None, 1, 1), "VLLM"),
         ((EngineName.TURBO, "EAGLE3", None, 1, 1), "EAGLE3"),
-        ((EngineName.TURBO, "Suffix", None, 2, 1), "more than one"),
+        ((EngineName.TURBO, "Suffix", None, 2, 1), "more than one accelerator"),
         ((EngineName.TURBO, "Suffix", None, 16, 2), "node"),
     ):
         lack = NOW.lack(*arguments)  # type: ignore[arg-type]
@@ -389,3 +389,89 @@ def test_a_mixture_that_would_cost_less_is_told() -> None:
     for row in mixed:
         cost = Decimal(row.detail.partition("do for ")[2].split()[0])
         assert cost < least  # type: ignore[operator]
+
+
+def test_a_price_is_not_asked_for_where_none_would_help() -> None:
+    there = named(fast("a", 80, None), fast("b", 80, None))
+    made = plan(spec(model=SHORT, targets={"timePerOutputToken": {"max": "1ms"}}), MIDDLE, there)
+    assert (made.choice, made.reason) == (None, PlanReason.TARGET_UNREACHABLE)
+    none = plan(spec(model=SHORT), MIDDLE, there, {"a": Supply(), "b": Supply()})
+    assert (none.choice, none.reason) == (None, PlanReason.NO_CAPACITY)
+
+
+def test_a_load_beyond_all_replicas_is_told_with_what_it_takes() -> None:
+    load = {**LOAD, "requestsPerSecond": "1000000"}
+    made = plan(spec(model=SHORT, workload=load), MIDDLE, named(fast("a", 80, "1.00")))
+    row = row_of(made, "a", PlanReason.TARGET_UNREACHABLE)
+    assert row.replicas is not None
+    assert row.predicted is not None
+    assert f"the load needs {row.replicas}," in row.detail
+    assert row.predicted.cost_per_hour == Decimal(row.replicas)
+    assert row.predicted.time_to_first_token is not None
+
+
+def test_what_is_overloaded_yields_no_more_than_it_can() -> None:
+    load = {**LOAD, "requestsPerSecond": "1000"}
+    asked = spec(model=SHORT, workload=load, scaling={"policy": "External"}, replicas=1)
+    made = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
+    does = row_of(made, "a", PlanReason.TARGET_UNREACHABLE).predicted
+    assert does is not None
+    assert does.tokens_per_second is not None
+    assert does.capacity_tokens_per_second is not None
+    assert does.tokens_per_second <= does.capacity_tokens_per_second / 0.9 * (1 + 1e-9)
+
+
+def test_requests_under_way_bound_the_throughput_that_replicas_can_bring() -> None:
+    there = named(fast("a", 80, "1.00"), fast("b", 80, "9.00", memory_bandwidth=8e12))
+    lengths = {key: LOAD[key] for key in ("inputTokens", "outputTokens")}
+    for each, chosen in ((100, "a"), (160, "b"), (1000, None)):  # tokens per second of each of ten requests
+        asked = {"workload": {**lengths, "concurrency": 10}, "targets": {"tokensPerSecond": str(10 * each)}}
+        made = plan(spec(model=SHORT, **asked), MIDDLE, there)
+        if chosen is None:
+            assert (made.choice, made.reason) == (None, PlanReason.TARGET_UNREACHABLE)
+            continue
+        assert made.choice is not None
+        assert made.choice.accelerator.name == chosen
+        assert made.choice.predicted.tokens_per_second >= 10 * each  # type: ignore[operator]
+
+
+def test_what_an_assumed_acceptance_would_gain_is_not_what_is_told() -> None:
+    made = plan(
+        spec(model=SHORT, workload={**LOAD, "requestsPerSecond": "10"}),
+        shape("deepseek-ai/DeepSeek-R1"),
+        catalogue(),
+    )
+    assert made.nearest is not None
+    assert made.nearest.predicted is not None
+    assert made.nearest.predicted.provenance == Provenance.ROOFLINE
+    assert all("assumed" not in row.detail for row in made.rejected)
+    wanted = {"mode": "Required", "method": "EAGLE3"}
+    asked = plan(spec(model=SHORT, speculation=wanted), MIDDLE, named(fast("a", 80, "1.00")))
+    assert "(assumed: 3.39 tokens per step of 5 drafts, the least of" in asked.detail
+
+
+def test_a_slower_candidate_is_not_called_dearer_where_speed_decides() -> None:
+    there = named(fast("slow", 80, "1.10", memory_bandwidth=1e12), fast("quick", 80, "9.00"))
+    for objective, best in (("Latency", "fastest"), ("Throughput", "most")):
+        cost = {"objective": objective, "maxPerHour": "9.95"}
+        made = plan(spec(model=SHORT, workload=LOAD, cost=cost), MIDDLE, there)
+        assert made.choice is not None
+        (lost,) = {"slow", "quick"} - {made.choice.accelerator.name}
+        row = row_of(made, lost, PlanReason.NOT_PREFERRED)
+        assert f"is not the {best} of what is feasible" in row.detail
+
+
+def test_what_is_cheaper_than_what_runs_says_why_it_does_not_run() -> None:
+    there = named(fast("a", 80, "1.00"), fast("b", 80, "0.99"))
+    asked = spec(model=SHORT, planPolicy={"minSavingFraction": "0.10"})
+    runs = plan(asked, MIDDLE, {"a": there["a"]}).choice
+    assert runs is not None
+    now = Running(runs.engine, "a", runs.capacity_type, runs.tensor, runs.nodes, runs.method, runs.placement)
+    made = plan(asked, MIDDLE, there, running=now)
+    assert made.choice is not None
+    assert made.choice.accelerator.name == "a"
+    detail = row_of(made, "b", PlanReason.NOT_PREFERRED).detail
+    assert (
+        detail
+        == "b would be better by 0.01 $/h, but not by spec.planPolicy.minSavingFraction: what runs stays."
+    )
