@@ -16,7 +16,7 @@ from typing import Any
 from turbo_operator import gauges
 from turbo_operator.api import API_VERSION, TURBOACCELERATOR
 from turbo_operator.cache import Cache, Key
-from turbo_operator.kube import GoneError, Kube, KubeError
+from turbo_operator.kube import GoneError, Kube, KubeError, RefusedError
 from turbo_operator.ledger import Ledger
 from turbo_operator.planned import Plan
 from turbo_operator.replan import concerns, moved
@@ -93,6 +93,9 @@ class Inventory:
             try:
                 await self._api.apply_status(ACCELERATORS, wanted)
             except GoneError:  # deleted meanwhile: its event is on its way
+                continue
+            except RefusedError as error:  # a matter of this one
+                log.warning("its counts are refused: %s", error.message, extra={"object": name})
                 continue
             except KubeError as error:
                 log.warning("its counts cannot be written: %s", error.message, extra={"object": name})

@@ -24,21 +24,25 @@ def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: i
     """The variants of the next step in the order in which they are to be written.
 
     `wanted` is the plan hash to serve, or None while there is no feasible plan: then whatever runs keeps
-    running. Old variants never grow, are kept only while they answer, and only until the wanted one has all
-    its replicas available; so a rollout needs room for both, and while there is none the old one serves on.
+    running. Old variants never grow, are kept only while they answer, and together give up one replica for
+    each that the wanted one has available; so a rollout needs room for one replica more than there are, and
+    while there is none the old one serves on.
     Where no replica is wanted they come first and stand at 0 until the wanted one is there: their pods end
     even if the API server refuses the wanted one, before which nothing is removed.
     """
-    deployments = [
+    olds = [
         child
-        for child in children
+        for child in sorted(children, key=lambda child: (-child.available_replicas, child.name))
         if child.kind == "Deployment" and child.plan_hash and child.plan_hash != wanted
     ]
-    others = [
-        Variant(child.plan_hash, min(child.replicas or 0, replicas))
-        for child in sorted(deployments, key=lambda child: child.name)
-        if child.plan_hash and (wanted is None or replicas == 0 or child.available_replicas > 0)
-    ]
+    left = replicas - _available(children, wanted)
+    others = []
+    for child in olds:
+        if wanted is None or replicas == 0 or (child.available_replicas > 0 and left > 0):
+            kept = min(child.replicas or 0, replicas if wanted is None else max(left, 0))
+            others.append(Variant(child.plan_hash or "", kept))
+            left -= kept
+    others.sort(key=lambda variant: variant.plan_hash)
     if wanted is None:
         return tuple(others)
     new = Variant(wanted, replicas)
@@ -57,10 +61,20 @@ def present_replicas(children: Sequence[ChildView]) -> int | None:
 
 def has_taken_over(children: Sequence[ChildView], wanted: str, replicas: int) -> bool:
     """Whether the wanted variant was seen by its controller as it is, and has all replicas available."""
-    return any(
-        child.kind == "Deployment"
+    is_there = any(_was_seen(child, wanted) for child in children)
+    return is_there and _available(children, wanted) >= replicas
+
+
+def _available(children: Sequence[ChildView], wanted: str | None) -> int:
+    """Replicas of the wanted variant that answer; counts of an older generation prove nothing."""
+    return sum(child.available_replicas for child in children if _was_seen(child, wanted))
+
+
+def _was_seen(child: ChildView, wanted: str | None) -> bool:
+    """Whether it is the wanted variant and its controller has seen it as it is."""
+    return (
+        wanted is not None
+        and child.kind == "Deployment"
         and child.plan_hash == wanted
         and child.observed_generation >= child.generation
-        and child.available_replicas >= replicas
-        for child in children
     )

@@ -35,10 +35,10 @@ deployments = st.lists(
 )
 
 
-def test_the_old_variant_serves_until_the_new_one_is_available() -> None:
+def test_the_old_variant_gives_up_a_replica_for_each_of_the_new_one_that_answers() -> None:
     old, starting, up = variant("old", 2, 2), variant("new", 2, 1), variant("new", 2, 2)
     assert next_variants([old], "new", 2) == (Variant("new", 2), Variant("old", 2))
-    assert next_variants([old, starting], "new", 2) == (Variant("new", 2), Variant("old", 2))
+    assert next_variants([old, starting], "new", 2) == (Variant("new", 2), Variant("old", 1))
     assert next_variants([old, up], "new", 2) == (Variant("new", 2),)
 
 
@@ -84,6 +84,24 @@ def test_every_rollout_ends_with_the_wanted_variant_alone(
         steps = next_variants(state, wanted, replicas)
         state = [_controlled(step, state) for step in steps]
     assert next_variants(state, wanted, replicas) == (Variant(wanted, replicas),)
+
+
+@given(st.integers(1, 6), st.integers(1, 3))
+def test_a_rollout_ends_where_there_is_room_for_one_replica_more_and_as_many_answer_all_along(
+    replicas: int, spare: int
+) -> None:
+    old, new = replicas, 0
+    for _ in range(replicas + 1):
+        there = (
+            [variant("old", old, old), variant("new", replicas, new)] if new else [variant("old", old, old)]
+        )
+        steps = {step.plan_hash: step.replicas for step in next_variants(there, "new", replicas)}
+        old = steps.get("old", 0)
+        assert old + new >= replicas
+        new = min(replicas, replicas + spare - old)  # as many pods as find an accelerator
+        if new == replicas:
+            old = 0
+    assert (old, new) == (0, replicas)
 
 
 def _controlled(step: Variant, state: Sequence[ChildView]) -> ChildView:

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from turbo_operator.api import TurboDeploymentSpec
-from turbo_operator.api.demands import Latency
+from turbo_operator.api.demands import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
 from turbo_operator.api.demands import Lengths as WrittenLengths
 
-INPUT_MEAN = 512
-OUTPUT_MEAN = 256
 P95_OF_MEAN = 3.0
 WALL = 0.075  # share of the lengths that are as long as the 95th percentile
 DEPTH = -math.log(WALL)
@@ -107,8 +105,8 @@ def demand(spec: TurboDeploymentSpec) -> Demand:
     rate = workload.requests_per_second if workload else None
     tokens = targets.tokens_per_second if targets else None
     return Demand(
-        prompt=_lengths(prompt, INPUT_MEAN),
-        answer=_lengths(answer, OUTPUT_MEAN),
+        prompt=_lengths(prompt, DEFAULT_INPUT_TOKENS),
+        answer=_lengths(answer, DEFAULT_OUTPUT_TOKENS),
         assumed=prompt is None or answer is None,
         rate=None if rate is None else float(rate),
         concurrency=workload.concurrency if workload else None,

@@ -242,7 +242,8 @@ def _ready(
 
 
 def _scaling(scale: Scale) -> Verdict:
-    active: Literal["True", "False"] = "False" if scale.reason == ScalingReason.SUSPENDED else "True"
+    idle = (ScalingReason.SUSPENDED, ScalingReason.HOLDING_NO_METRICS)  # as a HorizontalPodAutoscaler says it
+    active: Literal["True", "False"] = "False" if scale.reason in idle else "True"
     return Verdict(active, scale.reason, scale.detail)
 
 
