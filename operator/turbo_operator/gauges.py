@@ -16,7 +16,7 @@ from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan, Predicted
 from turbo_operator.scaler import Scale
 from turbo_operator.status import paid
-from turbo_operator.supply import CPU, Stock
+from turbo_operator.stock.supply import CPU, Stock
 
 _OBJECT = ["namespace", "name"]
 PLANNED, PRESENT = "planned", "present"

@@ -24,15 +24,15 @@ from turbo_operator.api import LABEL_DEPLOYMENT, InvalidObject, parse_accelerato
 from turbo_operator.cache import Cache, Key, Seen
 from turbo_operator.catalog import as_row
 from turbo_operator.framework import NoDiffs, NoProgress
-from turbo_operator.inventory import Inventory
 from turbo_operator.kube import Kube, KubeError
-from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Accelerator
 from turbo_operator.reconcile import Reconciler
 from turbo_operator.resources import Resource
 from turbo_operator.scrape import Scraper
 from turbo_operator.settings import Settings
-from turbo_operator.watching import RETRY_SECONDS, Follower
+from turbo_operator.stock.inventory import Inventory
+from turbo_operator.stock.ledger import Ledger
+from turbo_operator.stock.watching import RETRY_SECONDS, Follower
 from turbo_operator.workqueue import WorkQueue
 
 HEALTH_PATH = "/healthz"

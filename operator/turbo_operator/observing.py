@@ -10,10 +10,10 @@ import dataclasses
 from turbo_operator import inspect
 from turbo_operator.api import TurboDeployment
 from turbo_operator.cache import Cache, Key
-from turbo_operator.exhaustion import exhausted
-from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Observed
-from turbo_operator.supply import Owner, supply_of
+from turbo_operator.planning.exhaustion import exhausted
+from turbo_operator.stock.ledger import Ledger
+from turbo_operator.stock.supply import Owner, supply_of
 
 
 def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment, now: float) -> Observed:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_operator import calibrating, gauges, inspect, metrics, render, rollout, scaler, status
+from turbo_operator import gauges, inspect, metrics, render, rollout, scaler, status
 from turbo_operator.api import (
     ANNOTATION_APPLIED_HASH,
     API_VERSION,
@@ -29,19 +29,20 @@ from turbo_operator.api import (
     parse,
 )
 from turbo_operator.cache import Cache, HeldChild, Key, controller
-from turbo_operator.exhaustion import next_look
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
-from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Observed
 from turbo_operator.observing import observe
 from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
 from turbo_operator.planner.online import Online
-from turbo_operator.plans import Plans
+from turbo_operator.planning import calibrating
+from turbo_operator.planning.answers import Plans
+from turbo_operator.planning.exhaustion import next_look
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
 from turbo_operator.scaler import Event, History, Scale
 from turbo_operator.settings import Settings
+from turbo_operator.stock.ledger import Ledger
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
 INSPECTING_SECONDS = 10.0

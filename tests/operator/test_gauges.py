@@ -11,7 +11,7 @@ from turbo_operator.api import CapacityType, ScalingReason
 from turbo_operator.cache import Key
 from turbo_operator.observed import Accelerator, LoadSample, NodeSupply, Observed, PodView
 from turbo_operator.scaler import History, Scale
-from turbo_operator.supply import Stock
+from turbo_operator.stock.supply import Stock
 from turbo_runtime.contract import Load
 
 KEY = Key("team", "chat")

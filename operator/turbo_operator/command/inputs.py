@@ -16,7 +16,7 @@ from turbo_operator.command.model import shape_of
 from turbo_operator.command.nodes import stock_of
 from turbo_operator.command.question import Question
 from turbo_operator.observed import Observed
-from turbo_operator.supply import Owner, supply_of
+from turbo_operator.stock.supply import Owner, supply_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from turbo_operator.cache import Cache, Key
 from turbo_operator.catalog import as_row
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.kube import Kube
-from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Accelerator, Observed
 from turbo_operator.observing import observe
+from turbo_operator.stock.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from turbo_operator import holdings
 from turbo_operator.command import files
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.observed import Accelerator
-from turbo_operator.supply import Stock, take_stock
+from turbo_operator.stock import holdings
+from turbo_operator.stock.supply import Stock, take_stock
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "Node": holdings.node,

@@ -13,7 +13,7 @@ from turbo_operator.command import whatif
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan, Weighed
-from turbo_operator.planning import frontier_of, plan_of
+from turbo_operator.planning.question import frontier_of, plan_of
 from turbo_runtime.contract import ModelShape
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from turbo_operator import holdings
 from turbo_operator.observed import Accelerator
-from turbo_operator.supply import Stock, take_stock
+from turbo_operator.stock import holdings
+from turbo_operator.stock.supply import Stock, take_stock
 
 Place = tuple[str | None, str]  # namespace and name
 

@@ -10,7 +10,7 @@ from typing import Any
 from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.cache import Key
 from turbo_operator.observed import Accelerator, NodeSupply, Observed, Supply
-from turbo_operator.plans import Plans
+from turbo_operator.planning.answers import Plans
 from turbo_runtime.contract import ModelFacts, ModelShape
 
 KEY = Key("team", "chat")

@@ -10,8 +10,8 @@ import asyncio
 import logging
 
 from turbo_operator.kube import Kube, KubeError
-from turbo_operator.ledger import Ledger, Place
 from turbo_operator.resources import Resource
+from turbo_operator.stock.ledger import Ledger, Place
 
 RETRY_SECONDS = 5.0
 PAUSE_SECONDS = 0.5  # after a watch has ended: a server that stops ends each at once

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from turbo_operator.api import PlanReason
 from turbo_operator.observed import NodeSupply
 from turbo_operator.planned import Plan
-from turbo_operator.supply import Owner, Quota, Stock, room
+from turbo_operator.stock.supply import Owner, Quota, Stock, room
 
 # What more nodes, or larger ones, may mend.
 SHORT = frozenset({PlanReason.NO_CAPACITY, PlanReason.INVALID_PARALLELISM})

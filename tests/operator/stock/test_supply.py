@@ -10,11 +10,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator import holdings
 from turbo_operator.api import Template
-from turbo_operator.ledger import Ledger
 from turbo_operator.observed import Accelerator
-from turbo_operator.supply import Holding, Node, Owner, Quota, Stock, is_open, room, supply_of, take_stock
+from turbo_operator.stock import holdings
+from turbo_operator.stock.ledger import Ledger
+from turbo_operator.stock.supply import (
+    Holding,
+    Node,
+    Owner,
+    Quota,
+    Stock,
+    is_open,
+    room,
+    supply_of,
+    take_stock,
+)
 
 GIB = 1 << 30
 GPU = "nvidia.com/gpu"

@@ -16,7 +16,7 @@ from turbo_operator.api import TurboDeployment
 from turbo_operator.cache import Key
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan
-from turbo_operator.planning import Asked, answer, asked
+from turbo_operator.planning.question import Asked, answer, asked
 
 
 @dataclass(frozen=True, slots=True)

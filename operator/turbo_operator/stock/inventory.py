@@ -17,11 +17,11 @@ from turbo_operator import gauges
 from turbo_operator.api import API_VERSION, TURBOACCELERATOR
 from turbo_operator.cache import Cache, Key
 from turbo_operator.kube import GoneError, Kube, KubeError, RefusedError
-from turbo_operator.ledger import Ledger
 from turbo_operator.planned import Plan
-from turbo_operator.replan import concerns, moved
 from turbo_operator.resources import TURBOACCELERATOR as ACCELERATORS
-from turbo_operator.supply import Owner
+from turbo_operator.stock.ledger import Ledger
+from turbo_operator.stock.replan import concerns, moved
+from turbo_operator.stock.supply import Owner
 
 SETTLE_SECONDS = 2.0  # between two counts
 STATUS_SECONDS = 10.0  # between two rounds of writing TurboAccelerators' statuses

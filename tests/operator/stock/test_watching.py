@@ -13,8 +13,8 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from turbo_operator import resources
 from turbo_operator.kube import Kube
-from turbo_operator.ledger import Ledger
-from turbo_operator.watching import ALIVE, Follower
+from turbo_operator.stock.ledger import Ledger
+from turbo_operator.stock.watching import ALIVE, Follower
 
 GPU = "nvidia.com/gpu"
 

@@ -13,7 +13,7 @@ from turbo_operator.observed import Observed
 from turbo_operator.planner.calibration import Calibration, Filter, calibrate
 from turbo_operator.planner.online import Online
 from turbo_operator.planner.replica import replica
-from turbo_operator.planning import running
+from turbo_operator.planning.question import running
 
 STEP = 0.05  # of a factor: what a new pod's start tells beside the others changes no plan for less
 MOST_KEPT = 16  # engines and accelerators

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator.api import TurboDeployment, TurboDeploymentStatus, parse, rfc3339
-from turbo_operator.exhaustion import BACKOFF_TIMEOUTS, exhausted, next_look
 from turbo_operator.observed import PodView
+from turbo_operator.planning.exhaustion import BACKOFF_TIMEOUTS, exhausted, next_look
 
 TIMEOUT = 60.0
 BACKOFF = BACKOFF_TIMEOUTS * TIMEOUT

@@ -10,8 +10,8 @@ import pytest
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
 from turbo_operator.observed import Accelerator
 from turbo_operator.planned import Choice, Plan, Predicted, Rejected
-from turbo_operator.replan import Change, concerns, moved
-from turbo_operator.supply import Holding, Node, Owner, Quota, Stock, take_stock
+from turbo_operator.stock.replan import Change, concerns, moved
+from turbo_operator.stock.supply import Holding, Node, Owner, Quota, Stock, take_stock
 
 GPU = "nvidia.com/gpu"
 ME = Owner("team", "chat")

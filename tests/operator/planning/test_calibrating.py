@@ -18,13 +18,13 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
-from turbo_operator.calibrating import heard
 from turbo_operator.observed import Accelerator, ChildView, LoadSample, Observed, PodView
 from turbo_operator.planned import Running
 from turbo_operator.planner.online import Online
 from turbo_operator.planner.replica import replica
 from turbo_operator.planner.steptime import decode_seconds, prefill_seconds
-from turbo_operator.planning import plan_of
+from turbo_operator.planning.calibrating import heard
+from turbo_operator.planning.question import plan_of
 from turbo_runtime.contract import Load, ModelFacts, ModelShape, StepTime
 
 NOW = 1_700_000_000.0

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_operator.api import LABEL_ACCELERATOR, LABEL_DEPLOYMENT, quantity
-from turbo_operator.supply import Amounts, Holding, Node, Owner, Quota
+from turbo_operator.stock.supply import Amounts, Holding, Node, Owner, Quota
 
 _BINDING_TAINTS = {"NoSchedule", "NoExecute"}
 # Scopes that every serving pod falls under: it has requests and no deadline. Others depend on its class.

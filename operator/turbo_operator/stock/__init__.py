@@ -1,0 +1,1 @@
+"""What the cluster has of each accelerator, what pods hold of it, and whom a change concerns."""
