@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from turbo_operator.api import CapacityType, parse_accelerator
-from turbo_operator.catalog import catalogue, shipped_objects
+from turbo_operator.catalog import as_row, catalogue, shipped_objects
 
 GIB = 1 << 30
 # AWS' own prices of the instances, on demand in us-east-1 on 2026-01-19, with their number of GPUs.
@@ -86,7 +86,7 @@ def test_the_shipped_accelerators_are_rows_of_the_planner() -> None:
     )
 
 
-def test_a_users_accelerator_takes_the_place_of_the_shipped_one() -> None:
+def test_a_users_accelerator_is_a_row_of_what_it_says() -> None:
     mine = parse_accelerator(
         {
             "apiVersion": "serving.turbo.dev/v1alpha1",
@@ -100,7 +100,7 @@ def test_a_users_accelerator_takes_the_place_of_the_shipped_one() -> None:
             },
         }
     )
-    row = catalogue([mine])["cpu"]
+    row = as_row(mine)
     assert (row.quantity, row.memory_bytes) == (Decimal("1.5"), int(2.5 * GIB))
     assert row.prices.get("OnDemand") == Decimal("0.04")
     assert catalogue()["cpu"].prices.get("OnDemand") is None

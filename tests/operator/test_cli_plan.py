@@ -88,6 +88,36 @@ def test_the_catalogue_file_overlays_the_shipped_one(
     assert found["choice"]["accelerator"] == "mine"
 
 
+def test_an_accelerator_of_a_file_keeps_what_it_leaves_out_of_the_shipped_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `kubectl apply` over the object that the operator has applied."""
+    contract = accelerator("l4", "0.50")
+    contract["spec"] = {"pricing": {"perAcceleratorHour": {"onDemand": "0.50"}, "source": None}}
+    file = written(tmp_path, contract, deployment(accelerators={"allowed": ["l4"]}))
+    assert cli.plan(["-f", file, "-o", "json"]) == 0
+    choice = answer(capsys)["choice"]
+    assert (choice["costPerHour"], choice["priceSource"]) == ("0.50", None)
+    assert choice["timePerOutputTokenSeconds"] > 0
+
+    assert cli.plan(["-f", str(EXAMPLES / "smollm2.yaml"), "--model", MODEL, "-o", "json"]) == 0
+    choice = answer(capsys)["choice"]
+    assert choice["costPerHour"] == "0.04"
+    assert min(choice["timeToFirstTokenSeconds"], choice["timePerOutputTokenSeconds"]) > 0
+
+
+def test_an_accelerator_over_a_shipped_one_is_still_read_by_the_rules(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong, nameless = accelerator("l4", "0.50"), accelerator("l4", "0.50")
+    wrong["spec"] = {"memoryGiB": 0}
+    assert cli.plan(["-f", written(tmp_path, wrong, deployment())]) == 1
+    assert "spec.memoryGiB: write GiB above 0" in capsys.readouterr().err
+    del nameless["metadata"]
+    assert cli.plan(["-f", written(tmp_path, nameless, deployment())]) == 1
+    assert "(TurboAccelerator): metadata.name: is required." in capsys.readouterr().err
+
+
 def test_the_model_may_be_a_folder_or_what_inspect_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable
 from decimal import Decimal
 from importlib import resources
 from typing import Any
@@ -42,11 +41,9 @@ def shipped_objects() -> tuple[dict[str, Any], ...]:
     return objects
 
 
-def catalogue(overlay: Iterable[TurboAccelerator] = ()) -> dict[str, Accelerator]:
-    """The shipped accelerators by name, those of `overlay` in their place or beside them."""
-    objects = {each.metadata.name: each for each in map(parse_accelerator, shipped_objects())}
-    objects |= {each.metadata.name: each for each in overlay}
-    return {name: as_row(each) for name, each in objects.items()}
+def catalogue() -> dict[str, Accelerator]:
+    """The shipped accelerators by name."""
+    return {each.metadata.name: as_row(each) for each in map(parse_accelerator, shipped_objects())}
 
 
 def as_row(accelerator: TurboAccelerator) -> Accelerator:

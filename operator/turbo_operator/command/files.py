@@ -50,6 +50,15 @@ def objects(source: str) -> Iterator[Found]:
             yield Found(place, inner if "kind" in inner else {**inner, "kind": kind})
 
 
+def name_of(found: Found) -> str:
+    """The object's name; BadInputError where it has none."""
+    metadata = found.body.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    if not isinstance(name, str) or not name:
+        raise BadInputError(f"{found.place} ({found.body.get('kind')}): metadata.name: is required.")
+    return name
+
+
 def deployment(found: Found) -> api.TurboDeployment:
     """The TurboDeployment; BadInputError with the field's path."""
     try:

@@ -8,12 +8,13 @@ from typing import Any
 
 from turbo_operator import api
 from turbo_operator.cache import Key
-from turbo_operator.catalog import as_row, catalogue
+from turbo_operator.catalog import catalogue, shipped_objects
 from turbo_operator.command import files
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.command.files import Found
 from turbo_operator.command.model import shape_of
 from turbo_operator.command.nodes import stock_of
+from turbo_operator.command.overlay import laid_over
 from turbo_operator.command.question import Question
 from turbo_operator.observed import Observed
 from turbo_operator.stock.supply import Owner, supply_of
@@ -21,10 +22,10 @@ from turbo_operator.stock.supply import Owner, supply_of
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What is read from files: TurboDeployments, and TurboAccelerators in place of others or beside them."""
+    """What is read from files: TurboDeployments, and TurboAccelerators over others or beside them."""
 
     deployments: tuple[Found, ...]
-    overlay: tuple[api.TurboAccelerator, ...]
+    overlay: tuple[Found, ...]
     model: str | None  # where their shape is read from
 
 
@@ -35,13 +36,14 @@ def given(file: str, catalogue_file: str | None, model: str | None) -> Given:
     if not deployments:
         raise BadInputError(f"{file}: there is no object of kind {api.TURBODEPLOYMENT} in it.")
     listed = [*(files.objects(catalogue_file) if catalogue_file else ()), *found]
-    overlay = (files.accelerator(each) for each in listed if each.body.get("kind") == api.TURBOACCELERATOR)
-    return Given(deployments, tuple(overlay), model)
+    overlay = tuple(each for each in listed if each.body.get("kind") == api.TURBOACCELERATOR)
+    return Given(deployments, overlay, model)
 
 
 def from_files(asked: Given, nodes_file: str | None) -> list[Question]:
     """Over the shipped catalogue, and held against the nodes of a file where one is given."""
-    accelerators = catalogue(asked.overlay)
+    shipped = {each["metadata"]["name"]: each for each in shipped_objects()}
+    accelerators = catalogue() | laid_over(shipped, asked.overlay)
     stock = stock_of(nodes_file, accelerators) if nodes_file else None
     questions = []
     for found in asked.deployments:
@@ -60,7 +62,7 @@ def against_cluster(asked: Given, context: str) -> list[Question]:
 
     written = [(found, files.deployment(found)) for found in asked.deployments]
     cluster = live.listed(context, [_namespace(found.body) for found, _ in written])
-    overlay, now = {each.metadata.name: as_row(each) for each in asked.overlay}, time.time()
+    overlay, now = laid_over(cluster.accelerators, asked.overlay), time.time()
     questions = []
     for found, td in written:
         key = Key(_namespace(found.body) or cluster.namespace, td.metadata.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turbo_operator import api, kube, resources
@@ -19,11 +19,12 @@ from turbo_operator.stock.ledger import Ledger
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What was listed. `namespace` is the context's own."""
+    """What was listed. `namespace` is the context's own, `accelerators` the TurboAccelerators by name."""
 
     cache: Cache
     ledger: Ledger
     namespace: str
+    accelerators: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def look(
         self, key: Key, td: api.TurboDeployment, now: float, overlay: Mapping[str, Accelerator] | None = None
@@ -62,6 +63,7 @@ async def _listed(context: str | None, namespaces: frozenset[str | None]) -> Clu
 async def _read_all(server: Kube, cluster: Cluster) -> None:
     """What is the same for everybody: accelerators, nodes, and what every pod holds."""
     for body in await _list(server, resources.TURBOACCELERATOR, None):
+        cluster.accelerators[body["metadata"]["name"]] = body
         cluster.cache.put_accelerator(body, _row(body))
     for resource in (resources.NODE, resources.POD):
         for body in await _list(server, resource, None):
