@@ -121,6 +121,12 @@ def _refusal(asked: Request) -> tuple[PlanReason, str] | None:
             f"spec.model.maxModelLen is {asked.max_model_len}, but the model is served for positions up to "
             f"{longest}: write at most that, or leave it out."
         )
+    if asked.overlong is not None:
+        raised = "" if asked.max_model_len >= longest else f", or raise maxModelLen (up to {longest})"
+        return PlanReason.NOT_YET_SUPPORTED, (
+            f"{asked.overlong}, but requests end at spec.model.maxModelLen of {asked.max_model_len} tokens, "
+            f"prompt and answer together: write means that fit{raised}."
+        )
     if not asked.names:
         return PlanReason.NO_PROFILE, "There is no TurboAccelerator: create one to choose from."
     said = contradiction(asked)

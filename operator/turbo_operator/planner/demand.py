@@ -97,16 +97,21 @@ class Demand:
         return self.prompt.mean + self.answer.second_moment / (2.0 * self.answer.mean)
 
 
-def demand(spec: TurboDeploymentSpec) -> Demand:
-    """The workload and the targets of a spec."""
+def demand(spec: TurboDeploymentSpec, longest: int | None = None) -> Demand:
+    """The workload and the targets of a spec; no request, prompt and answer, has more than
+    `longest` tokens.
+
+    A written mean is kept, however little fits beside it: see `overlong`.
+    """
     workload, targets = spec.workload, spec.targets
     prompt = workload.input_tokens if workload else None
     answer = workload.output_tokens if workload else None
     rate = workload.requests_per_second if workload else None
     tokens = targets.tokens_per_second if targets else None
+    means = _means(prompt, answer, math.inf if longest is None else longest)
     return Demand(
-        prompt=_lengths(prompt, DEFAULT_INPUT_TOKENS),
-        answer=_lengths(answer, DEFAULT_OUTPUT_TOKENS),
+        prompt=_lengths(means[0], prompt, math.inf if longest is None else longest - means[1]),
+        answer=_lengths(means[1], answer, math.inf if longest is None else longest - means[0]),
         assumed=prompt is None or answer is None,
         rate=None if rate is None else float(rate),
         concurrency=workload.concurrency if workload else None,
@@ -116,10 +121,38 @@ def demand(spec: TurboDeploymentSpec) -> Demand:
     )
 
 
-def _lengths(written: WrittenLengths | None, default: int) -> Lengths:
-    if written is None:
-        return Lengths(default, default * P95_OF_MEAN)
-    return Lengths(written.mean, written.p95 or written.mean * P95_OF_MEAN)
+def overlong(spec: TurboDeploymentSpec, longest: int) -> str | None:
+    """The written means that no request of `longest` tokens holds, each with its field; None if they fit."""
+    workload = spec.workload
+    if workload is None:
+        return None
+    asked = demand(spec, longest)
+    if asked.prompt.mean + asked.answer.mean <= longest:
+        return None
+    written = (("inputTokens", workload.input_tokens), ("outputTokens", workload.output_tokens))
+    said = [f"{name}.mean is {each.mean}" for name, each in written if each is not None]
+    return f"spec.workload.{' and '.join(said)}" if said else None
+
+
+def _means(
+    prompt: WrittenLengths | None, answer: WrittenLengths | None, longest: float
+) -> tuple[float, float]:
+    """Of prompt and answer; a default gives way to what is written, and two of them shrink alike."""
+    if prompt is None and answer is None:
+        share = min(1.0, longest / (DEFAULT_INPUT_TOKENS + DEFAULT_OUTPUT_TOKENS))
+        return DEFAULT_INPUT_TOKENS * share, DEFAULT_OUTPUT_TOKENS * share
+    if prompt is None:
+        assert answer is not None
+        return max(1.0, min(DEFAULT_INPUT_TOKENS, longest - answer.mean)), answer.mean
+    if answer is None:
+        return prompt.mean, max(1.0, min(DEFAULT_OUTPUT_TOKENS, longest - prompt.mean))
+    return prompt.mean, answer.mean
+
+
+def _lengths(mean: float, written: WrittenLengths | None, most: float) -> Lengths:
+    """With the percentile that is written or usual, and no longer than fits."""
+    p95 = written.p95 if written is not None and written.p95 is not None else mean * P95_OF_MEAN
+    return Lengths(mean, max(mean, min(p95, most)))
 
 
 def _bound(latency: Latency | None) -> Bound | None:

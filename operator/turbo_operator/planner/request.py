@@ -14,7 +14,7 @@ from turbo_operator.api import (
 )
 from turbo_operator.api.scaling import ScalingPolicy
 from turbo_operator.planner.abilities import NOW
-from turbo_operator.planner.demand import Demand, demand
+from turbo_operator.planner.demand import Demand, demand, overlong
 from turbo_operator.planner.memory import ELEMENT_BYTES
 from turbo_runtime.contract import ModelShape
 
@@ -29,6 +29,7 @@ class Request:
     dtype: DType
     max_model_len: int
     demand: Demand
+    overlong: str | None  # the lengths that max_model_len does not hold, as the start of a sentence
     policy: ScalingPolicy
     fixed: int  # replicas while the policy is External
     fewest: int
@@ -93,11 +94,13 @@ def request(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]
     per_hour = cost.max_per_hour if cost else None
     per_million = cost.max_per_million_tokens if cost else None
     one = allowed is not None and len(allowed) == 1 and capacity_types == (CapacityType.ON_DEMAND,)
+    longest = spec.model.max_model_len or NOW.longest(shape)
     return Request(
         shape=shape,
         dtype=spec.model.dtype,
-        max_model_len=spec.model.max_model_len or NOW.longest(shape),
-        demand=demand(spec),
+        max_model_len=longest,
+        demand=demand(spec, longest),
+        overlong=overlong(spec, longest),
         policy=spec.scaling_policy,
         fixed=spec.replicas,
         fewest=spec.scaling.min_replicas or 1,

@@ -7,6 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance, TurboDeploymentSpec
 from turbo_operator.catalog import catalogue, shapes
@@ -14,6 +16,7 @@ from turbo_operator.observed import Accelerator, NodeSupply, Supply
 from turbo_operator.planned import Plan, Rejected, Running
 from turbo_operator.planner import plan
 from turbo_operator.planner.abilities import NOW
+from turbo_operator.planner.demand import demand, overlong
 from turbo_runtime.contract import ModelShape
 
 GIB = 1 << 30
@@ -475,3 +478,38 @@ def test_what_is_cheaper_than_what_runs_says_why_it_does_not_run() -> None:
         detail
         == "b would be better by 0.01 $/h, but not by spec.planPolicy.minSavingFraction: what runs stays."
     )
+
+
+def test_lengths_that_no_request_holds_are_refused_with_their_fields() -> None:
+    lengths = {"inputTokens": {"mean": 9000}, "outputTokens": {"mean": 400}}
+    made = plan(spec(model=SHORT, workload=lengths), MIDDLE, named(fast("a", 80, "1.00")))
+    assert (made.choice, made.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+    assert made.detail.startswith(
+        "spec.workload.inputTokens.mean is 9000 and outputTokens.mean is 400, but requests end at "
+        "spec.model.maxModelLen of 8192 tokens"
+    )
+    assert "or raise maxModelLen (up to " in made.detail
+    alone = plan(spec(model=SHORT, workload={"outputTokens": {"mean": 8192}}), MIDDLE, {})
+    assert alone.detail.startswith("spec.workload.outputTokens.mean is 8192, but")
+
+
+@given(st.integers(2, 5000), *2 * (st.none() | st.integers(1, 3000),), st.none() | st.integers(1, 9000))
+def test_no_planned_length_is_beyond_what_is_served(
+    longest: int, prompt: int | None, answer: int | None, p95: int | None
+) -> None:
+    high = {} if p95 is None or prompt is None else {"p95": max(prompt, p95)}
+    written = {
+        **({"inputTokens": {"mean": prompt, **high}} if prompt else {}),
+        **({"outputTokens": {"mean": answer}} if answer else {}),
+    }
+    asked = spec(workload=written)
+    found = demand(asked, longest)
+    if overlong(asked, longest) is not None:
+        assert (prompt or 1) + (answer or 1) > longest
+        return
+    assert found.prompt.mean <= found.prompt.p95
+    assert found.answer.mean <= found.answer.p95
+    assert found.prompt.p95 + found.answer.mean <= longest + 1e-9
+    assert found.prompt.mean + found.answer.p95 <= longest + 1e-9
+    assert prompt is None or found.prompt.mean == prompt
+    assert answer is None or found.answer.mean == answer
