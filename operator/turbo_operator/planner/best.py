@@ -48,10 +48,11 @@ def _running(of: Weighing, running: Running | None) -> int | None:
 
 def _measure(of: Weighing, pair: int) -> float:
     """What the objective makes small."""
-    replicas = np.maximum(of.verdict.replicas, 1.0)
+    replicas = of.verdict.wanted
     place = of.stock.candidate[pair]
     if of.request.objective == Objective.THROUGHPUT:
-        return 1.0 / max(1e-12, float(replicas[pair] * of.speeds.tokens_per_second[place]))
+        count = 1.0 if of.request.external else float(replicas[pair])
+        return 1.0 / max(1e-12, count * float(of.speeds.tokens_per_second[place]))
     if of.request.objective == Objective.LATENCY:
         served = of.served(np.array([place]), replicas[[pair]])
         return float(served.time_per_output_token[0])

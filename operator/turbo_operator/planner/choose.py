@@ -70,7 +70,8 @@ def plan(
         and row.reason in (PlanReason.DEARER, PlanReason.NOT_PREFERRED)
         for row in told
     )
-    return Plan(choice, count, PlanReason.FEASIBLE, explain.chosen(choice, count, alone, asked), told, near)
+    detail = explain.chosen(choice, count, alone, asked) + explain.short(of.verdict.wanted[best], asked)
+    return Plan(choice, count, PlanReason.FEASIBLE, detail, told, near)
 
 
 def frontier(

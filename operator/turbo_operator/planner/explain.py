@@ -81,6 +81,15 @@ def chosen(choice: Choice, replicas: int, alone: bool, request: Request) -> str:
     )
 
 
+def short(wanted: float, request: Request) -> str:
+    """That somebody decided on fewer replicas than the load needs."""
+    demand = request.demand
+    loads = (demand.rate, demand.concurrency, demand.tokens_per_second)
+    if not request.external or wanted <= request.fixed or all(each is None for each in loads):
+        return ""
+    return f" The load needs {wanted:.0f}, spec.replicas is {request.fixed}."
+
+
 def _does(choice: Choice, request: Request) -> str:
     """What one replica does, where it was asked for."""
     does, predicted = choice.capacity, choice.predicted

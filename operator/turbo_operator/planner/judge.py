@@ -108,7 +108,8 @@ def output(request: Request, speeds: Speed, replicas: Numbers) -> Numbers:
 class Verdict:
     """What becomes of p pairs."""
 
-    replicas: Numbers
+    replicas: Numbers  # that run
+    wanted: Numbers  # that candidates are compared by: as many as the load needs, whoever decides on those
     code: NDArray[np.int64]  # of CODES
     miss: Numbers  # what is needed over what there is; 1 where nothing is short
     cost: Numbers  # micro-dollars per hour of the replicas; NaN where the price is unknown
@@ -158,12 +159,10 @@ def judge(
         else np.full(count, float(request.fewest))
     )
     most = float(request.most)
-    if request.external:
-        replicas, short = np.full(count, float(request.fixed)), need > request.fixed
-        if request.fixed == 0:
-            short = np.isinf(need)
-    else:
-        replicas, short = np.where(np.isinf(need), float(request.fewest), need), need > most
+    wanted = np.where(np.isinf(need), float(request.fewest), need)
+    # Too few by somebody else's decision is no reason to serve with none: only what no number mends is.
+    short = np.isinf(need) if request.external else need > most
+    replicas = np.full(count, float(request.fixed)) if request.external else wanted
     bound = np.minimum(of.room, of.within_total)
     if request.expands:
         replicas = np.maximum(replicas, np.minimum(np.minimum(bound, of.affordable), most))
@@ -188,10 +187,9 @@ def judge(
             [excess, replicas / np.maximum(bound, 0.5)],
             1.0,
         )
-        held = float(request.fixed) if request.external else most
         unreached = code == CODES.index(PlanReason.TARGET_UNREACHABLE)
-        miss = np.where(unreached, need / max(held, 0.5), miss)
-    return Verdict(replicas, code, miss, cost)
+        miss = np.where(unreached, need / most, miss)
+    return Verdict(replicas, wanted if request.external else replicas, code, miss, cost)
 
 
 def _over_budget(
@@ -235,8 +233,8 @@ def order(
     it: Candidates, request: Request, of: Stock, verdict: Verdict, leading: Numbers
 ) -> NDArray[np.int64]:
     """The pairs, the best one first: that with the smallest `leading` [p], and of those the cheapest."""
-    # Without replicas the price of one decides; without a price the number of accelerators.
-    money = of.paid(np.maximum(verdict.replicas, 1.0)) * np.nan_to_num(of.price, nan=float(MICRO))
+    # Without a price the number of accelerators decides.
+    money = of.paid(verdict.wanted) * np.nan_to_num(of.price, nan=float(MICRO))
     places = {name: place for place, name in enumerate(request.names)}
     named = np.array([places[each.name] for each in it.accelerators], float)[it.accelerator]
     method = np.array([float(each.order) for each in it.drafts])[it.draft]

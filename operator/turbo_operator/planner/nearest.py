@@ -38,8 +38,7 @@ def nearest(of: Weighing, best: int | None) -> Rejected | None:
     found = loose.first_feasible()
     if found is None:
         return None
-    cost = loose.verdict.cost[found]
-    if best is not None and not cost < of.verdict.cost[best]:
+    if best is not None and not loose.compared[found] < of.compared[best]:
         return None
     replicas = loose.verdict.replicas[[found]]
     (does,) = predicted(loose, np.array([found]), np.maximum(replicas, 1.0))
@@ -72,8 +71,8 @@ def _promising(of: Weighing, best: int | None) -> Indices:
     """Candidates that may be chosen and could cost less than the best one."""
     able = ~of.lacking & of.room.fits
     if best is not None:
-        fewest = float(of.request.fixed if of.request.external else of.request.fewest)
-        cheaper = of.stock.cost(np.full(len(of.stock.price), fewest)) < of.verdict.cost[best]
+        fewest = np.full(len(of.stock.price), float(of.request.fewest))
+        cheaper = of.stock.cost(fewest) < of.compared[best]
         might = np.zeros(len(of.it), bool)
         might[of.stock.candidate[cheaper]] = True
         able &= might

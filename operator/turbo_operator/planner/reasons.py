@@ -15,6 +15,7 @@ from turbo_operator.planner.candidates import Candidates
 from turbo_operator.planner.engines import OFF
 from turbo_operator.planner.judge import CODES, per_million_tokens
 from turbo_operator.planner.prediction import cost_per_hour
+from turbo_operator.planner.request import MOST_REPLICAS
 from turbo_operator.planner.stock import MICRO
 from turbo_operator.planner.weigh import Weighing, lack
 
@@ -38,11 +39,11 @@ def words(it: Candidates, place: int) -> str:
 
 
 def _loser(of: Weighing, pair: int, best: int) -> tuple[PlanReason, str]:
-    it, stock, verdict = of.it, of.stock, of.verdict
+    it, stock = of.it, of.stock
     place, chosen = int(stock.candidate[pair]), int(stock.candidate[best])
     name, winner = words(it, place), words(it, chosen)
-    one = np.maximum(verdict.replicas, 1.0)
-    extra = (stock.cost(one)[pair] - stock.cost(one)[best]) / MICRO
+    one = of.verdict.wanted
+    extra = (of.compared[pair] - of.compared[best]) / MICRO
     leads, follows = of.leading[pair] < of.leading[best], of.leading[pair] > of.leading[best]
     if leads or (extra < 0 and not follows):
         by = f" by {_dollars(-extra)} $/h" if extra < 0 else ""
@@ -109,15 +110,15 @@ def _unreachable(of: Weighing, pair: int) -> str:
         missed = explain.misses(replace(request, max_per_hour=None, max_per_million=None), lightest)
         said = explain.joined(missed) if missed else "miss the latency targets under any load"
         return f"{name} would {said} even with nothing else to do."
-    asked = request.fixed if request.external else request.most
+    need = float(of.verdict.miss[pair]) * request.most
+    if np.isinf(need):
+        return f"{name} reaches the targets with no number of replicas: allow a faster accelerator."
     each = explain.rate(float(speeds.requests_per_second[place]))
-    held = explain.count(asked, "replica")
-    field = "spec.replicas" if request.external else "spec.scaling.maxReplicas"
-    need = float(of.verdict.miss[pair]) * max(asked, 0.5)
-    return (
-        f"{name} takes {each} requests/s per replica while the targets hold: the load needs "
-        f"{need:.0f}, and {field} allows {held}: allow more, or a faster accelerator."
-    )
+    takes = f"{name} takes {each} requests/s per replica while the targets hold: the load needs {need:.0f}"
+    held = explain.count(request.most, "replica")
+    if request.most == MOST_REPLICAS:
+        return f"{takes}, and a TurboDeployment has {held} at most: allow a faster accelerator."
+    return f"{takes}, and spec.scaling.maxReplicas allows {held}: allow more, or a faster accelerator."
 
 
 def _lightest(of: Weighing, place: int) -> Predicted:

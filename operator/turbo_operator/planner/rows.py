@@ -115,7 +115,7 @@ def _some_supported(
 def _better(of: Weighing, pair: int, best: int, rank: Numbers) -> bool:
     """Whether a pair would be worth more than the chosen one, were it supported."""
     if of.request.objective == Objective.COST:
-        return bool(of.verdict.cost[pair] < of.verdict.cost[best])
+        return bool(of.compared[pair] < of.compared[best])
     return bool(rank[pair] < rank[best])
 
 

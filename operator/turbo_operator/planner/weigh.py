@@ -81,6 +81,11 @@ class Weighing:
             return capacity.closed(engines, self.request.demand, np.maximum(share, 1.0))
         return capacity.served(engines, self.request.demand, share)
 
+    @property
+    def compared(self) -> Numbers:
+        """[p] micro-dollars per hour by which pairs are compared; NaN where the price is unknown."""
+        return self.stock.cost(self.verdict.wanted)
+
     def first_feasible(self) -> int | None:
         """The best pair that may be chosen."""
         feasible = np.flatnonzero(self.verdict.is_(PlanReason.FEASIBLE)[self.order])
@@ -188,13 +193,13 @@ def _with_speed(of: Weighing, places: Indices) -> Weighing:
 
 def _matters(of: Weighing) -> Mask:
     """[c] candidates that might cost less than the best that may be chosen, or be the only ones to do."""
-    it, terms, verdict = of.it, of.stock, of.verdict
-    feasible = verdict.is_(PlanReason.FEASIBLE) & ~of.lacking[terms.candidate]
+    it, terms = of.it, of.stock
+    feasible = of.verdict.is_(PlanReason.FEASIBLE) & ~of.lacking[terms.candidate]
     if not feasible.any():
         return np.ones(len(it), bool)
-    least = np.nanmin(np.where(feasible, np.nan_to_num(verdict.cost, nan=np.inf), np.inf))
-    fewest = of.request.fixed if of.request.external else of.request.fewest
-    cheaper = terms.cost(np.full(len(terms.candidate), float(fewest))) < least
+    compared = np.nan_to_num(of.compared, nan=np.inf)
+    least = compared[feasible].min()
+    cheaper = terms.cost(np.full(len(terms.candidate), float(of.request.fewest))) < least
     might = np.zeros(len(it), bool)
     might[terms.candidate[cheaper]] = True
     alone = np.bincount(it.accelerator[of.room.fits & ~of.lacking], minlength=len(it.accelerators)) == 0
@@ -207,12 +212,13 @@ def _ordered(of: Weighing) -> Weighing:
     objective, pairs = of.request.objective, of.stock.candidate
     leading = np.zeros(len(pairs))
     if objective == Objective.THROUGHPUT:
-        leading = -judge.bucket(of.verdict.replicas * of.speeds.tokens_per_second[pairs])
+        count = 1.0 if of.request.external else of.verdict.replicas
+        leading = -judge.bucket(count * of.speeds.tokens_per_second[pairs])
     elif objective == Objective.LATENCY:
         token = np.full(len(pairs), np.inf)
         able = np.flatnonzero((of.speeds.tokens_per_second > 0.0)[pairs])
         if len(able):
-            served = of.served(pairs[able], of.verdict.replicas[able])
+            served = of.served(pairs[able], of.verdict.wanted[able])
             token[able] = served.time_per_output_token
         leading = judge.bucket(token)
     order = judge.order(of.it, of.request, of.stock, of.verdict, leading)

@@ -220,16 +220,25 @@ def test_an_accelerator_without_a_profile_serves_until_speed_is_asked_for() -> N
     assert "spec.memoryBandwidthGBps and spec.tflops" in asked.detail
 
 
-def test_external_replicas_are_held_against_the_load_they_share() -> None:
+def test_too_few_external_replicas_serve_and_the_plan_says_so() -> None:
     there = named(fast("a", 80, "1.00", memory_bandwidth=3e11))
     need = plan(spec(model=SHORT, workload=LOAD), MIDDLE, there).replicas
     assert need > 1
-    enough = spec(model=SHORT, workload=LOAD, scaling={"policy": "External"}, replicas=need)
-    assert plan(enough, MIDDLE, there).choice is not None
-    few = spec(model=SHORT, workload=LOAD, scaling={"policy": "External"}, replicas=need - 1)
-    made = plan(few, MIDDLE, there)
+    for count in (0, need - 1, need):
+        asked = spec(model=SHORT, workload=LOAD, scaling={"policy": "External"}, replicas=count)
+        made = plan(asked, MIDDLE, there)
+        assert made.choice is not None
+        assert made.replicas == count
+        assert made.choice.predicted.cost_per_hour == count
+        said = f"The load needs {need}, spec.replicas is {count}."
+        assert made.detail.endswith(said) == (count < need)
+
+
+def test_what_no_number_of_external_replicas_reaches_is_no_plan() -> None:
+    targets = {"timePerOutputToken": {"max": "1ms"}}
+    asked = spec(model=SHORT, targets=targets, scaling={"policy": "External"}, replicas=9)
+    made = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
     assert (made.choice, made.reason) == (None, PlanReason.TARGET_UNREACHABLE)
-    assert f"the load needs {need}, and spec.replicas allows {need - 1} replica" in made.detail
 
 
 def test_a_fixed_class_with_too_few_nodes_is_no_capacity_with_the_remedy() -> None:
@@ -408,7 +417,7 @@ def test_a_load_beyond_all_replicas_is_told_with_what_it_takes() -> None:
     row = row_of(made, "a", PlanReason.TARGET_UNREACHABLE)
     assert row.replicas is not None
     assert row.predicted is not None
-    assert f"the load needs {row.replicas}," in row.detail
+    assert f"the load needs {row.replicas}, and a TurboDeployment has 1000 replicas at most" in row.detail
     assert row.predicted.cost_per_hour == Decimal(row.replicas)
     assert row.predicted.time_to_first_token is not None
 
@@ -416,9 +425,9 @@ def test_a_load_beyond_all_replicas_is_told_with_what_it_takes() -> None:
 def test_what_is_overloaded_yields_no_more_than_it_can() -> None:
     load = {**LOAD, "requestsPerSecond": "1000"}
     asked = spec(model=SHORT, workload=load, scaling={"policy": "External"}, replicas=1)
-    made = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
-    does = row_of(made, "a", PlanReason.TARGET_UNREACHABLE).predicted
-    assert does is not None
+    chosen = plan(asked, MIDDLE, named(fast("a", 80, "1.00"))).choice
+    assert chosen is not None
+    does = chosen.predicted
     assert does.tokens_per_second is not None
     assert does.capacity_tokens_per_second is not None
     assert does.tokens_per_second <= does.capacity_tokens_per_second / 0.9 * (1 + 1e-9)
