@@ -8,6 +8,7 @@ own extra.
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -27,10 +28,35 @@ SUMMARIES = {
 
 Command = Callable[[list[str]], int]
 
+# As a shell tells of a command that a signal has ended: 128 and the signal's number.
+INTERRUPTED, UNREAD = 130, 141
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `turbo ARGV`; returns the exit status: 2 for an unknown command, else the command's own."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Run `turbo ARGV`; returns the exit status: 2 for an unknown command, else the command's own.
+
+    Whatever the command, Ctrl-C ends it with 130 and no traceback. Where standard output cannot be written,
+    a sentence says so, and the status is 1; a reader that has read enough (`| head -1`) is no error: the
+    status is the command's own if it has come to an end, else 141.
+    """
+    try:
+        status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except SystemExit as ended:  # argparse's, after its help or a wrong flag
+        if (refused := _refused()) is not None:
+            return _unwritten(refused, ended.code if isinstance(ended.code, int) else bool(ended.code))
+        raise
+    except OSError:
+        # What was lost need not be in the buffer any more: one line more tells whether it is the output.
+        if (refused := _refused("\n")) is None:
+            raise
+        return _unwritten(refused, UNREAD)
+    refused = _refused()
+    return status if refused is None else _unwritten(refused, status)
+
+
+def _dispatch(arguments: list[str]) -> int:
     commands = {entry.name: entry for entry in entry_points(group=GROUP)}
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage(commands))
@@ -43,6 +69,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(unknown(name, commands), file=sys.stderr)
         return 2
     return _run(commands[name], rest)
+
+
+def _refused(more: str = "") -> OSError | None:
+    """Write `more` and all that is buffered; the error with which standard output refuses it."""
+    try:
+        print(end=more, flush=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def _unwritten(error: OSError, status: int) -> int:
+    """The exit status where standard output was refused; nobody tries to write to it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return status
+    print(f"turbo: standard output cannot be written: {error.strerror}.", file=sys.stderr)
+    return 1
 
 
 def usage(commands: dict[str, EntryPoint]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -335,6 +336,21 @@ def test_nothing_is_loaded_that_no_flag_asks_for(tmp_path: Path) -> None:
     )
     assert done.stderr == ""
     assert done.returncode in (0, 2)
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_a_reader_who_has_read_enough_is_no_error(tmp_path: Path, output: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "turbo_cli", "plan", "-f", written(tmp_path, deployment()), "-o", output],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writer)
+    assert (done.returncode in (0, 141), done.stderr) == (True, "")
 
 
 def test_the_operator_says_which_setting_is_wrong(

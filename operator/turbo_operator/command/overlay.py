@@ -1,4 +1,4 @@
-"""TurboAccelerators of a file over those that are there already, as `kubectl apply` would leave them. Pure."""
+"""TurboAccelerators of a file over those that are there, as `kubectl apply` would leave them. Pure."""
 
 from __future__ import annotations
 

@@ -26,10 +26,17 @@ TRUST = {
 }
 
 
+class _Console(Console):
+    """One that leaves it to the console command what a reader means who has read enough."""
+
+    def on_broken_pipe(self) -> None:
+        raise  # called while the BrokenPipeError is handled
+
+
 def show(answer: Answer) -> None:
     """Print one answer."""
     # Tables are read by people and by `less`: a narrow terminal folds sentences and rows, and drops nothing.
-    console = Console(soft_wrap=True, highlight=False, width=max(WIDTH, Console().width))
+    console = _Console(soft_wrap=True, highlight=False, width=max(WIDTH, Console().width))
     plan, question = answer.plan, answer.question
     rows = plan.rejected[:NUM_REJECTED]
     table = _table(f"{question.td.metadata.name}: {question.model}", "", *COLUMNS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -23,6 +25,14 @@ def without_package(argv: list[str]) -> int:
     raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
 
 
+def interrupted(argv: list[str]) -> int:
+    raise KeyboardInterrupt
+
+
+def failing(argv: list[str]) -> int:
+    raise OSError(28, "No space left on device")  # of something that is not standard output
+
+
 def broken(argv: list[str]) -> int:
     raise ModuleNotFoundError("No module named 'turbo_runtime.gone'", name="turbo_runtime.gone")
 
@@ -33,7 +43,13 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "turbo_runtime.commands_of_this_test", sys.modules[__name__])
     entries = [
         EntryPoint(name, f"turbo_runtime.commands_of_this_test:{function}", turbo_cli.GROUP)
-        for name, function in (("serve", "ran"), ("inspect", "without_package"), ("plan", "broken"))
+        for name, function in (
+            ("serve", "ran"),
+            ("inspect", "without_package"),
+            ("plan", "broken"),
+            ("wait", "interrupted"),
+            ("write", "failing"),
+        )
     ]
     monkeypatch.setattr(turbo_cli, "entry_points", lambda group: entries if group == turbo_cli.GROUP else [])
 
@@ -71,6 +87,60 @@ def test_a_command_without_its_packages_says_which_extra_brings_them(
 def test_a_module_of_our_own_that_is_missing_is_a_bug_and_raises() -> None:
     with pytest.raises(ModuleNotFoundError, match="gone"):
         turbo_cli.main(["plan"])
+
+
+def test_ctrl_c_ends_any_command_with_130_and_no_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert turbo_cli.main(["wait"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_that_is_not_of_standard_output_is_a_bug_and_raises() -> None:
+    with pytest.raises(OSError, match="No space"):
+        turbo_cli.main(["write"])
+
+
+SAYS = """
+import sys, turbo_cli
+from importlib.metadata import EntryPoint
+turbo_cli.entry_points = lambda group: [EntryPoint("say", "__main__:say", group)]
+def say(argv):
+    print("x" * int(argv[0]))
+    return 2
+sys.exit(turbo_cli.main(sys.argv[1:]))
+"""
+
+
+def said_to(output: int | IO[bytes], *arguments: str) -> tuple[int, str]:
+    """The exit status and what stands on standard error."""
+    done = subprocess.run(
+        [sys.executable, "-c", SAYS, *arguments],
+        cwd=RUNTIME,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"},
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("say", "1"), ("say", "1000000"), ("--help",), ("--version",)])
+def test_output_that_cannot_be_written_is_one_sentence(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        status, said = said_to(full, *arguments)
+    assert (status, said) == (1, "turbo: standard output cannot be written: No space left on device.\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(("say", "1"), 2), (("say", "1000000"), 141), (("--help",), 0)]
+)
+def test_a_reader_who_has_read_enough_is_no_error(arguments: tuple[str, ...], status: int) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert said_to(writer, *arguments) == (status, "")
+    finally:
+        os.close(writer)
 
 
 def test_version_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
