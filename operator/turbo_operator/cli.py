@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from turbo_operator.command.question import Question
 
 FEASIBLE, BAD_INPUT, INFEASIBLE = 0, 1, 2
-_STATUS = "Exit status: 0 every plan is feasible, 2 one is not, 1 the input is wrong."
+_STATUS = "Exit status: 0 every plan is feasible, 2 one is not, 1 the input is wrong; --what-if changes none."
 
 
 def plan(argv: list[str]) -> int:
@@ -61,7 +61,9 @@ def plan(argv: list[str]) -> int:
     def answer(options: argparse.Namespace) -> int:
         from turbo_operator.command import inputs
 
-        asked = inputs.given(options.file, options.catalogue, options.model)
+        asked = inputs.given(options.file, options.catalogue, options.nodes, options.model)
+        for note in asked.notes:
+            print(f"{parser.prog}: {note}", file=sys.stderr)
         if options.context is not None:
             return _answer(inputs.against_cluster(asked, options.context), options)
         return _answer(inputs.from_files(asked, options.nodes), options)

@@ -301,6 +301,7 @@ def test_what_a_change_would_cost_stands_beside_the_plan(
     ("asked", "said"),
     [
         ("speed=3", "there is no key 'speed'"),
+        ("accelerators=h100,l41", "there is no TurboAccelerator l41; there are a100-40gb, "),
         ("acelerators=h100", "did you mean accelerators?"),
         ("speculation", "write KEY=VALUE"),
         ("speculation=maybe", "write one of off, auto, required"),
@@ -315,6 +316,74 @@ def test_a_change_that_is_none_is_bad_input(
     assert cli.plan(["-f", written(tmp_path, deployment()), "--what-if", asked]) == 1
     assert f"--what-if {asked}: " in (refusal := capsys.readouterr().err)
     assert said in refusal
+
+
+def test_what_is_not_read_is_said_and_where_it_belongs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "gpus"}}
+    file = written(tmp_path, deployment(), quota, {"kind": "ConfigMap"}, node("a", 1))
+    assert cli.plan(["-f", file]) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        f"turbo plan: {file}, document 3: ConfigMap is not read.",
+        f"turbo plan: {file}, document 4: Node is not read here; give it with --nodes.",
+        f"turbo plan: {file}, document 2: ResourceQuota is not read here; give it with --nodes.",
+    ]
+
+
+def test_nodes_beside_the_deployment_are_read_with_the_same_file_as_nodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    contract = accelerator("l4", "0.50")
+    contract["spec"] = {"nodeSelector": {"nvidia.com/gpu.product": None, "pool": "a"}}
+    file = written(
+        tmp_path,
+        contract,
+        deployment(accelerators={"allowed": ["l4"]}),
+        {**node("a", 1), "metadata": {"name": "a", "labels": {"pool": "a"}}},
+    )
+    assert cli.plan(["-f", file, "--nodes", file, "-o", "json"]) == 0
+    said = capsys.readouterr()
+    assert (json.loads(said.out)[0]["choice"]["costPerHour"], said.err) == ("0.8048", "")
+
+
+def test_a_catalogue_without_accelerators_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path, deployment())
+    assert cli.plan(["-f", file, "--catalogue", file]) == 1
+    assert f"--catalogue {file}: there is no object of kind TurboAccelerator" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("twice", [deployment(), accelerator("mine", "1.00")], ids=["deployment", "class"])
+def test_two_objects_of_one_name_are_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], twice: dict[str, Any]
+) -> None:
+    file = written(tmp_path, twice, twice)
+    assert cli.plan(["-f", file]) == 1
+    assert f"document 2 ({twice['kind']}): there is a {twice['kind']} " in (said := capsys.readouterr().err)
+    assert f"in {file}, document 1 already" in said
+
+
+@pytest.mark.parametrize("file", ["x.jpg", "x.eps", "x", "x.svgz"])
+def test_a_plot_has_one_of_three_formats(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.plan(["-f", written(tmp_path, deployment()), "--plot", str(tmp_path / file)]) == 1
+    assert "end the name in .png, .svg or .pdf." in capsys.readouterr().err
+
+
+def test_a_plot_needs_no_home(tmp_path: Path) -> None:
+    plot = tmp_path / "x.svg"
+    done = subprocess.run(
+        [sys.executable, "-m", "turbo_cli", "plan", "-f", written(tmp_path, deployment()), "--plot", plot],
+        env={"HOME": "/dev/null", "PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert plot.stat().st_size > 0
 
 
 def test_nothing_is_loaded_that_no_flag_asks_for(tmp_path: Path) -> None:

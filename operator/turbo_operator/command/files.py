@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,6 +48,28 @@ def objects(source: str) -> Iterator[Found]:
             place = f"{name}, document {index}, item {number}"
             inner = _object(place, item)
             yield Found(place, inner if "kind" in inner else {**inner, "kind": kind})
+
+
+def unique(found: Iterable[Found]) -> tuple[Found, ...]:
+    """The same; BadInputError where two of ours have one name, since only one of them would be left."""
+    first: dict[tuple[object, ...], Found] = {}
+    for each in (found := tuple(found)):
+        kind = each.body.get("kind")
+        if kind not in api.PLURALS:
+            continue
+        name = name_of(each)
+        before = first.setdefault((kind, each.body["metadata"].get("namespace"), name), each)
+        if before is not each:
+            raise BadInputError(
+                f"{each.place} ({kind}): there is a {kind} {name} in {before.place} already: rename one, or "
+                "leave it out."
+            )
+    return found
+
+
+def of_kind(kind: str, found: Iterable[Found]) -> tuple[Found, ...]:
+    """Those of one kind, in their order."""
+    return tuple(each for each in found if each.body.get("kind") == kind)
 
 
 def name_of(found: Found) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from turbo_operator.command import files
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.command.files import Found
 from turbo_operator.command.model import shape_of
-from turbo_operator.command.nodes import stock_of
+from turbo_operator.command.nodes import KINDS, stock_of
 from turbo_operator.command.overlay import laid_over
 from turbo_operator.command.question import Question
 from turbo_operator.observed import Observed
@@ -27,17 +28,35 @@ class Given:
     deployments: tuple[Found, ...]
     overlay: tuple[Found, ...]
     model: str | None  # where their shape is read from
+    notes: tuple[str, ...] = ()  # on what is in the files and is not read
 
 
-def given(file: str, catalogue_file: str | None, model: str | None) -> Given:
-    """The files' contents; BadInputError names the file and the field that is wrong."""
-    found = list(files.objects(file))
-    deployments = tuple(each for each in found if each.body.get("kind") == api.TURBODEPLOYMENT)
+def given(
+    file: str, catalogue_file: str | None = None, nodes_file: str | None = None, model: str | None = None
+) -> Given:
+    """The files' contents but for the nodes; BadInputError names the file and the field that is wrong."""
+    found = files.unique(files.objects(file))
+    deployments = files.of_kind(api.TURBODEPLOYMENT, found)
     if not deployments:
         raise BadInputError(f"{file}: there is no object of kind {api.TURBODEPLOYMENT} in it.")
-    listed = [*(files.objects(catalogue_file) if catalogue_file else ()), *found]
-    overlay = tuple(each for each in listed if each.body.get("kind") == api.TURBOACCELERATOR)
-    return Given(deployments, overlay, model)
+    listed = files.unique(files.objects(catalogue_file)) if catalogue_file else ()
+    catalogued = files.of_kind(api.TURBOACCELERATOR, listed)
+    if catalogue_file and not catalogued:
+        raise BadInputError(
+            f"--catalogue {catalogue_file}: there is no object of kind {api.TURBOACCELERATOR} in it."
+        )
+    overlay = (*catalogued, *files.of_kind(api.TURBOACCELERATOR, found))
+    return Given(deployments, overlay, model, tuple(_unread(found, file == nodes_file)))
+
+
+def _unread(found: Iterable[Found], are_nodes_read: bool) -> Iterator[str]:
+    """A sentence for each kind of object that says nothing where it stands."""
+    first = {str(each.body.get("kind")): each.place for each in reversed([*found])}
+    for kind, place in sorted(first.items()):
+        if kind in (api.TURBODEPLOYMENT, api.TURBOACCELERATOR) or (kind in KINDS and are_nodes_read):
+            continue
+        hint = f"{kind} is not read here; give it with --nodes." if kind in KINDS else f"{kind} is not read."
+        yield f"{place}: {hint}"
 
 
 def from_files(asked: Given, nodes_file: str | None) -> list[Question]:

@@ -16,6 +16,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "Pod": holdings.holding,
     "ResourceQuota": holdings.quota,
 }
+KINDS = frozenset(_READERS)
 
 
 def stock_of(source: str, accelerators: Mapping[str, Accelerator]) -> Stock:

@@ -24,6 +24,7 @@ from turbo_operator.planner import money
 from turbo_operator.planner.explain import count
 
 PANEL = (10.0, 6.0)  # inches
+FORMATS = (".png", ".svg", ".pdf")
 NUM_NAMED = 6  # corners of the frontier that bear their names
 # Okabe and Ito's palette, told apart by people who see colours differently; with the shapes 56 accelerators.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
@@ -36,11 +37,10 @@ Points = Sequence[tuple[Weighed, Point]]
 
 def draw(answers: Sequence[tuple[Answer, Sequence[Weighed]]], file: str) -> None:
     """Write one panel per answer and its candidates to `file`, in the format that its ending names."""
-    drawn = figure(answers)
-    if Path(file).suffix[1:].lower() not in drawn.canvas.get_supported_filetypes():
+    if Path(file).suffix.lower() not in FORMATS:
         raise BadInputError(f"--plot {file}: end the name in .png, .svg or .pdf.")
     try:
-        drawn.savefig(file, dpi=130)
+        figure(answers).savefig(file, dpi=130)
     except OSError as error:
         raise BadInputError(f"--plot {file}: {error.strerror}.") from error
 

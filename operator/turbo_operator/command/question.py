@@ -59,8 +59,16 @@ def _change(question: Question, base: Plan, asked: str) -> Change:
         td = api.parse(document)
     except api.InvalidObject as error:
         raise BadInputError(f"--what-if {asked}: {error}.") from error
+    for name in _allowed(td):
+        if name not in question.observed.accelerators and name not in _allowed(question.td):
+            there = ", ".join(sorted(question.observed.accelerators))
+            raise BadInputError(f"--what-if {asked}: there is no TurboAccelerator {name}; there are {there}.")
     plan = _plan(dataclasses.replace(question, document=document, td=td))
     return Change(asked, plan, _difference(base, plan))
+
+
+def _allowed(td: api.TurboDeployment) -> tuple[str, ...]:
+    return (td.spec.accelerators.allowed or ()) if td.spec.accelerators else ()
 
 
 def _plan(question: Question) -> Plan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 
 import yaml
@@ -14,6 +15,8 @@ from turbo_operator.command.question import Answer, candidates
 def show(answers: Sequence[Answer], output: str, plot: str | None) -> None:
     """Show the answers; BadInputError where the plot cannot be made."""
     if plot is not None:  # first: its refusal should not stand below an answer
+        # It says at length that it has no home to keep fonts in, and does well without.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
         from turbo_operator.command.plot import draw
 
         draw([(answer, candidates(answer.question)) for answer in answers], plot)

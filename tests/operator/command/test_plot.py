@@ -60,7 +60,7 @@ def test_the_file_is_a_picture_and_the_answer_is_still_shown(
 
 
 def test_title_lines_and_points_say_what_was_asked_and_chosen(file: str) -> None:
-    (question,) = inputs.from_files(inputs.given(file, None, None), None)
+    (question,) = inputs.from_files(inputs.given(file), None)
     found = ask(question)
     assert found.plan.choice is not None
     drawn = plot.figure([(found, candidates(question))])
@@ -92,7 +92,7 @@ def test_without_any_speed_there_is_nothing_to_draw(
 ) -> None:
     example = Path(__file__).parents[3] / "examples" / "smollm2.yaml"
     model = ["--model", "HuggingFaceTB/SmolLM2-135M-Instruct"]
-    text = example.read_text().replace("memoryBandwidthGBps", "# memoryBandwidthGBps")
+    text = example.read_text().replace("name: cpu", "name: cores").replace("[cpu]", "[cores]")
     path = tmp_path / "td.yaml"
     path.write_text(text)
     assert cli.plan(["-f", str(path), *model, "--plot", str(tmp_path / "plan.png")]) == 1
