@@ -105,8 +105,9 @@ supplies = supply_of()
 NOW = 1000.0
 
 budgets = st.none() | st.integers(1, 6000).map(lambda amount: f"{Decimal(amount) / 100:.2f}")
+LENGTHS = ("inputTokens", "outputTokens")
 lengths = [
-    {name: {"mean": mean} for name, mean in zip(("inputTokens", "outputTokens"), means, strict=True) if mean}
+    {name: {"mean": mean} for name, mean in zip(LENGTHS, means, strict=True) if mean}
     for means in product((None, 64, 512), (None, 32, 256))
 ]
 # Of most loads it takes many replicas, so that a capacity a tenth off is another number of them.
@@ -140,6 +141,9 @@ def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
         **({"timeToFirstToken": {"max": prompt, "percentile": 50}} if prompt else {}),
         **({"tokensPerSecond": tokens} if tokens else {}),
     }
+    workload, length = draw(workloads), draw(st.sampled_from((256, 4096, None)))
+    if length == 256 and sum(workload.get(name, {}).get("mean", 0) for name in LENGTHS) >= length:
+        length = 1024  # what no request holds is refused before anything is weighed
     least = rarely(draw, st.integers(1, 3))
     most = rarely(draw, st.integers(3, 9))
     mode = draw(st.sampled_from(("Auto", "Required", "Disabled")))
@@ -147,7 +151,7 @@ def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
         model={
             "uri": "hf://a/b",
             "dtype": draw(st.sampled_from(("Auto", "Float32", "BFloat16"))),
-            **({"maxModelLen": length} if (length := draw(st.sampled_from((256, 4096, None)))) else {}),
+            **({"maxModelLen": length} if length else {}),
         },
         accelerators={
             "capacityTypes": kinds,
@@ -155,7 +159,7 @@ def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
             **({"maxTotal": total} if total else {}),
         },
         speculation={"mode": mode, "maxDraftTokens": draw(st.sampled_from((1, 8, 64)))},
-        workload=draw(workloads),
+        workload=workload,
         targets=targets,
         cost={key: value for key, value in cost.items() if value is not None},
         replicas=draw(st.integers(0, 5)),
@@ -222,7 +226,8 @@ def weighed(
     tokens: int,
     order: tuple[float, ...],
 ) -> One | None:
-    asked, cost = demand(wanted), wanted.cost
+    length = wanted.model.max_model_len or model.max_position
+    asked, cost = demand(wanted, length), wanted.cost
     pool, size, per_token = cached(wanted, model, row, tokens)
     if pool is None:
         return None
@@ -233,7 +238,6 @@ def weighed(
     judged = bool(speed) or objective != "Cost"
     if judged and not known:
         return None
-    length = wanted.model.max_model_len or model.max_position
     planned = min(asked.prompt.mean + asked.answer.mean, float(length))
     slots = min(32, max(1, int(pool // (per_token * (planned + tokens + 17)))))
     engine = curve(model, row, size, slots, asked) if known else None
@@ -244,8 +248,8 @@ def weighed(
         return None
     need = needs(wanted, asked, engine) if judged else float(wanted.scaling.min_replicas or 1)
     external = wanted.scaling_policy == "External"
-    most = wanted.replicas if external else wanted.scaling.max_replicas or 1000
-    if need == math.inf or (need > most and not (external and most == 0)):
+    most = wanted.scaling.max_replicas or 1000
+    if need == math.inf or (need > most and not external):
         return None
     replicas = wanted.replicas if external else int(need)
     bounds = room(wanted, row, supply)
@@ -282,14 +286,16 @@ def billed(
         million = float(price * paid(row, replicas)) / tokens_per_hour * 1e6
         if million > float(cost.max_per_million_tokens) * (1 + 1e-12):
             return None
-    money = float((1 if price is None else price) * paid(row, max(replicas, 1)))
+    external = wanted.scaling_policy == "External"
+    compared = least if external else replicas  # the load says which class, whoever says how many run
+    money = float((1 if price is None else price) * paid(row, compared))
     leading = 0.0
     if objective == "Throughput":
         assert engine is not None
-        leading = -step(max(0.0, replicas * able(asked, engine)[2]))
+        leading = -step(max(0.0, (1 if external else replicas) * able(asked, engine)[2]))
     elif objective == "Latency":
         assert engine is not None
-        leading = token_at(asked, engine, max(replicas, 1))
+        leading = token_at(asked, engine, compared)
         if wanted.scaling_policy == "Planned":  # no more than make it faster
             few = next(
                 count for count in range(least, replicas + 1) if token_at(asked, engine, count) <= leading
@@ -690,3 +696,57 @@ def test_the_generated_cases_reach_every_outcome_and_often_many_replicas() -> No
     look()
     assert seen >= set(CODES)
     assert sum(count > 3 for count in counts) > len(counts) / 4
+
+
+@several
+@given(specs(), models, catalogues, supplies, st.integers(0, 5))
+def test_another_number_of_external_replicas_is_the_same_candidate_unless_money_or_stock_forbids(
+    wanted: TurboDeploymentSpec,
+    model: ModelShape,
+    there: dict[str, Accelerator],
+    supply: dict[str, Supply] | None,
+    count: int,
+) -> None:
+    one, other = (
+        changed(wanted, scaling={"policy": "External"}, replicas=replicas)
+        for replicas in (wanted.replicas, count)
+    )
+    before, after = (planned(each, model, there, supply) for each in (one, other))
+    if before.choice is None:
+        return
+    was = before.choice
+    if after.choice is not None and running(after.choice) == running(was):
+        assert after.replicas == count
+        return
+    forbidden = {PlanReason.NO_CAPACITY, PlanReason.OVER_BUDGET}
+    if after.choice is None:
+        assert forbidden & {row.reason for row in after.rejected}
+        return
+    # One of the two may not run as often as is asked there: the other's count forbids the better one.
+    name, it = was.accelerator.name, after.choice.accelerator.name
+    assert {(row.accelerator, row.reason in forbidden) for row in (*after.rejected, *before.rejected)} & {
+        (name, True),
+        (it, True),
+    }
+
+
+@several
+@given(specs(), models, catalogues, supplies)
+def test_a_price_is_asked_for_only_where_the_targets_would_hold(
+    wanted: TurboDeploymentSpec,
+    model: ModelShape,
+    there: dict[str, Accelerator],
+    supply: dict[str, Supply] | None,
+) -> None:
+    asked = demand(wanted)
+    made = planned(wanted, model, there, supply)
+    for row in made.rejected:
+        if row.reason != PlanReason.PRICE_UNKNOWN or row.predicted is None or wanted.replicas == 0:
+            continue
+        if wanted.scaling_policy == "External":
+            continue  # somebody may have decided on too few
+        for bound, value in (
+            (asked.time_to_first_token, row.predicted.time_to_first_token),
+            (asked.time_per_output_token, row.predicted.time_per_output_token),
+        ):
+            assert bound is None or (value is not None and value <= bound.seconds * 1.001)
