@@ -66,6 +66,7 @@ def test_the_status_says_what_runs_and_what_it_costs(deployed: Access) -> None:
         "ModelInspected": "True",
         "Available": "True",
         "ScalingActive": "True",
+        "WithinBudget": "True",
         "Stalled": "False",
     }
 
