@@ -13,7 +13,7 @@ from turbo_operator.planner import explain, judge, rows
 from turbo_operator.planner.abilities import NOW
 from turbo_operator.planner.best import best_pair, choice_of, fewest_as_fast
 from turbo_operator.planner.engines import OFF
-from turbo_operator.planner.nearest import nearest
+from turbo_operator.planner.nearest import least_missed, nearest
 from turbo_operator.planner.parallelism import contradiction, unfit
 from turbo_operator.planner.performance import Calibrations
 from turbo_operator.planner.prediction import predicted
@@ -61,6 +61,8 @@ def plan(
     beside, does = rows.rejected(of, best, count)
     told = (*beside, *invalid, *absent)
     if best is None:
+        if near is None and told and told[0].reason == PlanReason.TARGET_UNREACHABLE:
+            near = least_missed(of)
         return _infeasible(told, near, replicas, catalogue)
     mixed = together(of, best)
     told = told if mixed is None else (*told, mixed)

@@ -1,4 +1,4 @@
-"""The cheapest candidate that misses the demands by little, and what it misses. Pure."""
+"""The cheapest candidate that misses the demands by little, or the one that misses by least. Pure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from turbo_operator.planned import Rejected
 from turbo_operator.planner import explain
 from turbo_operator.planner.candidates import Indices
 from turbo_operator.planner.demand import Bound, Demand
-from turbo_operator.planner.prediction import predicted
+from turbo_operator.planner.judge import bucket
+from turbo_operator.planner.prediction import alone, predicted
 from turbo_operator.planner.reasons import words
+from turbo_operator.planner.rows import row
 from turbo_operator.planner.weigh import Weighing, reconsidered
 
 LITTLE = Decimal("1.25")  # a candidate misses by little where all bounds times this would take it
@@ -65,6 +67,33 @@ def nearest(of: Weighing, best: int | None) -> Rejected | None:
         replicas=count,
         predicted=does,
     )
+
+
+def least_missed(of: Weighing) -> Rejected | None:
+    """The candidate that alone with one request is least above its worst latency bound; None if none is."""
+    asked = of.request
+    bounds = (asked.demand.time_to_first_token, asked.demand.time_per_output_token)
+    if not asked.targets:
+        return None
+    unreached = of.verdict.is_(PlanReason.TARGET_UNREACHABLE) & ~of.lacking[of.stock.candidate]
+    pairs = np.flatnonzero(unreached & ~(of.speeds.requests_per_second > 0.0)[of.stock.candidate])
+    if not len(pairs):
+        return None
+    engines, _ = of.engines(of.stock.candidate[pairs])
+    first, token = alone(engines, asked.demand)
+    ratio = np.max(
+        [
+            value / bound.seconds
+            for bound, value in zip(bounds, (first, token), strict=True)
+            if bound is not None
+        ],
+        axis=0,
+    )
+    cost = np.nan_to_num(of.compared[pairs], nan=np.inf)
+    found = int(pairs[np.lexsort((cost, bucket(ratio)))[0]])
+    replicas = of.verdict.wanted[[found]]
+    (does,) = predicted(of, np.array([found]), replicas)
+    return row(of, found, None, does)
 
 
 def _promising(of: Weighing, best: int | None) -> Indices:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from turbo_operator.api import Provenance
 from turbo_operator.planned import Predicted
+from turbo_operator.planner import capacity
+from turbo_operator.planner.demand import Demand
 from turbo_operator.planner.performance import is_calibrated
 from turbo_operator.planner.stock import footprint
 from turbo_operator.planner.weigh import Weighing
@@ -43,6 +45,12 @@ def predicted(of: Weighing, pairs: Pairs, replicas: Numbers) -> list[Predicted |
             provenance=_provenance(of, place, bool(measured[place])),
         )
     return found
+
+
+def alone(engines: capacity.Engines, demand: Demand) -> tuple[Numbers, Numbers]:
+    """[c] seconds to the first token of a long prompt, and per output token, with nothing else to do."""
+    token = engines.decode[:, 0]
+    return engines.first + token + engines.prefill * demand.prompt.p95, token
 
 
 def cost_per_hour(of: Weighing, pair: int, replicas: int) -> Decimal | None:

@@ -14,7 +14,7 @@ from turbo_operator.planner import explain, memory, speculation
 from turbo_operator.planner.candidates import Candidates
 from turbo_operator.planner.engines import OFF
 from turbo_operator.planner.judge import CODES, per_million_tokens
-from turbo_operator.planner.prediction import cost_per_hour
+from turbo_operator.planner.prediction import alone, cost_per_hour
 from turbo_operator.planner.request import MOST_REPLICAS
 from turbo_operator.planner.stock import MICRO
 from turbo_operator.planner.weigh import Weighing, lack
@@ -124,9 +124,8 @@ def _unreachable(of: Weighing, pair: int) -> str:
 def _lightest(of: Weighing, place: int) -> Predicted:
     """What one request alone sees."""
     engines, _ = of.engines(np.array([place]))
-    alone = engines.decode[0, 0]
-    first = engines.first[0] + alone + engines.prefill[0] * of.request.demand.prompt.p95
-    return Predicted(float(first), float(alone), None, None, None, None, Provenance.ROOFLINE)
+    first, token = alone(engines, of.request.demand)
+    return Predicted(float(first[0]), float(token[0]), None, None, None, None, Provenance.ROOFLINE)
 
 
 def _no_capacity(of: Weighing, pair: int) -> str:

@@ -40,11 +40,13 @@ def rejected(of: Weighing, best: int | None, count: int) -> tuple[tuple[Rejected
     chosen = np.array([] if best is None else [best], np.int64)
     replicas = np.append(of.verdict.replicas[pairs], np.full(len(chosen), float(count)))
     told = predicted(of, np.append(pairs, chosen), np.maximum(replicas, 1.0))
-    rows = [_row(of, pair, best, does) for pair, does in zip(pairs.tolist(), told, strict=False)]
+    made = [row(of, pair, best, does) for pair, does in zip(pairs.tolist(), told, strict=False)]
     rank = {pair: place for place, pair in enumerate(of.order.tolist())}
-    places = [(_distance(of, row, pair), rank[pair]) for row, pair in zip(rows, pairs.tolist(), strict=True)]
-    ordered = sorted(zip(places, rows, strict=True), key=lambda each: each[0])
-    return tuple(row for _, row in ordered), None if best is None else told[-1]
+    places = [
+        (_distance(of, each, pair), rank[pair]) for each, pair in zip(made, pairs.tolist(), strict=True)
+    ]
+    ordered = sorted(zip(places, made, strict=True), key=lambda each: each[0])
+    return tuple(each for _, each in ordered), None if best is None else told[-1]
 
 
 def _distance(of: Weighing, row: Rejected, pair: int) -> tuple[int, bool]:
@@ -119,7 +121,8 @@ def _better(of: Weighing, pair: int, best: int, rank: Numbers) -> bool:
     return bool(rank[pair] < rank[best])
 
 
-def _row(of: Weighing, pair: int, best: int | None, does: Predicted | None) -> Rejected:
+def row(of: Weighing, pair: int, best: int | None, does: Predicted | None) -> Rejected:
+    """One rejected candidate with its reason; `does` is what its replicas do."""
     place = int(of.stock.candidate[pair])
     draft, accelerator = of.it.draft_of(place), of.it.accelerator_of(place)
     reason, detail = why(of, pair, best)

@@ -522,3 +522,12 @@ def test_no_planned_length_is_beyond_what_is_served(
     assert found.prompt.mean + found.answer.p95 <= longest + 1e-9
     assert prompt is None or found.prompt.mean == prompt
     assert answer is None or found.answer.mean == answer
+
+
+def test_where_nothing_comes_near_the_targets_the_one_that_misses_by_least_is_nearest() -> None:
+    there = named(fast("cheap", 80, "1.00", memory_bandwidth=3e11), fast("quick", 80, "9.00"))
+    made = plan(spec(model=SHORT, targets={"timePerOutputToken": {"max": "1ms"}}), MIDDLE, there)
+    assert (made.choice, made.reason) == (None, PlanReason.TARGET_UNREACHABLE)
+    assert made.nearest is not None
+    assert made.nearest.accelerator == "quick"
+    assert made.detail.startswith("No plan is feasible. Nearest: quick would miss")
