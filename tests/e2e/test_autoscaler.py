@@ -103,7 +103,10 @@ def test_replicas_follow_the_load_and_rest_with_it(cluster: Any, pods: Pods) -> 
     until_wanted(cluster, pods.namespace, 4)
     body = cluster.until_ready(pods.namespace, replicas=4)
     assert body["status"]["summary"]["ready"] == "4/4"
-    assert until_reason(cluster, pods.namespace, "Stable") == "4 replicas for the load."
+    cluster.until(
+        lambda: until_reason(cluster, pods.namespace, "Stable") == "4 replicas for the load.",
+        "every pod has said its load",
+    )
     cluster.until(
         lambda: "tokensPerSecond" in cluster.deployment(pods.namespace)["status"]["observed"],
         "every pod was heard twice",

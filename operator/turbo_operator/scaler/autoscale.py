@@ -17,7 +17,7 @@ from turbo_operator.scaler import limits, pace, signals
 from turbo_operator.scaler.answer import Scale, counted
 from turbo_operator.scaler.history import History
 
-MAX_NAMED = 3  # silent pods in a sentence
+MAX_NAMED = 3  # pods in a sentence
 
 
 def autoscale(
@@ -64,9 +64,16 @@ def autoscale(
             else f"The load asks for {counted(wanted)}"
         )
         return Scale(replicas, ScalingReason.SCALING, f"{why}: from {at} to {replicas} now.", history)
-    if not signal.complete:
+    if signal.silent or (signal.need is None and not signal.starting):
         detail = f"{_silence(signal.silent)}: {counted(at)} as before."
         return Scale(replicas, ScalingReason.HOLDING_NO_METRICS, detail, history)
+    if signal.starting:
+        detail = (
+            f"{counted(at)} as before: {_named(signal.starting)} became ready just now and is asked next."
+        )
+        return Scale(replicas, ScalingReason.STABLE, detail, history)
+    if high < least == at and (bound := limits.least_by(spec, plan)):
+        return Scale(replicas, ScalingReason.STABLE, f"{counted(at)}: {bound}.", history)
     detail = f"{counted(at)} for the load."
     if max(least, high) < at:
         detail += f" {max(least, high)} would do now: one goes when that has held for {down_window:.0f} s."
@@ -76,6 +83,9 @@ def autoscale(
 def _silence(silent: Sequence[str]) -> str:
     if not silent:
         return "No pod that answers has said its load yet"
-    named = ", ".join(silent[:MAX_NAMED])
-    more = f" and {len(silent) - MAX_NAMED} more" if len(silent) > MAX_NAMED else ""
-    return f"The load of {named}{more} is not known"
+    return f"The load of {_named(silent)} is not known"
+
+
+def _named(pods: Sequence[str]) -> str:
+    more = f" and {len(pods) - MAX_NAMED} more" if len(pods) > MAX_NAMED else ""
+    return ", ".join(pods[:MAX_NAMED]) + more

@@ -24,6 +24,13 @@ def least(spec: TurboDeploymentSpec, plan: Plan) -> int:
     return max(spec.scaling.min_replicas or 1, plan.replicas)
 
 
+def least_by(spec: TurboDeploymentSpec, plan: Plan) -> str | None:
+    """What holds the fewest replicas where they are, without its full stop; None where nobody has set it."""
+    if spec.scaling.min_replicas is not None and spec.scaling.min_replicas >= plan.replicas:
+        return "spec.scaling.minReplicas allows no fewer"
+    return "the plan needs no fewer for spec.workload and spec.targets" if plan.replicas > 1 else None
+
+
 def most(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
     """The tightest bound that nothing may exceed, not even for what runs: None where there is none."""
     footprint = footprint_of(choice)

@@ -36,11 +36,12 @@ class Signal:
 
     need: float | None  # demand over what one replica carries; None where either is unknown
     silent: tuple[str, ...]  # names of ready pods without a fresh load
+    starting: tuple[str, ...] = ()  # of those that became ready just now, so that nobody has asked them yet
 
     @property
     def complete(self) -> bool:
         """Whether all is known that a decision for fewer replicas rests on."""
-        return self.need is not None and not self.silent
+        return self.need is not None and not self.silent and not self.starting
 
     @property
     def low(self) -> int:
@@ -65,18 +66,27 @@ def read(
     """The signal of a deployment's pods; loads older than `fresh_seconds` are unknown.
 
     Whatever pod said a load, its requests are demand: one that drains or is not ready any more has work that
-    was sent to this deployment. Only a ready pod is missed when it is silent.
+    was sent to this deployment. Only a ready pod is missed when it is silent, and not before it could have
+    been asked.
     """
     said = {
         pod.name: pod.load.load for pod in pods if pod.load is not None and now - pod.load.at <= fresh_seconds
     }
-    silent = tuple(pod.name for pod in pods if pod.ready and not pod.terminating and pod.name not in said)
+    unheard = [pod for pod in pods if pod.ready and not pod.terminating and pod.name not in said]
+    starting = tuple(pod.name for pod in unheard if _is_new(pod, now, fresh_seconds))
+    silent = tuple(pod.name for pod in unheard if pod.name not in starting)
     loads = tuple(said.values())
     carried = carried_by_one(capacity, loads)
     if not loads or carried is None:
-        return Signal(None, silent)
+        return Signal(None, silent, starting)
     wanted = demand(loads, mean_answer(spec, loads))
-    return Signal(max(wanted.requests / carried.requests, wanted.tokens / carried.tokens), silent)
+    need = max(wanted.requests / carried.requests, wanted.tokens / carried.tokens)
+    return Signal(need, silent, starting)
+
+
+def _is_new(pod: PodView, now: float, fresh_seconds: float) -> bool:
+    """Whether a pod has been ready for too short a time for its load to be missed."""
+    return pod.load is None and pod.ready_since is not None and now - pod.ready_since <= fresh_seconds
 
 
 def demand(loads: Sequence[Load], answer: float) -> Amount:

@@ -154,6 +154,29 @@ def test_a_silent_pod_holds_the_replicas_and_is_named() -> None:
     assert answer.detail == "The load of silent, stale is not known: 3 replicas as before."
 
 
+def test_a_pod_that_became_ready_just_now_is_not_silent_and_holds_the_others() -> None:
+    hasty = written(scaling={"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}})
+
+    def asked(ready_for: float, load: float = 100, history: History | None = None) -> Scale:
+        pods = [pod("says", loaded(load)), pod("new", None, ready_since=START - ready_for)]
+        return scale(hasty, planned(), pods, history, START, present=2)
+
+    seen = asked(5).history
+    held = asked(FRESH, history=seen)
+    assert (held.replicas, held.reason) == (2, ScalingReason.STABLE)
+    assert held.detail == "2 replicas as before: new became ready just now and is asked next."
+    assert asked(FRESH + 1).reason == ScalingReason.HOLDING_NO_METRICS
+    assert asked(5, load=30_000).replicas == 4
+    told = [pod("says", loaded(100)), pod("new", loaded(0), ready_since=START - 5)]
+    later = scale(hasty, planned(), told, seen, START + PERIOD, present=2)
+    assert later.replicas == 1
+
+
+def test_a_lone_pod_that_became_ready_just_now_is_not_silent() -> None:
+    answer = scale(written(), planned(), [pod("a", None, ready_since=START)], None, START, present=1)
+    assert (answer.replicas, answer.reason) == (1, ScalingReason.STABLE)
+
+
 def test_what_is_known_alone_may_ask_for_more() -> None:
     pods = [pod("says", loaded(30_000)), pod("silent", None)]
     answer = scale(written(), planned(), pods, None, START, present=2)
@@ -194,6 +217,23 @@ def test_the_plan_s_floor_comes_at_once_and_stays() -> None:
     fleet = Fleet(written(), planned(floor=5))
     assert fleet.run(0, 1200) == [5] * 80
     assert fleet.answers[0].detail == "The plan needs 5 replicas: from 1 to 5 now."
+
+
+@pytest.mark.parametrize(
+    ("minimum", "floor", "demand", "said"),
+    [
+        (3, 1, 0, "3 replicas: spec.scaling.minReplicas allows no fewer."),
+        (1, 3, 9_000, "3 replicas: the plan needs no fewer for spec.workload and spec.targets."),
+        (3, 1, 25_000, "3 replicas for the load."),  # 83 % of three: none may go, whatever the bound
+        (None, 1, 0, "1 replica for the load."),
+    ],
+)
+def test_the_sentence_says_which_bound_holds_the_replicas(
+    minimum: int | None, floor: int, demand: float, said: str
+) -> None:
+    spec = written(scaling={} if minimum is None else {"minReplicas": minimum})
+    answer = Fleet(spec, planned(floor), present=max(floor, minimum or 1)).look(demand)
+    assert (answer.reason, answer.detail) == (ScalingReason.STABLE, said)
 
 
 def test_the_budget_stops_growth_with_the_sentence() -> None:
