@@ -91,11 +91,16 @@ def short(wanted: float, request: Request) -> str:
 
 
 def _does(choice: Choice, request: Request) -> str:
-    """What one replica does, where it was asked for."""
+    """What one replica does."""
     does, predicted = choice.capacity, choice.predicted
     token, first = predicted.time_per_output_token, predicted.time_to_first_token
-    if does is None or not request.needs_speed or token is None or first is None:
+    if does is None or token is None or first is None:
         return ""
+    if request.unloaded:
+        return (
+            f" A request alone on a replica: {time(token)} per output token and {time(first)} to the first; "
+            f"one replica yields at most {rate(does.tokens_per_second)} tokens/s."
+        )
     return (
         f" One replica takes {rate(does.requests_per_second)} requests/s; at the planned load "
         f"{time(token)} per output token and {time(first)} to the first."

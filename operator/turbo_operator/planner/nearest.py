@@ -43,7 +43,7 @@ def nearest(of: Weighing, best: int | None) -> Rejected | None:
     if best is not None and not loose.compared[found] < of.compared[best]:
         return None
     replicas = loose.verdict.replicas[[found]]
-    (does,) = predicted(loose, np.array([found]), np.maximum(replicas, 1.0))
+    (does,) = predicted(loose, np.array([found]), replicas)
     if does is None:
         return None
     missed = explain.misses(asked, does)

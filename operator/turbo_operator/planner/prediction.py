@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from turbo_operator.api import Provenance
 from turbo_operator.planned import Predicted
-from turbo_operator.planner import capacity
+from turbo_operator.planner import capacity, judge
 from turbo_operator.planner.demand import Demand
 from turbo_operator.planner.performance import is_calibrated
 from turbo_operator.planner.stock import footprint
@@ -22,23 +22,30 @@ ENDLESS = 1e4  # seconds: a queue that never ends has no percentile
 
 
 def predicted(of: Weighing, pairs: Pairs, replicas: Numbers) -> list[Predicted | None]:
-    """What each pair does with so many replicas at the planned load; None where it cannot be told."""
+    """What each pair does with so many replicas at the planned load; None where it cannot be told.
+
+    Of no replicas: what one would do and cost, but they yield no tokens.
+    """
     places = of.stock.candidate[pairs]
     able = of.room.fits[places] & of.profiled[places]
     found: list[Predicted | None] = [None] * len(pairs)
     if not able.any():
         return found
-    served = of.served(places[able], replicas[able])
+    count = np.maximum(replicas, 1.0)
+    served = of.served(places[able], count[able])
+    need = judge.needed(of.request, of.speeds, places)
     measured = is_calibrated(of.it, of.case.calibrations)
     for number, at in enumerate(np.flatnonzero(able)):
         place = int(places[at])
-        cost = cost_per_hour(of, int(pairs[at]), int(replicas[at]))
+        cost = cost_per_hour(of, int(pairs[at]), int(count[at]))
         tokens = float(served.tokens_per_second[number]) * float(replicas[at])
         most = _capacity(of, place, float(replicas[at]), tokens)
+        if np.isinf(need[at]):
+            tokens = min(tokens, most)  # what misses the targets at any load promises no throughput
         found[at] = Predicted(
             time_to_first_token=_finite(served.time_to_first_token[number]),
             time_per_output_token=_finite(served.time_per_output_token[number]),
-            tokens_per_second=tokens,
+            tokens_per_second=tokens or None,
             capacity_tokens_per_second=most,
             cost_per_hour=cost,
             cost_per_million_tokens=_per_million(cost, tokens),

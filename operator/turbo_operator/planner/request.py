@@ -79,6 +79,14 @@ class Request:
         return self.demand.time_to_first_token is not None or self.demand.time_per_output_token is not None
 
     @property
+    def unloaded(self) -> bool:
+        """Whether nothing says how many requests come: then a latency is that of one alone on a replica."""
+        it = self.demand
+        return (
+            not self.targets and it.rate is None and it.concurrency is None and it.tokens_per_second is None
+        )
+
+    @property
     def rate(self) -> float | None:
         """Requests per second that are planned for; of a throughput its share of answers."""
         if self.demand.rate is not None or self.demand.tokens_per_second is None:

@@ -39,7 +39,7 @@ def rejected(of: Weighing, best: int | None, count: int) -> tuple[tuple[Rejected
     pairs = _worth_telling(of, best)
     chosen = np.array([] if best is None else [best], np.int64)
     replicas = np.append(of.verdict.replicas[pairs], np.full(len(chosen), float(count)))
-    told = predicted(of, np.append(pairs, chosen), np.maximum(replicas, 1.0))
+    told = predicted(of, np.append(pairs, chosen), replicas)
     made = [row(of, pair, best, does) for pair, does in zip(pairs.tolist(), told, strict=False)]
     rank = {pair: place for place, pair in enumerate(of.order.tolist())}
     places = [

@@ -71,7 +71,9 @@ class Weighing:
         )
 
     def served(self, places: Indices, replicas: Numbers) -> capacity.Served:
-        """What one of so many replicas of some candidates does at its share of the planned load."""
+        """What one of so many replicas of some candidates does at its share of the planned load; without
+        one, what it yields at its capacity and how long a request alone takes.
+        """
         engines, _ = self.engines(places)
         speeds = _some_speed(self.speeds, places)
         if np.isnan(speeds.tokens_per_second).any():
@@ -79,7 +81,15 @@ class Weighing:
         share = judge.load(self.request, speeds, replicas)
         if self.request.demand.concurrency is not None:
             return capacity.closed(engines, self.request.demand, np.maximum(share, 1.0))
-        return capacity.served(engines, self.request.demand, share)
+        found = capacity.served(engines, self.request.demand, share)
+        if not self.request.unloaded:
+            return found
+        alone = capacity.closed(engines, self.request.demand, np.ones(len(places)))
+        return replace(
+            found,
+            time_to_first_token=alone.time_to_first_token,
+            time_per_output_token=alone.time_per_output_token,
+        )
 
     @property
     def compared(self) -> Numbers:

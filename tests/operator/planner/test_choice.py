@@ -62,6 +62,7 @@ def row_of(made: Plan, accelerator: str, reason: PlanReason) -> Rejected:
 SMALL = shape("HuggingFaceTB/SmolLM2-135M")
 MIDDLE = shape("meta-llama/Llama-3.1-8B")
 LARGE = shape("Qwen/Qwen3-32B")
+CARD = named(fast("a", 80, "1.00"))
 SHORT = {"uri": "hf://a/b", "maxModelLen": 8192}
 
 
@@ -531,3 +532,37 @@ def test_where_nothing_comes_near_the_targets_the_one_that_misses_by_least_is_ne
     assert made.nearest is not None
     assert made.nearest.accelerator == "quick"
     assert made.detail.startswith("No plan is feasible. Nearest: quick would miss")
+
+
+def test_without_a_load_latency_is_that_of_a_request_alone_and_throughput_that_at_capacity() -> None:
+    there = named(fast("a", 80, "1.00"))
+    lengths = {key: LOAD[key] for key in ("inputTokens", "outputTokens")}
+    bare, single, bounded = (
+        plan(spec(model=SHORT, workload={**lengths, **more}, targets=targets), MIDDLE, there)
+        for more, targets in (
+            ({}, {}),
+            ({"concurrency": 1}, {}),
+            ({}, {"timePerOutputToken": {"max": "1s"}}),
+        )
+    )
+    found, alone, full = (each.choice.predicted for each in (bare, single, bounded) if each.choice)
+    assert found.time_per_output_token == alone.time_per_output_token
+    assert found.time_to_first_token == alone.time_to_first_token
+    assert found.tokens_per_second == pytest.approx(full.tokens_per_second, rel=1e-3)
+    assert full.time_per_output_token > 1.2 * found.time_per_output_token  # type: ignore[operator]
+    assert "A request alone on a replica: " in bare.detail
+    assert " at most " in bare.detail
+
+
+def test_no_replicas_yield_no_tokens() -> None:
+    made = plan(spec(model=SHORT, workload=LOAD, scaling={"policy": "External"}, replicas=0), MIDDLE, CARD)
+    assert made.choice is not None
+    assert made.choice.predicted.tokens_per_second is None
+    assert made.choice.predicted.cost_per_million_tokens is None
+
+
+def test_what_misses_the_targets_under_any_load_promises_no_throughput() -> None:
+    asked = spec(model=SHORT, workload=LOAD, targets={"timePerOutputToken": {"max": "1ms"}})
+    does = row_of(plan(asked, MIDDLE, CARD), "a", PlanReason.TARGET_UNREACHABLE).predicted
+    assert does is not None
+    assert does.tokens_per_second is None

@@ -407,6 +407,9 @@ def output(asked: Demand, engine: capacity.Engines, replicas: int) -> float:
 def at_share(asked: Demand, engine: capacity.Engines, replicas: int) -> capacity.Served:
     if asked.concurrency is not None:
         return capacity.closed(engine, asked, np.array([max(1.0, asked.concurrency / replicas)]))
+    bounds = (asked.time_to_first_token, asked.time_per_output_token)
+    if not any((asked.rate, asked.tokens_per_second, *bounds)):
+        return capacity.closed(engine, asked, np.ones(1))  # a request alone
     planned = asked.rate
     if planned is None and asked.tokens_per_second:
         planned = asked.tokens_per_second / asked.answer.mean
