@@ -52,6 +52,11 @@ def hardware(name: str, tensor: int, nodes: int) -> str:
     return each if nodes == 1 else f"{nodes} nodes of {each}"
 
 
+def paid_as(kind: CapacityType) -> str:
+    """A capacity type in parentheses after what is paid so; nothing of the usual one."""
+    return "" if kind == CapacityType.ON_DEMAND else f" ({kind})"
+
+
 def drafting(method: str, max_draft_tokens: int) -> str:
     """How it speculates, in words."""
     return (
@@ -72,7 +77,7 @@ def chosen(choice: Choice, replicas: int, alone: bool, request: Request) -> str:
     source = choice.accelerator.price_source
     told = f" (price: {source})" if source and cost is not None else ""
     how = drafting(choice.method, choice.max_draft_tokens)
-    kind = "" if choice.capacity_type == CapacityType.ON_DEMAND else f" ({choice.capacity_type})"
+    kind = paid_as(choice.capacity_type)
     what = hardware(choice.accelerator.name, choice.tensor, choice.nodes)
     return (
         f"{what}{kind} {how} in {choice.dtype} takes "

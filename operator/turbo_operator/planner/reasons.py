@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from turbo_operator.api import Method, PlanReason, Provenance, Provisioning
+from turbo_operator.api import Method, Objective, PlanReason, Provenance, Provisioning
 from turbo_operator.observed import Accelerator
 from turbo_operator.planned import Predicted
 from turbo_operator.planner import explain, memory, speculation
@@ -38,10 +38,16 @@ def words(it: Candidates, place: int) -> str:
     return explain.hardware(it.accelerator_of(place).name, int(it.tensor[place]), int(it.nodes[place]))
 
 
+def _paid_as(of: Weighing, pair: int) -> str:
+    """One replica's accelerators, with their capacity type where it is not the usual one."""
+    kind = of.request.capacity_types[of.stock.capacity_type[pair]]
+    return words(of.it, int(of.stock.candidate[pair])) + explain.paid_as(kind)
+
+
 def _loser(of: Weighing, pair: int, best: int) -> tuple[PlanReason, str]:
     it, stock = of.it, of.stock
     place, chosen = int(stock.candidate[pair]), int(stock.candidate[best])
-    name, winner = words(it, place), words(it, chosen)
+    name, winner = _paid_as(of, pair), _paid_as(of, best)
     one = of.verdict.wanted
     extra = (of.compared[pair] - of.compared[best]) / MICRO
     leads, follows = of.leading[pair] < of.leading[best], of.leading[pair] > of.leading[best]
@@ -62,6 +68,9 @@ def _loser(of: Weighing, pair: int, best: int) -> tuple[PlanReason, str]:
                 f"{explain.count(mine, 'replica')} of {name} would do, and cost {_dollars(extra)} $/h more "
                 f"than {least} of {winner}."
             )
+        if of.request.objective != Objective.COST:
+            detail = f"{detail[:-1]}, and it is no better by spec.cost.objective {of.request.objective}."
+            return PlanReason.NOT_PREFERRED, detail
         return PlanReason.DEARER, detail
     if (it.accelerator[place], stock.capacity_type[pair]) == (
         it.accelerator[chosen],
@@ -135,11 +144,12 @@ def _no_capacity(of: Weighing, pair: int) -> str:
     per_replica = int(of.it.per_replica[place])
     needs = f"{explain.count(replicas, 'replica')} of {words(of.it, place)}"
     if of.stock.within_total[pair] < replicas:
+        devices = explain.count(replicas * per_replica, "accelerator")
         return (
-            f"{needs} take {replicas * per_replica} accelerators, and spec.accelerators.maxTotal is "
+            f"{needs} {'takes' if replicas == 1 else 'take'} {devices}, and spec.accelerators.maxTotal is "
             f"{request.max_total}: raise it, or lower what is asked."
         )
-    return f"{needs} are needed, and {_there(of, pair, accelerator)}"
+    return f"{needs} {'is' if replicas == 1 else 'are'} needed, and {_there(of, pair, accelerator)}"
 
 
 def _there(of: Weighing, pair: int, accelerator: Accelerator) -> str:
@@ -158,10 +168,11 @@ def _there(of: Weighing, pair: int, accelerator: Accelerator) -> str:
     if accelerator.provisioning == Provisioning.FIXED:
         nodes = len(supply.nodes) if supply else 0
         free = sum(node.free for node in supply.nodes) if supply else 0
+        on = explain.count(nodes, "node")
+        there = f"{free} {name} free on {on}, enough for {holds}" if free else f"no free {name}"
         return (
-            f"the cluster has {free} {name} free on {explain.count(nodes, 'node')}, enough for {holds}: ask "
-            f"for fewer, allow another class, or write provisioning: Elastic on TurboAccelerator {name} "
-            "where nodes can be added."
+            f"the cluster has {there}: ask for fewer, allow another class, or write provisioning: Elastic on "
+            f"TurboAccelerator {name} where nodes can be added."
         )
     if waited and have < (accelerator.most or have + 1):
         return (

@@ -566,3 +566,33 @@ def test_what_misses_the_targets_under_any_load_promises_no_throughput() -> None
     does = row_of(plan(asked, MIDDLE, CARD), "a", PlanReason.TARGET_UNREACHABLE).predicted
     assert does is not None
     assert does.tokens_per_second is None
+
+
+def test_a_row_says_how_both_are_paid_for_where_it_is_not_on_demand() -> None:
+    prices = {CapacityType.SPOT: Decimal("0.50"), CapacityType.ON_DEMAND: Decimal("1.00")}
+    there = named(replace(fast("a", 80, None), prices=prices))
+    made = plan(spec(accelerators={"capacityTypes": ["OnDemand", "Spot"]}), SMALL, there)
+    row = row_of(made, "a", PlanReason.DEARER)
+    assert row.detail == "a fits, and costs 0.50 $/h more per replica than a (Spot)."
+    dear = {**prices, CapacityType.SPOT: Decimal("2.00")}
+    other = plan(
+        spec(accelerators={"capacityTypes": ["OnDemand", "Spot"]}),
+        SMALL,
+        named(replace(there["a"], prices=dear)),
+    )
+    assert row_of(other, "a", PlanReason.DEARER).detail.startswith("a (Spot) fits, and costs 1.00 $/h more")
+
+
+def test_one_replica_without_a_free_accelerator_is_told_in_the_singular() -> None:
+    made = plan(spec(), SMALL, CARD, {"a": Supply((NodeSupply("n1", 8, 0),))})
+    assert (made.choice, made.reason) == (None, PlanReason.NO_CAPACITY)
+    assert "1 replica of a is needed, and the cluster has no free a: ask for fewer" in made.detail
+
+
+def test_what_only_costs_more_is_not_called_dearer_where_speed_decides() -> None:
+    there = named(fast("a", 80, "1.00"), fast("b", 80, "2.00"))
+    cost = {"objective": "Latency", "maxPerHour": "2.00"}
+    made = plan(spec(model=SHORT, workload=LOAD, scaling={"policy": "Metrics"}, cost=cost), MIDDLE, there)
+    assert made.choice is not None
+    row = row_of(made, "b", PlanReason.NOT_PREFERRED)
+    assert row.detail.endswith("and it is no better by spec.cost.objective Latency.")
