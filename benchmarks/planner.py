@@ -99,6 +99,9 @@ def main() -> int:
             if name in figures
         ]
     )
+    untold = [name for name in BARS if name not in figures]
+    if untold:
+        print(f"not told, for want of rows: {', '.join(untold)}")
     bars = [Bar(name, at_most=bar) for name, bar in BARS.items() if name in figures]
     return finish("planner", figures, rows, bars, options)
 

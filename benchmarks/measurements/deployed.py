@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -130,7 +131,41 @@ def taken(record: Any, which: Mask) -> Any:
     return replace(record, **{name: column[which] for name, column in numbers.items()})
 
 
-def table(path: Path) -> Iterator[dict[str, str]]:
+class UnreadableError(ValueError):
+    """A cell without which its row cannot be told; the message says which and why."""
+
+
+def word(line: Mapping[str, str | None], column: str) -> str:
+    """What a row says in `column`; it may be empty."""
+    text = line.get(column)
+    if text is None:
+        raise UnreadableError(f"no column {column}")
+    return text
+
+
+def number(line: Mapping[str, str | None], column: str) -> float:
+    """A positive number, however it is written: 8 and 8.0 are the same."""
+    try:
+        found = float(word(line, column) or "nan")
+    except ValueError as error:
+        if isinstance(error, UnreadableError):
+            raise
+        found = math.nan
+    if not 0.0 < found < math.inf:
+        raise UnreadableError(f"no positive number in {column}")
+    return found
+
+
+def count(line: Mapping[str, str | None], column: str) -> int:
+    """How many; 0 where the table does not say."""
+    text = line.get(column) or "0"
+    try:
+        return max(0, int(float(text)))
+    except (ValueError, OverflowError):
+        return 0
+
+
+def table(path: Path) -> Iterator[dict[str, str | None]]:
     """The lines of a CSV file; none where it is not there."""
     if path.exists():
         with path.open(encoding="utf-8", newline="") as lines:

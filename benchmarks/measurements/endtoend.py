@@ -9,7 +9,21 @@ from pathlib import Path
 
 import numpy as np
 
-from measurements.deployed import GENERAL, Mask, Numbers, Words, deployment, stacked, table, taken
+from measurements.deployed import (
+    GENERAL,
+    Deployment,
+    Mask,
+    Numbers,
+    UnreadableError,
+    Words,
+    count,
+    deployment,
+    number,
+    stacked,
+    table,
+    taken,
+    word,
+)
 from measurements.served import family, served_shape
 from turbo_operator.observed import Accelerator
 from turbo_operator.planner import steptime
@@ -85,10 +99,11 @@ def end_to_end(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Rows |
     """The rows of a table like silicon_e2e.csv that can be told, and how many were left out, by reason.
 
     Left out are: rows that read prompts and decode on different accelerators; models with heads for several
-    tokens, of which the table does not say whether they were used; rows whose two statements of the load,
-    concurrency and batch size, do not agree; and rows of which a request waited longer for its first token
-    than its answer took, so that fewer requests were decoded together than were kept running: the server's
-    own limit on them is not in the table.
+    tokens, of which the table does not say whether they were used; rows that do not state the load twice,
+    as concurrency and as batch size, or not the same; and rows of which fewer requests were decoded together
+    than were kept running: those that the memory does not hold, and those whose measured token takes less
+    than reading the weights and the cache once, at the memory's full bandwidth. No other row is judged by
+    what was measured.
 
     `batch_size` counts the requests of one group; where the number of groups is not stated, it is what the
     experts' accelerators leave of the attention's. Quantised checkpoints of TensorRT-LLM cache keys and
@@ -96,7 +111,10 @@ def end_to_end(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Rows |
     """
     kept, out = [], Counter[str]()
     for line in table(path):
-        found = _end_to_end(line, catalogue)
+        try:
+            found = _end_to_end(line, catalogue)
+        except UnreadableError as reason:
+            found = str(reason)
         if isinstance(found, str):
             out[found] += 1
         else:
@@ -118,46 +136,54 @@ def end_to_end(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Rows |
 
 
 def _end_to_end(
-    line: Mapping[str, str], catalogue: Mapping[str, Accelerator]
+    line: Mapping[str, str | None], catalogue: Mapping[str, Accelerator]
 ) -> str | tuple[Machine, Work, tuple[float, ...], dict[str, str]]:
-    if line["mode"] != "agg":
+    if word(line, "mode") != "agg":
         return "disaggregated"
-    if line["model_has_mtp_head"] != "0":
+    if word(line, "model_has_mtp_head") not in ("0", "0.0"):
         return "may speculate"
-    tensor, groups = int(line["tp_size"]), max(1, _count(line["attention_dp_size"]))
-    experts_on = max(1, _count(line["moe_tp_size"])) * max(1, _count(line["moe_ep_size"]))
-    precision, engine = line["precision"], line["backend"]
+    model, system = word(line, "model_path"), word(line, "system")
+    precision, engine = word(line, "precision"), word(line, "backend")
+    tensor, groups = int(number(line, "tp_size")), max(1, count(line, "attention_dp_size"))
+    experts_on = max(1, count(line, "moe_tp_size")) * max(1, count(line, "moe_ep_size"))
     cache = 1 if engine == "trtllm" and precision not in ("", "bf16") else 2
-    shape = served_shape(line["model_path"], precision)
+    shape = served_shape(model, precision)
     if shape is not None and shape.experts:
         groups = max(groups, experts_on // tensor)
-    found = deployment(catalogue, line["model_path"], precision, line["system"], tensor, groups, 1, cache)
+    found = deployment(catalogue, model, precision, system, tensor, groups, 1, cache)
     if isinstance(found, str):
         return found
-    prompt, answer = float(line["isl"]), float(line["osl"])
-    first, token = float(line["silicon_ttft_ms"]) / 1e3, float(line["silicon_tpot_ms"]) / 1e3
-    if first > answer * token:
-        return "waits longer than it answers"
-    requests = float(line["batch_size"]) * groups
-    if line["concurrency_from_source"] != f"{requests:g}":
+    prompt, answer, each = (number(line, column) for column in ("isl", "osl", "batch_size"))
+    first, token = number(line, "silicon_ttft_ms") / 1e3, number(line, "silicon_tpot_ms") / 1e3
+    requests = each * groups
+    if not word(line, "concurrency_from_source") or number(line, "concurrency_from_source") != requests:
         return "load not clear"
+    length = prompt + answer / 2.0
+    if each > found.most_rows(length, 0.0):
+        return "more than memory holds"
+    if token < _least_seconds(found, each, length):
+        return "faster than memory is read"
     name = found.accelerator.name
-    served = "/".join((line["model_path"], precision, name, engine, f"t{tensor}d{groups}e{experts_on}"))
+    served = "/".join((model, precision, name, engine, f"t{tensor}d{groups}e{experts_on}"))
     return (
         found.machine(),
-        found.work(prompt + answer / 2.0),
+        found.work(length),
         (requests, prompt, answer, first, token),
         {
             "accelerator": name,
             "family": family(name),
             "engine": engine,
-            "model": line["model_path"],
+            "model": model,
             "kind": "MoE" if found.shape.experts else "dense",
             "deployment": served,
-            "configuration": f"{served}/{line['isl']}x{line['osl']}/{line['batch_size']}",
+            "configuration": f"{served}/{prompt:g}x{answer:g}/{each:g}",
         },
     )
 
 
-def _count(text: str) -> int:
-    return int(float(text)) if text else 0
+def _least_seconds(found: Deployment, rows: float, length: float) -> float:
+    """What reading weights and cache once takes at the memory's full bandwidth: no step is shorter."""
+    machine, work = found.machine(), found.work(length)
+    experts = work.expert_bytes / machine.data * steptime.distinct(work, rows * machine.data)
+    weights = (work.dense_bytes + experts) / machine.tensor
+    return float((weights + rows * length * work.kv_bytes) / machine.bandwidth)

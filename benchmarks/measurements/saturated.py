@@ -9,7 +9,19 @@ from pathlib import Path
 
 import numpy as np
 
-from measurements.deployed import GENERAL, Mask, Numbers, Words, deployment, stacked, table, taken
+from measurements.deployed import (
+    GENERAL,
+    Mask,
+    Numbers,
+    UnreadableError,
+    Words,
+    deployment,
+    number,
+    stacked,
+    table,
+    taken,
+    word,
+)
 from measurements.served import SIXTEEN_BITS, family
 from turbo_operator.observed import Accelerator
 from turbo_operator.planner import memory, steptime
@@ -71,15 +83,20 @@ def saturated(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Saturat
     """
     kept, out = [], Counter[str]()
     for line in table(path):
-        precision = line["precision"].lower()
+        try:
+            model, gpu, precision = word(line, "model"), word(line, "gpu"), word(line, "precision").lower()
+            tensor, stages = int(number(line, "tp")), int(number(line, "pp"))
+            prompt, answer = number(line, "isl"), number(line, "osl")
+            measured = number(line, "output_tok_s_total")
+        except UnreadableError as reason:
+            out[str(reason)] += 1
+            continue
         cache = 2 if precision in SIXTEEN_BITS else 1
-        tensor, stages = int(line["tp"]), int(line["pp"])
-        found = deployment(catalogue, line["model"], precision, line["gpu"], tensor, 1, stages, cache)
+        found = deployment(catalogue, model, precision, gpu, tensor, 1, stages, cache)
         if isinstance(found, str):
             out[found] += 1
             continue
-        length = int(line["isl"]) + int(line["osl"])
-        whole = float(memory.request_tokens(length, 0))
+        whole = float(memory.request_tokens(int(prompt + answer), 0))
         fit = min(np.floor(found.most_rows(whole, STEP_TOKENS)), float(MOST_ROWS))
         if fit < 1.0:
             out["does not fit"] += 1
@@ -89,27 +106,24 @@ def saturated(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Saturat
             "accelerator": name,
             "family": family(name),
             "engine": "trtllm",
-            "model": line["model"],
+            "model": model,
             "kind": "MoE" if found.shape.experts else "dense",
-            "configuration": "/".join(
-                line[key] for key in ("model", "gpu", "precision", "tp", "pp", "isl", "osl")
-            ),
+            "configuration": f"{model}/{gpu}/{precision}/t{tensor}s{stages}/{prompt:g}x{answer:g}",
             "accelerators": str(found.accelerators),
         }
-        numbers = [float(line[key]) for key in ("pp", "isl", "osl", "output_tok_s_total")]
-        half = float(line["isl"]) + float(line["osl"]) / 2.0
-        kept.append((found.machine(), found.work(half), [fit, *numbers], words))
+        numbers = [fit, float(stages), prompt, answer, measured]
+        kept.append((found.machine(), found.work(prompt + answer / 2.0), numbers, words))
     if not kept:
         return None, out
     machines, works, columns, labels = zip(*kept, strict=True)
-    requests, stages, prompt, answer, measured = np.array(columns, float).T
+    requests, stages_of, prompts, answers, throughputs = np.array(columns, float).T
     return Saturated(
         Machine(coefficients=GENERAL, **stacked(machines)),
         Work(**stacked(works)),
         requests,
-        stages,
-        prompt,
-        answer,
-        measured,
+        stages_of,
+        prompts,
+        answers,
+        throughputs,
         {name: np.array([row[name] for row in labels]) for name in labels[0]},
     ), out

@@ -10,7 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from measurements.deployed import GENERAL, Deployment, Mask, Numbers, Words, deployment, stacked, table, taken
+from measurements.deployed import (
+    GENERAL,
+    Deployment,
+    Mask,
+    Numbers,
+    UnreadableError,
+    Words,
+    count,
+    deployment,
+    number,
+    stacked,
+    table,
+    taken,
+    word,
+)
 from measurements.served import SIXTEEN_BITS, family
 from turbo_operator.api import Method
 from turbo_operator.observed import Accelerator
@@ -127,16 +141,27 @@ def speculative(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Specu
     """
     kept, out = [], Counter[str]()
     for line in table(path):
-        if not line["acceptance_length"] or not line["speedup"]:
+        if not line.get("acceptance_length") or not line.get("speedup"):
             out["no acceptance length or speed-up"] += 1
             continue
-        found: Deployment | str = f"method {line['method']}"
-        if line["method"] in METHODS:
-            precision = line["target_precision"] if line["target_precision"] not in SIXTEEN_BITS else ""
-            tensor = int(line["num_gpus"]) if line["num_gpus"].isdigit() else 1
-            found = deployment(catalogue, line["target_model"], precision, line["gpu"], tensor)
-        if not isinstance(found, str) and not line["concurrency"].isdigit():
-            found = "load not clear"
+        try:
+            method, model, gpu = word(line, "method"), word(line, "target_model"), word(line, "gpu")
+            precision, engine, dataset = (
+                word(line, "target_precision"),
+                word(line, "engine"),
+                word(line, "dataset"),
+            )
+            found: Deployment | str = f"method {method}"
+            if method in METHODS:
+                precision = "" if precision in SIXTEEN_BITS else precision
+                found = deployment(catalogue, model, precision, gpu, max(1, count(line, "num_gpus")))
+            numbers = (
+                []
+                if isinstance(found, str)
+                else [number(line, column) for column in ("concurrency", "acceptance_length", "speedup")]
+            )
+        except UnreadableError as reason:
+            found = str(reason)
         if isinstance(found, str):
             out[found] += 1
             continue
@@ -144,13 +169,12 @@ def speculative(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Specu
         words = {
             "accelerator": name,
             "family": family(name),
-            "engine": line["engine"],
-            "model": line["target_model"],
+            "engine": engine,
+            "model": model,
             "kind": "MoE" if found.shape.experts else "dense",
-            "configuration": "/".join(line[key] for key in ("gpu", "target_model", "method", "dataset")),
+            "configuration": f"{gpu}/{model}/{method}/{dataset}",
         }
-        numbers = [float(line[key]) for key in ("concurrency", "acceptance_length", "speedup")]
-        kept.append((found, numbers, METHODS[line["method"]], words))
+        kept.append((found, numbers, METHODS[method], words))
     if not kept:
         return None, out
     deployments, columns, drafting, labels = zip(*kept, strict=True)
