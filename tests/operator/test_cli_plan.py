@@ -67,6 +67,16 @@ def test_an_infeasible_plan_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFi
     assert (found["choice"], found["reason"]) == (None, "OverBudget")
 
 
+def test_a_plan_without_candidates_has_no_empty_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = {"uri": f"hf://{MODEL}", "maxModelLen": 1_000_000}
+    assert cli.plan(["-f", written(tmp_path, deployment(model=model))]) == 2
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[0] == f"chat: hf://{MODEL}"
+    assert "TTFT" not in shown
+
+
 def test_the_example_of_the_readme_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.plan(["-f", str(EXAMPLES / "smollm2.yaml"), "--model", MODEL]) == 0
     shown = capsys.readouterr().out
@@ -145,6 +155,14 @@ def test_the_model_may_be_a_folder_or_what_inspect_printed(
         ({"model": {"uri": "ftp://x"}}, "spec.model.uri"),
         ({"cost": {"maxPerHour": 3}}, "spec.cost.maxPerHour"),
         ({"model": {"uri": "pvc://claim/model"}}, "--model"),
+        ({"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135-Instruct"}}, f"Did you mean {MODEL.lower()}?"),
+        ({"targets": {"timeToFirstToken": {"max": 1000}}}, "max: write a duration like 120s, 2m or 25ms."),
+        ({"replicas": "three"}, "spec.replicas: write a whole number, without quotes."),
+        ({"scaling": {"policy": "Metric"}}, "spec.scaling.policy: write 'Planned', 'Metrics' or 'External'."),
+        ({"accelerators": {"allowed": "h100"}}, "spec.accelerators.allowed: write a list, like [a, b]."),
+        ({"cost": "3"}, "spec.cost: write its fields, like {name: value}."),
+        ({"suspend": "yes"}, "spec.suspend: write true or false."),
+        ({"scaling": {"minReplicas": 2000}}, "spec.scaling.minReplicas: write at most 1000."),
     ],
 )
 def test_bad_input_ends_with_1_and_names_the_field(

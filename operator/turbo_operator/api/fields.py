@@ -148,7 +148,14 @@ class Text:
             return value
 
         string = core_schema.str_schema(strict=True, min_length=1, max_length=self.max_length)
-        return core_schema.no_info_after_validator_function(check, string)
+        checked = core_schema.no_info_after_validator_function(check, string)
+        return core_schema.no_info_before_validator_function(self._only_text, checked)
+
+    def _only_text(self, value: object) -> object:
+        """What the pattern's message says is of more help than that a number is no string."""
+        if self.message and not isinstance(value, str):
+            raise refusal(self.message)
+        return value
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
@@ -222,7 +229,7 @@ _AN_HOUR = Rule(
     "write at most 1h",
     lambda value: seconds(value) <= 3600,
 )
-Duration = Annotated[str, Text(32, _DURATION, "write a duration like 120s, 2m or 1m30s", (_AN_HOUR,))]
+Duration = Annotated[str, Text(32, _DURATION, "write a duration like 120s, 2m or 25ms", (_AN_HOUR,))]
 """A duration of at most an hour as it was written; `seconds` gives its value."""
 
 _DNS_LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"

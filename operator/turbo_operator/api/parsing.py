@@ -21,6 +21,22 @@ class InvalidObject(ValueError):  # noqa: N818  named after what it is, like the
         super().__init__("; ".join(self.problems))
 
 
+# What to write, where pydantic says what it expected.
+_REMEDIES = {
+    "extra_forbidden": "is no field of this version of the API: correct its spelling or leave it out",
+    "missing": "is required",
+    "string_type": "write text, in quotes where it looks like a number",
+    "string_too_short": "write at least {min_length} character",
+    "string_too_long": "write at most {max_length} characters",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "write a whole number, without quotes"),
+    "greater_than_equal": "write at least {ge}",
+    "less_than_equal": "write at most {le}",
+    "bool_type": "write true or false",
+    **dict.fromkeys(("enum", "literal_error"), "write {expected}"),
+    **dict.fromkeys(("tuple_type", "list_type"), "write a list, like [a, b]"),
+    "too_long": "write at most {max_length}",
+    **dict.fromkeys(("model_type", "dict_type"), "write its fields, like {{name: value}}"),
+}
 _R = TypeVar("_R", bound=Record)
 
 
@@ -49,8 +65,5 @@ def _sentence(problem: ErrorDetails) -> str:
     if problem["type"] == "rule" and about.get("field"):
         where.append(about["field"])
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).lstrip(".")
-    message = {
-        "extra_forbidden": "is no field of this version of the API: correct its spelling or leave it out",
-        "missing": "is required",
-    }.get(problem["type"], problem["msg"])
+    message = _REMEDIES[problem["type"]].format_map(about) if problem["type"] in _REMEDIES else problem["msg"]
     return f"{path}: {message}" if path else message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from turbo_operator import api
@@ -18,11 +19,18 @@ def shape_of(td: api.TurboDeployment, model: str | None) -> ModelShape:
         return _given(model)
     shape = shapes.shipped(td.spec.model.hub_id) if td.spec.model.on_hub else None
     if shape is None:
+        hint = _nearest(td.spec.model.hub_id) if td.spec.model.on_hub else ""
         raise BadInputError(
             f"spec.model.uri: the shape of {td.spec.model.uri} is not known without a cluster: give "
-            "--model with its config.json or with what `turbo inspect MODEL` prints."
+            f"--model with its config.json or with what `turbo inspect MODEL` prints.{hint}"
         )
     return shape
+
+
+def _nearest(hub_id: str) -> str:
+    """A question that names the shipped shape that may be meant, or nothing."""
+    near = difflib.get_close_matches(hub_id.lower(), shapes.names(), n=1, cutoff=0.8)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def _given(model: str) -> ModelShape:
@@ -31,7 +39,9 @@ def _given(model: str) -> ModelShape:
     if not path.exists():
         shape = shapes.shipped(model)
         if shape is None:
-            raise BadInputError(f"--model {model}: there is no such file, and no shipped shape of that name.")
+            raise BadInputError(
+                f"--model {model}: there is no such file, and no shipped shape of that name.{_nearest(model)}"
+            )
         return shape
     try:
         return shapes.from_document(path.read_text(encoding="utf-8"), str(path))

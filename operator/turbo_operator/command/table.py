@@ -47,8 +47,11 @@ def show(answer: Answer) -> None:
     for row in rows:
         if row != plan.nearest:
             table.add_row("", *_rejected(row))
-    console.print(table)
-    console.print()
+    if table.row_count:
+        console.print(table)
+        console.print()
+    else:
+        console.print(table.title)
     console.print(Text(plan.detail))
     if plan.choice:
         console.print(Text(_trust(plan.choice.predicted)))
