@@ -14,11 +14,13 @@ from turbo_operator.observed import Accelerator
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What a plan is expected to do at the load that it was made for."""
+    """What a plan is expected to do at the load that it was made for; without one, a request alone and as
+    many tokens as it can yield.
+    """
 
     time_to_first_token: float | None  # at the target's percentile; None where the accelerator has no profile
     time_per_output_token: float | None  # at the target's percentile
-    tokens_per_second: float | None  # output tokens of all replicas at the planned load
+    tokens_per_second: float | None  # output tokens of all replicas at the planned load; None of no replicas
     capacity_tokens_per_second: float | None  # of all replicas while the targets hold
     cost_per_hour: Decimal | None  # of all replicas, whole nodes where those are bought
     cost_per_million_tokens: Decimal | None  # output tokens, at the planned load
@@ -95,7 +97,7 @@ class Plan:
     reason: str  # a PlanReason
     detail: str  # a full sentence for the condition
     rejected: tuple[Rejected, ...] = ()
-    nearest: Rejected | None = None  # the cheapest that misses by little; `detail` says what it misses
+ None = None  # the cheapest that misses by little; `detail` says what it misses| None = None  # the cheapest that misses by little; `detail` says what it misses
 
 
 @dataclass(frozen=True, slots=True)
