@@ -97,7 +97,8 @@ class Plan:
     reason: str  # a PlanReason
     detail: str  # a full sentence for the condition
     rejected: tuple[Rejected, ...] = ()
- None = None  # the cheapest that misses by little; `detail` says what it misses| None = None  # the cheapest that misses by little; `detail` says what it misses
+    # The cheapest that misses by little, or without a plan the one that misses by least; `detail` says what.
+    nearest: Rejected | None = None
 
 
 @dataclass(frozen=True, slots=True)
