@@ -1,0 +1,124 @@
+"""Replicas, stock, quota and money, and what predictions rest on, example by example."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from turbo_dev.plan_examples import LOAD, MIDDLE, SHORT, SMALL, fast, named, row_of, spec
+from turbo_operator.api import PlanReason, Provenance
+from turbo_operator.observed import NodeSupply, Supply
+from turbo_operator.planner import plan
+
+
+def test_too_few_external_replicas_serve_and_the_plan_says_so() -> None:
+    there = named(fast("a", 80, "1.00", memory_bandwidth=3e11))
+    need = plan(spec(model=SHORT, workload=LOAD), MIDDLE, there).replicas
+    assert need > 1
+    for count in (0, need - 1, need):
+        asked = spec(model=SHORT, workload=LOAD, scaling={"policy": "External"}, replicas=count)
+        made = plan(asked, MIDDLE, there)
+        assert made.choice is not None
+        assert made.replicas == count
+        assert made.choice.predicted.cost_per_hour == count
+        said = f"The load needs {need}, spec.replicas is {count}."
+        assert made.detail.endswith(said) == (count < need)
+
+
+def test_what_no_number_of_external_replicas_reaches_is_no_plan() -> None:
+    targets = {"timePerOutputToken": {"max": "1ms"}}
+    asked = spec(model=SHORT, targets=targets, scaling={"policy": "External"}, replicas=9)
+    made = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
+    assert (made.choice, made.reason) == (None, PlanReason.TARGET_UNREACHABLE)
+
+
+def test_a_fixed_class_with_too_few_nodes_is_no_capacity_with_the_remedy() -> None:
+    there = named(fast("a", 80, "1.00"))
+    supply = {"a": Supply((NodeSupply("n1", 8, 1), NodeSupply("n2", 8, 1)))}
+    assert plan(spec(replicas=2), SMALL, there, supply).choice is not None
+    made = plan(spec(replicas=3), SMALL, there, supply)
+    assert (made.choice, made.reason) == (None, PlanReason.NO_CAPACITY)
+    assert "3 replicas of a are needed, and the cluster has 2 a free on 2 nodes" in made.detail
+    assert "provisioning: Elastic" in made.detail
+    other = {**there, "b": fast("b", 80, "5.00")}
+    both = {**supply, "b": Supply((NodeSupply("n3", 8, 8),))}
+    moved = plan(spec(replicas=3), SMALL, other, both)
+    assert moved.choice is not None
+    assert moved.choice.accelerator.name == "b"
+
+
+def test_an_elastic_class_that_a_pod_waited_for_in_vain_is_passed_over_for_a_while() -> None:
+    elastic = fast("a", 80, "1.00", provisioning="Elastic")
+    there = named(elastic, fast("b", 80, "5.00", provisioning="Elastic"))
+    supply = {"a": Supply(exhausted_until=100.0), "b": Supply()}
+    passed = plan(spec(), SMALL, there, supply, now=50.0)
+    assert passed.choice is not None
+    assert passed.choice.accelerator.name == "b"
+    assert "spec.accelerators.pendingTimeout" in row_of(passed, "a", PlanReason.NO_CAPACITY).detail
+    again = plan(spec(), SMALL, there, supply, now=150.0)
+    assert again.choice is not None
+    assert again.choice.accelerator.name == "a"
+
+
+def test_a_quota_bounds_the_replicas() -> None:
+    there = named(fast("a", 80, "1.00"))
+    supply = {"a": Supply((NodeSupply("n1", 8, 8),), quota=2)}
+    made = plan(spec(replicas=3), SMALL, there, supply)
+    assert (made.choice, made.reason) == (None, PlanReason.NO_CAPACITY)
+    assert "quota leaves 2 a" in made.detail
+
+
+def test_whole_nodes_are_paid_where_they_are_bought() -> None:
+    there = named(fast("a", 80, "1.00", price_per_node=True))
+    made = plan(spec(replicas=9), SMALL, there)
+    assert made.choice is not None
+    assert made.choice.predicted.cost_per_hour == Decimal(16)
+
+
+def test_tokens_cost_what_an_hour_costs_over_its_tokens() -> None:
+    made = plan(spec(model=SHORT, workload=LOAD), MIDDLE, named(fast("a", 80, "6.88")))
+    assert made.choice is not None
+    does = made.choice.predicted
+    assert does.tokens_per_second == pytest.approx(800)  # 4 requests of 200 tokens
+    expected = made.choice.predicted.cost_per_hour / Decimal(800 * 3600) * 1_000_000  # type: ignore[operator]
+    assert does.cost_per_million_tokens == pytest.approx(expected, rel=Decimal("1e-4"))
+
+
+def test_no_plan_promises_what_drafts_might_gain() -> None:
+    there = named(fast("a", 80, "6.88"))
+    asked = {"model": SHORT, "workload": LOAD}
+    drafting = plan(spec(**asked), MIDDLE, there).choice
+    plain = plan(spec(**asked, speculation={"mode": "Disabled"}), MIDDLE, there).choice
+    assert drafting is not None
+    assert plain is not None
+    assert drafting.method == "Suffix"
+    assert drafting.predicted.time_per_output_token == plain.predicted.time_per_output_token
+
+
+def test_provenance_is_assumed_until_lengths_are_given_and_calibrated_where_measured() -> None:
+    there = named(fast("a", 80, "6.88"))
+    lengths = {key: LOAD[key] for key in ("inputTokens", "outputTokens")}
+    bare, given = (
+        plan(spec(model=SHORT), MIDDLE, there),
+        plan(spec(model=SHORT, workload=lengths), MIDDLE, there),
+    )
+    slower = {("Turbo", "a"): Slower()}
+    measured = plan(spec(model=SHORT, workload=lengths), MIDDLE, there, calibrations=slower)
+    found = [each.choice.predicted for each in (bare, given, measured) if each.choice]
+    assert [each.provenance for each in found] == [
+        Provenance.ASSUMED,
+        Provenance.ROOFLINE,
+        Provenance.CALIBRATED,
+    ]
+    before, after = found[1].capacity_tokens_per_second, found[2].capacity_tokens_per_second
+    assert before is not None
+    assert after is not None
+    assert after == pytest.approx(before / 2, rel=1e-3)
+
+
+class Slower:
+    """Everything takes twice as long."""
+
+    decode = 2.0
+    prefill = 2.0

@@ -1,0 +1,61 @@
+"""The choice against every candidate in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbo_dev.plan_cases import (
+    MIDDLE,
+    SMALL,
+    catalogues,
+    models,
+    roomy,
+    specs,
+    supplies,
+)
+from turbo_dev.plan_referee import brute_force, planned
+from turbo_operator.api import PlanReason, TurboDeploymentSpec
+from turbo_operator.observed import Accelerator, Supply
+from turbo_runtime.contract import ModelShape
+
+
+@settings(max_examples=300)
+@given(specs(), models, catalogues, supplies)
+def test_the_choice_is_the_best_of_all_candidates(
+    wanted: TurboDeploymentSpec,
+    model: ModelShape,
+    there: dict[str, Accelerator],
+    supply: dict[str, Supply] | None,
+) -> None:
+    agree(wanted, model, there, supply)
+
+
+@settings(max_examples=100)
+@given(roomy(), st.sampled_from((SMALL, MIDDLE)))
+def test_the_choice_is_the_best_where_many_are_feasible(
+    case: tuple[TurboDeploymentSpec, dict[str, Accelerator]], model: ModelShape
+) -> None:
+    agree(case[0], model, case[1], None)
+
+
+def agree(
+    wanted: TurboDeploymentSpec,
+    model: ModelShape,
+    there: Mapping[str, Accelerator],
+    supply: Mapping[str, Supply] | None,
+) -> None:
+    """The planner and the referee choose the same, of the same number and at the same cost."""
+    made = planned(wanted, model, there, supply)
+    best = brute_force(wanted, model, there, supply)
+    if best is None:
+        assert made.choice is None
+        assert made.reason != PlanReason.FEASIBLE
+        return
+    assert made.choice is not None
+    it = made.choice
+    assert (it.accelerator.name, it.capacity_type, it.method) == (best.accelerator, best.kind, best.method)
+    assert made.replicas == best.replicas
+    assert it.predicted.cost_per_hour == best.cost
