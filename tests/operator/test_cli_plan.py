@@ -12,42 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from turbo_dev.plan_files import EXAMPLES, MODEL, accelerator, answer, deployment, node, nodes_file, written
 from turbo_operator import cli
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-def written(folder: Path, *documents: dict[str, Any]) -> str:
-    path = folder / "td.yaml"
-    path.write_text(yaml.safe_dump_all(documents))
-    return str(path)
-
-
-def deployment(**spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "serving.turbo.dev/v1alpha1",
-        "kind": "TurboDeployment",
-        "metadata": {"name": "chat"},
-        "spec": {"model": {"uri": f"hf://{MODEL}"}, **spec},
-    }
-
-
-def accelerator(name: str, price: str) -> dict[str, Any]:
-    return {
-        "apiVersion": "serving.turbo.dev/v1alpha1",
-        "kind": "TurboAccelerator",
-        "metadata": {"name": name, "resourceVersion": "7"},
-        "spec": {
-            "resourceName": "nvidia.com/gpu",
-            "memoryGiB": 24,
-            "pricing": {"perAcceleratorHour": {"onDemand": price}},
-        },
-    }
-
-
-def answer(capsys: pytest.CaptureFixture[str]) -> Any:
-    return json.loads(capsys.readouterr().out)[0]
 
 
 def test_a_feasible_plan_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -205,94 +171,6 @@ def test_a_missing_file_and_binary_weights_are_bad_input(
 def test_a_wrong_flag_is_bad_input_and_not_infeasible(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.plan(["--nonsense"]) == 1
     assert cli.plan(["--help"]) == 0
-
-
-# What --nodes and --context are held against
-
-
-def node(name: str, gpus: int, **spec: Any) -> dict[str, Any]:
-    room = {"nvidia.com/gpu": str(gpus), "cpu": "64", "memory": "512Gi"}
-    return {
-        "apiVersion": "v1",
-        "kind": "Node",
-        "metadata": {"name": name, "labels": {}},
-        "spec": spec,
-        "status": {"allocatable": room, "conditions": [{"type": "Ready", "status": "True"}]},
-    }
-
-
-def pod(name: str, on: str, gpus: int | str) -> dict[str, Any]:
-    resources = {"requests": {"nvidia.com/gpu": str(gpus)}, "limits": {"nvidia.com/gpu": str(gpus)}}
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": name, "namespace": "other"},
-        "spec": {"nodeName": on, "containers": [{"name": "main", "resources": resources}]},
-        "status": {"phase": "Running"},
-    }
-
-
-def nodes_file(folder: Path, *items: dict[str, Any]) -> str:
-    path = folder / "nodes.yaml"
-    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": list(items)}))
-    return str(path)
-
-
-def test_a_plan_must_fit_on_the_nodes_less_what_pods_hold(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = written(
-        tmp_path, accelerator("mine", "0.30"), deployment(accelerators={"allowed": ["mine"]}, replicas=3)
-    )
-    enough = nodes_file(tmp_path, node("a", 4))
-    assert cli.plan(["-f", file, "--nodes", enough, "-o", "json"]) == 0
-    assert answer(capsys)["choice"]["accelerator"] == "mine"
-    taken = nodes_file(tmp_path, node("a", 4), pod("stranger", "a", 2))
-    assert cli.plan(["-f", file, "--nodes", taken, "-o", "json"]) == 2
-    assert answer(capsys)["reason"] == "NoCapacity"
-
-
-def test_a_cordoned_node_takes_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = written(tmp_path, accelerator("mine", "0.30"), deployment(accelerators={"allowed": ["mine"]}))
-    nodes = nodes_file(tmp_path, node("a", 4, unschedulable=True))
-    assert cli.plan(["-f", file, "--nodes", nodes, "-o", "json"]) == 2
-    assert answer(capsys)["reason"] == "NoCapacity"
-
-
-@pytest.mark.parametrize(
-    ("items", "said"),
-    [
-        ([], "there is no object of kind Node"),
-        ([{"kind": "Node"}], "item 1 (Node): is not as kubectl get -o yaml writes it"),
-        ([node("a", 8), pod("x", "a", "many")], "item 2 (Pod): is not as"),
-    ],
-)
-def test_a_list_without_nodes_is_bad_input(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], items: list[dict[str, Any]], said: str
-) -> None:
-    nodes = nodes_file(tmp_path, *items)
-    assert cli.plan(["-f", written(tmp_path, deployment()), "--nodes", nodes]) == 1
-    assert said in capsys.readouterr().err
-
-
-def test_nodes_and_a_context_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.plan(["-f", written(tmp_path, deployment()), "--nodes", "x", "--context", "y"]) == 1
-    assert "not allowed with argument" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("command", [cli.plan, cli.explain], ids=["plan", "explain"])
-def test_without_a_kubeconfig_or_its_context_the_sentence_says_so(
-    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["-f", written(tmp_path, deployment())] if command is cli.plan else ["chat"]
-    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
-    assert command([*words, "--context", "prod"]) == 1
-    assert "there is no kubeconfig at" in capsys.readouterr().err
-    config = tmp_path / "config"
-    config.write_text(json.dumps({"contexts": [], "clusters": [], "users": [], "current-context": ""}))
-    monkeypatch.setenv("KUBECONFIG", str(config))
-    assert command([*words, "--context", "prod"]) == 1
-    assert "has no context prod" in capsys.readouterr().err
 
 
 def test_what_a_change_would_cost_stands_beside_the_plan(

@@ -1,0 +1,69 @@
+"""`turbo plan --nodes` and `--context`: a plan is held against what a cluster has."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbo_dev.plan_files import accelerator, answer, deployment, node, nodes_file, pod, written
+from turbo_operator import cli
+
+
+def test_a_plan_must_fit_on_the_nodes_less_what_pods_hold(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(
+        tmp_path, accelerator("mine", "0.30"), deployment(accelerators={"allowed": ["mine"]}, replicas=3)
+    )
+    enough = nodes_file(tmp_path, node("a", 4))
+    assert cli.plan(["-f", file, "--nodes", enough, "-o", "json"]) == 0
+    assert answer(capsys)["choice"]["accelerator"] == "mine"
+    taken = nodes_file(tmp_path, node("a", 4), pod("stranger", "a", 2))
+    assert cli.plan(["-f", file, "--nodes", taken, "-o", "json"]) == 2
+    assert answer(capsys)["reason"] == "NoCapacity"
+
+
+def test_a_cordoned_node_takes_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path, accelerator("mine", "0.30"), deployment(accelerators={"allowed": ["mine"]}))
+    nodes = nodes_file(tmp_path, node("a", 4, unschedulable=True))
+    assert cli.plan(["-f", file, "--nodes", nodes, "-o", "json"]) == 2
+    assert answer(capsys)["reason"] == "NoCapacity"
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ([], "there is no object of kind Node"),
+        ([{"kind": "Node"}], "item 1 (Node): is not as kubectl get -o yaml writes it"),
+        ([node("a", 8), pod("x", "a", "many")], "item 2 (Pod): is not as"),
+    ],
+)
+def test_a_list_without_nodes_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], items: list[dict[str, Any]], said: str
+) -> None:
+    nodes = nodes_file(tmp_path, *items)
+    assert cli.plan(["-f", written(tmp_path, deployment()), "--nodes", nodes]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_nodes_and_a_context_exclude_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.plan(["-f", written(tmp_path, deployment()), "--nodes", "x", "--context", "y"]) == 1
+    assert "not allowed with argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [cli.plan, cli.explain], ids=["plan", "explain"])
+def test_without_a_kubeconfig_or_its_context_the_sentence_says_so(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-f", written(tmp_path, deployment())] if command is cli.plan else ["chat"]
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    assert command([*words, "--context", "prod"]) == 1
+    assert "there is no kubeconfig at" in capsys.readouterr().err
+    config = tmp_path / "config"
+    config.write_text(json.dumps({"contexts": [], "clusters": [], "users": [], "current-context": ""}))
+    monkeypatch.setenv("KUBECONFIG", str(config))
+    assert command([*words, "--context", "prod"]) == 1
+    assert "has no context prod" in capsys.readouterr().err
