@@ -5,10 +5,10 @@ One set for all accelerators and models; an engine changes the two that are its 
 
 Rounded from fits of 2026-11-25 to the rows of benchmarks/data/perf, 1,748 of requests kept running and 558 of
 saturated throughput. `make bench NAME=planner ARGS=--coefficients` fits anew to the rows that the benchmark
-keeps now, a few fewer, and comes within a tenth of each. They are of dense models and of models with experts, 7 to 1,026 thousand million weights in 16, 8 and 4 bits, on
-accelerators of NVIDIA's Ampere to Blackwell generations, served by vLLM, SGLang and TensorRT-LLM. No share is
-above 1. The Turbo runtime was measured on none of them: it has the common set, and its own
-start-up points calibrate it.
+keeps now, a few fewer, and comes within a tenth of each. They are of dense models and of models with experts,
+7 to 1,026 thousand million weights in 16, 8 and 4 bits, on accelerators of NVIDIA's Ampere to Blackwell
+generations, served by vLLM, SGLang and TensorRT-LLM. No share is above 1. The Turbo runtime was measured on
+none of them: it has the common set, and its own start-up points calibrate it.
 """
 
 from __future__ import annotations
