@@ -86,8 +86,11 @@ class Life:
         first = self.ready(1)
         self.patch({"replicas": 2})
         self.ready(2)
+        # In how many steps the old variant of two gives way, is up to when the new pods come ready.
+        self.patch({"replicas": 1})
+        self.ready(1)
         self.patch({"speculation": {"maxDraftTokens": 4}})
-        second = self.ready(2, lambda plan: plan != first)
+        second = self.ready(1, lambda plan: plan != first)
         self.until(
             lambda: (
                 self.names()
