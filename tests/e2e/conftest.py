@@ -204,6 +204,25 @@ class Cluster:
     def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
         return until(holds, what, seconds)
 
+    def add_nodes(self, *nodes: dict[str, Any]) -> None:
+        """Apply nodes and wait until pods may come: their taint of not being ready outlasts the condition."""
+        self.access.apply(*nodes)
+        names = {node["metadata"]["name"] for node in nodes}
+
+        def open_to_pods() -> bool:
+            found = [
+                node
+                for node in self.api.send("GET", "/api/v1/nodes")["items"]
+                if node["metadata"]["name"] in names
+            ]
+            return not any(
+                taint["key"].startswith("node.kubernetes.io/")
+                for node in found
+                for taint in node["spec"].get("taints", ())
+            )
+
+        until(open_to_pods, f"nodes {', '.join(sorted(names))} take pods")
+
     def until_ready(self, namespace: str, name: str = "chat", replicas: int = 1) -> dict[str, Any]:
         until(lambda: is_ready(self.deployment(namespace, name), replicas), f"{namespace}/{name} is Ready")
         return self.deployment(namespace, name)

@@ -53,8 +53,7 @@ def ask(gpu_cluster: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_status_explain_and_a_plan_from_files_agree(gpu_cluster: Any, ask: Any, tmp_path: Path) -> None:
     namespace = gpu_cluster.namespace("explained")
     gpu_cluster.access.apply(accelerator("few", "0.50", "300"), accelerator("many", "1.50", "900"))
-    gpu_cluster.access.apply(gpu_node("few-0", "few", 1), gpu_node("many-0", "many", 4))
-    gpu_cluster.access.kubectl("wait", "--for=condition=Ready", "node/few-0", "node/many-0", "--timeout=60s")
+    gpu_cluster.add_nodes(gpu_node("few-0", "few", 1), gpu_node("many-0", "many", 4))
     gpu_cluster.start(namespace)
     wanted = {"requestsPerSecond": "2", "inputTokens": {"mean": 400}}
     gpu_cluster.create_deployment(
@@ -130,8 +129,8 @@ def test_a_file_is_planned_against_the_cluster_before_it_is_applied(
     gpu_cluster: Any, ask: Any, tmp_path: Path
 ) -> None:
     namespace = gpu_cluster.namespace("not-applied")
-    gpu_cluster.access.apply(accelerator("lonely", "0.50", "300"), gpu_node("lonely-0", "lonely", 1))
-    gpu_cluster.access.kubectl("wait", "--for=condition=Ready", "node/lonely-0", "--timeout=60s")
+    gpu_cluster.access.apply(accelerator("lonely", "0.50", "300"))
+    gpu_cluster.add_nodes(gpu_node("lonely-0", "lonely", 1))
     path = tmp_path / "td.yaml"
     for replicas, expected in ((1, 0), (2, 2)):
         body = {
