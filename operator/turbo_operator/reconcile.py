@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from turbo_operator.planner.online import Online
 from turbo_operator.planning import calibrating
 from turbo_operator.planning.answers import Plans
 from turbo_operator.planning.exhaustion import next_look
+from turbo_operator.remembered import Memories
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
 from turbo_operator.scaler import Event, History, Scale
@@ -78,23 +79,15 @@ class Reconciler:
         self._api = api
         self._settings = settings
         self._clock = clock
-        # Uid and hash of children whose apply changed nothing, until their TurboDeployment is gone.
-        self._futile: dict[Key, set[tuple[str, str]]] = {}
         self.plans = Plans(settings.resync_seconds)
-        self._announced: dict[Key, str | None] = {}  # plan hashes: once each, whatever becomes of the status
-        # Of scaling, and of step times under load; lost with the process, which is safe.
-        self._histories: dict[Key, History] = {}
-        self._online: dict[Key, Online | None] = {}
+        self._memories = Memories()
 
     async def reconcile(self, key: Key) -> float | None:
         """One look; the seconds until the next. Raises KubeError for what only time can mend."""
         body = self._cache.deployment(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
-            self._futile.pop(key, None)
             self.plans.forget(key)
-            self._histories.pop(key, None)
-            self._online.pop(key, None)
-            self._announced.pop(key, None)
+            self._memories.forget(key)
             gauges.forget(key)
             return None
         start, result = time.monotonic(), "failed"
@@ -116,10 +109,10 @@ class Reconciler:
         edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
         plan = await self.plans.ask(key, td, observed, edition, now)
-        history = self._histories.get(key) or restored(td.status.scale_history)
-        decision = decide(td, observed, self._settings, now, plan, history, self._online.get(key))
-        self._histories[key] = decision.scale.history
-        self._online[key] = decision.online
+        memory = self._memories.of(key, td.metadata.uid)
+        history = memory.history or restored(td.status.scale_history)
+        decision = decide(td, observed, self._settings, now, plan, history, memory.online)
+        memory.history, memory.online = decision.scale.history, decision.online
         if await self._announce(key, body, td, observed, decision, now):
             return 0.0
         if await self._bring_about(key, body, td, observed, decision, now):
@@ -142,9 +135,10 @@ class Reconciler:
         does not wait for it: the look that goes on writes it last, and raises.
         """
         told = td.status.plan.hash if td.status.plan else None
-        if decision.plan_hash in (None, told, self._announced.get(key)):
+        memory = self._memories.of(key, td.metadata.uid)
+        if decision.plan_hash in (None, told, memory.announced):
             return False
-        self._announced[key] = decision.plan_hash
+        memory.announced = decision.plan_hash
         new = _status(td, observed, decision, now)
         try:
             await self._write_status(key, body, new)
@@ -195,12 +189,13 @@ class Reconciler:
         Raises the first error, and prunes only when everything was applied: what is to go may be all that
         still serves.
         """
+        futile = self._memories.of(key, td.metadata.uid).futile
         held = self._cache.children(key, td.metadata.uid)
         await self._look_for_strangers(key, td, [each for each in wanted if _place(each) not in held])
         held = self._cache.children(key, td.metadata.uid)
         for manifest in wanted:
-            if self._is_to_be_written(key, manifest, held.get(_place(manifest))):
-                await self._apply(key, manifest, held.get(_place(manifest)))
+            if _is_to_be_written(manifest, held.get(_place(manifest)), futile):
+                await self._apply(key, manifest, held.get(_place(manifest)), futile)
         places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, wanted, held)
         for place, child in held.items():
             if place not in places:
@@ -241,23 +236,15 @@ class Reconciler:
                 )
             self._cache.put_child(there)
 
-    def _is_to_be_written(self, key: Key, manifest: Manifest, held: HeldChild | None) -> bool:
-        if held is None:
-            return True
-        if manifest["kind"] in IMMUTABLE:
-            return False
-        if held.view.applied_hash != _hash(manifest):
-            return True
-        futile = self._futile.get(key, set())
-        return not owns(held.fields, manifest) and (held.view.uid, _hash(manifest)) not in futile
-
-    async def _apply(self, key: Key, manifest: Manifest, held: HeldChild | None) -> None:
+    async def _apply(
+        self, key: Key, manifest: Manifest, held: HeldChild | None, futile: set[tuple[str, str]]
+    ) -> None:
         kind, name = _place(manifest)
         there = await self._api.apply(CHILDREN[kind], manifest)
         self._cache.put_child(there)
         if held is not None and there["metadata"]["resourceVersion"] == held.resource_version:
             # The API server keeps some field under no name: asking again would change nothing again.
-            self._futile.setdefault(key, set()).add((held.view.uid, _hash(manifest)))
+            futile.add((held.view.uid, _hash(manifest)))
         changed = held is None or held.view.applied_hash != _hash(manifest)
         done = "created" if held is None else "updated" if changed else "restored"
         log.info(done, extra={"object": str(key), "kind": kind, "child": name})
@@ -323,6 +310,16 @@ def _status(
 def restored(events: Sequence[ScaleEvent]) -> History:
     """What the autoscaler knows after a start: what the status has kept."""
     return History.restored(Event(epoch(each.time), each.before, each.after, each.reason) for each in events)
+
+
+def _is_to_be_written(manifest: Manifest, held: HeldChild | None, futile: Set[tuple[str, str]]) -> bool:
+    if held is None:
+        return True
+    if manifest["kind"] in IMMUTABLE:
+        return False
+    if held.view.applied_hash != _hash(manifest):
+        return True
+    return not owns(held.fields, manifest) and (held.view.uid, _hash(manifest)) not in futile
 
 
 def _place(manifest: Manifest) -> tuple[str, str]:
