@@ -78,7 +78,7 @@ def show(key: Key, observed: Observed, plan: Plan | None, scale: Scale, now: flo
 
 
 def forget(key: Key) -> None:
-    """The TurboDeployment is gone."""
+    """The TurboDeployment is gone, or cannot be read: nothing is known of it."""
     for gauge in _BY_LOAD:
         for load in (PLANNED, PRESENT):
             _set(gauge, (key.namespace, key.name, load), None)

@@ -103,6 +103,7 @@ class Reconciler:
         try:
             td = parse(body)
         except InvalidObject as error:
+            gauges.forget(key)  # nothing is looked at that they could follow
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
         now = self._clock()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 
-from kubernetes.aio.client import ApiClient
+from kubernetes.aio.client import ApiClient, Configuration
 from prometheus_client import REGISTRY
 
 from turbo_operator import gauges, resources
@@ -15,26 +17,44 @@ from turbo_operator.kube import Kube
 from turbo_operator.settings import Settings
 
 KEY = Key("team", "gone")
+BODY: dict[str, Any] = {
+    "metadata": {"namespace": "team", "name": "gone", "uid": "u", "resourceVersion": "1"},
+    "spec": {},
+}
 
 
 def desired() -> float | None:
     return REGISTRY.get_sample_value("turbo_desired_replicas", {"namespace": "team", "name": "gone"})
 
 
-async def test_a_deleted_object_leaves_no_figures_even_if_no_child_of_its_goes_after_it() -> None:
-    body: dict[str, Any] = {
-        "metadata": {"namespace": "team", "name": "gone", "uid": "u", "resourceVersion": "1"},
-        "spec": {},
-    }
-    async with ApiClient() as client:
+@contextlib.asynccontextmanager
+async def working() -> AsyncIterator[Operator]:
+    """An operator that has shown figures of BODY and works; no API server answers it."""
+    async with ApiClient(Configuration(host="http://127.0.0.1:9")) as client:
         operator = Operator(Settings(runtime_image="turbo"), Kube(client))
-        operator.cache.put_deployment(body)
+        operator.cache.put_deployment(BODY)
         gauges.DESIRED_REPLICAS.labels(KEY.namespace, KEY.name).set(2)
-        working = asyncio.create_task(operator.queue.run())
-        operator.drop(resources.TURBODEPLOYMENT, body)
-        for _ in range(100):
+        task = asyncio.create_task(operator.queue.run())
+        yield operator
+        task.cancel()
+
+
+async def until_no_figures() -> None:
+    async with asyncio.timeout(5):
+        while desired() is not None:  # noqa: ASYNC110  the registry tells nobody
             await asyncio.sleep(0.01)
-            if desired() is None:
-                break
-        working.cancel()
-    assert desired() is None
+
+
+async def test_a_deleted_object_leaves_no_figures_even_if_no_child_of_its_goes_after_it() -> None:
+    async with working() as operator:
+        operator.drop(resources.TURBODEPLOYMENT, BODY)
+        await until_no_figures()
+
+
+async def test_an_object_whose_spec_cannot_be_read_has_no_figures() -> None:
+    """What was planned and measured is not looked at any more: a figure would stand still."""
+    invalid = {"spec": {"model": {"uri": "ftp://old"}}}
+    newer = {**BODY, **invalid, "metadata": {**BODY["metadata"], "resourceVersion": "2"}}
+    async with working() as operator:
+        operator.put(resources.TURBODEPLOYMENT, newer)
+        await until_no_figures()
