@@ -30,11 +30,11 @@ FRESH = 45.0
 IDLE = Load(0, 0, 0, 0, 0.0, 20_000, 0, 0, 0, 0, "bytes", draining=False)
 
 
-def planned(floor: int = 1, capacity: Capacity | None = CAPACITY) -> Plan:
-    """A feasible plan of one H100 a replica."""
-    choice = Choice(
+def chosen(accelerator: Accelerator = H100, capacity: Capacity | None = CAPACITY) -> Choice:
+    """A replica on one accelerator."""
+    return Choice(
         engine=EngineName.TURBO,
-        accelerator=H100,
+        accelerator=accelerator,
         capacity_type=CapacityType.ON_DEMAND,
         tensor=1,
         nodes=1,
@@ -50,7 +50,11 @@ def planned(floor: int = 1, capacity: Capacity | None = CAPACITY) -> Plan:
         capacity=capacity,
         predicted=Predicted(None, None, None, None, None, None, Provenance.ROOFLINE),
     )
-    return Plan(choice, floor, PlanReason.FEASIBLE, "Fits.")
+
+
+def planned(floor: int = 1, capacity: Capacity | None = CAPACITY) -> Plan:
+    """A feasible plan of one H100 a replica."""
+    return Plan(chosen(capacity=capacity), floor, PlanReason.FEASIBLE, "Fits.")
 
 
 def written(**spec: Any) -> TurboDeploymentSpec:

@@ -7,9 +7,10 @@ from decimal import Decimal
 
 import pytest
 
-from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
+from turbo_dev.fleet import chosen
+from turbo_operator.api import PlanReason
 from turbo_operator.observed import Accelerator
-from turbo_operator.planned import Choice, Plan, Predicted, Rejected
+from turbo_operator.planned import Choice, Plan, Rejected
 from turbo_operator.stock.replan import Change, concerns, moved
 from turbo_operator.stock.supply import Holding, Node, Owner, Quota, Stock, take_stock
 
@@ -17,24 +18,7 @@ GPU = "nvidia.com/gpu"
 ME = Owner("team", "chat")
 H100 = Accelerator("h100", GPU, Decimal(1), 80 << 30, node_selector={"product": "H100"})
 L4 = Accelerator("l4", GPU, Decimal(1), 24 << 30, node_selector={"product": "L4"})
-CHOICE = Choice(
-    engine=EngineName.TURBO,
-    accelerator=H100,
-    capacity_type=CapacityType.ON_DEMAND,
-    tensor=1,
-    nodes=1,
-    accelerators_per_replica=1,
-    method="Off",
-    placement=None,
-    max_draft_tokens=0,
-    dtype="bfloat16",
-    memory_bytes=1,
-    max_model_len=1,
-    kv_cache_bytes=1,
-    host_memory_bytes=1,
-    capacity=None,
-    predicted=Predicted(None, None, None, None, None, None, Provenance.ASSUMED),
-)
+CHOICE = chosen(H100)
 NO_L4 = Rejected("l4", 1, "Off", PlanReason.NO_CAPACITY, "There is none.")
 
 
