@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from turbo_operator.api import PlanReason
+from turbo_operator.api import PlanReason, label_value
 from turbo_operator.observed import NodeSupply
 from turbo_operator.planned import Plan
 from turbo_operator.stock.supply import Owner, Quota, Stock, room
@@ -57,8 +57,9 @@ def concerns(plan: Plan, owner: Owner, change: Change, stock: Stock) -> bool:
     choice = plan.choice
     if choice is None or choice.accelerator.name not in change.shrunk:
         return False
-    placed = sum(holding.node is not None for holding in stock.own.get(owner, ()))
-    missing = plan.replicas - placed
+    made_for = label_value(choice.accelerator.name)  # no pod that inspects, and none of a plan before
+    placed = [each for each in stock.own.get(owner, ()) if each.node is not None]
+    missing = plan.replicas - sum(each.accelerator == made_for for each in placed)
     there = stock.supply.get(choice.accelerator.name, ())
     return missing > 0 and room(there, choice.accelerators_per_replica) < missing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 
@@ -22,12 +23,16 @@ CHOICE = chosen(H100)
 NO_L4 = Rejected("l4", 1, "Off", PlanReason.NO_CAPACITY, "There is none.")
 
 
-def stock(h100: int = 0, l4: int = 0, mine: int = 0, quota: int | None = None) -> Stock:
+def stock(
+    h100: int = 0, l4: int = 0, mine: int = 0, quota: int | None = None, others: Sequence[str | None] = ()
+) -> Stock:
+    """`mine` are its pods on H100s, `others` what further pods of its were made for; None is to inspect."""
     nodes = [
         Node(product, {"product": product}, (), True, {GPU: count * 1000})
         for product, count in (("H100", h100), ("L4", l4))
     ]
-    pods = [Holding(ME, "H100", {GPU: 1000}, {})] * mine
+    pods = [Holding(ME, "H100", {GPU: 1000}, {}, accelerator="h100")] * mine
+    pods += [Holding(ME, "L4", {"cpu": 100}, {}, accelerator=other) for other in others]
     quotas = [] if quota is None else [Quota("team", {GPU: quota}, {})]
     return take_stock({"h100": H100, "l4": L4}, nodes, pods, quotas)
 
@@ -54,6 +59,8 @@ def test_the_same_stock_is_no_change() -> None:
         (plan(2), stock(4), stock(1), True),
         (plan(2), stock(4, mine=2), stock(2, mine=2), False),  # all of its pods have their place
         (plan(2), stock(4, mine=1), stock(1, mine=1), True),
+        (plan(2), stock(4, mine=1), stock(0, mine=1, others=[None]), True),  # that one serves nobody
+        (plan(2), stock(4), stock(1, others=["l4", "l4"]), True),  # those are of the plan before
         (plan(2), stock(1), stock(4), False),  # more of what it has is no other plan
         (plan(2), stock(4, 0), stock(4, 1), False),
         (plan(2, NO_L4), stock(4, 0), stock(4, 1), True),
