@@ -67,6 +67,7 @@ def test_the_status_says_what_runs_and_what_it_costs(deployed: Access) -> None:
         "Available": "True",
         "ScalingActive": "True",
         "WithinBudget": "True",
+        "Reconciling": "False",
         "Stalled": "False",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Any
@@ -23,8 +24,7 @@ from turbo_operator.api import (
     parse,
 )
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, ChildView, Observed, PodView
-from turbo_operator.planned import Plan
+from turbo_operator.observed import Accelerator, ChildView, Observed, PodView, Supply
 from turbo_operator.planner import plan as plan_of
 from turbo_runtime.contract import ModelFacts
 
@@ -56,10 +56,6 @@ def pod(
     return PodView(name, variant, "Running", ready, "10.0.0.1", reason, more.pop("message", None), **more)
 
 
-def planned(it: TurboDeployment, accelerator: Accelerator = CPU) -> Plan:
-    return plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator})
-
-
 def computed(
     it: TurboDeployment,
     *pods: PodView,
@@ -69,10 +65,11 @@ def computed(
     now: float = NOW,
     refused: str | None = None,
     accelerator: Accelerator = CPU,
+    supply: Mapping[str, Supply] | None = None,
 ) -> TurboDeploymentStatus:
-    plan = planned(it, accelerator) if facts else None
+    plan = plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator}, supply) if facts else None
     variant = HASH if plan and plan.choice else None
-    observed = Observed({"cpu": accelerator}, None, children, pods, model=facts, model_error=error)
+    observed = Observed({"cpu": accelerator}, supply, children, pods, model=facts, model_error=error)
     return status.compute(it, observed, scaler.scale(it.spec), plan, variant, now, refused)
 
 
@@ -183,6 +180,28 @@ def test_an_infeasible_spec_leaves_the_last_plan_ready_and_says_so() -> None:
     assert said(new, ConditionType.STALLED)[0] == "True"
     assert new.plan is not None
     assert (new.plan.hash, new.plan.reason) == (HASH, PlanReason.OVER_BUDGET)
+
+
+def kstatus(it: TurboDeploymentStatus) -> str:
+    """As kstatus reads what was observed in full (sigs.k8s.io/cli-utils, pkg/kstatus/README.md)."""
+    if said(it, ConditionType.RECONCILING)[0] == "True":
+        return "InProgress"
+    if said(it, ConditionType.STALLED)[0] == "True":
+        return "Failed"
+    return "Current" if said(it, ConditionType.READY)[0] == "True" else "InProgress"
+
+
+def test_kstatus_takes_an_object_for_current_only_while_its_spec_is_in_force() -> None:
+    """Whoever waits for what was applied must not be told that it is there while an older plan serves."""
+    before = computed(td(), pod())
+    assert kstatus(before) == "Current"
+    assert kstatus(computed(td(before, cost={"maxPerHour": "0.01"}), pod())) == "Failed"
+    none_free = computed(td(before), pod(), supply={"cpu": Supply()})
+    assert said(none_free, ConditionType.READY) == ("True", ReadyReason.SERVING)
+    assert said(none_free, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.NO_CAPACITY)
+    assert kstatus(none_free) == "InProgress"
+    assert kstatus(computed(td(), pod(ready=False))) == "InProgress"
+    assert said(computed(td(suspend=True)), ConditionType.RECONCILING)[0] == "False"  # it is as asked
 
 
 def test_an_infeasible_spec_with_nothing_running_is_not_ready() -> None:
@@ -343,6 +362,7 @@ def test_an_unreadable_object_is_not_ready_with_the_problems_sentence() -> None:
     assert condition is not None
     assert (condition.status, condition.reason) == ("False", ReadyReason.INVALID_SPEC)
     assert "spec.model: is required." in condition.message
+    assert kstatus(new) == "Failed"
     assert new.observed_generation == condition.observed_generation == 9
     again = status.invalid({**document, "status": new.dump()}, "spec.model: is required", NOW + 600)
     assert again.dump() == new.dump()

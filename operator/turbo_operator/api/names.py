@@ -38,7 +38,7 @@ def label_value(name: str) -> str:
 
 
 class ConditionType(StrEnum):
-    """The conditions of a TurboDeployment; all but Stalled are good when True."""
+    """The conditions of a TurboDeployment; all but Reconciling and Stalled are good when True."""
 
     READY = "Ready"
     PLAN_FEASIBLE = "PlanFeasible"
@@ -46,6 +46,7 @@ class ConditionType(StrEnum):
     AVAILABLE = "Available"
     WITHIN_BUDGET = "WithinBudget"
     SCALING_ACTIVE = "ScalingActive"
+    RECONCILING = "Reconciling"
     STALLED = "Stalled"
 
 
@@ -156,6 +157,12 @@ class ScalingReason(StrEnum):
     BUDGET_LIMIT = "BudgetLimit"
     EXTERNALLY_MANAGED = "ExternallyManaged"
     SUSPENDED = "Suspended"
+
+
+class ReconcilingReason(StrEnum):
+    """Why Reconciling is False; else it carries the reason of the condition that holds it up."""
+
+    IN_FORCE = "InForce"
 
 
 class StalledReason(StrEnum):

@@ -1,8 +1,8 @@
 """From what is wanted, planned and seen to the status of a TurboDeployment. Pure: the time is a parameter.
 
-Conditions are positive (True is good) but for Stalled. A transition time moves only when its status flips, so
-computing the status again from the same facts changes nothing, and a status that equals the old one need not
-be written.
+Conditions are positive (True is good) but for Reconciling and Stalled. A transition time moves only when its
+status flips, so computing the status again from the same facts changes nothing, and a status that equals the
+old one need not be written.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def invalid(document: Mapping[str, Any], problem: str, now: float) -> TurboDeplo
     message = f"The spec cannot be read: {problem}."
     verdicts = {
         ConditionType.READY: Verdict("False", ReadyReason.INVALID_SPEC, message),
+        ConditionType.RECONCILING: Verdict("False", StalledReason.NEEDS_CHANGE, message),
         ConditionType.STALLED: Verdict("True", StalledReason.NEEDS_CHANGE, message),
     }
     new = _conditions(verdicts, old.conditions, generation, now)

@@ -16,6 +16,7 @@ from turbo_operator.api import (
     ModelInspectedReason,
     PlanReason,
     ReadyReason,
+    ReconcilingReason,
     ScalingReason,
     StalledReason,
     TurboDeployment,
@@ -80,10 +81,10 @@ def verdicts(
     inspected = _inspected(observed)
     feasible = _feasible(plan, inspected)
     available = _available(scale, observed, serving, current, feasible, plan_hash)
+    ready = _ready(td, scale, current, inspected, feasible, available, observed, plan_hash, refused)
+    stalled = _stalled(inspected, feasible, refused)
     return {
-        ConditionType.READY: _ready(
-            td, scale, current, inspected, feasible, available, observed, plan_hash, refused
-        ),
+        ConditionType.READY: ready,
         ConditionType.PLAN_FEASIBLE: feasible,
         ConditionType.MODEL_INSPECTED: inspected,
         ConditionType.AVAILABLE: available,
@@ -91,7 +92,8 @@ def verdicts(
             observed, td.spec.cost.max_per_hour if td.spec.cost else None
         ),
         ConditionType.SCALING_ACTIVE: _scaling(scale),
-        ConditionType.STALLED: _stalled(inspected, feasible, refused),
+        ConditionType.RECONCILING: _reconciling(ready, feasible, stalled),
+        ConditionType.STALLED: stalled,
     }
 
 
@@ -259,6 +261,21 @@ def _within_budget(observed: Observed, ceiling: Decimal | None) -> Verdict:
     if cost <= ceiling:
         return Verdict("True", BudgetReason.WITHIN_BUDGET, said)
     return Verdict("False", BudgetReason.OVER_BUDGET, said)
+
+
+def _reconciling(ready: Verdict, feasible: Verdict, stalled: Verdict) -> Verdict:
+    """In kstatus' sense: whether the spec is not in force yet, though it may come to that by itself.
+
+    Ready does not say it: it is True also of the last feasible plan.
+    """
+    for cause in (ready, feasible):
+        if cause.status == "True":
+            continue
+        if stalled.status == "True":
+            return Verdict("False", stalled.reason, stalled.message)
+        waits: Literal["True", "False"] = "False" if cause.reason == ReadyReason.SUSPENDED else "True"
+        return Verdict(waits, cause.reason, cause.message)
+    return Verdict("False", ReconcilingReason.IN_FORCE, "What runs is what the spec asks for.")
 
 
 def _stalled(inspected: Verdict, feasible: Verdict, refused: str | None) -> Verdict:
