@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,25 +154,20 @@ class Kube:
             ("timeoutSeconds", str(WATCH_SECONDS)),
             *selectors,
         ]
-        request = await self._client.param_serialize(
-            "GET",
-            resource.path(namespace),
-            query_params=query,
-            header_params={"Accept": "application/json"},
-            auth_settings=["BearerToken"],
-        )
-        try:
+        with _broken("the watch was cut off"):
+            request = await self._client.param_serialize(
+                "GET",
+                resource.path(namespace),
+                query_params=query,
+                header_params={"Accept": "application/json"},
+                auth_settings=["BearerToken"],
+            )
             answer = await self._client.call_api(*request, _request_timeout=WATCH_SECONDS + REQUEST_SECONDS)
             async with answer.response as response:
                 if response.status >= 400:
                     raise error_of(response.status, await response.read())
                 async for line in _lines(response):
-                    event = json.loads(line)
-                    if event["type"] == "ERROR":
-                        raise error_of(event["object"].get("code", 0), json.dumps(event["object"]).encode())
-                    yield event["type"], event["object"]
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise KubeError(0, "Unreachable", f"the watch was cut off: {error!r}") from error
+                    yield _event(line)
 
     async def check_list(self, resource: Resource, namespace: str | None) -> None:
         """RefusedError, in the API server's words, where we may not list."""
@@ -204,20 +199,52 @@ class Kube:
         content: str = "application/json",
     ) -> dict[str, Any]:
         headers = {"Accept": "application/json", "Content-Type": content}
-        request = await self._client.param_serialize(
-            method, path, query_params=query, header_params=headers, body=body, auth_settings=["BearerToken"]
-        )
+        code = "none"
         try:
-            response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
-            text = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            metrics.API_REQUESTS.labels(method, resource.plural, "none").inc()
-            raise KubeError(0, "Unreachable", f"the API server did not answer: {error!r}") from error
-        metrics.API_REQUESTS.labels(method, resource.plural, str(response.status)).inc()
+            with _broken("the API server did not answer"):
+                request = await self._client.param_serialize(
+                    method,
+                    path,
+                    query_params=query,
+                    header_params=headers,
+                    body=body,
+                    auth_settings=["BearerToken"],
+                )
+                response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
+                text = await response.read()
+                code = str(response.status)
+        finally:
+            metrics.API_REQUESTS.labels(method, resource.plural, code).inc()
         if response.status >= 400:
             raise error_of(response.status, text)
-        answer: dict[str, Any] = json.loads(text)
-        return answer
+        with _broken("what answered is no API server"):
+            return _object(json.loads(text))
+
+
+@contextmanager
+def _broken(what: str) -> Iterator[None]:
+    """Whatever a network, a token's file or a proxy's page may raise, as the error that time mends."""
+    try:
+        yield
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # of OSError are time-outs and resets
+        raise KubeError(0, "Unreachable", f"{what}: {error!r}") from error
+
+
+def _event(line: bytes) -> tuple[str, dict[str, Any]]:
+    """One line of a watch; ValueError for what is none, the API server's error where it is one."""
+    event = _object(json.loads(line))
+    kind, what = event.get("type"), _object(event.get("object"))
+    if kind == "ERROR":
+        raise error_of(what.get("code", 0), json.dumps(what).encode())
+    if not isinstance(kind, str) or "resourceVersion" not in _object(what.get("metadata")):
+        raise ValueError(f"no event of a watch: {line[:100]!r}")
+    return kind, what
+
+
+def _object(document: object) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        raise ValueError(f"expected a JSON object, got {type(document).__name__}")
+    return document
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

@@ -8,15 +8,18 @@ import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import pytest
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
 from turbo_operator import resources
 from turbo_operator.kube import Kube
+from turbo_operator.stock import watching
 from turbo_operator.stock.ledger import Ledger
 from turbo_operator.stock.watching import ALIVE, Follower
 
 GPU = "nvidia.com/gpu"
+CUT = b"the connection is reset"
 
 
 def pod(name: str, version: int, gpus: int = 1, **more: Any) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def pod(name: str, version: int, gpus: int = 1, **more: Any) -> dict[str, Any]:
 class Server:
     """Answers lists in pages, and watches with one script after the other; then watches stay silent."""
 
-    def __init__(self, pages: list[list[dict[str, Any]]], *watches: list[dict[str, Any]]) -> None:
+    def __init__(self, pages: list[list[dict[str, Any]]], *watches: list[dict[str, Any] | bytes]) -> None:
         self.pages = pages
         self.watches = list(watches)
         self.asked: list[dict[str, str]] = []
@@ -51,7 +54,12 @@ class Server:
         if not self.watches:
             await asyncio.sleep(60)
         for event in self.watches.pop(0):
-            await stream.write(json.dumps(event).encode() + b"\n")
+            if event is CUT:
+                assert request.transport is not None
+                request.transport.abort()
+                break
+            text = event if isinstance(event, bytes) else json.dumps(event).encode()
+            await stream.write(text + b"\n")
         return stream
 
 
@@ -117,6 +125,18 @@ async def test_a_version_that_is_too_old_takes_a_new_list_and_what_it_does_not_s
         server.pages = [[pod("a", 1)]]
         await until(lambda: [("watch" in query) for query in server.asked][-3:] == [True, False, True])
         assert held(ledger) == 1
+
+
+@pytest.mark.parametrize(
+    "broken", [CUT, b"<html>Bad Gateway</html>", b'"a string"', b'{"kind": "Pod"}', b'{"type": "ERROR"}']
+)
+async def test_a_watch_that_breaks_in_whatever_way_is_followed_by_another(
+    broken: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "RETRY_SECONDS", 0.0)
+    server = Server([[pod("a", 1)]], [broken], [{"type": "ADDED", "object": pod("b", 12, gpus=2)}])
+    async with following(server) as ledger:
+        await until(lambda: held(ledger) == 3)
 
 
 async def test_a_server_that_ends_every_watch_at_once_is_not_asked_without_a_pause() -> None:
