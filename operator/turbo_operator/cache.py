@@ -2,8 +2,8 @@
 
 Watches lag behind our own writes. Whatever a write returned is put in here, and an older event does not
 undo it: resource versions of one API server grow (KEP-5504), so the larger one is the newer one. A deletion
-that we asked for is remembered by uid until its event comes, one that was seen until a later list: what was
-asked before it may be answered after it. No method calls the API server.
+that we asked for is remembered by uid until its event comes or a list shows it, one that was seen until a
+later list: what was asked before it may be answered after it. No method calls the API server.
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ class Cache:
         self._children: dict[Key, dict[tuple[str, str], HeldChild]] = {}
         self._pods: dict[Key, dict[str, _Held]] = {}
         self._gone = _Gone()
-        self._deleted: set[str] = set()  # uids, until their events come
+        # By uid the kind and namespace of what we deleted, until its event comes or a list shows it gone.
+        self._deleted: dict[str, tuple[str, str]] = {}
 
     # TurboDeployments
 
@@ -182,7 +183,7 @@ class Cache:
     def drop_child(self, body: Mapping[str, Any]) -> Key | None:
         """A child is gone, says a watch."""
         key, meta = key_of(body), body["metadata"]
-        self._deleted.discard(meta["uid"])
+        self._deleted.pop(meta["uid"], None)
         if key is not None:
             self._gone.add(body["kind"], meta["uid"], meta["resourceVersion"])
             held = self._children.get(key, {}).get((body["kind"], meta["name"]))
@@ -192,7 +193,7 @@ class Cache:
 
     def deleted(self, key: Key, view: ChildView) -> None:
         """We deleted a child: forget it now; events of its last moments change nothing."""
-        self._deleted.add(view.uid)
+        self._deleted[view.uid] = view.kind, key.namespace
         _remove(self._children, key, (view.kind, view.name))
 
     def children(self, key: Key, uid: str) -> dict[tuple[str, str], HeldChild]:
@@ -293,6 +294,10 @@ class Cache:
             for key, name in pods:
                 _remove(self._pods, key, name)
             return {key for key, _ in pods}
+        for uid, (what, where) in list(self._deleted.items()):
+            if what == kind and namespace in (None, where) and uid not in there:
+                del self._deleted[uid]
+                self._gone.add(kind, uid, resource_version)
         children = [
             (key, place)
             for key, held_children in self._children.items()

@@ -210,6 +210,27 @@ def test_nothing_is_kept_of_what_is_gone() -> None:
     assert set(sizes.values()) == {0}
 
 
+def test_what_we_deleted_is_kept_in_mind_until_a_list_of_its_kind_and_place_shows_it_gone() -> None:
+    """A watch that was cut off never tells of the deletion."""
+    cache = Cache()
+    cache.put_child(child(version=5))
+    cache.deleted(KEY, cache.observe(KEY, "td").children[0])
+    for kind, uids, namespace in (
+        ("Service", ["u1"], None),  # it is going still
+        ("Deployment", [], None),
+        ("Service", [], "elsewhere"),
+    ):
+        cache.keep_only(kind, uids, "6", namespace)
+        cache.put_child(child(version=7))
+        assert cache.observe(KEY, "td").children == ()
+    cache.keep_only("Service", [], "8")
+    cache.put_child(child(version=7))  # an event from before that list
+    assert cache.observe(KEY, "td").children == ()
+    cache.keep_only("Service", [], "9")
+    sizes = {name: len(value) for name, value in vars(cache).items() if hasattr(value, "__len__")}
+    assert set(sizes.values()) == {0}
+
+
 def test_inspect_pods_are_not_serving_pods() -> None:
     ended = {"name": "inspect", "state": {"terminated": {"exitCode": 0, "message": "{}"}}}
     cache = Cache()
