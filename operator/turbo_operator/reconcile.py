@@ -296,7 +296,7 @@ def decide(
         fresh_seconds=scaler.NUM_MISSED * settings.scrape_seconds,
     )
     variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
-    calibrations, online = calibrating.heard(td, observed, online)
+    calibrations, online = calibrating.heard(td, observed, online, now)
     children = tuple(render.children(td, observed, choice, variants, settings))
     return _Decision(scale, plan, plan_hash, calibrations, online, children)
 

@@ -174,6 +174,8 @@ class Calibrated(StatusRecord):
     """Of reading a prompt, from what pods measured at their start."""
     online: _Factor
     """On both, from how long requests took under load."""
+    until: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """When online is 1 again unless it is heard once more (RFC 3339, UTC); absent while it is 1."""
 
 
 class Live(StatusRecord):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
-from turbo_operator.api import Calibrated, TurboDeployment
+from turbo_operator.api import Calibrated, TurboDeployment, epoch, rfc3339
 from turbo_operator.observed import Observed
-from turbo_operator.planner.calibration import Calibration, Filter, calibrate
+from turbo_operator.planner.calibration import DRIFT, Calibration, Filter, calibrate
 from turbo_operator.planner.online import Online
 from turbo_operator.planner.replica import replica
 from turbo_operator.planning.question import running
@@ -19,42 +19,66 @@ STEP = 0.05  # of a factor: what a new pod's start tells beside the others chang
 MOST_KEPT = 16  # engines and accelerators
 # Of a factor: what lies beyond is a slip in the catalogue, or the word of another program.
 LEAST, MOST = 0.01, 100.0
+NEUTRAL = "1.000"
+# A plan that has left an accelerator hears no more of it. What was heard under load counts until it may have
+# wandered as far as was thought possible before anything was heard: for three days.
+BELIEVED_SECONDS = Filter().variance / DRIFT
 
 
 def heard(
-    td: TurboDeployment, observed: Observed, online: Online | None
+    td: TurboDeployment, observed: Observed, online: Online | None, now: float
 ) -> tuple[tuple[Calibrated, ...], Online | None]:
     """The factors now, those of what runs first, and what is known of it from the loads so far.
 
-    `online` is the answer before; None after a start, and while no plan runs.
+    `online` is the answer before; None after a start, and while no plan runs. `now` is in seconds since the
+    epoch.
     """
-    kept = td.status.calibrations
-    now = running(td.status.plan, observed)
-    row = observed.accelerators.get(now.accelerator) if now is not None else None
-    if now is None or row is None or observed.model is None:
+    kept = tuple(_faded(each) if _is_over(each, now) else each for each in td.status.calibrations)
+    runs = running(td.status.plan, observed)
+    row = observed.accelerators.get(runs.accelerator) if runs is not None else None
+    if runs is None or row is None or observed.model is None:
         return kept, None
-    one = replica(td.spec, observed.model.shape, row, now)
+    one = replica(td.spec, observed.model.shape, row, runs)
     if one is None:
         return kept, None
-    of = (str(now.engine), now.accelerator)
+    of = (str(runs.engine), runs.accelerator)
     mine = next((each for each in kept if (each.engine, each.accelerator) == of), None)
     in_force = td.status.plan.hash if td.status.plan else None
     pods = [pod for pod in observed.pods if pod.plan_hash == in_force]
     points = [point for pod in pods if pod.load is not None for point in pod.load.load.step_times or ()]
     start = _start(mine, calibrate(points, *one))
-    before = online if online is not None and online.of == of else _restored(mine, of)
+    faded = mine is not None and mine not in td.status.calibrations
+    before = online if online is not None and online.of == of and not faded else _restored(mine, of)
     after = before.heard(pods, *one, start)
     if start is None and after.told == 0.0:
         return kept, after
     start = start or Calibration(1.0, 1.0)
     told = Calibrated(
-        engine=now.engine,
-        accelerator=now.accelerator,
+        engine=runs.engine,
+        accelerator=runs.accelerator,
         decode=_written(start.decode),
         prefill=_written(start.prefill),
         online=_written(after.factor),
+        until=_until(mine, after) if after.told else None,
     )
     return (told, *(each for each in kept if each is not mine))[:MOST_KEPT], after
+
+
+def _is_over(kept: Calibrated, now: float) -> bool:
+    return kept.online != NEUTRAL and (kept.until is None or epoch(kept.until) <= now)
+
+
+def _faded(kept: Calibrated) -> Calibrated:
+    """With what was measured at a start alone, which is the machine's and not its load's."""
+    return kept.model_copy(update={"online": NEUTRAL, "until": None})
+
+
+def _until(kept: Calibrated | None, heard: Online) -> str:
+    """Written anew once half of the time has passed, so that a status under load is rarely written."""
+    until = heard.filter.at + BELIEVED_SECONDS
+    if kept is not None and kept.until is not None and until - epoch(kept.until) <= BELIEVED_SECONDS / 2:
+        return kept.until
+    return rfc3339(until)
 
 
 def _written(factor: float) -> str:
