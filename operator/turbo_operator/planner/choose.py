@@ -43,7 +43,7 @@ def plan(
     """
     asked = request(spec, shape, tuple(sorted(catalogue)))
     replicas = asked.fixed if asked.external else asked.fewest
-    refusal = _refusal(asked)
+    refusal = _refusal(asked, draft)
     if refusal is not None:
         return Plan(None, replicas, *refusal)
     there = tuple(catalogue[name] for name in asked.names if name in catalogue)
@@ -88,7 +88,7 @@ def frontier(
 ) -> tuple[Weighed, ...]:
     """Every candidate that could be predicted, the best one first; the arguments are those of `plan`."""
     asked = request(spec, shape, tuple(sorted(catalogue)))
-    if _refusal(asked) is not None:
+    if _refusal(asked, draft) is not None:
         return ()
     there = tuple(catalogue[name] for name in asked.names if name in catalogue)
     of = weigh(spec, asked, there, Case(supply, now, draft, calibrations or {}), every=True)
@@ -115,7 +115,7 @@ def frontier(
     return tuple(found)
 
 
-def _refusal(asked: Request) -> tuple[PlanReason, str] | None:
+def _refusal(asked: Request, draft: ModelShape | None) -> tuple[PlanReason, str] | None:
     """What no candidate can mend."""
     shape = asked.shape
     longest = NOW.longest(shape)
@@ -129,6 +129,11 @@ def _refusal(asked: Request) -> tuple[PlanReason, str] | None:
         return PlanReason.NOT_YET_SUPPORTED, (
             f"{asked.overlong}, but requests end at spec.model.maxModelLen of {asked.max_model_len} tokens, "
             f"prompt and answer together: write means that fit{raised}."
+        )
+    if draft is not None and draft.vocab_size != shape.vocab_size:
+        return PlanReason.NOT_YET_SUPPORTED, (
+            f"spec.speculation.draftModel has a vocabulary of {draft.vocab_size} tokens, and the model one "
+            f"of {shape.vocab_size}: name a draft model with the model's own, or leave draftModel out."
         )
     if not asked.names:
         return PlanReason.NO_PROFILE, "There is no TurboAccelerator: create one to choose from."

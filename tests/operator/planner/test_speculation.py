@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.api import Method, Placement, Speculation
+from turbo_dev.plan_examples import MIDDLE, SMALL, fast, named, spec
+from turbo_operator.api import Method, Placement, PlanReason, Speculation
 from turbo_operator.catalog import shapes
-from turbo_operator.planner import speculation
+from turbo_operator.planner import plan, speculation
 from turbo_operator.planner.engines import ENGINES, OFF
 from turbo_operator.planner.speculation import PRIORS, Draft, committed, fastest, options
 
@@ -89,3 +92,16 @@ def test_a_pass_of_a_head_costs_a_fraction_of_the_model() -> None:
     assert SHAPE is not None
     for method in (Method.EAGLE3, Method.MTP, Method.TURBO_HEADS):
         assert 1 / SHAPE.layers < speculation.pass_share(method, SHAPE) < 0.2
+
+
+@pytest.mark.parametrize("mode", ["Auto", "Required"])
+def test_a_draft_model_of_another_vocabulary_is_refused_with_both_sizes(mode: str) -> None:
+    other = replace(SMALL, vocab_size=MIDDLE.vocab_size + 128)  # as a padded table of the same tokenizer has
+    asked = spec(speculation={"mode": mode, "draftModel": {"uri": "hf://a/b"}})
+    there = named(fast("a", 80, "1.00"))
+    made = plan(asked, MIDDLE, there, draft=other)
+    assert (made.choice, made.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+    assert f"spec.speculation.draftModel has a vocabulary of {other.vocab_size} tokens" in made.detail
+    assert f"{MIDDLE.vocab_size}" in made.detail
+    same = replace(SMALL, vocab_size=MIDDLE.vocab_size)
+    assert "vocabulary" not in plan(asked, MIDDLE, there, draft=same).detail
