@@ -171,7 +171,10 @@ def test_what_runs_stays_unless_another_saves_enough(
     there: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
-    rest = {"cost": {}, "planPolicy": {"minSavingFraction": "0.30"}, "replicas": max(1, wanted.replicas)}
+    rest: dict[str, Any] = {"cost": {}, "planPolicy": {"minSavingFraction": "0.30"}}
+    rest |= {"replicas": max(1, wanted.replicas)}
+    if wanted.scaling_policy == "External":  # then what the load needs is compared, and another number told
+        rest |= {"scaling": {"policy": "Planned"}}
     asked = changed(wanted, accelerators={"capacityTypes": ["OnDemand"]}, **rest)
     best = planned(asked, model, there, supply)
     for name in there:
