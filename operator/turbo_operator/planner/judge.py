@@ -114,6 +114,13 @@ class Verdict:
     miss: Numbers  # what is needed over what there is; 1 where nothing is short
     cost: Numbers  # micro-dollars per hour of the replicas; NaN where the price is unknown
 
+    @property
+    def told(self) -> Numbers:
+        """Replicas that a rejected row speaks of: where it would do, those that it is compared by."""
+        would_do = self.is_(PlanReason.FEASIBLE) | self.is_(PlanReason.NOT_YET_SUPPORTED)
+        found: Numbers = np.where(would_do, self.wanted, self.replicas)
+        return found
+
     def is_(self, reason: PlanReason) -> Mask:
         """The pairs with this reason."""
         found: Mask = self.code == CODES.index(reason)

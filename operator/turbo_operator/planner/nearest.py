@@ -42,7 +42,8 @@ def nearest(of: Weighing, best: int | None) -> Rejected | None:
         return None
     if best is not None and not loose.compared[found] < of.compared[best]:
         return None
-    replicas = loose.verdict.replicas[[found]]
+    # As many as the load needs, whoever decides on them: with fewer it would miss by more than a little.
+    replicas = np.maximum(loose.verdict.replicas, loose.verdict.wanted)[[found]]
     (does,) = predicted(loose, np.array([found]), replicas)
     if does is None:
         return None
@@ -91,7 +92,7 @@ def least_missed(of: Weighing) -> Rejected | None:
     )
     cost = np.nan_to_num(of.compared[pairs], nan=np.inf)
     found = int(pairs[np.lexsort((cost, bucket(ratio)))[0]])
-    replicas = of.verdict.wanted[[found]]
+    replicas = of.verdict.told[[found]]
     (does,) = predicted(of, np.array([found]), replicas)
     return row(of, found, None, does)
 

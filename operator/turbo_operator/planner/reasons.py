@@ -214,7 +214,7 @@ def _not_yet(of: Weighing, pair: int) -> str:
     alone = _alone_too_small(of, place)
     if alone is not None and tensor * nodes > 1 and nodes == 1 and what.startswith("a replica on"):
         return f"{alone} {tensor} together would, but {what}."
-    replicas = int(of.verdict.replicas[pair])
+    replicas = int(of.verdict.told[pair])
     cost = cost_per_hour(of, pair, replicas)
     price = "" if cost is None else f" for {explain.money(cost)} $/h"
     with_engine = f"{of.it.engine_of(place).name} on {words(of.it, place)}"

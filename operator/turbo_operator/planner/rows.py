@@ -38,7 +38,7 @@ def rejected(of: Weighing, best: int | None, count: int) -> tuple[tuple[Rejected
     """
     pairs = _worth_telling(of, best)
     chosen = np.array([] if best is None else [best], np.int64)
-    replicas = np.append(of.verdict.replicas[pairs], np.full(len(chosen), float(count)))
+    replicas = np.append(of.verdict.told[pairs], np.full(len(chosen), float(count)))
     told = predicted(of, np.append(pairs, chosen), replicas)
     made = [row(of, pair, best, does) for pair, does in zip(pairs.tolist(), told, strict=False)]
     rank = {pair: place for place, pair in enumerate(of.order.tolist())}
@@ -135,6 +135,6 @@ def row(of: Weighing, pair: int, best: int | None, does: Predicted | None) -> Re
         engine=of.it.engine_of(place).name,
         capacity_type=of.request.capacity_types[of.stock.capacity_type[pair]],
         nodes=int(of.it.nodes[place]),
-        replicas=int(of.verdict.replicas[pair]),
+        replicas=int(of.verdict.told[pair]),
         predicted=does,
     )

@@ -26,6 +26,33 @@ def test_too_few_external_replicas_serve_and_the_plan_says_so() -> None:
         assert made.detail.endswith(said) == (count < need)
 
 
+@pytest.mark.parametrize("count", [0, 1, 9])
+def test_rows_beside_external_replicas_speak_of_the_number_that_they_are_compared_by(count: int) -> None:
+    """A row of one replica that is called dearer by what two cost cannot be checked by anybody."""
+    slow = {"memory_bandwidth": 3e11}
+    there = named(fast("a", 80, "1.00", **slow), fast("b", 80, "7.00"), fast("c", 80, "2.00", **slow))
+    load = {**LOAD, "requestsPerSecond": "9"}
+    asked = spec(model=SHORT, workload=load, scaling={"policy": "External"}, replicas=count)
+    needed = plan(spec(model=SHORT, workload=load), MIDDLE, there)
+    made = plan(asked, MIDDLE, there)
+    assert needed.replicas > 1
+    for name in ("b", "c"):
+        told, same = (row_of(each, name, PlanReason.DEARER) for each in (made, needed))
+        assert (told.replicas, told.detail) == (same.replicas, same.detail)
+        assert told.predicted == same.predicted
+
+
+def test_what_misses_by_little_is_told_with_as_many_external_replicas_as_the_load_needs() -> None:
+    there = named(fast("slow", 80, "0.50", memory_bandwidth=2.9e12), fast("quick", 80, "1.00"))
+    load = {**LOAD, "requestsPerSecond": "40"}
+    asked = {"model": SHORT, "workload": load, "targets": {"timePerOutputToken": {"max": "12ms"}}}
+    planned = plan(spec(**asked), MIDDLE, there)
+    made = plan(spec(**asked, scaling={"policy": "External"}, replicas=1), MIDDLE, there)
+    assert planned.nearest is not None
+    assert planned.nearest.replicas != 1
+    assert made.nearest == planned.nearest
+
+
 def test_what_no_number_of_external_replicas_reaches_is_no_plan() -> None:
     targets = {"timePerOutputToken": {"max": "1ms"}}
     asked = spec(model=SHORT, targets=targets, scaling={"policy": "External"}, replicas=9)
