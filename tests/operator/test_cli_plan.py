@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -41,6 +42,27 @@ def test_a_plan_without_candidates_has_no_empty_table(
     shown = capsys.readouterr().out
     assert shown.splitlines()[0] == f"chat: hf://{MODEL}"
     assert "TTFT" not in shown
+
+
+def test_what_comes_nearest_is_told_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for changes in (
+        {"cost": {"maxPerHour": "0.10"}},
+        {"accelerators": {"allowed": ["h1000"]}},
+        {"engine": {"type": "VLLM"}},
+    ):
+        assert cli.plan(["-f", written(tmp_path, deployment(**changes)), "-o", "json"]) == 2
+        nearest = answer(capsys)["nearest"]["detail"]
+        assert cli.plan(["-f", written(tmp_path, deployment(**changes))]) == 2
+        assert capsys.readouterr().out.count(nearest) == 1
+
+
+def test_standard_input_is_read_for_one_file_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(yaml.safe_dump(deployment())))
+    assert cli.plan(["-f", "-", "--nodes", "-"]) == 1
+    assert "standard input can be read once" in capsys.readouterr().err
+    assert cli.plan(["-f", "-"]) == 0
 
 
 def test_the_example_of_the_readme_is_planned(capsys: pytest.CaptureFixture[str]) -> None:

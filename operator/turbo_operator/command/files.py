@@ -25,7 +25,7 @@ class Found(NamedTuple):
 
 def objects(source: str) -> Iterator[Found]:
     """The objects of a YAML file (- is standard input), those of a List one by one; BadInputError if none."""
-    name = "standard input" if source == "-" else source
+    name = called(source)
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
         parsed = list(yaml.load_all(text, Loader=_Loader))
@@ -48,6 +48,11 @@ def objects(source: str) -> Iterator[Found]:
             place = f"{name}, document {index}, item {number}"
             inner = _object(place, item)
             yield Found(place, inner if "kind" in inner else {**inner, "kind": kind})
+
+
+def called(source: str) -> str:
+    """A source as a sentence calls it."""
+    return "standard input" if source == "-" else source
 
 
 def unique(found: Iterable[Found]) -> tuple[Found, ...]:

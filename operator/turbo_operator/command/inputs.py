@@ -35,10 +35,12 @@ def given(
     file: str, catalogue_file: str | None = None, nodes_file: str | None = None, model: str | None = None
 ) -> Given:
     """The files' contents but for the nodes; BadInputError names the file and the field that is wrong."""
+    if [file, catalogue_file, nodes_file].count("-") > 1:
+        raise BadInputError("standard input can be read once: write - for one file, and name the others.")
     found = files.unique(files.objects(file))
     deployments = files.of_kind(api.TURBODEPLOYMENT, found)
     if not deployments:
-        raise BadInputError(f"{file}: there is no object of kind {api.TURBODEPLOYMENT} in it.")
+        raise BadInputError(f"{files.called(file)}: there is no object of kind {api.TURBODEPLOYMENT} in it.")
     listed = files.unique(files.objects(catalogue_file)) if catalogue_file else ()
     catalogued = files.of_kind(api.TURBOACCELERATOR, listed)
     if catalogue_file and not catalogued:

@@ -27,5 +27,7 @@ def show(answers: Sequence[Answer], output: str, plot: str | None) -> None:
     else:
         from turbo_operator.command import table
 
-        for answer in answers:
+        for number, answer in enumerate(answers):
+            if number:
+                print()
             table.show(answer)

@@ -55,7 +55,7 @@ def show(answer: Answer) -> None:
     console.print(Text(plan.detail))
     if plan.choice:
         console.print(Text(_trust(plan.choice.predicted)))
-    if plan.nearest:
+    if plan.nearest and plan.nearest.detail not in plan.detail:  # what has no plan quotes it already
         console.print(Text(f"~ {_sentence(plan.nearest)}"))
     for row in rows:
         if row != plan.nearest:

@@ -159,7 +159,7 @@ def _infeasible(
         )
         return Plan(None, replicas, PlanReason.NOT_YET_SUPPORTED, detail)
     first = near or told[0]
-    if first.reason == PlanReason.NO_PROFILE:
+    if first.accelerator not in catalogue:
         there = ", ".join(sorted(catalogue)) or "none"
         detail = f"{first.detail} There are: {there}."
     else:

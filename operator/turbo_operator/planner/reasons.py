@@ -123,11 +123,12 @@ def _unreachable(of: Weighing, pair: int) -> str:
     if np.isinf(need):
         return f"{name} reaches the targets with no number of replicas: allow a faster accelerator."
     each = explain.rate(float(speeds.requests_per_second[place]))
-    takes = f"{name} takes {each} requests/s per replica while the targets hold: the load needs {need:.0f}"
-    held = explain.count(request.most, "replica")
+    held = " while the targets hold" if request.targets else ""
+    takes = f"{name} takes {each} requests/s per replica{held}: the load needs {need:.0f}"
+    most = explain.count(request.most, "replica")
     if request.most == MOST_REPLICAS:
-        return f"{takes}, and a TurboDeployment has {held} at most: allow a faster accelerator."
-    return f"{takes}, and spec.scaling.maxReplicas allows {held}: allow more, or a faster accelerator."
+        return f"{takes}, and a TurboDeployment has {most} at most: allow a faster accelerator."
+    return f"{takes}, and spec.scaling.maxReplicas allows {most}: allow more, or a faster accelerator."
 
 
 def _lightest(of: Weighing, place: int) -> Predicted:

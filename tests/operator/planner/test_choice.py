@@ -176,3 +176,4 @@ def test_an_accelerator_without_a_profile_serves_until_speed_is_asked_for() -> N
     asked = plan(spec(workload=LOAD), SMALL, there)
     assert (asked.choice, asked.reason) == (None, PlanReason.NO_PROFILE)
     assert "spec.memoryBandwidthGBps and spec.tflops" in asked.detail
+    assert "There are" not in asked.detail  # it is there, and another name would be no remedy
