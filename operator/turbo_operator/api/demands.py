@@ -26,7 +26,8 @@ class Lengths(Record):
     mean: Tokens
     """Of all requests together."""
     p95: Tokens | None = None
-    """That one request in twenty is longer than. Default: three times the mean."""
+    """That one request in twenty is longer than. Default: three times the mean. What is planned for ends
+    where maxModelLen leaves room for the mean of the other lengths."""
 
     rules = (
         Rule(
@@ -42,9 +43,9 @@ class Workload(Record):
     """The load that is expected."""
 
     input_tokens: Lengths | None = None
-    """Tokens of a prompt. Default: a mean of 512, shown as assumed."""
+    """Tokens of a prompt. Default: a mean of 512, or what maxModelLen leaves; shown as assumed."""
     output_tokens: Lengths | None = None
-    """Tokens of an answer. Default: a mean of 256, shown as assumed."""
+    """Tokens of an answer. Default: a mean of 256, or what maxModelLen leaves; shown as assumed."""
     requests_per_second: Rate | None = None
     """Requests of all clients together in a busy hour."""
     concurrency: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] | None = None
