@@ -19,13 +19,14 @@ from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.command.question import Answer
 from turbo_operator.command.words import candidate, duration
-from turbo_operator.planned import Plan, Weighed
+from turbo_operator.planned import Plan, Predicted, Weighed
 from turbo_operator.planner import money
 from turbo_operator.planner.explain import count
 
 PANEL = (10.0, 6.0)  # inches
 FORMATS = (".png", ".svg", ".pdf")
 NUM_NAMED = 6  # corners of the frontier that bear their names
+APART = 1.15  # times the cost of the one below
 # Okabe and Ito's palette, told apart by people who see colours differently; with the shapes 56 accelerators.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -62,10 +63,9 @@ def figure(answers: Sequence[tuple[Answer, Sequence[Weighed]]]) -> Figure:
 
 
 def frontier(points: Points) -> Points:
-    """The feasible candidates that no other beats in both, the fastest first."""
+    """Those that no other beats in both, the fastest first."""
     best: list[tuple[Weighed, Point]] = []
-    feasible = (pair for pair in points if pair[0].reason == PlanReason.FEASIBLE)
-    for each, place in sorted(feasible, key=lambda pair: pair[1]):
+    for each, place in sorted(points, key=lambda pair: pair[1]):
         if not best or place[1] < best[-1][1][1]:
             best.append((each, place))
     return best
@@ -81,13 +81,14 @@ def _points(candidates: Iterable[Weighed]) -> Points:
 
 
 def _panel(axes: Axes, answer: Answer, points: Points) -> None:
-    spec, best = answer.question.td.spec, frontier(points)
+    spec = answer.question.td.spec
     legend = _scatter(axes, points)
-    if best:
-        seconds, costs = zip(*(place for _, place in best), strict=True)
-        (line,) = axes.step(seconds, costs, where="post", color=DARK, linewidth=1.2, label="frontier")
-        legend.append(line)
-    for each, place in best[:NUM_NAMED]:
+    feasible = [pair for pair in points if pair[0].reason == PlanReason.FEASIBLE]
+    best = frontier(feasible or points)
+    seconds, costs = zip(*(place for _, place in best), strict=True)
+    style, name = ("-", "frontier") if feasible else (":", "frontier, none feasible")
+    legend += axes.step(seconds, costs, style, where="post", color=DARK, linewidth=1.2, label=name)
+    for each, place in _apart(best):
         name = candidate(each.accelerator, each.tensor, each.nodes, each.engine, each.capacity_type)
         axes.annotate(name, place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
     _asked_for(axes, spec)
@@ -99,29 +100,38 @@ def _panel(axes: Axes, answer: Answer, points: Points) -> None:
     axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
 
 
+def _apart(corners: Points) -> Points:
+    """A few corners, the cheapest first, whose names do not lie upon each other."""
+    found: list[tuple[Weighed, Point]] = []
+    for each, place in reversed(corners):
+        if not found or place[1] >= found[-1][1][1] * APART:
+            found.append((each, place))
+    return found[:NUM_NAMED]
+
+
 def _scatter(axes: Axes, points: Points) -> list[Line2D]:
-    """The candidates, filled, hollow or a dot by whether they may be chosen; the legend that says so."""
+    """The candidates, filled, hollow or small by whether they may be chosen; the legend that says so."""
     names = sorted({each.accelerator for each, _ in points})
     legend = [
         Line2D([], [], linestyle="", marker="o", color=DARK, label="feasible"),
         Line2D([], [], linestyle="", marker="o", color=DARK, fillstyle="none", label="misses what is asked"),
-        Line2D([], [], linestyle="", marker=".", color=DARK, markersize=4, label="not supported yet"),
+        Line2D([], [], linestyle="", marker="o", color=DARK, markersize=3, label="not supported yet"),
     ]
     for number, name in enumerate(names):
         colour, shape = COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)]
         legend.append(Line2D([], [], linestyle="", marker=shape, color=colour, label=name))
         own = [(each.reason, place) for each, place in points if each.accelerator == name]
         for places, look in (
-            ([place for reason, place in own if reason == PlanReason.NOT_YET_SUPPORTED], (".", colour, 12)),
-            ([place for reason, place in own if reason not in _SOLID], (shape, "none", 30)),
-            ([place for reason, place in own if reason == PlanReason.FEASIBLE], (shape, colour, 46)),
+            ([place for reason, place in own if reason == PlanReason.NOT_YET_SUPPORTED], (colour, 12)),
+            ([place for reason, place in own if reason not in _SOLID], ("none", 30)),
+            ([place for reason, place in own if reason == PlanReason.FEASIBLE], (colour, 46)),
         ):
-            marker, face, size = look
+            face, size = look
             if places:
                 axes.scatter(
                     [seconds for seconds, _ in places],
                     [cost for _, cost in places],
-                    marker=marker,
+                    marker=shape,
                     s=size,
                     facecolors=face,
                     edgecolors=colour,
@@ -140,44 +150,60 @@ def _asked_for(axes: Axes, spec: TurboDeploymentSpec) -> None:
     words: dict[str, Any] = {"fontsize": 8, "color": CHOSEN}
     if target is not None:
         axes.axvline(target.max_seconds, **style)
-        axes.text(
-            target.max_seconds,
-            0.99,
-            f" target {target.max}",
-            transform=axes.get_xaxis_transform(),
+        axes.annotate(
+            f"target {target.max}",
+            (target.max_seconds, 0.99),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(3, 0),
+            textcoords="offset points",
+            rotation=90,  # or it would run out of the panel where the target is at its edge
             va="top",
             **words,
         )
     budget = spec.cost.max_per_hour if spec.cost else None
     if budget is not None:
         axes.axhline(float(budget), **style)
-        axes.text(
-            0.99,
+        axes.text(  # on the left, where what is fast and cheap would be
+            0.01,
             float(budget),
             f"budget {money(budget)} $/h",
             transform=axes.get_yaxis_transform(),
-            ha="right",
             va="bottom",
             **words,
         )
 
 
 def _choice(axes: Axes, plan: Plan) -> str:
-    """Mark the choice where it has a place; what it is, for the title."""
-    choice = plan.choice
-    if choice is None:
-        return f"no plan is feasible: {plan.reason}"
-    name = candidate(
-        choice.accelerator.name, choice.tensor, choice.nodes, choice.engine, choice.capacity_type
-    )
-    seconds, cost = choice.predicted.time_per_output_token, choice.predicted.cost_per_hour
-    if seconds is not None and cost:
-        axes.scatter(
-            [seconds], [float(cost)], marker="o", s=220, facecolors="none", edgecolors=CHOSEN, linewidths=2
+    """Ring the choice, or without one what comes nearest, where it has a place; what it is, for the title."""
+    choice, near = plan.choice, plan.nearest
+    if choice is not None:
+        _ring(axes, choice.predicted)
+        name = candidate(
+            choice.accelerator.name, choice.tensor, choice.nodes, choice.engine, choice.capacity_type
         )
+        return f"chosen (ringed): {name}, {choice.method}, {_does(plan.replicas, choice.predicted)}"
+    none = f"no plan is feasible: {plan.reason}"
+    if near is None or near.predicted is None or not _ring(axes, near.predicted):
+        return none
+    name = candidate(near.accelerator, near.tensor, near.nodes, near.engine, near.capacity_type)
+    return f"{none}; nearest (ringed): {name}, {near.method}, {_does(near.replicas or 0, near.predicted)}"
+
+
+def _ring(axes: Axes, predicted: Predicted) -> bool:
+    """Ring a place; whether there is one."""
+    seconds, cost = predicted.time_per_output_token, predicted.cost_per_hour
+    if seconds is None or not cost:
+        return False
+    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": CHOSEN, "linewidths": 2}
+    axes.scatter([seconds], [float(cost)], marker="o", s=220, **ring)
+    return True
+
+
+def _does(replicas: int, predicted: Predicted) -> str:
+    cost = predicted.cost_per_hour
     price = "of unknown price" if cost is None else f"{money(cost)} $/h"
-    replicas = count(plan.replicas, "replica")
-    return f"chosen (ringed): {name}, {choice.method}, {replicas}, {price}, {duration(seconds)} per token"
+    pods, seconds = count(replicas, "replica"), predicted.time_per_output_token
+    return f"{pods}, {price}, {duration(seconds)} per token"
 
 
 def _axis(axes: Axes, spec: TurboDeploymentSpec) -> None:

@@ -75,6 +75,36 @@ def test_title_lines_and_points_say_what_was_asked_and_chosen(file: str) -> None
     assert {"slow", "fast", "frontier"} <= {text.get_text() for text in legend.get_texts()}
 
 
+def test_where_nothing_is_feasible_the_nearest_is_ringed_and_corners_are_named(file: str) -> None:
+    path = Path(file)
+    path.write_text(path.read_text().replace('maxPerHour: "20"', 'maxPerHour: "0.10"'))
+    (question,) = inputs.from_files(inputs.given(file), None)
+    found = ask(question)
+    assert found.plan.choice is None
+    (axes,) = plot.figure([(found, candidates(question))]).axes
+    assert "nearest (ringed): slow, Suffix, 2 replicas, 2.00 $/h" in axes.get_title(loc="left")
+    assert {"slow", "fast"} <= {text.get_text().split(",")[0].split(" x")[0] for text in axes.texts}
+
+
+def test_no_two_accelerators_look_alike_whether_they_may_be_chosen_or_not(file: str) -> None:
+    """With more of them than colours, only shapes tell small points apart."""
+    path = Path(file)
+    names = [f"more-{number}" for number in range(8)]
+    rows = (ACCELERATOR.format(name=name, bandwidth=2000, tflops=600, price="2.00") for name in names)
+    text = path.read_text().replace("[slow, fast]", f"[{', '.join(names)}]")
+    path.write_text(text.replace("accelerators:", "engine: {type: VLLM}\n  accelerators:") + "".join(rows))
+    (question,) = inputs.from_files(inputs.given(file), None)
+    found = candidates(question)
+    assert {each.reason for each in found} == {PlanReason.NOT_YET_SUPPORTED}
+    (axes,) = plot.figure([(ask(question), found)]).axes
+    looks = {
+        (points.get_paths()[0].vertices.tobytes(), points.get_edgecolor().tobytes())
+        for points in axes.collections
+        if points.get_sizes()[0] < 100  # no ring
+    }
+    assert len(looks) == len(names)
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("plan.xyz", "end the name in .png"), ("none/plan.png", "No such file")]
 )
@@ -109,22 +139,20 @@ PLACES = st.lists(
     st.builds(
         weighed,
         st.tuples(st.floats(0.001, 1.0), st.integers(1, 9).map(float)),
-        st.sampled_from([PlanReason.FEASIBLE, PlanReason.OVER_BUDGET]),
+        st.just(PlanReason.FEASIBLE),
     ),
     max_size=12,
 )
 
 
 @given(PLACES)
-def test_the_frontier_is_what_no_feasible_candidate_beats_in_both(
+def test_the_frontier_is_what_no_candidate_beats_in_both(
     points: list[tuple[Weighed, tuple[float, float]]],
 ) -> None:
-    feasible = [place for each, place in points if each.reason == PlanReason.FEASIBLE]
+    places = [place for _, place in points]
     beaten = {
-        place
-        for place in feasible
-        if any(o != place and o[0] <= place[0] and o[1] <= place[1] for o in feasible)
+        place for place in places if any(o != place and o[0] <= place[0] and o[1] <= place[1] for o in places)
     }
     found = [place for _, place in plot.frontier(points)]
-    assert set(found) == set(feasible) - beaten
+    assert set(found) == set(places) - beaten
     assert found == sorted(found)
