@@ -10,8 +10,21 @@ import math
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_operator.api.names import CapacityType, Provisioning
-from turbo_operator.observed import Accelerator, Supply
+from turbo_operator.api import CapacityType, Provisioning, Resources, quantity
+from turbo_operator.observed import Accelerator, Host, NodeSupply, Supply
+
+DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is on a device
+
+
+def beside(accelerator: Accelerator, memory_bytes: int, resources: Resources | None) -> Host | None:
+    """What one pod takes beside its devices, the template's amounts over the plan's; None on cores, which
+    are the accelerator.
+    """
+    if accelerator.resource_name == "cpu":
+        return None
+    asked = (resources.requests if resources else None) or {}
+    memory = quantity(asked["memory"]) if "memory" in asked else memory_bytes
+    return Host(math.ceil(quantity(asked.get("cpu", DEVICE_POD_CORES)) * 1000), math.ceil(memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +35,7 @@ class Footprint:
     capacity_type: CapacityType
     per_replica: int
     nodes: int = 1
+    host: Host | None = None  # of one pod, beside its accelerators; None is not counted
 
     def accelerators(self, replicas: int) -> int:
         """Accelerators that `replicas` hold."""
@@ -91,6 +105,12 @@ class Footprint:
     def _on_nodes(self, supply: Supply) -> int:
         """Replicas that fit on what nodes have free: one on one node, or each on a node group of its own."""
         share = math.ceil(self.per_replica / self.nodes)
-        if self.nodes == 1:
-            return sum(node.free // share for node in supply.nodes)
-        return sum(node.free >= share for node in supply.nodes) // self.nodes
+        pods = [min(node.free // share, self._hosted(node)) for node in supply.nodes]
+        return sum(pods) if self.nodes == 1 else sum(number > 0 for number in pods) // self.nodes
+
+    def _hosted(self, node: NodeSupply) -> int:
+        """Pods for which a node has cores and memory."""
+        if self.host is None or node.host is None:
+            return node.allocatable
+        cores = node.host.millicores // max(1, self.host.millicores)
+        return min(cores, node.host.memory_bytes // max(1, self.host.memory_bytes))

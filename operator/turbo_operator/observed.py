@@ -43,12 +43,21 @@ class Accelerator:
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """Cores and memory beside accelerators: what a node has free, or what one pod takes."""
+
+    millicores: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class NodeSupply:
     """A node that an accelerator's pods may go to, in accelerators: what it has, and what no pod holds."""
 
     name: str
     allocatable: int
     free: int  # what pods of this TurboDeployment hold counts as free: a new plan may take their place
+    host: Host | None = None  # free beside devices; None: not known, nothing is held against it
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.api import CapacityType, Provisioning
-from turbo_operator.budget import Footprint
-from turbo_operator.observed import Accelerator, NodeSupply, Supply
+from turbo_operator.api import CapacityType, Provisioning, Resources
+from turbo_operator.budget import Footprint, beside
+from turbo_operator.observed import Accelerator, Host, NodeSupply, Supply
 
 PRICES = {CapacityType.ON_DEMAND: Decimal("2.50"), CapacityType.SPOT: Decimal("0.90")}
 H100 = Accelerator("h100", "nvidia.com/gpu", Decimal(1), 80 << 30, per_node=8, prices=PRICES)
@@ -106,3 +106,19 @@ def test_an_elastic_class_grows_to_its_bound_until_a_pod_has_waited_in_vain() ->
     assert footprint.room(Supply(there, exhausted_until=NOW), NOW) == 4
     unbounded = Footprint(replace(footprint.accelerator, most=None), CapacityType.SPOT, 4)
     assert unbounded.room(Supply(there), NOW) is None
+
+
+def test_a_replica_goes_only_where_its_cores_and_memory_are_free() -> None:
+    footprint = Footprint(H100, CapacityType.ON_DEMAND, 2, host=Host(2000, 10))
+    hosts = (Host(4000, 100), Host(64_000, 19), Host(1999, 100), None)
+    nodes = [NodeSupply(f"n{number}", 8, 8, host) for number, host in enumerate(hosts)]
+    assert [footprint.room(Supply((node,)), NOW) for node in nodes] == [2, 1, 0, 4]
+    spread = replace(footprint, per_replica=4, nodes=2)
+    assert spread.room(Supply(tuple(nodes)), NOW) == 1
+
+
+def test_what_a_pod_takes_beside_a_device_is_the_plans_or_the_templates() -> None:
+    asked = Resources.model_validate({"requests": {"cpu": "500m", "memory": "1Gi"}})
+    assert beside(H100, 7, None) == Host(2000, 7)
+    assert beside(H100, 7, asked) == Host(500, 1 << 30)
+    assert beside(replace(H100, resource_name="cpu"), 7, None) is None

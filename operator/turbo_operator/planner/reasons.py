@@ -8,7 +8,7 @@ from decimal import Decimal
 import numpy as np
 
 from turbo_operator.api import Method, Objective, PlanReason, Provenance, Provisioning
-from turbo_operator.observed import Accelerator
+from turbo_operator.observed import Accelerator, Supply
 from turbo_operator.planned import Predicted
 from turbo_operator.planner import explain, memory, speculation
 from turbo_operator.planner.candidates import Candidates
@@ -16,8 +16,8 @@ from turbo_operator.planner.engines import OFF
 from turbo_operator.planner.judge import CODES, per_million_tokens
 from turbo_operator.planner.prediction import alone, cost_per_hour
 from turbo_operator.planner.request import MOST_REPLICAS
-from turbo_operator.planner.stock import MICRO
-from turbo_operator.planner.weigh import Weighing, lack
+from turbo_operator.planner.stock import MICRO, footprint
+from turbo_operator.planner.weigh import Weighing, hosts, lack
 
 
 def why(of: Weighing, pair: int, best: int | None) -> tuple[PlanReason, str]:
@@ -171,6 +171,8 @@ def _there(of: Weighing, pair: int, accelerator: Accelerator) -> str:
         free = sum(node.free for node in supply.nodes) if supply else 0
         on = explain.count(nodes, "node")
         there = f"{free} {name} free on {on}, enough for {holds}" if free else f"no free {name}"
+        if free and have < _without_host(of, pair, supply):
+            there += f", each with {_beside(of, pair)} beside"
         return (
             f"the cluster has {there}: ask for fewer, allow another class, or write provisioning: Elastic on "
             f"TurboAccelerator {name} where nodes can be added."
@@ -184,6 +186,19 @@ def _there(of: Weighing, pair: int, accelerator: Accelerator) -> str:
         f"TurboAccelerator {name} may grow to spec.max of {accelerator.most}, enough for {holds}: raise it, "
         "ask for fewer, or allow another class."
     )
+
+
+def _without_host(of: Weighing, pair: int, supply: Supply | None) -> int:
+    """Replicas for which there would be room, were cores and memory no matter."""
+    kind = of.request.capacity_types[of.stock.capacity_type[pair]]
+    holding = footprint(of.it, int(of.stock.candidate[pair]), kind)
+    return (holding.room(supply, of.case.now) or 0) if supply else 0
+
+
+def _beside(of: Weighing, pair: int) -> str:
+    (host,) = hosts(of.request, [of.it.accelerator_of(int(of.stock.candidate[pair]))])
+    assert host is not None  # on cores nothing is counted beside
+    return f"{host.millicores / 1000:g} cores and {explain.gib(host.memory_bytes)} of memory"
 
 
 def _over_budget(of: Weighing, pair: int) -> str:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from turbo_operator.api.names import CapacityType
 from turbo_operator.budget import Footprint
-from turbo_operator.observed import Supply
+from turbo_operator.observed import Host, Supply
 from turbo_operator.planner.candidates import Candidates, Indices
 from turbo_operator.planner.request import MOST_REPLICAS, Request
 
@@ -51,8 +51,11 @@ def stock(
     request: Request,
     supply: Mapping[str, Supply] | None,
     now: float,
+    hosts: Sequence[Host | None],
 ) -> Stock:
-    """Every candidate with every capacity type that may be used."""
+    """Every candidate with every capacity type that may be used; `hosts` is what a pod takes beside each of
+    the accelerators.
+    """
     types = request.capacity_types
     kinds = len(types)
     per_replica = it.per_replica.astype(np.int64)
@@ -62,7 +65,7 @@ def stock(
     )
     rows = np.array(
         [
-            _terms(it, request, supply, now, int(place), int(size), int(stages), kind)
+            _terms(it, request, supply, now, hosts[place], int(place), int(size), int(stages), kind)
             for kind in types
             for place, size, stages in sizes
         ]
@@ -76,7 +79,7 @@ def stock(
 
 
 def footprint(it: Candidates, index: int, capacity_type: CapacityType) -> Footprint:
-    """What one replica of a candidate holds."""
+    """What one replica of a candidate holds, its host apart."""
     return Footprint(
         it.accelerator_of(index), capacity_type, int(it.per_replica[index]), int(it.nodes[index])
     )
@@ -87,13 +90,14 @@ def _terms(
     request: Request,
     supply: Mapping[str, Supply] | None,
     now: float,
+    host: Host | None,
     place: int,
     size: int,
     nodes: int,
     kind: CapacityType,
 ) -> tuple[float, ...]:
     accelerator = it.accelerators[place]
-    holding = Footprint(accelerator, kind, size, nodes)
+    holding = Footprint(accelerator, kind, size, nodes, host)
     price = accelerator.prices.get(kind)
     paid = holding.paid(1)
     room = None if supply is None else holding.room(supply.get(accelerator.name, NOTHING), now)

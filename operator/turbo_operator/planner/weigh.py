@@ -6,14 +6,15 @@ else does: the rest cannot show up in an answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turbo_operator.api import EngineName, Objective, PlanReason, TurboDeploymentSpec
-from turbo_operator.observed import Accelerator, Supply
+from turbo_operator.budget import beside
+from turbo_operator.observed import Accelerator, Host, Supply
 from turbo_operator.planner import abilities, capacity, judge, memory, overlay, performance
 from turbo_operator.planner.candidates import Candidates, Indices, Room, candidates, chosen_from, room
 from turbo_operator.planner.engines import ENGINES
@@ -131,7 +132,7 @@ def weigh(
     said = _contradictions(request, accelerators, element)
     profiled = performance.known(it, of)
     lacking = _lacking(it, request.shape, said)
-    terms = stock(it, request, case.supply, case.now)
+    terms = stock(it, request, case.supply, case.now, hosts(request, accelerators))
     made = Weighing(
         request=request,
         case=case,
@@ -166,7 +167,7 @@ def reconsidered(of: Weighing, request: Request, places: Indices) -> Weighing:
         profiled=of.profiled[places],
         lacking=of.lacking[places],
         speeds=Speed.unknown(len(it)),
-        stock=stock(it, request, of.case.supply, of.case.now),
+        stock=stock(it, request, of.case.supply, of.case.now, hosts(request, it.accelerators)),
     )
     made = _with_speed(made, np.flatnonzero(made.profiled))
     return _ordered(made)
@@ -275,6 +276,22 @@ def host_memory(request: Request, accelerator: Accelerator, element: float) -> i
     if memory.on_cpu(accelerator):
         return accelerator.memory_bytes
     return 2 * int(memory.weights(request.shape, element, quantized=False).total) + HOST_RESERVE
+
+
+def hosts(request: Request, accelerators: Sequence[Accelerator]) -> list[Host | None]:
+    """What one pod takes beside each of the accelerators."""
+    return [
+        beside(
+            each,
+            host_memory(
+                request,
+                each,
+                element_bytes(computed_in(request.dtype, request.shape, memory.on_cpu(each))),
+            ),
+            request.resources,
+        )
+        for each in accelerators
+    ]
 
 
 def _contradictions(

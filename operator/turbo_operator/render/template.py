@@ -24,6 +24,7 @@ from turbo_operator.api import (
     label_value,
     quantity,
 )
+from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render import source
@@ -40,7 +41,6 @@ HASH_DIGITS = 8
 CPU = "cpu"
 GIB = 1 << 30
 MIB = 1 << 20
-DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is on a device
 GRACE_SLACK_SECONDS = 10  # the engine's last step and the processes' ends
 STARTUP_PERIOD_SECONDS = 2
 STARTUP_SECONDS = 3600  # downloads and loads of large models; a crash ends it sooner

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from turbo_operator.api import Accelerators, TurboDeploymentSpec
-from turbo_operator.budget import Footprint
+from turbo_operator.budget import Footprint, beside
 from turbo_operator.observed import PodView, Supply
 from turbo_operator.planned import Choice, Plan
 
@@ -60,7 +60,9 @@ def growth(
     """The bound on more replicas by what there is; it never takes away what runs."""
     bounds: list[Limit] = []
     if supply is not None:
-        room = footprint_of(choice).room(supply, now)
+        resources = spec.template.resources if spec.template else None
+        host = beside(choice.accelerator, choice.host_memory_bytes, resources)
+        room = replace(footprint_of(choice), host=host).room(supply, now)
         if room is not None:
             said = f"the cluster and its quotas hold no more replicas on {choice.accelerator.name}"
             bounds.append(Limit(max(room, present), said))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from turbo_operator.api import Template, label_value
-from turbo_operator.observed import Accelerator, NodeSupply, Supply
+from turbo_operator.observed import Accelerator, Host, NodeSupply, Supply
 
 Amounts = Mapping[str, int]  # by resource, in thousandths of its unit
 
@@ -195,10 +195,14 @@ def _under(
 
 def _on_node(accelerator: Accelerator, node: Node, held: Amounts, own: Amounts) -> NodeSupply:
     left = {
-        name: node.allocatable.get(name, 0) - held.get(name, 0) + own.get(name, 0)
-        for name in unit(accelerator)
+        name: node.allocatable[name] - held.get(name, 0) + own.get(name, 0)
+        for name in (*unit(accelerator), CPU, MEMORY)
+        if name in node.allocatable
     }
-    return NodeSupply(node.name, _units(accelerator, node.allocatable), _units(accelerator, left))
+    host = None
+    if accelerator.resource_name != CPU and CPU in left and MEMORY in left:
+        host = Host(max(0, left[CPU]), max(0, left[MEMORY] // 1000))
+    return NodeSupply(node.name, _units(accelerator, node.allocatable), _units(accelerator, left), host)
 
 
 def _units(accelerator: Accelerator, amounts: Amounts) -> int:

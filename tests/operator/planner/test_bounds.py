@@ -6,9 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from turbo_dev.plan_examples import LOAD, MIDDLE, SHORT, SMALL, fast, named, row_of, spec
+from turbo_dev.plan_examples import GIB, LOAD, MIDDLE, SHORT, SMALL, fast, named, row_of, spec
 from turbo_operator.api import PlanReason, Provenance
-from turbo_operator.observed import NodeSupply, Supply
+from turbo_operator.observed import Host, NodeSupply, Supply
 from turbo_operator.planner import plan
 
 
@@ -94,6 +94,29 @@ def test_a_quota_bounds_the_replicas() -> None:
     made = plan(spec(replicas=3), SMALL, there, supply)
     assert (made.choice, made.reason) == (None, PlanReason.NO_CAPACITY)
     assert "quota leaves 2 a" in made.detail
+
+
+def test_a_node_without_memory_or_cores_beside_its_devices_is_no_room() -> None:
+    """MIDDLE has 16.1 GB of weights, twice of which and 4 GiB a container takes to load them."""
+    there = named(fast("a", 80, "1.00"), fast("b", 80, "5.00"))
+    needs = 2 * 2 * MIDDLE.parameters + 4 * GIB
+    for host, cores in (
+        (Host(64_000, 2 * needs - 1), "2"),
+        (Host(3_999, 64 * needs), "2"),
+        (Host(7_999, 2 * needs), "4"),
+    ):
+        supply = {"a": Supply((NodeSupply("n1", 8, 8, host),)), "b": Supply((NodeSupply("n2", 8, 8),))}
+        template = {"resources": {"requests": {"cpu": cores}}}
+        one, two = (
+            plan(spec(model=SHORT, replicas=replicas, template=template), MIDDLE, there, supply)
+            for replicas in (1, 2)
+        )
+        assert one.choice is not None
+        assert one.choice.accelerator.name == "a"
+        assert two.choice is not None
+        assert two.choice.accelerator.name == "b"
+        said = f"enough for 1 such replica, each with {cores} cores and 33.9 GiB of memory beside: ask"
+        assert said in row_of(two, "a", PlanReason.NO_CAPACITY).detail
 
 
 def test_whole_nodes_are_paid_where_they_are_bought() -> None:

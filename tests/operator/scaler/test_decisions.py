@@ -12,7 +12,7 @@ from turbo_dev.fleet import CAPACITY, FRESH, PERIOD, START, Fleet, loaded, plann
 from turbo_operator.api import (
     ScalingReason,
 )
-from turbo_operator.observed import NodeSupply, Supply
+from turbo_operator.observed import Host, NodeSupply, Supply
 from turbo_operator.planned import Plan
 from turbo_operator.scaler import Event, History, Scale, scale
 from turbo_runtime.contract import Load
@@ -250,8 +250,11 @@ def test_a_budget_that_is_cut_takes_replicas_at_once_even_without_metrics() -> N
     assert fleet.look(30_000, silent=True).replicas == 2
 
 
-def test_a_supply_bounds_growth_and_takes_nothing_away() -> None:
-    supply = Supply((NodeSupply("a", 2, 2),))
+@pytest.mark.parametrize(
+    "node", [NodeSupply("a", 2, 2), NodeSupply("a", 8, 8, Host(5000, 64 << 30))], ids=["devices", "cores"]
+)
+def test_a_supply_bounds_growth_and_takes_nothing_away(node: NodeSupply) -> None:
+    supply = Supply((node,))
 
     def asked(present: int) -> Scale:
         pods = spread(90_000, 2, START)

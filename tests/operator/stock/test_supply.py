@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator.api import Template
-from turbo_operator.observed import Accelerator
+from turbo_operator.observed import Accelerator, Host
 from turbo_operator.stock import holdings
 from turbo_operator.stock.ledger import Ledger
 from turbo_operator.stock.supply import (
@@ -53,6 +53,18 @@ def pod(
 
 def free(stock: Stock, owner: Owner = MINE, accelerator: str = "h100") -> list[int]:
     return [each.free for each in supply_of(stock, owner)[accelerator].nodes]
+
+
+def test_cores_and_memory_that_no_pod_holds_are_told_beside_devices() -> None:
+    """A node with free GPUs and no memory left for the process that feeds them takes no pod."""
+    amounts = {GPU: 1000, "cpu": 2000, "memory": 20 * GIB * 1000}
+    pods = [Holding(owner, "n", amounts, amounts, accelerator="h100") for owner in (MINE, THEIRS, None)]
+    stock = take_stock(CATALOGUE, [node(), node("bare", allocatable={GPU: 8000})], pods)
+    bare, full = supply_of(stock, Owner("team", "nobody"))["h100"].nodes
+    assert (full.free, full.host) == (5, Host(10_000, 4 * GIB))
+    assert supply_of(stock, MINE)["h100"].nodes[1].host == Host(12_000, 24 * GIB)  # its own may make way
+    assert bare.host is None
+    assert [each.host for each in stock.supply["cpu"]] == [None, None]  # they are the accelerator
 
 
 owners = st.sampled_from([None, MINE, THEIRS])
