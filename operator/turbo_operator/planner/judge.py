@@ -31,6 +31,7 @@ CODES = (
     PlanReason.NOT_YET_SUPPORTED,
 )
 BUCKET = 0.01  # relative: times and throughputs that differ by less are equal, so that money decides
+UNPRICED = 1_000_000 * MICRO  # above the price of any accelerator
 HALVINGS = 10  # of the interval in which the concurrency of one replica is sought
 
 
@@ -240,8 +241,8 @@ def order(
     it: Candidates, request: Request, of: Stock, verdict: Verdict, leading: Numbers
 ) -> NDArray[np.int64]:
     """The pairs, the best one first: that with the smallest `leading` [p], and of those the cheapest."""
-    # Without a price the number of accelerators decides.
-    money = of.paid(verdict.wanted) * np.nan_to_num(of.price, nan=float(MICRO))
+    # What has no price comes after all that has one, and there the number of accelerators decides.
+    money = of.paid(verdict.wanted) * np.nan_to_num(of.price, nan=float(UNPRICED))
     places = {name: place for place, name in enumerate(request.names)}
     named = np.array([places[each.name] for each in it.accelerators], float)[it.accelerator]
     method = np.array([float(each.order) for each in it.drafts])[it.draft]

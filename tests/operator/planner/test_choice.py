@@ -20,6 +20,7 @@ from turbo_dev.plan_examples import (
 )
 from turbo_operator.api import CapacityType, PlanReason
 from turbo_operator.catalog import catalogue
+from turbo_operator.observed import Supply
 from turbo_operator.planner import plan
 
 
@@ -83,6 +84,13 @@ def test_the_nearest_infeasible_plan_is_the_cheapest_that_fits() -> None:
     assert made.reason == PlanReason.OVER_BUDGET
     assert "b fits and costs 3.00 $/h for 1 replica" in made.detail
     assert made.nearest == made.rejected[0]
+
+
+def test_what_has_no_price_is_not_told_as_nearest_before_what_has_one() -> None:
+    there = named(accelerator("free", 80, None), accelerator("paid", 80, "9.00"))
+    made = plan(spec(replicas=2), SMALL, there, {"free": Supply(), "paid": Supply()})
+    assert made.nearest is not None
+    assert [row.accelerator for row in (made.nearest, *made.rejected)] == ["paid", "paid", "free"]
 
 
 def test_what_misses_a_target_by_little_is_told_with_how_much() -> None:
