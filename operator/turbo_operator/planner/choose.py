@@ -22,6 +22,15 @@ from turbo_operator.planner.together import together
 from turbo_operator.planner.weigh import Case, weigh
 from turbo_runtime.contract import ModelShape
 
+NOTHING_LEFT = (
+    "No candidate is left: spec.engine, spec.speculation, spec.parallelism and spec.accelerators.maxPerReplica "
+    "leave nothing to choose from; leave one of them out."
+)
+UNREAD = (
+    "No candidate is left: the shape of spec.speculation.draftModel is not known, since only shipped ones are; "
+    "name a draft model of hf:// that is, or leave speculation to the planner."
+)
+
 
 def plan(
     spec: TurboDeploymentSpec,
@@ -63,6 +72,9 @@ def plan(
     if best is None:
         if near is None and told and told[0].reason == PlanReason.TARGET_UNREACHABLE:
             near = least_missed(of)
+        if not told:
+            unread = spec.speculation.draft_model is not None and draft is None
+            return Plan(None, replicas, PlanReason.NOT_YET_SUPPORTED, UNREAD if unread else NOTHING_LEFT)
         return _infeasible(told, near, replicas, catalogue)
     mixed = together(of, best)
     told = told if mixed is None else (*told, mixed)
@@ -152,12 +164,6 @@ def _infeasible(
     replicas: int,
     catalogue: Mapping[str, Accelerator],
 ) -> Plan:
-    if not told:
-        detail = (
-            "No candidate is left: spec.engine, spec.speculation, spec.parallelism and "
-            "spec.accelerators.maxPerReplica leave nothing to choose from; leave one of them out."
-        )
-        return Plan(None, replicas, PlanReason.NOT_YET_SUPPORTED, detail)
     first = near or told[0]
     if first.accelerator not in catalogue:
         there = ", ".join(sorted(catalogue)) or "none"

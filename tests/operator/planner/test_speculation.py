@@ -105,3 +105,10 @@ def test_a_draft_model_of_another_vocabulary_is_refused_with_both_sizes(mode: st
     assert f"{MIDDLE.vocab_size}" in made.detail
     same = replace(SMALL, vocab_size=MIDDLE.vocab_size)
     assert "vocabulary" not in plan(asked, MIDDLE, there, draft=same).detail
+
+
+def test_a_draft_model_of_unknown_shape_is_told_where_nothing_else_may_draft() -> None:
+    asked = spec(speculation={"mode": "Required", "method": "DraftModel", "draftModel": {"uri": "hf://a/b"}})
+    made = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
+    assert made.choice is None
+    assert "the shape of spec.speculation.draftModel is not known" in made.detail
