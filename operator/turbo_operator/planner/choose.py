@@ -23,12 +23,12 @@ from turbo_operator.planner.weigh import Case, weigh
 from turbo_runtime.contract import ModelShape
 
 NOTHING_LEFT = (
-    "No candidate is left: spec.engine, spec.speculation, spec.parallelism and spec.accelerators.maxPerReplica "
-    "leave nothing to choose from; leave one of them out."
+    "No candidate is left: spec.engine, spec.speculation, spec.parallelism and "
+    "spec.accelerators.maxPerReplica leave nothing to choose from; leave one of them out."
 )
 UNREAD = (
-    "No candidate is left: the shape of spec.speculation.draftModel is not known, since only shipped ones are; "
-    "name a draft model of hf:// that is, or leave speculation to the planner."
+    "No candidate is left: the shape of spec.speculation.draftModel is not known, since only shipped ones "
+    "are; name a draft model of hf:// that is, or leave speculation to the planner."
 )
 
 
