@@ -65,6 +65,13 @@ def test_no_plan_breaks_memory_budget_or_supply(
         assert choice.predicted.tokens_per_second >= asked.tokens_per_second * (1 - 1e-9)
 
 
+def by_load(wanted: TurboDeploymentSpec) -> TurboDeploymentSpec:
+    """The same, where a plan's cost is what it is chosen by: under External somebody else decides how many of
+    the candidate run that is the cheapest for the load.
+    """
+    return changed(wanted, scaling={"policy": "Planned"}) if wanted.scaling_policy == "External" else wanted
+
+
 @several
 @given(specs(), models, catalogues, supplies)
 def test_the_same_input_gives_the_same_plan_whatever_the_order_of_the_catalogue(
@@ -89,8 +96,9 @@ def test_a_larger_budget_takes_no_plan_away(
     tight, wide = sorted(
         (one, other), key=lambda each: Decimal("Infinity") if each is None else Decimal(each)
     )
-    narrow = planned(changed(wanted, cost={"maxPerHour": tight} if tight else {}), model, there)
-    loose = planned(changed(wanted, cost={"maxPerHour": wide} if wide else {}), model, there)
+    asked = by_load(wanted)
+    narrow = planned(changed(asked, cost={"maxPerHour": tight} if tight else {}), model, there)
+    loose = planned(changed(asked, cost={"maxPerHour": wide} if wide else {}), model, there)
     if narrow.choice is not None and tight is not None:
         assert cost_of(loose) == cost_of(narrow) or (loose.choice is None and wide is None)
     if narrow.choice is not None and wide is not None:
@@ -109,8 +117,14 @@ def test_a_tighter_target_is_never_cheaper(
 ) -> None:
     tight, wide = sorted((one, other), key=lambda each: float(each[:-2]))
     rest = {"workload": {"requestsPerSecond": "3"}, "cost": {}}
+    asked = by_load(wanted)
     narrow, loose = (
-        planned(changed(wanted, **rest, targets={"timePerOutputToken": {"max": each}}), model, there, supply)
+        planned(
+            changed(asked, **rest, targets={"timePerOutputToken": {"max": each}}),
+            model,
+            there,
+            supply,
+        )
         for each in (tight, wide)
     )
     assert cost_of(loose) <= cost_of(narrow)
@@ -121,7 +135,7 @@ def test_a_tighter_target_is_never_cheaper(
 def test_one_more_accelerator_to_choose_from_is_never_dearer(
     wanted: TurboDeploymentSpec, model: ModelShape, there: dict[str, Accelerator], new: Accelerator
 ) -> None:
-    every = changed(wanted, accelerators={"capacityTypes": ["OnDemand"]}, cost={})
+    every = changed(by_load(wanted), accelerators={"capacityTypes": ["OnDemand"]}, cost={})
     assert cost_of(planned(every, model, {**there, "omega": new})) <= cost_of(planned(every, model, there))
 
 
@@ -133,7 +147,7 @@ def test_more_supply_is_never_dearer(
     there: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
-    asked = changed(wanted, cost={})
+    asked = changed(by_load(wanted), cost={})
     assert cost_of(planned(asked, model, there, None)) <= cost_of(planned(asked, model, there, supply))
 
 
@@ -157,7 +171,7 @@ def test_without_drafts_is_always_a_candidate(
     wanted: TurboDeploymentSpec, model: ModelShape, there: dict[str, Accelerator]
 ) -> None:
     open_, off = (
-        planned(changed(wanted, speculation={"mode": mode}, cost={}), model, there)
+        planned(changed(by_load(wanted), speculation={"mode": mode}, cost={}), model, there)
         for mode in ("Auto", "Disabled")
     )
     assert cost_of(open_) <= cost_of(off)
@@ -171,11 +185,8 @@ def test_what_runs_stays_unless_another_saves_enough(
     there: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
-    rest: dict[str, Any] = {"cost": {}, "planPolicy": {"minSavingFraction": "0.30"}}
-    rest |= {"replicas": max(1, wanted.replicas)}
-    if wanted.scaling_policy == "External":  # then what the load needs is compared, and another number told
-        rest |= {"scaling": {"policy": "Planned"}}
-    asked = changed(wanted, accelerators={"capacityTypes": ["OnDemand"]}, **rest)
+    rest = {"cost": {}, "planPolicy": {"minSavingFraction": "0.30"}, "replicas": max(1, wanted.replicas)}
+    asked = changed(by_load(wanted), accelerators={"capacityTypes": ["OnDemand"]}, **rest)
     best = planned(asked, model, there, supply)
     for name in there:
         alone = changed(asked, accelerators={"allowed": [name], "capacityTypes": ["OnDemand"]})
