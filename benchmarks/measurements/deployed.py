@@ -24,6 +24,7 @@ Numbers = NDArray[np.float64]
 Words = NDArray[np.str_]
 Mask = NDArray[np.bool_]
 GENERAL = Coefficients()
+ELEMENT = 2.0  # bytes of a number that is computed with
 # The servers that were measured, as aiconfigurator's systems/*.yaml state them; the catalogue's nodes are a
 # cloud's, which may have fewer accelerators and a slower network.
 SERVER = 8  # accelerators
@@ -67,33 +68,28 @@ class Deployment:
 
     def work(self, tokens: float) -> Work:
         """What a pass does, the cache in the mean over requests of `tokens` tokens."""
-        weights = memory.weights(self.shape, 2.0)
+        weights = memory.weights(self.shape, ELEMENT)
         return steptime.work(self.shape, weights.dense, weights.expert, self._cached(tokens, slides=True))
 
-    def most_rows(self, tokens: float, step_tokens: float) -> float:
-        """Requests of `tokens` tokens each that each group's memory holds; 0 or less where none fits.
+    def most_rows(self, tokens: float, max_running: float, max_step_tokens: float) -> float:
+        """Requests of `tokens` tokens each that each group's memory holds beside the activations of the
+        largest pass of an engine with these ceilings; 0 or less where none fits.
 
-        What a sliding window has passed is kept. Beside the reserve, which has room for the activations of a
-        small pass, the engine holds the widest ones of `step_tokens` tokens: both branches of the MLP.
+        What a sliding window has passed is kept.
         """
-        weights = memory.weights(self.shape, 2.0)
-        held = (weights.dense + weights.embedding + weights.expert / self.data) / self.tensor / self.stages
-        activations = step_tokens * 2.0 * mlp_width(self.shape) * steptime.ACTIVATION_BYTES / self.tensor
+        shape, stages = self.shape, float(self.stages)
+        weights = memory.weights(shape, ELEMENT)
+        mine = replace(weights, expert=weights.expert / self.data)
+        held = memory.stage_bytes(shape, mine, ELEMENT, stages) / self.tensor
+        tensor = float(self.tensor)
+        activations = memory.activation_bytes(shape, ELEMENT, tensor, max_running, max_step_tokens, 0.0)
         room = memory.usable(self.accelerator) - held - activations
-        return float(room / (self._cached(tokens, slides=False) / self.stages * tokens))
+        cached = self._cached(tokens, slides=False) * memory.largest_stage(shape.layers, stages)
+        return float(room / (cached * tokens))
 
     def _cached(self, tokens: float, slides: bool) -> memory.Numbers:
         """Bytes of one cached token, in the mean over requests of `tokens` tokens."""
         return memory.kv_bytes(self.shape, float(self.cache_bytes), float(self.tensor), tokens, slides)
-
-
-def mlp_width(shape: ModelShape) -> float:
-    """Elements of one branch of a layer's MLP that one token goes through, from the counts of weights."""
-    tables = shape.embedding_parameters + shape.vocab_size * shape.hidden_size
-    heads = 2.0 * (shape.heads + shape.kv_heads) * shape.head_dim
-    active = shape.experts_per_token / shape.experts if shape.experts else 0.0
-    of_layers = shape.parameters - tables - shape.expert_parameters * (1.0 - active)
-    return max(0.0, of_layers / shape.layers / shape.hidden_size - heads) / 3.0
 
 
 def deployment(

@@ -159,7 +159,7 @@ def _end_to_end(
     if not word(line, "concurrency_from_source") or number(line, "concurrency_from_source") != requests:
         return "load not clear"
     length = prompt + answer / 2.0
-    if each > found.most_rows(length, 0.0):
+    if each > found.most_rows(length, 1.0, 1.0):
         return "more than memory holds"
     if token < _least_seconds(found, each, length):
         return "faster than memory is read"

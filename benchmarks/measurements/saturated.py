@@ -30,7 +30,7 @@ from turbo_operator.planner.steptime import Machine, Work
 
 # TensorRT-LLM's defaults.
 MOST_ROWS = 2048  # max_batch_size
-STEP_TOKENS = 8192.0  # max_num_tokens: of one pass, and of the buffers that are made before the cache
+STEP_TOKENS = 8192.0  # max_num_tokens: of one pass
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def saturated(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Saturat
             out[found] += 1
             continue
         whole = float(memory.request_tokens(int(prompt + answer), 0))
-        fit = min(np.floor(found.most_rows(whole, STEP_TOKENS)), float(MOST_ROWS))
+        fit = min(np.floor(found.most_rows(whole, float(MOST_ROWS), STEP_TOKENS)), float(MOST_ROWS))
         if fit < 1.0:
             out["does not fit"] += 1
             continue

@@ -177,14 +177,17 @@ def cached(
     per_token = 2 * model.layers * model.kv_heads * model.head_dim * size
     request = per_token * (length + tokens + 17)
     request += -request % (GIB // 64)
-    logits = min(32 * (tokens + 1), max(512, tokens + 1)) * model.vocab_size * 4
-    held = weights + request + logits
+    together = max(512, tokens + 1)
+    logits = min(32 * (tokens + 1), together) * model.vocab_size * 4
+    widest = max(together * 3 * model.mlp_width * size, logits)
+    activations = together * 2 * model.hidden_size * size + widest
+    held = weights + request + activations
     if cpu and model.dtype == "Q4_1":
         held = max(held, 2 * weights)
     usable = int(0.95 * row.memory_bytes) - (3 * GIB // 2 if cpu else 2 * GIB)
     if held > usable:
         return None, size, per_token
-    left = usable - weights - logits
+    left = usable - weights - activations
     return min(left - left % (GIB // 64), 32 * request), size, per_token
 
 

@@ -193,6 +193,7 @@ class ModelShape:
     sliding_window: int = 0  # tokens that `sliding_layers` look back; 0: no layer slides
     sliding_layers: int = 0
     mtp_layers: int = 0  # layers that predict the tokens after the next; not in `parameters`
+    mlp_width: int = 0  # of the widest MLP, inner elements of one token, its experts together; 0: not known
 
     @property
     def max_served(self) -> int:

@@ -70,6 +70,7 @@ def inspect_gguf(path: Path) -> ModelFacts:
         expert_parameters=routed,
         sliding_window=window if slides else 0,
         sliding_layers=layers if slides else 0,
+        mlp_width=0 if routed else int(value(f"{family}.feed_forward_length", 0)),
     )
     size = path.stat().st_size
     with path.open("rb") as file:

@@ -69,6 +69,7 @@ FACTS = st.builds(
                 "sliding_window",
                 "sliding_layers",
                 "mtp_layers",
+                "mlp_width",
             ],
             COUNTS,
         ),

@@ -232,6 +232,7 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
                 sliding_window=4096,
                 sliding_layers=40,
                 mtp_layers=1,
+                mlp_width=28_672,
             ),
         ),
         plan=api.PlanStatus(

@@ -147,6 +147,20 @@ def test_of_latent_attention_one_vector_of_a_layer_is_cached() -> None:
     assert shipped("Qwen/Qwen3-235B-A22B").kv_latent == 0
 
 
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("meta-llama/Llama-3.1-8B", 14_336),
+        ("mistralai/Mixtral-8x7B-v0.1", 2 * 14_336),
+        ("Qwen/Qwen1.5-MoE-A2.7B", 4 * 1408 + 5632),  # and a shared expert
+        ("deepseek-ai/DeepSeek-R1", 18_432),  # of the first three layers, and of 8 experts and a shared one
+        ("meta-llama/Llama-4-Maverick-17B-128E-Instruct", 16_384),
+    ],
+)
+def test_the_widest_mlp_is_a_tokens_own_experts_or_a_dense_layers(name: str, width: int) -> None:
+    assert shipped(name).mlp_width == width
+
+
 def test_sliding_windows_are_counted_by_layer() -> None:
     def windows(name: str) -> tuple[int, int]:
         return shipped(name).sliding_window, shipped(name).sliding_layers
@@ -303,12 +317,12 @@ def test_a_configuration_and_what_inspect_prints_give_the_same_shape() -> None:
     assert from_config == shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 
 
-def test_what_an_older_inspect_printed_is_read_as_a_dense_model() -> None:
+def test_what_an_older_inspect_printed_is_read_as_a_dense_model_of_unknown_mlps() -> None:
     now = shapes.from_config(CONFIG, "x")
     facts = json.loads(ModelFacts(now, "sha256:ab", None, 1).to_json())
     older = [each.name for each in dataclasses.fields(now) if each.default is dataclasses.MISSING]
     facts["shape"] = {name: facts["shape"][name] for name in older}
-    assert shapes.from_document(json.dumps(facts), "facts.json") == now
+    assert shapes.from_document(json.dumps(facts), "facts.json") == dataclasses.replace(now, mlp_width=0)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ class ShapeStatus(StatusRecord):
     """Layers that look back sliding_window tokens."""
     mtp_layers: _Count = 0
     """Layers that predict the tokens after the next; not in parameters."""
+    mlp_width: _Count = 0
+    """Inner elements of one token in the widest MLP, its experts together; 0 where it is not known."""
 
 
 class ModelStatus(StatusRecord):

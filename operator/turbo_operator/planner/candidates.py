@@ -157,8 +157,10 @@ def _weights_and_cache(request: Request, tensor: int, nodes: int) -> float:
     cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length
     cache *= memory.largest_stage(shape.layers, nodes)
     engine = next(engine for engine in ENGINES if engine.name == EngineName.VLLM)
-    logits = memory.logit_bytes(shape.vocab_size, engine.max_running, engine.max_step_tokens, 0.0)
-    return float(held + cache + logits)
+    activations = memory.activation_bytes(
+        shape, element, tensor, engine.max_running, engine.max_step_tokens, 0.0
+    )
+    return float(held + cache + activations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,7 @@ class Room:
     kv_request: Numbers  # one request of the longest length, in whole grains
     kv_longest: Numbers  # one token in the mean over a request of the longest length
     kv_token: Numbers  # one token in the mean over a request of the planned lengths
-    logits: Numbers
+    activations: Numbers  # of the largest pass
     loading: Numbers  # the peak before any KV is used
     slots: Numbers  # requests of the planned lengths that are held together
     pool: Numbers  # of the KV cache
@@ -185,13 +187,15 @@ class Room:
     @property
     def need(self) -> Numbers:
         """The least that serves: everything but the reserve."""
-        held: Numbers = np.maximum(self.weights + self.drafting + self.kv_request + self.logits, self.loading)
+        serving = self.weights + self.drafting + self.kv_request + self.activations
+        held: Numbers = np.maximum(serving, self.loading)
         return held
 
     @property
     def held(self) -> Numbers:
         """What is taken, the whole pool included; without the reserve."""
-        taken: Numbers = np.maximum(self.weights + self.drafting + self.pool + self.logits, self.loading)
+        serving = self.weights + self.drafting + self.pool + self.activations
+        taken: Numbers = np.maximum(serving, self.loading)
         return taken
 
 
@@ -229,8 +233,8 @@ def room(it: Candidates, request: Request, draft: ModelShape | None) -> Room:
     kv_longest = np.ceil(cached(float(length)) + draft_cache)
     kv_request = memory.whole_grains(kv_longest * memory.request_tokens(length, tokens))
     kv_token = cached(planned) + draft_cache
-    logits = memory.logit_bytes(shape.vocab_size, running, step_tokens, tokens)
-    left = usable - weights - drafting - logits
+    activations = memory.activation_bytes(shape, element, it.tensor, running, step_tokens, tokens)
+    left = usable - weights - drafting - activations
     pool = np.minimum(np.floor(left / memory.KV_GRAIN) * memory.KV_GRAIN, running * kv_request)
     slots = np.clip(np.floor(pool / (kv_token * memory.request_tokens(0, tokens + planned))), 1.0, running)
     converts = cpu & (shape.dtype not in memory.ELEMENT_BYTES)
@@ -242,7 +246,7 @@ def room(it: Candidates, request: Request, draft: ModelShape | None) -> Room:
         kv_request=np.asarray(kv_request),
         kv_longest=kv_longest,
         kv_token=kv_token,
-        logits=np.asarray(logits),
+        activations=np.asarray(activations),
         loading=np.where(converts, 2.0 * weights, weights),
         slots=slots,
         pool=pool,

@@ -1,12 +1,13 @@
 """What one accelerator must hold to serve a model, and what it can hold. Pure arithmetic, in bytes.
 
-    weights / t + draft + KV cache of one full-length request / t + verification logits
+    weights / t + draft + KV cache of one full-length request / t + activations of the largest pass
         <=  0.95 x memory - reserve
 
 t accelerators share every layer; where stages divide the layers, the largest must fit. A plan whose
 accelerators hold that can answer the longest request it promises; the memory that is left becomes more KV
 cache, hence more requests at a time. 0.95 leaves room for fragmentation; the reserve is what a process holds
-before the first weight.
+before the first weight. Every engine sets aside what a pass of the most tokens that it takes needs before it
+gives the rest to the cache.
 
 Functions of `tensor`, `stages` and element sizes are elementwise: each may be a number or an array, broadcast
 against the others, so that all candidates of a plan are one call.
@@ -26,8 +27,8 @@ Numbers = float | NDArray[np.float64]
 
 GIB = 1 << 30
 USABLE_SHARE = 0.95
-DEVICE_RESERVE = 2 * GIB  # CUDA context, library workspaces and activations of one forward pass
-# Two interpreters (measured: 0.74 GiB for the engine's with torch, less for the server's), and activations.
+DEVICE_RESERVE = 2 * GIB  # CUDA context, captured graphs, workspaces of libraries and of attention, samplers
+# Two interpreters (measured: 0.74 GiB for the engine's with torch, less for the server's).
 CPU_RESERVE = 3 * GIB // 2
 KV_GRAIN = GIB // 64  # the pool is counted in these: its size in GiB is an exact decimal of few digits
 BLOCK_TOKENS = 16  # slack of one block: a request's last block is rarely full
@@ -51,7 +52,7 @@ def reserve(accelerator: Accelerator) -> int:
 
 
 def usable(accelerator: Accelerator) -> int:
-    """Bytes of `accelerator` that weights, KV cache and logits may fill; never negative."""
+    """Bytes of `accelerator` that weights, KV cache and activations may fill; never negative."""
     return max(0, int(USABLE_SHARE * accelerator.memory_bytes) - reserve(accelerator))
 
 
@@ -141,10 +142,39 @@ def request_tokens(max_model_len: int, max_draft_tokens: Numbers) -> Numbers:
     return max_model_len + max_draft_tokens + 1.0 + BLOCK_TOKENS
 
 
-def logit_bytes(vocab: int, max_running: Numbers, max_step_tokens: Numbers, drafts: Numbers) -> Numbers:
-    """Logits of one pass that verifies `drafts` drafts of every running request."""
-    rows = np.minimum(max_running * (drafts + 1.0), np.maximum(max_step_tokens, drafts + 1.0))
-    return rows * vocab * LOGIT_BYTES
+def mlp_width(shape: ModelShape) -> float:
+    """Inner elements of one token in the widest MLP. Where they are not known, at most as many as a layer's
+    active weights allow: as though three matrices of the MLP were all of them.
+    """
+    if shape.mlp_width:
+        return float(shape.mlp_width)
+    idle = 1.0 - shape.experts_per_token / shape.experts if shape.experts else 0.0
+    tables = shape.embedding_parameters + shape.vocab_size * shape.hidden_size
+    active = shape.parameters - tables - shape.expert_parameters * idle
+    return max(0.0, active) / shape.layers / (3.0 * shape.hidden_size)
+
+
+def activation_bytes(
+    shape: ModelShape,
+    element: Numbers,
+    tensor: Numbers,
+    max_running: Numbers,
+    max_step_tokens: Numbers,
+    drafts: Numbers,
+) -> Numbers:
+    """What a pass of the most tokens, with `drafts` drafts of every running request, holds at its peak on one
+    of `tensor` accelerators.
+
+    Each has whole what goes from layer to layer, once as it is and once normalised. Beside that there are
+    an MLP's two branches and their product, which the accelerators share; or, after the last layer, the
+    logits of the tokens that are verified.
+    """
+    tokens = np.maximum(max_step_tokens, drafts + 1.0)
+    between = 2.0 * shape.hidden_size * tokens * element
+    inside = 3.0 * mlp_width(shape) * tokens * element / tensor
+    logits = LOGIT_BYTES * shape.vocab_size * np.minimum(max_running * (drafts + 1.0), tokens)
+    found: Numbers = between + np.maximum(inside, logits)
+    return found
 
 
 def second_head(shape: ModelShape) -> int:

@@ -89,7 +89,7 @@ def _dollars(amount: float) -> str:
 def _out_of_memory(of: Weighing, pair: int) -> str:
     place = int(of.stock.candidate[pair])
     held, accelerator = of.room, of.it.accelerator_of(place)
-    left = held.usable[place] - held.weights[place] - held.drafting[place] - held.logits[place]
+    left = held.usable[place] - held.weights[place] - held.drafting[place] - held.activations[place]
     if held.loading[place] > held.usable[place]:
         left = -1.0
     longest = memory.longest_model_len(

@@ -64,6 +64,7 @@ class Described:
             sliding_window=it.window,
             sliding_layers=it.sliding_layers,
             mtp_layers=it.mtp_layers,
+            mlp_width=it.mlp_width,
         )
 
 

@@ -57,6 +57,16 @@ class Dimensions:
     experts: Experts | None
     expert_layers: frozenset[int]
 
+    @property
+    def mlp_width(self) -> int:
+        """Inner elements of one token in the widest layer, its routed and shared experts together; 0 where no
+        word says so.
+        """
+        dense = self.inner if len(self.expert_layers) < self.layers else 0
+        if not (self.experts and self.expert_layers):
+            return dense
+        return max(dense, self.experts.per_token * self.experts.inner + self.experts.shared_inner)
+
 
 class Words:
     """A configuration's words by type; a word of another type is refused by its name."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from turbo_operator.catalog import shapes
 from turbo_operator.planner import memory
 from turbo_runtime.contract import ModelShape
+from turbo_runtime.shapes.families import FAMILIES
 
 DEGREES = st.sampled_from((1.0, 2.0, 4.0, 8.0, 16.0))
 
@@ -52,6 +53,43 @@ def test_a_window_forgets_only_where_layers_slide_and_the_engine_forgets(tokens:
     assert whole == memory.kv_bytes(replace(OSS, sliding_window=0), 2, 1.0, tokens, slides=True)
     kept = OSS.sliding_layers * min(tokens, OSS.sliding_window) + (OSS.layers - OSS.sliding_layers) * tokens
     assert short * tokens == pytest.approx(2 * OSS.kv_heads * OSS.head_dim * 2 * kept)
+
+
+def test_a_pass_holds_its_widest_layer_or_later_its_logits() -> None:
+    # 512 tokens of two times 4096 elements between layers and three times 14,336 in one, of 2 bytes each.
+    between, inside = 512 * 2 * 4096 * 2, 512 * 3 * 14_336 * 2
+    assert memory.activation_bytes(LLAMA, 2, 1.0, 32, 512, 0.0) == between + inside
+    assert memory.activation_bytes(LLAMA, 2, 8.0, 1, 512, 0.0) == between + inside / 8
+    # 32 requests with 8 drafts each: 288 rows of 128,256 numbers of 4 bytes, whole on each accelerator.
+    for tensor in (1.0, 8.0):
+        assert memory.activation_bytes(LLAMA, 2, tensor, 32, 512, 8.0) == between + 288 * 128_256 * 4
+
+
+@given(
+    DEGREES,
+    st.integers(1, 4096),
+    st.integers(1, 16_384),
+    st.integers(0, 64),
+    st.sampled_from((LLAMA, R1, OSS)),
+)
+def test_more_tokens_hold_no_less_and_more_accelerators_no_more(
+    tensor: float, running: int, tokens: int, drafts: int, model: ModelShape
+) -> None:
+    def held(tensor: float, running: int, tokens: int, drafts: int) -> float:
+        return float(memory.activation_bytes(model, 2.0, tensor, running, tokens, drafts))
+
+    it = held(tensor, running, tokens, drafts)
+    assert 0.0 < it <= held(tensor, running + 1, tokens + 1, drafts + 1)
+    assert held(2.0 * tensor, running, tokens, drafts) <= it
+    assert memory.activation_bytes(model, 4.0, tensor, running, tokens, drafts) <= 2.0 * it
+
+
+def test_an_mlp_of_unknown_width_is_taken_to_hold_no_less_than_it_does_and_not_twice_as_much() -> None:
+    for known in map(shape, shapes.names()):
+        assert memory.mlp_width(known) == known.mlp_width > 0
+        taken = 3.0 * memory.mlp_width(replace(known, mlp_width=0))
+        held = (3 if FAMILIES[known.architecture].gated else 2) * known.mlp_width
+        assert held <= taken <= 2.0 * held, known
 
 
 @given(st.integers(-(1 << 40), 1 << 40), st.integers(1, 1 << 20), st.integers(0, 64))

@@ -170,14 +170,17 @@ def test_of_a_gguf_file_embedding_and_window_are_told(tmp_path: Path) -> None:
     tied = gguf_shape(tmp_path / "tied.gguf", tensors)
     assert (tied.parameters, tied.embedding_parameters, tied.experts) == (144, 0, 0)
     assert (tied.max_position, tied.sliding_window, tied.sliding_layers) == (256, 0, 0)
-    words = {"attention__sliding_window": 64}
+    assert tied.mlp_width == 0  # it does not say
+    words = {"attention__sliding_window": 64, "feed_forward_length": 16}
     untied = gguf_shape(tmp_path / "untied.gguf", {**tensors, "output.weight": 80}, **words)
     assert (untied.parameters, untied.embedding_parameters) == (224, 80)
     assert (untied.max_position, untied.max_served, untied.sliding_layers) == (256, 64, 2)
+    assert untied.mlp_width == 16
 
 
 def test_of_a_gguf_file_experts_are_told(tmp_path: Path) -> None:
-    words = {"expert_count": 8, "expert_used_count": 2}
+    words = {"expert_count": 8, "expert_used_count": 2, "feed_forward_length": 16}
     tensors = {"token_embd.weight": 80, "blk.0.ffn_up_exps.weight": 640, "blk.0.ffn_up_shexp.weight": 64}
     shape = gguf_shape(tmp_path / "mixture.gguf", tensors, **words)
     assert (shape.experts, shape.experts_per_token, shape.expert_parameters) == (8, 2, 640)
+    assert shape.mlp_width == 0  # what stands there is one expert's in some files, a dense layer's in others
