@@ -116,7 +116,7 @@ def _served(queue: Queue, demand: Demand, rate: Numbers) -> Served:
         return late_first(queue.take(place), demand.prompt, seconds)
 
     def token(place: Places, seconds: Numbers) -> Numbers:
-        return late_tokens(queue.take(place), demand.answer, seconds)
+        return late_tokens(queue.take(place), demand, seconds)
 
     return Served(
         requests_per_second=rate,
@@ -133,7 +133,7 @@ def _holds(queue: Queue, demand: Demand) -> NDArray[np.bool_]:
     if bound := demand.time_to_first_token:
         held &= late_first(queue, demand.prompt, bound.seconds) <= 1.0 - bound.share + TINY
     if bound := demand.time_per_output_token:
-        held &= late_tokens(queue, demand.answer, bound.seconds) <= 1.0 - bound.share + TINY
+        held &= late_tokens(queue, demand, bound.seconds) <= 1.0 - bound.share + TINY
     return held
 
 

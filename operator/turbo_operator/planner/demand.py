@@ -11,8 +11,9 @@ from turbo_operator.api.demands import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKE
 from turbo_operator.api.demands import Lengths as WrittenLengths
 
 P95_OF_MEAN = 3.0
-WALL = 0.075  # share of the lengths that are as long as the 95th percentile
+WALL = 0.06  # share of the lengths that are as long as the 95th percentile
 DEPTH = -math.log(WALL)
+FEWEST = 4.0  # tokens of the shortest; none of Azure's answers has fewer, 3 % of Mooncake's
 POWERS = (0.01, 64.0)  # from all lengths alike to nearly all near zero
 
 
@@ -20,23 +21,28 @@ POWERS = (0.01, 64.0)  # from all lengths alike to nearly all near zero
 class Lengths:
     """Tokens of a prompt or of an answer, of which a mean and a 95th percentile are known.
 
-    A Weibull distribution that ends in a wall at the percentile: length = p95 min(1, E / DEPTH)^power, E
-    exponential. The prompts of published traces end so, at their context window: in Azure's of 2023 the 99th
-    percentile is 1 to 2 % above the 95th, and of its conversations one prompt in ten is as long. A lognormal
-    through the same two numbers has up to four times their variance.
+    A Weibull distribution that begins at a few tokens and ends in a wall at the percentile:
+    length = least + (p95 - least) min(1, E / DEPTH)^power, E exponential. The prompts of published traces end
+    so, at their context window: in Azure's of 2023 the 99th percentile is 1 to 2 % above the 95th, and of its
+    conversations one prompt in ten is as long. A lognormal through the same two numbers has up to four times
+    their variance.
     """
 
     mean: float
     p95: float
+    least: float = field(init=False)
     power: float = field(init=False)  # 1: exponential
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "power", _power(self.mean / self.p95))
+        least = min(FEWEST, self.mean / 4.0)
+        object.__setattr__(self, "least", least)
+        object.__setattr__(self, "power", _power((self.mean - least) / (self.p95 - least)))
 
     @property
     def second_moment(self) -> float:
         """Mean of the square."""
-        return self.p95**2 * _moment(2.0 * self.power)
+        span = self.p95 - self.least
+        return self.least * (2.0 * self.mean - self.least) + span**2 * _moment(2.0 * self.power)
 
     @property
     def squared_variation(self) -> float:
