@@ -25,6 +25,7 @@ from measurements.deployed import GENERAL, Mask, Numbers
 from measurements.endtoend import Rows, Times, end_to_end, predicted
 from measurements.fit import OF_ENGINES, Fit, Joined, fit
 from measurements.saturated import Saturated, saturated
+from measurements.shipping import to_ship
 from measurements.speculative import Speculative, speculative
 from measurements.studies import calibrated, end_to_end_errors, halves, others, unseen
 
@@ -228,11 +229,10 @@ def _print_coefficients(served: Rows | None, full: Saturated | None) -> int:
     if served is None or full is None:
         print("not both tables of perf/ have rows: give --data a folder where they do.")
         return 1
-    every = Joined(served, full)
-    print("common", Coefficients(**fit(every, names=()).of("")))
-    by_engine = fit(every, names=OF_ENGINES)
-    for engine in np.unique(served.words["engine"]):
-        print(engine, {name: by_engine.of(str(engine))[name] for name in OF_ENGINES})
+    common, of_engines = to_ship(Joined(served, full))
+    print("common", common)
+    for engine, it in of_engines.items():
+        print(engine, {name: getattr(it, name) for name in OF_ENGINES})
     return 0
 
 

@@ -20,7 +20,8 @@ from turbo_operator.planner.coefficients import NAMES, Coefficients
 OF_ENGINES = ("prefill_layer_seconds", "prefill_wait")
 OF_PAIRS = tuple(Efficiency.model_fields)
 RIDGE = 0.3  # weight of a deviation of a logarithm against a row's error
-SOFT = 0.1  # error beyond which it counts by its size rather than its square
+RIDGE_OF_ENGINES = 0.1  # the same of an engine's own: schedulers differ by more than accelerators do
+SOFT = 0.03  # error beyond which it counts by its size rather than its square: repeats differ by as much
 STEPS = 60  # of the search at most
 STEP = 1e-6  # of a logarithm, to tell slopes by
 MOST_DAMPED = 1e6  # there is no better step
@@ -129,7 +130,11 @@ def fit(rows: Measured, names: tuple[str, ...] = (*OF_ENGINES, *OF_PAIRS)) -> Fi
                 found[np.arange(len(rows)), :, begin + groups[name][1]] = slope
         return found.reshape(-1, len(x))
 
-    x = _least(lambda x: errors(columns(x)), slopes, np.zeros(ends[-1]))
+    ridge = np.full(ends[-1], RIDGE)
+    for name, begin, end in zip(names, ends[:-1], ends[1:], strict=True):
+        if name in OF_ENGINES:
+            ridge[begin:end] = RIDGE_OF_ENGINES
+    x = _least(lambda x: errors(columns(x)), slopes, ridge)
     own = {
         (name, str(word)): float(x[begin + place])
         for name, begin in zip(names, ends[:-1], strict=True)
@@ -141,20 +146,21 @@ def fit(rows: Measured, names: tuple[str, ...] = (*OF_ENGINES, *OF_PAIRS)) -> Fi
 def _least(
     errors: Callable[[Numbers], Numbers],
     slopes: Callable[[Numbers, Numbers], Numbers],
-    x: Numbers,
+    ridge: Numbers,
 ) -> Numbers:
-    """The least sum of soft absolute errors and of squares of `RIDGE` x, by damped Gauss-Newton steps."""
+    """The least sum of soft absolute errors and of squares of `ridge` x, by damped Gauss-Newton steps."""
 
     def loss(x: Numbers, here: Numbers) -> float:
         soft = 2.0 * SOFT**2 * (np.sqrt(1.0 + (here / SOFT) ** 2) - 1.0)
-        return float(soft.sum() + (RIDGE**2 * x**2).sum())
+        return float(soft.sum() + (ridge**2 * x**2).sum())
 
+    x = np.zeros(len(ridge))
     here, damping = errors(x), 1e-2
     for _ in range(STEPS):
         slope, flat, before = slopes(x, here), here.ravel(), loss(x, here)
         weighted = slope.T / np.sqrt(1.0 + (flat / SOFT) ** 2)
-        curvature = weighted @ slope + RIDGE**2 * np.eye(len(x))
-        down = weighted @ flat + RIDGE**2 * x
+        curvature = weighted @ slope + np.diag(ridge**2)
+        down = weighted @ flat + ridge**2 * x
         while True:
             step = np.linalg.solve(curvature + damping * np.diag(curvature.diagonal()), down)
             with np.errstate(all="ignore"):  # a step may leave what floats hold: it is refused then

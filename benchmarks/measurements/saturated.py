@@ -31,6 +31,9 @@ from turbo_operator.planner.steptime import Machine, Work
 # TensorRT-LLM's defaults.
 MOST_ROWS = 2048  # max_batch_size
 STEP_TOKENS = 8192.0  # max_num_tokens: of one pass
+# Of these models its versions in the table look at all tokens, whatever window the configuration states
+# (NVIDIA/TensorRT-LLM, pull request 12597).
+NO_WINDOW = ("MistralForCausalLM", "MixtralForCausalLM")
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def saturated(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Saturat
         if isinstance(found, str):
             out[found] += 1
             continue
+        if found.shape.architecture in NO_WINDOW:
+            found = replace(found, shape=replace(found.shape, sliding_window=0, sliding_layers=0))
         whole = float(memory.request_tokens(int(prompt + answer), 0))
         fit = min(np.floor(found.most_rows(whole, float(MOST_ROWS), STEP_TOKENS)), float(MOST_ROWS))
         if fit < 1.0:

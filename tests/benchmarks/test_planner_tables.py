@@ -9,13 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from measurements.endtoend import Times, end_to_end, predicted, throughput
-from measurements.fit import fit
+from measurements.fit import Joined, fit
 from measurements.saturated import saturated
+from measurements.shipping import rounded, to_ship
 from measurements.speculative import speculative
 from measurements.studies import calibrated, halves, unseen
 
+from turbo_operator.api import EngineName
 from turbo_operator.catalog.accelerators import catalogue
-from turbo_operator.planner.coefficients import Coefficients
+from turbo_operator.planner.coefficients import BY_ENGINE, Coefficients
 
 DATA = Path(__file__).parents[2] / "benchmarks" / "data"
 ACCELERATORS = catalogue()
@@ -143,6 +145,35 @@ def test_a_fit_finds_the_coefficients_that_made_the_times() -> None:
     found = fit(replace(rows, first=times.first, token=times.token), names=())
     for name, value in found.of("").items():
         assert value == pytest.approx(getattr(made, name), rel=0.02)
+
+
+def test_the_planner_ships_what_a_fit_to_every_row_finds() -> None:
+    rows, _ = end_to_end(DATA / "perf" / "silicon_e2e.csv", ACCELERATORS)
+    full, _ = saturated(DATA / "perf" / "trtllm_max_throughput.csv", ACCELERATORS)
+    assert rows is not None
+    assert full is not None
+    common, of_engines = to_ship(Joined(rows, full))
+    assert BY_ENGINE[EngineName.TURBO] == common
+    assert BY_ENGINE[EngineName.VLLM] == of_engines["vllm"]
+
+
+def test_what_is_shipped_has_two_digits_and_no_share_above_the_whole() -> None:
+    assert rounded("flops", 0.6149) == 0.61
+    assert rounded("layer_seconds", 63.6e-6) == 64e-6
+    assert rounded("expert_bandwidth", 1.04) == 1.0
+    assert rounded("prefill_wait", 1.04) == 1.0
+    assert rounded("prefill_wait", 1.06) == 1.1
+
+
+def test_a_model_whose_window_its_engine_does_not_apply_reads_its_whole_cache(tmp_path: Path) -> None:
+    text = "model,gpu,precision,tp,pp,isl,osl,output_tok_s_total\n"
+    lines = "".join(
+        f"{name},H100-SXM-80GB,FP16,1,1,20000,2000,500\n" for name in ("Mistral 7B", "LLaMA v3.1 8B")
+    )
+    rows, _ = saturated(table(tmp_path, text + lines), ACCELERATORS)
+    assert rows is not None
+    assert rows.work.kv_bytes.tolist() == [131_072.0, 131_072.0]  # alike but for the window
+    assert rows.work.sliding.tolist() == [0.0, 0.0]
 
 
 def test_no_configuration_is_on_both_sides_and_no_row_is_told_by_a_fit_that_saw_it() -> None:
