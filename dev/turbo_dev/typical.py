@@ -136,8 +136,8 @@ _ALL = (
 # that one prompt in ten is at the wall; of code on an L4 the time is that of a step that reads a whole chunk.
 _FURTHER = frozenset(
     {
-        ("70B-H100", "conversation", False, 99),
         ("8B-L4", "code", False, 99),
+        ("32B-A100", "conversation", False, 95),
         ("32B-A100", "conversation", False, 99),
         ("8B-L4-draft", "conversation", False, 99),
         ("70B-4xH100-draft", "conversation", True, 90),
