@@ -116,10 +116,12 @@ def chosen_from(all_of: Candidates, places: Indices) -> Candidates:
 
 
 def per_node(accelerator: Accelerator, supply: Supply | None) -> int:
-    """Accelerators of one node: as stated, or as the largest node that there is has."""
+    """Accelerators of one node: as stated, or as the largest node that there is has; one where none is well,
+    so that what cannot be had now is weighed and told.
+    """
     if accelerator.per_node is not None:
         return accelerator.per_node
-    return max((node.allocatable for node in supply.nodes), default=1) if supply else 1
+    return max((1, *(node.allocatable for node in supply.nodes))) if supply else 1
 
 
 def _layouts(request: Request, accelerator: Accelerator, supply: Supply | None) -> list[tuple[int, int]]:

@@ -88,6 +88,13 @@ def test_an_elastic_class_that_a_pod_waited_for_in_vain_is_passed_over_for_a_whi
     assert again.choice.accelerator.name == "a"
 
 
+def test_a_node_whose_devices_are_all_unwell_is_no_capacity() -> None:
+    there = named(fast("a", 80, "1.00", per_node=None))
+    made = plan(spec(), SMALL, there, {"a": Supply((NodeSupply("n1", 0, 0),))})
+    assert (made.choice, made.reason) == (None, PlanReason.NO_CAPACITY)
+    assert [row.accelerator for row in made.rejected] == ["a"]
+
+
 def test_a_quota_bounds_the_replicas() -> None:
     there = named(fast("a", 80, "1.00"))
     supply = {"a": Supply((NodeSupply("n1", 8, 8),), quota=2)}
