@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from turbo_operator.api import PlanReason, label_value
 from turbo_operator.observed import NodeSupply
 from turbo_operator.planned import Plan
 from turbo_operator.stock.supply import Owner, Quota, Stock, room
+
+Place = TypeVar("Place")
 
 # What more nodes, or larger ones, may mend.
 SHORT = frozenset({PlanReason.NO_CAPACITY, PlanReason.INVALID_PARALLELISM})
@@ -18,7 +21,7 @@ SHORT = frozenset({PlanReason.NO_CAPACITY, PlanReason.INVALID_PARALLELISM})
 class Change:
     """What lies between two stocks."""
 
-    grown: frozenset[str]  # accelerators of which a node has more than before
+    grown: frozenset[str]  # accelerators of which a node has more than before, or more beside free ones
     shrunk: frozenset[str]  # accelerators of which a node has less than before
     quotas: frozenset[str]  # namespaces
 
@@ -33,7 +36,12 @@ def moved(before: Stock, after: Stock) -> Change:
     new = {name: _free(after.supply.get(name, ())) for name in names}
     earlier, later = _by_namespace(before.quotas), _by_namespace(after.quotas)
     return Change(
-        grown=frozenset(name for name in names if _is_less(old[name], new[name])),
+        grown=frozenset(
+            name
+            for name in names
+            if _is_less(old[name], new[name])
+            or _is_less(_hosted(before.supply.get(name, ())), _hosted(after.supply.get(name, ())))
+        ),
         shrunk=frozenset(name for name in names if _is_less(new[name], old[name])),
         quotas=frozenset(
             namespace
@@ -68,9 +76,19 @@ def _free(nodes: Iterable[NodeSupply]) -> Mapping[str, int]:
     return {node.name: node.free for node in nodes}
 
 
-def _is_less(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
-    """Whether some node has less in `one` than in `other`; none is as good as nothing."""
-    return any(one.get(name, 0) < free for name, free in other.items())
+def _hosted(nodes: Iterable[NodeSupply]) -> Mapping[tuple[str, str], int]:
+    """Cores and memory beside free accelerators: where none is free, more of them makes no room."""
+    hosts = {node.name: node.host for node in nodes if node.free and node.host}
+    return {
+        (name, what): amount
+        for name, host in hosts.items()
+        for what, amount in (("cpu", host.millicores), ("memory", host.memory_bytes))
+    }
+
+
+def _is_less(one: Mapping[Place, int], other: Mapping[Place, int]) -> bool:
+    """Whether some place has less in `one` than in `other`; none is as good as nothing."""
+    return any(one.get(place, 0) < free for place, free in other.items())
 
 
 def _by_namespace(quotas: Iterable[Quota]) -> Mapping[str, list[Quota]]:

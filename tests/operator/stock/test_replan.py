@@ -83,6 +83,19 @@ def test_whoever_was_refused_some_is_woken_by_it_whatever_its_condition_names_fi
     assert not is_woken(it, stock(4, 0), stock(5, 0))
 
 
+def test_cores_and_memory_that_are_freed_beside_accelerators_wake_whoever_was_refused_those() -> None:
+    def beside(memory: int, l4: int = 1) -> Stock:
+        has = {GPU: 1000, "cpu": 8000, "memory": 64_000}
+        node = Node("L4", {"product": "L4"}, (), True, has)
+        other = Holding(None, "L4", {GPU: 1000 - l4 * 1000, "memory": 64_000 - memory}, {})
+        return take_stock({"l4": L4}, [node], [other])
+
+    assert is_woken(plan(2, NO_L4), beside(8_000), beside(32_000))
+    assert not is_woken(plan(2, NO_L4), beside(32_000), beside(8_000))
+    assert not is_woken(plan(2), beside(8_000), beside(32_000))
+    assert not is_woken(plan(2, NO_L4), beside(8_000, l4=0), beside(32_000, l4=0))  # none is free
+
+
 def test_quotas_of_other_namespaces_wake_nobody_here() -> None:
     elsewhere = replace(stock(4), quotas=(Quota("elsewhere", {GPU: 1}, {}),))
     assert not is_woken(plan(2), stock(4), elsewhere)
