@@ -70,10 +70,15 @@ def inspect_gguf(path: Path) -> ModelFacts:
         expert_parameters=routed,
         sliding_window=window if slides else 0,
         sliding_layers=layers if slides else 0,
-        mlp_width=0 if routed else int(value(f"{family}.feed_forward_length", 0)),
+        mlp_width=0 if routed else _widest(value(f"{family}.feed_forward_length", 0)),
     )
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(reader.data_offset)
     digest = hashlib.sha256(f"{path.name}\0{size}\0".encode() + head)
     return ModelFacts(shape, f"sha256:{digest.hexdigest()}", None, size)
+
+
+def _widest(lengths: int | list[int]) -> int:
+    """Of a file that states one length for all layers, or one for each."""
+    return max(map(int, lengths), default=0) if isinstance(lengths, list) else int(lengths)

@@ -150,12 +150,13 @@ def test_a_configuration_of_no_language_model_is_refused_in_a_sentence(tmp_path:
         inspect_model(str(tmp_path))
 
 
-def gguf_shape(path: Path, tensors: dict[str, int], **words: int) -> ModelShape:
+def gguf_shape(path: Path, tensors: dict[str, int], **words: int | list[int]) -> ModelShape:
     """The shape of a GGUF file whose tensors have these numbers of float32 elements."""
     writer = gguf.GGUFWriter(path, "llama")
     sizes = {"block_count": 2, "context_length": 256, "embedding_length": 8, "attention.head_count": 2}
     for word, value in (sizes | {"vocab_size": 10} | words).items():
-        writer.add_uint32(f"llama.{word.replace('__', '.')}", value)
+        add = writer.add_array if isinstance(value, list) else writer.add_uint32
+        add(f"llama.{word.replace('__', '.')}", value)
     for name, elements in tensors.items():
         writer.add_tensor(name, np.zeros(elements, dtype=np.float32))
     writer.write_header_to_file()
@@ -176,6 +177,8 @@ def test_of_a_gguf_file_embedding_and_window_are_told(tmp_path: Path) -> None:
     assert (untied.parameters, untied.embedding_parameters) == (224, 80)
     assert (untied.max_position, untied.max_served, untied.sliding_layers) == (256, 64, 2)
     assert untied.mlp_width == 16
+    by_layer = gguf_shape(tmp_path / "layers.gguf", tensors, feed_forward_length=[16, 32])
+    assert by_layer.mlp_width == 32
 
 
 def test_of_a_gguf_file_experts_are_told(tmp_path: Path) -> None:
