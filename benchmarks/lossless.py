@@ -70,7 +70,7 @@ def main() -> int:
     mates = [_as(r, f"mate-{i}", seed=1000 + i, max_tokens=24) for i, r in enumerate(requests[::2])]
 
     began = time.monotonic()
-    alone = _answers(_fresh(engine), [_as(r, r.request_id, speculation=False) for r in requests], [])
+    alone = _answers(_fresh(engine), [_as(r, r.request_id, drafting="off") for r in requests], [])
     off_seconds = time.monotonic() - began
     speculating = _fresh(engine)
     began = time.monotonic()

@@ -171,7 +171,7 @@ class Scheduler:
         for sequence in decoding:
             # one token of the room is the correction or bonus
             limit = min(self.max_draft_tokens, left, self.room(sequence) - 1)
-            if not sequence.submit.params.speculation:
+            if sequence.submit.params.drafting == "off":
                 limit = 0
             spare = (self.ledger.num_free + len(sequence.table)) * BLOCK_SIZE - len(sequence.tokens)
             limit = max(0, min(limit, spare))

@@ -73,7 +73,7 @@ def _job(
             seed=seed & MASK_64,
             max_tokens=_room(len(prompt), request, field, model),
             stop_token_ids=model.stop_token_ids,
-            speculation=request.speculation,
+            drafting="auto" if request.speculation else "off",
         )
         for prompt in prompts
     )

@@ -42,7 +42,7 @@ loads = st.builds(
 
 
 def submit(number: int, prompt: int, answer: int, speculation: bool) -> Submit:
-    params = SamplingParams(max_tokens=answer, speculation=speculation)
+    params = SamplingParams(max_tokens=answer, drafting="auto" if speculation else "off")
     return Submit(f"r{number}", tuple(range(prompt)), params)
 
 
@@ -60,7 +60,7 @@ def check(plan: StepPlan, scheduler: Scheduler, load: Load) -> None:
         assert work.start + work.count <= len(sequence.tokens)
         if work.draft_limit:
             assert work.yields
-            assert sequence.submit.params.speculation
+            assert sequence.submit.params.drafting == "auto"
             assert work.draft_limit <= load.max_draft_tokens
             assert work.draft_limit < scheduler.room(sequence)
         # every token of the step has a slot before the step begins

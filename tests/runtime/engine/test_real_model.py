@@ -64,7 +64,7 @@ def alone(smollm2: PagedModel) -> dict[str, list[int]]:
     """Every answer without speculation and without company."""
     answers: dict[str, list[int]] = {}
     for submit in requests():
-        answers |= run(smollm2, [replace(submit, params=replace(submit.params, speculation=False))])[0]
+        answers |= run(smollm2, [replace(submit, params=replace(submit.params, drafting="off"))])[0]
     assert all(len(answer) == TOKENS for answer in answers.values())
     return answers
 

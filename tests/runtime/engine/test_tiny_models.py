@@ -131,11 +131,8 @@ MIXED = [
 ]
 
 
-def mixed(speculation: bool = True) -> list[Submit]:
-    return [
-        ask(i, prompt, **MIXED[i % len(MIXED)], speculation=speculation)
-        for i, prompt in enumerate(prompts(9))
-    ]
+def mixed(drafting: str = "auto") -> list[Submit]:
+    return [ask(i, prompt, **MIXED[i % len(MIXED)], drafting=drafting) for i, prompt in enumerate(prompts(9))]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +140,7 @@ def alone(paged: tuple[str, PagedModel]) -> dict[str, list[int]]:
     """Every answer computed alone, without speculation."""
     torch.set_num_threads(1)
     answers: dict[str, list[int]] = {}
-    for request in mixed(speculation=False):
+    for request in mixed(drafting="off"):
         answers |= run(engine(paged[1]), [request])
     return answers
 
