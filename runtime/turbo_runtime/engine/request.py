@@ -56,7 +56,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural logarithms of probabilities under the model's own law: before every processor, temperature 1."""
+    """Natural logarithms of probabilities under the model's own law: before every processor."""
 
     token: int
     logprob: float
