@@ -8,6 +8,7 @@ go. Rolling back rejected tokens is a shorter table (`trim`): their slots are si
 from __future__ import annotations
 
 BLOCK_SIZE = 16  # token slots of one block
+PROMPT_TILE = 64  # positions of a prompt that are computed, and shared, as one; whole blocks
 
 
 def blocks_for(tokens: int) -> int:
