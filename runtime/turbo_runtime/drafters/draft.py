@@ -1,4 +1,4 @@
-"""What passes between the engine and a drafter: plain data, and two verbs.
+"""What passes between the engine and its drafters: plain data, and the verbs of a source of drafts.
 
 A drafter may look at anything and be wrong at will: what the engine commits does not depend on it (see
 `engine/verify.py`). It says how sure it is, and the engine decides how much of it is worth verifying.
@@ -6,9 +6,11 @@ A drafter may look at anything and be wrong at will: what the engine commits doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from turbo_runtime.engine.request import Drafting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,6 +37,14 @@ class Want:
     tenant: str
     coupling: Coupling
     hidden: Tensor | None = None  # (width,): the model's last hidden state that the last token was drawn from
+    drafting: Drafting = "auto"  # what the request asks for
+
+
+class Evidence(NamedTuple):
+    """What a drafted token's confidence came from, so that its source learns what became of it."""
+
+    source: str
+    cell: Hashable  # of the source's calibration
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +53,54 @@ class Draft:
 
     tokens: tuple[int, ...] = ()
     survival: tuple[float, ...] = ()  # as long as `tokens`, never rising
-    drafter: str = ""  # who proposed it: a label of metrics
+    evidence: tuple[Evidence, ...] = ()  # as long as `tokens`
+
+    @property
+    def drafter(self) -> str:
+        """Who proposed it, a label of metrics: a source's name, "hybrid" of several, "" of none."""
+        names = {evidence.source for evidence in self.evidence}
+        return names.pop() if len(names) == 1 else "hybrid" if names else ""
+
+    def cut(self, length: int) -> Draft:
+        """The first `length` tokens of it."""
+        if length >= len(self.tokens):
+            return self
+        return replace(
+            self,
+            tokens=self.tokens[:length],
+            survival=self.survival[:length],
+            evidence=self.evidence[:length],
+        )
 
 
-class Drafter(Protocol):
-    """Proposes for a whole batch, and learns from answers."""
+class Offer(NamedTuple):
+    """One source's next token for one want."""
 
-    def propose(self, wants: Sequence[Want]) -> list[Draft]:
-        """One draft for each want, perhaps an empty one."""
+    token: int
+    confidence: float  # calibrated chance that it is accepted if all before it are
+    cell: Hashable
 
-    def observe(self, want: Want, draft: Draft, accepted: int) -> None:
-        """What became of a draft, as far as it was verified."""
+
+class Proposal(Protocol):
+    """One source's part in the drafts of a batch, which grow by a token of whichever source at a time."""
+
+    def offers(self) -> list[Offer | None]:
+        """The next token for each want; None where the source knows nothing or the want's draft has ended."""
+
+    def advance(self, tokens: Sequence[int | None]) -> None:
+        """The token that each draft got; None ends the draft."""
+
+
+class Source(Protocol):
+    """Where drafts come from."""
+
+    name: str
+
+    def begin(self, wants: Sequence[Want]) -> Proposal:
+        """Read what is new in each want."""
+
+    def learn(self, cell: Hashable, accepted: bool) -> None:
+        """What became of a token offered, all before it having been accepted."""
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
         """The request ended, with an answer or without: what it held is let go."""
