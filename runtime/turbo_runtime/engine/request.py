@@ -100,6 +100,8 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt from its second token on; once
     cached_tokens: int | None = None  # of the prompt, how many were found computed; with the first tokens
+    queued_seconds: float | None = None  # from Submit to the first step that took it in; likewise
+    refused: bool = False  # with "error": the request cannot be served as it is, and nothing has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,14 @@ class EngineStats:
     prompts: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    step_tokens: int = 0  # that the last step computed: of prompts, answers and drafts
+    prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_cache_hits: int = 0  # of them, found
+    chosen_drafts: tuple[int, ...] = ()  # how often so many drafts were verified for an answer in a step
+    speedup: float | None = None  # tokens per second lately over those without drafts, as probes have it
+    draft_version: str = ""  # of the draft weights in use
+    audits: int = 0  # finished answers replayed without speculation
+    audit_mismatches: int = 0  # of them, those that came out otherwise
 
 
 @dataclass(frozen=True, slots=True)

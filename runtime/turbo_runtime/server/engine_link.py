@@ -16,6 +16,7 @@ from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Ste
 from turbo_runtime.server.engine_process import EngineMain, child_main
 
 LAST_WORDS_SECONDS = 2.0  # how long messages of a dead engine are waited for
+ABANDONED = "abandoned"  # finish reason, beside the engine's: it will say nothing more of this answer
 STOP_SECONDS = 5.0  # how long an engine may take to end by itself
 
 
@@ -92,7 +93,7 @@ class EngineLink:
         unfinished = dict(self._waiting)
         self.cancel(unfinished)
         for request_id, events in unfinished.items():
-            events.put_nowait(TokenEvent(request_id, finish_reason="error", error=sentence))
+            events.put_nowait(TokenEvent(request_id, finish_reason=ABANDONED, error=sentence))
 
     async def stop(self) -> None:
         """End the process: by itself after the current step, by force if that takes long."""

@@ -79,7 +79,7 @@ def test_a_dead_engine_is_told_to_all_who_wait_and_ends_the_server(launch, conne
                 client.completions.create(model="echo", prompt="crash")
         with pytest.raises(openai.InternalServerError) as caught:
             waiting.result(30)
-    assert caught.value.status_code == 500
+    assert caught.value.status_code == 503
     assert ("SIGKILL" if death == "kill" else "status 3") in caught.value.body["message"]
     assert server.exit_status() == 1
     assert "The engine process" in server.said

@@ -130,7 +130,8 @@ def test_any_tokens_give_the_text_of_their_decoding_at_once(tokenizer, ids: list
 
 
 def test_a_chat_starts_with_the_models_own_words(tokenizer: ServedTokenizer) -> None:
-    prompt = tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
+    assert tokenizer.template
+    prompt = tokenizer.encode_written(tokenizer.template.render([{"role": "user", "content": "Hi"}]))
     special = tokenizer.encode("<|im_start|>")
     assert len(special) == 1
     assert prompt.count(special[0]) == 3  # the default system message, the user, the assistant
