@@ -83,6 +83,6 @@ class Answer:
         if self.tokens < self.params.min_tokens:
             return self.reader.push(text), None  # no stop string counts yet
         passed, stopped = self.scanner.push(text)
-        self._stop = self.scanner.found
+        self._stop = self.scanner.found or self._stop
         said = self.reader.push(passed)
         return said, "stop" if stopped or self.reader.complete else None
