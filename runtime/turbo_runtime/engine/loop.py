@@ -7,72 +7,80 @@ receives the messages of `request.py`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
 
 from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.engine.laws import Laws
 from turbo_runtime.engine.model import Chunk, PagedModel
-from turbo_runtime.engine.request import Cancel, EngineStats, SamplingParams, Step, Submit, TokenEvent
-from turbo_runtime.engine.sampling import (
-    GREEDY_BELOW,
-    NoiseSource,
-    answer_key,
-    greedy_tokens,
-    position_key,
-    sampled_token,
-)
-from turbo_runtime.engine.scheduler import Scheduler, Sequence, Work
+from turbo_runtime.engine.request import Cancel, EngineStats, Step, Submit, TokenEvent
+from turbo_runtime.engine.sampling.answer import NoTokenError
+from turbo_runtime.engine.sampling.logprobs import token_logprob
+from turbo_runtime.engine.sampling.noise import Noise
+from turbo_runtime.engine.sampling.step import AnswerRows, TokenAt, tokens_of_step
+from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.sequence import Sequence, Work
 from turbo_runtime.engine.verify import Verdict, verify
 
 log = logging.getLogger(__name__)
+
+_COMPILE_WAIT_SECONDS = 0.005  # with nothing else to do; the inbox is looked into after each
 
 
 class Engine:
     """Serves sequences step by step."""
 
-    def __init__(self, model: PagedModel, scheduler: Scheduler, drafter: SuffixDrafter) -> None:
+    def __init__(
+        self,
+        model: PagedModel,
+        scheduler: Scheduler,
+        drafter: SuffixDrafter,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.model = model
         self.scheduler = scheduler
         self.drafter = drafter
-        self.noise = NoiseSource(model.vocabulary, model.device)
-        self._keys: dict[str, int] = {}  # request id -> the answer's noise key
+        self.noise = Noise(model.vocabulary, model.device)
+        self.laws = Laws(self.noise, grammars)
         self._events: list[TokenEvent] = []  # of the step in progress
         self._stats = EngineStats()
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute and nothing to tell."""
-        return not (self.scheduler.running or self.scheduler.waiting or self._events)
+        return not (self.scheduler.running or self.scheduler.waiting or self.laws.compiling or self._events)
 
     def accept(self, message: Submit | Cancel) -> None:
         """Take one message of the server in; what is wrong with it becomes an event of the next step."""
         if isinstance(message, Cancel):
+            self.laws.end(message.request_id)
             sequence = self.scheduler.find(message.request_id)
             if sequence:  # else it ended while the message was under way
                 self._end(sequence)
             return
         try:
             self._check_ids(message)
-            self.scheduler.add(message)
+            if self.laws.begin(message):
+                self._add(message)
         except ValueError as error:
-            self._events.append(TokenEvent(message.request_id, finish_reason="error", error=str(error)))
-            return
-        self._keys[message.request_id] = answer_key(message.params.seed, message.prompt, message.choice)
-        self._count(prompts=1, prompt_tokens=len(message.prompt))
+            self._refuse(message, error)
 
     def step(self) -> Step:
         """Compute one step for everything that runs."""
+        for submit, error in self.laws.compiled():
+            if error is None:
+                self._add(submit)
+            else:
+                self._refuse(submit, error)
         plan = self.scheduler.plan()
         drafts = [self._propose(work) for work in plan.work]
         if plan.work:
-            logits = self.model.forward([_chunk(w, d) for w, d in zip(plan.work, drafts, strict=True)])
-            row = 0
-            for work, drafted in zip(plan.work, drafts, strict=True):
-                rows = len(drafted) + 1 if work.yields else 0
-                self._advance(work, drafted, logits[row : row + rows])
-                row += rows
+            logits = self.model.forward([_chunk(w, d) for w, d in zip(plan.work, drafts, strict=True)]).logits
+            self._advance_all(plan.work, drafts, logits)
+        elif self.laws.compiling:
+            self.laws.wait(_COMPILE_WAIT_SECONDS)
         return Step(tuple(self._take_events()), self.stats())
 
     def stats(self) -> EngineStats:
@@ -93,24 +101,69 @@ class Engine:
         if not all(0 <= token < self.model.vocabulary for token in submit.prompt):
             raise ValueError(f"token ids must lie between 0 and {self.model.vocabulary - 1}")
 
+    def _add(self, submit: Submit) -> None:
+        """Queue an answer that has its law, or refuse it."""
+        try:
+            self.scheduler.add(submit)
+        except ValueError as error:
+            self._refuse(submit, error)
+            return
+        self._count(prompts=1, prompt_tokens=len(submit.prompt))
+
+    def _refuse(self, submit: Submit, error: ValueError) -> None:
+        self.laws.end(submit.request_id)
+        self._events.append(
+            TokenEvent(submit.request_id, finish_reason="error", error=str(error), refused=True)
+        )
+
     def _propose(self, work: Work) -> list[int]:
         if not work.yields or not work.draft_limit:
             return []
         sequence = work.sequence
-        return self.drafter.propose(sequence.submit.request_id, sequence.tokens, work.draft_limit)
+        law = self.laws[sequence.submit.request_id]
+        forced = law.forced(sequence.tokens)[: work.draft_limit]
+        if forced:
+            return forced
+        drafts = self.drafter.propose(sequence.submit.request_id, sequence.tokens, work.draft_limit)
+        return list(law.allowed_prefix(sequence.tokens, drafts))
 
-    def _advance(self, work: Work, drafted: list[int], logits: Tensor) -> None:
+    def _advance_all(self, works: tuple[Work, ...], drafts: list[list[int]], logits: Tensor) -> None:
+        parts: dict[str, AnswerRows] = {}
+        first = 0
+        for work, drafted in zip(works, drafts, strict=True):
+            if work.yields:
+                request_id, tokens = work.sequence.submit.request_id, work.sequence.tokens
+                parts[request_id] = AnswerRows(self.laws[request_id], tokens, drafted, first)
+                first += len(drafted) + 1
+        found = tokens_of_step(logits, list(parts.values()), self.noise)
+        token_at = dict(zip(parts, found, strict=True))
+        for work, drafted in zip(works, drafts, strict=True):
+            request_id = work.sequence.submit.request_id
+            if work.yields:
+                begin = parts[request_id].first
+                self._advance(work, drafted, token_at[request_id], logits[begin : begin + len(drafted) + 1])
+            else:
+                self.scheduler.fold(work, [])
+
+    def _advance(self, work: Work, drafted: list[int], token_at: TokenAt, logits: Tensor) -> None:
         """Verify one sequence's rows, book the result, tell it; a failure takes only this sequence down."""
         sequence = work.sequence
-        if not work.yields:
-            self.scheduler.fold(work, [])
-            return
-        request_id, params = sequence.submit.request_id, sequence.submit.params
+        request_id = sequence.submit.request_id
+        law = self.laws[request_id]
         try:
-            token_at = self._token_at(logits, params, self._keys[request_id], len(sequence.tokens))
-            verdict = verify(
-                token_at, drafted, stop_ids=params.stop_token_ids, room=self.scheduler.room(sequence)
+            verdict = verify(token_at, drafted, stop_ids=law.stop_ids, room=self.scheduler.room(sequence))
+            top = law.params.logprobs
+            logprobs = (
+                ()
+                if top is None
+                else tuple(
+                    token_logprob(row, token, top) for row, token in zip(logits, verdict.tokens, strict=False)
+                )
             )
+        except NoTokenError as error:
+            self._end(sequence)
+            self._events.append(TokenEvent(request_id, finish_reason="error", error=str(error)))
+            return
         except Exception as error:
             log.exception("request %s failed", request_id)
             self._end(sequence)
@@ -124,24 +177,22 @@ class Engine:
         self._count_verdict(verdict, len(drafted))
         self._events.append(
             TokenEvent(
-                request_id, verdict.tokens, verdict.finish_reason, None, len(drafted), verdict.accepted
+                request_id,
+                verdict.tokens,
+                verdict.finish_reason,
+                None,
+                len(drafted),
+                verdict.accepted,
+                logprobs,
             )
         )
         if verdict.finish_reason:
             self._end(sequence)
 
-    def _token_at(
-        self, logits: Tensor, params: SamplingParams, key: int, position: int
-    ) -> Callable[[int], int]:
-        """The engine's token for each row of `logits`, the first of which is for `position`."""
-        if params.temperature < GREEDY_BELOW:
-            return greedy_tokens(logits).__getitem__
-        return lambda row: sampled_token(logits[row], params, position_key(key, position + row), self.noise)
-
     def _end(self, sequence: Sequence) -> None:
         request_id = sequence.submit.request_id
         self.scheduler.finish(sequence)
-        self._keys.pop(request_id, None)
+        self.laws.end(request_id)
         self.drafter.observe(request_id, sequence.tokens, sequence.prompt_length)
 
     def _take_events(self) -> list[TokenEvent]:
@@ -167,4 +218,5 @@ class Engine:
 def _chunk(work: Work, drafted: list[int]) -> Chunk:
     sequence = work.sequence
     tokens = sequence.tokens[work.start : work.start + work.count] + drafted
-    return Chunk(tokens, work.start, sequence.table, len(drafted) + 1 if work.yields else 0)
+    rows = len(drafted) + 1 if work.yields else 0
+    return Chunk(tokens, work.start, sequence.table, rows, sequence.prompt_length)
