@@ -169,7 +169,12 @@ class Mate:
 
 
 def _computed(
-    engine: Engine, tokens: Sequence[int], table: list[int], length: int, mate: Mate | None = None
+    engine: Engine,
+    tokens: Sequence[int],
+    prompt_length: int,
+    table: list[int],
+    length: int,
+    mate: Mate | None = None,
 ) -> Tensor:
     """Logits (tokens, vocabulary) of a sequence that is computed in runs of `length`."""
     import torch
@@ -180,8 +185,12 @@ def _computed(
     for start in range(0, len(tokens), length):
         run = tokens[start : start + length]
         # the mate changes its length from step to step, as a batch does
-        other = [Chunk(mate.tokens[: 1 + start % len(mate.tokens)], 0, mate.table, 1)] if mate else []
-        parts.append(engine.model.forward([*other, Chunk(run, start, table, len(run))])[len(other) :])
+        other = []
+        if mate:
+            beside = mate.tokens[: 1 + start % len(mate.tokens)]
+            other = [Chunk(beside, 0, mate.table, 1, len(mate.tokens))]
+        forward = engine.model.forward([*other, Chunk(run, start, table, len(run), prompt_length)])
+        parts.append(forward.logits[len(other) :])
     return torch.cat(parts)
 
 
@@ -224,12 +233,12 @@ def _logit_differences(engine: Engine, requests: Sequence[Submit], answers: dict
         tables = [list(range(n * blocks, (n + 1) * blocks)) for n in range(5)]
         beside = Mate(mate, list(range(5 * blocks, 5 * blocks + blocks_for(len(mate)))))
 
-        at_once = _computed(engine, tokens, tables[0], len(tokens))
+        at_once = _computed(engine, tokens, len(request.prompt), tables[0], len(tokens))
         ways = (
-            _computed(engine, tokens, tables[1], 1),
-            _computed(engine, tokens, tables[2], 5, beside),
-            _computed(engine, tokens, tables[3], 9),
-            _computed(engine, tokens, tables[4], 37, beside),
+            _computed(engine, tokens, len(request.prompt), tables[1], 1),
+            _computed(engine, tokens, len(request.prompt), tables[2], 5, beside),
+            _computed(engine, tokens, len(request.prompt), tables[3], 9),
+            _computed(engine, tokens, len(request.prompt), tables[4], 37, beside),
         )
         different += sum(any(not torch.equal(at_once[i], way[i]) for way in ways) for i in wanted)
     return different
