@@ -237,8 +237,8 @@ def test_a_token_that_the_model_lacks_is_refused_by_one_sentence(
 
 def test_where_all_tokens_are_forbidden_the_answer_ends_with_a_sentence() -> None:
     every = tuple((token,) for token in range(VOCABULARY))
-    for temperature in (0.0, 1.0):
-        law = AnswerLaw(SamplingParams(temperature=temperature, bad_words=every), PROMPT, 1, NOISE)
+    for rest in ({"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1, "top_p": 0.5}):
+        law = AnswerLaw(SamplingParams(**rest, bad_words=every), PROMPT, 1, NOISE)  # type: ignore[arg-type]
         with pytest.raises(NoTokenError, match="no token is left to choose from"):
             law.token(TABLE[0], PROMPT)
     law = AnswerLaw(SamplingParams(), PROMPT, 1, NOISE)

@@ -19,7 +19,7 @@ def greedy_tokens(logits: Tensor) -> Tensor:
 
     A maximum per block and one among those is several times faster than `argmax` over the row.
     """
-    blocks = _blocked(logits)
+    blocks = blocked(logits)
     peaks, block = blocks.amax(2).max(1)  # the first of equal ones
     within = blocks[torch.arange(len(blocks), device=logits.device), block].argmax(1)
     return torch.where(peaks.isfinite(), block * BLOCK + within, NOTHING)
@@ -33,27 +33,37 @@ def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: No
     which that noise falls has a score already. Only tokens that may exceed the best of those need noise of
     their own.
     """
-    blocks = _blocked(logits)
+    num_rows, per_row = len(logits), noise.num_blocks
+    blocks = blocked(logits)
     minima, places = noise.block_minima(keys)
     highest = minima.log().neg_()
-    floor = blocks.gather(2, places[:, :, None]).squeeze(2).double().div_(temperatures[:, None])
-    floor = floor.add_(highest).amax(1).sub_(_SLACK).clamp_(min=_LEAST)  # what is forbidden stays below
+    scored = blocks.gather(2, places[:, :, None]).squeeze(2).double().div_(temperatures[:, None])
+    floor = scored.add_(highest).amax(1).sub_(_SLACK).clamp_(min=_LEAST)  # what is forbidden stays below
     bounds = blocks.amax(2).double().div_(temperatures[:, None]).add_(highest)
-    row, block = (bounds >= floor[:, None]).nonzero(as_tuple=True)
-    scaled = blocks[row, block].double().div_(temperatures[row, None])
-    which, within = (scaled + highest[row, block, None] >= floor[row, None]).nonzero(as_tuple=True)
-    scaled, row, block = scaled[which, within], row[which], block[which]
-    ids = block * BLOCK + within
-    scores = scaled + noise.gumbel_within(keys[row], ids, minima[row, block], places[row, block])
-    best = torch.full((len(logits),), -torch.inf, dtype=torch.float64, device=logits.device)
+    minima, places, highest = minima.view(-1), places.view(-1), highest.view(-1)  # by (row, block) from here
+
+    block = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)
+    row = block // per_row
+    scaled = blocks.view(-1, BLOCK).index_select(0, block).double()
+    scaled = scaled.div_(temperatures.index_select(0, row)[:, None])
+    reach = scaled + highest.index_select(0, block)[:, None]
+    near = (reach >= floor.index_select(0, row)[:, None]).view(-1).nonzero().squeeze(1)
+
+    block, row = block.index_select(0, near // BLOCK), row.index_select(0, near // BLOCK)
+    ids = block % per_row * BLOCK + near % BLOCK
+    gumbel = noise.gumbel_within(
+        keys.index_select(0, row), ids, minima.index_select(0, block), places.index_select(0, block)
+    )
+    scores = scaled.view(-1).index_select(0, near).add_(gumbel)
+    best = torch.full((num_rows,), -torch.inf, dtype=torch.float64, device=logits.device)
     best.scatter_reduce_(0, row, scores, "amax")
-    tokens = torch.full((len(logits),), noise.vocabulary, device=logits.device)
-    winners = scores == best[row]
-    tokens.scatter_reduce_(0, row[winners], ids[winners], "amin")
+    ids = torch.where(scores == best.index_select(0, row), ids, noise.vocabulary)
+    tokens = torch.full((num_rows,), noise.vocabulary, device=logits.device)
+    tokens.scatter_reduce_(0, row, ids, "amin")
     return torch.where(best.isfinite(), tokens, NOTHING)
 
 
-def _blocked(logits: Tensor) -> Tensor:
+def blocked(logits: Tensor) -> Tensor:
     """(rows, vocabulary) as (rows, blocks, BLOCK), filled up with -inf."""
     missing = -logits.shape[1] % BLOCK
     whole = F.pad(logits, (0, missing), value=-torch.inf) if missing else logits

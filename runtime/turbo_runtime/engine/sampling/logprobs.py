@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from turbo_runtime.engine.request import TokenLogprob
+from turbo_runtime.engine.sampling.ranking import head
 
 
 def token_logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
@@ -17,13 +18,9 @@ def token_logprob(logits: Tensor, token: int, top: int) -> TokenLogprob:
     total = float(row.logsumexp(0))  # one row at a time: no sum is split by how many there are
     own = row[token]
     rank = 1 + int((row > own).sum()) + int((row[:token] == own).sum())
-    best: list[tuple[int, float]] = []
-    if top:
-        count = min(top, row.numel())
-        ids = (row >= row.topk(count).values[-1]).nonzero().squeeze(1)  # more than count where there are ties
-        order = row[ids].argsort(descending=True, stable=True)[:count]
-        best = [(int(i), float(row[i]) - total) for i in ids[order]]
-    return TokenLogprob(token, float(own) - total, rank, tuple(best))
+    ids = head(logits, top).tolist() if top else []
+    best = tuple(zip(ids, (row[ids] - total).tolist(), strict=True))
+    return TokenLogprob(token, float(own) - total, rank, best)
 
 
 class PromptLogprobs:

@@ -75,7 +75,7 @@ class Noise:
         """Standard Gumbel noise (n,) float64 of `ids` (n,), each under its own of `keys` (n,) and given its
         block's entries (n,) of `block_minima`.
         """
-        beyond = _exponential(_mix(self._tokens[ids] + keys)).add_(minima)
+        beyond = _exponential(_mix(self._tokens.index_select(0, ids) + keys)).add_(minima)
         return torch.where(places == ids % BLOCK, minima, beyond).log_().neg_()
 
     def gumbel(self, key: int, ids: Tensor) -> Tensor:
@@ -83,7 +83,9 @@ class Noise:
         keys = torch.tensor([key], device=self.device)
         minima, places = self.block_minima(keys)
         blocks = ids // BLOCK
-        return self.gumbel_within(keys, ids, minima[0, blocks], places[0, blocks])
+        return self.gumbel_within(
+            keys, ids, minima[0].index_select(0, blocks), places[0].index_select(0, blocks)
+        )
 
 
 def _mix(x: Tensor) -> Tensor:

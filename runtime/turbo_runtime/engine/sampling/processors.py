@@ -37,7 +37,7 @@ class Processors:
         self._answer: list[int] = []
         self._penalties: Penalties | None = None
         if params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0:
-            self._penalties = Penalties(params, torch.tensor(prompt, device=device), vocabulary)
+            self._penalties = Penalties(params, prompt, noise)
 
     @property
     def idle(self) -> bool:
@@ -65,26 +65,35 @@ class Processors:
 
 
 class Penalties:
-    """Repetition, frequency and presence, and the counts that they go by."""
+    """Repetition, frequency and presence, of the tokens that they can concern."""
 
-    def __init__(self, params: SamplingParams, prompt: Tensor, vocabulary: int) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], noise: Noise) -> None:
         self._params = params
-        self._prompted = torch.zeros(vocabulary, dtype=torch.bool, device=prompt.device)
-        self._prompted[prompt] = True
-        self._counts = torch.zeros(vocabulary, device=prompt.device)  # of the answer's tokens
+        self._counts = torch.zeros(noise.vocabulary, device=noise.device)  # of the answer's tokens
+        self._known: dict[int, None] = {}  # tokens seen so far, in order
+        self._ids = torch.empty(0, dtype=torch.int64, device=noise.device)  # the same
+        if params.repetition_penalty != 1.0:
+            self._meet(prompt)
 
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens."""
+        self._meet(tokens)
         ids = torch.tensor(tokens, device=self._counts.device)
         self._counts.index_add_(0, ids, torch.ones(len(tokens), device=ids.device))
 
     def apply(self, row: Tensor) -> Tensor:
-        """The row (vocabulary,) with all three."""
-        penalty, answered = self._params.repetition_penalty, self._counts > 0
-        if penalty != 1.0:
-            repeated = torch.where(row > 0, row / penalty, row * penalty)
-            row = torch.where(answered | self._prompted, repeated, row)
-        return row - self._counts * self._params.frequency_penalty - answered * self._params.presence_penalty
+        """The row (vocabulary,) with all three, changed in place."""
+        values, counts = row.index_select(0, self._ids), self._counts.index_select(0, self._ids)
+        penalty = self._params.repetition_penalty
+        values = torch.where(values > 0, values / penalty, values * penalty)
+        values -= counts * self._params.frequency_penalty
+        values -= (counts > 0) * self._params.presence_penalty
+        return row.index_copy_(0, self._ids, values)
+
+    def _meet(self, tokens: Sequence[int]) -> None:
+        new = [token for token in dict.fromkeys(tokens) if token not in self._known]
+        self._known.update(dict.fromkeys(new))
+        self._ids = torch.cat([self._ids, torch.tensor(new, device=self._ids.device).long()])
 
 
 def _check_ids(name: str, tokens: Iterable[int], vocabulary: int) -> None:
