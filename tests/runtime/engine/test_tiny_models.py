@@ -17,13 +17,13 @@ from transformers import (
 )
 
 from turbo_runtime.drafters.suffix import SuffixDrafter
-from turbo_runtime.engine import loop
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import PagedModel
 from turbo_runtime.engine.request import Cancel, SamplingParams, Submit
+from turbo_runtime.engine.sampling.answer import AnswerLaw
 from turbo_runtime.engine.scheduler import Scheduler
 
 SIZES = {
@@ -202,14 +202,14 @@ def test_a_cancelled_request_changes_nobody_elses_answer(
 def test_a_request_that_breaks_takes_only_itself_down(
     paged: tuple[str, PagedModel], alone: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.sampled_token
+    real = AnswerLaw.token
 
-    def failing(logits: torch.Tensor, params: SamplingParams, *rest: object) -> int:
-        if params.top_k == 20:
+    def failing(law: AnswerLaw, *rest: object) -> int:
+        if law.params.top_k == 20:
             raise ArithmeticError("out of luck")
-        return real(logits, params, *rest)  # type: ignore[arg-type]
+        return real(law, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "sampled_token", failing)
+    monkeypatch.setattr(AnswerLaw, "token", failing)
     server = engine(paged[1])
     for request in mixed():
         server.accept(request)
