@@ -67,8 +67,8 @@ class PrefixCache:
     def publish(self, keys: Sequence[bytes], table: list[int], known: int) -> None:
         """Take in the tiles of `table` from number `known` to `len(keys)`, which are computed now.
 
-        Where another sequence has published the same tile meanwhile, the table gets that one's blocks and
-        its own are free again: equal prompts that were computed side by side take their memory once.
+        Where another sequence has published the same tile before, the table gets that one's blocks and its
+        own are free again: what was computed twice takes its memory once.
         """
         for number, key in enumerate(islice(keys, known, None), known):
             place = slice(number * TILE_BLOCKS, (number + 1) * TILE_BLOCKS)
@@ -89,6 +89,8 @@ class PrefixCache:
         suffice; raises OutOfBlocks if they do not suffice either.
         """
         wanted = blocks_for(tokens) - len(table)
+        if wanted <= 0:
+            return
         if wanted <= self.ledger.num_available:  # else nothing is given up for nothing
             while self.ledger.num_free < wanted:
                 self._evict_longest_idle()

@@ -41,6 +41,7 @@ class _Draft:
 
     budget: int  # tokens left
     counts: dict[Sequence, int] = field(default_factory=dict)  # committed tokens to compute
+    tiles: set[bytes] = field(default_factory=set)  # of prompts, that this step works on
     preempted: list[Sequence] = field(default_factory=list)
 
 
@@ -202,6 +203,7 @@ class Scheduler:
         self.prefixes.extend(sequence.table, tokens)
         draft.counts[sequence] = count
         draft.budget -= count
+        draft.tiles.update(sequence.keys[sequence.shared : -(-tokens // PROMPT_TILE)])
 
     def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
         self.running.remove(sequence)
@@ -213,16 +215,23 @@ class Scheduler:
         draft.budget += draft.counts.pop(sequence, 0)
 
     def _admit(self, draft: _Draft) -> None:
-        """Start waiting sequences while there are budget, a place, and blocks for all their tokens and the
-        next one. Whoever is first and does not fit is waited for: the large do not starve behind the small.
+        """Start waiting sequences while there are budget, a place, and blocks: for all their tokens and the
+        next one, and one for each that runs to grow into, else somebody would soon be preempted for it.
+
+        Whoever is first and cannot start is waited for: the large do not starve behind the small. Nor does a
+        sequence start whose next tile is being computed in this step: it finds it in the following one, so
+        that equal prompts, or n answers to one, are computed once.
         """
         while draft.budget and len(self.running) < self.max_running:
             sequence = self._resuming[0] if self._resuming else self._queue.first()
             if sequence is None:
                 return
-            found = self.prefixes.find(sequence.shareable)
+            keys = sequence.shareable
+            found = self.prefixes.find(keys)
+            if not draft.tiles.isdisjoint(keys[len(found) // TILE_BLOCKS :][:1]):
+                return
             revived = sum(self.ledger.references(block) == 0 for block in found)
-            lacking = blocks_for(len(sequence.tokens) + 1) - len(found)
+            lacking = blocks_for(len(sequence.tokens) + 1) - len(found) + len(self.running)
             if lacking > self.ledger.num_available - revived:
                 return
             self._start(sequence, found)

@@ -162,9 +162,9 @@ def test_whoever_is_dropped_in_mid_flight_gives_all_blocks_back(load: Load) -> N
 
 
 def test_the_youngest_gives_way_and_comes_back_first() -> None:
-    scheduler = small(4)
-    old = scheduler.add(submit(0, 2 * BLOCK_SIZE, 32))
-    young = scheduler.add(submit(1, 2 * BLOCK_SIZE - 1, 32))
+    scheduler = small(6, running=2)
+    old = scheduler.add(submit(0, BLOCK_SIZE + 1, 32))
+    young = scheduler.add(submit(1, BLOCK_SIZE, 32))
     later = scheduler.add(submit(2, 4, 4))
     while scheduler.preemptions == 0:
         decode(scheduler)
@@ -252,14 +252,23 @@ def test_a_request_may_lower_the_ceiling_of_drafts_and_not_raise_it() -> None:
     assert [work.draft_limit for work in scheduler.plan().work] == [0, 2, 5]
 
 
+def test_nobody_starts_where_those_that_run_have_no_block_to_grow_into() -> None:
+    scheduler = small(6)
+    for number in range(3):
+        scheduler.add(submit(number, 2 * BLOCK_SIZE - 1, 30))
+    scheduler.plan()
+    assert scheduler.ledger.num_free == 2
+    assert len(scheduler.running) == 2
+
+
 def test_drafts_preempt_nobody() -> None:
-    scheduler = small(4, drafts=64)
+    scheduler = small(5, drafts=64)
     for number in range(2):
         scheduler.add(submit(number, 2 * BLOCK_SIZE - 2, 30, True))
     decode(scheduler)
     plan = scheduler.plan()
     assert plan.preempted == ()
-    assert [work.draft_limit for work in plan.work] == [1, 1]
+    assert [work.draft_limit for work in plan.work] == [17, 1]
 
 
 def test_look_ahead_blocks_that_no_token_took_are_given_back() -> None:

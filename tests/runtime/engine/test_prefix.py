@@ -109,21 +109,40 @@ def test_prompt_logprobs_go_by_the_cache_and_others_may_use_what_they_left() -> 
     assert served(other, ask("second", 200)).cached == 192
 
 
-def test_equal_prompts_side_by_side_take_the_memory_of_one() -> None:
+def test_answers_to_one_prompt_that_come_together_compute_it_once() -> None:
     simulation = engine(budget=1000)
     scheduler = simulation.scheduler
     sequences = [scheduler.add(ask(f"choice {n}", 200, answer=20)) for n in range(4)]
-    simulation.step()
+    assert [(work.start, work.count) for work in simulation.step().work] == [(0, 200)]
+    assert [(work.start, work.count) for work in simulation.step().work[1:]] == [(192, 8)] * 3
     scheduler.check()
     assert [each.table[:12] for each in sequences] == [sequences[0].table[:12]] * 4
     assert scheduler.ledger.num_used == 12 + 4
-    late = scheduler.add(ask("late", 200, answer=20))
-    simulation.step()
-    assert late.cached == 192
+    assert [each.cached for each in sequences] == [0, 192, 192, 192]
     simulation.run()
-    assert all(
-        simulation.answers[f"choice {n}"] == answer_to(ask("", 200, answer=20), MAX_LENGTH) for n in range(4)
-    )
+    same = answer_to(ask("", 200, answer=20), MAX_LENGTH)
+    assert simulation.answers == {f"choice {n}": same for n in range(4)}
+
+
+@pytest.mark.parametrize("budget", [40, 64, 100])
+def test_answers_to_one_prompt_compute_it_once_in_chunks_too(budget: int) -> None:
+    simulation = engine(budget=budget)
+    for n in range(3):
+        simulation.scheduler.add(ask(f"choice {n}", 200))
+    computed = 0
+    while not simulation.idle:
+        computed += sum(work.count for work in simulation.step().work if work.start < 200)
+    assert computed == 200 + 2 * 8
+
+
+def test_a_tile_that_was_computed_twice_takes_its_memory_once() -> None:
+    simulation = engine()
+    first = simulation.scheduler.add(ask("first", 128, answer=20))
+    simulation.step()
+    second = simulation.scheduler.add(ask("second", 128, answer=20))
+    assert simulation.step().work[-1].start == 64  # the last token is in the second tile
+    assert second.table[:8] == first.table[:8]
+    simulation.scheduler.check()
 
 
 def test_a_cut_off_prompt_leaves_the_tiles_that_it_has_computed_and_no_other() -> None:
@@ -301,7 +320,7 @@ def test_memory_is_bounded_over_ten_thousand_requests() -> None:
     while submitted < 10_000 or scheduler.running:
         while submitted < 10_000 and len(scheduler.waiting) < 8:
             prompt = (submitted // 3, *BASE[: luck.randint(0, 150)])
-            params = SamplingParams(max_tokens=luck.randint(1, 12))
+            params = SamplingParams(max_tokens=luck.randint(1, 50))
             scheduler.add(Submit(f"r{submitted}", prompt, params, tenant=f"t{submitted // 6}"))
             submitted += 1
         for work in scheduler.plan().work:
