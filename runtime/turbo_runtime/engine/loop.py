@@ -14,12 +14,12 @@ from torch import Tensor
 from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.laws import Laws
-from turbo_runtime.engine.model import Chunk, PagedModel
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.part import Part, lay_out
 from turbo_runtime.engine.request import Cancel, EngineStats, Step, Submit, TokenEvent
-from turbo_runtime.engine.sampling.answer import NoTokenError
-from turbo_runtime.engine.sampling.logprobs import token_logprob
+from turbo_runtime.engine.sampling.answer import AnswerLaw, NoTokenError
 from turbo_runtime.engine.sampling.noise import Noise
-from turbo_runtime.engine.sampling.step import AnswerRows, TokenAt, tokens_of_step
+from turbo_runtime.engine.sampling.step import TokenAt, tokens_of_step
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence, Work
 from turbo_runtime.engine.verify import Verdict, verify
@@ -75,10 +75,17 @@ class Engine:
             else:
                 self._refuse(submit, error)
         plan = self.scheduler.plan()
-        drafts = [self._propose(work) for work in plan.work]
-        if plan.work:
-            logits = self.model.forward([_chunk(w, d) for w, d in zip(plan.work, drafts, strict=True)]).logits
-            self._advance_all(plan.work, drafts, logits)
+        parts = [self._part(work) for work in plan.work]
+        if parts:
+            logits = self.model.forward([part.chunk() for part in parts]).logits
+            lay_out(parts, logits)
+            yielding = [part for part in parts if part.work.yields]
+            for part in parts:
+                if not part.work.yields:
+                    self.scheduler.fold(part.work, [])
+            drawn = tokens_of_step(logits, [part.rows() for part in yielding], self.noise)
+            for part, token_at in zip(yielding, drawn, strict=True):
+                self._advance(part, token_at, logits)
         elif self.laws.compiling:
             self.laws.wait(_COMPILE_WAIT_SECONDS)
         return Step(tuple(self._take_events()), self.stats())
@@ -116,50 +123,28 @@ class Engine:
             TokenEvent(submit.request_id, finish_reason="error", error=str(error), refused=True)
         )
 
-    def _propose(self, work: Work) -> list[int]:
+    def _part(self, work: Work) -> Part:
+        law = self.laws[work.sequence.submit.request_id]
+        return Part(work, law, self._propose(work, law))
+
+    def _propose(self, work: Work, law: AnswerLaw) -> list[int]:
         if not work.yields or not work.draft_limit:
             return []
         sequence = work.sequence
-        law = self.laws[sequence.submit.request_id]
         forced = law.forced(sequence.tokens)[: work.draft_limit]
         if forced:
             return forced
         drafts = self.drafter.propose(sequence.submit.request_id, sequence.tokens, work.draft_limit)
         return list(law.allowed_prefix(sequence.tokens, drafts))
 
-    def _advance_all(self, works: tuple[Work, ...], drafts: list[list[int]], logits: Tensor) -> None:
-        parts: dict[str, AnswerRows] = {}
-        first = 0
-        for work, drafted in zip(works, drafts, strict=True):
-            if work.yields:
-                request_id, tokens = work.sequence.submit.request_id, work.sequence.tokens
-                parts[request_id] = AnswerRows(self.laws[request_id], tokens, drafted, first)
-                first += len(drafted) + 1
-        found = tokens_of_step(logits, list(parts.values()), self.noise)
-        token_at = dict(zip(parts, found, strict=True))
-        for work, drafted in zip(works, drafts, strict=True):
-            request_id = work.sequence.submit.request_id
-            if work.yields:
-                begin = parts[request_id].first
-                self._advance(work, drafted, token_at[request_id], logits[begin : begin + len(drafted) + 1])
-            else:
-                self.scheduler.fold(work, [])
-
-    def _advance(self, work: Work, drafted: list[int], token_at: TokenAt, logits: Tensor) -> None:
+    def _advance(self, part: Part, token_at: TokenAt, logits: Tensor) -> None:
         """Verify one sequence's rows, book the result, tell it; a failure takes only this sequence down."""
+        work, drafted, law = part.work, part.drafts, part.law
         sequence = work.sequence
         request_id = sequence.submit.request_id
-        law = self.laws[request_id]
         try:
             verdict = verify(token_at, drafted, stop_ids=law.stop_ids, room=self.scheduler.room(sequence))
-            top = law.params.logprobs
-            logprobs = (
-                ()
-                if top is None
-                else tuple(
-                    token_logprob(row, token, top) for row, token in zip(logits, verdict.tokens, strict=False)
-                )
-            )
+            logprobs = part.logprobs(logits, verdict.tokens)
         except NoTokenError as error:
             self._end(sequence)
             self._events.append(TokenEvent(request_id, finish_reason="error", error=str(error)))
@@ -184,6 +169,7 @@ class Engine:
                 len(drafted),
                 verdict.accepted,
                 logprobs,
+                law.take_prompt_logprobs(),
             )
         )
         if verdict.finish_reason:
@@ -213,10 +199,3 @@ class Engine:
         for position in range(verdict.accepted):
             per_position[position] += 1
         self._stats = replace(self._stats, accepted_per_position=tuple(per_position))
-
-
-def _chunk(work: Work, drafted: list[int]) -> Chunk:
-    sequence = work.sequence
-    tokens = sequence.tokens[work.start : work.start + work.count] + drafted
-    rows = len(drafted) + 1 if work.yields else 0
-    return Chunk(tokens, work.start, sequence.table, rows, sequence.prompt_length)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.engine.grammar import GrammarMatcher
-from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.engine.request import SamplingParams, TokenLogprob
 from turbo_runtime.engine.sampling.candidates import cuts, keep_candidates
 from turbo_runtime.engine.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
+from turbo_runtime.engine.sampling.logprobs import PromptLogprobs
 from turbo_runtime.engine.sampling.noise import Noise, position_key
 from turbo_runtime.engine.sampling.processors import Processors
 
@@ -46,6 +47,8 @@ class AnswerLaw:
         self._processors = Processors(params, prompt, self.stop_ids, noise)
         self._cuts = not self.greedy and cuts(params)
         self._length = len(prompt)  # tokens of prompt and answer that were read
+        top = params.prompt_logprobs
+        self._prompt = None if top is None else PromptLogprobs(prompt, top)
 
     @property
     def plain(self) -> bool:
@@ -77,6 +80,24 @@ class AnswerLaw:
             "no token is left to choose from: response_format, bad_words and min_tokens together forbid "
             "every one; relax one of them"
         )
+
+    def prompt_rows(self, start: int, count: int) -> range:
+        """Positions among `count` from `start` whose rows `read_prompt` wants: none, unless the prompt's log
+        probabilities were asked for.
+        """
+        return self._prompt.rows(start, count) if self._prompt else range(0)
+
+    def read_prompt(self, logits: Tensor, positions: range) -> None:
+        """The logits (rows, vocabulary) of those positions."""
+        if self._prompt:
+            self._prompt.read(logits, positions)
+
+    def take_prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """Of the prompt from its second token on: once, when its last row was read. Else None."""
+        found = self._prompt.take() if self._prompt else None
+        if found is not None:
+            self._prompt = None
+        return found
 
     def allowed_prefix(self, tokens: Sequence[int], drafts: Sequence[int]) -> Sequence[int]:
         """The drafts after `tokens` up to the first that the grammar forbids: the others are in vain."""
