@@ -50,8 +50,8 @@ def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_di
     try:
         began = time.monotonic()
         with gguf_parsed_once():
-            export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
-            engine, ready = start_engine(config, began)
+            tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
+            engine, ready = start_engine(config, began, tokenizer)
         outbox.put(ready)
         while True:
             # idle: wait for a message; busy: take what is there and compute on

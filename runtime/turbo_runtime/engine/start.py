@@ -12,6 +12,7 @@ from turbo_runtime.contract import DType, RuntimeConfig
 from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
 from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.load import load_model, longest
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.microbenchmark import measure_steps
@@ -19,14 +20,19 @@ from turbo_runtime.engine.model import PagedModel, kv_bytes_per_block
 from turbo_runtime.engine.request import Ready
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.source import ModelError, find
+from turbo_runtime.engine.tokenizer import ExportedTokenizer
 from turbo_runtime.inspect import inspect_model
 
 DEFAULT_KV_BYTES = 4 << 30
 KV_SHARE_OF_FREE_MEMORY = 0.5
 
 
-def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
-    """Load, check, measure; `began` (monotonic) is when loading began. Raises ModelError with a sentence."""
+def start_engine(
+    config: RuntimeConfig, began: float, tokenizer: ExportedTokenizer | None = None
+) -> tuple[Engine, Ready]:
+    """Load, check, measure; `began` (monotonic) is when loading began. Without `tokenizer` answers that ask
+    for a grammar are refused. Raises ModelError with a sentence.
+    """
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -65,7 +71,10 @@ def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
         step_times=steps,
         measure_seconds=measured - checked,
     )
-    return Engine(model, scheduler, SuffixDrafter()), ready
+    grammars = None
+    if tokenizer:
+        grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
+    return Engine(model, scheduler, SuffixDrafter(), grammars), ready
 
 
 def _end_ids(generation_config: object) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from turbo_runtime.engine import grammar as module
 from turbo_runtime.engine.grammar import MOST_CHARACTERS, GrammarError, Grammars
 from turbo_runtime.engine.request import Grammar, SamplingParams
 from turbo_runtime.engine.sampling.answer import AnswerLaw, NoTokenError
@@ -323,3 +324,16 @@ def test_a_model_without_a_tokenizer_file_refuses_grammars(tmp_path: Path) -> No
     with pytest.raises(GrammarError, match=r"no tokenizer\.json"):
         grammars.compile(Grammar("regex", "a")).matcher()
     grammars.close()
+
+
+def test_a_grammar_that_takes_too_long_is_refused_and_the_next_is_compiled(
+    grammars: Grammars, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "COMPILE_SECONDS", 0.0)
+        words = "|".join(f"w{i}x[0-9a-f]*y{i}" for i in range(4000))
+        late = grammars.compile(Grammar("regex", f"({words})"))
+        assert late.done
+        with pytest.raises(GrammarError, match="takes more than 0 s to compile; simplify it"):
+            late.matcher()
+    assert grammars.compile(Grammar("regex", "ab")).matcher().allowed()[tokenizer.encode("a").ids[0]]
