@@ -18,7 +18,7 @@ ROOT = 0
 _LINKS_COUNTED = 32
 _STALE = 1.25  # what followed a match most often is asked again when its count has grown by this factor
 _NONE, _MANY = -1, -2  # in place of a state's one token
-_STATE_BYTES, _BRANCH_BYTES, _ENTRY_BYTES = 28, 256, 96
+_STATE_BYTES, _BRANCH_BYTES, _ENTRY_BYTES, _ASKED_BYTES = 23, 256, 96, 200
 
 
 class Cursor(NamedTuple):
@@ -37,10 +37,9 @@ class SuffixAutomaton:
         self._count = array("i")
         self._token = array("i")  # of the one transition, or _NONE, or _MANY
         self._next = array("i")  # where it leads
-        self._likeliest = array("i")  # the token that followed most often when last asked,
-        self._counted = array("i")  # and the state's count then
         self._branches: dict[int, dict[int, int]] = {}  # of the states with several transitions
         self._entries = 0  # of all branches
+        self._asked: dict[int, tuple[int, int]] = {}  # what followed most often, and the state's count then
         self._tokens = 0
         self._last = self._state(0, -1, 0)
 
@@ -55,6 +54,7 @@ class SuffixAutomaton:
             _STATE_BYTES * len(self._link)
             + _BRANCH_BYTES * len(self._branches)
             + _ENTRY_BYTES * self._entries
+            + _ASKED_BYTES * len(self._asked)
         )
 
     def separate(self) -> None:
@@ -120,10 +120,10 @@ class SuffixAutomaton:
         if token != _MANY:
             return token, count[self._next[state]], count[state]
         branch = self._branches[state]
-        if count[state] > _STALE * self._counted[state]:
-            self._counted[state] = count[state]
-            self._likeliest[state] = max(reversed(branch), key=lambda token: count[branch[token]])
-        token = self._likeliest[state]
+        token, then = self._asked.get(state, (_NONE, 0))
+        if count[state] > _STALE * then:
+            token = max(reversed(branch), key=lambda token: count[branch[token]])
+            self._asked[state] = token, count[state]
         return token, count[branch[token]], count[state]
 
     def _state(self, longest: int, link: int, count: int) -> int:
@@ -132,8 +132,6 @@ class SuffixAutomaton:
         self._count.append(count)
         self._token.append(_NONE)
         self._next.append(_NONE)
-        self._likeliest.append(_NONE)
-        self._counted.append(0)
         return len(self._link) - 1
 
     def _connect(self, state: int, token: int, target: int) -> None:
@@ -157,13 +155,13 @@ class SuffixAutomaton:
         if known >= 0:  # only after `separate`: another text began alike
             return known if longest[known] == longest[last] + 1 else self._split(last, token, known)
         new = self._state(longest[last] + 1, ROOT, 0)
-        while last != -1:
-            known = self.follow(last, token)
-            if known >= 0:
-                link[new] = known if longest[known] == longest[last] + 1 else self._split(last, token, known)
-                break
+        while known < 0:
             self._connect(last, token, new)
             last = link[last]
+            if last < 0:
+                return new
+            known = self.follow(last, token)
+        link[new] = known if longest[known] == longest[last] + 1 else self._split(last, token, known)
         return new
 
     def _split(self, state: int, token: int, target: int) -> int:

@@ -19,6 +19,7 @@ from turbo_runtime.drafters.hybrid import propose
 from turbo_runtime.drafters.memory import Memory
 
 REQUEST_TOKENS = 1 << 14  # of a live request that are known, its newest; about 2 MB
+_UNSEEN = 3.5  # sightings of something else that we have not had, after a match of one token; longer: fewer
 _READ_AT_ONCE = 1024  # tokens of a prompt, so that a long one does not hold up a step
 
 _Found: TypeAlias = "tuple[SuffixAutomaton, Cursor, bool]"  # the last: in the request itself
@@ -118,8 +119,7 @@ class _Walk:
                 continue
             token, count, total = found
             length = cursor.length
-            # one sighting proves little after a short match: 1 / length stands for those that we have not had
-            claim = count / (total + 1.0 / length)
+            claim = count / (total + _UNSEEN / length)
             cell = (
                 self._sampled,
                 own,
