@@ -13,9 +13,8 @@ from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
 from turbo_runtime.drafters.calibration import Calibration
-from turbo_runtime.drafters.draft import Coupling, Draft, Offer, Proposal, Want
+from turbo_runtime.drafters.draft import Coupling, Offer, Proposal, Want
 from turbo_runtime.drafters.history import History, Reader
-from turbo_runtime.drafters.hybrid import propose
 from turbo_runtime.drafters.memory import Memory
 
 REQUEST_TOKENS = 1 << 14  # of a live request that are known, its newest; about 2 MB
@@ -147,9 +146,16 @@ class SuffixDrafter:
 
     def propose(self, request_id: str, tokens: Sequence[int], limit: int) -> list[int]:
         """At most `limit` tokens."""
-        want = Want(request_id, tokens, len(tokens), limit, "", Coupling(0, 0.0))
-        (draft,) = propose([self._source], [want]) if limit else (Draft(),)
-        return [t for t, chance in zip(draft.tokens, draft.survival, strict=True) if chance >= 0.25]
+        walk = self._source._walk(Want(request_id, tokens, len(tokens), limit, "", Coupling(0, 0.0)))
+        drafted: list[int] = []
+        survival = 1.0
+        while len(drafted) < limit and (offer := walk.offer()) is not None:
+            survival *= offer.confidence
+            if survival < 0.25:
+                break
+            drafted.append(offer.token)
+            walk.advance(offer.token)
+        return drafted
 
     def observe(self, request_id: str, tokens: Sequence[int], prompt_length: int) -> None:
         """The request ended."""
