@@ -6,7 +6,8 @@ drafts are extra tokens behind a closed gap; a prefix found in the cache is a ga
 start. So chunked prefill, speculation and prefix caching are no branches here.
 
 The budget of a step, in this order:
-1. one token for every sequence that decodes: none ever waits longer than one step;
+1. one token for every sequence that decodes: none ever waits longer than one step, since no sequence starts
+   unless the budget has a token for it beside all that run;
 2. prompts, oldest first, then those of waiting sequences, as many as fit: what is left but for the drafts'
    promise, which is what they want and at most half;
 3. drafts: their promise and what the prompts leave, shared evenly.
@@ -71,7 +72,7 @@ class Scheduler:
             raise ValueError(f"the limit of answers must be at least 1, not {limits.answers}")
         self.ledger = ledger
         self.prefixes = PrefixCache(ledger)
-        self.max_running = min(max_running, max_step_tokens)  # more could not all decode in one step
+        self.max_running = max_running
         self.max_step_tokens = max_step_tokens
         self.max_draft_tokens = max_draft_tokens
         self.max_length = max_length
@@ -137,17 +138,15 @@ class Scheduler:
         """Reserve budget and blocks for the next step. Empty only when nothing is queued or running."""
         draft = _Draft(self.max_step_tokens)
         for sequence in [each for each in self.running if each.missing == 1]:
-            self._compute(sequence, 1, draft)
+            if self._find_block(sequence, draft):
+                self._compute(sequence, 1, draft)
         wanted = {each: self._draft_ceiling(each) for each in draft.counts}
         promise = min(sum(wanted.values()), draft.budget // 2)
         draft.budget -= promise
         for sequence in [each for each in self.running if each.missing > 1]:
             self._compute(sequence, _chunk(sequence, draft.budget), draft)
-        if not draft.preempted:  # whoever just gave way must not come back in the same breath
-            self._admit(draft)
-        counts = draft.counts
-        wanted = {each: limit for each, limit in wanted.items() if each in counts}
-        limits = self._grant_drafts(wanted, draft.budget + promise)
+        self._admit(draft)
+        counts, limits = draft.counts, self._grant_drafts(wanted, draft.budget + promise)
         work = (Work(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts)
         return StepPlan(tuple(work), tuple(draft.preempted))
 
@@ -187,36 +186,41 @@ class Scheduler:
                 if self.ledger.references(block) != 1 or self.ledger.is_kept(block):
                     raise BrokenLedger(f"block {block} of request {name} is written and shared")
 
-    def _compute(self, sequence: Sequence, count: int, draft: _Draft) -> None:
-        """Plan `count` more tokens of a running sequence, unless budget or blocks lack.
-
-        Blocks are taken from the youngest if need be, and from nobody if that is the sequence itself.
+    def _find_block(self, sequence: Sequence, draft: _Draft) -> bool:
+        """The block that the next token of a decoding sequence needs, taken from the youngest if need be;
+        False if that is the sequence itself. (A prompt has all its blocks from the start.)
         """
-        if not 0 < count <= draft.budget or sequence in draft.preempted:
-            return
-        tokens = sequence.computed + count
+        if sequence in draft.preempted:
+            return False
+        tokens = len(sequence.tokens)
         while blocks_for(tokens) - len(sequence.table) > self.ledger.num_available:
             youngest = self.running[-1]
-            self._preempt(youngest, draft)
+            self._preempt(youngest)
+            draft.preempted.append(youngest)
             if youngest is sequence:
-                return
+                return False
         self.prefixes.extend(sequence.table, tokens)
-        draft.counts[sequence] = count
-        draft.budget -= count
-        draft.tiles.update(sequence.keys[sequence.shared : -(-tokens // PROMPT_TILE)])
+        return True
 
-    def _preempt(self, sequence: Sequence, draft: _Draft) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.ledger.trim(sequence.table, 0)
         sequence.computed = sequence.shared = 0
         self._resuming.appendleft(sequence)
         self.preemptions += 1
-        draft.preempted.append(sequence)
-        draft.budget += draft.counts.pop(sequence, 0)
+
+    def _compute(self, sequence: Sequence, count: int, draft: _Draft) -> None:
+        """Plan so many more tokens of a running sequence, whose blocks it has."""
+        if count:
+            draft.counts[sequence] = count
+            draft.budget -= count
+            end = sequence.computed + count
+            draft.tiles.update(sequence.keys[sequence.shared : -(-end // PROMPT_TILE)])
 
     def _admit(self, draft: _Draft) -> None:
         """Start waiting sequences while there are budget, a place, and blocks: for all their tokens and the
-        next one, and one for each that runs to grow into, else somebody would soon be preempted for it.
+        next one, and one for each that runs to grow into, else somebody would soon be preempted for it. (So
+        whoever gave way a moment ago does not fit.)
 
         Whoever is first and cannot start is waited for: the large do not starve behind the small. Nor does a
         sequence start whose next tile is being computed in this step: it finds it in the following one, so

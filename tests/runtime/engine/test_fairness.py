@@ -109,6 +109,17 @@ def test_two_tenants_with_work_at_hand_get_the_same_service_but_for_a_constant(
     assert min(services) > 0
 
 
+def test_long_answers_count_and_not_only_how_many() -> None:
+    """Of two tenants with the same prompts, the one with answers of ten times the length gets a tenth."""
+    simulation = Simulation(engine(running=2), random.Random(1))
+    for number in range(200):
+        for tenant, answer in (("long", 40), ("short", 4)):
+            simulation.scheduler.add(ask(f"{tenant} {number}", tenant, prompt=1, answer=answer))
+    while sum(name.startswith("short") for name in simulation.answers) < 150:
+        simulation.step()
+    assert 12 <= sum(name.startswith("long") for name in simulation.answers) <= 18
+
+
 def test_nobody_saves_up_service_by_staying_away() -> None:
     queue: FairQueue[int] = FairQueue()
     queue.enter("busy", 1)
@@ -192,6 +203,17 @@ def test_a_full_queue_turns_away_who_filled_it_and_not_who_comes_new() -> None:
         scheduler.add(ask(f"third {number}", "c"))
     with pytest.raises(QueueFull):
         scheduler.add(ask("third", "c"))
+
+
+def test_shares_of_many_tenants_together_stay_below_twice_the_limit() -> None:
+    admission = Admission(Limits(answers=60))
+    let_in = []
+    for tenant in "abcde":
+        let_in.append(0)
+        while admission.refusal(tenant, 1, 1) is None:
+            admission.enter(tenant, 1)
+            let_in[-1] += 1
+    assert let_in == [60, 30, 20, 10, 0]
 
 
 def test_long_prompts_fill_a_queue_too_and_leave_it_when_they_end() -> None:

@@ -112,6 +112,7 @@ class Checked(Simulation):
         assert plan.work or self.idle or plan.preempted
         worked = {work.sequence for work in plan.work}
         assert decoding <= worked | set(plan.preempted), "a decoding sequence waited"
+        assert worked.isdisjoint(plan.preempted)
         self.scheduler.check()
         return plan
 
@@ -172,6 +173,18 @@ def test_the_youngest_gives_way_and_comes_back_first() -> None:
     assert young.computed == 0
     assert young.table == []
     assert old in scheduler.running
+
+
+def test_those_who_gave_way_together_come_back_in_their_order() -> None:
+    scheduler = small(9, running=3)
+    old, middle, young = (scheduler.add(submit(n, BLOCK_SIZE, 48, tenant=f"t{n}")) for n in range(3))
+    while scheduler.preemptions < 2:
+        decode(scheduler)
+    assert scheduler.running == [old]
+    assert scheduler.waiting == [middle, young]
+    scheduler.finish(old)
+    scheduler.plan()
+    assert scheduler.running[0] is middle
 
 
 def test_a_preempted_prompt_finds_its_tiles_again() -> None:
