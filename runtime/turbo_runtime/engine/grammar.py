@@ -46,14 +46,18 @@ class GrammarMatcher:
         self._ends = list(end_ids)
 
     def read(self, tokens: Sequence[int]) -> None:
-        """The answer goes on with these tokens, all of which were allowed."""
+        """The answer goes on with these tokens, all of which were allowed. A matcher that gives up here, at
+        one of its limits, says so when it is asked what is allowed; until then it only drafts badly.
+        """
         self._matcher.consume_tokens(list(tokens))
-        self._check()
 
     def allowed(self) -> Tensor:
-        """(vocabulary,) bool: the tokens that may come now."""
+        """(vocabulary,) bool: the tokens that may come now. Raises GrammarError."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        self._check()
+        if self._matcher.is_error():
+            raise GrammarError(
+                f"the grammar became too costly: {_sentence(self._matcher.get_error())}; simplify it"
+            )
         return torch.from_numpy(np.unpackbits(bits, count=self._vocabulary, bitorder="little")).bool()
 
     def allowed_prefix(self, tokens: Sequence[int]) -> int:
@@ -65,10 +69,6 @@ class GrammarMatcher:
         if self._matcher.is_stopped():
             return self._ends[:1]
         return list(self._matcher.compute_ff_tokens())
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise GrammarError(f"the grammar's matcher gave up: {_sentence(self._matcher.get_error())}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,10 @@ class Grammars:
             raise GrammarError(
                 "the model's tokenizer has no tokenizer.json, which a grammar needs"
             ) from error
-        return LLTokenizer(text, n_vocab=self.vocabulary, eos_token=list(self.end_ids))
+        try:
+            return LLTokenizer(text, n_vocab=self.vocabulary, eos_token=list(self.end_ids))
+        except ValueError as error:
+            raise GrammarError(f"the model's tokenizer cannot be used with a grammar: {error}") from error
 
 
 def _in_llguidance(grammar: Grammar) -> str:

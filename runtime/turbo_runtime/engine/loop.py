@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from turbo_runtime.drafters.suffix import SuffixDrafter
-from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.engine.grammar import GrammarError, Grammars
 from turbo_runtime.engine.laws import Laws
 from turbo_runtime.engine.model import PagedModel
 from turbo_runtime.engine.part import Part, lay_out
@@ -145,7 +145,7 @@ class Engine:
         try:
             verdict = verify(token_at, drafted, stop_ids=law.stop_ids, room=self.scheduler.room(sequence))
             logprobs = part.logprobs(logits, verdict.tokens)
-        except NoTokenError as error:
+        except (NoTokenError, GrammarError) as error:
             self._end(sequence)
             self._events.append(TokenEvent(request_id, finish_reason="error", error=str(error)))
             return

@@ -17,7 +17,7 @@ from scipy import stats
 
 from turbo_runtime.engine.request import SamplingParams
 from turbo_runtime.engine.sampling.answer import AnswerLaw
-from turbo_runtime.engine.sampling.noise import Noise, answer_key
+from turbo_runtime.engine.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.engine.sampling.step import AnswerRows, TokenAt, tokens_of_step
 from turbo_runtime.engine.verify import Verdict, verify
 
@@ -247,6 +247,34 @@ def test_draws_of_one_row_follow_the_law_that_was_asked_for(
     chances = torch.softmax(row / params.temperature, 0)
     assert set(seen) <= set(kept)
     assert stats.chisquare([seen[t] for t in kept], (chances * draws).tolist()).pvalue > 1e-4
+
+
+# -- drafters that share the noise ------------------------------------------------------------------------
+
+
+def accepted(drafter_law: torch.Tensor, coupled: bool, steps: int = 1500) -> float:
+    """Share of single drafts accepted under LOGITS: argmax(log q + g) of this q, or a draw of other noise."""
+    noise, key = Noise(len(LOGITS)), answer_key(3, (1,), 0)
+    law = AnswerLaw(SamplingParams(), (1,), key, noise)
+    drafted_from = key if coupled else answer_key(4, (1,), 0)
+    hits = 0
+    for position in range(1, steps + 1):
+        g = noise.gumbel(position_key(drafted_from, position), torch.arange(len(LOGITS)))
+        draft = int((drafter_law + g).argmax())
+        verdict = verify(
+            lambda row, at=position: law.token(LOGITS, range(at + row)), [draft], stop_ids=(), room=1
+        )
+        hits += verdict.accepted
+    return hits / steps
+
+
+def test_a_drafter_that_shares_law_and_noise_is_always_right_and_a_near_one_nearly() -> None:
+    near = LOGITS + torch.tensor([0.3, -0.3, 0.2, 0.0, 0.4, -0.2, -0.4, 0.1])
+    assert accepted(LOGITS, coupled=True) == 1.0
+    p, q = torch.softmax(LOGITS, 0), torch.softmax(near, 0)
+    distance = float((p - q).abs().sum()) / 2
+    assert accepted(near, coupled=True) > (1 - distance) / (1 + distance) - 0.03  # the coupling's own bound
+    assert accepted(near, coupled=False) < 0.5
 
 
 # -- endings ----------------------------------------------------------------------------------------------

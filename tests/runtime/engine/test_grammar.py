@@ -319,11 +319,32 @@ def test_one_grammar_is_compiled_once_and_each_answer_has_its_own_place_in_it(
     assert two.allowed()[a]
 
 
-def test_a_model_without_a_tokenizer_file_refuses_grammars(tmp_path: Path) -> None:
-    grammars = Grammars(tmp_path / "tokenizer.json", 300, {END})
-    with pytest.raises(GrammarError, match=r"no tokenizer\.json"):
-        grammars.compile(Grammar("regex", "a")).matcher()
-    grammars.close()
+def test_a_matcher_that_has_given_up_drafts_nothing_and_says_so_when_a_token_is_drawn(
+    grammars: Grammars, tokenizer: Tokenizer, table: torch.Tensor
+) -> None:
+    matcher = grammars.compile(Grammar("regex", "abc[0-9]")).matcher()
+    law = AnswerLaw(SamplingParams(), PROMPT, 1, Noise(len(table)), matcher)
+    a, x = (tokenizer.encode(letter).ids[0] for letter in "ax")
+    context = [*PROMPT, a, x]  # x is forbidden: a matcher in error, as at its limits
+    assert list(law.allowed_prefix(context, [a, x])) == []
+    assert law.forced(context) == [END]
+    with pytest.raises(GrammarError, match="too costly"):
+        law.token(table[0], context)
+
+
+def test_a_model_whose_tokenizer_is_not_fit_for_grammars_refuses_them(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    for file, vocabulary, ends, said in [
+        ("none.json", 400, {END}, r"no tokenizer\.json"),
+        ("tokenizer.json", 99, {END}, "cannot be used with a grammar: vocab size too small"),
+        ("tokenizer.json", 400, set(), "no end-of-sequence token"),
+    ]:
+        grammars = Grammars(tmp_path / file, vocabulary, ends)
+        with pytest.raises(GrammarError, match=said):
+            grammars.compile(Grammar("regex", "a")).matcher()
+        grammars.close()
 
 
 def test_a_grammar_that_takes_too_long_is_refused_and_the_next_is_compiled(

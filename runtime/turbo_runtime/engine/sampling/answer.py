@@ -57,7 +57,7 @@ class AnswerLaw:
 
     def token(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int] = ()) -> int:
         """The token of the row (vocabulary,) that has seen `tokens`, prompt and answer so far, and then
-        `drafts`. Raises NoTokenError.
+        `drafts`. Raises NoTokenError, and GrammarError where the grammar becomes too costly.
         """
         row = logits
         if self._grammar is not None or not self._processors.idle:

@@ -19,6 +19,7 @@ def cuts(params: SamplingParams) -> bool:
     return params.min_p > 0.0 or params.top_k > 0 or params.top_p < 1.0
 
 
+@torch.inference_mode()
 def keep_candidates(logits: Tensor, params: SamplingParams) -> Tensor:
     """One row (vocabulary,) of processed logits with -inf for the tokens that are dropped; the temperature
     must be above 0.

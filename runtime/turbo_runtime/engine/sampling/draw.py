@@ -10,6 +10,7 @@ from turbo_runtime.engine.sampling.noise import BLOCK, Noise
 
 NOTHING = -1  # in place of a token: the row has none with a finite logit
 _LEAST = torch.finfo(torch.float64).min
+_LEAST_LOGIT = torch.finfo(torch.float32).min
 _SLACK = 1e-9  # more than the rounding of a score: a bound that much below the best is still looked into
 
 
@@ -25,6 +26,7 @@ def greedy_tokens(logits: Tensor) -> Tensor:
     return torch.where(peaks.isfinite(), block * BLOCK + within, NOTHING)
 
 
+@torch.inference_mode()
 def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: Noise) -> Tensor:
     """The token (rows,) int64 of each row of `logits` (rows, vocabulary) float32 at its own of `temperatures`
     (rows,) float64 above 0 and of `keys` (rows,) int64; `NOTHING` for a row without one.
@@ -33,34 +35,35 @@ def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: No
     which that noise falls has a score already. Only tokens that may exceed the best of those need noise of
     their own.
     """
-    num_rows, per_row = len(logits), noise.num_blocks
     blocks = blocked(logits)
     minima, places = noise.block_minima(keys)
     highest = minima.log().neg_()
     scored = blocks.gather(2, places[:, :, None]).squeeze(2).double().div_(temperatures[:, None])
     floor = scored.add_(highest).amax(1).sub_(_SLACK).clamp_(min=_LEAST)  # what is forbidden stays below
     bounds = blocks.amax(2).double().div_(temperatures[:, None]).add_(highest)
-    minima, places, highest = minima.view(-1), places.view(-1), highest.view(-1)  # by (row, block) from here
+    found = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)  # blocks, counted through the rows
+    row = found // noise.num_blocks
 
-    block = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)
-    row = block // per_row
-    scaled = blocks.view(-1, BLOCK).index_select(0, block).double()
-    scaled = scaled.div_(temperatures.index_select(0, row)[:, None])
-    reach = scaled + highest.index_select(0, block)[:, None]
-    near = (reach >= floor.index_select(0, row)[:, None]).view(-1).nonzero().squeeze(1)
+    high, heat = highest.view(-1).index_select(0, found), temperatures.index_select(0, row)
+    least = _rounded_down((floor.index_select(0, row) - high) * heat)
+    values = blocks.view(-1, BLOCK).index_select(0, found)
+    near = (values >= least[:, None]).view(-1).nonzero().squeeze(1)  # tokens, counted through those blocks
+    found, row, heat = (each.index_select(0, near // BLOCK) for each in (found, row, heat))
 
-    block, row = block.index_select(0, near // BLOCK), row.index_select(0, near // BLOCK)
-    ids = block % per_row * BLOCK + near % BLOCK
-    gumbel = noise.gumbel_within(
-        keys.index_select(0, row), ids, minima.index_select(0, block), places.index_select(0, block)
-    )
-    scores = scaled.view(-1).index_select(0, near).add_(gumbel)
-    best = torch.full((num_rows,), -torch.inf, dtype=torch.float64, device=logits.device)
+    ids = found % noise.num_blocks * BLOCK + near % BLOCK
+    minima, places = minima.view(-1).index_select(0, found), places.view(-1).index_select(0, found)
+    gumbel = noise.gumbel_within(keys.index_select(0, row), ids, minima, places)
+    scores = values.view(-1).index_select(0, near).double().div_(heat).add_(gumbel)
+    best = logits.new_full((len(logits),), -torch.inf, dtype=torch.float64)
     best.scatter_reduce_(0, row, scores, "amax")
     ids = torch.where(scores == best.index_select(0, row), ids, noise.vocabulary)
-    tokens = torch.full((num_rows,), noise.vocabulary, device=logits.device)
-    tokens.scatter_reduce_(0, row, ids, "amin")
-    return torch.where(best.isfinite(), tokens, NOTHING)
+    drawn = torch.full_like(keys, noise.vocabulary).scatter_reduce_(0, row, ids, "amin")
+    return torch.where(best.isfinite(), drawn, NOTHING)
+
+
+def _rounded_down(values: Tensor) -> Tensor:
+    """float32 at or below these float64 values, but for those below every finite logit."""
+    return values.float().nextafter(values.new_tensor(-torch.inf).float()).clamp_(min=_LEAST_LOGIT)
 
 
 def blocked(logits: Tensor) -> Tensor:
