@@ -69,7 +69,7 @@ async def _answer(
         job = await asyncio.to_thread(job_of, request, model)
     job = replace(job, tenant=f"{tenant}\n{request.cache_salt}" if request.cache_salt else tenant)
     reply = Reply(shape(job, model.tokenizer.bytes_of), model, service.answers(job, model))
-    return EventStream(reply, request.stream_options.include_usage) if request.stream else WholeReply(reply)
+    return EventStream(reply, request.stream_options) if request.stream else WholeReply(reply)
 
 
 def _check_name(service: Service, name: str) -> None:

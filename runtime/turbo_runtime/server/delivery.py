@@ -18,6 +18,7 @@ from turbo_runtime.server.answer import Piece
 from turbo_runtime.server.connections import send_in_time
 from turbo_runtime.server.errors import ApiError
 from turbo_runtime.server.replies import SSE_DONE, Reply, sse
+from turbo_runtime.server.requests.base import StreamOptions
 
 
 class WholeReply(Response):
@@ -42,9 +43,9 @@ class WholeReply(Response):
 class EventStream(StreamingResponse):
     """Sent piece by piece."""
 
-    def __init__(self, reply: Reply, include_usage: bool) -> None:
+    def __init__(self, reply: Reply, options: StreamOptions) -> None:
         super().__init__(
-            _events(reply, include_usage),
+            _events(reply, options),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache"},
         )
@@ -67,7 +68,7 @@ async def _collect(reply: Reply) -> dict[str, Any]:
     return reply.whole(pieces)
 
 
-async def _events(reply: Reply, include_usage: bool) -> AsyncIterator[str]:
+async def _events(reply: Reply, options: StreamOptions) -> AsyncIterator[str]:
     """The stream's events; an error midway is its last one, since the status line is long gone."""
     started: set[int] = set()
     unfinished = reply.answers.choices
@@ -76,10 +77,12 @@ async def _events(reply: Reply, include_usage: bool) -> AsyncIterator[str]:
             if piece.index not in started:
                 started.add(piece.index)
                 for opening in reply.opening(piece.index):
-                    yield sse({**opening, "usage": None} if include_usage else opening)
+                    yield sse({**opening, "usage": None} if options.include_usage else opening)
             event = reply.event(piece)
             unfinished -= piece.finish_reason is not None
-            if include_usage:
+            if options.continuous_usage_stats:
+                event |= {"usage": reply.usage(), "turbo": reply.turbo()}
+            elif options.include_usage:
                 event["usage"] = None
             elif unfinished == 0:
                 event["turbo"] = reply.turbo()
@@ -87,7 +90,7 @@ async def _events(reply: Reply, include_usage: bool) -> AsyncIterator[str]:
     except ApiError as error:
         yield sse(error.body())
         return
-    if include_usage:
+    if options.include_usage:
         yield sse(reply.closing())
     yield SSE_DONE
 

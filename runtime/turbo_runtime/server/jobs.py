@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from turbo_runtime.server.chat_template import ChatTemplate, TemplateRefusalErro
 from turbo_runtime.server.errors import invalid
 from turbo_runtime.server.formats import AnswerReader
 from turbo_runtime.server.formats.bare import BareJson
-from turbo_runtime.server.formats.thinking import CLOSE, OPEN
+from turbo_runtime.server.formats.thinking import CLOSE, OPEN, after_thinking
 from turbo_runtime.server.model import ServedModel
 from turbo_runtime.server.params import check_ids, drawn_seed, sampling_params
 from turbo_runtime.server.requests import ChatRequest, CompletionRequest
@@ -68,7 +67,13 @@ def chat_job(request: ChatRequest, model: ServedModel) -> Job:
 
     grammar = request.grammar
     if grammar is not None and thinking_after is not None and thinking_after.rstrip().endswith(OPEN):
-        grammar = _after_thinking(grammar)
+        grammar = after_thinking(grammar)
+        if grammar is None:
+            raise invalid(
+                "structured_outputs",
+                "A 'grammar' cannot follow reasoning: switch that off with 'chat_template_kwargs', "
+                "or let the grammar itself begin with the thoughts.",
+            )
     ids = model.tokenizer.encode_written(prompt)
     return _job(request, (ids,), "messages", reader, grammar, model)
 
@@ -129,23 +134,3 @@ def _render(request: ChatRequest, template: ChatTemplate) -> str:
         return template.render(messages, tools, extra)
     except TemplateRefusalError as error:
         raise invalid("messages", f"The model's chat template refuses these messages: {error}.") from error
-
-
-def _after_thinking(grammar: Grammar) -> Grammar:
-    """The grammar behind thoughts that the prompt has opened: what is asked for is the answer's form."""
-    if grammar.kind == "lark":
-        raise invalid(
-            "structured_outputs",
-            "A 'grammar' cannot follow reasoning: switch it off with 'chat_template_kwargs', "
-            "or let the grammar itself begin with the thoughts.",
-        )
-    if grammar.kind == "regex":
-        answer = f"/{_slashes(grammar.text)}/"
-    else:
-        answer = "%json " + (grammar.text or json.dumps({"type": "object"}))
-    rules = ("start: thoughts answer", f'thoughts[suffix="{CLOSE}"]: /(?s:.*)/', f"answer: {answer}")
-    return Grammar("lark", "\n".join(rules))
-
-
-def _slashes(regex: str) -> str:
-    return regex.replace("/", "\\/")

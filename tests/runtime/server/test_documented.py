@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from turbo_runtime import contract
+from turbo_runtime.command.bench import bench
+from turbo_runtime.command.client import KEY_VARIABLE
+from turbo_runtime.command.conversation import HELP
 from turbo_runtime.server.bodies import BODY_SECONDS, MAX_BODY_BYTES
 from turbo_runtime.server.connections import HEADER_SECONDS, IDLE_SECONDS, STALL_SECONDS
 from turbo_runtime.server.keys import LEAST_KEY_LENGTH
@@ -70,3 +73,18 @@ def test_the_statuses_of_errors_are_those_of_the_openapi_document() -> None:
     told = set(re.findall(r"^\| (\d{3}) \|", SECTIONS["Errors"], re.M))
     answers = openapi_document()["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert told == set(answers) - {"200"}
+
+
+def test_the_flags_of_the_bench_that_the_page_names_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench(["--help"])
+    told = capsys.readouterr().out
+    flags = re.findall(r"`(--[a-z-]+)", SECTIONS["At a terminal"])
+    assert len(flags) == 3
+    assert [flag for flag in flags if flag not in told] == []
+
+
+def test_every_command_of_a_chat_that_the_page_names_is_in_its_help() -> None:
+    named = re.findall(r"`(/[a-z]+)", SECTIONS["At a terminal"])
+    assert [name for name in named if name != "/help" and name not in HELP] == []
+    assert KEY_VARIABLE in SECTIONS["At a terminal"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+from turbo_runtime.engine.request import Grammar
 from turbo_runtime.server.formats.said import Reader, Said, Trailing
 from turbo_runtime.server.stop_strings import StopScanner
 
@@ -69,3 +72,23 @@ class Thinking:
         if self._state == "before":
             return self._content.push(self._start) + self._content.flush()
         return Said(reasoning=self._thoughts.push(self._close.flush())) + self._content.flush()
+
+
+def after_thinking(grammar: Grammar) -> Grammar | None:
+    """The grammar behind thoughts that the prompt has opened: what is asked for is the answer's form.
+
+    None for a grammar in Lark's notation, which has rules of its own names.
+    """
+    if grammar.kind == "lark":
+        return None
+    if grammar.kind == "regex":
+        answer = "/" + grammar.text.replace("/", "\\/") + "/"
+    else:
+        answer = "%json " + (grammar.text or json.dumps({"type": "object"}))
+    rules = (
+        "start: thoughts space answer",
+        f'thoughts[suffix="{CLOSE}"]: /(?s:.*)/',
+        "space: /[ \\n]{0,4}/",
+        f"answer: {answer}",
+    )
+    return Grammar("lark", "\n".join(rules))

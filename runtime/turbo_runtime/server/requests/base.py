@@ -21,6 +21,9 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """`include_usage` asks for one more event, with the usage of the whole request."""
+    """`include_usage` asks for one more event, with the usage of the whole request; vLLM's
+    `continuous_usage_stats` for the usage so far in every event.
+    """
 
     include_usage: bool = False
+    continuous_usage_stats: bool = False
