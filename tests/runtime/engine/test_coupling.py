@@ -15,6 +15,8 @@ import pytest
 import torch
 from scipy import stats
 
+from turbo_runtime.drafters.draft import Coupling, Draft, Want
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.request import SamplingParams
 from turbo_runtime.engine.sampling.answer import AnswerLaw
 from turbo_runtime.engine.sampling.noise import Noise, answer_key, position_key
@@ -171,21 +173,21 @@ class Sampled:
 
 
 def sample(verifier: Verifier, limit: int, params: SamplingParams, length: int = 3000) -> Sampled:
-    """Through the real noise, law and rows; drafts follow the last three tokens' earlier continuation."""
-    noise = Noise(len(TABLE))
+    """Through the real drafter, noise, law and rows."""
+    noise, drafters = Noise(len(TABLE)), Drafters()
     law = AnswerLaw(params, (0,), answer_key(5, (0,), 0), noise)
+    coupling = Coupling(law.key, params.temperature)
     result = Sampled([0])
-    seen: dict[tuple[int, ...], int] = {}
     while len(result.tokens) <= length:
         tokens = result.tokens
-        for end in range(max(2, len(tokens) - limit - 2), len(tokens)):
-            seen[tuple(tokens[end - 2 : end])] = tokens[end]
-        drafts: list[int] = []
-        while len(drafts) < limit and (guess := seen.get(tuple((tokens + drafts)[-2:]))) is not None:
-            drafts.append(guess)
+        draft = Draft()
+        if limit:
+            (draft,) = drafters.propose([Want("r", tokens, 1, limit, "", coupling)])
+        drafts = list(draft.tokens)
         rows = TABLE[torch.tensor([tokens[-1], *drafts])]
         (token_at,) = tokens_of_step(rows, [AnswerRows(law, tokens, drafts, 0)], noise)
         verdict = verifier(token_at, drafts, stop_ids=(), room=length + 1 - len(tokens))
+        drafters.observe(draft, verdict.tokens)
         tokens.extend(verdict.tokens)
         result.accepted += verdict.accepted
         result.drafted += len(drafts)
