@@ -11,7 +11,9 @@ from turbo_runtime.engine.sampling.noise import BLOCK, Noise
 NOTHING = -1  # in place of a token: the row has none with a finite logit
 _LEAST = torch.finfo(torch.float64).min
 _LEAST_LOGIT = torch.finfo(torch.float32).min
-_SLACK = 1e-9  # more than the rounding of a score: a bound that much below the best is still looked into
+_SLACK = (
+    1e-9  # relative, more than the rounding of a score: a bound that much below the best is still looked into
+)
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
@@ -39,7 +41,8 @@ def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: No
     minima, places = noise.block_minima(keys)
     highest = minima.log().neg_()
     scored = blocks.gather(2, places[:, :, None]).squeeze(2).double().div_(temperatures[:, None])
-    floor = scored.add_(highest).amax(1).sub_(_SLACK).clamp_(min=_LEAST)  # what is forbidden stays below
+    floor = scored.add_(highest).amax(1)
+    floor = (floor - _SLACK * (1 + floor.abs())).clamp_(min=_LEAST)  # what is forbidden stays below
     bounds = blocks.amax(2).double().div_(temperatures[:, None]).add_(highest)
     found = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)  # blocks, counted through the rows
     row = found // noise.num_blocks
