@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -21,15 +21,15 @@ from turbo_runtime.contract import Guarantee
 from turbo_runtime.engine.arithmetic import FORMS, FREE_FORMS, Form, RowProduct, padded_rows
 from turbo_runtime.engine.attention import Rule
 from turbo_runtime.engine.attention.check import row_counts_that_hold
-from turbo_runtime.engine.blocks import PROMPT_TILE, blocks_for
+from turbo_runtime.engine.blocks import blocks_for
 from turbo_runtime.engine.model import Chunk, PagedModel
 
 log = logging.getLogger(__name__)
 
 LIMIT_SECONDS = 20.0  # what is not proven by then is not promised
-REMAINDER = 8  # of the probe's prompt, behind its whole tile
-ANSWER = 76  # of the probe: past the end of the first chunk of keys
-FEW = 5  # rows of a run of the probe
+PROBE_PROMPT, PROBE_TOKENS = 72, 136  # beyond a whole tile, and beyond a chunk of keys
+# Its tokens once more: parts of a tile, the edge of the prompt, that of a chunk of keys; then one by one.
+PROBE_RUNS = (59, 5, 5, 5, 17, 33, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,34 +173,25 @@ def _probe(model: PagedModel, deadline: float) -> None:
     """The whole model: a prompt and what follows at once, against a few rows at a time beside a mate, against
     one.
     """
-    count = min(PROMPT_TILE + REMAINDER + ANSWER, model.max_length)
+    count = min(PROBE_TOKENS, model.max_length)
     blocks = blocks_for(count)
     if 2 * blocks > model.pool.blocks:
         raise NotProvenError("a cache of one sequence leaves no room to compare two computations")
     tokens = [(17 + 31 * i) % model.vocabulary for i in range(count)]
-    prompt = min(count, PROMPT_TILE + REMAINDER)
     table, other = list(range(blocks)), list(range(blocks, 2 * blocks))
-    at_once = model.forward([Chunk(tokens, 0, table, count, prompt)]).logits
-    mate = Chunk(tokens[:3], 0, table, 0, prompt)
-    for start, length in _runs(count):
+    at_once = model.forward([Chunk(tokens, 0, table, count, PROBE_PROMPT)]).logits
+    mate = Chunk(tokens[:3], 0, table, 0, PROBE_PROMPT)
+    start = 0
+    for length in (*PROBE_RUNS, *[1] * count):
+        if start >= count:
+            return
         if time.monotonic() > deadline:
             raise NotProvenError("the start-up check took too long")
-        chunk = Chunk(tokens[start : start + length], start, other, length, prompt)
+        chunk = Chunk(tokens[start : start + length], start, other, min(length, count - start), PROBE_PROMPT)
         logits = model.forward([mate, chunk] if length > 1 else [chunk]).logits
         if not torch.equal(logits, at_once[start : start + length]):
             raise NotProvenError("the model's logits depend on the number of rows")
-
-
-def _runs(count: int) -> Iterator[tuple[int, int]]:
-    """(start, length): the parts of a tile, the edge of the prompt and of a chunk of keys in runs of a few,
-    and the end one by one.
-    """
-    length = PROMPT_TILE - FEW
-    start = 0
-    while start < count:
-        yield start, min(length, count - start)
         start += length
-        length = 1 if start > count - REMAINDER else FEW
 
 
 def _fixed_row(width: int, dtype: torch.dtype) -> Tensor:

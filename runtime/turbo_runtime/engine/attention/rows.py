@@ -22,7 +22,7 @@ from turbo_runtime.engine.blocks import BLOCK_SIZE
 
 KEY_CHUNK = 128  # keys of one product
 ROW_COUNTS = (1, 2, 4, 8, 16)  # query rows of one item: few shapes, each of which is checked at start
-GROUP_BYTES = 32 << 20  # gathered at once: as much as a CPU's last cache holds
+GROUP_BYTES = 4 << 20  # gathered at once: what a CPU's caches still hold when it is multiplied
 READING = 8  # what gathering a chunk costs, in query rows of computing it
 
 
@@ -55,10 +55,10 @@ class _Group:
         self._items = len(items.count)
         self._rows = rows = _products_rows(rows_each, group)
         chunks = _chunks(items)
-        self._most = 1 << int(chunks.max() - 1).bit_length()  # chunks of an item, padded for the tree
+        self._most = int(chunks.max())  # chunks of an item
         item, chunk = np.repeat(np.arange(self._items), chunks), ragged(chunks)
         self._uniform = len(item) == self._items * self._most
-        self._place = torch.from_numpy(item * self._most + chunk).to(device)  # of each chunk in the tree
+        self._place = torch.from_numpy(item * self._most + chunk).to(device)  # were all items of one length
         self._item = torch.from_numpy(item).to(device)
         # rows beyond the item's own repeat its last one
         query = np.minimum(np.arange(rows), rows_each * group - 1)
@@ -94,22 +94,23 @@ class _Group:
         """Largest score of each row over all chunks of its item, at every chunk: (KV heads, chunks, rows)."""
         if self._most == 1:
             return largest
-        if not self._uniform:
-            padded = largest.new_full((largest.shape[0], self._items * self._most, self._rows), float("-inf"))
-            largest = padded.index_copy_(1, self._place, largest)
-        per_item = largest.view(-1, self._items, self._most, self._rows).amax(2)
-        return per_item.index_select(1, self._item)
+        return self._per_item(largest, float("-inf")).amax(2).index_select(1, self._item)
 
     def _tree(self, parts: Tensor) -> Tensor:
         """Sum over the chunks of an item: (KV heads, chunks, rows, n) -> (KV heads, items, rows, n)."""
-        kv_heads, _, rows, width = parts.shape
-        if not self._uniform:
-            padded = parts.new_zeros(kv_heads, self._items * self._most, rows, width)
-            parts = padded.index_copy_(1, self._place, parts)
-        parts = parts.view(kv_heads, self._items, self._most, rows, width)
-        while parts.shape[2] > 1:
-            parts = parts[:, :, 0::2] + parts[:, :, 1::2]
+        parts = self._per_item(parts, 0.0)
+        while (count := parts.shape[2]) > 1:
+            pairs = parts[:, :, 0 : count - 1 : 2] + parts[:, :, 1::2]
+            # one without a partner goes on as it is, as if its partner were zero
+            parts = torch.cat([pairs, parts[:, :, -1:]], 2) if count % 2 else pairs
         return parts[:, :, 0]
+
+    def _per_item(self, parts: Tensor, absent: float) -> Tensor:
+        """(KV heads, chunks, ...) -> (KV heads, items, chunks of the longest item, ...)."""
+        if not self._uniform:
+            shape = (parts.shape[0], self._items * self._most, *parts.shape[2:])
+            parts = parts.new_full(shape, absent).index_copy_(1, self._place, parts)
+        return parts.view(parts.shape[0], self._items, self._most, *parts.shape[2:])
 
 
 def _products_rows(rows_each: int, group: int) -> int:
