@@ -58,7 +58,8 @@ class GrammarMatcher:
             raise GrammarError(
                 f"the grammar became too costly: {_sentence(self._matcher.get_error())}; simplify it"
             )
-        return torch.from_numpy(np.unpackbits(bits, count=self._vocabulary, bitorder="little")).bool()
+        mask = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
+        return torch.from_numpy(mask.view(np.bool_))
 
     def allowed_prefix(self, tokens: Sequence[int]) -> int:
         """How many of these tokens, from the first on, may follow: the others would be drafted in vain."""
