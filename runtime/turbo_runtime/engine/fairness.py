@@ -6,7 +6,7 @@ a tenant, first come, first served. A tenant that has had nothing waiting starts
 so that nobody saves up service by staying away.
 
 What it promises: while tenants f and g both have answers waiting, the service they got in that time differs
-by no more than a bound that does not grow (theorem 4.4 there: 2 max(longest prompt, answer weight times the
+by no more than a bound that does not grow (shown there: 2 max(longest prompt, answer weight times the
 tokens that run)); and a tenant that comes new is admitted after at most one answer of each other tenant that
 waits, whatever their number. Knows no clock.
 """

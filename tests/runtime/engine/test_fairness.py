@@ -95,7 +95,7 @@ def test_two_tenants_with_work_at_hand_get_the_same_service_but_for_a_constant(
     scheduler = simulation.scheduler
     shapes = {"a": one, "b": other}
     begun = dict.fromkeys(shapes, 0)
-    # theorem 4.4 of the paper: longest prompt, and the tokens that run
+    # the bound of the paper: of the longest prompt, and of the tokens that run
     bound = 2 * max(100, ANSWER_WEIGHT * running * MAX_LENGTH)
     for _ in range(60):
         waiting = [each.submit.tenant for each in scheduler.waiting]
