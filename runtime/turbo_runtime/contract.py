@@ -280,6 +280,7 @@ class Load:
     prompts: int | None = None  # requests taken in, since start
     prompt_tokens: int | None = None  # of those
     step_times: tuple[StepTime, ...] | None = None  # of the start-up micro-benchmark; None: not made
+    speedup: float | None = None  # tokens per second lately over those without drafts; None: not known
 
     @property
     def acceptance_length(self) -> float | None:

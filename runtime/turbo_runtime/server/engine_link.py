@@ -48,8 +48,6 @@ class EngineLink:
         self.stats = EngineStats()
         self.ready: asyncio.Future[Ready] = self._loop.create_future()
         self.ended: asyncio.Future[str] = self._loop.create_future()
-        self.idle = asyncio.Event()  # nobody waits for an answer
-        self.idle.set()
         self.on_step: Callable[[EngineStats], None] | None = None
 
     def start(self) -> None:
@@ -76,7 +74,6 @@ class EngineLink:
         for submit in submits:
             self._waiting[submit.request_id] = events
             self._inbox.put(submit)
-        self.idle.clear()
         if self.ended.done():  # it died since the caller asked
             self.fail_all(self.ended.result())
         return events
@@ -86,7 +83,6 @@ class EngineLink:
         for request_id in request_ids:
             if self._waiting.pop(request_id, None) is not None and self.alive:
                 self._inbox.put(Cancel(request_id))
-        self._note_idle()
 
     def fail_all(self, sentence: str) -> None:
         """End every unfinished answer with an error."""
@@ -126,7 +122,6 @@ class EngineLink:
                 self.on_step(message.stats)
             for event in message.events:
                 self._deliver(event)
-            self._note_idle()
         elif isinstance(message, Ready):
             self.ready.set_result(message)
         elif isinstance(message, Failed):
@@ -143,10 +138,6 @@ class EngineLink:
         if event.finish_reason is not None:
             del self._waiting[event.request_id]
         events.put_nowait(event)
-
-    def _note_idle(self) -> None:
-        if not self._waiting:
-            self.idle.set()
 
     def _exited(self) -> None:
         self._loop.remove_reader(self._process.sentinel)

@@ -165,12 +165,12 @@ async def _drain(service: Service, quick: bool) -> None:
         )
         await asyncio.sleep(config.endpoint_seconds)
     service.phase = Phase.CLOSED
-    say(f"Finishing {engine.outstanding} running answers.")
+    say(f"Finishing {service.admitted} running answers.")
     with contextlib.suppress(TimeoutError):  # what is cut is said below
         async with asyncio.timeout_at(deadline):
-            await engine.idle.wait()
-    if engine.outstanding:
-        say(f"{engine.outstanding} answers were not complete after {config.drain_seconds:g} s and are cut.")
+            await service.empty.wait()
+    if service.admitted:
+        say(f"{service.admitted} answers were not complete after {config.drain_seconds:g} s and are cut.")
         engine.fail_all(
             f"The server shut down and this answer was not complete after {config.drain_seconds:g} s."
         )

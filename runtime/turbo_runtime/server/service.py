@@ -35,7 +35,9 @@ class Service:
         self.config = config
         self.engine = engine
         self._keys = keys
-        self._admitted = 0  # answers whose client has not got all of them yet, computed or not
+        self.admitted = 0  # answers whose client has not got all of them yet, computed or not
+        self.empty = asyncio.Event()  # nobody waits for an answer
+        self.empty.set()
         self._drain_rate = DrainRate()
         self.name = served_name(config.model, config.served_name)
         self.metrics = Metrics(self.name)
@@ -95,18 +97,21 @@ class Service:
             raise invalid(
                 "n", f"The request asks for {wanted} answers and this server queues at most {capacity}."
             )
-        missing = self._admitted + wanted - capacity
+        missing = self.admitted + wanted - capacity
         if missing > 0:
             seconds = self._drain_rate.seconds_until(missing, time.monotonic())
             raise overloaded(
-                f"The queue is full: {self._admitted} answers are running or waiting. "
+                f"The queue is full: {self.admitted} answers are running or waiting. "
                 f"Retry after {seconds} s.",
                 seconds,
             )
-        self._admitted += wanted
+        self.admitted += wanted
+        self.empty.clear()
 
         def left() -> None:
-            self._admitted -= wanted
+            self.admitted -= wanted
+            if self.admitted == 0:
+                self.empty.set()
             for _ in range(wanted):
                 self._drain_rate.left(time.monotonic())
 
@@ -151,4 +156,5 @@ class Service:
             prompts=stats.prompts,
             prompt_tokens=stats.prompt_tokens,
             step_times=model.facts.step_times,
+            speedup=stats.speedup,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from typing import Any
@@ -23,9 +24,9 @@ async def hello(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"hi"})
 
 
-async def serve(http: Any) -> tuple[uvicorn.Server, asyncio.Task[None], int]:
+async def serve(http: Any, app: Any = hello) -> tuple[uvicorn.Server, asyncio.Task[None], int]:
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(hello, http=http, log_level="error", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, http=http, log_level="error", lifespan="off"))
     server.capture_signals = _no_signals  # type: ignore[method-assign]
     return server, asyncio.create_task(server.serve([listener])), listener.getsockname()[1]
 
@@ -82,6 +83,29 @@ async def test_a_client_that_takes_nothing_is_dropped(monkeypatch: pytest.Monkey
     with pytest.raises(ConnectionError):
         await send_in_time(scope, never, {"type": "http.response.body"})
     assert dropped == [True]
+
+
+async def test_what_a_client_does_not_read_is_given_up_with_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.2)
+    given_up = asyncio.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        part = {"type": "http.response.body", "body": b"x" * 65536, "more_body": True}
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await send_in_time(scope, send, part)
+        given_up.set()
+
+    server, serving, port = await serve(protocol(0), endless)
+    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await asyncio.wait_for(given_up.wait(), 20)
+    writer.close()
+    server.should_exit = True
+    await asyncio.wait_for(serving, 20)  # nothing is left that it would wait for
 
 
 def test_an_old_connection_is_asked_to_end_with_its_next_answer(launch: Any) -> None:

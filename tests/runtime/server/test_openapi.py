@@ -93,6 +93,24 @@ def test_no_body_makes_the_server_fail(server: Any, path: str, data: st.DataObje
         assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize("depth", [10, 300, 480, 900, 960, 980, 990, 100_000])
+@pytest.mark.parametrize("field", ["response_format", "structured_outputs", "tools", "chat_template_kwargs"])
+def test_no_depth_of_nesting_makes_the_server_fail(server: Any, field: str, depth: int) -> None:
+    deep = '{"a":' * depth + "1" + "}" * depth
+    wrapped = {
+        "response_format": '{"type": "json_schema", "json_schema": {"name": "a", "schema": %s}}',
+        "structured_outputs": '{"json": %s}',
+        "tools": '[{"type": "function", "function": {"name": "a", "parameters": %s}}]',
+        "chat_template_kwargs": '{"enable_thinking": %s}',
+    }[field] % deep
+    messages = '"messages": [{"role": "user", "content": "hi"}]'
+    body = f'{{"model": "echo", {messages}, "tool_choice": "required", "{field}": {wrapped}}}'
+    if field != "tools":
+        body = body.replace('"tool_choice": "required", ', "")
+    reply = httpx.post(f"{server.url}/v1/chat/completions", content=body, timeout=30)
+    assert reply.status_code in (200, 400), reply.text
+
+
 @pytest.mark.parametrize("path", sorted(BASE))
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=50) | JSON.map(lambda value: repr(value).encode(errors="replace")))
