@@ -8,11 +8,14 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
 
+from turbo_runtime.engine.request import Grammar
 from turbo_runtime.server.formats import AnswerReader, OutputFormat, Said
 from turbo_runtime.server.formats.bare import BareJson
 from turbo_runtime.server.formats.said import Reader
 from turbo_runtime.server.formats.tagged import deepseek, hermes
+from turbo_runtime.server.formats.thinking import after_thinking
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln {1}", "days": 2}}'
 R1 = (
@@ -105,6 +108,35 @@ THOUGHTS = {
 def test_thoughts_are_taken_out_however_the_text_is_cut(name: str, data: st.DataObject) -> None:
     prompt, text, reasoning, content = THOUGHTS[name]
     assert read(AnswerReader(None, prompt), cuts(data, text)) == Said(content, reasoning)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "right", "wrong"),
+    [
+        (Grammar("json_schema", '{"type": "object", "required": ["a"]}'), '{"a": 1}', '{"b": 1}'),
+        (Grammar("json_object"), "{}", "[]"),
+        (Grammar("regex", "a/b+"), "a/bb", "a/c"),
+    ],
+)
+def test_a_format_holds_behind_thoughts_that_the_prompt_has_opened(
+    grammar: Grammar, right: str, wrong: str
+) -> None:
+    behind = after_thinking(grammar)
+    assert behind
+
+    def accepted(text: str) -> bool:
+        matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_lark(behind.text))
+        taken = matcher.try_consume_tokens(list(text.encode()))
+        return taken == len(text.encode()) and matcher.is_accepting()
+
+    for space in ("", "\n\n"):
+        assert accepted(f"{wrong} or {right}?</think>{space}{right}")
+        assert not accepted(f"{right}</think>{space}{wrong}")
+    assert not accepted(right)
+
+
+def test_a_grammar_of_the_clients_own_cannot_follow_thoughts() -> None:
+    assert after_thinking(Grammar("lark", 'start: "a"')) is None
 
 
 def test_thoughts_and_calls_come_apart() -> None:
