@@ -59,6 +59,7 @@ CASES = {
     ),
     "llama, another object": (BareJson, '{"answer": 42}', '{"answer": 42}', []),
     "llama, text": (BareJson, "The weather is {fine}.", "The weather is {fine}.", []),
+    "llama, nothing but white space": (BareJson, " \n", " \n", []),
     "llama, cut": (BareJson, '{"name": "wea', '{"name": "wea', []),
     "deepseek r1": (deepseek, f"Hm. {R1}", "Hm.", [("weather", {"city": "Bonn"}), ("time", {})]),
     "deepseek v3.1": (deepseek, V31, "", [("weather", {"city": "Bonn"})]),

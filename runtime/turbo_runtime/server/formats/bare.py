@@ -48,4 +48,6 @@ def _calls(text: str) -> tuple[ToolCall, ...]:
         document, end = decoder.raw_decode(rest)
         calls.append(call_of(document))
         rest = rest[end:].lstrip("; \n\t")
+    if not calls:
+        raise ValueError("there is no call")
     return tuple(calls)
