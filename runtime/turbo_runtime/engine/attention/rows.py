@@ -21,7 +21,8 @@ from turbo_runtime.engine.attention.spans import Ints, Spans, ragged
 from turbo_runtime.engine.blocks import BLOCK_SIZE
 
 KEY_CHUNK = 128  # keys of one product
-ROW_COUNTS = (1, 2, 4, 8, 16)  # query rows of one item: few shapes, each of which is checked at start
+# Query rows of one item: one, or one and its drafts; few shapes, each of which is checked at start.
+ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 17)
 GROUP_BYTES = 4 << 20  # gathered at once: what a CPU's caches still hold when it is multiplied
 READING = 8  # what gathering a chunk costs, in query rows of computing it
 
@@ -31,13 +32,13 @@ class RowAttention:
 
     def __init__(self, pool: KVPool, spans: Spans, row_counts: tuple[int, ...]) -> None:
         """`row_counts`: which of ROW_COUNTS may be used."""
-        self.rows_each = min(row_counts, key=lambda rows: _cost(spans, rows, pool.group))
-        items = spans.pieces(self.rows_each)
-        self._groups = [_Group(pool, items.select(part), self.rows_each) for part in _parts(pool, items)]
-        self.padded = len(items.count) * _products_rows(self.rows_each, pool.group)  # rows of `attend`
-        # (tokens, group): where each query of a token stands in what `attend` returns
+        rows_each = _cheapest(spans, row_counts, pool.group)
+        items = spans.pieces(rows_each)
+        self._groups = [_Group(pool, items.select(part), rows_each) for part in _parts(pool, items)]
+        each = _products_rows(rows_each, pool.group)
+        self.padded = len(items.count) * each  # rows of what `attend` returns
+        # (tokens, group): where each query of a token stands in it
         item, within = np.repeat(np.arange(len(items.count)), items.count), ragged(items.count)
-        each = _products_rows(self.rows_each, pool.group)
         self.answers = (item * each + within * pool.group)[:, None] + np.arange(pool.group)
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
@@ -123,10 +124,11 @@ def _chunks(items: Spans) -> Ints:
     return -(-items.end // KEY_CHUNK)
 
 
-def _cost(spans: Spans, rows_each: int, group: int) -> int:
-    """Of computing the spans with so many rows an item, in query rows times chunks."""
-    items = spans.pieces(rows_each)
-    return int(_chunks(items).sum()) * (READING + _products_rows(rows_each, group))
+def _cheapest(spans: Spans, row_counts: tuple[int, ...], group: int) -> int:
+    """The number of rows an item with which the spans cost least, in query rows times chunks."""
+    items = -(-spans.count // np.array(row_counts)[:, None])
+    rows = np.array([_products_rows(rows_each, group) for rows_each in row_counts])
+    return row_counts[int(np.argmin((items * _chunks(spans)).sum(1) * (READING + rows)))]
 
 
 def _parts(pool: KVPool, items: Spans) -> Iterator[slice]:
