@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Layout = Literal["packed", "rows", "columns"]
+Layout = Literal["packed", "rows", "columns", "batched"]
 
 # Close steps where a decoding batch lies, wider ones above; more than 128 rows at once are hardly faster.
 COUNTS: tuple[int, ...] = (*range(4, 33, 4), *range(40, 65, 8), *range(80, 129, 16))
@@ -28,7 +28,7 @@ class Form:
     """One way to compute X @ W.T, X (rows, in).
 
     packed: W in the blocks that oneDNN's kernel reads, twice as fast as the others at 4 to 16 rows.
-    rows: W as it is. columns: X times a contiguous W.T.
+    rows: W as it is. columns: X times a contiguous W.T. batched: a W for each head (`head_product.py`).
     """
 
     name: str
@@ -75,6 +75,10 @@ def padded_rows(rows: int) -> int:
 class RowProduct:
     """x (rows, in) -> x @ weight.T + bias (rows, out), by one form."""
 
+    forms: ClassVar[tuple[Form, ...]] = FORMS
+    free_forms: ClassVar[tuple[Form, ...]] = FREE_FORMS
+    heads = 1  # matrices of this shape side by side
+
     def __init__(self, weight: Tensor, bias: Tensor | None = None, form: Form = PLAIN) -> None:
         """`weight` (out, in) is kept as it is until a form wants another layout."""
         self.shape = (int(weight.shape[0]), int(weight.shape[1]))  # (out, in)
@@ -83,6 +87,15 @@ class RowProduct:
         self.form = PLAIN
         self._stored = weight
         self.use(form)
+
+    @property
+    def name(self) -> str:
+        """out x in."""
+        return "{}x{}".format(*self.shape)
+
+    def like(self, weight: Tensor) -> RowProduct:
+        """The same product with another weight (out, in); a bias, if there is one, is zero."""
+        return RowProduct(weight, None if self.bias is None else torch.zeros_like(self.bias))
 
     def use(self, form: Form) -> None:
         """Change the form. The weights are laid out anew where it wants another layout, and the old ones let

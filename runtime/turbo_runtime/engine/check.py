@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.contract import Guarantee
-from turbo_runtime.engine.arithmetic import FORMS, FREE_FORMS, Form, RowProduct, padded_rows
+from turbo_runtime.engine.arithmetic import Form, RowProduct, padded_rows
 from turbo_runtime.engine.attention import Rule
 from turbo_runtime.engine.attention.check import row_counts_that_hold
 from turbo_runtime.engine.blocks import blocks_for
@@ -37,7 +37,7 @@ class ArithmeticReport:
     """What was found."""
 
     guarantee: Guarantee
-    forms: dict[str, str] = field(default_factory=dict)  # weight shape "out x in" -> name of the form
+    forms: dict[str, str] = field(default_factory=dict)  # product's name -> that of its form
     reason: str = ""  # why only `law`
 
 
@@ -70,7 +70,7 @@ def set_free(model: PagedModel) -> None:
     """Let every row be computed in the cheapest way."""
     model.rule = Rule(exact=False)
     for product in model.decoder.products():
-        for form in FREE_FORMS:
+        for form in product.free_forms:
             if _adopts(product, form):
                 break
 
@@ -91,14 +91,14 @@ def rows_hold(
 
 
 def _choose_forms(model: PagedModel, forms: dict[str, str], deadline: float) -> None:
-    alike: dict[tuple[int, int, bool], list[RowProduct]] = {}
+    alike: dict[tuple[str, torch.dtype, bool], list[RowProduct]] = {}
     for product in model.decoder.products():
-        alike.setdefault((*product.shape, product.bias is None), []).append(product)
-    for (out, width, _), products in alike.items():
+        alike.setdefault((product.name, product.dtype, product.bias is None), []).append(product)
+    for (name, _, _), products in alike.items():
         form = first_that_holds(products[0], deadline)
         for product in products:
             product.use(form)
-        forms[f"{out}x{width}"] = form.name
+        forms[name] = form.name
 
 
 def first_that_holds(product: RowProduct, deadline: float) -> Form:
@@ -106,14 +106,14 @@ def first_that_holds(product: RowProduct, deadline: float) -> Form:
     and type of `product`.
     """
     weight, row = cancelling(*product.shape, product.dtype)
-    bias = None if product.bias is None else torch.zeros_like(product.bias)
-    for form in FORMS:
-        probe = RowProduct(weight, bias)
+    row = row.repeat(1, product.heads)
+    for form in product.forms:
+        probe = product.like(weight)
         assert form.counts is not None
         counts = (*form.counts, form.counts[-1] + 1)  # and once where rows must be cut
         if _adopts(probe, form) and rows_hold(probe, row, counts, deadline):
             return form
-    raise NotProvenError("no product form keeps the rows of a {} x {} weight equal".format(*product.shape))
+    raise NotProvenError(f"no product form keeps the rows of a {product.name} weight equal")
 
 
 def _adopts(product: RowProduct, form: Form) -> bool:
@@ -121,7 +121,7 @@ def _adopts(product: RowProduct, form: Form) -> bool:
     before = product.form
     try:
         product.use(form)
-        product(torch.zeros(4, product.shape[1], dtype=product.dtype))
+        product(torch.zeros(4, product.heads * product.shape[1], dtype=product.dtype))
     except (AttributeError, RuntimeError) as error:  # an operator that this build or processor has not
         log.info("products are not computed %s: %s", form.name, error)
         product.use(before)

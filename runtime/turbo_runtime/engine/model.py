@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from turbo_runtime.engine.arithmetic import padded_rows
-from turbo_runtime.engine.attention import KVPool, PagedStep, Rule, Span
+from turbo_runtime.engine.attention import KVPool, PagedStep, Rule, Span, cache_shape
 from turbo_runtime.engine.layers.decoder import build_decoder
 
 
@@ -45,13 +46,9 @@ class PagedModel:
         self.device = model.device
         self.max_length = max_length
         self.rule = Rule()  # the start-up check says what holds
-        width = head_dim(config)
         self.pool = KVPool(
+            cache_shape(config),
             layers=config.num_hidden_layers,
-            kv_heads=config.num_key_value_heads,
-            heads=config.num_attention_heads,
-            key_width=width,
-            value_width=width,
             blocks=blocks,
             dtype=model.dtype,
             device=model.device,
@@ -80,16 +77,6 @@ def _logit_rows(chunks: Sequence[Chunk]) -> Iterator[int]:
         yield from range(end - chunk.logit_rows, end)
 
 
-def head_dim(config: object) -> int:
-    """Size of one attention head."""
-    explicit = getattr(config, "head_dim", None)
-    if explicit:
-        return int(explicit)
-    hidden, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
-    return int(hidden) // int(heads)
-
-
-def kv_bytes_per_block(config: object, dtype: torch.dtype, block_size: int) -> int:
-    """Memory of one block over all layers, keys and values."""
-    layers, kv_heads = getattr(config, "num_hidden_layers", 0), getattr(config, "num_key_value_heads", 0)
-    return 2 * int(layers) * int(kv_heads) * head_dim(config) * dtype.itemsize * block_size
+def kv_bytes_per_block(config: Any, dtype: torch.dtype, block_size: int) -> int:
+    """Memory of one block over all layers."""
+    return int(config.num_hidden_layers) * cache_shape(config).elements * dtype.itemsize * block_size

@@ -13,6 +13,8 @@ from typing import Any
 # Decoder-only classes that hand `**kwargs` to the attention interface and have no part of their own whose
 # rows mix.
 ARCHITECTURES = (
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "Olmo2ForCausalLM",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbo_runtime.engine.attention import KVPool, PagedStep, Rule, Span
+from turbo_runtime.engine.attention import CacheShape, KVPool, PagedStep, Rule, Span
 from turbo_runtime.engine.attention import rows as row_wise
 from turbo_runtime.engine.attention.check import row_counts_that_hold
 from turbo_runtime.engine.attention.rows import ROW_COUNTS
@@ -32,16 +32,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def pool(dtype: torch.dtype = torch.float32, blocks: int = 3 * blocks_for(LENGTH)) -> KVPool:
-    return KVPool(
-        layers=1,
-        kv_heads=KV_HEADS,
-        heads=HEADS,
-        key_width=KEY,
-        value_width=VALUE,
-        blocks=blocks,
-        dtype=dtype,
-        device=torch.device("cpu"),
-    )
+    shape = CacheShape(HEADS, KV_HEADS, KEY, VALUE)
+    return KVPool(shape, layers=1, blocks=blocks, dtype=dtype, device=torch.device("cpu"))
 
 
 def tensors(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV2Config,
+    DeepseekV3Config,
     LlamaConfig,
     MistralConfig,
     Olmo2Config,
@@ -37,6 +39,20 @@ SIZES = {
     "max_position_embeddings": 256,
 }
 YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 64}
+LATENT = {
+    **SIZES,
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 24,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 12,
+    "v_head_dim": 20,
+    "num_hidden_layers": 3,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 16,
+    "num_experts_per_tok": 2,
+    "n_routed_experts": 8,
+}
+GROUPED = {"n_group": 4, "topk_group": 2}
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama, tied": lambda: LlamaConfig(**SIZES, tie_word_embeddings=True),
     "llama, biases everywhere": lambda: LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
@@ -44,6 +60,26 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "mistral": lambda: MistralConfig(**SIZES, sliding_window=None),
     "qwen2": lambda: Qwen2Config(**SIZES),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=16),
+    "deepseek v3": lambda: DeepseekV3Config(
+        **LATENT,
+        **GROUPED,
+        q_lora_rank=16,
+        n_shared_experts=2,
+        rope_parameters={**YARN, "mscale_all_dim": 1.0},
+    ),
+    "deepseek v3, plain queries": lambda: DeepseekV3Config(
+        **LATENT,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=None,
+        attention_bias=True,
+        rope_interleave=False,
+        norm_topk_prob=False,
+    ),
+    "deepseek v2": lambda: DeepseekV2Config(
+        **LATENT, **GROUPED, q_lora_rank=16, topk_method="group_limited_greedy", rope_parameters=YARN
+    ),
+    "deepseek v2, plain queries": lambda: DeepseekV2Config(**LATENT, q_lora_rank=None),
     "olmo2, by transformers' modules": lambda: Olmo2Config(**SIZES),
 }
 LENGTH, PROMPT = 200, 90
@@ -65,6 +101,9 @@ def network(name: str, implementation: str, dtype: torch.dtype = torch.float32) 
     assert isinstance(model, PreTrainedModel)
     for parameter in model.parameters():
         parameter.data.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.3)
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith("e_score_correction_bias"):  # of experts
+            buffer.normal_(0.0, 0.3)
     return model.eval().requires_grad_(False)
 
 

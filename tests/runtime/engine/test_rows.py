@@ -126,7 +126,7 @@ def test_when_no_form_holds_or_time_is_up_nothing_is_promised(monkeypatch: pytes
     with pytest.raises(NotProvenError, match="too long"):
         first_that_holds(layer, time.monotonic() - 1)
     monkeypatch.setattr(RowProduct, "__call__", lambda _, x: x + torch.arange(len(x))[:, None])
-    with pytest.raises(NotProvenError, match="no product form keeps the rows of a 8 x 4 weight"):
+    with pytest.raises(NotProvenError, match="no product form keeps the rows of a 8x4 weight"):
         first_that_holds(layer, in_an_hour())
 
 

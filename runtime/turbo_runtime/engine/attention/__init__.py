@@ -6,7 +6,17 @@ positions row by row, but batched over the whole step (`rows.py`). `step.py` tel
 
 from turbo_runtime.engine.attention.interface import IMPLEMENTATION, register
 from turbo_runtime.engine.attention.pool import KVPool
+from turbo_runtime.engine.attention.shape import CacheShape, cache_shape
 from turbo_runtime.engine.attention.spans import Span
 from turbo_runtime.engine.attention.step import PagedStep, Rule
 
-__all__ = ["IMPLEMENTATION", "KVPool", "PagedStep", "Rule", "Span", "register"]
+__all__ = [
+    "IMPLEMENTATION",
+    "CacheShape",
+    "KVPool",
+    "PagedStep",
+    "Rule",
+    "Span",
+    "cache_shape",
+    "register",
+]

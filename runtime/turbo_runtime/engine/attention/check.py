@@ -33,16 +33,7 @@ class _Trial:
 
     def __init__(self, pool: KVPool) -> None:
         blocks = blocks_for(LENGTH)
-        self._pool = KVPool(
-            layers=1,
-            kv_heads=pool.kv_heads,
-            heads=pool.kv_heads * pool.group,
-            key_width=pool.key_width,
-            value_width=pool.value_width,
-            blocks=blocks,
-            dtype=pool.dtype,
-            device=pool.device,
-        )
+        self._pool = KVPool(pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device)
         generator = torch.Generator().manual_seed(0)
 
         def cancelling(*shape: int) -> Tensor:
@@ -51,7 +42,8 @@ class _Trial:
             return (torch.randn(shape, generator=generator) * sizes).to(pool.dtype)
 
         self._pool.keys[0].copy_(cancelling(*self._pool.keys[0].shape))
-        self._pool.values[0].copy_(cancelling(*self._pool.values[0].shape))
+        if not pool.shape.latent:
+            self._pool.values[0].copy_(cancelling(*self._pool.values[0].shape))
         self._rows = max(ROW_COUNTS) + 1  # more than one item at every count
         self._queries = cancelling(pool.kv_heads, self._rows * pool.group, pool.key_width)
         self._table = list(range(blocks))

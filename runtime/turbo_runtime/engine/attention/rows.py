@@ -133,8 +133,7 @@ def _cheapest(spans: Spans, row_counts: tuple[int, ...], group: int) -> int:
 
 def _parts(pool: KVPool, items: Spans) -> Iterator[slice]:
     """Runs of items whose gathered keys and values stay within GROUP_BYTES; one item at least."""
-    widths = pool.key_width + pool.value_width
-    most = max(1, GROUP_BYTES // (pool.kv_heads * KEY_CHUNK * widths * pool.dtype.itemsize))
+    most = max(1, GROUP_BYTES // (KEY_CHUNK * pool.shape.elements * pool.dtype.itemsize))
     begin, held = 0, 0
     for index, chunks in enumerate(_chunks(items).tolist()):
         if held and held + chunks > most:

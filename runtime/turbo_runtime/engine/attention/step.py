@@ -32,7 +32,8 @@ class PagedStep:
         """The spans' tokens one after the other, then padding up to `rows`, which nobody reads."""
         self._pool = pool
         columns = Spans.of(spans)
-        padding = rows - int(columns.count.sum())
+        self.tokens = int(columns.count.sum())  # rows that are not padding
+        padding = rows - self.tokens
         # padding is written to the scratch block
         idle = pool.scratch * BLOCK_SIZE + np.arange(padding) % BLOCK_SIZE
         self.positions = self._tensor(np.concatenate([columns.positions(), np.zeros(padding, np.int64)]))
@@ -52,9 +53,9 @@ class PagedStep:
             self._parts.append(row_wise)
         self._answers = self._tensor(answers.ravel())
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
         """Store keys and values (rows, KV heads, width), and return what query (rows, heads, width) finds:
-        (rows, heads, value width).
+        (rows, heads, value width). No value where the pool has it in the key.
         """
         pool = self._pool
         pool.write(layer, self._slots, key, value)

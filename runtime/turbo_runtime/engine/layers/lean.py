@@ -1,7 +1,8 @@
 """Llama's block and its near kin, with as few operations a layer as they need.
 
-The families differ in two things: Qwen2 has biases on queries, keys and values, and Qwen3 norms queries and
-keys. Both are read off the modules that transformers built, as is every weight.
+The families differ in a few things: Qwen2 has biases on queries, keys and values, Qwen3 norms queries and
+keys, DeepSeek caches latents and has experts. All are read off the modules that transformers built, as is
+every weight.
 """
 
 from __future__ import annotations
@@ -9,41 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from turbo_runtime.engine.arithmetic import RowProduct
-from turbo_runtime.engine.attention import PagedStep
+from turbo_runtime.engine.attention import PagedStep, cache_shape
+from turbo_runtime.engine.layers.experts import Experts
+from turbo_runtime.engine.layers.latent import LatentAttention
+from turbo_runtime.engine.layers.linear import fused
+from turbo_runtime.engine.layers.mlp import GatedMLP
+from turbo_runtime.engine.layers.norm import HeadNorm, RMSNorm
 from turbo_runtime.engine.layers.rope import Rope, Rotation
 from turbo_runtime.engine.layers.rowwise import RowWise
 
-LEAN_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-
-
-class RMSNorm:
-    """x / sqrt(mean(x²) + epsilon) * weight over the last dimension (Zhang, Sennrich, arXiv 1910.07467)."""
-
-    def __init__(self, module: Any) -> None:
-        self.weight: Tensor = module.weight.detach()
-        self.epsilon = float(module.variance_epsilon)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (..., width) -> the same."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
-
-
-class HeadNorm:
-    """RMSNorm of each query and key head, in one go."""
-
-    def __init__(self, query: Any, key: Any, heads: int, kv_heads: int) -> None:
-        self.epsilon = float(query.variance_epsilon)
-        self.weight = torch.cat([query.weight.expand(heads, -1), key.weight.expand(kv_heads, -1)]).detach()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (rows, query and key heads, width)."""
-        return F.rms_norm(x, x.shape[-1:], None, self.epsilon) * self.weight
+LEAN_ARCHITECTURES = (
+    "DeepseekV2ForCausalLM",
+    "DeepseekV3ForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+)
 
 
 class LeanAttention:
@@ -52,11 +39,21 @@ class LeanAttention:
     def __init__(self, module: Any, layer: int, heads: int, kv_heads: int) -> None:
         self.layer, self.heads, self.kv_heads = layer, heads, kv_heads
         self.scaling = float(module.scaling)
-        self.project = _fused(module.q_proj, module.k_proj, module.v_proj)
-        self.output = _fused(module.o_proj)
+        self.project = fused(module.q_proj, module.k_proj, module.v_proj)
+        self.output = fused(module.o_proj)
         self.head_norm: HeadNorm | None = None
         if hasattr(module, "q_norm"):
             self.head_norm = HeadNorm(module.q_norm, module.k_norm, heads, kv_heads)
+
+    def products(self) -> Iterable[RowProduct]:
+        """Every product with weights."""
+        return self.project, self.output
+
+    def row_wise(self) -> Iterable[RowWise]:
+        """Every other operation that could mix rows."""
+        if norm := self.head_norm:
+            heads = norm.weight.shape
+            yield RowWise("the norm of heads", heads.numel(), lambda x: norm(x.view(-1, *heads)).view_as(x))
 
     def __call__(self, x: Tensor, rotation: Rotation, step: PagedStep) -> Tensor:
         """x (rows, width) -> the same."""
@@ -72,38 +69,35 @@ class LeanAttention:
         return self.output(found.view(rows, -1))
 
 
-class GatedMLP:
-    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
-
-    def __init__(self, module: Any) -> None:
-        self.gate_up = _fused(module.gate_proj, module.up_proj)
-        self.down = _fused(module.down_proj)
-        self.activation: nn.Module = module.act_fn
-
-    def gated(self, gate_up: Tensor) -> Tensor:
-        """(rows, 2 * inner) -> (rows, inner)."""
-        gate, up = gate_up.chunk(2, -1)
-        gated: Tensor = self.activation(gate) * up
-        return gated
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x (rows, width) -> the same."""
-        return self.down(self.gated(self.gate_up(x)))
-
-
 class LeanBlock:
     """One layer with its residuals."""
 
     def __init__(self, module: Any, layer: int, heads: int, kv_heads: int) -> None:
+        attention, mlp = module.self_attn, module.mlp
         self.attention_norm = RMSNorm(module.input_layernorm)
-        self.attention = LeanAttention(module.self_attn, layer, heads, kv_heads)
+        self.attention = (
+            LatentAttention(attention, layer)
+            if hasattr(attention, "kv_lora_rank")
+            else LeanAttention(attention, layer, heads, kv_heads)
+        )
         self.mlp_norm = RMSNorm(module.post_attention_layernorm)
-        self.mlp = GatedMLP(module.mlp)
+        self.mlp = Experts(mlp) if hasattr(mlp, "experts") else GatedMLP.of(mlp)
+
+    def products(self) -> Iterable[RowProduct]:
+        """Every product with weights."""
+        yield from self.attention.products()
+        yield from self.mlp.products()
+
+    def row_wise(self) -> Iterable[RowWise]:
+        """Every other operation that could mix rows."""
+        yield from self.attention.row_wise()
+        yield from self.mlp.row_wise()
 
     def __call__(self, x: Tensor, rotation: Rotation, step: PagedStep) -> Tensor:
         """x (rows, width) -> the same."""
         x = x + self.attention(self.attention_norm(x), rotation, step)
-        return x + self.mlp(self.mlp_norm(x))
+        normed = self.mlp_norm(x)
+        return x + (self.mlp(normed, step.tokens) if isinstance(self.mlp, Experts) else self.mlp(normed))
 
 
 class LeanDecoder:
@@ -111,31 +105,29 @@ class LeanDecoder:
 
     def __init__(self, model: PreTrainedModel, longest: int) -> None:
         """`longest`: tokens of a sequence."""
-        config, body = model.config, model.get_decoder()
-        heads, kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
+        body, cached = model.get_decoder(), cache_shape(model.config)
         self._embedding: Tensor = body.embed_tokens.weight.detach()
         self._rope = Rope(body.rotary_emb, longest, self._embedding)
         self._blocks: list[LeanBlock] = []
         for layer, module in enumerate(body.layers):
-            self._blocks.append(LeanBlock(module, layer, heads, kv_heads))
+            self._blocks.append(LeanBlock(module, layer, cached.heads, cached.kv_heads))
             body.layers[layer] = nn.Identity()  # else the fused copies would stand beside all of its weights
         self._norm = RMSNorm(body.norm)
-        self._head = _fused(model.get_output_embeddings())
+        self._head = fused(model.get_output_embeddings())
 
     def products(self) -> Iterable[RowProduct]:
         """Every product with weights, the LM head included."""
         for block in self._blocks:
-            yield from (block.attention.project, block.attention.output, block.mlp.gate_up, block.mlp.down)
+            yield from block.products()
         yield self._head
 
     def row_wise(self) -> Iterable[RowWise]:
         """Every other operation that could mix rows, one of a kind."""
-        block = self._blocks[0]
-        yield RowWise("RMSNorm", self._norm.weight.shape[0], self._norm)
-        yield RowWise("the gated activation", block.mlp.gate_up.shape[0], block.mlp.gated)
-        if norm := block.attention.head_norm:
-            heads = norm.weight.shape
-            yield RowWise("the norm of heads", heads.numel(), lambda x: norm(x.view(-1, *heads)).view_as(x))
+        found = {("RMSNorm", width := self._norm.weight.shape[0]): RowWise("RMSNorm", width, self._norm)}
+        for block in self._blocks:
+            for operation in block.row_wise():
+                found.setdefault((operation.name, operation.width), operation)
+        return found.values()
 
     def hidden(self, tokens: Tensor, step: PagedStep) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
@@ -148,12 +140,3 @@ class LeanDecoder:
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, width) -> (rows, vocabulary)."""
         return self._head(hidden)
-
-
-def _fused(*linears: nn.Linear) -> RowProduct:
-    """One product that gives the outputs of all these layers side by side."""
-    weights = [linear.weight.detach() for linear in linears]
-    biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
-    assert len(biases) in (0, len(linears))
-    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-    return RowProduct(weight, torch.cat(biases) if biases else None)

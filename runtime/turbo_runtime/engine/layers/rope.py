@@ -31,7 +31,10 @@ class Rope:
         `like`.
         """
         positions = torch.arange(longest, device=like.device)[None]
-        cos, sin = rotary(like.new_empty(1, 1, 1), positions)
+        found = rotary(like.new_empty(1, 1, 1), positions)
+        if isinstance(found, Tensor):  # DeepSeek-V2's has one complex number for each pair
+            found = tuple(torch.cat([part, part], -1).to(like.dtype) for part in (found.real, found.imag))
+        cos, sin = found
         half = sin.shape[-1] // 2
         self._cos = cos[0]
         self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
