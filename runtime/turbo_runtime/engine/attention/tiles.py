@@ -72,6 +72,9 @@ class TileAttention:
         out = query.new_empty(1, pool.kv_heads, self.padded, pool.value_width)
         for blocks, tiles in self._sources:
             keys, values = pool.gather(layer, blocks)
+            if pool.shape.latent:
+                # the kernel that never holds all scores wants values as wide as keys; they lead the keys
+                values = keys
             for tile in tiles:
                 rows = tile.end - tile.first
                 here = slice(tile.place * pool.group, (tile.place + rows) * pool.group)
@@ -81,7 +84,7 @@ class TileAttention:
                     values[None, :, : tile.end],
                     attn_mask=self._masks[rows][:, -tile.end :],
                     scale=scaling,
-                )
+                )[..., : pool.value_width]
         return out[0]
 
 

@@ -54,7 +54,7 @@ class Experts:
         """What the chosen experts (rows, each) say with these weights: (rows, width) float32."""
         numbers, ends, rows, places = _by_expert(experts.cpu().numpy())
         taken = x.index_select(0, torch.from_numpy(rows).to(x.device)).tensor_split(ends)
-        said = torch.cat([self.experts[number](rows) for number, rows in zip(numbers, taken, strict=True)])
+        said = torch.cat([self.experts[number](part) for number, part in zip(numbers, taken, strict=True)])
         by_row = said.index_select(0, torch.from_numpy(places).to(x.device)).view(*experts.shape, -1)
         total, *others = (by_row * weights[..., None]).unbind(1)
         for other in others:
