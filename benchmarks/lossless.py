@@ -144,7 +144,7 @@ def _as(request: Submit, request_id: str, **params: Any) -> Submit:
 
 def _fresh(engine: Engine) -> Engine:
     """The same weights, nothing else kept: drafts must not come from an earlier run of the same requests."""
-    from turbo_runtime.drafters.suffix import SuffixDrafter
+    from turbo_runtime.drafters.drafters import Drafters
     from turbo_runtime.engine.blocks import BlockLedger
     from turbo_runtime.engine.loop import Engine
     from turbo_runtime.engine.scheduler import Scheduler
@@ -157,7 +157,7 @@ def _fresh(engine: Engine) -> Engine:
         max_draft_tokens=old.max_draft_tokens,
         max_length=old.max_length,
     )
-    return Engine(engine.model, scheduler, SuffixDrafter())
+    return Engine(engine.model, scheduler, Drafters())
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ DRAFTS_LABEL = "drafts"
 VERSION_LABEL = "version"
 
 Guarantee = Literal["bytes", "law"]
-Speculation = Literal["suffix", "off"]
+Speculation = Literal["auto", "suffix", "heads", "off"]
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -109,7 +109,16 @@ class RuntimeConfig:
     kv_cache_gib: float | None = _flag(
         None, "memory of the KV cache in GiB (default: what fits, at most 4)", type=float
     )
-    speculation: Speculation = _flag("suffix", "suffix or off", choices=("suffix", "off"))  # noqa: RUF009
+    speculation: Speculation = _flag(  # noqa: RUF009
+        "auto",
+        "what drafts: suffix, heads, auto for the surer of both, or off",
+        choices=("auto", "suffix", "heads", "off"),
+    )
+    drafts: str | None = _flag(
+        None,
+        "a JSON file that names the drafts in use, followed while serving; it stands above --speculation",
+        type=str,
+    )
     max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step")
     api_keys: str | None = _flag(
         None, "a file of API keys, one a line, as name:key; read again when it changes", type=str
@@ -183,6 +192,8 @@ class RuntimeConfig:
             if value is not None and not 0 < value < math.inf:
                 flag = f"--{name.replace('_', '-')}"
                 return f"{flag} must be a number above 0, not {value}; leave it out for the default"
+        if self.speculation == "heads" and self.drafts is None:
+            return "--speculation=heads needs --drafts FILE, which names the folder of the heads"
         if not 0 <= self.max_draft_tokens <= 64:
             return f"--max-draft-tokens must lie between 0 and 64, not {self.max_draft_tokens}"
         if not 0 < self.request_seconds < math.inf:

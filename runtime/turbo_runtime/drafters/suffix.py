@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
 from turbo_runtime.drafters.calibration import Calibration
-from turbo_runtime.drafters.draft import Coupling, Offer, Proposal, Want
+from turbo_runtime.drafters.draft import Offer, Proposal, Want
 from turbo_runtime.drafters.history import History, Reader
 from turbo_runtime.drafters.memory import Memory
 
@@ -136,27 +136,3 @@ class _Walk:
         self._matches = [
             (automaton, automaton.advance(cursor, token), own) for automaton, cursor, own in self._matches
         ]
-
-
-class SuffixDrafter:
-    """One request at a time, until the loop asks for a batch."""
-
-    def __init__(self) -> None:
-        self._source = Suffix()
-
-    def propose(self, request_id: str, tokens: Sequence[int], limit: int) -> list[int]:
-        """At most `limit` tokens."""
-        walk = self._source._walk(Want(request_id, tokens, len(tokens), limit, "", Coupling(0, 0.0)))
-        drafted: list[int] = []
-        survival = 1.0
-        while len(drafted) < limit and (offer := walk.offer()) is not None:
-            survival *= offer.confidence
-            if survival < 0.25:
-                break
-            drafted.append(offer.token)
-            walk.advance(offer.token)
-        return drafted
-
-    def observe(self, request_id: str, tokens: Sequence[int], prompt_length: int) -> None:
-        """The request ended."""
-        self._source.finish(request_id, tokens, prompt_length, "")

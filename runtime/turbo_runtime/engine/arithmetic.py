@@ -105,6 +105,10 @@ class RowProduct:
             self._stored = _laid_out(_as_rows(self._stored, self.form.layout), form.layout)
         self.form = form
 
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """ids (n) -> those rows (n, in) of the weight, copied; not for every step: a packed one is unpacked."""
+        return _as_rows(self._stored, self.form.layout).index_select(0, ids)
+
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, in) -> (rows, out)."""
         if self.form.takes(x.shape[0]):

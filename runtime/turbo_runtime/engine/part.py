@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from turbo_runtime.drafters.draft import Draft
 from turbo_runtime.engine.model import Chunk
 from turbo_runtime.engine.request import TokenLogprob
 from turbo_runtime.engine.sampling.answer import AnswerLaw
@@ -22,7 +23,8 @@ class Part:
 
     work: Work
     law: AnswerLaw
-    drafts: list[int]
+    drafts: list[int] = field(default_factory=list)  # that are verified
+    draft: Draft = field(default_factory=Draft)  # that was proposed, of which `drafts` are the first
     prompt: range = field(init=False)  # positions of the former
     first: int = field(init=False)  # of the latter among the step's rows
 

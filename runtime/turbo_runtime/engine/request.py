@@ -101,6 +101,7 @@ class TokenEvent:
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt from its second token on; once
     cached_tokens: int | None = None  # of the prompt, how many were found computed; with the first tokens
     queued_seconds: float | None = None  # from Submit to the first step that took it in; likewise
+    speedup: float | None = None  # tokens per second over those without drafts, of this answer; at its end
     refused: bool = False  # with "error": the request cannot be served as it is, and nothing has failed
 
 
@@ -121,6 +122,8 @@ class EngineStats:
     prompts: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    step_seconds: float = 0.0  # of all steps
+    forward_seconds: float = 0.0  # of them, in the model
     step_tokens: int = 0  # that the last step computed: of prompts, answers and drafts
     prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_cache_hits: int = 0  # of them, found

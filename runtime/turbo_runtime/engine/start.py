@@ -9,9 +9,13 @@ from pathlib import Path
 import torch
 
 from turbo_runtime.contract import DType, RuntimeConfig
-from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.drafters.drafters import Drafters, InUse, load_drafts
+from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.watch import WatchedFile
+from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
 from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.goodput.control import Control
 from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.load import load_model, longest
 from turbo_runtime.engine.loop import Engine
@@ -74,7 +78,20 @@ def start_engine(
     grammars = None
     if tokenizer:
         grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
-    return Engine(model, scheduler, SuffixDrafter(), grammars), ready
+    engine = Engine(
+        model, scheduler, Drafters(InUse(config.speculation)), grammars, Control(steps, padded_rows)
+    )
+    if config.drafts:
+        engine.speculation.drafters = _follow(Path(config.drafts), engine, digest)
+    return engine, ready
+
+
+def _follow(path: Path, engine: Engine, digest: str) -> Drafters:
+    """Drafters that do what the file says, now and later."""
+    decoder = engine.model.decoder
+    target = Target(digest, decoder.embedding, decoder.output_rows)
+    file = WatchedFile(path, lambda found: load_drafts(found, target, engine.noise))
+    return Drafters(file.wait(time.monotonic()), file=file)
 
 
 def _end_ids(generation_config: object) -> tuple[int, ...]:

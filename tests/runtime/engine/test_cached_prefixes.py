@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.loop import Engine
@@ -55,7 +55,7 @@ def engine(model: PagedModel, *, blocks: int = BLOCKS, step_tokens: int = 200) -
     scheduler = Scheduler(
         BlockLedger(blocks), max_running=8, max_step_tokens=step_tokens, max_draft_tokens=4, max_length=LENGTH
     )
-    return Engine(model, scheduler, SuffixDrafter())
+    return Engine(model, scheduler, Drafters())
 
 
 def run(server: Engine, requests: Sequence[Submit]) -> dict[str, list[int]]:

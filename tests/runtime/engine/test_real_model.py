@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from turbo_dev.model import ensure
-from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.load import load_model
@@ -84,7 +84,7 @@ def run(
         max_draft_tokens=drafts,
         max_length=LENGTH,
     )
-    server = Engine(model, scheduler, SuffixDrafter())
+    server = Engine(model, scheduler, Drafters())
     for submit in submits:
         server.accept(submit)
     answers: dict[str, list[int]] = {submit.request_id: [] for submit in submits}

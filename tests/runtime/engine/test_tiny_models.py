@@ -17,7 +17,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
@@ -95,7 +95,7 @@ def engine(
         max_draft_tokens=drafts,
         max_length=min(LENGTH, blocks * 16),
     )
-    return Engine(model, scheduler, SuffixDrafter())
+    return Engine(model, scheduler, Drafters())
 
 
 def ask(number: int, prompt: Sequence[int], tokens: int = 40, **params: object) -> Submit:

@@ -18,6 +18,13 @@ from turbo_runtime.engine.layers.transformers_modules import ModuleDecoder
 class Decoder(Protocol):
     """A decoder-only model without its attention."""
 
+    @property
+    def embedding(self) -> Tensor:
+        """(vocabulary, width)."""
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """ids (n) -> those rows (n, width) of the LM head."""
+
     def products(self) -> Iterable[RowProduct]:
         """Every product with weights, the LM head included."""
 

@@ -106,14 +106,18 @@ class LeanDecoder:
     def __init__(self, model: PreTrainedModel, longest: int) -> None:
         """`longest`: tokens of a sequence."""
         body, cached = model.get_decoder(), cache_shape(model.config)
-        self._embedding: Tensor = body.embed_tokens.weight.detach()
-        self._rope = Rope(body.rotary_emb, longest, self._embedding)
+        self.embedding: Tensor = body.embed_tokens.weight.detach()
+        self._rope = Rope(body.rotary_emb, longest, self.embedding)
         self._blocks: list[LeanBlock] = []
         for layer, module in enumerate(body.layers):
             self._blocks.append(LeanBlock(module, layer, cached.heads, cached.kv_heads))
             body.layers[layer] = nn.Identity()  # else the fused copies would stand beside all of its weights
         self._norm = RMSNorm(body.norm)
         self._head = fused(model.get_output_embeddings())
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """ids (n) -> those rows (n, width) of the LM head."""
+        return self._head.output_rows(ids)
 
     def products(self) -> Iterable[RowProduct]:
         """Every product with weights, the LM head included."""
@@ -131,7 +135,7 @@ class LeanDecoder:
 
     def hidden(self, tokens: Tensor, step: PagedStep) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
-        x = self._embedding.index_select(0, tokens)
+        x = self.embedding.index_select(0, tokens)
         rotation = self._rope.at(step.positions)
         for block in self._blocks:
             x = block(x, rotation, step)

@@ -35,7 +35,13 @@ class ModuleDecoder:
         self._products = [layer.product for layer in replace_linears(model)]
         self._body = model.get_decoder()
         self._head = model.get_output_embeddings()
+        self.embedding: Tensor = model.get_input_embeddings().weight.detach()
         self._inner = int(model.config.intermediate_size)
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """ids (n) -> those rows (n, width) of the LM head."""
+        rows: Tensor = self._head.product.output_rows(ids)
+        return rows
 
     def products(self) -> Iterable[RowProduct]:
         """Every product with weights, the LM head included."""
