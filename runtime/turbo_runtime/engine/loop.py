@@ -10,8 +10,6 @@ import logging
 import time
 from dataclasses import replace
 
-from torch import Tensor
-
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.goodput.control import Control

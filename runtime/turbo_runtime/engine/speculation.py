@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from turbo_runtime.drafters.draft import Coupling, Draft, Want
+from turbo_runtime.drafters.draft import Coupling, Want
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from turbo_dev.drafting import EveryDraft
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BlockLedger
@@ -55,7 +56,7 @@ def engine(model: PagedModel, *, blocks: int = BLOCKS, step_tokens: int = 200) -
     scheduler = Scheduler(
         BlockLedger(blocks), max_running=8, max_step_tokens=step_tokens, max_draft_tokens=4, max_length=LENGTH
     )
-    return Engine(model, scheduler, Drafters())
+    return Engine(model, scheduler, Drafters(), control=EveryDraft())
 
 
 def run(server: Engine, requests: Sequence[Submit]) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from turbo_dev.drafting import EveryDraft
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BlockLedger
@@ -109,7 +110,7 @@ def engine(model: PagedModel, grammars: Grammars | None, *, drafts: int = 8, blo
     scheduler = Scheduler(
         BlockLedger(blocks), max_running=6, max_step_tokens=48, max_draft_tokens=drafts, max_length=LENGTH
     )
-    return Engine(model, scheduler, Drafters(), grammars)
+    return Engine(model, scheduler, Drafters(), grammars, EveryDraft())
 
 
 def requests(drafting: str = "auto") -> list[Submit]:

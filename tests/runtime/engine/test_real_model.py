@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from turbo_dev.drafting import EveryDraft
 from turbo_dev.model import ensure
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.blocks import BlockLedger
@@ -84,7 +85,7 @@ def run(
         max_draft_tokens=drafts,
         max_length=LENGTH,
     )
-    server = Engine(model, scheduler, Drafters())
+    server = Engine(model, scheduler, Drafters(), control=EveryDraft())
     for submit in submits:
         server.accept(submit)
     answers: dict[str, list[int]] = {submit.request_id: [] for submit in submits}

@@ -17,10 +17,13 @@ from transformers import (
     Qwen3Config,
 )
 
+from turbo_dev.drafting import EveryDraft, NoDraft, RandomDrafts
 from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.goodput.control import Control
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import PagedModel
 from turbo_runtime.engine.request import Cancel, SamplingParams, Submit
@@ -86,7 +89,13 @@ def paged(request: pytest.FixtureRequest) -> tuple[str, PagedModel]:
 
 
 def engine(
-    model: PagedModel, *, blocks: int = 64, step_tokens: int = 64, drafts: int = 8, running: int = 8
+    model: PagedModel,
+    *,
+    blocks: int = 64,
+    step_tokens: int = 64,
+    drafts: int = 8,
+    running: int = 8,
+    control: Control | None = None,
 ) -> Engine:
     scheduler = Scheduler(
         BlockLedger(blocks),
@@ -95,7 +104,7 @@ def engine(
         max_draft_tokens=drafts,
         max_length=min(LENGTH, blocks * 16),
     )
-    return Engine(model, scheduler, Drafters())
+    return Engine(model, scheduler, Drafters(), control=control or EveryDraft())
 
 
 def ask(number: int, prompt: Sequence[int], tokens: int = 40, **params: object) -> Submit:
@@ -165,6 +174,17 @@ def test_any_number_of_drafts_in_any_company_gives_the_same_tokens(
     paged: tuple[str, PagedModel], alone: dict[str, list[int]], drafts: int
 ) -> None:
     assert run(engine(paged[1], drafts=drafts), mixed()) == alone
+
+
+@pytest.mark.parametrize(
+    "control",
+    [lambda: Control(None, padded_rows), NoDraft, lambda: RandomDrafts(1), lambda: RandomDrafts(2)],
+    ids=["measured", "none", "random", "random otherwise"],
+)
+def test_any_choice_of_drafts_gives_the_same_tokens(
+    paged: tuple[str, PagedModel], alone: dict[str, list[int]], control: Callable[[], Control]
+) -> None:
+    assert run(engine(paged[1], control=control()), mixed()) == alone
 
 
 @pytest.mark.parametrize("step_tokens", [1, 7, 33])
