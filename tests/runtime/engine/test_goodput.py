@@ -68,6 +68,10 @@ def test_nothing_is_verified_where_a_row_costs_what_a_token_brings() -> None:
     assert choose([[0.4, 0.2], [0.4]], 2, [1.0, 1.3, 1.6, 1.9]) == [0, 0]
 
 
+def test_drafts_without_a_chance_are_not_verified_even_where_rows_are_free() -> None:
+    assert choose([[0.0, 0.0], [0.0]], 2, [1.0] * 4) == [0, 0]
+
+
 def test_everything_is_verified_where_rows_are_free() -> None:
     assert choose([[0.4, 0.2], [0.1]], 2, [1.0] * 4) == [2, 1]
 
@@ -116,7 +120,30 @@ def test_more_tokens_never_seem_cheaper(steps: list[tuple[int, float]]) -> None:
         cost.learn(StepShape(tokens), seconds)
     growing = cost.growing(StepShape(1), 64, 100.0).tolist()
     assert growing == sorted(growing)
-    assert growing[0] >= 0
+    assert growing[0] > 0
+
+
+def test_a_step_is_never_taken_for_free_however_wild_the_times_were() -> None:
+    least = 1.0
+    for seed in range(100):
+        cost, noise = StepCost(SEEDS if seed % 2 else None, to_four), random.Random(seed)
+        for _ in range(60):
+            tokens, reads = noise.choice([1, 2, 8, 64, 500]), noise.choice([0, 100_000])
+            cost.learn(StepShape(tokens, reads, reads), 10 ** noise.uniform(-3, 0.7))
+            least = min(least, cost.seconds(StepShape(1)))
+    assert least > 0
+
+
+def test_the_cost_follows_a_machine_that_slows_down() -> None:
+    cost, noise = StepCost(SEEDS, to_four), random.Random(3)
+    for slower in (1.0, 1.5):
+        for _ in range(400):
+            tokens = noise.choice([1, 4, 9, 17])
+            took = slower * (0.030 + 0.002 * to_four(tokens)) * noise.uniform(0.95, 1.05)
+            cost.learn(StepShape(tokens), took)
+        for tokens in (1, 9, 17):
+            law = slower * (0.030 + 0.002 * to_four(tokens))
+            assert cost.seconds(StepShape(tokens)) == pytest.approx(law, rel=0.06)
 
 
 def test_without_a_measurement_nothing_is_drafted_before_the_first_step() -> None:
@@ -158,6 +185,18 @@ def test_after_many_steps_with_drafts_one_without_is_made() -> None:
         without += not asked
         control.learn(StepShape(1), [Outcome("a", asked, 4 * asked, 3 * asked)], StepTimes(0.0, 0.030))
     assert 1 <= without <= 4
+
+
+def test_drafts_that_a_grammar_forces_in_every_step_do_not_end_the_drafts_of_others() -> None:
+    control, asked_at = Control(SEEDS, to_four), []
+    for step in range(400):
+        asked = bool(control.to_draft(["free"]))
+        asked_at += [step] * asked
+        (forced,) = control.choose([[1.0, 1.0]], StepShape(2), 2, 0.0)
+        outcomes = [Outcome("forced", False, forced, forced), Outcome("free", asked, 0, 0)]
+        control.learn(StepShape(2), outcomes, StepTimes(0.0, 0.020))
+    assert len(asked_at) >= 390
+    assert asked_at[-1] >= 390
 
 
 def test_the_live_speed_up_is_tokens_a_second_over_those_of_steps_without_drafts() -> None:

@@ -52,6 +52,10 @@ class Control:
         self._lately = Meter(_LATELY)
         self._since_plain = 0  # steps with drafts since one without
 
+    def __len__(self) -> int:
+        """Requests that something is known of."""
+        return len(self._requests)
+
     @property
     def speedup(self) -> float | None:
         """Tokens per second lately over those without drafts; None while nothing was measured."""
@@ -61,9 +65,13 @@ class Control:
         """The same for one live request, since its first token."""
         return self._requests[request_id].meter.speedup if request_id in self._requests else None
 
+    @property
+    def _plain_is_due(self) -> bool:
+        return self._since_plain >= _PROBE_EVERY
+
     def to_draft(self, request_ids: Iterable[str]) -> set[str]:
         """For which of these drafts are worth asking; for none where a step without is due."""
-        if not self.cost.known or self._since_plain >= _PROBE_EVERY:
+        if not self.cost.known or self._plain_is_due:
             return set()
         return {name for name in request_ids if self._requests[name].gate.open}
 
@@ -71,10 +79,11 @@ class Control:
         self, survivals: Sequence[Sequence[float]], shape: StepShape, answers: int, drafting: float
     ) -> list[int]:
         """How many tokens of each draft to verify in a step that is `shape` without them and gives `answers`
-        a token each; `drafting` seconds are spent.
+        a token each; `drafting` seconds are spent. None where a step without is due: what a grammar forces
+        was not asked for by `to_draft`, and would put that step off for ever.
         """
         more = sum(map(len, survivals))
-        if not more or not self.cost.known:
+        if not more or not self.cost.known or self._plain_is_due:
             return [0] * len(survivals)
         reads = shape.row_reads / max(answers, 1)
         return choose(survivals, answers, self.cost.growing(shape, more, reads), drafting)

@@ -25,6 +25,7 @@ _COMMON, _OWN = 0.3, 0.15  # standard deviations of the prior relative to it: of
 _READING = 0.1  # of a coefficient of reading, relative to the seconds at the first knot
 _NOISE = 0.08  # of one step's time, relative
 _DRIFT = 2e-4  # of the prior's variance that every step brings back: what was learnt long ago fades
+_LEAST = 1e-6  # seconds that any pass takes: shares of a step's time are asked for, so it must not be 0
 _OUTLIER = 3.0  # standard deviations; what is further away counts as if it were so far
 
 
@@ -61,12 +62,12 @@ class StepCost:
 
     def growing(self, shape: StepShape, more: int, reads: float) -> Vector:
         """(more + 1,): the times with 0, 1, ... `more` tokens more, each of which reads `reads` keys; they
-        never fall.
+        never fall, and are above 0.
         """
         if self._mean is None:
             raise ValueError("no step was measured yet; learn one first")
         tokens = [self._padded(shape.tokens + n) for n in range(more + 1)]
-        knots = np.maximum.accumulate(np.maximum(self._mean[:-2], 0.0))
+        knots = np.maximum.accumulate(np.maximum(self._mean[:-2], _LEAST))
         base = np.interp(tokens, _KNOTS, knots)
         per_row, per_tile = np.maximum(self._mean[-2:], 0.0) / _READS
         times: Vector = base + per_tile * shape.tile_reads
