@@ -13,6 +13,7 @@ from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.request import Step, Submit, TokenEvent
 
 if TYPE_CHECKING:  # torch comes in only after the threads are settled
+    from turbo_runtime.engine.goodput.control import Control
     from turbo_runtime.engine.grammar import Grammars
     from turbo_runtime.engine.loop import Engine
 
@@ -37,8 +38,11 @@ def tokenizer(config: RuntimeConfig) -> tuple[Encode, Decode]:
     return encode, found.decode
 
 
-def fresh(engine: Engine, grammars: Grammars | None = None, **limits: int) -> Engine:
-    """The same weights, nothing else kept: no drafts and no prefix from an earlier run.
+def fresh(
+    engine: Engine, grammars: Grammars | None = None, control: Control | None = None, **limits: int
+) -> Engine:
+    """The same weights and what is known of step times, nothing else kept: no drafts and no prefix from an
+    earlier run. `control` chooses drafts instead of the engine's own.
 
     `limits` are `blocks`, and those of the scheduler that should differ.
     """
@@ -55,7 +59,8 @@ def fresh(engine: Engine, grammars: Grammars | None = None, **limits: int) -> En
         max_draft_tokens=limits.get("max_draft_tokens", old.max_draft_tokens),
         max_length=limits.get("max_length", old.max_length),
     )
-    return Engine(engine.model, scheduler, Drafters(), grammars)
+    chosen = engine.speculation.control if control is None else control
+    return Engine(engine.model, scheduler, Drafters(), grammars, chosen)
 
 
 @dataclass

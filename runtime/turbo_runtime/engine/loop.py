@@ -45,7 +45,7 @@ class Engine:
         """`control`: by default one that has measured nothing yet."""
         self.model = model
         self.scheduler = scheduler
-        self.speculation = Speculation(drafters, control or Control(None, padded_rows))
+        self.speculation = Speculation(drafters, Control(None, padded_rows) if control is None else control)
         self.noise = Noise(model.vocabulary, model.device)
         self.laws = Laws(self.noise, grammars)
         self._arrived: dict[str, float] = {}  # when an answer that waits for its first step came

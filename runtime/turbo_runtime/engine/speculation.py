@@ -27,6 +27,7 @@ class Speculation:
         self._shape = StepShape(0)  # of the step in progress, without drafts
         self._asked: set[str] = set()  # requests of it that the drafters were asked for
         self._outcomes: list[Outcome] = []  # of it
+        self._ended: list[str] = []  # requests whose last step is still to be learnt from
         self._drafting = 0.0  # seconds
 
     def propose(self, parts: Sequence[Part]) -> None:
@@ -61,11 +62,14 @@ class Speculation:
             self.control.learn(
                 self._shape, self._outcomes, StepTimes(self._drafting, seconds - self._drafting)
             )
+        for request_id in self._ended:
+            self.control.forget(request_id)
+        self._ended.clear()
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
         """The request ended: `tokens` are prompt and answer so far."""
         self.drafters.finish(request_id, tokens, prompt_length, tenant)
-        self.control.forget(request_id)
+        self._ended.append(request_id)
         self._hidden.pop(request_id, None)
 
     def _ask(self, able: Sequence[Part]) -> None:
