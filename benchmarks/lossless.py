@@ -62,7 +62,10 @@ def main() -> int:
         figures["broken_caught_on_tiny_model"] = _tiny(rows, QUICK_WAYS if options.quick else WAYS)
     with step("the real model", "8 min"):
         config = RuntimeConfig(
-            model=options.model or str(ensure()), dtype=options.dtype, threads=options.threads
+            model=options.model or str(ensure()),
+            dtype=options.dtype,
+            threads=options.threads,
+            kv_cache_gib=1.0,
         )
         figures |= _real(config, rows, QUICK_REQUESTS if options.quick else REQUESTS)
     with step("the law", "2 min"):

@@ -109,9 +109,10 @@ class Worker:
             "PYTHONPATH": os.pathsep.join(str(REPOSITORY / path) for path in paths),
             "OMP_NUM_THREADS": str(setup.threads),
         }
+        command = [str(competitor.environment.python()), "-m", f"peers.{competitor.worker}"]
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
-                [competitor.environment.python(), "-m", f"peers.{competitor.worker}"],
+                ["setpriv", "--pdeathsig", "KILL", "--", *command],  # it does not outlive us
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
