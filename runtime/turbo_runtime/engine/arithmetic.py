@@ -106,7 +106,7 @@ class RowProduct:
         self.form = form
 
     def output_rows(self, ids: Tensor) -> Tensor:
-        """ids (n) -> those rows (n, in) of the weight, copied; not for every step: a packed one is unpacked."""
+        """ids (n) -> those rows (n, in) of the weight, copied; seldom, since a packed one is unpacked."""
         return _as_rows(self._stored, self.form.layout).index_select(0, ids)
 
     def __call__(self, x: Tensor) -> Tensor:
