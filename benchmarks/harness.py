@@ -58,9 +58,20 @@ def arguments(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def prompts() -> list[dict[str, str]]:
-    """The shipped prompts, each with id, domain, prompt and licence."""
-    return [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
+def prompts(paths: Sequence[Path] = (PROMPTS,)) -> list[dict[str, str]]:
+    """The prompts of files of JSON lines, and of those in folders, each with id, domain and prompt: the
+    shipped ones, or your own. A line without a domain is of the file's name. Raises ValueError with file
+    and line.
+    """
+    files = [file for path in paths for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    rows = []
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+                raise ValueError(f'{file}, line {number}: write an object with "prompt", a string')
+            rows.append({"id": f"{file.stem}-{number}", "domain": file.stem, **row})
+    return rows
 
 
 def machine(threads: int | None = None) -> dict[str, Any]:

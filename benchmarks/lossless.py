@@ -1,55 +1,48 @@
-"""The same text with speculation on and off, byte for byte, and the same logits bit for bit, on the real
-model.
+"""The same text with speculation on and off, byte for byte: on a tiny model that every parameter is tried on,
+on the real one, and as a law. Three broken verifiers must be caught by each of these proofs.
 
-50 requests, every other one sampled with a seed, are answered 4 at a time without speculation; then again
-with it, in another order and beside other requests that come and go. Then 200 positions are computed in four
-ways, and logits compared. Last, the verifier is broken from outside, and the same comparison must notice.
+Answers are computed alone and without drafts; then again by every drafter, with few and many drafts, in
+batches of 1 to 32, in caches so small that sequences give way to one another, with prompts found computed and
+prompts cut into chunks. All that is told of an answer is compared: tokens, log probabilities, how it ended.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
+from typing import Any
 
-from harness import Bar, arguments, finish, prompts
+from engines import tokenizer
+from harness import Bar, arguments, finish
 
 from turbo_dev.model import ensure
+from turbo_dev.progress import say, step
 from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.quiet import quiet_libraries
+from turbo_runtime.engine.request import EngineStats
 from turbo_runtime.engine.threads import settle_threads
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from turbo_runtime.engine.loop import Engine
-
 BARS = (
-    Bar("requests", at_least=50),
+    Bar("requests", at_least=2000),
     Bar("byte_differences", at_most=0),
-    Bar("accepted_drafts", at_least=500),
-    Bar("rejected_drafts", at_least=500),
+    Bar("accepted_drafts", at_least=3000),
+    Bar("rejected_drafts", at_least=3000),
+    Bar("preemptions", at_least=100),
+    Bar("prefix_cache_hits", at_least=1000),
     Bar("logit_positions", at_least=200),
     Bar("logit_differences", at_most=0),
-    Bar("broken_verifier_caught", at_least=1),
+    Bar("stream_differences", at_most=0),
+    Bar("law_differences", at_most=0),
+    Bar("chi_square_p_min", at_least=1e-4),
+    Bar("broken_caught_on_tiny_model", at_least=3),
+    Bar("broken_caught_on_real_model", at_least=3),
+    Bar("broken_caught_by_streams", at_least=3),
+    Bar("broken_caught_by_exact_law", at_least=3),
+    Bar("broken_caught_by_chi_square", at_least=3),
 )
-AT_A_TIME = 4
-ANSWER_TOKENS = 96
-LOGIT_ANSWERS, LOGIT_POSITIONS_EACH = 5, 40
-BROKEN_REQUESTS = 8
-SAMPLING = (  # of the requests with a temperature, in turn
-    SamplingParams(temperature=1.0),
-    SamplingParams(temperature=0.7, top_p=0.9),
-    SamplingParams(temperature=1.0, top_k=40),
-    SamplingParams(temperature=0.8, top_k=20, top_p=0.95),
-)
+WAYS, REQUESTS = 45, 60
+QUICK_WAYS, QUICK_REQUESTS = 6, 8
+Rows = list[dict[str, Any]]
 
 
 def main() -> int:
@@ -57,199 +50,99 @@ def main() -> int:
     parser = arguments(__doc__ or "")
     parser.add_argument("--model", help="another model than SmolLM2-135M-Instruct")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--quick", action="store_true", help="fewer requests than the bar asks for")
     options = parser.parse_args()
     settle_threads(options.threads)
+    quiet_libraries()
+    from proofs import law
+
+    rows: Rows = []
+    figures: dict[str, float] = {"logit_positions": 0}
+    with step("every parameter on a tiny model", "6 min"):
+        figures["broken_caught_on_tiny_model"] = _tiny(rows, QUICK_WAYS if options.quick else WAYS)
+    with step("the real model", "8 min"):
+        config = RuntimeConfig(
+            model=options.model or str(ensure()),
+            dtype=options.dtype,
+            threads=options.threads,
+            kv_cache_gib=1.0,
+        )
+        figures |= _real(config, rows, QUICK_REQUESTS if options.quick else REQUESTS)
+    with step("the law", "2 min"):
+        figures |= law.figures()
+    totals = {
+        "requests": sum(row["requests"] for row in rows),
+        "byte_differences": sum(row["differences"] for row in rows),
+        "accepted_drafts": sum(row["accepted"] for row in rows),
+        "rejected_drafts": sum(row["rejected"] for row in rows),
+        "preemptions": sum(row["preemptions"] for row in rows),
+        "prefix_cache_hits": sum(row["found_tokens"] for row in rows),
+    }
+    sizes = ("requests", "accepted_drafts", "rejected_drafts", "preemptions", "prefix_cache_hits")
+    bars = [bar for bar in BARS if not (options.quick and bar.figure in sizes)]
+    return finish("lossless", {**totals, **figures}, rows, bars, options)
+
+
+def _tiny(rows: Rows, count: int) -> int:
+    from proofs import tiny
+
+    caught: list[int] = []
+
+    def work(model: tiny.Tiny) -> None:
+        for way, differences, stats in tiny.compare(model, tiny.ways(count)):
+            cache = "small" if way.blocks < tiny.BLOCKS else "large"
+            setting = _setting("tiny", way.drafter, way.drafts, way.batch, way.step_tokens, cache)
+            rows.append(_row(setting, len(model.requests), differences, stats))
+        caught.append(tiny.caught(model))
+
+    tiny.with_tiny(work)
+    return caught[0]
+
+
+def _real(config: RuntimeConfig, rows: Rows, count: int) -> dict[str, float]:
+    from proofs import real
+
     from turbo_runtime.engine.start import start_engine
 
-    model = options.model or str(ensure())
-    config = RuntimeConfig(model=model, dtype=options.dtype, threads=options.threads)
     engine, ready = start_engine(config, time.monotonic())
-    print(f"{ready.dtype}, guarantee {ready.guarantee}, products: {ready.arithmetic}", flush=True)
-    encode, decode = _tokenizer(config)
-    requests = _requests(encode, ready.eos_token_ids)
-    mates = [_as(r, f"mate-{i}", seed=1000 + i, max_tokens=24) for i, r in enumerate(requests[::2])]
-
-    began = time.monotonic()
-    alone = _answers(_fresh(engine), [_as(r, r.request_id, speculation=False) for r in requests], [])
-    off_seconds = time.monotonic() - began
-    speculating = _fresh(engine)
-    began = time.monotonic()
-    mixed = _answers(speculating, requests[::-1], mates)
-    on_seconds = time.monotonic() - began
-    stats = speculating.stats()
-
-    rows = []
-    for request in requests:
-        plain, fast = alone[request.request_id], mixed[request.request_id]
-        rows.append(
-            {
-                "request": request.request_id,
-                "temperature": request.params.temperature,
-                "prompt_tokens": len(request.prompt),
-                "answer_tokens": len(plain),
-                "same_bytes": decode(plain).encode() == decode(fast).encode() and plain == fast,
-            }
-        )
-    different_logits = _logit_differences(engine, requests, alone)
-    with _broken_verifier():
-        subset = requests[:BROKEN_REQUESTS]
-        broken = _answers(_fresh(engine), subset, [])
-    caught = sum(broken[r.request_id] != alone[r.request_id] for r in subset)
-    figures = {
-        "requests": len(requests),
-        "byte_differences": sum(not row["same_bytes"] for row in rows),
-        "answer_tokens": sum(len(alone[r.request_id]) for r in requests),
-        "drafted": stats.draft_tokens,
-        "accepted_drafts": stats.accepted_tokens,
-        "rejected_drafts": stats.draft_tokens - stats.accepted_tokens,
-        "logit_positions": LOGIT_ANSWERS * LOGIT_POSITIONS_EACH,
-        "logit_differences": different_logits,
-        "broken_verifier_caught": caught,
-        "seconds_off": round(off_seconds, 1),
-        "seconds_on_with_mates": round(on_seconds, 1),
+    say(f"   {ready.dtype}, guarantee {ready.guarantee}, products: {ready.arithmetic}")
+    encode, _ = tokenizer(config)
+    requests = real.requests_of(encode, count, ready.eos_token_ids)
+    alone = real.alone(engine, requests)
+    for mix in real.MIXES:
+        answers, stats = real.mixed(engine, requests, mix)
+        differences = sum(answers[name] != answer for name, answer in alone.items())
+        cache = "small" if mix.longest < mix.batch else "large"
+        setting = _setting("real", "auto", mix.drafts, mix.batch, mix.step_tokens, cache)
+        rows.append(_row(setting, len(requests), differences, stats))
+    return {
+        "logit_positions": real.LOGIT_ANSWERS * real.LOGIT_POSITIONS_EACH,
+        "logit_differences": real.logit_differences(engine, requests, alone),
+        "broken_caught_on_real_model": real.caught(engine, requests, alone),
     }
-    return finish("lossless", figures, rows, BARS, options)
 
 
-def _tokenizer(config: RuntimeConfig) -> tuple[Callable[[str], list[int]], Callable[[Sequence[int]], str]]:
-    """(chat prompt -> ids, ids -> text), from the files that the server would read."""
-    from transformers import AutoTokenizer
-
-    from turbo_runtime.engine.tokenizer import export_tokenizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        export_tokenizer(config.model, config.revision, Path(folder))
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-
-    def encode(prompt: str) -> list[int]:
-        chat = [{"role": "user", "content": prompt}]
-        return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
-
-    return encode, tokenizer.decode
+def _setting(model: str, drafter: str, k: int, batch: int, step_tokens: int, cache: str) -> dict[str, Any]:
+    return {
+        "model": model,
+        "drafter": drafter,
+        "k": k,
+        "batch": batch,
+        "step_tokens": step_tokens,
+        "cache": cache,
+    }
 
 
-def _requests(encode: Callable[[str], list[int]], stop: tuple[int, ...]) -> list[Submit]:
-    """One request per shipped prompt: greedy and sampled in turn, each sampled one with a seed of its own."""
-    requests = []
-    for number, row in enumerate(prompts()):
-        params = SAMPLING[number // 2 % len(SAMPLING)] if number % 2 else SamplingParams(temperature=0.0)
-        params = replace(params, seed=number, max_tokens=ANSWER_TOKENS, stop_token_ids=frozenset(stop))
-        requests.append(Submit(row["id"], tuple(encode(row["prompt"])), params))
-    return requests
-
-
-def _as(request: Submit, request_id: str, **params: Any) -> Submit:
-    return replace(request, request_id=request_id, params=replace(request.params, **params))
-
-
-def _fresh(engine: Engine) -> Engine:
-    """The same weights, nothing else kept: drafts must not come from an earlier run of the same requests."""
-    from turbo_runtime.drafters.suffix import SuffixDrafter
-    from turbo_runtime.engine.blocks import BlockLedger
-    from turbo_runtime.engine.loop import Engine
-    from turbo_runtime.engine.scheduler import Scheduler
-
-    old = engine.scheduler
-    scheduler = Scheduler(
-        BlockLedger(old.ledger.num_blocks),
-        max_running=old.max_running,
-        max_step_tokens=old.max_step_tokens,
-        max_draft_tokens=old.max_draft_tokens,
-        max_length=old.max_length,
-    )
-    return Engine(engine.model, scheduler, SuffixDrafter())
-
-
-@dataclass(frozen=True, slots=True)
-class Mate:
-    """Another sequence of the batch: its tokens and its blocks."""
-
-    tokens: Sequence[int]
-    table: list[int]
-
-
-def _computed(
-    engine: Engine, tokens: Sequence[int], table: list[int], length: int, mate: Mate | None = None
-) -> Tensor:
-    """Logits (tokens, vocabulary) of a sequence that is computed in runs of `length`."""
-    import torch
-
-    from turbo_runtime.engine.model import Chunk
-
-    parts = []
-    for start in range(0, len(tokens), length):
-        run = tokens[start : start + length]
-        # the mate changes its length from step to step, as a batch does
-        other = [Chunk(mate.tokens[: 1 + start % len(mate.tokens)], 0, mate.table, 1)] if mate else []
-        parts.append(engine.model.forward([*other, Chunk(run, start, table, len(run))])[len(other) :])
-    return torch.cat(parts)
-
-
-def _answers(engine: Engine, requests: Sequence[Submit], mates: Sequence[Submit]) -> dict[str, list[int]]:
-    """Token ids by request id: `AT_A_TIME` of `requests` at any moment, a mate with every third of them."""
-    queue, beside = deque(requests), deque(mates)
-    measured = {request.request_id for request in requests}
-    answers: dict[str, list[int]] = {}
-    live = started = 0
-    while queue or not engine.idle:
-        while queue and live < AT_A_TIME:
-            engine.accept(queue.popleft())
-            live += 1
-            started += 1
-            if beside and started % 3 == 0:
-                engine.accept(beside.popleft())
-        for event in engine.step().events:
-            if event.error:
-                raise RuntimeError(f"{event.request_id}: {event.error}")
-            answers.setdefault(event.request_id, []).extend(event.tokens)
-            live -= event.finish_reason is not None and event.request_id in measured
-    return answers
-
-
-def _logit_differences(engine: Engine, requests: Sequence[Submit], answers: dict[str, list[int]]) -> int:
-    """Positions whose logits are not bit-equal in all of: at once, in chunks, row by row, as verification
-    beside mates.
-    """
-    import torch
-
-    from turbo_runtime.engine.blocks import blocks_for
-
-    different = 0
-    longest = sorted(requests, key=lambda r: len(answers[r.request_id]), reverse=True)[:LOGIT_ANSWERS]
-    mate = list(longest[0].prompt)
-    for request in longest:
-        tokens = [*request.prompt, *answers[request.request_id]]
-        wanted = range(len(tokens) - LOGIT_POSITIONS_EACH, len(tokens))
-        blocks = blocks_for(len(tokens))
-        tables = [list(range(n * blocks, (n + 1) * blocks)) for n in range(5)]
-        beside = Mate(mate, list(range(5 * blocks, 5 * blocks + blocks_for(len(mate)))))
-
-        at_once = _computed(engine, tokens, tables[0], len(tokens))
-        ways = (
-            _computed(engine, tokens, tables[1], 1),
-            _computed(engine, tokens, tables[2], 5, beside),
-            _computed(engine, tokens, tables[3], 9),
-            _computed(engine, tokens, tables[4], 37, beside),
-        )
-        different += sum(any(not torch.equal(at_once[i], way[i]) for way in ways) for i in wanted)
-    return different
-
-
-@contextmanager
-def _broken_verifier() -> Iterator[None]:
-    """A verifier that accepts one draft too many: the first wrong one, in the place of the correction."""
-    from turbo_runtime.engine import loop
-    from turbo_runtime.engine.verify import Verdict, verify
-
-    def too_trusting(token_at: Callable[[int], int], drafts: Sequence[int], **rest: Any) -> Verdict:
-        verdict = verify(token_at, drafts, **rest)
-        if verdict.finish_reason is None and verdict.accepted < len(drafts):
-            wrong = drafts[verdict.accepted]
-            return Verdict((*verdict.tokens[:-1], wrong), verdict.accepted + 1)
-        return verdict
-
-    with patch.object(loop, "verify", too_trusting):
-        yield
+def _row(setting: dict[str, Any], asked: int, differences: int, stats: EngineStats) -> dict[str, Any]:
+    return {
+        **setting,
+        "requests": asked,
+        "differences": differences,
+        "accepted": stats.accepted_tokens,
+        "rejected": stats.draft_tokens - stats.accepted_tokens,
+        "preemptions": stats.preemptions,
+        "found_tokens": stats.prefix_cache_hits,
+    }
 
 
 if __name__ == "__main__":

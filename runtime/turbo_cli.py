@@ -19,6 +19,8 @@ GROUP = "turbo.commands"
 
 # One line each, kept here because reading a command's own docstring would import its whole extra.
 SUMMARIES = {
+    "bench": "measure a server with speculation on and off",
+    "chat": "talk to a server and see how fast it answers",
     "explain": "print the plan of a TurboDeployment of a cluster",
     "inspect": "print a model's shape and digest as JSON",
     "operator": "run the Kubernetes operator",

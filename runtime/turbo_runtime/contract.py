@@ -42,23 +42,36 @@ GENERATION_TOKENS = "vllm:generation_tokens"
 NUM_PREEMPTIONS = "vllm:num_preemptions"
 REQUEST_SUCCESS = "vllm:request_success"  # label finished_reason
 TIME_TO_FIRST_TOKEN = "vllm:time_to_first_token_seconds"  # noqa: S105
+REQUEST_QUEUE_TIME = "vllm:request_queue_time_seconds"
 INTER_TOKEN_LATENCY = "vllm:inter_token_latency_seconds"  # noqa: S105
 REQUEST_TIME_PER_OUTPUT_TOKEN = "vllm:request_time_per_output_token_seconds"  # noqa: S105
 E2E_REQUEST_LATENCY = "vllm:e2e_request_latency_seconds"
+REQUEST_PROMPT_TOKENS = "vllm:request_prompt_tokens"  # histogram, as the next two
+REQUEST_GENERATION_TOKENS = "vllm:request_generation_tokens"
+ITERATION_TOKENS = "vllm:iteration_tokens_total"
+PREFIX_CACHE_QUERIES = "vllm:prefix_cache_queries"  # in tokens
+PREFIX_CACHE_HITS = "vllm:prefix_cache_hits"
 SPEC_NUM_DRAFTS = "vllm:spec_decode_num_drafts"
 SPEC_NUM_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens"
 SPEC_NUM_ACCEPTED_TOKENS = "vllm:spec_decode_num_accepted_tokens"
 SPEC_NUM_ACCEPTED_TOKENS_PER_POS = "vllm:spec_decode_num_accepted_tokens_per_pos"  # label position
 # Metrics that only Turbo has.
 GUARANTEE_INFO = "turbo:guarantee_info"  # label guarantee: bytes | law; value 1
+SPEEDUP = "turbo:speedup"  # lately, over no speculation; absent while it is not known
+CHOSEN_DRAFTS = "turbo:chosen_drafts"  # label drafts: how many were verified for an answer in a step
+DRAFT_INFO = "turbo:draft_info"  # label version: of the draft weights in use; value 1
+AUDITS = "turbo:audits"
+AUDIT_MISMATCHES = "turbo:audit_mismatches"
 # Labels. Every vllm: metric has the first, as in vLLM.
 MODEL_LABEL = "model_name"
 FINISHED_REASON_LABEL = "finished_reason"  # stop | length | abort | error
 POSITION_LABEL = "position"
 GUARANTEE_LABEL = "guarantee"
+DRAFTS_LABEL = "drafts"
+VERSION_LABEL = "version"
 
 Guarantee = Literal["bytes", "law"]
-Speculation = Literal["suffix", "off"]
+Speculation = Literal["auto", "suffix", "heads", "off"]
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
 
@@ -96,8 +109,24 @@ class RuntimeConfig:
     kv_cache_gib: float | None = _flag(
         None, "memory of the KV cache in GiB (default: what fits, at most 4)", type=float
     )
-    speculation: Speculation = _flag("suffix", "suffix or off", choices=("suffix", "off"))  # noqa: RUF009
+    speculation: Speculation = _flag(  # noqa: RUF009
+        "auto",
+        "what drafts: suffix, heads, auto for the surer of both, or off",
+        choices=("auto", "suffix", "heads", "off"),
+    )
+    drafts: str | None = _flag(
+        None,
+        "a JSON file that names the drafts in use, followed while serving; it stands above --speculation",
+        type=str,
+    )
     max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step")
+    api_keys: str | None = _flag(
+        None, "a file of API keys, one a line, as name:key; read again when it changes", type=str
+    )
+    request_seconds: float = _flag(600.0, "longest time for the answers to one request, queueing included")
+    connection_seconds: float = _flag(
+        300.0, "after about so long a connection is closed, so that clients spread; 0 keeps it"
+    )
     drain_seconds: float = _flag(110.0, "after SIGTERM: longest wait for running requests")
     endpoint_seconds: float = _flag(5.0, "after SIGTERM: serve on while load balancers take the pod out")
 
@@ -151,6 +180,8 @@ class RuntimeConfig:
             return f"MODEL must be a path or a hub id, not {self.model!r}"
         if self.served_name == "":
             return "--served-name must not be empty; leave it out for the last part of MODEL"
+        if self.api_keys == "":
+            return "--api-keys must name a file; leave it out to ask for no keys"
         if not 0 <= self.port <= 65535:
             return f"--port must lie between 0 and 65535, not {self.port}"
         for name in ("max_running", "max_waiting", "max_step_tokens"):
@@ -161,9 +192,13 @@ class RuntimeConfig:
             if value is not None and not 0 < value < math.inf:
                 flag = f"--{name.replace('_', '-')}"
                 return f"{flag} must be a number above 0, not {value}; leave it out for the default"
+        if self.speculation == "heads" and self.drafts is None:
+            return "--speculation=heads needs --drafts FILE, which names the folder of the heads"
         if not 0 <= self.max_draft_tokens <= 64:
             return f"--max-draft-tokens must lie between 0 and 64, not {self.max_draft_tokens}"
-        for name in ("drain_seconds", "endpoint_seconds"):
+        if not 0 < self.request_seconds < math.inf:
+            return f"--request-seconds must be a number above 0, not {self.request_seconds}"
+        for name in ("connection_seconds", "drain_seconds", "endpoint_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 return f"--{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}"
         return None
@@ -257,6 +292,7 @@ class Load:
     prompts: int | None = None  # requests taken in, since start
     prompt_tokens: int | None = None  # of those
     step_times: tuple[StepTime, ...] | None = None  # of the start-up micro-benchmark; None: not made
+    speedup: float | None = None  # tokens per second lately over those without drafts; None: not known
 
     @property
     def acceptance_length(self) -> float | None:

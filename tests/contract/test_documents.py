@@ -34,8 +34,9 @@ LOADS = st.builds(
     draining=st.booleans(),
     **dict.fromkeys(["max_running", "prompts", "prompt_tokens"], st.none() | COUNTS),
     step_times=st.none() | st.lists(STEP_TIMES, max_size=16).map(tuple),
+    speedup=st.none() | st.floats(0, 100),
 )
-OPTIONAL = ("max_running", "prompts", "prompt_tokens", "step_times")
+OPTIONAL = ("max_running", "prompts", "prompt_tokens", "step_times", "speedup")
 REQUIRED = [name for name in Load.__dataclass_fields__ if name not in OPTIONAL]
 WORDS = st.text(max_size=100)
 FACTS = st.builds(

@@ -69,9 +69,16 @@ NOW = Abilities(
     accelerators_per_replica=1,
     nodes_per_replica=1,
     architectures=frozenset(
-        {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+        {
+            "DeepseekV2ForCausalLM",
+            "DeepseekV3ForCausalLM",
+            "LlamaForCausalLM",
+            "MistralForCausalLM",
+            "Qwen2ForCausalLM",
+            "Qwen3ForCausalLM",
+        }
     ),
     quantizations=frozenset(),
-    experts=False,
-    latent_attention=False,
+    experts=True,
+    latent_attention=True,
 )

@@ -1,25 +1,30 @@
 """A suffix automaton that grows token by token (Blumer et al., 1985), with the number of times each substring
-was seen.
+was seen, and what followed it most often.
 
 A state stands for all substrings that end at the same places; its link leads to the longest shorter one that
-ends at more places. Appending is amortised constant time, and a text of n tokens has at most 2n states.
+ends at more places. Appending is amortised constant time, and a text of n tokens has at most 2n states. Most
+states have one successor: that one lies in two flat arrays, and only the others have a dictionary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable
+from typing import NamedTuple
 
-_ROOT = 0
+ROOT = 0
 # A count is carried along the links to all suffixes of the text. Past this many, only very short suffixes are
 # left, whose counts matter least, while in repetitive text the chain would be as long as the text.
-_LINKS_COUNTED = 64
+_LINKS_COUNTED = 32
+_STALE = 1.25  # what followed a match most often is asked again when its count has grown by this factor
+_NONE, _MANY = -1, -2  # in place of a state's one token
+_STATE_BYTES, _BRANCH_BYTES, _ENTRY_BYTES, _ASKED_BYTES = 23, 256, 96, 200
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(NamedTuple):
     """The longest suffix of some context that occurs in the text: its state, and its length in tokens."""
 
-    state: int = _ROOT
+    state: int = ROOT
     length: int = 0
 
 
@@ -27,100 +32,149 @@ class SuffixAutomaton:
     """All substrings of the appended texts."""
 
     def __init__(self) -> None:
-        self._next: list[dict[int, int]] = [{}]
-        self._link: list[int] = [-1]
-        self._longest: list[int] = [0]  # length of the longest substring of the state
-        self._count: list[int] = [0]
-        self._last = _ROOT
+        self._link = array("i")
+        self._longest = array("i")  # length of the longest substring of the state
+        self._count = array("i")
+        self._token = array("i")  # of the one transition, or _NONE, or _MANY
+        self._next = array("i")  # where it leads
+        self._branches: dict[int, dict[int, int]] = {}  # of the states with several transitions
+        self._entries = 0  # of all branches
+        self._asked: dict[int, tuple[int, int]] = {}  # what followed most often, and the state's count then
         self._tokens = 0
+        self._last = self._state(0, -1, 0)
 
     def __len__(self) -> int:
         """Tokens appended."""
         return self._tokens
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory taken, at most."""
+        return (
+            _STATE_BYTES * len(self._link)
+            + _BRANCH_BYTES * len(self._branches)
+            + _ENTRY_BYTES * self._entries
+            + _ASKED_BYTES * len(self._asked)
+        )
+
     def separate(self) -> None:
         """What is appended from here on is another text: no substring spans the two."""
-        self._last = _ROOT
+        self._last = ROOT
 
     def append(self, token: int) -> None:
         """Lengthen the current text by one token."""
         self._tokens += 1
-        self._last = self._extend(token)
-        state = self._last
+        self._last = state = self._extend(token)
+        count, link = self._count, self._link
         for _ in range(_LINKS_COUNTED):
-            if state <= _ROOT:
+            if state <= ROOT:
                 break
-            self._count[state] += 1
-            state = self._link[state]
+            count[state] += 1
+            state = link[state]
+
+    def follow(self, state: int, token: int) -> int:
+        """The state after one more token, or -1."""
+        only = self._token[state]
+        if only == token:
+            return self._next[state]
+        return self._branches[state].get(token, -1) if only == _MANY else -1
 
     def repeat(self) -> Cursor:
         """The longest suffix of the current text that occurred before in it."""
         state = self._link[self._last]
-        return Cursor() if state <= _ROOT else Cursor(state, self._longest[state])
+        return Cursor() if state <= ROOT else Cursor(state, self._longest[state])
 
     def advance(self, cursor: Cursor, token: int) -> Cursor:
         """The longest match after one more token of the context."""
-        state, length = self._settle(cursor)
-        while token not in self._next[state]:
-            if state == _ROOT:
+        state, length = self.settle(cursor), cursor.length
+        following = self.follow(state, token)
+        while following < 0:
+            if state == ROOT:
                 return Cursor()
             state = self._link[state]
             length = self._longest[state]
-        return Cursor(self._next[state][token], length + 1)
+            following = self.follow(state, token)
+        return Cursor(following, length + 1)
+
+    def advance_all(self, cursor: Cursor, tokens: Iterable[int]) -> Cursor:
+        """The longest match after some more tokens."""
+        for token in tokens:
+            cursor = self.advance(cursor, token)
+        return cursor
+
+    def settle(self, cursor: Cursor) -> int:
+        """The state of a cursor's substring now: a state may have been split since the cursor was set."""
+        state, length = cursor
+        while state != ROOT and self._longest[self._link[state]] >= length:
+            state = self._link[state]
+        return state
 
     def likeliest(self, cursor: Cursor) -> tuple[int, int, int] | None:
-        """(token, its count, count of all) of what followed the match; of equal counts the one seen first.
-        None at a text's end.
+        """(token, its count, count of the match) of what followed the match most often, of equals the newest;
+        None at a text's end. With many successors the answer is of a while ago.
         """
-        state, _ = self._settle(cursor)
-        counts = self._count
-        followers = self._next[state]
-        if not followers:
+        state = self.settle(cursor)
+        count, token = self._count, self._token[state]
+        if token == _NONE:
             return None
-        token = max(followers, key=lambda t: counts[followers[t]])
-        return token, counts[followers[token]], sum(counts[s] for s in followers.values())
+        if token != _MANY:
+            return token, count[self._next[state]], count[state]
+        branch = self._branches[state]
+        token, then = self._asked.get(state, (_NONE, 0))
+        if count[state] > _STALE * then:
+            token = max(reversed(branch), key=lambda token: count[branch[token]])
+            self._asked[state] = token, count[state]
+        return token, count[branch[token]], count[state]
 
-    def _settle(self, cursor: Cursor) -> tuple[int, int]:
-        """The state of a cursor's substring now: a state may have been split since the cursor was set."""
-        state = cursor.state
-        while state != _ROOT and self._longest[self._link[state]] >= cursor.length:
-            state = self._link[state]
-        return state, cursor.length
-
-    def _state(self, longest: int, link: int, transitions: dict[int, int], count: int) -> int:
+    def _state(self, longest: int, link: int, count: int) -> int:
         self._longest.append(longest)
         self._link.append(link)
-        self._next.append(transitions)
         self._count.append(count)
+        self._token.append(_NONE)
+        self._next.append(_NONE)
         return len(self._link) - 1
+
+    def _connect(self, state: int, token: int, target: int) -> None:
+        """Set the transition, new or not."""
+        only = self._token[state]
+        if only in (_NONE, token):
+            self._token[state], self._next[state] = token, target
+            return
+        if only != _MANY:
+            self._branches[state] = {only: self._next[state]}
+            self._token[state] = _MANY
+            self._entries += 1
+        branch = self._branches[state]
+        self._entries += token not in branch
+        branch[token] = target
 
     def _extend(self, token: int) -> int:
         """The state of the current text with the token behind it."""
-        last = self._last
-        known = self._next[last].get(token)
-        if known is not None:  # only after `separate`: another text began alike
-            return (
-                known if self._longest[known] == self._longest[last] + 1 else self._split(last, token, known)
-            )
-        new = self._state(self._longest[last] + 1, _ROOT, {}, 0)
-        while last != -1 and token not in self._next[last]:
-            self._next[last][token] = new
-            last = self._link[last]
-        if last != -1:
-            target = self._next[last][token]
-            fits = self._longest[target] == self._longest[last] + 1
-            self._link[new] = target if fits else self._split(last, token, target)
+        last, longest, link = self._last, self._longest, self._link
+        known = self.follow(last, token)
+        if known >= 0:  # only after `separate`: another text began alike
+            return known if longest[known] == longest[last] + 1 else self._split(last, token, known)
+        new = self._state(longest[last] + 1, ROOT, 0)
+        while known < 0:
+            self._connect(last, token, new)
+            last = link[last]
+            if last < 0:
+                return new
+            known = self.follow(last, token)
+        link[new] = known if longest[known] == longest[last] + 1 else self._split(last, token, known)
         return new
 
     def _split(self, state: int, token: int, target: int) -> int:
         """Part of `target` that follows `state` gets a state of its own, since it ends at one more place from
         now on.
         """
-        clone = self._state(
-            self._longest[state] + 1, self._link[target], dict(self._next[target]), self._count[target]
-        )
-        while state != -1 and self._next[state].get(token) == target:
-            self._next[state][token] = clone
+        clone = self._state(self._longest[state] + 1, self._link[target], self._count[target])
+        self._token[clone], self._next[clone] = self._token[target], self._next[target]
+        if self._token[clone] == _MANY:
+            self._branches[clone] = dict(self._branches[target])
+            self._entries += len(self._branches[clone])
+        while state != -1 and self.follow(state, token) == target:
+            self._connect(state, token, clone)
             state = self._link[state]
         self._link[target] = clone
         return clone

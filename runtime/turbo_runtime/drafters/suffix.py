@@ -1,101 +1,138 @@
-"""Drafting from what was said before: in the request itself, and in recent answers of the same deployment.
+"""Drafting from what was said before: in the request itself, and in recent answers of the same tenant.
 
-Two suffix automata of bounded size hold recent answers, one more per live request its prompt and answer. The
-longest suffix of the context that occurred before is followed by what followed it then; how often each
-continuation was seen decides how many tokens are worth verifying.
+The longest suffix of the context that occurred before is followed by what followed it then most often. What
+that is worth is learnt from what became of drafts: by the length of the match, how often it was seen and how
+often it went on like this. Where the request and the recent answers disagree, the surer one is believed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
+from turbo_runtime.drafters.calibration import Calibration
+from turbo_runtime.drafters.draft import Offer, Proposal, Want
+from turbo_runtime.drafters.history import History, Reader
+from turbo_runtime.drafters.memory import Memory
 
-RECENT_TOKENS = 16_384  # of one generation of recent answers; two generations are kept, about 25 MB together
-PROMPT_TAIL = 8  # tokens of the prompt kept before an answer, so that its beginning is found too
-LEAST_SURVIVAL = (
-    0.25  # a token is drafted while the chance that all before it and itself are right seems at least this
-)
+REQUEST_TOKENS = 1 << 14  # of a live request that are known, its newest; about 2 MB
+_UNSEEN = 3.5  # sightings of something else that we have not had, after a match of one token; longer: fewer
+_READ_AT_ONCE = 1024  # tokens of a prompt, so that a long one does not hold up a step
+
+_Found: TypeAlias = "tuple[SuffixAutomaton, Cursor, bool]"  # the last: in the request itself
 
 
 @dataclass(slots=True)
-class _Context:
-    """A live request: how far its tokens were read, its own automaton, and where it stands in the recent
-    ones.
-    """
+class _Request:
+    """A live request: its own history, and where it stands in the tenant's."""
 
-    read: int = 0
-    own: SuffixAutomaton = field(default_factory=SuffixAutomaton)
-    recent: dict[int, Cursor] = field(default_factory=dict)  # by generation
+    own: History = field(default_factory=lambda: History(REQUEST_TOKENS))
+    in_recent: Reader = field(default_factory=Reader)
+    read: int = 0  # tokens of it that are in `own`
+    seen: int = 0  # tokens it had at the last call
+
+    def matches(self, tokens: Sequence[int]) -> list[_Found]:
+        """Where the context occurred in itself; nowhere while its prompt is not read to the end."""
+        fresh = tokens[self.read : self.read + _READ_AT_ONCE]
+        for token in fresh:
+            self.own.append(token)
+        self.read += len(fresh)
+        if self.read < len(tokens):
+            return []
+        return [(automaton, cursor, True) for automaton, cursor in self.own.repeats()]
 
 
-class SuffixDrafter:
-    """Proposes continuations and learns from answers. Keyed by request id; `tokens` only ever grows."""
+class Suffix:
+    """The source `suffix`."""
 
-    def __init__(self, recent_tokens: int = RECENT_TOKENS) -> None:
-        self._capacity = recent_tokens
-        self._generations: dict[int, SuffixAutomaton] = {0: SuffixAutomaton()}
-        self._newest = 0
-        self._contexts: dict[str, _Context] = {}
+    name = "suffix"
 
-    def propose(self, request_id: str, tokens: Sequence[int], limit: int) -> list[int]:
-        """At most `limit` tokens that may follow `tokens` (prompt and answer so far); empty when nothing
-        promises enough.
-        """
-        context = self._contexts.setdefault(request_id, _Context())
-        self._read(context, tokens)
-        candidates = [_follow(context.own, context.own.repeat(), limit)]
-        candidates += [
-            _follow(self._generations[number], cursor, limit) for number, cursor in context.recent.items()
-        ]
-        best, _ = max(candidates, key=lambda candidate: candidate[1])
+    def __init__(self, memory: Memory | None = None) -> None:
+        self.memory = Memory() if memory is None else memory
+        self._calibration = Calibration()
+        self._requests: dict[str, _Request] = {}
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all histories, those of live requests included."""
+        return self.memory.num_bytes + sum(r.own.num_bytes for r in self._requests.values())
+
+    def begin(self, wants: Sequence[Want]) -> Proposal:
+        """Read what is new in each want, and find where its end occurred."""
+        return _SuffixProposal([self._walk(want) for want in wants])
+
+    def learn(self, cell: Hashable, accepted: bool) -> None:
+        """What became of a token offered."""
+        self._calibration.learn(cell, accepted)
+
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+        """Remember the answer for the tenant's next ones, forget the request."""
+        self._requests.pop(request_id, None)
+        self.memory.remember(tenant, tokens, prompt_length)
+
+    def _walk(self, want: Want) -> _Walk:
+        request = self._requests.get(want.request_id)
+        if request is None:
+            request = self._requests[want.request_id] = _Request(
+                read=max(0, len(want.tokens) - REQUEST_TOKENS)
+            )
+        matches = request.matches(want.tokens)
+        recent = self.memory.of(want.tenant)
+        if recent is not None:
+            request.in_recent.read(recent, want.tokens, request.seen)
+            matches += [(automaton, cursor, False) for automaton, cursor in request.in_recent.matches()]
+        request.seen = len(want.tokens)
+        return _Walk(matches, self._calibration, want.coupling.temperature > 0)
+
+
+class _SuffixProposal:
+    def __init__(self, walks: Sequence[_Walk]) -> None:
+        self._walks: list[_Walk | None] = [*walks]
+
+    def offers(self) -> list[Offer | None]:
+        return [None if walk is None else walk.offer() for walk in self._walks]
+
+    def advance(self, tokens: Sequence[int | None]) -> None:
+        for index, (walk, token) in enumerate(zip(self._walks, tokens, strict=True)):
+            if token is None:
+                self._walks[index] = None
+            elif walk is not None:
+                walk.advance(token)
+
+
+class _Walk:
+    """A draft of one want as it grows: the matches of its end."""
+
+    __slots__ = ("_calibration", "_matches", "_sampled")
+
+    def __init__(self, matches: list[_Found], calibration: Calibration, sampled: bool) -> None:
+        self._matches, self._calibration, self._sampled = matches, calibration, sampled
+
+    def offer(self) -> Offer | None:
+        best = None
+        for automaton, cursor, own in self._matches:
+            found = automaton.likeliest(cursor) if cursor.length else None
+            if found is None:
+                continue
+            token, count, total = found
+            length = cursor.length
+            claim = count / (total + _UNSEEN / length)
+            cell = (
+                self._sampled,
+                own,
+                min(length, 31).bit_length(),
+                min(total, 127).bit_length(),
+                4 * count // total,
+            )
+            confidence = self._calibration.confidence(cell, claim)
+            if best is None or confidence > best.confidence:
+                best = Offer(token, confidence, cell)
         return best
 
-    def observe(self, request_id: str, tokens: Sequence[int], prompt_length: int) -> None:
-        """The request has ended with these tokens: remember its answer for others, forget the request."""
-        self._contexts.pop(request_id, None)
-        if len(self._generations[self._newest]) >= self._capacity:
-            self._newest += 1
-            self._generations[self._newest] = SuffixAutomaton()
-            self._generations.pop(self._newest - 2, None)
-        automaton = self._generations[self._newest]
-        automaton.separate()
-        for token in tokens[max(0, prompt_length - PROMPT_TAIL) : prompt_length + self._capacity]:
-            automaton.append(token)
-
-    def _read(self, context: _Context, tokens: Sequence[int]) -> None:
-        fresh = tokens[context.read :]
-        for token in fresh:
-            context.own.append(token)
-        context.read = len(tokens)
-        for number in [n for n in context.recent if n not in self._generations]:
-            del context.recent[number]
-        for number, automaton in self._generations.items():
-            cursor = context.recent.get(number)
-            # a generation that is new to the request is met with the tail of its context
-            unread = fresh if cursor else tokens[-64:]
-            cursor = cursor or Cursor()
-            for token in unread:
-                cursor = automaton.advance(cursor, token)
-            context.recent[number] = cursor
-
-
-def _follow(automaton: SuffixAutomaton, cursor: Cursor, limit: int) -> tuple[list[int], float]:
-    """The likeliest continuation from a match, and how many of its tokens are expected to be right."""
-    drafted: list[int] = []
-    survival, expected = 1.0, 0.0
-    while len(drafted) < limit and cursor.length:
-        best = automaton.likeliest(cursor)
-        if best is None:
-            break
-        token, count, total = best
-        # one sighting proves little after a short match: 1 / length stands for the sightings that we have not
-        # had
-        survival *= count / (total + 1.0 / cursor.length)
-        if survival < LEAST_SURVIVAL:
-            break
-        drafted.append(token)
-        expected += survival
-        cursor = automaton.advance(cursor, token)
-    return drafted, expected
+    def advance(self, token: int) -> None:
+        # a match that has just come to nothing may begin again with the next token
+        self._matches = [
+            (automaton, automaton.advance(cursor, token), own) for automaton, cursor, own in self._matches
+        ]

@@ -1,105 +1,144 @@
 """Matrix products whose rows do not depend on how many rows there are, nor on where a row stands among them.
 
 A library picks another kernel for another row count, and another kernel adds in another order: the last bits
-of every row change with the batch. So a linear layer computes by a *form*, and which form keeps rows
-bit-equal is found out on this machine, with this number of threads (`check.py`). A product has at most `SLAB`
-rows at a time, so that the row counts in use are few enough to be tried one by one.
+of every row change with the batch. So a product is computed by a *form*: a layout of the weights and the few
+row counts that are ever multiplied (rows are cut at the largest and padded with zeros up to the next). Which
+form keeps rows bit-equal is found out on this machine, with this number of threads, at every one of its
+counts (`check.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-SLAB = 64  # rows of one product; enough for a CPU's caches, few enough to check every count
+Layout = Literal["packed", "rows", "columns", "batched"]
+
+# Close steps where a decoding batch lies, wider ones above; more than 128 rows at once are hardly faster.
+COUNTS: tuple[int, ...] = (*range(4, 33, 4), *range(40, 65, 8), *range(80, 129, 16))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Form:
-    """One way to compute X @ W.T, X (rows, in)."""
+    """One way to compute X @ W.T, X (rows, in).
+
+    packed: W in the blocks that oneDNN's kernel reads, twice as fast as the others at 4 to 16 rows.
+    rows: W as it is. columns: X times a contiguous W.T. batched: a W for each head (`head_product.py`).
+    """
 
     name: str
-    transposed: bool  # on weights kept as W.t().contiguous()
-    multiple: int = 1  # the rows are padded with zeros to a multiple of this
-    tile: int | None = None  # rows of one product, where that is less than all
+    layout: Layout
+    counts: tuple[int, ...] | None  # rows of one product, ascending; None: any
+
+    @cached_property
+    def _as_set(self) -> frozenset[int]:
+        return frozenset(self.counts or ())
+
+    def takes(self, rows: int) -> bool:
+        """Whether so many rows are one product, without padding."""
+        return self.counts is None or rows in self._as_set
+
+    def pieces(self, rows: int) -> list[tuple[int, int]]:
+        """(rows, padded rows) of each product that together make `rows`."""
+        assert self.counts is not None
+        most = self.counts[-1]
+        cut = [most] * (rows // most) + ([rows % most] if rows % most else [])
+        return [(piece, next(count for count in self.counts if count >= piece)) for piece in cut]
 
 
-# In the order they are tried; the first that holds is used. Whole products come before tiles, which read the
-# weights once per tile.
+# In the order they are tried; the first that holds is used. Tiles read the weights once each.
 FORMS = (
-    Form("linear", transposed=False),
-    Form("linear, rows padded to 2", transposed=False, multiple=2),
-    Form("transposed, rows padded to 2", transposed=True, multiple=2),
-    Form("transposed, rows padded to multiples of 4", transposed=True, multiple=4),
-    Form("transposed, tiles of 4", transposed=True, multiple=4, tile=4),
-    Form("transposed, tiles of 16", transposed=True, multiple=16, tile=16),
-    Form("linear, one row at a time", transposed=False, tile=1),
+    Form("packed", "packed", COUNTS),
+    Form("linear", "rows", COUNTS),
+    Form("transposed", "columns", COUNTS),
+    Form("transposed, tiles of 4", "columns", (4,)),
+    Form("transposed, tiles of 16", "columns", (16,)),
+    Form("linear, one row at a time", "rows", (1,)),
 )
-PLAIN = FORMS[0]
+# Where rows may depend on their number.
+FREE_FORMS = (Form("packed, any rows", "packed", None), Form("linear, any rows", "rows", None))
+PLAIN = FREE_FORMS[-1]
 
 
-class RowLinear(nn.Module):
-    """Stands in for an `nn.Linear` of a model, with the same weights, computing by one form."""
+def padded_rows(rows: int) -> int:
+    """The least number of rows, at least so many, that products take without padding."""
+    rest = rows % COUNTS[-1]
+    padded = next(count for count in (0, *COUNTS) if count >= rest)
+    return rows - rest + padded
 
-    def __init__(self, linear: nn.Linear, form: Form = PLAIN) -> None:
-        super().__init__()
-        self.weight = linear.weight  # (out, in), or a view of that shape on the transposed copy
-        self.bias = linear.bias
-        self.form = form
+
+class RowProduct:
+    """x (rows, in) -> x @ weight.T + bias (rows, out), by one form."""
+
+    forms: ClassVar[tuple[Form, ...]] = FORMS
+    free_forms: ClassVar[tuple[Form, ...]] = FREE_FORMS
+    heads = 1  # matrices of this shape side by side
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, form: Form = PLAIN) -> None:
+        """`weight` (out, in) is kept as it is until a form wants another layout."""
+        self.shape = (int(weight.shape[0]), int(weight.shape[1]))  # (out, in)
+        self.dtype = weight.dtype
+        self.bias = bias
+        self.form = PLAIN
+        self._stored = weight
         self.use(form)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-        return int(self.weight.shape[0]), int(self.weight.shape[1])
+    def name(self) -> str:
+        """out x in."""
+        return "{}x{}".format(*self.shape)
+
+    def like(self, weight: Tensor) -> RowProduct:
+        """The same product with another weight (out, in); a bias, if there is one, is zero."""
+        return RowProduct(weight, None if self.bias is None else torch.zeros_like(self.bias))
 
     def use(self, form: Form) -> None:
-        """Change the form; the weights are laid out anew where it wants another layout."""
-        stored = self.weight.data
-        if form.transposed == stored.is_contiguous() and min(self.shape) > 1:
-            # a tied embedding keeps the old layout for itself
-            laid_out = stored.t().contiguous().t() if form.transposed else stored.contiguous()
-            self.weight = nn.Parameter(laid_out, requires_grad=False)
+        """Change the form. The weights are laid out anew where it wants another layout, and the old ones let
+        go. RuntimeError or AttributeError where this build of torch, or this processor, does not know it.
+        """
+        if form.layout != self.form.layout:
+            self._stored = _laid_out(_as_rows(self._stored, self.form.layout), form.layout)
         self.form = form
 
-    def forward(self, x: Tensor) -> Tensor:
-        """X (..., rows, in) -> (..., rows, out); leading dimensions are 1."""
-        rows = x.reshape(-1, x.shape[-1])
-        parts = [self._slab(rows[start : start + SLAB]) for start in range(0, rows.shape[0], SLAB)]
-        out = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return out.view(*x.shape[:-1], -1)
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """ids (n) -> those rows (n, in) of the weight, copied; seldom, since a packed one is unpacked."""
+        return _as_rows(self._stored, self.form.layout).index_select(0, ids)
 
-    def _slab(self, x: Tensor) -> Tensor:
-        form = self.form
-        rows = x.shape[0]
-        surplus = -rows % form.multiple
-        if surplus:
-            x = F.pad(x, (0, 0, 0, surplus))
-        if form.tile is None:
-            out = self._product(x)
-        else:
-            out = torch.cat([self._product(x[i : i + form.tile]) for i in range(0, x.shape[0], form.tile)])
-        if surplus:
-            out = out[:rows]
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (rows, in) -> (rows, out)."""
+        if self.form.takes(x.shape[0]):
+            return self._multiply(x)
+        parts: list[Tensor] = []
+        start = 0
+        for rows, padded in self.form.pieces(x.shape[0]):
+            piece = x[start : start + rows]
+            parts.append(self._multiply(F.pad(piece, (0, 0, 0, padded - rows)))[:rows])
+            start += rows
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        if self.form.layout == "packed":
+            out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._stored, self.bias, "none", [], "")
+            return out
+        # F.linear and the product with the transposed copy reach different kernels, with different bits
+        out = F.linear(x, self._stored) if self.form.layout == "rows" else x @ self._stored
         return out if self.bias is None else out + self.bias
 
-    def _product(self, x: Tensor) -> Tensor:
-        # F.linear and the product with the transposed copy reach different kernels, with different bits
-        return x @ self.weight.t() if self.form.transposed else F.linear(x, self.weight)
+
+def _laid_out(rows: Tensor, layout: Layout) -> Tensor:
+    """Weights (out, in) in another layout; a tied embedding keeps the old one for itself."""
+    if layout == "packed":
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(rows.detach().contiguous())
+        return packed
+    return rows.t().contiguous() if layout == "columns" else rows
 
 
-def replace_linears(model: nn.Module) -> list[RowLinear]:
-    """Put a `RowLinear` in the place of every `nn.Linear` of the model, the LM head included, and return them
-    all.
-    """
-    replaced: list[RowLinear] = []
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                layer = RowLinear(child)
-                setattr(parent, name, layer)
-                replaced.append(layer)
-    return replaced
+def _as_rows(stored: Tensor, layout: Layout) -> Tensor:
+    if layout == "packed":
+        return stored.to_dense()
+    return stored.t().contiguous() if layout == "columns" else stored

@@ -1,13 +1,18 @@
 """The KV cache as a ledger: which blocks of slots are free, and how often each is referred to.
 
-Owns numbers only, no tensors: the pool that the numbers point into lives in `attention.py`. A reference count
-above one means that several sequences read the block; it returns to the free list when the last of them lets
-go. Rolling back rejected tokens is a shorter table (`trim`): their slots are simply written again.
+Owns numbers only, no tensors: the pool that the numbers point into lives in `attention`. A block is in one of
+three states: used (it has holders; more than one when several sequences read it), free, or idle: nobody holds
+it, but its content is worth keeping until a block is needed (`prefix.py` says which and for whom). Rolling
+back rejected tokens is a shorter table (`trim`): their slots are simply written again.
 """
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
+
 BLOCK_SIZE = 16  # token slots of one block
+PROMPT_TILE = 64  # positions of a prompt that are computed, and shared, as one; whole blocks
 
 
 def blocks_for(tokens: int) -> int:
@@ -19,31 +24,55 @@ class OutOfBlocks(Exception):  # noqa: N818  a condition that the scheduler plan
     """Fewer blocks are free than were asked for; nothing was taken."""
 
 
+class BrokenLedger(RuntimeError):  # noqa: N818  the name says what is wrong
+    """A block is lost, given twice or shared wrongly: a bug, after which no answer can be trusted."""
+
+
 class BlockLedger:
-    """Free list and reference counts of `num_blocks` blocks, numbered from 0."""
+    """State and reference counts of `num_blocks` blocks, numbered from 0."""
 
     def __init__(self, num_blocks: int) -> None:
         if num_blocks < 1:
             raise ValueError(f"a KV cache needs at least one block, not {num_blocks}")
         self.num_blocks = num_blocks
-        self._free = list(
-            range(num_blocks - 1, -1, -1)
-        )  # a stack: the block freed last is warm in the CPU's cache
+        # a stack: the block freed last is warm in the CPU's cache
+        self._free = list(range(num_blocks - 1, -1, -1))
+        self._idle: OrderedDict[int, None] = OrderedDict()  # longest idle first
         self._references = [0] * num_blocks
+        self._kept = [False] * num_blocks
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody refers to."""
+        """Blocks that nobody refers to and whose content nobody wants."""
         return len(self._free)
+
+    @property
+    def num_idle(self) -> int:
+        """Blocks that nobody refers to, whose content is kept."""
+        return len(self._idle)
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that can be had: free ones, and idle ones once they are forgotten."""
+        return len(self._free) + len(self._idle)
 
     @property
     def num_used(self) -> int:
         """Blocks that somebody refers to."""
-        return self.num_blocks - len(self._free)
+        return self.num_blocks - self.num_available
+
+    @property
+    def longest_idle(self) -> int | None:
+        """The idle block whose last holder let go first."""
+        return next(iter(self._idle), None)
 
     def references(self, block: int) -> int:
         """How many holders the block has."""
         return self._references[block]
+
+    def is_kept(self, block: int) -> bool:
+        """Whether the block's content outlives its holders."""
+        return self._kept[block]
 
     def take(self, count: int) -> list[int]:
         """`count` free blocks, one reference each; raises OutOfBlocks and takes none if there are fewer."""
@@ -54,22 +83,44 @@ class BlockLedger:
             self._references[block] = 1
         return taken
 
-    def share(self, blocks: list[int]) -> None:
-        """One more holder for each of these blocks, which must have one already."""
+    def share(self, blocks: Iterable[int]) -> None:
+        """One more holder for each of these blocks, which must be used or idle."""
+        blocks = list(blocks)
         for block in blocks:
-            if self._references[block] == 0:
+            if self._references[block] == 0 and not self._kept[block]:
                 raise ValueError(f"block {block} is free and cannot be shared")
         for block in blocks:
+            if self._references[block] == 0:
+                del self._idle[block]
             self._references[block] += 1
 
-    def release(self, blocks: list[int]) -> None:
-        """One holder less for each of these blocks; those without a holder are free again."""
+    def release(self, blocks: Iterable[int]) -> None:
+        """One holder less for each of these blocks, in this order; one without a holder is idle if it is
+        kept, else free.
+        """
         for block in blocks:
             if self._references[block] == 0:
-                raise ValueError(f"block {block} is free already")
+                raise ValueError(f"block {block} has no holder to let go of it")
             self._references[block] -= 1
             if self._references[block] == 0:
-                self._free.append(block)
+                if self._kept[block]:
+                    self._idle[block] = None
+                else:
+                    self._free.append(block)
+
+    def keep(self, blocks: Iterable[int]) -> None:
+        """The content of these used blocks outlives their holders."""
+        for block in blocks:
+            if self._references[block] == 0:
+                raise ValueError(f"block {block} has no holder and no content to keep")
+            self._kept[block] = True
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """The content of these idle blocks is not wanted any more: they are free."""
+        for block in blocks:
+            del self._idle[block]
+            self._kept[block] = False
+            self._free.append(block)
 
     def extend(self, table: list[int], tokens: int) -> None:
         """Lengthen a sequence's table in place so that it holds `tokens`; raises OutOfBlocks and changes
@@ -78,7 +129,24 @@ class BlockLedger:
         table.extend(self.take(max(0, blocks_for(tokens) - len(table))))
 
     def trim(self, table: list[int], tokens: int) -> None:
-        """Shorten a sequence's table in place to what `tokens` need: the slots of rejected tokens go back."""
+        """Shorten a sequence's table in place to what `tokens` need; the deepest block goes first, so that of
+        what is kept the beginning, which most can use, stays longest.
+        """
         kept = blocks_for(tokens)
-        self.release(table[kept:])
-        del table[kept:]
+        if len(table) > kept:
+            self.release(table[: kept - 1 if kept else None : -1])
+            del table[kept:]
+
+    def check(self, tables: Iterable[Sequence[int]]) -> None:
+        """Raise BrokenLedger unless `tables` are exactly the holders and every block is in one state."""
+        held = Counter(block for table in tables for block in table)
+        free = Counter(self._free)
+        for block in range(self.num_blocks):
+            references, kept = self._references[block], self._kept[block]
+            if references != held[block]:
+                raise BrokenLedger(f"block {block} counts {references} holders and has {held[block]}")
+            idle = block in self._idle
+            if idle != (kept and not references):
+                raise BrokenLedger(f"block {block}: idle {idle}, kept {kept}, {references} holders")
+            if free[block] != (0 if references or idle else 1):
+                raise BrokenLedger(f"block {block} is {free[block]} times free with {references} holders")

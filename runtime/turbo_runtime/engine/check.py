@@ -1,9 +1,10 @@
-"""The start-up check: which product form keeps rows bit-equal here, and so which guarantee holds.
+"""The start-up check: which product form and which attention shapes keep rows bit-equal here, and so which
+guarantee holds.
 
 `bytes`: a request's text is the same with and without speculation, in any batch. `law`: it is a draw from the
 same law. The check tries, on this machine and with this number of threads, a fixed row at every position of
-every row count in use: for each distinct weight shape and for every norm; then the whole model, one token at
-a time against many at once.
+every row count in use: for each distinct weight shape, for norms and activations; then a fixed item at many
+places among other items of attention; then the whole model, many rows at once against few and one.
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from turbo_runtime.contract import Guarantee
-from turbo_runtime.engine.arithmetic import FORMS, SLAB, Form, RowLinear
-from turbo_runtime.engine.blocks import BLOCK_SIZE, blocks_for
+from turbo_runtime.engine.arithmetic import Form, RowProduct, padded_rows
+from turbo_runtime.engine.attention import Rule
+from turbo_runtime.engine.attention.check import row_counts_that_hold
+from turbo_runtime.engine.blocks import blocks_for
 from turbo_runtime.engine.model import Chunk, PagedModel
 
 log = logging.getLogger(__name__)
 
 LIMIT_SECONDS = 20.0  # what is not proven by then is not promised
-PROBE_TOKENS = 72  # of the whole-model probe: more than a slab of rows and than four blocks
+PROBE_PROMPT, PROBE_TOKENS = 72, 136  # beyond a whole tile, and beyond a chunk of keys
+# Its tokens once more: parts of a tile, the edge of the prompt, that of a chunk of keys; then one by one.
+PROBE_RUNS = (59, 5, 5, 5, 17, 33, 5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,72 +37,96 @@ class ArithmeticReport:
     """What was found."""
 
     guarantee: Guarantee
-    forms: dict[str, str] = field(default_factory=dict)  # weight shape "out x in" -> name of the form
+    forms: dict[str, str] = field(default_factory=dict)  # product's name -> that of its form
     reason: str = ""  # why only `law`
 
 
-class _NotProven(Exception):  # noqa: N818  an outcome
-    pass
+class NotProvenError(Exception):
+    """Rows depend on their number, or time is up; the text says which."""
 
 
 def check_arithmetic(
     model: PagedModel, max_step_tokens: int, limit_seconds: float = LIMIT_SECONDS
 ) -> ArithmeticReport:
-    """Choose and set the form of every linear layer; at most about `limit_seconds`."""
+    """Choose and set the form of every product and the model's rule; at most about `limit_seconds`."""
     deadline = time.monotonic() + limit_seconds
-    if model.device.type != "cpu":
-        return ArithmeticReport("law", reason=f"products on {model.device.type} depend on the row count")
     forms: dict[str, str] = {}
     try:
+        if model.device.type != "cpu":
+            raise NotProvenError(f"products on {model.device.type} depend on the row count")
         with torch.inference_mode():
-            _choose_forms(model.linears, forms, deadline)
-            _check_row_wise(model, range(1, max_step_tokens + 1), deadline)
+            _choose_forms(model, forms, deadline)
+            _check_row_wise(model, max_step_tokens, deadline)
+            model.rule = Rule(exact=True, row_counts=_row_counts(model))
             _probe(model, deadline)
-    except _NotProven as outcome:
+    except NotProvenError as outcome:
         log.warning("guarantee law: %s", outcome)
+        set_free(model)
         return ArithmeticReport("law", forms, str(outcome))
     return ArithmeticReport("bytes", forms)
+
+
+def set_free(model: PagedModel) -> None:
+    """Let every row be computed in the cheapest way."""
+    model.rule = Rule(exact=False)
+    for product in model.decoder.products():
+        for form in product.free_forms:
+            if _adopts(product, form):
+                break
 
 
 def rows_hold(
     product: Callable[[Tensor], Tensor], row: Tensor, counts: Iterable[int], deadline: float
 ) -> bool:
     """Whether `product` gives the row (1, in) the same bits at every position of every row count."""
-    reference = product(row)
+    reference: Tensor | None = None
     for count in counts:
         if time.monotonic() > deadline:
-            raise _NotProven("the start-up check took too long")
-        if not torch.equal(product(row.expand(count, -1).contiguous()), reference.expand(count, -1)):
+            raise NotProvenError("the start-up check took too long")
+        out = product(row.expand(count, -1).contiguous())
+        reference = out[:1].clone() if reference is None else reference
+        if not torch.equal(out, reference.expand(count, -1)):
             return False
     return True
 
 
-def _choose_forms(linears: list[RowLinear], forms: dict[str, str], deadline: float) -> None:
-    by_shape: dict[tuple[int, int], list[RowLinear]] = {}
-    for layer in linears:
-        by_shape.setdefault(layer.shape, []).append(layer)
-    for (out, width), layers in by_shape.items():
-        weight, row = cancelling(out, width, layers[0].weight.dtype)
-        probe = nn.Linear(width, out, bias=False, device="meta")
-        probe.weight = nn.Parameter(weight, requires_grad=False)
-        form = first_that_holds(RowLinear(probe), row, deadline)
-        for layer in layers:
-            layer.use(form)
-        forms[f"{out}x{width}"] = form.name
+def _choose_forms(model: PagedModel, forms: dict[str, str], deadline: float) -> None:
+    alike: dict[tuple[str, torch.dtype, bool], list[RowProduct]] = {}
+    for product in model.decoder.products():
+        alike.setdefault((product.name, product.dtype, product.bias is None), []).append(product)
+    for (name, _, _), products in alike.items():
+        form = first_that_holds(products[0], deadline)
+        for product in products:
+            product.use(form)
+        forms[name] = form.name
 
 
-def first_that_holds(layer: RowLinear, row: Tensor, deadline: float) -> Form:
-    """The first form that keeps `row` (1, in) equal at every position of 1 to SLAB rows; leaves the layer in
-    it.
+def first_that_holds(product: RowProduct, deadline: float) -> Form:
+    """The first form that keeps a row equal at every position of its row counts, with weights of the shape
+    and type of `product`.
     """
-    for form in FORMS:
-        layer.use(form)
-        # other numbers of rows are padded to these, or cut into them: the same products
-        counts = list(range(form.multiple, (form.tile or SLAB) + 1, form.multiple))
-        counts += [2 * form.tile] if form.tile else []
-        if rows_hold(layer, row, counts, deadline):
+    weight, row = cancelling(*product.shape, product.dtype)
+    row = row.repeat(1, product.heads)
+    for form in product.forms:
+        probe = product.like(weight)
+        assert form.counts is not None
+        counts = (*form.counts, form.counts[-1] + 1)  # and once where rows must be cut
+        if _adopts(probe, form) and rows_hold(probe, row, counts, deadline):
             return form
-    raise _NotProven("no product form keeps the rows of a {} x {} weight equal".format(*layer.shape))
+    raise NotProvenError(f"no product form keeps the rows of a {product.name} weight equal")
+
+
+def _adopts(product: RowProduct, form: Form) -> bool:
+    """Whether the form works for it here; it is in that form then."""
+    before = product.form
+    try:
+        product.use(form)
+        product(torch.zeros(4, product.heads * product.shape[1], dtype=product.dtype))
+    except (AttributeError, RuntimeError) as error:  # an operator that this build or processor has not
+        log.info("products are not computed %s: %s", form.name, error)
+        product.use(before)
+        return False
+    return True
 
 
 def cancelling(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -122,51 +151,47 @@ def cancelling(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return weight.to(dtype).repeat(-(-out // len(few)), 1)[:out].contiguous(), row.to(dtype)
 
 
-def _check_row_wise(model: PagedModel, counts: range, deadline: float) -> None:
+def _check_row_wise(model: PagedModel, max_step_tokens: int, deadline: float) -> None:
     """Norms and activations work row by row, but a library may cut the rows up among threads its own way."""
-    seen: set[tuple[str, int]] = set()
-    hidden = int(model.config.intermediate_size)
-    for name, module in model.body.named_modules():
-        width = hidden if name.endswith("act_fn") else _width_of(module)
-        key = (type(module).__name__, width)
-        if not width or key in seen:
-            continue
-        seen.add(key)
-        if not rows_hold(module, _fixed_row(width, model.pool.dtype), counts, deadline):
-            raise _NotProven(f"{key[0]} over {width} values depends on the number of rows")
+    counts = sorted({padded_rows(rows) for rows in range(1, max_step_tokens + 1)})
+    for operation in model.decoder.row_wise():
+        row = _fixed_row(operation.width, model.pool.dtype)
+        if not rows_hold(operation.apply, row, counts, deadline):
+            raise NotProvenError(
+                f"{operation.name} over {operation.width} values depends on the number of rows"
+            )
 
 
-def _width_of(module: nn.Module) -> int:
-    """Row width of a norm, 0 for every other module."""
-    weight = getattr(module, "weight", None)
-    is_vector = isinstance(weight, Tensor) and weight.dim() == 1
-    return int(weight.shape[0]) if is_vector and isinstance(weight, Tensor) else 0
+def _row_counts(model: PagedModel) -> tuple[int, ...]:
+    counts = row_counts_that_hold(model.pool)
+    if not counts:
+        raise NotProvenError("a row's attention depends on how many others there are")
+    return counts
 
 
 def _probe(model: PagedModel, deadline: float) -> None:
-    """The whole model: a prompt at once, against runs of five beside a mate, against one token at a time at
-    its end.
+    """The whole model: a prompt and what follows at once, against a few rows at a time beside a mate, against
+    one.
     """
-    half = model.pool.blocks // 2 * BLOCK_SIZE
-    count = min(PROBE_TOKENS, model.pool.max_length, half)
-    if count == 0:
-        raise _NotProven("a cache of one block leaves no room to compare two computations")
-    tokens = [(17 + 31 * i) % model.vocabulary for i in range(count)]
+    count = min(PROBE_TOKENS, model.max_length)
     blocks = blocks_for(count)
+    if 2 * blocks > model.pool.blocks:
+        raise NotProvenError("a cache of one sequence leaves no room to compare two computations")
+    tokens = [(17 + 31 * i) % model.vocabulary for i in range(count)]
     table, other = list(range(blocks)), list(range(blocks, 2 * blocks))
-    at_once = model.forward([Chunk(tokens, 0, table, count)])
-
-    def again(first: int, length: int, mates: list[Chunk]) -> None:
-        for start in range(first, count, length):
-            if time.monotonic() > deadline:
-                raise _NotProven("the start-up check took too long")
-            run = tokens[start : start + length]
-            logits = model.forward([*mates, Chunk(run, start, other, len(run))])
-            if not torch.equal(logits, at_once[start : start + len(run)]):
-                raise _NotProven("the model's logits depend on the number of rows")
-
-    again(0, 5, [Chunk(tokens[:3], 0, table, 0)])
-    again(max(0, count - 20), 1, [])  # over the edges of a tile and of a block
+    at_once = model.forward([Chunk(tokens, 0, table, count, PROBE_PROMPT)]).logits
+    mate = Chunk(tokens[:3], 0, table, 0, PROBE_PROMPT)
+    start = 0
+    for length in (*PROBE_RUNS, *[1] * count):
+        if start >= count:
+            return
+        if time.monotonic() > deadline:
+            raise NotProvenError("the start-up check took too long")
+        chunk = Chunk(tokens[start : start + length], start, other, min(length, count - start), PROBE_PROMPT)
+        logits = model.forward([mate, chunk] if length > 1 else [chunk]).logits
+        if not torch.equal(logits, at_once[start : start + length]):
+            raise NotProvenError("the model's logits depend on the number of rows")
+        start += length
 
 
 def _fixed_row(width: int, dtype: torch.dtype) -> Tensor:

@@ -49,6 +49,22 @@ def check_config(config: Any) -> None:
         raise ModelError(
             f"rotary embeddings of type {rope['rope_type']} depend on the batch and are not supported"
         )
+    _check_blocks(config)
+
+
+def _check_blocks(config: Any) -> None:
+    """transformers takes the size of a scaled block to be the rows of a matrix over those of its scales,
+    which is wrong where the last block is not full.
+    """
+    quantization = getattr(config, "quantization_config", None) or {}
+    block, _ = quantization.get("weight_block_size") or (1, 1)
+    if rank := getattr(config, "kv_lora_rank", None):
+        rows = rank + config.qk_rope_head_dim
+        if rows % block:
+            raise ModelError(
+                f"weight_block_size: the {rows} rows of kv_a_proj_with_mqa are not a multiple of {block} and "
+                "would be dequantised wrongly; convert the weights to bfloat16"
+            )
 
 
 def longest(config: Any) -> int:

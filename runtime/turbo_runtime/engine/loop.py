@@ -1,50 +1,63 @@
-"""The engine's loop: one step is drain, schedule, propose, forward, verify, fold, emit.
+"""The engine's loop: one step is schedule, propose, forward, verify, fold, tell.
 
-One thread owns the scheduler, the model and the drafter; the server is another process that sends and
+One thread owns the scheduler, the model and the drafters; the server is another process that sends and
 receives the messages of `request.py`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
 from dataclasses import replace
 
-from torch import Tensor
-
-from turbo_runtime.drafters.suffix import SuffixDrafter
-from turbo_runtime.engine.model import Chunk, PagedModel
-from turbo_runtime.engine.request import Cancel, EngineStats, SamplingParams, Step, Submit, TokenEvent
-from turbo_runtime.engine.sampling import (
-    GREEDY_BELOW,
-    NoiseSource,
-    answer_key,
-    greedy_tokens,
-    position_key,
-    sampled_token,
-)
-from turbo_runtime.engine.scheduler import Scheduler, Sequence, Work
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine.arithmetic import padded_rows
+from turbo_runtime.engine.goodput.control import Control
+from turbo_runtime.engine.grammar import GrammarError, Grammars
+from turbo_runtime.engine.laws import Laws
+from turbo_runtime.engine.model import Forward, PagedModel
+from turbo_runtime.engine.part import Part, lay_out
+from turbo_runtime.engine.request import Cancel, EngineStats, Step, Submit, TokenEvent
+from turbo_runtime.engine.sampling.answer import NoTokenError
+from turbo_runtime.engine.sampling.noise import Noise
+from turbo_runtime.engine.sampling.step import TokenAt, tokens_of_step
+from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.sequence import Sequence
+from turbo_runtime.engine.speculation import Speculation
 from turbo_runtime.engine.verify import Verdict, verify
 
 log = logging.getLogger(__name__)
+
+_COMPILE_WAIT_SECONDS = 0.005  # with nothing else to do; the inbox is looked into after each
 
 
 class Engine:
     """Serves sequences step by step."""
 
-    def __init__(self, model: PagedModel, scheduler: Scheduler, drafter: SuffixDrafter) -> None:
+    def __init__(
+        self,
+        model: PagedModel,
+        scheduler: Scheduler,
+        drafters: Drafters,
+        grammars: Grammars | None = None,
+        control: Control | None = None,
+    ) -> None:
+        """`control`: by default one that has measured nothing yet."""
         self.model = model
         self.scheduler = scheduler
-        self.drafter = drafter
-        self.noise = NoiseSource(model.vocabulary, model.device)
-        self._keys: dict[str, int] = {}  # request id -> the answer's noise key
+        self.speculation = Speculation(drafters, Control(None, padded_rows) if control is None else control)
+        self.noise = Noise(model.vocabulary, model.device)
+        self.laws = Laws(self.noise, grammars)
+        self._arrived: dict[str, float] = {}  # when an answer that waits for its first step came
+        self._queued: dict[str, float] = {}  # how long one waited that has no token yet
+        self._checked = True  # the books, since the last step
         self._events: list[TokenEvent] = []  # of the step in progress
         self._stats = EngineStats()
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to compute and nothing to tell."""
-        return not (self.scheduler.running or self.scheduler.waiting or self._events)
+        return not (self.scheduler.running or self.scheduler.waiting or self.laws.compiling or self._events)
 
     def accept(self, message: Submit | Cancel) -> None:
         """Take one message of the server in; what is wrong with it becomes an event of the next step."""
@@ -52,27 +65,55 @@ class Engine:
             sequence = self.scheduler.find(message.request_id)
             if sequence:  # else it ended while the message was under way
                 self._end(sequence)
+            else:
+                self.laws.end(message.request_id)
+                self._arrived.pop(message.request_id, None)
             return
+        self._arrived[message.request_id] = time.monotonic()
         try:
             self._check_ids(message)
-            self.scheduler.add(message)
+            if self.laws.begin(message):
+                self._add(message)
         except ValueError as error:
-            self._events.append(TokenEvent(message.request_id, finish_reason="error", error=str(error)))
-            return
-        self._keys[message.request_id] = answer_key(message.params.seed, message.prompt, message.choice)
-        self._count(prompts=1, prompt_tokens=len(message.prompt))
+            self._refuse(message, error)
 
     def step(self) -> Step:
         """Compute one step for everything that runs."""
+        self.speculation.drafters.poll(time.monotonic())
+        self._checked = False
+        for submit, error in self.laws.compiled():
+            if error is None:
+                self._add(submit)
+            else:
+                self._refuse(submit, error)
         plan = self.scheduler.plan()
-        drafts = [self._propose(work) for work in plan.work]
-        if plan.work:
-            logits = self.model.forward([_chunk(w, d) for w, d in zip(plan.work, drafts, strict=True)])
-            row = 0
-            for work, drafted in zip(plan.work, drafts, strict=True):
-                rows = len(drafted) + 1 if work.yields else 0
-                self._advance(work, drafted, logits[row : row + rows])
-                row += rows
+        parts = [Part(work, self.laws[work.sequence.submit.request_id]) for work in plan.work]
+        if parts:
+            began = time.perf_counter()
+            self._note_start(parts)
+            self.speculation.propose(parts)
+            before = time.perf_counter()
+            forward = self.model.forward([part.chunk() for part in parts])
+            after = time.perf_counter()
+            logits = forward.logits
+            lay_out(parts, logits)
+            yielding = [part for part in parts if part.work.yields]
+            for part in parts:
+                if not part.work.yields:
+                    self.scheduler.fold(part.work, [])
+            drawn = tokens_of_step(logits, [part.rows() for part in yielding], self.noise)
+            for part, token_at in zip(yielding, drawn, strict=True):
+                self._advance(part, token_at, forward)
+            seconds = time.perf_counter() - began
+            self.speculation.learn(seconds)
+            self._stats = replace(
+                self._stats,
+                step_tokens=sum(part.work.count + len(part.drafts) for part in parts),
+                step_seconds=self._stats.step_seconds + seconds,
+                forward_seconds=self._stats.forward_seconds + after - before,
+            )
+        elif self.laws.compiling:
+            self.laws.wait(_COMPILE_WAIT_SECONDS)
         return Step(tuple(self._take_events()), self.stats())
 
     def stats(self) -> EngineStats:
@@ -86,31 +127,65 @@ class Engine:
             waiting_tokens=sum(len(s.tokens) for s in waiting),
             kv_blocks_used=self.scheduler.ledger.num_used,
             preemptions=self.scheduler.preemptions,
+            prefix_cache_queries=self.scheduler.prefixes.queries,
+            prefix_cache_hits=self.scheduler.prefixes.hits,
+            speedup=self.speculation.control.speedup,
+            draft_version=self.speculation.drafters.version,
         )
+
+    def rest(self) -> Step | None:
+        """What is done while there is nothing to compute; what there is to tell, if anything.
+
+        Raises BrokenLedger when the books of the cache do not add up: then no answer is to be trusted.
+        """
+        self.speculation.drafters.poll(time.monotonic())
+        if not self._checked:
+            self.scheduler.check()
+            self._checked = True
+        changed = self.speculation.drafters.version != self._stats.draft_version
+        self._stats = self.stats()
+        return Step((), self._stats) if changed else None
 
     def _check_ids(self, submit: Submit) -> None:
         """An id without an embedding would fail the pass of everybody in the step."""
         if not all(0 <= token < self.model.vocabulary for token in submit.prompt):
             raise ValueError(f"token ids must lie between 0 and {self.model.vocabulary - 1}")
 
-    def _propose(self, work: Work) -> list[int]:
-        if not work.yields or not work.draft_limit:
-            return []
-        sequence = work.sequence
-        return self.drafter.propose(sequence.submit.request_id, sequence.tokens, work.draft_limit)
-
-    def _advance(self, work: Work, drafted: list[int], logits: Tensor) -> None:
-        """Verify one sequence's rows, book the result, tell it; a failure takes only this sequence down."""
-        sequence = work.sequence
-        if not work.yields:
-            self.scheduler.fold(work, [])
-            return
-        request_id, params = sequence.submit.request_id, sequence.submit.params
+    def _add(self, submit: Submit) -> None:
+        """Queue an answer that has its law, or refuse it."""
         try:
-            token_at = self._token_at(logits, params, self._keys[request_id], len(sequence.tokens))
-            verdict = verify(
-                token_at, drafted, stop_ids=params.stop_token_ids, room=self.scheduler.room(sequence)
-            )
+            self.scheduler.add(submit)
+        except ValueError as error:
+            self._refuse(submit, error)
+            return
+        self._count(prompts=1, prompt_tokens=len(submit.prompt))
+
+    def _refuse(self, submit: Submit, error: ValueError) -> None:
+        self.laws.end(submit.request_id)
+        self._arrived.pop(submit.request_id, None)
+        self._events.append(
+            TokenEvent(submit.request_id, finish_reason="error", error=str(error), refused=True)
+        )
+
+    def _note_start(self, parts: list[Part]) -> None:
+        now = time.monotonic()
+        for part in parts:
+            request_id = part.work.sequence.submit.request_id
+            arrived = self._arrived.pop(request_id, None)
+            if arrived is not None:
+                self._queued[request_id] = now - arrived
+
+    def _advance(self, part: Part, token_at: TokenAt, forward: Forward) -> None:
+        """Verify one sequence's rows, book the result, tell it; a failure takes only this sequence down."""
+        drafts, law, sequence = part.drafts, part.law, part.work.sequence
+        request_id = sequence.submit.request_id
+        try:
+            verdict = verify(token_at, drafts, stop_ids=law.stop_ids, room=self.scheduler.room(sequence))
+            logprobs = part.logprobs(forward.logits, verdict.tokens)
+        except (NoTokenError, GrammarError) as error:
+            self._end(sequence)
+            self._events.append(TokenEvent(request_id, finish_reason="error", error=str(error), refused=True))
+            return
         except Exception as error:
             log.exception("request %s failed", request_id)
             self._end(sequence)
@@ -120,29 +195,34 @@ class Engine:
                 )
             )
             return
-        self.scheduler.fold(work, list(verdict.tokens))
-        self._count_verdict(verdict, len(drafted))
+        self.scheduler.fold(part.work, list(verdict.tokens))
+        self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
+        self._count_verdict(verdict, len(drafts))
+        first = sequence.generated == len(verdict.tokens)
         self._events.append(
             TokenEvent(
-                request_id, verdict.tokens, verdict.finish_reason, None, len(drafted), verdict.accepted
+                request_id,
+                verdict.tokens,
+                verdict.finish_reason,
+                drafted=len(drafts),
+                accepted=verdict.accepted,
+                logprobs=logprobs,
+                prompt_logprobs=law.take_prompt_logprobs(),
+                cached_tokens=sequence.cached if first else None,
+                queued_seconds=self._queued.pop(request_id, None),
+                speedup=self.speculation.control.speedup_of(request_id) if verdict.finish_reason else None,
             )
         )
         if verdict.finish_reason:
             self._end(sequence)
 
-    def _token_at(
-        self, logits: Tensor, params: SamplingParams, key: int, position: int
-    ) -> Callable[[int], int]:
-        """The engine's token for each row of `logits`, the first of which is for `position`."""
-        if params.temperature < GREEDY_BELOW:
-            return greedy_tokens(logits).__getitem__
-        return lambda row: sampled_token(logits[row], params, position_key(key, position + row), self.noise)
-
     def _end(self, sequence: Sequence) -> None:
-        request_id = sequence.submit.request_id
+        submit = sequence.submit
         self.scheduler.finish(sequence)
-        self._keys.pop(request_id, None)
-        self.drafter.observe(request_id, sequence.tokens, sequence.prompt_length)
+        self.laws.end(submit.request_id)
+        self.speculation.finish(submit.request_id, sequence.tokens, sequence.prompt_length, submit.tenant)
+        for kept in (self._arrived, self._queued):
+            kept.pop(submit.request_id, None)
 
     def _take_events(self) -> list[TokenEvent]:
         events, self._events = self._events, []
@@ -153,7 +233,11 @@ class Engine:
         self._stats = replace(self._stats, **grown)
 
     def _count_verdict(self, verdict: Verdict, drafted: int) -> None:
+        chosen = list(self._stats.chosen_drafts)
+        chosen += [0] * (drafted + 1 - len(chosen))
+        chosen[drafted] += 1
         self._count(generated_tokens=len(verdict.tokens))
+        self._stats = replace(self._stats, chosen_drafts=tuple(chosen))
         if not drafted:
             return
         self._count(drafts=1, draft_tokens=drafted, accepted_tokens=verdict.accepted)
@@ -162,9 +246,3 @@ class Engine:
         for position in range(verdict.accepted):
             per_position[position] += 1
         self._stats = replace(self._stats, accepted_per_position=tuple(per_position))
-
-
-def _chunk(work: Work, drafted: list[int]) -> Chunk:
-    sequence = work.sequence
-    tokens = sequence.tokens[work.start : work.start + work.count] + drafted
-    return Chunk(tokens, work.start, sequence.table, len(drafted) + 1 if work.yields else 0)

@@ -11,10 +11,10 @@ import statistics
 import time
 
 from turbo_runtime.contract import StepTime
-from turbo_runtime.engine.arithmetic import SLAB
+from turbo_runtime.engine.arithmetic import COUNTS
 from turbo_runtime.engine.blocks import BlockLedger, blocks_for
 from turbo_runtime.engine.model import Chunk, PagedModel
-from turbo_runtime.engine.sampling import greedy_tokens
+from turbo_runtime.engine.sampling.draw import greedy_tokens
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def measure_steps(
 
     Blocks of `ledger` are borrowed and given back; what is left in their slots is written over in serving.
     """
-    longest = model.pool.max_length
+    longest = model.max_length
     context = min(CONTEXT, longest - 1)
     each = blocks_for(context + 1)
     several = min(ROWS, max_running, max_step_tokens, ledger.num_free // each)
@@ -82,7 +82,7 @@ class _Bench:
 
     def prompt(self, most: int) -> StepTime:
         """A prompt's first chunk, doubled for as long as there is time for three passes over the double."""
-        tokens = min(SLAB, most)
+        tokens = min(COUNTS[-1], most)
         while tokens < most and 3 * 2 * self._pass(1, tokens, 0) < self._share:
             tokens = min(2 * tokens, most)
         return self.point(1, tokens, 0)
@@ -90,8 +90,11 @@ class _Bench:
     def _pass(self, rows: int, tokens: int, context: int) -> float:
         """Seconds of one pass. Its greedy tokens are taken, as in serving: then a GPU has finished too."""
         each = blocks_for(context + tokens)
+        prompt = context or tokens  # decoded rows follow a prompt
         new = [(17 + 31 * i) % self._model.vocabulary for i in range(tokens)]
-        chunks = [Chunk(new, context, self._blocks[row * each : (row + 1) * each], 1) for row in range(rows)]
+        chunks = [
+            Chunk(new, context, self._blocks[row * each : (row + 1) * each], 1, prompt) for row in range(rows)
+        ]
         began = time.perf_counter()
-        greedy_tokens(self._model.forward(chunks))
+        greedy_tokens(self._model.forward(chunks).logits).tolist()
         return time.perf_counter() - began

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from queue import Empty
 from typing import Protocol
 
 from turbo_runtime.contract import RuntimeConfig
@@ -14,12 +15,14 @@ from turbo_runtime.engine.threads import settle_threads
 
 log = logging.getLogger(__name__)
 
+REST_SECONDS = 0.5  # without a message, after which an idle engine sees to itself
+
 
 class Inbox(Protocol):
     """What the server says: the receiving end of a multiprocessing queue."""
 
-    def get(self) -> Submit | Cancel | Stop:
-        """The next message; waits for one."""
+    def get(self, block: bool = True, timeout: float | None = None) -> Submit | Cancel | Stop:
+        """The next message; waits for one, `timeout` seconds at most, then raises queue.Empty."""
 
     def empty(self) -> bool:
         """Whether no message is there now."""
@@ -50,13 +53,18 @@ def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_di
     try:
         began = time.monotonic()
         with gguf_parsed_once():
-            export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
-            engine, ready = start_engine(config, began)
+            tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
+            engine, ready = start_engine(config, began, tokenizer)
         outbox.put(ready)
         while True:
             # idle: wait for a message; busy: take what is there and compute on
             while engine.idle or not inbox.empty():
-                message = inbox.get()
+                try:
+                    message = inbox.get(timeout=REST_SECONDS)
+                except Empty:
+                    if (told := engine.rest()) is not None:
+                        outbox.put(told)
+                    continue
                 if isinstance(message, Stop):
                     return
                 engine.accept(message)

@@ -8,23 +8,60 @@ Server to engine: `Submit`, `Cancel`, `Stop`. Engine to server: `Ready`, then on
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from turbo_runtime.contract import Guarantee, StepTime
 
 MASK_64 = (1 << 64) - 1
 
 
+GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
+Drafting = Literal["auto", "off", "suffix", "heads"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must match: a schema as JSON, a regular expression, or a grammar in Lark's notation."""
+
+    kind: GrammarKind
+    text: str = ""  # empty for `json_object`
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one answer is drawn. Temperature 0 is greedy: the processors after it then change nothing."""
+    """How one answer is drawn. Temperature 0 is greedy: top-k, top-p and min-p then change nothing.
+
+    Defaults are those that change nothing, but for temperature.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0  # 1 keeps all
     top_k: int = 0  # 0 keeps all
+    min_p: float = 0.0  # of the likeliest token's probability
+    repetition_penalty: float = 1.0  # of tokens of prompt and answer, multiplicative (Keskar et al., 2019)
+    presence_penalty: float = 0.0  # of tokens of the answer, once
+    frequency_penalty: float = 0.0  # of tokens of the answer, for each time
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id and what its logit gains
+    min_tokens: int = 0  # before which no stop token comes
+    bad_words: tuple[tuple[int, ...], ...] = ()  # runs of token ids that never become complete
+    grammar: Grammar | None = None
     seed: int = 0  # 64 bits
     max_tokens: int = 16  # at least 1
     stop_token_ids: frozenset[int] = frozenset()  # the model's end-of-sequence ids are added by the server
-    speculation: bool = True
+    logprobs: int | None = None  # of each token, and of so many of the likeliest; None: none are told
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens
+    drafting: Drafting = "auto"  # which drafter; auto: whatever promises most
+    max_draft_tokens: int | None = None  # at most the engine's own ceiling, which None means
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural logarithms of probabilities under the model's own law: before every processor."""
+
+    token: int
+    logprob: float
+    rank: int  # 1 for the likeliest
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens and theirs, best first
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +72,7 @@ class Submit:
     prompt: tuple[int, ...]  # token ids, at least one
     params: SamplingParams
     choice: int = 0
+    tenant: str = ""  # whose cached prefixes and drafting memory it may use, and leaves its own to
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +97,12 @@ class TokenEvent:
     error: str | None = None  # a sentence, with finish_reason "error"
     drafted: int = 0  # tokens verified in this step
     accepted: int = 0  # of them, committed
+    logprobs: tuple[TokenLogprob, ...] = ()  # of `tokens`, where they were asked for
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt from its second token on; once
+    cached_tokens: int | None = None  # of the prompt, how many were found computed; with the first tokens
+    queued_seconds: float | None = None  # from Submit to the first step that took it in; likewise
+    speedup: float | None = None  # tokens per second over those without drafts, of this answer; at its end
+    refused: bool = False  # with "error": the request cannot be served as it is, and nothing has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +122,16 @@ class EngineStats:
     prompts: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    step_seconds: float = 0.0  # of all steps
+    forward_seconds: float = 0.0  # of them, in the model
+    step_tokens: int = 0  # that the last step computed: of prompts, answers and drafts
+    prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
+    prefix_cache_hits: int = 0  # of them, found
+    chosen_drafts: tuple[int, ...] = ()  # how often so many drafts were verified for an answer in a step
+    speedup: float | None = None  # tokens per second lately over those without drafts, as probes have it
+    draft_version: str = ""  # of the draft weights in use
+    audits: int = 0  # finished answers replayed without speculation
+    audit_mismatches: int = 0  # of them, those that came out otherwise
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,77 +2,52 @@
 
 The scheduler knows tokens computed (their keys and values are in the cache) and tokens wanted (committed so
 far). A prompt, a recomputation after preemption and plain decoding are the same thing, a gap between the two;
-drafts are extra tokens behind a closed gap. So chunked prefill and speculation are no branches here.
-Preemption happens while planning, never inside a step: the youngest sequence gives its blocks up and is
-computed again later. Knows no torch, no model and no clock.
+drafts are extra tokens behind a closed gap; a prefix found in the cache is a gap that is smaller from the
+start. So chunked prefill, speculation and prefix caching are no branches here.
+
+The budget of a step, in this order:
+1. one token for every sequence that decodes: none ever waits longer than one step, since no sequence starts
+   unless the budget has a token for it beside all that run;
+2. prompts, oldest first, then those of waiting sequences, as many as fit: what is left but for the drafts'
+   promise, which is what they want and at most half;
+3. drafts: their promise and what the prompts leave, shared evenly.
+
+Preemption happens while planning, never inside a step: the youngest sequence gives its blocks up, is first to
+come back, and is computed again but for the tiles of its prompt that the prefix cache still has. The oldest
+is never preempted, so every answer ends. Knows no torch, no model and no clock.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
+from turbo_runtime.engine.admission import Admission, Limits
+from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
+from turbo_runtime.engine.fairness import ANSWER_WEIGHT, FairQueue
+from turbo_runtime.engine.prefix import TILE_BLOCKS, PrefixCache, tile_keys
 from turbo_runtime.engine.request import Submit
+from turbo_runtime.engine.sequence import Sequence, StepPlan, Work
+
+NO_LIMITS = Limits()
 
 
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """One answer being computed."""
-
-    submit: Submit
-    tokens: list[int]  # prompt and committed answer
-    computed: int = 0  # leading tokens whose keys and values are in the cache
-    table: list[int] = field(default_factory=list)  # blocks, in order of position
-
-    @property
-    def prompt_length(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.submit.prompt)
-
-    @property
-    def generated(self) -> int:
-        """Committed tokens of the answer."""
-        return len(self.tokens) - len(self.submit.prompt)
-
-    @property
-    def missing(self) -> int:
-        """Committed tokens not computed yet; 1 while decoding."""
-        return len(self.tokens) - self.computed
+class QueueFull(ValueError):  # noqa: N818  a condition that the client is told, not a fault
+    """So much is running and waiting that the answer was not taken in."""
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """One sequence's part of a step: `count` committed tokens from position `start`, then up to `draft_limit`
-    drafted ones.
-    """
+@dataclass(slots=True)
+class _Draft:
+    """A plan in the making."""
 
-    sequence: Sequence
-    start: int
-    count: int
-    draft_limit: int
-
-    @property
-    def yields(self) -> bool:
-        """Whether the last committed token is among them, so that new tokens come of it."""
-        return self.start + self.count == len(self.sequence.tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """The work of one step and who had to give its blocks up for it. Blocks for every token of it are
-    reserved.
-    """
-
-    work: tuple[Work, ...]
-    preempted: tuple[Sequence, ...] = ()
+    budget: int  # tokens left
+    counts: dict[Sequence, int] = field(default_factory=dict)  # committed tokens to compute
+    tiles: set[bytes] = field(default_factory=set)  # of prompts, that this step works on
+    preempted: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
-    """First come, first served; running sequences before waiting ones, base tokens before drafts before
-    prompts.
-    """
+    """Owns all sequences, the tables of their blocks, the prefix cache and the queue."""
 
     def __init__(
         self,
@@ -82,42 +57,77 @@ class Scheduler:
         max_step_tokens: int,
         max_draft_tokens: int,
         max_length: int,
+        limits: Limits = NO_LIMITS,
     ) -> None:
         """`max_length` bounds prompt plus answer; the ledger must hold one such sequence, else nothing
         guarantees an end.
         """
         if blocks_for(max_length) > ledger.num_blocks:
             raise ValueError(f"{ledger.num_blocks} blocks cannot hold one sequence of {max_length} tokens")
+        if limits.tokens is not None and limits.tokens < max_length:
+            raise ValueError(
+                f"the limit is {limits.tokens} prompt tokens and one sequence may have {max_length}"
+            )
+        if limits.answers is not None and limits.answers < 1:
+            raise ValueError(f"the limit of answers must be at least 1, not {limits.answers}")
         self.ledger = ledger
+        self.prefixes = PrefixCache(ledger)
         self.max_running = max_running
         self.max_step_tokens = max_step_tokens
         self.max_draft_tokens = max_draft_tokens
         self.max_length = max_length
-        self.waiting: deque[Sequence] = deque()
+        self.admission = Admission(limits)
         self.running: list[Sequence] = []  # oldest first
+        self._resuming: deque[Sequence] = deque()  # preempted, oldest first
+        self._queue: FairQueue[Sequence] = FairQueue()
+        self._live: dict[str, Sequence] = {}
         self.preemptions = 0
 
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Sequences that hold no blocks: preempted ones first, the others tenant by tenant."""
+        return [*self._resuming, *self._queue]
+
+    def service(self, tenant: str) -> int:
+        """What a tenant got since it last had nothing here, in tokens of a prompt (`FairQueue`)."""
+        return self._queue.service(tenant)
+
     def add(self, submit: Submit) -> Sequence:
-        """Queue a new answer; its prompt must leave room for one token within `max_length`."""
+        """Queue a new answer. Raises QueueFull at the limits, and ValueError if its prompt leaves no room for
+        one token within `max_length`.
+        """
         if not 1 <= len(submit.prompt) < self.max_length:
             raise ValueError(
                 f"the prompt has {len(submit.prompt)} tokens; from 1 to {self.max_length - 1} are possible"
             )
-        sequence = Sequence(submit, list(submit.prompt))
-        self.waiting.append(sequence)
+        if submit.request_id in self._live:
+            raise ValueError(f"request {submit.request_id} is running or waiting already; use another id")
+        refusal = self.admission.refusal(submit.tenant, 1, len(submit.prompt))
+        if refusal:
+            raise QueueFull(refusal)
+        sequence = Sequence(submit, list(submit.prompt), tile_keys(submit.tenant, submit.prompt))
+        self.admission.enter(submit.tenant, len(submit.prompt))
+        self._queue.enter(submit.tenant, sequence)
+        self._live[submit.request_id] = sequence
         return sequence
 
     def find(self, request_id: str) -> Sequence | None:
         """The live sequence of that request."""
-        return next((s for s in self._live() if s.submit.request_id == request_id), None)
+        return self._live.get(request_id)
 
     def finish(self, sequence: Sequence) -> None:
         """Forget a sequence, whatever its state, and free its blocks."""
+        tenant = sequence.submit.tenant
+        del self._live[sequence.submit.request_id]
         if sequence in self.running:
             self.running.remove(sequence)
+        elif sequence in self._resuming:
+            self._resuming.remove(sequence)
         else:
-            self.waiting.remove(sequence)
+            self._queue.remove(tenant, sequence)
         self.ledger.trim(sequence.table, 0)
+        self._queue.leave(tenant)
+        self.admission.leave(tenant, sequence.prompt_length)
 
     def room(self, sequence: Sequence) -> int:
         """Tokens that the answer may still get."""
@@ -126,96 +136,163 @@ class Scheduler:
 
     def plan(self) -> StepPlan:
         """Reserve budget and blocks for the next step. Empty only when nothing is queued or running."""
-        budget = self.max_step_tokens
-        preempted: list[Sequence] = []
-        base: dict[Sequence, int] = {}
-        for sequence in list(
-            self.running
-        ):  # decoding ones first: each needs one token and should not stall behind a prompt
-            if sequence.missing == 1 and budget and self._reserve(sequence, 1, preempted):
-                base[sequence] = 1
-                budget -= 1
-        limits = self._grant_drafts([s for s in base if s in self.running], budget)
-        budget -= sum(limits.values())
-        for sequence in list(self.running):
-            count = min(sequence.missing, budget)
-            if sequence.missing > 1 and count and self._reserve(sequence, count, preempted):
-                base[sequence] = count
-                budget -= count
-        if not preempted:  # whoever just gave way must not come back in the same breath
-            budget = self._admit(base, budget)
-        work = (Work(s, s.computed, base[s], limits.get(s, 0)) for s in self.running if s in base)
-        return StepPlan(tuple(work), tuple(preempted))
+        draft = _Draft(self.max_step_tokens)
+        for sequence in [each for each in self.running if each.missing == 1]:
+            if self._find_block(sequence, draft):
+                self._compute(sequence, 1, draft)
+        wanted = {each: self._draft_ceiling(each) for each in draft.counts}
+        promise = min(sum(wanted.values()), draft.budget // 2)
+        draft.budget -= promise
+        for sequence in [each for each in self.running if each.missing > 1]:
+            self._compute(sequence, _chunk(sequence, draft.budget), draft)
+        self._admit(draft)
+        counts, limits = draft.counts, self._grant_drafts(wanted, draft.budget + promise)
+        work = (Work(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts)
+        return StepPlan(tuple(work), tuple(draft.preempted))
 
     def fold(self, work: Work, committed: list[int]) -> None:
         """Book what a step brought: none for a prompt that is not through yet, else the tokens that
-        verification committed.
+        verification committed, of however many of the granted drafts were verified.
 
-        All but the last committed token were drafts whose keys and values are in the cache.
+        All but the last committed token were drafts whose keys and values are in the cache. Look-ahead slots
+        that no token took go back, and tiles of the prompt that are whole now can be shared.
         """
         sequence = work.sequence
         sequence.computed = work.start + work.count + max(0, len(committed) - 1)
         sequence.tokens.extend(committed)
-        self.ledger.trim(sequence.table, len(sequence.tokens))  # look-ahead slots that no token took
+        self.ledger.trim(sequence.table, len(sequence.tokens))
+        self._queue.charge(sequence.submit.tenant, ANSWER_WEIGHT * len(committed))
+        whole = min(sequence.computed // PROMPT_TILE, len(sequence.keys))
+        if whole > sequence.shared:
+            self.prefixes.publish(sequence.keys[:whole], sequence.table, sequence.shared)
+            sequence.shared = whole
 
-    def _live(self) -> Iterator[Sequence]:
-        yield from self.running
-        yield from self.waiting
+    def check(self) -> None:
+        """Raise BrokenLedger if a block leaks, is held by the wrong one or is not in the state it should be.
 
-    def _grant_drafts(self, decoding: list[Sequence], budget: int) -> dict[Sequence, int]:
-        """Draft slots, with blocks, for the decoding sequences: at most half the budget, so that prompts
-        always move on.
+        Costs one look at every block: after every step in tests, and whenever the engine has nothing to do.
         """
-        limits: dict[Sequence, int] = {}
-        left = budget // 2
-        for sequence in decoding:
-            # one token of the room is the correction or bonus
-            limit = min(self.max_draft_tokens, left, self.room(sequence) - 1)
-            if not sequence.submit.params.speculation:
-                limit = 0
-            spare = (self.ledger.num_free + len(sequence.table)) * BLOCK_SIZE - len(sequence.tokens)
-            limit = max(0, min(limit, spare))
-            self.ledger.extend(sequence.table, len(sequence.tokens) + limit)
-            limits[sequence] = limit
-            left -= limit
-        return limits
+        self.ledger.check(sequence.table for sequence in self._live.values())
+        self.prefixes.check()
+        running = set(self.running)
+        for sequence in self._live.values():
+            known = sequence.shared * TILE_BLOCKS
+            name = sequence.submit.request_id
+            if sequence.table and sequence not in running:
+                raise BrokenLedger(f"request {name} waits and holds blocks {sequence.table}")
+            if sequence.table[:known] != self.prefixes.find(sequence.keys[: sequence.shared]):
+                raise BrokenLedger(f"the first {known} blocks of request {name} are not those of the cache")
+            for block in sequence.table[known:]:
+                if self.ledger.references(block) != 1 or self.ledger.is_kept(block):
+                    raise BrokenLedger(f"block {block} of request {name} is written and shared")
 
-    def _reserve(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
-        """Blocks for `count` more tokens, taken from the youngest if need be; False if that is the sequence
-        itself.
+    def _find_block(self, sequence: Sequence, draft: _Draft) -> bool:
+        """The block that the next token of a decoding sequence needs, taken from the youngest if need be;
+        False if that is the sequence itself. (A prompt has all its blocks from the start.)
         """
-        if sequence not in self.running:
+        if sequence in draft.preempted:
             return False
-        wanted = blocks_for(sequence.computed + count) - len(sequence.table)
-        while wanted > self.ledger.num_free:
+        tokens = len(sequence.tokens)
+        while blocks_for(tokens) - len(sequence.table) > self.ledger.num_available:
             youngest = self.running[-1]
             self._preempt(youngest)
-            preempted.append(youngest)
+            draft.preempted.append(youngest)
             if youngest is sequence:
                 return False
-        self.ledger.extend(sequence.table, sequence.computed + count)
+        self.prefixes.extend(sequence.table, tokens)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
         self.ledger.trim(sequence.table, 0)
-        sequence.computed = 0
-        self.waiting.appendleft(sequence)  # it is older than all that wait
+        sequence.computed = sequence.shared = 0
+        self._resuming.appendleft(sequence)
         self.preemptions += 1
 
-    def _admit(self, base: dict[Sequence, int], budget: int) -> int:
-        """Start waiting sequences while there are budget, a place, and blocks for all their tokens and the
-        next one.
+    def _compute(self, sequence: Sequence, count: int, draft: _Draft) -> None:
+        """Plan so many more tokens of a running sequence, whose blocks it has."""
+        if count:
+            draft.counts[sequence] = count
+            draft.budget -= count
+            end = sequence.computed + count
+            draft.tiles.update(sequence.keys[sequence.shared : -(-end // PROMPT_TILE)])
+
+    def _admit(self, draft: _Draft) -> None:
+        """Start waiting sequences while there are budget, a place, and blocks: for all their tokens and the
+        next one, and one for each that runs to grow into, else somebody would soon be preempted for it. (So
+        whoever gave way a moment ago does not fit.)
+
+        Whoever is first and cannot start is waited for: the large do not starve behind the small. Nor does a
+        sequence start whose next tile is being computed in this step: it finds it in the following one, so
+        that equal prompts, or n answers to one, are computed once.
         """
-        while self.waiting and budget and len(self.running) < self.max_running:
-            sequence = self.waiting[0]
-            if blocks_for(len(sequence.tokens) + 1) > self.ledger.num_free:
-                break
-            self.waiting.popleft()
-            self.running.append(sequence)
-            count = min(sequence.missing, budget)
-            # all blocks at once: a prompt that has begun should not be the one that runs out
-            self.ledger.extend(sequence.table, len(sequence.tokens))
-            base[sequence] = count
-            budget -= count
-        return budget
+        while draft.budget and len(self.running) < self.max_running:
+            sequence = self._resuming[0] if self._resuming else self._queue.first()
+            if sequence is None:
+                return
+            keys = sequence.shareable
+            found = self.prefixes.find(keys)
+            if not draft.tiles.isdisjoint(keys[len(found) // TILE_BLOCKS :][:1]):
+                return
+            revived = sum(self.ledger.references(block) == 0 for block in found)
+            lacking = blocks_for(len(sequence.tokens) + 1) - len(found) + len(self.running)
+            if lacking > self.ledger.num_available - revived:
+                return
+            self._start(sequence, found)
+            self._compute(sequence, _chunk(sequence, draft.budget), draft)
+
+    def _start(self, sequence: Sequence, found: list[int]) -> None:
+        """Make a waiting sequence a running one that holds the `found` tiles and the blocks for all its
+        tokens: a prompt that has begun should not be the one that runs out.
+        """
+        if self._resuming:
+            self._resuming.popleft()
+        else:
+            self._queue.remove(sequence.submit.tenant, sequence)
+        self.running.append(sequence)
+        self.ledger.share(found)
+        sequence.table.extend(found)
+        sequence.shared = len(found) // TILE_BLOCKS
+        sequence.computed = len(found) * BLOCK_SIZE
+        self.prefixes.extend(sequence.table, len(sequence.tokens))
+        if sequence.cached is None:  # not when it comes back: that is no service, and no news to the cache
+            sequence.cached = sequence.computed
+            self._queue.charge(sequence.submit.tenant, sequence.prompt_length - sequence.cached)
+            if sequence.submit.params.prompt_logprobs is None:
+                self.prefixes.queries += sequence.prompt_length
+                self.prefixes.hits += sequence.cached
+
+    def _draft_ceiling(self, sequence: Sequence) -> int:
+        """Drafts that a decoding sequence could use in one step."""
+        params = sequence.submit.params
+        if params.drafting == "off":
+            return 0
+        own = self.max_draft_tokens if params.max_draft_tokens is None else params.max_draft_tokens
+        # one token of the room is the correction or bonus
+        return max(0, min(own, self.max_draft_tokens, self.room(sequence) - 1))
+
+    def _grant_drafts(self, wanted: dict[Sequence, int], budget: int) -> dict[Sequence, int]:
+        """Draft slots with blocks, for which nobody is preempted: at most what each wants, and when the
+        budget is short, as even as can be.
+        """
+        limits: dict[Sequence, int] = {}
+        by_want = sorted(wanted, key=wanted.__getitem__)
+        for place, sequence in enumerate(by_want):
+            share = budget // (len(by_want) - place)
+            spare = (self.ledger.num_available + len(sequence.table)) * BLOCK_SIZE - len(sequence.tokens)
+            limit = min(wanted[sequence], share, spare)
+            if limit > 0:
+                self.prefixes.extend(sequence.table, len(sequence.tokens) + limit)
+                limits[sequence] = limit
+                budget -= limit
+        return limits
+
+
+def _chunk(sequence: Sequence, budget: int) -> int:
+    """How many of its missing tokens to compute within the budget: to the end of a tile where a prompt is cut
+    anyway, since half a tile costs as much as a whole one.
+    """
+    count = min(sequence.missing, budget)
+    end = sequence.computed + count
+    whole = end - end % PROMPT_TILE
+    return whole - sequence.computed if sequence.computed < whole and end < sequence.prompt_length else count

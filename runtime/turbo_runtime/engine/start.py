@@ -9,9 +9,14 @@ from pathlib import Path
 import torch
 
 from turbo_runtime.contract import DType, RuntimeConfig
-from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.drafters.drafters import Drafters, InUse, load_drafts
+from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.watch import WatchedFile
+from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
 from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.goodput.control import Control
+from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.load import load_model, longest
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.microbenchmark import measure_steps
@@ -19,14 +24,19 @@ from turbo_runtime.engine.model import PagedModel, kv_bytes_per_block
 from turbo_runtime.engine.request import Ready
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.source import ModelError, find
+from turbo_runtime.engine.tokenizer import ExportedTokenizer
 from turbo_runtime.inspect import inspect_model
 
 DEFAULT_KV_BYTES = 4 << 30
 KV_SHARE_OF_FREE_MEMORY = 0.5
 
 
-def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
-    """Load, check, measure; `began` (monotonic) is when loading began. Raises ModelError with a sentence."""
+def start_engine(
+    config: RuntimeConfig, began: float, tokenizer: ExportedTokenizer | None = None
+) -> tuple[Engine, Ready]:
+    """Load, check, measure; `began` (monotonic) is when loading began. Without `tokenizer` answers that ask
+    for a grammar are refused. Raises ModelError with a sentence.
+    """
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device)
@@ -65,7 +75,23 @@ def start_engine(config: RuntimeConfig, began: float) -> tuple[Engine, Ready]:
         step_times=steps,
         measure_seconds=measured - checked,
     )
-    return Engine(model, scheduler, SuffixDrafter()), ready
+    grammars = None
+    if tokenizer:
+        grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
+    engine = Engine(
+        model, scheduler, Drafters(InUse(config.speculation)), grammars, Control(steps, padded_rows)
+    )
+    if config.drafts:
+        engine.speculation.drafters = _follow(Path(config.drafts), engine, digest)
+    return engine, ready
+
+
+def _follow(path: Path, engine: Engine, digest: str) -> Drafters:
+    """Drafters that do what the file says, now and later."""
+    decoder = engine.model.decoder
+    target = Target(digest, decoder.embedding, decoder.output_rows)
+    file = WatchedFile(path, lambda found: load_drafts(found, target, engine.noise))
+    return Drafters(file.wait(time.monotonic()), file=file)
 
 
 def _end_ids(generation_config: object) -> tuple[int, ...]:

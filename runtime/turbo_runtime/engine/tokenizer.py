@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -10,7 +11,15 @@ from turbo_runtime.engine.hub import hub_errors
 from turbo_runtime.engine.source import ModelError, find
 
 
-def export_tokenizer(model: str, revision: str | None, directory: Path) -> None:
+@dataclass(frozen=True, slots=True)
+class ExportedTokenizer:
+    """What the engine itself needs of a tokenizer, for grammars."""
+
+    file: Path  # tokenizer.json; may be missing, where the tokenizer has no such form
+    end_ids: frozenset[int]  # of its end-of-sequence token
+
+
+def export_tokenizer(model: str, revision: str | None, directory: Path) -> ExportedTokenizer:
     """Save the tokenizer and its chat template (tokenizer.json and companions) into `directory`; raises
     ModelError with a sentence.
     """
@@ -24,3 +33,5 @@ def export_tokenizer(model: str, revision: str | None, directory: Path) -> None:
         first = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise ModelError(f"the tokenizer of {model} cannot be read: {first}") from error
     tokenizer.save_pretrained(directory)
+    end = tokenizer.eos_token_id
+    return ExportedTokenizer(directory / "tokenizer.json", frozenset(() if end is None else (int(end),)))

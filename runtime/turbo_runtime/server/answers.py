@@ -1,17 +1,19 @@
-"""The answers to one HTTP request as they come: text pieces, finish reasons, and what they cost."""
+"""The answers to one HTTP request as they come, and what they cost."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from turbo_runtime.engine.request import Submit, TokenEvent
+from turbo_runtime.server.answer import Answer, Piece
 from turbo_runtime.server.detokenize import Detokenizer
-from turbo_runtime.server.engine_link import EngineLink
-from turbo_runtime.server.errors import failed
+from turbo_runtime.server.engine_link import ABANDONED, EngineLink
+from turbo_runtime.server.errors import failed, invalid, timed_out, unavailable
 from turbo_runtime.server.jobs import Job
 from turbo_runtime.server.model import ServedModel
 from turbo_runtime.server.stop_strings import StopScanner
@@ -20,20 +22,14 @@ from turbo_runtime.server.stop_strings import StopScanner
 class Watch(Protocol):
     """Whoever measures answers; times are in seconds."""
 
+    def queued(self, seconds: float) -> None:
+        """The engine took a request in after so long."""
+
     def tokens(self, seconds: float, first: bool) -> None:
         """A step brought tokens, `seconds` after the request came (`first`) or after the step before."""
 
-    def finished(self, reason: str, tokens: int, to_first: float | None, total: float) -> None:
-        """An answer ended; `to_first` is None when no token ever came."""
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """New text of one answer; `finish_reason` ends it."""
-
-    index: int
-    text: str
-    finish_reason: str | None = None
+    def finished(self, reason: str, prompt: int, tokens: int, to_first: float | None, total: float) -> None:
+        """An answer of so many tokens ended; `to_first` is None when no token ever came."""
 
 
 @dataclass(slots=True)
@@ -41,6 +37,8 @@ class Tally:
     """What a request's answers cost so far."""
 
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    cached_tokens: int = 0  # of the prompts, each counted once
     drafts: int = 0  # verification passes with at least one drafted token
     drafted_tokens: int = 0
     accepted_tokens: int = 0
@@ -52,56 +50,38 @@ class Tally:
         return self.verified_tokens / self.drafts if self.drafts else None
 
 
-@dataclass(slots=True)
-class _Answer:
-    """One answer's text so far."""
-
-    index: int
-    detokenizer: Detokenizer
-    scanner: StopScanner
-    stop_token_ids: frozenset[int]
-    tokens: int = 0
-    first_at: float | None = None
-    last_at: float = 0.0
-
-    def take(self, event: TokenEvent) -> tuple[str, str | None]:
-        """New text, and why the answer ends with it, or None.
-
-        Tokens go through one by one, so that an answer is cut at the same token however many a step brought.
-        """
-        text = ""
-        for position, token in enumerate(event.tokens):
-            self.tokens += 1
-            final = event.finish_reason == "stop" and position == len(event.tokens) - 1
-            if final and token in self.stop_token_ids:
-                break  # the end-of-sequence token is counted but is no text
-            passed, stopped = self.scanner.push(self.detokenizer.push(token))
-            text += passed
-            if stopped:
-                return text, "stop"
-        if event.finish_reason is None:
-            return text, None
-        passed, stopped = self.scanner.push(self.detokenizer.flush())
-        text += passed
-        return (text, "stop") if stopped else (text + self.scanner.flush(), event.finish_reason)
-
-
 class Answers:
     """All answers of one request, handed to the engine at once.
 
-    To be used as a context manager: leaving it, early or not, cancels what is unfinished.
+    To be used as a context manager: leaving it, early or not, cancels what is unfinished and calls `left`.
+    `seconds` is how long they may take together.
     """
 
-    def __init__(self, job: Job, model: ServedModel, engine: EngineLink, watch: Watch) -> None:
+    def __init__(
+        self,
+        job: Job,
+        model: ServedModel,
+        engine: EngineLink,
+        watch: Watch,
+        seconds: float,
+        left: Callable[[], None],
+    ) -> None:
         self.job = job
         self.tally = Tally()
         self._engine = engine
         self._watch = watch
+        self._seconds = seconds
+        self._left = left
         self._started = time.monotonic()
         submits = _submits(job)
         self._open = {
-            submit.request_id: _Answer(
-                index, Detokenizer(model.tokenizer.decode), StopScanner(job.stops), model.stop_token_ids
+            submit.request_id: Answer(
+                index,
+                submit.params,
+                Detokenizer(model.tokenizer.decode),
+                StopScanner(job.stops),
+                job.reader(),
+                model.stop_token_ids,
             )
             for index, submit in enumerate(submits)
         }
@@ -113,26 +93,30 @@ class Answers:
         """Of all prompts, each counted once however many answers it has."""
         return sum(len(prompt) for prompt in self.job.prompts)
 
+    @property
+    def speedup(self) -> float | None:
+        """Of the engine lately, over no speculation; None where it is not known."""
+        return self._engine.stats.speedup
+
     async def pieces(self) -> AsyncIterator[Piece]:
         """Text as it comes, until all answers are finished.
 
-        Raises ApiError (500) when the engine fails one.
+        Raises ApiError: 400 when the engine refuses one, 408 when they take too long, 500 when the engine
+        fails one, 503 when it is gone.
         """
         while self._open:
-            event = await self._events.get()
+            event = await self._next_event()
             answer = self._open.get(event.request_id)
             if answer is None:
                 continue  # a stop string ended it, and this event was already on its way
             if event.error is not None:
                 self._finish(event.request_id, "error")
-                raise failed(event.error)
-            before = answer.tokens
-            text, reason = answer.take(event)
-            self._count(event, answer, before)
-            if reason is not None:
-                self._finish(event.request_id, reason)
-            if text or reason is not None:
-                yield Piece(answer.index, text, reason)
+                raise _error(event)
+            piece = self._take(event, answer)
+            if piece.finish_reason is not None:
+                self._finish(event.request_id, piece.finish_reason)
+            if piece:
+                yield piece
 
     def __enter__(self) -> Answers:
         return self
@@ -140,17 +124,37 @@ class Answers:
     def __exit__(self, *_: object) -> None:
         for request_id in list(self._open):
             self._finish(request_id, "abort")
+        self._left()
 
-    def _count(self, event: TokenEvent, answer: _Answer, before: int) -> None:
+    async def _next_event(self) -> TokenEvent:
+        try:
+            async with asyncio.timeout(self._started + self._seconds - time.monotonic()):
+                return await self._events.get()
+        except TimeoutError:
+            raise timed_out(self._seconds) from None
+
+    def _take(self, event: TokenEvent, answer: Answer) -> Piece:
+        before, thought = answer.tokens, answer.reasoning_tokens
+        piece = answer.take(event)
         kept = answer.tokens - before
         # Accepted tokens come before the bonus token; those behind a stop string are no part of the reply.
         accepted = min(event.accepted, kept)
-        self.tally.completion_tokens += kept
-        self.tally.accepted_tokens += accepted
-        self.tally.drafted_tokens += event.drafted - (event.accepted - accepted)
+        tally = self.tally
+        tally.completion_tokens += kept
+        tally.reasoning_tokens += answer.reasoning_tokens - thought
+        tally.accepted_tokens += accepted
+        tally.drafted_tokens += event.drafted - (event.accepted - accepted)
         if event.drafted:
-            self.tally.drafts += 1
-            self.tally.verified_tokens += kept
+            tally.drafts += 1
+            tally.verified_tokens += kept
+        if answer.index % self.job.n == 0:  # the other answers to a prompt find what the first computed
+            tally.cached_tokens += event.cached_tokens or 0
+        self._time(event, answer)
+        return piece
+
+    def _time(self, event: TokenEvent, answer: Answer) -> None:
+        if event.queued_seconds is not None:
+            self._watch.queued(event.queued_seconds)
         if not event.tokens:
             return
         now = time.monotonic()
@@ -165,7 +169,16 @@ class Answers:
         answer = self._open.pop(request_id)
         self._engine.cancel([request_id])  # does nothing where the engine itself ended it
         to_first = None if answer.first_at is None else answer.first_at - self._started
-        self._watch.finished(reason, answer.tokens, to_first, time.monotonic() - self._started)
+        prompt = len(self.job.prompts[answer.index // self.job.n])
+        told = "stop" if reason == "tool_calls" else reason
+        self._watch.finished(told, prompt, answer.tokens, to_first, time.monotonic() - self._started)
+
+
+def _error(event: TokenEvent) -> Exception:
+    sentence = event.error or ""
+    if event.finish_reason == ABANDONED:
+        return unavailable(sentence)
+    return invalid(None, sentence, "invalid_request") if event.refused else failed(sentence)
 
 
 def _submits(job: Job) -> list[Submit]:
@@ -175,7 +188,7 @@ def _submits(job: Job) -> list[Submit]:
     for index, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True)):
         first = job.prompts[:index].count(prompt) * job.n
         submits += [
-            Submit(f"{request_id}-{index}-{choice}", prompt, params, first + choice)
+            Submit(f"{request_id}-{index}-{choice}", prompt, params, first + choice, job.tenant)
             for choice in range(job.n)
         ]
     return submits

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from turbo_runtime.server.api import api_routes
 from turbo_runtime.server.errors import ApiError
+from turbo_runtime.server.openapi import OPENAPI_PATH, openapi_document
 from turbo_runtime.server.probes import probe_routes
 from turbo_runtime.server.service import Service
 
@@ -19,9 +20,14 @@ logger = logging.getLogger(__name__)
 
 def build_app(service: Service) -> FastAPI:
     """The ASGI application over one service."""
-    # The routes read their bodies themselves, so a generated schema would be empty: the OpenAI API is the
-    # documentation.
+    # The routes read their bodies themselves, so the document is written from the models that check them.
     app = FastAPI(title="Turbo", openapi_url=None)
+    document = openapi_document()
+
+    @app.get(OPENAPI_PATH)
+    async def openapi() -> JSONResponse:
+        return JSONResponse(document)
+
     routers = (api_routes(service), probe_routes(service))
     for router in routers:
         app.include_router(router)

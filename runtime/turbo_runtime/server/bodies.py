@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 from typing import Any, NoReturn
 
 from fastapi import Request
@@ -10,22 +12,25 @@ from fastapi import Request
 from turbo_runtime.server.errors import ApiError, invalid
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+BODY_SECONDS = 60.0
 
 
 async def json_object(request: Request) -> dict[str, Any]:
-    """Raises ApiError: 413 for more than `MAX_BODY_BYTES`, 400 for what is no JSON object."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(
-                413,
-                f"The body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt.",
-                code="request_too_large",
-                headers={"Connection": "close"},  # the rest of the body is not read
-            )
+    """Raises ApiError: 408 for a body that takes longer than `BODY_SECONDS`, 413 for one of more than
+    `MAX_BODY_BYTES`, 400 for what is no JSON object.
+    """
     try:
-        document = json.loads(body, parse_constant=_no_number)
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await _body(request)
+    except TimeoutError:
+        raise ApiError(
+            408,
+            f"The body did not come within {BODY_SECONDS:g} s.",
+            code="request_timeout",
+            headers={"Connection": "close"},
+        ) from None
+    try:
+        document = json.loads(body, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise invalid(None, f"The body is no JSON: {error}.", "invalid_json") from error
     if b"\\ud" in body.lower():  # perhaps half of a surrogate pair, which is no character and has no bytes
@@ -36,6 +41,25 @@ async def json_object(request: Request) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise invalid(None, f"The body must be a JSON object, not {type(document).__name__}.", "invalid_json")
     return document
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise ApiError(
+                413,
+                f"The body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt.",
+                code="request_too_large",
+                headers={"Connection": "close"},  # the rest of the body is not read
+            )
+    return bytes(body)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
 
 
 def _no_number(name: str) -> NoReturn:

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -29,7 +29,10 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """Messages to the text of a prompt. The template comes with the model, so it runs in jinja2's sandbox."""
+    """Messages to the text of a prompt. The template comes with the model, so it runs in jinja2's sandbox.
+
+    `names` are the variables that the template reads.
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
@@ -40,26 +43,44 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         self._template = environment.from_string(source)
         self._special_tokens = dict(special_tokens)
+        self.source = source
+        self.names = frozenset(meta.find_undeclared_variables(environment.parse(source)))
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt, up to where the assistant speaks. Raises TemplateRefusalError when the template refuses
-        the messages.
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt, up to where the assistant speaks; `extra` are further variables of the template.
+
+        Raises TemplateRefusalError when the template refuses the messages, or fails on them.
         """
+        variables = {
+            **(extra or {}),
+            **self._special_tokens,
+            "messages": list(messages),
+            "tools": list(tools) or None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         try:
-            return self._template.render(
-                messages=list(messages),
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **self._special_tokens,
-            )
-        except jinja2.TemplateError as error:
+            return self._template.render(variables)
+        except Exception as error:  # a model's program, run on what a client sent: it may raise anything
             raise TemplateRefusalError(str(error)) from error
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    # jinja2's own filter escapes for HTML, which would change the prompt
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # jinja2's own filter escapes for HTML, which would change the prompt; the arguments are transformers'
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _refuse(message: str) -> NoReturn:

@@ -16,6 +16,7 @@ from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Ste
 from turbo_runtime.server.engine_process import EngineMain, child_main
 
 LAST_WORDS_SECONDS = 2.0  # how long messages of a dead engine are waited for
+ABANDONED = "abandoned"  # finish reason, beside the engine's: it will say nothing more of this answer
 STOP_SECONDS = 5.0  # how long an engine may take to end by itself
 
 
@@ -47,8 +48,6 @@ class EngineLink:
         self.stats = EngineStats()
         self.ready: asyncio.Future[Ready] = self._loop.create_future()
         self.ended: asyncio.Future[str] = self._loop.create_future()
-        self.idle = asyncio.Event()  # nobody waits for an answer
-        self.idle.set()
         self.on_step: Callable[[EngineStats], None] | None = None
 
     def start(self) -> None:
@@ -75,7 +74,6 @@ class EngineLink:
         for submit in submits:
             self._waiting[submit.request_id] = events
             self._inbox.put(submit)
-        self.idle.clear()
         if self.ended.done():  # it died since the caller asked
             self.fail_all(self.ended.result())
         return events
@@ -85,14 +83,13 @@ class EngineLink:
         for request_id in request_ids:
             if self._waiting.pop(request_id, None) is not None and self.alive:
                 self._inbox.put(Cancel(request_id))
-        self._note_idle()
 
     def fail_all(self, sentence: str) -> None:
         """End every unfinished answer with an error."""
         unfinished = dict(self._waiting)
         self.cancel(unfinished)
         for request_id, events in unfinished.items():
-            events.put_nowait(TokenEvent(request_id, finish_reason="error", error=sentence))
+            events.put_nowait(TokenEvent(request_id, finish_reason=ABANDONED, error=sentence))
 
     async def stop(self) -> None:
         """End the process: by itself after the current step, by force if that takes long."""
@@ -125,7 +122,6 @@ class EngineLink:
                 self.on_step(message.stats)
             for event in message.events:
                 self._deliver(event)
-            self._note_idle()
         elif isinstance(message, Ready):
             self.ready.set_result(message)
         elif isinstance(message, Failed):
@@ -142,10 +138,6 @@ class EngineLink:
         if event.finish_reason is not None:
             del self._waiting[event.request_id]
         events.put_nowait(event)
-
-    def _note_idle(self) -> None:
-        if not self._waiting:
-            self.idle.set()
 
     def _exited(self) -> None:
         self._loop.remove_reader(self._process.sentinel)

@@ -64,6 +64,23 @@ def overloaded(message: str, retry_after: int = 1) -> ApiError:
     )
 
 
+def unauthorized(message: str) -> ApiError:
+    """A 401: no key, or none that this server knows."""
+    return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+
+
+def timed_out(seconds: float) -> ApiError:
+    """A 408: the answers took too long. The header keeps OpenAI's clients from asking for the same again."""
+    return ApiError(
+        408,
+        f"The answer was not complete after {seconds:g} s, the most that this server gives a request: "
+        "ask for fewer tokens.",
+        code="request_timeout",
+        kind="timeout_error",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def failed(message: str) -> ApiError:
     """A 500: the engine could not compute the answer."""
     return ApiError(500, message, code="engine_error", kind="server_error")

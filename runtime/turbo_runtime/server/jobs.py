@@ -1,17 +1,22 @@
-"""From a checked request to what the engine computes: prompts as tokens, sampling parameters, limits of the
-context.
-"""
+"""From a checked request to what the engine computes, and how the answers are read."""
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
-from turbo_runtime.engine.request import MASK_64, SamplingParams
-from turbo_runtime.server.chat_template import TemplateRefusalError
-from turbo_runtime.server.errors import ApiError, invalid
+from turbo_runtime.engine.request import Grammar, SamplingParams
+from turbo_runtime.server.chat_template import ChatTemplate, TemplateRefusalError
+from turbo_runtime.server.errors import invalid
+from turbo_runtime.server.formats import AnswerReader
+from turbo_runtime.server.formats.bare import BareJson
+from turbo_runtime.server.formats.thinking import CLOSE, OPEN, after_thinking
 from turbo_runtime.server.model import ServedModel
+from turbo_runtime.server.params import check_ids, drawn_seed, sampling_params
 from turbo_runtime.server.requests import ChatRequest, CompletionRequest
+
+_TEMPLATES_OWN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,21 +28,54 @@ class Job:
     seed: int  # as the client gave it, or drawn
     n: int
     stops: tuple[str, ...]
+    reader: Callable[[], AnswerReader]  # a new one for each answer
+    echoes: tuple[str, ...] = ()  # texts of the prompts, where they are to be told again
+    tells_prompt: bool = False  # by vLLM's `prompt_logprobs`
+    tenant: str = ""
 
 
 def chat_job(request: ChatRequest, model: ServedModel) -> Job:
-    """Raises ApiError (400) when the messages fit no template or no context."""
-    if not model.tokenizer.has_chat_template:
+    """Raises ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
+    template = model.tokenizer.template
+    if template is None:
         raise invalid(
             "messages",
             f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead.",
             "unsupported_model",
         )
-    try:
-        prompt = model.tokenizer.encode_chat([message.for_template() for message in request.messages])
-    except TemplateRefusalError as error:
-        raise invalid("messages", f"The model's chat template refuses these messages: {error}.") from error
-    return _job(request, (prompt,), "messages", model)
+    told = model.tokenizer.output_format
+    if request.offered and "tools" not in template.names:
+        raise invalid(
+            "tools",
+            f"The chat template of '{model.name}' takes no tools: describe them in a message.",
+            "unsupported_model",
+        )
+    if request.offered and told.calls is None and not request.must_call:
+        raise invalid(
+            "tools",
+            f"How '{model.name}' writes tool calls is not known to this server: "
+            "send 'tool_choice': 'required', which prescribes it.",
+            "unsupported_model",
+        )
+    prompt = _render(request, template)
+    calls = BareJson if request.must_call else told.calls if request.offered else None
+    thinking_after = prompt[-64:] if told.reasons else None  # of the prompt only its end matters
+
+    def reader() -> AnswerReader:
+        single = bool(request.must_call) or not request.parallel_tool_calls
+        return AnswerReader(calls() if calls else None, thinking_after, single=single)
+
+    grammar = request.grammar
+    if grammar is not None and thinking_after is not None and thinking_after.rstrip().endswith(OPEN):
+        grammar = after_thinking(grammar)
+        if grammar is None:
+            raise invalid(
+                "structured_outputs",
+                "A 'grammar' cannot follow reasoning: switch that off with 'chat_template_kwargs', "
+                "or let the grammar itself begin with the thoughts.",
+            )
+    ids = model.tokenizer.encode_written(prompt)
+    return _job(request, (ids,), "messages", reader, grammar, model)
 
 
 def completion_job(request: CompletionRequest, model: ServedModel) -> Job:
@@ -46,64 +84,53 @@ def completion_job(request: CompletionRequest, model: ServedModel) -> Job:
         model.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
         for prompt in request.prompt
     )
-    return _job(request, prompts, "prompt", model)
+    job = _job(request, prompts, "prompt", lambda: AnswerReader(None, None), request.grammar, model)
+    if not request.echo:
+        return job
+    echoes = (
+        prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt) for prompt in request.prompt
+    )
+    return replace(job, echoes=tuple(echoes))
 
 
 def _job(
     request: ChatRequest | CompletionRequest,
     prompts: tuple[tuple[int, ...], ...],
     field: str,
+    reader: Callable[[], AnswerReader],
+    grammar: Grammar | None,
     model: ServedModel,
 ) -> Job:
-    for prompt in prompts:  # a tokenizer may know tokens that the model has no embedding for
-        wrong = next((token for token in prompt if not 0 <= token < model.facts.vocab_size), None)
-        if wrong is not None:
+    seed = drawn_seed(request)
+    for prompt in prompts:
+        check_ids(prompt, field, model)
+    params = tuple(sampling_params(request, len(prompt), field, seed, grammar, model) for prompt in prompts)
+    tells_prompt = request.prompt_logprobs is not None
+    return Job(prompts, params, seed, request.n, tuple(request.stop), reader, (), tells_prompt)
+
+
+def _render(request: ChatRequest, template: ChatTemplate) -> str:
+    """The prompt's text; raises ApiError (400) for what the template refuses or does not read."""
+    extra: dict[str, Any] = dict(request.chat_template_kwargs)
+    for name in extra:
+        if name in _TEMPLATES_OWN or name not in template.names:
             raise invalid(
-                field,
-                f"Invalid '{field}': token ids must lie between 0 and {model.facts.vocab_size - 1}, "
-                f"not {wrong}.",
+                f"chat_template_kwargs.{name}", f"The model's chat template takes no '{name}': leave it out."
             )
-    # 53 bits: every client reads the drawn seed back as it is, JavaScript's too
-    seed = secrets.randbits(53) if request.seed is None else request.seed
-    params = tuple(
-        SamplingParams(
-            temperature=request.temperature,
-            top_p=request.top_p,
-            top_k=min(max(request.top_k, 0), model.facts.vocab_size),
-            seed=seed & MASK_64,
-            max_tokens=_room(len(prompt), request, field, model),
-            stop_token_ids=model.stop_token_ids,
-            speculation=request.speculation,
-        )
-        for prompt in prompts
-    )
-    return Job(prompts, params, seed, request.n, tuple(request.stop))
-
-
-def _room(
-    prompt_tokens: int, request: ChatRequest | CompletionRequest, field: str, model: ServedModel
-) -> int:
-    """How many tokens an answer may have; raises ApiError where prompt and answer pass the context."""
-    context, limit = model.context, request.limit
-    if prompt_tokens == 0:
-        raise invalid(field, f"Invalid '{field}': it has no tokens; send at least one.")
-    if prompt_tokens >= context:
-        raise _too_long(
-            field,
-            f"The prompt has {prompt_tokens} tokens and the context of this server {context}, "
-            "of which the answer needs at least one: shorten the prompt.",
-        )
-    if limit is None:
-        return context - prompt_tokens
-    if prompt_tokens + limit > context:
-        raise _too_long(
-            request.limit_field,
-            f"The prompt has {prompt_tokens} tokens and the answer may have {limit}, together more than "
-            f"the context of {context}: shorten the prompt, "
-            f"or ask for at most {context - prompt_tokens} tokens.",
-        )
-    return limit
-
-
-def _too_long(param: str, message: str) -> ApiError:
-    return invalid(param, message, "context_length_exceeded")
+    if request.reasoning_effort is not None:
+        if "reasoning_effort" in template.names:
+            extra["reasoning_effort"] = request.reasoning_effort
+        elif request.reasoning_effort == "none" and "enable_thinking" in template.names:
+            extra["enable_thinking"] = False
+        elif request.reasoning_effort != "none" or CLOSE in template.source:
+            raise invalid(
+                "reasoning_effort",
+                "The model's chat template takes no 'reasoning_effort': leave it out.",
+                "unsupported_parameter",
+            )
+    messages = [message.for_template() for message in request.messages]
+    tools = [tool.for_template() for tool in request.offered]
+    try:
+        return template.render(messages, tools, extra)
+    except TemplateRefusalError as error:
+        raise invalid("messages", f"The model's chat template refuses these messages: {error}.") from error

@@ -21,6 +21,7 @@ from turbo_runtime.engine.request import EngineStats
 # Seconds. Wide: the same names serve a CPU node and a large GPU.
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 _PER_TOKEN = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5)
+_TOKENS = tuple(float(1 << power) for power in range(18))
 _WHOLE = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 240, 480)
 
 
@@ -45,31 +46,68 @@ class Metrics:
             "drafts": self._counter(contract.SPEC_NUM_DRAFTS, "verification passes with a drafted token"),
             "draft_tokens": self._counter(contract.SPEC_NUM_DRAFT_TOKENS, "tokens drafted"),
             "accepted_tokens": self._counter(contract.SPEC_NUM_ACCEPTED_TOKENS, "drafted tokens accepted"),
+            "prefix_cache_queries": self._counter(
+                contract.PREFIX_CACHE_QUERIES, "prompt tokens looked up in the prefix cache"
+            ),
+            "prefix_cache_hits": self._counter(
+                contract.PREFIX_CACHE_HITS, "prompt tokens found in the prefix cache"
+            ),
+            "audits": self._counter(contract.AUDITS, "answers replayed without speculation"),
+            "audit_mismatches": self._counter(
+                contract.AUDIT_MISMATCHES, "replayed answers that came out otherwise"
+            ),
         }
-        self._accepted_at = self._labelled(
-            contract.SPEC_NUM_ACCEPTED_TOKENS_PER_POS,
-            "drafted tokens accepted at a position",
-            contract.POSITION_LABEL,
-        )
+        self._by_place = {
+            "accepted_per_position": self._labelled(
+                contract.SPEC_NUM_ACCEPTED_TOKENS_PER_POS,
+                "drafted tokens accepted at a position",
+                contract.POSITION_LABEL,
+            ),
+            "chosen_drafts": self._labelled(
+                contract.CHOSEN_DRAFTS,
+                "how often so many drafts were verified for an answer in a step",
+                contract.DRAFTS_LABEL,
+            ),
+        }
         self._success = self._labelled(
             contract.REQUEST_SUCCESS, "answers finished, by reason", contract.FINISHED_REASON_LABEL
         )
-        self._first_token = self._histogram(contract.TIME_TO_FIRST_TOKEN, "to the first token", _FIRST_TOKEN)
+        self._first_token = self._histogram(
+            contract.TIME_TO_FIRST_TOKEN, "seconds to the first token", _FIRST_TOKEN
+        )
         self._inter_token = self._histogram(
-            contract.INTER_TOKEN_LATENCY, "between steps of an answer", _PER_TOKEN
+            contract.INTER_TOKEN_LATENCY, "seconds between steps of an answer", _PER_TOKEN
         )
         self._per_token = self._histogram(
-            contract.REQUEST_TIME_PER_OUTPUT_TOKEN, "per token after the first, of a whole answer", _PER_TOKEN
+            contract.REQUEST_TIME_PER_OUTPUT_TOKEN, "seconds per token after the first", _PER_TOKEN
         )
-        self._whole = self._histogram(contract.E2E_REQUEST_LATENCY, "of a whole answer", _WHOLE)
+        self._whole = self._histogram(contract.E2E_REQUEST_LATENCY, "seconds of a whole answer", _WHOLE)
+        self._queue = self._histogram(
+            contract.REQUEST_QUEUE_TIME, "seconds until the engine took a request in", _WHOLE
+        )
+        self._prompt = self._histogram(contract.REQUEST_PROMPT_TOKENS, "tokens of a prompt", _TOKENS)
+        self._answer = self._histogram(contract.REQUEST_GENERATION_TOKENS, "tokens of an answer", _TOKENS)
+        self._iteration = self._histogram(contract.ITERATION_TOKENS, "tokens of an engine step", _TOKENS)
+        self._speedup = self._info(contract.SPEEDUP, "tokens per second lately over those without drafts")
+        self._draft_info = self._info(
+            contract.DRAFT_INFO, "the version of the draft weights in use", contract.VERSION_LABEL
+        )
 
     def follow(self, stats: EngineStats) -> None:
         """Raise the engine's counters by what happened since the last call."""
         for name, counter in self._counters.items():
             counter.inc(getattr(stats, name) - getattr(self._seen, name))
-        positions = zip_longest(stats.accepted_per_position, self._seen.accepted_per_position, fillvalue=0)
-        for position, (now, before) in enumerate(positions):
-            self._accepted_at.labels(self._model, str(position)).inc(now - before)
+        for name, by_place in self._by_place.items():
+            counts = zip_longest(getattr(stats, name), getattr(self._seen, name), fillvalue=0)
+            for place, (now, before) in enumerate(counts):
+                by_place.labels(self._model, str(place)).inc(now - before)
+        if stats.step_tokens:
+            self._iteration.observe(stats.step_tokens)
+        if stats.draft_version != self._seen.draft_version:
+            self._draft_info.clear()
+            self._draft_info.labels(self._model, stats.draft_version).set(1)
+        if stats.speedup is not None:
+            self._speedup.labels(self._model).set(stats.speedup)
         self._seen = stats
 
     def observe_load(self, load: contract.Load) -> None:
@@ -91,8 +129,14 @@ class Metrics:
         """See `answers.Watch`."""
         (self._first_token if first else self._inter_token).observe(seconds)
 
-    def finished(self, reason: str, tokens: int, to_first: float | None, total: float) -> None:
+    def queued(self, seconds: float) -> None:
         """See `answers.Watch`."""
+        self._queue.observe(seconds)
+
+    def finished(self, reason: str, prompt: int, tokens: int, to_first: float | None, total: float) -> None:
+        """See `answers.Watch`."""
+        self._prompt.observe(prompt)
+        self._answer.observe(tokens)
         self._success.labels(self._model, reason).inc()
         self._whole.observe(total)
         if to_first is not None and tokens > 1:
@@ -105,6 +149,10 @@ class Metrics:
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, [contract.MODEL_LABEL], registry=self._registry).labels(self._model)
 
+    def _info(self, name: str, text: str, *labels: str) -> Gauge:
+        """A gauge that is not there until it is set."""
+        return Gauge(name, text, [contract.MODEL_LABEL, *labels], registry=self._registry)
+
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, [contract.MODEL_LABEL], registry=self._registry).labels(self._model)
 
@@ -112,6 +160,6 @@ class Metrics:
         return Counter(name, text, [contract.MODEL_LABEL, label], registry=self._registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(
-            name, f"seconds {text}", [contract.MODEL_LABEL], registry=self._registry, buckets=buckets
-        ).labels(self._model)
+        return Histogram(name, text, [contract.MODEL_LABEL], registry=self._registry, buckets=buckets).labels(
+            self._model
+        )

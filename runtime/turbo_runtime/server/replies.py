@@ -1,4 +1,4 @@
-"""Replies in OpenAI's shapes, whole and as events of a stream."""
+"""Replies in OpenAI's form, whole and as events of a stream."""
 
 from __future__ import annotations
 
@@ -8,51 +8,14 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from turbo_runtime.server.answers import Answers, Piece
+from turbo_runtime.server.answer import Piece
+from turbo_runtime.server.answers import Answers
+from turbo_runtime.server.logprobs import prompt_logprobs
 from turbo_runtime.server.model import ServedModel
+from turbo_runtime.server.shapes import ChatShape, CompletionShape, joined
 from turbo_runtime.version import turbo_version
 
 Json = dict[str, Any]
-
-
-class ChatShape:
-    """`/v1/chat/completions`: text is an assistant's message."""
-
-    whole_kind = "chat.completion"
-    event_kind = "chat.completion.chunk"
-    id_prefix = "chatcmpl-"
-
-    def whole(self, text: str) -> Json:
-        """A finished answer's text, as part of its choice."""
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def opening(self) -> Json | None:
-        """What comes before a choice's text, as part of it: the role."""
-        return {"delta": {"role": "assistant", "content": ""}}
-
-    def event(self, text: str) -> Json:
-        """A piece of text, as part of its choice."""
-        return {"delta": {"content": text} if text else {}}
-
-
-class CompletionShape:
-    """`/v1/completions`: text is text."""
-
-    whole_kind = "text_completion"
-    event_kind = "text_completion"
-    id_prefix = "cmpl-"
-
-    def whole(self, text: str) -> Json:
-        """A finished answer's text, as part of its choice."""
-        return {"text": text}
-
-    def opening(self) -> Json | None:
-        """What comes before a choice's text, as part of it: nothing."""
-        return None
-
-    def event(self, text: str) -> Json:
-        """A piece of text, as part of its choice."""
-        return {"text": text}
 
 
 @dataclass(slots=True)
@@ -69,25 +32,22 @@ class Reply:
         self.id = f"{self.shape.id_prefix}{uuid.uuid4().hex}"
         self.created = int(time.time())
 
-    def whole(self, texts: list[str], reasons: list[str]) -> Json:
-        """The body of a reply that is not streamed; both lists are in the order of the choices."""
-        choices = [
-            _choice(index, self.shape.whole(text), reason)
-            for index, (text, reason) in enumerate(zip(texts, reasons, strict=True))
-        ]
+    def whole(self, pieces: list[list[Piece]]) -> Json:
+        """The body of a reply that is not streamed; the lists are in the order of the choices."""
+        answers = [joined(one) for one in pieces]
+        choices = [self._choice(one, self.shape.whole(one)) for one in answers]
         return {**self._head(self.shape.whole_kind, choices), "usage": self.usage(), "turbo": self.turbo()}
 
     def opening(self, index: int) -> list[Json]:
         """The events of a stream before the first text of a choice: one or none."""
-        content = self.shape.opening()
+        content = self.shape.opening(index)
         if content is None:
             return []
-        return [self._head(self.shape.event_kind, [_choice(index, content, None)])]
+        return [self._head(self.shape.event_kind, [{"index": index, **content, "finish_reason": None}])]
 
     def event(self, piece: Piece) -> Json:
         """One event of a stream."""
-        choice = _choice(piece.index, self.shape.event(piece.text), piece.finish_reason)
-        return self._head(self.shape.event_kind, [choice])
+        return self._head(self.shape.event_kind, [self._choice(piece, self.shape.event(piece))])
 
     def closing(self) -> Json:
         """The event after the last choice: no choices, the usage of all."""
@@ -100,7 +60,9 @@ class Reply:
             "prompt_tokens": prompt,
             "completion_tokens": tally.completion_tokens,
             "total_tokens": prompt + tally.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": tally.cached_tokens},
             "completion_tokens_details": {
+                "reasoning_tokens": tally.reasoning_tokens,
                 "accepted_prediction_tokens": tally.accepted_tokens,
                 "rejected_prediction_tokens": tally.drafted_tokens - tally.accepted_tokens,
             },
@@ -115,7 +77,19 @@ class Reply:
             "acceptance_length": tally.acceptance_length,
             "drafted_tokens": tally.drafted_tokens,
             "accepted_tokens": tally.accepted_tokens,
+            "speedup": self.answers.speedup,
         }
+
+    def _choice(self, piece: Piece, content: Json) -> Json:
+        choice = {
+            "index": piece.index,
+            **content,
+            "finish_reason": piece.finish_reason,
+            "stop_reason": piece.stop_reason,
+        }
+        if self.answers.job.tells_prompt and piece.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(piece.prompt_logprobs, self.model.tokenizer.bytes_of)
+        return choice
 
     def _head(self, kind: str, choices: list[Json]) -> Json:
         return {
@@ -126,10 +100,6 @@ class Reply:
             "system_fingerprint": f"turbo-{turbo_version()}-{self.model.facts.guarantee}",
             "choices": choices,
         }
-
-
-def _choice(index: int, content: Json, finish_reason: str | None) -> Json:
-    return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
 
 
 def sse(document: Json) -> str:

@@ -16,8 +16,10 @@ import uvicorn
 
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.server.app import build_app
+from turbo_runtime.server.connections import IDLE_SECONDS, Farewell, protocol
 from turbo_runtime.server.engine_link import EngineLink
 from turbo_runtime.server.engine_process import EngineMain, turbo_engine
+from turbo_runtime.server.keys import ApiKeys
 from turbo_runtime.server.service import Phase, Service
 from turbo_runtime.version import turbo_version
 
@@ -32,12 +34,17 @@ def run_server(config: RuntimeConfig, engine: EngineMain = turbo_engine) -> int:
     when a second signal cut the drain short.
     """
     try:
+        keys = None if config.api_keys is None else ApiKeys(Path(config.api_keys))
+    except ValueError as error:
+        say(f"turbo serve: {error}")
+        return 1
+    try:
         listener = _listen(config.host, config.port)
     except OSError as error:
         say(f"turbo serve: cannot listen on {config.host}:{config.port}: {error.strerror or error}.")
         return 1
     with tempfile.TemporaryDirectory(prefix="turbo-tokenizer-") as tokenizer_dir:
-        return asyncio.run(_serve(config, engine, listener, Path(tokenizer_dir)))
+        return asyncio.run(_serve(config, engine, keys, listener, Path(tokenizer_dir)))
 
 
 def say(sentence: str) -> None:
@@ -54,12 +61,26 @@ class _Uvicorn(uvicorn.Server):
 
 
 async def _serve(
-    config: RuntimeConfig, engine_main: EngineMain, listener: socket.socket, tokenizer_dir: Path
+    config: RuntimeConfig,
+    engine_main: EngineMain,
+    keys: ApiKeys | None,
+    listener: socket.socket,
+    tokenizer_dir: Path,
 ) -> int:
     signals = _signals()
     engine = EngineLink(config, engine_main, str(tokenizer_dir))
-    service = Service(config, engine)
-    http = _Uvicorn(uvicorn.Config(build_app(service), log_level="warning", access_log=False, lifespan="off"))
+    service = Service(config, engine, keys)
+    http = _Uvicorn(
+        uvicorn.Config(
+            Farewell(build_app(service), lambda: service.draining),
+            http=protocol(config.connection_seconds),
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_keep_alive=IDLE_SECONDS,
+        )
+    )
     say(
         f"turbo {turbo_version()}: loading {config.model}; "
         f"listening on {_url(listener)}, ready when the model is."
@@ -144,12 +165,12 @@ async def _drain(service: Service, quick: bool) -> None:
         )
         await asyncio.sleep(config.endpoint_seconds)
     service.phase = Phase.CLOSED
-    say(f"Finishing {engine.outstanding} running answers.")
+    say(f"Finishing {service.admitted} running answers.")
     with contextlib.suppress(TimeoutError):  # what is cut is said below
         async with asyncio.timeout_at(deadline):
-            await engine.idle.wait()
-    if engine.outstanding:
-        say(f"{engine.outstanding} answers were not complete after {config.drain_seconds:g} s and are cut.")
+            await service.empty.wait()
+    if service.admitted:
+        say(f"{service.admitted} answers were not complete after {config.drain_seconds:g} s and are cut.")
         engine.fail_all(
             f"The server shut down and this answer was not complete after {config.drain_seconds:g} s."
         )

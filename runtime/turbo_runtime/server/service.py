@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from enum import Enum
 from pathlib import Path
 
 from turbo_runtime.contract import Load, RuntimeConfig
 from turbo_runtime.server.answers import Answers
 from turbo_runtime.server.engine_link import EngineLink
-from turbo_runtime.server.errors import invalid, overloaded, still_loading, unavailable
+from turbo_runtime.server.errors import invalid, overloaded, still_loading, unauthorized, unavailable
 from turbo_runtime.server.jobs import Job
+from turbo_runtime.server.keys import ApiKeys
 from turbo_runtime.server.metrics import Metrics
 from turbo_runtime.server.model import ServedModel, served_name
+from turbo_runtime.server.queueing import DrainRate
 from turbo_runtime.server.tokenizer import ServedTokenizer
 
 
@@ -28,9 +31,14 @@ class Phase(Enum):
 class Service:
     """State of one server process; used on its event loop only."""
 
-    def __init__(self, config: RuntimeConfig, engine: EngineLink) -> None:
+    def __init__(self, config: RuntimeConfig, engine: EngineLink, keys: ApiKeys | None = None) -> None:
         self.config = config
         self.engine = engine
+        self._keys = keys
+        self.admitted = 0  # answers whose client has not got all of them yet, computed or not
+        self.empty = asyncio.Event()  # nobody waits for an answer
+        self.empty.set()
+        self._drain_rate = DrainRate()
         self.name = served_name(config.model, config.served_name)
         self.metrics = Metrics(self.name)
         self.phase = Phase.LOADING
@@ -89,11 +97,38 @@ class Service:
             raise invalid(
                 "n", f"The request asks for {wanted} answers and this server queues at most {capacity}."
             )
-        if self.engine.outstanding + wanted > capacity:
+        missing = self.admitted + wanted - capacity
+        if missing > 0:
+            seconds = self._drain_rate.seconds_until(missing, time.monotonic())
             raise overloaded(
-                f"The queue is full: {self.engine.outstanding} answers are running or waiting. Retry later."
+                f"The queue is full: {self.admitted} answers are running or waiting. "
+                f"Retry after {seconds} s.",
+                seconds,
             )
-        return Answers(job, model, self.engine, self.metrics)
+        self.admitted += wanted
+        self.empty.clear()
+
+        def left() -> None:
+            self.admitted -= wanted
+            if self.admitted == 0:
+                self.empty.set()
+            for _ in range(wanted):
+                self._drain_rate.left(time.monotonic())
+
+        return Answers(job, model, self.engine, self.metrics, self.config.request_seconds, left)
+
+    def tenant(self, authorization: str | None) -> str:
+        """Whom a request is from, by its `Authorization` header; empty where no keys are asked for.
+
+        Raises ApiError (401) for a key that is none of ours.
+        """
+        if self._keys is None:
+            return ""
+        tenant = self._keys.tenant(authorization)
+        if tenant is None:
+            sent = "The API key is not one of this server's" if authorization else "There is no API key"
+            raise unauthorized(f"{sent}: send one of its keys as 'Authorization: Bearer KEY'.")
+        return tenant
 
     def load_now(self) -> Load | None:
         """The body of `/load`; None before the model is loaded."""
@@ -102,8 +137,7 @@ class Service:
             return None
         stats, outstanding = self.engine.stats, self.engine.outstanding
         # The engine is silent while idle and its last word may name requests that were cancelled since; those
-        # that it
-        # has not seen yet wait.
+        # that it has not seen yet wait.
         running = min(stats.running_requests, outstanding)
         return Load(
             running_requests=running,
@@ -122,4 +156,5 @@ class Service:
             prompts=stats.prompts,
             prompt_tokens=stats.prompt_tokens,
             step_times=model.facts.step_times,
+            speedup=stats.speedup,
         )

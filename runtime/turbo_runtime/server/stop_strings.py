@@ -1,4 +1,4 @@
-"""Stop strings, found across token boundaries."""
+"""Strings found across token boundaries: stop strings, and the tags of a model's output format."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ from collections.abc import Sequence
 
 
 class StopScanner:
-    """Passes text through until a stop string appears, and holds back what may be the beginning of one."""
+    """Passes text through until a stop string appears, and holds back what may be the beginning of one.
+
+    `found` is the one that appeared, and `after` the text that came behind it with the same piece.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._held = ""
+        self.found: str | None = None
+        self.after = ""
 
     def push(self, text: str) -> tuple[str, bool]:
         """The text that is certain to precede any stop string, and whether one has been found: then nothing
         follows.
         """
         text = self._held + text
-        starts = [start for stop in self._stops if (start := text.find(stop)) >= 0]
+        starts = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
-            self._held = ""
-            return text[: min(starts)], True
+            start, self.found = min(starts)
+            self._held, self.after = "", text[start + len(self.found) :]
+            return text[:start], True
         kept = max((_overlap(text, stop) for stop in self._stops), default=0)
         certain = len(text) - kept
         self._held = text[certain:]

@@ -4,6 +4,7 @@ transformers.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from turbo_runtime.server.chat_template import ChatTemplate
+from turbo_runtime.server.formats import OutputFormat
+from turbo_runtime.server.token_bytes import token_bytes_of
 
 
 class ServedTokenizer:
@@ -30,12 +33,9 @@ class ServedTokenizer:
         }
         self.eos_token_ids = self._end_of_sequence(special, directory)
         template = _template_source(config, directory)
-        self._template = ChatTemplate(template, special) if template else None
-
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether the model can be asked through chat messages."""
-        return self._template is not None
+        self.template = ChatTemplate(template, special) if template else None  # None: a base model
+        self.output_format = OutputFormat.of(template or "")
+        self.bytes_of = functools.cache(token_bytes_of(self._tokenizer))
 
     def encode(self, text: str) -> tuple[int, ...]:
         """A completion's prompt; whether it starts with a begin-of-sequence token is the tokenizer's own
@@ -43,12 +43,9 @@ class ServedTokenizer:
         """
         return self._ids(text, special=True)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """A chat's prompt; the template writes every special token itself. Raises TemplateRefusalError, as
-        `ChatTemplate` does.
-        """
-        assert self._template is not None
-        return self._ids(self._template.render(messages), special=False)
+    def encode_written(self, text: str) -> tuple[int, ...]:
+        """A text in which every special token is written out, as a chat's template does it."""
+        return self._ids(text, special=False)
 
     def _ids(self, text: str, special: bool) -> tuple[int, ...]:
         # The batched call lets go of the interpreter's lock, so that a long prompt in a thread stops nobody.

@@ -26,49 +26,26 @@ class Unsupported:
 
 
 _LEAVE_OUT = "leave it out"
-_PENALTY = Unsupported("leave it out, or lower `temperature`'s randomness with `top_p` or `top_k`", (0,))
-_TOOLS = "describe the tools in a message and read the answer's text"
-_FORMAT = "ask for the format in a message and check the answer"
+_TOOLS = "use 'tools' and 'tool_choice'"
 _TEXT_ONLY = "this server takes and gives text only; leave it out"
-_NO_STORE = "this server stores nothing; leave it out"
-
-_BOTH = {
-    "frequency_penalty": _PENALTY,
-    "presence_penalty": _PENALTY,
-    "logit_bias": Unsupported(_LEAVE_OUT, ({},)),
-}
 
 CHAT: Mapping[str, Unsupported] = {
-    **_BOTH,
     "audio": Unsupported(_TEXT_ONLY),
     "function_call": Unsupported(_TOOLS, ("none", "auto")),
     "functions": Unsupported(_TOOLS, ([],)),
-    "logprobs": Unsupported(_LEAVE_OUT, (False,)),
-    "metadata": Unsupported(_NO_STORE, ({},)),
     "modalities": Unsupported(_TEXT_ONLY, (["text"],)),
     "moderation": Unsupported(_LEAVE_OUT),
-    "parallel_tool_calls": Unsupported(_TOOLS, (True, False)),
     "prediction": Unsupported("drafts are found by the server itself; leave it out"),
-    "prompt_cache_key": Unsupported(_LEAVE_OUT),
-    "prompt_cache_options": Unsupported(_LEAVE_OUT),
-    "prompt_cache_retention": Unsupported(_LEAVE_OUT),
-    "reasoning_effort": Unsupported("ask for it in a message", ("none",)),
-    "response_format": Unsupported(_FORMAT, ({"type": "text"},)),
-    "safety_identifier": Unsupported("use `user`, which is accepted and not stored"),
+    "prompt_cache_options": Unsupported("the prompt cache needs none; leave it out"),
+    "prompt_cache_retention": Unsupported("the cache keeps what it has room for; leave it out"),
     "service_tier": Unsupported(_LEAVE_OUT, ("auto", "default")),
-    "store": Unsupported(_NO_STORE, (False,)),
-    "tool_choice": Unsupported(_TOOLS, ("none", "auto")),
-    "tools": Unsupported(_TOOLS, ([],)),
-    "top_logprobs": Unsupported(_LEAVE_OUT, (0,)),
+    "store": Unsupported("this server stores nothing; leave it out", (False,)),
     "verbosity": Unsupported("ask for it in a message", ("medium",)),
     "web_search_options": Unsupported("put what was found into a message"),
 }
 
 COMPLETION: Mapping[str, Unsupported] = {
-    **_BOTH,
-    "best_of": Unsupported("use `n` and choose yourself", (1,)),
-    "echo": Unsupported("prepend the prompt yourself", (False,)),
-    "logprobs": Unsupported(_LEAVE_OUT),
+    "best_of": Unsupported("use `n` and choose yourself, by `logprobs` perhaps", (1,)),
     "suffix": Unsupported("put the whole context into `prompt`", ("",)),
 }
 

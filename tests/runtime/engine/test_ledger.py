@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, OutOfBlocks, blocks_for
+from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, BrokenLedger, OutOfBlocks, blocks_for
 
 SIZE = 12
 moves = st.lists(st.tuples(st.integers(0, 3), st.integers(0, SIZE * BLOCK_SIZE + 20)), max_size=40)
@@ -38,6 +40,7 @@ def test_blocks_are_free_or_in_one_table_whatever_sequences_grow_and_shrink(
         assert len(held) == len(set(held)) == ledger.num_used
         assert ledger.num_used + ledger.num_free == SIZE
         assert all(ledger.references(block) == 1 for block in held)
+        ledger.check(tables)
 
 
 def test_a_shared_block_is_free_only_when_its_last_holder_lets_go() -> None:
@@ -48,10 +51,77 @@ def test_a_shared_block_is_free_only_when_its_last_holder_lets_go() -> None:
     assert ledger.num_free == 1
     ledger.release([block])
     assert ledger.num_free == 2
-    with pytest.raises(ValueError, match="free already"):
+    with pytest.raises(ValueError, match="no holder to let go of it"):
         ledger.release([block])
     with pytest.raises(ValueError, match="cannot be shared"):
         ledger.share([block])
+    with pytest.raises(ValueError, match="no content to keep"):
+        ledger.keep([block])
+
+
+def test_a_kept_block_is_idle_between_its_holders_and_free_once_forgotten() -> None:
+    ledger = BlockLedger(3)
+    first, second = ledger.take(2)
+    ledger.keep([first, second])
+    ledger.release([second])
+    ledger.release([first])
+    assert (ledger.num_used, ledger.num_idle, ledger.num_free, ledger.num_available) == (0, 2, 1, 3)
+    assert ledger.longest_idle == second
+    with pytest.raises(OutOfBlocks):
+        ledger.take(2)
+    ledger.share([second])
+    assert (ledger.num_used, ledger.longest_idle) == (1, first)
+    ledger.forget([first])
+    assert (ledger.num_idle, ledger.num_free) == (0, 2)
+    ledger.check([[second]])
+
+
+def test_the_deepest_of_kept_blocks_goes_first() -> None:
+    ledger = BlockLedger(4)
+    table: list[int] = []
+    ledger.extend(table, 4 * BLOCK_SIZE)
+    ledger.keep(table)
+    before = list(table)
+    ledger.trim(table, 0)
+    for block in reversed(before):
+        assert ledger.longest_idle == block
+        ledger.forget([block])
+
+
+def lost(ledger: BlockLedger, table: list[int]) -> None:
+    table.pop()
+
+
+def held_without_a_count(ledger: BlockLedger, table: list[int]) -> None:
+    table.append(table[0])
+
+
+def free_and_used(ledger: BlockLedger, table: list[int]) -> None:
+    ledger._free.append(table[0])
+
+
+def free_twice(ledger: BlockLedger, table: list[int]) -> None:
+    ledger._free.append(ledger._free[0])
+
+
+def nowhere(ledger: BlockLedger, table: list[int]) -> None:
+    ledger._free.pop()
+
+
+def idle_and_not_kept(ledger: BlockLedger, table: list[int]) -> None:
+    ledger._idle[ledger._free.pop()] = None
+
+
+@pytest.mark.parametrize(
+    "damage", [lost, held_without_a_count, free_and_used, free_twice, nowhere, idle_and_not_kept]
+)
+def test_damage_to_the_books_is_noticed(damage: Callable[[BlockLedger, list[int]], None]) -> None:
+    ledger = BlockLedger(6)
+    table = ledger.take(2)
+    ledger.check([table])
+    damage(ledger, table)
+    with pytest.raises(BrokenLedger):
+        ledger.check([table])
 
 
 def test_a_ledger_without_blocks_is_refused() -> None:

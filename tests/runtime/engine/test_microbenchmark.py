@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_dev.drafting import EveryDraft
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
@@ -143,7 +144,7 @@ def test_the_slots_of_cleared_blocks_are_zero_and_no_others() -> None:
 def answers(model: PagedModel, ledger: BlockLedger) -> dict[str, list[int]]:
     """Of a few greedy and sampled requests together, with drafts."""
     scheduler = Scheduler(ledger, max_running=8, max_step_tokens=64, max_draft_tokens=4, max_length=LENGTH)
-    engine = Engine(model, scheduler, SuffixDrafter())
+    engine = Engine(model, scheduler, Drafters(), control=EveryDraft())
     said: dict[str, list[int]] = {}
     for number in range(6):
         params = SamplingParams(temperature=number % 2, seed=number, max_tokens=40)

@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
+from turbo_dev.simulated import Simulation, answer_to
+from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, blocks_for
 from turbo_runtime.engine.request import SamplingParams, Submit
-from turbo_runtime.engine.scheduler import Scheduler, StepPlan
+from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.sequence import StepPlan, Work
 
-MAX_LENGTH = 96
+MAX_LENGTH = 160
 
 
 @dataclass(frozen=True)
@@ -33,133 +35,281 @@ loads = st.builds(
     st.lists(
         st.tuples(st.integers(1, MAX_LENGTH - 1), st.integers(1, 40), st.booleans()), min_size=1, max_size=8
     ),
-    st.integers(blocks_for(MAX_LENGTH), 20),
+    st.integers(blocks_for(MAX_LENGTH), 24),
     st.integers(1, 6),
-    st.integers(1, 40),
+    st.integers(1, 80),
     st.integers(0, 8),
     st.integers(0, 1 << 30),
 )
 
 
-def submit(number: int, prompt: int, answer: int, speculation: bool) -> Submit:
-    params = SamplingParams(max_tokens=answer, speculation=speculation)
-    return Submit(f"r{number}", tuple(range(prompt)), params)
+def submit(number: int, prompt: int, answer: int, speculation: bool = False, tenant: str = "") -> Submit:
+    params = SamplingParams(max_tokens=answer, drafting="auto" if speculation else "off")
+    return Submit(f"r{number}", tuple(range(prompt)), params, tenant=tenant)
+
+
+def scheduler_for(load: Load) -> Scheduler:
+    return Scheduler(
+        BlockLedger(load.blocks),
+        max_running=load.max_running,
+        max_step_tokens=load.max_step_tokens,
+        max_draft_tokens=load.max_draft_tokens,
+        max_length=MAX_LENGTH,
+    )
+
+
+def small(
+    blocks: int, max_length: int = 64, running: int = 4, budget: int = 256, drafts: int = 0
+) -> Scheduler:
+    return Scheduler(
+        BlockLedger(blocks),
+        max_running=running,
+        max_step_tokens=budget,
+        max_draft_tokens=drafts,
+        max_length=max_length,
+    )
+
+
+def decode(scheduler: Scheduler, token: int = 7) -> StepPlan:
+    """A step in which no draft is accepted."""
+    plan = scheduler.plan()
+    for work in plan.work:
+        scheduler.fold(work, [token] if work.yields else [])
+    return plan
 
 
 def check(plan: StepPlan, scheduler: Scheduler, load: Load) -> None:
-    """What holds of every plan."""
-    tokens = sum(work.count + work.draft_limit for work in plan.work)
-    assert tokens <= load.max_step_tokens
+    """What holds of every plan, before it is carried out."""
+    assert sum(work.count + work.draft_limit for work in plan.work) <= load.max_step_tokens
     assert len(scheduler.running) <= load.max_running
-    assert len({id(work.sequence) for work in plan.work}) == len(plan.work)
+    assert [work.sequence for work in plan.work] == [
+        each for each in scheduler.running if each in {work.sequence for work in plan.work}
+    ]
     for work in plan.work:
         sequence = work.sequence
-        assert sequence in scheduler.running
         assert work.start == sequence.computed
         assert work.count >= 1
         assert work.start + work.count <= len(sequence.tokens)
         if work.draft_limit:
             assert work.yields
-            assert sequence.submit.params.speculation
+            assert sequence.submit.params.drafting == "auto"
             assert work.draft_limit <= load.max_draft_tokens
             assert work.draft_limit < scheduler.room(sequence)
         # every token of the step has a slot before the step begins
         assert len(sequence.table) * BLOCK_SIZE >= work.start + work.count + work.draft_limit
-    held = [block for sequence in scheduler.running for block in sequence.table]
-    assert len(held) == len(set(held)) == scheduler.ledger.num_used
-    assert all(not sequence.table for sequence in scheduler.waiting)
+
+
+class Checked(Simulation):
+    """A simulation of which every plan and every state is looked at."""
+
+    def __init__(self, load: Load) -> None:
+        super().__init__(scheduler_for(load), random.Random(load.seed))
+        self.load = load
+
+    def step(self) -> StepPlan:
+        decoding = {each for each in self.scheduler.running if each.missing == 1}
+        plan = super().step()
+        assert plan.work or self.idle or plan.preempted
+        worked = {work.sequence for work in plan.work}
+        assert decoding <= worked | set(plan.preempted), "a decoding sequence waited"
+        assert worked.isdisjoint(plan.preempted)
+        self.scheduler.check()
+        return plan
+
+    def _drafts(self, work: Work) -> list[int]:
+        check(StepPlan((work,)), self.scheduler, self.load)
+        return super()._drafts(work)
 
 
 @given(loads)
 def test_every_answer_ends_within_the_budgets_and_nothing_is_lost(load: Load) -> None:
-    luck = random.Random(load.seed)
-    scheduler = Scheduler(
-        BlockLedger(load.blocks),
-        max_running=load.max_running,
-        max_step_tokens=load.max_step_tokens,
-        max_draft_tokens=load.max_draft_tokens,
-        max_length=MAX_LENGTH,
-    )
+    engine = Checked(load)
     arriving = [submit(number, *each) for number, each in enumerate(load.answers)]
-    told: dict[str, list[int]] = {each.request_id: [] for each in arriving}
-    ended: set[str] = set()
-    for _ in range(4000):
-        if arriving:
-            scheduler.add(arriving.pop(0))
+    for each in arriving:
+        engine.scheduler.add(each)
+        engine.step()
+    while not engine.idle:
+        engine.step()
+        assert engine.steps < 4000
+    assert engine.answers == {each.request_id: answer_to(each, MAX_LENGTH) for each in arriving}
+    assert engine.scheduler.ledger.num_used == 0
+
+
+@given(loads)
+def test_a_plan_keeps_to_the_budget_of_tokens(load: Load) -> None:
+    scheduler = scheduler_for(load)
+    for number, each in enumerate(load.answers):
+        scheduler.add(submit(number, *each))
+    for _ in range(30):
         plan = scheduler.plan()
         check(plan, scheduler, load)
-        assert plan.work or not (scheduler.running or scheduler.waiting) or plan.preempted
         for work in plan.work:
-            sequence = work.sequence
-            if not work.yields:
-                scheduler.fold(work, [])
-                continue
-            first = len(sequence.tokens)
-            count = 1 + luck.randint(0, work.draft_limit)
-            scheduler.fold(work, list(range(first, first + count)))  # a token says its own position
-            told[sequence.submit.request_id].extend(range(first, first + count))
-            assert scheduler.room(sequence) >= 0
-            assert sequence.missing == 1
-            if scheduler.room(sequence) == 0:
-                scheduler.finish(sequence)
-                ended.add(sequence.submit.request_id)
-        if not arriving and not scheduler.running and not scheduler.waiting:
-            break
-    assert ended == set(told)
-    for number, (prompt, answer, _) in enumerate(load.answers):
-        length = min(answer, MAX_LENGTH - prompt)
-        assert told[f"r{number}"] == list(range(prompt, prompt + length))
-    assert scheduler.ledger.num_used == 0
+            scheduler.fold(work, [7] if work.yields else [])
+            if scheduler.room(work.sequence) == 0:
+                scheduler.finish(work.sequence)
 
 
 @given(loads)
 def test_whoever_is_dropped_in_mid_flight_gives_all_blocks_back(load: Load) -> None:
-    scheduler = Scheduler(
-        BlockLedger(load.blocks),
-        max_running=load.max_running,
-        max_step_tokens=load.max_step_tokens,
-        max_draft_tokens=load.max_draft_tokens,
-        max_length=MAX_LENGTH,
-    )
+    scheduler = scheduler_for(load)
     sequences = [scheduler.add(submit(number, *each)) for number, each in enumerate(load.answers)]
-    for work in scheduler.plan().work:
-        scheduler.fold(work, [0] if work.yields else [])
+    decode(scheduler, 0)
     scheduler.plan()
     for sequence in sequences:
         scheduler.finish(sequence)
         assert scheduler.find(sequence.submit.request_id) is None
+        scheduler.check()
     assert scheduler.ledger.num_used == 0
 
 
 def test_the_youngest_gives_way_and_comes_back_first() -> None:
-    scheduler = Scheduler(
-        BlockLedger(4), max_running=4, max_step_tokens=256, max_draft_tokens=0, max_length=64
-    )
-    old = scheduler.add(submit(0, 2 * BLOCK_SIZE, 32, False))
-    young = scheduler.add(submit(1, 2 * BLOCK_SIZE - 1, 32, False))
-    later = scheduler.add(submit(2, 4, 4, False))
-    for work in scheduler.plan().work:
-        scheduler.fold(work, [7])
-    while old.missing == 1 and scheduler.preemptions == 0:
-        for work in scheduler.plan().work:
-            scheduler.fold(work, [7])
-    assert young in scheduler.waiting
-    assert scheduler.waiting[0] is young
-    assert later in scheduler.waiting
+    scheduler = small(6, running=2)
+    old = scheduler.add(submit(0, BLOCK_SIZE + 1, 32))
+    young = scheduler.add(submit(1, BLOCK_SIZE, 32))
+    later = scheduler.add(submit(2, 4, 4))
+    while scheduler.preemptions == 0:
+        decode(scheduler)
+    assert scheduler.waiting == [young, later]
     assert young.computed == 0
     assert young.table == []
     assert old in scheduler.running
 
 
+def test_those_who_gave_way_together_come_back_in_their_order() -> None:
+    scheduler = small(9, running=3)
+    old, middle, young = (scheduler.add(submit(n, BLOCK_SIZE, 48, tenant=f"t{n}")) for n in range(3))
+    while scheduler.preemptions < 2:
+        decode(scheduler)
+    assert scheduler.running == [old]
+    assert scheduler.waiting == [middle, young]
+    scheduler.finish(old)
+    scheduler.plan()
+    assert scheduler.running[0] is middle
+
+
+def test_a_preempted_prompt_finds_its_tiles_again() -> None:
+    scheduler = small(10, max_length=128)
+    old = scheduler.add(submit(0, 31, 60, tenant="a"))
+    young = scheduler.add(submit(1, 70, 50, tenant="b"))
+    while scheduler.preemptions == 0:
+        decode(scheduler)
+    assert scheduler.waiting == [young]
+    scheduler.finish(old)
+    (work,) = scheduler.plan().work
+    assert work.sequence is young
+    assert work.start == PROMPT_TILE
+    assert young.cached == 0  # that was its own work, not a gift
+    assert scheduler.prefixes.hits == 0
+
+
+def test_a_long_prompt_moves_on_in_chunks_while_others_decode_at_every_step() -> None:
+    scheduler = small(100, max_length=800, budget=100)
+    decoding = [scheduler.add(submit(number, 5, 90, tenant=f"t{number}")) for number in range(3)]
+    decode(scheduler)
+    long = scheduler.add(submit(9, 700, 5))
+    chunks = []
+    while not long.generated:
+        plan = decode(scheduler)
+        assert [work.sequence for work in plan.work] == [*decoding, long]
+        chunks.append(plan.work[-1].count)
+    assert sum(chunks) == 700
+    assert set(chunks[:-1]) == {64}  # whole tiles
+    assert len(chunks) <= -(-700 // 64)
+
+
+def test_many_short_prompts_start_in_one_step() -> None:
+    scheduler = small(64, running=20, budget=100)
+    for number in range(20):
+        scheduler.add(submit(number, 10, 4))
+    assert [work.count for work in scheduler.plan().work] == [10] * 10
+
+
+def test_more_than_a_step_can_decode_do_not_run_together() -> None:
+    scheduler = small(64, running=20, budget=6)
+    for number in range(20):
+        scheduler.add(submit(number, 1, 30))
+    decode(scheduler)
+    assert len(decode(scheduler).work) == 6
+
+
+@pytest.mark.parametrize(
+    ("budget", "prompt", "granted"),
+    [
+        (64, 0, [8, 8, 8, 8]),  # nobody else wants the budget
+        (24, 0, [5, 5, 5, 5]),  # shared evenly
+        (24, 200, [2, 2, 3, 3]),  # half of what decoding leaves, beside a prompt
+        (24, 3, [4, 4, 4, 5]),  # and what the prompt leaves
+    ],
+)
+def test_drafts_share_evenly_what_prompts_leave_and_at_least_half(
+    budget: int, prompt: int, granted: list[int]
+) -> None:
+    scheduler = small(64, max_length=256, running=8, budget=budget, drafts=8)
+    for number in range(4):
+        scheduler.add(submit(number, 1, 100, True))
+    decode(scheduler)
+    if prompt:
+        scheduler.add(submit(9, prompt, 1))
+    plan = scheduler.plan()
+    assert sorted(work.draft_limit for work in plan.work if work.sequence.generated) == granted
+    if prompt:
+        assert plan.work[-1].count == min(prompt, budget - 4 - sum(granted))
+
+
+def test_a_request_may_lower_the_ceiling_of_drafts_and_not_raise_it() -> None:
+    scheduler = small(64, running=8, drafts=5)
+    for number, ceiling in enumerate([0, 2, 30]):
+        params = SamplingParams(max_tokens=40, max_draft_tokens=ceiling)
+        scheduler.add(Submit(f"r{number}", (1,), params))
+    decode(scheduler)
+    assert [work.draft_limit for work in scheduler.plan().work] == [0, 2, 5]
+
+
+def test_nobody_starts_where_those_that_run_have_no_block_to_grow_into() -> None:
+    scheduler = small(6)
+    for number in range(3):
+        scheduler.add(submit(number, 2 * BLOCK_SIZE - 1, 30))
+    scheduler.plan()
+    assert scheduler.ledger.num_free == 2
+    assert len(scheduler.running) == 2
+
+
+def test_drafts_preempt_nobody() -> None:
+    scheduler = small(5, drafts=64)
+    for number in range(2):
+        scheduler.add(submit(number, 2 * BLOCK_SIZE - 2, 30, True))
+    decode(scheduler)
+    plan = scheduler.plan()
+    assert plan.preempted == ()
+    assert [work.draft_limit for work in plan.work] == [17, 1]
+
+
+def test_look_ahead_blocks_that_no_token_took_are_given_back() -> None:
+    scheduler = small(8, drafts=40)
+    sequence = scheduler.add(submit(0, 10, 50, True))
+    decode(scheduler)
+    (work,) = scheduler.plan().work
+    assert work.draft_limit == 40
+    assert scheduler.ledger.num_used == blocks_for(11 + 40)
+    scheduler.fold(work, [1, 2, 3])  # the loop verified fewer, and two were accepted
+    assert scheduler.ledger.num_used == 1
+    assert sequence.computed == 13
+    assert sequence.missing == 1
+
+
 @pytest.mark.parametrize("prompt", [0, 64, 65])
 def test_a_prompt_without_room_for_a_token_is_refused(prompt: int) -> None:
-    scheduler = Scheduler(
-        BlockLedger(4), max_running=4, max_step_tokens=256, max_draft_tokens=0, max_length=64
-    )
     with pytest.raises(ValueError, match=f"the prompt has {prompt} tokens; from 1 to 63"):
-        scheduler.add(submit(0, prompt, 4, False))
+        small(4).add(submit(0, prompt, 4))
+
+
+def test_one_request_is_not_taken_in_twice() -> None:
+    scheduler = small(4)
+    scheduler.add(submit(0, 3, 4))
+    with pytest.raises(ValueError, match="request r0 is running or waiting already"):
+        scheduler.add(submit(0, 3, 4))
 
 
 def test_a_cache_that_holds_no_whole_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot hold one sequence"):
-        Scheduler(BlockLedger(3), max_running=1, max_step_tokens=8, max_draft_tokens=0, max_length=64)
+        small(3)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from turbo_dev.drafting import EveryDraft
 from turbo_dev.model import ensure
-from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.load import load_model
@@ -64,7 +65,7 @@ def alone(smollm2: PagedModel) -> dict[str, list[int]]:
     """Every answer without speculation and without company."""
     answers: dict[str, list[int]] = {}
     for submit in requests():
-        answers |= run(smollm2, [replace(submit, params=replace(submit.params, speculation=False))])[0]
+        answers |= run(smollm2, [replace(submit, params=replace(submit.params, drafting="off"))])[0]
     assert all(len(answer) == TOKENS for answer in answers.values())
     return answers
 
@@ -84,7 +85,7 @@ def run(
         max_draft_tokens=drafts,
         max_length=LENGTH,
     )
-    server = Engine(model, scheduler, SuffixDrafter())
+    server = Engine(model, scheduler, Drafters(), control=EveryDraft())
     for submit in submits:
         server.accept(submit)
     answers: dict[str, list[int]] = {submit.request_id: [] for submit in submits}

@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.engine import check
-from turbo_runtime.engine.arithmetic import FORMS, SLAB, Form, RowLinear, replace_linears
-from turbo_runtime.engine.check import cancelling, first_that_holds, rows_hold
+from turbo_runtime.engine import arithmetic, check
+from turbo_runtime.engine.arithmetic import COUNTS, FORMS, FREE_FORMS, PLAIN, Form, RowProduct, padded_rows
+from turbo_runtime.engine.check import NotProvenError, first_that_holds, rows_hold
+from turbo_runtime.engine.layers.transformers_modules import replace_linears
 
 SHAPES = [(64, 48), (192, 96), (96, 256)]
+ALL_FORMS = (*FORMS, *FREE_FORMS)
 
 
-def linear(out: int, width: int, bias: bool = False) -> nn.Linear:
+def product(out: int, width: int, bias: bool = False) -> RowProduct:
     torch.manual_seed(0)
-    return nn.Linear(width, out, bias=bias).requires_grad_(False)
+    return RowProduct(torch.randn(out, width), torch.randn(out) if bias else None)
 
 
 def in_an_hour() -> float:
@@ -25,25 +27,41 @@ def in_an_hour() -> float:
 
 
 @pytest.mark.parametrize(("out", "width"), SHAPES)
-@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.name)
 def test_every_form_computes_the_product(form: Form, out: int, width: int) -> None:
-    plain = linear(out, width, bias=True)
-    layer = RowLinear(plain, form)
-    for rows in (1, 2, 3, 17, SLAB, SLAB + 5):
+    plain, other = product(out, width, bias=True), product(out, width, bias=True)
+    other.use(form)
+    for rows in (1, 2, 3, 17, COUNTS[-1], COUNTS[-1] + 5):
         x = torch.randn(rows, width)
-        torch.testing.assert_close(layer(x), plain(x))
+        torch.testing.assert_close(other(x), plain(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("first", ALL_FORMS, ids=lambda form: form.name)
+@pytest.mark.parametrize("second", ALL_FORMS, ids=lambda form: form.name)
+def test_a_form_may_follow_any_other_and_the_weights_stay_the_same(first: Form, second: Form) -> None:
+    changed, direct = product(64, 48), product(64, 48)
+    changed.use(first)
+    changed.use(second)
+    direct.use(second)
+    x = torch.randn(12, 48)
+    assert torch.equal(changed(x), direct(x))
+
+
+def test_rows_are_padded_to_the_next_count_and_cut_at_the_largest() -> None:
+    assert [padded_rows(rows) for rows in (0, 1, 4, 5, 33, 128, 129, 300)] == [0, 4, 4, 8, 40, 128, 132, 304]
+    assert FORMS[0].pieces(300) == [(128, 128), (128, 128), (44, 48)]
+    assert all(FORMS[0].takes(rows) for rows in COUNTS)
+    assert not FORMS[0].takes(3)
 
 
 @pytest.mark.parametrize(("out", "width"), SHAPES)
-def test_the_chosen_form_keeps_every_row_at_every_position(out: int, width: int) -> None:
-    weight, row = cancelling(out, width, torch.float32)
-    probe = linear(out, width)
-    probe.weight = nn.Parameter(weight, requires_grad=False)
-    layer = RowLinear(probe)
-    layer.use(first_that_holds(layer, row, in_an_hour()))
-    fresh = torch.randn(SLAB + 9, width)
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_chosen_form_keeps_every_row_at_every_position(out: int, width: int, bias: bool) -> None:
+    layer = product(out, width, bias)
+    layer.use(first_that_holds(layer, in_an_hour()))
+    fresh = torch.randn(COUNTS[-1] + 9, width)
     alone = torch.cat([layer(fresh[i : i + 1]) for i in range(len(fresh))])
-    for count in (2, 3, 8, 31, len(fresh)):
+    for count in (2, 3, 8, 31, 129, len(fresh)):
         for start in range(0, len(fresh) - count + 1, 5):
             assert torch.equal(layer(fresh[start : start + count]), alone[start : start + count])
 
@@ -66,24 +84,62 @@ def test_a_product_that_depends_on_the_rows_place_does_not_hold() -> None:
     assert not rows_hold(careless, torch.randn(1, 16), [4], in_an_hour())
 
 
+def test_a_form_that_adds_up_in_another_order_at_one_count_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = RowProduct._multiply
+
+    def reordered(self: RowProduct, x: Tensor) -> Tensor:
+        if self.form.layout == "packed" and x.shape[0] == 96:
+            half = x.shape[1] // 2
+            weight = self._stored.to_dense()
+            return x[:, half:] @ weight[:, half:].t() + x[:, :half] @ weight[:, :half].t()
+        return real(self, x)
+
+    layer = product(192, 96)
+    assert first_that_holds(layer, in_an_hour()).layout == "packed"
+    monkeypatch.setattr(RowProduct, "_multiply", reordered)
+    assert first_that_holds(layer, in_an_hour()).layout != "packed"
+
+
+@pytest.mark.parametrize("error", [AttributeError("no such operator"), RuntimeError("needs avx512")])
+def test_where_weights_cannot_be_packed_another_form_is_taken(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = arithmetic._laid_out
+
+    def without_packing(rows: Tensor, layout: arithmetic.Layout) -> Tensor:
+        if layout == "packed":
+            raise error
+        return real(rows, layout)
+
+    monkeypatch.setattr(arithmetic, "_laid_out", without_packing)
+    layer = product(64, 48)
+    assert first_that_holds(layer, in_an_hour()) in FORMS[1:]
+    assert not check._adopts(layer, FORMS[0])
+    assert layer.form == PLAIN
+    torch.testing.assert_close(layer(torch.ones(3, 48)), product(64, 48)(torch.ones(3, 48)))
+
+
 def test_when_no_form_holds_or_time_is_up_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = RowLinear(linear(8, 4))
-    row = torch.randn(1, 4)
-    with pytest.raises(check._NotProven, match="too long"):
-        first_that_holds(layer, row, time.monotonic() - 1)
-    monkeypatch.setattr(RowLinear, "forward", lambda _, x: x + x.shape[0])
-    with pytest.raises(check._NotProven, match="no product form keeps the rows of a 8 x 4 weight"):
-        first_that_holds(layer, row, in_an_hour())
+    layer = product(8, 4)
+    with pytest.raises(NotProvenError, match="too long"):
+        first_that_holds(layer, time.monotonic() - 1)
+    monkeypatch.setattr(RowProduct, "__call__", lambda _, x: x + torch.arange(len(x))[:, None])
+    with pytest.raises(NotProvenError, match="no product form keeps the rows of a 8x4 weight"):
+        first_that_holds(layer, in_an_hour())
 
 
 def test_every_linear_of_a_model_is_replaced_once_and_a_tied_weight_survives_a_new_layout() -> None:
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 3)))
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Sequential(nn.Linear(6, 3))).requires_grad_(False)
     x = torch.randn(5, 4)
     before = model(x)
     tied = model[0].weight
+    kept = tied.clone()
     layers = replace_linears(model)
-    assert [layer.shape for layer in layers] == [(6, 4), (3, 6)]
-    for layer in layers:
-        layer.use(FORMS[1])
-    torch.testing.assert_close(model(x), before)
-    assert tied.is_contiguous()
+    assert [layer.product.shape for layer in layers] == [(6, 4), (3, 6)]
+    for form in FORMS:
+        for layer in layers:
+            layer.product.use(form)
+        torch.testing.assert_close(model(x), before)
+    assert torch.equal(tied, kept)

@@ -47,7 +47,7 @@ def test_ready_says_what_was_loaded_and_what_is_promised(config: RuntimeConfig) 
     engine, ready = start_engine(config, began)
     took = time.monotonic() - began
     assert ready.guarantee == "bytes"
-    assert set(ready.arithmetic) == {"61x32", "32x32", "16x32", "64x32", "32x64"}
+    assert set(ready.arithmetic) == {"61x32", "32x32", "64x32", "128x32", "32x64"}
     assert (ready.device, ready.dtype, ready.vocab_size) == ("cpu", "float32", 61)
     assert (ready.max_model_len, ready.block_size) == (LONGEST, BLOCK_SIZE)
     # memory for more is there; three sequences cannot use it

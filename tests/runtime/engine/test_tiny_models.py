@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    DeepseekV3Config,
     LlamaConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -16,14 +17,17 @@ from transformers import (
     Qwen3Config,
 )
 
-from turbo_runtime.drafters.suffix import SuffixDrafter
-from turbo_runtime.engine import loop
+from turbo_dev.drafting import EveryDraft, NoDraft, RandomDrafts
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.goodput.control import Control
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import PagedModel
 from turbo_runtime.engine.request import Cancel, SamplingParams, Submit
+from turbo_runtime.engine.sampling.answer import AnswerLaw
 from turbo_runtime.engine.scheduler import Scheduler
 
 SIZES = {
@@ -39,6 +43,20 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**SIZES),
     "qwen2": lambda: Qwen2Config(**SIZES),
     "qwen3": lambda: Qwen3Config(**SIZES, head_dim=8),
+    "deepseek v3": lambda: DeepseekV3Config(
+        **{**SIZES, "num_key_value_heads": 4},
+        q_lora_rank=16,
+        kv_lora_rank=24,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        first_k_dense_replace=1,
+        moe_intermediate_size=16,
+        n_routed_experts=8,
+        num_experts_per_tok=2,
+        n_group=4,
+        topk_group=2,
+    ),
 }
 LENGTH = 200
 
@@ -71,7 +89,13 @@ def paged(request: pytest.FixtureRequest) -> tuple[str, PagedModel]:
 
 
 def engine(
-    model: PagedModel, *, blocks: int = 64, step_tokens: int = 64, drafts: int = 8, running: int = 8
+    model: PagedModel,
+    *,
+    blocks: int = 64,
+    step_tokens: int = 64,
+    drafts: int = 8,
+    running: int = 8,
+    control: Control | None = None,
 ) -> Engine:
     scheduler = Scheduler(
         BlockLedger(blocks),
@@ -80,7 +104,7 @@ def engine(
         max_draft_tokens=drafts,
         max_length=min(LENGTH, blocks * 16),
     )
-    return Engine(model, scheduler, SuffixDrafter())
+    return Engine(model, scheduler, Drafters(), control=EveryDraft() if control is None else control)
 
 
 def ask(number: int, prompt: Sequence[int], tokens: int = 40, **params: object) -> Submit:
@@ -131,11 +155,8 @@ MIXED = [
 ]
 
 
-def mixed(speculation: bool = True) -> list[Submit]:
-    return [
-        ask(i, prompt, **MIXED[i % len(MIXED)], speculation=speculation)
-        for i, prompt in enumerate(prompts(9))
-    ]
+def mixed(drafting: str = "auto") -> list[Submit]:
+    return [ask(i, prompt, **MIXED[i % len(MIXED)], drafting=drafting) for i, prompt in enumerate(prompts(9))]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +164,7 @@ def alone(paged: tuple[str, PagedModel]) -> dict[str, list[int]]:
     """Every answer computed alone, without speculation."""
     torch.set_num_threads(1)
     answers: dict[str, list[int]] = {}
-    for request in mixed(speculation=False):
+    for request in mixed(drafting="off"):
         answers |= run(engine(paged[1]), [request])
     return answers
 
@@ -153,6 +174,19 @@ def test_any_number_of_drafts_in_any_company_gives_the_same_tokens(
     paged: tuple[str, PagedModel], alone: dict[str, list[int]], drafts: int
 ) -> None:
     assert run(engine(paged[1], drafts=drafts), mixed()) == alone
+
+
+@pytest.mark.parametrize(
+    "control",
+    [lambda: Control(None, padded_rows), NoDraft, lambda: RandomDrafts(1), lambda: RandomDrafts(2)],
+    ids=["measured", "none", "random", "random otherwise"],
+)
+def test_any_choice_of_drafts_gives_the_same_tokens(
+    paged: tuple[str, PagedModel], alone: dict[str, list[int]], control: Callable[[], Control]
+) -> None:
+    choosing = control()
+    assert run(engine(paged[1], control=choosing), mixed()) == alone
+    assert len(choosing) == 0  # nothing is kept of requests that ended
 
 
 @pytest.mark.parametrize("step_tokens", [1, 7, 33])
@@ -205,14 +239,14 @@ def test_a_cancelled_request_changes_nobody_elses_answer(
 def test_a_request_that_breaks_takes_only_itself_down(
     paged: tuple[str, PagedModel], alone: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = loop.sampled_token
+    real = AnswerLaw.token
 
-    def failing(logits: torch.Tensor, params: SamplingParams, *rest: object) -> int:
-        if params.top_k == 20:
+    def failing(law: AnswerLaw, *rest: object) -> int:
+        if law.params.top_k == 20:
             raise ArithmeticError("out of luck")
-        return real(logits, params, *rest)  # type: ignore[arg-type]
+        return real(law, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(loop, "sampled_token", failing)
+    monkeypatch.setattr(AnswerLaw, "token", failing)
     server = engine(paged[1])
     for request in mixed():
         server.accept(request)

@@ -2,7 +2,8 @@
 
 The engine echoes. Its greedy answer is the prompt's own tokens and then the end-of-sequence token; a
 sampled answer is the prompt rotated by seed + choice. With speculation a step brings three tokens, without
-it one. Some words make it misbehave: a prompt that starts with `hold` is repeated slowly until max_tokens,
+it one. Half of a prompt is always found in the cache. Some words make it misbehave: a prompt that starts
+with `hold` is repeated slowly until max_tokens,
 `fail` is answered with an error and `crash` ends the process. A model named `unloadable` fails to load,
 `vanishing` dies while it loads, and `slow` waits for a Stop. What the engine is told is written to the file
 that SCRIPTED_ENGINE_LOG names.
@@ -15,16 +16,28 @@ import os
 import queue
 import sys
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from turbo_runtime.contract import RuntimeConfig, StepTime
-from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
+from turbo_runtime.engine.request import (
+    Cancel,
+    EngineStats,
+    Failed,
+    Ready,
+    Step,
+    Stop,
+    Submit,
+    TokenEvent,
+    TokenLogprob,
+)
 from turbo_runtime.server.run import run_server
 
 EOS = "<|end|>"
 TEMPLATE = (
+    # how Qwen3 writes: <tool_call> and </think>
+    "{% set offered = tools %}{# <tool_call> </think> #}{% if enable_thinking %}<think>{% endif %}"
     "{% for m in messages %}{% if m.role == 'assistant' and loop.first %}"
     "{{ raise_exception('an assistant does not speak first') }}{% endif %}{{ m.content }}{% endfor %}"
 )
@@ -57,17 +70,36 @@ class Script:
         self.slow = text.startswith("hold")
         self.tokens = list(echo * (params.max_tokens // len(echo) + 1) if self.slow else (*echo, eos))
         self.tokens = self.tokens[: params.max_tokens]
+        ends = (place for place, token in enumerate(self.tokens) if token in params.stop_token_ids)
+        self.tokens = self.tokens[: next(ends, len(self.tokens)) + 1]
+        self.first = True
 
     def step(self) -> TokenEvent:
-        if self.text.startswith("fail"):
-            return TokenEvent(self.submit.request_id, finish_reason="error", error="The script says so.")
-        speculative = self.submit.params.speculation and not self.slow
+        params = self.submit.params
+        refused = params.grammar is not None and "refuse" in params.grammar.text
+        if refused or self.text.startswith("fail"):
+            sentence = "The script says so."
+            return TokenEvent(self.submit.request_id, finish_reason="error", error=sentence, refused=refused)
+        speculative = self.submit.params.drafting != "off" and not self.slow
         now, self.tokens = (
             (self.tokens[:3], self.tokens[3:]) if speculative else (self.tokens[:1], self.tokens[1:])
         )
         drafted = {"drafted": 4, "accepted": len(now) - 1} if speculative else {}
-        reason = None if self.tokens else "stop" if now[-1] == self.eos else "length"
-        return TokenEvent(self.submit.request_id, tuple(now), reason, **drafted)
+        reason = None if self.tokens else "stop" if now[-1] in params.stop_token_ids else "length"
+        told: dict[str, Any] = {}
+        if params.logprobs is not None:
+            told["logprobs"] = tuple(self.logprob(token, params.logprobs) for token in now)
+        if self.first:
+            told |= {"cached_tokens": len(self.submit.prompt) // 2, "queued_seconds": 0.5}
+        if self.first and params.prompt_logprobs is not None:
+            prompt = self.submit.prompt[1:]
+            told["prompt_logprobs"] = tuple(self.logprob(token, params.prompt_logprobs) for token in prompt)
+        self.first = False
+        return TokenEvent(self.submit.request_id, tuple(now), reason, **drafted, **told)
+
+    def logprob(self, token: int, count: int) -> TokenLogprob:
+        """The token itself is always the second likeliest, after the end of the sequence."""
+        return TokenLogprob(token, -1.5, 2, ((self.eos, -0.5), (token, -1.5))[:count])
 
 
 class Engine:
@@ -141,6 +173,14 @@ class Engine:
             prompts=self.prompts,
             prompt_tokens=self.prompted,
             generated_tokens=self.generated,
+            step_tokens=sum(len(event.tokens) for event in events),
+            prefix_cache_queries=self.prompted,
+            prefix_cache_hits=self.prompted // 2,
+            chosen_drafts=(0, 0, 0, 0, self.drafts),
+            speedup=1.75,
+            draft_version="heads-3",
+            audits=2,
+            audit_mismatches=1,
         )
         self.outbox.put(Step(events, stats))
 

@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 
 from turbo_runtime import contract
-from turbo_runtime.server.bodies import MAX_BODY_BYTES
-from turbo_runtime.server.requests import MAX_CHOICES, MAX_STOPS, ChatRequest, CompletionRequest
+from turbo_runtime.command.bench import bench
+from turbo_runtime.command.client import KEY_VARIABLE
+from turbo_runtime.command.conversation import HELP
+from turbo_runtime.server.bodies import BODY_SECONDS, MAX_BODY_BYTES
+from turbo_runtime.server.connections import HEADER_SECONDS, IDLE_SECONDS, STALL_SECONDS
+from turbo_runtime.server.keys import LEAST_KEY_LENGTH
+from turbo_runtime.server.openapi import OPENAPI_PATH, openapi_document
+from turbo_runtime.server.requests import ChatRequest, CompletionRequest
+from turbo_runtime.server.requests.sampling import MAX_CHOICES, MAX_DRAFT_TOKENS, MAX_LOGPROBS, MAX_STOPS
 from turbo_runtime.server.unsupported import CHAT, COMPLETION
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "server.md").read_text(encoding="utf-8")
@@ -27,6 +34,12 @@ def test_the_refused_parameters_are_listed_in_full_and_no_other() -> None:
 
 
 def test_bounds_are_the_codes() -> None:
+    assert f"`top_logprobs` (up to {MAX_LOGPROBS})" in PAGE
+    assert f"(0 to {MAX_DRAFT_TOKENS})" in PAGE
+    assert f"| headers of a request | {HEADER_SECONDS:g} s; {IDLE_SECONDS} s between" in PAGE
+    assert f"| a client that reads nothing | {STALL_SECONDS:g} s" in PAGE
+    assert f"| body | {MAX_BODY_BYTES >> 20} MiB, within {BODY_SECONDS:g} s |" in PAGE
+    assert f"at least {LEAST_KEY_LENGTH} characters" in PAGE
     assert f"`stop` (up to {MAX_STOPS} strings)" in PAGE
     assert f"`n` (up to {MAX_CHOICES})" in PAGE
     assert f"larger than {MAX_BODY_BYTES // (1 << 20)} MiB" in PAGE
@@ -39,6 +52,7 @@ def test_every_path_of_the_contract_is_documented() -> None:
         contract.LOAD_PATH,
         contract.METRICS_PATH,
         contract.VERSION_PATH,
+        OPENAPI_PATH,
     ):
         assert f"| `GET {path}` |" in PAGE
 
@@ -47,3 +61,30 @@ def test_the_fields_of_a_load_are_documented_and_no_others() -> None:
     rows = re.findall(r"^\| (`.+?`) \|", SECTIONS["What `/load` says"], re.M)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     assert sorted(named) == sorted(contract.Load.__dataclass_fields__)
+
+
+def test_every_flag_of_a_limit_has_its_default_on_the_page() -> None:
+    config = contract.RuntimeConfig("m")
+    assert f"`--request-seconds`, queueing included (default {config.request_seconds:g})" in PAGE
+    assert f"`--connection-seconds` (default {config.connection_seconds:g}," in PAGE
+
+
+def test_the_statuses_of_errors_are_those_of_the_openapi_document() -> None:
+    told = set(re.findall(r"^\| (\d{3}) \|", SECTIONS["Errors"], re.M))
+    answers = openapi_document()["paths"]["/v1/chat/completions"]["post"]["responses"]
+    assert told == set(answers) - {"200"}
+
+
+def test_the_flags_of_the_bench_that_the_page_names_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench(["--help"])
+    told = capsys.readouterr().out
+    flags = re.findall(r"`(--[a-z-]+)", SECTIONS["At a terminal"])
+    assert len(flags) == 3
+    assert [flag for flag in flags if flag not in told] == []
+
+
+def test_every_command_of_a_chat_that_the_page_names_is_in_its_help() -> None:
+    named = re.findall(r"`(/[a-z]+)", SECTIONS["At a terminal"])
+    assert [name for name in named if name != "/help" and name not in HELP] == []
+    assert KEY_VARIABLE in SECTIONS["At a terminal"]

@@ -70,17 +70,25 @@ def test_a_stop_string_cancels_the_rest_of_its_answer(launch, connect_to) -> Non
 def test_a_dead_engine_is_told_to_all_who_wait_and_ends_the_server(launch, connect_to, death: str) -> None:
     server = launch()
     with connect_to(server) as client:
-        waiting = in_background(lambda: client.completions.create(**HOLD, max_tokens=1500))
-        until(server, "Submit")
+        request = {**HOLD, "max_tokens": 1500}
+        waiting = [in_background(lambda: client.completions.create(**request)) for _ in range(4)]
+        streams = [client.completions.create(**request, stream=True) for _ in range(4)]
+        for stream in streams:
+            next(iter(stream))
         if death == "kill":
             os.kill(server.engine_pid(), signal.SIGKILL)
         else:
             with pytest.raises(openai.InternalServerError, match="status 3"):
                 client.completions.create(model="echo", prompt="crash")
-        with pytest.raises(openai.InternalServerError) as caught:
-            waiting.result(30)
-    assert caught.value.status_code == 500
-    assert ("SIGKILL" if death == "kill" else "status 3") in caught.value.body["message"]
+        how = "SIGKILL" if death == "kill" else "status 3"
+        for one in waiting:
+            with pytest.raises(openai.InternalServerError) as caught:
+                one.result(30)
+            assert caught.value.status_code == 503
+            assert how in caught.value.body["message"]
+        for stream in streams:
+            with pytest.raises(openai.APIError, match=how):
+                list(stream)
     assert server.exit_status() == 1
     assert "The engine process" in server.said
 

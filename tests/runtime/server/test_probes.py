@@ -63,6 +63,7 @@ def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to)
         assert (idle.drafts, idle.draft_tokens, idle.accepted_tokens, idle.generated_tokens) == (2, 8, 4, 6)
         assert (idle.acceptance_length, idle.kv_cache_tokens, idle.guarantee) == (3, 16384, "bytes")
         assert not idle.draining
+        assert idle.speedup == 1.75
         assert (idle.max_running, idle.prompts, idle.prompt_tokens) == (32, 1, 5)
         assert idle.step_times == (
             contract.StepTime(1, 1, 256, 0.01),
@@ -98,6 +99,22 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
     assert seen[(contract.NUM_REQUESTS_WAITING,)] == 0
     assert seen[(contract.KV_CACHE_USAGE,)] == 0
     assert seen[(contract.GUARANTEE_INFO, "bytes")] == 1
+    assert seen[(contract.PREFIX_CACHE_QUERIES + "_total",)] == 10
+    assert seen[(contract.PREFIX_CACHE_HITS + "_total",)] == 5
+    assert seen[(contract.REQUEST_QUEUE_TIME + "_sum",)] == 1
+    assert seen[(contract.REQUEST_PROMPT_TOKENS + "_sum",)] == 10
+    assert seen[(contract.REQUEST_GENERATION_TOKENS + "_sum",)] == 10
+    assert seen[(contract.ITERATION_TOKENS + "_sum",)] == 10
+    assert seen[(contract.CHOSEN_DRAFTS + "_total", "4")] == 4
+    assert seen[(contract.SPEEDUP,)] == 1.75
+    assert seen[(contract.DRAFT_INFO, "heads-3")] == 1
+    assert seen[(contract.AUDITS + "_total",)] == 2
+    assert seen[(contract.AUDIT_MISMATCHES + "_total",)] == 1
+
+
+def test_what_is_not_known_is_no_metric(launch) -> None:
+    seen = {name for name, *_ in samples(launch())}
+    assert not seen & {contract.SPEEDUP, contract.DRAFT_INFO}
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> None:

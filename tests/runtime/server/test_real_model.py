@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,15 @@ CASES = {
     "greedy": {"temperature": 0},
     "seeded": {"temperature": 0.8, "seed": 20240715},
     "top-p and top-k": {"temperature": 1.0, "top_p": 0.9, "extra_body": {"top_k": 40}, "seed": 7},
+    "penalties and bias": {
+        "temperature": 0.7,
+        "seed": 5,
+        "presence_penalty": 0.4,
+        "frequency_penalty": 0.2,
+        "logit_bias": {"28": -5, "253": 1.5},
+        "extra_body": {"min_p": 0.02, "repetition_penalty": 1.1, "min_tokens": 40, "bad_words": ["pears"]},
+    },
+    "a schema": {"temperature": 0.8, "seed": 3, "response_format": {"type": "json_object"}},
 }
 
 
@@ -83,6 +93,37 @@ def test_speculation_changes_no_byte(smollm2: openai.OpenAI, name: str) -> None:
         assert on.turbo["accepted_tokens"] > 0
 
 
+def test_an_answer_follows_its_schema(smollm2: openai.OpenAI) -> None:
+    fruit = {"type": "object", "properties": {"apples": {"type": "integer"}, "ripe": {"type": "boolean"}}}
+    schema = {**fruit, "required": ["apples", "ripe"], "additionalProperties": False}
+    wanted = {"type": "json_schema", "json_schema": {"name": "fruit", "schema": schema}}
+    reply = ask(smollm2, temperature=1, seed=1, response_format=wanted)
+    if reply.choices[0].finish_reason == "stop":  # else it was cut
+        assert set(json.loads(reply.choices[0].message.content)) == {"apples", "ripe"}
+    chosen = ask(smollm2, temperature=1, extra_body={"structured_outputs": {"choice": ["plum", "fig"]}})
+    assert chosen.choices[0].message.content in ("plum", "fig")
+    with pytest.raises(openai.BadRequestError):
+        ask(smollm2, extra_body={"structured_outputs": {"regex": "("}})
+
+
+def test_logprobs_of_a_prompt_are_those_of_the_same_text_as_an_answer(smollm2: openai.OpenAI) -> None:
+    request = {"model": "smollm2", "temperature": 0, "logprobs": 2}
+    answer = smollm2.completions.create(prompt="The capital of France is", max_tokens=6, **request)
+    told = answer.choices[0].logprobs
+    prompt = "The capital of France is" + answer.choices[0].text
+    again = smollm2.completions.create(prompt=prompt, max_tokens=1, echo=True, **request).choices[0].logprobs
+    assert again.token_logprobs[0] is None
+    assert again.tokens[-7:-1] == told.tokens
+    assert again.token_logprobs[-7:-1] == pytest.approx(told.token_logprobs, abs=1e-3)
+    likeliest = [max(top.values()) for top in told.top_logprobs]
+    assert likeliest == told.token_logprobs  # of a greedy answer
+
+
+def test_a_template_without_tools_says_so(smollm2: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="takes no tools"):
+        ask(smollm2, tools=[{"type": "function", "function": {"name": "f"}}])
+
+
 def test_a_stream_is_the_whole_answer_in_pieces(smollm2: openai.OpenAI) -> None:
     whole = ask(smollm2, temperature=0)
     events = list(ask(smollm2, temperature=0, stream=True))
@@ -130,7 +171,8 @@ def test_any_tokens_give_the_text_of_their_decoding_at_once(tokenizer, ids: list
 
 
 def test_a_chat_starts_with_the_models_own_words(tokenizer: ServedTokenizer) -> None:
-    prompt = tokenizer.encode_chat([{"role": "user", "content": "Hi"}])
+    assert tokenizer.template
+    prompt = tokenizer.encode_written(tokenizer.template.render([{"role": "user", "content": "Hi"}]))
     special = tokenizer.encode("<|im_start|>")
     assert len(special) == 1
     assert prompt.count(special[0]) == 3  # the default system message, the user, the assistant

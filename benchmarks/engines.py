@@ -1,0 +1,117 @@
+"""Engines in this process: made from one set of weights with nothing remembered, and run to the end."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.engine.request import Step, Submit, TokenEvent
+
+if TYPE_CHECKING:  # torch comes in only after the threads are settled
+    from turbo_runtime.engine.goodput.control import Control
+    from turbo_runtime.engine.grammar import Grammars
+    from turbo_runtime.engine.loop import Engine
+
+Encode = Callable[[str], list[int]]
+Decode = Callable[[Sequence[int]], str]
+
+
+def tokenizer(config: RuntimeConfig) -> tuple[Encode, Decode]:
+    """(chat prompt -> ids, ids -> text), from the files that the server would read."""
+    from transformers import AutoTokenizer
+
+    from turbo_runtime.engine.tokenizer import export_tokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        export_tokenizer(config.model, config.revision, Path(folder))
+        found: Any = AutoTokenizer.from_pretrained(folder)
+
+    def encode(prompt: str) -> list[int]:
+        chat = [{"role": "user", "content": prompt}]
+        return list(found.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
+
+    return encode, found.decode
+
+
+def fresh(
+    engine: Engine, grammars: Grammars | None = None, control: Control | None = None, **limits: int
+) -> Engine:
+    """The same weights and what is known of step times, nothing else kept: no drafts and no prefix from an
+    earlier run. `control` chooses drafts instead of the engine's own.
+
+    `limits` are `blocks`, and those of the scheduler that should differ.
+    """
+    from turbo_runtime.drafters.drafters import Drafters
+    from turbo_runtime.engine.blocks import BlockLedger
+    from turbo_runtime.engine.loop import Engine
+    from turbo_runtime.engine.scheduler import Scheduler
+
+    old = engine.scheduler
+    scheduler = Scheduler(
+        BlockLedger(limits.get("blocks", old.ledger.num_blocks)),
+        max_running=limits.get("max_running", old.max_running),
+        max_step_tokens=limits.get("max_step_tokens", old.max_step_tokens),
+        max_draft_tokens=limits.get("max_draft_tokens", old.max_draft_tokens),
+        max_length=limits.get("max_length", old.max_length),
+    )
+    chosen = engine.speculation.control if control is None else control
+    return Engine(engine.model, scheduler, Drafters(), grammars, chosen)
+
+
+@dataclass
+class Answer:
+    """All that one request was told."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[object] = field(default_factory=list)
+    prompt_logprobs: tuple[object, ...] = ()
+    finish_reason: str | None = None
+    error: str | None = None
+
+    def add(self, event: TokenEvent) -> None:
+        """What a step brought."""
+        self.tokens += event.tokens
+        self.logprobs += event.logprobs
+        self.prompt_logprobs += event.prompt_logprobs or ()
+        self.finish_reason, self.error = event.finish_reason, event.error
+
+
+def run(
+    engine: Engine,
+    requests: Iterable[Submit],
+    at_a_time: int,
+    *,
+    check: bool = False,
+    watch: Callable[[Step], None] | None = None,
+) -> dict[str, Answer]:
+    """Answers by request id, with `at_a_time` requests in the engine while there are so many; `check`
+    looks at every block after every step.
+    """
+    queue = deque(requests)
+    answers: dict[str, Answer] = {}
+    live = 0
+    while queue or not engine.idle:
+        while queue and live < at_a_time:
+            request = queue.popleft()
+            answers[request.request_id] = Answer()
+            engine.accept(request)
+            live += 1
+        step = engine.step()
+        for event in step.events:
+            answers[event.request_id].add(event)
+            live -= event.finish_reason is not None
+        if check:
+            engine.scheduler.check()
+        if watch:
+            watch(step)
+    return answers
+
+
+def as_new(request: Submit, request_id: str, **params: Any) -> Submit:
+    """The request under another id, some of its parameters changed."""
+    return replace(request, request_id=request_id, params=replace(request.params, **params))

@@ -1,0 +1,208 @@
+"""Tokens per second at 1, 8, 32 and 64 requests at a time, plain and with drafts; how much of a step is not
+the model's forward; and whether memory stays where it is over ten thousand requests.
+
+The first two are of the real model, whose steps take as long as they do; plain and with drafts in turn, from
+memories that were emptied. The third is of a tiny model: what would grow is the engine's own.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from engines import as_new, fresh, run, tokenizer
+from harness import Bar, arguments, finish, prompts
+
+from turbo_dev.model import ensure
+from turbo_dev.progress import say, step
+from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.engine.quiet import quiet_libraries
+from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
+from turbo_runtime.engine.threads import settle_threads
+
+if TYPE_CHECKING:
+    from turbo_runtime.engine.loop import Engine
+
+BARS = (
+    Bar("outside_share_max", at_most=0.25),
+    Bar("memory_requests", at_least=10_000),
+    Bar("memory_growth_mib", at_most=64),
+    Bar("blocks_held", at_most=0),
+)
+CONCURRENCY = (1, 8, 32, 64)
+ANSWER_TOKENS = 64
+REQUESTS = {1: 6, 8: 24, 32: 64, 64: 128}  # of each measurement
+RUNS, QUICK_RUNS = 3, 1
+SHORT_REQUESTS, WARM_SHARE = 10_000, 0.3
+TENANTS, SHORT_TOKENS, SHORT_TOGETHER = 50, 3, 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One measurement."""
+
+    tokens: int
+    seconds: float
+    outside: float  # share of it that is not the model's forward
+    tokens_per_draft: float | None
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second."""
+        return self.tokens / self.seconds
+
+
+def main() -> int:
+    """Run all parts; exit status by the bars."""
+    parser = arguments(__doc__ or "")
+    parser.add_argument("--runs", type=int, help=f"of each measurement (default: {RUNS})")
+    parser.add_argument("--quick", action="store_true", help="one run, 1,000 short requests: for development")
+    options = parser.parse_args()
+    settle_threads(options.threads)
+    quiet_libraries()
+    from turbo_runtime.engine.start import start_engine
+
+    config = RuntimeConfig(
+        str(ensure()),
+        dtype="float32",
+        threads=options.threads,
+        max_running=max(CONCURRENCY),
+        max_model_len=1024,
+    )
+    with step("start the engine", "15 s"):
+        engine, ready = start_engine(config, time.monotonic())
+    requests = _requests(config, ready.eos_token_ids)
+    runs = options.runs or (QUICK_RUNS if options.quick else RUNS)
+    rows, figures = _speeds(engine, requests, runs)
+    del engine
+    count = SHORT_REQUESTS // 10 if options.quick else SHORT_REQUESTS
+    with step(f"{count} short requests to a tiny model", "4 min"):
+        figures |= _memory(count)
+    bars = [bar for bar in BARS if not (options.quick and bar.figure == "memory_requests")]
+    return finish("load", figures, rows, bars, options)
+
+
+def _requests(config: RuntimeConfig, stop: Sequence[int]) -> list[Submit]:
+    encode, _ = tokenizer(config)
+    params = SamplingParams(temperature=0.0, max_tokens=ANSWER_TOKENS, stop_token_ids=frozenset(stop))
+    rows = sorted(prompts(), key=lambda row: row["id"][::-1])  # an order that mixes the domains
+    return [Submit(row["id"], tuple(encode(row["prompt"])), params) for row in rows]
+
+
+def _speeds(
+    engine: Engine, requests: Sequence[Submit], runs: int
+) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    rows, figures, outside = [], dict[str, float](), list[float]()
+    for at_a_time in CONCURRENCY:
+        plain, drafted = list[Measured](), list[Measured]()
+        for number in range(runs):
+            first = number * REQUESTS[at_a_time] % len(requests)
+            asked = (list(requests) * 2)[first : first + REQUESTS[at_a_time]]
+            order: list[tuple[Drafting, list[Measured]]] = [("off", plain), ("auto", drafted)]
+            for drafting, found in order if number % 2 else order[::-1]:
+                found.append(_measured(engine, asked, at_a_time, drafting))
+                say(f"   {at_a_time} at a time, drafting {drafting}: {found[-1].speed:.1f} tokens/s")
+        ratios = [
+            with_drafts.speed / without.speed for with_drafts, without in zip(drafted, plain, strict=True)
+        ]
+        figures[f"speedup_{at_a_time}"] = round(statistics.median(ratios), 3)
+        for name, found in (("off", plain), ("auto", drafted)):
+            share = statistics.median(each.outside for each in found)
+            outside.append(share)
+            speeds = [each.speed for each in found]
+            rows.append(
+                {
+                    "at_a_time": at_a_time,
+                    "drafting": name,
+                    "tokens_per_s": statistics.median(speeds),
+                    "from": min(speeds),
+                    "to": max(speeds),
+                    "outside_share": share,
+                    "tokens_per_draft": found[-1].tokens_per_draft,
+                }
+            )
+    figures["outside_share_max"] = round(max(outside), 3)
+    return rows, figures
+
+
+def _measured(engine: Engine, requests: Sequence[Submit], at_a_time: int, drafting: Drafting) -> Measured:
+    server = fresh(engine)
+    asked = [as_new(request, request.request_id, drafting=drafting) for request in requests]
+    with _timed_forward(server) as inside:
+        began = time.perf_counter()
+        answers = run(server, asked, at_a_time)
+        seconds = time.perf_counter() - began
+    tokens = sum(len(answer.tokens) for answer in answers.values())
+    stats = server.stats()
+    per_draft = 1 + stats.accepted_tokens / stats.drafts if stats.drafts else None
+    return Measured(tokens, seconds, 1 - sum(inside) / seconds, per_draft)
+
+
+@contextmanager
+def _timed_forward(engine: Engine) -> Iterator[list[float]]:
+    """How long each forward took, as it happens."""
+    seconds: list[float] = []
+    forward: Callable[..., Any] = engine.model.forward
+
+    def timed(*args: Any, **rest: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return forward(*args, **rest)
+        finally:
+            seconds.append(time.perf_counter() - began)
+
+    with patch.object(engine.model, "forward", timed):
+        yield seconds
+
+
+def _memory(count: int) -> dict[str, float]:
+    """Resident memory after the first share of the requests and after all."""
+    from proofs.tiny import BLOCKS, Tiny, Way
+
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = Tiny(Path(folder))
+        engine = tiny.engine(Way("auto", 4, SHORT_TOGETHER, BLOCKS, 512))
+        warm = int(count * WARM_SHARE)
+        _ask_short(engine, 0, warm)
+        before = _resident_mib()
+        _ask_short(engine, warm, count)
+        after = _resident_mib()
+        engine.scheduler.check()
+        tiny.grammars.close()
+    return {
+        "memory_requests": count,
+        "memory_mib": round(after, 1),
+        "memory_growth_mib": round(after - before, 1),
+        "blocks_held": engine.scheduler.ledger.num_used,
+    }
+
+
+def _ask_short(engine: Engine, first: int, end: int) -> None:
+    """Requests `first` to `end`, no two prompts alike, of many tenants."""
+    params = SamplingParams(temperature=1.0, max_tokens=SHORT_TOKENS)
+    run(
+        engine,
+        (
+            Submit(f"r{n}", (1 + n % 200, 1 + n // 200 % 200, 3, 1 + n % 7), params, tenant=f"t{n % TENANTS}")
+            for n in range(first, end)
+        ),
+        2 * SHORT_TOGETHER,
+    )
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+if __name__ == "__main__":
+    sys.exit(main())

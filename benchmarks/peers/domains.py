@@ -1,0 +1,78 @@
+"""What is asked in the contest: a domain's prompts, dealt into runs, without those whose answers loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from peers.contest import PLAIN, Contest
+from peers.looping import loops
+
+_AT_ONCE = 8  # prompts answered together while answers are looked at
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and what the model says to it without drafts, its end token left off."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """`runs` have no prompt in common with one another or with `warm`."""
+
+    name: str
+    warm: list[list[int]]
+    runs: list[list[Asked]]
+    looping: int  # answers left out
+
+    @property
+    def asked(self) -> list[Asked]:
+        """All runs together."""
+        return [one for run in self.runs for one in run]
+
+    @property
+    def tokens(self) -> int:
+        """Of all answers."""
+        return sum(len(one.answer) for one in self.asked)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much is asked of each domain."""
+
+    prompts: int
+    tokens: int
+    warm: int
+    runs: int
+    answer_tokens: int  # of one answer, at most
+    stop: list[int]  # tokens that end one
+
+
+def trimmed(answer: Sequence[int], stop: Sequence[int]) -> list[int]:
+    """An answer without its end token, which some servers tell and some do not."""
+    end = len(answer) - 1 if answer and answer[-1] in stop else len(answer)
+    return list(answer[:end])
+
+
+def deal(contest: Contest, name: str, prompts: Sequence[list[int]], wanted: Wanted) -> Domain:
+    """The first prompts whose answers do not loop, until there are enough prompts and tokens."""
+    kept: list[Asked] = []
+    looping = tokens = 0
+    for start in range(0, len(prompts), _AT_ONCE):
+        batch = prompts[start : start + _AT_ONCE]
+        found = contest.answer(PLAIN, batch, [], _AT_ONCE, (wanted.answer_tokens, wanted.stop))
+        for prompt, told in zip(batch, found.answers, strict=True):
+            answer = trimmed(told, wanted.stop)
+            if loops(answer):
+                looping += 1
+            elif len(kept) < wanted.warm + wanted.prompts or tokens < wanted.tokens:
+                kept.append(Asked(prompt, answer))
+                tokens += len(answer) if len(kept) > wanted.warm else 0
+        if len(kept) >= wanted.warm + wanted.prompts and tokens >= wanted.tokens:
+            break
+    warm, asked = kept[: wanted.warm], kept[wanted.warm :]
+    runs = [asked[first :: wanted.runs] for first in range(min(wanted.runs, len(asked)))]
+    return Domain(name, [one.prompt for one in warm], runs, looping)

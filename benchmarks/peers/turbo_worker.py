@@ -1,0 +1,64 @@
+"""Our engine: one configuration of the process, and each request says whether it is drafted for."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, cast
+
+from engines import fresh, run
+
+from peers.worker import Answerer, Job, Result, Setup, serve
+from turbo_runtime.contract import DType, RuntimeConfig
+from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
+from turbo_runtime.engine.threads import settle_threads
+
+if TYPE_CHECKING:
+    from turbo_runtime.engine.loop import Engine
+
+
+def load(setup: Setup) -> Answerer:
+    """The engine as `turbo serve` starts it."""
+    settle_threads(setup.threads)
+    from turbo_runtime.engine.start import start_engine
+
+    config = RuntimeConfig(
+        setup.model,
+        dtype=cast("DType", setup.settings["dtype"]),
+        threads=setup.threads,
+        max_model_len=setup.max_length,
+    )
+    engine, ready = start_engine(config, time.monotonic())
+    if ready.guarantee != "bytes":
+        raise RuntimeError(f"the guarantee is {ready.guarantee}: this machine's products are not exact")
+
+    return lambda job: _answer(fresh(engine), job)
+
+
+def _answer(engine: Engine, job: Job) -> Result:
+    run(engine, _requests(job, job.warm, "w"), max(1, len(job.warm)))
+    before = engine.stats()
+    requests = _requests(job, job.prompts, "r")
+    began = time.perf_counter()
+    answers = run(engine, requests, job.at_a_time)
+    seconds = time.perf_counter() - began
+    after = engine.stats()
+    return Result(
+        [answers[request.request_id].tokens for request in requests],
+        seconds,
+        after.drafts - before.drafts,
+        after.accepted_tokens - before.accepted_tokens,
+    )
+
+
+def _requests(job: Job, prompts: list[list[int]], name: str) -> list[Submit]:
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=job.max_tokens,
+        stop_token_ids=frozenset(job.stop),
+        drafting=cast("Drafting", job.variant),
+    )
+    return [Submit(f"{name}{number}", tuple(prompt), params) for number, prompt in enumerate(prompts)]
+
+
+if __name__ == "__main__":
+    serve(load)

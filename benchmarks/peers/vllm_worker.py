@@ -1,0 +1,40 @@
+"""vLLM on CPU, plain or with n-gram speculation as `settings` say."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from peers.worker import Answerer, Job, Setup, serve, timed
+
+
+def load(setup: Setup) -> Answerer:
+    """An engine for `at_a_time` requests; its prefix cache is on, as it is by default."""
+    cores = sorted(os.sched_getaffinity(0))[: setup.threads]
+    os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+    os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"  # GiB
+    os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
+    os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    from vllm import LLM, SamplingParams
+
+    engine: Any = LLM(
+        setup.model,
+        dtype="float32",
+        max_model_len=setup.max_length,
+        max_num_seqs=setup.at_a_time,
+        **setup.settings,
+    )
+
+    def answer(job: Job, prompts: list[list[int]]) -> list[list[int]]:
+        params = SamplingParams(temperature=0.0, max_tokens=job.max_tokens, stop_token_ids=job.stop)
+        asked = [{"prompt_token_ids": prompt} for prompt in prompts]
+        # it batches what one call brings
+        calls = [asked] if job.at_a_time > 1 else [[one] for one in asked]
+        told = [one for call in calls for one in engine.generate(call, params, use_tqdm=False)]
+        return [list(one.outputs[0].token_ids) for one in told]
+
+    return lambda job: timed(job, lambda prompts: answer(job, prompts))
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,145 @@
+"""The real model: the same bytes in any company, and the same logits however positions are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from unittest.mock import patch
+
+import torch
+from engines import Answer, Encode, as_new, fresh, run
+from harness import prompts
+from torch import Tensor
+
+from turbo_dev.coupling import MUTANTS, Verifier
+from turbo_runtime.engine import loop
+from turbo_runtime.engine.blocks import blocks_for
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import Chunk
+from turbo_runtime.engine.request import EngineStats, SamplingParams, Submit
+
+ANSWER_TOKENS, MATE_TOKENS = 64, 24
+BROKEN_REQUESTS = 6
+LOGIT_ANSWERS, LOGIT_POSITIONS_EACH = 5, 40
+SAMPLING = (  # of the requests with a temperature, in turn
+    SamplingParams(temperature=1.0),
+    SamplingParams(temperature=0.7, top_p=0.9),
+    SamplingParams(temperature=1.0, top_k=40, min_p=0.02),
+    SamplingParams(temperature=0.8, top_k=20, top_p=0.95, frequency_penalty=0.3),
+)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """One way to answer all requests, others coming and going beside them."""
+
+    drafts: int
+    batch: int
+    longest: int  # of the cache: blocks of so many longest sequences
+    step_tokens: int
+
+
+MIXES = (Mix(8, 4, 32, 512), Mix(3, 16, 32, 512), Mix(12, 32, 32, 96), Mix(8, 8, 2, 160))
+
+
+def requests_of(encode: Encode, count: int, stop: Sequence[int]) -> list[Submit]:
+    """Prompts of all domains: greedy and sampled in turn, each sampled one with a seed of its own."""
+    rows = prompts()
+    chosen = [rows[number * len(rows) // count] for number in range(count)]
+    requests = []
+    for number, row in enumerate(chosen):
+        params = SAMPLING[number // 2 % len(SAMPLING)] if number % 2 else SamplingParams(temperature=0.0)
+        params = replace(params, seed=number, max_tokens=ANSWER_TOKENS, stop_token_ids=frozenset(stop))
+        requests.append(Submit(row["id"], tuple(encode(row["prompt"])), params))
+    return requests
+
+
+def alone(engine: Engine, requests: Sequence[Submit]) -> dict[str, Answer]:
+    """Every answer without drafts, few at a time."""
+    return run(fresh(engine), [as_new(r, r.request_id, drafting="off") for r in requests], 4)
+
+
+def mixed(engine: Engine, requests: Sequence[Submit], mix: Mix) -> tuple[dict[str, Answer], EngineStats]:
+    """Every answer with drafts, in another order, a stranger with every third request."""
+    longest = max(len(r.prompt) for r in requests) + ANSWER_TOKENS
+    server = fresh(
+        engine,
+        blocks=mix.longest * blocks_for(longest),
+        max_length=longest,
+        max_running=mix.batch,
+        max_step_tokens=mix.step_tokens,
+        max_draft_tokens=mix.drafts,
+    )
+    crowd: list[Submit] = []
+    for number, request in enumerate(reversed(requests)):
+        crowd.append(request)
+        if number % 3 == 0:
+            crowd.append(as_new(request, f"mate-{number}", seed=1000 + number, max_tokens=MATE_TOKENS))
+    return run(server, crowd, mix.batch + 2, check=True), server.stats()
+
+
+def caught(engine: Engine, requests: Sequence[Submit], answers: dict[str, Answer]) -> int:
+    """How many of the broken verifiers give any other answer."""
+    few = requests[:BROKEN_REQUESTS]
+
+    def differs(mutant: Verifier) -> bool:
+        with patch.object(loop, "verify", mutant):
+            found = run(fresh(engine), few, BROKEN_REQUESTS)
+        return any(found[r.request_id] != answers[r.request_id] for r in few)
+
+    return sum(map(differs, MUTANTS))
+
+
+@dataclass(frozen=True, slots=True)
+class _Mate:
+    """Another sequence of the batch: its tokens and its blocks."""
+
+    tokens: Sequence[int]
+    table: list[int]
+
+
+def logit_differences(engine: Engine, requests: Sequence[Submit], answers: dict[str, Answer]) -> int:
+    """Positions whose logits are not bit-equal in all of: at once, in chunks, row by row, as verification
+    beside mates.
+    """
+    different = 0
+    longest = sorted(requests, key=lambda r: len(answers[r.request_id].tokens), reverse=True)
+    mate = list(longest[0].prompt)
+    for request in longest[:LOGIT_ANSWERS]:
+        tokens = [*request.prompt, *answers[request.request_id].tokens]
+        wanted = range(len(tokens) - LOGIT_POSITIONS_EACH, len(tokens))
+        blocks = blocks_for(len(tokens))
+        tables = [list(range(n * blocks, (n + 1) * blocks)) for n in range(5)]
+        beside = _Mate(mate, list(range(5 * blocks, 5 * blocks + blocks_for(len(mate)))))
+        prompt = len(request.prompt)
+        at_once = _computed(engine, tokens, prompt, tables[0], len(tokens))
+        ways = (
+            _computed(engine, tokens, prompt, tables[1], 1),
+            _computed(engine, tokens, prompt, tables[2], 5, beside),
+            _computed(engine, tokens, prompt, tables[3], 9),
+            _computed(engine, tokens, prompt, tables[4], 37, beside),
+        )
+        different += sum(any(not torch.equal(at_once[i], way[i]) for way in ways) for i in wanted)
+    return different
+
+
+def _computed(
+    engine: Engine,
+    tokens: Sequence[int],
+    prompt_length: int,
+    table: list[int],
+    length: int,
+    mate: _Mate | None = None,
+) -> Tensor:
+    """Logits (tokens, vocabulary) of a sequence that is computed in runs of `length`."""
+    parts = []
+    for start in range(0, len(tokens), length):
+        these = tokens[start : start + length]
+        # the mate changes its length from step to step, as a batch does
+        other = []
+        if mate:
+            beside = mate.tokens[: 1 + start % len(mate.tokens)]
+            other = [Chunk(beside, 0, mate.table, 1, len(mate.tokens))]
+        forward = engine.model.forward([*other, Chunk(these, start, table, len(these), prompt_length)])
+        parts.append(forward.logits[len(other) :])
+    return torch.cat(parts)

@@ -1,0 +1,147 @@
+"""Every parameter on a tiny model: drafter x k x batch x size of the cache x tokens of a step, all that is
+told of an answer compared with what is told of it computed alone and without drafts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from engines import Answer, run
+
+from proofs.guessing import Guessing
+from turbo_dev.coupling import MUTANTS, Verifier
+from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, grammars, network
+from turbo_runtime.drafters.drafters import Drafters, InUse
+from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.heads.source import HeadsSource
+from turbo_runtime.engine import loop
+from turbo_runtime.engine.blocks import BlockLedger, blocks_for
+from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.request import EngineStats, SamplingParams, Submit
+from turbo_runtime.engine.sampling.noise import Noise
+from turbo_runtime.engine.scheduler import Scheduler
+
+BLOCKS, FEW_BLOCKS = 32 * blocks_for(POSITIONS), blocks_for(POSITIONS) + 8
+STEP_TOKENS = (48, 160, 512)
+BATCHES = (1, 2, 4, 8, 16, 32)
+DRAFTS = (1, 2, 4, 8, 12)
+COPIES = 4  # of each wanted set of parameters, with prompts of their own
+HEADS = 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to compute all answers."""
+
+    drafter: str
+    drafts: int
+    batch: int
+    blocks: int
+    step_tokens: int
+
+
+def ways(count: int) -> list[Way]:
+    """`count` different ways, which take every value of everything by turns."""
+    drafters = itertools.cycle(("suffix", "heads", "auto", "guess", "off"))
+    every = itertools.product(STEP_TOKENS, (BLOCKS, FEW_BLOCKS), DRAFTS, BATCHES)
+    found = [Way(next(drafters), drafts, batch, blocks, tokens) for tokens, blocks, drafts, batch in every]
+    stride = 7  # has no factor in common with their number, so that every value comes up soon
+    return [found[stride * n % len(found)] for n in range(count)]
+
+
+class Tiny:
+    """The model, the requests, and what each answer is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = PagedModel(network(), blocks=BLOCKS, max_length=POSITIONS)
+        report = check_arithmetic(self.model, max_step_tokens=max(STEP_TOKENS), limit_seconds=60)
+        if report.guarantee != "bytes":
+            raise RuntimeError(f"this machine's products are not exact: {report.reason}")
+        self.grammars: Grammars = grammars(folder)
+        self.requests = _requests()
+        self.alone: dict[str, Answer] = {}
+        for request in self.requests:
+            self.alone |= run(self.engine(Way("off", 0, 1, BLOCKS, 160)), [request], 1)
+
+    def engine(self, way: Way) -> Engine:
+        """An engine that remembers nothing."""
+        scheduler = Scheduler(
+            BlockLedger(way.blocks),
+            max_running=way.batch,
+            max_step_tokens=way.step_tokens,
+            max_draft_tokens=way.drafts,
+            max_length=POSITIONS,
+        )
+        return Engine(self.model, scheduler, self._drafters(way), self.grammars)
+
+    def _drafters(self, way: Way) -> Drafters:
+        if way.drafter == "guess":
+            known = {name: answer.tokens for name, answer in self.alone.items()}
+            return Guessing(known, VOCABULARY, wrong=0.2, seed=way.batch)
+        if way.drafter in ("off", "suffix"):
+            return Drafters(InUse("off" if way.drafter == "off" else "suffix"))
+        decoder, every = self.model.decoder, torch.arange(VOCABULARY)
+        heads = Heads(
+            decoder.embedding, decoder.output_rows(every), every, heads=HEADS, markov_rank=4
+        ).requires_grad_(False)
+        return Drafters(
+            InUse("heads" if way.drafter == "heads" else "auto", HeadsSource(heads, Noise(VOCABULARY)))
+        )
+
+
+def _requests() -> list[Submit]:
+    """Prompts of 5 to 190 tokens; half of them begin with the same tiles, at two tenants."""
+    generator = torch.Generator().manual_seed(4)
+
+    def some(count: int) -> list[int]:
+        return torch.randint(1, VOCABULARY, (count,), generator=generator).tolist()
+
+    shared = some(130)
+    found = []
+    for number, (copy, wanted) in enumerate(itertools.product(range(COPIES), WANTED)):
+        own = some(5 + 11 * number % 40) * 2
+        prompt = shared[: 64 + 33 * (number % 3)] + own[:40] if copy % 2 else own
+        params = SamplingParams(**{"seed": number, "max_tokens": 40, **wanted})
+        found.append(Submit(f"r{number}", tuple(prompt), params, choice=copy, tenant="ab"[number % 2]))
+    return found
+
+
+def compare(tiny: Tiny, chosen: Sequence[Way]) -> Iterator[tuple[Way, int, EngineStats]]:
+    """For each way how many answers are told otherwise than alone, and the engine's counters."""
+    for number, way in enumerate(chosen):
+        engine = tiny.engine(way)
+        order = tiny.requests[number % 7 :] + tiny.requests[: number % 7]
+        answers = run(engine, order, way.batch + 2, check=True)
+        yield way, sum(answers[name] != answer for name, answer in tiny.alone.items()), engine.stats()
+
+
+def caught(tiny: Tiny) -> int:
+    """How many of the broken verifiers give any other answer."""
+    free = [request for request in tiny.requests if request.params.grammar is None]
+    way = Way("guess", 4, 8, BLOCKS, 160)
+
+    def differs(mutant: Verifier) -> bool:
+        with patch.object(loop, "verify", mutant):
+            answers = run(tiny.engine(way), free, 8)
+        return any(answers[request.request_id] != tiny.alone[request.request_id] for request in free)
+
+    return sum(map(differs, MUTANTS))
+
+
+def with_tiny(work: Callable[[Tiny], None]) -> None:
+    """Do something with the tiny model; its grammars' thread ends with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = Tiny(Path(folder))
+        try:
+            work(tiny)
+        finally:
+            tiny.grammars.close()

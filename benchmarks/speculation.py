@@ -1,0 +1,250 @@
+"""How much sooner the same text comes: over no drafts in the same engine, and over what others serve with.
+
+Every domain's prompts are answered once without drafts: answers that loop are left out, the rest is dealt
+into runs, so that no prompt is asked twice in one. A run gives every competitor the same prompts, in turn
+and in an order that moves on, and speeds are compared within it. Our drafter's memory is emptied before each
+run and warmed on prompts that are in none. All compute in float32 with the same weights, on one thread;
+llama.cpp's 4-bit figure stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from engines import tokenizer
+from harness import PROMPTS, Bar, arguments, finish, prompts
+from peers.contest import (
+    LLAMA_F32,
+    LLAMA_Q4,
+    LOOKUP,
+    PEERS,
+    PLAIN,
+    TRANSFORMERS,
+    TURBO,
+    VLLM_NGRAM,
+    VLLM_PLAIN,
+    Competitor,
+    Contest,
+)
+from peers.domains import Domain, Wanted, deal, trimmed
+from peers.weights import float32_folder, float32_gguf
+
+from turbo_dev.model import ensure
+from turbo_dev.progress import say, step
+from turbo_runtime.contract import RuntimeConfig
+
+BARS = (
+    Bar("byte_differences", at_most=0),
+    Bar("runs", at_least=5),
+    Bar("prompts_min", at_least=40),
+    Bar("answer_tokens_min", at_least=4000),
+    Bar("plain_of_transformers", at_least=1.3),
+    Bar("json_of_plain", at_least=2.0),  # the suffix drafter alone: no heads are loaded
+    Bar("json_of_vllm_ngram", at_least=1.0),
+    Bar("support_of_vllm_ngram", at_least=1.0),
+)
+DOMAINS = ("json", "support", "maths", "code")
+BATCH, MAX_LENGTH = 8, 1024
+ALL = Wanted(prompts=40, tokens=4000, warm=4, runs=5, answer_tokens=128, stop=[])
+QUICK = Wanted(prompts=6, tokens=300, warm=4, runs=2, answer_tokens=64, stop=[])
+FIGURES = {
+    PLAIN: "plain",
+    TRANSFORMERS: "transformers",
+    LOOKUP: "lookup",
+    VLLM_PLAIN: "vllm",
+    VLLM_NGRAM: "vllm_ngram",
+    LLAMA_F32: "llama_f32",
+    LLAMA_Q4: "llama_q4",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One competitor's run."""
+
+    tokens: int
+    seconds: float
+    drafts: int
+    accepted: int
+    asked: int
+    same: int  # answers that are ours without drafts
+
+    @property
+    def speed(self) -> float:
+        """Tokens per second, prompts included in the time."""
+        return self.tokens / self.seconds
+
+
+Runs: TypeAlias = Mapping[tuple[str, int, Competitor], list[Measured]]  # by domain, requests at a time, who
+
+
+def main() -> int:
+    """Exit status by the bars that the chosen domains and peers have figures for."""
+    options = _options()
+    peers = [peer for name in options.peers if name != "none" for peer in PEERS[name]]
+    source = ensure()
+    folder = float32_folder(source)
+    models = {"source": source, "folder": folder, "gguf": float32_gguf(source)}
+    wanted = _wanted(options, folder)
+    with tempfile.TemporaryDirectory(prefix="turbo-bench-") as logs:
+        contest = Contest(models, options.threads, BATCH, MAX_LENGTH, Path(logs))
+        try:
+            domains = list(_domains(options, contest, folder, wanted))
+            runs = _measure(contest, domains, [PLAIN, TURBO, *peers], wanted)
+        finally:
+            contest.close()
+    figures = _figures(domains, runs)
+    bars = [bar for bar in BARS if bar.figure in figures]
+    return finish("speculation", figures, _rows(runs), bars, options)
+
+
+def _options() -> argparse.Namespace:
+    parser = arguments(__doc__ or "")
+    parser.set_defaults(threads=1)
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        nargs="+",
+        default=[PROMPTS],
+        metavar="PATH",
+        help="JSON lines, or folders of them",
+    )
+    parser.add_argument(
+        "--domains", nargs="+", help=f"default: {' '.join(DOMAINS)}; of --prompts all that are there"
+    )
+    parser.add_argument("--peers", nargs="+", choices=(*PEERS, "none"), default=list(PEERS))
+    parser.add_argument("--runs", type=int, help="into which each domain's prompts are dealt (default: 5)")
+    parser.add_argument(
+        "--quick", action="store_true", help="few prompts and no bars of size: for development"
+    )
+    return parser.parse_args()
+
+
+def _wanted(options: argparse.Namespace, folder: Path) -> Wanted:
+    said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    amount = QUICK if options.quick else ALL
+    return Wanted(
+        amount.prompts,
+        amount.tokens,
+        amount.warm,
+        options.runs or amount.runs,
+        amount.answer_tokens,
+        [said] if isinstance(said, int) else said,
+    )
+
+
+def _domains(options: argparse.Namespace, contest: Contest, folder: Path, wanted: Wanted) -> Iterator[Domain]:
+    encode, _ = tokenizer(RuntimeConfig(str(folder)))
+    by_domain = defaultdict[str, list[list[int]]](list)
+    for row in prompts(options.prompts):
+        ids = encode(row["prompt"])
+        if len(ids) + wanted.answer_tokens < MAX_LENGTH and ids not in by_domain[row["domain"]]:
+            by_domain[row["domain"]].append(ids)
+    for name in options.domains or (DOMAINS if options.prompts == [PROMPTS] else list(by_domain)):
+        if name not in by_domain:
+            sys.exit(
+                f"there are no prompts of domain {name}; there are some of {', '.join(sorted(by_domain))}"
+            )
+        with step(f"look at answers of domain {name}", "1 min"):
+            domain = deal(contest, name, by_domain[name], wanted)
+        say(
+            f"   {name}: {len(domain.asked)} prompts, {domain.tokens} answer tokens; "
+            f"{domain.looping} answers that loop are left out"
+        )
+        yield domain
+
+
+def _measure(
+    contest: Contest, domains: Sequence[Domain], competitors: Sequence[Competitor], wanted: Wanted
+) -> Runs:
+    runs = defaultdict[tuple[str, int, Competitor], list[Measured]](list)
+    for domain in domains:
+        for at_a_time in (1, BATCH):
+            able = [one for one in competitors if one.batches or at_a_time == 1]
+            for number, asked in enumerate(domain.runs):
+                turn = number % len(able)
+                for competitor in able[turn:] + able[:turn]:
+                    limits = wanted.answer_tokens, wanted.stop
+                    own = [one.prompt for one in asked]
+                    result = contest.answer(competitor, own, domain.warm, at_a_time, limits)
+                    answers = [trimmed(answer, wanted.stop) for answer in result.answers]
+                    same = sum(a == one.answer for a, one in zip(answers, asked, strict=True))
+                    measured = Measured(
+                        sum(map(len, answers)),
+                        result.seconds,
+                        result.drafts,
+                        result.accepted,
+                        len(asked),
+                        same,
+                    )
+                    runs[domain.name, at_a_time, competitor].append(measured)
+                    say(
+                        f"   {domain.name}, run {number + 1} of {len(domain.runs)}, {at_a_time} at a time: "
+                        f"{competitor.name} {measured.speed:.1f} tokens/s"
+                    )
+    return runs
+
+
+def _ratios(runs: Runs, domain: str, at_a_time: int, over: Competitor, of: Competitor = TURBO) -> list[float]:
+    """How much faster `of` was, run by run."""
+    pairs = zip(runs[domain, at_a_time, of], runs[domain, at_a_time, over], strict=True)
+    return [ours.speed / theirs.speed for ours, theirs in pairs]
+
+
+def _rows(runs: Runs) -> list[dict[str, Any]]:
+    rows = []
+    for (domain, at_a_time, competitor), found in runs.items():
+        speeds = [one.speed for one in found]
+        ratios = _ratios(runs, domain, at_a_time, competitor)
+        drafts, accepted = sum(one.drafts for one in found), sum(one.accepted for one in found)
+        rows.append(
+            {
+                "domain": domain,
+                "at_a_time": at_a_time,
+                "who": competitor.name,
+                "tokens_per_s": statistics.median(speeds),
+                "from": min(speeds),
+                "to": max(speeds),
+                "tokens_per_draft": 1 + accepted / drafts if drafts else None,
+                "turbo_is_faster_by": statistics.median(ratios),
+                "faster_from": min(ratios),
+                "faster_to": max(ratios),
+                "same_answers": f"{sum(one.same for one in found)} of {sum(one.asked for one in found)}",
+            }
+        )
+    return rows
+
+
+def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
+    """Medians of ratios within a run; `_8`: eight requests at a time."""
+    own = [found for (_, _, who), found in runs.items() if who in (PLAIN, TURBO)]
+    figures: dict[str, float] = {
+        "byte_differences": sum(one.asked - one.same for runs in own for one in runs)
+    }
+    if any(len(domain.asked) >= ALL.prompts for domain in domains):
+        figures |= {
+            "runs": min(len(domain.runs) for domain in domains),
+            "prompts_min": min(len(domain.asked) for domain in domains),
+            "answer_tokens_min": min(domain.tokens for domain in domains),
+        }
+    for domain, at_a_time, competitor in runs:
+        if competitor in FIGURES:
+            name = f"{domain}_of_{FIGURES[competitor]}" + (f"_{at_a_time}" if at_a_time > 1 else "")
+            figures[name] = round(statistics.median(_ratios(runs, domain, at_a_time, competitor)), 3)
+    if any(competitor is TRANSFORMERS for _, _, competitor in runs):
+        each = [ratio for d in domains for ratio in _ratios(runs, d.name, 1, TRANSFORMERS, PLAIN)]
+        figures["plain_of_transformers"] = round(statistics.median(each), 3)
+    return figures
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

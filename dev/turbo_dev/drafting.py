@@ -1,0 +1,66 @@
+"""Choices of drafts that no clock has a part in, for tests and benchmarks of what must not depend on them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from turbo_runtime.engine.goodput.control import Control
+from turbo_runtime.engine.goodput.cost import StepShape
+
+
+class EveryDraft(Control):
+    """Everything that is proposed is verified."""
+
+    def __init__(self) -> None:
+        super().__init__(None, lambda tokens: tokens)
+
+    def asks(self) -> bool:
+        """Whether the drafters are asked for one request."""
+        return True
+
+    def length(self, proposed: int) -> int:
+        """How much of one draft is verified."""
+        return proposed
+
+    def to_draft(self, request_ids: Iterable[str]) -> set[str]:
+        """Each request by itself."""
+        return {name for name in request_ids if self.asks()}
+
+    def choose(
+        self,
+        survivals: Sequence[Sequence[float]],
+        shape: StepShape,  # noqa: ARG002  it is what is not looked at
+        answers: int,  # noqa: ARG002
+        drafting: float,  # noqa: ARG002
+    ) -> list[int]:
+        """Each draft by itself."""
+        return [self.length(len(each)) for each in survivals]
+
+
+class NoDraft(EveryDraft):
+    """Nothing is proposed, nor verified of what a grammar forces."""
+
+    def asks(self) -> bool:
+        """Never."""
+        return False
+
+    def length(self, proposed: int) -> int:  # noqa: ARG002
+        """Nothing of it."""
+        return 0
+
+
+class RandomDrafts(EveryDraft):
+    """Some requests, and of their drafts any first part."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self._random = random.Random(seed)
+
+    def asks(self) -> bool:
+        """More often than not."""
+        return self._random.random() < 0.7
+
+    def length(self, proposed: int) -> int:
+        """Any."""
+        return self._random.randint(0, proposed)

@@ -1,0 +1,164 @@
+"""`turbo bench URL`: how fast a server answers, with speculation and without."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from turbo_runtime.command import stream
+from turbo_runtime.command.client import KEY_VARIABLE, Server, ServerError
+from turbo_runtime.command.figures import Pass
+from turbo_runtime.command.report import document, report
+from turbo_runtime.command.workload import Messages, made_prompts, read_prompts
+
+ON, OFF = "on", "off"
+PLAIN = "as it is"  # of a server that cannot be told
+INTERRUPTED = 130  # as a shell tells of Ctrl-C
+
+
+def bench(argv: list[str]) -> int:
+    """Exit status: 0; 1 when the server cannot be measured or a request failed."""
+    options = _parser().parse_args(argv)
+    console = Console(highlight=False)
+    try:
+        prompts = read_prompts(options.prompts) if options.prompts else made_prompts(options.requests)
+        prompts = prompts[: options.requests]
+        server = Server.at(options.url)
+        model = options.model or server.model()
+        about = server.turbo()
+        body = {"model": model, "max_tokens": options.max_tokens, "temperature": options.temperature}
+        body |= {} if options.seed is None else {"seed": options.seed}
+        passes = _measure(console, server, body, prompts, options, modes(about))
+    except (ServerError, ValueError) as error:
+        print(f"turbo bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("turbo bench: stopped before all passes were done, so there are no figures.", file=sys.stderr)
+        return INTERRUPTED
+    console.print(report(passes, model, server.url, about, len(prompts), options.concurrency))
+    if options.json:
+        options.json.write_text(json.dumps(document(passes, model, about), indent=2), encoding="utf-8")
+    failures = [sentence for one in passes for sentence in one.failures]
+    if failures:
+        print(f"turbo bench: {len(failures)} requests failed, the first thus: {failures[0]}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def modes(about: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Names of what is compared, and the fields that ask for it; another server than Turbo has one mode."""
+    if about is None:
+        return {PLAIN: {}}
+    return {ON: {"speculation": True}, OFF: {"speculation": False}}
+
+
+def _measure(
+    console: Console,
+    server: Server,
+    body: Mapping[str, Any],
+    prompts: Sequence[Messages],
+    options: argparse.Namespace,
+    wanted: Mapping[str, Mapping[str, Any]],
+) -> list[Pass]:
+    """Passes over all prompts, the modes in turn and in the other order every second time.
+
+    Each pass has a cache of its own (`cache_salt`), so none profits from the one before.
+    """
+    passes = {name: Pass(name) for name in wanted}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("warming up", total=options.repeat * len(wanted) * len(prompts))
+        for fields in wanted.values():
+            warm = {**body, **fields, "messages": prompts[0], "max_tokens": 4}
+            list(stream.answer(server, warm, stream.Progress()))
+        for turn in range(options.repeat):
+            for name in list(wanted)[:: -1 if turn % 2 else 1]:
+                bar.update(task, description=f"speculation {name}, pass {turn + 1} of {options.repeat}")
+                salt = {} if name == PLAIN else {"cache_salt": uuid.uuid4().hex}
+                fields = {**body, **wanted[name], **salt, "stream_options": {"include_usage": True}}
+                run_pass(
+                    server, fields, prompts, options.concurrency, passes[name], lambda: bar.advance(task)
+                )
+    return list(passes.values())
+
+
+def run_pass(
+    server: Server,
+    fields: Mapping[str, Any],
+    prompts: Sequence[Messages],
+    concurrency: int,
+    into: Pass,
+    done: Callable[[], None],
+) -> None:
+    """Ask all prompts, so many at a time; figures and failures go into `into`.
+
+    Ctrl-C leaves at once: requests that have not begun are dropped, and those that run are stopped.
+    """
+    stop = threading.Event()
+
+    def one(messages: Messages) -> None:
+        progress = stream.Progress()
+        pieces = stream.answer(server, {**fields, "messages": messages}, progress)
+        try:
+            for _ in pieces:
+                if stop.is_set():
+                    return
+            into.answers.append(progress)
+        except ServerError as error:
+            into.failures.append(str(error))
+        finally:
+            pieces.close()
+            done()
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(concurrency) as pool:
+        try:
+            for future in [pool.submit(one, messages) for messages in prompts]:
+                future.result()
+        except KeyboardInterrupt:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    into.seconds += time.monotonic() - began
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="turbo bench",
+        description="Measure a server of the OpenAI API; one of Turbo's with speculation on and off in turn.",
+        epilog=f"An API key is read from the variable {KEY_VARIABLE}.",
+    )
+    parser.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
+    parser.add_argument("--model", help="(default: the first that the server lists)")
+    parser.add_argument("--requests", type=_count, default=48, metavar="N", help="of a pass (default: 48)")
+    parser.add_argument("--concurrency", type=_count, default=8, metavar="N", help="at a time (default: 8)")
+    parser.add_argument(
+        "--repeat", type=_count, default=2, metavar="N", help="passes of each mode (default: 2)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=_count, default=128, metavar="N", help="of an answer (default: 128)"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(default: 0)")
+    parser.add_argument("--seed", type=int, metavar="S", help="of sampled answers (default: drawn)")
+    parser.add_argument(
+        "--prompts", type=Path, metavar="FILE", help="a text a line, or .jsonl with 'messages' or 'prompt'"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    return parser
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value

@@ -1,0 +1,82 @@
+"""The table of `turbo bench`, and the same as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from turbo_runtime.command.figures import Pass
+
+SHARES = {"p50": 0.5, "p95": 0.95}
+
+
+def speedup(passes: Sequence[Pass]) -> float | None:
+    """Tokens per second of the first mode over those of the second; None where there is no second."""
+    if len(passes) < 2 or not passes[1].tokens_per_second:
+        return None
+    return passes[0].tokens_per_second / passes[1].tokens_per_second
+
+
+def report(
+    passes: Sequence[Pass],
+    model: str,
+    url: str,
+    about: Mapping[str, Any] | None,
+    requests: int,
+    concurrency: int,
+) -> RenderableType:
+    """For a terminal."""
+    promise = f", guarantee {about['guarantee']}" if about else ""
+    title = f"{model} at {url}{promise}\n{requests} requests, {concurrency} at a time"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("speculation", no_wrap=True)
+    for heading in ("tokens/s", "TTFT p50", "p95", "TPOT p50", "p95", "per draft"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in passes:
+        times = [one.to_first(share) for share in SHARES.values()]
+        times += [one.per_token(share) for share in SHARES.values()]
+        table.add_row(
+            one.name,
+            f"{one.tokens_per_second:.1f}",
+            *[_time(seconds) for seconds in times],
+            "-" if one.acceptance_length is None else f"{one.acceptance_length:.2f}",
+        )
+    parts: list[RenderableType] = [Text(title, "bold"), table]
+    if (ratio := speedup(passes)) is not None:
+        parts.append(Text(f"With speculation the server writes {ratio:.2f} times as many tokens a second."))
+    legend = "TTFT: to the first token; TPOT: per token after it; per draft: tokens brought."
+    parts.append(Text(legend, "dim"))
+    return Group(*parts)
+
+
+def document(passes: Sequence[Pass], model: str, about: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Times in seconds."""
+    return {
+        "model": model,
+        "guarantee": about["guarantee"] if about else None,
+        "speedup": speedup(passes),
+        "modes": [
+            {
+                "name": one.name,
+                "answers": len(one.answers),
+                "failed": len(one.failures),
+                "seconds": one.seconds,
+                "tokens_per_second": one.tokens_per_second,
+                "tokens_per_draft": one.acceptance_length,
+                **{f"ttft_{name}": one.to_first(share) for name, share in SHARES.items()},
+                **{f"tpot_{name}": one.per_token(share) for name, share in SHARES.items()},
+            }
+            for one in passes
+        ],
+    }
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

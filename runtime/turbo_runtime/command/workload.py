@@ -1,0 +1,91 @@
+"""The prompts of `turbo bench`: of a file, or made here, no two alike."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Messages = list[dict[str, Any]]
+
+_NAMES = ("Amara", "Bruno", "Chen", "Dalia", "Emil", "Farah", "Goran", "Hana", "Ivo", "Jonas", "Kira", "Lena")
+_GOODS = ("lamps", "chairs", "cables", "notebooks", "filters", "boots", "tents", "kettles", "radios", "maps")
+_TOWNS = ("Bergen", "Cork", "Dresden", "Evora", "Faro", "Graz", "Hull", "Izmir", "Jena", "Kotor")
+_CARRIERS = ("post", "courier", "freight", "own van")
+
+
+def read_prompts(path: Path) -> list[Messages]:
+    """The prompts of a file: a text a line, or with the suffix .jsonl an object a line that holds `messages`
+    or a `prompt`. Raises ValueError with a sentence.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise ValueError(f"--prompts: {path} cannot be read: {reason}.") from error
+    read = _of_object if path.suffix == ".jsonl" else _of_text
+    prompts = [read(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not prompts:
+        raise ValueError(f"--prompts: {path} holds no prompt; write one a line.")
+    return prompts
+
+
+def _of_text(path: Path, number: int, line: str) -> Messages:  # noqa: ARG001  as `_of_object`
+    return [{"role": "user", "content": line}]
+
+
+def _of_object(path: Path, number: int, line: str) -> Messages:
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"--prompts: line {number} of {path} is no JSON: {error}.") from error
+    if isinstance(document, dict):
+        if isinstance(messages := document.get("messages"), list):
+            return messages
+        if isinstance(prompt := document.get("prompt"), str):
+            return [{"role": "user", "content": prompt}]
+    raise ValueError(f"--prompts: line {number} of {path} holds neither 'messages' nor a 'prompt'.")
+
+
+def made_prompts(count: int) -> list[Messages]:
+    """Three kinds in turn: text to JSON, a customer's letter, a sum in words. Always the same ones."""
+    kinds = (_order, _letter, _sum)
+    return [
+        [{"role": "user", "content": kinds[number % 3](random.Random(number))}]  # noqa: S311  no secret
+        for number in range(count)
+    ]
+
+
+def _order(draw: random.Random) -> str:
+    goods = draw.sample(_GOODS, 4)
+    items = ", ".join(f"{draw.randint(2, 90)} {good} at {draw.randint(3, 200)} euros" for good in goods)
+    return (
+        f"{_one(draw, _NAMES)} in {_one(draw, _TOWNS)} orders {items}, by {_one(draw, _CARRIERS)}, order "
+        f"number {draw.randint(10_000, 99_999)}. Write the order as JSON with the keys customer, town, "
+        "carrier, number and items, each item with name, quantity and price."
+    )
+
+
+def _letter(draw: random.Random) -> str:
+    return (
+        f"Customer {_one(draw, _NAMES)} from {_one(draw, _TOWNS)} writes: the {draw.randint(2, 9)} "
+        f"{_one(draw, _GOODS)} of order {draw.randint(10_000, 99_999)} came {draw.randint(2, 20)} days late "
+        f"by {_one(draw, _CARRIERS)} and one is broken. Write a friendly answer that names the order, says "
+        "sorry and offers a replacement or the money back."
+    )
+
+
+def _sum(draw: random.Random) -> str:
+    first, second = draw.sample(_NAMES, 2)
+    good = _one(draw, _GOODS)
+    return (
+        f"{first} has {draw.randint(12, 60)} {good} and sells {draw.randint(2, 11)} of them a day for "
+        f"{draw.randint(3, 30)} euros each. {second} brings {draw.randint(5, 40)} more after two days. How "
+        "many are left after three days, and how much money came in? Think step by step."
+    )
+
+
+def _one(draw: random.Random, words: Sequence[str]) -> str:
+    return draw.choice(words)

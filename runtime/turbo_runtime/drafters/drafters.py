@@ -1,0 +1,114 @@
+"""What the engine's loop holds: the drafts in use, for each request those that it wants."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from turbo_runtime.drafters.draft import Draft, Source, Want
+from turbo_runtime.drafters.heads.artefact import Target, load_heads
+from turbo_runtime.drafters.heads.source import HeadsSource
+from turbo_runtime.drafters.hybrid import propose
+from turbo_runtime.drafters.selection import read_selection
+from turbo_runtime.drafters.suffix import Suffix
+from turbo_runtime.drafters.watch import WatchedFile
+from turbo_runtime.engine.request import Drafting
+from turbo_runtime.engine.sampling.noise import Noise
+
+
+@dataclass(frozen=True, slots=True)
+class InUse:
+    """What a deployment drafts with."""
+
+    drafter: Drafting = "auto"
+    heads: HeadsSource | None = None
+    version: str = ""
+
+
+def load_drafts(path: Path, target: Target, noise: Noise) -> InUse:
+    """What the file at `path` selects, loaded. Raises SelectionError or HeadsError."""
+    selection = read_selection(path)
+    if selection.heads is None:
+        return InUse(selection.drafter, None, selection.version)
+    config, heads = load_heads(selection.heads, target)
+    return InUse(selection.drafter, HeadsSource(heads, noise), selection.version or config.version)
+
+
+class Drafters:
+    """Proposes for whole batches, and learns from what is committed."""
+
+    def __init__(
+        self,
+        in_use: InUse | None = None,
+        *,
+        file: WatchedFile[InUse] | None = None,
+        suffix: Suffix | None = None,
+    ) -> None:
+        """`file` is followed by `poll`; `in_use` is what holds until it says something else."""
+        self._in_use = InUse() if in_use is None else in_use
+        self._file = file
+        self._suffix = Suffix() if suffix is None else suffix
+
+    @property
+    def version(self) -> str:
+        """Of the drafts in use."""
+        return self._in_use.version
+
+    @property
+    def problem(self) -> str:
+        """Why they are not what the file names; empty if they are."""
+        return self._file.problem if self._file else ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of what is remembered to draft from."""
+        return self._suffix.num_bytes
+
+    def poll(self, now: float) -> None:
+        """Take up what the file names by now. To be called between steps; takes microseconds."""
+        loaded = self._file.poll(now) if self._file else None
+        if loaded is not None:
+            self._in_use = loaded
+
+    def propose(self, wants: Sequence[Want]) -> list[Draft]:
+        """One draft for each want, perhaps an empty one."""
+        drafts = [Draft()] * len(wants)
+        groups: defaultdict[Drafting, list[int]] = defaultdict(list)
+        for index, want in enumerate(wants):
+            groups[self._drafter(want)].append(index)
+        for drafter, indices in groups.items():
+            proposed = propose(self._sources(drafter), [wants[index] for index in indices])
+            for index, draft in zip(indices, proposed, strict=True):
+                drafts[index] = draft
+        return drafts
+
+    def observe(self, draft: Draft, committed: Sequence[int]) -> None:
+        """What was committed where the draft was made for. The whole draft teaches, however little of it was
+        verified: the committed tokens are what they are.
+        """
+        for evidence, token, said in zip(draft.evidence, draft.tokens, committed, strict=False):
+            source: Source | None = self._suffix if evidence.source == Suffix.name else self._in_use.heads
+            if source is not None:
+                source.learn(evidence.cell, token == said)
+            if token != said:
+                return
+
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+        """The request ended: `tokens` are prompt and answer so far. What it held is let go."""
+        remembered = self._suffix in self._sources(self._in_use.drafter)
+        self._suffix.finish(request_id, tokens if remembered else (), prompt_length, tenant)
+
+    def _drafter(self, want: Want) -> Drafting:
+        """The deployment's `off` holds for all; else a request may choose."""
+        deployed = self._in_use.drafter
+        return deployed if deployed == "off" or want.drafting == "auto" else want.drafting
+
+    def _sources(self, drafter: Drafting) -> list[Source]:
+        sources: list[Source] = []
+        if drafter in ("auto", "suffix"):
+            sources.append(self._suffix)
+        if drafter in ("auto", "heads") and self._in_use.heads is not None:
+            sources.append(self._in_use.heads)
+        return sources

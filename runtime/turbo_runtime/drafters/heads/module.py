@@ -1,0 +1,79 @@
+"""The heads as a torch module, the same for training and for drafting.
+
+Head j guesses the token j + 1 places behind the last committed one, from the hidden state h that the last
+committed one was drawn from and from the token right before the guessed one:
+
+    x_j = h + SiLU(W_j h + b_j)                        (Medusa; Cai et al., arXiv 2401.10774)
+    m   = A e(token before)                            e: the target's embedding
+    logits_j = E x_j + B m                             E: rows of the target's LM head; the Markov term
+    confidence_j = c_j [x_j, m, f] + d_j               f: log-odds of the likeliest token; a logit
+
+The first half, up to E x_j, is one product for all heads of all rows; the Markov term follows the draft as
+it grows (as in Hydra, arXiv 2402.05109). A confidence is of the token drafted, given all before it accepted.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Heads(nn.Module):
+    """Parameters are the heads' own; the target's rows are shared and never trained or stored."""
+
+    embedding: Tensor
+    output: Tensor
+    vocabulary: Tensor
+
+    def __init__(
+        self, embedding: Tensor, output: Tensor, vocabulary: Tensor, *, heads: int, markov_rank: int
+    ) -> None:
+        """`embedding` (target vocabulary, width); `output` (V, width), the LM head's rows of `vocabulary`
+        (V,) int64, ascending ids of the target.
+        """
+        super().__init__()
+        width = embedding.shape[1]
+        device = embedding.device
+        self.register_buffer("embedding", embedding, persistent=False)
+        self.register_buffer("output", output, persistent=False)
+        self.register_buffer("vocabulary", vocabulary.to(device), persistent=False)
+        self.heads = heads
+        # zeros: at first every head says what the LM head says of h
+        self.block = nn.Parameter(torch.zeros(heads, width, width, device=device))
+        self.block_bias = nn.Parameter(torch.zeros(heads, width, device=device))
+        self.markov_in = nn.Parameter(torch.randn(width, markov_rank, device=device) * width**-0.5)
+        self.markov_out = nn.Parameter(torch.zeros(heads, markov_rank, len(vocabulary), device=device))
+        self.confidence = nn.Parameter(torch.zeros(heads, width + markov_rank + 1, device=device))
+        self.confidence.data[:, -1] = 1.0  # at first the confidence is the probability of the likeliest token
+        self.confidence_bias = nn.Parameter(torch.zeros(heads, device=device))
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """hidden (rows, width) -> x (heads, rows, width)."""
+        return hidden + F.silu(torch.einsum("rw,hvw->hrv", hidden, self.block) + self.block_bias[:, None])
+
+    def markov(self, before: Tensor) -> Tensor:
+        """Ids of the target (...) of the tokens before -> m (..., rank)."""
+        embedded: Tensor = self.embedding[before]
+        return embedded @ self.markov_in
+
+    def logits(self, shared: Tensor, head: int, m: Tensor) -> Tensor:
+        """`shared` = E x of one head (rows, V), and m (rows, rank) -> logits (rows, V)."""
+        return shared + m @ self.markov_out[head]
+
+    def certainty(self, states: Tensor, head: int, m: Tensor, logits: Tensor) -> Tensor:
+        """The confidence (rows,) as a logit, of one head's states (rows, width), m and logits."""
+        likeliest = logits.float().log_softmax(-1).amax(-1)
+        odds = likeliest - torch.log1p(-likeliest.exp().clamp(max=1 - 1e-6))
+        features = torch.cat([states, m, odds[:, None].to(states.dtype)], -1)
+        return (features @ self.confidence[head] + self.confidence_bias[head]).float()
+
+    def forward(self, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """All heads at once, the tokens being known, as in training: hidden (rows, width) and before (rows,
+        heads), the token before each guessed one -> logits (rows, heads, V), confidence logits (rows, heads).
+        """
+        states = self.states(hidden)
+        shared, m = states @ self.output.T, self.markov(before)
+        logits = [self.logits(shared[j], j, m[:, j]) for j in range(self.heads)]
+        certainty = [self.certainty(states[j], j, m[:, j], logits[j]) for j in range(self.heads)]
+        return torch.stack(logits, 1), torch.stack(certainty, 1)

@@ -1,0 +1,58 @@
+"""The drafts of a batch out of several sources: for each position the more confident one's token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from turbo_runtime.drafters.draft import Draft, Evidence, Offer, Source, Want
+
+LEAST_SURVIVAL = 0.02  # a draft ends where the chance that all of it is accepted falls below this
+
+
+def propose(sources: Sequence[Source], wants: Sequence[Want]) -> list[Draft]:
+    """One draft for each want. Every source goes on behind what was drafted so far, whoever drafted it."""
+    if not sources or not wants:
+        return [Draft() for _ in wants]
+    names = [source.name for source in sources]
+    proposals = [source.begin(wants) for source in sources]
+    growing = [_Growing(want.limit) for want in wants]
+    while True:
+        offers = zip(*(proposal.offers() for proposal in proposals), strict=True)
+        taken = [draft.take(names, of_want) for draft, of_want in zip(growing, offers, strict=True)]
+        if all(token is None for token in taken):
+            return [draft.done() for draft in growing]
+        for proposal in proposals:
+            proposal.advance(taken)
+
+
+class _Growing:
+    """The draft of one want so far."""
+
+    __slots__ = ("_evidence", "_limit", "_survival", "_tokens")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tokens: list[int] = []
+        self._survival: list[float] = []
+        self._evidence: list[Evidence] = []
+
+    def take(self, names: Sequence[str], offers: Sequence[Offer | None]) -> int | None:
+        """The most confident offer's token, now part of the draft; None where the draft ends."""
+        if len(self._tokens) == self._limit:
+            return None
+        best, source = None, ""
+        for name, offer in zip(names, offers, strict=True):
+            if offer is not None and (best is None or offer.confidence > best.confidence):
+                best, source = offer, name
+        if best is None:
+            return None
+        survival = best.confidence * (self._survival[-1] if self._survival else 1.0)
+        if survival < LEAST_SURVIVAL:
+            return None
+        self._tokens.append(best.token)
+        self._survival.append(survival)
+        self._evidence.append(Evidence(source, best.cell))
+        return best.token
+
+    def done(self) -> Draft:
+        return Draft(tuple(self._tokens), tuple(self._survival), tuple(self._evidence))

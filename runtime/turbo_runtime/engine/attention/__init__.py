@@ -1,0 +1,22 @@
+"""Paged attention by one rule: a position's arithmetic depends on (prompt length, position) alone.
+
+Whole aligned tiles of a prompt are computed each in one call of a fixed shape (`tiles.py`); all other
+positions row by row, but batched over the whole step (`rows.py`). `step.py` tells them apart.
+"""
+
+from turbo_runtime.engine.attention.interface import IMPLEMENTATION, register
+from turbo_runtime.engine.attention.pool import KVPool
+from turbo_runtime.engine.attention.shape import CacheShape, cache_shape
+from turbo_runtime.engine.attention.spans import Span
+from turbo_runtime.engine.attention.step import PagedStep, Rule
+
+__all__ = [
+    "IMPLEMENTATION",
+    "CacheShape",
+    "KVPool",
+    "PagedStep",
+    "Rule",
+    "Span",
+    "cache_shape",
+    "register",
+]

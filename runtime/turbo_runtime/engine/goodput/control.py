@@ -1,0 +1,122 @@
+"""What the loop holds: before the drafts whom to draft for, after them how many to verify, in the end what
+became of it. Pure: seconds are told.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from turbo_runtime.contract import StepTime
+from turbo_runtime.engine.goodput.choose import choose
+from turbo_runtime.engine.goodput.cost import StepCost, StepShape
+from turbo_runtime.engine.goodput.gate import Gate
+from turbo_runtime.engine.goodput.meter import Meter
+
+_PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true
+_LATELY = 0.995  # share that a step leaves of the past in the live speed-up: about 200 steps count
+
+
+class Outcome(NamedTuple):
+    """What a step did with one answer's draft."""
+
+    request_id: str
+    proposed: bool  # whether the drafters were asked
+    drafted: int  # tokens verified
+    accepted: int  # of them
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of one step."""
+
+    drafting: float
+    rest: float  # the pass, the verification and the books
+
+
+@dataclass(slots=True)
+class _Request:
+    gate: Gate = field(default_factory=Gate)
+    meter: Meter = field(default_factory=Meter)
+
+
+class Control:
+    """Chooses, and learns from every step."""
+
+    def __init__(self, seeds: Sequence[StepTime] | None, padded: Callable[[int], int]) -> None:
+        """See `StepCost`."""
+        self.cost = StepCost(seeds, padded)
+        self._requests: defaultdict[str, _Request] = defaultdict(_Request)
+        self._lately = Meter(_LATELY)
+        self._since_plain = 0  # steps with drafts since one without
+
+    def __len__(self) -> int:
+        """Requests that something is known of."""
+        return len(self._requests)
+
+    @property
+    def speedup(self) -> float | None:
+        """Tokens per second lately over those without drafts; None while nothing was measured."""
+        return self._lately.speedup
+
+    def speedup_of(self, request_id: str) -> float | None:
+        """The same for one live request, since its first token."""
+        return self._requests[request_id].meter.speedup if request_id in self._requests else None
+
+    @property
+    def _plain_is_due(self) -> bool:
+        return self._since_plain >= _PROBE_EVERY
+
+    def to_draft(self, request_ids: Iterable[str]) -> set[str]:
+        """For which of these drafts are worth asking; for none where a step without is due."""
+        if not self.cost.known or self._plain_is_due:
+            return set()
+        return {name for name in request_ids if self._requests[name].gate.open}
+
+    def choose(
+        self, survivals: Sequence[Sequence[float]], shape: StepShape, answers: int, drafting: float
+    ) -> list[int]:
+        """How many tokens of each draft to verify in a step that is `shape` without them and gives `answers`
+        a token each; `drafting` seconds are spent. None where a step without is due: what a grammar forces
+        was not asked for by `to_draft`, and would put that step off for ever.
+        """
+        more = sum(map(len, survivals))
+        if not more or not self.cost.known or self._plain_is_due:
+            return [0] * len(survivals)
+        reads = shape.row_reads / max(answers, 1)
+        return choose(survivals, answers, self.cost.growing(shape, more, reads), drafting)
+
+    def learn(self, shape: StepShape, outcomes: Sequence[Outcome], times: StepTimes) -> None:
+        """A step that was `shape` without its drafts brought these outcomes, one for each answer that got
+        tokens, in these times.
+        """
+        answers, drafted = len(outcomes), sum(outcome.drafted for outcome in outcomes)
+        reads = shape.row_reads // max(answers, 1)
+        self.cost.learn(
+            StepShape(shape.tokens + drafted, shape.row_reads + drafted * reads, shape.tile_reads), times.rest
+        )
+        if not answers:
+            return
+        self._since_plain = self._since_plain + 1 if drafted else 0
+        growing = self.cost.growing(shape, drafted, reads)
+        plain, extra = float(growing[0]), float(growing[-1] - growing[0])
+        decoding = self.cost.seconds(StepShape(answers, shape.row_reads))  # without the prompts' share
+        if not drafted:
+            plain = times.rest  # it is the very step that a prediction would be about
+        asked = sum(outcome.proposed for outcome in outcomes)
+        total = times.drafting + times.rest
+        accepted = 0
+        for name, proposed, verified, right in outcomes:
+            lost = extra * verified / drafted if drafted else 0.0
+            lost += times.drafting / asked if proposed else 0.0
+            request = self._requests[name]
+            request.gate.book(right, lost * answers / decoding)
+            request.meter.book(plain + right * decoding, total)
+            accepted += right
+        self._lately.book(plain + accepted / answers * decoding, total)
+
+    def forget(self, request_id: str) -> None:
+        """The request ended."""
+        self._requests.pop(request_id, None)

@@ -1,0 +1,66 @@
+"""The laws of the answers in the engine. An answer under a grammar is held back until that is compiled."""
+
+from __future__ import annotations
+
+from concurrent.futures import FIRST_COMPLETED, wait
+
+from turbo_runtime.engine.grammar import Compiling, GrammarError, GrammarMatcher, Grammars
+from turbo_runtime.engine.request import Submit
+from turbo_runtime.engine.sampling.answer import AnswerLaw
+from turbo_runtime.engine.sampling.noise import Noise, answer_key
+
+
+class Laws:
+    """Makes a law for each answer, keeps it while the answer lives; grammars compile on another thread."""
+
+    def __init__(self, noise: Noise, grammars: Grammars | None) -> None:
+        """Without `grammars`, answers that ask for one are refused."""
+        self._noise = noise
+        self._grammars = grammars
+        self._laws: dict[str, AnswerLaw] = {}
+        self._compiling: dict[str, tuple[Submit, Compiling]] = {}
+
+    def __getitem__(self, request_id: str) -> AnswerLaw:
+        return self._laws[request_id]
+
+    @property
+    def compiling(self) -> bool:
+        """Whether any answer is held back."""
+        return bool(self._compiling)
+
+    def begin(self, submit: Submit) -> bool:
+        """Whether the answer has its law now; False: it comes from `compiled` later. Raises ValueError with a
+        sentence for parameters that cannot be served.
+        """
+        if submit.params.grammar is None:
+            self._make(submit, None)
+            return True
+        if self._grammars is None:
+            raise GrammarError("this engine was started without a tokenizer, which a grammar needs")
+        self._compiling[submit.request_id] = submit, self._grammars.compile(submit.params.grammar)
+        return False
+
+    def compiled(self) -> list[tuple[Submit, ValueError | None]]:
+        """Answers that were held back and have their law now, or the reason why they get none."""
+        done = [name for name, (_, compiling) in self._compiling.items() if compiling.done]
+        return [self._finish(*self._compiling.pop(name)) for name in done]
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until a grammar is compiled, at most so long."""
+        wait([compiling.future for _, compiling in self._compiling.values()], seconds, FIRST_COMPLETED)
+
+    def end(self, request_id: str) -> None:
+        """The answer is over, or never began."""
+        self._compiling.pop(request_id, None)
+        self._laws.pop(request_id, None)
+
+    def _finish(self, submit: Submit, compiling: Compiling) -> tuple[Submit, ValueError | None]:
+        try:
+            self._make(submit, compiling.matcher())
+        except ValueError as error:
+            return submit, error
+        return submit, None
+
+    def _make(self, submit: Submit, grammar: GrammarMatcher | None) -> None:
+        key = answer_key(submit.params.seed, submit.prompt, submit.choice)
+        self._laws[submit.request_id] = AnswerLaw(submit.params, submit.prompt, key, self._noise, grammar)

@@ -1,0 +1,1 @@
+"""The layers between token ids and logits, over a flat batch of rows."""

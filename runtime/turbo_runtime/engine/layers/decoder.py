@@ -1,0 +1,47 @@
+"""What the engine asks of a model's layers, and who answers for which architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from turbo_runtime.engine.arithmetic import RowProduct
+from turbo_runtime.engine.attention import PagedStep
+from turbo_runtime.engine.layers.lean import LEAN_ARCHITECTURES, LeanDecoder
+from turbo_runtime.engine.layers.rowwise import RowWise
+from turbo_runtime.engine.layers.transformers_modules import ModuleDecoder
+
+
+class Decoder(Protocol):
+    """A decoder-only model without its attention."""
+
+    @property
+    def embedding(self) -> Tensor:
+        """(vocabulary, width)."""
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """ids (n) -> those rows (n, width) of the LM head."""
+
+    def products(self) -> Iterable[RowProduct]:
+        """Every product with weights, the LM head included."""
+
+    def row_wise(self) -> Iterable[RowWise]:
+        """Every other operation that could mix rows, one of a kind."""
+
+    def hidden(self, tokens: Tensor, step: PagedStep) -> Tensor:
+        """tokens (rows) -> (rows, width), after the final norm."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(rows, width) -> (rows, vocabulary)."""
+
+
+def build_decoder(model: PreTrainedModel, longest: int) -> Decoder:
+    """Layers with the weights of `model`, which is of no use by itself afterwards. `longest`: tokens of a
+    sequence.
+    """
+    if type(model).__name__ in LEAN_ARCHITECTURES:
+        return LeanDecoder(model, longest)
+    return ModuleDecoder(model)

@@ -1,0 +1,59 @@
+"""One sequence's part of a step: what is computed for it, and which rows of the step's logits are its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from turbo_runtime.drafters.draft import Draft
+from turbo_runtime.engine.model import Chunk
+from turbo_runtime.engine.request import TokenLogprob
+from turbo_runtime.engine.sampling.answer import AnswerLaw
+from turbo_runtime.engine.sampling.logprobs import token_logprob
+from turbo_runtime.engine.sampling.step import AnswerRows
+from turbo_runtime.engine.sequence import Work
+
+
+@dataclass(slots=True)
+class Part:
+    """Its rows are those of prompt tokens whose log probabilities are wanted, then, where the work yields,
+    one after the tokens so far and one after each draft.
+    """
+
+    work: Work
+    law: AnswerLaw
+    drafts: list[int] = field(default_factory=list)  # that are verified
+    draft: Draft = field(default_factory=Draft)  # that was proposed, of which `drafts` are the first
+    prompt: range = field(init=False)  # positions of the former
+    first: int = field(init=False)  # of the latter among the step's rows
+
+    def __post_init__(self) -> None:
+        self.prompt = self.law.prompt_rows(self.work.start, self.work.count)
+
+    def chunk(self) -> Chunk:
+        """What the model computes; its rows stand at the chunk's end without a gap."""
+        sequence, work = self.work.sequence, self.work
+        tokens = sequence.tokens[work.start : work.start + work.count] + self.drafts
+        answer = len(self.drafts) + 1 if work.yields else 0
+        return Chunk(tokens, work.start, sequence.table, len(self.prompt) + answer, sequence.prompt_length)
+
+    def rows(self) -> AnswerRows:
+        """The answer's rows, to be drawn from."""
+        return AnswerRows(self.law, self.work.sequence.tokens, self.drafts, self.first)
+
+    def logprobs(self, logits: Tensor, tokens: tuple[int, ...]) -> tuple[TokenLogprob, ...]:
+        """Of the committed `tokens`, from the step's logits; empty where they were not asked for."""
+        top = self.law.params.logprobs
+        if top is None:
+            return ()
+        return tuple(token_logprob(logits[self.first + i], token, top) for i, token in enumerate(tokens))
+
+
+def lay_out(parts: list[Part], logits: Tensor) -> None:
+    """Tell each part where its rows are among the step's, and read those of prompts."""
+    row = 0
+    for part in parts:
+        part.law.read_prompt(logits[row : row + len(part.prompt)], part.prompt)
+        part.first = row + len(part.prompt)
+        row = part.first + (len(part.drafts) + 1 if part.work.yields else 0)

@@ -1,0 +1,129 @@
+"""One answer's law: from a row of logits and the tokens before it to the token that the engine says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from turbo_runtime.engine.grammar import GrammarMatcher
+from turbo_runtime.engine.request import SamplingParams, TokenLogprob
+from turbo_runtime.engine.sampling.candidates import cuts, keep_candidates
+from turbo_runtime.engine.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
+from turbo_runtime.engine.sampling.logprobs import PromptLogprobs
+from turbo_runtime.engine.sampling.noise import Noise, position_key
+from turbo_runtime.engine.sampling.processors import Processors
+
+GREEDY_BELOW = 1e-6  # a temperature below this is 0: the quotient would leave what float64 resolves
+
+
+class NoTokenError(ValueError):
+    """Every token is forbidden where one is wanted; the text is a sentence for the user."""
+
+
+class AnswerLaw:
+    """Draws the tokens of one answer, row by row. It reads the tokens before a row as they come, never back:
+    a row is asked for only where the drafts before it were right, which makes them part of the answer.
+    """
+
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        key: int,
+        noise: Noise,
+        grammar: GrammarMatcher | None = None,
+    ) -> None:
+        """`key` is the answer's, of `noise.answer_key`. Raises ValueError with a sentence for parameters that
+        name a token which the model does not have.
+        """
+        self.params = params
+        self.key = key
+        self.greedy = params.temperature < GREEDY_BELOW
+        self.stop_ids = params.stop_token_ids | (grammar.end_ids if grammar else frozenset())
+        self._noise = noise
+        self._grammar = grammar
+        self._processors = Processors(params, prompt, self.stop_ids, noise)
+        self._cuts = not self.greedy and cuts(params)
+        self._length = len(prompt)  # tokens of prompt and answer that were read
+        top = params.prompt_logprobs
+        self._prompt = None if top is None else PromptLogprobs(prompt, top)
+
+    @property
+    def plain(self) -> bool:
+        """Whether a row's token depends on nothing but the row, its position and the temperature."""
+        return self._processors.idle and self._grammar is None and not self._cuts
+
+    def token(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int] = ()) -> int:
+        """The token of the row (vocabulary,) that has seen `tokens`, prompt and answer so far, and then
+        `drafts`. Raises NoTokenError, and GrammarError where the grammar becomes too costly.
+        """
+        row = logits
+        if self._grammar is not None or not self._processors.idle:
+            self._read(tokens, drafts)
+        if self._grammar is not None:
+            row = torch.where(self._grammar.allowed().to(row.device), row, -torch.inf)
+        if not self._processors.idle:
+            row = self._processors.apply(row)
+        if self._cuts:
+            row = keep_candidates(row, self.params)
+        return self.known(int(self._draw(row[None], len(tokens) + len(drafts))))
+
+    def known(self, token: int) -> int:
+        """The token; raises NoTokenError where it is `NOTHING`."""
+        if token != NOTHING:
+            return token
+        if self.plain:
+            raise NoTokenError("the model's logits are not finite: its weights or its precision are broken")
+        raise NoTokenError(
+            "no token is left to choose from: response_format, bad_words and min_tokens together forbid "
+            "every one; relax one of them"
+        )
+
+    def prompt_rows(self, start: int, count: int) -> range:
+        """Positions among `count` from `start` whose rows `read_prompt` wants: none, unless the prompt's log
+        probabilities were asked for.
+        """
+        return self._prompt.rows(start, count) if self._prompt else range(0)
+
+    def read_prompt(self, logits: Tensor, positions: range) -> None:
+        """The logits (rows, vocabulary) of those positions."""
+        if self._prompt:
+            self._prompt.read(logits, positions)
+
+    def take_prompt_logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """Of the prompt from its second token on: once, when its last row was read. Else None."""
+        found = self._prompt.take() if self._prompt else None
+        if found is not None:
+            self._prompt = None
+        return found
+
+    def allowed_prefix(self, tokens: Sequence[int], drafts: Sequence[int]) -> Sequence[int]:
+        """The drafts after `tokens` up to the first that the grammar forbids: the others are in vain."""
+        if self._grammar is None or not drafts:
+            return drafts
+        self._read(tokens, ())
+        return drafts[: self._grammar.allowed_prefix(drafts)]
+
+    def forced(self, tokens: Sequence[int]) -> list[int]:
+        """Tokens after `tokens` that the grammar leaves no choice about: the best of drafts, often none."""
+        if self._grammar is None:
+            return []
+        self._read(tokens, ())
+        return self._grammar.forced()
+
+    def _read(self, tokens: Sequence[int], drafts: Sequence[int]) -> None:
+        fresh = [*tokens[self._length :], *drafts[max(0, self._length - len(tokens)) :]]
+        if fresh:
+            self._length += len(fresh)
+            self._processors.read(fresh)
+            if self._grammar is not None:
+                self._grammar.read(fresh)
+
+    def _draw(self, rows: Tensor, position: int) -> Tensor:
+        if self.greedy:
+            return greedy_tokens(rows)
+        key = torch.tensor([position_key(self.key, position)], device=rows.device)
+        temperature = torch.tensor([self.params.temperature], dtype=torch.float64, device=rows.device)
+        return sampled_tokens(rows, temperature, key, self._noise)

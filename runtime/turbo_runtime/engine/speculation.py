@@ -1,0 +1,113 @@
+"""The drafts of a step: what the grammar forces, else what the drafters have, as far as it is worth it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from turbo_runtime.drafters.draft import Coupling, Want
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
+from turbo_runtime.engine.goodput.cost import StepShape
+from turbo_runtime.engine.part import Part
+from turbo_runtime.engine.verify import Verdict
+
+_FORCED = 1.0  # chance that a token is accepted which the grammar leaves no choice about
+
+
+class Speculation:
+    """Gives the parts of one step their drafts, then learns what became of them."""
+
+    def __init__(self, drafters: Drafters, control: Control) -> None:
+        self.drafters = drafters
+        self.control = control
+        self._hidden: dict[str, Tensor] = {}  # the state that an answer's last token was drawn from
+        self._shape = StepShape(0)  # of the step in progress, without drafts
+        self._asked: set[str] = set()  # requests of it that the drafters were asked for
+        self._outcomes: list[Outcome] = []  # of it
+        self._ended: list[str] = []  # requests whose last step is still to be learnt from
+        self._drafting = 0.0  # seconds
+
+    def propose(self, parts: Sequence[Part]) -> None:
+        """Set `draft` and `drafts` of the parts: verified is what promises most tokens a second."""
+        began = time.perf_counter()
+        self._outcomes.clear()
+        self._shape = _shape(parts)
+        able = [part for part in parts if part.work.yields and part.work.draft_limit]
+        self._ask(able)
+        self._drafting = time.perf_counter() - began
+        drafting = [part for part in able if part.drafts]
+        answers = sum(part.work.yields for part in parts)
+        survivals = [
+            part.draft.survival[: len(part.drafts)] or [_FORCED] * len(part.drafts) for part in drafting
+        ]
+        counts = self.control.choose(survivals, self._shape, answers, self._drafting)
+        for part, count in zip(drafting, counts, strict=True):
+            del part.drafts[count:]
+
+    def observe(self, part: Part, verdict: Verdict, state: Tensor) -> None:
+        """What was committed for a part, and the hidden state that its last token was drawn from."""
+        request_id = part.work.sequence.submit.request_id
+        self.drafters.observe(part.draft, verdict.tokens)
+        self._outcomes.append(
+            Outcome(request_id, request_id in self._asked, len(part.drafts), verdict.accepted)
+        )
+        self._hidden[request_id] = state.clone()  # else the step's rows of everybody would be kept with it
+
+    def learn(self, seconds: float) -> None:
+        """The whole step took so long."""
+        if self._outcomes or self._shape.tile_reads:
+            self.control.learn(
+                self._shape, self._outcomes, StepTimes(self._drafting, seconds - self._drafting)
+            )
+        for request_id in self._ended:
+            self.control.forget(request_id)
+        self._ended.clear()
+
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+        """The request ended: `tokens` are prompt and answer so far."""
+        self.drafters.finish(request_id, tokens, prompt_length, tenant)
+        self._ended.append(request_id)
+        self._hidden.pop(request_id, None)
+
+    def _ask(self, able: Sequence[Part]) -> None:
+        """Give each part all that there is for it."""
+        wanting: list[Part] = []
+        for part in able:
+            part.drafts = part.law.forced(part.work.sequence.tokens)[: part.work.draft_limit]
+            if not part.drafts:
+                wanting.append(part)
+        self._asked = self.control.to_draft(part.work.sequence.submit.request_id for part in wanting)
+        wanting = [part for part in wanting if part.work.sequence.submit.request_id in self._asked]
+        if not wanting:
+            return
+        proposed = self.drafters.propose([self._want(part) for part in wanting])
+        for part, draft in zip(wanting, proposed, strict=True):
+            part.draft = draft
+            part.drafts = list(part.law.allowed_prefix(part.work.sequence.tokens, draft.tokens))
+
+    def _want(self, part: Part) -> Want:
+        sequence, law = part.work.sequence, part.law
+        submit = sequence.submit
+        return Want(
+            submit.request_id,
+            sequence.tokens,
+            sequence.prompt_length,
+            part.work.draft_limit,
+            submit.tenant,
+            Coupling(law.key, 0.0 if law.greedy else law.params.temperature),
+            self._hidden.get(submit.request_id),
+            law.params.drafting,
+        )
+
+
+def _shape(parts: Sequence[Part]) -> StepShape:
+    """The step without drafts. A part of several tokens is a prompt's, or one computed again."""
+    works = [part.work for part in parts]
+    return StepShape(
+        sum(work.count for work in works),
+        sum(work.start + 1 for work in works if work.count == 1),
+        sum(work.count * (work.start + work.count) for work in works if work.count > 1),
+    )

@@ -1,0 +1,102 @@
+"""From a request's fields to the engine's sampling parameters, checked against the served model."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+
+from turbo_runtime.engine.request import MASK_64, Grammar, SamplingParams
+from turbo_runtime.server.errors import ApiError, invalid
+from turbo_runtime.server.model import ServedModel
+from turbo_runtime.server.requests import ChatRequest, CompletionRequest
+
+Asked = ChatRequest | CompletionRequest
+
+
+def drawn_seed(request: Asked) -> int:
+    """The client's seed, or one of 53 bits: every client reads it back as it is, JavaScript's too."""
+    return secrets.randbits(53) if request.seed is None else request.seed
+
+
+def sampling_params(
+    request: Asked, prompt_tokens: int, field: str, seed: int, grammar: Grammar | None, model: ServedModel
+) -> SamplingParams:
+    """For answers to a prompt of so many tokens, which came in `field`. Raises ApiError (400)."""
+    stops = frozenset(request.stop_token_ids)
+    check_ids(stops, "stop_token_ids", model)
+    bias = tuple(sorted((int(token), value) for token, value in request.logit_bias.items()))
+    check_ids((token for token, _ in bias), "logit_bias", model)
+    max_tokens = _room(prompt_tokens, request, field, model)
+    if request.min_tokens > max_tokens:
+        raise invalid(
+            "min_tokens",
+            f"'min_tokens' is {request.min_tokens} and the answer may have {max_tokens}: ask for fewer.",
+        )
+    echoed = request.told_logprobs if isinstance(request, CompletionRequest) and request.echo else None
+    return SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=min(max(request.top_k, 0), model.facts.vocab_size),
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=bias,
+        min_tokens=request.min_tokens,
+        bad_words=_bad_words(request.bad_words, model),
+        grammar=grammar,
+        seed=seed & MASK_64,
+        max_tokens=max_tokens,
+        stop_token_ids=stops if request.ignore_eos else stops | model.stop_token_ids,
+        logprobs=request.told_logprobs,
+        prompt_logprobs=max(
+            (count for count in (request.prompt_logprobs, echoed) if count is not None), default=None
+        ),
+        drafting=request.speculation,
+        max_draft_tokens=request.max_draft_tokens,
+    )
+
+
+def _bad_words(words: list[str], model: ServedModel) -> tuple[tuple[int, ...], ...]:
+    """Each word as it is written inside a text (behind a space) and at its start."""
+    runs: dict[tuple[int, ...], None] = {}
+    for word in words:
+        for text in (word, f" {word}"):
+            if ids := model.tokenizer.encode_written(text):
+                runs[ids] = None
+    return tuple(runs)
+
+
+def check_ids(ids: Iterable[int], field: str, model: ServedModel) -> None:
+    """Raises ApiError (400): a tokenizer, too, may know tokens that the model has no embedding for."""
+    size = model.facts.vocab_size
+    wrong = next((token for token in ids if not 0 <= token < size), None)
+    if wrong is not None:
+        raise invalid(field, f"Invalid '{field}': token ids must lie between 0 and {size - 1}, not {wrong}.")
+
+
+def _room(prompt_tokens: int, request: Asked, field: str, model: ServedModel) -> int:
+    """How many tokens an answer may have; raises ApiError where prompt and answer pass the context."""
+    context, limit = model.context, request.limit
+    if prompt_tokens == 0:
+        raise invalid(field, f"Invalid '{field}': it has no tokens; send at least one.")
+    if prompt_tokens >= context:
+        raise _too_long(
+            field,
+            f"The prompt has {prompt_tokens} tokens and the context of this server {context}, "
+            "of which the answer needs at least one: shorten the prompt.",
+        )
+    if limit is None:
+        return context - prompt_tokens
+    if prompt_tokens + limit > context:
+        raise _too_long(
+            request.limit_field,
+            f"The prompt has {prompt_tokens} tokens and the answer may have {limit}, together more than "
+            f"the context of {context}: shorten the prompt, "
+            f"or ask for at most {context - prompt_tokens} tokens.",
+        )
+    return limit
+
+
+def _too_long(param: str, message: str) -> ApiError:
+    return invalid(param, message, "context_length_exceeded")

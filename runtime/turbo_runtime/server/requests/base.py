@@ -1,0 +1,29 @@
+"""What all parts of a request have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Strict(BaseModel):
+    """No unknown field, no number in a string; null means absent, as clients send what they leave out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_absent(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: one for name, one in value.items() if one is not None}
+
+
+class StreamOptions(Strict):
+    """`include_usage` asks for one more event, with the usage of the whole request; vLLM's
+    `continuous_usage_stats` for the usage so far in every event.
+    """
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False

@@ -1,0 +1,98 @@
+"""The automaton knows the substrings of what it was told, how often each occurred, and its own size."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_runtime.drafters.automaton import ROOT, Cursor, SuffixAutomaton
+
+texts = st.lists(st.lists(st.integers(0, 3), max_size=30), max_size=4)
+
+
+def told(*parts: Sequence[int]) -> SuffixAutomaton:
+    automaton = SuffixAutomaton()
+    for part in parts:
+        automaton.separate()
+        for token in part:
+            automaton.append(token)
+    return automaton
+
+
+def occurrences(parts: Sequence[Sequence[int]], word: Sequence[int]) -> int:
+    size = len(word)
+    return sum(list(p[i : i + size]) == list(word) for p in parts for i in range(len(p) - size + 1))
+
+
+@given(texts)
+def test_a_walk_from_the_root_exists_exactly_for_the_substrings(parts: list[list[int]]) -> None:
+    automaton = told(*parts)
+    substrings = {tuple(p[i:j]) for p in parts for i in range(len(p)) for j in range(i, len(p) + 1)} | {()}
+    walks: set[tuple[int, ...]] = {()}
+    frontier: list[tuple[tuple[int, ...], int]] = [((), ROOT)]
+    while frontier:
+        word, state = frontier.pop()
+        for token in range(4):
+            target = automaton.follow(state, token)
+            if target >= 0:
+                walks.add((*word, token))
+                frontier.append(((*word, token), target))
+        assert len(walks) <= len(substrings)
+    assert walks == substrings
+
+
+@given(texts, st.lists(st.integers(0, 3), max_size=12))
+def test_a_cursor_stands_at_the_longest_end_of_the_context_that_occurred(
+    parts: list[list[int]], context: list[int]
+) -> None:
+    cursor = told(*parts).advance_all(Cursor(), context)
+    ends = [context[len(context) - size :] for size in range(len(context) + 1)]
+    assert cursor.length == max(len(end) for end in ends if not end or occurrences(parts, end))
+
+
+@given(texts, st.lists(st.integers(0, 3), min_size=1, max_size=3))
+def test_counts_and_the_likeliest_are_those_of_the_text(parts: list[list[int]], word: list[int]) -> None:
+    automaton = told(*parts)
+    cursor = automaton.advance_all(Cursor(), word)
+    if cursor.length < len(word):
+        return
+    followed = [occurrences(parts, [*word, token]) for token in range(4)]
+    found = automaton.likeliest(cursor)
+    if found is None:
+        assert not any(followed)
+        return
+    token, count, total = found
+    assert count == followed[token] == max(followed)
+    assert total == occurrences(parts, word)
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
+def test_the_repeat_is_the_longest_end_of_the_text_that_occurred_before(text: list[int]) -> None:
+    cursor = told(text).repeat()
+    sizes = [s for s in range(len(text)) if s == 0 or occurrences([text], text[-s:]) > 1]
+    assert cursor.length == max(sizes)
+
+
+def test_a_cursor_set_before_its_state_was_split_still_stands_at_its_own_match() -> None:
+    automaton = told([1, 2, 3])
+    cursor = automaton.advance_all(Cursor(), [2])
+    automaton.separate()
+    for token in [9, 2, 7, 2, 7]:
+        automaton.append(token)
+    assert automaton.likeliest(cursor) == (7, 2, 3)
+
+
+@pytest.mark.parametrize("vocabulary", [2, 30, 1000, 50_000])
+def test_the_stated_memory_is_an_upper_bound_that_is_not_far_off(vocabulary: int) -> None:
+    draw = random.Random(0)
+    text = [draw.randrange(vocabulary) for _ in range(20_000)]
+    tracemalloc.start()
+    automaton = told(text)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert taken <= automaton.num_bytes <= 2.5 * taken

@@ -1,0 +1,120 @@
+"""The prefix cache under a real forward: what was found is, bit for bit, what would have been computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from turbo_dev.drafting import EveryDraft
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine.attention import IMPLEMENTATION, register
+from turbo_runtime.engine.blocks import BlockLedger
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.scheduler import Scheduler
+
+LENGTH = 256
+BLOCKS = 64
+GENERATOR = torch.Generator().manual_seed(4)
+BASE = torch.randint(0, 61, (LENGTH,), generator=GENERATOR).tolist()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> PagedModel:
+    register()
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=61,
+        max_position_embeddings=LENGTH,
+        initializer_range=0.4,
+    )
+    torch.manual_seed(1)
+    network = AutoModelForCausalLM.from_config(
+        config, attn_implementation=IMPLEMENTATION, dtype=torch.float32
+    )
+    assert isinstance(network, PreTrainedModel)
+    return PagedModel(network.eval().requires_grad_(False), blocks=BLOCKS, max_length=LENGTH)
+
+
+def engine(model: PagedModel, *, blocks: int = BLOCKS, step_tokens: int = 200) -> Engine:
+    scheduler = Scheduler(
+        BlockLedger(blocks), max_running=8, max_step_tokens=step_tokens, max_draft_tokens=4, max_length=LENGTH
+    )
+    return Engine(model, scheduler, Drafters(), control=EveryDraft())
+
+
+def run(server: Engine, requests: Sequence[Submit]) -> dict[str, list[int]]:
+    for request in requests:
+        server.accept(request)
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    while not server.idle:
+        for event in server.step().events:
+            assert event.error is None
+            answers[event.request_id].extend(event.tokens)
+        server.scheduler.check()
+    return answers
+
+
+def questions() -> list[Submit]:
+    """Prompts that have from none to three tiles in common, on both sides of a tile's end."""
+    cut = [200, 192, 193, 150, 129, 128, 64, 65, 200, 190]
+    params = [SamplingParams(temperature=t, seed=5, max_tokens=24) for t in (0.0, 1.0)]
+    return [
+        Submit(f"r{i}", (*BASE[:length], *range(i % 3)), params[i % 2], choice=i, tenant="ab"[i // 8])
+        for i, length in enumerate(cut)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(model: PagedModel) -> dict[str, list[int]]:
+    """Every answer from an engine that knows nothing."""
+    torch.set_num_threads(1)
+    answers: dict[str, list[int]] = {}
+    for question in questions():
+        answers |= run(engine(model), [question])
+    return answers
+
+
+def test_answers_are_the_same_where_prompts_are_found(model: PagedModel, alone: dict[str, list[int]]) -> None:
+    server = engine(model)
+    for question in questions():
+        assert run(server, [question])[question.request_id] == alone[question.request_id]
+    prefixes = server.scheduler.prefixes
+    assert prefixes.hits >= 64 * 9
+    assert prefixes.evictions == 0
+
+
+@pytest.mark.parametrize("step_tokens", [9, 70, 400])
+def test_answers_that_come_together_are_the_same(
+    model: PagedModel, alone: dict[str, list[int]], step_tokens: int
+) -> None:
+    server = engine(model, step_tokens=step_tokens)
+    assert run(server, questions()) == alone
+    assert run(server, questions()[::-1]) == alone
+
+
+def test_answers_are_the_same_where_tiles_are_given_up_and_sequences_give_way(
+    model: PagedModel, alone: dict[str, list[int]]
+) -> None:
+    server = engine(model, blocks=22)
+    assert run(server, questions()) == alone
+    assert run(server, questions()[::-1]) == alone
+    assert server.scheduler.preemptions > 0
+    assert server.scheduler.prefixes.evictions > 0
+    assert server.scheduler.prefixes.hits > 0

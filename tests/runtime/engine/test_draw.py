@@ -1,0 +1,117 @@
+"""Noise and draws: the search finds what looking at every token does, and rows know nothing of each other."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from turbo_runtime.engine.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
+from turbo_runtime.engine.sampling.noise import BLOCK, Noise, answer_key, position_key
+
+matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
+    lambda shape: (
+        torch.randint(-40, 40, shape[:2], generator=torch.Generator().manual_seed(shape[2])).float() / 8
+    )
+)
+
+
+def keys_of(logits: torch.Tensor, seed: int) -> torch.Tensor:
+    return torch.tensor([position_key(seed, row) for row in range(len(logits))])
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices, st.one_of(st.floats(0.02, 5.0), st.floats(1e-6, 1e-3)), st.integers(0, 2**64 - 1))
+def test_the_search_by_blocks_finds_the_token_of_the_full_search(
+    logits: torch.Tensor, temperature: float, seed: int
+) -> None:
+    noise, keys = Noise(logits.shape[1]), keys_of(logits, seed)
+    every = torch.arange(logits.shape[1])
+    temperatures = torch.full((len(logits),), temperature, dtype=torch.float64)
+    scores = [
+        row.double() / temperature + noise.gumbel(int(key), every)
+        for row, key in zip(logits, keys, strict=True)
+    ]
+    expected = [int(score.argmax()) for score in scores]
+    assert sampled_tokens(logits, temperatures, keys, noise).tolist() == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices, st.integers(0, 2**64 - 1))
+def test_a_rows_token_does_not_depend_on_the_rows_beside_it(logits: torch.Tensor, seed: int) -> None:
+    noise, keys = Noise(logits.shape[1]), keys_of(logits, seed)
+    temperatures = torch.linspace(0.3, 2.0, len(logits), dtype=torch.float64)
+    together = sampled_tokens(logits, temperatures, keys, noise).tolist()
+    alone = [
+        sampled_tokens(logits[i : i + 1], temperatures[i : i + 1], keys[i : i + 1], noise).item()
+        for i in range(len(logits))
+    ]
+    assert together == alone
+
+
+def test_noise_has_the_same_bits_for_one_position_and_for_many() -> None:
+    noise = Noise(3001)
+    keys = torch.tensor([position_key(9, position) for position in range(33)])
+    minima, places = noise.block_minima(keys)
+    for row in range(33):
+        alone, place = noise.block_minima(keys[row : row + 1])
+        assert torch.equal(alone[0], minima[row])
+        assert torch.equal(place[0], places[row])
+    every = noise.gumbel(int(keys[0]), torch.arange(3001))
+    some = torch.tensor([0, 1, 63, 64, 777, 2999, 3000])
+    assert torch.equal(noise.gumbel(int(keys[0]), some), every[some])
+
+
+def test_noise_is_gumbel_and_independent_within_blocks_across_them_and_along_positions() -> None:
+    noise = Noise(4096)
+    here, there = (noise.gumbel(position_key(3, position), torch.arange(4096)) for position in (7, 8))
+    assert stats.kstest(here.tolist(), stats.gumbel_r.cdf).pvalue > 1e-3
+    one = Noise(1)
+    along = [float(one.gumbel(position_key(9, i), torch.tensor([0]))) for i in range(3000)]
+    assert stats.kstest(along, stats.gumbel_r.cdf).pvalue > 1e-3
+    for first, second in [(here, there), (here[:-1:2], here[1::2]), (here[:-BLOCK], here[BLOCK:])]:
+        assert abs(float(stats.spearmanr(first.tolist(), second.tolist()).statistic)) < 0.06
+
+
+def test_the_least_noise_of_a_block_falls_on_each_of_its_tokens_equally_often() -> None:
+    noise = Noise(BLOCK)
+    keys = torch.tensor([position_key(1, position) for position in range(64 * BLOCK)])
+    minima, places = noise.block_minima(keys)
+    assert stats.chisquare(torch.bincount(places[:, 0], minlength=BLOCK).tolist()).pvalue > 1e-3
+    assert stats.kstest((minima[:, 0] * BLOCK).tolist(), "expon").pvalue > 1e-3
+    # the two least of n: their difference is exponential of rate n - 1
+    two = torch.stack([noise.gumbel(int(key), torch.arange(BLOCK)).topk(2).values for key in keys[:1000]])
+    e = two.neg().exp()
+    assert stats.kstest(((e[:, 1] - e[:, 0]) * (BLOCK - 1)).tolist(), "expon").pvalue > 1e-3
+
+
+def test_another_seed_prompt_choice_or_position_has_noise_of_its_own() -> None:
+    keys = {
+        position_key(answer_key(seed, prompt, choice), position)
+        for seed in (0, 1, (1 << 64) - 1)
+        for prompt in ((1,), (2,), (1, 2), (2, 1))
+        for choice in (0, 1)
+        for position in (0, 1, 2)
+    }
+    assert len(keys) == 3 * 4 * 2 * 3
+
+
+@settings(max_examples=60, deadline=None)
+@given(matrices)
+def test_at_temperature_0_the_lowest_id_of_the_highest_logits_is_drawn(logits: torch.Tensor) -> None:
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert greedy_tokens(logits).tolist() == expected
+
+
+@pytest.mark.parametrize("wrong", [-math.inf, math.nan])
+def test_a_row_without_a_token_says_so_and_spoils_no_other(wrong: float) -> None:
+    logits = torch.zeros(3, 130)
+    logits[:, 77] = 9.0
+    logits[1] = wrong
+    keys, temperatures = torch.tensor([1, 2, 3]), torch.full((3,), 0.1, dtype=torch.float64)
+    assert greedy_tokens(logits).tolist() == [77, NOTHING, 77]
+    assert sampled_tokens(logits, temperatures, keys, Noise(130)).tolist() == [77, NOTHING, 77]

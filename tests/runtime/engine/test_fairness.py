@@ -1,0 +1,233 @@
+"""Tenants share the engine: no flood starves another, and a full queue turns away who filled it."""
+
+from __future__ import annotations
+
+import random
+from zlib import crc32
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbo_dev.simulated import Simulation
+from turbo_runtime.engine.admission import Admission, Limits
+from turbo_runtime.engine.blocks import BlockLedger
+from turbo_runtime.engine.fairness import ANSWER_WEIGHT, FairQueue
+from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.scheduler import QueueFull, Scheduler
+
+MAX_LENGTH = 128
+
+
+def engine(running: int = 4, limits: Limits | None = None, blocks: int = 32) -> Scheduler:
+    return Scheduler(
+        BlockLedger(blocks),
+        max_running=running,
+        max_step_tokens=64,
+        max_draft_tokens=2,
+        max_length=MAX_LENGTH,
+        limits=limits or Limits(),
+    )
+
+
+def ask(name: str, tenant: str, prompt: int = 8, answer: int = 8) -> Submit:
+    # no two prompts begin alike
+    return Submit(
+        name, (crc32(name.encode()), *range(prompt - 1)), SamplingParams(max_tokens=answer), tenant=tenant
+    )
+
+
+def admissions(scheduler: Scheduler, submits: list[Submit]) -> list[str]:
+    """The order in which answers begin."""
+    simulation = Simulation(scheduler, random.Random(2))
+    order: list[str] = []
+    for each in submits:
+        scheduler.add(each)
+    while not simulation.idle:
+        plan = simulation.step()
+        scheduler.check()
+        for work in plan.work:
+            if work.sequence.submit.request_id not in order:
+                order.append(work.sequence.submit.request_id)
+    return order
+
+
+def test_within_a_tenant_first_come_first_served() -> None:
+    names = [f"r{n}" for n in range(20)]
+    assert admissions(engine(), [ask(name, "a") for name in names]) == names
+
+
+def test_a_tenant_that_comes_behind_a_flood_is_next() -> None:
+    flood = [ask(f"flood {n}", "a") for n in range(50)]
+    order = admissions(engine(running=2), [*flood, ask("late", "b")])
+    assert order.index("late") <= 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 60), st.integers(1, 20)), max_size=40), st.data())
+def test_a_new_tenant_waits_for_at_most_one_answer_of_each_other_that_waits(
+    asked: list[tuple[int, int, int]], data: st.DataObject
+) -> None:
+    simulation = Simulation(engine(running=3), random.Random(1))
+    scheduler = simulation.scheduler
+    for number, (tenant, prompt, answer) in enumerate(asked):
+        scheduler.add(ask(f"r{number}", f"t{tenant}", prompt, answer))
+    for _ in range(data.draw(st.integers(0, 30), label="steps before")):
+        simulation.step()
+    before = {each.submit.request_id: each.submit.tenant for each in scheduler.waiting if each.cached is None}
+    new = scheduler.add(ask("new", "new"))
+    begun: list[str] = []  # a plan has its work in the order of admission
+    while new.cached is None:
+        begun += [work.sequence.submit.request_id for work in simulation.step().work]
+    overtook = [before[name] for name in dict.fromkeys(begun[: begun.index("new")]) if name in before]
+    assert len(overtook) == len(set(overtook))
+
+
+@given(
+    st.tuples(st.integers(1, 100), st.integers(1, 27)),
+    st.tuples(st.integers(1, 100), st.integers(1, 27)),
+    st.integers(1, 6),
+)
+@settings(max_examples=25)
+def test_two_tenants_with_work_at_hand_get_the_same_service_but_for_a_constant(
+    one: tuple[int, int], other: tuple[int, int], running: int
+) -> None:
+    simulation = Simulation(engine(running), random.Random(1))
+    scheduler = simulation.scheduler
+    shapes = {"a": one, "b": other}
+    begun = dict.fromkeys(shapes, 0)
+    # the bound of the paper: of the longest prompt, and of the tokens that run
+    bound = 2 * max(100, ANSWER_WEIGHT * running * MAX_LENGTH)
+    for _ in range(60):
+        waiting = [each.submit.tenant for each in scheduler.waiting]
+        for tenant, shape in shapes.items():
+            for _ in range(running + 1 - waiting.count(tenant)):
+                begun[tenant] += 1
+                scheduler.add(ask(f"{tenant}{begun[tenant]}", tenant, *shape))
+        simulation.step()
+        services = [scheduler.service(tenant) for tenant in shapes]
+        assert abs(services[0] - services[1]) <= bound
+    assert min(services) > 0
+
+
+def test_long_answers_count_and_not_only_how_many() -> None:
+    """Of two tenants with the same prompts, the one with answers of ten times the length gets a tenth."""
+    simulation = Simulation(engine(running=2), random.Random(1))
+    for number in range(200):
+        for tenant, answer in (("long", 40), ("short", 4)):
+            simulation.scheduler.add(ask(f"{tenant} {number}", tenant, prompt=1, answer=answer))
+    while sum(name.startswith("short") for name in simulation.answers) < 150:
+        simulation.step()
+    assert 12 <= sum(name.startswith("long") for name in simulation.answers) <= 18
+
+
+def test_nobody_saves_up_service_by_staying_away() -> None:
+    queue: FairQueue[int] = FairQueue()
+    queue.enter("busy", 1)
+    queue.enter("away", 2)
+    queue.remove("away", 2)
+    queue.charge("busy", 1000)
+    queue.enter("away", 3)
+    assert queue.service("away") == 1000
+    queue.charge("away", 1)
+    assert queue.first() == 1
+
+
+def test_service_got_while_nobody_waited_is_held_against_nobody() -> None:
+    queue: FairQueue[int] = FairQueue()
+    queue.enter("alone", 1)
+    queue.remove("alone", 1)  # it runs
+    queue.charge("alone", 1000)
+    queue.enter("new", 2)
+    queue.enter("alone", 3)
+    assert queue.service("new") == queue.service("alone")
+
+
+def test_a_tenant_is_forgotten_with_its_last_answer() -> None:
+    queue: FairQueue[int] = FairQueue()
+    for item in (1, 2):
+        queue.enter("a", item)
+        queue.remove("a", item)
+    queue.leave("a")
+    assert queue.tenants == 1
+    queue.leave("a")
+    assert (queue.tenants, len(queue), queue.first()) == (0, 0, None)
+
+
+def test_whoever_is_too_large_for_now_is_waited_for() -> None:
+    scheduler = engine(blocks=8)
+    scheduler.add(ask("holds", "a", prompt=30, answer=60))
+    scheduler.plan()
+    scheduler.add(ask("large", "a", prompt=110))
+    small = [scheduler.add(ask(f"small {n}", "a", prompt=1)) for n in range(3)]
+    scheduler.plan()
+    assert not any(each in scheduler.running for each in small)
+
+
+@given(
+    st.integers(1, 20),
+    st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4), st.booleans()), max_size=120),
+)
+def test_limits_hold_and_each_tenant_has_its_share(limit: int, asked: list[tuple[int, int, bool]]) -> None:
+    admission = Admission(Limits(answers=limit))
+    own: dict[str, int] = {}
+    for number, answers, leaves in asked:
+        tenant = f"t{number}"
+        here = own.get(tenant, 0)
+        if leaves and here:
+            admission.leave(tenant, 1)
+            own[tenant] -= 1
+            continue
+        present = {tenant, *(each for each, count in own.items() if count)}
+        total = sum(own.values()) + answers
+        refusal = admission.refusal(tenant, answers, answers)
+        within_share = total <= 2 * limit and (here + answers) * len(present) <= limit
+        assert (refusal is None) == (total <= limit or within_share)
+        if refusal is None:
+            for _ in range(answers):
+                admission.enter(tenant, 1)
+            own[tenant] = here + answers
+        assert sum(own.values()) <= 2 * limit
+
+
+def test_a_full_queue_turns_away_who_filled_it_and_not_who_comes_new() -> None:
+    scheduler = engine(limits=Limits(answers=6))
+    for number in range(6):
+        scheduler.add(ask(f"flood {number}", "a"))
+    with pytest.raises(QueueFull, match="the queue is full: 6 answers of at most 6 are running or waiting"):
+        scheduler.add(ask("flood", "a"))
+    for number in range(3):  # the half that is its share
+        scheduler.add(ask(f"late {number}", "b"))
+    with pytest.raises(QueueFull):
+        scheduler.add(ask("late", "b"))
+    for number in range(2):
+        scheduler.add(ask(f"third {number}", "c"))
+    with pytest.raises(QueueFull):
+        scheduler.add(ask("third", "c"))
+
+
+def test_shares_of_many_tenants_together_stay_below_twice_the_limit() -> None:
+    admission = Admission(Limits(answers=60))
+    let_in = []
+    for tenant in "abcde":
+        let_in.append(0)
+        while admission.refusal(tenant, 1, 1) is None:
+            admission.enter(tenant, 1)
+            let_in[-1] += 1
+    assert let_in == [60, 30, 20, 10, 0]
+
+
+def test_long_prompts_fill_a_queue_too_and_leave_it_when_they_end() -> None:
+    scheduler = engine(limits=Limits(tokens=200))
+    first = scheduler.add(ask("first", "a", prompt=120))
+    with pytest.raises(QueueFull, match="120 prompt tokens of at most 200"):
+        scheduler.add(ask("second", "a", prompt=81))
+    scheduler.add(ask("small", "a", prompt=80))
+    scheduler.finish(first)
+    scheduler.add(ask("second", "a", prompt=81))
+
+
+def test_limits_that_no_prompt_of_the_longest_kind_passes_are_refused() -> None:
+    with pytest.raises(ValueError, match="one sequence may have 128"):
+        engine(limits=Limits(tokens=100))
+    with pytest.raises(ValueError, match="at least 1"):
+        engine(limits=Limits(answers=0))

@@ -1,0 +1,246 @@
+"""Every parameter against a reference in plain Python, and with any drafts the answer without them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.engine.sampling.answer import AnswerLaw, NoTokenError
+from turbo_runtime.engine.sampling.candidates import keep_candidates
+from turbo_runtime.engine.sampling.noise import Noise, answer_key, position_key
+from turbo_runtime.engine.sampling.processors import Processors
+from turbo_runtime.engine.sampling.step import AnswerRows, tokens_of_step
+from turbo_runtime.engine.verify import verify
+
+VOCABULARY = 23
+NOISE = Noise(VOCABULARY)
+PROMPT = (3, 4, 4, 9)
+STOPS = frozenset({0, 7})
+
+tokens = st.integers(0, VOCABULARY - 1)
+rows = st.lists(st.integers(-40, 40), min_size=VOCABULARY, max_size=VOCABULARY).map(
+    lambda row: torch.tensor(row) / 8
+)
+penalties = {
+    "repetition_penalty": st.sampled_from([0.5, 1.25, 1.5]),
+    "presence_penalty": st.sampled_from([-0.75, 0.5, 2.0]),
+    "frequency_penalty": st.sampled_from([-0.25, 0.3, 1.5]),
+    "logit_bias": st.lists(
+        st.tuples(tokens, st.integers(-100, 100).map(float)), max_size=4, unique_by=lambda pair: pair[0]
+    ).map(tuple),
+    "min_tokens": st.integers(0, 12),
+    "bad_words": st.lists(st.lists(tokens, min_size=1, max_size=3).map(tuple), max_size=6).map(tuple),
+}
+candidates = {
+    "top_k": st.integers(0, VOCABULARY + 2),
+    "top_p": st.floats(0.01, 1.0),
+    "min_p": st.floats(0.0, 1.0),
+}
+temperatures = st.sampled_from([0.0, 0.3, 1.0, 2.0])
+
+
+def some_params(**strategies: st.SearchStrategy[object]) -> st.SearchStrategy[SamplingParams]:
+    """Any of these parameters, each set or left out."""
+    return st.builds(
+        lambda chosen, temperature: SamplingParams(
+            temperature=temperature, max_tokens=16, stop_token_ids=STOPS, **chosen
+        ),
+        st.fixed_dictionaries({}, optional=strategies),
+        temperatures,
+    )
+
+
+def processed(row: Sequence[float], params: SamplingParams, answer: Sequence[int]) -> list[float]:
+    """The logits that the rules at the head of the room give, token by token."""
+    found = []
+    for token, raw in enumerate(row):
+        logit = raw + dict(params.logit_bias).get(token, 0.0)
+        if token in answer or token in PROMPT:
+            penalty = params.repetition_penalty
+            logit = logit / penalty if logit > 0 else logit * penalty
+        logit -= params.frequency_penalty * list(answer).count(token)
+        logit -= params.presence_penalty * (token in answer)
+        forbidden = token in STOPS and len(answer) < params.min_tokens
+        for run in params.bad_words:
+            begun = len(answer) >= len(run) - 1 and tuple(answer[len(answer) - len(run) + 1 :]) == run[:-1]
+            forbidden = forbidden or (token == run[-1] and begun)
+        found.append(-math.inf if forbidden else logit)
+    return found
+
+
+def kept(row: Sequence[float], params: SamplingParams) -> list[int]:
+    """The tokens that min_p, top_k and top_p leave, by sorting everything."""
+    ranked = sorted((t for t in range(len(row)) if row[t] > -math.inf), key=lambda t: (-row[t], t))
+    weight = [math.exp((row[t] - row[ranked[0]]) / params.temperature) for t in ranked]
+    if params.min_p:
+        ranked = [t for t, w in zip(ranked, weight, strict=True) if w >= params.min_p * (1 - 1e-12)]
+    ranked = ranked[: params.top_k or None]
+    if params.top_p < 1.0:
+        total = math.fsum(weight[: len(ranked)])
+        before = list(itertools.accumulate(weight[: len(ranked)], initial=0.0))
+        ranked = [t for i, t in enumerate(ranked) if i == 0 or before[i] < params.top_p * total * (1 - 1e-12)]
+    return ranked
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows, some_params(**penalties), st.lists(tokens, max_size=14))
+def test_processed_logits_are_those_of_the_reference(
+    row: torch.Tensor, params: SamplingParams, answer: list[int]
+) -> None:
+    processors = Processors(params, PROMPT, STOPS, NOISE)
+    for token in answer:
+        processors.read([token])
+    found = processors.apply(row).tolist()
+    assert found == pytest.approx(processed(row.tolist(), params, answer), rel=1e-5, abs=1e-5)
+    if processors.idle:
+        assert found == row.tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows, some_params(**candidates), st.sets(tokens, max_size=VOCABULARY - 1))
+def test_candidates_are_those_of_the_reference(
+    row: torch.Tensor, params: SamplingParams, forbidden: set[int]
+) -> None:
+    params = replace(params, temperature=params.temperature or 0.5)
+    row[sorted(forbidden)] = -torch.inf
+    found = keep_candidates(row, params)
+    assert set(found.isfinite().nonzero().squeeze(1).tolist()) == set(kept(row.tolist(), params))
+    assert torch.equal(found[found.isfinite()], row[found.isfinite()])
+
+
+def test_a_nucleus_of_thousands_is_found_where_it_ends() -> None:
+    row = torch.linspace(3.0, -3.0, 6000)[torch.randperm(6000, generator=torch.Generator().manual_seed(1))]
+    for p in (0.001, 0.03, 0.2, 0.9, 0.9999):
+        params = SamplingParams(temperature=2.0, top_p=p)
+        assert set(keep_candidates(row, params).isfinite().nonzero().squeeze(1).tolist()) == set(
+            kept(row.tolist(), params)
+        )
+
+
+def test_of_equal_logits_the_lower_ids_are_kept() -> None:
+    row = torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0])
+
+    def ids(**params: float) -> list[int]:
+        found = keep_candidates(row, SamplingParams(**params))  # type: ignore[arg-type]
+        return found.isfinite().nonzero().squeeze(1).tolist()
+
+    assert ids(top_k=2) == [1, 2]
+    assert ids(top_k=50) == [0, 1, 2, 3, 4]
+    assert ids(top_p=1e-9) == [1]
+    assert ids(top_p=0.5) == [1, 2]
+    assert ids(min_p=1.0) == [1, 2, 3]
+    assert ids(min_p=1.0, top_p=0.6) == [1, 2]
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows, some_params(**penalties, **candidates), st.lists(tokens, max_size=14))
+def test_a_token_is_the_best_of_what_the_reference_leaves(
+    row: torch.Tensor, params: SamplingParams, answer: list[int]
+) -> None:
+    key = answer_key(5, PROMPT, 0)
+    law = AnswerLaw(params, PROMPT, key, NOISE)
+    logits = processed(row.tolist(), params, answer)
+    if max(logits) == -math.inf:
+        with pytest.raises(NoTokenError, match="bad_words"):
+            law.token(row, [*PROMPT, *answer])
+        return
+    token = law.token(row, [*PROMPT, *answer])
+    if params.temperature == 0.0:
+        assert logits[token] == pytest.approx(max(logits), abs=1e-5)
+        return
+    noise = NOISE.gumbel(position_key(key, len(PROMPT) + len(answer)), torch.arange(VOCABULARY)).tolist()
+    scores = {t: logits[t] / params.temperature + noise[t] for t in kept(logits, params)}
+    assert token in scores
+    assert scores[token] == pytest.approx(max(scores.values()), abs=1e-4)
+
+
+TABLE = torch.randn(VOCABULARY, VOCABULARY, generator=torch.Generator().manual_seed(3)) * 2
+
+
+def answers(
+    wanted: Sequence[SamplingParams], drafts: Sequence[Sequence[int]] | None, wrong: Sequence[bool]
+) -> list[list[int]]:
+    """The answers of a first-order model to all of these at once, step by step. `drafts` are guesses of the
+    answers; those at `wrong` places, in turn, are spoilt.
+    """
+    laws = [AnswerLaw(p, PROMPT, answer_key(i, PROMPT, 0), NOISE) for i, p in enumerate(wanted)]
+    found: list[list[int]] = [list(PROMPT) for _ in laws]
+    live = list(range(len(laws)))
+    step = 0
+    while live:
+        step += 1
+        parts, contexts = [], []
+        for i in live:
+            guess = [] if drafts is None else list(drafts[i][len(found[i]) :][: (step + i) % 5])
+            for j in range(len(guess)):
+                guess[j] = (guess[j] + wrong[(step + i + j) % len(wrong)]) % VOCABULARY
+            parts.append(AnswerRows(laws[i], found[i], guess, len(contexts)))
+            contexts += [found[i][-1], *guess]
+        drawn = tokens_of_step(TABLE[torch.tensor(contexts)], parts, NOISE)
+        for i, part, token_at in zip(list(live), parts, drawn, strict=True):
+            room = wanted[i].max_tokens - len(found[i]) + len(PROMPT)
+            verdict = verify(token_at, part.drafts, stop_ids=laws[i].stop_ids, room=room)
+            found[i].extend(verdict.tokens)
+            if verdict.finish_reason:
+                live.remove(i)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(some_params(**penalties, **candidates), min_size=1, max_size=4),
+    st.lists(st.booleans(), min_size=1, max_size=7),
+)
+def test_any_drafts_in_any_company_give_the_answer_that_each_has_alone(
+    wanted: list[SamplingParams], wrong: list[bool]
+) -> None:
+    wanted = [replace(p, bad_words=p.bad_words[:3]) for p in wanted]
+    together = answers(wanted, None, [False])
+    assert answers(wanted, together, wrong) == together
+    laws = [AnswerLaw(p, PROMPT, answer_key(i, PROMPT, 0), NOISE) for i, p in enumerate(wanted)]
+    for law, answer in zip(laws, together, strict=True):
+        for end in range(len(PROMPT), len(answer)):
+            assert law.token(TABLE[answer[end - 1]], answer[:end]) == answer[end]
+
+
+def test_a_row_may_be_asked_for_twice() -> None:
+    params = SamplingParams(frequency_penalty=2.0, bad_words=((5, 6),), min_tokens=2)
+    law = AnswerLaw(params, PROMPT, 1, NOISE)
+    first = law.token(TABLE[0], PROMPT)
+    assert law.token(TABLE[0], PROMPT) == first
+    second = law.token(TABLE[first], PROMPT, [first])
+    assert law.token(TABLE[first], [*PROMPT, first]) == second
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"logit_bias": ((23, 1.0),)}, "logit_bias names token 23; the model's ids lie between 0 and 22"),
+        ({"bad_words": ((1, -1),)}, "bad_words names token -1; the model's ids lie between 0 and 22"),
+        ({"bad_words": ((),)}, "bad_words holds an empty run of tokens; leave it out"),
+    ],
+)
+def test_a_token_that_the_model_lacks_is_refused_by_one_sentence(
+    params: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        AnswerLaw(SamplingParams(**params), PROMPT, 1, NOISE)  # type: ignore[arg-type]
+
+
+def test_where_all_tokens_are_forbidden_the_answer_ends_with_a_sentence() -> None:
+    every = tuple((token,) for token in range(VOCABULARY))
+    for rest in ({"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1, "top_p": 0.5}):
+        law = AnswerLaw(SamplingParams(**rest, bad_words=every), PROMPT, 1, NOISE)  # type: ignore[arg-type]
+        with pytest.raises(NoTokenError, match="no token is left to choose from"):
+            law.token(TABLE[0], PROMPT)
+    law = AnswerLaw(SamplingParams(), PROMPT, 1, NOISE)
+    with pytest.raises(NoTokenError, match="not finite"):
+        law.token(torch.full((VOCABULARY,), math.nan), PROMPT)

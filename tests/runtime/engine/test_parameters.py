@@ -1,0 +1,250 @@
+"""Every parameter through the engine: with drafts, in company and under preemption as alone without."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from turbo_dev.drafting import EveryDraft
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine.attention import IMPLEMENTATION, register
+from turbo_runtime.engine.blocks import BlockLedger
+from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.request import Cancel, Grammar, SamplingParams, Submit, TokenEvent
+from turbo_runtime.engine.scheduler import Scheduler
+
+END = 0
+VOCABULARY = 270  # 256 bytes, an end and a few merges, padded
+LENGTH = 200
+SCHEMA = {
+    "type": "array",
+    "items": {"type": "object", "properties": {"a": {"enum": ["x", "yy"]}}, "required": ["a"]},
+    "minItems": 3,
+    "maxItems": 3,
+    "x-guidance": {"whitespace_flexible": False},
+}
+WANTED: tuple[dict[str, Any], ...] = (
+    {"temperature": 0.0},
+    {"temperature": 0.0, "repetition_penalty": 1.3, "frequency_penalty": 0.4},
+    {"temperature": 0.0, "presence_penalty": -1.5},
+    {"temperature": 1.0, "top_p": 0.8, "min_p": 0.05},
+    {"temperature": 1.4, "top_k": 6, "logit_bias": ((7, 3.0), (9, -50.0))},
+    {"temperature": 0.3, "min_tokens": 12, "stop_token_ids": frozenset(range(40))},
+    {"temperature": 0.0, "bad_words": ((5,), (17, 23), (31, 31, 31))},
+    {"temperature": 1.0, "logprobs": 3, "prompt_logprobs": 2},
+    {"temperature": 2.0, "grammar": Grammar("json_schema", json.dumps(SCHEMA)), "max_tokens": 150},
+    {"temperature": 1.0, "grammar": Grammar("regex", "([a-f]{1,4}-){3,9}"), "frequency_penalty": 0.3},
+    {"temperature": 0.8},
+)
+
+
+def network(implementation: str) -> PreTrainedModel:
+    """The same random weights at every call."""
+    register()
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=256,
+        initializer_range=0.4,
+    )
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
+    assert isinstance(model, PreTrainedModel)
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=264, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator([json.dumps([{"a": "x"}, {"a": "yy"}])] * 9, trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def grammars(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
+    file: Path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(file))
+    grammars = Grammars(file, VOCABULARY, {END})
+    yield grammars
+    grammars.close()
+
+
+@pytest.fixture(scope="module")
+def paged() -> PagedModel:
+    model = PagedModel(network(IMPLEMENTATION), blocks=64, max_length=LENGTH)
+    report = check_arithmetic(model, max_step_tokens=48, limit_seconds=60)
+    assert report.guarantee == "bytes", report.reason
+    return model
+
+
+def engine(model: PagedModel, grammars: Grammars | None, *, drafts: int = 8, blocks: int = 64) -> Engine:
+    scheduler = Scheduler(
+        BlockLedger(blocks), max_running=6, max_step_tokens=48, max_draft_tokens=drafts, max_length=LENGTH
+    )
+    return Engine(model, scheduler, Drafters(), grammars, EveryDraft())
+
+
+def requests(drafting: str = "auto") -> list[Submit]:
+    generator = torch.Generator().manual_seed(4)
+    found = []
+    for number, wanted in enumerate(WANTED):
+        prompt = torch.randint(1, VOCABULARY, (5 + 7 * number % 40,), generator=generator).tolist()
+        params = SamplingParams(**{"seed": number, "max_tokens": 40, "drafting": drafting, **wanted})
+        found.append(Submit(f"r{number}", tuple(prompt * 2), params))
+    return found
+
+
+def run(server: Engine, wanted: list[Submit]) -> dict[str, list[TokenEvent]]:
+    for request in wanted:
+        server.accept(request)
+    events: dict[str, list[TokenEvent]] = {request.request_id: [] for request in wanted}
+    while not server.idle:
+        for event in server.step().events:
+            events[event.request_id].append(event)
+    return events
+
+
+def told(events: list[TokenEvent]) -> tuple[object, ...]:
+    """All that an answer says, however it was cut into steps."""
+    tokens = [token for event in events for token in event.tokens]
+    logprobs = [one for event in events for one in event.logprobs]
+    prompt = [event.prompt_logprobs for event in events if event.prompt_logprobs is not None]
+    return tokens, logprobs, prompt, events[-1].finish_reason, events[-1].error
+
+
+@pytest.fixture(scope="module")
+def alone(paged: PagedModel, grammars: Grammars) -> dict[str, tuple[object, ...]]:
+    """Every answer computed alone, without speculation."""
+    found = {}
+    for request in requests("off"):
+        found[request.request_id] = told(
+            run(engine(paged, grammars, drafts=0), [request])[request.request_id]
+        )
+    return found
+
+
+@pytest.mark.parametrize(("drafts", "blocks"), [(0, 64), (2, 64), (8, 64), (8, 16)])
+def test_every_parameter_says_the_same_with_any_drafts_in_any_company(
+    paged: PagedModel, grammars: Grammars, alone: dict[str, tuple[object, ...]], drafts: int, blocks: int
+) -> None:
+    server = engine(paged, grammars, drafts=drafts, blocks=blocks)
+    events = run(server, requests())
+    assert {name: told(each) for name, each in events.items()} == alone
+    stats = server.stats()
+    assert (stats.preemptions > 0) == (blocks == 16)
+    if drafts:
+        assert 0 < stats.accepted_tokens < stats.draft_tokens
+
+
+def test_answers_obey_what_was_asked_for(alone: dict[str, tuple[object, ...]], tokenizer: Tokenizer) -> None:
+    def tokens(number: int) -> list[int]:
+        found = alone[f"r{number}"][0]
+        assert isinstance(found, list)
+        return found
+
+    assert 9 not in tokens(4)
+    assert len(tokens(5)) > 12
+    assert tokens(5)[-1] < 40
+    runs = tokens(6)
+    assert 5 not in runs
+    assert (17, 23) not in itertools.pairwise(runs)
+    said = json.loads(tokenizer.decode(tokens(8)))
+    assert len(said) == 3
+    assert all(item["a"] in ("x", "yy") for item in said)
+    assert alone["r8"][3] == "stop"
+    assert len(set(tokens(1))) > len(set(tokens(0)))
+
+
+def test_logprobs_are_those_of_transformers(alone: dict[str, tuple[object, ...]]) -> None:
+    request = requests()[7]
+    answer, logprobs, (prompt,), _, _ = alone["r7"]  # type: ignore[misc]
+    ids = [*request.prompt, *answer]  # type: ignore[misc]
+    law = torch.log_softmax(network("eager")(torch.tensor([ids])).logits[0].double(), -1)
+    for position, found in enumerate([*prompt, *logprobs], 1):  # type: ignore[misc]
+        row = law[position - 1]
+        assert found.token == ids[position]
+        assert found.logprob == pytest.approx(float(row[found.token]), abs=1e-4)
+        best = row.topk(len(found.top))
+        assert [p for _, p in found.top] == pytest.approx(best.values.tolist(), abs=1e-4)
+    assert len(prompt) == len(request.prompt) - 1  # type: ignore[arg-type]
+    assert len(logprobs) == len(answer)  # type: ignore[arg-type]
+    assert {len(found.top) for found in prompt} == {2}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"grammar": Grammar("regex", "(")}, "the regex cannot be used"),
+        ({"logit_bias": ((VOCABULARY, 1.0),)}, "logit_bias names token 270"),
+    ],
+)
+def test_what_cannot_be_served_is_refused_and_harms_nobody(
+    paged: PagedModel,
+    grammars: Grammars,
+    alone: dict[str, tuple[object, ...]],
+    params: dict[str, Any],
+    sentence: str,
+) -> None:
+    bad = Submit("bad", (1, 2), SamplingParams(**params))
+    events = run(engine(paged, grammars), [bad, requests()[0]])
+    (refusal,) = events["bad"]
+    assert refusal.refused
+    assert refusal.error is not None
+    assert sentence in refusal.error
+    assert told(events["r0"]) == alone["r0"]
+
+
+def test_an_answer_with_nothing_left_to_say_ends_with_a_sentence(paged: PagedModel) -> None:
+    every = tuple((token,) for token in range(VOCABULARY))
+    server = engine(paged, None)
+    (event,) = run(server, [Submit("r", (1, 2), SamplingParams(bad_words=every))])["r"]
+    assert event.finish_reason == "error"
+    assert event.error is not None
+    assert "no token is left to choose from" in event.error
+    assert server.scheduler.ledger.num_used == 0
+
+
+def test_an_answer_can_be_cancelled_while_its_grammar_is_compiled(
+    paged: PagedModel, grammars: Grammars
+) -> None:
+    server = engine(paged, grammars)
+    words = "|".join(f"w{i}x[0-9a-f]*y{i}" for i in range(3000))
+    server.accept(Submit("r", (1, 2), SamplingParams(grammar=Grammar("regex", f"({words})"))))
+    assert not server.idle
+    server.accept(Cancel("r"))
+    assert server.idle
+
+
+def test_an_engine_without_a_tokenizer_refuses_grammars(paged: PagedModel) -> None:
+    params = SamplingParams(grammar=Grammar("json_object"))
+    (event,) = run(engine(paged, None), [Submit("r", (1, 2), params)])["r"]
+    assert event.error == "this engine was started without a tokenizer, which a grammar needs"

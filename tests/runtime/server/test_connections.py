@@ -1,0 +1,147 @@
+"""Connections that dawdle are dropped, old ones are asked to end, and a full queue says when to come back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_runtime.server import connections
+from turbo_runtime.server.connections import ABORT, protocol, send_in_time
+from turbo_runtime.server.queueing import LONGEST_WAIT_SECONDS, DrainRate
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"hi"})
+
+
+async def serve(http: Any, app: Any = hello) -> tuple[uvicorn.Server, asyncio.Task[None], int]:
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, http=http, log_level="error", lifespan="off"))
+    server.capture_signals = _no_signals  # type: ignore[method-assign]
+    return server, asyncio.create_task(server.serve([listener])), listener.getsockname()[1]
+
+
+class _no_signals:  # noqa: N801
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nX: ",
+    ],
+    ids=["nothing", "half a header", "half a header of the second request"],
+)
+async def test_headers_that_do_not_come_end_the_connection(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+    server, serving, port = await serve(protocol(0))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    said = await asyncio.wait_for(reader.read(), 10)
+    assert said.count(b"200 OK") == sent.count(b"\r\n\r\n")
+    writer.close()
+    server.should_exit = True
+    await serving
+
+
+async def test_a_connection_that_waits_between_requests_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.1)
+    server, serving, port = await serve(protocol(0))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(2):
+        writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert b"hi" in await asyncio.wait_for(reader.readuntil(b"hi"), 10)
+        await asyncio.sleep(0.3)
+    writer.close()
+    server.should_exit = True
+    await serving
+
+
+async def test_a_client_that_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.05)
+    dropped = []
+
+    async def never(message: Any) -> None:
+        await asyncio.Event().wait()
+
+    scope = {"state": {ABORT: lambda: dropped.append(True)}}
+    with pytest.raises(ConnectionError):
+        await send_in_time(scope, never, {"type": "http.response.body"})
+    assert dropped == [True]
+
+
+async def test_what_a_client_does_not_read_is_given_up_with_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.2)
+    given_up = asyncio.Event()
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        part = {"type": "http.response.body", "body": b"x" * 65536, "more_body": True}
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await send_in_time(scope, send, part)
+        given_up.set()
+
+    server, serving, port = await serve(protocol(0), endless)
+    _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    await asyncio.wait_for(given_up.wait(), 20)
+    writer.close()
+    server.should_exit = True
+    await asyncio.wait_for(serving, 20)  # nothing is left that it would wait for
+
+
+def test_an_old_connection_is_asked_to_end_with_its_next_answer(launch: Any) -> None:
+    server = launch("--connection-seconds=0.5")
+    with httpx.Client() as client:
+        assert "connection" not in client.get(f"{server.url}/health").headers
+        time.sleep(0.7)  # the jitter is a fifth
+        assert client.get(f"{server.url}/health").headers["connection"] == "close"
+        assert "connection" not in client.get(f"{server.url}/health").headers  # a new one
+
+
+def test_a_request_that_takes_too_long_is_ended_and_its_answers_are_cancelled(launch: Any) -> None:
+    server = launch("--request-seconds=0.5")
+    body = {"model": "echo", "prompt": "hold", "max_tokens": 900}
+    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (408, "request_timeout")
+    assert reply.headers["x-should-retry"] == "false"
+    streamed = httpx.post(f"{server.url}/v1/completions", json={**body, "stream": True}, timeout=30)
+    assert "request_timeout" in streamed.text.split("\n\n")[-2]
+    assert "Cancel(" in server.engine_log.read_text()
+    load = httpx.get(f"{server.url}/load").json()
+    assert load["running_requests"] + load["waiting_requests"] == 0
+
+
+@given(gap=st.floats(0.01, 10), count=st.integers(2, 64), places=st.integers(1, 50))
+def test_a_client_comes_back_when_places_should_be_free(gap: float, count: int, places: int) -> None:
+    rate = DrainRate()
+    for number in range(count):
+        rate.left(number * gap)
+    now = count * gap
+    wait = rate.seconds_until(places, now)
+    assert 1 <= wait <= LONGEST_WAIT_SECONDS
+    if 1 < places * gap < LONGEST_WAIT_SECONDS - 1:
+        assert places * gap - 1e-6 <= wait < places * gap + 1.001
+    assert rate.seconds_until(places, now + 100) >= wait  # nothing has left since
+
+
+def test_nothing_known_is_a_second() -> None:
+    assert DrainRate().seconds_until(5, 100.0) == 1

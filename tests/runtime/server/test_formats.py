@@ -1,0 +1,170 @@
+"""Answers are told apart in the formats of the families served, however the text is cut into pieces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from llguidance import LLMatcher, LLTokenizer
+
+from turbo_runtime.engine.request import Grammar
+from turbo_runtime.server.formats import AnswerReader, OutputFormat, Said
+from turbo_runtime.server.formats.bare import BareJson
+from turbo_runtime.server.formats.said import Reader
+from turbo_runtime.server.formats.tagged import deepseek, hermes
+from turbo_runtime.server.formats.thinking import after_thinking
+
+WEATHER = '{"name": "weather", "arguments": {"city": "Köln {1}", "days": 2}}'
+R1 = (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+    '{"city": "Bonn"}\n```<｜tool▁call▁end｜>\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>time\n```json\n'
+    "{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
+V31 = (
+    "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
+    '{"city": "Bonn"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
+)
+CITY = {"city": "Köln {1}", "days": 2}
+# format, text of the answer, content, calls
+CASES = {
+    "hermes": (
+        hermes,
+        f"Let me see.\n<tool_call>\n{WEATHER}\n</tool_call>",
+        "Let me see.",
+        [("weather", CITY)],
+    ),
+    "hermes, two calls": (
+        hermes,
+        f'<tool_call>{WEATHER}</tool_call>\n<tool_call>{{"name": "time"}}</tool_call>\n',
+        "",
+        [("weather", CITY), ("time", {})],
+    ),
+    "hermes, the closing tag is missing": (hermes, f"<tool_call>\n{WEATHER}", "", [("weather", CITY)]),
+    "hermes, no JSON": (hermes, "a <tool_call>x</tool_call> b", "a <tool_call>x</tool_call> b", []),
+    "hermes, no call": (hermes, "1 < 2 and <tool> \n", "1 < 2 and <tool> \n", []),
+    "llama": (
+        BareJson,
+        '{"name": "weather", "parameters": {"city": "Bonn"}}',
+        "",
+        [("weather", {"city": "Bonn"})],
+    ),
+    "llama, tagged, two calls": (
+        BareJson,
+        '<|python_tag|>{"name": "a", "parameters": {}}; {"name": "b", "parameters": {"x": 1}}',
+        "",
+        [("a", {}), ("b", {"x": 1})],
+    ),
+    "llama, another object": (BareJson, '{"answer": 42}', '{"answer": 42}', []),
+    "llama, text": (BareJson, "The weather is {fine}.", "The weather is {fine}.", []),
+    "llama, nothing but white space": (BareJson, " \n", " \n", []),
+    "llama, cut": (BareJson, '{"name": "wea', '{"name": "wea', []),
+    "deepseek r1": (deepseek, f"Hm. {R1}", "Hm.", [("weather", {"city": "Bonn"}), ("time", {})]),
+    "deepseek v3.1": (deepseek, V31, "", [("weather", {"city": "Bonn"})]),
+}
+
+
+def read(reader: Reader, pieces: list[str]) -> Said:
+    said = Said()
+    for piece in pieces:
+        said += reader.push(piece)
+    return said + reader.flush()
+
+
+def cuts(data: st.DataObject, text: str) -> list[str]:
+    places = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=12)))
+    return [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(data=st.data())
+def test_calls_and_content_are_the_same_however_the_text_is_cut(name: str, data: st.DataObject) -> None:
+    make, text, content, calls = CASES[name]
+    said = read(make(), cuts(data, text))
+    assert said.content == content
+    assert [(call.name, json.loads(call.arguments)) for call in said.calls] == calls
+
+
+@pytest.mark.parametrize("make", [hermes, BareJson, deepseek])
+@given(text=st.text(st.sampled_from('<{}|>tool_cal"/ \n'), max_size=30))
+def test_what_holds_no_call_stays_as_it_is(make: Callable[[], Reader], text: str) -> None:
+    assert read(make(), list(text)) == Said(text)
+
+
+THOUGHTS = {
+    # end of the prompt, text, reasoning, content
+    "the model opens them": ("assistant\n", "<think>\nHm, 2.\n</think>\n\nTwo.", "Hm, 2.", "Two."),
+    "the template opens them": ("assistant\n<think>\n", "Hm.\n</think>\n\nTwo. ", "Hm.", "Two. "),
+    "the template closes them": ("<think>\n\n</think>\n\n", "Two <think>.", "", "Two <think>."),
+    "there are none": ("assistant\n", " Two.", "", " Two."),
+    "they never end": ("<think>\n", "Hm, hm </thi", "Hm, hm </thi", ""),
+    "they never begin": ("assistant\n", "<thi", "", "<thi"),
+}
+
+
+@pytest.mark.parametrize("name", THOUGHTS)
+@given(data=st.data())
+def test_thoughts_are_taken_out_however_the_text_is_cut(name: str, data: st.DataObject) -> None:
+    prompt, text, reasoning, content = THOUGHTS[name]
+    assert read(AnswerReader(None, prompt), cuts(data, text)) == Said(content, reasoning)
+
+
+@pytest.mark.parametrize(
+    ("grammar", "right", "wrong"),
+    [
+        (Grammar("json_schema", '{"type": "object", "required": ["a"]}'), '{"a": 1}', '{"b": 1}'),
+        (Grammar("json_object"), "{}", "[]"),
+        (Grammar("regex", "a/b+"), "a/bb", "a/c"),
+    ],
+)
+def test_a_format_holds_behind_thoughts_that_the_prompt_has_opened(
+    grammar: Grammar, right: str, wrong: str
+) -> None:
+    behind = after_thinking(grammar)
+    assert behind
+
+    def accepted(text: str) -> bool:
+        matcher = LLMatcher(LLTokenizer("byte"), LLMatcher.grammar_from_lark(behind.text))
+        taken = matcher.try_consume_tokens(list(text.encode()))
+        return taken == len(text.encode()) and matcher.is_accepting()
+
+    for space in ("", "\n\n"):
+        assert accepted(f"{wrong} or {right}?</think>{space}{right}")
+        assert not accepted(f"{right}</think>{space}{wrong}")
+    assert not accepted(right)
+
+
+def test_a_grammar_of_the_clients_own_cannot_follow_thoughts() -> None:
+    assert after_thinking(Grammar("lark", 'start: "a"')) is None
+
+
+def test_thoughts_and_calls_come_apart() -> None:
+    reader = AnswerReader(hermes(), "assistant\n")
+    said = read(reader, list(f"<think>{WEATHER}</think>Well.<tool_call>{WEATHER}</tool_call>"))
+    assert (said.reasoning, said.content, len(said.calls)) == (WEATHER, "Well.", 1)
+
+
+def test_an_answer_that_may_call_once_is_complete_after_its_first_call() -> None:
+    reader = AnswerReader(hermes(), None, single=True)
+    call = f"<tool_call>{WEATHER}</tool_call>"
+    said = reader.push(call + call + "more")
+    assert reader.complete
+    assert len((said + reader.push("more") + reader.flush()).calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("template", "reasons", "calls"),
+    [
+        ("{{ '<tool_call>' }}...content.split('</think>')", True, hermes),
+        ('Respond in the format {"name": function name, "parameters": dictionary of', False, BareJson),
+        ("{{ '<|python_tag|>' }}", False, BareJson),
+        ("{{ '<｜tool▁calls▁begin｜>' }}</think>", True, deepseek),
+        ("{{ messages }}", False, None),
+    ],
+)
+def test_a_template_shows_how_its_model_writes(
+    template: str, reasons: bool, calls: Callable[[], Reader] | None
+) -> None:
+    assert OutputFormat.of(template) == OutputFormat(reasons, calls)
