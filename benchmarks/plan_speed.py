@@ -41,6 +41,7 @@ from turbo_operator.render.inspection import configmap
 from turbo_runtime.contract import ModelFacts, ModelShape
 
 BARS = (
+    Bar("plans_without_a_candidate", at_most=0),
     Bar("plan_ms_max", at_most=150),
     Bar("process_s_median", at_most=1.0),
     Bar("fleet", at_least=1000),
@@ -85,14 +86,15 @@ def main() -> int:
 def _plans() -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Each model under three workloads, the whole catalogue at three prices, every engine and method."""
     accelerators = _at_three_prices(catalogue())
-    rows, times = [], []
+    rows, times, refused = [], [], 0
     for model in MODELS:
         shape = _shape(model)
         for load, spec in _specs(model).items():
-            planned = partial(planner.plan, spec, shape, accelerators, draft=_shape(DRAFT))
+            planned = partial(planner.plan, spec, shape, accelerators, draft=_draft(shape))
             taken = [_timed(planned) for _ in range(REPEATS)]
             plan = planned()
             times += taken
+            refused += not (plan.choice or plan.rejected)
             chosen = plan.choice.accelerator.name if plan.choice else plan.reason
             rows.append(
                 {
@@ -106,6 +108,7 @@ def _plans() -> tuple[list[dict[str, Any]], dict[str, float]]:
     return rows, {
         "accelerators": len(accelerators),
         "plans": len(times),
+        "plans_without_a_candidate": refused,
         "plan_ms_median": round(statistics.median(times) * 1000, 1),
         "plan_ms_max": round(max(times) * 1000, 1),
     }
@@ -157,6 +160,11 @@ def _shape(model: str) -> ModelShape:
     if shape is None:
         raise LookupError(f"{model} has no shipped shape")
     return shape
+
+
+def _draft(shape: ModelShape) -> ModelShape:
+    """A small model of the model's own vocabulary, as a draft must have it."""
+    return replace(_shape(DRAFT), vocab_size=shape.vocab_size)
 
 
 def _timed(work: Callable[[], object]) -> float:
