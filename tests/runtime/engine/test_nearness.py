@@ -78,6 +78,38 @@ def test_a_greedy_token_may_lie_twice_the_error_below_the_best_and_no_more() -> 
     assert greedy.excess(logits, CONTEXT, 5, 0.04) == pytest.approx(1.0 - 0.08)
 
 
+def test_a_rival_that_rounding_may_cut_with_others_above_the_edge_is_none() -> None:
+    # before the third token there is just less than top_p of the probability; a little more of the first
+    # token, and it cuts the second too, which is no near-tie of the third
+    chances = torch.tensor([0.6985, 0.0012, 0.0008])
+    rest = (1 - chances.sum()) / (VOCABULARY - 3)
+    logits = torch.cat([chances, rest.expand(VOCABULARY - 3)]).log()
+    # the many below hold 0.3 together, each less than the third
+    logits[3:] = logits[3:].clamp(max=math.log(0.0007))
+    params = SamplingParams(temperature=1.0, top_p=0.7 / float(logits.exp().sum()))
+    other = logits.clone()
+    other[0] += OFF
+    turned = 0
+    for seed in range(1500):
+        drawn, near = law(params, seed).token(logits, CONTEXT), law(params, seed).token(other, CONTEXT)
+        assert near == 0
+        turned += drawn == 1
+        assert law(params, seed).excess(logits, CONTEXT, 0, OFF) <= 0
+    assert turned > 0
+
+
+def test_an_error_grows_as_the_repetition_penalty_multiplies_it() -> None:
+    penalised = law(SamplingParams(temperature=0.0, repetition_penalty=2.0), 1)
+    logits = torch.full((VOCABULARY,), -9.0)
+    logits[5], logits[9] = -1.0, -2.17  # 5 was said before: its logit counts twice
+    other = logits.clone()
+    other[5], other[9] = -1.06, -2.11
+    assert penalised.token(logits, CONTEXT) == 5
+    assert penalised.token(other, CONTEXT) == 9
+    assert penalised.excess(logits, CONTEXT, 9, 0.06) <= 0
+    assert penalised.excess(logits, CONTEXT, 9, 0.04) > 0
+
+
 def test_what_is_forbidden_and_what_is_cut_far_off_is_beyond_every_error() -> None:
     logits, _ = row(1)
     forbidding = law(SamplingParams(temperature=1.0, bad_words=((9,),)), 1)
