@@ -120,6 +120,11 @@ class RuntimeConfig:
         type=str,
     )
     max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step")
+    audit_share: float = _flag(
+        0.01,
+        "share of finished answers, 0 to 1, computed again without speculation while idle and compared; a "
+        "hundredth costs little power, and finds what spoils one answer in ten within about a thousand",
+    )
     api_keys: str | None = _flag(
         None, "a file of API keys, one a line, as name:key; read again when it changes", type=str
     )
@@ -196,6 +201,8 @@ class RuntimeConfig:
             return "--speculation=heads needs --drafts FILE, which names the folder of the heads"
         if not 0 <= self.max_draft_tokens <= 64:
             return f"--max-draft-tokens must lie between 0 and 64, not {self.max_draft_tokens}"
+        if not 0 <= self.audit_share <= 1:
+            return f"--audit-share must lie between 0 (no audit) and 1 (every answer), not {self.audit_share}"
         if not 0 < self.request_seconds < math.inf:
             return f"--request-seconds must be a number above 0, not {self.request_seconds}"
         for name in ("connection_seconds", "drain_seconds", "endpoint_seconds"):

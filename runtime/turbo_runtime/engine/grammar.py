@@ -122,6 +122,11 @@ class Grammars:
             self._cache.popitem(last=False)
         return Compiling(self, future, time.monotonic() + COMPILE_SECONDS)
 
+    def has(self, grammar: Grammar) -> bool:
+        """Whether it is compiled, so that `compile` keeps nobody waiting."""
+        future = self._cache.get(grammar)
+        return future is not None and future.done()
+
     def close(self) -> None:
         """Take no more; what is being compiled is not waited for."""
         self._thread.shutdown(wait=False, cancel_futures=True)

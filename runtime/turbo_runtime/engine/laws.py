@@ -40,6 +40,17 @@ class Laws:
         self._compiling[submit.request_id] = submit, self._grammars.compile(submit.params.grammar)
         return False
 
+    def again(self, submit: Submit) -> AnswerLaw | None:
+        """A law for an answer that ended, at its beginning, which is the caller's own; None where its grammar
+        is no longer kept.
+        """
+        grammar = submit.params.grammar
+        if grammar is None:
+            return self._law(submit, None)
+        if self._grammars is None or not self._grammars.has(grammar):
+            return None
+        return self._law(submit, self._grammars.compile(grammar).matcher())
+
     def compiled(self) -> list[tuple[Submit, ValueError | None]]:
         """Answers that were held back and have their law now, or the reason why they get none."""
         done = [name for name, (_, compiling) in self._compiling.items() if compiling.done]
@@ -62,5 +73,8 @@ class Laws:
         return submit, None
 
     def _make(self, submit: Submit, grammar: GrammarMatcher | None) -> None:
+        self._laws[submit.request_id] = self._law(submit, grammar)
+
+    def _law(self, submit: Submit, grammar: GrammarMatcher | None) -> AnswerLaw:
         key = answer_key(submit.params.seed, submit.prompt, submit.choice)
-        self._laws[submit.request_id] = AnswerLaw(submit.params, submit.prompt, key, self._noise, grammar)
+        return AnswerLaw(submit.params, submit.prompt, key, self._noise, grammar)

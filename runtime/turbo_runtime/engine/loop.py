@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.arithmetic import padded_rows
+from turbo_runtime.engine.audit import Audit, AuditTerms
 from turbo_runtime.engine.goodput.control import Control
 from turbo_runtime.engine.grammar import GrammarError, Grammars
 from turbo_runtime.engine.laws import Laws
@@ -28,6 +29,7 @@ from turbo_runtime.engine.verify import Verdict, verify
 
 log = logging.getLogger(__name__)
 
+NO_AUDIT = AuditTerms()
 _COMPILE_WAIT_SECONDS = 0.005  # with nothing else to do; the inbox is looked into after each
 
 
@@ -41,6 +43,7 @@ class Engine:
         drafters: Drafters,
         grammars: Grammars | None = None,
         control: Control | None = None,
+        audit: AuditTerms = NO_AUDIT,
     ) -> None:
         """`control`: by default one that has measured nothing yet."""
         self.model = model
@@ -48,6 +51,7 @@ class Engine:
         self.speculation = Speculation(drafters, Control(None, padded_rows) if control is None else control)
         self.noise = Noise(model.vocabulary, model.device)
         self.laws = Laws(self.noise, grammars)
+        self.audit = Audit(model, scheduler, self.laws, audit)
         self._arrived: dict[str, float] = {}  # when an answer that waits for its first step came
         self._queued: dict[str, float] = {}  # how long one waited that has no token yet
         self._checked = True  # the books, since the last step
@@ -86,6 +90,7 @@ class Engine:
                 self._add(submit)
             else:
                 self._refuse(submit, error)
+        self.audit.make_room()
         plan = self.scheduler.plan()
         parts = [Part(work, self.laws[work.sequence.submit.request_id]) for work in plan.work]
         if parts:
@@ -125,7 +130,7 @@ class Engine:
             waiting_requests=len(waiting),
             running_tokens=sum(s.computed for s in running),
             waiting_tokens=sum(len(s.tokens) for s in waiting),
-            kv_blocks_used=self.scheduler.ledger.num_used,
+            kv_blocks_used=self.scheduler.ledger.num_used - len(self.audit.table),  # those are to be had
             preemptions=self.scheduler.preemptions,
             prefix_cache_queries=self.scheduler.prefixes.queries,
             prefix_cache_hits=self.scheduler.prefixes.hits,
@@ -134,16 +139,21 @@ class Engine:
         )
 
     def rest(self) -> Step | None:
-        """What is done while there is nothing to compute; what there is to tell, if anything.
+        """What is done while there is nothing to compute, a little at a time; what there is to tell, if
+        anything. While `audit.pending` there is more to do, which a message should not wait for.
 
         Raises BrokenLedger when the books of the cache do not add up: then no answer is to be trusted.
         """
         self.speculation.drafters.poll(time.monotonic())
         if not self._checked:
-            self.scheduler.check()
+            self.scheduler.check(self.audit.table)
             self._checked = True
-        changed = self.speculation.drafters.version != self._stats.draft_version
-        self._stats = self.stats()
+        held = self.audit.step()
+        if held is not None:
+            self._count(audits=1, audit_mismatches=not held)
+            self._checked = False  # it had blocks too
+        changed = held is not None or self.speculation.drafters.version != self._stats.draft_version
+        self._stats = replace(self.stats(), step_tokens=0)  # this was none
         return Step((), self._stats) if changed else None
 
     def _check_ids(self, submit: Submit) -> None:
@@ -214,6 +224,9 @@ class Engine:
             )
         )
         if verdict.finish_reason:
+            self.audit.offer(
+                sequence.submit, sequence.tokens[sequence.prompt_length :], verdict.finish_reason
+            )
             self._end(sequence)
 
     def _end(self, sequence: Sequence) -> None:

@@ -6,12 +6,15 @@ import logging
 import time
 from pathlib import Path
 from queue import Empty
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.quiet import quiet_libraries
 from turbo_runtime.engine.request import Cancel, Failed, Ready, Step, Stop, Submit
 from turbo_runtime.engine.threads import settle_threads
+
+if TYPE_CHECKING:
+    from turbo_runtime.engine.loop import Engine
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +59,30 @@ def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_di
             tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
             engine, ready = start_engine(config, began, tokenizer)
         outbox.put(ready)
-        while True:
-            # idle: wait for a message; busy: take what is there and compute on
-            while engine.idle or not inbox.empty():
-                try:
-                    message = inbox.get(timeout=REST_SECONDS)
-                except Empty:
-                    if (told := engine.rest()) is not None:
-                        outbox.put(told)
-                    continue
-                if isinstance(message, Stop):
-                    return
-                engine.accept(message)
-            outbox.put(engine.step())
+        serve(engine, inbox, outbox)
     except ModelError as error:
         outbox.put(Failed(str(error)))
     except Exception as error:  # the last thing this process does is to say why
         log.exception("the engine failed")
         outbox.put(Failed(f"the engine failed: {type(error).__name__}: {error}"))
+
+
+def serve(engine: Engine, inbox: Inbox, outbox: Outbox) -> None:
+    """Take messages, compute and tell, until Stop comes."""
+    patience = REST_SECONDS
+    while True:
+        # idle: wait for a message; busy: take what is there and compute on
+        while engine.idle or not inbox.empty():
+            try:
+                message = inbox.get(timeout=patience)
+            except Empty:
+                if (told := engine.rest()) is not None:
+                    outbox.put(told)
+                # an audit goes on at once, with a look into the inbox after each small step of it
+                patience = 0.0 if engine.audit.pending else REST_SECONDS
+                continue
+            if isinstance(message, Stop):
+                return
+            patience = REST_SECONDS
+            engine.accept(message)
+        outbox.put(engine.step())

@@ -20,6 +20,7 @@ is never preempted, so every answer ends. Knows no torch, no model and no clock.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from turbo_runtime.engine.admission import Admission, Limits
@@ -167,12 +168,22 @@ class Scheduler:
             self.prefixes.publish(sequence.keys[:whole], sequence.table, sequence.shared)
             sequence.shared = whole
 
-    def check(self) -> None:
-        """Raise BrokenLedger if a block leaks, is held by the wrong one or is not in the state it should be.
+    @property
+    def most_wanted(self) -> int:
+        """Blocks of which the next plan wants no more whatever it is: for all that runs and waits, beside
+        what it holds, and one for each to grow into.
+        """
+        reach = self.max_draft_tokens + 1
+        sequences = (*self.running, *self.waiting)
+        return sum(blocks_for(len(each.tokens) + reach) + 1 - len(each.table) for each in sequences)
+
+    def check(self, held: Iterable[int] = ()) -> None:
+        """Raise BrokenLedger if a block leaks, is held by the wrong one or is not in the state it should be;
+        `held` are those of no sequence here.
 
         Costs one look at every block: after every step in tests, and whenever the engine has nothing to do.
         """
-        self.ledger.check(sequence.table for sequence in self._live.values())
+        self.ledger.check([tuple(held), *(sequence.table for sequence in self._live.values())])
         self.prefixes.check()
         running = set(self.running)
         for sequence in self._live.values():

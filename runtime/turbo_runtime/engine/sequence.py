@@ -10,7 +10,7 @@ from turbo_runtime.engine.request import Submit
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One answer being computed; only the scheduler changes it."""
+    """One answer being computed; only the scheduler changes it, and the audit those that it replays."""
 
     submit: Submit
     tokens: list[int]  # prompt and committed answer

@@ -13,6 +13,7 @@ from turbo_runtime.drafters.drafters import Drafters, InUse, load_drafts
 from turbo_runtime.drafters.heads.artefact import Target
 from turbo_runtime.drafters.watch import WatchedFile
 from turbo_runtime.engine.arithmetic import padded_rows
+from turbo_runtime.engine.audit import AuditTerms
 from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.goodput.control import Control
@@ -79,7 +80,12 @@ def start_engine(
     if tokenizer:
         grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
     engine = Engine(
-        model, scheduler, Drafters(InUse(config.speculation)), grammars, Control(steps, padded_rows)
+        model,
+        scheduler,
+        Drafters(InUse(config.speculation)),
+        grammars,
+        Control(steps, padded_rows),
+        AuditTerms(config.audit_share, report.guarantee),
     )
     if config.drafts:
         engine.speculation.drafters = _follow(Path(config.drafts), engine, digest)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -50,9 +52,8 @@ CASES = {
 @pytest.fixture(scope="module")
 def real(start_process: Callable[..., Any]) -> Any:
     command = [sys.executable, "-c", SERVE, str(model.ensure()), "--host=127.0.0.1", "--port=0"]
-    server = start_process(
-        [*command, "--served-name=smollm2", "--max-model-len=1024", "--dtype=float32", "--threads=1"]
-    )
+    flags = ("--max-model-len=1024", "--dtype=float32", "--threads=1", "--audit-share=1")
+    server = start_process([*command, "--served-name=smollm2", *flags])
     server.wait_for("Ready: ", BUSY_MACHINE_SECONDS)
     return server
 
@@ -148,6 +149,24 @@ def test_log_version_metrics_and_replies_agree_on_the_guarantee(real: Any, smoll
     reply = smollm2.completions.create(model="smollm2", prompt="Hi", max_tokens=1)
     assert reply.turbo["guarantee"] == guarantee
     assert reply.system_fingerprint.endswith(f"-{guarantee}")
+
+
+def test_while_idle_answers_are_replayed_and_none_comes_out_otherwise(
+    real: Any, smollm2: openai.OpenAI
+) -> None:
+    def count(name: str) -> float:
+        page = httpx.get(real.url + contract.METRICS_PATH).text
+        (value,) = re.findall(rf"^{name}_total\{{.*\}} (\S+)$", page, re.MULTILINE)
+        return float(value)
+
+    before = count(contract.AUDITS), count(contract.GENERATION_TOKENS)
+    smollm2.completions.create(model="smollm2", prompt="The sea", seed=1, max_tokens=8)
+    deadline = time.monotonic() + BUSY_MACHINE_SECONDS
+    while count(contract.AUDITS) == before[0]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert count(contract.AUDIT_MISMATCHES) == 0
+    assert count(contract.GENERATION_TOKENS) <= before[1] + 8  # a replay is no traffic
 
 
 @settings(deadline=None)

@@ -12,6 +12,7 @@ from turbo_runtime.engine.request import SamplingParams, TokenLogprob
 from turbo_runtime.engine.sampling.candidates import cuts, keep_candidates
 from turbo_runtime.engine.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
 from turbo_runtime.engine.sampling.logprobs import PromptLogprobs
+from turbo_runtime.engine.sampling.nearness import excess
 from turbo_runtime.engine.sampling.noise import Noise, position_key
 from turbo_runtime.engine.sampling.processors import Processors
 
@@ -59,16 +60,21 @@ class AnswerLaw:
         """The token of the row (vocabulary,) that has seen `tokens`, prompt and answer so far, and then
         `drafts`. Raises NoTokenError, and GrammarError where the grammar becomes too costly.
         """
-        row = logits
-        if self._grammar is not None or not self._processors.idle:
-            self._read(tokens, drafts)
-        if self._grammar is not None:
-            row = torch.where(self._grammar.allowed().to(row.device), row, -torch.inf)
-        if not self._processors.idle:
-            row = self._processors.apply(row)
+        row = self._processed(logits, tokens, drafts)
         if self._cuts:
             row = keep_candidates(row, self.params)
         return self.known(int(self._draw(row[None], len(tokens) + len(drafts))))
+
+    def excess(self, logits: Tensor, tokens: Sequence[int], token: int, off: float) -> float:
+        """Above 0 where `token` cannot be the one of this row (vocabulary,), which has seen `tokens`, though
+        each of its logits may be off by so much; see `nearness`. Raises GrammarError.
+        """
+        row = self._processed(logits, tokens, ())
+        gumbel = None
+        if not self.greedy:
+            ids = torch.arange(len(row), device=row.device)
+            gumbel = self._noise.gumbel(position_key(self.key, len(tokens)), ids)
+        return excess(row, token, self.params, gumbel, off * self._processors.gain)
 
     def known(self, token: int) -> int:
         """The token; raises NoTokenError where it is `NOTHING`."""
@@ -112,6 +118,15 @@ class AnswerLaw:
             return []
         self._read(tokens, ())
         return self._grammar.forced()
+
+    def _processed(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int]) -> Tensor:
+        """The row after everything but the temperature and the cuts."""
+        row = logits
+        if self._grammar is not None or not self._processors.idle:
+            self._read(tokens, drafts)
+        if self._grammar is not None:
+            row = torch.where(self._grammar.allowed().to(row.device), row, -torch.inf)
+        return row if self._processors.idle else self._processors.apply(row)
 
     def _read(self, tokens: Sequence[int], drafts: Sequence[int]) -> None:
         fresh = [*tokens[self._length :], *drafts[max(0, self._length - len(tokens)) :]]

@@ -45,6 +45,11 @@ class Processors:
         p = self._params
         return not (p.logit_bias or p.bad_words or p.min_tokens) and self._penalties is None
 
+    @property
+    def gain(self) -> float:
+        """By what a difference between two rows grows at most: the repetition penalty multiplies."""
+        return max(self._params.repetition_penalty, 1 / self._params.repetition_penalty)
+
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens."""
         self._answer.extend(tokens)

@@ -1,0 +1,99 @@
+"""Engines that audit every answer of a tiny model, and what to ask of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from turbo_dev.drafting import EveryDraft
+from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, network
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine.audit import AuditTerms
+from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger
+from turbo_runtime.engine.check import check_arithmetic, set_free
+from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.scheduler import Scheduler
+
+BLOCKS = 64
+# rows are proven equal; they are not held to be; they differ by far more
+KINDS = {"exact": torch.float32, "loose": torch.float32, "coarse": torch.bfloat16}
+# a tile that can be shared, and a remainder
+PROMPT = tuple(torch.randint(1, VOCABULARY, (40,), generator=torch.Generator().manual_seed(8)).tolist() * 2)
+
+
+def model(kind: str) -> PagedModel:
+    """The tiny model of that kind; AssertionError where this machine cannot have it exact."""
+    made = PagedModel(network().to(KINDS[kind]), blocks=BLOCKS, max_length=POSITIONS)
+    if kind == "exact":
+        report = check_arithmetic(made, max_step_tokens=64, limit_seconds=60)
+        assert report.guarantee == "bytes", report.reason
+    else:
+        set_free(made)
+    return made
+
+
+def terms(kind: str, share: float) -> AuditTerms:
+    """What a model of that kind is held to."""
+    return AuditTerms(share, "bytes" if kind == "exact" else "law")
+
+
+def engine(model: PagedModel, grammars: Grammars | None, audit: AuditTerms, blocks: int = BLOCKS) -> Engine:
+    """Verifies all that is drafted."""
+    scheduler = Scheduler(
+        BlockLedger(blocks),
+        max_running=6,
+        max_step_tokens=64,
+        max_draft_tokens=8,
+        max_length=min(POSITIONS, blocks * BLOCK_SIZE),
+    )
+    return Engine(model, scheduler, Drafters(), grammars, EveryDraft(), audit)
+
+
+def requests() -> list[Submit]:
+    """Every parameter; the prompts repeat themselves, so that there is something to draft."""
+    generator = torch.Generator().manual_seed(4)
+    found = []
+    for number, wanted in enumerate(WANTED):
+        prompt = torch.randint(1, VOCABULARY, (5 + 7 * number % 40,), generator=generator).tolist()
+        params = SamplingParams(**{"seed": number, "max_tokens": 40, **wanted})
+        found.append(Submit(f"r{number}", tuple(prompt * 2), params, choice=number % 3))
+    return found
+
+
+def asked(name: str = "r", tokens: int = 12, **params: Any) -> Submit:
+    """One answer to the prompt."""
+    return Submit(name, PROMPT, SamplingParams(seed=3, max_tokens=tokens, **params))
+
+
+def run(server: Engine, *submits: Submit) -> dict[str, tuple[int, ...]]:
+    """The answers."""
+    for submit in submits:
+        server.accept(submit)
+    said: dict[str, tuple[int, ...]] = {submit.request_id: () for submit in submits}
+    while not server.idle:
+        for event in server.step().events:
+            assert event.error is None
+            said[event.request_id] += event.tokens
+    return said
+
+
+def finish_audits(server: Engine) -> tuple[int, int]:
+    """Rest until all is audited: how many were, and how many of them were found otherwise."""
+    while server.audit.pending:
+        server.rest()
+    server.rest()  # looks into the books of the last
+    assert server.scheduler.ledger.num_used == 0
+    return server.stats().audits, server.stats().audit_mismatches
+
+
+def tile_keys(server: Engine) -> tuple[bytes, ...]:
+    """Of the whole tiles of the prompt."""
+    keys = server.scheduler.add(asked("keys")).keys
+    sequence = server.scheduler.find("keys")
+    assert sequence is not None
+    server.scheduler.finish(sequence)
+    return keys

@@ -1,0 +1,207 @@
+"""The audit: what is right is found right, and what is broken is found out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from turbo_dev.audited import (
+    BLOCKS,
+    KINDS,
+    asked,
+    engine,
+    finish_audits,
+    model,
+    requests,
+    run,
+    terms,
+    tile_keys,
+)
+from turbo_dev.coupling import MUTANTS, Verifier
+from turbo_dev.tiny_engine import VOCABULARY, WANTED, grammars
+from turbo_runtime.engine import loop
+from turbo_runtime.engine.audit import MOST_WAITING, Audit, AuditTerms
+from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
+from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.request import Cancel, Grammar
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
+    made = grammars(tmp_path_factory.mktemp("tokenizer"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, PagedModel]:
+    return {kind: model(kind) for kind in KINDS}
+
+
+Make = Callable[..., Engine]
+
+
+@pytest.fixture
+def make(models: dict[str, PagedModel], compiled: Grammars) -> Make:
+    def made(kind: str = "exact", *, share: float = 1.0, blocks: int = BLOCKS) -> Engine:
+        return engine(models[kind], compiled, terms(kind, share), blocks)
+
+    return made
+
+
+# -- what is right ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("blocks", [BLOCKS, 16])
+def test_an_honest_engine_passes_with_every_parameter_in_company_and_under_preemption(
+    make: Make, kind: str, blocks: int
+) -> None:
+    server = make(kind, blocks=blocks)
+    run(server, *requests())
+    stats = server.stats()
+    assert 0 < stats.accepted_tokens < stats.draft_tokens
+    assert (stats.preemptions > 0) == (blocks == 16)
+    assert finish_audits(server) == (len(WANTED), 0)
+
+
+def test_an_answer_from_a_cached_prefix_passes(make: Make) -> None:
+    server = make()
+    run(server, asked("a"))
+    run(server, asked("b"))
+    assert server.stats().prefix_cache_hits == PROMPT_TILE
+    assert finish_audits(server) == (2, 0)
+
+
+# -- what is broken ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_broken_verifier_is_found_out(
+    make: Make, mutant: Verifier, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make(kind)
+    monkeypatch.setattr(loop, "verify", mutant)
+    # a matcher of a grammar cannot be fed what it forbids
+    submits = [submit for submit in requests() if submit.params.grammar is None]
+    run(server, *submits)
+    audits, mismatches = finish_audits(server)
+    assert audits == len(submits)
+    assert mismatches > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_prefix_cache_is_found_out(make: Make, kind: str) -> None:
+    server = make(kind)
+    run(server, asked("a", temperature=0.0))
+    cached = server.scheduler.prefixes.find(tile_keys(server))
+    for values in server.model.pool.values:
+        values[:, cached[0] * BLOCK_SIZE : (cached[-1] + 1) * BLOCK_SIZE] *= -3.0
+    run(server, asked("b", temperature=0.0))
+    assert finish_audits(server) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_wrong_token_or_a_wrong_end_is_found_and_told_by_its_place_without_its_text(
+    make: Make, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, submit = make(kind), asked(temperature=0.9)
+    answer = run(server, submit)["r"]
+    assert finish_audits(server) == (1, 0)
+    other = (*answer[:6], (answer[6] + 1) % VOCABULARY, *answer[7:])
+    wrong = ((other, "length", 7), (answer[:-3], "length", 9), (answer, "stop", 12))
+    for number, (said, reason, place) in enumerate(wrong, 1):
+        caplog.clear()
+        server.audit.offer(submit, said, reason)
+        assert finish_audits(server) == (1 + number, number)
+        (record,) = caplog.records
+        assert record.levelno == logging.ERROR
+        assert record.getMessage() == (
+            "audit: the answer to request r is not what the model gives without speculation "
+            f"(guarantee {terms(kind, 1.0).guarantee}): it differs from token {place} of {len(said)} on"
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_that_the_parameters_forbid_is_found(make: Make, kind: str) -> None:
+    server, submit = make(kind), asked(temperature=0.0)
+    answer = run(server, submit)["r"]
+    assert finish_audits(server) == (1, 0)
+    forbidden = replace(submit, params=replace(submit.params, bad_words=((answer[4],),)))
+    server.audit.offer(forbidden, answer, "length")
+    ungrammatical = replace(submit, params=replace(submit.params, grammar=Grammar("regex", "[a-f]{3,30}")))
+    run(server, ungrammatical)
+    finish_audits(server)
+    server.audit.offer(ungrammatical, answer, "length")
+    assert finish_audits(server) == (4, 2)
+
+
+# -- which are audited ------------------------------------------------------------------------------------
+
+
+def test_nothing_is_audited_at_a_share_of_0(make: Make) -> None:
+    server = make(share=0.0)
+    run(server, asked())
+    assert not server.audit.pending
+    assert finish_audits(server) == (0, 0)
+
+
+def test_the_id_says_which_and_the_share_how_many(make: Make) -> None:
+    def taken(share: float) -> list[bool]:
+        server, found = make(), []
+        for number in range(2000):
+            audit = Audit(server.model, server.scheduler, server.laws, AuditTerms(share, "bytes"))
+            audit.offer(asked(f"chatcmpl-{number}"), (1,), "length")
+            found.append(audit.pending)
+        return found
+
+    assert taken(0.1) == taken(0.1)
+    assert 150 < sum(taken(0.1)) < 250
+    assert sum(taken(1.0)) == 2000
+
+
+def test_an_answer_that_failed_or_was_cancelled_is_not_audited(make: Make) -> None:
+    server = make()
+    server.accept(asked("wrong", logit_bias=((VOCABULARY, 1.0),)))
+    server.accept(asked("left"))
+    server.step()
+    server.accept(Cancel("left"))
+    assert server.idle
+    assert not server.audit.pending
+
+
+def test_of_many_answers_the_latest_are_kept(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    server, submit = make(), asked()
+    answer = run(server, submit)["r"]
+    assert finish_audits(server) == (1, 0)
+    wrong = (*answer[:-1], (answer[-1] + 1) % VOCABULARY)
+    for number in range(MOST_WAITING + 5):
+        server.audit.offer(replace(submit, request_id=f"r{number}"), wrong, "length")
+    assert finish_audits(server) == (1 + MOST_WAITING, MOST_WAITING)
+    assert "request r5 " in caplog.records[0].getMessage()
+
+
+def test_an_answer_whose_grammar_would_have_to_be_compiled_is_left_out(
+    make: Make, compiled: Grammars
+) -> None:
+    server = make()
+    run(server, asked(grammar=Grammar("regex", "[xyz]{4}")))
+    for number in range(100):
+        compiled.compile(Grammar("regex", f"a{number}"))
+    assert server.audit.pending
+    assert finish_audits(server) == (0, 0)

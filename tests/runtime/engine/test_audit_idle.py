@@ -1,0 +1,206 @@
+"""The audit takes idle time only: nobody waits for it, and it leaves nothing behind."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from turbo_dev.audited import BLOCKS, asked, engine, finish_audits, model, requests, run, terms, tile_keys
+from turbo_dev.tiny_engine import WANTED, grammars
+from turbo_runtime.engine.blocks import PROMPT_TILE
+from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import Chunk, Forward, PagedModel
+from turbo_runtime.engine.process import REST_SECONDS, serve
+from turbo_runtime.engine.request import Failed, Ready, Step, Stop, Submit
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
+    made = grammars(tmp_path_factory.mktemp("tokenizer"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def exact() -> PagedModel:
+    return model("exact")
+
+
+Make = Callable[..., Engine]
+
+
+@pytest.fixture
+def make(exact: PagedModel, compiled: Grammars) -> Make:
+    def made(share: float = 1.0, blocks: int = BLOCKS) -> Engine:
+        return engine(exact, compiled, terms("exact", share), blocks)
+
+    return made
+
+
+class Passes:
+    """Counts what the model computes."""
+
+    def __init__(self, model: PagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tokens: list[int] = []  # of each pass
+        forward = model.forward
+
+        def counted(chunks: list[Chunk]) -> Forward:
+            self.tokens.append(sum(len(chunk.tokens) for chunk in chunks))
+            return forward(chunks)
+
+        monkeypatch.setattr(model, "forward", counted)
+
+
+class Inbox:
+    """Says what it is to say at the given look into it, and ends; keeps how long each look would wait."""
+
+    def __init__(self, said: dict[int, Submit | Stop]) -> None:
+        self.said = said
+        self.waits: list[float | None] = []
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Submit | Stop:
+        assert block
+        self.waits.append(timeout)
+        if message := self.said.get(len(self.waits) - 1):
+            return message
+        raise queue.Empty
+
+    def empty(self) -> bool:
+        return True  # while it computes; an idle engine asks `get`
+
+
+class Outbox:
+    """Keeps what is said, and at which look into the inbox."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self.steps: list[tuple[int, Step]] = []
+        self._inbox = inbox
+
+    def put(self, item: Ready | Step | Failed, /) -> None:
+        assert isinstance(item, Step)
+        self.steps.append((len(self._inbox.waits), item))
+
+
+def test_a_message_that_comes_amid_an_audit_is_served_after_one_small_step_and_before_the_rest(
+    make: Make, exact: PagedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = make()
+    inbox = Inbox({0: asked("a", 30), 6: asked("b", 30), 200: Stop()})
+    outbox = Outbox(inbox)
+    passes = Passes(exact, monkeypatch)
+    serve(server, inbox, outbox)
+    # after the first answer a rest begins the audit: two steps for the prompt, one for each token
+    assert inbox.waits[:7] == [REST_SECONDS, REST_SECONDS, 0, 0, 0, 0, 0]
+    told = [(look, event.request_id) for look, step in outbox.steps for event in step.events]
+    assert {look for look, name in told if name == "a"} == {1}
+    assert {look for look, name in told if name == "b"} == {7}
+    ended = {audits: look for audits in (2, 1) for look, step in outbox.steps if step.stats.audits == audits}
+    # each takes 2 + 29 steps, and one look goes to a message: the first audit went on where it was
+    assert ended == {1: 1 + 31 + 1, 2: 1 + 31 + 1 + 31}
+    assert inbox.waits[7] == REST_SECONDS
+    assert set(inbox.waits[8:64]) == {0.0}
+    assert set(inbox.waits[64:]) == {REST_SECONDS}
+    assert server.stats().audit_mismatches == 0
+    assert max(passes.tokens) == PROMPT_TILE
+
+
+def test_a_stop_amid_an_audit_ends_at_once(
+    make: Make, exact: PagedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = Passes(exact, monkeypatch)
+
+    def computed(share: float) -> int:
+        server, inbox = make(share=share), Inbox({0: asked("a", 30), 5: Stop()})
+        passes.tokens.clear()
+        serve(server, inbox, Outbox(inbox))
+        assert server.audit.pending == (share > 0)
+        return len(passes.tokens)
+
+    assert computed(1.0) == computed(0.0) + 4  # one for each look into the inbox before
+
+
+def test_requests_that_want_the_blocks_get_them_and_the_audit_begins_again(make: Make) -> None:
+    def served(share: float) -> tuple[object, ...]:
+        server = make(share=share, blocks=16)
+        run(server, asked("first", 30))
+        for _ in range(8 if share else 0):
+            server.rest()
+        assert len(server.audit.table) == (6 if share else 0)
+        said = run(server, *requests())
+        stats = server.stats()
+        return said, stats.preemptions, stats.draft_tokens, server
+
+    *without, _ = served(0.0)
+    *found, server = served(1.0)
+    assert isinstance(server, Engine)
+    assert found == without
+    assert len(server.audit.table) == 0
+    assert finish_audits(server) == (1 + len(WANTED), 0)
+
+
+def test_with_room_for_all_the_audit_keeps_its_blocks_and_the_books_add_up(make: Make) -> None:
+    server = make()
+    run(server, asked("first", 30))
+    for _ in range(8):
+        server.rest()
+    held = tuple(server.audit.table)
+    assert held
+    assert server.stats().kv_blocks_used == 0  # they are to be had by whoever comes
+    server.accept(asked("second"))
+    while not server.idle:
+        server.step()
+        server.scheduler.check(server.audit.table)
+    assert tuple(server.audit.table) == held
+    assert finish_audits(server) == (2, 0)
+
+
+def test_an_audit_changes_no_other_figure_and_leaves_nothing_in_cache_and_drafters(make: Make) -> None:
+    server = make()
+    run(server, *requests())
+    before = server.stats(), len(server.scheduler.prefixes), server.speculation.drafters.num_bytes
+    tiles, learnt = set(server.scheduler.prefixes.find(tile_keys(server))), []
+    server.speculation.control.learn = learnt.append  # type: ignore[method-assign, assignment]
+    audits, _ = finish_audits(server)
+    after = replace(server.stats(), audits=0, step_tokens=before[0].step_tokens)
+    assert audits == len(WANTED)
+    assert (after, len(server.scheduler.prefixes), server.speculation.drafters.num_bytes) == before
+    assert set(server.scheduler.prefixes.find(tile_keys(server))) == tiles
+    assert not learnt
+
+
+def test_what_a_rest_tells_is_no_step_of_so_many_tokens(make: Make) -> None:
+    server = make()
+    run(server, asked())
+    told = [step for step in (server.rest() for _ in range(40)) if step]
+    assert [(step.stats.audits, step.stats.step_tokens) for step in told] == [(1, 0)]
+
+
+def test_an_audit_that_fails_is_logged_and_the_engine_goes_on(
+    make: Make,
+    exact: PagedModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = make()
+    run(server, asked("a"))
+    server.rest()
+    assert server.audit.table
+    with monkeypatch.context() as broken:
+        broken.setattr(exact, "forward", lambda _: 1 // 0)
+        server.rest()
+    assert "the audit of request a failed" in caplog.text
+    run(server, asked("b"))
+    assert finish_audits(server) == (1, 0)
