@@ -105,6 +105,7 @@ class RuntimeConfig:
     )
     max_running: int = _flag(32, "requests decoded together")
     max_waiting: int = _flag(256, "requests queued before 429")
+    max_waiting_tokens: int = _flag(1 << 20, "tokens of their prompts queued before 429")
     max_step_tokens: int = _flag(512, "tokens of one forward pass, prefill and verification together")
     kv_cache_gib: float | None = _flag(
         None, "memory of the KV cache in GiB (default: what fits, at most 4)", type=float
@@ -184,7 +185,7 @@ class RuntimeConfig:
             return "--api-keys must name a file; leave it out to ask for no keys"
         if not 0 <= self.port <= 65535:
             return f"--port must lie between 0 and 65535, not {self.port}"
-        for name in ("max_running", "max_waiting", "max_step_tokens"):
+        for name in ("max_running", "max_waiting", "max_waiting_tokens", "max_step_tokens"):
             if getattr(self, name) < 1:
                 return f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}"
         for name in ("threads", "max_model_len", "kv_cache_gib"):

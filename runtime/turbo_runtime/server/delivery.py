@@ -62,7 +62,7 @@ class EventStream(StreamingResponse):
 
 
 async def _collect(reply: Reply) -> dict[str, Any]:
-    pieces: list[list[Piece]] = [[] for _ in range(reply.answers.choices)]
+    pieces: list[list[Piece]] = [[] for _ in range(reply.answers.job.choices)]
     async for piece in reply.answers.pieces():
         pieces[piece.index].append(piece)
     return reply.whole(pieces)
@@ -71,7 +71,7 @@ async def _collect(reply: Reply) -> dict[str, Any]:
 async def _events(reply: Reply, options: StreamOptions) -> AsyncIterator[str]:
     """The stream's events; an error midway is its last one, since the status line is long gone."""
     started: set[int] = set()
-    unfinished = reply.answers.choices
+    unfinished = reply.answers.job.choices
     try:
         async for piece in reply.answers.pieces():
             if piece.index not in started:
