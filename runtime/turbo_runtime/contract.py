@@ -60,6 +60,8 @@ GUARANTEE_INFO = "turbo:guarantee_info"  # label guarantee: bytes | law; value 1
 SPEEDUP = "turbo:speedup"  # lately, over no speculation; absent while it is not known
 CHOSEN_DRAFTS = "turbo:chosen_drafts"  # label drafts: how many were verified for an answer in a step
 DRAFT_INFO = "turbo:draft_info"  # label version: of the draft weights in use; value 1
+STEP_SECONDS = "turbo:step_seconds"  # counters: of the engine's steps, and of them in the model
+FORWARD_SECONDS = "turbo:forward_seconds"
 AUDITS = "turbo:audits"
 AUDIT_MISMATCHES = "turbo:audit_mismatches"
 # Labels. Every vllm: metric has the first, as in vLLM.
