@@ -176,3 +176,14 @@ def test_a_stream_ends_with_the_figures_of_the_whole_reply(
     assert last.turbo == whole.turbo
     if options:
         assert last.usage == whole.usage
+
+
+def test_continuous_usage_is_told_in_every_event_the_first_included(client: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "a text of some steps"}]
+    options: Any = {"continuous_usage_stats": True}
+    events = client.chat.completions.create(
+        model="echo", messages=messages, temperature=0, stream=True, stream_options=options
+    )
+    counts = [(event.usage.completion_tokens, event.turbo["accepted_tokens"]) for event in events]
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
