@@ -60,6 +60,8 @@ GUARANTEE_INFO = "turbo:guarantee_info"  # label guarantee: bytes | law; value 1
 SPEEDUP = "turbo:speedup"  # lately, over no speculation; absent while it is not known
 CHOSEN_DRAFTS = "turbo:chosen_drafts"  # label drafts: how many were verified for an answer in a step
 DRAFT_INFO = "turbo:draft_info"  # label version: of the draft weights in use; value 1
+STEP_SECONDS = "turbo:step_seconds"  # counters: of the engine's steps, and of them in the model
+FORWARD_SECONDS = "turbo:forward_seconds"
 AUDITS = "turbo:audits"
 AUDIT_MISMATCHES = "turbo:audit_mismatches"
 # Labels. Every vllm: metric has the first, as in vLLM.
@@ -105,6 +107,7 @@ class RuntimeConfig:
     )
     max_running: int = _flag(32, "requests decoded together")
     max_waiting: int = _flag(256, "requests queued before 429")
+    max_waiting_tokens: int = _flag(1 << 20, "tokens of their prompts queued before 429")
     max_step_tokens: int = _flag(512, "tokens of one forward pass, prefill and verification together")
     kv_cache_gib: float | None = _flag(
         None, "memory of the KV cache in GiB (default: what fits, at most 4)", type=float
@@ -189,7 +192,7 @@ class RuntimeConfig:
             return "--api-keys must name a file; leave it out to ask for no keys"
         if not 0 <= self.port <= 65535:
             return f"--port must lie between 0 and 65535, not {self.port}"
-        for name in ("max_running", "max_waiting", "max_step_tokens"):
+        for name in ("max_running", "max_waiting", "max_waiting_tokens", "max_step_tokens"):
             if getattr(self, name) < 1:
                 return f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}"
         for name in ("threads", "max_model_len", "kv_cache_gib"):

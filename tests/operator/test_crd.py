@@ -124,6 +124,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "objective": "Throughput",
         },
         "replicas": 3,
+        "server": {"apiKeysSecretRef": {"name": "keys", "key": "api-keys.txt"}},
         "scaling": {
             "policy": "Metrics",
             "minReplicas": 2,

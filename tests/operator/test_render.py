@@ -21,7 +21,7 @@ from turbo_operator.planner import plan
 from turbo_operator.render.template import runtime_config
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import ModelFacts, RuntimeConfig
+from turbo_runtime.contract import HEALTH_PATH, READY_PATH, ModelFacts, RuntimeConfig
 
 GIB = 1 << 30
 SETTINGS = Settings(runtime_image="registry.example/runtime:1")
@@ -117,6 +117,7 @@ SEEN_BY_PODS: dict[str, dict[str, Any]] = {
     "the draft ceiling": {"speculation": {"maxDraftTokens": 4}},
     "the image": {"engine": {"image": "mine:1"}},
     "the drain": {"drain": {"timeout": "10s"}},
+    "keys": {"server": {"apiKeysSecretRef": {"name": "keys"}}},
     "a label": {"template": {"labels": {"team": "a"}}},
     "a variable": {"template": {"env": [{"name": "A", "value": "b"}]}},
     "scratch space": {"template": {"resources": {"limits": {"ephemeral-storage": "4Gi"}}}},
@@ -252,6 +253,37 @@ def test_a_hub_model_is_pinned_to_its_commit_and_its_token_stays_a_reference() -
     assert RuntimeConfig.from_argv(container["args"]).revision == "0123abc"
     token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "t"}}}
     assert token in container["env"]
+
+
+def test_keys_are_a_mounted_folder_so_that_a_change_reaches_running_pods() -> None:
+    spec = pod(td(server={"apiKeysSecretRef": {"name": "chat-keys", "key": "team.txt"}}))
+    (container,) = spec["containers"]
+    path = RuntimeConfig.from_argv(container["args"]).api_keys
+    assert path is not None
+    (volume,) = [each for each in spec["volumes"] if "secret" in each]
+    (item,) = volume["secret"]["items"]
+    assert (volume["secret"]["secretName"], item["key"]) == ("chat-keys", "team.txt")
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == volume["name"]]
+    # the kubelet renews a volume by swapping its folder, and never a file that is mounted by subPath
+    assert mount == {
+        "name": volume["name"],
+        "mountPath": path.removesuffix(f"/{item['path']}"),
+        "readOnly": True,
+    }
+    assert "chat-keys" not in json.dumps(container)  # no key and no name of one reaches the environment
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["httpGet"]["path"] in (HEALTH_PATH, READY_PATH)  # open without a key
+
+
+def test_each_key_and_each_secret_has_pods_of_its_own_and_another_object_none() -> None:
+    refs = ({"name": "a"}, {"name": "b"}, {"name": "a", "key": "other"})
+    asked = [td(server={"apiKeysSecretRef": ref}) for ref in refs]
+    assert len({render.plan_hash(it, chosen(it), FACTS) for it in (BASE, *asked)}) == 4
+    nothing = td(server={})
+    assert render.plan_hash(nothing, chosen(nothing), FACTS) == render.plan_hash(BASE, chosen(BASE), FACTS)
+    job = render.children(asked[0], Observed({}), None, (), SETTINGS)[-1]
+    assert job["kind"] == "Job"
+    assert "secret" not in json.dumps(job)  # who reads the model's shape serves nobody
 
 
 def test_the_overlay_reaches_the_pod_but_not_the_labels_that_select_it() -> None:

@@ -28,6 +28,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "hub-on-a-device": {
         "model": {"uri": "hf://org/chat", "revision": "main", "tokenSecretRef": {"name": "hub"}},
         "accelerators": {"allowed": ["l4"]},
+        "server": {"apiKeysSecretRef": {"name": "keys"}},
         "drain": {"timeout": "1m30s"},
         "template": {
             "labels": {"team": "a"},

@@ -87,6 +87,7 @@ from turbo_operator.api.scaling import (
     ScalingRules,
     SelectPolicy,
 )
+from turbo_operator.api.server import ApiKeysSecretRef, Server
 from turbo_operator.api.status import (
     Calibrated,
     Condition,
@@ -125,6 +126,7 @@ __all__ = [
     "TURBODEPLOYMENT",
     "VERSION",
     "Accelerators",
+    "ApiKeysSecretRef",
     "AvailableReason",
     "Behavior",
     "BudgetReason",
@@ -175,6 +177,7 @@ __all__ = [
     "ScalingReason",
     "ScalingRules",
     "SelectPolicy",
+    "Server",
     "ShapeStatus",
     "Speculation",
     "StalledReason",

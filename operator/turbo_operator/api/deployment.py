@@ -20,6 +20,7 @@ from turbo_operator.api.demands import (
 from turbo_operator.api.fields import Duration, ObjectName, Record, Rule, Text, seconds
 from turbo_operator.api.names import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
 from turbo_operator.api.scaling import Scaling, ScalingPolicy
+from turbo_operator.api.server import Server
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import Template
 
@@ -297,6 +298,8 @@ class TurboDeploymentSpec(Record):
     """How many replicas there are."""
     plan_policy: PlanPolicy = Field(default_factory=PlanPolicy)
     """When a plan that runs gives way to another."""
+    server: Server | None = None
+    """The server of the OpenAI API in every pod."""
     drain: Drain = Field(default_factory=Drain)
     """How a pod leaves."""
     suspend: Annotated[bool, Field(strict=True)] = False

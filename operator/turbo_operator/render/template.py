@@ -27,7 +27,7 @@ from turbo_operator.api import (
 from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
-from turbo_operator.render import source
+from turbo_operator.render import keys, source
 from turbo_operator.render.identity import digest, labels
 from turbo_operator.render.pod import pod_spec, variables
 from turbo_operator.settings import Settings
@@ -50,7 +50,7 @@ def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> str:
     """Hash of all that shapes a serving pod: never of replicas, prices, predictions or rejects."""
     accelerator = choice.accelerator
     material: dict[str, Any] = {
-        "argv": runtime_config(td, choice, facts).to_argv(),
+        "argv": _hashed(runtime_config(td, choice, facts)),
         "uri": td.spec.model.uri,
         "token": td.spec.model.token_secret_ref.dump() if td.spec.model.token_secret_ref else None,
         "image": td.spec.engine.image,
@@ -64,8 +64,11 @@ def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> str:
         "memory": choice.host_memory_bytes,
         "overlay": (td.spec.template or Template()).dump(),
     }
-    if choice.capacity_type != CapacityType.ON_DEMAND:  # left out, so that what runs keeps its name
+    # What is not asked for is left out, so that what runs keeps its name.
+    if choice.capacity_type != CapacityType.ON_DEMAND:
         material["capacityType"] = choice.capacity_type
+    if ref := keys.reference(td):
+        material["apiKeys"] = ref.dump()
     return HASH_VERSION + digest(material)[:HASH_DIGITS]
 
 
@@ -85,6 +88,7 @@ def runtime_config(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> Ru
         speculation="suffix" if drafts else "off",
         max_draft_tokens=choice.max_draft_tokens,
         drain_seconds=td.spec.drain.timeout_seconds,
+        api_keys=keys.argument(td),
     )
 
 
@@ -112,6 +116,8 @@ def pod_template(
     }
     tolerations = [dict(each) for each in accelerator.tolerations]
     spec = pod_spec(td, container, tolerations, dict(accelerator.node_selector))
+    spec["volumes"] += keys.volumes(td)
+    spec["containers"][0]["volumeMounts"] += keys.mounts(td)
     grace = config.drain_seconds + config.endpoint_seconds + GRACE_SLACK_SECONDS
     spec["terminationGracePeriodSeconds"] = math.ceil(grace)
     if overlay.runtime_class_name:
@@ -149,6 +155,18 @@ def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
         requests |= overlay.requests or {}
         limits |= overlay.limits or {}
     return {"requests": requests, "limits": limits}
+
+
+def _hashed(config: RuntimeConfig) -> list[str]:
+    """The arguments as they were when `HASH_VERSION` was made: what drafts was `suffix` by default then, so
+    that it was left out, and is `auto` now.
+    """
+    argv = config.to_argv()
+    if config.speculation == "suffix":
+        argv.remove("--speculation=suffix")
+    elif config.speculation == "auto":
+        argv.append("--speculation=auto")
+    return argv
 
 
 def _cores(td: TurboDeployment, choice: Choice) -> Decimal:

@@ -21,7 +21,7 @@ class Progress:
     to_first: float | None = None
     seconds: float = 0.0
     acceptance_length: float | None = None
-    speedup: float | None = None  # of the whole server, lately
+    speedup: float | None = None  # of the answer, over speculation off
 
     @property
     def tokens_per_second(self) -> float | None:

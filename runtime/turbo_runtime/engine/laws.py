@@ -23,6 +23,10 @@ class Laws:
     def __getitem__(self, request_id: str) -> AnswerLaw:
         return self._laws[request_id]
 
+    def __contains__(self, request_id: str) -> bool:
+        """Whether that answer has its law or waits for it."""
+        return request_id in self._laws or request_id in self._compiling
+
     @property
     def compiling(self) -> bool:
         """Whether any answer is held back."""

@@ -73,6 +73,9 @@ class Engine:
                 self.laws.end(message.request_id)
                 self._arrived.pop(message.request_id, None)
             return
+        if message.request_id in self.laws:  # whatever was told under this id would reach the other's client
+            log.error("request %s is here already and is not taken in again", message.request_id)
+            return
         self._arrived[message.request_id] = time.monotonic()
         try:
             self._check_ids(message)
@@ -220,7 +223,7 @@ class Engine:
                 prompt_logprobs=law.take_prompt_logprobs(),
                 cached_tokens=sequence.cached if first else None,
                 queued_seconds=self._queued.pop(request_id, None),
-                speedup=self.speculation.control.speedup_of(request_id) if verdict.finish_reason else None,
+                speedup=self.speculation.control.speedup_of(request_id),
             )
         )
         if verdict.finish_reason:
@@ -233,7 +236,7 @@ class Engine:
         submit = sequence.submit
         self.scheduler.finish(sequence)
         self.laws.end(submit.request_id)
-        self.speculation.finish(submit.request_id, sequence.tokens, sequence.prompt_length, submit.tenant)
+        self.speculation.finish(submit.request_id, sequence.tokens, sequence.prompt_length, submit.scope)
         for kept in (self._arrived, self._queued):
             kept.pop(submit.request_id, None)
 

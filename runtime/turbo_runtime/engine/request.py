@@ -72,7 +72,13 @@ class Submit:
     prompt: tuple[int, ...]  # token ids, at least one
     params: SamplingParams
     choice: int = 0
-    tenant: str = ""  # whose cached prefixes and drafting memory it may use, and leaves its own to
+    tenant: str = ""  # whose turn it takes
+    salt: str = ""  # divides what the tenant shares with itself
+
+    @property
+    def scope(self) -> str:
+        """Whose cached prefixes and drafting memory it may use, and leaves its own to."""
+        return f"{self.tenant}\n{self.salt}" if self.salt else self.tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +107,7 @@ class TokenEvent:
     prompt_logprobs: tuple[TokenLogprob, ...] | None = None  # of the prompt from its second token on; once
     cached_tokens: int | None = None  # of the prompt, how many were found computed; with the first tokens
     queued_seconds: float | None = None  # from Submit to the first step that took it in; likewise
-    speedup: float | None = None  # tokens per second over those without drafts, of this answer; at its end
+    speedup: float | None = None  # tokens per second over those without drafts, of this answer so far
     refused: bool = False  # with "error": the request cannot be served as it is, and nothing has failed
 
 

@@ -23,18 +23,11 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from turbo_runtime.engine.admission import Admission, Limits
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
 from turbo_runtime.engine.fairness import ANSWER_WEIGHT, FairQueue
 from turbo_runtime.engine.prefix import TILE_BLOCKS, PrefixCache, tile_keys
 from turbo_runtime.engine.request import Submit
 from turbo_runtime.engine.sequence import Sequence, StepPlan, Work
-
-NO_LIMITS = Limits()
-
-
-class QueueFull(ValueError):  # noqa: N818  a condition that the client is told, not a fault
-    """So much is running and waiting that the answer was not taken in."""
 
 
 @dataclass(slots=True)
@@ -58,26 +51,18 @@ class Scheduler:
         max_step_tokens: int,
         max_draft_tokens: int,
         max_length: int,
-        limits: Limits = NO_LIMITS,
     ) -> None:
         """`max_length` bounds prompt plus answer; the ledger must hold one such sequence, else nothing
         guarantees an end.
         """
         if blocks_for(max_length) > ledger.num_blocks:
             raise ValueError(f"{ledger.num_blocks} blocks cannot hold one sequence of {max_length} tokens")
-        if limits.tokens is not None and limits.tokens < max_length:
-            raise ValueError(
-                f"the limit is {limits.tokens} prompt tokens and one sequence may have {max_length}"
-            )
-        if limits.answers is not None and limits.answers < 1:
-            raise ValueError(f"the limit of answers must be at least 1, not {limits.answers}")
         self.ledger = ledger
         self.prefixes = PrefixCache(ledger)
         self.max_running = max_running
         self.max_step_tokens = max_step_tokens
         self.max_draft_tokens = max_draft_tokens
         self.max_length = max_length
-        self.admission = Admission(limits)
         self.running: list[Sequence] = []  # oldest first
         self._resuming: deque[Sequence] = deque()  # preempted, oldest first
         self._queue: FairQueue[Sequence] = FairQueue()
@@ -94,8 +79,8 @@ class Scheduler:
         return self._queue.service(tenant)
 
     def add(self, submit: Submit) -> Sequence:
-        """Queue a new answer. Raises QueueFull at the limits, and ValueError if its prompt leaves no room for
-        one token within `max_length`.
+        """Queue a new answer. Raises ValueError if its prompt leaves no room for one token within
+        `max_length`. How many may wait is the server's to say.
         """
         if not 1 <= len(submit.prompt) < self.max_length:
             raise ValueError(
@@ -103,11 +88,7 @@ class Scheduler:
             )
         if submit.request_id in self._live:
             raise ValueError(f"request {submit.request_id} is running or waiting already; use another id")
-        refusal = self.admission.refusal(submit.tenant, 1, len(submit.prompt))
-        if refusal:
-            raise QueueFull(refusal)
-        sequence = Sequence(submit, list(submit.prompt), tile_keys(submit.tenant, submit.prompt))
-        self.admission.enter(submit.tenant, len(submit.prompt))
+        sequence = Sequence(submit, list(submit.prompt), tile_keys(submit.scope, submit.prompt))
         self._queue.enter(submit.tenant, sequence)
         self._live[submit.request_id] = sequence
         return sequence
@@ -128,7 +109,6 @@ class Scheduler:
             self._queue.remove(tenant, sequence)
         self.ledger.trim(sequence.table, 0)
         self._queue.leave(tenant)
-        self.admission.leave(tenant, sequence.prompt_length)
 
     def room(self, sequence: Sequence) -> int:
         """Tokens that the answer may still get."""

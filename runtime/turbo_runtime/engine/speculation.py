@@ -96,7 +96,7 @@ class Speculation:
             sequence.tokens,
             sequence.prompt_length,
             part.work.draft_limit,
-            submit.tenant,
+            submit.scope,
             Coupling(law.key, 0.0 if law.greedy else law.params.temperature),
             self._hidden.get(submit.request_id),
             law.params.drafting,

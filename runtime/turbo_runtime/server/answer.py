@@ -40,6 +40,7 @@ class Answer:
     reasoning_tokens: int = 0
     first_at: float | None = None
     last_at: float = 0.0
+    speedup: float | None = None  # so far, as the engine has it
     _stop: str | int | None = field(default=None, init=False)
 
     def take(self, event: TokenEvent) -> Piece:

@@ -74,8 +74,8 @@ class Answers:
         self._left = left
         self._started = time.monotonic()
         submits = _submits(job)
-        self._open = {
-            submit.request_id: Answer(
+        self._answers = [
+            Answer(
                 index,
                 submit.params,
                 Detokenizer(model.tokenizer.decode),
@@ -84,19 +84,24 @@ class Answers:
                 model.stop_token_ids,
             )
             for index, submit in enumerate(submits)
+        ]
+        self._open = {
+            submit.request_id: answer for submit, answer in zip(submits, self._answers, strict=True)
         }
-        self.choices = len(submits)
         self._events = engine.submit(submits)
 
     @property
-    def prompt_tokens(self) -> int:
-        """Of all prompts, each counted once however many answers it has."""
-        return sum(len(prompt) for prompt in self.job.prompts)
-
-    @property
     def speedup(self) -> float | None:
-        """Of the engine lately, over no speculation; None where it is not known."""
-        return self._engine.stats.speedup
+        """Of these answers: tokens per second over those that speculation off would give; None while nothing
+        was measured.
+
+        With speculation off a token takes a while, and an answer's while over its speed-up with it: so the
+        means are of times, not of ratios.
+        """
+        known = [(each.tokens, each.speedup) for each in self._answers if each.tokens and each.speedup]
+        if not known:
+            return None
+        return sum(tokens for tokens, _ in known) / sum(tokens / speedup for tokens, speedup in known)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Text as it comes, until all answers are finished.
@@ -149,6 +154,8 @@ class Answers:
             tally.verified_tokens += kept
         if answer.index % self.job.n == 0:  # the other answers to a prompt find what the first computed
             tally.cached_tokens += event.cached_tokens or 0
+        if event.speedup is not None:
+            answer.speedup = event.speedup
         self._time(event, answer)
         return piece
 
@@ -188,7 +195,7 @@ def _submits(job: Job) -> list[Submit]:
     for index, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True)):
         first = job.prompts[:index].count(prompt) * job.n
         submits += [
-            Submit(f"{request_id}-{index}-{choice}", prompt, params, first + choice, job.tenant)
+            Submit(f"{request_id}-{index}-{choice}", prompt, params, first + choice, job.tenant, job.salt)
             for choice in range(job.n)
         ]
     return submits

@@ -67,7 +67,7 @@ async def _answer(
     # A long prompt takes a while to tokenise, and other requests' tokens must not wait for it.
     async with service.tokenising:
         job = await asyncio.to_thread(job_of, request, model)
-    job = replace(job, tenant=f"{tenant}\n{request.cache_salt}" if request.cache_salt else tenant)
+    job = replace(job, tenant=tenant, salt=request.cache_salt or "")
     reply = Reply(shape(job, model.tokenizer.bytes_of), model, service.answers(job, model))
     return EventStream(reply, request.stream_options) if request.stream else WholeReply(reply)
 

@@ -62,7 +62,7 @@ class EventStream(StreamingResponse):
 
 
 async def _collect(reply: Reply) -> dict[str, Any]:
-    pieces: list[list[Piece]] = [[] for _ in range(reply.answers.choices)]
+    pieces: list[list[Piece]] = [[] for _ in range(reply.answers.job.choices)]
     async for piece in reply.answers.pieces():
         pieces[piece.index].append(piece)
     return reply.whole(pieces)
@@ -71,28 +71,33 @@ async def _collect(reply: Reply) -> dict[str, Any]:
 async def _events(reply: Reply, options: StreamOptions) -> AsyncIterator[str]:
     """The stream's events; an error midway is its last one, since the status line is long gone."""
     started: set[int] = set()
-    unfinished = reply.answers.choices
+    unfinished = reply.answers.job.choices
     try:
         async for piece in reply.answers.pieces():
             if piece.index not in started:
                 started.add(piece.index)
                 for opening in reply.opening(piece.index):
-                    yield sse({**opening, "usage": None} if options.include_usage else opening)
+                    yield sse(_with_figures(opening, reply, options, last=False))
             event = reply.event(piece)
             unfinished -= piece.finish_reason is not None
-            if options.continuous_usage_stats:
-                event |= {"usage": reply.usage(), "turbo": reply.turbo()}
-            elif options.include_usage:
-                event["usage"] = None
-            elif unfinished == 0:
-                event["turbo"] = reply.turbo()
-            yield sse(event)
+            yield sse(_with_figures(event, reply, options, last=unfinished == 0))
     except ApiError as error:
         yield sse(error.body())
         return
     if options.include_usage:
         yield sse(reply.closing())
     yield SSE_DONE
+
+
+def _with_figures(
+    event: dict[str, Any], reply: Reply, options: StreamOptions, *, last: bool
+) -> dict[str, Any]:
+    """An event with what its stream's options ask for; `last`: it ends the last answer."""
+    if options.continuous_usage_stats:
+        return {**event, "usage": reply.usage(), "turbo": reply.turbo()}
+    if options.include_usage:
+        return {**event, "usage": None}
+    return {**event, "turbo": reply.turbo()} if last else event
 
 
 async def _unless_client_leaves(

@@ -68,8 +68,11 @@ class EngineLink:
 
     def submit(self, submits: Sequence[Submit]) -> asyncio.Queue[TokenEvent]:
         """Hand answers to the engine; their events come on the one queue that is returned, also when the
-        engine dies.
+        engine dies. Raises ValueError for an id that is in use, and hands nothing over.
         """
+        taken = [submit.request_id for submit in submits if submit.request_id in self._waiting]
+        if taken:
+            raise ValueError(f"request {taken[0]} is running or waiting already")
         events: asyncio.Queue[TokenEvent] = asyncio.Queue()
         for submit in submits:
             self._waiting[submit.request_id] = events

@@ -32,6 +32,17 @@ class Job:
     echoes: tuple[str, ...] = ()  # texts of the prompts, where they are to be told again
     tells_prompt: bool = False  # by vLLM's `prompt_logprobs`
     tenant: str = ""
+    salt: str = ""  # divides what the tenant's requests share
+
+    @property
+    def choices(self) -> int:
+        """All answers."""
+        return len(self.prompts) * self.n
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Of all prompts, each counted once however many answers it has."""
+        return sum(map(len, self.prompts))
 
 
 def chat_job(request: ChatRequest, model: ServedModel) -> Job:

@@ -52,6 +52,8 @@ class Metrics:
             "prefix_cache_hits": self._counter(
                 contract.PREFIX_CACHE_HITS, "prompt tokens found in the prefix cache"
             ),
+            "step_seconds": self._counter(contract.STEP_SECONDS, "seconds of the engine's steps"),
+            "forward_seconds": self._counter(contract.FORWARD_SECONDS, "seconds of them in the model"),
             "audits": self._counter(contract.AUDITS, "answers replayed without speculation"),
             "audit_mismatches": self._counter(
                 contract.AUDIT_MISMATCHES, "replayed answers that came out otherwise"
@@ -105,7 +107,8 @@ class Metrics:
             self._iteration.observe(stats.step_tokens)
         if stats.draft_version != self._seen.draft_version:
             self._draft_info.clear()
-            self._draft_info.labels(self._model, stats.draft_version).set(1)
+            if stats.draft_version:
+                self._draft_info.labels(self._model, stats.draft_version).set(1)
         if stats.speedup is not None:
             self._speedup.labels(self._model).set(stats.speedup)
         self._seen = stats

@@ -57,6 +57,7 @@ def probe_routes(service: Service) -> APIRouter:
                 "arithmetic": facts.arithmetic,
                 "device": facts.device,
                 "dtype": facts.dtype,
+                "draft_version": service.engine.stats.draft_version or None,
                 "max_model_len": model.context,
             }
         )

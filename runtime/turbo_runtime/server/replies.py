@@ -55,7 +55,7 @@ class Reply:
 
     def usage(self) -> Json:
         """OpenAI's counts; drafted tokens that were rejected cost time but are no completion tokens."""
-        tally, prompt = self.answers.tally, self.answers.prompt_tokens
+        tally, prompt = self.answers.tally, self.answers.job.prompt_tokens
         return {
             "prompt_tokens": prompt,
             "completion_tokens": tally.completion_tokens,

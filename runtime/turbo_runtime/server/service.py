@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 
 from turbo_runtime.contract import Load, RuntimeConfig
+from turbo_runtime.server.admission import Admission, Limits
 from turbo_runtime.server.answers import Answers
 from turbo_runtime.server.engine_link import EngineLink
 from turbo_runtime.server.errors import invalid, overloaded, still_loading, unauthorized, unavailable
@@ -35,7 +36,7 @@ class Service:
         self.config = config
         self.engine = engine
         self._keys = keys
-        self.admitted = 0  # answers whose client has not got all of them yet, computed or not
+        self._admission = self._door(0)
         self.empty = asyncio.Event()  # nobody waits for an answer
         self.empty.set()
         self._drain_rate = DrainRate()
@@ -51,10 +52,25 @@ class Service:
         facts = await asyncio.shield(self.engine.ready)
         tokenizer = await asyncio.to_thread(ServedTokenizer, tokenizer_dir)
         self._model = ServedModel(self.name, facts, tokenizer)
+        self._admission = self._door(self._model.kv_tokens)  # nobody was let in through the other
         self.metrics.announce(facts.guarantee)
         if self.phase is Phase.LOADING:
             self.phase = Phase.SERVING
         return self._model
+
+    def _door(self, kv_tokens: int) -> Admission:
+        """What runs has its places and its tokens beside those that may wait. So the limit of tokens is above
+        the longest prompt, and turns none away for good.
+        """
+        config = self.config
+        return Admission(
+            Limits(config.max_running + config.max_waiting, kv_tokens + config.max_waiting_tokens)
+        )
+
+    @property
+    def admitted(self) -> int:
+        """Answers whose client has not got all of them yet, computed or not."""
+        return self._admission.answers
 
     @property
     def loaded(self) -> ServedModel | None:
@@ -88,31 +104,34 @@ class Service:
     def answers(self, job: Job, model: ServedModel) -> Answers:
         """Admit a job and hand it to the engine.
 
-        Raises ApiError: 429 when the queue is full, 400 when the job could never fit, 503 as `open_model`.
+        Raises ApiError: 429 when the queue is full and the tenant has its share of it, 400 when the job could
+        never fit, 503 as `open_model`.
         """
         self.open_model()  # the phase may have changed while the prompt was tokenised
-        wanted = len(job.prompts) * job.n
-        capacity = self.config.max_running + self.config.max_waiting
-        if wanted > capacity:
-            raise invalid(
-                "n", f"The request asks for {wanted} answers and this server queues at most {capacity}."
-            )
-        missing = self.admitted + wanted - capacity
-        if missing > 0:
-            seconds = self._drain_rate.seconds_until(missing, time.monotonic())
-            raise overloaded(
-                f"The queue is full: {self.admitted} answers are running or waiting. "
-                f"Retry after {seconds} s.",
-                seconds,
-            )
-        self.admitted += wanted
+        answers, tokens = job.choices, job.prompt_tokens * job.n
+        door = self._admission
+        for wanted, limit, what in (
+            (answers, door.limits.answers, "answers"),
+            (tokens, door.limits.tokens, "prompt tokens, each answer's counted"),
+        ):
+            if wanted > limit:
+                raise invalid(
+                    "n" if job.n > 1 else "prompt",
+                    f"The request asks for {wanted} {what}, and this server takes in at most {limit} "
+                    "at once: send several requests.",
+                )
+        refusal = door.refusal(job.tenant, answers, tokens)
+        if refusal is not None:
+            seconds = self._drain_rate.seconds_until(refusal.places, time.monotonic())
+            raise overloaded(f"{refusal.sentence} Retry after {seconds} s.", seconds)
+        door.enter(job.tenant, answers, tokens)
         self.empty.clear()
 
         def left() -> None:
-            self.admitted -= wanted
-            if self.admitted == 0:
+            door.leave(job.tenant, answers, tokens)
+            if not door.answers:
                 self.empty.set()
-            for _ in range(wanted):
+            for _ in range(answers):
                 self._drain_rate.left(time.monotonic())
 
         return Answers(job, model, self.engine, self.metrics, self.config.request_seconds, left)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from turbo_dev import tiny_engine
 from turbo_dev.drafting import EveryDraft
+from turbo_dev.tiny_engine import VOCABULARY, WANTED, network
 from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.grammar import Grammars
@@ -24,48 +23,7 @@ from turbo_runtime.engine.model import PagedModel
 from turbo_runtime.engine.request import Cancel, Grammar, SamplingParams, Submit, TokenEvent
 from turbo_runtime.engine.scheduler import Scheduler
 
-END = 0
-VOCABULARY = 270  # 256 bytes, an end and a few merges, padded
 LENGTH = 200
-SCHEMA = {
-    "type": "array",
-    "items": {"type": "object", "properties": {"a": {"enum": ["x", "yy"]}}, "required": ["a"]},
-    "minItems": 3,
-    "maxItems": 3,
-    "x-guidance": {"whitespace_flexible": False},
-}
-WANTED: tuple[dict[str, Any], ...] = (
-    {"temperature": 0.0},
-    {"temperature": 0.0, "repetition_penalty": 1.3, "frequency_penalty": 0.4},
-    {"temperature": 0.0, "presence_penalty": -1.5},
-    {"temperature": 1.0, "top_p": 0.8, "min_p": 0.05},
-    {"temperature": 1.4, "top_k": 6, "logit_bias": ((7, 3.0), (9, -50.0))},
-    {"temperature": 0.3, "min_tokens": 12, "stop_token_ids": frozenset(range(40))},
-    {"temperature": 0.0, "bad_words": ((5,), (17, 23), (31, 31, 31))},
-    {"temperature": 1.0, "logprobs": 3, "prompt_logprobs": 2},
-    {"temperature": 2.0, "grammar": Grammar("json_schema", json.dumps(SCHEMA)), "max_tokens": 150},
-    {"temperature": 1.0, "grammar": Grammar("regex", "([a-f]{1,4}-){3,9}"), "frequency_penalty": 0.3},
-    {"temperature": 0.8},
-)
-
-
-def network(implementation: str) -> PreTrainedModel:
-    """The same random weights at every call."""
-    register()
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=256,
-        initializer_range=0.4,
-    )
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=torch.float32)
-    assert isinstance(model, PreTrainedModel)
-    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,30 +35,15 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=264, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([json.dumps([{"a": "x"}, {"a": "yy"}])] * 9, trainer)
-    return tokenizer
-
-
-@pytest.fixture(scope="module")
-def grammars(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
-    file: Path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    tokenizer.save(str(file))
-    grammars = Grammars(file, VOCABULARY, {END})
-    yield grammars
-    grammars.close()
+def grammars(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
+    made = tiny_engine.grammars(tmp_path_factory.mktemp("tokenizer"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
 def paged() -> PagedModel:
-    model = PagedModel(network(IMPLEMENTATION), blocks=64, max_length=LENGTH)
+    model = PagedModel(network(), blocks=64, max_length=LENGTH)
     report = check_arithmetic(model, max_step_tokens=48, limit_seconds=60)
     assert report.guarantee == "bytes", report.reason
     return model
@@ -165,7 +108,7 @@ def test_every_parameter_says_the_same_with_any_drafts_in_any_company(
         assert 0 < stats.accepted_tokens < stats.draft_tokens
 
 
-def test_answers_obey_what_was_asked_for(alone: dict[str, tuple[object, ...]], tokenizer: Tokenizer) -> None:
+def test_answers_obey_what_was_asked_for(alone: dict[str, tuple[object, ...]]) -> None:
     def tokens(number: int) -> list[int]:
         found = alone[f"r{number}"][0]
         assert isinstance(found, list)
@@ -177,7 +120,7 @@ def test_answers_obey_what_was_asked_for(alone: dict[str, tuple[object, ...]], t
     runs = tokens(6)
     assert 5 not in runs
     assert (17, 23) not in itertools.pairwise(runs)
-    said = json.loads(tokenizer.decode(tokens(8)))
+    said = json.loads(tiny_engine.tokenizer().decode(tokens(8)))
     assert len(said) == 3
     assert all(item["a"] in ("x", "yy") for item in said)
     assert alone["r8"][3] == "stop"
@@ -248,3 +191,14 @@ def test_an_engine_without_a_tokenizer_refuses_grammars(paged: PagedModel) -> No
     params = SamplingParams(grammar=Grammar("json_object"))
     (event,) = run(engine(paged, None), [Submit("r", (1, 2), params)])["r"]
     assert event.error == "this engine was started without a tokenizer, which a grammar needs"
+
+
+@pytest.mark.parametrize("number", [0, 8], ids=["queued", "compiling"])
+def test_an_id_that_is_in_use_is_not_taken_again_and_harms_nobody(
+    paged: PagedModel, grammars: Grammars, alone: dict[str, tuple[object, ...]], number: int
+) -> None:
+    """Neither gets the other's words: the second is a fault of whoever sent it, and has no client."""
+    server = engine(paged, grammars)
+    first, other = requests()[number], requests()[1]
+    events = run(server, [first, replace(other, request_id=first.request_id)])
+    assert told(events[first.request_id]) == alone[first.request_id]

@@ -84,7 +84,10 @@ class Script:
         now, self.tokens = (
             (self.tokens[:3], self.tokens[3:]) if speculative else (self.tokens[:1], self.tokens[1:])
         )
-        drafted = {"drafted": 4, "accepted": len(now) - 1} if speculative else {}
+        drafted: dict[str, Any] = {}
+        if speculative:
+            speedup = 1.5 * (1 + self.submit.choice)
+            drafted = {"drafted": 4, "accepted": len(now) - 1, "speedup": speedup}
         reason = None if self.tokens else "stop" if now[-1] in params.stop_token_ids else "length"
         told: dict[str, Any] = {}
         if params.logprobs is not None:
@@ -173,6 +176,8 @@ class Engine:
             prompts=self.prompts,
             prompt_tokens=self.prompted,
             generated_tokens=self.generated,
+            step_seconds=0.5 * self.drafts,
+            forward_seconds=0.25 * self.drafts,
             step_tokens=sum(len(event.tokens) for event in events),
             prefix_cache_queries=self.prompted,
             prefix_cache_hits=self.prompted // 2,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
 
 from turbo_runtime import contract
@@ -67,6 +69,16 @@ def test_every_flag_of_a_limit_has_its_default_on_the_page() -> None:
     config = contract.RuntimeConfig("m")
     assert f"`--request-seconds`, queueing included (default {config.request_seconds:g})" in PAGE
     assert f"`--connection-seconds` (default {config.connection_seconds:g}," in PAGE
+    assert f"`--max-running` (default {config.max_running})" in PAGE
+    assert f"`--max-waiting` (default {config.max_waiting})" in PAGE
+    assert f"`--max-waiting-tokens` (default {config.max_waiting_tokens})" in PAGE
+
+
+def test_what_a_reply_tells_beside_openais_fields_is_documented_in_full(server: Any) -> None:
+    body = {"model": "echo", "prompt": "abc"}
+    told = httpx.post(f"{server.url}/v1/completions", json=body).json()["turbo"]
+    rows = re.findall(r"^\| (`.+?`) \|", SECTIONS["What a reply says"], re.M)
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == sorted(told)
 
 
 def test_the_statuses_of_errors_are_those_of_the_openapi_document() -> None:

@@ -50,6 +50,24 @@ def test_a_file_that_changes_is_read_again_and_a_broken_one_is_not_taken(
     assert "short" not in caplog.text.replace("shorter", "")
 
 
+def test_a_secret_that_the_kubelet_renews_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A key of the volume is a link through `..data`, and that is what is swapped."""
+    monkeypatch.setattr(keys, "LOOK_SECONDS", 0.0)
+    for name, content in (("..old", KEYS), ("..new", "bob:sk-bob-0001\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "api-keys").write_text(content)
+    (tmp_path / "..data").symlink_to("..old")
+    (tmp_path / "api-keys").symlink_to("..data/api-keys")
+    known = ApiKeys(tmp_path / "api-keys")
+    assert known.tenant("Bearer sk-alice-1") == "alice"
+    (tmp_path / "..tmp").symlink_to("..new")
+    (tmp_path / "..tmp").rename(tmp_path / "..data")
+    assert known.tenant("Bearer sk-alice-1") is None
+    assert known.tenant("Bearer sk-bob-0001") == "bob"
+
+
 @pytest.mark.parametrize("content", ["", "# none\n", "name:\n", "name:has space\n", "tooshrt\n"])
 def test_a_file_without_a_usable_key_is_one_sentence_that_tells_no_key(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from turbo_runtime import contract
+from turbo_runtime.engine.request import EngineStats
+from turbo_runtime.server.metrics import Metrics
 
 
 def samples(server) -> dict[tuple[str, ...], float]:
@@ -106,6 +109,8 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
     assert seen[(contract.REQUEST_GENERATION_TOKENS + "_sum",)] == 10
     assert seen[(contract.ITERATION_TOKENS + "_sum",)] == 10
     assert seen[(contract.CHOSEN_DRAFTS + "_total", "4")] == 4
+    assert seen[(contract.STEP_SECONDS + "_total",)] == 2
+    assert seen[(contract.FORWARD_SECONDS + "_total",)] == 1
     assert seen[(contract.SPEEDUP,)] == 1.75
     assert seen[(contract.DRAFT_INFO, "heads-3")] == 1
     assert seen[(contract.AUDITS + "_total",)] == 2
@@ -115,6 +120,31 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
 def test_what_is_not_known_is_no_metric(launch) -> None:
     seen = {name for name, *_ in samples(launch())}
     assert not seen & {contract.SPEEDUP, contract.DRAFT_INFO}
+
+
+def test_drafts_without_a_version_are_no_version() -> None:
+    metrics = Metrics("m")
+    for version in ("heads-3", "heads-4", ""):
+        metrics.follow(EngineStats(draft_version=version))
+        told = re.findall(r'^turbo:draft_info\{.*version="(.*)"\} 1', metrics.page().decode(), re.M)
+        assert told == ([version] if version else [])
+
+
+def test_version_tells_the_drafts_in_use(launch, connect_to) -> None:
+    server = launch()
+    assert httpx.get(server.url + contract.VERSION_PATH).json()["draft_version"] is None
+    with connect_to(server) as client:
+        client.completions.create(model="echo", prompt="abc")
+    assert httpx.get(server.url + contract.VERSION_PATH).json()["draft_version"] == "heads-3"
+
+
+def test_every_metric_is_documented_and_no_other(server) -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:vllm|turbo):\w+)`", page))
+    lines = httpx.get(server.url + contract.METRICS_PATH).text.splitlines()
+    served = {line.split()[2] for line in lines if line.startswith("# TYPE ")}
+    suffixed = {name.removesuffix("_total") for name in served} | {contract.ITERATION_TOKENS}
+    assert named == suffixed - {contract.ITERATION_TOKENS.removesuffix("_total")}
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> None:

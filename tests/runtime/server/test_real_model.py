@@ -133,6 +133,18 @@ def test_a_stream_is_the_whole_answer_in_pieces(smollm2: openai.OpenAI) -> None:
     assert len(events) > 5
 
 
+def test_each_reply_tells_its_own_speedup_as_it_comes(smollm2: openai.OpenAI) -> None:
+    request = {"model": "smollm2", "messages": [{"role": "user", "content": COPY}], "temperature": 0}
+    stream = smollm2.chat.completions.create(
+        **request, max_tokens=40, stream=True, stream_options={"continuous_usage_stats": True}
+    )
+    told = [event.turbo["speedup"] for event in stream]
+    assert told[0] is None  # what came with the first tokens: no step of it was measured yet
+    assert all(speedup > 0 for speedup in told[-3:])
+    whole = smollm2.chat.completions.create(**request, max_tokens=40, stop="pears")
+    assert whole.turbo["speedup"] > 0  # also where the server ends the answer, not the engine
+
+
 def test_several_answers_of_one_seed_differ_and_can_be_asked_again(smollm2: openai.OpenAI) -> None:
     request = {"model": "smollm2", "prompt": "Once upon a time", "n": 3, "seed": 11, "max_tokens": 16}
     first, again = smollm2.completions.create(**request), smollm2.completions.create(**request)

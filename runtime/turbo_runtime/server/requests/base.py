@@ -22,8 +22,16 @@ class Strict(BaseModel):
 
 class StreamOptions(Strict):
     """`include_usage` asks for one more event, with the usage of the whole request; vLLM's
-    `continuous_usage_stats` for the usage so far in every event.
+    `continuous_usage_stats` for the usage so far in every event. OpenAI's `include_obfuscation` is not there:
+    false asks for nothing, true is refused as what is not known.
     """
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_obfuscation_is_none(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("include_obfuscation") is not False:
+            return value
+        return {name: one for name, one in value.items() if name != "include_obfuscation"}

@@ -20,6 +20,8 @@ def _join_text_parts(value: Any) -> Any:
             raise ValueError(
                 f"part {position} is {kind!r}; only parts of type 'text' with a 'text' are taken"
             )
+        if more := sorted(name for name in part.keys() - {"type", "text"} if part[name] is not None):
+            raise ValueError(f"part {position} has {more[0]!r}, which is not supported: leave it out")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -28,6 +30,7 @@ _TEXT_PART = {
     "type": "object",
     "required": ["type", "text"],
     "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "additionalProperties": False,
 }
 Content = Annotated[
     str,
