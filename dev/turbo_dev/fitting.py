@@ -107,7 +107,7 @@ def fit(
             chosen = torch.randint(len(hidden), (min(rows, len(hidden)),))
             loss = _loss(found, hidden[chosen], before[chosen], wanted[chosen])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     return found.eval().requires_grad_(False)
 
