@@ -3,7 +3,8 @@
 Every domain's prompts are answered once without drafts: answers that loop are left out, the rest is dealt
 into runs, so that no prompt is asked twice in one. A run gives every competitor the same prompts, in turn
 and in an order that moves on, and speeds are compared within it. Our drafter's memory is emptied before each
-run and warmed on prompts that are in none. All compute in float32 with the same weights, on one thread;
+run and warmed on prompts that are in none; `turbo heads` has heads beside it, fitted to answers to prompts of
+the domain that nobody is asked. All compute in float32 with the same weights, on one thread;
 llama.cpp's 4-bit figure stands beside them.
 """
 
@@ -23,6 +24,7 @@ from typing import Any, TypeAlias
 from engines import tokenizer
 from harness import PROMPTS, Bar, arguments, finish, prompts
 from peers.contest import (
+    HEADS,
     LLAMA_F32,
     LLAMA_Q4,
     LOOKUP,
@@ -54,8 +56,8 @@ BARS = (
 )
 DOMAINS = ("json", "support", "maths", "code")
 BATCH, MAX_LENGTH = 8, 1024
-ALL = Wanted(prompts=40, tokens=4000, warm=4, runs=5, answer_tokens=128, stop=[])
-QUICK = Wanted(prompts=6, tokens=300, warm=4, runs=2, answer_tokens=64, stop=[])
+ALL = Wanted(prompts=40, tokens=4000, warm=4, learn=24, runs=5, answer_tokens=128, stop=[])
+QUICK = Wanted(prompts=6, tokens=300, warm=4, learn=8, runs=2, answer_tokens=64, stop=[])
 FIGURES = {
     PLAIN: "plain",
     TRANSFORMERS: "transformers",
@@ -99,7 +101,7 @@ def main() -> int:
         contest = Contest(models, options.threads, BATCH, MAX_LENGTH, Path(logs))
         try:
             domains = list(_domains(options, contest, folder, wanted))
-            runs = _measure(contest, domains, [PLAIN, TURBO, *peers], wanted)
+            runs = _measure(contest, domains, [PLAIN, TURBO, HEADS, *peers], wanted)
         finally:
             contest.close()
     figures = _figures(domains, runs)
@@ -136,6 +138,7 @@ def _wanted(options: argparse.Namespace, folder: Path) -> Wanted:
         amount.prompts,
         amount.tokens,
         amount.warm,
+        amount.learn,
         options.runs or amount.runs,
         amount.answer_tokens,
         [said] if isinstance(said, int) else said,
@@ -158,7 +161,7 @@ def _domains(options: argparse.Namespace, contest: Contest, folder: Path, wanted
             domain = deal(contest, name, by_domain[name], wanted)
         say(
             f"   {name}: {len(domain.asked)} prompts, {domain.tokens} answer tokens; "
-            f"{domain.looping} answers that loop are left out"
+            f"{domain.looping} answers that loop are left out, {len(domain.learn)} prompts are learnt from"
         )
         yield domain
 
@@ -170,12 +173,14 @@ def _measure(
     for domain in domains:
         for at_a_time in (1, BATCH):
             able = [one for one in competitors if one.batches or at_a_time == 1]
+            if not domain.learn:
+                able.remove(HEADS)
             for number, asked in enumerate(domain.runs):
                 turn = number % len(able)
                 for competitor in able[turn:] + able[:turn]:
                     limits = wanted.answer_tokens, wanted.stop
                     own = [one.prompt for one in asked]
-                    result = contest.answer(competitor, own, domain.warm, at_a_time, limits)
+                    result = contest.answer(competitor, own, domain.warm, at_a_time, limits, domain.learn)
                     answers = [trimmed(answer, wanted.stop) for answer in result.answers]
                     same = sum(a == one.answer for a, one in zip(answers, asked, strict=True))
                     measured = Measured(
@@ -226,7 +231,7 @@ def _rows(runs: Runs) -> list[dict[str, Any]]:
 
 def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
     """Medians of ratios within a run; `_8`: eight requests at a time."""
-    own = [found for (_, _, who), found in runs.items() if who in (PLAIN, TURBO)]
+    own = [found for (_, _, who), found in runs.items() if who in (PLAIN, TURBO, HEADS)]
     figures: dict[str, float] = {
         "byte_differences": sum(one.asked - one.same for runs in own for one in runs)
     }
@@ -237,9 +242,14 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
             "answer_tokens_min": min(domain.tokens for domain in domains),
         }
     for domain, at_a_time, competitor in runs:
+        end = f"_{at_a_time}" if at_a_time > 1 else ""
         if competitor in FIGURES:
-            name = f"{domain}_of_{FIGURES[competitor]}" + (f"_{at_a_time}" if at_a_time > 1 else "")
-            figures[name] = round(statistics.median(_ratios(runs, domain, at_a_time, competitor)), 3)
+            ratios = _ratios(runs, domain, at_a_time, competitor)
+            figures[f"{domain}_of_{FIGURES[competitor]}{end}"] = round(statistics.median(ratios), 3)
+        if competitor is HEADS:
+            for over, name in ((PLAIN, "plain"), (TURBO, "suffix")):
+                ratios = _ratios(runs, domain, at_a_time, over, HEADS)
+                figures[f"{domain}_heads_of_{name}{end}"] = round(statistics.median(ratios), 3)
     if any(competitor is TRANSFORMERS for _, _, competitor in runs):
         each = [ratio for d in domains for ratio in _ratios(runs, d.name, 1, TRANSFORMERS, PLAIN)]
         figures["plain_of_transformers"] = round(statistics.median(each), 3)

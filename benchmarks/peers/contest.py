@@ -80,11 +80,13 @@ class Competitor:
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     batches: bool = True
     remembers: bool = False  # answers before others teach it
+    learns: bool = False  # its drafts are fitted to answers of the domain before it is asked
 
 
 _OWN = {"dtype": "float32"}
 PLAIN = Competitor("turbo k=0", "turbo_worker", OURS, "folder", "off", _OWN, remembers=True)
 TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True)
+HEADS = Competitor("turbo heads", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, learns=True)
 TRANSFORMERS = Competitor("transformers", "transformers_worker", OURS, "folder", "plain", batches=False)
 LOOKUP = Competitor("transformers lookup", "transformers_worker", OURS, "folder", "lookup", batches=False)
 VLLM_PLAIN = Competitor("vLLM", "vllm_worker", VLLM, "folder")
@@ -173,16 +175,19 @@ class Contest:
         warm: Sequence[list[int]],
         at_a_time: int,
         limits: tuple[int, list[int]],
+        learn: Sequence[list[int]] = (),
     ) -> Result:
-        """`limits` are the longest answer in tokens and the tokens that end one. A competitor that learns
-        nothing from other answers is warmed up once, when it starts.
+        """`limits` are the longest answer in tokens and the tokens that end one; `learn` are prompts for who
+        learns. A competitor that learns nothing from other answers is warmed up once, when it starts.
         """
         key = (competitor.worker, competitor.model, json.dumps(competitor.settings))
         first = key not in self._workers
         if first:
             self._workers[key] = self._start(competitor)
         warmed = list(warm) if first or competitor.remembers else []
-        return self._workers[key].answer(Job(competitor.variant, list(prompts), warmed, at_a_time, *limits))
+        learnt = list(learn) if competitor.learns else []
+        job = Job(competitor.variant, list(prompts), warmed, at_a_time, *limits, learnt)
+        return self._workers[key].answer(job)
 
     def close(self) -> None:
         """End all workers."""

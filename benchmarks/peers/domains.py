@@ -21,10 +21,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Domain:
-    """`runs` have no prompt in common with one another or with `warm`."""
+    """`runs` have no prompt in common with one another, with `warm` or with `learn`."""
 
     name: str
     warm: list[list[int]]
+    learn: list[list[int]]  # prompts that nobody is asked; as many as are left
     runs: list[list[Asked]]
     looping: int  # answers left out
 
@@ -46,6 +47,7 @@ class Wanted:
     prompts: int
     tokens: int
     warm: int
+    learn: int  # prompts at most
     runs: int
     answer_tokens: int  # of one answer, at most
     stop: list[int]  # tokens that end one
@@ -60,9 +62,10 @@ def trimmed(answer: Sequence[int], stop: Sequence[int]) -> list[int]:
 def deal(contest: Contest, name: str, prompts: Sequence[list[int]], wanted: Wanted) -> Domain:
     """The first prompts whose answers do not loop, until there are enough prompts and tokens."""
     kept: list[Asked] = []
-    looping = tokens = 0
+    looping = tokens = looked = 0
     for start in range(0, len(prompts), _AT_ONCE):
         batch = prompts[start : start + _AT_ONCE]
+        looked += len(batch)
         found = contest.answer(PLAIN, batch, [], _AT_ONCE, (wanted.answer_tokens, wanted.stop))
         for prompt, told in zip(batch, found.answers, strict=True):
             answer = trimmed(told, wanted.stop)
@@ -75,4 +78,5 @@ def deal(contest: Contest, name: str, prompts: Sequence[list[int]], wanted: Want
             break
     warm, asked = kept[: wanted.warm], kept[wanted.warm :]
     runs = [asked[first :: wanted.runs] for first in range(min(wanted.runs, len(asked)))]
-    return Domain(name, [one.prompt for one in warm], runs, looping)
+    learn = list(prompts[looked : looked + wanted.learn])
+    return Domain(name, [one.prompt for one in warm], learn, runs, looping)

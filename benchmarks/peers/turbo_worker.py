@@ -1,4 +1,6 @@
-"""Our engine: one configuration of the process, and each request says whether it is drafted for."""
+"""Our engine: one configuration of the process, and each request says whether it is drafted for; with heads
+where the job names prompts to learn from.
+"""
 
 from __future__ import annotations
 
@@ -31,26 +33,36 @@ def load(setup: Setup) -> Answerer:
     if ready.guarantee != "bytes":
         raise RuntimeError(f"the guarantee is {ready.guarantee}: this machine's products are not exact")
 
-    return lambda job: _answer(fresh(engine), job)
+    from peers.learning import Learning
+
+    learning = Learning(engine, ready.digest or "")
+
+    def answer(job: Job) -> Result:
+        server = fresh(engine)
+        if job.learn:
+            server.speculation.drafters = learning.drafters(requests(job, job.learn, "l"))
+        return _answer(server, job)
+
+    return answer
 
 
 def _answer(engine: Engine, job: Job) -> Result:
-    run(engine, _requests(job, job.warm, "w"), max(1, len(job.warm)))
+    run(engine, requests(job, job.warm, "w"), max(1, len(job.warm)))
     before = engine.stats()
-    requests = _requests(job, job.prompts, "r")
+    asked = requests(job, job.prompts, "r")
     began = time.perf_counter()
-    answers = run(engine, requests, job.at_a_time)
+    answers = run(engine, asked, job.at_a_time)
     seconds = time.perf_counter() - began
     after = engine.stats()
     return Result(
-        [answers[request.request_id].tokens for request in requests],
+        [answers[request.request_id].tokens for request in asked],
         seconds,
         after.drafts - before.drafts,
         after.accepted_tokens - before.accepted_tokens,
     )
 
 
-def _requests(job: Job, prompts: list[list[int]], name: str) -> list[Submit]:
+def requests(job: Job, prompts: list[list[int]], name: str) -> list[Submit]:
     params = SamplingParams(
         temperature=0.0,
         max_tokens=job.max_tokens,

@@ -35,6 +35,9 @@ class Job:
     at_a_time: int
     max_tokens: int
     stop: list[int]  # token ids that end an answer
+    learn: list[list[int]] = field(
+        default_factory=list
+    )  # prompts whose answers drafts are fitted to, untimed
 
 
 @dataclass(frozen=True)

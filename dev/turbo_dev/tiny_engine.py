@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.grammar import Grammars
@@ -74,6 +74,12 @@ def tokenizer() -> Tokenizer:
     )
     made.train_from_iterator([json.dumps([{"a": "x"}, {"a": "yy"}])] * 9, trainer)
     return made
+
+
+def write(folder: Path) -> None:
+    """The model as a folder that `turbo serve` takes."""
+    network("eager").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer(), eos_token="<end>").save_pretrained(folder)
 
 
 def grammars(folder: Path) -> Grammars:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from heapq import nlargest
 from typing import NamedTuple
 
 ROOT = 0
@@ -17,8 +18,9 @@ ROOT = 0
 # left, whose counts matter least, while in repetitive text the chain would be as long as the text.
 _LINKS_COUNTED = 32
 _STALE = 1.25  # what followed a match most often is asked again when its count has grown by this factor
+_FOLLOWERS = 8  # different tokens behind one match that are told
 _NONE, _MANY = -1, -2  # in place of a state's one token
-_STATE_BYTES, _BRANCH_BYTES, _ENTRY_BYTES, _ASKED_BYTES = 23, 256, 96, 200
+_STATE_BYTES, _BRANCH_BYTES, _ENTRY_BYTES, _ASKED_BYTES = 23, 256, 96, 320
 
 
 class Cursor(NamedTuple):
@@ -39,7 +41,7 @@ class SuffixAutomaton:
         self._next = array("i")  # where it leads
         self._branches: dict[int, dict[int, int]] = {}  # of the states with several transitions
         self._entries = 0  # of all branches
-        self._asked: dict[int, tuple[int, int]] = {}  # what followed most often, and the state's count then
+        self._asked: dict[int, tuple[tuple[int, ...], int]] = {}  # what followed most, and the count then
         self._tokens = 0
         self._last = self._state(0, -1, 0)
 
@@ -109,22 +111,23 @@ class SuffixAutomaton:
             state = self._link[state]
         return state
 
-    def likeliest(self, cursor: Cursor) -> tuple[int, int, int] | None:
-        """(token, its count, count of the match) of what followed the match most often, of equals the newest;
-        None at a text's end. With many successors the answer is of a while ago.
+    def followers(self, cursor: Cursor) -> tuple[list[tuple[int, int]], int]:
+        """((token, its count) of what followed the match, the most frequent first, of equals the newest; and
+        the count of the match). None at a text's end; of many, the few most frequent as of a while ago.
         """
         state = self.settle(cursor)
         count, token = self._count, self._token[state]
         if token == _NONE:
-            return None
+            return [], count[state]
         if token != _MANY:
-            return token, count[self._next[state]], count[state]
+            return [(token, count[self._next[state]])], count[state]
         branch = self._branches[state]
-        token, then = self._asked.get(state, (_NONE, 0))
+        tokens, then = self._asked.get(state, ((), 0))
         if count[state] > _STALE * then:
-            token = max(reversed(branch), key=lambda token: count[branch[token]])
-            self._asked[state] = token, count[state]
-        return token, count[branch[token]], count[state]
+            newest_first = reversed(branch)
+            tokens = tuple(nlargest(_FOLLOWERS, newest_first, key=lambda token: count[branch[token]]))
+            self._asked[state] = tokens, count[state]
+        return [(token, count[branch[token]]) for token in tokens], count[state]
 
     def _state(self, longest: int, link: int, count: int) -> int:
         self._longest.append(longest)

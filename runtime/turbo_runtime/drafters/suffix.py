@@ -1,8 +1,16 @@
 """Drafting from what was said before: in the request itself, and in recent answers of the same tenant.
 
-The longest suffix of the context that occurred before is followed by what followed it then most often. What
-that is worth is learnt from what became of drafts: by the length of the match, how often it was seen and how
-often it went on like this. Where the request and the recent answers disagree, the surer one is believed.
+The longest suffix of the context that occurred before goes on as it went on then. What that is worth is
+learnt from what became of drafts: by the length of the match, how often it was seen and how often it went on
+in the most frequent way. Where the request and the recent answers disagree, the surer one is believed.
+
+A greedy request is proposed what followed most often; a sampled one argmax(log count + g), with its own noise
+g at that position: what the engine draws if the counts are the model's law. Counts are taken as they are,
+whatever the temperature: they were drawn at one already. Confidence does not look at the noise. Measured on
+SmolLM2-135M, 24 answers each of text-to-JSON, support and maths at temperature 0.8 (1.0), tokens in the time
+of one without drafts, a drafted row for a tenth of it: 1.21 (1.09) by the most frequent, 1.23 (1.10) so. With
+counts to the power of 1/T it was 1.22; a confidence that follows the noise brought 0.005 more, and where
+it also chose among the matches 0.03 less, since the luckiest one then wins.
 """
 
 from __future__ import annotations
@@ -13,9 +21,10 @@ from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
 from turbo_runtime.drafters.calibration import Calibration
-from turbo_runtime.drafters.draft import Offer, Proposal, Want
+from turbo_runtime.drafters.draft import Coupling, Offer, Proposal, Want
 from turbo_runtime.drafters.history import History, Reader
 from turbo_runtime.drafters.memory import Memory
+from turbo_runtime.engine.sampling.noise import position_key, token_exponential
 
 REQUEST_TOKENS = 1 << 14  # of a live request that are known, its newest; about 2 MB
 _UNSEEN = 3.5  # sightings of something else that we have not had, after a match of one token; longer: fewer
@@ -84,7 +93,7 @@ class Suffix:
             request.in_recent.read(recent, want.tokens, request.seen)
             matches += [(automaton, cursor, False) for automaton, cursor in request.in_recent.matches()]
         request.seen = len(want.tokens)
-        return _Walk(matches, self._calibration, want.coupling.temperature > 0)
+        return _Walk(matches, self._calibration, want.coupling, len(want.tokens))
 
 
 class _SuffixProposal:
@@ -105,34 +114,50 @@ class _SuffixProposal:
 class _Walk:
     """A draft of one want as it grows: the matches of its end."""
 
-    __slots__ = ("_calibration", "_matches", "_sampled")
+    __slots__ = ("_calibration", "_coupling", "_matches", "_position")
 
-    def __init__(self, matches: list[_Found], calibration: Calibration, sampled: bool) -> None:
-        self._matches, self._calibration, self._sampled = matches, calibration, sampled
+    def __init__(
+        self, matches: list[_Found], calibration: Calibration, coupling: Coupling, position: int
+    ) -> None:
+        self._matches, self._calibration = matches, calibration
+        self._coupling, self._position = coupling, position
 
     def offer(self) -> Offer | None:
-        best = None
+        sampled = self._coupling.temperature > 0
+        best: list[tuple[int, int]] = []
+        confidence, cell = 0.0, None
         for automaton, cursor, own in self._matches:
-            found = automaton.likeliest(cursor) if cursor.length else None
-            if found is None:
-                continue
-            token, count, total = found
             length = cursor.length
+            if not length:
+                continue
+            followers, total = automaton.followers(cursor)
+            if not followers:
+                continue
+            count = followers[0][1]
             claim = count / (total + _UNSEEN / length)
-            cell = (
-                self._sampled,
+            found = (
+                sampled,
                 own,
                 min(length, 31).bit_length(),
                 min(total, 127).bit_length(),
                 4 * count // total,
             )
-            confidence = self._calibration.confidence(cell, claim)
-            if best is None or confidence > best.confidence:
-                best = Offer(token, confidence, cell)
-        return best
+            chance = self._calibration.confidence(found, claim)
+            if chance > confidence:
+                best, confidence, cell = followers, chance, found
+        if not best:
+            return None
+        token = self._draw(best) if sampled and len(best) > 1 else best[0][0]
+        return Offer(token, confidence, cell)
 
     def advance(self, token: int) -> None:
         # a match that has just come to nothing may begin again with the next token
         self._matches = [
             (automaton, automaton.advance(cursor, token), own) for automaton, cursor, own in self._matches
         ]
+        self._position += 1
+
+    def _draw(self, followers: list[tuple[int, int]]) -> int:
+        """argmax(log count + g), as the first in the race of e / count."""
+        key = position_key(self._coupling.key, self._position)
+        return min(followers, key=lambda one: token_exponential(key, one[0]) / one[1])[0]

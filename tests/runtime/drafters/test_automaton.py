@@ -56,19 +56,23 @@ def test_a_cursor_stands_at_the_longest_end_of_the_context_that_occurred(
 
 
 @given(texts, st.lists(st.integers(0, 3), min_size=1, max_size=3))
-def test_counts_and_the_likeliest_are_those_of_the_text(parts: list[list[int]], word: list[int]) -> None:
+def test_counts_and_what_followed_are_those_of_the_text(parts: list[list[int]], word: list[int]) -> None:
     automaton = told(*parts)
     cursor = automaton.advance_all(Cursor(), word)
     if cursor.length < len(word):
         return
     followed = [occurrences(parts, [*word, token]) for token in range(4)]
-    found = automaton.likeliest(cursor)
-    if found is None:
-        assert not any(followed)
-        return
-    token, count, total = found
-    assert count == followed[token] == max(followed)
+    found, total = automaton.followers(cursor)
+    assert dict(found) == {token: count for token, count in enumerate(followed) if count}
+    assert [count for _, count in found] == sorted(followed, reverse=True)[: len(found)]
     assert total == occurrences(parts, word)
+
+
+def test_of_many_followers_the_most_frequent_are_told_and_of_equals_the_newest() -> None:
+    automaton = told(*[[99, token] for token in [*range(20), *range(15, 9, -1), 12]])
+    found, total = automaton.followers(automaton.advance(Cursor(), 99))
+    assert found == [(12, 3), (15, 2), (14, 2), (13, 2), (11, 2), (10, 2), (19, 1), (18, 1)]
+    assert total == 27
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
@@ -84,7 +88,7 @@ def test_a_cursor_set_before_its_state_was_split_still_stands_at_its_own_match()
     automaton.separate()
     for token in [9, 2, 7, 2, 7]:
         automaton.append(token)
-    assert automaton.likeliest(cursor) == (7, 2, 3)
+    assert automaton.followers(cursor) == ([(7, 2), (3, 1)], 3)
 
 
 @pytest.mark.parametrize("vocabulary", [2, 30, 1000, 50_000])

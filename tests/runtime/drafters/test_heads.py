@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from turbo_dev.fitting import Said, fit, words_of
 from turbo_runtime.drafters.draft import Coupling, Draft, Want
 from turbo_runtime.drafters.drafters import Drafters, InUse
 from turbo_runtime.drafters.heads.artefact import HeadsConfig, HeadsError, Target, load_heads, save_heads
@@ -114,40 +114,13 @@ def prompts(count: int, seed: int) -> list[list[int]]:
     return torch.randint(0, VOCABULARY, (count, PROMPT), generator=generator).tolist()
 
 
-def fit(model: Model, answers: Sequence[Sequence[int]], ids: Tensor) -> Heads:
-    """Cross-entropy on what the model said, and the confidences on whether the likeliest token was it."""
-    torch.manual_seed(0)
-    heads = Heads(
-        model.target.embedding, model.target.output_rows(ids), ids, heads=HEADS, markov_rank=RANK
-    ).train()
-    place = torch.full((VOCABULARY,), -1)
-    place[ids] = torch.arange(len(ids))
-    hidden, before, wanted = [], [], []
-    for tokens in answers:
-        rows = model.rows(tokens)[1]
-        for at in range(PROMPT - 1, len(tokens) - HEADS - 1):  # the row that drew the token at + 1
-            hidden.append(rows[at])
-            before.append(tokens[at + 1 : at + 1 + HEADS])
-            wanted.append(tokens[at + 2 : at + 2 + HEADS])
-    x, b, y = torch.stack(hidden), torch.tensor(before), place[torch.tensor(wanted)]
-    optimizer = torch.optim.Adam(heads.parameters(), lr=0.02)
-    for _ in range(150):
-        logits, certainty = heads(x, b)
-        loss = F.cross_entropy(logits.flatten(0, 1), y.flatten(), ignore_index=-1)
-        right = (logits.argmax(-1) == y).float()
-        loss = loss + F.binary_cross_entropy_with_logits(certainty, right)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return heads.eval().requires_grad_(False)
-
-
 @pytest.fixture(scope="module")
 def fitted(model: Model) -> Heads:
     plain = Drafters(InUse("off"))
     said = [answer(model, prompt, t, plain, 0).tokens for prompt in prompts(12, 1) for t in (0.0, 0.5)]
-    ids = torch.tensor(sorted({token for tokens in said for token in tokens})[1:])  # one cannot be drafted
-    return fit(model, said, ids)
+    known = [Said(tokens[PROMPT:], model.rows(tokens)[1][PROMPT - 1 : -1]) for tokens in said]
+    words = words_of(known)[1:]  # one cannot be drafted
+    return fit(model.target, known, words, heads=HEADS, markov_rank=RANK, steps=150)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
@@ -158,7 +131,7 @@ def test_drafts_are_taken_and_refused_and_answers_are_those_without(
     drafters = Drafters(InUse(drafter, HeadsSource(fitted, model.noise)))  # type: ignore[arg-type]
     accepted = rejected = 0
     for prompt in prompts(3, 1) + prompts(3, 9):
-        plain = answer(model, prompt, temperature, drafters, 0)
+        plain = answer(model, prompt, temperature, Drafters(InUse("off")), 0)
         fast = answer(model, prompt, temperature, drafters, 4)
         assert fast.tokens == plain.tokens
         accepted, rejected = accepted + fast.accepted, rejected + fast.rejected

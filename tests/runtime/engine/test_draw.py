@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from turbo_runtime.engine.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
-from turbo_runtime.engine.sampling.noise import BLOCK, Noise, answer_key, position_key
+from turbo_runtime.engine.sampling.noise import (
+    BLOCK,
+    Noise,
+    answer_key,
+    position_key,
+    token_exponential,
+)
 
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
     lambda shape: (
@@ -64,6 +70,13 @@ def test_noise_has_the_same_bits_for_one_position_and_for_many() -> None:
     every = noise.gumbel(int(keys[0]), torch.arange(3001))
     some = torch.tensor([0, 1, 63, 64, 777, 2999, 3000])
     assert torch.equal(noise.gumbel(int(keys[0]), some), every[some])
+
+
+def test_noise_of_one_token_without_tensors_is_the_same_to_within_rounding() -> None:
+    noise = Noise(700)
+    for key in (position_key(answer_key(1, [5], 0), 17), position_key(0, 0), -1):
+        alone = [-math.log(token_exponential(key, token)) for token in range(700)]
+        assert noise.gumbel(key, torch.arange(700)).tolist() == pytest.approx(alone, rel=1e-12, abs=1e-12)
 
 
 def test_noise_is_gumbel_and_independent_within_blocks_across_them_and_along_positions() -> None:

@@ -43,6 +43,7 @@ class _HeadsProposal:
         self._wants, self._heads, self._noise, self._calibration = wants, heads, noise, calibration
         self._depth = 0
         self._rows = [index for index, want in enumerate(wants) if want.hidden is not None]
+        self._kept: Tensor | None = None  # of the rows at the beginning those that still grow; None: all
         self._before = [wants[index].tokens[-1] for index in self._rows]
         if self._rows:
             hidden = torch.stack([want.hidden for want in wants if want.hidden is not None])
@@ -58,8 +59,11 @@ class _HeadsProposal:
             return offers
         depth, heads = self._depth, self._heads
         m = heads.markov(torch.tensor(self._before, device=heads.output.device))
-        logits = heads.logits(self._shared[depth], depth, m)
-        chances = heads.certainty(self._states[depth], depth, m, logits).sigmoid().tolist()
+        shared, states = self._shared[depth], self._states[depth]
+        if self._kept is not None:
+            shared, states = shared.index_select(0, self._kept), states.index_select(0, self._kept)
+        logits = heads.logits(shared, depth, m)
+        chances = heads.certainty(states, depth, m, logits).sigmoid().tolist()
         tokens = heads.vocabulary[self._draw(logits)].tolist()
         for index, token, chance in zip(self._rows, tokens, chances, strict=True):
             cell = (self._wants[index].coupling.temperature > 0, depth, int(10 * chance))
@@ -73,7 +77,7 @@ class _HeadsProposal:
         if len(kept) < len(self._rows):
             self._rows = [self._rows[place] for place in kept]
             chosen = torch.tensor(kept, dtype=torch.int64, device=self._heads.output.device)
-            self._states, self._shared = self._states[:, chosen], self._shared[:, chosen]
+            self._kept = chosen if self._kept is None else self._kept[chosen]
             self._temperatures = self._temperatures[chosen]
         self._before = [token for index in self._rows if (token := tokens[index]) is not None]
 

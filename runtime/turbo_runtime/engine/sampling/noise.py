@@ -9,6 +9,7 @@ n, falls on each of them equally often, and what the others have beyond it is st
 from __future__ import annotations
 
 import hashlib
+import math
 from array import array
 from collections.abc import Sequence
 
@@ -52,6 +53,18 @@ def position_key(answer: int, position: int) -> int:
     return _signed(mix64(answer ^ mix64((position + 1) * _GOLDEN)))
 
 
+def token_exponential(key: int, token: int) -> float:
+    """The standard exponential e of one token at one position, g = -log(e): what `Noise` has for it to within
+    rounding, in plain Python. For a drafter, which asks for a few tokens and can live with a last digit that
+    is off.
+    """
+    bits = mix64(key - (token // BLOCK + 1) * _GOLDEN)
+    least = _float_exponential(bits) / BLOCK
+    if bits & (BLOCK - 1) == token & (BLOCK - 1):
+        return least
+    return least + _float_exponential(mix64(key + (token + 1) * _GOLDEN))
+
+
 class Noise:
     """Exponential and Gumbel noise of a vocabulary; `key` and `keys` are those of `position_key`."""
 
@@ -93,6 +106,11 @@ def _mix(x: Tensor) -> Tensor:
     x.bitwise_xor_((x >> 30).bitwise_and_((1 << 34) - 1)).mul_(_signed(_MIX_1))
     x.bitwise_xor_((x >> 27).bitwise_and_((1 << 37) - 1)).mul_(_signed(_MIX_2))
     return x.bitwise_xor_((x >> 31).bitwise_and_((1 << 33) - 1))
+
+
+def _float_exponential(bits: int) -> float:
+    """`_exponential` of one number."""
+    return -math.log(max(bits >> (64 - _UNIFORM_BITS), 1) * 2.0**-_UNIFORM_BITS)
 
 
 def _exponential(bits: Tensor) -> Tensor:

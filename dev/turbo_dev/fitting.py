@@ -1,0 +1,144 @@
+"""Turbo heads fitted in seconds to an engine's own answers, for tests and benchmarks of drafting with them.
+
+No trainer: cross-entropy on what was said and the confidences on whether the likeliest token was it, without
+held-out answers, schedules or resuming.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.drafters.heads.artefact import HeadsConfig, Target, save_heads
+from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.part import Part
+from turbo_runtime.engine.request import Submit
+from turbo_runtime.engine.speculation import Speculation
+from turbo_runtime.engine.verify import Verdict
+
+from .drafting import NoDraft
+
+_NOTHING = -1  # in place of a wanted token that the answer or the vocabulary does not have
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer, and the model's last hidden state that each of its tokens was drawn from."""
+
+    tokens: list[int]
+    states: Tensor  # (tokens, width)
+
+
+def say(engine: Engine, requests: Sequence[Submit]) -> list[Said]:
+    """Answers of an engine that has nothing to do, all at once and without drafts."""
+    recorder = _Recorder()
+    before, engine.speculation = engine.speculation, recorder
+    tokens: defaultdict[str, list[int]] = defaultdict(list)
+    for request in requests:
+        engine.accept(replace(request, params=replace(request.params, drafting="off")))
+    while not engine.idle:
+        for event in engine.step().events:
+            if event.error:
+                raise RuntimeError(event.error)
+            tokens[event.request_id] += event.tokens
+    engine.speculation = before
+    return [
+        Said(tokens[name], torch.stack(recorder.states[name])) for name in (r.request_id for r in requests)
+    ]
+
+
+class _Recorder(Speculation):
+    def __init__(self) -> None:
+        super().__init__(Drafters(), NoDraft())
+        self.states: defaultdict[str, list[Tensor]] = defaultdict(list)
+
+    def observe(self, part: Part, verdict: Verdict, state: Tensor) -> None:
+        super().observe(part, verdict, state)
+        self.states[part.work.sequence.submit.request_id].append(state.clone())
+
+
+def words_of(said: Sequence[Said]) -> Tensor:
+    """All tokens of the answers, ascending: a vocabulary for heads."""
+    return torch.tensor(sorted({token for one in said for token in one.tokens}))
+
+
+def fit(
+    target: Target,
+    said: Sequence[Said],
+    vocabulary: Tensor,
+    *,
+    heads: int,
+    markov_rank: int,
+    steps: int,
+    rows: int = 256,
+    rate: float = 0.02,
+) -> Heads:
+    """Heads over `vocabulary` (V,) after so many steps of Adam, each on `rows` places drawn at random; the
+    same for the same arguments.
+    """
+    hidden = torch.cat([one.states for one in said]).float()
+    places = torch.full((len(target.embedding),), _NOTHING)
+    places[vocabulary] = torch.arange(len(vocabulary))
+    known = [_windows(one.tokens, heads) for one in said]
+    before = torch.cat([each[:, :-1] for each in known])
+    wanted = torch.cat([each[:, 1:] for each in known])
+    wanted = torch.where(wanted == _NOTHING, _NOTHING, places[wanted])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = Heads(
+            target.embedding.float(),
+            target.output_rows(vocabulary).float(),
+            vocabulary,
+            heads=heads,
+            markov_rank=markov_rank,
+        ).train()
+        optimizer = torch.optim.Adam(found.parameters(), lr=rate)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (1 - step / steps)
+            chosen = torch.randint(len(hidden), (min(rows, len(hidden)),))
+            loss = _loss(found, hidden[chosen], before[chosen], wanted[chosen])
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    return found.eval().requires_grad_(False)
+
+
+def _windows(tokens: list[int], heads: int) -> Tensor:
+    """(tokens, heads + 1): each token and those behind it."""
+    padded = torch.tensor(tokens + [_NOTHING] * heads)
+    return padded.unfold(0, heads + 1, 1)
+
+
+def _loss(heads: Heads, hidden: Tensor, before: Tensor, wanted: Tensor) -> Tensor:
+    logits, certainty = heads(hidden, before.clamp(min=0))
+    known = before != _NOTHING
+    right = (logits.argmax(-1) == wanted).float()
+    of_tokens = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=_NOTHING)
+    return of_tokens + F.binary_cross_entropy_with_logits(certainty[known], right[known])
+
+
+def write(folder: Path, heads: Heads, target: Target, version: str) -> None:
+    """The artefact of such heads."""
+    width, rank = heads.markov_in.shape
+    save_heads(
+        folder,
+        HeadsConfig(
+            version=version,
+            heads=heads.heads,
+            width=width,
+            markov_rank=rank,
+            vocabulary_size=len(heads.vocabulary),
+            target_vocabulary_size=len(target.embedding),
+            target_digest=target.digest,
+        ),
+        heads,
+    )

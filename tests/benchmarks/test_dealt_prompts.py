@@ -1,0 +1,74 @@
+"""Who learns for the speculation benchmark learns from prompts that nobody is asked, and drafts with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+import torch
+from peers.contest import Contest
+from peers.domains import Domain, Wanted, deal
+from peers.learning import Learning
+from peers.worker import Result
+
+from turbo_dev.drafting import EveryDraft
+from turbo_dev.tiny_engine import VOCABULARY, network
+from turbo_runtime.drafters.draft import Coupling, Want
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine.blocks import BlockLedger
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.scheduler import Scheduler
+
+PROMPTS = [[number, 7] for number in range(60)]
+WANTED = Wanted(prompts=20, tokens=100, warm=4, learn=12, runs=5, answer_tokens=40, stop=[0])
+
+
+class Answering:
+    """Every fourth answer loops."""
+
+    def answer(self, _competitor: Any, prompts: list[list[int]], *_: Any) -> Result:
+        return Result([[5] * 40 if prompt[0] % 4 == 0 else [prompt[0]] * 5 for prompt in prompts])
+
+
+def dealt(prompts: list[list[int]]) -> Domain:
+    return deal(cast("Contest", Answering()), "numbers", prompts, WANTED)
+
+
+def test_what_is_learnt_from_is_asked_nobody() -> None:
+    domain = dealt(PROMPTS)
+    asked = [one.prompt for one in domain.asked]
+    parts = [*asked, *domain.warm, *domain.learn]
+    assert (len(asked), len(domain.warm), len(domain.learn)) == (20, 4, 12)
+    assert len({tuple(prompt) for prompt in parts}) == len(parts)
+    assert dealt(PROMPTS[:36]).learn == PROMPTS[32:36]
+    assert dealt(PROMPTS[:32]).learn == []
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = PagedModel(network(), blocks=64, max_length=128)
+    scheduler = Scheduler(
+        BlockLedger(64), max_running=8, max_step_tokens=128, max_draft_tokens=4, max_length=128
+    )
+    yield Engine(model, scheduler, Drafters(), control=EveryDraft())
+    torch.set_num_threads(before)
+
+
+def test_heads_are_fitted_once_and_remember_nothing_between_runs(engine: Engine) -> None:
+    params = SamplingParams(temperature=0.0, max_tokens=20)
+    requests = [Submit(f"l{n}", (n + 1, n + 2, n + 3), params) for n in range(6)]
+    learning = Learning(engine, "tiny")
+    first, second = learning.drafters(requests), learning.drafters(requests)
+    first.finish("old", [1, 2, 3, 4, 5, 6], 1, "")
+    assert (first.version, second.num_bytes) == ("fitted", 0)
+    width = engine.model.decoder.embedding.shape[1]
+    want = Want("r", [9, 8, 7], 3, 4, "", Coupling(0, 0.0), torch.ones(width), "heads")
+    draft = first.propose([want])[0]
+    assert draft.drafter == "heads"
+    assert draft == second.propose([want])[0]
+    assert all(0 <= token < VOCABULARY for token in draft.tokens)

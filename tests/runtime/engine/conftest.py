@@ -1,0 +1,91 @@
+"""A tiny model that heads are fitted to, and engines over it, for tests of drafts in the real loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+import pytest
+import torch
+
+from turbo_dev.drafting import EveryDraft
+from turbo_dev.fitting import Said, fit, say, words_of
+from turbo_dev.tiny_engine import VOCABULARY, network
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.engine.blocks import BlockLedger
+from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.goodput.control import Control
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.scheduler import Scheduler
+
+BLOCKS, LONGEST, TOKENS = 160, 208, 40
+LENGTHS = (4, 9, 13, 17, 6, 21, 11, 30, 100, 148)  # of prompts: in one block, in several tiles and chunks
+
+MakeEngine: TypeAlias = Callable[..., Engine]
+Ask: TypeAlias = Callable[[float], list[Submit]]
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> Iterator[PagedModel]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    paged = PagedModel(network(), blocks=BLOCKS, max_length=LONGEST)
+    report = check_arithmetic(paged, max_step_tokens=160, limit_seconds=60)
+    assert report.guarantee == "bytes", report.reason
+    yield paged
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def make_engine(tiny_model: PagedModel) -> MakeEngine:
+    """An engine over the tiny model that remembers nothing; every draft is verified by default."""
+
+    def make(
+        drafters: Drafters | None = None,
+        control: Control | None = None,
+        *,
+        blocks: int = BLOCKS,
+        step_tokens: int = 160,
+    ) -> Engine:
+        scheduler = Scheduler(
+            BlockLedger(blocks),
+            max_running=8,
+            max_step_tokens=step_tokens,
+            max_draft_tokens=6,
+            max_length=LONGEST,
+        )
+        return Engine(tiny_model, scheduler, drafters or Drafters(), control=control or EveryDraft())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ask() -> Ask:
+    """One request for each length of a prompt, at a temperature."""
+
+    def requests(temperature: float) -> list[Submit]:
+        generator = torch.Generator().manual_seed(6)
+        found = []
+        for number, length in enumerate(LENGTHS):
+            prompt = torch.randint(1, VOCABULARY, (length,), generator=generator).tolist()
+            params = SamplingParams(temperature=temperature, seed=number, max_tokens=TOKENS)
+            found.append(Submit(f"r{number} at {temperature}", tuple(prompt), params))
+        return found
+
+    return requests
+
+
+@pytest.fixture(scope="module")
+def target(tiny_model: PagedModel) -> Target:
+    return Target("tiny", tiny_model.decoder.embedding, tiny_model.decoder.output_rows)
+
+
+@pytest.fixture(scope="module")
+def tiny_heads(make_engine: MakeEngine, ask: Ask, target: Target) -> Heads:
+    """Fitted to every other answer, so that the rest is new to them."""
+    said: list[Said] = say(make_engine(), [*ask(0.0)[::2], *ask(0.8)[::2]])
+    return fit(target, said, words_of(said), heads=4, markov_rank=8, steps=150)

@@ -1,0 +1,87 @@
+"""Turbo heads in the real engine: drafts are taken and refused, answers are those without."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from turbo_dev.drafting import EveryDraft, RandomDrafts
+from turbo_dev.fitting import say
+from turbo_runtime.drafters.draft import Draft, Want
+from turbo_runtime.drafters.drafters import Drafters, InUse
+from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.heads.source import HeadsSource
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.request import Drafting, Submit
+
+MakeEngine = Callable[..., Engine]
+FEW_BLOCKS = 14  # the longest sequence may have 13
+
+Asked = tuple[list[Submit], dict[str, list[int]]]
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.8], ids=["greedy", "sampled"])
+def asked(request: pytest.FixtureRequest, make_engine: MakeEngine, ask: Callable[..., list[Submit]]) -> Asked:
+    """Requests, and their answers alone and without drafts."""
+    wanted = ask(request.param)
+    return wanted, {one.request_id: say(make_engine(), [one])[0].tokens for one in wanted}
+
+
+class Counting(Drafters):
+    """Tells whose tokens were proposed."""
+
+    def __init__(self, in_use: InUse) -> None:
+        super().__init__(in_use)
+        self.sources: Counter[str] = Counter()
+
+    def propose(self, wants: Sequence[Want]) -> list[Draft]:
+        drafts = super().propose(wants)
+        self.sources.update(evidence.source for draft in drafts for evidence in draft.evidence)
+        return drafts
+
+
+@pytest.mark.parametrize(
+    ("blocks", "step_tokens"), [(160, 160), (160, 48), (FEW_BLOCKS, 160), (FEW_BLOCKS, 70)]
+)
+@pytest.mark.parametrize("drafter", ["heads", "auto"])
+def test_answers_are_those_without_drafts_in_company_chunks_and_preemption(
+    make_engine: MakeEngine,
+    tiny_heads: Heads,
+    asked: Asked,
+    drafter: Drafting,
+    blocks: int,
+    step_tokens: int,
+) -> None:
+    wanted, alone = asked
+    for control in (EveryDraft(), RandomDrafts(3)):
+        drafters = Counting(InUse(drafter, HeadsSource(tiny_heads, make_engine().noise)))
+        server = make_engine(drafters, control, blocks=blocks, step_tokens=step_tokens)
+        for request in wanted:
+            server.accept(request)
+        answers: dict[str, list[int]] = {request.request_id: [] for request in wanted}
+        while not server.idle:
+            for event in server.step().events:
+                assert event.error is None
+                answers[event.request_id].extend(event.tokens)
+            server.scheduler.check()
+        assert answers == alone
+        stats = server.stats()
+        assert 0 < stats.accepted_tokens < stats.draft_tokens
+        assert set(drafters.sources) == ({"heads"} if drafter == "heads" else {"heads", "suffix"})
+        if blocks == FEW_BLOCKS:
+            assert stats.preemptions > 0
+
+
+def test_heads_that_know_the_answers_shorten_them(
+    make_engine: MakeEngine, tiny_heads: Heads, asked: Asked
+) -> None:
+    known = asked[0][::2]
+    server = make_engine(Drafters(InUse("heads", HeadsSource(tiny_heads, make_engine().noise))))
+    for request in known:
+        server.accept(request)
+    while not server.idle:
+        server.step()
+    stats = server.stats()
+    assert stats.generated_tokens > 1.4 * sum(stats.chosen_drafts)  # tokens over the passes that gave them

@@ -1,0 +1,156 @@
+"""Drafts swapped by a file under a real server that answers all the while, as a mounted ConfigMap does it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from turbo_dev import tiny_engine
+from turbo_dev.fitting import write
+from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
+from turbo_runtime import contract
+from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.inspect import inspect_model
+
+SERVE = "import sys; from turbo_runtime.cli import serve; sys.exit(serve(sys.argv[1:]))"
+CLIENTS = 6
+STEP_SECONDS = 0.1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, two heads for it, and the file that names the first."""
+    found = tmp_path_factory.mktemp("drafts")
+    tiny_engine.write(found / "model")
+    network = tiny_engine.network("eager")
+    rows = network.get_output_embeddings().weight.detach()
+    target = Target(
+        inspect_model(str(found / "model")).digest,
+        network.get_input_embeddings().weight.detach(),
+        lambda ids: rows[ids],
+    )
+    ids = torch.arange(tiny_engine.VOCABULARY)
+    heads = Heads(target.embedding, rows, ids, heads=2, markov_rank=4)
+    for version in ("v1", "v2"):
+        write(found / version, heads, target, version)
+    swap(found, heads="v1")
+    return found
+
+
+def swap(folder: Path, **selection: str) -> None:
+    """Another file in place of the old one, never half of it."""
+    scratch = folder / "drafts.new"
+    scratch.write_text(json.dumps(selection))
+    scratch.replace(folder / "drafts.json")
+
+
+@pytest.fixture(scope="module")
+def server(start_process: Callable[[list[str]], ServerProcess], folder: Path) -> ServerProcess:
+    flags = ["--host=127.0.0.1", "--port=0", "--threads=1", "--dtype=float32", "--served-name=tiny"]
+    drafts = f"--drafts={folder / 'drafts.json'}"
+    started = start_process([sys.executable, "-c", SERVE, str(folder / "model"), *flags, drafts])
+    started.wait_for("Ready: ", 3 * PATIENCE_SECONDS)
+    return started
+
+
+@pytest.fixture
+def url(server: ServerProcess) -> str:
+    return server.url
+
+
+def ask(url: str, number: int, *, speculation: bool) -> dict[str, Any]:
+    """The same answer whenever it is asked for, of prompts that repeat themselves."""
+    fields = {
+        "model": "tiny",
+        "prompt": [5 + number, 6, 7, 8, 9] * (4 + number),
+        "max_tokens": 40,
+        "temperature": 0.7 * (number % 2),
+        "seed": number,
+        "speculation": speculation,
+    }
+    reply = httpx.post(f"{url}/v1/completions", json=fields, timeout=PATIENCE_SECONDS)
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def text(reply: dict[str, Any]) -> str:
+    found: str = reply["choices"][0]["text"]
+    return found
+
+
+def version(url: str) -> str:
+    """Of the drafts in use, as metrics have it."""
+    lines = httpx.get(url + contract.METRICS_PATH).text.splitlines()
+    (line,) = [line for line in lines if line.startswith(contract.DRAFT_INFO + "{")]
+    return line.partition('version="')[2].partition('"')[0]
+
+
+def until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(STEP_SECONDS)
+
+
+def test_clients_notice_nothing_of_swapped_broken_and_missing_drafts(
+    server: ServerProcess, folder: Path, url: str
+) -> None:
+    alone = [text(ask(url, number, speculation=False)) for number in range(CLIENTS)]
+    ended = threading.Event()
+    answered = [0] * CLIENTS
+    accepted = [0] * CLIENTS
+
+    def client(number: int) -> None:
+        while not ended.is_set():
+            reply = ask(url, number, speculation=True)
+            assert text(reply) == alone[number]
+            accepted[number] += reply["turbo"]["accepted_tokens"]
+            answered[number] += 1
+
+    def more() -> None:
+        """Every client is answered twice more: once at least by what is in use now."""
+        before = list(answered)
+
+        def enough() -> bool:
+            for each in running:
+                if each.done():
+                    each.result()  # it failed: say how
+            return all(now >= then + 2 for now, then in zip(answered, before, strict=True))
+
+        until(enough)
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        running = [clients.submit(client, number) for number in range(CLIENTS)]
+        try:
+            more()
+            assert version(url) == "v1"
+            swap(folder, heads="v2")
+            until(lambda: version(url) == "v2")
+            more()
+            swap(folder, heads="nowhere")
+            server.wait_for(r"^drafts stay as they are: \S*nowhere/config.json cannot be read")
+            more()
+            (folder / "drafts.json").unlink()
+            server.wait_for(r"^drafts stay as they are: \S*drafts.json cannot be read")
+            more()
+            assert version(url) == "v2"
+            swap(folder, drafter="suffix", version="v3")
+            until(lambda: version(url) == "v3")
+            more()
+        finally:
+            ended.set()
+        for each in running:
+            each.result(PATIENCE_SECONDS)
+    assert sum(accepted) > 0
