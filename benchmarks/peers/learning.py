@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,41 +11,50 @@ from engines import fresh
 from peers.domains import trimmed
 from peers.looping import loops
 from turbo_dev.fitting import fit, say, words_of, write
-from turbo_runtime.drafters.drafters import Drafters, InUse, load_drafts
+from turbo_runtime.drafters.drafters import Drafters, load_drafts
 from turbo_runtime.drafters.heads.artefact import Target
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.request import Submit
 
 _HEADS, _RANK = 4, 64
-_STEPS, _RATE = 120, 0.003
+_STEPS, _RATE = 120, 0.006
+_JUDGES = 4  # every so many-th answer says how sure the heads may be
 
 
 class Learning:
-    """Fits once for each set of prompts."""
+    """Fits once for each set of prompts, and loads as a server does: nothing is known of an earlier run."""
 
-    def __init__(self, engine: Engine, digest: str) -> None:
-        """`digest` is the model's."""
+    def __init__(self, engine: Engine, digest: str, folder: Path) -> None:
+        """`digest` is the model's; artefacts are written into `folder`."""
         decoder = engine.model.decoder
         self._engine = engine
         self._target = Target(digest, decoder.embedding, decoder.output_rows)
-        self._learnt: dict[tuple[tuple[int, ...], ...], InUse] = {}
+        self._folder = folder
+        self._learnt: dict[tuple[tuple[int, ...], ...], Path] = {}  # files that name heads
 
     def drafters(self, requests: Sequence[Submit]) -> Drafters:
-        """Suffix and heads, nothing remembered."""
+        """Suffix and heads."""
         key = tuple(request.prompt for request in requests)
         if key not in self._learnt:
-            self._learnt[key] = self._learn(requests)
-        return Drafters(self._learnt[key])
+            folder = self._folder / str(len(self._learnt))
+            self._learn(requests, folder)
+            self._learnt[key] = folder / "drafts.json"
+        return Drafters(load_drafts(self._learnt[key], self._target, self._engine.noise))
 
-    def _learn(self, requests: Sequence[Submit]) -> InUse:
+    def _learn(self, requests: Sequence[Submit], folder: Path) -> None:
         stop = list(requests[0].params.stop_token_ids)
         said = say(fresh(self._engine), requests)
         said = [one for one in said if not loops(trimmed(one.tokens, stop))] or said
+        few = len(said) < _JUDGES
         heads = fit(
-            self._target, said, words_of(said), heads=_HEADS, markov_rank=_RANK, steps=_STEPS, rate=_RATE
+            self._target,
+            said if few else [one for number, one in enumerate(said) if number % _JUDGES],
+            words_of(said),
+            heads=_HEADS,
+            markov_rank=_RANK,
+            steps=_STEPS,
+            rate=_RATE,
+            judges=[] if few else said[::_JUDGES],
         )
-        with tempfile.TemporaryDirectory() as folder:
-            write(Path(folder) / "heads", heads, self._target, "fitted")
-            selection = Path(folder) / "drafts.json"
-            selection.write_text(json.dumps({"heads": "heads"}), encoding="utf-8")
-            return load_drafts(selection, self._target, self._engine.noise)
+        write(folder / "heads", heads, self._target, "fitted")
+        (folder / "drafts.json").write_text(json.dumps({"heads": "heads"}), encoding="utf-8")

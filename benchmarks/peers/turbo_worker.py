@@ -4,7 +4,10 @@ where the job names prompts to learn from.
 
 from __future__ import annotations
 
+import atexit
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from engines import fresh, run
@@ -35,7 +38,9 @@ def load(setup: Setup) -> Answerer:
 
     from peers.learning import Learning
 
-    learning = Learning(engine, ready.digest or "")
+    scratch = tempfile.TemporaryDirectory(prefix="turbo-heads-")
+    atexit.register(scratch.cleanup)
+    learning = Learning(engine, ready.digest or "", Path(scratch.name))
 
     def answer(job: Job) -> Result:
         server = fresh(engine)

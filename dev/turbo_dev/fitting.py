@@ -7,13 +7,14 @@ held-out answers, schedules or resuming.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import Parameter
 
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.artefact import HeadsConfig, Target, save_heads
@@ -80,17 +81,14 @@ def fit(
     steps: int,
     rows: int = 256,
     rate: float = 0.02,
+    judges: Sequence[Said] = (),
 ) -> Heads:
     """Heads over `vocabulary` (V,) after so many steps of Adam, each on `rows` places drawn at random; the
     same for the same arguments.
+
+    `judges` are answers that the confidences alone are fitted to, in the end: on few answers heads are far
+    surer of what they have seen than of anything else. Without, confidences are fitted to `said` too.
     """
-    hidden = torch.cat([one.states for one in said]).float()
-    places = torch.full((len(target.embedding),), _NOTHING)
-    places[vocabulary] = torch.arange(len(vocabulary))
-    known = [_windows(one.tokens, heads) for one in said]
-    before = torch.cat([each[:, :-1] for each in known])
-    wanted = torch.cat([each[:, 1:] for each in known])
-    wanted = torch.where(wanted == _NOTHING, _NOTHING, places[wanted])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = Heads(
@@ -100,16 +98,35 @@ def fit(
             heads=heads,
             markov_rank=markov_rank,
         ).train()
-        optimizer = torch.optim.Adam(found.parameters(), lr=rate)
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * (1 - step / steps)
-            chosen = torch.randint(len(hidden), (min(rows, len(hidden)),))
-            loss = _loss(found, hidden[chosen], before[chosen], wanted[chosen])
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        sure = [found.confidence, found.confidence_bias]
+        guess = [found.block, found.block_bias, found.markov_in, found.markov_out]
+        if judges:
+            _descend(found, guess, _Places.of(said, found), steps, rows, rate, _guessing)
+            _descend(found, sure, _Places.of(judges, found), steps // 4, rows, rate, _sureness)
+        else:
+            _descend(found, guess + sure, _Places.of(said, found), steps, rows, rate, _both)
     return found.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """What is known at each token of some answers."""
+
+    hidden: Tensor  # (places, width)
+    before: Tensor  # (places, heads) ids of the target
+    wanted: Tensor  # (places, heads) places in the vocabulary
+
+    @classmethod
+    def of(cls, said: Sequence[Said], heads: Heads) -> _Places:
+        places = torch.full((len(heads.embedding),), _NOTHING)
+        places[heads.vocabulary] = torch.arange(len(heads.vocabulary))
+        known = torch.cat([_windows(one.tokens, heads.heads) for one in said])
+        wanted = torch.where(known == _NOTHING, _NOTHING, places[known])
+        return cls(torch.cat([one.states for one in said]).float(), known[:, :-1], wanted[:, 1:])
+
+    def some(self, count: int) -> _Places:
+        chosen = torch.randint(len(self.hidden), (min(count, len(self.hidden)),))
+        return _Places(self.hidden[chosen], self.before[chosen], self.wanted[chosen])
 
 
 def _windows(tokens: list[int], heads: int) -> Tensor:
@@ -118,12 +135,39 @@ def _windows(tokens: list[int], heads: int) -> Tensor:
     return padded.unfold(0, heads + 1, 1)
 
 
-def _loss(heads: Heads, hidden: Tensor, before: Tensor, wanted: Tensor) -> Tensor:
-    logits, certainty = heads(hidden, before.clamp(min=0))
-    known = before != _NOTHING
-    right = (logits.argmax(-1) == wanted).float()
-    of_tokens = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=_NOTHING)
-    return of_tokens + F.binary_cross_entropy_with_logits(certainty[known], right[known])
+def _descend(
+    heads: Heads,
+    parameters: list[Parameter],
+    places: _Places,
+    steps: int,
+    rows: int,
+    rate: float,
+    loss_of: Callable[[Tensor, Tensor, _Places], Tensor],
+) -> None:
+    optimizer = torch.optim.Adam(parameters, lr=rate)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (1 - step / steps)
+        chosen = places.some(rows)
+        logits, certainty = heads(chosen.hidden, chosen.before.clamp(min=0))
+        loss = loss_of(logits, certainty, chosen)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def _guessing(logits: Tensor, _certainty: Tensor, places: _Places) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1), places.wanted.flatten(), ignore_index=_NOTHING)
+
+
+def _sureness(logits: Tensor, certainty: Tensor, places: _Places) -> Tensor:
+    known = places.before != _NOTHING
+    right = (logits.argmax(-1) == places.wanted).float()
+    return F.binary_cross_entropy_with_logits(certainty[known], right[known])
+
+
+def _both(logits: Tensor, certainty: Tensor, places: _Places) -> Tensor:
+    return _guessing(logits, certainty, places) + _sureness(logits, certainty, places)
 
 
 def write(folder: Path, heads: Heads, target: Target, version: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -59,10 +60,10 @@ def engine() -> Iterator[Engine]:
     torch.set_num_threads(before)
 
 
-def test_heads_are_fitted_once_and_remember_nothing_between_runs(engine: Engine) -> None:
+def test_heads_are_fitted_once_and_remember_nothing_between_runs(engine: Engine, tmp_path: Path) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=20)
     requests = [Submit(f"l{n}", (n + 1, n + 2, n + 3), params) for n in range(6)]
-    learning = Learning(engine, "tiny")
+    learning = Learning(engine, "tiny", tmp_path)
     first, second = learning.drafters(requests), learning.drafters(requests)
     first.finish("old", [1, 2, 3, 4, 5, 6], 1, "")
     assert (first.version, second.num_bytes) == ("fitted", 0)
