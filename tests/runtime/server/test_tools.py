@@ -55,6 +55,12 @@ def test_without_tools_or_with_none_wanted_a_call_is_text(client: openai.OpenAI)
     assert (choice.message.content, choice.message.tool_calls) == (CALL, None)
 
 
+def test_a_call_of_what_was_not_offered_is_text(client: openai.OpenAI) -> None:
+    other = CALL.replace("weather", "fly")
+    choice = ask(client, other, tools=TOOLS).choices[0]
+    assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (other, None, "stop")
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_required_call_is_made_by_a_grammar_of_its_parameters(
     server: Any, client: openai.OpenAI, choice: Any
