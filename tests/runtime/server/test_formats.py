@@ -156,6 +156,8 @@ def test_thoughts_are_taken_out_however_the_text_is_cut(name: str, data: st.Data
         (Grammar("json_schema", '{"type": "object", "required": ["a"]}'), '{"a": 1}', '{"b": 1}'),
         (Grammar("json_object"), "{}", "[]"),
         (Grammar("regex", "a/b+"), "a/bb", "a/c"),
+        (Grammar("regex", r"https:\/\/x\.com"), "https://x.com", "https://x_com"),
+        (Grammar("regex", r"\\/[/]\\\/"), r"\//\/", r"\\//\/"),
     ],
 )
 def test_a_format_holds_behind_thoughts_that_the_prompt_has_opened(
