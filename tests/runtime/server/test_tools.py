@@ -8,6 +8,8 @@ from typing import Any
 import openai
 import pytest
 
+from turbo_runtime.server.requests.tools import ToolCallSent
+
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Bonn"}}</tool_call>'
 BARE = '{"name": "weather", "arguments": {"city": "Bonn"}}'
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -82,6 +84,12 @@ def test_a_call_and_its_result_are_taken_back_as_history(client: openai.OpenAI) 
     ]
     reply = client.chat.completions.create(model="echo", messages=messages, tools=TOOLS, temperature=0)
     assert reply.choices[0].message.content == "aNonesunny"  # this template writes contents only
+
+
+@pytest.mark.parametrize("arguments", ["", " ", "{}"])
+def test_a_call_without_arguments_is_taken_back_as_clients_write_it(arguments: str) -> None:
+    sent = ToolCallSent.model_validate({"id": "a", "function": {"name": "time", "arguments": arguments}})
+    assert sent.for_template()["function"] == {"name": "time", "arguments": {}}
 
 
 def test_thoughts_are_reasoning_content_and_are_counted(client: openai.OpenAI) -> None:
