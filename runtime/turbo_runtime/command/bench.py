@@ -17,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from turbo_runtime.command import stream
-from turbo_runtime.command.client import KEY_VARIABLE, Server, ServerError
+from turbo_runtime.command.address import KEY_VARIABLE, ServerError
+from turbo_runtime.command.client import Server
 from turbo_runtime.command.figures import Pass
 from turbo_runtime.command.report import document, report
 from turbo_runtime.command.workload import Messages, made_prompts, read_prompts
