@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turbo_runtime.command.address import KEY_VARIABLE, Address, ServerError, api_key
+from turbo_runtime.command.lines import Lines
 from turbo_runtime.command.printable import printable
 from turbo_runtime.contract import VERSION_PATH
 
@@ -67,20 +68,23 @@ class Server:
             return None
         return document if status == 200 and isinstance(document, dict) and "guarantee" in document else None
 
-    def stream(self, body: Mapping[str, Any]) -> Generator[Json, None, None]:
-        """The events of a streamed chat. Closing them closes the connection, which ends the answer."""
+    def stream(self, body: Mapping[str, Any], lines: Lines | None = None) -> Generator[Json, None, None]:
+        """The events of a streamed chat. Closing them closes the connection, which ends the answer; from
+        another thread, `lines` does.
+        """
         connection = self._connect()
         try:
-            answer = self._request(connection, "POST", "/v1/chat/completions", {**body, "stream": True})
-            if answer.status != 200:
-                raise ServerError(self._refusal(answer.status, answer.read().decode(errors="replace")))
-            for line in answer:
-                data = line.decode(errors="replace").strip().removeprefix("data:").strip()
-                if not data or data.startswith(":"):
-                    continue
-                if data == "[DONE]":
-                    return
-                yield self._event(data)
+            with (lines or Lines()).keep(connection.sock):
+                answer = self._request(connection, "POST", "/v1/chat/completions", {**body, "stream": True})
+                if answer.status != 200:
+                    raise ServerError(self._refusal(answer.status, answer.read().decode(errors="replace")))
+                for line in answer:
+                    data = line.decode(errors="replace").strip().removeprefix("data:").strip()
+                    if not data or data.startswith(":"):
+                        continue
+                    if data == "[DONE]":
+                        return
+                    yield self._event(data)
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"The answer of {self.url} broke off: {_reason(error)}.") from error
         finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -11,15 +13,17 @@ from rich.table import Table
 from rich.text import Text
 
 from turbo_runtime.command.figures import Pass
+from turbo_runtime.command.printable import printable
 
 SHARES = {"p50": 0.5, "p95": 0.95}
 
 
 def speedup(passes: Sequence[Pass]) -> float | None:
     """Tokens per second of the first mode over those of the second; None where there is no second."""
-    if len(passes) < 2 or not passes[1].tokens_per_second:
+    if len(passes) < 2:
         return None
-    return passes[0].tokens_per_second / passes[1].tokens_per_second
+    one, other = (each.tokens_per_second for each in passes[:2])
+    return one / other if one is not None and other else None
 
 
 def report(
@@ -42,11 +46,11 @@ def report(
         times += [one.per_token(share) for share in SHARES.values()]
         table.add_row(
             one.name,
-            f"{one.tokens_per_second:.1f}",
+            "-" if one.tokens_per_second is None else f"{one.tokens_per_second:.1f}",
             *[_time(seconds) for seconds in times],
             "-" if one.acceptance_length is None else f"{one.acceptance_length:.2f}",
         )
-    parts: list[RenderableType] = [Text(title, "bold"), table]
+    parts: list[RenderableType] = [Text(printable(title), "bold"), table]
     if (ratio := speedup(passes)) is not None:
         parts.append(Text(f"With speculation the server writes {ratio:.2f} times as many tokens a second."))
     legend = "TTFT: to the first token; TPOT: per token after it; per draft: tokens brought."
@@ -74,6 +78,21 @@ def document(passes: Sequence[Pass], model: str, about: Mapping[str, Any] | None
             for one in passes
         ],
     }
+
+
+def check_writable(path: Path) -> None:
+    """Before the work rather than after it. Raises ValueError with a sentence."""
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "it is a folder" if path.is_dir() else "there is no such folder"
+        raise ValueError(f"--json: {path} cannot be written: {reason}.")
+
+
+def write(path: Path, figures: Mapping[str, Any]) -> None:
+    """Raises ValueError with a sentence."""
+    try:
+        path.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"--json: {path} cannot be written: {error.strerror}.") from error
 
 
 def _time(seconds: float | None) -> str:

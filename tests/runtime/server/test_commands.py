@@ -186,6 +186,14 @@ def test_nothing_piped_in_is_no_message(
     assert "There is no message" in capsys.readouterr().err
 
 
+def test_where_figures_cannot_be_written_nothing_is_measured(
+    other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, reason in ((tmp_path, "it is a folder"), (tmp_path / "a" / "b", "there is no such folder")):
+        assert bench([other, f"--json={path}"]) == 1
+        assert f"--json: {path} cannot be written: {reason}" in capsys.readouterr().err
+
+
 def test_a_refusal_is_in_the_servers_own_words(server: Any) -> None:
     with pytest.raises(ServerError, match="The model 'x' does not exist"):
         list(
