@@ -60,7 +60,8 @@ def _bench(options: argparse.Namespace) -> int:
         if not any(one.answers for one in passes):
             raise
         stopped = True
-    console.print(report(passes, model, server.url, about, len(prompts), options.concurrency))
+    if any(one.answers for one in passes):
+        console.print(report(passes, model, server.url, about, len(prompts), options.concurrency))
     if options.json:
         write(options.json, document(passes, model, about))
     failures = [sentence for one in passes for sentence in one.failures]

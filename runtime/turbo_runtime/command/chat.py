@@ -94,7 +94,8 @@ def _once(server: Server, conversation: Conversation, stream_options: dict[str, 
 def _message() -> str:
     try:
         text = sys.stdin.read()
-    except UnicodeDecodeError as error:
+        text.encode()  # in a POSIX locale Python lets bytes pass that are no UTF-8
+    except UnicodeError as error:
         raise ServerError("The message is no UTF-8.") from error
     if not text.strip():
         raise ServerError("There is no message: write one to standard input.")

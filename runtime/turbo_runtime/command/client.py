@@ -154,5 +154,7 @@ def _reason(error: Exception) -> str:
         return "there is no such host"
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message.rstrip(".")
+    if isinstance(error, ssl.SSLError) and error.reason == "WRONG_VERSION_NUMBER":
+        return "what answers is no TLS; try http://"
     reason = getattr(error, "strerror", None) or error or type(error).__name__
     return printable(str(reason)).rstrip(".")

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import subprocess
 import sys
 import threading
 import time
@@ -113,7 +114,7 @@ def test_any_other_server_of_the_openai_api_will_do(
         ("http://[::1", "'http://[::1' is no address of a server"),
         ("http://a/b\x01c", "is no address of a server"),
         ("http://a/ü", "'http://a/ü' is no address of a server"),
-        ("https://SERVER", "cannot be talked to over TLS: "),
+        ("https://SERVER", "cannot be talked to over TLS: what answers is no TLS; try http://"),
         ("SERVER/elsewhere", "answers 404, and not as a server of the OpenAI API"),
     ],
 )
@@ -184,6 +185,25 @@ def test_nothing_piped_in_is_no_message(
     pipe(monkeypatch, text)
     assert chat([other]) == 1
     assert "There is no message" in capsys.readouterr().err
+
+
+def test_where_every_request_fails_there_is_no_table(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench([server.url, "--requests=2", "--max-tokens=100000"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("turbo bench: 8 requests failed, the first thus: The prompt has ")
+
+
+def test_a_message_of_other_bytes_than_utf8_is_refused(server: Any) -> None:
+    for locale in ("C", "C.UTF-8"):
+        done = subprocess.run(
+            [sys.executable, "-c", CHAT, server.url],
+            env={**os.environ, "LC_ALL": locale, "PYTHONPATH": os.pathsep.join(sys.path)},
+            input=b"\xff",
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (1, b"turbo chat: The message is no UTF-8.\n")
 
 
 def test_where_figures_cannot_be_written_nothing_is_measured(
