@@ -61,7 +61,8 @@ def _bench(options: argparse.Namespace) -> int:
             raise
         stopped = True
     if any(one.answers for one in passes):
-        console.print(report(passes, model, server.url, about, len(prompts), options.concurrency))
+        asked = (len(prompts), options.concurrency)
+        console.print(report(passes, model, server.url, about, *asked, console.width))
     if options.json:
         write(options.json, document(passes, model, about))
     failures = [sentence for one in passes for sentence in one.failures]

@@ -15,6 +15,7 @@ from rich.text import Text
 from turbo_runtime.command.figures import Pass
 from turbo_runtime.command.printable import printable
 
+WIDE = 80  # columns; that the table has at most
 SHARES = {"p50": 0.5, "p95": 0.95}
 
 
@@ -33,29 +34,37 @@ def report(
     about: Mapping[str, Any] | None,
     requests: int,
     concurrency: int,
+    width: int,
 ) -> RenderableType:
-    """For a terminal."""
+    """For a terminal of so many columns."""
     promise = f", guarantee {about['guarantee']}" if about else ""
     title = f"{model} at {url}{promise}\n{requests} requests, {concurrency} at a time"
+    headings = ["speculation", "tokens/s", "TTFT p50", "TTFT p95", "TPOT p50", "TPOT p95", "per draft"]
+    rows = [headings, *(_row(one) for one in passes)]
+    if width < WIDE:  # figures below each other rather than cut off
+        rows = [list(column) for column in zip(*rows, strict=True)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("speculation", no_wrap=True)
-    for heading in ("tokens/s", "TTFT p50", "p95", "TPOT p50", "p95", "per draft"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for one in passes:
-        times = [one.to_first(share) for share in SHARES.values()]
-        times += [one.per_token(share) for share in SHARES.values()]
-        table.add_row(
-            one.name,
-            "-" if one.tokens_per_second is None else f"{one.tokens_per_second:.1f}",
-            *[_time(seconds) for seconds in times],
-            "-" if one.acceptance_length is None else f"{one.acceptance_length:.2f}",
-        )
+    for number, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=True)
+    for row in rows[1:]:
+        table.add_row(*row)
     parts: list[RenderableType] = [Text(printable(title), "bold"), table]
     if (ratio := speedup(passes)) is not None:
         parts.append(Text(f"With speculation the server writes {ratio:.2f} times as many tokens a second."))
     legend = "TTFT: to the first token; TPOT: per token after it; per draft: tokens brought."
     parts.append(Text(legend, "dim"))
     return Group(*parts)
+
+
+def _row(one: Pass) -> list[str]:
+    times = [one.to_first(share) for share in SHARES.values()]
+    times += [one.per_token(share) for share in SHARES.values()]
+    return [
+        one.name,
+        "-" if one.tokens_per_second is None else f"{one.tokens_per_second:.1f}",
+        *[_time(seconds) for seconds in times],
+        "-" if one.acceptance_length is None else f"{one.acceptance_length:.2f}",
+    ]
 
 
 def document(passes: Sequence[Pass], model: str, about: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class AnswerScreen:
         self._console = console
         self._progress = progress
         self._row = Text()
+        self._thinking = False
         self._live = Live(console=console, refresh_per_second=REFRESHES, transient=True)
 
     def __enter__(self) -> AnswerScreen:
@@ -49,19 +50,27 @@ class AnswerScreen:
         self._live.stop()
         if self._row:
             self._console.print(self._row)
-        self._console.print(status_line(self._progress), no_wrap=True, overflow="ellipsis")
+        if self._progress.events:
+            self._console.print(status_line(self._progress), no_wrap=True, overflow="ellipsis")
 
     def add(self, thought: str, text: str) -> None:
         """Show more of the answer."""
-        for piece, style in ((thought, THOUGHT), (text, "")):
-            *lines, rest = printable(piece).split("\n")
-            for line in lines:
-                self._row.append(line, style)
-                self._console.print(self._row)
-                self._row = Text()
-            self._row.append(rest, style)
+        if thought:
+            self._append(thought, THOUGHT)
+            self._thinking = True
+        if text:
+            self._append("\n\n" * self._thinking + text, "")  # the server strips what parted them
+            self._thinking = False
         self._print_full_rows()
         self._live.update(self._shown())
+
+    def _append(self, piece: str, style: str) -> None:
+        *lines, rest = printable(piece).split("\n")
+        for line in lines:
+            self._row.append(line, style)
+            self._console.print(self._row)
+            self._row = Text()
+        self._row.append(rest, style)
 
     def _print_full_rows(self) -> None:
         """White space at the end waits: whether it ends the row is known with the next word."""

@@ -49,7 +49,7 @@ def terminal() -> tuple[io.StringIO, Console]:
 
 def shown(pieces: list[str]) -> list[str]:
     written, console = terminal()
-    with AnswerScreen(console, Progress()) as screen:
+    with AnswerScreen(console, Progress(tokens=1, events=1)) as screen:
         for piece in pieces:
             screen.add("", piece)
     return window(written.getvalue())
@@ -78,7 +78,15 @@ def test_how_the_text_comes_changes_nothing_of_what_stays(data: st.DataObject, t
     *rows, status = shown(pieces)
     assert [*rows, status] == shown([text])
     assert "".join("".join(rows).split()) == "".join(text.split())
-    assert status == "0 tokens"
+    assert status == "1 tokens"
+
+
+def test_thoughts_and_answer_are_paragraphs_and_a_refused_request_has_no_figures() -> None:
+    written, console = terminal()
+    with AnswerScreen(console, Progress()) as screen:
+        for thought, text in (("hm, ", ""), ("well", ""), ("", "Yes"), ("", ".")):
+            screen.add(thought, text)
+    assert window(written.getvalue()) == ["hm, well", "", "Yes."]
 
 
 def test_a_terminal_is_not_made_to_obey_what_a_model_says() -> None:
