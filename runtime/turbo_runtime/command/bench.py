@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from turbo_runtime.command import stream
-from turbo_runtime.command.client import KEY_VARIABLE, Server, ServerError
+from turbo_runtime.command.address import KEY_VARIABLE, ServerError
+from turbo_runtime.command.client import Server
 from turbo_runtime.command.figures import Pass
-from turbo_runtime.command.report import document, report
+from turbo_runtime.command.lines import Lines
+from turbo_runtime.command.report import check_writable, document, report, write
+from turbo_runtime.command.workers import work_off
 from turbo_runtime.command.workload import Messages, made_prompts, read_prompts
 
 ON, OFF = "on", "off"
@@ -28,30 +28,49 @@ INTERRUPTED = 130  # as a shell tells of Ctrl-C
 
 
 def bench(argv: list[str]) -> int:
-    """Exit status: 0; 1 when the server cannot be measured or a request failed."""
+    """Exit status: 0; 1 when the server cannot be measured or a request failed; 130 after Ctrl-C."""
     options = _parser().parse_args(argv)
-    console = Console(highlight=False)
     try:
-        prompts = read_prompts(options.prompts) if options.prompts else made_prompts(options.requests)
-        prompts = prompts[: options.requests]
-        server = Server.at(options.url)
-        model = options.model or server.model()
-        about = server.turbo()
-        body = {"model": model, "max_tokens": options.max_tokens, "temperature": options.temperature}
-        body |= {} if options.seed is None else {"seed": options.seed}
-        passes = _measure(console, server, body, prompts, options, modes(about))
+        return _bench(options)
     except (ServerError, ValueError) as error:
         print(f"turbo bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("turbo bench: stopped before all passes were done, so there are no figures.", file=sys.stderr)
+        print("turbo bench: stopped; there are no figures.", file=sys.stderr)
         return INTERRUPTED
-    console.print(report(passes, model, server.url, about, len(prompts), options.concurrency))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    console = Console(highlight=False)
+    prompts = read_prompts(options.prompts) if options.prompts else made_prompts(options.requests)
+    prompts = prompts[: options.requests]
     if options.json:
-        options.json.write_text(json.dumps(document(passes, model, about), indent=2), encoding="utf-8")
+        check_writable(options.json)
+    server = Server.at(options.url)
+    model = options.model or server.model()
+    about = server.turbo()
+    body = {"model": model, "max_tokens": options.max_tokens, "temperature": options.temperature}
+    body |= {} if options.seed is None else {"seed": options.seed}
+    wanted = modes(about)
+    passes = [Pass(name) for name in wanted]
+    stopped = False
+    try:
+        _measure(console, server, body, prompts, options, wanted, passes)
+    except KeyboardInterrupt:
+        if not any(one.answers for one in passes):
+            raise
+        stopped = True
+    if any(one.answers for one in passes):
+        asked = (len(prompts), options.concurrency)
+        console.print(report(passes, model, server.url, about, *asked, console.width))
+    if options.json:
+        write(options.json, document(passes, model, about))
     failures = [sentence for one in passes for sentence in one.failures]
     if failures:
         print(f"turbo bench: {len(failures)} requests failed, the first thus: {failures[0]}", file=sys.stderr)
+    if stopped:
+        print("turbo bench: stopped; tokens/s and the speed-up are those of whole passes.", file=sys.stderr)
+        return INTERRUPTED
     return 1 if failures else 0
 
 
@@ -69,27 +88,25 @@ def _measure(
     prompts: Sequence[Messages],
     options: argparse.Namespace,
     wanted: Mapping[str, Mapping[str, Any]],
-) -> list[Pass]:
+    passes: Sequence[Pass],
+) -> None:
     """Passes over all prompts, the modes in turn and in the other order every second time.
 
     Each pass has a cache of its own (`cache_salt`), so none profits from the one before.
     """
-    passes = {name: Pass(name) for name in wanted}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("warming up", total=options.repeat * len(wanted) * len(prompts))
         for fields in wanted.values():
             warm = {**body, **fields, "messages": prompts[0], "max_tokens": 4}
             list(stream.answer(server, warm, stream.Progress()))
         for turn in range(options.repeat):
-            for name in list(wanted)[:: -1 if turn % 2 else 1]:
+            for into in passes[:: -1 if turn % 2 else 1]:
+                name = into.name
                 bar.update(task, description=f"speculation {name}, pass {turn + 1} of {options.repeat}")
                 salt = {} if name == PLAIN else {"cache_salt": uuid.uuid4().hex}
                 fields = {**body, **wanted[name], **salt, "stream_options": {"include_usage": True}}
-                run_pass(
-                    server, fields, prompts, options.concurrency, passes[name], lambda: bar.advance(task)
-                )
-    return list(passes.values())
+                run_pass(server, fields, prompts, options.concurrency, into, lambda: bar.advance(task))
 
 
 def run_pass(
@@ -102,34 +119,32 @@ def run_pass(
 ) -> None:
     """Ask all prompts, so many at a time; figures and failures go into `into`.
 
-    Ctrl-C leaves at once: requests that have not begun are dropped, and those that run are stopped.
+    Ctrl-C leaves at once: requests that have not begun are dropped, and those that run are cut off.
     """
-    stop = threading.Event()
+    lines, answers = Lines(), []
 
     def one(messages: Messages) -> None:
         progress = stream.Progress()
-        pieces = stream.answer(server, {**fields, "messages": messages}, progress)
         try:
-            for _ in pieces:
-                if stop.is_set():
-                    return
-            into.answers.append(progress)
+            for _ in stream.answer(server, {**fields, "messages": messages}, progress, lines):
+                pass
         except ServerError as error:
-            into.failures.append(str(error))
-        finally:
-            pieces.close()
-            done()
+            if not lines.are_cut:
+                into.failures.append(str(error))
+        else:
+            if not lines.are_cut:
+                answers.append(progress)
+        done()
 
     began = time.monotonic()
-    with ThreadPoolExecutor(concurrency) as pool:
-        try:
-            for future in [pool.submit(one, messages) for messages in prompts]:
-                future.result()
-        except KeyboardInterrupt:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    into.seconds += time.monotonic() - began
+    try:
+        work_off(prompts, one, concurrency)
+        into.took(time.monotonic() - began, answers)
+    except KeyboardInterrupt:
+        lines.cut()
+        raise
+    finally:
+        into.answers += answers
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,8 +8,10 @@ from contextlib import closing
 
 from rich.console import Console
 
-from turbo_runtime.command.client import KEY_VARIABLE, Server, ServerError
+from turbo_runtime.command.address import KEY_VARIABLE, ServerError
+from turbo_runtime.command.client import Server
 from turbo_runtime.command.conversation import Conversation
+from turbo_runtime.command.printable import printable
 from turbo_runtime.command.screen import AnswerScreen, status_line
 from turbo_runtime.command.stream import Progress, answer
 
@@ -19,20 +21,25 @@ PROMPT = "› "
 def chat(argv: list[str]) -> int:
     """Exit status: 0, also after Ctrl-D or Ctrl-C at the prompt; 1 when the server cannot be talked to."""
     options = _parser().parse_args(argv)
-    console = Console(highlight=False)
     try:
-        server = Server.at(options.url)
-        conversation = Conversation(options.model or server.model(), system=options.system)
-        about = server.turbo()
+        return _chat(options)
     except ServerError as error:
         print(f"turbo chat: {error}", file=sys.stderr)
         return 1
+
+
+def _chat(options: argparse.Namespace) -> int:
+    server = Server.at(options.url)
+    conversation = Conversation(options.model or server.model(), system=options.system)
+    about = server.turbo()
     # Other servers may refuse what OpenAI does not know.
     stream_options = {"include_usage": True} | ({"continuous_usage_stats": True} if about else {})
-    if not sys.stdin.isatty():
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return _once(server, conversation, stream_options)
+    console = Console(highlight=False)
     promise = f", guarantee {about['guarantee']}" if about else ""
-    console.print(f"{conversation.model} at {server.url}{promise}. /help lists what you can do.", style="dim")
+    welcome = f"{conversation.model} at {server.url}{promise}. /help lists what you can do."
+    console.print(printable(welcome), style="dim", markup=False)
     try:
         _talk(console, server, conversation, stream_options)
     except KeyboardInterrupt:  # at the prompt
@@ -72,17 +79,35 @@ def _answer(console: Console, server: Server, conversation: Conversation, body: 
 
 def _once(server: Server, conversation: Conversation, stream_options: dict[str, bool]) -> int:
     """What is piped in is one message: its answer goes to standard output, the figures to standard error."""
+    if sys.stdin.isatty():
+        print("Write the message; Ctrl-D in a line of its own ends it.", file=sys.stderr)
     progress = Progress()
-    body = conversation.ask(sys.stdin.read(), stream_options)
-    try:
-        for _, piece in answer(server, body, progress):
-            print(piece, end="", flush=True)
-    except ServerError as error:
-        print(f"turbo chat: {error}", file=sys.stderr)
-        return 1
+    body = conversation.ask(_message(), stream_options)
+    with closing(answer(server, body, progress)) as pieces:
+        for _, piece in pieces:
+            print(_for_output(piece), end="", flush=True)
     print(flush=True)
     print(status_line(progress).plain, file=sys.stderr)
     return 0
+
+
+def _message() -> str:
+    try:
+        text = sys.stdin.read()
+        text.encode()  # in a POSIX locale Python lets bytes pass that are no UTF-8
+    except UnicodeError as error:
+        raise ServerError("The message is no UTF-8.") from error
+    if not text.strip():
+        raise ServerError("There is no message: write one to standard input.")
+    return text
+
+
+def _for_output(text: str) -> str:
+    """A terminal obeys control characters; a file keeps what was said, as far as its encoding can."""
+    if sys.stdout.isatty():
+        return printable(text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def _read(console: Console) -> str | None:
@@ -94,6 +119,9 @@ def _read(console: Console) -> str | None:
         except EOFError:
             console.print()
             return None
+        except UnicodeDecodeError:
+            console.print("The terminal sends no UTF-8; write that again.", style="yellow")
+            continue
         if not line.endswith("\\"):
             return "\n".join([*lines, line]).strip()
         lines.append(line[:-1])
@@ -104,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="turbo chat",
         description="Talk to a server of the OpenAI API, and see how fast it answers.",
         epilog=f"An API key is read from the variable {KEY_VARIABLE}. "
-        "With another program's output as input, that is the one message.",
+        "With another program's output as input, or a file as output, the input is the one message.",
     )
     parser.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
     parser.add_argument("--model", help="(default: the first that the server lists)")

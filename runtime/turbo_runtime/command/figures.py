@@ -11,17 +11,23 @@ from turbo_runtime.command.stream import Progress
 
 @dataclass(slots=True)
 class Pass:
-    """All answers of one mode; `seconds` is the wall time of its passes together."""
+    """All answers of one mode."""
 
     name: str
-    seconds: float = 0.0
+    seconds: float = 0.0  # wall time of the whole passes together, and `tokens` those of their answers
+    tokens: int = 0
     answers: list[Progress] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
+    def took(self, seconds: float, answers: Sequence[Progress]) -> None:
+        """A pass is done. One that is not would count time in which tokens came that nobody has counted."""
+        self.seconds += seconds
+        self.tokens += sum(one.tokens for one in answers)
+
     @property
-    def tokens_per_second(self) -> float:
-        """Of all requests together."""
-        return sum(one.tokens for one in self.answers) / self.seconds if self.seconds else 0.0
+    def tokens_per_second(self) -> float | None:
+        """Of all requests together; None before a pass is done."""
+        return self.tokens / self.seconds if self.seconds else None
 
     @property
     def acceptance_length(self) -> float | None:

@@ -6,10 +6,12 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from turbo_runtime.command.printable import printable
 from turbo_runtime.command.stream import Progress
 
 THOUGHT, STATUS = "dim italic", "cyan"
 REFRESHES = 15  # a second
+TAB = 8
 
 
 def status_line(progress: Progress) -> Text:
@@ -27,15 +29,17 @@ def status_line(progress: Progress) -> Text:
 
 
 class AnswerScreen:
-    """Finished lines scroll up as on any terminal; the line in progress and the status are drawn anew.
+    """Rows that are full scroll up as on any terminal; the row in progress and the status are drawn anew.
 
-    To be used as a context manager; what is shown at its end stays.
+    Rows, not lines: what is drawn anew must fit the window, and a paragraph may not. To be used as a context
+    manager; what is shown at its end stays.
     """
 
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console = console
         self._progress = progress
-        self._line = Text()
+        self._row = Text()
+        self._thinking = False
         self._live = Live(console=console, refresh_per_second=REFRESHES, transient=True)
 
     def __enter__(self) -> AnswerScreen:
@@ -44,20 +48,40 @@ class AnswerScreen:
 
     def __exit__(self, *_: object) -> None:
         self._live.stop()
-        if self._line:
-            self._console.print(self._line)
-        self._console.print(status_line(self._progress), no_wrap=True, overflow="ellipsis")
+        if self._row:
+            self._console.print(self._row)
+        if self._progress.events:
+            self._console.print(status_line(self._progress), no_wrap=True, overflow="ellipsis")
 
     def add(self, thought: str, text: str) -> None:
         """Show more of the answer."""
-        for piece, style in ((thought, THOUGHT), (text, "")):
-            *lines, rest = piece.split("\n")
-            for line in lines:
-                self._line.append(line, style)
-                self._console.print(self._line)
-                self._line = Text()
-            self._line.append(rest, style)
+        if thought:
+            self._append(thought, THOUGHT)
+            self._thinking = True
+        if text:
+            self._append("\n\n" * self._thinking + text, "")  # the server strips what parted them
+            self._thinking = False
+        self._print_full_rows()
         self._live.update(self._shown())
 
+    def _append(self, piece: str, style: str) -> None:
+        *lines, rest = printable(piece).split("\n")
+        for line in lines:
+            self._row.append(line, style)
+            self._console.print(self._row)
+            self._row = Text()
+        self._row.append(rest, style)
+
+    def _print_full_rows(self) -> None:
+        """White space at the end waits: whether it ends the row is known with the next word."""
+        self._row.expand_tabs(TAB)
+        words = self._row.copy()
+        words.rstrip()
+        space = self._row.plain[len(words) :][: self._console.width]
+        *full, last = words.wrap(self._console, self._console.width) or [words]
+        for row in full:
+            self._console.print(row)
+        self._row = last.append(space)
+
     def _shown(self) -> RenderableType:
-        return Group(self._line, status_line(self._progress))
+        return Group(self._row, status_line(self._progress))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from turbo_runtime.command.client import Server
+from turbo_runtime.command.lines import Lines
 
 
 @dataclass(slots=True)
@@ -50,16 +51,16 @@ class Progress:
 
 
 def answer(
-    server: Server, body: Mapping[str, Any], progress: Progress
+    server: Server, body: Mapping[str, Any], progress: Progress, lines: Lines | None = None
 ) -> Generator[tuple[str, str], None, None]:
     """Pieces of an answer as (reasoning, text); `progress` is kept up to date.
 
-    Raises ServerError. Closing the iterator stops the answer.
+    Raises ServerError. Closing the iterator stops the answer; from another thread, `lines` does.
     """
     began = time.monotonic()
-    with closing(server.stream(body)) as events:
+    with closing(server.stream(body, lines)) as events:
         for event in events:
-            deltas = [choice.get("delta", {}) for choice in event.get("choices", ())]
+            deltas = [choice.get("delta") or {} for choice in event.get("choices") or ()]
             pieces = [(one.get("reasoning_content") or "", one.get("content") or "") for one in deltas]
             words = [piece for piece in pieces if any(piece)]
             progress.told(event, time.monotonic() - began, bool(words))

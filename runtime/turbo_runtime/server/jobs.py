@@ -70,11 +70,12 @@ def chat_job(request: ChatRequest, model: ServedModel) -> Job:
         )
     prompt = _render(request, template)
     calls = BareJson if request.must_call else told.calls if request.offered else None
+    names = {tool.function.name for tool in request.must_call or request.offered}
     thinking_after = prompt[-64:] if told.reasons else None  # of the prompt only its end matters
 
     def reader() -> AnswerReader:
         single = bool(request.must_call) or not request.parallel_tool_calls
-        return AnswerReader(calls() if calls else None, thinking_after, single=single)
+        return AnswerReader(calls(names) if calls else None, thinking_after, single=single)
 
     grammar = request.grammar
     if grammar is not None and thinking_after is not None and thinking_after.rstrip().endswith(OPEN):

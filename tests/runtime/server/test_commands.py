@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import subprocess
 import sys
 import threading
 import time
@@ -21,9 +22,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_runtime.command.address import Address, ServerError
 from turbo_runtime.command.bench import bench
 from turbo_runtime.command.chat import chat
-from turbo_runtime.command.client import Server, ServerError
+from turbo_runtime.command.client import Server
 from turbo_runtime.command.conversation import Conversation
 from turbo_runtime.command.figures import percentile
 from turbo_runtime.command.stream import Progress, answer
@@ -107,13 +109,20 @@ def test_any_other_server_of_the_openai_api_will_do(
         ("ftp://a", "'ftp://a' is no address of a server"),
         ("http://", "'http://' is no address of a server"),
         ("http://a:99999", "'http://a:99999' is no address of a server"),
+        ("http://a..b", "'http://a..b' is no address of a server"),
+        ("http://a b:80/", "'http://a b:80/' is no address of a server"),
+        ("http://[::1", "'http://[::1' is no address of a server"),
+        ("http://a/b\x01c", "is no address of a server"),
+        ("http://a/ü", "'http://a/ü' is no address of a server"),
+        ("https://SERVER", "cannot be talked to over TLS: what answers is no TLS; try http://"),
         ("SERVER/elsewhere", "answers 404, and not as a server of the OpenAI API"),
     ],
 )
 def test_what_is_wrong_with_the_address_is_one_sentence_and_status_1(
     server: Any, capsys: pytest.CaptureFixture[str], command: Any, url: str, sentence: str
 ) -> None:
-    assert command([url.replace("SERVER", server.url)]) == 1
+    place = server.url.removeprefix("http://") if url.startswith("https") else server.url
+    assert command([url.replace("SERVER", place)]) == 1
     said = capsys.readouterr()
     assert said.out == ""
     assert sentence in said.err
@@ -122,8 +131,8 @@ def test_what_is_wrong_with_the_address_is_one_sentence_and_status_1(
 
 @pytest.mark.parametrize("url", ["a:8000", "http://a:8000", "a:8000/v1", "http://a:8000/v1/", "a:8000/"])
 def test_an_address_is_taken_as_people_write_it(url: str) -> None:
-    assert Server.at(url) == Server("a", 8000, secure=False, prefix="")
-    assert Server.at("https://[::1]/x/v1").url == "https://[::1]:443/x"
+    assert Address.of(url) == Address("a", 8000, secure=False, prefix="")
+    assert str(Address.of("https://[::1]/x/v1")) == "https://[::1]:443/x"
 
 
 def test_a_server_that_asks_for_a_key_names_the_variable_for_it(
@@ -138,6 +147,71 @@ def test_a_server_that_asks_for_a_key_names_the_variable_for_it(
     monkeypatch.setenv("OPENAI_API_KEY", "sk-alice-1")
     pipe(monkeypatch, "hello")
     assert chat([server.url]) == 0
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-alice-1\n")  # as `$(cat key)` or a pasted line leaves it
+    pipe(monkeypatch, "hello")
+    assert chat([server.url]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mallory")
+    assert bench([server.url]) == 1
+    said = capsys.readouterr().err
+    assert "does not know the API key in OPENAI_API_KEY" in said
+    assert "mallory" not in said
+
+
+@pytest.mark.parametrize("command", [chat, bench])
+@pytest.mark.parametrize("key", ["sk-secret\n-123", "sk-secret–123", "sk-secret 123", "sk-secret\x00"])
+def test_a_key_that_no_header_can_carry_is_refused_and_not_told(
+    server: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: Any, key: str
+) -> None:
+    monkeypatch.setattr(os, "environ", {**os.environ, "OPENAI_API_KEY": key})
+    assert command([server.url]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"turbo {command.__name__}: The API key in OPENAI_API_KEY has")
+    assert "secret" not in said.err
+
+
+def test_a_server_that_loads_its_model_says_so(launch: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    server = launch(model="slow", ready=False)
+    server.wait_for("loading")
+    assert chat([server.url]) == 1
+    assert capsys.readouterr().err.endswith(" answers 503: The model 'slow' is still loading.\n")
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_nothing_piped_in_is_no_message(
+    other: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    pipe(monkeypatch, text)
+    assert chat([other]) == 1
+    assert "There is no message" in capsys.readouterr().err
+
+
+def test_where_every_request_fails_there_is_no_table(server: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench([server.url, "--requests=2", "--max-tokens=100000"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("turbo bench: 8 requests failed, the first thus: The prompt has ")
+
+
+def test_a_message_of_other_bytes_than_utf8_is_refused(server: Any) -> None:
+    for locale in ("C", "C.UTF-8"):
+        done = subprocess.run(
+            [sys.executable, "-c", CHAT, server.url],
+            env={**os.environ, "LC_ALL": locale, "PYTHONPATH": os.pathsep.join(sys.path)},
+            input=b"\xff",
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (1, b"turbo chat: The message is no UTF-8.\n")
+
+
+def test_where_figures_cannot_be_written_nothing_is_measured(
+    other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, reason in ((tmp_path, "it is a folder"), (tmp_path / "a" / "b", "there is no such folder")):
+        assert bench([other, f"--json={path}"]) == 1
+        assert f"--json: {path} cannot be written: {reason}" in capsys.readouterr().err
 
 
 def test_a_refusal_is_in_the_servers_own_words(server: Any) -> None:

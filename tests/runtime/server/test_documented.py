@@ -10,8 +10,8 @@ import httpx
 import pytest
 
 from turbo_runtime import contract
+from turbo_runtime.command.address import KEY_VARIABLE
 from turbo_runtime.command.bench import bench
-from turbo_runtime.command.client import KEY_VARIABLE
 from turbo_runtime.command.conversation import HELP
 from turbo_runtime.server.bodies import BODY_SECONDS, MAX_BODY_BYTES
 from turbo_runtime.server.connections import HEADER_SECONDS, IDLE_SECONDS, STALL_SECONDS

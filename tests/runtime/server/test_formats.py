@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from turbo_runtime.engine.request import Grammar
-from turbo_runtime.server.formats import AnswerReader, OutputFormat, Said
+from turbo_runtime.server.formats import AnswerReader, MakeReader, OutputFormat, Said
 from turbo_runtime.server.formats.bare import BareJson
 from turbo_runtime.server.formats.said import Reader
 from turbo_runtime.server.formats.tagged import deepseek, hermes
@@ -27,7 +26,9 @@ V31 = (
     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>weather<｜tool▁sep｜>"
     '{"city": "Bonn"}<｜tool▁call▁end｜><｜tool▁calls▁end｜>'
 )
+FLY = V31.replace("weather", "fly")
 CITY = {"city": "Köln {1}", "days": 2}
+OFFERED = {"weather", "time", "a", "b"}
 # format, text of the answer, content, calls
 CASES = {
     "hermes": (
@@ -58,9 +59,27 @@ CASES = {
         [("a", {}), ("b", {"x": 1})],
     ),
     "llama, another object": (BareJson, '{"answer": 42}', '{"answer": 42}', []),
+    **{
+        f"llama, {why}": (BareJson, text, text, [])
+        for why, text in {
+            "an answer that has a name": '{"name": "Bonn", "country": "DE"}',
+            "an answer that has a tool's name": '{"name": "time", "hour": 3}',
+            "a tool that was not offered": '{"name": "fly", "parameters": {}}',
+            "a call and an answer": '{"name": "a", "parameters": {}}; {"name": "b"}',
+            "a name that is none": '{"name": ["a"], "parameters": {}}',
+            "a call and no object": '{"name": "a", "parameters": {}}[]',
+        }.items()
+    },
     "llama, text": (BareJson, "The weather is {fine}.", "The weather is {fine}.", []),
     "llama, nothing but white space": (BareJson, " \n", " \n", []),
     "llama, cut": (BareJson, '{"name": "wea', '{"name": "wea', []),
+    "hermes, a tool that was not offered": (
+        hermes,
+        '<tool_call>{"name": "fly"}</tool_call>',
+        '<tool_call>{"name": "fly"}</tool_call>',
+        [],
+    ),
+    "deepseek, a tool that was not offered": (deepseek, FLY, FLY, []),
     "deepseek r1": (deepseek, f"Hm. {R1}", "Hm.", [("weather", {"city": "Bonn"}), ("time", {})]),
     "deepseek v3.1": (deepseek, V31, "", [("weather", {"city": "Bonn"})]),
 }
@@ -82,15 +101,35 @@ def cuts(data: st.DataObject, text: str) -> list[str]:
 @given(data=st.data())
 def test_calls_and_content_are_the_same_however_the_text_is_cut(name: str, data: st.DataObject) -> None:
     make, text, content, calls = CASES[name]
-    said = read(make(), cuts(data, text))
+    said = read(make(OFFERED), cuts(data, text))
     assert said.content == content
     assert [(call.name, json.loads(call.arguments)) for call in said.calls] == calls
 
 
 @pytest.mark.parametrize("make", [hermes, BareJson, deepseek])
 @given(text=st.text(st.sampled_from('<{}|>tool_cal"/ \n'), max_size=30))
-def test_what_holds_no_call_stays_as_it_is(make: Callable[[], Reader], text: str) -> None:
-    assert read(make(), list(text)) == Said(text)
+def test_what_holds_no_call_stays_as_it_is(make: MakeReader, text: str) -> None:
+    assert read(make(OFFERED), list(text)) == Said(text)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize(
+    ("make", "before", "after"),
+    [
+        (hermes, '<tool_call>{"name": "a", "arguments": {"x": ', "}}</tool_call>"),
+        (hermes, r'<tool_call>{"name": "a", "arguments": "{\"x\": ', '}"}</tool_call>'),
+        (BareJson, '{"name": "a", "parameters": {"x": ', "}}"),
+        (deepseek, *V31.split('"Bonn"')),
+    ],
+)
+def test_arguments_that_are_no_json_stay_text(make: MakeReader, before: str, after: str, number: str) -> None:
+    text = before + number + after
+    assert read(make(OFFERED), [text]) == Said(text)
+
+
+def test_arguments_can_always_be_sent() -> None:
+    (call,) = read(BareJson(OFFERED), [r'{"name": "a", "parameters": {"x": "\ud83d", "y": "ü"}}']).calls
+    assert json.loads(call.arguments.encode()) == {"x": "\ud83d", "y": "ü"}
 
 
 THOUGHTS = {
@@ -117,6 +156,8 @@ def test_thoughts_are_taken_out_however_the_text_is_cut(name: str, data: st.Data
         (Grammar("json_schema", '{"type": "object", "required": ["a"]}'), '{"a": 1}', '{"b": 1}'),
         (Grammar("json_object"), "{}", "[]"),
         (Grammar("regex", "a/b+"), "a/bb", "a/c"),
+        (Grammar("regex", r"https:\/\/x\.com"), "https://x.com", "https://x_com"),
+        (Grammar("regex", r"\\/[/]\\\/"), r"\//\/", r"\\//\/"),
     ],
 )
 def test_a_format_holds_behind_thoughts_that_the_prompt_has_opened(
@@ -141,13 +182,13 @@ def test_a_grammar_of_the_clients_own_cannot_follow_thoughts() -> None:
 
 
 def test_thoughts_and_calls_come_apart() -> None:
-    reader = AnswerReader(hermes(), "assistant\n")
+    reader = AnswerReader(hermes(OFFERED), "assistant\n")
     said = read(reader, list(f"<think>{WEATHER}</think>Well.<tool_call>{WEATHER}</tool_call>"))
     assert (said.reasoning, said.content, len(said.calls)) == (WEATHER, "Well.", 1)
 
 
 def test_an_answer_that_may_call_once_is_complete_after_its_first_call() -> None:
-    reader = AnswerReader(hermes(), None, single=True)
+    reader = AnswerReader(hermes(OFFERED), None, single=True)
     call = f"<tool_call>{WEATHER}</tool_call>"
     said = reader.push(call + call + "more")
     assert reader.complete
@@ -165,6 +206,6 @@ def test_an_answer_that_may_call_once_is_complete_after_its_first_call() -> None
     ],
 )
 def test_a_template_shows_how_its_model_writes(
-    template: str, reasons: bool, calls: Callable[[], Reader] | None
+    template: str, reasons: bool, calls: MakeReader | None
 ) -> None:
     assert OutputFormat.of(template) == OutputFormat(reasons, calls)

@@ -8,6 +8,8 @@ from typing import Any
 import openai
 import pytest
 
+from turbo_runtime.server.requests.tools import ToolCallSent
+
 CALL = '<tool_call>{"name": "weather", "arguments": {"city": "Bonn"}}</tool_call>'
 BARE = '{"name": "weather", "arguments": {"city": "Bonn"}}'
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -55,6 +57,12 @@ def test_without_tools_or_with_none_wanted_a_call_is_text(client: openai.OpenAI)
     assert (choice.message.content, choice.message.tool_calls) == (CALL, None)
 
 
+def test_a_call_of_what_was_not_offered_is_text(client: openai.OpenAI) -> None:
+    other = CALL.replace("weather", "fly")
+    choice = ask(client, other, tools=TOOLS).choices[0]
+    assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (other, None, "stop")
+
+
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 def test_a_required_call_is_made_by_a_grammar_of_its_parameters(
     server: Any, client: openai.OpenAI, choice: Any
@@ -76,6 +84,12 @@ def test_a_call_and_its_result_are_taken_back_as_history(client: openai.OpenAI) 
     ]
     reply = client.chat.completions.create(model="echo", messages=messages, tools=TOOLS, temperature=0)
     assert reply.choices[0].message.content == "aNonesunny"  # this template writes contents only
+
+
+@pytest.mark.parametrize("arguments", ["", " ", "{}"])
+def test_a_call_without_arguments_is_taken_back_as_clients_write_it(arguments: str) -> None:
+    sent = ToolCallSent.model_validate({"id": "a", "function": {"name": "time", "arguments": arguments}})
+    assert sent.for_template()["function"] == {"name": "time", "arguments": {}}
 
 
 def test_thoughts_are_reasoning_content_and_are_counted(client: openai.OpenAI) -> None:

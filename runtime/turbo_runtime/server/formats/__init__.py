@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from turbo_runtime.server.formats.bare import PYTHON_TAG, BareJson
@@ -10,10 +10,12 @@ from turbo_runtime.server.formats.said import Reader, Said, ToolCall
 from turbo_runtime.server.formats.tagged import DEEPSEEK_OPEN, HERMES_OPEN, deepseek, hermes
 from turbo_runtime.server.formats.thinking import CLOSE, PlainText, Thinking
 
-__all__ = ["AnswerReader", "OutputFormat", "Reader", "Said", "ToolCall"]
+__all__ = ["AnswerReader", "MakeReader", "OutputFormat", "Reader", "Said", "ToolCall"]
+
+MakeReader = Callable[[Collection[str]], Reader]  # of calls of the tools with these names
 
 # A mark in a template, and the reader of what the model then writes; the first that is found counts.
-_CALLS: tuple[tuple[str, Callable[[], Reader]], ...] = (
+_CALLS: tuple[tuple[str, MakeReader], ...] = (
     (DEEPSEEK_OPEN, deepseek),
     (HERMES_OPEN, hermes),
     (PYTHON_TAG, BareJson),
@@ -26,7 +28,7 @@ class OutputFormat:
     """What a model's template says of its answers."""
 
     reasons: bool = False
-    calls: Callable[[], Reader] | None = None  # None: no known way of writing calls
+    calls: MakeReader | None = None  # None: no known way of writing calls
 
     @classmethod
     def of(cls, template: str) -> OutputFormat:

@@ -4,9 +4,9 @@ write.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Collection
 
-from turbo_runtime.server.formats.said import Said, ToolCall, call_of
+from turbo_runtime.server.formats.said import JSON, Said, ToolCall, call_of
 
 PYTHON_TAG = "<|python_tag|>"
 _STARTS = ("{", PYTHON_TAG)
@@ -15,7 +15,8 @@ _STARTS = ("{", PYTHON_TAG)
 class BareJson:
     """An answer that starts as an object is read when it is complete; if it is no call, it stays text."""
 
-    def __init__(self) -> None:
+    def __init__(self, offered: Collection[str]) -> None:
+        self._offered = offered
         self._text = ""
         self._plain = False  # it has turned out to be no call
 
@@ -35,18 +36,20 @@ class BareJson:
         if self._plain:
             return Said()
         try:
-            return Said(calls=_calls(self._text))
+            return Said(calls=_calls(self._text, self._offered))
         except (ValueError, RecursionError):
             return Said(self._text)
 
 
-def _calls(text: str) -> tuple[ToolCall, ...]:
+def _calls(text: str, offered: Collection[str]) -> tuple[ToolCall, ...]:
     """One object, or several with semicolons or white space between them."""
-    decoder, calls = json.JSONDecoder(), []
+    calls = []
     rest = text.strip().removeprefix(PYTHON_TAG).strip()
     while rest:
-        document, end = decoder.raw_decode(rest)
-        calls.append(call_of(document))
+        document, end = JSON.raw_decode(rest)
+        calls.append(call_of(document, offered))
+        if not {"arguments", "parameters"} & document.keys():  # an answer may be an object that has a name
+            raise ValueError("a call has arguments")
         rest = rest[end:].lstrip("; \n\t")
     if not calls:
         raise ValueError("there is no call")

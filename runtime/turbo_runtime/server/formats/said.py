@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -65,13 +66,30 @@ class Trailing:
         return held
 
 
-def call_of(document: Any) -> ToolCall:
-    """A call written as one JSON object. Raises ValueError where it is none."""
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+# Python reads NaN and Infinity, and clients in other languages do not.
+JSON = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def call_of(document: Any, offered: Collection[str]) -> ToolCall:
+    """A call of one of the tools offered, written as one JSON object. Raises ValueError where it is none."""
     if not isinstance(document, dict) or not isinstance(document.get("name"), str):
         raise ValueError("a call is an object with a name")
+    if document["name"] not in offered:
+        raise ValueError("there is no such tool")
     arguments = document.get("arguments", document.get("parameters", {}))
     if isinstance(arguments, str):  # some models quote them once more
-        arguments = json.loads(arguments)
+        arguments = JSON.decode(arguments)
     if not isinstance(arguments, dict):
         raise ValueError("the arguments of a call are an object")
-    return ToolCall(document["name"], json.dumps(arguments, ensure_ascii=False))
+    return ToolCall(document["name"], _told(arguments))
+
+
+def _told(arguments: dict[str, Any]) -> str:
+    """As JSON. Raises ValueError for a number so large that it was read as infinite."""
+    text = json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+    halves = any("\ud800" <= letter <= "\udfff" for letter in text)  # of a pair: only escaped they are UTF-8
+    return json.dumps(arguments) if halves else text

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
-from turbo_runtime.server.formats.said import Said, ToolCall, Trailing, call_of
+from turbo_runtime.server.formats.said import JSON, Said, ToolCall, Trailing, call_of
 from turbo_runtime.server.stop_strings import StopScanner
 
 ReadCalls = Callable[[str], tuple[ToolCall, ...]]  # raises ValueError for a body that holds no calls
@@ -64,24 +63,24 @@ class Tagged:
         return Said(calls=calls)
 
 
-def hermes() -> Tagged:
+def hermes(offered: Collection[str]) -> Tagged:
     """`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`, one tag for each call."""
-    return Tagged(HERMES_OPEN, HERMES_CLOSE, lambda body: (call_of(json.loads(body)),))
+    return Tagged(HERMES_OPEN, HERMES_CLOSE, lambda body: (call_of(JSON.decode(body), offered),))
 
 
-def deepseek() -> Tagged:
+def deepseek(offered: Collection[str]) -> Tagged:
     """DeepSeek-V3 and R1 write `function`, the name and fenced JSON; V3.1 the name and bare JSON."""
-    return Tagged(DEEPSEEK_OPEN, DEEPSEEK_CLOSE, _deepseek_calls)
+    return Tagged(DEEPSEEK_OPEN, DEEPSEEK_CLOSE, lambda body: _deepseek_calls(body, offered))
 
 
-def _deepseek_calls(body: str) -> tuple[ToolCall, ...]:
+def _deepseek_calls(body: str, offered: Collection[str]) -> tuple[ToolCall, ...]:
     found = _DEEPSEEK_CALL.findall(body)
     if not found:
         raise ValueError("there is no call")
-    return tuple(_deepseek_call(head, rest) for head, rest in found)
+    return tuple(_deepseek_call(head, rest, offered) for head, rest in found)
 
 
-def _deepseek_call(head: str, rest: str) -> ToolCall:
+def _deepseek_call(head: str, rest: str, offered: Collection[str]) -> ToolCall:
     fenced = _FENCED.fullmatch(rest)
     name, arguments = fenced.groups() if fenced else (head, rest)
-    return call_of({"name": name.strip(), "arguments": json.loads(arguments)})
+    return call_of({"name": name.strip(), "arguments": JSON.decode(arguments)}, offered)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 from turbo_runtime.engine.request import Grammar
 from turbo_runtime.server.formats.said import Reader, Said, Trailing
 from turbo_runtime.server.stop_strings import StopScanner
 
 OPEN, CLOSE = "<think>", "</think>"
+_SLASH_OR_PAIR = re.compile(r"\\.|/", re.DOTALL)  # a pair: a backslash and what it escapes
 
 
 class PlainText:
@@ -82,7 +84,7 @@ def after_thinking(grammar: Grammar) -> Grammar | None:
     if grammar.kind == "lark":
         return None
     if grammar.kind == "regex":
-        answer = "/" + grammar.text.replace("/", "\\/") + "/"
+        answer = "/" + _SLASH_OR_PAIR.sub(_escaped, grammar.text) + "/"
     else:
         answer = "%json " + (grammar.text or json.dumps({"type": "object"}))
     rules = (
@@ -92,3 +94,8 @@ def after_thinking(grammar: Grammar) -> Grammar | None:
         f"answer: {answer}",
     )
     return Grammar("lark", "\n".join(rules))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """A slash would end the expression; one that is escaped does not."""
+    return r"\/" if found[0] == "/" else found[0]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from turbo_runtime.engine.request import Grammar
 from turbo_runtime.server.errors import invalid
+from turbo_runtime.server.requests.calls import required_call
 from turbo_runtime.server.requests.messages import Message
 from turbo_runtime.server.requests.sampling import MAX_LOGPROBS, Count, Sampling
 from turbo_runtime.server.requests.tools import NamedTool, Tool
@@ -92,15 +92,4 @@ class ChatRequest(Sampling):
             raise invalid(
                 "tool_choice", "A required tool call and a format of the answer exclude each other; send one."
             )
-        return Grammar("json_schema", json.dumps({"anyOf": [_call_schema(tool) for tool in self.must_call]}))
-
-
-def _call_schema(tool: Tool) -> dict[str, Any]:
-    """A call as one JSON object, in an order that lets the name be read first."""
-    function = tool.function
-    return {
-        "type": "object",
-        "properties": {"name": {"const": function.name}, "arguments": function.schema_of_arguments},
-        "required": ["name", "arguments"],
-        "additionalProperties": False,
-    }
+        return required_call(self.must_call)

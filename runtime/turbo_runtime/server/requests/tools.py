@@ -13,7 +13,9 @@ ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class Function(Strict):
-    """`parameters` is a JSON schema; without one the function takes none. `strict` changes nothing."""
+    """`parameters` is a JSON schema; without one the function takes none. `strict` changes nothing:
+    a required call always follows the schema, and one that the model makes of itself is not held to it.
+    """
 
     name: ToolName
     description: str | None = None
@@ -51,7 +53,9 @@ class NamedTool(Strict):
 
 
 class CalledFunction(Strict):
-    """A call as OpenAI's clients send it back: the arguments are JSON in a string."""
+    """A call as OpenAI's clients send it back: the arguments are JSON in a string, or an empty one, which is
+    what many a server tells of a call without arguments.
+    """
 
     name: str
     arguments: str
@@ -59,6 +63,7 @@ class CalledFunction(Strict):
     @field_validator("arguments")
     @classmethod
     def _arguments_are_an_object(cls, value: str) -> str:
+        value = value.strip() or "{}"
         try:
             document = json.loads(value)
         except (ValueError, RecursionError) as error:
