@@ -8,11 +8,11 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-from turbo_runtime.server.answer import Piece
+from turbo_runtime.server.answer import Piece, joined
 from turbo_runtime.server.answers import Answers
 from turbo_runtime.server.logprobs import prompt_logprobs
 from turbo_runtime.server.model import ServedModel
-from turbo_runtime.server.shapes import ChatShape, CompletionShape, joined
+from turbo_runtime.server.shapes import ChatShape, CompletionShape
 from turbo_runtime.version import turbo_version
 
 Json = dict[str, Any]
