@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from turbo_runtime.server.bodies import json_object
 from turbo_runtime.server.delivery import EventStream, WholeReply
-from turbo_runtime.server.errors import ApiError
+from turbo_runtime.server.errors import ApiError, cut
 from turbo_runtime.server.jobs import Job, chat_job, completion_job
 from turbo_runtime.server.model import ServedModel
 from turbo_runtime.server.replies import Reply
@@ -76,7 +76,7 @@ def _check_name(service: Service, name: str) -> None:
     if name != service.name:
         raise ApiError(
             404,
-            f"The model '{name}' does not exist; this server has '{service.name}'.",
+            f"The model '{cut(name)}' does not exist; this server has '{service.name}'.",
             code="model_not_found",
             param="model",
         )

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 
-from turbo_runtime.server.errors import ApiError, invalid
+from turbo_runtime.server.errors import ApiError, cut, invalid
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 BODY_SECONDS = 60.0
@@ -63,4 +63,4 @@ def _finite(text: str) -> float:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{cut(name)} is no JSON number")

@@ -8,7 +8,7 @@ from typing import Any
 
 from turbo_runtime.engine.request import Grammar, SamplingParams
 from turbo_runtime.server.chat_template import ChatTemplate, TemplateRefusalError
-from turbo_runtime.server.errors import invalid
+from turbo_runtime.server.errors import cut, invalid
 from turbo_runtime.server.formats import AnswerReader
 from turbo_runtime.server.formats.bare import BareJson
 from turbo_runtime.server.formats.thinking import CLOSE, OPEN, after_thinking
@@ -125,8 +125,9 @@ def _render(request: ChatRequest, template: ChatTemplate) -> str:
     extra: dict[str, Any] = dict(request.chat_template_kwargs)
     for name in extra:
         if name in _TEMPLATES_OWN or name not in template.names:
+            told = cut(name)
             raise invalid(
-                f"chat_template_kwargs.{name}", f"The model's chat template takes no '{name}': leave it out."
+                f"chat_template_kwargs.{told}", f"The model's chat template takes no '{told}': leave it out."
             )
     if request.reasoning_effort is not None:
         if "reasoning_effort" in template.names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -61,9 +61,9 @@ def asked(engine: Any, watch: Watch, n: int = 1, seconds: float = 60) -> Answers
     return Answers(job, MODEL, engine, watch, seconds, lambda: None)
 
 
-async def hear(answers: Answers, heard: list[Piece]) -> None:
+async def hear(answers: Answers, tell: Callable[[Piece], None]) -> None:
     async for piece in answers.pieces():
-        heard.append(piece)
+        tell(piece)
 
 
 async def test_what_came_meanwhile_is_one_piece_of_each_answer() -> None:
@@ -89,7 +89,7 @@ async def test_what_came_before_an_error_is_told_before_it() -> None:
         engine.arrivals.put(TokenEvent(engine.ids[0], (0, 1)), 0.0)
         engine.arrivals.put(TokenEvent(engine.ids[0], finish_reason="error", error="It broke."), 0.0)
         with pytest.raises(ApiError, match=r"It broke\."):
-            await hear(answers, heard)
+            await hear(answers, heard.append)
     assert [piece.said.content for piece in heard] == ["ab"]
 
 
@@ -122,7 +122,7 @@ async def test_a_backlog_does_not_outlive_the_time_of_its_request() -> None:
         engine.arrivals.put(TokenEvent(engine.ids[0], (1,)), 0.0)
         await asyncio.sleep(0.1)
         with pytest.raises(ApiError) as caught:
-            await hear(answers, [])
+            await hear(answers, lambda _: None)
     assert caught.value.status == 408
 
 
