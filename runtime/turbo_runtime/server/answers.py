@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -205,8 +206,10 @@ def _submits(job: Job) -> list[Submit]:
     """One for each answer. Equal prompts count their choices on, so that repeating one draws anew."""
     request_id = uuid.uuid4().hex
     submits: list[Submit] = []
+    seen: Counter[tuple[int, ...]] = Counter()
     for index, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True)):
-        first = job.prompts[:index].count(prompt) * job.n
+        first = seen[prompt] * job.n
+        seen[prompt] += 1
         submits += [
             Submit(f"{request_id}-{index}-{choice}", prompt, params, first + choice, job.tenant, job.salt)
             for choice in range(job.n)

@@ -6,9 +6,8 @@ at once, and what it has not read counts against the queue.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -17,6 +16,7 @@ from starlette.types import Message, Receive, Scope, Send
 from turbo_runtime.server.answer import Piece
 from turbo_runtime.server.connections import send_in_time
 from turbo_runtime.server.errors import ApiError
+from turbo_runtime.server.leaving import unless_client_leaves
 from turbo_runtime.server.replies import SSE_DONE, Reply, sse
 from turbo_runtime.server.requests.base import StreamOptions
 
@@ -35,7 +35,7 @@ class WholeReply(Response):
             await send_in_time(scope, send, message)
 
         with self._reply.answers, contextlib.suppress(ConnectionError):
-            whole = await _unless_client_leaves(receive, _collect(self._reply))
+            whole = await unless_client_leaves(receive, _collect(self._reply))
             if whole is not None:
                 await JSONResponse(whole)(scope, receive, send_on)
 
@@ -93,23 +93,3 @@ async def _events(reply: Reply, options: StreamOptions) -> AsyncIterator[str]:
     if options.include_usage:
         yield sse(reply.closing())
     yield SSE_DONE
-
-
-async def _unless_client_leaves(
-    receive: Receive, work: Coroutine[Any, Any, dict[str, Any]]
-) -> dict[str, Any] | None:
-    """The result of `work`, or None when the client closed the connection first; `work` is then cancelled."""
-    task = asyncio.create_task(work)
-    leaving = asyncio.create_task(_client_left(receive))
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for unfinished in (task, leaving):
-            unfinished.cancel()
-        await asyncio.wait({task, leaving})
-
-
-async def _client_left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
