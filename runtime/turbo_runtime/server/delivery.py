@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from turbo_runtime.server.answer import Piece
-from turbo_runtime.server.connections import send_in_time
+from turbo_runtime.server.connections import send_in_time, send_whole
 from turbo_runtime.server.errors import ApiError
 from turbo_runtime.server.leaving import unless_client_leaves
 from turbo_runtime.server.replies import SSE_DONE, Reply, sse
@@ -31,13 +31,10 @@ class WholeReply(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
 
-        async def send_on(message: Message) -> None:
-            await send_in_time(scope, send, message)
-
         with self._reply.answers, contextlib.suppress(ConnectionError):
             whole = await unless_client_leaves(receive, _collect(self._reply))
             if whole is not None:
-                await JSONResponse(whole)(scope, receive, send_on)
+                await send_whole(scope, send, JSONResponse(whole))
 
 
 class EventStream(StreamingResponse):
