@@ -80,7 +80,7 @@ class Answers:
             Answer(
                 index,
                 submit.params,
-                Detokenizer(model.tokenizer.decode),
+                Detokenizer(model.tokenizer.decode, model.tokenizer.is_silent),
                 StopScanner(job.stops),
                 job.reader(),
                 model.stop_token_ids,

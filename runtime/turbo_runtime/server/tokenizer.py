@@ -36,6 +36,7 @@ class ServedTokenizer:
         self.template = ChatTemplate(template, special) if template else None  # None: a base model
         self.output_format = OutputFormat.of(template or "")
         self.bytes_of = functools.cache(token_bytes_of(self._tokenizer))
+        self.is_silent = functools.cache(self._is_silent)
         self._longest = longest_token(self._tokenizer)
 
     def encode(self, text: str) -> tuple[int, ...]:
@@ -60,6 +61,11 @@ class ServedTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's tokens, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _is_silent(self, token: int) -> bool:
+        """Whether `decode` leaves a token out: a special one, or an id that pads the model's vocabulary."""
+        added = self._tokenizer.get_added_tokens_decoder().get(token)
+        return self._tokenizer.id_to_token(token) is None or (added is not None and added.special)
 
     def _end_of_sequence(self, special: Mapping[str, str], directory: Path) -> frozenset[int]:
         found: set[int] = set()

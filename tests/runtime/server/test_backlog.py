@@ -19,7 +19,9 @@ from turbo_runtime.server.formats import AnswerReader
 from turbo_runtime.server.jobs import Job
 
 MODEL: Any = SimpleNamespace(
-    tokenizer=SimpleNamespace(decode=lambda ids: "".join(chr(97 + token % 26) for token in ids)),
+    tokenizer=SimpleNamespace(
+        decode=lambda ids: "".join(chr(97 + token % 26) for token in ids), is_silent=lambda _: False
+    ),
     stop_token_ids=frozenset(),
 )
 
