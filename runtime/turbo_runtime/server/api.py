@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from turbo_runtime.server.beside import Wanted
 from turbo_runtime.server.bodies import LARGE_BODY_BYTES, json_object, read_body
 from turbo_runtime.server.delivery import EventStream, WholeReply
 from turbo_runtime.server.errors import ApiError, cut, unavailable
 from turbo_runtime.server.jobs import Job, chat_job, completion_job, least_tokens
 from turbo_runtime.server.leaving import unless_client_leaves
 from turbo_runtime.server.model import ServedModel
-from turbo_runtime.server.preparing import Wanted
 from turbo_runtime.server.replies import Reply
 from turbo_runtime.server.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from turbo_runtime.server.service import Service
@@ -87,7 +87,9 @@ async def _answer(
         place.leave(answered=False)
         raise
     reply = Reply(shape(job, model.tokenizer.bytes_of), model, answers)
-    return EventStream(reply, request.stream_options) if request.stream else WholeReply(reply)
+    if request.stream:
+        return EventStream(reply, request.stream_options, service.writing)
+    return WholeReply(reply, service.writing)
 
 
 def _check_name(service: Service, name: str) -> None:

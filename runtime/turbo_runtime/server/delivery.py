@@ -8,41 +8,43 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from functools import partial
 
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from turbo_runtime.server.answer import Piece
+from turbo_runtime.server.beside import Beside, Wanted
 from turbo_runtime.server.connections import send_in_time, send_whole
 from turbo_runtime.server.errors import ApiError
 from turbo_runtime.server.leaving import unless_client_leaves
-from turbo_runtime.server.replies import SSE_DONE, Reply, sse
+from turbo_runtime.server.replies import SSE_DONE, Json, Reply, sse
 from turbo_runtime.server.requests.base import StreamOptions
 
 
 class WholeReply(Response):
     """Sent when all answers are finished. Raises ApiError, before anything is sent."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, writing: Beside) -> None:
         super().__init__()
         self._reply = reply
+        self._writing = writing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
 
         with self._reply.answers, contextlib.suppress(ConnectionError):
-            whole = await unless_client_leaves(receive, _collect(self._reply))
+            whole = await unless_client_leaves(receive, _collect(self._reply, self._writing))
             if whole is not None:
-                await send_whole(scope, send, JSONResponse(whole))
+                await send_whole(scope, send, Response(whole, media_type="application/json"))
 
 
 class EventStream(StreamingResponse):
     """Sent piece by piece."""
 
-    def __init__(self, reply: Reply, options: StreamOptions) -> None:
+    def __init__(self, reply: Reply, options: StreamOptions, writing: Beside) -> None:
         super().__init__(
-            _events(reply, options),
+            _events(reply, options, writing),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache"},
         )
@@ -58,14 +60,14 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send_on)
 
 
-async def _collect(reply: Reply) -> dict[str, Any]:
+async def _collect(reply: Reply, writing: Beside) -> bytes:
     pieces: list[list[Piece]] = [[] for _ in range(reply.answers.job.choices)]
     async for piece in reply.answers.pieces():
         pieces[piece.index].append(piece)
-    return reply.whole(pieces)
+    return await writing.run(lambda _: reply.whole(pieces)) if reply.tells_logprobs else reply.whole(pieces)
 
 
-async def _events(reply: Reply, options: StreamOptions) -> AsyncIterator[str]:
+async def _events(reply: Reply, options: StreamOptions, writing: Beside) -> AsyncIterator[str]:
     """The stream's events; an error midway is its last one, since the status line is long gone."""
     started: set[int] = set()
     unfinished = reply.answers.job.choices
@@ -75,18 +77,25 @@ async def _events(reply: Reply, options: StreamOptions) -> AsyncIterator[str]:
                 started.add(piece.index)
                 for opening in reply.opening(piece.index):
                     yield sse({**opening, "usage": None} if options.include_usage else opening)
-            event = reply.event(piece)
             unfinished -= piece.finish_reason is not None
+            more: Json = {}
             if options.continuous_usage_stats:
-                event |= {"usage": reply.usage(), "turbo": reply.turbo()}
+                more = {"usage": reply.usage(), "turbo": reply.turbo()}
             elif options.include_usage:
-                event["usage"] = None
+                more = {"usage": None}
             elif unfinished == 0:
-                event["turbo"] = reply.turbo()
-            yield sse(event)
+                more = {"turbo": reply.turbo()}
+            if piece.prompt_logprobs is None:
+                yield sse({**reply.event(piece), **more})
+            else:  # of all tokens of the prompt at once
+                yield await writing.run(partial(_written, reply, piece, more))
     except ApiError as error:
         yield sse(error.body())
         return
     if options.include_usage:
         yield sse(reply.closing())
     yield SSE_DONE
+
+
+def _written(reply: Reply, piece: Piece, more: Json, _: Wanted) -> str:
+    return sse({**reply.event(piece), **more})

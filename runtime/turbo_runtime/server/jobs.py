@@ -7,14 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_runtime.engine.request import Grammar, SamplingParams
+from turbo_runtime.server.beside import Wanted
 from turbo_runtime.server.chat_template import ChatTemplate, TemplateRefusalError
 from turbo_runtime.server.errors import cut, invalid, unavailable
 from turbo_runtime.server.formats import AnswerReader
 from turbo_runtime.server.formats.bare import BareJson
 from turbo_runtime.server.formats.thinking import CLOSE, OPEN, after_thinking
 from turbo_runtime.server.model import ServedModel
-from turbo_runtime.server.params import check_ids, check_text, drawn_seed, for_prompt, sampling_params
-from turbo_runtime.server.preparing import Wanted
+from turbo_runtime.server.params import (
+    check_ids,
+    check_text,
+    check_told,
+    drawn_seed,
+    for_prompt,
+    sampling_params,
+)
 from turbo_runtime.server.requests import ChatRequest, CompletionRequest
 
 _TEMPLATES_OWN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
@@ -136,6 +143,7 @@ def _job(
         check_ids(prompt, field, model)
     shared = sampling_params(request, seed, grammar, model)
     params = tuple(for_prompt(shared, len(prompt), request, field, model) for prompt in prompts)
+    check_told(params, prompts, request.n)
     tells_prompt = request.prompt_logprobs is not None
     return Job(prompts, params, seed, request.n, tuple(request.stop), reader, (), tells_prompt)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from turbo_runtime.engine.request import MASK_64, Grammar, SamplingParams
 from turbo_runtime.server.errors import ApiError, invalid
 from turbo_runtime.server.model import ServedModel
 from turbo_runtime.server.requests import ChatRequest, CompletionRequest
+
+MAX_TOLD = 1 << 20  # logprobs of several answers together: some 100 MB of JSON
 
 Asked = ChatRequest | CompletionRequest
 
@@ -60,6 +62,27 @@ def for_prompt(
             f"'min_tokens' is {request.min_tokens} and the answer may have {max_tokens}: ask for fewer.",
         )
     return replace(params, max_tokens=max_tokens)
+
+
+def check_told(params: Sequence[SamplingParams], prompts: Sequence[Sequence[int]], n: int) -> None:
+    """Refuse several answers that could tell more logprobs together than memory should hold. Raises ApiError
+    (400).
+    """
+    told = n * sum(
+        one.max_tokens * _entries(one.logprobs) + len(prompt) * _entries(one.prompt_logprobs)
+        for one, prompt in zip(params, prompts, strict=True)
+    )
+    if told > MAX_TOLD and n * len(prompts) > 1:
+        raise invalid(
+            "logprobs",
+            f"The answers could tell {told} logprobs together, and at most {MAX_TOLD} are told at once: ask "
+            "for fewer answers, fewer likely tokens or a smaller 'max_tokens'.",
+        )
+
+
+def _entries(logprobs: int | None) -> int:
+    """How many are told with each token."""
+    return 0 if logprobs is None else logprobs + 1
 
 
 def check_text(text: str, field: str, model: ServedModel) -> None:

@@ -17,11 +17,11 @@ import uvicorn
 
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.server.app import build_app
+from turbo_runtime.server.beside import still_running
 from turbo_runtime.server.connections import IDLE_SECONDS, Farewell, protocol
 from turbo_runtime.server.engine_link import EngineLink
 from turbo_runtime.server.engine_process import EngineMain, turbo_engine
 from turbo_runtime.server.keys import ApiKeys
-from turbo_runtime.server.preparing import still_running
 from turbo_runtime.server.service import Phase, Service
 from turbo_runtime.version import turbo_version
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from turbo_runtime.contract import Load, RuntimeConfig
 from turbo_runtime.server.admission import Limits
 from turbo_runtime.server.answers import Answers
+from turbo_runtime.server.beside import Beside
 from turbo_runtime.server.engine_link import EngineLink
 from turbo_runtime.server.errors import still_loading, unauthorized, unavailable
 from turbo_runtime.server.jobs import Job
@@ -16,7 +17,6 @@ from turbo_runtime.server.keys import ApiKeys
 from turbo_runtime.server.metrics import Metrics
 from turbo_runtime.server.model import ServedModel, served_name
 from turbo_runtime.server.places import Place, Places
-from turbo_runtime.server.preparing import Preparing
 from turbo_runtime.server.tokenizer import ServedTokenizer
 
 
@@ -40,7 +40,8 @@ class Service:
         self.name = served_name(config.model, config.served_name)
         self.metrics = Metrics(self.name)
         self.phase = Phase.LOADING
-        self.preparing = Preparing(2)
+        self.preparing = Beside(2)  # long prompts; each holds many times its size
+        self.writing = Beside(2)  # replies with logprobs
         self.cut: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why nobody is served on
         self._model: ServedModel | None = None
         engine.on_step = self.metrics.follow

@@ -1,4 +1,4 @@
-"""Work for a request before it reaches the engine, beside the event loop: large bodies, long prompts."""
+"""Long work for a request, beside the event loop: large bodies, long prompts, replies with many logprobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def still_running() -> bool:
     return any(thread.is_alive() for thread in _running)
 
 
-class Preparing:
+class Beside:
     """A few pieces of work at a time, each in a thread: it holds many times its text's size.
 
     The threads are daemons, and no executor's: the end of the process waits for none of them.
@@ -54,7 +54,7 @@ class Preparing:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(told, result, error)
 
-        thread = threading.Thread(target=body, name="preparing", daemon=True)
+        thread = threading.Thread(target=body, name="beside the loop", daemon=True)
         _running.add(thread)
         thread.start()
         return await done

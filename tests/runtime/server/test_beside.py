@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from turbo_runtime.server.admission import Limits
+from turbo_runtime.server.beside import Beside
 from turbo_runtime.server.errors import ApiError
 from turbo_runtime.server.jobs import completion_job
 from turbo_runtime.server.leaving import unless_client_leaves
 from turbo_runtime.server.places import Places
-from turbo_runtime.server.preparing import Preparing
 from turbo_runtime.server.requests import parse_completion
 from turbo_runtime.server.token_bytes import longest_token
 
@@ -146,7 +146,7 @@ def test_a_place_that_turns_out_to_need_more_keeps_its_answers() -> None:
 
 
 async def test_a_client_that_leaves_frees_its_slot_as_soon_as_the_work_hears_of_it() -> None:
-    preparing, started = Preparing(1), asyncio.Event()
+    preparing, started = Beside(1), asyncio.Event()
     loop, left = asyncio.get_running_loop(), asyncio.Event()
 
     def work(wanted: Any) -> str:
@@ -172,14 +172,14 @@ def test_the_end_of_the_server_waits_for_no_tokenizer() -> None:
 import asyncio, sys, threading
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.server import run
-from turbo_runtime.server.preparing import Preparing
+from turbo_runtime.server.beside import Beside
 
 async def serve(*_):
     started = threading.Event()
     def work(wanted):
         started.set()
         threading.Event().wait(300)
-    asyncio.get_running_loop().create_task(Preparing(1).run(work))
+    asyncio.get_running_loop().create_task(Beside(1).run(work))
     while not started.is_set():
         await asyncio.sleep(0.01)
     return 7
