@@ -111,7 +111,6 @@ class Engine:
             self.speculation.learn(seconds)
             self._stats = replace(
                 self._stats,
-                step_tokens=sum(part.work.count + len(part.drafts) for part in parts),
                 step_seconds=self._stats.step_seconds + seconds,
                 forward_seconds=self._stats.forward_seconds + after - before,
             )
@@ -202,6 +201,8 @@ class Engine:
         self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
         self._count_verdict(verdict, len(drafts))
         first = sequence.generated == len(verdict.tokens)
+        if first:
+            self._count(begun_prompt_tokens=sequence.prompt_length)
         self._events.append(
             TokenEvent(
                 request_id,
