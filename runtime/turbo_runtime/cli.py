@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -14,15 +15,20 @@ INSPECT_MAY_PASS = 1
 
 def serve(argv: list[str]) -> int:
     """`turbo serve MODEL [FLAGS]`: see RuntimeConfig."""
-    config = RuntimeConfig.from_argv(argv)
+    # A container's first process has no default actions: until the server has its own, a second from here,
+    # the kernel would drop a SIGTERM, and the pod would load on until it is killed. Nothing was let in yet.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
+        config = RuntimeConfig.from_argv(argv)
         find(config.model, config.revision)  # a path with nothing there is told before anything starts
+        from turbo_runtime.server.run import run_server
+
+        return run_server(config)
     except ModelError as error:
         print(f"turbo serve: {error}", file=sys.stderr)
         return 1
-    from turbo_runtime.server.run import run_server
-
-    return run_server(config)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def inspect(argv: list[str]) -> int:

@@ -116,7 +116,6 @@ class Engine:
             self.speculation.learn(seconds)
             self._stats = replace(
                 self._stats,
-                step_tokens=sum(part.work.count + len(part.drafts) for part in parts),
                 step_seconds=self._stats.step_seconds + seconds,
                 forward_seconds=self._stats.forward_seconds + after - before,
             )
@@ -156,7 +155,7 @@ class Engine:
             self._count(audits=1, audit_mismatches=not held)
             self._checked = False  # it had blocks too
         changed = held is not None or self.speculation.drafters.version != self._stats.draft_version
-        self._stats = replace(self.stats(), step_tokens=0)  # this was none
+        self._stats = self.stats()
         return Step((), self._stats) if changed else None
 
     def _check_ids(self, submit: Submit) -> None:
@@ -212,6 +211,8 @@ class Engine:
         self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
         self._count_verdict(verdict, len(drafts))
         first = sequence.generated == len(verdict.tokens)
+        if first:
+            self._count(begun_prompt_tokens=sequence.prompt_length)
         self._events.append(
             TokenEvent(
                 request_id,

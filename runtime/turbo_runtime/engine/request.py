@@ -130,7 +130,7 @@ class EngineStats:
     generated_tokens: int = 0
     step_seconds: float = 0.0  # of all steps
     forward_seconds: float = 0.0  # of them, in the model
-    step_tokens: int = 0  # that the last step computed: of prompts, answers and drafts
+    begun_prompt_tokens: int = 0  # of prompts whose answers have a token, found in the cache or computed
     prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_cache_hits: int = 0  # of them, found
     chosen_drafts: tuple[int, ...] = ()  # how often so many drafts were verified for an answer in a step

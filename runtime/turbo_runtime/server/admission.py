@@ -50,8 +50,8 @@ class Admission:
         return self._all.answers
 
     def refusal(self, tenant: str, answers: int, tokens: int) -> Refusal | None:
-        """Why so many answers, whose prompts have so many tokens together, cannot come in now; None if they
-        can.
+        """Why so many more answers, whose prompts have so many tokens together, cannot come in now; None if
+        they can. What is already in may ask for more tokens alone.
         """
         own = self._own.get(tenant, _Count())
         tenants = len(self._own) + (tenant not in self._own)
@@ -59,7 +59,9 @@ class Admission:
             (self.limits.answers, self._all.answers, own.answers, answers, "answers"),
             (self.limits.tokens, self._all.tokens, own.tokens, tokens, "prompt tokens"),
         ):
-            if here + more <= limit or (here + more <= 2 * limit and (mine + more) * tenants <= limit):
+            if more <= 0 or here + more <= limit:
+                continue
+            if here + more <= 2 * limit and (mine + more) * tenants <= limit:
                 continue
             leaving = (here + more - limit) * self._all.answers / max(here, 1)  # as large as the mean
             return Refusal(

@@ -26,6 +26,27 @@ class Piece:
         return bool(self.said or self.logprobs or self.finish_reason or self.prompt_logprobs)
 
 
+def joined(pieces: list[Piece]) -> Piece:
+    """One answer's pieces as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    last, said = pieces[-1], [piece.said for piece in pieces]
+    prompts = (piece.prompt_logprobs for piece in pieces)
+    return Piece(
+        last.index,
+        Said(
+            "".join(one.content for one in said),
+            "".join(one.reasoning for one in said),
+            tuple(call for one in said for call in one.calls),
+        ),
+        last.finish_reason,
+        last.stop_reason,
+        tuple(token for piece in pieces for token in piece.tokens),
+        tuple(one for piece in pieces for one in piece.logprobs),
+        next((told for told in prompts if told is not None), None),
+    )
+
+
 @dataclass(slots=True)
 class Answer:
     """One answer's text so far."""

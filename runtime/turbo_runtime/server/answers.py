@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
 from turbo_runtime.engine.request import Submit, TokenEvent
-from turbo_runtime.server.answer import Answer, Piece
+from turbo_runtime.server.answer import Answer, Piece, joined
+from turbo_runtime.server.arrivals import Arrival
 from turbo_runtime.server.detokenize import Detokenizer
 from turbo_runtime.server.engine_link import ABANDONED, EngineLink
 from turbo_runtime.server.errors import failed, invalid, timed_out, unavailable
@@ -78,7 +80,7 @@ class Answers:
             Answer(
                 index,
                 submit.params,
-                Detokenizer(model.tokenizer.decode),
+                Detokenizer(model.tokenizer.decode, model.tokenizer.is_silent),
                 StopScanner(job.stops),
                 job.reader(),
                 model.stop_token_ids,
@@ -88,7 +90,7 @@ class Answers:
         self._open = {
             submit.request_id: answer for submit, answer in zip(submits, self._answers, strict=True)
         }
-        self._events = engine.submit(submits)
+        self._arrivals = engine.submit(submits)
 
     @property
     def speedup(self) -> float | None:
@@ -104,41 +106,54 @@ class Answers:
         return sum(tokens for tokens, _ in known) / sum(tokens / speedup for tokens, speedup in known)
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """Text as it comes, until all answers are finished.
+        """Text as it comes, until all answers are finished. What came while the client was busy with the text
+        before is one piece of each answer: a client that lags costs less, not more.
 
         Raises ApiError: 400 when the engine refuses one, 408 when they take too long, 500 when the engine
         fails one, 503 when it is gone.
         """
         while self._open:
-            event = await self._next_event()
-            answer = self._open.get(event.request_id)
-            if answer is None:
-                continue  # a stop string ended it, and this event was already on its way
-            if event.error is not None:
-                self._finish(event.request_id, "error")
-                raise _error(event)
-            piece = self._take(event, answer)
-            if piece.finish_reason is not None:
-                self._finish(event.request_id, piece.finish_reason)
-            if piece:
+            pieces, error = self._hear(await self._news())
+            for piece in pieces:
                 yield piece
+            if error is not None:
+                raise error
 
     def __enter__(self) -> Answers:
         return self
 
     def __exit__(self, *_: object) -> None:
         for request_id in list(self._open):
-            self._finish(request_id, "abort")
+            self._finish(request_id, "abort", time.monotonic())
         self._left()
 
-    async def _next_event(self) -> TokenEvent:
+    async def _news(self) -> list[Arrival]:
         try:
             async with asyncio.timeout(self._started + self._seconds - time.monotonic()):
-                return await self._events.get()
+                return await self._arrivals.take()
         except TimeoutError:
             raise timed_out(self._seconds) from None
 
-    def _take(self, event: TokenEvent, answer: Answer) -> Piece:
+    def _hear(self, arrivals: Iterable[Arrival]) -> tuple[list[Piece], Exception | None]:
+        """One piece of each answer that has news, and what went wrong behind them."""
+        news: dict[int, list[Piece]] = {}
+        error = None
+        for event, at in arrivals:
+            answer = self._open.get(event.request_id)
+            if answer is None:
+                continue  # a stop string ended it, and this event was already on its way
+            if event.error is not None:
+                self._finish(event.request_id, "error", at)
+                error = _error(event)
+                break
+            piece = self._take(event, answer, at)
+            if piece.finish_reason is not None:
+                self._finish(event.request_id, piece.finish_reason, at)
+            if piece:
+                news.setdefault(answer.index, []).append(piece)
+        return [joined(pieces) for pieces in news.values()], error
+
+    def _take(self, event: TokenEvent, answer: Answer, at: float) -> Piece:
         before, thought = answer.tokens, answer.reasoning_tokens
         piece = answer.take(event)
         kept = answer.tokens - before
@@ -156,29 +171,28 @@ class Answers:
             tally.cached_tokens += event.cached_tokens or 0
         if event.speedup is not None:
             answer.speedup = event.speedup
-        self._time(event, answer)
+        self._time(event, answer, at)
         return piece
 
-    def _time(self, event: TokenEvent, answer: Answer) -> None:
+    def _time(self, event: TokenEvent, answer: Answer, at: float) -> None:
         if event.queued_seconds is not None:
             self._watch.queued(event.queued_seconds)
         if not event.tokens:
             return
-        now = time.monotonic()
         if answer.first_at is None:
-            answer.first_at = now
-            self._watch.tokens(now - self._started, first=True)
+            answer.first_at = at
+            self._watch.tokens(at - self._started, first=True)
         else:
-            self._watch.tokens(now - answer.last_at, first=False)
-        answer.last_at = now
+            self._watch.tokens(at - answer.last_at, first=False)
+        answer.last_at = at
 
-    def _finish(self, request_id: str, reason: str) -> None:
+    def _finish(self, request_id: str, reason: str, at: float) -> None:
         answer = self._open.pop(request_id)
         self._engine.cancel([request_id])  # does nothing where the engine itself ended it
         to_first = None if answer.first_at is None else answer.first_at - self._started
         prompt = len(self.job.prompts[answer.index // self.job.n])
         told = "stop" if reason == "tool_calls" else reason
-        self._watch.finished(told, prompt, answer.tokens, to_first, time.monotonic() - self._started)
+        self._watch.finished(told, prompt, answer.tokens, to_first, at - self._started)
 
 
 def _error(event: TokenEvent) -> Exception:
@@ -192,8 +206,10 @@ def _submits(job: Job) -> list[Submit]:
     """One for each answer. Equal prompts count their choices on, so that repeating one draws anew."""
     request_id = uuid.uuid4().hex
     submits: list[Submit] = []
+    seen: Counter[tuple[int, ...]] = Counter()
     for index, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True)):
-        first = job.prompts[:index].count(prompt) * job.n
+        first = seen[prompt] * job.n
+        seen[prompt] += 1
         submits += [
             Submit(f"{request_id}-{index}-{choice}", prompt, params, first + choice, job.tenant, job.salt)
             for choice in range(job.n)

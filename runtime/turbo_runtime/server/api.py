@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -11,10 +10,12 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from turbo_runtime.server.bodies import json_object
+from turbo_runtime.server.beside import Wanted
+from turbo_runtime.server.bodies import LARGE_BODY_BYTES, json_object, read_body
 from turbo_runtime.server.delivery import EventStream, WholeReply
-from turbo_runtime.server.errors import ApiError
-from turbo_runtime.server.jobs import Job, chat_job, completion_job
+from turbo_runtime.server.errors import ApiError, cut, unavailable
+from turbo_runtime.server.jobs import Job, chat_job, completion_job, least_tokens
+from turbo_runtime.server.leaving import unless_client_leaves
 from turbo_runtime.server.model import ServedModel
 from turbo_runtime.server.replies import Reply
 from turbo_runtime.server.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion
@@ -56,27 +57,46 @@ async def _answer(
     service: Service,
     http: Request,
     parse: Callable[[Mapping[str, Any]], Checked],
-    job_of: Callable[[Checked, ServedModel], Job],
+    job_of: Callable[[Checked, ServedModel, Wanted], Job],
     shape: type[ChatShape] | type[CompletionShape],
 ) -> Response:
     tenant = service.tenant(http.headers.get("authorization"))
-    body = await json_object(http)
+    body = await read_body(http)
     model = service.open_model()
-    request = parse(body)
+    if len(body) < LARGE_BODY_BYTES:
+        request = parse(json_object(body))
+    else:  # other requests' tokens must not wait for it, nor below for a long prompt
+        request = await service.preparing.run(lambda _: parse(json_object(body)))
     _check_name(service, request.model)
-    # A long prompt takes a while to tokenise, and other requests' tokens must not wait for it.
-    async with service.tokenising:
-        job = await asyncio.to_thread(job_of, request, model)
-    job = replace(job, tenant=tenant, salt=request.cache_salt or "")
-    reply = Reply(shape(job, model.tokenizer.bytes_of), model, service.answers(job, model))
-    return EventStream(reply, request.stream_options) if request.stream else WholeReply(reply)
+    choices = request.n * (len(request.prompt) if isinstance(request, CompletionRequest) else 1)
+    service.open_model()  # the phase may have changed since
+    place = service.places.take(
+        tenant, choices, least_tokens(request, model), "n" if request.n > 1 else "prompt"
+    )
+    try:
+        job = await unless_client_leaves(
+            http.receive,
+            service.preparing.run(lambda wanted: job_of(request, model, wanted)),
+            service.cut,
+        )
+        if job is None:
+            raise unavailable(service.cut.result() if service.cut.done() else "The client left.")
+        job = replace(job, tenant=tenant, salt=request.cache_salt or "")
+        answers = service.answers(job, model, place)
+    except BaseException:
+        place.leave(answered=False)
+        raise
+    reply = Reply(shape(job, model.tokenizer.bytes_of), model, answers)
+    if request.stream:
+        return EventStream(reply, request.stream_options, service.writing)
+    return WholeReply(reply, service.writing)
 
 
 def _check_name(service: Service, name: str) -> None:
     if name != service.name:
         raise ApiError(
             404,
-            f"The model '{name}' does not exist; this server has '{service.name}'.",
+            f"The model '{cut(name)}' does not exist; this server has '{service.name}'.",
             code="model_not_found",
             param="model",
         )

@@ -9,19 +9,20 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 
-from turbo_runtime.server.errors import ApiError, invalid
+from turbo_runtime.server.errors import ApiError, cut, invalid
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+LARGE_BODY_BYTES = 256 * 1024  # to be read beside the event loop
 BODY_SECONDS = 60.0
 
 
-async def json_object(request: Request) -> dict[str, Any]:
+async def read_body(request: Request) -> bytes:
     """Raises ApiError: 408 for a body that takes longer than `BODY_SECONDS`, 413 for one of more than
-    `MAX_BODY_BYTES`, 400 for what is no JSON object.
+    `MAX_BODY_BYTES`.
     """
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            body = await _body(request)
+            return await _body(request)
     except TimeoutError:
         raise ApiError(
             408,
@@ -29,6 +30,10 @@ async def json_object(request: Request) -> dict[str, Any]:
             code="request_timeout",
             headers={"Connection": "close"},
         ) from None
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """Raises ApiError: 400 for what is no JSON object."""
     try:
         document = json.loads(body, parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
@@ -63,4 +68,4 @@ def _finite(text: str) -> float:
 
 
 def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{cut(name)} is no JSON number")

@@ -7,12 +7,14 @@ import random
 from collections.abc import Callable
 
 import h11
+from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 20.0  # from the first byte, or the connection itself, to the last header
 IDLE_SECONDS = 75  # between two requests: longer than clients keep a connection by themselves
 STALL_SECONDS = 60.0  # how long a client may take nothing of its answer
+SLICE_BYTES = 64 * 1024  # of an answer that is sent whole
 # What a request's state tells of its connection.
 CLOSE_AT = "close_at"  # when it is too old, on the loop's clock
 ABORT = "abort"  # drops it together with what was not sent yet
@@ -27,6 +29,7 @@ def protocol(connection_seconds: float) -> type[H11Protocol]:
 
     class Connection(H11Protocol):
         _headers_due: asyncio.TimerHandle | None = None
+        _reading_due: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -42,7 +45,25 @@ def protocol(connection_seconds: float) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_expecting()
+            if self._reading_due is not None:
+                self._reading_due.cancel()
             super().connection_lost(exc)
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self._reading_due is None:
+                self._expect_reading(None)
+
+        def _expect_reading(self, before: int | None) -> None:
+            """The end of an answer is only written: whoever reads nothing of it would keep it for ever, on a
+            connection that is to be closed, too.
+            """
+            unread = self.transport.get_write_buffer_size()
+            self._reading_due = None
+            if unread and unread == before:
+                self.transport.abort()
+            elif unread:
+                self._reading_due = self.loop.call_later(STALL_SECONDS, self._expect_reading, unread)
 
         def _expect_headers(self) -> None:
             """Headers are due while the client owes a request and has sent none of it, or a part."""
@@ -72,6 +93,19 @@ async def send_in_time(scope: Scope, send: Send, message: Message) -> None:
         scope["state"][ABORT]()
         await asyncio.sleep(0)  # until uvicorn has heard of it
         raise ConnectionAbortedError("the client read nothing") from None
+
+
+async def send_whole(scope: Scope, send: Send, response: Response) -> None:
+    """Send a response in slices, each as `send_in_time`: uvicorn waits for the client before it writes, so
+    one that reads nothing would never be noticed with its whole answer in one piece.
+    """
+    head = {"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers}
+    await send_in_time(scope, send, head)
+    body = memoryview(response.body)
+    for start in range(0, len(body), SLICE_BYTES):
+        part = bytes(body[start : start + SLICE_BYTES])
+        await send_in_time(scope, send, {"type": "http.response.body", "body": part, "more_body": True})
+    await send_in_time(scope, send, {"type": "http.response.body", "body": b""})
 
 
 class Farewell:

@@ -6,46 +6,45 @@ at once, and what it has not read counts against the queue.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator
+from functools import partial
 
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from turbo_runtime.server.answer import Piece
-from turbo_runtime.server.connections import send_in_time
+from turbo_runtime.server.beside import Beside, Wanted
+from turbo_runtime.server.connections import send_in_time, send_whole
 from turbo_runtime.server.errors import ApiError
-from turbo_runtime.server.replies import SSE_DONE, Reply, sse
+from turbo_runtime.server.leaving import unless_client_leaves
+from turbo_runtime.server.replies import SSE_DONE, Json, Reply, sse
 from turbo_runtime.server.requests.base import StreamOptions
 
 
 class WholeReply(Response):
     """Sent when all answers are finished. Raises ApiError, before anything is sent."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, writing: Beside) -> None:
         super().__init__()
         self._reply = reply
+        self._writing = writing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the ASGI specification."""
 
-        async def send_on(message: Message) -> None:
-            await send_in_time(scope, send, message)
-
         with self._reply.answers, contextlib.suppress(ConnectionError):
-            whole = await _unless_client_leaves(receive, _collect(self._reply))
+            whole = await unless_client_leaves(receive, _collect(self._reply, self._writing))
             if whole is not None:
-                await JSONResponse(whole)(scope, receive, send_on)
+                await send_whole(scope, send, Response(whole, media_type="application/json"))
 
 
 class EventStream(StreamingResponse):
     """Sent piece by piece."""
 
-    def __init__(self, reply: Reply, options: StreamOptions) -> None:
+    def __init__(self, reply: Reply, options: StreamOptions, writing: Beside) -> None:
         super().__init__(
-            _events(reply, options),
+            _events(reply, options, writing),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-cache"},
         )
@@ -61,14 +60,14 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send_on)
 
 
-async def _collect(reply: Reply) -> dict[str, Any]:
+async def _collect(reply: Reply, writing: Beside) -> bytes:
     pieces: list[list[Piece]] = [[] for _ in range(reply.answers.job.choices)]
     async for piece in reply.answers.pieces():
         pieces[piece.index].append(piece)
-    return reply.whole(pieces)
+    return await writing.run(lambda _: reply.whole(pieces)) if reply.tells_logprobs else reply.whole(pieces)
 
 
-async def _events(reply: Reply, options: StreamOptions) -> AsyncIterator[str]:
+async def _events(reply: Reply, options: StreamOptions, writing: Beside) -> AsyncIterator[str]:
     """The stream's events; an error midway is its last one, since the status line is long gone."""
     started: set[int] = set()
     unfinished = reply.answers.job.choices
@@ -78,9 +77,11 @@ async def _events(reply: Reply, options: StreamOptions) -> AsyncIterator[str]:
                 started.add(piece.index)
                 for opening in reply.opening(piece.index):
                     yield sse(_with_figures(opening, reply, options, last=False))
-            event = reply.event(piece)
             unfinished -= piece.finish_reason is not None
-            yield sse(_with_figures(event, reply, options, last=unfinished == 0))
+            if piece.prompt_logprobs is None:
+                yield sse(_with_figures(reply.event(piece), reply, options, last=unfinished == 0))
+            else:  # of all tokens of the prompt at once
+                yield await writing.run(partial(_written, reply, piece, options, unfinished == 0))
     except ApiError as error:
         yield sse(error.body())
         return
@@ -89,9 +90,7 @@ async def _events(reply: Reply, options: StreamOptions) -> AsyncIterator[str]:
     yield SSE_DONE
 
 
-def _with_figures(
-    event: dict[str, Any], reply: Reply, options: StreamOptions, *, last: bool
-) -> dict[str, Any]:
+def _with_figures(event: Json, reply: Reply, options: StreamOptions, *, last: bool) -> Json:
     """An event with what its stream's options ask for; `last`: it ends the last answer."""
     if options.continuous_usage_stats:
         return {**event, "usage": reply.usage(), "turbo": reply.turbo()}
@@ -100,21 +99,5 @@ def _with_figures(
     return {**event, "turbo": reply.turbo()} if last else event
 
 
-async def _unless_client_leaves(
-    receive: Receive, work: Coroutine[Any, Any, dict[str, Any]]
-) -> dict[str, Any] | None:
-    """The result of `work`, or None when the client closed the connection first; `work` is then cancelled."""
-    task = asyncio.create_task(work)
-    leaving = asyncio.create_task(_client_left(receive))
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for unfinished in (task, leaving):
-            unfinished.cancel()
-        await asyncio.wait({task, leaving})
-
-
-async def _client_left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _written(reply: Reply, piece: Piece, options: StreamOptions, last: bool, _: Wanted) -> str:
+    return sse(_with_figures(reply.event(piece), reply, options, last=last))

@@ -8,11 +8,13 @@ import asyncio
 import multiprocessing
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
+from turbo_runtime.server.arrivals import Arrivals
 from turbo_runtime.server.engine_process import EngineMain, child_main
 
 LAST_WORDS_SECONDS = 2.0  # how long messages of a dead engine are waited for
@@ -43,7 +45,7 @@ class EngineLink:
             name="turbo engine",
         )
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[str, asyncio.Queue[TokenEvent]] = {}
+        self._waiting: dict[str, Arrivals] = {}
         self._stopping = False
         self.stats = EngineStats()
         self.ready: asyncio.Future[Ready] = self._loop.create_future()
@@ -66,14 +68,14 @@ class EngineLink:
         """Answers submitted and not yet finished, running or waiting."""
         return len(self._waiting)
 
-    def submit(self, submits: Sequence[Submit]) -> asyncio.Queue[TokenEvent]:
-        """Hand answers to the engine; their events come on the one queue that is returned, also when the
+    def submit(self, submits: Sequence[Submit]) -> Arrivals:
+        """Hand answers to the engine; their events all come where the returned one is emptied, also when the
         engine dies. Raises ValueError for an id that is in use, and hands nothing over.
         """
         taken = [submit.request_id for submit in submits if submit.request_id in self._waiting]
         if taken:
             raise ValueError(f"request {taken[0]} is running or waiting already")
-        events: asyncio.Queue[TokenEvent] = asyncio.Queue()
+        events = Arrivals()
         for submit in submits:
             self._waiting[submit.request_id] = events
             self._inbox.put(submit)
@@ -89,10 +91,10 @@ class EngineLink:
 
     def fail_all(self, sentence: str) -> None:
         """End every unfinished answer with an error."""
-        unfinished = dict(self._waiting)
+        unfinished, now = dict(self._waiting), time.monotonic()
         self.cancel(unfinished)
         for request_id, events in unfinished.items():
-            events.put_nowait(TokenEvent(request_id, finish_reason=ABANDONED, error=sentence))
+            events.put(TokenEvent(request_id, finish_reason=ABANDONED, error=sentence), now)
 
     async def stop(self) -> None:
         """End the process: by itself after the current step, by force if that takes long."""
@@ -112,19 +114,19 @@ class EngineLink:
         while True:
             message = self._outbox.get()
             try:
-                self._loop.call_soon_threadsafe(self._handle, message)
+                self._loop.call_soon_threadsafe(self._handle, message, time.monotonic())
             except RuntimeError:  # the loop is closed: the server ends, and nobody listens any more
                 return
             if isinstance(message, _EngineExited | Failed):
                 return
 
-    def _handle(self, message: Any) -> None:
+    def _handle(self, message: Any, at: float) -> None:
         if isinstance(message, Step):
             self.stats = message.stats
             if self.on_step is not None:
                 self.on_step(message.stats)
             for event in message.events:
-                self._deliver(event)
+                self._deliver(event, at)
         elif isinstance(message, Ready):
             self.ready.set_result(message)
         elif isinstance(message, Failed):
@@ -134,13 +136,13 @@ class EngineLink:
         else:
             raise TypeError(f"the engine sent {type(message).__name__}, which is no message of its")
 
-    def _deliver(self, event: TokenEvent) -> None:
+    def _deliver(self, event: TokenEvent, at: float) -> None:
         events = self._waiting.get(event.request_id)
         if events is None:
             return  # cancelled while the event was on its way
         if event.finish_reason is not None:
             del self._waiting[event.request_id]
-        events.put_nowait(event)
+        events.put(event, at)
 
     def _exited(self) -> None:
         self._loop.remove_reader(self._process.sentinel)

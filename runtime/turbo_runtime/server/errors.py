@@ -5,6 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+MOST_ECHOED = 100  # characters of a name that a client sent
+
+
+def cut(name: str) -> str:
+    """What a client sent as a name, short enough to be told back."""
+    return name if len(name) <= MOST_ECHOED else name[:MOST_ECHOED] + "..."
+
 
 class ApiError(Exception):
     """An HTTP error with a sentence for the caller. `param` is the path of the offending field, such as

@@ -7,13 +7,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_runtime.engine.request import Grammar, SamplingParams
+from turbo_runtime.server.beside import Wanted
 from turbo_runtime.server.chat_template import ChatTemplate, TemplateRefusalError
-from turbo_runtime.server.errors import invalid
+from turbo_runtime.server.errors import cut, invalid, unavailable
 from turbo_runtime.server.formats import AnswerReader
 from turbo_runtime.server.formats.bare import BareJson
 from turbo_runtime.server.formats.thinking import CLOSE, OPEN, after_thinking
 from turbo_runtime.server.model import ServedModel
-from turbo_runtime.server.params import check_ids, drawn_seed, sampling_params
+from turbo_runtime.server.params import (
+    check_ids,
+    check_text,
+    check_told,
+    drawn_seed,
+    for_prompt,
+    sampling_params,
+)
 from turbo_runtime.server.requests import ChatRequest, CompletionRequest
 
 _TEMPLATES_OWN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
@@ -45,7 +53,7 @@ class Job:
         return sum(map(len, self.prompts))
 
 
-def chat_job(request: ChatRequest, model: ServedModel) -> Job:
+def chat_job(request: ChatRequest, model: ServedModel, wanted: Wanted) -> Job:  # noqa: ARG001
     """Raises ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
     template = model.tokenizer.template
     if template is None:
@@ -86,16 +94,28 @@ def chat_job(request: ChatRequest, model: ServedModel) -> Job:
                 "A 'grammar' cannot follow reasoning: switch that off with 'chat_template_kwargs', "
                 "or let the grammar itself begin with the thoughts.",
             )
+    check_text(prompt, "messages", model)
     ids = model.tokenizer.encode_written(prompt)
     return _job(request, (ids,), "messages", reader, grammar, model)
 
 
-def completion_job(request: CompletionRequest, model: ServedModel) -> Job:
-    """Raises ApiError (400) when a prompt is empty, holds an unknown token id, or fits no context."""
-    prompts = tuple(
-        model.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
+def least_tokens(request: ChatRequest | CompletionRequest, model: ServedModel) -> int:
+    """How many tokens its prompts have at the least, each answer's counted: known without tokenising them."""
+    if isinstance(request, ChatRequest):
+        return request.n
+    lengths = (
+        model.tokenizer.least_tokens(prompt) if isinstance(prompt, str) else len(prompt)
         for prompt in request.prompt
     )
+    return sum(lengths) * request.n
+
+
+def completion_job(request: CompletionRequest, model: ServedModel, wanted: Wanted) -> Job:
+    """Raises ApiError (400) when a prompt is empty, holds an unknown token id, or fits no context."""
+    for prompt in request.prompt:
+        if isinstance(prompt, str):
+            check_text(prompt, "prompt", model)
+    prompts = tuple(_ids(prompt, model, wanted) for prompt in request.prompt)
     job = _job(request, prompts, "prompt", lambda: AnswerReader(None, None), request.grammar, model)
     if not request.echo:
         return job
@@ -103,6 +123,12 @@ def completion_job(request: CompletionRequest, model: ServedModel) -> Job:
         prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt) for prompt in request.prompt
     )
     return replace(job, echoes=tuple(echoes))
+
+
+def _ids(prompt: str | list[int], model: ServedModel, wanted: Wanted) -> tuple[int, ...]:
+    if not wanted():
+        raise unavailable("The client left.")  # and so nobody reads it
+    return model.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
 
 
 def _job(
@@ -116,7 +142,9 @@ def _job(
     seed = drawn_seed(request)
     for prompt in prompts:
         check_ids(prompt, field, model)
-    params = tuple(sampling_params(request, len(prompt), field, seed, grammar, model) for prompt in prompts)
+    shared = sampling_params(request, seed, grammar, model)
+    params = tuple(for_prompt(shared, len(prompt), request, field, model) for prompt in prompts)
+    check_told(params, prompts, request.n)
     tells_prompt = request.prompt_logprobs is not None
     return Job(prompts, params, seed, request.n, tuple(request.stop), reader, (), tells_prompt)
 
@@ -126,8 +154,9 @@ def _render(request: ChatRequest, template: ChatTemplate) -> str:
     extra: dict[str, Any] = dict(request.chat_template_kwargs)
     for name in extra:
         if name in _TEMPLATES_OWN or name not in template.names:
+            told = cut(name)
             raise invalid(
-                f"chat_template_kwargs.{name}", f"The model's chat template takes no '{name}': leave it out."
+                f"chat_template_kwargs.{told}", f"The model's chat template takes no '{told}': leave it out."
             )
     if request.reasoning_effort is not None:
         if "reasoning_effort" in template.names:

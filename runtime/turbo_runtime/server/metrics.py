@@ -22,6 +22,7 @@ from turbo_runtime.engine.request import EngineStats
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
 _PER_TOKEN = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5)
 _TOKENS = tuple(float(1 << power) for power in range(18))
+COMPLETE = ("stop", "length")  # reasons for which a whole answer ends
 _WHOLE = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 240, 480)
 
 
@@ -40,7 +41,10 @@ class Metrics:
         self._waiting = self._gauge(contract.NUM_REQUESTS_WAITING, "requests queued now")
         self._kv_usage = self._gauge(contract.KV_CACHE_USAGE, "used share of the KV cache, 0 to 1")
         self._counters = {
-            "prompt_tokens": self._counter(contract.PROMPT_TOKENS, "prompt tokens computed"),
+            "begun_prompt_tokens": self._counter(
+                contract.PROMPT_TOKENS,
+                "tokens of prompts, cached ones too, counted with their first answer token",
+            ),
             "generated_tokens": self._counter(contract.GENERATION_TOKENS, "tokens generated"),
             "preemptions": self._counter(contract.NUM_PREEMPTIONS, "requests put back for want of KV cache"),
             "drafts": self._counter(contract.SPEC_NUM_DRAFTS, "verification passes with a drafted token"),
@@ -81,15 +85,25 @@ class Metrics:
             contract.INTER_TOKEN_LATENCY, "seconds between steps of an answer", _PER_TOKEN
         )
         self._per_token = self._histogram(
-            contract.REQUEST_TIME_PER_OUTPUT_TOKEN, "seconds per token after the first", _PER_TOKEN
+            contract.REQUEST_TIME_PER_OUTPUT_TOKEN,
+            "seconds per token after the first, of a complete answer",
+            _PER_TOKEN,
         )
-        self._whole = self._histogram(contract.E2E_REQUEST_LATENCY, "seconds of a whole answer", _WHOLE)
+        self._whole = self._histogram(contract.E2E_REQUEST_LATENCY, "seconds of a complete answer", _WHOLE)
         self._queue = self._histogram(
             contract.REQUEST_QUEUE_TIME, "seconds until the engine took a request in", _WHOLE
         )
-        self._prompt = self._histogram(contract.REQUEST_PROMPT_TOKENS, "tokens of a prompt", _TOKENS)
-        self._answer = self._histogram(contract.REQUEST_GENERATION_TOKENS, "tokens of an answer", _TOKENS)
-        self._iteration = self._histogram(contract.ITERATION_TOKENS, "tokens of an engine step", _TOKENS)
+        self._prompt = self._histogram(
+            contract.REQUEST_PROMPT_TOKENS, "tokens of a complete answer's prompt", _TOKENS
+        )
+        self._answer = self._histogram(
+            contract.REQUEST_GENERATION_TOKENS, "tokens of a complete answer", _TOKENS
+        )
+        self._iteration = self._histogram(
+            contract.ITERATION_TOKENS,
+            "tokens of an engine step: of answers, and of prompts that it finished",
+            _TOKENS,
+        )
         self._speedup = self._info(contract.SPEEDUP, "tokens per second lately over those without drafts")
         self._draft_info = self._info(
             contract.DRAFT_INFO, "the version of the draft weights in use", contract.VERSION_LABEL
@@ -103,8 +117,10 @@ class Metrics:
             counts = zip_longest(getattr(stats, name), getattr(self._seen, name), fillvalue=0)
             for place, (now, before) in enumerate(counts):
                 by_place.labels(self._model, str(place)).inc(now - before)
-        if stats.step_tokens:
-            self._iteration.observe(stats.step_tokens)
+        brought = stats.generated_tokens - self._seen.generated_tokens
+        brought += stats.begun_prompt_tokens - self._seen.begun_prompt_tokens
+        if brought:  # else nothing was computed, or a part of a prompt
+            self._iteration.observe(brought)
         if stats.draft_version != self._seen.draft_version:
             self._draft_info.clear()
             if stats.draft_version:
@@ -138,9 +154,11 @@ class Metrics:
 
     def finished(self, reason: str, prompt: int, tokens: int, to_first: float | None, total: float) -> None:
         """See `answers.Watch`."""
+        self._success.labels(self._model, reason).inc()
+        if reason not in COMPLETE:  # what was cut is no measure of the engine, nor of what is asked of it
+            return
         self._prompt.observe(prompt)
         self._answer.observe(tokens)
-        self._success.labels(self._model, reason).inc()
         self._whole.observe(total)
         if to_first is not None and tokens > 1:
             self._per_token.observe((total - to_first) / (tokens - 1))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from turbo_runtime.server.answer import Piece
+from turbo_runtime.server.answer import Piece, joined
 from turbo_runtime.server.answers import Answers
+from turbo_runtime.server.json_parts import json_parts
 from turbo_runtime.server.logprobs import prompt_logprobs
 from turbo_runtime.server.model import ServedModel
-from turbo_runtime.server.shapes import ChatShape, CompletionShape, joined
+from turbo_runtime.server.shapes import ChatShape, CompletionShape
 from turbo_runtime.version import turbo_version
 
 Json = dict[str, Any]
@@ -32,11 +33,20 @@ class Reply:
         self.id = f"{self.shape.id_prefix}{uuid.uuid4().hex}"
         self.created = int(time.time())
 
-    def whole(self, pieces: list[list[Piece]]) -> Json:
-        """The body of a reply that is not streamed; the lists are in the order of the choices."""
-        answers = [joined(one) for one in pieces]
-        choices = [self._choice(one, self.shape.whole(one)) for one in answers]
-        return {**self._head(self.shape.whole_kind, choices), "usage": self.usage(), "turbo": self.turbo()}
+    @property
+    def tells_logprobs(self) -> bool:
+        """Whether writing it may take long."""
+        params = self.answers.job.params[0]
+        return params.logprobs is not None or params.prompt_logprobs is not None
+
+    def whole(self, pieces: list[list[Piece]]) -> bytes:
+        """The body of a reply that is not streamed; the lists are in the order of the choices. One choice is
+        built after the other, since a document of logprobs takes many times the room of its text.
+        """
+        answers = (joined(one) for one in pieces)
+        choices = (self._choice(one, self.shape.whole(one)) for one in answers)
+        head = self._head(self.shape.whole_kind, choices)
+        return "".join(json_parts({**head, "usage": self.usage(), "turbo": self.turbo()})).encode()
 
     def opening(self, index: int) -> list[Json]:
         """The events of a stream before the first text of a choice: one or none."""
@@ -91,7 +101,7 @@ class Reply:
             choice["prompt_logprobs"] = prompt_logprobs(piece.prompt_logprobs, self.model.tokenizer.bytes_of)
         return choice
 
-    def _head(self, kind: str, choices: list[Json]) -> Json:
+    def _head(self, kind: str, choices: list[Json] | Iterator[Json]) -> Json:
         return {
             "id": self.id,
             "object": kind,
@@ -103,8 +113,8 @@ class Reply:
 
 
 def sse(document: Json) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(document, separators=(',', ':'))}\n\n"
+    """A server-sent event: one line, also for clients that end lines where Unicode does."""
+    return f"data: {''.join(json_parts(document, ascii_only=True))}\n\n"
 
 
 SSE_DONE = "data: [DONE]\n\n"

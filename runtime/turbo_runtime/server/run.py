@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
@@ -16,6 +17,7 @@ import uvicorn
 
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.server.app import build_app
+from turbo_runtime.server.beside import still_running
 from turbo_runtime.server.connections import IDLE_SECONDS, Farewell, protocol
 from turbo_runtime.server.engine_link import EngineLink
 from turbo_runtime.server.engine_process import EngineMain, turbo_engine
@@ -44,7 +46,13 @@ def run_server(config: RuntimeConfig, engine: EngineMain = turbo_engine) -> int:
         say(f"turbo serve: cannot listen on {config.host}:{config.port}: {error.strerror or error}.")
         return 1
     with tempfile.TemporaryDirectory(prefix="turbo-tokenizer-") as tokenizer_dir:
-        return asyncio.run(_serve(config, engine, keys, listener, Path(tokenizer_dir)))
+        status = asyncio.run(_serve(config, engine, keys, listener, Path(tokenizer_dir)))
+    if still_running():
+        # A thread amid a tokenizer's own code cannot be ended in order, and its result is for nobody.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 def say(sentence: str) -> None:
@@ -146,7 +154,7 @@ async def _until_stopped(
         say(f"turbo serve: {ended.result()}")
         return 1
     say("Stopping now.")
-    service.engine.fail_all("The server was stopped before this answer was complete.")
+    service.cut_short("The server was stopped before this answer was complete.")
     return 128 + again.result()
 
 
@@ -155,7 +163,7 @@ async def _drain(service: Service, quick: bool) -> None:
     no load balancer.
     """
     loop = asyncio.get_running_loop()
-    config, engine = service.config, service.engine
+    config = service.config
     deadline = loop.time() + max(config.drain_seconds, config.endpoint_seconds)
     if not quick:
         service.phase = Phase.LEAVING
@@ -168,10 +176,10 @@ async def _drain(service: Service, quick: bool) -> None:
     say(f"Finishing {service.admitted} running answers.")
     with contextlib.suppress(TimeoutError):  # what is cut is said below
         async with asyncio.timeout_at(deadline):
-            await service.empty.wait()
+            await service.places.empty.wait()
     if service.admitted:
         say(f"{service.admitted} answers were not complete after {config.drain_seconds:g} s and are cut.")
-        engine.fail_all(
+        service.cut_short(
             f"The server shut down and this answer was not complete after {config.drain_seconds:g} s."
         )
     say("Drained.")

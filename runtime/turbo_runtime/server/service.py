@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from enum import Enum
 from pathlib import Path
 
 from turbo_runtime.contract import Load, RuntimeConfig
-from turbo_runtime.server.admission import Admission, Limits
+from turbo_runtime.server.admission import Limits
 from turbo_runtime.server.answers import Answers
+from turbo_runtime.server.beside import Beside
 from turbo_runtime.server.engine_link import EngineLink
-from turbo_runtime.server.errors import invalid, overloaded, still_loading, unauthorized, unavailable
+from turbo_runtime.server.errors import still_loading, unauthorized, unavailable
 from turbo_runtime.server.jobs import Job
 from turbo_runtime.server.keys import ApiKeys
 from turbo_runtime.server.metrics import Metrics
 from turbo_runtime.server.model import ServedModel, served_name
-from turbo_runtime.server.queueing import DrainRate
+from turbo_runtime.server.places import Place, Places
 from turbo_runtime.server.tokenizer import ServedTokenizer
 
 
@@ -36,41 +36,44 @@ class Service:
         self.config = config
         self.engine = engine
         self._keys = keys
-        self._admission = self._door(0)
-        self.empty = asyncio.Event()  # nobody waits for an answer
-        self.empty.set()
-        self._drain_rate = DrainRate()
+        self.places = self._places(0)
         self.name = served_name(config.model, config.served_name)
         self.metrics = Metrics(self.name)
         self.phase = Phase.LOADING
-        self.tokenising = asyncio.Semaphore(2)  # long prompts at a time: each holds many times its size
+        self.preparing = Beside(2)  # long prompts; each holds many times its size
+        self.writing = Beside(2)  # replies with logprobs
+        self.cut: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why nobody is served on
         self._model: ServedModel | None = None
         engine.on_step = self.metrics.follow
 
     async def load(self, tokenizer_dir: Path) -> ServedModel:
         """Wait for the engine and take up its model; returns when requests can be served."""
         facts = await asyncio.shield(self.engine.ready)
-        tokenizer = await asyncio.to_thread(ServedTokenizer, tokenizer_dir)
+        tokenizer = await self.preparing.run(lambda _: ServedTokenizer(tokenizer_dir))
         self._model = ServedModel(self.name, facts, tokenizer)
-        self._admission = self._door(self._model.kv_tokens)  # nobody was let in through the other
+        self.places = self._places(self._model.kv_tokens)  # nobody was let in through the other
         self.metrics.announce(facts.guarantee)
         if self.phase is Phase.LOADING:
             self.phase = Phase.SERVING
         return self._model
 
-    def _door(self, kv_tokens: int) -> Admission:
+    def _places(self, kv_tokens: int) -> Places:
         """What runs has its places and its tokens beside those that may wait. So the limit of tokens is above
         the longest prompt, and turns none away for good.
         """
         config = self.config
-        return Admission(
-            Limits(config.max_running + config.max_waiting, kv_tokens + config.max_waiting_tokens)
-        )
+        return Places(Limits(config.max_running + config.max_waiting, kv_tokens + config.max_waiting_tokens))
 
     @property
     def admitted(self) -> int:
         """Answers whose client has not got all of them yet, computed or not."""
-        return self._admission.answers
+        return self.places.answers
+
+    def cut_short(self, sentence: str) -> None:
+        """End everything that was let in with an error: prepared, waiting or running."""
+        if not self.cut.done():
+            self.cut.set_result(sentence)
+        self.engine.fail_all(sentence)
 
     @property
     def loaded(self) -> ServedModel | None:
@@ -101,40 +104,22 @@ class Service:
             raise still_loading(self.name)
         return self._model
 
-    def answers(self, job: Job, model: ServedModel) -> Answers:
-        """Admit a job and hand it to the engine.
+    def answers(self, job: Job, model: ServedModel, place: Place) -> Answers:
+        """Hand a job that has a place to the engine.
 
-        Raises ApiError: 429 when the queue is full and the tenant has its share of it, 400 when the job could
-        never fit, 503 as `open_model`.
+        Raises ApiError: 429 or 400 where its tokens do not fit in, 503 as `open_model`.
         """
-        self.open_model()  # the phase may have changed while the prompt was tokenised
-        answers, tokens = job.choices, job.prompt_tokens * job.n
-        door = self._admission
-        for wanted, limit, what in (
-            (answers, door.limits.answers, "answers"),
-            (tokens, door.limits.tokens, "prompt tokens, each answer's counted"),
-        ):
-            if wanted > limit:
-                raise invalid(
-                    "n" if job.n > 1 else "prompt",
-                    f"The request asks for {wanted} {what}, and this server takes in at most {limit} "
-                    "at once: send several requests.",
-                )
-        refusal = door.refusal(job.tenant, answers, tokens)
-        if refusal is not None:
-            seconds = self._drain_rate.seconds_until(refusal.places, time.monotonic())
-            raise overloaded(f"{refusal.sentence} Retry after {seconds} s.", seconds)
-        door.enter(job.tenant, answers, tokens)
-        self.empty.clear()
-
-        def left() -> None:
-            door.leave(job.tenant, answers, tokens)
-            if not door.answers:
-                self.empty.set()
-            for _ in range(answers):
-                self._drain_rate.left(time.monotonic())
-
-        return Answers(job, model, self.engine, self.metrics, self.config.request_seconds, left)
+        if not self.engine.alive:  # it may have ended while the prompt was tokenised
+            raise unavailable(self.engine.ended.result())
+        place.settle(job.prompt_tokens * job.n)
+        return Answers(
+            job,
+            model,
+            self.engine,
+            self.metrics,
+            self.config.request_seconds,
+            lambda: place.leave(answered=True),
+        )
 
     def tenant(self, authorization: str | None) -> str:
         """Whom a request is from, by its `Authorization` header; empty where no keys are asked for.

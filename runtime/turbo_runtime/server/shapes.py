@@ -7,7 +7,7 @@ from typing import Any
 
 from turbo_runtime.engine.request import TokenLogprob
 from turbo_runtime.server.answer import Piece
-from turbo_runtime.server.formats import Said, ToolCall
+from turbo_runtime.server.formats import ToolCall
 from turbo_runtime.server.jobs import Job
 from turbo_runtime.server.logprobs import BytesOf, chat_logprobs, completion_logprobs, text_length
 
@@ -97,25 +97,6 @@ class CompletionShape:
             told, start = [None, *piece.prompt_logprobs, *told], 0
         self._offsets[piece.index] = start + text_length(ids, self.bytes_of)
         return completion_logprobs(ids, told, start, self.bytes_of)
-
-
-def joined(pieces: list[Piece]) -> Piece:
-    """One answer's pieces as one."""
-    last, said = pieces[-1], [piece.said for piece in pieces]
-    prompts = (piece.prompt_logprobs for piece in pieces)
-    return Piece(
-        last.index,
-        Said(
-            "".join(one.content for one in said),
-            "".join(one.reasoning for one in said),
-            tuple(call for one in said for call in one.calls),
-        ),
-        last.finish_reason,
-        last.stop_reason,
-        tuple(token for piece in pieces for token in piece.tokens),
-        tuple(one for piece in pieces for one in piece.logprobs),
-        next((told for told in prompts if told is not None), None),
-    )
 
 
 def _call(call: ToolCall) -> Json:

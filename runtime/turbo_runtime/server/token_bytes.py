@@ -31,6 +31,40 @@ def token_bytes_of(tokenizer: Tokenizer) -> Callable[[int], bytes]:
     return bytes_of
 
 
+def longest_token(tokenizer: Tokenizer) -> int | None:
+    """The most bytes of a text that one token can stand for; None where no such bound is known.
+
+    It is known of BPE over bytes, where every byte of a text is part of one token, unless something else
+    takes bytes away.
+    """
+    document = json.loads(tokenizer.to_str())
+    model, splitter = document["model"], json.dumps(document["pre_tokenizer"])
+    if model["type"] != "BPE" or model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"):
+        return None
+    by_letter = '"ByteLevel"' in splitter
+    letters = _LETTERS if by_letter else [f"<0x{byte:02X}>" for byte in range(256)]
+    known = all(tokenizer.token_to_id(letter) is not None for letter in letters)
+    eats = any(entry["lstrip"] or entry["rstrip"] for entry in document["added_tokens"])
+    factor = _shrinks(document["normalizer"])
+    if not (by_letter or model.get("byte_fallback")) or not known or eats or '"Removed"' in splitter:
+        return None
+    if factor is None:
+        return None
+    bytes_of = token_bytes_of(tokenizer)
+    return factor * max(len(bytes_of(token)) for token in range(tokenizer.get_vocab_size()))
+
+
+def _shrinks(normalizer: dict[str, Any] | None) -> int | None:
+    """How many times shorter a normalizer makes a text at most; None where that is not known."""
+    if normalizer is None:
+        return 1
+    if normalizer["type"] == "NFC":
+        return 3  # three letters of Hangul, of three bytes each, are one of three
+    if normalizer == {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
+        return 3  # a text's own ▁ has three bytes, and its token counts as a space
+    return None
+
+
 def _has_byte_level(decoder: dict[str, Any] | None) -> bool:
     if decoder is None:
         return False

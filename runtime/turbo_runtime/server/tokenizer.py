@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from turbo_runtime.server.chat_template import ChatTemplate
 from turbo_runtime.server.formats import OutputFormat
-from turbo_runtime.server.token_bytes import token_bytes_of
+from turbo_runtime.server.token_bytes import longest_token, token_bytes_of
 
 
 class ServedTokenizer:
@@ -36,6 +36,8 @@ class ServedTokenizer:
         self.template = ChatTemplate(template, special) if template else None  # None: a base model
         self.output_format = OutputFormat.of(template or "")
         self.bytes_of = functools.cache(token_bytes_of(self._tokenizer))
+        self.is_silent = functools.cache(self._is_silent)
+        self._longest = longest_token(self._tokenizer)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """A completion's prompt; whether it starts with a begin-of-sequence token is the tokenizer's own
@@ -52,9 +54,18 @@ class ServedTokenizer:
         (encoded,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
         return tuple(encoded.ids)
 
+    def least_tokens(self, text: str) -> int:
+        """How many tokens a text has at the least; cheap, and often far too few."""
+        return 1 if self._longest is None else max(len(text.encode()) // self._longest, 1)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of an answer's tokens, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _is_silent(self, token: int) -> bool:
+        """Whether `decode` leaves a token out: a special one, or an id that pads the model's vocabulary."""
+        added = self._tokenizer.get_added_tokens_decoder().get(token)
+        return self._tokenizer.id_to_token(token) is None or (added is not None and added.special)
 
     def _end_of_sequence(self, special: Mapping[str, str], directory: Path) -> frozenset[int]:
         found: set[int] = set()

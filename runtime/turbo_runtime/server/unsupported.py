@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_runtime.server.errors import ApiError, invalid
+from turbo_runtime.server.errors import ApiError, cut, invalid
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ def _refused(name: str, entry: Unsupported) -> ApiError:
 
 
 def _unknown(name: str, known: Iterable[str]) -> ApiError:
+    name = cut(name)
     near = difflib.get_close_matches(name, sorted(known), n=1)
     hint = f"did you mean '{near[0]}'?" if near else "leave it out."
     return invalid(name, f"There is no parameter '{name}'; {hint}", "unknown_parameter")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,38 @@ def test_serve_announces_nothing_where_there_is_no_model(
     gone = tmp_path / "gone.gguf"
     assert serve([str(gone)]) == 1
     assert capsys.readouterr().err == f"turbo serve: there is no file {gone}\n"
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["a process", "the first process of a container"])
+def test_a_sigterm_before_the_server_is_there_ends_it_with_0(tmp_path: Path, first: bool) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    # uvicorn takes its time to be imported
+    (tmp_path / "uvicorn.py").write_text(
+        "import os, sys, time\nprint(os.getpid(), flush=True)\ntime.sleep(120)\n"
+    )
+    isolated = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+    if first and subprocess.run([*isolated, "true"], capture_output=True).returncode:
+        pytest.skip("no PID namespaces here")
+    runtime = Path(__file__).resolve().parents[3] / "runtime"
+    program = "import sys; from turbo_runtime.cli import serve; sys.exit(serve(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [*(isolated if first else []), sys.executable, "-c", program, str(tmp_path / "model")],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{runtime}"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout
+        pid = int(process.stdout.readline())
+        if first:
+            assert pid == 1
+            pid = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text())
+        os.kill(pid, signal.SIGTERM)
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_a_gguf_file_is_served_under_its_name_without_the_suffix() -> None:

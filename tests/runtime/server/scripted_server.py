@@ -111,7 +111,9 @@ class Engine:
         self.inbox, self.outbox = inbox, outbox
         self.eos = self.tokenizer.token_to_id(EOS)
         self.running: dict[str, Script] = {}
-        self.generated = self.prompts = self.prompted = self.drafts = self.drafted = self.accepted = 0
+        self.begun = self.generated = self.prompts = self.prompted = self.drafts = self.drafted = (
+            self.accepted
+        ) = 0
         self.log = log
         outbox.put(
             Ready(
@@ -157,11 +159,13 @@ class Engine:
         self.running[submit.request_id] = Script(submit, text, self.eos)
 
     def step(self) -> None:
+        prompts = {name: len(script.submit.prompt) for name, script in self.running.items()}
         events = tuple(script.step() for script in self.running.values())
         for event in events:
             if event.finish_reason:
                 del self.running[event.request_id]
             self.generated += len(event.tokens)
+            self.begun += 0 if event.cached_tokens is None else prompts[event.request_id]
             self.drafts += event.drafted > 0
             self.drafted += event.drafted
             self.accepted += event.accepted
@@ -178,7 +182,7 @@ class Engine:
             generated_tokens=self.generated,
             step_seconds=0.5 * self.drafts,
             forward_seconds=0.25 * self.drafts,
-            step_tokens=sum(len(event.tokens) for event in events),
+            begun_prompt_tokens=self.begun,
             prefix_cache_queries=self.prompted,
             prefix_cache_hits=self.prompted // 2,
             chosen_drafts=(0, 0, 0, 0, self.drafts),

@@ -6,16 +6,18 @@ import asyncio
 import contextlib
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 import uvicorn
+from fastapi.responses import Response
 from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.server import connections
-from turbo_runtime.server.connections import ABORT, protocol, send_in_time
+from turbo_runtime.server.connections import ABORT, protocol, send_in_time, send_whole
 from turbo_runtime.server.queueing import LONGEST_WAIT_SECONDS, DrainRate
 
 
@@ -106,6 +108,78 @@ async def test_what_a_client_does_not_read_is_given_up_with_its_connection(
     writer.close()
     server.should_exit = True
     await asyncio.wait_for(serving, 20)  # nothing is left that it would wait for
+
+
+async def test_a_whole_reply_that_a_client_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.2)
+    given_up = asyncio.Event()
+
+    async def whole(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await send_whole(scope, send, Response(b"x" * (32 << 20)))
+        except ConnectionError:
+            given_up.set()
+
+    server, serving, port = await serve(protocol(0), whole)
+    with silent_client(port):
+        await asyncio.wait_for(given_up.wait(), 20)
+        server.should_exit = True
+        await asyncio.wait_for(serving, 20)
+
+
+@pytest.mark.parametrize("header", [[], [(b"connection", b"close")]], ids=["kept", "closed"])
+async def test_a_connection_whose_last_reply_is_not_read_is_dropped(
+    monkeypatch: pytest.MonkeyPatch, header: Any
+) -> None:
+    monkeypatch.setattr(connections, "STALL_SECONDS", 0.2)
+    answered = asyncio.Event()
+
+    async def at_once(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": header})
+        await send({"type": "http.response.body", "body": b"x" * (32 << 20)})
+        answered.set()
+
+    server, serving, port = await serve(protocol(0), at_once)
+    with silent_client(port):
+        await asyncio.wait_for(answered.wait(), 20)
+        assert server.server_state.connections
+        for _ in range(1000):
+            if not server.server_state.connections:
+                break
+            await asyncio.sleep(0.02)
+        assert not server.server_state.connections
+    server.should_exit = True
+    await asyncio.wait_for(serving, 20)
+
+
+async def test_a_slow_reader_gets_all_of_a_whole_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "STALL_SECONDS", 1.0)
+    size = 16 << 20
+
+    async def whole(scope: Any, receive: Any, send: Any) -> None:
+        await send_whole(scope, send, Response(b"x" * size))
+
+    server, serving, port = await serve(protocol(0), whole)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
+    writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert f"content-length: {size}".encode() in head
+    for _ in range(16):
+        await asyncio.sleep(0.15)  # together longer than a client may take nothing
+        await reader.readexactly(size // 16)
+    writer.close()
+    server.should_exit = True
+    await asyncio.wait_for(serving, 20)
+
+
+@contextlib.contextmanager
+def silent_client(port: int) -> Iterator[None]:
+    """Asks, and reads nothing."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", port))
+        client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        yield
 
 
 def test_an_old_connection_is_asked_to_end_with_its_next_answer(launch: Any) -> None:

@@ -107,7 +107,8 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
     assert seen[(contract.REQUEST_QUEUE_TIME + "_sum",)] == 1
     assert seen[(contract.REQUEST_PROMPT_TOKENS + "_sum",)] == 10
     assert seen[(contract.REQUEST_GENERATION_TOKENS + "_sum",)] == 10
-    assert seen[(contract.ITERATION_TOKENS + "_sum",)] == 10
+    assert seen[(contract.ITERATION_TOKENS + "_sum",)] == 20  # the answers' and their prompts'
+    assert seen[(contract.ITERATION_TOKENS + "_count",)] == 4
     assert seen[(contract.CHOSEN_DRAFTS + "_total", "4")] == 4
     assert seen[(contract.STEP_SECONDS + "_total",)] == 2
     assert seen[(contract.FORWARD_SECONDS + "_total",)] == 1
@@ -115,6 +116,33 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
     assert seen[(contract.DRAFT_INFO, "heads-3")] == 1
     assert seen[(contract.AUDITS + "_total",)] == 2
     assert seen[(contract.AUDIT_MISMATCHES + "_total",)] == 1
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "abort", "error"])
+def test_only_complete_answers_are_measured_whole(reason: str) -> None:
+    metrics = Metrics("m")
+    metrics.finished(reason, prompt=7, tokens=5, to_first=0.5, total=2.5)
+    page = metrics.page().decode()
+    assert f'vllm:request_success_total{{finished_reason="{reason}",model_name="m"}} 1.0' in page
+    complete = float(reason in ("stop", "length"))
+    for name in (
+        contract.E2E_REQUEST_LATENCY,
+        contract.REQUEST_TIME_PER_OUTPUT_TOKEN,
+        contract.REQUEST_PROMPT_TOKENS,
+        contract.REQUEST_GENERATION_TOKENS,
+    ):
+        assert f'{name}_count{{model_name="m"}} {complete}' in page
+
+
+def test_a_steps_tokens_are_those_it_brought_and_the_prompts_it_finished() -> None:
+    metrics = Metrics("m")
+    for generated, begun, drafted in ((0, 0, 0), (1, 40, 4), (1, 40, 4), (4, 40, 8)):
+        stats = EngineStats(generated_tokens=generated, begun_prompt_tokens=begun, draft_tokens=drafted)
+        metrics.follow(stats)
+    page = metrics.page().decode()
+    assert 'vllm:iteration_tokens_total_sum{model_name="m"} 44.0' in page
+    assert 'vllm:iteration_tokens_total_count{model_name="m"} 2.0' in page
+    assert 'vllm:prompt_tokens_total{model_name="m"} 40.0' in page
 
 
 def test_what_is_not_known_is_no_metric(launch) -> None:

@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import FailFast, Field, model_validator
 
 from turbo_runtime.engine.request import Grammar
 from turbo_runtime.server.errors import invalid
+from turbo_runtime.server.requests.base import at_most
 from turbo_runtime.server.requests.calls import required_call
 from turbo_runtime.server.requests.messages import Message
 from turbo_runtime.server.requests.sampling import MAX_LOGPROBS, Count, Sampling
 from turbo_runtime.server.requests.tools import NamedTool, Tool
 
+MAX_MESSAGES = 4096
 MAX_TOOLS = 128
+MAX_METADATA = 16  # OpenAI's own bound
 
 
 class ChatRequest(Sampling):
     """`metadata`, `safety_identifier`, `prompt_cache_key` and `user` are taken and change nothing."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], FailFast(), at_most(MAX_MESSAGES)] = Field(
+        min_length=1, max_length=MAX_MESSAGES
+    )
     max_completion_tokens: Count | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[Tool] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tools: Annotated[list[Tool], FailFast(), at_most(MAX_TOOLS)] = Field(
+        default_factory=list, max_length=MAX_TOOLS
+    )
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = True
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
-    metadata: dict[str, str] = Field(default_factory=dict)
+    metadata: Annotated[dict[str, str], at_most(MAX_METADATA)] = Field(
+        default_factory=dict, max_length=MAX_METADATA
+    )
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import Field, PlainValidator, WithJsonSchema
 
 from turbo_runtime.server.requests.sampling import MAX_LOGPROBS, Sampling
 
+MAX_PROMPTS = 2048
 COMPLETION_MAX_TOKENS = 16  # the legacy endpoint's own default
 _FORMS = "expected a string, a list of strings, a list of token ids, or a list of such lists"
 
@@ -23,6 +24,8 @@ def _one_prompt_is_a_list(value: Any) -> Any:
         raise ValueError(_FORMS)
     if all(_is_id(one) for one in value):
         return [value]
+    if len(value) > MAX_PROMPTS:
+        raise ValueError(f"expected at most {MAX_PROMPTS} prompts, got {len(value)}")
     if all(isinstance(one, str) for one in value):
         return value
     if all(isinstance(one, list) and all(_is_id(token) for token in one) for one in value):
@@ -30,15 +33,24 @@ def _one_prompt_is_a_list(value: Any) -> Any:
     raise ValueError(_FORMS)
 
 
-def _some(items: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": items, "minItems": 1}
+def _some(items: dict[str, Any], **bounds: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": 1, **bounds}
 
 
 _TEXT, _ID = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0}
 Prompt = Annotated[
     list[str] | list[list[int]],
-    BeforeValidator(_one_prompt_is_a_list),
-    WithJsonSchema({"anyOf": [_TEXT, _some(_TEXT), _some(_ID), _some(_some(_ID))]}),
+    PlainValidator(_one_prompt_is_a_list),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                _TEXT,
+                _some(_TEXT, maxItems=MAX_PROMPTS),
+                _some(_ID),
+                _some(_some(_ID), maxItems=MAX_PROMPTS),
+            ]
+        }
+    ),
 ]
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, model_validator
 
+from turbo_runtime.server.errors import cut
 from turbo_runtime.server.requests.base import Strict
 from turbo_runtime.server.requests.tools import ToolCallSent
 
@@ -18,10 +19,10 @@ def _join_text_parts(value: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind != "text" or not isinstance(part.get("text"), str):
             raise ValueError(
-                f"part {position} is {kind!r}; only parts of type 'text' with a 'text' are taken"
+                f"part {position} is {cut(str(kind))!r}; only parts of type 'text' with a 'text' are taken"
             )
         if more := sorted(name for name in part.keys() - {"type", "text"} if part[name] is not None):
-            raise ValueError(f"part {position} has {more[0]!r}, which is not supported: leave it out")
+            raise ValueError(f"part {position} has {cut(more[0])!r}, which is not supported: leave it out")
         texts.append(part["text"])
     return "".join(texts)
 
@@ -45,7 +46,7 @@ class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[ToolCallSent] = Field(default_factory=list)  # of an assistant
+    tool_calls: Annotated[list[ToolCallSent], FailFast()] = Field(default_factory=list)  # of an assistant
     reasoning_content: str | None = None  # of an assistant
     tool_call_id: str | None = None  # of a tool: the call that it answers
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from turbo_runtime.server.errors import ApiError, invalid
+from turbo_runtime.server.errors import ApiError, cut, invalid
 from turbo_runtime.server.requests.chat import ChatRequest
 from turbo_runtime.server.requests.completion import CompletionRequest
 from turbo_runtime.server.requests.sampling import Sampling
@@ -68,5 +68,5 @@ def _holds(body: object, step: int | str) -> bool:
 def _path(loc: list[int | str]) -> str:
     path = ""
     for step in loc:
-        path += f"[{step}]" if isinstance(step, int) else f".{step}" if path else step
+        path += f"[{step}]" if isinstance(step, int) else f".{cut(step)}" if path else cut(step)
     return path

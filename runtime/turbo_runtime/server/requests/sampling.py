@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, get_args
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, model_validator
 
 from turbo_runtime.engine.request import Drafting, Grammar
 from turbo_runtime.server.errors import invalid
-from turbo_runtime.server.requests.base import StreamOptions, Strict
+from turbo_runtime.server.requests.base import StreamOptions, Strict, at_most
 from turbo_runtime.server.requests.structure import ResponseFormat, StructuredOutputs
 
 MAX_CHOICES = 128
 MAX_STOPS = 4
 MAX_LOGPROBS = 20  # of the likeliest tokens at a position
 MAX_WORDS = 256  # of `bad_words` and `stop_token_ids`
+MAX_WORD_CHARACTERS = 1024  # of one of `bad_words` or `stop`
+MAX_BIASES = 1024
 MAX_DRAFT_TOKENS = 64
 
 Count = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
-Words = Annotated[str, Field(min_length=1)]
+Words = Annotated[str, Field(min_length=1, max_length=MAX_WORD_CHARACTERS)]
 
 
 def _one_stop_is_a_list(value: Any) -> Any:
@@ -30,10 +32,12 @@ def _switch_is_a_method(value: Any) -> Any:
     return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
 
 
-_WORD = {"type": "string", "minLength": 1}
+_WORD = {"type": "string", "minLength": 1, "maxLength": MAX_WORD_CHARACTERS}
 Stops = Annotated[
     list[Words],
+    FailFast(),
     Field(max_length=MAX_STOPS),
+    at_most(MAX_STOPS),
     BeforeValidator(_one_stop_is_a_list),
     WithJsonSchema({"anyOf": [_WORD, {"type": "array", "items": _WORD, "maxItems": MAX_STOPS}]}),
 ]
@@ -55,16 +59,21 @@ class Sampling(Strict):
     repetition_penalty: float = Field(1.0, ge=0.01, le=100)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[
-        Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]
-    ] = Field(default_factory=dict)  # of token ids as text
+    logit_bias: Annotated[
+        dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+        at_most(MAX_BIASES),
+    ] = Field(default_factory=dict, max_length=MAX_BIASES)  # of token ids as text
     seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 64)
     stop: Stops = Field(default_factory=list)
-    stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=MAX_WORDS)
+    stop_token_ids: Annotated[list[TokenId], FailFast(), at_most(MAX_WORDS)] = Field(
+        default_factory=list, max_length=MAX_WORDS
+    )
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0)
     max_tokens: Count | None = None
-    bad_words: list[Words] = Field(default_factory=list, max_length=MAX_WORDS)
+    bad_words: Annotated[list[Words], FailFast(), at_most(MAX_WORDS)] = Field(
+        default_factory=list, max_length=MAX_WORDS
+    )
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)

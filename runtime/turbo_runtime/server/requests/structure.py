@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import FailFast, Field, model_validator
 
 from turbo_runtime.engine.request import Grammar
 from turbo_runtime.server.requests.base import Strict
@@ -50,7 +50,7 @@ class StructuredOutputs(Strict):
     json_object: Literal[True] | None = None
     regex: str | None = None
     grammar_: str | None = Field(None, alias="grammar")  # in Lark's notation
-    choice: list[str] | None = Field(None, min_length=1)
+    choice: Annotated[list[str], FailFast()] = Field(default_factory=list, min_length=1)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> StructuredOutputs:
@@ -68,7 +68,7 @@ class StructuredOutputs(Strict):
             return Grammar("regex", self.regex)
         if self.grammar_ is not None:
             return Grammar("lark", self.grammar_)
-        if self.choice is not None:
+        if self.choice:
             return Grammar("regex", "|".join(_literal(one) for one in self.choice))
         return Grammar("json_object")
 

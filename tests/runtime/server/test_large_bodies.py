@@ -1,0 +1,81 @@
+"""A large body costs about what it takes to read it, whatever is wrong with it, and is not echoed."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+from turbo_runtime.server.errors import ApiError
+from turbo_runtime.server.requests import parse_chat, parse_completion
+
+MANY = 300_000
+HELLO = {"role": "user", "content": "hello"}
+CHAT: dict[str, Any] = {"model": "echo", "messages": [HELLO]}
+TEXT: dict[str, Any] = {"model": "echo", "prompt": "hello"}
+
+
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        ("messages", {**CHAT, "messages": [1] * MANY}),
+        ("messages[0]", {**CHAT, "messages": [1] * 4000}),
+        ("messages", {**CHAT, "messages": [HELLO] * MANY}),
+        ("messages[0].a0", {**CHAT, "messages": [{**HELLO, **{f"a{i}": 1 for i in range(MANY)}}]}),
+        (
+            "messages[0].tool_calls[0]",
+            {**CHAT, "messages": [{"role": "assistant", "tool_calls": [1] * MANY}]},
+        ),
+        ("logit_bias", {**CHAT, "logit_bias": {f"a{i}": 1 for i in range(MANY)}}),
+        ("metadata", {**CHAT, "metadata": {f"a{i}": 1 for i in range(MANY)}}),
+        ("tools", {**CHAT, "tools": [1] * MANY}),
+        ("stop", {**CHAT, "stop": [1] * MANY}),
+        ("bad_words", {**CHAT, "bad_words": [1] * MANY}),
+        ("stop_token_ids", {**CHAT, "stop_token_ids": ["a"] * MANY}),
+        ("structured_outputs.choice[0]", {**CHAT, "structured_outputs": {"choice": [1] * MANY}}),
+        ("stream_options.a0", {**CHAT, "stream": True, "stream_options": {f"a{i}": 1 for i in range(MANY)}}),
+        ("prompt", {**TEXT, "prompt": ["a"] * MANY}),
+        ("prompt", {**TEXT, "prompt": [[1]] * MANY}),
+        ("prompt", {**TEXT, "prompt": [[1], "a"] * MANY}),
+        ("stop[0]", {**TEXT, "stop": ["a" * MANY]}),
+        ("bad_words[0]", {**TEXT, "bad_words": ["a" * MANY]}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_first_of_many_problems_is_found_at_once(param: str, body: dict[str, Any]) -> None:
+    parse = parse_chat if "messages" in body else parse_completion
+    began = time.process_time()
+    with pytest.raises(ApiError) as caught:
+        parse(body)
+    assert time.process_time() - began < 0.5
+    assert (caught.value.status, caught.value.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {**CHAT, "x" * MANY: 1},
+        {**CHAT, "model": "x" * MANY},
+        {**CHAT, "messages": [{**HELLO, "x" * MANY: 1}]},
+        {**CHAT, "messages": [{"role": "user", "content": [{"type": "x" * MANY}]}]},
+        {**CHAT, "messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x" * MANY: 1}]}]},
+        {**CHAT, "logit_bias": {"x" * MANY: 1}},
+        {**CHAT, "chat_template_kwargs": {"x" * MANY: 1}},
+    ],
+    ids=["unknown", "model", "of a message", "type of a part", "of a part", "token", "template"],
+)
+def test_a_long_name_is_not_told_back(server: Any, body: dict[str, Any]) -> None:
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=30)
+    assert reply.status_code in (400, 404)
+    assert len(reply.content) < 1000
+    assert "xxx..." in reply.text
+
+
+def test_a_long_number_is_not_told_back(server: Any) -> None:
+    body = json.dumps(CHAT)[:-1] + ', "top_p": 1' + "0" * MANY + ".0}"
+    reply = httpx.post(f"{server.url}/v1/chat/completions", content=body, timeout=30)
+    assert reply.status_code == 400
+    assert len(reply.content) < 1000

@@ -1,0 +1,81 @@
+"""A reply with many logprobs is written beside the event loop, and has a bound."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_runtime.server.answer import Piece
+from turbo_runtime.server.beside import Beside
+from turbo_runtime.server.delivery import WholeReply
+from turbo_runtime.server.formats import Said
+from turbo_runtime.server.json_parts import AT_ONCE, json_parts
+from turbo_runtime.server.replies import sse
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(document=JSON, many=st.integers(0, 3 * AT_ONCE))
+def test_parts_are_the_document(document: Any, many: int) -> None:
+    lists = {"long": [document] * many, "short": document}
+    assert json.loads("".join(json_parts(lists))) == lists
+    lazily = {"long": iter(lists["long"]), "short": document}
+    assert json.loads("".join(json_parts(lazily))) == lists
+
+
+def test_an_event_is_one_line_for_everybody() -> None:
+    assert sse({"a": "\u2028\x85"}) == 'data: {"a":"\\u2028\\u0085"}\n\n'
+
+
+def test_no_part_is_large() -> None:
+    assert max(map(len, json_parts({"a": {"b": ["x"] * 10_000}}))) < 4 * AT_ONCE + 2
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["logprobs", "none"])
+async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
+    wrote: list[threading.Thread] = []
+
+    class Answers:
+        job = SimpleNamespace(choices=1)
+
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+        async def pieces(self) -> Any:
+            yield Piece(0, Said(), "stop")
+
+    def whole(pieces: list[list[Piece]]) -> bytes:
+        wrote.append(threading.current_thread())
+        return b"{}"
+
+    reply: Any = SimpleNamespace(answers=Answers(), tells_logprobs=told, whole=whole)
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    await WholeReply(reply, Beside(1))({"state": {}}, receive, send)
+    assert b"".join(message.get("body", b"") for message in sent) == b"{}"
+    assert dict(sent[0]["headers"])[b"content-type"] == b"application/json"
+    assert [thread is threading.main_thread() for thread in wrote] == [not told]
+
+
+def test_more_logprobs_than_are_told_at_once_are_refused(server: Any) -> None:
+    body = {"model": "echo", "prompt": "ab", "n": 64, "logprobs": 20, "max_tokens": 1000}
+    reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "logprobs")
+    assert "1344000 logprobs" in reply.json()["error"]["message"]
