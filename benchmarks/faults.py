@@ -1,10 +1,11 @@
 """A real server under clients that behave badly, under SIGTERM, and with its engine killed.
 
 200 clients connect, cancel, send garbage and too much, beside requests that schemathesis makes of the OpenAPI
-document: enough of them are answered, no status is 500 or more but 503, and no block is held afterwards. (The engine looks at its books
-whenever it is idle and ends if they do not add up, which `/health` would show.) SIGTERM under load: every
-request that was taken in is answered to its last token, and the exit status is 0. The engine process killed
-under load: every client is told, the server ends with 1 for its supervisor to see, and a new one answers.
+document: enough of them are answered, no status is 500 or more but 503, and no block is held afterwards. (The
+engine looks at its books whenever it is idle and ends if they do not add up, which `/health` would show.)
+SIGTERM under load: every request that was taken in is answered to its last token, and the exit status is 0.
+The engine process killed under load: every client is told, the server ends with 1 for its supervisor to see,
+and a new one answers.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ import httpx
 
 from crowd.outcomes import COMPLETIONS, SERVED_NAME, body
 
-CLIENTS, ACTIONS = 200, 5
+CLIENTS, ACTIONS = 200, 10
 PATIENCE_SECONDS = 300.0
 TOO_LONG = 5 << 20  # bytes, above the server's limit
 _WRONG_FIELDS: tuple[dict[str, Any], ...] = (
