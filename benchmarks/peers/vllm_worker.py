@@ -50,9 +50,10 @@ def load(setup: Setup) -> Answerer:
 
 def _forget_answers(worker: Any) -> None:
     """What suffix decoding keeps of answers; n-grams are looked up in the request itself."""
-    kept = getattr(getattr(worker.model_runner, "drafter", None), "suffix_cache", None)
-    for request in list(kept.cached_requests) if kept else ():
-        kept.evict_cached_response(request)
+    kept: Any = getattr(getattr(worker.model_runner, "drafter", None), "suffix_cache", None)
+    if kept is not None:
+        for request in list(kept.cached_requests):
+            kept.evict_cached_response(request)
 
 
 if __name__ == "__main__":
