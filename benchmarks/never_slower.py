@@ -1,6 +1,6 @@
 """Speculation is never slower than none where it can help least: random tokens, free writing, and misleading
-prompts, all at temperature 1. Those are near-copies of a text, and JSON with random values, to be continued with
-other words and values: drafts are found, and most are wrong.
+prompts, all at temperature 1. Those are near-copies of a text, and JSON with random values, to be continued
+with other words and values: drafts are found, and most are wrong.
 
 Pairs of runs in one process: the same requests without speculation and with it, in turn first and second. The
 drafters remember nothing at a run's beginning; what a step costs is known from the runs before, as in a
@@ -45,7 +45,7 @@ BARS = (
 )
 PROMPT_TOKENS = 40
 COPIED_WORDS, COPIES, CHANGED, RECORDS = 12, 3, 0.25, 2
-ANSWER_TOKENS = {1: 64, 8: 40, 32: 24}
+ANSWER_TOKENS = {1: 96, 8: 64, 32: 48}
 KINDS = ("story", "poem", "letter", "diary entry", "speech")
 HEROES = (
     "lighthouse keeper",
