@@ -153,7 +153,7 @@ def _wanted(options: argparse.Namespace, folder: Path) -> Wanted:
         amount.prompts,
         amount.tokens,
         amount.warm,
-        amount.learn,
+        amount.learn if options.heads else 0,
         options.runs or amount.runs,
         amount.answer_tokens,
         [said] if isinstance(said, int) else said,
