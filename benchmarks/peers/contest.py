@@ -93,7 +93,7 @@ class Competitor:
     remembers: bool = False  # answers before others teach it
     learns: bool = False  # its drafts are fitted to answers of the domain before it is asked
     once: bool = False  # in a domain's first run only
-    usual: float = 25.0  # tokens/s on one thread, one request at a time: for the estimate of what a run takes
+    usual: float = 41.0  # tokens/s on one thread, one request at a time: for the estimate of what a run takes
 
     @property
     def process(self) -> tuple[str, str, str]:
@@ -108,26 +108,26 @@ def _ngram(drafts: int) -> dict[str, Any]:
 
 _SUFFIX = {"speculative_config": {"method": "suffix"}}
 _OWN = {"dtype": "float32"}
-PLAIN = Competitor("turbo k=0", "turbo_worker", OURS, "folder", "off", _OWN, remembers=True, usual=21)
-TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, usual=31)
+PLAIN = Competitor("turbo k=0", "turbo_worker", OURS, "folder", "off", _OWN, remembers=True, usual=32)
+TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, usual=55)
 HEADS = Competitor(
-    "turbo heads", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, learns=True, usual=31
+    "turbo heads", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, learns=True, usual=55
 )
 TRANSFORMERS = Competitor(
-    "transformers", "transformers_worker", OURS, "folder", "plain", batches=False, usual=15
+    "transformers", "transformers_worker", OURS, "folder", "plain", batches=False, usual=21
 )
 LOOKUP = Competitor(
-    "transformers lookup", "transformers_worker", OURS, "folder", "lookup", batches=False, usual=20
+    "transformers lookup", "transformers_worker", OURS, "folder", "lookup", batches=False, usual=30
 )
-VLLM_PLAIN = Competitor("vLLM", "vllm_worker", VLLM, "folder", usual=19)
-VLLM_NGRAM_4 = Competitor("vLLM n-gram 4", "vllm_worker", VLLM, "folder", settings=_ngram(4), usual=26)
-VLLM_NGRAM_8 = Competitor("vLLM n-gram 8", "vllm_worker", VLLM, "folder", settings=_ngram(8), usual=26)
+VLLM_PLAIN = Competitor("vLLM", "vllm_worker", VLLM, "folder", usual=40)
+VLLM_NGRAM_4 = Competitor("vLLM n-gram 4", "vllm_worker", VLLM, "folder", settings=_ngram(4), usual=50)
+VLLM_NGRAM_8 = Competitor("vLLM n-gram 8", "vllm_worker", VLLM, "folder", settings=_ngram(8), usual=50)
 VLLM_SUFFIX = Competitor(
-    "vLLM suffix", "vllm_worker", VLLM, "folder", settings=_SUFFIX, remembers=True, usual=26
+    "vLLM suffix", "vllm_worker", VLLM, "folder", settings=_SUFFIX, remembers=True, usual=50
 )
 NGRAMS = (VLLM_NGRAM_4, VLLM_NGRAM_8)  # of which the one that is faster in a domain's first run goes on
 LLAMA_F32 = Competitor("llama.cpp F32", "llama_worker", LLAMA, "gguf")
-LLAMA_Q4 = Competitor("llama.cpp Q4_1", "llama_worker", LLAMA, "source", batches=False, once=True, usual=60)
+LLAMA_Q4 = Competitor("llama.cpp Q4_1", "llama_worker", LLAMA, "source", batches=False, once=True, usual=80)
 PEERS = {
     "transformers": (TRANSFORMERS, LOOKUP),
     "vllm": (VLLM_PLAIN, *NGRAMS),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from peers.contest import NGRAMS, Competitor
 
 _OF_ONE = 4.0  # as many tokens/s together as one request at a time has, where they are batched
-_OF_A_DOMAIN = 90.0  # seconds in which answers are looked at, and heads learnt
-_START = 30.0  # seconds to start a competitor
+_OF_A_DOMAIN = 40.0  # seconds in which answers are looked at, and heads learnt
+_START = 35.0  # seconds to start a competitor
 
 
 def minutes(
