@@ -57,7 +57,7 @@ def main() -> int:
     from proofs import law
 
     rows: Rows = []
-    figures: dict[str, float] = {"logit_positions": 0}
+    figures: dict[str, float] = {}
     with step("every parameter on a tiny model", "6 min"):
         figures["broken_caught_on_tiny_model"] = _tiny(rows, QUICK_WAYS if options.quick else WAYS)
     with step("the real model", "8 min"):
@@ -115,9 +115,10 @@ def _real(config: RuntimeConfig, rows: Rows, count: int) -> dict[str, float]:
         cache = "small" if mix.longest < mix.batch else "large"
         setting = _setting("real", "auto", mix.drafts, mix.batch, mix.step_tokens, cache)
         rows.append(_row(setting, len(requests), differences, stats))
+    compared, different = real.compared_logits(engine, requests, alone)
     return {
-        "logit_positions": real.LOGIT_ANSWERS * real.LOGIT_POSITIONS_EACH,
-        "logit_differences": real.logit_differences(engine, requests, alone),
+        "logit_positions": compared,
+        "logit_differences": different,
         "broken_caught_on_real_model": real.caught(engine, requests, alone),
     }
 

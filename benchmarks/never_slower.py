@@ -1,9 +1,10 @@
-"""Speculation is never slower than none where it can help least: random tokens and free writing at
-temperature 1.
+"""Speculation is never slower than none where it can help least: random tokens, free writing, and misleading
+prompts, all at temperature 1. Those are near-copies of a text, and JSON with random values, to be continued
+with other words and values: drafts are found, and most are wrong.
 
 Pairs of runs in one process: the same requests without speculation and with it, in turn first and second. The
 drafters remember nothing at a run's beginning; what a step costs is known from the runs before, as in a
-server. Prompts are shorter than what the prefix cache shares.
+server. Prompts begin alike for less than what the prefix cache shares.
 
 Then what `bytes` costs before the first token: long prompts by the arithmetic of the start-up check, and by
 the cheapest that each row may be computed in (`law`), in turn.
@@ -11,6 +12,7 @@ the cheapest that each row may be computed in (`law`), in turn.
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import sys
@@ -19,28 +21,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from engines import as_new, fresh, run, tokenizer
-from harness import Bar, arguments, finish
+from engines import Encode, as_new, fresh, run, tokenizer
+from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.request import EngineStats, SamplingParams, Submit
 from turbo_runtime.engine.threads import settle_threads
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
 
 CONCURRENT = (1, 8, 32)
-TRAFFIC = ("random", "writing")
+TRAFFIC = ("random", "writing", "misleading")
 PROMPTS = (512, 2048)  # tokens before the first of an answer
 LEAST_PAIRS = 15
 BARS = (
     Bar("pairs", at_least=LEAST_PAIRS),
     *(Bar(f"{name}_{n}_median", at_least=0.97) for name in TRAFFIC for n in CONCURRENT),
     *(Bar(f"{name}_{n}_tenth", at_least=0.90) for name in TRAFFIC for n in CONCURRENT),
+    *(Bar(f"misleading_{n}_drafted", at_least=1) for n in CONCURRENT),
     *(Bar(f"first_token_{n}", at_most=1.10) for n in PROMPTS),
 )
 PROMPT_TOKENS = 40
+COPIED_WORDS, COPIES, CHANGED, RECORDS = 12, 3, 0.25, 2
 ANSWER_TOKENS = {1: 96, 8: 64, 32: 48}
 KINDS = ("story", "poem", "letter", "diary entry", "speech")
 HEROES = (
@@ -53,6 +57,7 @@ HEROES = (
     "thief",
     "nurse",
 )
+TEXTS = [row["prompt"] for row in prompts() if row["domain"] == "support"]
 PLACES = ("on the moon", "in a flooded city", "at a night market", "in the desert", "on a slow train")
 
 
@@ -72,20 +77,18 @@ def main() -> int:
     figures: dict[str, float] = {"pairs": options.pairs}
     for name in TRAFFIC:
         for count in CONCURRENT:
-            ratios = []
+            ratios, drafted, accepted = [], 0, 0
             for pair in range(options.pairs + 1):  # the first warms up
-                prompts = [
-                    [noise.randrange(ready.vocab_size) for _ in range(PROMPT_TOKENS)]
-                    if name == "random"
-                    else encode(f"Write a {_pick(noise)}.")
-                    for _ in range(count)
-                ]
-                requests = [_ask(prompt, pair, i, ANSWER_TOKENS[count]) for i, prompt in enumerate(prompts)]
-                seconds = {drafting: _seconds(engine, requests, drafting) for drafting in _turn(pair)}
-                ratios.append(seconds["off"] / seconds["auto"])
-            rows.append(_row(f"{name}, requests: {count}", ratios[1:]))
+                asked = [_prompt(name, noise, ready.vocab_size, encode) for _ in range(count)]
+                requests = [_ask(prompt, pair, i, ANSWER_TOKENS[count]) for i, prompt in enumerate(asked)]
+                found = {drafting: _answered(engine, requests, drafting) for drafting in _turn(pair)}
+                (plain, _), (seconds, stats) = found["off"], found["auto"]
+                ratios.append(plain / seconds)
+                drafted += stats.draft_tokens if pair else 0
+                accepted += stats.accepted_tokens if pair else 0
+            rows.append(_row(f"{name}, requests: {count}", ratios[1:], drafted, accepted))
             print(rows[-1], flush=True)
-            for figure in ("median", "tenth", "worst"):
+            for figure in ("median", "tenth", "worst", "drafted"):
                 figures[f"{name}_{count}_{figure}"] = rows[-1][figure]
     if ready.guarantee != "bytes":
         sys.exit(f"the guarantee is {ready.guarantee}: there is no price of `bytes` to tell")
@@ -103,6 +106,37 @@ def main() -> int:
     return finish("never_slower", figures, rows, BARS, options)
 
 
+def _prompt(name: str, noise: random.Random, vocabulary: int, encode: Encode) -> list[int]:
+    if name == "random":
+        return [noise.randrange(vocabulary) for _ in range(PROMPT_TOKENS)]
+    if name == "writing":
+        return encode(f"Write a {_pick(noise)}.")
+    return encode(noise.choice((_near_copies, _records))(noise))
+
+
+def _near_copies(noise: random.Random) -> str:
+    text = noise.choice(TEXTS).split()
+    first = noise.randrange(max(1, len(text) - COPIED_WORDS))
+    words = text[first : first + COPIED_WORDS]
+    copies = (
+        " ".join(noise.choice(text) if noise.random() < CHANGED else word for word in words)
+        for _ in range(COPIES)
+    )
+    return "Say this once more, with a word changed here and there:\n" + "\n".join(copies)
+
+
+def _records(noise: random.Random) -> str:
+    records = (
+        {
+            "id": noise.randrange(10**5),
+            "code": "".join(noise.choices("abcdefgh", k=5)),
+            "price": noise.random(),
+        }
+        for _ in range(RECORDS)
+    )
+    return "Continue this list with other random values:\n" + "\n".join(map(json.dumps, records))
+
+
 def _pick(noise: random.Random) -> str:
     return f"{noise.choice(KINDS)} about a {noise.choice(HEROES)} {noise.choice(PLACES)}"
 
@@ -116,12 +150,13 @@ def _turn(pair: int) -> tuple[str, str]:
     return ("off", "auto") if pair % 2 else ("auto", "off")
 
 
-def _seconds(engine: Engine, requests: list[Submit], drafting: str) -> float:
+def _answered(engine: Engine, requests: list[Submit], drafting: str) -> tuple[float, EngineStats]:
+    """Seconds, and what was drafted."""
     server = fresh(engine)
     wanted = [as_new(request, request.request_id, drafting=drafting) for request in requests]
     began = time.perf_counter()
     run(server, wanted, len(wanted))
-    return time.perf_counter() - began
+    return time.perf_counter() - began, server.stats()
 
 
 def _first_token(engine: Engine, request: Submit, arithmetic: str) -> float:
@@ -147,7 +182,9 @@ def _free(engine: Engine) -> Iterator[None]:
             product.use(form)
 
 
-def _row(what: str, ratios: list[float]) -> dict[str, Any]:
+def _row(
+    what: str, ratios: list[float], drafted: int | None = None, accepted: int | None = None
+) -> dict[str, Any]:
     ordered = sorted(ratios)
     return {
         "what": what,
@@ -156,6 +193,8 @@ def _row(what: str, ratios: list[float]) -> dict[str, Any]:
         "tenth": ordered[len(ordered) // 10],
         "worst": ordered[0],
         "best": ordered[-1],
+        "drafted": drafted,
+        "accepted": accepted,
     }
 
 

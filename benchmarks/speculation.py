@@ -1,11 +1,11 @@
 """How much sooner the same text comes: over no drafts in the same engine, and over what others serve with.
 
 Every domain's prompts are answered once without drafts: answers that loop are left out, the rest is dealt
-into runs, so that no prompt is asked twice in one. A run gives every competitor the same prompts, in turn
-and in an order that moves on, and speeds are compared within it. Our drafter's memory is emptied before each
-run and warmed on prompts that are in none; `turbo heads` has heads beside it, fitted to answers to prompts of
-the domain that nobody is asked. All compute in float32 with the same weights, on one thread;
-llama.cpp's 4-bit figure stands beside them.
+into runs that have no prompt in common. A run gives every competitor the same prompts, in turn and in an
+order that moves on, and speeds are compared within it. What competitors remember is emptied before each run;
+our drafter's memory is then warmed on prompts that are in none. `--heads` puts heads beside it, fitted to
+answers to prompts of the domain that nobody is asked. All compute in float32 with the same weights, on one
+thread; llama.cpp's 4-bit figure stands beside them.
 """
 
 from __future__ import annotations
@@ -28,16 +28,18 @@ from peers.contest import (
     LLAMA_F32,
     LLAMA_Q4,
     LOOKUP,
+    NGRAMS,
     PEERS,
     PLAIN,
     TRANSFORMERS,
     TURBO,
-    VLLM_NGRAM,
     VLLM_PLAIN,
+    VLLM_SUFFIX,
     Competitor,
     Contest,
 )
 from peers.domains import Domain, Wanted, deal, trimmed
+from peers.estimate import minutes
 from peers.weights import float32_folder, float32_gguf
 
 from turbo_dev.model import ensure
@@ -54,7 +56,9 @@ BARS = (
     Bar("json_of_vllm_ngram", at_least=1.0),
     Bar("support_of_vllm_ngram", at_least=1.0),
 )
-DOMAINS = ("json", "support", "maths", "code")
+SIZES = ("runs", "prompts_min", "answer_tokens_min")
+DOMAINS = ("json", "support", "maths")  # `code` is there too
+USUAL_PEERS = ("transformers", "vllm", "llama")
 BATCH, MAX_LENGTH = 8, 1024
 ALL = Wanted(prompts=40, tokens=4000, warm=4, learn=32, runs=5, answer_tokens=128, stop=[])
 QUICK = Wanted(prompts=6, tokens=300, warm=4, learn=8, runs=2, answer_tokens=64, stop=[])
@@ -63,7 +67,7 @@ FIGURES = {
     TRANSFORMERS: "transformers",
     LOOKUP: "lookup",
     VLLM_PLAIN: "vllm",
-    VLLM_NGRAM: "vllm_ngram",
+    VLLM_SUFFIX: "vllm_suffix",
     LLAMA_F32: "llama_f32",
     LLAMA_Q4: "llama_q4",
 }
@@ -79,6 +83,7 @@ class Measured:
     accepted: int
     asked: int
     same: int  # answers that are ours without drafts
+    computed_with: str
 
     @property
     def speed(self) -> float:
@@ -92,20 +97,26 @@ Runs: TypeAlias = Mapping[tuple[str, int, Competitor], list[Measured]]  # by dom
 def main() -> int:
     """Exit status by the bars that the chosen domains and peers have figures for."""
     options = _options()
-    peers = [peer for name in options.peers if name != "none" for peer in PEERS[name]]
+    competitors = [PLAIN, TURBO, *((HEADS,) if options.heads else ())]
+    competitors += [peer for name in options.peers if name != "none" for peer in PEERS[name]]
     source = ensure()
     folder = float32_folder(source)
     models = {"source": source, "folder": folder, "gguf": float32_gguf(source)}
     wanted = _wanted(options, folder)
+    count = len(options.domains or DOMAINS)
+    told = minutes(count, wanted.tokens, wanted.runs, options.at_a_time, competitors)
+    say(f"{len(competitors)} competitors, {count} domains: about {told:.0f} min on one thread")
     with tempfile.TemporaryDirectory(prefix="turbo-bench-") as logs:
         contest = Contest(models, options.threads, BATCH, MAX_LENGTH, Path(logs))
         try:
             domains = list(_domains(options, contest, folder, wanted))
-            runs = _measure(contest, domains, [PLAIN, TURBO, HEADS, *peers], wanted)
+            runs = _measure(contest, domains, competitors, wanted, options.at_a_time)
         finally:
             contest.close()
     figures = _figures(domains, runs)
-    bars = [bar for bar in BARS if bar.figure in figures]
+    if sized := not options.quick and options.prompts == [PROMPTS]:
+        say("the amount of prompts, tokens and runs is held to its bars")
+    bars = [bar for bar in BARS if bar.figure in figures and (sized or bar.figure not in SIZES)]
     return finish("speculation", figures, _rows(runs), bars, options)
 
 
@@ -121,12 +132,16 @@ def _options() -> argparse.Namespace:
         help="JSON lines, or folders of them",
     )
     parser.add_argument(
-        "--domains", nargs="+", help=f"default: {' '.join(DOMAINS)}; of --prompts all that are there"
+        "--domains", nargs="+", help=f"default: {' '.join(DOMAINS)}; `code` is there too; of --prompts: all"
     )
-    parser.add_argument("--peers", nargs="+", choices=(*PEERS, "none"), default=list(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=(*PEERS, "none"), default=USUAL_PEERS)
+    parser.add_argument("--heads", action="store_true", help="let drafts of fitted heads compete too")
+    parser.add_argument(
+        "--at-a-time", type=int, nargs="+", choices=(1, BATCH), default=[1], help="requests (default: 1)"
+    )
     parser.add_argument("--runs", type=int, help="into which each domain's prompts are dealt (default: 5)")
     parser.add_argument(
-        "--quick", action="store_true", help="few prompts and no bars of size: for development"
+        "--quick", action="store_true", help="few prompts, and no bars for their amount: for development"
     )
     return parser.parse_args()
 
@@ -138,7 +153,7 @@ def _wanted(options: argparse.Namespace, folder: Path) -> Wanted:
         amount.prompts,
         amount.tokens,
         amount.warm,
-        amount.learn,
+        amount.learn if options.heads else 0,
         options.runs or amount.runs,
         amount.answer_tokens,
         [said] if isinstance(said, int) else said,
@@ -167,15 +182,22 @@ def _domains(options: argparse.Namespace, contest: Contest, folder: Path, wanted
 
 
 def _measure(
-    contest: Contest, domains: Sequence[Domain], competitors: Sequence[Competitor], wanted: Wanted
+    contest: Contest,
+    domains: Sequence[Domain],
+    competitors: Sequence[Competitor],
+    wanted: Wanted,
+    concurrent: Sequence[int],
 ) -> Runs:
     runs = defaultdict[tuple[str, int, Competitor], list[Measured]](list)
     for domain in domains:
-        for at_a_time in (1, BATCH):
+        for at_a_time in concurrent:
             able = [one for one in competitors if one.batches or at_a_time == 1]
-            if not domain.learn:
+            if HEADS in able and not domain.learn:
                 able.remove(HEADS)
             for number, asked in enumerate(domain.runs):
+                if number == 1:
+                    slower = _slower_ngrams(runs, domain.name, at_a_time)
+                    able = [one for one in able if not one.once and one not in slower]
                 turn = number % len(able)
                 for competitor in able[turn:] + able[:turn]:
                     limits = wanted.answer_tokens, wanted.stop
@@ -190,6 +212,7 @@ def _measure(
                         result.accepted,
                         len(asked),
                         same,
+                        result.computed_with,
                     )
                     runs[domain.name, at_a_time, competitor].append(measured)
                     say(
@@ -199,9 +222,15 @@ def _measure(
     return runs
 
 
+def _slower_ngrams(runs: Runs, domain: str, at_a_time: int) -> list[Competitor]:
+    """All but the fastest n-gram setting."""
+    speeds = {one: found[0].speed for one in NGRAMS if (found := runs.get((domain, at_a_time, one)))}
+    return sorted(speeds, key=lambda one: speeds[one])[:-1]
+
+
 def _ratios(runs: Runs, domain: str, at_a_time: int, over: Competitor, of: Competitor = TURBO) -> list[float]:
-    """How much faster `of` was, run by run."""
-    pairs = zip(runs[domain, at_a_time, of], runs[domain, at_a_time, over], strict=True)
+    """How much faster `of` was, run by run: those of the first runs that both took part in."""
+    pairs = zip(runs[domain, at_a_time, of], runs[domain, at_a_time, over], strict=False)
     return [ours.speed / theirs.speed for ours, theirs in pairs]
 
 
@@ -223,7 +252,9 @@ def _rows(runs: Runs) -> list[dict[str, Any]]:
                 "turbo_is_faster_by": statistics.median(ratios),
                 "faster_from": min(ratios),
                 "faster_to": max(ratios),
+                "runs": len(found),
                 "same_answers": f"{sum(one.same for one in found)} of {sum(one.asked for one in found)}",
+                "computed_with": found[0].computed_with,
             }
         )
     return rows
@@ -235,17 +266,19 @@ def _figures(domains: Sequence[Domain], runs: Runs) -> dict[str, float]:
     figures: dict[str, float] = {
         "byte_differences": sum(one.asked - one.same for runs in own for one in runs)
     }
-    if any(len(domain.asked) >= ALL.prompts for domain in domains):
-        figures |= {
-            "runs": min(len(domain.runs) for domain in domains),
-            "prompts_min": min(len(domain.asked) for domain in domains),
-            "answer_tokens_min": min(domain.tokens for domain in domains),
-        }
+    figures |= {
+        "runs": min(len(domain.runs) for domain in domains),
+        "prompts_min": min(len(domain.asked) for domain in domains),
+        "answer_tokens_min": min(domain.tokens for domain in domains),
+    }
     for domain, at_a_time, competitor in runs:
         end = f"_{at_a_time}" if at_a_time > 1 else ""
         if competitor in FIGURES:
             ratios = _ratios(runs, domain, at_a_time, competitor)
             figures[f"{domain}_of_{FIGURES[competitor]}{end}"] = round(statistics.median(ratios), 3)
+        if competitor in NGRAMS and competitor not in _slower_ngrams(runs, domain, at_a_time):
+            ratios = _ratios(runs, domain, at_a_time, competitor)
+            figures[f"{domain}_of_vllm_ngram{end}"] = round(statistics.median(ratios), 3)
         if competitor is HEADS:
             for over, name in ((PLAIN, "plain"), (TURBO, "suffix")):
                 ratios = _ratios(runs, domain, at_a_time, over, HEADS)

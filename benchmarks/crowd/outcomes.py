@@ -8,11 +8,13 @@ from typing import Any
 import httpx
 
 COMPLETIONS = "/v1/completions"
+SERVED_NAME = "crowded"  # what the server is to call its model
 
 
 def body(tokens: int, **rest: Any) -> dict[str, Any]:
     """A request for an answer of exactly so many tokens, in the fields that the server documents."""
     return {
+        "model": SERVED_NAME,
         "prompt": "The kettle is on the table, and the cup",
         "max_tokens": tokens,
         "ignore_eos": True,

@@ -1,4 +1,4 @@
-"""Two hundred clients that connect, cancel, send garbage and bodies that are too long, and at times ask.
+"""Clients that connect, cancel, send garbage and bodies that are too long, and at times ask.
 
 Every status that a client was sent is counted. A client that never hears anything within its patience counts
 as `silent`.
@@ -14,15 +14,12 @@ from typing import Any
 
 import httpx
 
-from crowd.outcomes import COMPLETIONS, body
+from crowd.outcomes import COMPLETIONS, SERVED_NAME, body
 
-CLIENTS, ACTIONS = 200, 5
+CLIENTS, ACTIONS = 200, 10
 PATIENCE_SECONDS = 300.0
 TOO_LONG = 5 << 20  # bytes, above the server's limit
-_WRONG: tuple[Any, ...] = (
-    {},
-    [],
-    "text",
+_WRONG_FIELDS: tuple[dict[str, Any], ...] = (
     {"prompt": 3},
     {"prompt": [[]]},
     {"prompt": [-1]},
@@ -39,6 +36,15 @@ _WRONG: tuple[Any, ...] = (
     {"prompt": "x", "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": 7}}}},
     {"prompt": "x", "surprise": True},
 )
+# those that name the model get as far as the field that is wrong
+_WRONG: tuple[Any, ...] = (
+    {},
+    [],
+    "text",
+    {"prompt": "x"},
+    {"model": "another", "prompt": "x"},
+    *({"model": SERVED_NAME, **fields} for fields in _WRONG_FIELDS),
+)
 _GARBAGE = (
     b"\x00\xff\xfe\r\n\r\n",
     b"GET\r\n\r\n",
@@ -49,13 +55,13 @@ _GARBAGE = (
 )
 
 
-async def unruly(url: str, seed: int = 1) -> Counter[str]:
+async def unruly(url: str, clients: int = CLIENTS, seed: int = 1) -> Counter[str]:
     """What all clients together were sent, by status; and how many went away by themselves."""
     counts: Counter[str] = Counter()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=50)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, limits=limits) as client:
         await asyncio.gather(
-            *(_client(client, url, random.Random(f"{seed}-{n}"), counts) for n in range(CLIENTS))
+            *(_client(client, url, random.Random(f"{seed}-{n}"), counts) for n in range(clients))
         )
     return counts
 

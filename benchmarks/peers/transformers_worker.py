@@ -35,7 +35,8 @@ def load(setup: Setup) -> Answerer:
             answers.append(found[0, len(prompt) :].tolist())
         return answers
 
-    return lambda job: timed(job, lambda prompts: answer(job, prompts))
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return lambda job: timed(job, lambda prompts: answer(job, prompts), computed_with=instructions)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ def load(setup: Setup) -> Answerer:
     if ready.guarantee != "bytes":
         raise RuntimeError(f"the guarantee is {ready.guarantee}: this machine's products are not exact")
 
+    import torch
+
     from peers.learning import Learning
 
     scratch = tempfile.TemporaryDirectory(prefix="turbo-heads-")
@@ -46,12 +48,12 @@ def load(setup: Setup) -> Answerer:
         server = fresh(engine)
         if job.learn:
             server.speculation.drafters = learning.drafters(requests(job, job.learn, "l"))
-        return _answer(server, job)
+        return _answer(server, job, torch.backends.cpu.get_cpu_capability())
 
     return answer
 
 
-def _answer(engine: Engine, job: Job) -> Result:
+def _answer(engine: Engine, job: Job, instructions: str) -> Result:
     run(engine, requests(job, job.warm, "w"), max(1, len(job.warm)))
     before = engine.stats()
     asked = requests(job, job.prompts, "r")
@@ -64,6 +66,7 @@ def _answer(engine: Engine, job: Job) -> Result:
         seconds,
         after.drafts - before.drafts,
         after.accepted_tokens - before.accepted_tokens,
+        instructions,
     )
 
 

@@ -1,4 +1,4 @@
-"""vLLM on CPU, plain or with n-gram speculation as `settings` say."""
+"""vLLM on CPU in this process, plain or with the speculation that `settings` say."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from peers.worker import Answerer, Job, Setup, serve, timed
 
 
 def load(setup: Setup) -> Answerer:
-    """An engine for `at_a_time` requests; its prefix cache is on, as it is by default."""
+    """An engine for `at_a_time` requests; its prefix cache is on, as it is by default, and empty when a run
+    begins.
+    """
     cores = sorted(os.sched_getaffinity(0))[: setup.threads]
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     os.environ["VLLM_CPU_KVCACHE_SPACE"] = "2"  # GiB
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # no other process, as it is with us
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
     os.environ["VLLM_NO_USAGE_STATS"] = "1"
+    import torch
     from vllm import LLM, SamplingParams
 
     engine: Any = LLM(
@@ -26,14 +30,30 @@ def load(setup: Setup) -> Answerer:
     )
 
     def answer(job: Job, prompts: list[list[int]]) -> list[list[int]]:
-        params = SamplingParams(temperature=0.0, max_tokens=job.max_tokens, stop_token_ids=job.stop)
+        params = SamplingParams(
+            temperature=0.0, max_tokens=job.max_tokens, stop_token_ids=job.stop, detokenize=False
+        )
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
         # it batches what one call brings
         calls = [asked] if job.at_a_time > 1 else [[one] for one in asked]
         told = [one for call in calls for one in engine.generate(call, params, use_tqdm=False)]
         return [list(one.outputs[0].token_ids) for one in told]
 
-    return lambda job: timed(job, lambda prompts: answer(job, prompts))
+    def forget() -> None:
+        if not engine.reset_prefix_cache():
+            raise RuntimeError("the prefix cache was not emptied")
+        engine.collective_rpc(_forget_answers)
+
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return lambda job: timed(job, lambda prompts: answer(job, prompts), forget, instructions)
+
+
+def _forget_answers(worker: Any) -> None:
+    """What suffix decoding keeps of answers; n-grams are looked up in the request itself."""
+    kept: Any = getattr(getattr(worker.model_runner, "drafter", None), "suffix_cache", None)
+    if kept is not None:
+        for request in list(kept.cached_requests):
+            kept.evict_cached_response(request)
 
 
 if __name__ == "__main__":

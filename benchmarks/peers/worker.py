@@ -48,18 +48,25 @@ class Result:
     seconds: float = 0.0
     drafts: int = 0  # verifications with at least one draft
     accepted: int = 0  # drafted tokens
+    computed_with: str = ""  # instruction sets, as the competitor names them
 
 
 Answerer = Callable[[Job], Result]
 
 
-def timed(job: Job, answer: Callable[[list[list[int]]], list[list[int]]]) -> Result:
-    """Warm up, then answer under the clock."""
+def timed(
+    job: Job,
+    answer: Callable[[list[list[int]]], list[list[int]]],
+    forget: Callable[[], None] = lambda: None,
+    computed_with: str = "",
+) -> Result:
+    """Forget prompts and answers of earlier runs, warm up, then answer under the clock."""
+    forget()
     if job.warm:
         answer(job.warm)
     began = time.perf_counter()
     answers = answer(job.prompts)
-    return Result(answers, time.perf_counter() - began)
+    return Result(answers, time.perf_counter() - began, computed_with=computed_with)
 
 
 def serve(load: Callable[[Setup], Answerer]) -> None:

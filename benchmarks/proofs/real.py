@@ -98,16 +98,18 @@ class _Mate:
     table: list[int]
 
 
-def logit_differences(engine: Engine, requests: Sequence[Submit], answers: dict[str, Answer]) -> int:
-    """Positions whose logits are not bit-equal in all of: at once, in chunks, row by row, as verification
-    beside mates.
+def compared_logits(
+    engine: Engine, requests: Sequence[Submit], answers: dict[str, Answer]
+) -> tuple[int, int]:
+    """How many positions were looked at, and of them those whose logits are not bit-equal in all of: at once,
+    in chunks, row by row, as verification beside mates.
     """
-    different = 0
+    compared = different = 0
     longest = sorted(requests, key=lambda r: len(answers[r.request_id].tokens), reverse=True)
     mate = list(longest[0].prompt)
     for request in longest[:LOGIT_ANSWERS]:
         tokens = [*request.prompt, *answers[request.request_id].tokens]
-        wanted = range(len(tokens) - LOGIT_POSITIONS_EACH, len(tokens))
+        wanted = range(max(0, len(tokens) - LOGIT_POSITIONS_EACH), len(tokens))
         blocks = blocks_for(len(tokens))
         tables = [list(range(n * blocks, (n + 1) * blocks)) for n in range(5)]
         beside = _Mate(mate, list(range(5 * blocks, 5 * blocks + blocks_for(len(mate)))))
@@ -119,8 +121,10 @@ def logit_differences(engine: Engine, requests: Sequence[Submit], answers: dict[
             _computed(engine, tokens, prompt, tables[3], 9),
             _computed(engine, tokens, prompt, tables[4], 37, beside),
         )
-        different += sum(any(not torch.equal(at_once[i], way[i]) for way in ways) for i in wanted)
-    return different
+        equal = [all(torch.equal(at_once[i], way[i]) for way in ways) for i in wanted]
+        compared += len(equal)
+        different += equal.count(False)
+    return compared, different
 
 
 def _computed(

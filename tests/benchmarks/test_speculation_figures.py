@@ -1,0 +1,76 @@
+"""What the speculation benchmark makes of its runs, and how long it says that they take."""
+
+from __future__ import annotations
+
+from peers.contest import (
+    LLAMA_F32,
+    LLAMA_Q4,
+    LOOKUP,
+    NGRAMS,
+    PLAIN,
+    TRANSFORMERS,
+    TURBO,
+    VLLM_PLAIN,
+    Competitor,
+)
+from peers.domains import Asked, Domain
+from peers.estimate import minutes
+from peers.worker import Job, Result, timed
+from speculation import Measured, Runs, _figures, _rows
+
+JSON = Domain("json", [], [], [[Asked([1], [2])], [Asked([3], [4])]], 0)
+
+
+def measured(*speeds: float) -> list[Measured]:
+    return [Measured(int(speed), 1.0, 0, 0, 1, 1, "AVX2") for speed in speeds]
+
+
+def runs(**more: list[Measured]) -> Runs:
+    found: dict[tuple[str, int, Competitor], list[Measured]] = {
+        ("json", 1, PLAIN): measured(20, 20),
+        ("json", 1, TURBO): measured(40, 60),
+        ("json", 1, LLAMA_Q4): measured(80),
+        ("json", 1, NGRAMS[0]): measured(25, 30) if "four" not in more else more["four"],
+        ("json", 1, NGRAMS[1]): measured(10) if "eight" not in more else more["eight"],
+    }
+    return found
+
+
+def test_the_bar_is_held_against_the_better_ngram_setting() -> None:
+    assert _figures([JSON], runs())["json_of_vllm_ngram"] == 1.8
+    other = runs(four=measured(10), eight=measured(20, 20))
+    assert _figures([JSON], other)["json_of_vllm_ngram"] == 2.5
+
+
+def test_who_took_part_once_is_compared_in_that_run() -> None:
+    assert _figures([JSON], runs())["json_of_llama_q4"] == 0.5
+    rows = {row["who"]: row for row in _rows(runs())}
+    assert (rows["llama.cpp Q4_1"]["runs"], rows["turbo"]["runs"]) == (1, 2)
+    assert rows["turbo"]["computed_with"] == "AVX2"
+
+
+def test_sizes_are_told_of_few_prompts_too() -> None:
+    figures = _figures([JSON], runs())
+    assert (figures["runs"], figures["prompts_min"], figures["answer_tokens_min"]) == (2, 2, 2)
+
+
+def test_the_estimate_counts_who_takes_part_once_and_who_batches() -> None:
+    everyone = [PLAIN, TURBO, TRANSFORMERS, LOOKUP, VLLM_PLAIN, *NGRAMS, LLAMA_F32, LLAMA_Q4]
+    alone = minutes(3, 4000, 5, [1], everyone)
+    both = minutes(3, 4000, 5, [1, 8], everyone)
+    assert 40 < alone < 55
+    assert alone + 3 < both < alone + 15
+    assert minutes(1, 4000, 5, [1], everyone) < alone / 2
+
+
+def test_a_peer_forgets_before_it_is_warmed_and_timed() -> None:
+    heard: list[object] = []
+
+    def answer(prompts: list[list[int]]) -> list[list[int]]:
+        heard.append(prompts)
+        return prompts
+
+    job = Job("", [[1]], [[2]], 1, 4, [0])
+    result = timed(job, answer, lambda: heard.append("forget"), "AVX2")
+    assert heard == ["forget", [[2]], [[1]]]
+    assert result == Result([[1]], result.seconds, computed_with="AVX2")
