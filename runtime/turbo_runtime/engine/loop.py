@@ -17,9 +17,9 @@ from turbo_runtime.engine.goodput.control import Control
 from turbo_runtime.engine.grammar import GrammarError, Grammars
 from turbo_runtime.engine.laws import Laws
 from turbo_runtime.engine.model import Forward, PagedModel
-from turbo_runtime.engine.part import Part, lay_out
+from turbo_runtime.engine.part import Part, compute, lay_out
 from turbo_runtime.engine.request import Cancel, EngineStats, Step, Submit, TokenEvent
-from turbo_runtime.engine.sampling.answer import NoTokenError
+from turbo_runtime.engine.sampling.answer import NOT_FINITE, NoTokenError
 from turbo_runtime.engine.sampling.noise import Noise
 from turbo_runtime.engine.sampling.step import TokenAt, tokens_of_step
 from turbo_runtime.engine.scheduler import Scheduler
@@ -101,13 +101,15 @@ class Engine:
             self._note_start(parts)
             self.speculation.propose(parts)
             before = time.perf_counter()
-            forward = self.model.forward([part.chunk() for part in parts])
+            forward = compute(self.model, parts)
             after = time.perf_counter()
             logits = forward.logits
             lay_out(parts, logits)
-            yielding = [part for part in parts if part.work.yields]
+            yielding = [part for part in parts if part.work.yields and not part.broken]
             for part in parts:
-                if not part.work.yields:
+                if part.broken:
+                    self._cannot(part.work.sequence, NOT_FINITE)
+                elif not part.work.yields:
                     self.scheduler.fold(part.work, [])
             drawn = tokens_of_step(logits, [part.rows() for part in yielding], self.noise)
             for part, token_at in zip(yielding, drawn, strict=True):
@@ -196,8 +198,7 @@ class Engine:
             verdict = verify(token_at, drafts, stop_ids=law.stop_ids, room=self.scheduler.room(sequence))
             logprobs = part.logprobs(forward.logits, verdict.tokens)
         except (NoTokenError, GrammarError) as error:
-            self._end(sequence)
-            self._events.append(TokenEvent(request_id, finish_reason="error", error=str(error), refused=True))
+            self._cannot(sequence, str(error))
             return
         except Exception as error:
             log.exception("request %s failed", request_id)
@@ -231,6 +232,12 @@ class Engine:
                 sequence.submit, sequence.tokens[sequence.prompt_length :], verdict.finish_reason
             )
             self._end(sequence)
+
+    def _cannot(self, sequence: Sequence, why: str) -> None:
+        self._end(sequence)
+        self._events.append(
+            TokenEvent(sequence.submit.request_id, finish_reason="error", error=why, refused=True)
+        )
 
     def _end(self, sequence: Sequence) -> None:
         submit = sequence.submit

@@ -18,9 +18,11 @@ from turbo_runtime.engine.sampling.processors import Processors
 
 GREEDY_BELOW = 1e-6  # a temperature below this is 0: the quotient would leave what float64 resolves
 
+NOT_FINITE = "the model's logits are not finite: its weights or its precision are broken"
+
 
 class NoTokenError(ValueError):
-    """Every token is forbidden where one is wanted; the text is a sentence for the user."""
+    """There is no token where one is wanted; the text is a sentence for the user."""
 
 
 class AnswerLaw:
@@ -81,7 +83,7 @@ class AnswerLaw:
         if token != NOTHING:
             return token
         if self.plain:
-            raise NoTokenError("the model's logits are not finite: its weights or its precision are broken")
+            raise NoTokenError(NOT_FINITE)
         raise NoTokenError(
             "no token is left to choose from: response_format, bad_words and min_tokens together forbid "
             "every one; relax one of them"
