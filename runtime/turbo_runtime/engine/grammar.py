@@ -27,6 +27,12 @@ COMPILE_SECONDS = 10.0
 _CACHED = 64  # compiled grammars kept for answers to come
 
 
+class SpentError(GrammarError):
+    """The matcher gave up at its limits, which all answers under one grammar share, and what was drafted for
+    them: whether this answer alone is too much shows once it is renewed.
+    """
+
+
 class GrammarMatcher:
     """How far one answer is in its grammar. Advances with tokens that the engine has drawn, never back."""
 
@@ -35,26 +41,42 @@ class GrammarMatcher:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._ends = list(end_ids)
+        self._told: list[int] = []
+        self._costly = False  # whether it was ever renewed
+        self._fresh = False  # whether nothing but the answer's tokens went into it
 
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens, all of which were allowed. A matcher that gives up here, at
         one of its limits, says so when it is asked what is allowed; until then it only drafts badly.
         """
+        self._told.extend(tokens)
         self._matcher.consume_tokens(list(tokens))
 
     def allowed(self) -> Tensor:
-        """(vocabulary,) bool: the tokens that may come now. Raises GrammarError."""
+        """(vocabulary,) bool: the tokens that may come now. Raises SpentError: once renewed, ask again; and
+        GrammarError where that did not help. So it is the answer's tokens that decide whether it fails, and
+        neither drafts nor other answers.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise GrammarError(
+            raise (GrammarError if self._fresh else SpentError)(
                 f"the grammar became too costly: {sentence(self._matcher.get_error())}; simplify it"
             )
+        self._fresh = False
         mask = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
         return torch.from_numpy(mask.view(np.bool_))
 
+    def renew(self, matcher: LLMatcher) -> None:
+        """Go on with one at the beginning of the same grammar that no other answer has."""
+        matcher.consume_tokens(self._told)
+        self._matcher = matcher
+        self._costly = self._fresh = True
+
     def allowed_prefix(self, tokens: Sequence[int]) -> int:
-        """How many of these tokens, from the first on, may follow: the others would be drafted in vain."""
-        return int(self._matcher.validate_tokens(list(tokens)))
+        """How many of these tokens, from the first on, may follow: the others would be drafted in vain. Of a
+        costly grammar it may be more: to look ahead costs as much as to go on.
+        """
+        return len(tokens) if self._costly else int(self._matcher.validate_tokens(list(tokens)))
 
     def forced(self) -> list[int]:
         """The tokens that must follow whatever the model thinks, as the tokenizer would write them."""
@@ -108,6 +130,11 @@ class Grammars:
             self._cache.popitem(last=False)
         return Compiling(self, future)
 
+    def compile_alone(self, grammar: Grammar) -> Future[LLMatcher]:
+        """Once more, for one answer. The one that was kept has spent its limits, and is kept no longer."""
+        self._cache.pop(grammar, None)
+        return self._thread.submit(self._compile_tried, grammar)
+
     def has(self, grammar: Grammar) -> bool:
         """Whether it is compiled, so that `compile` keeps nobody waiting."""
         future = self._cache.get(grammar)
@@ -124,4 +151,8 @@ class Grammars:
         if self._tokenizer is None:
             self._tokenizer = read_tokenizer(self._file, self.vocabulary, self.end_ids)
         self._trial.end(grammar, COMPILE_SECONDS)
+        return self._compile_tried(grammar)
+
+    def _compile_tried(self, grammar: Grammar) -> LLMatcher:
+        assert self._tokenizer is not None
         return compile_grammar(self._tokenizer, grammar)

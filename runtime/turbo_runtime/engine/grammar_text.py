@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Without a bound a model that has lost its way writes blanks for ever. `x-guidance` in a schema overrules it.
 _WHITESPACE: JsonCompileOptions = {"whitespace_pattern": r"[ \t\n\r]{0,32}"}
 
+LIMITS = LLParserLimits(verbose_errors=False)
+
 
 class GrammarError(ValueError):
     """The grammar cannot be used; the text is a sentence for the user."""
@@ -42,7 +44,7 @@ def compile_grammar(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
     """A matcher at the grammar's beginning, whatever that takes. Raises GrammarError."""
     try:
         text = _in_llguidance(grammar)
-        matcher = LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        matcher = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
     except ValueError as error:
         raise _unusable(grammar, str(error)) from error
     if matcher.is_error():

@@ -14,7 +14,8 @@ from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.audit import Audit, AuditTerms
 from turbo_runtime.engine.goodput.control import Control
-from turbo_runtime.engine.grammar import GrammarError, Grammars
+from turbo_runtime.engine.grammar import Grammars, SpentError
+from turbo_runtime.engine.grammar_text import GrammarError
 from turbo_runtime.engine.laws import Laws
 from turbo_runtime.engine.model import Forward, PagedModel
 from turbo_runtime.engine.part import Part, compute, lay_out
@@ -95,7 +96,8 @@ class Engine:
                 self._refuse(submit, error)
         self.audit.make_room()
         plan = self.scheduler.plan()
-        parts = [Part(work, self.laws[work.sequence.submit.request_id]) for work in plan.work]
+        names = ((work, work.sequence.submit.request_id) for work in plan.work)
+        parts = [Part(work, self.laws[name]) for work, name in names if self.laws.ready(name)]
         if parts:
             began = time.perf_counter()
             self._note_start(parts)
@@ -197,6 +199,9 @@ class Engine:
         try:
             verdict = verify(token_at, drafts, stop_ids=law.stop_ids, room=self.scheduler.room(sequence))
             logprobs = part.logprobs(forward.logits, verdict.tokens)
+        except SpentError:
+            self.laws.renew(request_id)  # nothing is booked: this step comes again
+            return
         except (NoTokenError, GrammarError) as error:
             self._cannot(sequence, str(error))
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from llguidance import LLMatcher
 from torch import Tensor
 
 from turbo_runtime.engine.grammar import GrammarMatcher
@@ -60,7 +61,8 @@ class AnswerLaw:
 
     def token(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int] = ()) -> int:
         """The token of the row (vocabulary,) that has seen `tokens`, prompt and answer so far, and then
-        `drafts`. Raises NoTokenError, and GrammarError where the grammar becomes too costly.
+        `drafts`. Raises NoTokenError, SpentError where it should be asked again after `renew`, and
+        GrammarError where the grammar becomes too costly.
         """
         row = self._processed(logits, tokens, drafts)
         if self._cuts:
@@ -120,6 +122,11 @@ class AnswerLaw:
             return []
         self._read(tokens, ())
         return self._grammar.forced()
+
+    def renew(self, matcher: LLMatcher) -> None:
+        """After a SpentError: the answer's grammar goes on with this, and the row may be asked for again."""
+        if self._grammar is not None:
+            self._grammar.renew(matcher)
 
     def _processed(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int]) -> Tensor:
         """The row after everything but the temperature and the cuts."""
