@@ -10,7 +10,7 @@ from turbo_runtime.drafters.draft import Draft
 from turbo_runtime.engine.model import Chunk, Forward, PagedModel
 from turbo_runtime.engine.request import TokenLogprob
 from turbo_runtime.engine.sampling.answer import AnswerLaw
-from turbo_runtime.engine.sampling.logprobs import token_logprob
+from turbo_runtime.engine.sampling.logprobs import token_logprobs
 from turbo_runtime.engine.sampling.step import AnswerRows
 from turbo_runtime.engine.sequence import Work
 
@@ -48,7 +48,7 @@ class Part:
         top = self.law.params.logprobs
         if top is None:
             return ()
-        return tuple(token_logprob(logits[self.first + i], token, top) for i, token in enumerate(tokens))
+        return tuple(token_logprobs(logits[self.first : self.first + len(tokens)], tokens, top))
 
 
 def compute(model: PagedModel, parts: list[Part]) -> Forward:
