@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.audit import Audit, AuditTerms
+from turbo_runtime.engine.counters import Counters
 from turbo_runtime.engine.goodput.control import Control
 from turbo_runtime.engine.grammar import Grammars, SpentError
 from turbo_runtime.engine.grammar_text import GrammarError
@@ -26,7 +26,7 @@ from turbo_runtime.engine.sampling.step import TokenAt, tokens_of_step
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence
 from turbo_runtime.engine.speculation import Speculation
-from turbo_runtime.engine.verify import Verdict, verify
+from turbo_runtime.engine.verify import verify
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ class Engine:
         self._queued: dict[str, float] = {}  # how long one waited that has no token yet
         self._checked = True  # the books, since the last step
         self._events: list[TokenEvent] = []  # of the step in progress
-        self._stats = EngineStats()
+        self._counters = Counters()
+        self._version_told = ""  # of the drafts
 
     @property
     def idle(self) -> bool:
@@ -118,12 +119,8 @@ class Engine:
                 self._advance(part, token_at, forward)
             seconds = time.perf_counter() - began
             self.speculation.learn(seconds)
-            self._stats = replace(
-                self._stats,
-                step_tokens=sum(part.work.count + len(part.drafts) for part in parts),
-                step_seconds=self._stats.step_seconds + seconds,
-                forward_seconds=self._stats.forward_seconds + after - before,
-            )
+            tokens = sum(part.work.count + len(part.drafts) for part in parts)
+            self._counters.count_step(tokens, seconds, after - before)
         elif self.laws.compiling:
             self.laws.wait(_COMPILE_WAIT_SECONDS)
         return Step(tuple(self._take_events()), self.stats())
@@ -131,8 +128,22 @@ class Engine:
     def stats(self) -> EngineStats:
         """The state now, and the counters."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        return replace(
-            self._stats,
+        counts, version = self._counters, self.speculation.drafters.version
+        self._version_told = version
+        return EngineStats(
+            prompts=counts.prompts,
+            prompt_tokens=counts.prompt_tokens,
+            generated_tokens=counts.generated_tokens,
+            drafts=counts.drafts,
+            draft_tokens=counts.draft_tokens,
+            accepted_tokens=counts.accepted_tokens,
+            accepted_per_position=tuple(counts.accepted_per_position),
+            chosen_drafts=tuple(counts.chosen_drafts),
+            step_tokens=counts.step_tokens,
+            step_seconds=counts.step_seconds,
+            forward_seconds=counts.forward_seconds,
+            audits=counts.audits,
+            audit_mismatches=counts.audit_mismatches,
             running_requests=len(running),
             waiting_requests=len(waiting),
             running_tokens=sum(s.computed for s in running),
@@ -142,7 +153,7 @@ class Engine:
             prefix_cache_queries=self.scheduler.prefixes.queries,
             prefix_cache_hits=self.scheduler.prefixes.hits,
             speedup=self.speculation.control.speedup,
-            draft_version=self.speculation.drafters.version,
+            draft_version=version,
         )
 
     def rest(self) -> Step | None:
@@ -157,11 +168,12 @@ class Engine:
             self._checked = True
         held = self.audit.step()
         if held is not None:
-            self._count(audits=1, audit_mismatches=not held)
+            self._counters.count_audit(held)
             self._checked = False  # it had blocks too
-        changed = held is not None or self.speculation.drafters.version != self._stats.draft_version
-        self._stats = replace(self.stats(), step_tokens=0)  # this was none
-        return Step((), self._stats) if changed else None
+        self._counters.step_tokens = 0  # this was none
+        if held is None and self.speculation.drafters.version == self._version_told:
+            return None
+        return Step((), self.stats())
 
     def _check_ids(self, submit: Submit) -> None:
         """An id without an embedding would fail the pass of everybody in the step."""
@@ -175,7 +187,7 @@ class Engine:
         except ValueError as error:
             self._refuse(submit, error)
             return
-        self._count(prompts=1, prompt_tokens=len(submit.prompt))
+        self._counters.count_prompt(len(submit.prompt))
 
     def _refuse(self, submit: Submit, error: ValueError) -> None:
         self.laws.end(submit.request_id)
@@ -216,7 +228,7 @@ class Engine:
             return
         self.scheduler.fold(part.work, list(verdict.tokens))
         self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
-        self._count_verdict(verdict, len(drafts))
+        self._counters.count_verdict(verdict, len(drafts))
         first = sequence.generated == len(verdict.tokens)
         self._events.append(
             TokenEvent(
@@ -255,22 +267,3 @@ class Engine:
     def _take_events(self) -> list[TokenEvent]:
         events, self._events = self._events, []
         return events
-
-    def _count(self, **increments: int) -> None:
-        grown = {name: getattr(self._stats, name) + by for name, by in increments.items()}
-        self._stats = replace(self._stats, **grown)
-
-    def _count_verdict(self, verdict: Verdict, drafted: int) -> None:
-        chosen = list(self._stats.chosen_drafts)
-        chosen += [0] * (drafted + 1 - len(chosen))
-        chosen[drafted] += 1
-        self._count(generated_tokens=len(verdict.tokens))
-        self._stats = replace(self._stats, chosen_drafts=tuple(chosen))
-        if not drafted:
-            return
-        self._count(drafts=1, draft_tokens=drafted, accepted_tokens=verdict.accepted)
-        per_position = list(self._stats.accepted_per_position)
-        per_position += [0] * (drafted - len(per_position))
-        for position in range(verdict.accepted):
-            per_position[position] += 1
-        self._stats = replace(self._stats, accepted_per_position=tuple(per_position))

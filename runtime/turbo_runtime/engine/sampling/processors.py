@@ -85,9 +85,7 @@ class Penalties:
         self._params = params
         met = prompt if params.repetition_penalty != 1.0 else ()
         self._of_prompt = np.unique(np.fromiter(met, np.int64, len(met)))
-        self._place: dict[
-            int, int
-        ] = {}  # of the answer's tokens in the next two, which begin with the prompt's
+        self._place: dict[int, int] = {}  # of the answer's tokens in both, which begin with the prompt's:
         self._ids = torch.from_numpy(self._of_prompt).to(device)
         self._counts = torch.zeros(len(self._ids), device=device)  # how often the answer has them
 
