@@ -15,7 +15,8 @@ from torch import Tensor
 from turbo_runtime.engine.attention import CacheShape, KVPool, PagedStep, Rule, Span
 from turbo_runtime.engine.attention import rows as row_wise
 from turbo_runtime.engine.attention.check import row_counts_that_hold
-from turbo_runtime.engine.attention.rows import ROW_COUNTS
+from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention
+from turbo_runtime.engine.attention.spans import Spans
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, blocks_for
 
 HEADS, KV_HEADS, KEY, VALUE = 6, 2, 16, 8
@@ -165,3 +166,11 @@ def test_products_whose_bits_depend_on_how_many_there_are_hold_at_no_count(
 
 def test_all_counts_are_tried() -> None:
     assert set(row_counts_that_hold(pool())) <= set(ROW_COUNTS)
+
+
+def test_only_the_last_keys_of_an_item_are_masked() -> None:
+    spans = Spans.of([Span(LENGTH - 1, 1, table(0), 0), Span(256, 4, table(1), 0), Span(254, 4, table(2), 0)])
+    attention = RowAttention(pool(), spans, (4,))
+    (group,) = attention._groups
+    # of three, three and two and a bit chunks: one, one, and two where the rows lie on both sides of an edge
+    assert group._tail.tolist() == [2, 5, 7, 8]
