@@ -19,11 +19,12 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from turbo_runtime.engine.grammar_text import GrammarError, compile_grammar, read_tokenizer, sentence
-from turbo_runtime.engine.grammar_trial import GrammarTrial
+from turbo_runtime.engine.grammar_trial import GrammarTrial, SlowGrammarError
 from turbo_runtime.engine.request import Grammar
 
 MOST_CHARACTERS = 1 << 18  # of a grammar's text
 COMPILE_SECONDS = 10.0
+QUICK_SECONDS = 0.5  # what takes longer goes on behind others of its kind, and keeps no quick one waiting
 _CACHED = 64  # compiled grammars kept for answers to come
 
 
@@ -66,10 +67,13 @@ class GrammarMatcher:
         mask = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
         return torch.from_numpy(mask.view(np.bool_))
 
-    def renew(self, matcher: LLMatcher) -> None:
-        """Go on with one at the beginning of the same grammar that no other answer has."""
-        matcher.consume_tokens(self._told)
-        self._matcher = matcher
+    def renew(self, matcher: LLMatcher | None) -> None:
+        """Go on with one at the beginning of the same grammar that no other answer has; without one, this
+        answer fails when it asks.
+        """
+        if matcher is not None:
+            matcher.consume_tokens(self._told)
+            self._matcher = matcher
         self._costly = self._fresh = True
 
     def allowed_prefix(self, tokens: Sequence[int]) -> int:
@@ -114,8 +118,8 @@ class Grammars:
         self.end_ids = tuple(sorted(end_ids))
         self._file = tokenizer_file
         self._tokenizer: LLTokenizer | None = None
-        self._trial = GrammarTrial(tokenizer_file, vocabulary, self.end_ids)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        lanes = (_Lane(GrammarTrial(tokenizer_file, vocabulary, self.end_ids)) for _ in range(2))
+        self._quick, self._slow = lanes
         self._cache: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
 
     def compile(self, grammar: Grammar) -> Compiling:
@@ -124,7 +128,7 @@ class Grammars:
             raise GrammarError(
                 f"the {grammar.kind} has {len(grammar.text)} characters; at most {MOST_CHARACTERS} are taken"
             )
-        future = self._cache.pop(grammar, None) or self._thread.submit(self._compile, grammar)
+        future = self._cache.pop(grammar, None) or self._begin(grammar)
         self._cache[grammar] = future
         if len(self._cache) > _CACHED:
             self._cache.popitem(last=False)
@@ -133,7 +137,7 @@ class Grammars:
     def compile_alone(self, grammar: Grammar) -> Future[LLMatcher]:
         """Once more, for one answer. The one that was kept has spent its limits, and is kept no longer."""
         self._cache.pop(grammar, None)
-        return self._thread.submit(self._compile_tried, grammar)
+        return self._begin(grammar)
 
     def has(self, grammar: Grammar) -> bool:
         """Whether it is compiled, so that `compile` keeps nobody waiting."""
@@ -142,17 +146,44 @@ class Grammars:
 
     def close(self) -> None:
         """Take no more; what is being compiled is not waited for."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
-        self._trial.close()
+        for lane in (self._quick, self._slow):
+            lane.thread.shutdown(wait=False, cancel_futures=True)
+            lane.trial.close()
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
-        """On the thread, which `COMPILE_SECONDS` bound from here on: those before it have had their own."""
-        self._trial.begin(grammar, COMPILE_SECONDS)
-        if self._tokenizer is None:
+    def _begin(self, grammar: Grammar) -> Future[LLMatcher]:
+        future: Future[LLMatcher] = Future()
+        self._quick.thread.submit(self._compile_quickly, grammar, future)
+        return future
+
+    def _compile_quickly(self, grammar: Grammar, future: Future[LLMatcher]) -> None:
+        try:
+            future.set_result(self._compile(self._quick, grammar, min(QUICK_SECONDS, COMPILE_SECONDS)))
+        except SlowGrammarError as error:
+            if COMPILE_SECONDS > QUICK_SECONDS:
+                self._slow.thread.submit(self._compile_slowly, grammar, future)
+            else:
+                future.set_exception(error)
+        except BaseException as error:  # as an executor does: whoever waits is told
+            future.set_exception(error)
+
+    def _compile_slowly(self, grammar: Grammar, future: Future[LLMatcher]) -> None:
+        try:
+            future.set_result(self._compile(self._slow, grammar, COMPILE_SECONDS))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _compile(self, lane: _Lane, grammar: Grammar, seconds: float) -> LLMatcher:
+        """On the lane's thread; its time begins here, since those before it have had their own."""
+        lane.trial.begin(grammar, seconds)
+        if self._tokenizer is None:  # the quick lane sees every grammar first
             self._tokenizer = read_tokenizer(self._file, self.vocabulary, self.end_ids)
-        self._trial.end(grammar, COMPILE_SECONDS)
-        return self._compile_tried(grammar)
-
-    def _compile_tried(self, grammar: Grammar) -> LLMatcher:
-        assert self._tokenizer is not None
+        lane.trial.end(grammar, seconds)
         return compile_grammar(self._tokenizer, grammar)
+
+
+class _Lane:
+    """A thread on which one grammar at a time is tried, then compiled."""
+
+    def __init__(self, trial: GrammarTrial) -> None:
+        self.trial = trial
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")

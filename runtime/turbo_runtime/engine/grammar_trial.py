@@ -22,6 +22,10 @@ from turbo_runtime.engine.request import Grammar
 MOST_BYTES = 1 << 30  # beyond what the process holds before it compiles
 
 
+class SlowGrammarError(GrammarError):
+    """It takes more than the time it was given."""
+
+
 class GrammarTrial:
     """Asks the process, which starts with the first grammar, and again with the next after it was ended."""
 
@@ -65,7 +69,7 @@ class GrammarTrial:
         ended = process.wait()
         self.close()
         if ended == -signal.SIGALRM:
-            raise GrammarError(f"the grammar takes more than {seconds:.0f} s to compile; simplify it")
+            raise SlowGrammarError(f"the grammar takes more than {seconds:.0f} s to compile; simplify it")
         raise GrammarError(f"the {grammar.kind} takes too much memory to compile; simplify it")
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from llguidance import LLMatcher
@@ -11,6 +12,8 @@ from turbo_runtime.engine.grammar_text import GrammarError
 from turbo_runtime.engine.request import Submit
 from turbo_runtime.engine.sampling.answer import AnswerLaw
 from turbo_runtime.engine.sampling.noise import Noise, answer_key
+
+log = logging.getLogger(__name__)
 
 
 class Laws:
@@ -83,7 +86,10 @@ class Laws:
             return True
         if renewed.done():
             del self._renewing[request_id]
-            self._laws[request_id].renew(renewed.result())
+            failed = renewed.exception()
+            if failed is not None and not isinstance(failed, GrammarError):
+                log.error("a grammar that was compiled before was not again: %s", failed)
+            self._laws[request_id].renew(None if failed else renewed.result())
         return renewed.done()
 
     def end(self, request_id: str) -> None:

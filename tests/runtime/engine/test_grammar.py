@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -361,6 +362,21 @@ def test_a_grammar_that_takes_too_long_is_refused_and_keeps_no_other_waiting(
         with pytest.raises(GrammarError, match="takes more than 1 s to compile; simplify it"):
             each.matcher()
     assert behind.matcher().allowed()[tokenizer.encode("a").ids[0]]
+
+
+def test_a_slow_grammar_keeps_no_quick_one_waiting(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = Event()
+    grammars._slow.thread.submit(others.wait)  # slow ones that came before
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "QUICK_SECONDS", 0.001)
+        slow = grammars.compile(Grammar("json_schema", '{"type": "integer", "multipleOf": 99991}'))
+        grammars._quick.thread.submit(lambda: None).result()  # that one was too slow by now
+    assert grammars.compile(Grammar("regex", "abcd")).matcher().allowed().any()
+    assert not slow.done
+    others.set()
+    assert slow.matcher().allowed().any()
 
 
 def test_a_grammar_that_takes_too_much_memory_is_refused_and_the_next_is_tried(

@@ -123,7 +123,7 @@ class AnswerLaw:
         self._read(tokens, ())
         return self._grammar.forced()
 
-    def renew(self, matcher: LLMatcher) -> None:
+    def renew(self, matcher: LLMatcher | None) -> None:
         """After a SpentError: the answer's grammar goes on with this, and the row may be asked for again."""
         if self._grammar is not None:
             self._grammar.renew(matcher)
