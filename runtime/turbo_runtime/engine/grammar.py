@@ -174,9 +174,10 @@ class Grammars:
 
     def _compile(self, lane: _Lane, grammar: Grammar, seconds: float) -> LLMatcher:
         """On the lane's thread; its time begins here, since those before it have had their own."""
-        lane.trial.begin(grammar, seconds)
         if self._tokenizer is None:  # the quick lane sees every grammar first
+            lane.trial.start()
             self._tokenizer = read_tokenizer(self._file, self.vocabulary, self.end_ids)
+        lane.trial.begin(grammar, seconds)
         lane.trial.end(grammar, seconds)
         return compile_grammar(self._tokenizer, grammar)
 

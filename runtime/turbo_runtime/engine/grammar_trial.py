@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,10 +40,54 @@ class GrammarTrial:
         """The tokenizer is that of the engine."""
         self._arguments = json.dumps([str(tokenizer_file), vocabulary, list(end_ids), most_bytes])
         self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()  # `close` comes from another thread
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the process, unless it runs; it reads the tokenizer then."""
+        with self._lock:
+            self._running()
 
     def begin(self, grammar: Grammar, seconds: float) -> None:
-        """Compile, for so long at most; `end` tells what came of it."""
+        """Compile, for so long at most; `end` must follow, and tells what came of it."""
+        with self._lock:
+            to = self._running().stdin
+            assert to
+            with suppress(BrokenPipeError):  # it has ended: `end` says so
+                to.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
+                to.flush()
+
+    def end(self, grammar: Grammar, seconds: float) -> None:
+        """Wait for the grammar that was begun. Raises GrammarError where it must not be compiled."""
+        process = self._process
+        if process is None:
+            raise GrammarError("the engine ends")
+        assert process.stdout
+        said = process.stdout.readline()
+        if said:
+            if error := json.loads(said):
+                raise GrammarError(error)
+            return
+        ended = process.wait()
+        with self._lock:
+            if self._closed:
+                raise GrammarError("the engine ends")
+            self._drop()
+        if ended == -signal.SIGALRM:
+            raise SlowGrammarError(f"the grammar takes more than {seconds:.0f} s to compile; simplify it")
+        raise GrammarError(f"the {grammar.kind} takes too much memory to compile; simplify it")
+
+    def close(self) -> None:
+        """End the process for good, from any thread."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._closed:
+            raise GrammarError("the engine ends")
         if self._process is None or self._process.poll() is not None:
+            self._drop()
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", __name__, self._arguments],
                 stdin=subprocess.PIPE,
@@ -51,29 +96,9 @@ class GrammarTrial:
                 start_new_session=True,  # it ends with its input, not at the terminal's Ctrl-C
                 encoding="utf-8",
             )
-        assert self._process.stdin
-        with suppress(BrokenPipeError):  # it has ended: `end` says so
-            self._process.stdin.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
-            self._process.stdin.flush()
+        return self._process
 
-    def end(self, grammar: Grammar, seconds: float) -> None:
-        """Wait for the grammar that was begun. Raises GrammarError where it must not be compiled."""
-        process = self._process
-        assert process
-        assert process.stdout
-        said = process.stdout.readline()
-        if said:
-            if error := json.loads(said):
-                raise GrammarError(error)
-            return
-        ended = process.wait()
-        self.close()
-        if ended == -signal.SIGALRM:
-            raise SlowGrammarError(f"the grammar takes more than {seconds:.0f} s to compile; simplify it")
-        raise GrammarError(f"the {grammar.kind} takes too much memory to compile; simplify it")
-
-    def close(self) -> None:
-        """End the process, from any thread; the next grammar starts another."""
+    def _drop(self) -> None:
         process, self._process = self._process, None
         if process is None:
             return
@@ -81,7 +106,8 @@ class GrammarTrial:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe:
-                pipe.close()
+                with suppress(BrokenPipeError):  # of what it did not read
+                    pipe.close()
 
 
 def main(file: str, vocabulary: int, end_ids: Sequence[int], most_bytes: int) -> None:
