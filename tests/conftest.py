@@ -7,6 +7,7 @@ cluster that TURBO_TEST_CONTEXT names. KUBECONFIG alone changes nothing, since t
 from __future__ import annotations
 
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -23,6 +24,8 @@ from turbo_operator import crd
 # every time.
 settings.register_profile("turbo", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("turbo")
+# A shell's background job ignores it, and so would the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

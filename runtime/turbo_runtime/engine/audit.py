@@ -24,7 +24,8 @@ from torch import Tensor
 
 from turbo_runtime.contract import Guarantee
 from turbo_runtime.engine.blocks import PROMPT_TILE
-from turbo_runtime.engine.grammar import GrammarError
+from turbo_runtime.engine.grammar import SpentError
+from turbo_runtime.engine.grammar_text import GrammarError
 from turbo_runtime.engine.laws import Laws
 from turbo_runtime.engine.model import Chunk, PagedModel
 from turbo_runtime.engine.request import Submit
@@ -117,6 +118,9 @@ class Audit:
         try:
             row = self._compute(replay.sequence)
             held = None if row is None else self._judge(replay, row)
+        except SpentError:  # by others: nothing is known of this answer
+            self._end()
+            return None
         except Exception:  # it is no request's fault: the engine goes on
             log.exception("the audit of request %s failed", replay.finished.submit.request_id)
             self._end()
@@ -174,5 +178,7 @@ class Audit:
             if self._terms.guarantee == "bytes":
                 return law.token(row, tokens) == token
             return law.excess(row, tokens, token, self._off * float(row.abs().max())) <= 0
+        except SpentError:
+            raise
         except (NoTokenError, GrammarError):  # there was a token, and here is none
             return False

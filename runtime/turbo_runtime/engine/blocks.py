@@ -47,11 +47,6 @@ class BlockLedger:
         return len(self._free)
 
     @property
-    def num_idle(self) -> int:
-        """Blocks that nobody refers to, whose content is kept."""
-        return len(self._idle)
-
-    @property
     def num_available(self) -> int:
         """Blocks that can be had: free ones, and idle ones once they are forgotten."""
         return len(self._free) + len(self._idle)

@@ -20,7 +20,7 @@ from torch import Tensor
 from turbo_runtime.contract import Guarantee
 from turbo_runtime.engine.arithmetic import Form, RowProduct, padded_rows
 from turbo_runtime.engine.attention import Rule
-from turbo_runtime.engine.attention.check import row_counts_that_hold
+from turbo_runtime.engine.attention.check import row_counts_that_hold, tiles_hold
 from turbo_runtime.engine.blocks import blocks_for
 from turbo_runtime.engine.model import Chunk, PagedModel
 
@@ -166,6 +166,8 @@ def _row_counts(model: PagedModel) -> tuple[int, ...]:
     counts = row_counts_that_hold(model.pool)
     if not counts:
         raise NotProvenError("a row's attention depends on how many others there are")
+    if not tiles_hold(model.pool):
+        raise NotProvenError("attention in a prompt depends on how the prompt is cut")
     return counts
 
 

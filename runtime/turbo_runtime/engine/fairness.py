@@ -41,11 +41,6 @@ class FairQueue(Generic[Item]):
     def __iter__(self) -> Iterator[Item]:
         return chain.from_iterable(self._lines.values())
 
-    @property
-    def tenants(self) -> int:
-        """How many have anything in the engine; all that this object's memory grows with."""
-        return len(self._present)
-
     def service(self, tenant: str) -> int:
         """What the tenant got, in tokens of a prompt; 0 for one that has nothing here."""
         return self._service.get(tenant, 0)

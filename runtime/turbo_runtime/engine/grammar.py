@@ -1,39 +1,37 @@
 """What an answer must match, as masks over the vocabulary: JSON schemas, regular expressions, Lark.
 
 llguidance turns a grammar and the tokenizer into a matcher whose steps cost some 0.05 ms; compiling takes
-from a millisecond to most of a second, so it happens on a thread of its own, within limits of size and time.
+from a millisecond to most of a second, so it happens on a thread of its own, after a trial that bounds time
+and memory.
 """
 
 from __future__ import annotations
 
-import json
-import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
+from turbo_runtime.engine.grammar_text import GrammarError, compile_grammar, read_tokenizer, sentence
+from turbo_runtime.engine.grammar_trial import GrammarTrial, SlowGrammarError
 from turbo_runtime.engine.request import Grammar
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
 
 MOST_CHARACTERS = 1 << 18  # of a grammar's text
 COMPILE_SECONDS = 10.0
+QUICK_SECONDS = 0.5  # what takes longer goes on behind others of its kind, and keeps no quick one waiting
 _CACHED = 64  # compiled grammars kept for answers to come
-# Without a bound a model that has lost its way writes blanks for ever. `x-guidance` in a schema overrules it.
-_WHITESPACE: JsonCompileOptions = {"whitespace_pattern": r"[ \t\n\r]{0,32}"}
 
 
-class GrammarError(ValueError):
-    """The grammar cannot be used; the text is a sentence for the user."""
+class SpentError(GrammarError):
+    """The matcher gave up at its limits, which all answers under one grammar share, and what was drafted for
+    them: whether this answer alone is too much shows once it is renewed.
+    """
 
 
 class GrammarMatcher:
@@ -44,26 +42,45 @@ class GrammarMatcher:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._ends = list(end_ids)
+        self._told: list[int] = []
+        self._costly = False  # whether it was ever renewed
+        self._fresh = False  # whether nothing but the answer's tokens went into it
 
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens, all of which were allowed. A matcher that gives up here, at
         one of its limits, says so when it is asked what is allowed; until then it only drafts badly.
         """
+        self._told.extend(tokens)
         self._matcher.consume_tokens(list(tokens))
 
     def allowed(self) -> Tensor:
-        """(vocabulary,) bool: the tokens that may come now. Raises GrammarError."""
+        """(vocabulary,) bool: the tokens that may come now. Raises SpentError: once renewed, ask again; and
+        GrammarError where that did not help. So it is the answer's tokens that decide whether it fails, and
+        neither drafts nor other answers.
+        """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         if self._matcher.is_error():
-            raise GrammarError(
-                f"the grammar became too costly: {_sentence(self._matcher.get_error())}; simplify it"
+            raise (GrammarError if self._fresh else SpentError)(
+                f"the grammar became too costly: {sentence(self._matcher.get_error())}; simplify it"
             )
+        self._fresh = False
         mask = np.unpackbits(bits, count=self._vocabulary, bitorder="little")
         return torch.from_numpy(mask.view(np.bool_))
 
+    def renew(self, matcher: LLMatcher | None) -> None:
+        """Go on with one at the beginning of the same grammar that no other answer has; without one, this
+        answer fails when it asks.
+        """
+        if matcher is not None:
+            matcher.consume_tokens(self._told)
+            self._matcher = matcher
+        self._costly = self._fresh = True
+
     def allowed_prefix(self, tokens: Sequence[int]) -> int:
-        """How many of these tokens, from the first on, may follow: the others would be drafted in vain."""
-        return int(self._matcher.validate_tokens(list(tokens)))
+        """How many of these tokens, from the first on, may follow: the others would be drafted in vain. Of a
+        costly grammar it may be more: to look ahead costs as much as to go on.
+        """
+        return len(tokens) if self._costly else int(self._matcher.validate_tokens(list(tokens)))
 
     def forced(self) -> list[int]:
         """The tokens that must follow whatever the model thinks, as the tokenizer would write them."""
@@ -78,21 +95,15 @@ class Compiling:
 
     grammars: Grammars
     future: Future[LLMatcher]
-    deadline: float  # monotonic
 
     @property
     def done(self) -> bool:
         """Whether `matcher` answers at once."""
-        return self.future.done() or time.monotonic() >= self.deadline
+        return self.future.done()
 
     def matcher(self) -> GrammarMatcher:
         """A matcher at the beginning of the grammar; waits until done. Raises GrammarError."""
-        try:
-            compiled = self.future.result(max(0.0, self.deadline - time.monotonic()))
-        except TimeoutError:
-            raise GrammarError(
-                f"the grammar takes more than {COMPILE_SECONDS:.0f} s to compile; simplify it"
-            ) from None
+        compiled = self.future.result()
         return GrammarMatcher(compiled.deep_copy(), self.grammars.vocabulary, self.grammars.end_ids)
 
 
@@ -107,7 +118,8 @@ class Grammars:
         self.end_ids = tuple(sorted(end_ids))
         self._file = tokenizer_file
         self._tokenizer: LLTokenizer | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        lanes = (_Lane(GrammarTrial(tokenizer_file, vocabulary, self.end_ids)) for _ in range(2))
+        self._quick, self._slow = lanes
         self._cache: OrderedDict[Grammar, Future[LLMatcher]] = OrderedDict()
 
     def compile(self, grammar: Grammar) -> Compiling:
@@ -116,11 +128,16 @@ class Grammars:
             raise GrammarError(
                 f"the {grammar.kind} has {len(grammar.text)} characters; at most {MOST_CHARACTERS} are taken"
             )
-        future = self._cache.pop(grammar, None) or self._thread.submit(self._compile, grammar)
+        future = self._cache.pop(grammar, None) or self._begin(grammar)
         self._cache[grammar] = future
         if len(self._cache) > _CACHED:
             self._cache.popitem(last=False)
-        return Compiling(self, future, time.monotonic() + COMPILE_SECONDS)
+        return Compiling(self, future)
+
+    def compile_alone(self, grammar: Grammar) -> Future[LLMatcher]:
+        """Once more, for one answer. The one that was kept has spent its limits, and is kept no longer."""
+        self._cache.pop(grammar, None)
+        return self._begin(grammar)
 
     def has(self, grammar: Grammar) -> bool:
         """Whether it is compiled, so that `compile` keeps nobody waiting."""
@@ -129,65 +146,45 @@ class Grammars:
 
     def close(self) -> None:
         """Take no more; what is being compiled is not waited for."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        for lane in (self._quick, self._slow):
+            lane.thread.shutdown(wait=False, cancel_futures=True)
+            lane.trial.close()
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
-        tokenizer = self._tokenizer = self._tokenizer or self._read_tokenizer()
+    def _begin(self, grammar: Grammar) -> Future[LLMatcher]:
+        future: Future[LLMatcher] = Future()
+        self._quick.thread.submit(self._compile_quickly, grammar, future)
+        return future
+
+    def _compile_quickly(self, grammar: Grammar, future: Future[LLMatcher]) -> None:
         try:
-            text = _in_llguidance(grammar)
-        except ValueError as error:
-            raise _unusable(grammar, str(error)) from error
-        matcher = LLMatcher(tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
-        if matcher.is_error():
-            raise _unusable(grammar, matcher.get_error())
-        return matcher
+            future.set_result(self._compile(self._quick, grammar, min(QUICK_SECONDS, COMPILE_SECONDS)))
+        except SlowGrammarError as error:
+            if COMPILE_SECONDS > QUICK_SECONDS:
+                self._slow.thread.submit(self._compile_slowly, grammar, future)
+            else:
+                future.set_exception(error)
+        except BaseException as error:  # as an executor does: whoever waits is told
+            future.set_exception(error)
 
-    def _read_tokenizer(self) -> LLTokenizer:
-        if not self.end_ids:
-            raise GrammarError("the model has no end-of-sequence token, which a grammar needs")
+    def _compile_slowly(self, grammar: Grammar, future: Future[LLMatcher]) -> None:
         try:
-            text = self._file.read_text(encoding="utf-8")
-        except OSError as error:
-            raise GrammarError(
-                "the model's tokenizer has no tokenizer.json, which a grammar needs"
-            ) from error
-        try:
-            return LLTokenizer(text, n_vocab=self.vocabulary, eos_token=list(self.end_ids))
-        except ValueError as error:
-            raise GrammarError(f"the model's tokenizer cannot be used with a grammar: {error}") from error
+            future.set_result(self._compile(self._slow, grammar, COMPILE_SECONDS))
+        except BaseException as error:
+            future.set_exception(error)
+
+    def _compile(self, lane: _Lane, grammar: Grammar, seconds: float) -> LLMatcher:
+        """On the lane's thread; its time begins here, since those before it have had their own."""
+        if self._tokenizer is None:  # the quick lane sees every grammar first
+            lane.trial.start()
+            self._tokenizer = read_tokenizer(self._file, self.vocabulary, self.end_ids)
+        lane.trial.begin(grammar, seconds)
+        lane.trial.end(grammar, seconds)
+        return compile_grammar(self._tokenizer, grammar)
 
 
-def _in_llguidance(grammar: Grammar) -> str:
-    """The grammar in llguidance's own notation; ValueError for a schema that is no JSON object."""
-    match grammar.kind:
-        case "json_schema":
-            return LLMatcher.grammar_from_json_schema(_schema(grammar.text), defaults=_WHITESPACE)
-        case "json_object":
-            return LLMatcher.grammar_from_json_schema('{"type": "object"}', defaults=_WHITESPACE)
-        case "regex":
-            return LLMatcher.grammar_from_regex(grammar.text)
-        case "lark":
-            return LLMatcher.grammar_from_lark(grammar.text)
+class _Lane:
+    """A thread on which one grammar at a time is tried, then compiled."""
 
-
-def _schema(text: str) -> dict[str, Any]:
-    try:
-        schema = json.loads(text)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"it is no JSON: {error}") from error
-    if not isinstance(schema, dict):
-        raise ValueError(f"it is of type {type(schema).__name__}, not an object")
-    return schema
-
-
-def _unusable(grammar: Grammar, error: str) -> GrammarError:
-    return GrammarError(f"the {grammar.kind} cannot be used: {_sentence(error)}; mend or simplify it")
-
-
-def _sentence(error: str) -> str:
-    """Where it went wrong and why, of a message of many lines."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
-    causes = [line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: ")]
-    return ": ".join([lines[0].rstrip(":"), *causes])
+    def __init__(self, trial: GrammarTrial) -> None:
+        self.trial = trial
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="grammar")

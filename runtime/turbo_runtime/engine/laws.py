@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_COMPLETED, wait
+import logging
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 
-from turbo_runtime.engine.grammar import Compiling, GrammarError, GrammarMatcher, Grammars
+from llguidance import LLMatcher
+
+from turbo_runtime.engine.grammar import Compiling, GrammarMatcher, Grammars
+from turbo_runtime.engine.grammar_text import GrammarError
 from turbo_runtime.engine.request import Submit
 from turbo_runtime.engine.sampling.answer import AnswerLaw
 from turbo_runtime.engine.sampling.noise import Noise, answer_key
+
+log = logging.getLogger(__name__)
 
 
 class Laws:
@@ -19,6 +25,7 @@ class Laws:
         self._grammars = grammars
         self._laws: dict[str, AnswerLaw] = {}
         self._compiling: dict[str, tuple[Submit, Compiling]] = {}
+        self._renewing: dict[str, Future[LLMatcher]] = {}
 
     def __getitem__(self, request_id: str) -> AnswerLaw:
         return self._laws[request_id]
@@ -30,7 +37,7 @@ class Laws:
     @property
     def compiling(self) -> bool:
         """Whether any answer is held back."""
-        return bool(self._compiling)
+        return bool(self._compiling or self._renewing)
 
     def begin(self, submit: Submit) -> bool:
         """Whether the answer has its law now; False: it comes from `compiled` later. Raises ValueError with a
@@ -62,12 +69,34 @@ class Laws:
 
     def wait(self, seconds: float) -> None:
         """Sleep until a grammar is compiled, at most so long."""
-        wait([compiling.future for _, compiling in self._compiling.values()], seconds, FIRST_COMPLETED)
+        futures = [compiling.future for _, compiling in self._compiling.values()]
+        wait([*futures, *self._renewing.values()], seconds, FIRST_COMPLETED)
+
+    def renew(self, request_id: str) -> None:
+        """The answer's grammar is spent: it stands still until that is compiled again for it alone."""
+        grammar = self._laws[request_id].params.grammar
+        assert grammar is not None
+        assert self._grammars is not None
+        self._renewing[request_id] = self._grammars.compile_alone(grammar)
+
+    def ready(self, request_id: str) -> bool:
+        """Whether the answer can go on, which it does at once when it can."""
+        renewed = self._renewing.get(request_id)
+        if renewed is None:
+            return True
+        if renewed.done():
+            del self._renewing[request_id]
+            failed = renewed.exception()
+            if failed is not None and not isinstance(failed, GrammarError):
+                log.error("a grammar that was compiled before was not again: %s", failed)
+            self._laws[request_id].renew(None if failed else renewed.result())
+        return renewed.done()
 
     def end(self, request_id: str) -> None:
         """The answer is over, or never began."""
         self._compiling.pop(request_id, None)
         self._laws.pop(request_id, None)
+        self._renewing.pop(request_id, None)
 
     def _finish(self, submit: Submit, compiling: Compiling) -> tuple[Submit, ValueError | None]:
         try:

@@ -8,24 +8,25 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.audit import Audit, AuditTerms
+from turbo_runtime.engine.counters import Counters
 from turbo_runtime.engine.goodput.control import Control
-from turbo_runtime.engine.grammar import GrammarError, Grammars
+from turbo_runtime.engine.grammar import Grammars, SpentError
+from turbo_runtime.engine.grammar_text import GrammarError
 from turbo_runtime.engine.laws import Laws
 from turbo_runtime.engine.model import Forward, PagedModel
-from turbo_runtime.engine.part import Part, lay_out
+from turbo_runtime.engine.part import Part, compute, lay_out
 from turbo_runtime.engine.request import Cancel, EngineStats, Step, Submit, TokenEvent
-from turbo_runtime.engine.sampling.answer import NoTokenError
+from turbo_runtime.engine.sampling.answer import NOT_FINITE, NoTokenError
 from turbo_runtime.engine.sampling.noise import Noise
 from turbo_runtime.engine.sampling.step import TokenAt, tokens_of_step
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence
 from turbo_runtime.engine.speculation import Speculation
-from turbo_runtime.engine.verify import Verdict, verify
+from turbo_runtime.engine.verify import verify
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ class Engine:
         self._queued: dict[str, float] = {}  # how long one waited that has no token yet
         self._checked = True  # the books, since the last step
         self._events: list[TokenEvent] = []  # of the step in progress
-        self._stats = EngineStats()
+        self._counters = Counters()
+        self._version_told = ""  # of the drafts
 
     @property
     def idle(self) -> bool:
@@ -95,30 +97,29 @@ class Engine:
                 self._refuse(submit, error)
         self.audit.make_room()
         plan = self.scheduler.plan()
-        parts = [Part(work, self.laws[work.sequence.submit.request_id]) for work in plan.work]
+        names = ((work, work.sequence.submit.request_id) for work in plan.work)
+        parts = [Part(work, self.laws[name]) for work, name in names if self.laws.ready(name)]
         if parts:
             began = time.perf_counter()
             self._note_start(parts)
             self.speculation.propose(parts)
             before = time.perf_counter()
-            forward = self.model.forward([part.chunk() for part in parts])
+            forward = compute(self.model, parts)
             after = time.perf_counter()
             logits = forward.logits
             lay_out(parts, logits)
-            yielding = [part for part in parts if part.work.yields]
+            yielding = [part for part in parts if part.work.yields and not part.broken]
             for part in parts:
-                if not part.work.yields:
+                if part.broken:
+                    self._cannot(part.work.sequence, NOT_FINITE)
+                elif not part.work.yields:
                     self.scheduler.fold(part.work, [])
             drawn = tokens_of_step(logits, [part.rows() for part in yielding], self.noise)
             for part, token_at in zip(yielding, drawn, strict=True):
                 self._advance(part, token_at, forward)
             seconds = time.perf_counter() - began
             self.speculation.learn(seconds)
-            self._stats = replace(
-                self._stats,
-                step_seconds=self._stats.step_seconds + seconds,
-                forward_seconds=self._stats.forward_seconds + after - before,
-            )
+            self._counters.count_step(seconds, after - before)
         elif self.laws.compiling:
             self.laws.wait(_COMPILE_WAIT_SECONDS)
         return Step(tuple(self._take_events()), self.stats())
@@ -126,8 +127,22 @@ class Engine:
     def stats(self) -> EngineStats:
         """The state now, and the counters."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        return replace(
-            self._stats,
+        counts, version = self._counters, self.speculation.drafters.version
+        self._version_told = version
+        return EngineStats(
+            prompts=counts.prompts,
+            prompt_tokens=counts.prompt_tokens,
+            generated_tokens=counts.generated_tokens,
+            drafts=counts.drafts,
+            draft_tokens=counts.draft_tokens,
+            accepted_tokens=counts.accepted_tokens,
+            accepted_per_position=tuple(counts.accepted_per_position),
+            chosen_drafts=tuple(counts.chosen_drafts),
+            begun_prompt_tokens=counts.begun_prompt_tokens,
+            step_seconds=counts.step_seconds,
+            forward_seconds=counts.forward_seconds,
+            audits=counts.audits,
+            audit_mismatches=counts.audit_mismatches,
             running_requests=len(running),
             waiting_requests=len(waiting),
             running_tokens=sum(s.computed for s in running),
@@ -137,7 +152,7 @@ class Engine:
             prefix_cache_queries=self.scheduler.prefixes.queries,
             prefix_cache_hits=self.scheduler.prefixes.hits,
             speedup=self.speculation.control.speedup,
-            draft_version=self.speculation.drafters.version,
+            draft_version=version,
         )
 
     def rest(self) -> Step | None:
@@ -152,11 +167,11 @@ class Engine:
             self._checked = True
         held = self.audit.step()
         if held is not None:
-            self._count(audits=1, audit_mismatches=not held)
+            self._counters.count_audit(held)
             self._checked = False  # it had blocks too
-        changed = held is not None or self.speculation.drafters.version != self._stats.draft_version
-        self._stats = self.stats()
-        return Step((), self._stats) if changed else None
+        if held is None and self.speculation.drafters.version == self._version_told:
+            return None
+        return Step((), self.stats())
 
     def _check_ids(self, submit: Submit) -> None:
         """An id without an embedding would fail the pass of everybody in the step."""
@@ -170,7 +185,7 @@ class Engine:
         except ValueError as error:
             self._refuse(submit, error)
             return
-        self._count(prompts=1, prompt_tokens=len(submit.prompt))
+        self._counters.count_prompt(len(submit.prompt))
 
     def _refuse(self, submit: Submit, error: ValueError) -> None:
         self.laws.end(submit.request_id)
@@ -194,9 +209,11 @@ class Engine:
         try:
             verdict = verify(token_at, drafts, stop_ids=law.stop_ids, room=self.scheduler.room(sequence))
             logprobs = part.logprobs(forward.logits, verdict.tokens)
+        except SpentError:
+            self.laws.renew(request_id)  # nothing is booked: this step comes again
+            return
         except (NoTokenError, GrammarError) as error:
-            self._end(sequence)
-            self._events.append(TokenEvent(request_id, finish_reason="error", error=str(error), refused=True))
+            self._cannot(sequence, str(error))
             return
         except Exception as error:
             log.exception("request %s failed", request_id)
@@ -209,10 +226,10 @@ class Engine:
             return
         self.scheduler.fold(part.work, list(verdict.tokens))
         self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
-        self._count_verdict(verdict, len(drafts))
+        self._counters.count_verdict(verdict, len(drafts))
         first = sequence.generated == len(verdict.tokens)
         if first:
-            self._count(begun_prompt_tokens=sequence.prompt_length)
+            self._counters.begun_prompt_tokens += sequence.prompt_length
         self._events.append(
             TokenEvent(
                 request_id,
@@ -233,6 +250,12 @@ class Engine:
             )
             self._end(sequence)
 
+    def _cannot(self, sequence: Sequence, why: str) -> None:
+        self._end(sequence)
+        self._events.append(
+            TokenEvent(sequence.submit.request_id, finish_reason="error", error=why, refused=True)
+        )
+
     def _end(self, sequence: Sequence) -> None:
         submit = sequence.submit
         self.scheduler.finish(sequence)
@@ -244,22 +267,3 @@ class Engine:
     def _take_events(self) -> list[TokenEvent]:
         events, self._events = self._events, []
         return events
-
-    def _count(self, **increments: int) -> None:
-        grown = {name: getattr(self._stats, name) + by for name, by in increments.items()}
-        self._stats = replace(self._stats, **grown)
-
-    def _count_verdict(self, verdict: Verdict, drafted: int) -> None:
-        chosen = list(self._stats.chosen_drafts)
-        chosen += [0] * (drafted + 1 - len(chosen))
-        chosen[drafted] += 1
-        self._count(generated_tokens=len(verdict.tokens))
-        self._stats = replace(self._stats, chosen_drafts=tuple(chosen))
-        if not drafted:
-            return
-        self._count(drafts=1, draft_tokens=drafted, accepted_tokens=verdict.accepted)
-        per_position = list(self._stats.accepted_per_position)
-        per_position += [0] * (drafted - len(per_position))
-        for position in range(verdict.accepted):
-            per_position[position] += 1
-        self._stats = replace(self._stats, accepted_per_position=tuple(per_position))

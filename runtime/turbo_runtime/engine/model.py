@@ -32,6 +32,7 @@ class Forward:
 
     logits: Tensor  # (rows, vocabulary) float32
     hidden: Tensor  # (rows, width), after the final norm
+    broken: frozenset[int] = frozenset()  # numbers of the chunks with a state that is NaN or infinite
 
 
 class PagedModel:
@@ -57,17 +58,27 @@ class PagedModel:
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> Forward:
-        """Compute all chunks in one pass."""
+        """Compute all chunks in one pass.
+
+        A broken chunk leaves zeros in its slots: whoever reads its blocks later, and be it in slots that are
+        masked, would get NaN from them.
+        """
         tokens = [token for chunk in chunks for token in chunk.tokens]
         rows = padded_rows(len(tokens))
         spans = [Span(c.start, len(c.tokens), c.table, c.prompt_length) for c in chunks]
         step = PagedStep(self.pool, spans, rows, self.rule)
         tokens += [0] * (rows - len(tokens))
         hidden = self.decoder.hidden(torch.tensor(tokens, device=self.device), step)
+        finite = hidden[: step.tokens].isfinite().all(1)
         wanted = hidden.index_select(0, torch.tensor(list(_logit_rows(chunks)), device=self.device).int())
-        if not len(wanted):
-            return Forward(torch.empty(0, self.vocabulary, device=self.device), wanted)
-        return Forward(self.decoder.logits(wanted).float(), wanted)
+        logits = torch.empty(0, self.vocabulary, device=self.device)
+        if len(wanted):
+            logits = self.decoder.logits(wanted).float()
+        if bool(finite.all()):
+            return Forward(logits, wanted)
+        broken = step.spans_without(finite)
+        step.clear(broken)
+        return Forward(logits, wanted, broken)
 
 
 def _logit_rows(chunks: Sequence[Chunk]) -> Iterator[int]:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from turbo_runtime.drafters.draft import Draft
-from turbo_runtime.engine.model import Chunk
+from turbo_runtime.engine.model import Chunk, Forward, PagedModel
 from turbo_runtime.engine.request import TokenLogprob
 from turbo_runtime.engine.sampling.answer import AnswerLaw
-from turbo_runtime.engine.sampling.logprobs import token_logprob
+from turbo_runtime.engine.sampling.logprobs import token_logprobs
 from turbo_runtime.engine.sampling.step import AnswerRows
 from turbo_runtime.engine.sequence import Work
 
@@ -27,6 +27,7 @@ class Part:
     draft: Draft = field(default_factory=Draft)  # that was proposed, of which `drafts` are the first
     prompt: range = field(init=False)  # positions of the former
     first: int = field(init=False)  # of the latter among the step's rows
+    broken: bool = False  # its committed tokens have states that are no numbers
 
     def __post_init__(self) -> None:
         self.prompt = self.law.prompt_rows(self.work.start, self.work.count)
@@ -47,13 +48,32 @@ class Part:
         top = self.law.params.logprobs
         if top is None:
             return ()
-        return tuple(token_logprob(logits[self.first + i], token, top) for i, token in enumerate(tokens))
+        return tuple(token_logprobs(logits[self.first : self.first + len(tokens)], tokens, top))
+
+
+def compute(model: PagedModel, parts: list[Part]) -> Forward:
+    """One pass over all parts; those that are `broken` say so afterwards.
+
+    Where drafts were computed, the committed tokens are tried once more without any: a draft's state that is
+    no number spoils those that are computed beside it, and whether an answer goes on must not depend on what
+    was drafted. That the others are computed twice changes nothing: they get the same bits in the same slots.
+    """
+    forward = model.forward([part.chunk() for part in parts])
+    drafted = [parts[number] for number in forward.broken if parts[number].drafts]
+    if drafted:
+        for part in drafted:
+            part.drafts = []
+        forward = model.forward([part.chunk() for part in parts])
+    for number in forward.broken:
+        parts[number].broken = True
+    return forward
 
 
 def lay_out(parts: list[Part], logits: Tensor) -> None:
     """Tell each part where its rows are among the step's, and read those of prompts."""
     row = 0
     for part in parts:
-        part.law.read_prompt(logits[row : row + len(part.prompt)], part.prompt)
+        if not part.broken:
+            part.law.read_prompt(logits[row : row + len(part.prompt)], part.prompt)
         part.first = row + len(part.prompt)
         row = part.first + (len(part.drafts) + 1 if part.work.yields else 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.quiet import quiet_libraries
-from turbo_runtime.engine.request import Cancel, Failed, Ready, Step, Stop, Submit
+from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit
 from turbo_runtime.engine.threads import settle_threads
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+MOST_MESSAGES = 64  # taken before a step: those who are served must not wait for all who come
 REST_SECONDS = 0.5  # without a message, after which an idle engine sees to itself
 
 
@@ -70,14 +71,16 @@ def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_di
 def serve(engine: Engine, inbox: Inbox, outbox: Outbox) -> None:
     """Take messages, compute and tell, until Stop comes."""
     patience = REST_SECONDS
+    told: EngineStats | None = None
     while True:
+        taken = 0
         # idle: wait for a message; busy: take what is there and compute on
-        while engine.idle or not inbox.empty():
+        while engine.idle or (taken < MOST_MESSAGES and not inbox.empty()):
             try:
                 message = inbox.get(timeout=patience)
             except Empty:
-                if (told := engine.rest()) is not None:
-                    outbox.put(told)
+                if (rested := engine.rest()) is not None:
+                    outbox.put(rested)
                 # an audit goes on at once, with a look into the inbox after each small step of it
                 patience = 0.0 if engine.audit.pending else REST_SECONDS
                 continue
@@ -85,4 +88,8 @@ def serve(engine: Engine, inbox: Inbox, outbox: Outbox) -> None:
                 return
             patience = REST_SECONDS
             engine.accept(message)
-        outbox.put(engine.step())
+            taken += 1
+        step = engine.step()
+        if step.events or step.stats != told:  # not while a grammar is waited for and nothing else is done
+            outbox.put(step)
+            told = step.stats

@@ -29,12 +29,15 @@ from turbo_runtime.engine.prefix import TILE_BLOCKS, PrefixCache, tile_keys
 from turbo_runtime.engine.request import Submit
 from turbo_runtime.engine.sequence import Sequence, StepPlan, Work
 
+MOST_TOLD = 64  # tokens of prompts in a step whose log probabilities are told: each a look at the vocabulary
+
 
 @dataclass(slots=True)
 class _Draft:
     """A plan in the making."""
 
     budget: int  # tokens left
+    told: int = MOST_TOLD  # of them, such as are told with their log probabilities
     counts: dict[Sequence, int] = field(default_factory=dict)  # committed tokens to compute
     tiles: set[bytes] = field(default_factory=set)  # of prompts, that this step works on
     preempted: list[Sequence] = field(default_factory=list)
@@ -125,7 +128,7 @@ class Scheduler:
         promise = min(sum(wanted.values()), draft.budget // 2)
         draft.budget -= promise
         for sequence in [each for each in self.running if each.missing > 1]:
-            self._compute(sequence, _chunk(sequence, draft.budget), draft)
+            self._compute(sequence, _chunk(sequence, draft), draft)
         self._admit(draft)
         counts, limits = draft.counts, self._grant_drafts(wanted, draft.budget + promise)
         work = (Work(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts)
@@ -205,6 +208,8 @@ class Scheduler:
         if count:
             draft.counts[sequence] = count
             draft.budget -= count
+            if sequence.submit.params.prompt_logprobs is not None:
+                draft.told -= count
             end = sequence.computed + count
             draft.tiles.update(sequence.keys[sequence.shared : -(-end // PROMPT_TILE)])
 
@@ -230,7 +235,7 @@ class Scheduler:
             if lacking > self.ledger.num_available - revived:
                 return
             self._start(sequence, found)
-            self._compute(sequence, _chunk(sequence, draft.budget), draft)
+            self._compute(sequence, _chunk(sequence, draft), draft)
 
     def _start(self, sequence: Sequence, found: list[int]) -> None:
         """Make a waiting sequence a running one that holds the `found` tiles and the blocks for all its
@@ -279,11 +284,13 @@ class Scheduler:
         return limits
 
 
-def _chunk(sequence: Sequence, budget: int) -> int:
+def _chunk(sequence: Sequence, draft: _Draft) -> int:
     """How many of its missing tokens to compute within the budget: to the end of a tile where a prompt is cut
     anyway, since half a tile costs as much as a whole one.
     """
-    count = min(sequence.missing, budget)
+    count = min(sequence.missing, draft.budget)
+    if sequence.submit.params.prompt_logprobs is not None:
+        count = min(count, max(0, draft.told))
     end = sequence.computed + count
     whole = end - end % PROMPT_TILE
     return whole - sequence.computed if sequence.computed < whole and end < sequence.prompt_length else count

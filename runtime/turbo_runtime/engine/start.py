@@ -22,7 +22,7 @@ from turbo_runtime.engine.load import load_model, longest
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.microbenchmark import measure_steps
 from turbo_runtime.engine.model import PagedModel, kv_bytes_per_block
-from turbo_runtime.engine.request import Ready
+from turbo_runtime.engine.request import Drafting, Ready
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.source import ModelError, find
 from turbo_runtime.engine.tokenizer import ExportedTokenizer
@@ -88,16 +88,16 @@ def start_engine(
         AuditTerms(config.audit_share, report.guarantee),
     )
     if config.drafts:
-        engine.speculation.drafters = _follow(Path(config.drafts), engine, digest)
+        engine.speculation.drafters = _follow(Path(config.drafts), engine, digest, config.speculation)
     return engine, ready
 
 
-def _follow(path: Path, engine: Engine, digest: str) -> Drafters:
-    """Drafters that do what the file says, now and later."""
+def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Drafters:
+    """Drafters that do what the file says, now and later; `until_then` where it cannot be used yet."""
     decoder = engine.model.decoder
     target = Target(digest, decoder.embedding, decoder.output_rows)
     file = WatchedFile(path, lambda found: load_drafts(found, target, engine.noise))
-    return Drafters(file.wait(time.monotonic()), file=file)
+    return Drafters(file.wait(time.monotonic()) or InUse(until_then), file=file)
 
 
 def _end_ids(generation_config: object) -> tuple[int, ...]:

@@ -27,6 +27,8 @@ def verify(
 
     `token_at(i)` is the engine's token after the context and the first i drafts (row i of len(drafts) + 1);
     it is asked for only while all earlier drafts were right, since later rows have seen a wrong context.
+    A row that has none (ValueError) ends the step before it, and is asked for again in the next, where it is
+    the first and its error the caller's: so what is told before it is the same with any drafts.
     `room` >= 1 is how many tokens the answer may still get; a token of `stop_ids` ends it and is included.
     """
     if room < 1:
@@ -34,7 +36,12 @@ def verify(
     tokens: list[int] = []
     accepted = 0
     for row in range(len(drafts) + 1):
-        token = token_at(row)
+        try:
+            token = token_at(row)
+        except ValueError:
+            if row == 0:
+                raise
+            break
         matches = row < len(drafts) and drafts[row] == token
         tokens.append(token)
         accepted += matches

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from turbo_runtime.engine.attention import CacheShape, KVPool, PagedStep, Rule, Span
 from turbo_runtime.engine.attention import rows as row_wise
-from turbo_runtime.engine.attention.check import row_counts_that_hold
-from turbo_runtime.engine.attention.rows import ROW_COUNTS
+from turbo_runtime.engine.attention.check import row_counts_that_hold, tiles_hold
+from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention
+from turbo_runtime.engine.attention.spans import Spans
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, blocks_for
 
 HEADS, KV_HEADS, KEY, VALUE = 6, 2, 16, 8
@@ -121,15 +123,14 @@ def test_groups_of_gathered_keys_change_no_bits(monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(computed([0, 100, 110], 0, mates=[30, 90]), together)
 
 
-def test_padding_is_written_to_no_block_of_a_sequence() -> None:
+def test_padding_is_written_nowhere() -> None:
     kv = pool()
     ones = [
         torch.ones(8, heads, width) for heads, width in ((HEADS, KEY), (KV_HEADS, KEY), (KV_HEADS, VALUE))
     ]
     PagedStep(kv, [Span(0, 3, table(0), 0)], 8, Rule()).attend(0, *ones, SCALING)
     written = {int(slot) // BLOCK_SIZE for slot in kv.keys[0].abs().sum((0, 2)).nonzero()}
-    assert written == {table(0)[0], kv.scratch}
-    assert kv.scratch >= kv.blocks
+    assert written == {table(0)[0]}
 
 
 @pytest.mark.parametrize("rows_each", [2, 8])
@@ -166,3 +167,26 @@ def test_products_whose_bits_depend_on_how_many_there_are_hold_at_no_count(
 
 def test_all_counts_are_tried() -> None:
     assert set(row_counts_that_hold(pool())) <= set(ROW_COUNTS)
+
+
+def test_only_the_last_keys_of_an_item_are_masked() -> None:
+    spans = Spans.of([Span(LENGTH - 1, 1, table(0), 0), Span(256, 4, table(1), 0), Span(254, 4, table(2), 0)])
+    attention = RowAttention(pool(), spans, (4,))
+    (group,) = attention._groups
+    # of three chunks each: one, one, and two where the rows lie on both sides of an edge
+    assert group._tail.tolist() == [2, 5, 7, 8]
+
+
+def test_a_tile_far_into_a_prompt_is_tried_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tiles_hold(pool())
+    real = F.scaled_dot_product_attention
+
+    def crowded(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
+        """Adds up in another order where the last two of the tile's rows are alike."""
+        whole = real(query, key, value, **rest)
+        group = HEADS // KV_HEADS
+        alike = torch.equal(query[:, :, -group:], query[:, :, -2 * group : -group])
+        return whole * (1 + 1e-6) if alike and key.shape[2] > 2 * PROMPT_TILE else whole
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", crowded)
+    assert not tiles_hold(pool())

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.engine.sampling.candidates import keep_candidates
 from turbo_runtime.engine.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
 from turbo_runtime.engine.sampling.noise import (
     BLOCK,
@@ -128,3 +130,18 @@ def test_a_row_without_a_token_says_so_and_spoils_no_other(wrong: float) -> None
     keys, temperatures = torch.tensor([1, 2, 3]), torch.full((3,), 0.1, dtype=torch.float64)
     assert greedy_tokens(logits).tolist() == [77, NOTHING, 77]
     assert sampled_tokens(logits, temperatures, keys, Noise(130)).tolist() == [77, NOTHING, 77]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}], ids=str)
+def test_a_row_in_which_one_logit_is_no_number_has_no_token_under_any_key(
+    wrong: float, cut: dict[str, float]
+) -> None:
+    row = torch.randn(300, generator=torch.Generator().manual_seed(4))
+    row[5] = wrong
+    assert greedy_tokens(row[None]).tolist() == [NOTHING]
+    params = SamplingParams(**cut)  # type: ignore[arg-type]
+    kept = keep_candidates(row, params) if cut else row
+    heat = torch.ones(1, dtype=torch.float64)
+    for key in range(12):
+        assert sampled_tokens(kept[None], heat, torch.tensor([key]), Noise(300)).tolist() == [NOTHING]

@@ -145,10 +145,11 @@ def test_a_tenant_is_forgotten_with_its_last_answer() -> None:
     for item in (1, 2):
         queue.enter("a", item)
         queue.remove("a", item)
+    queue.charge("a", 7)
     queue.leave("a")
-    assert queue.tenants == 1
+    assert queue.service("a") == 7
     queue.leave("a")
-    assert (queue.tenants, len(queue), queue.first()) == (0, 0, None)
+    assert (queue.service("a"), len(queue), queue.first()) == (0, 0, None)
 
 
 def test_whoever_is_too_large_for_now_is_waited_for() -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.engine.sampling import processors as module
 from turbo_runtime.engine.sampling.answer import AnswerLaw, NoTokenError
 from turbo_runtime.engine.sampling.candidates import keep_candidates
 from turbo_runtime.engine.sampling.noise import Noise, answer_key, position_key
@@ -244,3 +245,18 @@ def test_where_all_tokens_are_forbidden_the_answer_ends_with_a_sentence() -> Non
     law = AnswerLaw(SamplingParams(), PROMPT, 1, NOISE)
     with pytest.raises(NoTokenError, match="not finite"):
         law.token(torch.full((VOCABULARY,), math.nan), PROMPT)
+
+
+def test_an_answer_that_waits_for_its_first_row_holds_nothing_as_large_as_prompt_or_vocabulary(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = SamplingParams(repetition_penalty=1.2, frequency_penalty=0.5)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Penalties", None)
+        waiting = [Processors(params, PROMPT, STOPS, NOISE) for _ in range(3)]
+    late, early = waiting[0], waiting[1]
+    row = torch.linspace(-3, 3, VOCABULARY)
+    early.apply(row)
+    for each in (late, early):
+        each.read([3, 5, 3])
+    assert torch.equal(late.apply(row), early.apply(row))

@@ -65,14 +65,14 @@ def test_a_kept_block_is_idle_between_its_holders_and_free_once_forgotten() -> N
     ledger.keep([first, second])
     ledger.release([second])
     ledger.release([first])
-    assert (ledger.num_used, ledger.num_idle, ledger.num_free, ledger.num_available) == (0, 2, 1, 3)
+    assert (ledger.num_used, ledger.num_free, ledger.num_available) == (0, 1, 3)
     assert ledger.longest_idle == second
     with pytest.raises(OutOfBlocks):
         ledger.take(2)
     ledger.share([second])
     assert (ledger.num_used, ledger.longest_idle) == (1, first)
     ledger.forget([first])
-    assert (ledger.num_idle, ledger.num_free) == (0, 2)
+    assert (ledger.num_available, ledger.num_free) == (2, 2)
     ledger.check([[second]])
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbo_runtime.engine.sampling.logprobs import PromptLogprobs, token_logprob
+from turbo_runtime.engine.sampling.logprobs import PromptLogprobs, token_logprobs
 
 rows = st.lists(st.integers(-40, 40), min_size=1, max_size=40).map(lambda row: torch.tensor(row) / 8)
 
@@ -24,7 +24,7 @@ def test_a_tokens_logprob_rank_and_rivals_are_those_of_sorting_everything(
     logits = row.tolist()
     total = math.log(math.fsum(math.exp(logit) for logit in logits))
     ranked = sorted(range(len(row)), key=lambda t: (-logits[t], t))
-    found = token_logprob(row, token, top)
+    (found,) = token_logprobs(row[None], [token], top)
     assert found.token == token
     assert found.logprob == pytest.approx(logits[token] - total, abs=1e-9)
     assert found.rank == 1 + ranked.index(token)
@@ -50,7 +50,20 @@ def test_a_prompt_in_chunks_with_some_computed_twice_is_told_once(
         if turn < 9 and data.draw(st.booleans()):
             start = 0  # preempted: computed again
     whole = collected.take()
-    assert whole == tuple(token_logprob(table[i], prompt[i + 1], 2) for i in range(length - 1))
+    assert whole == tuple(token_logprobs(table[: length - 1], prompt[1:], 2))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_is_told_the_same_to_the_bit_among_any_others(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    table = torch.randn(21, 40_003, generator=torch.Generator().manual_seed(3)) * 5
+    tokens = [37 * i % 40_003 for i in range(21)]
+    together = token_logprobs(table, tokens, 2)
+    for size in (1, 2, 5, 8, 13):
+        parts = [token_logprobs(table[i : i + size], tokens[i : i + size], 2) for i in range(0, 21, size)]
+        assert [each for part in parts for each in part] == together
+    torch.set_num_threads(before)
 
 
 def test_rows_of_a_prompt_that_were_left_out_are_missed() -> None:

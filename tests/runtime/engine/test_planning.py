@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from turbo_dev.simulated import Simulation, answer_to
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, blocks_for
 from turbo_runtime.engine.request import SamplingParams, Submit
-from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.scheduler import MOST_TOLD, Scheduler
 from turbo_runtime.engine.sequence import StepPlan, Work
 
 MAX_LENGTH = 160
@@ -313,3 +313,24 @@ def test_one_request_is_not_taken_in_twice() -> None:
 def test_a_cache_that_holds_no_whole_sequence_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot hold one sequence"):
         small(3)
+
+
+def test_a_step_computes_so_many_tokens_at_most_whose_log_probabilities_are_told() -> None:
+    scheduler = Scheduler(
+        BlockLedger(40), max_running=4, max_step_tokens=400, max_draft_tokens=0, max_length=MAX_LENGTH
+    )
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    told = [scheduler.add(Submit(f"told {i}", tuple(range(i, 150)), params)) for i in range(2)]
+    other = scheduler.add(submit(9, 150, 1, tenant="other"))
+    steps = 0
+    while scheduler.running or scheduler.waiting:
+        plan = scheduler.plan()
+        steps += 1
+        assert sum(work.count for work in plan.work if work.sequence in told) <= MOST_TOLD
+        assert (steps == 1) == (other in [work.sequence for work in plan.work])
+        for work in plan.work:
+            ends = work.yields
+            scheduler.fold(work, [1] if ends else [])
+            if ends:
+                scheduler.finish(work.sequence)
+    assert steps < 8

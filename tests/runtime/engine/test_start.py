@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +92,18 @@ def test_reading_the_digest_counts_as_loading_not_as_the_check(
 def test_speculation_off_drafts_nothing(config: RuntimeConfig) -> None:
     engine, _ = start_engine(replace(config, speculation="off"), time.monotonic())
     assert engine.scheduler.max_draft_tokens == 0
+
+
+def test_until_the_file_of_drafts_can_be_read_the_option_says_who_drafts(
+    config: RuntimeConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "drafts.json"
+    file.write_text("{")
+    engine, _ = start_engine(
+        replace(config, speculation="suffix", drafts=str(file), max_draft_tokens=4), time.monotonic()
+    )
+    assert engine.speculation.drafters.problem
+    assert engine.speculation.drafters._in_use.drafter == "suffix"
 
 
 def test_the_cache_is_as_large_as_memory_and_use_allow(config: RuntimeConfig) -> None:

@@ -70,11 +70,14 @@ def interrupted(server: Stuck, waiting: int, *flags: str) -> tuple[int, str, str
     url = f"http://127.0.0.1:{server.server_port}"
     command = [sys.executable, "-c", BENCH, url, "--requests=6", "--concurrency=2", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
-        for _ in range(waiting):
-            assert server.waiting.acquire(timeout=PATIENCE_SECONDS)
-        began = time.monotonic()
-        bench.send_signal(signal.SIGINT)
-        out, err = bench.communicate(timeout=PATIENCE_SECONDS)
+        try:
+            for _ in range(waiting):
+                assert server.waiting.acquire(timeout=PATIENCE_SECONDS)
+            began = time.monotonic()
+            bench.send_signal(signal.SIGINT)
+            out, err = bench.communicate(timeout=PATIENCE_SECONDS)
+        finally:
+            bench.kill()
         return bench.returncode, out, err, time.monotonic() - began
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from turbo_runtime.engine.attention.pool import KVPool
 from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention
 from turbo_runtime.engine.attention.spans import Span, Spans
-from turbo_runtime.engine.blocks import BLOCK_SIZE, blocks_for
+from turbo_runtime.engine.attention.tiles import TileAttention
+from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, blocks_for
 
 LENGTH = 300  # tokens of the sequence that is tried: three chunks of keys, the last of them partly filled
 MATES = (0, 1, 6, 30)  # short sequences beside it
+TILES = 8  # whole tiles of the prompt that is tried
 
 
 def row_counts_that_hold(pool: KVPool) -> tuple[int, ...]:
@@ -26,13 +30,25 @@ def row_counts_that_hold(pool: KVPool) -> tuple[int, ...]:
     return holding if 1 in holding else ()
 
 
+def tiles_hold(pool: KVPool) -> bool:
+    """Whether the last tile of a prompt of several gets the same bits at once and in parts, alone and beside
+    another.
+    """
+    trial = _Trial(pool, TILES * PROMPT_TILE)
+    at_once = trial.tile([0, PROMPT_TILE], mate=False)
+    return all(
+        torch.equal(trial.tile(cuts, mate), at_once)
+        for cuts, mate in (([0, PROMPT_TILE], True), ([0, 1, PROMPT_TILE - 5, PROMPT_TILE], False))
+    )
+
+
 class _Trial:
     """The last rows of one sequence, computed in several ways on a pool of its own, of the shape of the
     model's.
     """
 
-    def __init__(self, pool: KVPool) -> None:
-        blocks = blocks_for(LENGTH)
+    def __init__(self, pool: KVPool, length: int = LENGTH) -> None:
+        blocks = blocks_for(length)
         self._pool = KVPool(pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device)
         generator = torch.Generator().manual_seed(0)
 
@@ -45,19 +61,38 @@ class _Trial:
         if not pool.shape.latent:
             self._pool.values[0].copy_(cancelling(*self._pool.values[0].shape))
         self._rows = max(ROW_COUNTS) + 1  # more than one item at every count
-        self._queries = cancelling(pool.kv_heads, self._rows * pool.group, pool.key_width)
+        self._queries = cancelling(pool.kv_heads, PROMPT_TILE * pool.group, pool.key_width)
+        self._length = length
         self._table = list(range(blocks))
 
     def answers(self, rows_each: int, mates: int) -> Tensor:
         """(KV heads, rows * group, value width), computed between `mates` other sequences."""
         mate = Span(0, 1, self._table[: blocks_for(BLOCK_SIZE)], 0)
-        tried = Span(LENGTH - self._rows, self._rows, self._table, 0)
+        tried = Span(self._length - self._rows, self._rows, self._table, 0)
         before = mates // 2
         spans = Spans.of([mate] * before + [tried] + [mate] * (mates - before))
         attention = RowAttention(self._pool, spans, (rows_each,))
         group = self._pool.group
-        idle = self._queries[:, :group]
-        queries = torch.cat([*[idle] * before, self._queries, *[idle] * (mates - before)], 1)
+        idle, own = self._queries[:, :group], self._queries[:, : self._rows * group]
+        queries = torch.cat([*[idle] * before, own, *[idle] * (mates - before)], 1)
         found = attention.attend(0, queries, self._pool.key_width**-0.5)
         wanted = attention.answers[before : before + self._rows].ravel()
         return found.index_select(1, torch.from_numpy(wanted))
+
+    def tile(self, cuts: list[int], mate: bool) -> Tensor:
+        """(KV heads, PROMPT_TILE * group, value width) of the last tile, a step from each of `cuts` to the
+        next, each behind another tile or not.
+        """
+        group, first = self._pool.group, self._length - PROMPT_TILE
+        before = [Span(0, PROMPT_TILE, self._table, PROMPT_TILE)] if mate else []
+        parts = []
+        for start, end in pairwise(cuts):
+            spans = Spans.of([*before, Span(first + start, end - start, self._table, self._length)])
+            attention = TileAttention(self._pool, spans, PROMPT_TILE)
+            queries = self._queries[:, start * group : end * group]
+            if mate:
+                queries = torch.cat([self._queries, queries], 1)
+            found = attention.attend(0, queries, self._pool.key_width**-0.5)
+            wanted = attention.answers[len(before) * PROMPT_TILE :].ravel()
+            parts.append(found.index_select(1, torch.from_numpy(wanted)))
+        return torch.cat(parts, 1)

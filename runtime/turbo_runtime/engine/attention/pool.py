@@ -15,11 +15,12 @@ class KVPool:
     def __init__(
         self, shape: CacheShape, *, layers: int, blocks: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """`blocks` of the ledger, and one more that no sequence has: padding is written there and read from
-        there.
+        """`blocks` of the ledger, and one more that no sequence has: it is read where a sequence has no block
+        and nobody looks, and never written.
         """
         slots = (blocks + 1) * BLOCK_SIZE
-        # zeros, since a masked slot is still multiplied by 0 and must not hold a NaN
+        # zeros, since a masked slot is still multiplied by 0 and must not hold a NaN; nor does any later
+        # (`PagedModel.forward`)
         self.keys = [
             torch.zeros(shape.kv_heads, slots, shape.key_width, dtype=dtype, device=device)
             for _ in range(layers)
@@ -48,8 +49,16 @@ class KVPool:
     def clear(self, blocks: list[int]) -> None:
         """Zeros in all slots of these blocks; the memory is really there afterwards."""
         wanted = torch.tensor(blocks, device=self.device)
-        for tensor in self.keys if self.shape.latent else (*self.keys, *self.values):
+        for tensor in self._stored():
             tensor.view(self.kv_heads, -1, BLOCK_SIZE * tensor.shape[2]).index_fill_(1, wanted, 0)
+
+    def clear_slots(self, slots: Tensor) -> None:
+        """Zeros in these slots of all layers."""
+        for tensor in self._stored():
+            tensor.index_fill_(1, slots, 0)
+
+    def _stored(self) -> list[Tensor]:
+        return self.keys if self.shape.latent else [*self.keys, *self.values]
 
 
 def _values(keys: Tensor, shape: CacheShape) -> Tensor:

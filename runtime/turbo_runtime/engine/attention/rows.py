@@ -71,11 +71,13 @@ class _Group:
         self._blocks = torch.from_numpy(items.block_at(item[:, None], logical, pool.scratch).ravel()).to(
             device
         )
-        position = torch.from_numpy((items.start[:, None] + row)[item]).to(device)
-        key = torch.from_numpy(chunk * KEY_CHUNK).to(device)[:, None] + torch.arange(KEY_CHUNK, device=device)
-        hidden = key[:, None, :] > position[:, :, None]
-        # (chunks, rows, KEY_CHUNK): -inf where the key comes after the query
-        self._mask = torch.zeros(hidden.shape, device=device).masked_fill_(hidden, float("-inf"))
+        # only an item's last keys, of a chunk or two, come after a query
+        tail = np.flatnonzero((chunk + 1) * KEY_CHUNK - 1 > items.start[item])
+        self._tail = torch.from_numpy(tail).to(device)
+        position = torch.from_numpy((items.start[:, None] + row)[item[tail]]).to(device)
+        key = torch.from_numpy(chunk[tail] * KEY_CHUNK).to(device)[:, None]
+        key = key + torch.arange(KEY_CHUNK, device=device)
+        self._hidden = key[:, None, :] > position[:, :, None]  # (tail, rows, KEY_CHUNK)
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
         kv_heads, chunks, rows = self._pool.kv_heads, len(self._item), self._rows
@@ -83,13 +85,22 @@ class _Group:
         query = queries.index_select(1, self._queries).view(kv_heads * chunks, rows, -1)
         products = torch.bmm(query, keys.view(kv_heads * chunks, KEY_CHUNK, -1).transpose(1, 2))
         # scores and sums in float32, like everywhere
-        scores = torch.add(self._mask, products.view(kv_heads, chunks, rows, KEY_CHUNK), alpha=scaling)
+        scores = products.float().mul_(scaling).view(kv_heads, chunks, rows, KEY_CHUNK)
+        self._hide(scores)
         scores.sub_(self._top(scores.amax(-1))[..., None]).exp_()
         weights = scores.to(values.dtype).view(kv_heads * chunks, rows, KEY_CHUNK)
         sums = self._tree(scores.sum(-1, keepdim=True))
         answers = torch.bmm(weights, values.view(kv_heads * chunks, KEY_CHUNK, -1))
         total = self._tree(answers.view(kv_heads, chunks, rows, -1).float())
         return (total / sums).to(values.dtype).view(kv_heads, self._items * rows, -1)
+
+    def _hide(self, scores: Tensor) -> None:
+        """-inf, in place, where the key comes after the query."""
+        if len(self._tail) == len(self._item):
+            scores.masked_fill_(self._hidden, float("-inf"))
+            return
+        tail = scores.index_select(1, self._tail).masked_fill_(self._hidden, float("-inf"))
+        scores.index_copy_(1, self._tail, tail)
 
     def _top(self, largest: Tensor) -> Tensor:
         """Largest score of each row over all chunks of its item, at every chunk: (KV heads, chunks, rows)."""

@@ -12,7 +12,7 @@ from turbo_runtime.engine.attention.pool import KVPool
 from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention
 from turbo_runtime.engine.attention.spans import Span, Spans
 from turbo_runtime.engine.attention.tiles import TileAttention
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
+from turbo_runtime.engine.blocks import PROMPT_TILE
 
 LONG_SPAN = 32  # tokens from which a span is cheaper as one call than row by row
 
@@ -33,11 +33,10 @@ class PagedStep:
         self._pool = pool
         columns = Spans.of(spans)
         self.tokens = int(columns.count.sum())  # rows that are not padding
-        padding = rows - self.tokens
-        # padding is written to the scratch block
-        idle = pool.scratch * BLOCK_SIZE + np.arange(padding) % BLOCK_SIZE
-        self.positions = self._tensor(np.concatenate([columns.positions(), np.zeros(padding, np.int64)]))
-        self._slots = self._tensor(np.concatenate([columns.slots(pool.scratch), idle]))
+        idle = np.zeros(rows - self.tokens, np.int64)
+        self.positions = self._tensor(np.concatenate([columns.positions(), idle]))
+        self._slots = self._tensor(columns.slots(pool.scratch))
+        self._count = columns.count
         tiled, single = _told_apart(columns, spans, rule)
         self._parts: list[TileAttention | RowAttention] = []
         answers = np.zeros((rows, pool.group), np.int64)
@@ -58,13 +57,24 @@ class PagedStep:
         (rows, heads, value width). No value where the pool has it in the key.
         """
         pool = self._pool
-        pool.write(layer, self._slots, key, value)
+        # padding is written nowhere: it holds another row's answer, and what it has may be no number
+        pool.write(layer, self._slots, key[: self.tokens], None if value is None else value[: self.tokens])
         rows, heads, width = query.shape
         by_head = query.view(rows, pool.kv_heads, pool.group, width).transpose(0, 1)
         queries = by_head.reshape(pool.kv_heads, rows * pool.group, width)
         parts = [part.attend(layer, queries, scaling) for part in self._parts]
         found = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).index_select(1, self._answers)
         return found.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
+
+    def spans_without(self, finite: Tensor) -> frozenset[int]:
+        """Numbers of the spans that have a token which is not `finite` (tokens,)."""
+        each = torch.split(finite.cpu(), self._count.tolist())
+        return frozenset(number for number, tokens in enumerate(each) if not bool(tokens.all()))
+
+    def clear(self, spans: frozenset[int]) -> None:
+        """Zeros again in the slots of these spans' tokens."""
+        of = np.repeat(np.arange(len(self._count)), self._count)
+        self._pool.clear_slots(self._slots[self._tensor(np.flatnonzero(np.isin(of, list(spans))))])
 
     def _tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(values).to(self._pool.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from llguidance import LLMatcher
 from torch import Tensor
 
 from turbo_runtime.engine.grammar import GrammarMatcher
@@ -18,9 +19,11 @@ from turbo_runtime.engine.sampling.processors import Processors
 
 GREEDY_BELOW = 1e-6  # a temperature below this is 0: the quotient would leave what float64 resolves
 
+NOT_FINITE = "the model's logits are not finite: its weights or its precision are broken"
+
 
 class NoTokenError(ValueError):
-    """Every token is forbidden where one is wanted; the text is a sentence for the user."""
+    """There is no token where one is wanted; the text is a sentence for the user."""
 
 
 class AnswerLaw:
@@ -58,7 +61,8 @@ class AnswerLaw:
 
     def token(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int] = ()) -> int:
         """The token of the row (vocabulary,) that has seen `tokens`, prompt and answer so far, and then
-        `drafts`. Raises NoTokenError, and GrammarError where the grammar becomes too costly.
+        `drafts`. Raises NoTokenError, SpentError where it should be asked again after `renew`, and
+        GrammarError where the grammar becomes too costly.
         """
         row = self._processed(logits, tokens, drafts)
         if self._cuts:
@@ -81,7 +85,7 @@ class AnswerLaw:
         if token != NOTHING:
             return token
         if self.plain:
-            raise NoTokenError("the model's logits are not finite: its weights or its precision are broken")
+            raise NoTokenError(NOT_FINITE)
         raise NoTokenError(
             "no token is left to choose from: response_format, bad_words and min_tokens together forbid "
             "every one; relax one of them"
@@ -118,6 +122,11 @@ class AnswerLaw:
             return []
         self._read(tokens, ())
         return self._grammar.forced()
+
+    def renew(self, matcher: LLMatcher | None) -> None:
+        """After a SpentError: the answer's grammar goes on with this, and the row may be asked for again."""
+        if self._grammar is not None:
+            self._grammar.renew(matcher)
 
     def _processed(self, logits: Tensor, tokens: Sequence[int], drafts: Sequence[int]) -> Tensor:
         """The row after everything but the temperature and the cuts."""

@@ -18,7 +18,7 @@ _SLACK = (
 
 def greedy_tokens(logits: Tensor) -> Tensor:
     """The token (rows,) int64 of each row of `logits` (rows, vocabulary), of equal ones the lowest id;
-    `NOTHING` for a row without one.
+    `NOTHING` for a row without one, or with one that is no number.
 
     A maximum per block and one among those is several times faster than `argmax` over the row.
     """
@@ -31,7 +31,7 @@ def greedy_tokens(logits: Tensor) -> Tensor:
 @torch.inference_mode()
 def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: Noise) -> Tensor:
     """The token (rows,) int64 of each row of `logits` (rows, vocabulary) float32 at its own of `temperatures`
-    (rows,) float64 above 0 and of `keys` (rows,) int64; `NOTHING` for a row without one.
+    (rows,) float64 above 0 and of `keys` (rows,) int64; `NOTHING` as in `greedy_tokens`.
 
     Branch and bound: no score of a block exceeds its highest logit with its highest noise, and the token on
     which that noise falls has a score already. Only tokens that may exceed the best of those need noise of
@@ -43,7 +43,8 @@ def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: No
     scored = blocks.gather(2, places[:, :, None]).squeeze(2).double().div_(temperatures[:, None])
     floor = scored.add_(highest).amax(1)
     floor = (floor - _SLACK * (1 + floor.abs())).clamp_(min=_LEAST)  # what is forbidden stays below
-    bounds = blocks.amax(2).double().div_(temperatures[:, None]).add_(highest)
+    peaks = blocks.amax(2)
+    bounds = peaks.double().div_(temperatures[:, None]).add_(highest)
     found = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)  # blocks, counted through the rows
     row = found // noise.num_blocks
 
@@ -61,7 +62,8 @@ def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: No
     best.scatter_reduce_(0, row, scores, "amax")
     ids = torch.where(scores == best.index_select(0, row), ids, noise.vocabulary)
     drawn = torch.full_like(keys, noise.vocabulary).scatter_reduce_(0, row, ids, "amin")
-    return torch.where(best.isfinite(), drawn, NOTHING)
+    # a block with a NaN has no bound and was not looked into
+    return torch.where(best.isfinite() & peaks.amax(1).isfinite(), drawn, NOTHING)
 
 
 def _rounded_down(values: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class Noise:
         return torch.where(places == ids % BLOCK, minima, beyond).log_().neg_()
 
     def gumbel(self, key: int, ids: Tensor) -> Tensor:
-        """Standard Gumbel noise (n,) float64 of these tokens at one position, as a drafter needs it."""
+        """Standard Gumbel noise (n,) float64 of these tokens at one position."""
         keys = torch.tensor([key], device=self.device)
         minima, places = self.block_minima(keys)
         blocks = ids // BLOCK

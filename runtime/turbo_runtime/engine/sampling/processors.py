@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,7 @@ class Processors:
         self, params: SamplingParams, prompt: Sequence[int], stop_ids: Collection[int], noise: Noise
     ) -> None:
         """Vocabulary and device are those of `noise`. Raises ValueError with a sentence for a token that is
-        not in the vocabulary.
+        not in the vocabulary. What costs time or memory is made with the first row: many may wait for theirs.
         """
         vocabulary, device = noise.vocabulary, noise.device
         _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocabulary)
@@ -35,15 +36,18 @@ class Processors:
         stops = [token for token in stop_ids if 0 <= token < vocabulary]
         self._stops = torch.tensor(stops, device=device).long()
         self._answer: list[int] = []
-        self._penalties: Penalties | None = None
-        if params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0:
-            self._penalties = Penalties(params, prompt, noise)
+        self._prompt = prompt
+        self._device = device
+        self._penalises = bool(
+            params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
+        )
+        self._penalties: Penalties | None = None  # made with the first row
 
     @property
     def idle(self) -> bool:
         """Whether no row of this answer is ever changed."""
         p = self._params
-        return not (p.logit_bias or p.bad_words or p.min_tokens) and self._penalties is None
+        return not (p.logit_bias or p.bad_words or p.min_tokens or self._penalises)
 
     @property
     def gain(self) -> float:
@@ -66,29 +70,34 @@ class Processors:
         if len(self._answer) < self._params.min_tokens:
             row[self._stops] = -torch.inf
         row.index_add_(0, self._biased, self._bias)
-        return row if self._penalties is None else self._penalties.apply(row)
+        if not self._penalises:
+            return row
+        if self._penalties is None:
+            self._penalties = Penalties(self._params, self._prompt, self._device)
+            self._penalties.read(self._answer)
+        return self._penalties.apply(row)
 
 
 class Penalties:
     """Repetition, frequency and presence, of the tokens that they can concern."""
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], noise: Noise) -> None:
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
         self._params = params
-        self._counts = torch.zeros(noise.vocabulary, device=noise.device)  # of the answer's tokens
-        self._known: dict[int, None] = {}  # tokens seen so far, in order
-        self._ids = torch.empty(0, dtype=torch.int64, device=noise.device)  # the same
-        if params.repetition_penalty != 1.0:
-            self._meet(prompt)
+        met = prompt if params.repetition_penalty != 1.0 else ()
+        self._of_prompt = np.unique(np.fromiter(met, np.int64, len(met)))
+        self._place: dict[int, int] = {}  # of the answer's tokens in both, which begin with the prompt's:
+        self._ids = torch.from_numpy(self._of_prompt).to(device)
+        self._counts = torch.zeros(len(self._ids), device=device)  # how often the answer has them
 
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens."""
         self._meet(tokens)
-        ids = torch.tensor(tokens, device=self._counts.device)
-        self._counts.index_add_(0, ids, torch.ones(len(tokens), device=ids.device))
+        places = torch.tensor([self._place[token] for token in tokens], device=self._ids.device).long()
+        self._counts.index_add_(0, places, torch.ones(len(tokens), device=places.device))
 
     def apply(self, row: Tensor) -> Tensor:
         """The row (vocabulary,) with all three, changed in place."""
-        values, counts = row.index_select(0, self._ids), self._counts.index_select(0, self._ids)
+        values, counts = row.index_select(0, self._ids), self._counts
         penalty = self._params.repetition_penalty
         values = torch.where(values > 0, values / penalty, values * penalty)
         values -= counts * self._params.frequency_penalty
@@ -96,9 +105,17 @@ class Penalties:
         return row.index_copy_(0, self._ids, values)
 
     def _meet(self, tokens: Sequence[int]) -> None:
-        new = [token for token in dict.fromkeys(tokens) if token not in self._known]
-        self._known.update(dict.fromkeys(new))
-        self._ids = torch.cat([self._ids, torch.tensor(new, device=self._ids.device).long()])
+        new: list[int] = []
+        for token in tokens:
+            if token not in self._place:
+                place = int(self._of_prompt.searchsorted(token))
+                if place == len(self._of_prompt) or self._of_prompt[place] != token:
+                    place = len(self._ids) + len(new)
+                    new.append(token)
+                self._place[token] = place
+        if new:
+            self._ids = torch.cat([self._ids, torch.tensor(new, device=self._ids.device)])
+            self._counts = torch.cat([self._counts, self._counts.new_zeros(len(new))])
 
 
 def _check_ids(name: str, tokens: Iterable[int], vocabulary: int) -> None:

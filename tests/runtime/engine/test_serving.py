@@ -1,0 +1,65 @@
+"""Between its inbox and its steps the engine keeps neither from its turn, and says only what is news."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.process import MOST_MESSAGES, serve
+from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
+
+
+class Flood:
+    """Has a message whenever it is asked, until so many were taken."""
+
+    def __init__(self, messages: int) -> None:
+        self.left = messages
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Submit | Cancel | Stop:
+        assert block
+        assert timeout is not None
+        self.left -= 1
+        return Cancel(f"r{self.left}") if self.left >= 0 else Stop()
+
+    def empty(self) -> bool:
+        return False
+
+
+class Busy:
+    """An engine that is never idle; each step says what it is told to."""
+
+    idle = False
+
+    def __init__(self, said: list[Step]) -> None:
+        self.taken: list[int] = [0]  # messages before each step
+        self._said = said
+
+    def accept(self, message: Submit | Cancel) -> None:
+        self.taken[-1] += 1
+
+    def step(self) -> Step:
+        self.taken.append(0)
+        return self._said[min(len(self.taken) - 2, len(self._said) - 1)]
+
+
+class Outbox:
+    def __init__(self) -> None:
+        self.said: list[Ready | Step | Failed] = []
+
+    def put(self, item: Ready | Step | Failed, /) -> None:
+        self.said.append(item)
+
+
+def test_steps_are_computed_however_many_messages_come() -> None:
+    engine = Busy([Step((), EngineStats())])
+    serve(cast("Engine", engine), Flood(3 * MOST_MESSAGES + 5), Outbox())
+    assert engine.taken == [MOST_MESSAGES] * 3 + [5]
+
+
+def test_a_step_without_news_is_not_told() -> None:
+    waiting, running = EngineStats(waiting_requests=1), EngineStats(running_requests=1)
+    token = Step((TokenEvent("r", (1,)),), running)
+    steps = [Step((), waiting), Step((), waiting), Step((), running), token, token, Step((), running)]
+    outbox = Outbox()
+    serve(cast("Engine", Busy(steps)), Flood(len(steps) * MOST_MESSAGES), outbox)
+    assert outbox.said == [steps[0], steps[2], token, token]

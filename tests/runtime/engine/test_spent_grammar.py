@@ -1,0 +1,128 @@
+"""Answers under one grammar share its limits. Whether one fails depends on its own tokens all the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from llguidance import LLParserLimits
+
+from turbo_dev.drafting import EveryDraft, NoDraft
+from turbo_dev.tiny_engine import grammars, network
+from turbo_runtime.drafters.draft import Draft, Want
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine import grammar_text
+from turbo_runtime.engine.blocks import BlockLedger
+from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.model import PagedModel
+from turbo_runtime.engine.request import Cancel, Grammar, SamplingParams, Submit
+from turbo_runtime.engine.scheduler import Scheduler
+
+COSTLY = Grammar("regex", "[ab]*a[ab]{60}c")  # each token is a state that was not there before
+STATES = 260
+TOKENS = 100
+A = ord("a") - ord("!") + 1  # the tokenizer's bytes follow its end
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[PagedModel]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    paged = PagedModel(network(), blocks=96, max_length=200)
+    assert check_arithmetic(paged, max_step_tokens=64, limit_seconds=60).guarantee == "bytes"
+    yield paged
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def few_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Grammars]:
+    """Of what one answer needs half as much again, for all that come."""
+    monkeypatch.setattr(grammar_text, "LIMITS", LLParserLimits(max_lexer_states=STATES, verbose_errors=False))
+    made = grammars(tmp_path)
+    yield made
+    made.close()
+
+
+class Letters(Drafters):
+    """Drafts letters, some of them right by chance."""
+
+    def propose(self, wants: Sequence[Want]) -> list[Draft]:
+        return [
+            Draft(tuple(A + (len(want.tokens) * i // 3 + i) % 2 for i in range(4)), (0.5,) * 4)
+            for want in wants
+        ]
+
+
+def engine(model: PagedModel, under: Grammars, *, drafts: bool) -> Engine:
+    scheduler = Scheduler(
+        BlockLedger(96), max_running=4, max_step_tokens=64, max_draft_tokens=4, max_length=200
+    )
+    control = EveryDraft() if drafts else NoDraft()
+    return Engine(model, scheduler, Letters() if drafts else Drafters(), under, control)
+
+
+def ask(number: int, tokens: int = TOKENS) -> Submit:
+    params = SamplingParams(seed=number, max_tokens=tokens, grammar=COSTLY, logit_bias=((A + 2, -100.0),))
+    return Submit(f"r{number}", (3, number), params)
+
+
+def run(server: Engine, requests: list[Submit]) -> dict[str, tuple[list[int], str | None]]:
+    found: dict[str, tuple[list[int], str | None]] = {each.request_id: ([], None) for each in requests}
+    for request in requests:
+        server.accept(request)
+    while not server.idle:
+        for event in server.step().events:
+            tokens, _ = found[event.request_id]
+            found[event.request_id] = ([*tokens, *event.tokens], event.error)
+        server.scheduler.check(server.audit.table)
+    return found
+
+
+def test_no_answer_fails_for_what_others_or_drafts_spent(model: PagedModel, few_states: Grammars) -> None:
+    requests = [ask(number) for number in range(6)]
+    alone = run(engine(model, few_states, drafts=False), requests[:1])
+    for request in requests[1:]:
+        few_states.compile_alone(COSTLY).result()  # and forget what was spent
+        alone |= run(engine(model, few_states, drafts=False), [request])
+    assert all(error is None and len(tokens) == TOKENS for tokens, error in alone.values())
+    assert run(engine(model, few_states, drafts=False), requests) == alone
+    assert run(engine(model, few_states, drafts=True), requests) == alone
+
+
+def test_an_answer_that_is_too_much_by_itself_fails_at_the_same_token_with_any_drafts(
+    model: PagedModel, few_states: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grammar_text, "LIMITS", LLParserLimits(max_lexer_states=70, verbose_errors=False))
+    requests = [ask(number) for number in range(3)]
+    plain = run(engine(model, few_states, drafts=False), requests)
+    assert all(error and "too costly" in error for _, error in plain.values())
+    assert all(0 < len(tokens) < TOKENS for tokens, _ in plain.values())
+    assert run(engine(model, few_states, drafts=True), requests) == plain
+
+
+def test_a_spent_grammar_is_compiled_anew_for_those_to_come(model: PagedModel, few_states: Grammars) -> None:
+    server = engine(model, few_states, drafts=False)
+    run(server, [ask(number) for number in range(4)])
+    spent = few_states.compile(COSTLY).future
+    run(server, [ask(number) for number in range(4, 9)])
+    assert few_states.compile(COSTLY).future is not spent
+
+
+def test_an_answer_may_leave_while_its_grammar_is_compiled_again(
+    model: PagedModel, few_states: Grammars
+) -> None:
+    server = engine(model, few_states, drafts=False)
+    requests = [ask(number) for number in range(4)]
+    for request in requests:
+        server.accept(request)
+    while not server.idle:
+        server.step()
+        for request in requests:
+            if request.request_id in server.laws and not server.laws.ready(request.request_id):
+                server.accept(Cancel(request.request_id))
+    server.scheduler.check(server.audit.table)
+    assert not server.laws.compiling
