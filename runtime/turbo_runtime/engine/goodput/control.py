@@ -85,8 +85,11 @@ class Control:
         more = sum(map(len, survivals))
         if not more or not self.cost.known or self._plain_is_due:
             return [0] * len(survivals)
-        reads = shape.row_reads / max(answers, 1)
-        return choose(survivals, answers, self.cost.growing(shape, more, reads), drafting)
+        growing = self.cost.growing(shape, more, shape.row_reads / max(answers, 1))
+        # What a prompt takes beside it is no reason to draft more: by a step of the answers alone, as the gate
+        # and the meter do, or drafts would look almost free next to a prompt.
+        seconds = growing - growing[0] + self._decoding(shape, answers)
+        return choose(survivals, answers, seconds, drafting)
 
     def learn(self, shape: StepShape, outcomes: Sequence[Outcome], times: StepTimes) -> None:
         """A step that was `shape` without its drafts brought these outcomes, one for each answer that got
@@ -102,7 +105,7 @@ class Control:
         self._since_plain = self._since_plain + 1 if drafted else 0
         growing = self.cost.growing(shape, drafted, reads)
         plain, extra = float(growing[0]), float(growing[-1] - growing[0])
-        decoding = self.cost.seconds(StepShape(answers, shape.row_reads))  # without the prompts' share
+        decoding = self._decoding(shape, answers)
         if not drafted:
             plain = times.rest  # it is the very step that a prediction would be about
         asked = sum(outcome.proposed for outcome in outcomes)
@@ -116,6 +119,10 @@ class Control:
             request.meter.book(plain + right * decoding, total)
             accepted += right
         self._lately.book(plain + accepted / answers * decoding, total)
+
+    def _decoding(self, shape: StepShape, answers: int) -> float:
+        """Seconds of the step without its drafts and without the prompts' share."""
+        return self.cost.seconds(StepShape(answers, shape.row_reads))
 
     def forget(self, request_id: str) -> None:
         """The request ended."""
