@@ -72,12 +72,28 @@ class Drafters:
         if loaded is not None:
             self._in_use = loaded
 
+    def expect(self, request_id: str, tokens: Sequence[int], drafting: Drafting) -> None:
+        """A request's prompt is being computed and drafts may be wanted behind it: `read` it meanwhile.
+        `tokens` only ever grow.
+        """
+        if self._suffix in self._sources(self._drafter(drafting)):
+            self._suffix.expect(request_id, tokens)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to `read`."""
+        return self._suffix.waiting
+
+    def read(self, most: int) -> int:
+        """Read at most so many tokens of prompts and of answers to be remembered; how many it were."""
+        return self._suffix.read(most)
+
     def propose(self, wants: Sequence[Want]) -> list[Draft]:
         """One draft for each want, perhaps an empty one."""
         drafts = [Draft()] * len(wants)
         groups: defaultdict[Drafting, list[int]] = defaultdict(list)
         for index, want in enumerate(wants):
-            groups[self._drafter(want)].append(index)
+            groups[self._drafter(want.drafting)].append(index)
         for drafter, indices in groups.items():
             proposed = propose(self._sources(drafter), [wants[index] for index in indices])
             for index, draft in zip(indices, proposed, strict=True):
@@ -100,10 +116,10 @@ class Drafters:
         remembered = self._suffix in self._sources(self._in_use.drafter)
         self._suffix.finish(request_id, tokens if remembered else (), prompt_length, tenant)
 
-    def _drafter(self, want: Want) -> Drafting:
+    def _drafter(self, drafting: Drafting) -> Drafting:
         """The deployment's `off` holds for all; else a request may choose."""
         deployed = self._in_use.drafter
-        return deployed if deployed == "off" or want.drafting == "auto" else want.drafting
+        return deployed if deployed == "off" or drafting == "auto" else drafting
 
     def _sources(self, drafter: Drafting) -> list[Source]:
         sources: list[Source] = []
