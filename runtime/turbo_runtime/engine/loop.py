@@ -151,6 +151,7 @@ class Engine:
         if not self._checked:
             self.scheduler.check(self.audit.table)
             self._checked = True
+        self.speculation.rest()
         held = self.audit.step()
         if held is not None:
             self._count(audits=1, audit_mismatches=not held)

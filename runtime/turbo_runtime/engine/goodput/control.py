@@ -16,6 +16,8 @@ from turbo_runtime.engine.goodput.gate import Gate
 from turbo_runtime.engine.goodput.meter import Meter
 
 _PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true
+_READING, _READING_PROMPTS = 0.01, 0.02  # of a step's time, that drafters may read in; beside a prompt's part
+_UNKNOWN = 0.01  # seconds that a step is taken for while none was measured
 _LATELY = 0.995  # share that a step leaves of the past in the live speed-up: about 200 steps count
 
 
@@ -34,6 +36,7 @@ class StepTimes:
 
     drafting: float
     rest: float  # the pass, the verification and the books
+    reading: float = 0.0  # of texts, by drafters: for later steps, so that no request is charged for it
 
 
 @dataclass(slots=True)
@@ -75,6 +78,11 @@ class Control:
             return set()
         return {name for name in request_ids if self._requests[name].gate.open}
 
+    def spare(self, shape: StepShape) -> float:
+        """Seconds of such a step that may go into reading what serves later steps."""
+        seconds = self.cost.seconds(shape) if self.cost.known else _UNKNOWN
+        return seconds * (_READING_PROMPTS if shape.tile_reads else _READING)
+
     def choose(
         self, survivals: Sequence[Sequence[float]], shape: StepShape, answers: int, drafting: float
     ) -> list[int]:
@@ -109,7 +117,7 @@ class Control:
         if not drafted:
             plain = times.rest  # it is the very step that a prediction would be about
         asked = sum(outcome.proposed for outcome in outcomes)
-        total = times.drafting + times.rest
+        total = times.drafting + times.rest + times.reading
         accepted = 0
         for name, proposed, verified, right in outcomes:
             lost = extra * verified / drafted if drafted else 0.0
