@@ -94,8 +94,8 @@ class Control:
         if not more or not self.cost.known or self._plain_is_due:
             return [0] * len(survivals)
         growing = self.cost.growing(shape, more, shape.row_reads / max(answers, 1))
-        # What a prompt takes beside it is no reason to draft more: by a step of the answers alone, as the gate
-        # and the meter do, or drafts would look almost free next to a prompt.
+        # By a step of the answers alone, as the gate and the meter judge: over the time of a step with a
+        # prompt's part in it, drafts would look almost free.
         seconds = growing - growing[0] + self._decoding(shape, answers)
         return choose(survivals, answers, seconds, drafting)
 
