@@ -94,7 +94,7 @@ class Engine:
             else:
                 self._refuse(submit, error)
         self.audit.make_room()
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(self.speculation.demand.of)
         parts = [Part(work, self.laws[work.sequence.submit.request_id]) for work in plan.work]
         if parts:
             began = time.perf_counter()

@@ -11,6 +11,7 @@ from turbo_runtime.drafters.draft import Coupling, Want
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape
+from turbo_runtime.engine.goodput.demand import Demand
 from turbo_runtime.engine.part import Part
 from turbo_runtime.engine.reading import Reading
 from turbo_runtime.engine.verify import Verdict
@@ -24,6 +25,7 @@ class Speculation:
     def __init__(self, drafters: Drafters, control: Control) -> None:
         self.drafters = drafters
         self.control = control
+        self.demand = Demand()
         self._hidden: dict[str, Tensor] = {}  # the state that an answer's last token was drawn from
         self._shape = StepShape(0)  # of the step in progress, without drafts
         self._asked: set[str] = set()  # requests of it that the drafters were asked for
@@ -54,6 +56,7 @@ class Speculation:
         """What was committed for a part, and the hidden state that its last token was drawn from."""
         request_id = part.work.sequence.submit.request_id
         self.drafters.observe(part.draft, verdict.tokens)
+        self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         self._outcomes.append(
             Outcome(request_id, request_id in self._asked, len(part.drafts), verdict.accepted)
         )
@@ -69,6 +72,7 @@ class Speculation:
             )
         for request_id in self._ended:
             self.control.forget(request_id)
+            self.demand.forget(request_id)
         self._ended.clear()
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
