@@ -36,6 +36,7 @@ class Served:
     accepted: float
     answers: int = 8
     most: int = 6  # drafted tokens of an answer
+    law: Callable[[int], float] = machine
     noise: random.Random = field(default_factory=lambda: random.Random(1))
     tokens: int = 0
     seconds: float = 0.0
@@ -51,7 +52,7 @@ class Served:
         counts = iter(self.control.choose(survivals, shape, self.answers, drafting))
         outcomes = [self._outcome(name, next(counts) if name in asked else None) for name in names]
         drafted = sum(outcome.drafted for outcome in outcomes)
-        rest = machine(to_four(shape.tokens + drafted)) * self.noise.uniform(0.97, 1.03)
+        rest = self.law(to_four(shape.tokens + drafted)) * self.noise.uniform(0.97, 1.03)
         self.control.learn(shape, outcomes, StepTimes(drafting, rest))
         self.tokens += self.answers + sum(outcome.accepted for outcome in outcomes)
         self.seconds += drafting + rest
@@ -94,3 +95,32 @@ def test_no_more_is_drafted_beside_a_prompt_than_without_one(chance: float) -> N
 )
 def test_drafts_pay_beside_prompts_too(accepted: float, prompt_every: int, least: float) -> None:
     assert gain(accepted, prompt_every) >= least
+
+
+def overestimated(seconds: float) -> tuple[StepTime, ...]:
+    """The start was disturbed while it measured eight rows."""
+    return StepTime(1, 1, CONTEXT, machine(4)), StepTime(8, 1, CONTEXT, seconds), StepTime(1, 128, 0, 0.180)
+
+
+@pytest.mark.parametrize("seconds", [0.022, 0.030, 0.036, 0.045, 0.060])
+@pytest.mark.parametrize("accepted", [0.6, 0.8])
+def test_a_cost_that_is_believed_too_high_is_found_out(seconds: float, accepted: float) -> None:
+    served = Served(Control(overestimated(seconds), to_four), accepted, answers=4, most=4)
+    for _ in range(4000):
+        served.step()
+    lately = served.drafted[-1000:]
+    assert sum(lately) / len(lately) > 3
+    plain = served.tokens / served.answers * machine(4)
+    assert plain / served.seconds > (1.1 if accepted < 0.7 else 1.3)
+
+
+@pytest.mark.parametrize("answers", [1, 8, 32])
+@pytest.mark.parametrize("accepted", [0.0, 0.05, 0.2])
+def test_drafts_that_cannot_pay_cost_next_to_nothing(answers: int, accepted: float) -> None:
+    dear = 0.5  # of a step of one answer, for each token more
+    law = lambda tokens: 0.020 + dear * 0.005 * (tokens - 4)  # noqa: E731
+    served = Served(Control(measured(law), to_four), accepted, answers=answers, law=law)
+    for _ in range(3000):
+        served.step()
+    plain = served.tokens / served.answers * law(to_four(answers))
+    assert plain / served.seconds > 0.985
