@@ -60,7 +60,8 @@ class Speculation:
         self._outcomes.append(
             Outcome(request_id, request_id in self._asked, len(part.drafts), verdict.accepted)
         )
-        self._hidden[request_id] = state.clone()  # else the step's rows of everybody would be kept with it
+        if self.drafters.use_hidden:
+            self._hidden[request_id] = state.clone()  # else the step's rows of everybody would be kept with it
 
     def learn(self, seconds: float) -> None:
         """The whole step took so long."""
