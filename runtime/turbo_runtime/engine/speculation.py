@@ -61,7 +61,7 @@ class Speculation:
             Outcome(request_id, request_id in self._asked, len(part.drafts), verdict.accepted)
         )
         if self.drafters.use_hidden:
-            self._hidden[request_id] = state.clone()  # else the step's rows of everybody would be kept with it
+            self._hidden[request_id] = state.clone()  # not the view, which keeps everybody's rows
 
     def learn(self, seconds: float) -> None:
         """The whole step took so long."""
