@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from turbo_runtime.drafters.draft import Draft, Source, Want
+from turbo_runtime.drafters.draft import Draft, Want
+from turbo_runtime.drafters.guard import Guarded
 from turbo_runtime.drafters.heads.artefact import Target, load_heads
 from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.drafters.hybrid import propose
@@ -50,6 +51,7 @@ class Drafters:
         self._in_use = InUse() if in_use is None else in_use
         self._file = file
         self._suffix = Suffix() if suffix is None else suffix
+        self._guard()
 
     @property
     def version(self) -> str:
@@ -58,8 +60,14 @@ class Drafters:
 
     @property
     def problem(self) -> str:
-        """Why they are not what the file names; empty if they are."""
-        return self._file.problem if self._file else ""
+        """Why they are not what the file names, or give no drafts; empty if all is well."""
+        told = [self._file.problem] if self._file else []
+        return "; ".join(filter(None, [*told, *(source.problem for source in self._guarded)]))
+
+    @property
+    def use_hidden(self) -> bool:
+        """Whether any of them looks at the model's hidden rows."""
+        return self._heads is not None
 
     @property
     def num_bytes(self) -> int:
@@ -71,13 +79,30 @@ class Drafters:
         loaded = self._file.poll(now) if self._file else None
         if loaded is not None:
             self._in_use = loaded
+            self._guard()
+
+    def expect(self, request_id: str, tokens: Sequence[int], drafting: Drafting) -> None:
+        """A request's prompt is being computed and drafts may be wanted behind it: `read` it meanwhile.
+        `tokens` only ever grow.
+        """
+        if self._recent in self._sources(self._drafter(drafting)):
+            self._recent.attempt(lambda: self._suffix.expect(request_id, tokens), None)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to `read`."""
+        return self._suffix.waiting and not self._recent.problem
+
+    def read(self, most: int) -> int:
+        """Read at most so many tokens of prompts and of answers to be remembered; how many it were."""
+        return self._recent.attempt(lambda: self._suffix.read(most), 0)
 
     def propose(self, wants: Sequence[Want]) -> list[Draft]:
         """One draft for each want, perhaps an empty one."""
         drafts = [Draft()] * len(wants)
         groups: defaultdict[Drafting, list[int]] = defaultdict(list)
         for index, want in enumerate(wants):
-            groups[self._drafter(want)].append(index)
+            groups[self._drafter(want.drafting)].append(index)
         for drafter, indices in groups.items():
             proposed = propose(self._sources(drafter), [wants[index] for index in indices])
             for index, draft in zip(indices, proposed, strict=True):
@@ -89,7 +114,7 @@ class Drafters:
         verified: the committed tokens are what they are.
         """
         for evidence, token, said in zip(draft.evidence, draft.tokens, committed, strict=False):
-            source: Source | None = self._suffix if evidence.source == Suffix.name else self._in_use.heads
+            source = self._recent if evidence.source == Suffix.name else self._heads
             if source is not None:
                 source.learn(evidence.cell, token == said)
             if token != said:
@@ -97,18 +122,24 @@ class Drafters:
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
         """The request ended: `tokens` are prompt and answer so far. What it held is let go."""
-        remembered = self._suffix in self._sources(self._in_use.drafter)
-        self._suffix.finish(request_id, tokens if remembered else (), prompt_length, tenant)
+        remembered = self._recent in self._sources(self._in_use.drafter)
+        self._recent.finish(request_id, tokens if remembered else (), prompt_length, tenant)
 
-    def _drafter(self, want: Want) -> Drafting:
+    def _guard(self) -> None:
+        """What is taken up anew may be well where what was there before had failed."""
+        self._recent = Guarded(self._suffix)
+        self._heads = None if self._in_use.heads is None else Guarded(self._in_use.heads)
+        self._guarded = [self._recent] if self._heads is None else [self._recent, self._heads]
+
+    def _drafter(self, drafting: Drafting) -> Drafting:
         """The deployment's `off` holds for all; else a request may choose."""
         deployed = self._in_use.drafter
-        return deployed if deployed == "off" or want.drafting == "auto" else want.drafting
+        return deployed if deployed == "off" or drafting == "auto" else drafting
 
-    def _sources(self, drafter: Drafting) -> list[Source]:
-        sources: list[Source] = []
+    def _sources(self, drafter: Drafting) -> list[Guarded]:
+        sources: list[Guarded] = []
         if drafter in ("auto", "suffix"):
-            sources.append(self._suffix)
-        if drafter in ("auto", "heads") and self._in_use.heads is not None:
-            sources.append(self._in_use.heads)
-        return sources
+            sources.append(self._recent)
+        if drafter in ("auto", "heads") and self._heads is not None:
+            sources.append(self._heads)
+        return [source for source in sources if not source.problem]

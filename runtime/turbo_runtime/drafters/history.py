@@ -60,8 +60,9 @@ class Reader:
         self._cursors: dict[SuffixAutomaton, Cursor] = {}
 
     def read(self, history: History, context: Sequence[int], known: int) -> None:
-        """Go on behind the first `known` tokens of the context to its end."""
-        before, self._cursors = self._cursors, {}
+        """Go on behind the first `known` tokens of the context to its end; where that is far, begin anew."""
+        before = self._cursors if len(context) - known <= _TAIL else {}
+        self._cursors = {}
         for automaton in history.automata:
             cursor = before.get(automaton)
             fresh = context[-_TAIL:] if cursor is None else context[known:]

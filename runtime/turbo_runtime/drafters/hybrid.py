@@ -40,13 +40,13 @@ class _Growing:
         """The most confident offer's token, now part of the draft; None where the draft ends."""
         if len(self._tokens) == self._limit:
             return None
-        best, source = None, ""
+        best, source, confidence = None, "", 0.0
         for name, offer in zip(names, offers, strict=True):
-            if offer is not None and (best is None or offer.confidence > best.confidence):
-                best, source = offer, name
+            if offer is not None and offer.confidence > confidence:  # not a number is above none
+                best, source, confidence = offer, name, offer.confidence
         if best is None:
             return None
-        survival = best.confidence * (self._survival[-1] if self._survival else 1.0)
+        survival = confidence * (self._survival[-1] if self._survival else 1.0)
         if survival < LEAST_SURVIVAL:
             return None
         self._tokens.append(best.token)

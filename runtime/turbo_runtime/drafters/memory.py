@@ -4,14 +4,26 @@ show to another.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 from turbo_runtime.drafters.history import History
 
 RECENT_TOKENS = 1 << 16  # of one tenant; about 8 MB
 RECENT_BYTES = 64 << 20  # of all tenants
 _PROMPT_TAIL = 8  # tokens of the prompt kept before an answer, so that its beginning is found too
+_MOST_WAITING = 1 << 17  # tokens of finished answers that are not read yet; the oldest answers are let go
+
+
+@dataclass(slots=True)
+class _Text:
+    """An answer on its way into its tenant's history."""
+
+    tenant: str
+    tokens: Sequence[int]
+    read: int = 0
 
 
 class Memory:
@@ -23,6 +35,9 @@ class Memory:
         """
         self._most_tokens, self._most_bytes = most_tokens, most_bytes
         self._tenants: OrderedDict[str, History] = OrderedDict()  # least recently used first
+        self._booked: dict[str, int] = {}  # bytes of each history as they are in `num_bytes`
+        self._texts: deque[_Text] = deque()  # oldest first
+        self.waiting = 0  # tokens that are still to be read
         self.num_bytes = 0  # of all histories, at most
 
     def __len__(self) -> int:
@@ -32,23 +47,51 @@ class Memory:
     def of(self, tenant: str) -> History | None:
         """The tenant's history, which counts as used now; None where there is none yet."""
         history = self._tenants.get(tenant)
-        if history is not None:
-            self._tenants.move_to_end(tenant)
-        return history
+        if history is None:
+            return None
+        self._tenants.move_to_end(tenant)
+        self._book(tenant, history)  # asking makes it grow too
+        return self._tenants.get(tenant)
 
     def remember(self, tenant: str, tokens: Sequence[int], prompt_length: int) -> None:
-        """Keep an answer: `tokens` behind the prompt."""
+        """Keep an answer, the `tokens` behind the prompt: it is known once `read` has come to its end."""
         if len(tokens) <= prompt_length:
             return
-        history = self.of(tenant)
+        text = _Text(tenant, tokens[max(0, prompt_length - _PROMPT_TAIL) :])
+        self._texts.append(text)
+        self.waiting += len(text.tokens)
+        while self.waiting > _MOST_WAITING:
+            dropped = self._texts.popleft()
+            self.waiting -= len(dropped.tokens) - dropped.read
+
+    def read(self, most: int) -> int:
+        """Read at most so many tokens of what is to be remembered, the oldest first; how many it were."""
+        left = most
+        while left > 0 and self._texts:
+            left -= self._read(self._texts[0], left)
+        return most - left
+
+    def _read(self, text: _Text, most: int) -> int:
+        history = self._tenants.get(text.tenant)
         if history is None:
-            history = self._tenants[tenant] = History(self._most_tokens)
-        else:
-            self.num_bytes -= history.num_bytes
-        history.separate()
-        for token in tokens[max(0, prompt_length - _PROMPT_TAIL) :]:
+            history = self._tenants[text.tenant] = History(self._most_tokens)
+        self._tenants.move_to_end(text.tenant)
+        if not text.read:
+            history.separate()
+        count = min(most, len(text.tokens) - text.read)
+        for token in islice(text.tokens, text.read, text.read + count):
             history.append(token)
-        self.num_bytes += history.num_bytes
+        text.read += count
+        self.waiting -= count
+        if text.read == len(text.tokens):
+            self._texts.popleft()
+        self._book(text.tenant, history)
+        return count
+
+    def _book(self, tenant: str, history: History) -> None:
+        now = history.num_bytes
+        self.num_bytes += now - self._booked.get(tenant, 0)
+        self._booked[tenant] = now
         while self.num_bytes > self._most_bytes:
-            _, dropped = self._tenants.popitem(last=False)
-            self.num_bytes -= dropped.num_bytes
+            dropped, _ = self._tenants.popitem(last=False)
+            self.num_bytes -= self._booked.pop(dropped)

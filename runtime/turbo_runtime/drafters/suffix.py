@@ -28,7 +28,7 @@ from turbo_runtime.engine.sampling.noise import position_key, token_exponential
 
 REQUEST_TOKENS = 1 << 14  # of a live request that are known, its newest; about 2 MB
 _UNSEEN = 3.5  # sightings of something else that we have not had, after a match of one token; longer: fewer
-_READ_AT_ONCE = 1024  # tokens of a prompt, so that a long one does not hold up a step
+_READ_AT_ONCE = 256  # tokens of a request while drafts are waited for; of more, `read` has to come first
 
 _Found: TypeAlias = "tuple[SuffixAutomaton, Cursor, bool]"  # the last: in the request itself
 
@@ -42,14 +42,16 @@ class _Request:
     read: int = 0  # tokens of it that are in `own`
     seen: int = 0  # tokens it had at the last call
 
-    def matches(self, tokens: Sequence[int]) -> list[_Found]:
-        """Where the context occurred in itself; nowhere while its prompt is not read to the end."""
-        fresh = tokens[self.read : self.read + _READ_AT_ONCE]
+    def read_on(self, tokens: Sequence[int], most: int) -> int:
+        """Read at most so many of its tokens; how many it were."""
+        fresh = tokens[self.read : self.read + most]
         for token in fresh:
             self.own.append(token)
         self.read += len(fresh)
-        if self.read < len(tokens):
-            return []
+        return len(fresh)
+
+    def matches(self) -> list[_Found]:
+        """Where the end of what was read occurred in it."""
         return [(automaton, cursor, True) for automaton, cursor in self.own.repeats()]
 
 
@@ -62,6 +64,9 @@ class Suffix:
         self.memory = Memory() if memory is None else memory
         self._calibration = Calibration()
         self._requests: dict[str, _Request] = {}
+        self._unread: dict[
+            str, Sequence[int]
+        ] = {}  # texts of requests that `read` goes on with, oldest first
 
     @property
     def num_bytes(self) -> int:
@@ -79,21 +84,57 @@ class Suffix:
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
         """Remember the answer for the tenant's next ones, forget the request."""
         self._requests.pop(request_id, None)
+        self._unread.pop(request_id, None)
         self.memory.remember(tenant, tokens, prompt_length)
 
-    def _walk(self, want: Want) -> _Walk:
-        request = self._requests.get(want.request_id)
+    def expect(self, request_id: str, tokens: Sequence[int]) -> None:
+        """Drafts will be wanted for a request, whose prompt is to be read before."""
+        if request_id not in self._requests:
+            self._request(request_id, tokens)
+            self._unread[request_id] = tokens
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there is something to `read`."""
+        return bool(self._unread or self.memory.waiting)
+
+    def read(self, most: int) -> int:
+        """Read at most so many tokens of what nobody waits for just now: of prompts, then of finished
+        answers. How many it were.
+        """
+        left = most
+        for request_id, tokens in list(self._unread.items()):
+            request = self._requests[request_id]
+            left -= request.read_on(tokens, left)
+            if request.read >= len(tokens):
+                del self._unread[request_id]
+            if left <= 0:
+                return most
+        return most - left + self.memory.read(left)
+
+    def _request(self, request_id: str, tokens: Sequence[int]) -> _Request:
+        request = self._requests.get(request_id)
         if request is None:
-            request = self._requests[want.request_id] = _Request(
-                read=max(0, len(want.tokens) - REQUEST_TOKENS)
-            )
-        matches = request.matches(want.tokens)
+            request = self._requests[request_id] = _Request(read=max(0, len(tokens) - REQUEST_TOKENS))
+        return request
+
+    def _walk(self, want: Want) -> _Walk:
+        request, tokens = self._request(want.request_id, want.tokens), want.tokens
+        matches: list[_Found] = []
+        if (
+            len(tokens) - request.read > _READ_AT_ONCE
+        ):  # what was not read to its end has no end to go on from
+            self._unread[want.request_id] = tokens
+        else:
+            request.read_on(tokens, _READ_AT_ONCE)
+            self._unread.pop(want.request_id, None)
+            matches = request.matches()
         recent = self.memory.of(want.tenant)
         if recent is not None:
-            request.in_recent.read(recent, want.tokens, request.seen)
+            request.in_recent.read(recent, tokens, request.seen)
             matches += [(automaton, cursor, False) for automaton, cursor in request.in_recent.matches()]
-        request.seen = len(want.tokens)
-        return _Walk(matches, self._calibration, want.coupling, len(want.tokens))
+        request.seen = len(tokens)
+        return _Walk(matches, self._calibration, want.coupling, len(tokens))
 
 
 class _SuffixProposal:

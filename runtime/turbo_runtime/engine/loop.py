@@ -96,7 +96,7 @@ class Engine:
             else:
                 self._refuse(submit, error)
         self.audit.make_room()
-        plan = self.scheduler.plan()
+        plan = self.scheduler.plan(self.speculation.demand.of)
         names = ((work, work.sequence.submit.request_id) for work in plan.work)
         parts = [Part(work, self.laws[name]) for work, name in names if self.laws.ready(name)]
         if parts:
@@ -165,6 +165,7 @@ class Engine:
         if not self._checked:
             self.scheduler.check(self.audit.table)
             self._checked = True
+        self.speculation.rest()
         held = self.audit.step()
         if held is not None:
             self._counters.count_audit(held)

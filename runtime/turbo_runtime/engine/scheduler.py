@@ -9,8 +9,8 @@ The budget of a step, in this order:
 1. one token for every sequence that decodes: none ever waits longer than one step, since no sequence starts
    unless the budget has a token for it beside all that run;
 2. prompts, oldest first, then those of waiting sequences, as many as fit: what is left but for the drafts'
-   promise, which is what they want and at most half;
-3. drafts: their promise and what the prompts leave, shared evenly.
+   promise, which is what they are likely to use and at most half;
+3. drafts: each its promise, then what the prompts leave, both shared evenly.
 
 Preemption happens while planning, never inside a step: the youngest sequence gives its blocks up, is first to
 come back, and is computed again but for the tiles of its prompt that the prefix cache still has. The oldest
@@ -20,7 +20,7 @@ is never preempted, so every answer ends. Knows no torch, no model and no clock.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
@@ -118,19 +118,26 @@ class Scheduler:
         by_length = self.max_length - len(sequence.tokens)
         return min(by_length, sequence.submit.params.max_tokens - sequence.generated)
 
-    def plan(self) -> StepPlan:
-        """Reserve budget and blocks for the next step. Empty only when nothing is queued or running."""
+    def plan(self, likely: Callable[[str], int] | None = None) -> StepPlan:
+        """Reserve budget and blocks for the next step. Empty only when nothing is queued or running.
+
+        `likely`: drafts that a request will use, of which the prompts leave room; by default all that it
+        could.
+        """
         draft = _Draft(self.max_step_tokens)
         for sequence in [each for each in self.running if each.missing == 1]:
             if self._find_block(sequence, draft):
                 self._compute(sequence, 1, draft)
         wanted = {each: self._draft_ceiling(each) for each in draft.counts}
-        promise = min(sum(wanted.values()), draft.budget // 2)
+        promised = wanted
+        if likely is not None:
+            promised = {each: min(most, likely(each.submit.request_id)) for each, most in wanted.items()}
+        promise = min(sum(promised.values()), draft.budget // 2)
         draft.budget -= promise
         for sequence in [each for each in self.running if each.missing > 1]:
             self._compute(sequence, _chunk(sequence, draft), draft)
         self._admit(draft)
-        counts, limits = draft.counts, self._grant_drafts(wanted, draft.budget + promise)
+        counts, limits = draft.counts, self._grant_drafts(wanted, promised, draft.budget + promise)
         work = (Work(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts)
         return StepPlan(tuple(work), tuple(draft.preempted))
 
@@ -267,21 +274,32 @@ class Scheduler:
         # one token of the room is the correction or bonus
         return max(0, min(own, self.max_draft_tokens, self.room(sequence) - 1))
 
-    def _grant_drafts(self, wanted: dict[Sequence, int], budget: int) -> dict[Sequence, int]:
+    def _grant_drafts(
+        self, wanted: dict[Sequence, int], promised: dict[Sequence, int], budget: int
+    ) -> dict[Sequence, int]:
         """Draft slots with blocks, for which nobody is preempted: at most what each wants, and when the
-        budget is short, as even as can be.
+        budget is short, first what each was promised.
         """
+        first = _share(promised, budget)
+        more = _share({each: wanted[each] - first[each] for each in wanted}, budget - sum(first.values()))
         limits: dict[Sequence, int] = {}
-        by_want = sorted(wanted, key=wanted.__getitem__)
-        for place, sequence in enumerate(by_want):
-            share = budget // (len(by_want) - place)
+        for sequence in first:
             spare = (self.ledger.num_available + len(sequence.table)) * BLOCK_SIZE - len(sequence.tokens)
-            limit = min(wanted[sequence], share, spare)
+            limit = min(first[sequence] + more[sequence], spare)
             if limit > 0:
                 self.prefixes.extend(sequence.table, len(sequence.tokens) + limit)
                 limits[sequence] = limit
-                budget -= limit
         return limits
+
+
+def _share(wants: dict[Sequence, int], budget: int) -> dict[Sequence, int]:
+    """At most what each wants, as even as can be; those who want least come first."""
+    shares: dict[Sequence, int] = {}
+    by_want = sorted(wants, key=wants.__getitem__)
+    for place, sequence in enumerate(by_want):
+        shares[sequence] = min(wants[sequence], budget // (len(by_want) - place))
+        budget -= shares[sequence]
+    return shares
 
 
 def _chunk(sequence: Sequence, draft: _Draft) -> int:

@@ -11,7 +11,9 @@ from turbo_runtime.drafters.draft import Coupling, Want
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape
+from turbo_runtime.engine.goodput.demand import Demand
 from turbo_runtime.engine.part import Part
+from turbo_runtime.engine.reading import Reading
 from turbo_runtime.engine.verify import Verdict
 
 _FORCED = 1.0  # chance that a token is accepted which the grammar leaves no choice about
@@ -23,12 +25,14 @@ class Speculation:
     def __init__(self, drafters: Drafters, control: Control) -> None:
         self.drafters = drafters
         self.control = control
+        self.demand = Demand()
         self._hidden: dict[str, Tensor] = {}  # the state that an answer's last token was drawn from
         self._shape = StepShape(0)  # of the step in progress, without drafts
         self._asked: set[str] = set()  # requests of it that the drafters were asked for
         self._outcomes: list[Outcome] = []  # of it
         self._ended: list[str] = []  # requests whose last step is still to be learnt from
-        self._drafting = 0.0  # seconds
+        self._reading = Reading()
+        self._read = self._drafting = 0.0  # seconds of it
 
     def propose(self, parts: Sequence[Part]) -> None:
         """Set `draft` and `drafts` of the parts: verified is what promises most tokens a second."""
@@ -38,6 +42,7 @@ class Speculation:
         able = [part for part in parts if part.work.yields and part.work.draft_limit]
         self._ask(able)
         self._drafting = time.perf_counter() - began
+        self._read_on(parts)
         drafting = [part for part in able if part.drafts]
         answers = sum(part.work.yields for part in parts)
         survivals = [
@@ -51,19 +56,24 @@ class Speculation:
         """What was committed for a part, and the hidden state that its last token was drawn from."""
         request_id = part.work.sequence.submit.request_id
         self.drafters.observe(part.draft, verdict.tokens)
+        self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         self._outcomes.append(
             Outcome(request_id, request_id in self._asked, len(part.drafts), verdict.accepted)
         )
-        self._hidden[request_id] = state.clone()  # else the step's rows of everybody would be kept with it
+        if self.drafters.use_hidden:
+            self._hidden[request_id] = state.clone()  # not the view, which keeps everybody's rows
 
     def learn(self, seconds: float) -> None:
         """The whole step took so long."""
         if self._outcomes or self._shape.tile_reads:
             self.control.learn(
-                self._shape, self._outcomes, StepTimes(self._drafting, seconds - self._drafting)
+                self._shape,
+                self._outcomes,
+                StepTimes(self._drafting, seconds - self._drafting - self._read, self._read),
             )
         for request_id in self._ended:
             self.control.forget(request_id)
+            self.demand.forget(request_id)
         self._ended.clear()
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
@@ -71,6 +81,21 @@ class Speculation:
         self.drafters.finish(request_id, tokens, prompt_length, tenant)
         self._ended.append(request_id)
         self._hidden.pop(request_id, None)
+
+    def rest(self) -> None:
+        """What is done while there is nothing to compute, a little at a time."""
+        self._reading.rest(self.drafters)
+
+    def _read_on(self, parts: Sequence[Part]) -> None:
+        """Read prompts while they are computed, so that they are known when their answers begin, and what
+        was answered before.
+        """
+        for part in parts:
+            sequence = part.work.sequence
+            params = sequence.submit.params
+            if not sequence.generated and params.drafting != "off" and params.max_draft_tokens != 0:
+                self.drafters.expect(sequence.submit.request_id, sequence.tokens, params.drafting)
+        self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
     def _ask(self, able: Sequence[Part]) -> None:
         """Give each part all that there is for it."""

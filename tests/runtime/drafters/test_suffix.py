@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Sequence
 
 from hypothesis import given
@@ -14,6 +15,15 @@ from turbo_runtime.drafters.memory import Memory
 from turbo_runtime.drafters.suffix import REQUEST_TOKENS, Suffix
 
 texts = st.lists(st.integers(0, 3), max_size=40)
+
+
+def remember(
+    suffix: Suffix, tokens: Sequence[int], prompt_length: int, tenant: str, name: str = "old"
+) -> None:
+    """An answer ended, and the steps that followed read it."""
+    suffix.finish(name, tokens, prompt_length, tenant)
+    while suffix.waiting:
+        suffix.read(16)
 
 
 def draft(
@@ -29,22 +39,22 @@ def test_what_followed_the_same_words_in_the_request_is_proposed() -> None:
 
 def test_what_another_request_of_the_tenant_was_answered_is_proposed() -> None:
     suffix = Suffix()
-    suffix.finish("old", [50, 51, 1, 2, 3, 4, 5, 6], 2, "")
+    remember(suffix, [50, 51, 1, 2, 3, 4, 5, 6], 2, "")
     assert draft(suffix, [60, 61, 1, 2], 3).tokens == (3, 4, 5)
 
 
 def test_what_another_tenant_was_answered_is_proposed_to_nobody_else() -> None:
     suffix = Suffix()
-    suffix.finish("old", [50, 51, 1, 2, 3, 4, 5, 6], 2, "theirs")
+    remember(suffix, [50, 51, 1, 2, 3, 4, 5, 6], 2, "theirs")
     assert draft(suffix, [60, 61, 1, 2], tenant="ours").tokens == ()
     assert draft(suffix, [60, 61, 1, 2], 3, request="other", tenant="theirs").tokens == (3, 4, 5)
 
 
 def test_a_draft_goes_on_from_recent_answers_into_the_request_itself() -> None:
     suffix = Suffix()
-    suffix.finish("old", [50, 1, 2, 3, 4, 70, 71], 1, "")
+    remember(suffix, [50, 1, 2, 3, 4, 70, 71], 1, "")
     assert draft(suffix, [4, 60, 61, 62, 9, 1, 2], 5).tokens[:2] == (3, 4)
-    suffix.finish("older", [50, 1, 2, 3, 4], 1, "")
+    remember(suffix, [50, 1, 2, 3, 4], 1, "")
     assert 60 in draft(suffix, [7, 3, 4, 60, 61, 62, 9, 1, 2], 5, request="next").tokens
 
 
@@ -61,12 +71,47 @@ def test_a_request_is_followed_as_it_grows() -> None:
     assert draft(suffix, [*tokens, 5, 6], 2).tokens == (7, 8)
 
 
-def test_a_long_prompt_is_read_in_several_steps_and_known_in_the_end() -> None:
+def test_a_long_prompt_is_read_while_it_is_computed_and_known_when_the_answer_begins() -> None:
     suffix = Suffix()
     prompt = [*range(10, 4000), 10, 11]
-    drafts = [draft(suffix, prompt).tokens for _ in range(5)]
-    assert drafts[0] == ()
-    assert drafts[-1][:3] == (12, 13, 14)
+    suffix.expect("now", prompt)
+    slices = 0
+    while suffix.waiting:
+        assert suffix.read(512) <= 512
+        slices += 1
+    assert slices == 8
+    assert draft(suffix, [*prompt, 12]).tokens[:3] == (13, 14, 15)
+
+
+def test_a_long_text_that_nobody_announced_holds_up_no_step() -> None:
+    suffix = Suffix()
+    prompt = [*range(10, 4000), 10, 11]
+    assert draft(suffix, prompt).tokens == ()
+    assert suffix.num_bytes < 1000
+    while suffix.waiting:
+        suffix.read(512)
+    assert draft(suffix, prompt).tokens[:3] == (12, 13, 14)
+
+
+def test_slices_are_shared_by_all_that_is_to_be_read_the_oldest_prompt_first() -> None:
+    suffix = Suffix()
+    suffix.expect("a", [*range(100), 0, 1])
+    suffix.finish("old", [1, *range(500, 540)], 1, "")
+    suffix.expect("b", [*range(200, 300), 200, 201])
+    assert suffix.read(150) == 150
+    assert draft(suffix, [*range(100), 0, 1], 2, request="a").tokens == (2, 3)
+    assert suffix.read(1000) == 2 * 102 + 41 - 150
+    assert not suffix.waiting
+    assert draft(suffix, [7, 500, 501], 2, request="c").tokens == (502, 503)
+
+
+def test_a_request_that_ends_is_not_read_on() -> None:
+    suffix = Suffix()
+    suffix.expect("a", range(5000))
+    suffix.read(100)
+    suffix.finish("a", (), 0, "")
+    assert not suffix.waiting
+    assert suffix.num_bytes == 0
 
 
 @given(st.lists(st.tuples(texts, texts), max_size=6), texts.filter(bool), st.integers(1, 8))
@@ -75,8 +120,8 @@ def test_every_proposed_token_was_heard_right_behind_the_one_before_it(
 ) -> None:
     suffix = Suffix()
     heard = [context]
-    for number, (prompt, answer) in enumerate(past):
-        suffix.finish(str(number), prompt + answer, len(prompt), "")
+    for prompt, answer in past:
+        remember(suffix, prompt + answer, len(prompt), "")
         heard.append(prompt[-8:] + answer)
     found = draft(suffix, context, limit)
     assert len(found.tokens) == len(found.survival) <= limit
@@ -102,7 +147,7 @@ def test_survival_becomes_what_happens_to_the_drafts() -> None:
 def test_recent_answers_take_bounded_memory_and_the_newest_stay() -> None:
     suffix = Suffix(Memory(most_tokens=200))
     for number in range(100):
-        suffix.finish(str(number), [0, *range(number * 1000, number * 1000 + 50)], 1, "")
+        remember(suffix, [0, *range(number * 1000, number * 1000 + 50)], 1, "")
     assert suffix.num_bytes < 200 * 400
     assert draft(suffix, [7, 99_000, 99_001, 99_002], 2).tokens == (99_003, 99_004)
     assert draft(suffix, [7, 1000, 1001, 1002], 2, request="then").tokens == ()
@@ -112,12 +157,40 @@ def test_all_tenants_together_take_bounded_memory_and_the_least_recently_used_go
     memory = Memory(most_tokens=1000, most_bytes=200_000)
     suffix = Suffix(memory)
     for number in range(60):
-        suffix.finish("", [0, *range(number * 1000, number * 1000 + 200)], 1, f"tenant-{number}")
+        remember(suffix, [0, *range(number * 1000, number * 1000 + 200)], 1, f"tenant-{number}")
         draft(suffix, [7, 1000, 1001], request=f"keep-{number}", tenant="tenant-1")
         assert memory.num_bytes <= 200_000
     assert len(memory) < 10
     assert draft(suffix, [7, 1000, 1001], 1, request="x", tenant="tenant-1").tokens == (1002,)
     assert draft(suffix, [7, 2000, 2001], request="y", tenant="tenant-2").tokens == ()
+
+
+def test_the_bound_of_memory_holds_of_what_drafting_adds_too() -> None:
+    memory, noise = Memory(most_tokens=2048, most_bytes=1 << 19), random.Random(1)
+    suffix = Suffix(memory)
+    for number in range(300):
+        tenant = f"t{number % 20}"
+        tokens = [noise.randrange(20) for _ in range(16)]  # so few that the texts branch everywhere
+        for _ in range(6):
+            tokens += [noise.randrange(20) for _ in range(8)]
+            draft(suffix, tokens, request=str(number), tenant=tenant)
+        remember(suffix, tokens, 16, tenant, str(number))
+        held = sum(history.num_bytes for history in memory._tenants.values())
+        assert held <= 1 << 19
+        assert memory.num_bytes == held
+    assert memory.num_bytes > 1 << 18
+    assert len(memory) > 1
+
+
+def test_answers_that_come_faster_than_they_are_read_do_not_pile_up() -> None:
+    memory = Memory()
+    for number in range(40):
+        memory.remember("", [0, *range(number * 10_000, number * 10_000 + 10_000)], 1)
+    assert memory.waiting <= 1 << 17
+    suffix = Suffix(memory)
+    while suffix.waiting:
+        suffix.read(1000)
+    assert draft(suffix, [7, 390_000, 390_001], 1).tokens == (390_002,)
 
 
 def test_a_long_request_takes_bounded_memory() -> None:

@@ -58,7 +58,8 @@ def make_engine(tiny_model: PagedModel) -> MakeEngine:
             max_draft_tokens=6,
             max_length=LONGEST,
         )
-        return Engine(tiny_model, scheduler, drafters or Drafters(), control=control or EveryDraft())
+        chosen = EveryDraft() if control is None else control  # one that knows no request yet is falsy
+        return Engine(tiny_model, scheduler, drafters or Drafters(), control=chosen)
 
     return make
 

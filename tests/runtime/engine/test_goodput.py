@@ -113,6 +113,18 @@ def test_the_cost_of_reading_the_cache_is_learnt() -> None:
     assert gained == pytest.approx(0.012, rel=0.2)
 
 
+def test_a_size_that_is_not_seen_for_long_becomes_no_less_certain_than_at_the_start() -> None:
+    cost, noise = StepCost(SEEDS, to_four), random.Random(4)
+    begin = cost.doubt(StepShape(4), 600, 0.0)[-1]
+    for _ in range(40_000):
+        tokens = noise.choice([4, 8, 12])
+        cost.learn(StepShape(tokens), 0.020 + 0.002 * tokens)
+    assert cost.doubt(StepShape(4), 600, 0.0)[-1] <= begin
+    before = cost.seconds(StepShape(4))
+    cost.learn(StepShape(600), 10.0)  # one stall
+    assert cost.seconds(StepShape(4)) == pytest.approx(before, rel=0.02)
+
+
 @given(st.lists(st.tuples(st.integers(1, 600), st.floats(0.001, 5)), max_size=30))
 def test_more_tokens_never_seem_cheaper(steps: list[tuple[int, float]]) -> None:
     cost = StepCost(SEEDS, to_four)

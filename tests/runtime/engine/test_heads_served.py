@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 import pytest
+import torch
 
 from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
 from turbo_runtime.drafters.draft import Draft, Want
 from turbo_runtime.drafters.drafters import Drafters, InUse
+from turbo_runtime.drafters.heads.artefact import Target
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.engine.loop import Engine
@@ -85,3 +87,22 @@ def test_heads_that_know_the_answers_shorten_them(
         server.step()
     stats = server.stats()
     assert stats.generated_tokens > 1.4 * sum(stats.chosen_drafts)  # tokens over the passes that gave them
+
+
+def test_heads_whose_weights_overflow_end_nothing(
+    make_engine: MakeEngine, target: Target, asked: Asked
+) -> None:
+    wanted, alone = asked
+    every = torch.arange(target.embedding.shape[0])
+    heads = Heads(target.embedding, target.output_rows(every), every, heads=4, markov_rank=4)
+    heads.block_bias.data.fill_(3e38)
+    heads.eval().requires_grad_(False)
+    server = make_engine(Drafters(InUse("auto", HeadsSource(heads, make_engine().noise))))
+    for request in wanted:
+        server.accept(request)
+    answers: dict[str, list[int]] = {request.request_id: [] for request in wanted}
+    while not server.idle:
+        for event in server.step().events:
+            assert event.error is None
+            answers[event.request_id].extend(event.tokens)
+    assert answers == alone

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_dev.simulated import Simulation, answer_to
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, blocks_for
+from turbo_runtime.engine.goodput.demand import Demand
 from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.scheduler import MOST_TOLD, Scheduler
 from turbo_runtime.engine.sequence import StepPlan, Work
@@ -254,6 +255,54 @@ def test_drafts_share_evenly_what_prompts_leave_and_at_least_half(
     assert sorted(work.draft_limit for work in plan.work if work.sequence.generated) == granted
     if prompt:
         assert plan.work[-1].count == min(prompt, budget - 4 - sum(granted))
+
+
+def chunks_beside(answers: int, verified: int, drafts: int) -> tuple[list[int], list[int]]:
+    """Of a long prompt beside so many answers, of which the first verifies drafts; and its slots."""
+    scheduler, demand = small(2000, 8192, running=64, budget=512, drafts=drafts), Demand()
+
+    def decode_with_drafts() -> StepPlan:
+        plan = scheduler.plan(demand.of)
+        for work in plan.work:
+            name = work.sequence.submit.request_id
+            used = min(verified, work.draft_limit) if name == "r0" else 0
+            if work.yields:
+                demand.book(name, used, work.draft_limit)
+            scheduler.fold(work, [7] * (1 + used) if work.yields else [])
+        return plan
+
+    for number in range(answers):
+        scheduler.add(submit(number, 1, 4000, True, tenant=f"t{number}"))
+    for _ in range(30):
+        decode_with_drafts()
+    long = scheduler.add(submit(99, 8000, 1))
+    chunks, slots = [], []
+    while long.missing > 1 and not long.generated:
+        work = {each.sequence.submit.request_id: each for each in decode_with_drafts().work}
+        chunks.append(work["r99"].count)
+        slots.append(work["r0"].draft_limit)
+    return chunks, slots
+
+
+def test_beside_answers_that_draft_nothing_a_prompt_moves_on_as_without_drafts() -> None:
+    assert chunks_beside(31, 0, 8)[0] == chunks_beside(31, 0, 0)[0]
+
+
+def test_who_drafts_keeps_its_slots_beside_a_prompt_and_the_prompt_gives_up_no_more_than_those() -> None:
+    chunks, slots = chunks_beside(31, 6, 8)
+    assert min(slots) >= 6
+    assert set(chunks[:-1]) == {448}
+    chunks, slots = chunks_beside(63, 6, 8)
+    assert min(slots) >= 6
+    assert set(chunks[:-1]) == {384}  # 449 were left but for the promise
+
+
+def test_an_answer_that_begins_to_draft_beside_a_prompt_gets_slots_soon() -> None:
+    demand, slots = Demand(), 1  # what the cut of a prompt to whole tiles leaves
+    for _ in range(12):
+        demand.book("r", slots, slots)
+        slots = min(8, max(1, demand.of("r")))
+    assert slots == 8
 
 
 def test_a_request_may_lower_the_ceiling_of_drafts_and_not_raise_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -66,6 +67,8 @@ class _HeadsProposal:
         chances = heads.certainty(states, depth, m, logits).sigmoid().tolist()
         tokens = heads.vocabulary[self._draw(logits)].tolist()
         for index, token, chance in zip(self._rows, tokens, chances, strict=True):
+            if not isfinite(chance):  # weights that are finite may overflow
+                continue
             cell = (self._wants[index].coupling.temperature > 0, depth, int(10 * chance))
             offers[index] = Offer(token, self._calibration.confidence(cell, chance), cell)
         return offers

@@ -9,13 +9,22 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from turbo_runtime.contract import StepTime
 from turbo_runtime.engine.goodput.choose import choose
-from turbo_runtime.engine.goodput.cost import StepCost, StepShape
+from turbo_runtime.engine.goodput.cost import StepCost, StepShape, Vector
 from turbo_runtime.engine.goodput.gate import Gate
 from turbo_runtime.engine.goodput.meter import Meter
 
 _PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true
+_EXPLORE_EVERY = 64  # steps without any, after which drafts are verified that would pay if they were cheaper
+_CHEAPER = (
+    1.0  # by so many standard deviations of their cost for each such span: the longer, the less is believed
+)
+_EXPLORING = 0.005  # of the time without drafts, that this may lose by what is believed
+_READING, _READING_PROMPTS = 0.01, 0.02  # of a step's time, that drafters may read in; beside a prompt's part
+_UNKNOWN = 0.01  # seconds that a step is taken for while none was measured
 _LATELY = 0.995  # share that a step leaves of the past in the live speed-up: about 200 steps count
 
 
@@ -34,6 +43,7 @@ class StepTimes:
 
     drafting: float
     rest: float  # the pass, the verification and the books
+    reading: float = 0.0  # of texts, by drafters: for later steps, so that no request is charged for it
 
 
 @dataclass(slots=True)
@@ -51,6 +61,8 @@ class Control:
         self._requests: defaultdict[str, _Request] = defaultdict(_Request)
         self._lately = Meter(_LATELY)
         self._since_plain = 0  # steps with drafts since one without
+        self._since_drafts = 0  # steps without, since one with
+        self._explore_at = _EXPLORE_EVERY  # of those
 
     def __len__(self) -> int:
         """Requests that something is known of."""
@@ -75,6 +87,11 @@ class Control:
             return set()
         return {name for name in request_ids if self._requests[name].gate.open}
 
+    def spare(self, shape: StepShape) -> float:
+        """Seconds of such a step that may go into reading what serves later steps."""
+        seconds = self.cost.seconds(shape) if self.cost.known else _UNKNOWN
+        return seconds * (_READING_PROMPTS if shape.tile_reads else _READING)
+
     def choose(
         self, survivals: Sequence[Sequence[float]], shape: StepShape, answers: int, drafting: float
     ) -> list[int]:
@@ -85,8 +102,34 @@ class Control:
         more = sum(map(len, survivals))
         if not more or not self.cost.known or self._plain_is_due:
             return [0] * len(survivals)
-        reads = shape.row_reads / max(answers, 1)
-        return choose(survivals, answers, self.cost.growing(shape, more, reads), drafting)
+        reads, decoding = shape.row_reads / max(answers, 1), self._decoding(shape, answers)
+        growing = self.cost.growing(shape, more, reads)
+        # By a step of the answers alone, as the gate and the meter judge: over the time of a step with a
+        # prompt's part in it, drafts would look almost free.
+        extra = growing - growing[0]
+        counts = choose(survivals, answers, extra + decoding, drafting)
+        if any(counts) or self._since_drafts < self._explore_at:
+            return counts
+        self._explore_at = self._since_drafts + _EXPLORE_EVERY
+        return self._explored(survivals, answers, extra, self.cost.doubt(shape, more, reads), decoding)
+
+    def _explored(
+        self,
+        survivals: Sequence[Sequence[float]],
+        answers: int,
+        extra: Vector,
+        doubt: Vector,
+        decoding: float,
+    ) -> list[int]:
+        """Drafts that would pay if they cost as little as can be: a cost that is believed too high
+        would never be measured otherwise. None while they may lose more than the steps without have saved up.
+        """
+        far = _CHEAPER * self._since_drafts / _EXPLORE_EVERY
+        cheaper = np.maximum.accumulate(np.maximum(extra - far * doubt, 0.0))
+        counts = choose(survivals, answers, cheaper + decoding)
+        gained = sum(sum(chances[:count]) for chances, count in zip(survivals, counts, strict=True)) / answers
+        lost = float(extra[sum(counts)]) / decoding - gained
+        return counts if lost <= _EXPLORING * self._since_drafts else [0] * len(counts)
 
     def learn(self, shape: StepShape, outcomes: Sequence[Outcome], times: StepTimes) -> None:
         """A step that was `shape` without its drafts brought these outcomes, one for each answer that got
@@ -100,13 +143,16 @@ class Control:
         if not answers:
             return
         self._since_plain = self._since_plain + 1 if drafted else 0
+        self._since_drafts = 0 if drafted else self._since_drafts + 1
+        if drafted:
+            self._explore_at = _EXPLORE_EVERY
         growing = self.cost.growing(shape, drafted, reads)
         plain, extra = float(growing[0]), float(growing[-1] - growing[0])
-        decoding = self.cost.seconds(StepShape(answers, shape.row_reads))  # without the prompts' share
+        decoding = self._decoding(shape, answers)
         if not drafted:
             plain = times.rest  # it is the very step that a prediction would be about
         asked = sum(outcome.proposed for outcome in outcomes)
-        total = times.drafting + times.rest
+        total = times.drafting + times.rest + times.reading
         accepted = 0
         for name, proposed, verified, right in outcomes:
             lost = extra * verified / drafted if drafted else 0.0
@@ -116,6 +162,10 @@ class Control:
             request.meter.book(plain + right * decoding, total)
             accepted += right
         self._lately.book(plain + accepted / answers * decoding, total)
+
+    def _decoding(self, shape: StepShape, answers: int) -> float:
+        """Seconds of the step without its drafts and without the prompts' share."""
+        return self.cost.seconds(StepShape(answers, shape.row_reads))
 
     def forget(self, request_id: str) -> None:
         """The request ended."""

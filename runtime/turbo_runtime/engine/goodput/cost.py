@@ -74,13 +74,30 @@ class StepCost:
         times += per_row * (shape.row_reads + reads * np.arange(more + 1))
         return times
 
+    def doubt(self, shape: StepShape, more: int, reads: float) -> Vector:
+        """(more + 1,): how far `growing` may be wrong about what the tokens more cost, as one standard
+        deviation in seconds.
+        """
+        features = np.stack(
+            [
+                self._features(
+                    StepShape(shape.tokens + n, round(shape.row_reads + reads * n), shape.tile_reads)
+                )
+                for n in range(more + 1)
+            ]
+        )
+        beyond = features - features[0]
+        variance: Vector = np.einsum("nk,kl,nl->n", beyond, self._covariance, beyond)
+        return np.sqrt(np.maximum(variance, 0.0))
+
     def learn(self, shape: StepShape, seconds: float) -> None:
         """One step took so long."""
         features = self._features(shape)
         if self._mean is None:
             self._begin(_SHAPE * (seconds / float(features[:-2] @ _SHAPE)))
         assert self._mean is not None
-        self._covariance += _DRIFT * self._fading
+        # towards the prior's: no size becomes less certain than it was before anything was known of it
+        self._covariance += _DRIFT * (self._fading - self._covariance)
         predicted = float(features @ self._mean)
         gain = self._covariance @ features
         variance = float(features @ gain) + (_NOISE * max(predicted, 1e-9)) ** 2

@@ -1,0 +1,72 @@
+"""A source of drafts whose failure is told once and ends its drafts, and nothing else: drafts are never
+needed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from typing import TypeVar
+
+from turbo_runtime.drafters.draft import Offer, Proposal, Source, Want
+
+log = logging.getLogger(__name__)
+
+Said = TypeVar("Said")
+
+
+class Guarded:
+    """The same source until it fails; from then on one that knows nothing."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name = source.name
+        self.problem = ""  # why it gives no drafts any more; empty while it does
+
+    def begin(self, wants: Sequence[Want]) -> Proposal:
+        """Read what is new in each want."""
+        nothing: Proposal = _Nothing(len(wants))
+        begun = self.attempt(lambda: self.source.begin(wants), nothing)
+        return nothing if self.problem else _GuardedProposal(self, begun, len(wants))
+
+    def learn(self, cell: Hashable, accepted: bool) -> None:
+        """What became of a token offered."""
+        self.attempt(lambda: self.source.learn(cell, accepted), None)
+
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+        """The request ended: what it held is let go, though the source has failed."""
+        self.attempt(lambda: self.source.finish(request_id, tokens, prompt_length, tenant), None, always=True)
+
+    def attempt(self, ask: Callable[[], Said], otherwise: Said, *, always: bool = False) -> Said:
+        """What the source says, and `otherwise` where it has failed. `always`: ask even then."""
+        if self.problem and not always:
+            return otherwise
+        try:
+            return ask()
+        except Exception as error:  # whatever it is, it is no reason to stop serving
+            if not self.problem:
+                log.exception("the drafter %s failed and gives no drafts from now on", self.name)
+                self.problem = f"the drafter {self.name} failed: {type(error).__name__}: {error}"
+            return otherwise
+
+
+class _GuardedProposal:
+    def __init__(self, guard: Guarded, proposal: Proposal, wants: int) -> None:
+        self._guard, self._proposal, self._wants = guard, proposal, wants
+
+    def offers(self) -> list[Offer | None]:
+        return self._guard.attempt(self._proposal.offers, [None] * self._wants)
+
+    def advance(self, tokens: Sequence[int | None]) -> None:
+        self._guard.attempt(lambda: self._proposal.advance(tokens), None)
+
+
+class _Nothing:
+    def __init__(self, wants: int) -> None:
+        self._wants = wants
+
+    def offers(self) -> list[Offer | None]:
+        return [None] * self._wants
+
+    def advance(self, tokens: Sequence[int | None]) -> None:
+        """There is nothing to go on behind."""

@@ -1,0 +1,94 @@
+"""A drafter that fails is told of once and drafts no more; all others go on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+
+import pytest
+
+from turbo_runtime.drafters.draft import Coupling, Offer, Want
+from turbo_runtime.drafters.drafters import Drafters, InUse
+from turbo_runtime.drafters.guard import Guarded
+from turbo_runtime.drafters.hybrid import propose
+from turbo_runtime.drafters.suffix import Suffix
+
+TOKENS = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
+WANT = Want("r", TOKENS, 10, 4, "", Coupling(0, 0.0))
+
+
+class Failing:
+    """Offers 9 after anything, and fails in one of its verbs."""
+
+    name = "failing"
+
+    def __init__(self, verb: str) -> None:
+        self.verb, self.calls = verb, 0
+
+    def begin(self, wants: Sequence[Want]) -> Failing:
+        self._wants = len(wants)
+        return self._or(self, "begin")
+
+    def offers(self) -> list[Offer | None]:
+        return self._or([Offer(9, 0.99, 0)] * self._wants, "offers")
+
+    def advance(self, tokens: Sequence[int | None]) -> None:
+        self._or(None, "advance")
+
+    def learn(self, cell: Hashable, accepted: bool) -> None:
+        self._or(None, "learn")
+
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+        self._or(None, "finish")
+
+    def _or(self, said, verb: str):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        if verb == self.verb:
+            raise ArithmeticError("too large")
+        return said
+
+
+VERBS: dict[str, Callable[[Guarded], object]] = {
+    "begin": lambda source: propose([source], [WANT]),
+    "offers": lambda source: propose([source], [WANT]),
+    "advance": lambda source: propose([source], [WANT]),
+    "learn": lambda source: source.learn(0, True),
+    "finish": lambda source: source.finish("r", TOKENS, 10, ""),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_failure_is_told_once_and_ends_the_drafts_of_that_source(
+    verb: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = Guarded(Failing(verb))
+    with caplog.at_level(logging.ERROR):
+        for _ in range(3):
+            VERBS[verb](source)
+    assert len(caplog.records) == 1
+    assert source.problem == "the drafter failing failed: ArithmeticError: too large"
+    (draft,) = propose([Guarded(Suffix()), source], [WANT])
+    assert draft.drafter == "suffix"
+    assert draft.tokens[:3] == (4, 5, 6)
+
+
+@pytest.mark.parametrize("verb", ["begin", "offers", "advance"])
+def test_the_others_draft_on_in_the_very_step(verb: str) -> None:
+    failing = Failing(verb)
+    drafters = Drafters(InUse("auto", failing))  # type: ignore[arg-type]
+    (draft,) = drafters.propose([WANT])
+    assert "suffix" in {evidence.source for evidence in draft.evidence} or verb == "advance"
+    assert "failing" in drafters.problem
+    assert not any(evidence.source == "failing" for evidence in drafters.propose([WANT])[0].evidence)
+    calls = failing.calls
+    drafters.propose([WANT])
+    assert failing.calls == calls
+
+
+def test_an_offer_without_a_number_for_its_chance_is_none() -> None:
+    class Unsure(Failing):
+        def offers(self) -> list[Offer | None]:
+            return [Offer(9, float("nan"), 0)] * self._wants
+
+    (draft,) = propose([Unsure("")], [WANT])
+    assert draft.tokens == ()

@@ -1,0 +1,126 @@
+"""Goodput control over thousands of steps of a machine whose law is known: seconds are told, none pass."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from turbo_runtime.contract import StepTime
+from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
+from turbo_runtime.engine.goodput.cost import StepShape
+
+CONTEXT = 256  # tokens behind every answer
+DRAFTING = 0.0002  # seconds of asking
+
+
+def to_four(tokens: int) -> int:
+    return -(-tokens // 4) * 4
+
+
+def machine(tokens: int) -> float:
+    return 0.020 + 0.0006 * (tokens - 4)
+
+
+def measured(law: Callable[[int], float] = machine) -> tuple[StepTime, ...]:
+    return StepTime(1, 1, CONTEXT, law(4)), StepTime(8, 1, CONTEXT, law(8)), StepTime(1, 512, 0, law(512))
+
+
+@dataclass
+class Served:
+    """Answers that draft, each drafted token accepted with one chance, which the drafters know."""
+
+    control: Control
+    accepted: float
+    answers: int = 8
+    most: int = 6  # drafted tokens of an answer
+    law: Callable[[int], float] = machine
+    noise: random.Random = field(default_factory=lambda: random.Random(1))
+    tokens: int = 0
+    seconds: float = 0.0
+    drafted: list[int] = field(default_factory=list)  # in each step
+
+    def step(self, prompt: int = 0) -> None:
+        """One step, beside so many tokens of a prompt."""
+        names = [f"r{n}" for n in range(self.answers)]
+        shape = StepShape(self.answers + prompt, self.answers * CONTEXT, prompt * prompt // 2)
+        asked = self.control.to_draft(names)
+        survivals = [[self.accepted ** (j + 1) for j in range(self.most)] for name in names if name in asked]
+        drafting = DRAFTING if asked else 0.0
+        counts = iter(self.control.choose(survivals, shape, self.answers, drafting))
+        outcomes = [self._outcome(name, next(counts) if name in asked else None) for name in names]
+        drafted = sum(outcome.drafted for outcome in outcomes)
+        rest = self.law(to_four(shape.tokens + drafted)) * self.noise.uniform(0.97, 1.03)
+        self.control.learn(shape, outcomes, StepTimes(drafting, rest))
+        self.tokens += self.answers + sum(outcome.accepted for outcome in outcomes)
+        self.seconds += drafting + rest
+        self.drafted.append(drafted)
+
+    def _outcome(self, name: str, verified: int | None) -> Outcome:
+        right = 0
+        while right < (verified or 0) and self.noise.random() < self.accepted:
+            right += 1
+        return Outcome(name, verified is not None, verified or 0, right)
+
+
+def gain(accepted: float, prompt_every: int, prompt: int = 256, steps: int = 2500) -> float:
+    """How much sooner the same tokens and prompts are through than without drafts: a prompt's chunk comes
+    with every so many rounds of tokens, as it does where a new request follows an old one.
+    """
+    served, chunks = Served(Control(measured(), to_four), accepted), 0
+    for _ in range(steps):
+        due = served.tokens >= chunks * served.answers * prompt_every
+        served.step(prompt if due else 0)
+        chunks += due
+    plain = (served.tokens / served.answers - chunks) * machine(served.answers)
+    return (plain + chunks * machine(served.answers + prompt)) / served.seconds
+
+
+def drafts_beside(prompt: int, survivals: Sequence[Sequence[float]]) -> list[int]:
+    answers = len(survivals)
+    shape = StepShape(answers + prompt, answers * CONTEXT, prompt * prompt // 2)
+    return Control(measured(), to_four).choose(survivals, shape, answers, DRAFTING)
+
+
+@pytest.mark.parametrize("chance", [0.3, 0.5, 0.7, 0.9])
+def test_no_more_is_drafted_beside_a_prompt_than_without_one(chance: float) -> None:
+    survivals = [[chance ** (n + 1) for n in range(6)]] * 8
+    assert sum(drafts_beside(256, survivals)) <= sum(drafts_beside(0, survivals)) + 8  # one more each
+
+
+@pytest.mark.parametrize(
+    ("accepted", "prompt_every", "least"), [(0.5, 2, 1.02), (0.7, 2, 1.06), (0.8, 4, 1.17)]
+)
+def test_drafts_pay_beside_prompts_too(accepted: float, prompt_every: int, least: float) -> None:
+    assert gain(accepted, prompt_every) >= least
+
+
+def overestimated(seconds: float) -> tuple[StepTime, ...]:
+    """The start was disturbed while it measured eight rows."""
+    return StepTime(1, 1, CONTEXT, machine(4)), StepTime(8, 1, CONTEXT, seconds), StepTime(1, 128, 0, 0.180)
+
+
+@pytest.mark.parametrize("seconds", [0.022, 0.030, 0.036, 0.045, 0.060])
+@pytest.mark.parametrize("accepted", [0.6, 0.8])
+def test_a_cost_that_is_believed_too_high_is_found_out(seconds: float, accepted: float) -> None:
+    served = Served(Control(overestimated(seconds), to_four), accepted, answers=4, most=4)
+    for _ in range(4000):
+        served.step()
+    lately = served.drafted[-1000:]
+    assert sum(lately) / len(lately) > 3
+    plain = served.tokens / served.answers * machine(4)
+    assert plain / served.seconds > (1.1 if accepted < 0.7 else 1.3)
+
+
+@pytest.mark.parametrize("answers", [1, 8, 32])
+@pytest.mark.parametrize("accepted", [0.0, 0.05, 0.2])
+def test_drafts_that_cannot_pay_cost_next_to_nothing(answers: int, accepted: float) -> None:
+    dear = 0.5  # of a step of one answer, for each token more
+    law = lambda tokens: 0.020 + dear * 0.005 * (tokens - 4)  # noqa: E731
+    served = Served(Control(measured(law), to_four), accepted, answers=answers, law=law)
+    for _ in range(3000):
+        served.step()
+    plain = served.tokens / served.answers * law(to_four(answers))
+    assert plain / served.seconds > 0.985
