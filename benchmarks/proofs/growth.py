@@ -66,6 +66,8 @@ class Growth:
         ]
         if errors:
             raise RuntimeError(f"{len(errors)} of {count} requests failed: {errors[0]}")
+        while self._memory.waiting:  # a server that has nothing else to do reads on
+            self.engine.rest()
         self.engine.scheduler.check()
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # what is free is nothing kept

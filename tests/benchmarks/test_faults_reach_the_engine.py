@@ -41,7 +41,7 @@ async def test_unruly_clients_are_answered_now_and_then(server: ServerProcess, t
 
 
 def test_generated_requests_are_answered_now_and_then(server: ServerProcess, tmp_path: Path) -> None:
-    counts = generated(server.url, 10)
+    counts = generated(server.url, 20)
     completions, chats = counts["POST /v1/completions 200"], counts["POST /v1/chat/completions 200"]
     assert min(completions, chats) >= 2
     assert counts["POST /v1/completions 400"] >= 5
