@@ -90,8 +90,8 @@ async def test_loads_come_from_pods_that_answer_and_the_others_are_unknown() -> 
         cache.put_pod(pod("refusing", "127.0.0.41"))
         cache.put_pod(pod("loading", "127.0.0.31", ready=False))
         clock = iter((100.0, 110.0)).__next__
-        scraper = Scraper(cache, period=1000, timeout=0.5, wake=pytest.fail, clock=clock)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.5)) as session:
+        scraper = Scraper(cache, period=1000, timeout=3, wake=pytest.fail, clock=clock)
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
             await scraper.scrape(session)
             assert waiting(KEY) == 3
             healthy = False
