@@ -5,6 +5,7 @@ need thousands of answers.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,9 @@ WANTED: tuple[dict[str, Any], ...] = (
 )
 
 
-def network(implementation: str = IMPLEMENTATION) -> PreTrainedModel:
+def network(
+    implementation: str = IMPLEMENTATION, *, vocabulary: int = VOCABULARY, positions: int = POSITIONS
+) -> PreTrainedModel:
     """The same random weights at every call."""
     register()
     config = LlamaConfig(
@@ -51,8 +54,8 @@ def network(implementation: str = IMPLEMENTATION) -> PreTrainedModel:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=POSITIONS,
+        vocab_size=vocabulary,
+        max_position_embeddings=positions,
         initializer_range=0.4,
     )
     torch.manual_seed(1)
@@ -61,18 +64,20 @@ def network(implementation: str = IMPLEMENTATION) -> PreTrainedModel:
     return model.eval().requires_grad_(False)
 
 
-def tokenizer() -> Tokenizer:
-    """Bytes, and a few merges of what answers to SCHEMA hold."""
+def tokenizer(
+    texts: Sequence[str] = (json.dumps([{"a": "x"}, {"a": "yy"}]),) * 9, vocabulary: int = 264
+) -> Tokenizer:
+    """Bytes, and a few merges of `texts`, by default of what answers to SCHEMA hold; id 0 ends a text."""
     made = Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=264,
+        vocab_size=vocabulary,
         special_tokens=["<end>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator([json.dumps([{"a": "x"}, {"a": "yy"}])] * 9, trainer)
+    made.train_from_iterator(texts, trainer)
     return made
 
 

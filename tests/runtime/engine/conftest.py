@@ -10,13 +10,14 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.fitting import Said, fit, say, words_of
-from turbo_dev.tiny_engine import VOCABULARY, network
+from turbo_dev.tiny_engine import VOCABULARY, grammars, network
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.artefact import Target
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.goodput.control import Control
+from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import PagedModel
 from turbo_runtime.engine.request import SamplingParams, Submit
@@ -30,14 +31,28 @@ Ask: TypeAlias = Callable[[float], list[Submit]]
 
 
 @pytest.fixture(scope="module")
-def tiny_model() -> Iterator[PagedModel]:
+def one_thread() -> Iterator[None]:
+    """Tiny products cost less than to share them out among threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
+    """Grammars of the tiny tokenizer."""
+    made = grammars(tmp_path_factory.mktemp("tokenizer"))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def tiny_model(one_thread: None) -> PagedModel:
     paged = PagedModel(network(), blocks=BLOCKS, max_length=LONGEST)
     report = check_arithmetic(paged, max_step_tokens=160, limit_seconds=60)
     assert report.guarantee == "bytes", report.reason
-    yield paged
-    torch.set_num_threads(before)
+    return paged
 
 
 @pytest.fixture(scope="module")

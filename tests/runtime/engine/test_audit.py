@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 
 from turbo_dev.audited import (
     BLOCKS,
@@ -22,7 +21,7 @@ from turbo_dev.audited import (
     tile_keys,
 )
 from turbo_dev.coupling import MUTANTS, Verifier
-from turbo_dev.tiny_engine import VOCABULARY, WANTED, grammars
+from turbo_dev.tiny_engine import VOCABULARY, WANTED
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.audit import MOST_WAITING, Audit, AuditTerms
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
@@ -31,20 +30,7 @@ from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import PagedModel
 from turbo_runtime.engine.request import Cancel, Grammar
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
-    made = grammars(tmp_path_factory.mktemp("tokenizer"))
-    yield made
-    made.close()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 
 from turbo_dev.audited import BLOCKS, asked, engine, finish_audits, model, requests, run, terms, tile_keys
-from turbo_dev.tiny_engine import WANTED, grammars
+from turbo_dev.tiny_engine import WANTED
 from turbo_runtime.engine.blocks import PROMPT_TILE
 from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.loop import Engine
@@ -18,20 +17,7 @@ from turbo_runtime.engine.model import Chunk, Forward, PagedModel
 from turbo_runtime.engine.process import REST_SECONDS, serve
 from turbo_runtime.engine.request import Failed, Ready, Step, Stop, Submit
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
-    made = grammars(tmp_path_factory.mktemp("tokenizer"))
-    yield made
-    made.close()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from turbo_dev.drafting import EveryDraft
+from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import PagedModel
@@ -23,33 +22,12 @@ GENERATOR = torch.Generator().manual_seed(4)
 BASE = torch.randint(0, 61, (LENGTH,), generator=GENERATOR).tolist()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def model() -> PagedModel:
-    register()
-    config = LlamaConfig(
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=61,
-        max_position_embeddings=LENGTH,
-        initializer_range=0.4,
-    )
-    torch.manual_seed(1)
-    network = AutoModelForCausalLM.from_config(
-        config, attn_implementation=IMPLEMENTATION, dtype=torch.float32
-    )
-    assert isinstance(network, PreTrainedModel)
-    return PagedModel(network.eval().requires_grad_(False), blocks=BLOCKS, max_length=LENGTH)
+    return PagedModel(network(vocabulary=61), blocks=BLOCKS, max_length=LENGTH)
 
 
 def engine(model: PagedModel, *, blocks: int = BLOCKS, step_tokens: int = 200) -> Engine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -85,12 +85,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
 LENGTH, PROMPT = 200, 90
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def network(name: str, implementation: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 
+from turbo_dev import tiny_engine
 from turbo_runtime.engine import grammar as module
 from turbo_runtime.engine.grammar import MOST_CHARACTERS, GrammarError, Grammars
 from turbo_runtime.engine.grammar_trial import GrammarTrial
@@ -29,20 +30,10 @@ PROMPT = (5, 6)
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
     """All bytes, and some merges of JSON; id 0 ends a text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=360,
-        special_tokens=["<end>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
     texts = [
         json.dumps({"name": f"n{i}", "items": [i, -i / 7], "größe": True, "kind": "alpha"}) for i in range(99)
     ]
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return tiny_engine.tokenizer(texts, 360)
 
 
 @pytest.fixture(scope="module")

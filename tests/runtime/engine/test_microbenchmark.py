@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from turbo_dev.drafting import EveryDraft
+from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.attention import IMPLEMENTATION, register
 from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.loop import Engine
@@ -22,32 +20,14 @@ from turbo_runtime.engine.scheduler import Scheduler
 
 LENGTH = 512
 PATIENCE_SECONDS = 60.0  # a machine that stands still for a second must not fail this
-SIZES = LlamaConfig(
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    vocab_size=61,
-    max_position_embeddings=LENGTH,
-    initializer_range=0.4,
-)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tiny(blocks: int = 256, max_length: int = LENGTH) -> PagedModel:
     """The same random weights at every call."""
-    register()
-    torch.manual_seed(1)
-    network = AutoModelForCausalLM.from_config(SIZES, attn_implementation=IMPLEMENTATION, dtype=torch.float32)
-    return PagedModel(network.eval().requires_grad_(False), blocks=blocks, max_length=max_length)
+    return PagedModel(network(vocabulary=61, positions=LENGTH), blocks=blocks, max_length=max_length)
 
 
 def measured(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -26,19 +25,7 @@ from turbo_runtime.engine.scheduler import Scheduler
 LENGTH = 200
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def grammars(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
-    made = tiny_engine.grammars(tmp_path_factory.mktemp("tokenizer"))
-    yield made
-    made.close()
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +36,11 @@ def paged() -> PagedModel:
     return model
 
 
-def engine(model: PagedModel, grammars: Grammars | None, *, drafts: int = 8, blocks: int = 64) -> Engine:
+def engine(model: PagedModel, compiled: Grammars | None, *, drafts: int = 8, blocks: int = 64) -> Engine:
     scheduler = Scheduler(
         BlockLedger(blocks), max_running=6, max_step_tokens=48, max_draft_tokens=drafts, max_length=LENGTH
     )
-    return Engine(model, scheduler, Drafters(), grammars, EveryDraft())
+    return Engine(model, scheduler, Drafters(), compiled, EveryDraft())
 
 
 def requests(drafting: str = "auto") -> list[Submit]:
@@ -85,21 +72,21 @@ def told(events: list[TokenEvent]) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def alone(paged: PagedModel, grammars: Grammars) -> dict[str, tuple[object, ...]]:
+def alone(paged: PagedModel, compiled: Grammars) -> dict[str, tuple[object, ...]]:
     """Every answer computed alone, without speculation."""
     found = {}
     for request in requests("off"):
         found[request.request_id] = told(
-            run(engine(paged, grammars, drafts=0), [request])[request.request_id]
+            run(engine(paged, compiled, drafts=0), [request])[request.request_id]
         )
     return found
 
 
 @pytest.mark.parametrize(("drafts", "blocks"), [(0, 64), (2, 64), (8, 64), (8, 16)])
 def test_every_parameter_says_the_same_with_any_drafts_in_any_company(
-    paged: PagedModel, grammars: Grammars, alone: dict[str, tuple[object, ...]], drafts: int, blocks: int
+    paged: PagedModel, compiled: Grammars, alone: dict[str, tuple[object, ...]], drafts: int, blocks: int
 ) -> None:
-    server = engine(paged, grammars, drafts=drafts, blocks=blocks)
+    server = engine(paged, compiled, drafts=drafts, blocks=blocks)
     events = run(server, requests())
     assert {name: told(each) for name, each in events.items()} == alone
     stats = server.stats()
@@ -152,13 +139,13 @@ def test_logprobs_are_those_of_transformers(alone: dict[str, tuple[object, ...]]
 )
 def test_what_cannot_be_served_is_refused_and_harms_nobody(
     paged: PagedModel,
-    grammars: Grammars,
+    compiled: Grammars,
     alone: dict[str, tuple[object, ...]],
     params: dict[str, Any],
     sentence: str,
 ) -> None:
     bad = Submit("bad", (1, 2), SamplingParams(**params))
-    events = run(engine(paged, grammars), [bad, requests()[0]])
+    events = run(engine(paged, compiled), [bad, requests()[0]])
     (refusal,) = events["bad"]
     assert refusal.refused
     assert refusal.error is not None
@@ -177,9 +164,9 @@ def test_an_answer_with_nothing_left_to_say_ends_with_a_sentence(paged: PagedMod
 
 
 def test_an_answer_can_be_cancelled_while_its_grammar_is_compiled(
-    paged: PagedModel, grammars: Grammars
+    paged: PagedModel, compiled: Grammars
 ) -> None:
-    server = engine(paged, grammars)
+    server = engine(paged, compiled)
     words = "|".join(f"w{i}x[0-9a-f]*y{i}" for i in range(3000))
     server.accept(Submit("r", (1, 2), SamplingParams(grammar=Grammar("regex", f"({words})"))))
     assert not server.idle
@@ -195,10 +182,10 @@ def test_an_engine_without_a_tokenizer_refuses_grammars(paged: PagedModel) -> No
 
 @pytest.mark.parametrize("number", [0, 8], ids=["queued", "compiling"])
 def test_an_id_that_is_in_use_is_not_taken_again_and_harms_nobody(
-    paged: PagedModel, grammars: Grammars, alone: dict[str, tuple[object, ...]], number: int
+    paged: PagedModel, compiled: Grammars, alone: dict[str, tuple[object, ...]], number: int
 ) -> None:
     """Neither gets the other's words: the second is a fault of whoever sent it, and has no client."""
-    server = engine(paged, grammars)
+    server = engine(paged, compiled)
     first, other = requests()[number], requests()[1]
     events = run(server, [first, replace(other, request_id=first.request_id)])
     assert told(events[first.request_id]) == alone[first.request_id]
