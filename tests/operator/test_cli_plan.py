@@ -166,6 +166,8 @@ def test_bad_input_ends_with_1_and_names_the_field(
         ("a: [", "is no YAML"),
         ("kind: ConfigMap", "no object of kind TurboDeployment"),
         ("- 1", "expected an object"),
+        ("kind: [TurboDeployment]", "document 1: kind: expected a string, got list."),
+        ("{kind: TurboDeployment, metadata: 3}", "document 1: metadata: expected an object, got int."),
         ("{kind: List, items: [1]}", "item 1: expected an object"),
         ("", "no object of kind TurboDeployment"),
     ],

@@ -110,4 +110,9 @@ def as_written(body: Mapping[str, Any]) -> dict[str, Any]:
 def _object(place: str, document: object) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BadInputError(f"{place}: expected an object, got {type(document).__name__}.")
+    kind, metadata = document.get("kind"), document.get("metadata")
+    if kind is not None and not isinstance(kind, str):
+        raise BadInputError(f"{place}: kind: expected a string, got {type(kind).__name__}.")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise BadInputError(f"{place}: metadata: expected an object, got {type(metadata).__name__}.")
     return document
