@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import closing
+from typing import Any
 
 from rich.console import Console
 
 from turbo_runtime.command.address import KEY_VARIABLE, ServerError
 from turbo_runtime.command.client import Server
-from turbo_runtime.command.conversation import Conversation
+from turbo_runtime.command.conversation import OWN_FIELDS, Conversation, field_value
 from turbo_runtime.command.printable import printable
 from turbo_runtime.command.screen import AnswerScreen, status_line
 from turbo_runtime.command.stream import Progress, answer
@@ -30,7 +31,8 @@ def chat(argv: list[str]) -> int:
 
 def _chat(options: argparse.Namespace) -> int:
     server = Server.at(options.url)
-    conversation = Conversation(options.model or server.model(), system=options.system)
+    fields = dict(options.set)
+    conversation = Conversation(options.model or server.model(), fields=fields, system=options.system)
     about = server.turbo()
     # Other servers may refuse what OpenAI does not know.
     stream_options = {"include_usage": True} | ({"continuous_usage_stats": True} if about else {})
@@ -137,4 +139,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
     parser.add_argument("--model", help="(default: the first that the server lists)")
     parser.add_argument("--system", default="", metavar="TEXT", help="tell the model who it is")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="send a field with each request, such as temperature=0; may be given again",
+    )
     return parser
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value) or name in OWN_FIELDS:
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE such as temperature=0.2")
+    return name, field_value(value)

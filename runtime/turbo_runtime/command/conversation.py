@@ -68,12 +68,12 @@ class Conversation:
         if not value:
             self.fields.pop(name, None)
             return f"{name} is no longer sent."
-        self.fields[name] = _value(value.strip())
+        self.fields[name] = field_value(value.strip())
         return f"{name} is {json.dumps(self.fields[name])}."
 
 
-def _value(text: str) -> Any:
-    """JSON where it is JSON, else the text itself."""
+def field_value(text: str) -> Any:
+    """What a person's text means in a request: JSON where it is JSON, else the text itself."""
     try:
         return json.loads(text)
     except ValueError:

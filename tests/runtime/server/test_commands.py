@@ -81,10 +81,17 @@ def test_a_message_that_is_piped_in_is_answered_on_standard_output(
     server: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pipe(monkeypatch, "hello wörld")
-    assert chat([f"{server.url}/v1/", "--system=be brief: "]) == 0
+    assert chat([f"{server.url}/v1/", "--system=be brief: ", "--set=temperature=0"]) == 0
     said = capsys.readouterr()
-    assert sorted(said.out.removesuffix("\n")) == sorted("be brief: hello wörld")  # drawn, so rotated
+    assert said.out == "be brief: hello wörld\n"
     assert re.search(r"^\d+ tokens .*3\.0 per draft · speed-up 1\.50$", said.err.strip())
+
+
+@pytest.mark.parametrize("given", ["temperature", "=1", "temperature=", "messages=[]"])
+def test_what_is_no_field_of_a_request_is_not_set(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        chat(["http://127.0.0.1:1", f"--set={given}"])
+    assert f"{given!r} is no NAME=VALUE such as temperature=0.2" in capsys.readouterr().err
 
 
 def test_any_other_server_of_the_openai_api_will_do(
