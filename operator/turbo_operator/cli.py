@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from turbo_operator.command.question import Question
+    from turbo_operator.command.inputs import Asked
 
 FEASIBLE, BAD_INPUT, INFEASIBLE = 0, 1, 2
 _STATUS = "Exit status: 0 every plan is feasible, 2 one is not, 1 the input is wrong; --what-if changes none."
@@ -61,12 +61,12 @@ def plan(argv: list[str]) -> int:
     def answer(options: argparse.Namespace) -> int:
         from turbo_operator.command import inputs
 
-        asked = inputs.given(options.file, options.catalogue, options.nodes, options.model)
-        for note in asked.notes:
+        given = inputs.given(options.file, options.catalogue, options.nodes, options.model)
+        for note in given.notes:
             print(f"{parser.prog}: {note}", file=sys.stderr)
         if options.context is not None:
-            return _answer(inputs.against_cluster(asked, options.context), options)
-        return _answer(inputs.from_files(asked, options.nodes), options)
+            return _answer(parser, inputs.against_cluster(given, options.context), options)
+        return _answer(parser, inputs.from_files(given, options.nodes), options)
 
     return _run(parser, argv, answer)
 
@@ -86,7 +86,7 @@ def explain(argv: list[str]) -> int:
     def answer(options: argparse.Namespace) -> int:
         from turbo_operator.command import inputs
 
-        return _answer([inputs.of_object(options.name, options.namespace, options.context)], options)
+        return _answer(parser, inputs.of_object(options.name, options.namespace, options.context), options)
 
     return _run(parser, argv, answer)
 
@@ -145,10 +145,15 @@ def _run(
         return BAD_INPUT
 
 
-def _answer(questions: list[Question], options: argparse.Namespace) -> int:
+def _answer(parser: argparse.ArgumentParser, asked: Asked, options: argparse.Namespace) -> int:
     from turbo_operator.command.question import ask
     from turbo_operator.command.show import show
 
-    answers = [ask(question, options.what_if) for question in questions]
-    show(answers, options.output, options.plot)
+    answers = [ask(question, options.what_if) for question in asked.questions]
+    if answers:
+        show(answers, options.output, options.plot)
+    for problem in asked.problems:
+        print(f"{parser.prog}: {problem}", file=sys.stderr)
+    if asked.problems:
+        return BAD_INPUT
     return FEASIBLE if all(answer.plan.choice for answer in answers) else INFEASIBLE

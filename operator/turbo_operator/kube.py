@@ -23,6 +23,7 @@ from yaml import YAMLError
 from turbo_operator import metrics
 from turbo_operator.api import FIELD_MANAGER
 from turbo_operator.resources import Resource
+from turbo_operator.yaml_errors import described
 
 REQUEST_SECONDS = 30.0
 WATCH_SECONDS = 300  # after which the API server ends a watch, and the next goes on from there
@@ -227,7 +228,19 @@ def _broken(what: str) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientError, OSError, ValueError) as error:  # of OSError are time-outs and resets
-        raise KubeError(0, "Unreachable", f"{what}: {error!r}") from error
+        raise KubeError(0, "Unreachable", f"{what}: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """An exception of a network's in words; one without any of its own by its type."""
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # asyncio writes "Connect call failed" over the system's own word
+        number, words = error.os_error.errno or 0, error.os_error.strerror
+        why = os.strerror(number) if number > 0 else words or str(error.os_error)
+        return f"no connection to {error.host}:{error.port} ({why})"
+    if isinstance(error, TimeoutError):
+        return f"nothing came for {REQUEST_SECONDS:.0f} s"
+    return str(error) or type(error).__name__
 
 
 def _event(line: bytes) -> tuple[str, dict[str, Any]]:
@@ -277,8 +290,12 @@ async def _load_kubeconfig(context: str | None, configuration: Configuration) ->
     except kube_config.ConfigException as error:
         what = f"has no context {context}" if context else "leads to no cluster"
         raise NoWayInError(f"the kubeconfig {paths} {what}: {error}") from error
-    except (YAMLError, OSError, TypeError, AttributeError, LookupError) as error:  # no words of the library's
-        raise NoWayInError(f"the kubeconfig {paths} cannot be read: {error!r}") from error
+    except YAMLError as error:
+        raise NoWayInError(f"the kubeconfig {paths} is no YAML: {described(error)}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise NoWayInError(f"the kubeconfig {paths} cannot be read: {error}") from error
+    except (TypeError, AttributeError, LookupError) as error:  # the library has no words for it
+        raise NoWayInError(f"the kubeconfig {paths} is not as kubectl config writes it") from error
 
 
 def _kubeconfig() -> str:

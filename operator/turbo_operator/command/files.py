@@ -11,6 +11,7 @@ import yaml
 
 from turbo_operator import api
 from turbo_operator.command.errors import BadInputError
+from turbo_operator.yaml_errors import described
 
 # The C parser reads a cluster's nodes and pods ten times as fast; it is missing where libyaml is.
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -23,16 +24,23 @@ class Found(NamedTuple):
     body: dict[str, Any]
 
 
-def objects(source: str) -> Iterator[Found]:
-    """The objects of a YAML file (- is standard input), those of a List one by one; BadInputError if none."""
-    name = called(source)
+def objects(source: str, flag: str = "") -> Iterator[Found]:
+    """The objects of a YAML file (- is standard input), those of a List one by one; BadInputError if none.
+
+    `flag` is what an error's sentence names before the file.
+    """
+    if not source:
+        raise BadInputError(f"{flag or '-f'}: write the name of a file, or - for standard input.")
+    name = f"{flag} {called(source)}".strip()
     try:
         text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
         parsed = list(yaml.load_all(text, Loader=_Loader))
     except OSError as error:
         raise BadInputError(f"{name}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInputError(f"{name} is no YAML: {' '.join(str(error).split())}.") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(f"{name} is no YAML: it is no UTF-8.") from error
+    except yaml.YAMLError as error:
+        raise BadInputError(f"{name} is no YAML: {described(error)}.") from error
     for index, document in enumerate(parsed, start=1):
         if document is None:
             continue

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from turbo_operator import api
+from turbo_operator.api import ScalingPolicy
 from turbo_operator.cache import Key
 from turbo_operator.catalog import catalogue, shipped_objects
 from turbo_operator.command import files
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.command.files import Found
-from turbo_operator.command.model import shape_of
+from turbo_operator.command.model import given_shape, shape_of
 from turbo_operator.command.nodes import KINDS, stock_of
 from turbo_operator.command.overlay import laid_over
 from turbo_operator.command.question import Question
 from turbo_operator.observed import Observed
 from turbo_operator.stock.supply import Owner, supply_of
+from turbo_runtime.contract import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,24 @@ class Given:
     deployments: tuple[Found, ...]
     overlay: tuple[Found, ...]
     model: str | None  # where their shape is read from
+    shape: ModelShape | None  # which it has
     notes: tuple[str, ...] = ()  # on what is in the files and is not read
+
+
+@dataclass(slots=True)
+class Asked:
+    """What can be planned, and what is wrong with the other TurboDeployments of a file."""
+
+    questions: list[Question] = field(default_factory=list)
+    problems: list[BadInputError] = field(default_factory=list)
+
+    @contextmanager
+    def keeping_problems(self) -> Iterator[None]:
+        """What is wrong with one object keeps no other from its plan."""
+        try:
+            yield
+        except BadInputError as error:
+            self.problems.append(error)
 
 
 def given(
@@ -41,19 +61,36 @@ def given(
     deployments = files.of_kind(api.TURBODEPLOYMENT, found)
     if not deployments:
         raise BadInputError(f"{files.called(file)}: there is no object of kind {api.TURBODEPLOYMENT} in it.")
-    listed = files.unique(files.objects(catalogue_file)) if catalogue_file else ()
+    listed = files.unique(files.objects(catalogue_file, "--catalogue")) if catalogue_file is not None else ()
     catalogued = files.of_kind(api.TURBOACCELERATOR, listed)
     if catalogue_file and not catalogued:
         raise BadInputError(
             f"--catalogue {catalogue_file}: there is no object of kind {api.TURBOACCELERATOR} in it."
         )
     overlay = (*catalogued, *files.of_kind(api.TURBOACCELERATOR, found))
-    return Given(deployments, overlay, model, tuple(_unread(found, file == nodes_file)))
+    shape = None if model is None else given_shape(model)
+    return Given(deployments, overlay, model, shape, tuple(_unread(found, file == nodes_file)))
 
 
-def _unread(found: Iterable[Found], are_nodes_read: bool) -> Iterator[str]:
+def _idle(found: Found) -> Iterator[str]:
+    """That replicas are written where they are somebody else's to decide."""
+    spec = found.body.get("spec")
+    if not isinstance(spec, dict) or "replicas" not in spec:
+        return
+    try:
+        policy = files.deployment(found).spec.scaling_policy
+    except BadInputError:  # said where it is planned
+        return
+    if policy != ScalingPolicy.EXTERNAL:
+        alone = "spec.replicas is read under scaling.policy External alone"
+        yield f"{found.place}: {alone}, and this is {policy}."
+
+
+def _unread(found: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
     """A sentence for each kind of object that says nothing where it stands."""
-    first = {str(each.body.get("kind")): each.place for each in reversed([*found])}
+    first = {str(each.body.get("kind")): each.place for each in reversed(found)}
+    for each in files.of_kind(api.TURBODEPLOYMENT, found):
+        yield from _idle(each)
     for kind, place in sorted(first.items()):
         if kind in (api.TURBODEPLOYMENT, api.TURBOACCELERATOR) or (kind in KINDS and are_nodes_read):
             continue
@@ -61,44 +98,57 @@ def _unread(found: Iterable[Found], are_nodes_read: bool) -> Iterator[str]:
         yield f"{place}: {hint}"
 
 
-def from_files(asked: Given, nodes_file: str | None) -> list[Question]:
+def from_files(given: Given, nodes_file: str | None) -> Asked:
     """Over the shipped catalogue, and held against the nodes of a file where one is given."""
     shipped = {each["metadata"]["name"]: each for each in shipped_objects()}
-    accelerators = catalogue() | laid_over(shipped, asked.overlay)
-    stock = stock_of(nodes_file, accelerators) if nodes_file else None
-    questions = []
-    for found in asked.deployments:
-        td = files.deployment(found)
-        owner = Owner(td.metadata.namespace, td.metadata.name)
-        supply = None if stock is None else supply_of(stock, owner, td.spec.template)
-        shape = shape_of(td, asked.model)
-        model = asked.model or td.spec.model.uri
-        questions.append(Question(found.body, td, model, shape, Observed(accelerators, supply), time.time()))
-    return questions
+    accelerators = catalogue() | laid_over(shipped, given.overlay)
+    stock = stock_of(nodes_file, accelerators) if nodes_file is not None else None
+    asked = Asked()
+    for found in given.deployments:
+        with asked.keeping_problems():
+            td = files.deployment(found)
+            owner = Owner(td.metadata.namespace, td.metadata.name)
+            supply = None if stock is None else supply_of(stock, owner, td.spec.template)
+            observed = Observed(accelerators, supply)
+            asked.questions.append(_question(given, found, found.body, td, observed, time.time()))
+    return asked
 
 
-def against_cluster(asked: Given, context: str) -> list[Question]:
+def against_cluster(given: Given, context: str) -> Asked:
     """As the operator of the context's cluster would plan them, were they applied now."""
     from turbo_operator.command import live
 
-    written = [(found, files.deployment(found)) for found in asked.deployments]
+    asked, written = Asked(), []
+    for found in given.deployments:
+        with asked.keeping_problems():
+            written.append((found, files.deployment(found)))
+    if not written:
+        return asked
     cluster = live.listed(context, [_namespace(found.body) for found, _ in written])
-    overlay, now = laid_over(cluster.accelerators, asked.overlay), time.time()
-    questions = []
+    overlay, now = laid_over(cluster.accelerators, given.overlay), time.time()
     for found, td in written:
         key = Key(_namespace(found.body) or cluster.namespace, td.metadata.name)
         there = cluster.cache.deployment(key)
         body = found.body if there is None else {**there, "spec": found.body["spec"]}
         td = api.parse(body)
-        observed = cluster.look(key, td, now, overlay)
-        known = observed.model if asked.model is None else None
-        shape = known.shape if known else shape_of(td, asked.model)
-        model = asked.model or td.spec.model.uri
-        questions.append(Question(body, td, model, shape, observed, now))
-    return questions
+        with asked.keeping_problems():
+            observed = cluster.look(key, td, now, overlay)
+            asked.questions.append(_question(given, found, body, td, observed, now))
+    return asked
 
 
-def of_object(name: str, namespace: str | None, context: str | None) -> Question:
+def _question(
+    given: Given, found: Found, body: dict[str, Any], td: api.TurboDeployment, observed: Observed, now: float
+) -> Question:
+    known = observed.model.shape if observed.model else None
+    try:
+        shape = given.shape or known or shape_of(td)
+    except BadInputError as error:
+        raise BadInputError(f"{found.place} ({api.TURBODEPLOYMENT}): {error}") from error
+    return Question(body, td, given.model or td.spec.model.uri, shape, observed, now)
+
+
+def of_object(name: str, namespace: str | None, context: str | None) -> Asked:
     """A live object as its operator sees it; BadInputError where there is none, or its model is unknown."""
     from turbo_operator.command import live
 
@@ -116,7 +166,7 @@ def of_object(name: str, namespace: str | None, context: str | None) -> Question
     if observed.model is None:
         why = observed.model_error or "Its inspect Job is not done."
         raise BadInputError(f"{key} has no plan yet, since its model is unknown. {why}")
-    return Question(body, td, td.spec.model.uri, observed.model.shape, observed, now)
+    return Asked([Question(body, td, td.spec.model.uri, observed.model.shape, observed, now)])
 
 
 def _namespace(body: dict[str, Any]) -> str | None:

@@ -13,10 +13,8 @@ from turbo_runtime.contract import ModelShape
 CONFIG = "config.json"
 
 
-def shape_of(td: api.TurboDeployment, model: str | None) -> ModelShape:
-    """The shape that `--model` gives, else the shipped one of the URI; BadInputError without either."""
-    if model is not None:
-        return _given(model)
+def shape_of(td: api.TurboDeployment) -> ModelShape:
+    """The shipped shape of the URI; BadInputError without one."""
     shape = shapes.shipped(td.spec.model.hub_id) if td.spec.model.on_hub else None
     if shape is None:
         hint = _nearest(td.spec.model.hub_id) if td.spec.model.on_hub else ""
@@ -33,8 +31,16 @@ def _nearest(hub_id: str) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _given(model: str) -> ModelShape:
+def given_shape(model: str) -> ModelShape:
+    """The shape that `--model` gives; BadInputError where it gives none."""
+    if not model:
+        raise BadInputError("--model: write a folder, a config.json or a hub id.")
     path = Path(model)
+    if path.is_dir() and not (path / CONFIG).exists():
+        raise BadInputError(
+            f"--model {model}: there is no {CONFIG} in this folder; what `turbo inspect {model}` prints says "
+            "the shape of weights."
+        )
     path = path / CONFIG if path.is_dir() else path
     if not path.exists():
         shape = shapes.shipped(model)

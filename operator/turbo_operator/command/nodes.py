@@ -17,6 +17,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "ResourceQuota": holdings.quota,
 }
 KINDS = frozenset(_READERS)
+_REMEDY = ": write it as kubectl get -o yaml does."
 
 
 def stock_of(source: str, accelerators: Mapping[str, Accelerator]) -> Stock:
@@ -26,15 +27,18 @@ def stock_of(source: str, accelerators: Mapping[str, Accelerator]) -> Stock:
     server writes it.
     """
     read: dict[str, list[Any]] = {kind: [] for kind in _READERS}
-    for place, body in files.objects(source):
+    for place, body in files.objects(source, "--nodes"):
         kind = str(body.get("kind"))
         if kind not in _READERS:
             continue
         try:
             value = _READERS[kind](body)
-        except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
-            what = f"is not as kubectl get -o yaml writes it: {error!r}"
-            raise BadInputError(f"{place} ({kind}): {what}.") from error
+        except KeyError as error:
+            raise BadInputError(f"{place} ({kind}): there is no {error.args[0]}{_REMEDY}") from error
+        except (TypeError, AttributeError) as error:
+            raise BadInputError(f"{place} ({kind}): a field is of another kind{_REMEDY}") from error
+        except ValueError as error:
+            raise BadInputError(f"{place} ({kind}): {error}.") from error
         if value is not None:  # a pod that has ended, a quota that no serving pod falls under
             read[kind].append(value)
     if not read["Node"]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -47,19 +48,23 @@ def draw(answers: Sequence[tuple[Answer, Sequence[Weighed]]], file: str) -> None
 
 
 def figure(answers: Sequence[tuple[Answer, Sequence[Weighed]]]) -> Figure:
-    """The figure; BadInputError where an answer has no candidate whose price and speed are known."""
+    """The figure; an answer without a candidate whose price and speed are known has its sentence instead."""
     drawn = Figure(figsize=(PANEL[0], PANEL[1] * len(answers)), layout="constrained")
     FigureCanvasAgg(drawn)  # no window, whatever the machine has
     panels = drawn.subplots(len(answers), 1, squeeze=False)[:, 0]
     for axes, (answer, candidates) in zip(panels, answers, strict=True):
         points = _points(candidates)
-        if not points:
-            raise BadInputError(
-                f"--plot: no candidate of {answer.question.td.metadata.name} has both a price and a speed: "
-                "state them in its TurboAccelerator (spec.pricing, spec.memoryBandwidthGBps, spec.tflops)."
-            )
-        _panel(axes, answer, points)
+        if points:
+            _panel(axes, answer, points)
+        else:
+            _empty_panel(axes, answer)
     return drawn
+
+
+def _empty_panel(axes: Axes, answer: Answer) -> None:
+    axes.set_axis_off()
+    _title(axes, answer, "no candidate has both a price and a speed, so there is nothing to draw")
+    axes.text(0.0, 0.95, fill(answer.plan.detail, 100), transform=axes.transAxes, va="top", fontsize=10)
 
 
 def frontier(points: Points) -> Points:
@@ -93,11 +98,14 @@ def _panel(axes: Axes, answer: Answer, points: Points) -> None:
         axes.annotate(name, place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
     _asked_for(axes, spec)
     title = _choice(axes, answer.plan)
-    axes.set_title(
-        f"{answer.question.td.metadata.name}: {answer.question.model}\n{title}", loc="left", fontsize=10
-    )
+    _title(axes, answer, title)
     _axis(axes, spec)
     axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
+
+
+def _title(axes: Axes, answer: Answer, about: str) -> None:
+    name = f"{answer.question.td.metadata.name}: {answer.question.model}"
+    axes.set_title(f"{name}\n{about}", loc="left", fontsize=10)
 
 
 def _apart(corners: Points) -> Points:

@@ -45,6 +45,7 @@ class Change:
     asked: str
     plan: Plan
     difference: Decimal | None  # dollars per hour over the plan without it; None where either has no price
+    unknown: tuple[str, ...]  # accelerators that it names and that do not exist
 
 
 def ask(question: Question, what_if: Sequence[str] = ()) -> Answer:
@@ -59,12 +60,9 @@ def _change(question: Question, base: Plan, asked: str) -> Change:
         td = api.parse(document)
     except api.InvalidObject as error:
         raise BadInputError(f"--what-if {asked}: {error}.") from error
-    for name in _allowed(td):
-        if name not in question.observed.accelerators and name not in _allowed(question.td):
-            there = ", ".join(sorted(question.observed.accelerators))
-            raise BadInputError(f"--what-if {asked}: there is no TurboAccelerator {name}; there are {there}.")
     plan = _plan(dataclasses.replace(question, document=document, td=td))
-    return Change(asked, plan, _difference(base, plan))
+    unknown = tuple(name for name in _allowed(td) if name not in question.observed.accelerators)
+    return Change(asked, plan, _difference(base, plan), unknown)
 
 
 def _allowed(td: api.TurboDeployment) -> tuple[str, ...]:

@@ -88,6 +88,10 @@ def _show_changes(console: Console, base: Plan, changes: tuple[Change, ...]) -> 
     for change in changes:
         if change.plan.choice is None:
             console.print(Text(f"  {change.asked}: {change.plan.detail}"))
+        elif change.unknown:
+            console.print(
+                Text(f"  {change.asked}: there is no TurboAccelerator {', '.join(change.unknown)}.")
+            )
 
 
 def _chosen(choice: Choice, plan: Plan) -> list[str]:

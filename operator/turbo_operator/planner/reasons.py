@@ -76,7 +76,9 @@ def _loser(of: Weighing, pair: int, best: int) -> tuple[PlanReason, str]:
         it.accelerator[chosen],
         stock.capacity_type[best],
     ):
-        detail = f"{name} fits at the same cost, but gives up what {it.draft_of(chosen).method} drafts gain."
+        method = it.draft_of(chosen).method
+        uncounted = "" if method in speculation.PRIORS else ", which depends on the text and is not counted"
+        detail = f"{name} fits at the same cost, but gives up what {method} drafts gain{uncounted}."
     else:
         detail = f"{name} fits at the same cost; {winner} comes first in the order of choice."
     return PlanReason.NOT_PREFERRED, detail

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -34,7 +35,7 @@ def node(body: Mapping[str, Any]) -> Node:
             if taint["effect"] in _BINDING_TAINTS
         ),
         takes_pods=ready and not spec.get("unschedulable"),
-        allocatable=amounts(status.get("allocatable")),
+        allocatable=amounts(status.get("allocatable"), "status.allocatable"),
     )
 
 
@@ -60,20 +61,22 @@ def quota(body: Mapping[str, Any]) -> Quota | None:
     spec, status = body.get("spec") or {}, body.get("status") or {}
     if spec.get("scopeSelector") or not _OUR_SCOPES.issuperset(spec.get("scopes") or ()):
         return None
-    hard = amounts(spec.get("hard"))
-    return Quota(body["metadata"]["namespace"], hard, amounts(status.get("used")))
+    hard, used = amounts(spec.get("hard"), "spec.hard"), amounts(status.get("used"), "status.used")
+    return Quota(body["metadata"]["namespace"], hard, used)
 
 
-def amounts(raw: Mapping[str, Any] | None) -> dict[str, int]:
-    """Quantities by resource in thousandths, rounded up as the API server does."""
-    return {name: math.ceil(_value(str(text)) * 1000) for name, text in (raw or {}).items()}
+def amounts(raw: Mapping[str, Any] | None, path: str) -> dict[str, int]:
+    """Quantities by resource in thousandths, rounded up as the API server does; ValueError names a field."""
+    return {name: math.ceil(_value(str(text), f"{path}.{name}") * 1000) for name, text in (raw or {}).items()}
 
 
-def _value(text: str) -> Decimal:
+def _value(text: str, path: str) -> Decimal:
     try:
         return quantity(text)
-    except ValueError:  # the third form of a quantity, which the API of ours does without: 1e3
-        return Decimal(text)
+    except ValueError as error:
+        with suppress(ArithmeticError):  # a third form, which our API does without: 1e3
+            return Decimal(text)
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:
@@ -81,20 +84,21 @@ def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:
     beside: Amounts = {}  # sidecars that were started so far
     most: Amounts = {}
     for each in spec.get("initContainers") or ():
-        running = _sum((beside, _part(each, part)))
+        running = _sum((beside, _part(each, part, "spec.initContainers")))
         if each.get("restartPolicy") == "Always":
             beside = running
         most = _larger(most, running)
-    together = _sum((beside, *(_part(each, part) for each in spec.get("containers") or ())))
-    return _sum((_larger(most, together) | _part(spec, part), amounts(spec.get("overhead"))))
+    containers = (_part(each, part, "spec.containers") for each in spec.get("containers") or ())
+    whole = _larger(most, _sum((beside, *containers))) | _part(spec, part, "spec")
+    return _sum((whole, amounts(spec.get("overhead"), "spec.overhead")))
 
 
 def _larger(one: Amounts, other: Amounts) -> dict[str, int]:
     return {name: max(one.get(name, 0), other.get(name, 0)) for name in one.keys() | other.keys()}
 
 
-def _part(holder: Mapping[str, Any], part: str) -> dict[str, int]:
-    return amounts((holder.get("resources") or {}).get(part))
+def _part(holder: Mapping[str, Any], part: str, path: str) -> dict[str, int]:
+    return amounts((holder.get("resources") or {}).get(part), f"{path}.resources.{part}")
 
 
 def _sum(parts: Iterable[Amounts]) -> dict[str, int]:

@@ -81,4 +81,8 @@ def test_a_cluster_that_does_not_answer_is_told_so(
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # and nobody listens
         said = explained(f"http://127.0.0.1:{taken.getsockname()[1]}", tmp_path, monkeypatch, capsys)
-    assert said.startswith("turbo explain: the API server did not answer: ")
+        port = taken.getsockname()[1]
+    assert said == (
+        "turbo explain: the API server did not answer: "
+        f"no connection to 127.0.0.1:{port} (Connection refused).\n"
+    )

@@ -37,8 +37,15 @@ def test_a_cordoned_node_takes_no_plan(tmp_path: Path, capsys: pytest.CaptureFix
     ("items", "said"),
     [
         ([], "there is no object of kind Node"),
-        ([{"kind": "Node"}], "item 1 (Node): is not as kubectl get -o yaml writes it"),
-        ([node("a", 8), pod("x", "a", "many")], "item 2 (Pod): is not as"),
+        ([{"kind": "Node"}], "item 1 (Node): there is no metadata: write it as kubectl get -o yaml does."),
+        (
+            [{"kind": "Node", "metadata": {"name": "a"}, "spec": 3}],
+            "item 1 (Node): a field is of another kind",
+        ),
+        (
+            [node("a", 8), pod("x", "a", "many")],
+            "item 2 (Pod): spec.containers.resources.requests.nvidia.com/gpu: 'many' is no quantity: write",
+        ),
     ],
 )
 def test_a_list_without_nodes_is_bad_input(
@@ -67,3 +74,6 @@ def test_without_a_kubeconfig_or_its_context_the_sentence_says_so(
     monkeypatch.setenv("KUBECONFIG", str(config))
     assert command([*words, "--context", "prod"]) == 1
     assert "has no context prod" in capsys.readouterr().err
+    config.write_text("{\n")
+    assert command([*words, "--context", "prod"]) == 1
+    assert f"the kubeconfig {config} is no YAML: line 2, column 1: " in capsys.readouterr().err

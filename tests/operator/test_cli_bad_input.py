@@ -1,0 +1,151 @@
+"""`turbo plan` and input that is wrong: exit status 1 and a sentence that names the flag, file and field."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbo_dev.plan_files import MODEL, accelerator, deployment, written
+from turbo_operator import cli
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"replicas": -1}, "spec.replicas"),
+        ({"modle": {}}, "spec.modle"),
+        ({"model": {"uri": "ftp://x"}}, "spec.model.uri"),
+        ({"cost": {"maxPerHour": 3}}, "spec.cost.maxPerHour"),
+        (
+            {"model": {"uri": "pvc://claim/model"}},
+            "document 1 (TurboDeployment): spec.model.uri: the shape of",
+        ),
+        ({"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135-Instruct"}}, f"Did you mean {MODEL.lower()}?"),
+        ({"targets": {"timeToFirstToken": {"max": 1000}}}, "max: write a duration like 120s, 2m or 25ms."),
+        ({"replicas": "three"}, "spec.replicas: write a whole number, without quotes."),
+        ({"scaling": {"policy": "Metric"}}, "spec.scaling.policy: write 'Planned', 'Metrics' or 'External'."),
+        ({"accelerators": {"allowed": "h100"}}, "spec.accelerators.allowed: write a list, like [a, b]."),
+        ({"cost": "3"}, "spec.cost: write its fields, like {name: value}."),
+        ({"suspend": "yes"}, "spec.suspend: write true or false."),
+        ({"scaling": {"minReplicas": 2000}}, "spec.scaling.minReplicas: write at most 1000."),
+    ],
+)
+def test_bad_input_ends_with_1_and_names_the_field(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: dict[str, Any], said: str
+) -> None:
+    assert cli.plan(["-f", written(tmp_path, deployment(**spec))]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [", "x.yaml is no YAML: line 2, column 1: did not find expected node content."),
+        ("\0", "is no YAML"),
+        ("kind: ConfigMap", "no object of kind TurboDeployment"),
+        ("- 1", "expected an object"),
+        ("kind: [TurboDeployment]", "document 1: kind: expected a string, got list."),
+        ("{kind: TurboDeployment, metadata: 3}", "document 1: metadata: expected an object, got int."),
+        ("{kind: List, items: [1]}", "item 1: expected an object"),
+        ("", "no object of kind TurboDeployment"),
+    ],
+)
+def test_a_file_without_a_deployment_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    assert cli.plan(["-f", str(path)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_missing_file_and_binary_weights_are_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.plan(["-f", str(tmp_path / "none.yaml")]) == 1
+    assert "none.yaml: No such file or directory." in capsys.readouterr().err
+    weights = tmp_path / "model.gguf"
+    weights.write_bytes(b"GGUF\xff\xfe\x00")
+    assert cli.plan(["-f", written(tmp_path, deployment()), "--model", str(weights)]) == 1
+    assert "turbo inspect" in capsys.readouterr().err
+    assert cli.plan(["-f", written(tmp_path, deployment()), "--model", str(tmp_path)]) == 1
+    assert f"--model {tmp_path}: there is no config.json in this folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["-f", "--catalogue", "--nodes", "--model"])
+def test_an_empty_name_is_bad_input_of_its_flag(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.plan(["-f", written(tmp_path, deployment()), flag, ""]) == 1
+    assert f"turbo plan: {flag}: write " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--catalogue", "--nodes"])
+def test_what_is_no_yaml_is_told_with_its_flag(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (junk := tmp_path / "junk").write_text("{\n")
+    assert cli.plan(["-f", written(tmp_path, deployment()), flag, str(junk)]) == 1
+    assert f"{flag} {junk} is no YAML: line 2, column 1: " in capsys.readouterr().err
+
+
+def test_one_wrong_object_keeps_no_other_from_its_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown, wrong = deployment(model={"uri": "hf://x/y"}), deployment(replicas=-1)
+    unknown["metadata"]["name"], wrong["metadata"]["name"] = "unknown", "wrong"
+    file = written(tmp_path, unknown, wrong, deployment())
+    assert cli.plan(["-f", file, "-o", "json"]) == 1
+    said = capsys.readouterr()
+    assert [plan["name"] for plan in json.loads(said.out)] == ["chat"]
+    first, second = said.err.splitlines()
+    assert first.startswith(
+        f"turbo plan: {file}, document 1 (TurboDeployment): spec.model.uri: the shape of hf://x/y"
+    )
+    assert second.startswith(f"turbo plan: {file}, document 2 (TurboDeployment): spec.replicas: ")
+
+
+def test_a_wrong_flag_is_bad_input_and_not_infeasible(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.plan(["--nonsense"]) == 1
+    assert cli.plan(["--help"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("speed=3", "there is no key 'speed'"),
+        ("acelerators=h100", "did you mean accelerators?"),
+        ("speculation", "write KEY=VALUE"),
+        ("speculation=maybe", "write one of off, auto, required"),
+        ("maxTotal=many", "write a whole number"),
+        ("maxPerHour=cheap", "spec.cost.maxPerHour"),
+        ("concurrency=0", "spec.workload.concurrency"),
+    ],
+)
+def test_a_change_that_is_none_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str, said: str
+) -> None:
+    assert cli.plan(["-f", written(tmp_path, deployment()), "--what-if", asked]) == 1
+    assert f"--what-if {asked}: " in (refusal := capsys.readouterr().err)
+    assert said in refusal
+
+
+def test_a_catalogue_without_accelerators_is_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = written(tmp_path, deployment())
+    assert cli.plan(["-f", file, "--catalogue", file]) == 1
+    assert f"--catalogue {file}: there is no object of kind TurboAccelerator" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("twice", [deployment(), accelerator("mine", "1.00")], ids=["deployment", "class"])
+def test_two_objects_of_one_name_are_bad_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], twice: dict[str, Any]
+) -> None:
+    file = written(tmp_path, twice, twice)
+    assert cli.plan(["-f", file]) == 1
+    assert f"document 2 ({twice['kind']}): there is a {twice['kind']} " in (said := capsys.readouterr().err)
+    assert f"in {file}, document 1 already" in said
