@@ -14,7 +14,7 @@ import numpy as np
 from turbo_runtime.contract import StepTime
 from turbo_runtime.engine.goodput.choose import choose
 from turbo_runtime.engine.goodput.cost import StepCost, StepShape, Vector
-from turbo_runtime.engine.goodput.gate import Gate
+from turbo_runtime.engine.goodput.gate import Gate, SharedGate
 from turbo_runtime.engine.goodput.meter import Meter
 
 _PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true
@@ -59,6 +59,7 @@ class Control:
         """See `StepCost`."""
         self.cost = StepCost(seeds, padded)
         self._requests: defaultdict[str, _Request] = defaultdict(_Request)
+        self._together = SharedGate()
         self._lately = Meter(_LATELY)
         self._since_plain = 0  # steps with drafts since one without
         self._since_drafts = 0  # steps without, since one with
@@ -85,7 +86,7 @@ class Control:
         """For which of these drafts are worth asking; for none where a step without is due."""
         if not self.cost.known or self._plain_is_due:
             return set()
-        return {name for name in request_ids if self._requests[name].gate.open}
+        return self._together.admitted((name, self._requests[name].gate) for name in request_ids)
 
     def spare(self, shape: StepShape) -> float:
         """Seconds of such a step that may go into reading what serves later steps."""
@@ -158,7 +159,9 @@ class Control:
             lost = extra * verified / drafted if drafted else 0.0
             lost += times.drafting / asked if proposed else 0.0
             request = self._requests[name]
-            request.gate.book(right, lost * answers / decoding)
+            tokens_lost = lost * answers / decoding
+            request.gate.book(right, tokens_lost)
+            self._together.book(right, tokens_lost)
             request.meter.book(plain + right * decoding, total)
             accepted += right
         self._lately.book(plain + accepted / answers * decoding, total)

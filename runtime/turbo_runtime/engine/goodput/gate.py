@@ -1,15 +1,24 @@
-"""Whether to draft for a request at all: drafting that does not pay may lose a small share of its time. Pure.
+"""Whom to draft for at all: drafting that does not pay may lose a small share of the time. Pure.
 
-The choice of drafts rests on what drafters say of themselves; the gate rests on what became of it.
+The choice of drafts rests on what drafters say of themselves; the gate rests on what became of it: for each
+request, and for all together. Without the latter, every request would pay for finding out anew that drafts
+do not help traffic like it: where answers are short, that adds up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-_ALLOWANCE = 0.01  # of a request's time, that drafting may lose
+_ALLOWANCE = 0.01  # of the time, that drafting may lose
 _START = 0.25  # tokens' time that a new request may lose before its allowance counts
-_MOST, _LEAST = 4.0, -1.0  # bounds of the credit: neither good nor bad times are remembered for ever
+_MOST, _LEAST = 4.0, -1.0  # bounds of a credit: neither good nor bad times are remembered for ever
+_FIRST, _SHARED_MOST, _SHARED_LEAST = 2.0, 8.0, -8.0  # the same of the credit of all together
+_TRY = 1.0  # of that, which one try may take: a row more may cost as much as the block of rows that it begins
+
+
+def _bounded(credit: float, least: float, most: float) -> float:
+    return min(max(credit, least), most)
 
 
 @dataclass(slots=True)
@@ -17,12 +26,38 @@ class Gate:
     """One request's credit, in the time that one of its tokens takes without drafts."""
 
     credit: float = _START
+    won: float = 0.0  # by drafts so far, without what it is allowed to lose
 
     @property
     def open(self) -> bool:
-        """Whether drafts are to be asked for."""
+        """Whether drafts may be asked for."""
         return self.credit >= 0
 
     def book(self, gained: float, lost: float) -> None:
         """A step brought `gained` tokens by drafts, and cost the time of `lost` tokens for them."""
-        self.credit = min(max(self.credit + gained - lost + _ALLOWANCE, _LEAST), _MOST)
+        self.credit = _bounded(self.credit + gained - lost + _ALLOWANCE, _LEAST, _MOST)
+        self.won = _bounded(self.won + gained - lost, _LEAST, _MOST)
+
+
+@dataclass(slots=True)
+class SharedGate:
+    """What all requests together may lose before one whose drafts have not paid yet may try."""
+
+    credit: float = _FIRST
+
+    def admitted(self, gates: Iterable[tuple[str, Gate]]) -> set[str]:
+        """The names of those to draft for: whose drafts have paid, and of the others as many as may try."""
+        may = sorted(((name, gate) for name, gate in gates if gate.open), key=lambda each: -each[1].won)
+        left, found = self.credit, set()
+        for name, gate in may:
+            if gate.won > 0:
+                found.add(name)
+            elif left >= 0:
+                found.add(name)
+                left -= _TRY
+        return found
+
+    def book(self, gained: float, lost: float) -> None:
+        """Any request's token: `gained` and `lost` as in `Gate.book`."""
+        credit = self.credit + gained - lost + _ALLOWANCE
+        self.credit = _bounded(credit, _SHARED_LEAST, _SHARED_MOST)
