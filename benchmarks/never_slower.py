@@ -2,9 +2,10 @@
 prompts, all at temperature 1. Those are near-copies of a text, and JSON with random values, to be continued
 with other words and values: drafts are found, and most are wrong.
 
-Pairs of runs in one process: the same requests without speculation and with it, in turn first and second. The
-drafters remember nothing at a run's beginning; what a step costs is known from the runs before, as in a
-server. Prompts begin alike for less than what the prefix cache shares.
+Pairs of runs in one process: the same requests without speculation and with it. The two take steps in turn,
+so that what else the machine does falls on both, and a run's time is that of its own steps. The drafters
+remember nothing at a run's beginning; what a step costs, and whether drafts helped, is known from the runs
+before, as in a server. Prompts begin alike for less than what the prefix cache shares.
 
 Then what `bytes` costs before the first token: long prompts by the arithmetic of the start-up check, and by
 the cheapest that each row may be computed in (`law`), in turn.
@@ -17,8 +18,9 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from engines import Encode, as_new, fresh, run, tokenizer
@@ -30,8 +32,10 @@ from turbo_runtime.engine.request import EngineStats, SamplingParams, Submit
 from turbo_runtime.engine.threads import settle_threads
 
 if TYPE_CHECKING:
+    from turbo_runtime.engine.goodput.control import Control
     from turbo_runtime.engine.loop import Engine
 
+DRAFTING = ("off", "auto")
 CONCURRENT = (1, 8, 32)
 TRAFFIC = ("random", "writing", "misleading")
 PROMPTS = (512, 2048)  # tokens before the first of an answer
@@ -73,6 +77,7 @@ def main() -> int:
     engine, ready = start_engine(config, time.monotonic())
     encode, _ = tokenizer(config)
     noise = random.Random(0)
+    known = {drafting: deepcopy(engine.speculation.control) for drafting in DRAFTING}
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {"pairs": options.pairs}
     for name in TRAFFIC:
@@ -81,9 +86,8 @@ def main() -> int:
             for pair in range(options.pairs + 1):  # the first warms up
                 asked = [_prompt(name, noise, ready.vocab_size, encode) for _ in range(count)]
                 requests = [_ask(prompt, pair, i, ANSWER_TOKENS[count]) for i, prompt in enumerate(asked)]
-                found = {drafting: _answered(engine, requests, drafting) for drafting in _turn(pair)}
-                (plain, _), (seconds, stats) = found["off"], found["auto"]
-                ratios.append(plain / seconds)
+                seconds, stats = _answered(engine, known, requests)
+                ratios.append(seconds["off"] / seconds["auto"])
                 drafted += stats.draft_tokens if pair else 0
                 accepted += stats.accepted_tokens if pair else 0
             rows.append(_row(f"{name}, requests: {count}", ratios[1:], drafted, accepted))
@@ -146,17 +150,22 @@ def _ask(prompt: list[int], pair: int, number: int, tokens: int) -> Submit:
     return Submit(f"{pair}-{number}", tuple(prompt), params)
 
 
-def _turn(pair: int) -> tuple[str, str]:
-    return ("off", "auto") if pair % 2 else ("auto", "off")
-
-
-def _answered(engine: Engine, requests: list[Submit], drafting: str) -> tuple[float, EngineStats]:
-    """Seconds, and what was drafted."""
-    server = fresh(engine)
-    wanted = [as_new(request, request.request_id, drafting=drafting) for request in requests]
-    began = time.perf_counter()
-    run(server, wanted, len(wanted))
-    return time.perf_counter() - began, server.stats()
+def _answered(
+    engine: Engine, known: Mapping[str, Control], requests: list[Submit]
+) -> tuple[dict[str, float], EngineStats]:
+    """Seconds with drafts and without, and what was drafted."""
+    servers = {drafting: fresh(engine, control=known[drafting]) for drafting in DRAFTING}
+    seconds = dict.fromkeys(DRAFTING, 0.0)
+    for drafting, server in servers.items():
+        for request in requests:
+            server.accept(as_new(request, request.request_id, drafting=drafting))
+    while not all(server.idle for server in servers.values()):
+        for drafting, server in servers.items():
+            if not server.idle:
+                began = time.perf_counter()
+                server.step()
+                seconds[drafting] += time.perf_counter() - began
+    return seconds, servers["auto"].stats()
 
 
 def _first_token(engine: Engine, request: Submit, arithmetic: str) -> float:

@@ -49,7 +49,7 @@ def answer(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)[0]
 
 
-def node(name: str, gpus: int, **spec: Any) -> dict[str, Any]:
+def node(name: str, gpus: int | str, **spec: Any) -> dict[str, Any]:
     """A ready node."""
     room = {"nvidia.com/gpu": str(gpus), "cpu": "64", "memory": "512Gi"}
     return {

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from turbo_operator.command.inputs import Asked
 
 FEASIBLE, BAD_INPUT, INFEASIBLE = 0, 1, 2
-_STATUS = "Exit status: 0 every plan is feasible, 2 one is not, 1 the input is wrong; --what-if changes none."
+_STATUS = (
+    "Exit status: 0 every plan is feasible, 2 one is not, 1 the input is wrong; what --what-if gives counts "
+    "only where it is no valid input."
+)
 
 
 def plan(argv: list[str]) -> int:

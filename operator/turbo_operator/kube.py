@@ -23,7 +23,7 @@ from yaml import YAMLError
 from turbo_operator import metrics
 from turbo_operator.api import FIELD_MANAGER
 from turbo_operator.resources import Resource
-from turbo_operator.yaml_errors import described
+from turbo_operator.yaml_text import described
 
 REQUEST_SECONDS = 30.0
 WATCH_SECONDS = 300  # after which the API server ends a watch, and the next goes on from there
@@ -279,7 +279,11 @@ async def connect(context: str | None = None) -> AsyncIterator[Kube]:
     if context is not None or not _load_service_account(configuration):
         loader = await _load_kubeconfig(context, configuration)
         namespace = loader.current_context["context"].get("namespace") or namespace
-    async with ApiClient(configuration) as client:
+    try:
+        client = ApiClient(configuration)
+    except OSError as error:  # ssl's errors among them
+        raise NoWayInError(f"the certificates of the way in cannot be used: {error.strerror}") from error
+    async with client:
         yield Kube(client, namespace)
 
 
@@ -288,14 +292,17 @@ async def _load_kubeconfig(context: str | None, configuration: Configuration) ->
     try:
         return await kube_config.load_kube_config(paths, context=context, client_configuration=configuration)
     except kube_config.ConfigException as error:
-        what = f"has no context {context}" if context else "leads to no cluster"
-        raise NoWayInError(f"the kubeconfig {paths} {what}: {error}") from error
+        by = f" by context {context}" if context else ""
+        raise NoWayInError(f"the kubeconfig {paths} gives no way in{by}: {str(error).rstrip('.')}") from error
     except YAMLError as error:
         raise NoWayInError(f"the kubeconfig {paths} is no YAML: {described(error)}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise NoWayInError(f"the kubeconfig {paths} cannot be read: {error}") from error
-    except (TypeError, AttributeError, LookupError) as error:  # the library has no words for it
+    except OSError as error:  # a file that it names
+        what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise NoWayInError(f"the kubeconfig {paths} cannot be used: {what}") from error
+    except (TypeError, AttributeError, LookupError, UnicodeDecodeError) as error:  # without words of its own
         raise NoWayInError(f"the kubeconfig {paths} is not as kubectl config writes it") from error
+    except ValueError as error:  # a way to log in that the library does not know
+        raise NoWayInError(f"the kubeconfig {paths} cannot be used: {str(error).rstrip('.')}") from error
 
 
 def _kubeconfig() -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +47,18 @@ def test_bad_input_ends_with_1_and_names_the_field(
     [
         ("a: [", "x.yaml is no YAML: line 2, column 1: did not find expected node content."),
         ("\0", "is no YAML"),
+        ("{a: 1, a: 2}", "is no YAML: line 1, column 8: a is written twice."),
+        ("!!int many", "is no YAML: a value is not of the kind that its tag (!!) names."),
+        ("[" * 5000, "is no YAML"),
+        (
+            "{kind: TurboDeployment, metadata: {name: a}}",
+            "(TurboDeployment): apiVersion: write serving",
+        ),
         ("kind: ConfigMap", "no object of kind TurboDeployment"),
-        ("- 1", "expected an object"),
-        ("kind: [TurboDeployment]", "document 1: kind: expected a string, got list."),
-        ("{kind: TurboDeployment, metadata: 3}", "document 1: metadata: expected an object, got int."),
-        ("{kind: List, items: [1]}", "item 1: expected an object"),
+        ("- 1", "this is no object: write its fields"),
+        ("kind: [TurboDeployment]", "document 1: kind: write a name, like TurboDeployment."),
+        ("{kind: TurboDeployment, metadata: 3}", "document 1: metadata: write its fields, like name: chat."),
+        ("{kind: List, items: [1]}", "item 1: this is no object"),
         ("", "no object of kind TurboDeployment"),
     ],
 )
@@ -73,6 +82,21 @@ def test_a_missing_file_and_binary_weights_are_bad_input(
     assert "turbo inspect" in capsys.readouterr().err
     assert cli.plan(["-f", written(tmp_path, deployment()), "--model", str(tmp_path)]) == 1
     assert f"--model {tmp_path}: there is no config.json in this folder" in capsys.readouterr().err
+    for text in ("[" * 100_000, '{"hidden_size": ' + "9" * 6000 + "}", "{"):
+        (config := tmp_path / "config.json").write_text(text)
+        assert cli.plan(["-f", written(tmp_path, deployment()), "--model", str(tmp_path)]) == 1
+        assert f"--model {config} is no JSON; give a config.json" in capsys.readouterr().err
+
+
+def test_standard_input_that_is_closed_or_no_utf_8_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert cli.plan(["-f", "-"]) == 1
+    assert "standard input is closed: name a file." in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    assert cli.plan(["-f", "-"]) == 1
+    assert "standard input is no YAML: it is no UTF-8." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["-f", "--catalogue", "--nodes", "--model"])

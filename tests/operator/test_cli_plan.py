@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -58,7 +59,7 @@ def test_what_comes_nearest_is_told_once(tmp_path: Path, capsys: pytest.CaptureF
 def test_standard_input_is_read_for_one_file_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO(yaml.safe_dump(deployment())))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(yaml.safe_dump(deployment()).encode())))
     assert cli.plan(["-f", "-", "--nodes", "-"]) == 1
     assert "standard input can be read once" in capsys.readouterr().err
     assert cli.plan(["-f", "-"]) == 0
@@ -160,8 +161,61 @@ def test_an_accelerator_that_does_not_exist_is_told_in_the_file_and_in_a_change(
     assert f"accelerators=h999: {missing}" in shown
     assert "accelerators=l4,h999: there is no TurboAccelerator h999." in shown
     assert cli.plan(["-f", written(tmp_path, deployment()), *changes, "-o", "json"]) == 0
-    told = {row["change"]: (row["feasible"], row["unknownAccelerators"]) for row in answer(capsys)["whatIf"]}
-    assert told == {"accelerators=h999": (False, ["h999"]), "accelerators=l4,h999": (True, ["h999"])}
+    told = {row["change"]: (row["feasible"], row["notes"]) for row in answer(capsys)["whatIf"]}
+    assert told == {
+        "accelerators=h999": (False, []),  # its detail says it
+        "accelerators=l4,h999": (True, ["there is no TurboAccelerator h999."]),
+    }
+    nothing_will_do = ["--what-if", "accelerators=l4,h999", "--what-if", "maxPerHour=0.01"]
+    small = deployment(cost={"maxPerHour": "0.01"})
+    assert cli.plan(["-f", written(tmp_path, small), *nothing_will_do]) == 2
+    assert "accelerators=l4,h999: there is no TurboAccelerator h999." in capsys.readouterr().out
+
+
+def test_rows_beside_a_number_of_replicas_are_told_for_as_many(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a load there is nothing that another number would follow from."""
+    assert cli.plan(["-f", written(tmp_path, deployment(replicas=3)), "-o", "json"]) == 0
+    found = answer(capsys)
+    assert found["replicas"] == 3
+    assert {row["replicas"] for row in found["rejected"]} == {3}
+    costs = [float(row["costPerHour"]) for row in found["rejected"] if row["reason"] == "Dearer"]
+    assert min(costs) > float(found["choice"]["costPerHour"])
+
+
+def test_no_replicas_are_said_and_nothing_is_ringed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "plan.svg"
+    assert cli.plan(["-f", written(tmp_path, deployment(replicas=0)), "--plot", str(plot)]) == 0
+    assert "spec.replicas is 0, so nothing runs" in capsys.readouterr().out
+    assert "ringed" not in plot.read_text()
+
+
+def test_the_nearest_candidate_has_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cheap = deployment(accelerators={"allowed": ["l4"]}, cost={"maxPerHour": "0.70"})
+    assert cli.plan(["-f", written(tmp_path, cheap)]) == 2
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith("OverBudget")]
+    assert [line.split()[0] for line in rows] == ["~"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "change", "said"),
+    [
+        (
+            {"workload": {"requestsPerSecond": "1"}},
+            "replicas=2",
+            "spec.replicas is read under scaling.policy",
+        ),
+        ({}, "minReplicas=2", "spec.scaling.minReplicas is read under scaling.policy Planned or Metrics"),
+    ],
+)
+def test_a_change_that_nobody_reads_is_said(
+    spec: dict[str, Any], change: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.plan(["-f", written(tmp_path, deployment(**spec)), "--what-if", change]) == 0
+    assert f"{change}: {said}" in capsys.readouterr().out
 
 
 def test_what_a_change_would_cost_stands_beside_the_plan(

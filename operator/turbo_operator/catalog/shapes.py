@@ -22,9 +22,9 @@ def from_document(text: str, name: str) -> ModelShape:
     """The shape in `turbo inspect`'s output or a model's `config.json`; `name` is for the error."""
     try:
         document = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
         raise UnknownShapeError(
-            f"{name} is not JSON ({error.msg}); give a config.json, a folder that holds one, or what "
+            f"{name} is no JSON; give a config.json, a folder that holds one, or what "
             "`turbo inspect MODEL` prints. A .gguf file is read by `turbo inspect`."
         ) from error
     if not isinstance(document, dict):

@@ -43,7 +43,7 @@ def _change(change: Change) -> dict[str, Any]:
         "change": change.asked,
         **_plan(change.plan),
         "differencePerHour": None if change.difference is None else signed(change.difference),
-        "unknownAccelerators": list(change.unknown),
+        "notes": list(change.notes),
     }
 
 

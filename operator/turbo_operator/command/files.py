@@ -11,10 +11,7 @@ import yaml
 
 from turbo_operator import api
 from turbo_operator.command.errors import BadInputError
-from turbo_operator.yaml_errors import described
-
-# The C parser reads a cluster's nodes and pods ten times as fast; it is missing where libyaml is.
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from turbo_operator.yaml_text import described, documents
 
 
 class Found(NamedTuple):
@@ -33,8 +30,7 @@ def objects(source: str, flag: str = "") -> Iterator[Found]:
         raise BadInputError(f"{flag or '-f'}: write the name of a file, or - for standard input.")
     name = f"{flag} {called(source)}".strip()
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-        parsed = list(yaml.load_all(text, Loader=_Loader))
+        parsed = documents(_bytes(source).decode("utf-8"))
     except OSError as error:
         raise BadInputError(f"{name}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -56,6 +52,14 @@ def objects(source: str, flag: str = "") -> Iterator[Found]:
             place = f"{name}, document {index}, item {number}"
             inner = _object(place, item)
             yield Found(place, inner if "kind" in inner else {**inner, "kind": kind})
+
+
+def _bytes(source: str) -> bytes:
+    if source != "-":
+        return Path(source).read_bytes()
+    if sys.stdin is None:
+        raise BadInputError("standard input is closed: name a file.")
+    return sys.stdin.buffer.read()
 
 
 def called(source: str) -> str:
@@ -97,7 +101,7 @@ def name_of(found: Found) -> str:
 def deployment(found: Found) -> api.TurboDeployment:
     """The TurboDeployment; BadInputError with the field's path."""
     try:
-        return api.parse(as_written(found.body))
+        return api.parse(_versioned(found))
     except api.InvalidObject as error:
         raise BadInputError(f"{found.place} ({api.TURBODEPLOYMENT}): {error}.") from error
 
@@ -105,9 +109,15 @@ def deployment(found: Found) -> api.TurboDeployment:
 def accelerator(found: Found) -> api.TurboAccelerator:
     """The TurboAccelerator; BadInputError with the field's path."""
     try:
-        return api.parse_accelerator(as_written(found.body))
+        return api.parse_accelerator(_versioned(found))
     except api.InvalidObject as error:
         raise BadInputError(f"{found.place} ({api.TURBOACCELERATOR}): {error}.") from error
+
+
+def _versioned(found: Found) -> dict[str, Any]:
+    if "apiVersion" not in found.body:
+        raise BadInputError(f"{found.place} ({found.body.get('kind')}): apiVersion: write {api.API_VERSION}.")
+    return as_written(found.body)
 
 
 def as_written(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,10 +127,10 @@ def as_written(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _object(place: str, document: object) -> dict[str, Any]:
     if not isinstance(document, dict):
-        raise BadInputError(f"{place}: expected an object, got {type(document).__name__}.")
+        raise BadInputError(f"{place}: this is no object: write its fields, like kind: TurboDeployment.")
     kind, metadata = document.get("kind"), document.get("metadata")
     if kind is not None and not isinstance(kind, str):
-        raise BadInputError(f"{place}: kind: expected a string, got {type(kind).__name__}.")
+        raise BadInputError(f"{place}: kind: write a name, like TurboDeployment.")
     if metadata is not None and not isinstance(metadata, dict):
-        raise BadInputError(f"{place}: metadata: expected an object, got {type(metadata).__name__}.")
+        raise BadInputError(f"{place}: metadata: write its fields, like name: chat.")
     return document

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turbo_operator import api
-from turbo_operator.api import ScalingPolicy
 from turbo_operator.cache import Key
 from turbo_operator.catalog import catalogue, shipped_objects
 from turbo_operator.command import files
@@ -18,7 +17,7 @@ from turbo_operator.command.files import Found
 from turbo_operator.command.model import given_shape, shape_of
 from turbo_operator.command.nodes import KINDS, stock_of
 from turbo_operator.command.overlay import laid_over
-from turbo_operator.command.question import Question
+from turbo_operator.command.question import Question, idle
 from turbo_operator.observed import Observed
 from turbo_operator.stock.supply import Owner, supply_of
 from turbo_runtime.contract import ModelShape
@@ -64,26 +63,19 @@ def given(
     listed = files.unique(files.objects(catalogue_file, "--catalogue")) if catalogue_file is not None else ()
     catalogued = files.of_kind(api.TURBOACCELERATOR, listed)
     if catalogue_file and not catalogued:
-        raise BadInputError(
-            f"--catalogue {catalogue_file}: there is no object of kind {api.TURBOACCELERATOR} in it."
-        )
+        name = files.called(catalogue_file)
+        raise BadInputError(f"--catalogue {name}: there is no object of kind {api.TURBOACCELERATOR} in it.")
     overlay = (*catalogued, *files.of_kind(api.TURBOACCELERATOR, found))
     shape = None if model is None else given_shape(model)
     return Given(deployments, overlay, model, shape, tuple(_unread(found, file == nodes_file)))
 
 
 def _idle(found: Found) -> Iterator[str]:
-    """That replicas are written where they are somebody else's to decide."""
-    spec = found.body.get("spec")
-    if not isinstance(spec, dict) or "replicas" not in spec:
-        return
     try:
-        policy = files.deployment(found).spec.scaling_policy
+        td = files.deployment(found)
     except BadInputError:  # said where it is planned
         return
-    if policy != ScalingPolicy.EXTERNAL:
-        alone = "spec.replicas is read under scaling.policy External alone"
-        yield f"{found.place}: {alone}, and this is {policy}."
+    yield from (f"{found.place}: {sentence}" for sentence in idle(found.body, td))
 
 
 def _unread(found: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:

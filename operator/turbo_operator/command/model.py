@@ -52,10 +52,10 @@ def given_shape(model: str) -> ModelShape:
     try:
         return shapes.from_document(path.read_text(encoding="utf-8"), str(path))
     except UnknownShapeError as error:
-        raise BadInputError(f"--model: {error}") from error
+        raise BadInputError(f"--model {error}") from error
     except UnicodeDecodeError as error:
         raise BadInputError(
-            f"--model: {path} is no text; what `turbo inspect {path}` prints says the shape of weights."
+            f"--model {path} is no text; what `turbo inspect {path}` prints says the shape of weights."
         ) from error
     except OSError as error:
         raise BadInputError(f"--model {path}: {error.strerror}.") from error

@@ -42,5 +42,5 @@ def stock_of(source: str, accelerators: Mapping[str, Accelerator]) -> Stock:
         if value is not None:  # a pod that has ended, a quota that no serving pod falls under
             read[kind].append(value)
     if not read["Node"]:
-        raise BadInputError(f"--nodes {source}: there is no object of kind Node in it.")
+        raise BadInputError(f"--nodes {files.called(source)}: there is no object of kind Node in it.")
     return take_stock(accelerators, read["Node"], read["Pod"], read["ResourceQuota"])

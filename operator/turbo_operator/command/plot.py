@@ -185,11 +185,11 @@ def _choice(axes: Axes, plan: Plan) -> str:
     """Ring the choice, or without one what comes nearest, where it has a place; what it is, for the title."""
     choice, near = plan.choice, plan.nearest
     if choice is not None:
-        _ring(axes, choice.predicted)
+        chosen = "chosen (ringed)" if _ring(axes, choice.predicted) else "chosen"
         name = candidate(
             choice.accelerator.name, choice.tensor, choice.nodes, choice.engine, choice.capacity_type
         )
-        return f"chosen (ringed): {name}, {choice.method}, {_does(plan.replicas, choice.predicted)}"
+        return f"{chosen}: {name}, {choice.method}, {_does(plan.replicas, choice.predicted)}"
     none = f"no plan is feasible: {plan.reason}"
     if near is None or near.predicted is None or not _ring(axes, near.predicted):
         return none

@@ -45,7 +45,7 @@ class Change:
     asked: str
     plan: Plan
     difference: Decimal | None  # dollars per hour over the plan without it; None where either has no price
-    unknown: tuple[str, ...]  # accelerators that it names and that do not exist
+    notes: tuple[str, ...]  # sentences on what of it says nothing
 
 
 def ask(question: Question, what_if: Sequence[str] = ()) -> Answer:
@@ -61,8 +61,22 @@ def _change(question: Question, base: Plan, asked: str) -> Change:
     except api.InvalidObject as error:
         raise BadInputError(f"--what-if {asked}: {error}.") from error
     plan = _plan(dataclasses.replace(question, document=document, td=td))
-    unknown = tuple(name for name in _allowed(td) if name not in question.observed.accelerators)
-    return Change(asked, plan, _difference(base, plan), unknown)
+    unknown = [name for name in _allowed(td) if name not in question.observed.accelerators]
+    notes = [f"there is no TurboAccelerator {name}." for name in unknown if name not in plan.detail]
+    return Change(asked, plan, _difference(base, plan), (*notes, *idle(document, td)))
+
+
+def idle(document: Mapping[str, Any], td: api.TurboDeployment) -> list[str]:
+    """A sentence on each number of replicas that is written and that the policy does not read."""
+    external = td.spec.scaling_policy == api.ScalingPolicy.EXTERNAL
+    written = document["spec"].get("scaling") or {}
+    found = []
+    if "replicas" in document["spec"] and not external:
+        found.append("spec.replicas is read under scaling.policy External alone")
+    if external:
+        fields = [name for name in ("minReplicas", "maxReplicas") if name in written]
+        found += [f"spec.scaling.{name} is read under scaling.policy Planned or Metrics" for name in fields]
+    return [f"{each}, and this is {td.spec.scaling_policy}." for each in found]
 
 
 def _allowed(td: api.TurboDeployment) -> tuple[str, ...]:

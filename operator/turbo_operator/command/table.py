@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -44,9 +46,9 @@ def show(answer: Answer) -> None:
         table.add_row("*", *_chosen(plan.choice, plan), style="bold")
     if plan.nearest:
         table.add_row("~", *_rejected(plan.nearest))
+    rows = tuple(row for row in rows if plan.nearest is None or not _alike(row, plan.nearest))
     for row in rows:
-        if row != plan.nearest:
-            table.add_row("", *_rejected(row))
+        table.add_row("", *_rejected(row))
     if table.row_count:
         console.print(table)
         console.print()
@@ -58,13 +60,17 @@ def show(answer: Answer) -> None:
     if plan.nearest and plan.nearest.detail not in plan.detail:  # what has no plan quotes it already
         console.print(Text(f"~ {_sentence(plan.nearest)}"))
     for row in rows:
-        if row != plan.nearest:
-            console.print(Text(f"  {_sentence(row)}"))
-    left = len(plan.rejected) - len(rows)
+        console.print(Text(f"  {_sentence(row)}"))
+    left = len(plan.rejected[NUM_REJECTED:])
     if left:
         console.print(Text(f"  -o json also has {count(left, 'candidate')} more."))
     if answer.changes:
         _show_changes(console, plan, answer.changes)
+
+
+def _alike(row: Rejected, near: Rejected) -> bool:
+    """Whether a row is the nearest candidate, told in other words."""
+    return replace(row, detail=near.detail, predicted=near.predicted) == near
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -88,10 +94,8 @@ def _show_changes(console: Console, base: Plan, changes: tuple[Change, ...]) -> 
     for change in changes:
         if change.plan.choice is None:
             console.print(Text(f"  {change.asked}: {change.plan.detail}"))
-        elif change.unknown:
-            console.print(
-                Text(f"  {change.asked}: there is no TurboAccelerator {', '.join(change.unknown)}.")
-            )
+        for note in change.notes:
+            console.print(Text(f"  {change.asked}: {note}"))
 
 
 def _chosen(choice: Choice, plan: Plan) -> list[str]:

@@ -88,9 +88,9 @@ def chosen(choice: Choice, replicas: int, alone: bool, request: Request) -> str:
 
 def short(wanted: float, request: Request) -> str:
     """That somebody decided on fewer replicas than the load needs."""
-    demand = request.demand
-    loads = (demand.rate, demand.concurrency, demand.tokens_per_second)
-    if not request.external or wanted <= request.fixed or all(each is None for each in loads):
+    if request.external and request.fixed == 0:
+        return " spec.replicas is 0, so nothing runs; other candidates are told for what would."
+    if not request.external or wanted <= request.fixed or not request.loaded:
         return ""
     return f" The load needs {wanted:.0f}, spec.replicas is {request.fixed}."
 

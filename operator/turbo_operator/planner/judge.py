@@ -197,7 +197,9 @@ def judge(
         )
         unreached = code == CODES.index(PlanReason.TARGET_UNREACHABLE)
         miss = np.where(unreached, need / most, miss)
-    return Verdict(replicas, wanted if request.external else replicas, code, miss, cost)
+    # Without a load nothing is known to be needed but what somebody asked for.
+    compared = wanted if request.external and request.loaded else np.maximum(replicas, 1.0)
+    return Verdict(replicas, compared, code, miss, cost)
 
 
 def _over_budget(

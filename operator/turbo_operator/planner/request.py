@@ -52,6 +52,12 @@ class Request:
         return self.policy == ScalingPolicy.EXTERNAL
 
     @property
+    def loaded(self) -> bool:
+        """Whether a load is asked for, from which a number of replicas follows."""
+        loads = (self.demand.rate, self.demand.concurrency, self.demand.tokens_per_second)
+        return any(each is not None for each in loads)
+
+    @property
     def expands(self) -> bool:
         """Whether more replicas than the load needs are taken for the objective's sake."""
         return self.objective != Objective.COST and self.policy == ScalingPolicy.PLANNED

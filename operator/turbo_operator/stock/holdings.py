@@ -6,14 +6,15 @@ Pure.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
 from turbo_operator.api import LABEL_ACCELERATOR, LABEL_DEPLOYMENT, quantity
 from turbo_operator.stock.supply import Amounts, Holding, Node, Owner, Quota
 
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,2}")  # 1e3
 _BINDING_TAINTS = {"NoSchedule", "NoExecute"}
 # Scopes that every serving pod falls under: it has requests and no deadline. Others depend on its class.
 _OUR_SCOPES = {"NotTerminating", "NotBestEffort"}
@@ -74,7 +75,7 @@ def _value(text: str, path: str) -> Decimal:
     try:
         return quantity(text)
     except ValueError as error:
-        with suppress(ArithmeticError):  # a third form, which our API does without: 1e3
+        if _EXPONENT.fullmatch(text):  # a third form, which our API does without
             return Decimal(text)
         raise ValueError(f"{path}: {error}") from error
 

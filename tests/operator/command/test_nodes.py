@@ -46,6 +46,10 @@ def test_a_cordoned_node_takes_no_plan(tmp_path: Path, capsys: pytest.CaptureFix
             [node("a", 8), pod("x", "a", "many")],
             "item 2 (Pod): spec.containers.resources.requests.nvidia.com/gpu: 'many' is no quantity: write",
         ),
+        (
+            [node("a", "inf")],
+            "item 1 (Node): status.allocatable.nvidia.com/gpu: 'inf' is no quantity",
+        ),
     ],
 )
 def test_a_list_without_nodes_is_bad_input(
@@ -73,7 +77,30 @@ def test_without_a_kubeconfig_or_its_context_the_sentence_says_so(
     config.write_text(json.dumps({"contexts": [], "clusters": [], "users": [], "current-context": ""}))
     monkeypatch.setenv("KUBECONFIG", str(config))
     assert command([*words, "--context", "prod"]) == 1
-    assert "has no context prod" in capsys.readouterr().err
+    assert "gives no way in by context prod: " in capsys.readouterr().err
     config.write_text("{\n")
     assert command([*words, "--context", "prod"]) == 1
     assert f"the kubeconfig {config} is no YAML: line 2, column 1: " in capsys.readouterr().err
+    for cluster, user, said in (
+        (
+            {"server": "https://a", "certificate-authority-data": "aGVsbG8="},
+            {},
+            "the certificates of the way in",
+        ),
+        (
+            {"server": "https://a"},
+            {"auth-provider": {"name": "gcp"}},
+            f"the kubeconfig {config} cannot be used",
+        ),
+        (
+            {"server": "https://a"},
+            {"tokenFile": "/nofile"},
+            "cannot be used: /nofile: No such file",
+        ),
+        (None, {}, f"the kubeconfig {config} "),
+    ):
+        contexts = [{"name": "prod", "context": {"cluster": "a", "user": "a"}}]
+        named = {"clusters": [{"name": "a", "cluster": cluster}], "users": [{"name": "a", "user": user}]}
+        config.write_text(json.dumps({"contexts": contexts, **named, "current-context": "prod"}))
+        assert command([*words, "--context", "prod"]) == 1
+        assert said in capsys.readouterr().err
