@@ -88,10 +88,10 @@ def chosen(choice: Choice, replicas: int, alone: bool, request: Request) -> str:
 
 def short(wanted: float, request: Request) -> str:
     """That somebody decided on fewer replicas than the load needs."""
-    if request.external and request.fixed == 0:
-        return " spec.replicas is 0, so nothing runs; other candidates are told for what would."
-    if not request.external or wanted <= request.fixed or not request.loaded:
+    if not request.external or wanted <= request.fixed:
         return ""
+    if not request.loaded:
+        return " spec.replicas is 0, so nothing runs; other candidates are told for one replica."
     return f" The load needs {wanted:.0f}, spec.replicas is {request.fixed}."
 
 
