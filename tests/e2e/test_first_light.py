@@ -109,7 +109,8 @@ def test_no_answer_is_lost_while_a_new_plan_takes_over(deployed: Access, client:
     status = deployed.get("td", NAME)["status"]
     assert status["plan"]["hash"] != before
     assert status["plan"]["maxDraftTokens"] == 4
-    assert status["readyReplicas"] == 1
+    # a pod of the plan before may still be going when its Deployment is gone
+    deployed.kubectl("wait", "td", NAME, "--for=jsonpath={.status.readyReplicas}=1", "--timeout=60s")
 
 
 def test_deleting_the_object_takes_everything_with_it(deployed: Access) -> None:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 Layout = Literal["packed", "rows", "columns", "batched"]
 
-# Close steps where a decoding batch lies, wider ones above; more than 128 rows at once are hardly faster.
+# Close steps where a decoding batch lies, wider ones above.
 COUNTS: tuple[int, ...] = (*range(4, 33, 4), *range(40, 65, 8), *range(80, 129, 16))
+BULK = (256, 512)  # of a long prompt: pieces that are full, since their results need not be put together
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,13 @@ class Form:
     name: str
     layout: Layout
     counts: tuple[int, ...] | None  # rows of one product, ascending; None: any
+    bulk: tuple[
+        int, ...
+    ] = ()  # more of them, each a multiple of the one before: nothing is padded up to them
 
     @cached_property
     def _as_set(self) -> frozenset[int]:
-        return frozenset(self.counts or ())
+        return frozenset((*(self.counts or ()), *self.bulk))
 
     def takes(self, rows: int) -> bool:
         """Whether so many rows are one product, without padding."""
@@ -46,15 +50,20 @@ class Form:
     def pieces(self, rows: int) -> list[tuple[int, int]]:
         """(rows, padded rows) of each product that together make `rows`."""
         assert self.counts is not None
-        most = self.counts[-1]
-        cut = [most] * (rows // most) + ([rows % most] if rows % most else [])
-        return [(piece, next(count for count in self.counts if count >= piece)) for piece in cut]
+        cut: list[tuple[int, int]] = []
+        for full in (*reversed(self.bulk), self.counts[-1]):
+            cut += [(full, full)] * (rows // full)
+            rows %= full
+        return cut + ([(rows, next(count for count in self.counts if count >= rows))] if rows else [])
 
 
 # In the order they are tried; the first that holds is used. Tiles read the weights once each.
 FORMS = (
+    Form("packed, in bulk", "packed", COUNTS, BULK),
     Form("packed", "packed", COUNTS),
+    Form("linear, in bulk", "rows", COUNTS, BULK),
     Form("linear", "rows", COUNTS),
+    Form("transposed, in bulk", "columns", COUNTS, BULK),
     Form("transposed", "columns", COUNTS),
     Form("transposed, tiles of 4", "columns", (4,)),
     Form("transposed, tiles of 16", "columns", (16,)),
@@ -113,13 +122,14 @@ class RowProduct:
         """x (rows, in) -> (rows, out)."""
         if self.form.takes(x.shape[0]):
             return self._multiply(x)
-        parts: list[Tensor] = []
+        found = x.new_empty(x.shape[0], self.heads * self.shape[0])
         start = 0
         for rows, padded in self.form.pieces(x.shape[0]):
             piece = x[start : start + rows]
-            parts.append(self._multiply(F.pad(piece, (0, 0, 0, padded - rows)))[:rows])
+            out = self._multiply(piece if rows == padded else F.pad(piece, (0, 0, 0, padded - rows)))
+            found[start : start + rows] = out[:rows]  # while it is in the cache
             start += rows
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return found
 
     def _multiply(self, x: Tensor) -> Tensor:
         if self.form.layout == "packed":

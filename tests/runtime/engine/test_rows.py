@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from turbo_runtime.engine import arithmetic, check
-from turbo_runtime.engine.arithmetic import COUNTS, FORMS, FREE_FORMS, PLAIN, Form, RowProduct, padded_rows
+from turbo_runtime.engine.arithmetic import (
+    BULK,
+    COUNTS,
+    FORMS,
+    FREE_FORMS,
+    PLAIN,
+    Form,
+    RowProduct,
+    padded_rows,
+)
 from turbo_runtime.engine.check import NotProvenError, first_that_holds, rows_hold
 from turbo_runtime.engine.layers.transformers_modules import replace_linears
 
@@ -31,7 +40,7 @@ def in_an_hour() -> float:
 def test_every_form_computes_the_product(form: Form, out: int, width: int) -> None:
     plain, other = product(out, width, bias=True), product(out, width, bias=True)
     other.use(form)
-    for rows in (1, 2, 3, 17, COUNTS[-1], COUNTS[-1] + 5):
+    for rows in (1, 2, 3, 17, COUNTS[-1], COUNTS[-1] + 5, sum(BULK) + 7):
         x = torch.randn(rows, width)
         torch.testing.assert_close(other(x), plain(x), atol=1e-4, rtol=1e-4)
 
@@ -49,8 +58,12 @@ def test_a_form_may_follow_any_other_and_the_weights_stay_the_same(first: Form, 
 
 def test_rows_are_padded_to_the_next_count_and_cut_at_the_largest() -> None:
     assert [padded_rows(rows) for rows in (0, 1, 4, 5, 33, 128, 129, 300)] == [0, 4, 4, 8, 40, 128, 132, 304]
-    assert FORMS[0].pieces(300) == [(128, 128), (128, 128), (44, 48)]
-    assert all(FORMS[0].takes(rows) for rows in COUNTS)
+    in_bulk, packed = FORMS[:2]
+    assert packed.pieces(300) == [(128, 128), (128, 128), (44, 48)]
+    assert in_bulk.pieces(300) == [(256, 256), (44, 48)]
+    assert in_bulk.pieces(1423) == [(512, 512), (512, 512), (256, 256), (128, 128), (15, 16)]
+    assert in_bulk.pieces(250) == [(128, 128), (122, 128)]
+    assert all(FORMS[0].takes(rows) for rows in (*COUNTS, *BULK))
     assert not FORMS[0].takes(3)
 
 
@@ -59,10 +72,10 @@ def test_rows_are_padded_to_the_next_count_and_cut_at_the_largest() -> None:
 def test_the_chosen_form_keeps_every_row_at_every_position(out: int, width: int, bias: bool) -> None:
     layer = product(out, width, bias)
     layer.use(first_that_holds(layer, in_an_hour()))
-    fresh = torch.randn(COUNTS[-1] + 9, width)
+    fresh = torch.randn(BULK[-1] + COUNTS[-1] + 9, width)
     alone = torch.cat([layer(fresh[i : i + 1]) for i in range(len(fresh))])
-    for count in (2, 3, 8, 31, 129, len(fresh)):
-        for start in range(0, len(fresh) - count + 1, 5):
+    for count in (2, 3, 8, 31, 129, 300, 512, len(fresh)):
+        for start in range(0, len(fresh) - count + 1, 13):
             assert torch.equal(layer(fresh[start : start + count]), alone[start : start + count])
 
 

@@ -12,6 +12,7 @@ import pytest
 from turbo_runtime import contract
 from turbo_runtime.command.address import KEY_VARIABLE
 from turbo_runtime.command.bench import bench
+from turbo_runtime.command.chat import chat
 from turbo_runtime.command.conversation import HELP
 from turbo_runtime.server.bodies import BODY_SECONDS, MAX_BODY_BYTES
 from turbo_runtime.server.connections import HEADER_SECONDS, IDLE_SECONDS, STALL_SECONDS
@@ -87,12 +88,13 @@ def test_the_statuses_of_errors_are_those_of_the_openapi_document() -> None:
     assert told == set(answers) - {"200"}
 
 
-def test_the_flags_of_the_bench_that_the_page_names_are_there(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        bench(["--help"])
+def test_the_flags_that_the_page_names_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (bench, chat):
+        with pytest.raises(SystemExit):
+            command(["--help"])
     told = capsys.readouterr().out
     flags = re.findall(r"`(--[a-z-]+)", SECTIONS["At a terminal"])
-    assert len(flags) == 3
+    assert len(flags) == 4
     assert [flag for flag in flags if flag not in told] == []
 
 

@@ -88,7 +88,7 @@ class _Trial:
         parts = []
         for start, end in pairwise(cuts):
             spans = Spans.of([*before, Span(first + start, end - start, self._table, self._length)])
-            attention = TileAttention(self._pool, spans, PROMPT_TILE)
+            attention = TileAttention(self._pool, spans, aligned=True)
             queries = self._queries[:, start * group : end * group]
             if mate:
                 queries = torch.cat([self._queries, queries], 1)

@@ -42,7 +42,7 @@ class PagedStep:
         answers = np.zeros((rows, pool.group), np.int64)
         place = 0
         if len(tiled.count):
-            tiles = TileAttention(pool, tiled, PROMPT_TILE if rule.exact else None)
+            tiles = TileAttention(pool, tiled, aligned=rule.exact)
             answers[tiled.rows()] = tiles.answers
             self._parts.append(tiles)
             place = tiles.padded

@@ -1,6 +1,8 @@
-"""Attention of many positions of a prompt at once: one call of a fixed shape for each whole aligned tile.
+"""Attention of many positions of a prompt at once: a tile of them a call, against the keys up to its end.
 
-All rows of a tile are computed against the keys up to the tile's end, with a mask, whichever of them are
+Under `bytes` a tile is whole and aligned, so that every call has a fixed shape.
+
+All rows of such a tile are computed against the keys up to the tile's end, with a mask, whichever of them are
 wanted now: so a position's arithmetic does not depend on how the prompt was cut up into steps. Rows that are
 not wanted hold some other row of the step; no product mixes rows.
 """
@@ -17,7 +19,7 @@ from torch import Tensor
 
 from turbo_runtime.engine.attention.pool import KVPool
 from turbo_runtime.engine.attention.spans import Ints, Spans
-from turbo_runtime.engine.blocks import blocks_for
+from turbo_runtime.engine.blocks import PROMPT_TILE, blocks_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,9 @@ class _Tile:
 class TileAttention:
     """The tiles of one step, worked out once and used by every layer."""
 
-    def __init__(self, pool: KVPool, spans: Spans, size: int | None) -> None:
-        """Tiles are aligned and of `size` positions, and each span lies within whole ones of its prompt; None
-        makes each span a tile of its own, whatever its length.
+    def __init__(self, pool: KVPool, spans: Spans, *, aligned: bool) -> None:
+        """Aligned tiles, where each span lies within whole ones of its prompt; else they begin where the span
+        does, and the last ends with it.
         """
         self._pool = pool
         self._sources: list[tuple[Tensor, list[_Tile]]] = []  # blocks, and the tiles that read them
@@ -45,7 +47,7 @@ class TileAttention:
         for index in range(len(spans.count)):
             span = spans.select(slice(index, index + 1))
             start, end, row = int(span.start[0]), int(span.end[0]), int(span.row[0])
-            tiles = list(_tiles(start, end, size, place))
+            tiles = list(_tiles(start, end, place, aligned=aligned))
             position = np.arange(tiles[0].first, tiles[-1].end)
             queries.append(np.clip(position, start, end - 1) - start + row)
             answers.append(place + np.arange(start, end) - tiles[0].first)
@@ -88,13 +90,11 @@ class TileAttention:
         return out[0]
 
 
-def _tiles(start: int, end: int, size: int | None, place: int) -> Iterator[_Tile]:
-    if size is None:
-        yield _Tile(start, end, place)
-        return
-    begin = start // size * size
-    for first in range(begin, end, size):
-        yield _Tile(first, first + size, place + first - begin)
+def _tiles(start: int, end: int, place: int, *, aligned: bool) -> Iterator[_Tile]:
+    begin = start // PROMPT_TILE * PROMPT_TILE if aligned else start
+    for first in range(begin, end, PROMPT_TILE):
+        last = first + PROMPT_TILE if aligned else min(first + PROMPT_TILE, end)
+        yield _Tile(first, last, place + first - begin)
 
 
 def causal_tail(rows: int, keys: int, pool: KVPool) -> Tensor:
