@@ -59,6 +59,7 @@ SPEC_NUM_ACCEPTED_TOKENS_PER_POS = "vllm:spec_decode_num_accepted_tokens_per_pos
 GUARANTEE_INFO = "turbo:guarantee_info"  # label guarantee: bytes | law; value 1
 SPEEDUP = "turbo:speedup"  # lately, over no speculation; absent while it is not known
 CHOSEN_DRAFTS = "turbo:chosen_drafts"  # label drafts: how many were verified for an answer in a step
+DRAFT_PROBLEM = "turbo:draft_problem"  # 1 while drafts are not what was asked for; /version says why
 DRAFT_INFO = "turbo:draft_info"  # label version: of the draft weights in use; value 1
 STEP_SECONDS = "turbo:step_seconds"  # counters: of the engine's steps, and of them in the model
 FORWARD_SECONDS = "turbo:forward_seconds"

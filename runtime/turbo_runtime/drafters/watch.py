@@ -26,7 +26,7 @@ class WatchedFile(Generic[Loaded]):
         self.path = path
         self.problem = ""  # why what the file names is not in use; empty if it is
         self._load = load
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, int, int] | None = (0, 0, 0)  # none: a file that is not there is a problem too
         self._loading: Future[Loaded] | None = None
         self._look_at = self._retry_at = float("-inf")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafts")

@@ -58,7 +58,7 @@ class Engine:
         self._checked = True  # the books, since the last step
         self._events: list[TokenEvent] = []  # of the step in progress
         self._counters = Counters()
-        self._version_told = ""  # of the drafts
+        self._drafts_told = ("", "")  # their version and problem
 
     @property
     def idle(self) -> bool:
@@ -127,8 +127,8 @@ class Engine:
     def stats(self) -> EngineStats:
         """The state now, and the counters."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        counts, version = self._counters, self.speculation.drafters.version
-        self._version_told = version
+        counts, drafters = self._counters, self.speculation.drafters
+        self._drafts_told = version, problem = drafters.version, drafters.problem
         return EngineStats(
             prompts=counts.prompts,
             prompt_tokens=counts.prompt_tokens,
@@ -153,6 +153,7 @@ class Engine:
             prefix_cache_hits=self.scheduler.prefixes.hits,
             speedup=self.speculation.control.speedup,
             draft_version=version,
+            draft_problem=problem,
         )
 
     def rest(self) -> Step | None:
@@ -170,7 +171,8 @@ class Engine:
         if held is not None:
             self._counters.count_audit(held)
             self._checked = False  # it had blocks too
-        if held is None and self.speculation.drafters.version == self._version_told:
+        drafters = self.speculation.drafters
+        if held is None and (drafters.version, drafters.problem) == self._drafts_told:
             return None
         return Step((), self.stats())
 

@@ -136,6 +136,7 @@ class EngineStats:
     chosen_drafts: tuple[int, ...] = ()  # how often so many drafts were verified for an answer in a step
     speedup: float | None = None  # tokens per second lately over those without drafts, as probes have it
     draft_version: str = ""  # of the draft weights in use
+    draft_problem: str = ""  # why they are not what was asked for, or give no drafts; empty if all is well
     audits: int = 0  # finished answers replayed without speculation
     audit_mismatches: int = 0  # of them, those that came out otherwise
 

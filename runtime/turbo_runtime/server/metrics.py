@@ -105,6 +105,9 @@ class Metrics:
             _TOKENS,
         )
         self._speedup = self._info(contract.SPEEDUP, "tokens per second lately over those without drafts")
+        self._draft_problem = self._info(
+            contract.DRAFT_PROBLEM, "1 while drafts are not what was asked for, or there are none for a fault"
+        )
         self._draft_info = self._info(
             contract.DRAFT_INFO, "the version of the draft weights in use", contract.VERSION_LABEL
         )
@@ -125,6 +128,7 @@ class Metrics:
             self._draft_info.clear()
             if stats.draft_version:
                 self._draft_info.labels(self._model, stats.draft_version).set(1)
+        self._draft_problem.labels(self._model).set(1 if stats.draft_problem else 0)
         if stats.speedup is not None:
             self._speedup.labels(self._model).set(stats.speedup)
         self._seen = stats

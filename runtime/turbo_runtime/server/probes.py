@@ -58,6 +58,7 @@ def probe_routes(service: Service) -> APIRouter:
                 "device": facts.device,
                 "dtype": facts.dtype,
                 "draft_version": service.engine.stats.draft_version or None,
+                "draft_problem": service.engine.stats.draft_problem or None,
                 "max_model_len": model.context,
             }
         )

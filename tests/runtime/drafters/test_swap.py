@@ -202,3 +202,12 @@ def test_every_committed_token_teaches_and_none_after_the_first_that_differs() -
     learnt.clear()
     drafters.observe(draft, [4, 9])
     assert [right for _, right in learnt] == [True, False]
+
+
+def test_a_file_that_is_not_there_is_a_problem_until_it_comes(tmp_path: Path) -> None:
+    drafters = following(file := tmp_path / "drafts.json")
+    settle(drafters, 0.0, lambda: drafters.problem != "")
+    assert drafters.problem.startswith(f"{file} cannot be read")
+    file.write_text('{"drafter": "suffix", "version": "v1"}')
+    settle(drafters, LOOK_SECONDS, lambda: drafters.version == "v1")
+    assert drafters.problem == ""

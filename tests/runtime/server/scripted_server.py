@@ -188,6 +188,7 @@ class Engine:
             chosen_drafts=(0, 0, 0, 0, self.drafts),
             speedup=1.75,
             draft_version="heads-3",
+            draft_problem="heads-4 is no folder",
             audits=2,
             audit_mismatches=1,
         )

@@ -158,12 +158,21 @@ def test_drafts_without_a_version_are_no_version() -> None:
         assert told == ([version] if version else [])
 
 
+def test_a_problem_of_the_drafts_is_a_metric_until_it_is_mended() -> None:
+    metrics = Metrics("m")
+    for problem in ("", "drafts.json cannot be read", ""):
+        metrics.follow(EngineStats(draft_problem=problem))
+        told = re.findall(r"^turbo:draft_problem\{.*\} (.*)$", metrics.page().decode(), re.M)
+        assert [float(value) for value in told] == [1.0 if problem else 0.0]
+
+
 def test_version_tells_the_drafts_in_use(launch, connect_to) -> None:
     server = launch()
     assert httpx.get(server.url + contract.VERSION_PATH).json()["draft_version"] is None
     with connect_to(server) as client:
         client.completions.create(model="echo", prompt="abc")
-    assert httpx.get(server.url + contract.VERSION_PATH).json()["draft_version"] == "heads-3"
+    told = httpx.get(server.url + contract.VERSION_PATH).json()
+    assert (told["draft_version"], told["draft_problem"]) == ("heads-3", "heads-4 is no folder")
 
 
 def test_every_metric_is_documented_and_no_other(server) -> None:
