@@ -11,6 +11,7 @@ import pytest
 from turbo_runtime.contract import StepTime
 from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape
+from turbo_runtime.engine.goodput.gate import Gate, SharedGate
 
 CONTEXT = 256  # tokens behind every answer
 DRAFTING = 0.0002  # seconds of asking
@@ -133,23 +134,53 @@ def test_drafts_that_cannot_pay_cost_next_to_nothing(answers: int, accepted: flo
     assert plain / served.seconds > 0.985
 
 
-def short_answers(accepted: float, tokens: int = 48, rounds: int = 40) -> float:
+def short_answers(accepted: float, answers: int = 8, tokens: int = 48, rounds: int = 40) -> float:
     """How much sooner rounds of new requests are through than without drafts, whose drafters are sure."""
     control, noise = Control(measured(), to_four), random.Random(1)
     total, seconds = 0, 0.0
     for number in range(rounds):
-        served = Served(control, accepted, claimed=0.9, noise=noise, prefix=f"{number}-")
+        served = Served(control, accepted, answers, claimed=0.9, noise=noise, prefix=f"{number}-")
         while served.tokens < tokens * served.answers:
             served.step()
         for name in served.names:
             control.forget(name)
         total, seconds = total + served.tokens, seconds + served.seconds
-    return total / 8 * machine(8) / seconds
+    return total / answers * machine(to_four(answers)) / seconds
 
 
-def test_short_answers_do_not_each_pay_for_finding_out_that_drafts_do_not_help() -> None:
-    assert short_answers(0.0) > 0.98
+@pytest.mark.parametrize("answers", [1, 8, 32])
+@pytest.mark.parametrize("tokens", [16, 48])
+def test_short_answers_do_not_each_pay_for_finding_out_that_drafts_do_not_help(
+    answers: int, tokens: int
+) -> None:
+    assert short_answers(0.0, answers, tokens) > 0.98
 
 
 def test_short_answers_that_drafts_help_keep_their_gain() -> None:
     assert short_answers(0.8) > 1.5
+
+
+def test_drafts_that_come_to_help_are_found_out_after_long_in_vain() -> None:
+    control = Control(measured(), to_four)
+    vain = Served(control, 0.0, claimed=0.9, prefix="vain")
+    for _ in range(2000):
+        vain.step()
+    helped = Served(control, 0.8, claimed=0.9, prefix="helped")
+    for _ in range(400):
+        helped.step()
+    assert sum(helped.drafted[300:]) > 100 * helped.answers
+
+
+def test_without_credit_those_alone_draft_whose_drafts_have_paid() -> None:
+    new, proven, closed = Gate(), Gate(won=1.0), Gate(credit=-0.1, won=1.0)
+    assert [SharedGate(credit=0.0).admits(gate) for gate in (new, proven, closed)] == [True, True, False]
+    assert [SharedGate(credit=-0.1).admits(gate) for gate in (new, proven, closed)] == [False, True, False]
+
+
+def test_tokens_that_a_grammar_forces_say_nothing_of_guesses() -> None:
+    control = Control(measured(), to_four)
+    for _ in range(100):
+        control.learn(StepShape(1), [Outcome("forced", False, 4, 4)], StepTimes(0.0, 0.030))
+    for _ in range(200):
+        control.learn(StepShape(1), [Outcome("forced", True, 4, 0)], StepTimes(0.0, 0.030))
+    assert control.to_draft(["forced"]) == set()

@@ -86,7 +86,7 @@ class Control:
         """For which of these drafts are worth asking; for none where a step without is due."""
         if not self.cost.known or self._plain_is_due:
             return set()
-        return self._together.admitted((name, self._requests[name].gate) for name in request_ids)
+        return {name for name in request_ids if self._together.admits(self._requests[name].gate)}
 
     def spare(self, shape: StepShape) -> float:
         """Seconds of such a step that may go into reading what serves later steps."""
@@ -94,7 +94,11 @@ class Control:
         return seconds * (_READING_PROMPTS if shape.tile_reads else _READING)
 
     def choose(
-        self, survivals: Sequence[Sequence[float]], shape: StepShape, answers: int, drafting: float
+        self,
+        survivals: Sequence[Sequence[float]],
+        shape: StepShape,
+        answers: int,
+        drafting: float,
     ) -> list[int]:
         """How many tokens of each draft to verify in a step that is `shape` without them and gives `answers`
         a token each; `drafting` seconds are spent. None where a step without is due: what a grammar forces
@@ -159,9 +163,10 @@ class Control:
             lost = extra * verified / drafted if drafted else 0.0
             lost += times.drafting / asked if proposed else 0.0
             request = self._requests[name]
-            tokens_lost = lost * answers / decoding
-            request.gate.book(right, tokens_lost)
-            self._together.book(right, tokens_lost)
+            # what a grammar forces is no guess, and says nothing of guesses
+            gained, tokens_lost = (right, lost * answers / decoding) if proposed else (0, 0.0)
+            request.gate.book(gained, tokens_lost)
+            self._together.book(gained, tokens_lost)
             request.meter.book(plain + right * decoding, total)
             accepted += right
         self._lately.book(plain + accepted / answers * decoding, total)

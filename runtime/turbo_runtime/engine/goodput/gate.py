@@ -1,20 +1,19 @@
 """Whom to draft for at all: drafting that does not pay may lose a small share of the time. Pure.
 
-The choice of drafts rests on what drafters say of themselves; the gate rests on what became of it: for each
-request, and for all together. Without the latter, every request would pay for finding out anew that drafts
-do not help traffic like it: where answers are short, that adds up.
+The choice of drafts rests on what drafters say of themselves; the gates rest on what became of it: one for
+each request, and one for all together. Without the latter, every request would pay for finding out anew that
+drafts do not help traffic like it: where answers are short, that adds up.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 _ALLOWANCE = 0.01  # of the time, that drafting may lose
 _START = 0.25  # tokens' time that a new request may lose before its allowance counts
 _MOST, _LEAST = 4.0, -1.0  # bounds of a credit: neither good nor bad times are remembered for ever
-_FIRST, _SHARED_MOST, _SHARED_LEAST = 2.0, 8.0, -8.0  # the same of the credit of all together
-_TRY = 1.0  # of that, which one try may take: a row more may cost as much as the block of rows that it begins
+# The same of the credit of all together; many that try in one step may lose the time of dozens of tokens.
+_FIRST, _SHARED_MOST, _SHARED_LEAST = 2.0, 8.0, -64.0
 
 
 def _bounded(credit: float, least: float, most: float) -> float:
@@ -41,21 +40,15 @@ class Gate:
 
 @dataclass(slots=True)
 class SharedGate:
-    """What all requests together may lose before one whose drafts have not paid yet may try."""
+    """What all requests together may lose on those whose drafts have not paid yet."""
 
     credit: float = _FIRST
 
-    def admitted(self, gates: Iterable[tuple[str, Gate]]) -> set[str]:
-        """The names of those to draft for: whose drafts have paid, and of the others as many as may try."""
-        may = sorted(((name, gate) for name, gate in gates if gate.open), key=lambda each: -each[1].won)
-        left, found = self.credit, set()
-        for name, gate in may:
-            if gate.won > 0:
-                found.add(name)
-            elif left >= 0:
-                found.add(name)
-                left -= _TRY
-        return found
+    def admits(self, gate: Gate) -> bool:
+        """Whether to draft for a request: without credit only where its drafts have paid. With credit for
+        all, since tokens that share a block of rows share its cost.
+        """
+        return gate.open and (self.credit >= 0 or gate.won > 0)
 
     def book(self, gained: float, lost: float) -> None:
         """Any request's token: `gained` and `lost` as in `Gate.book`."""
