@@ -18,9 +18,10 @@ import random
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
+from copy import copy, deepcopy
 from typing import TYPE_CHECKING, Any
 
 from engines import Encode, as_new, fresh, run, tokenizer
@@ -77,16 +78,19 @@ def main() -> int:
     engine, ready = start_engine(config, time.monotonic())
     encode, _ = tokenizer(config)
     noise = random.Random(0)
+    engines = dict(zip(DRAFTING, (engine, _twin(engine)), strict=True))
     known = {drafting: deepcopy(engine.speculation.control) for drafting in DRAFTING}
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {"pairs": options.pairs}
+    if ready.guarantee != "bytes":
+        sys.exit(f"the guarantee is {ready.guarantee}: there is no price of `bytes` to tell")
     for name in TRAFFIC:
         for count in CONCURRENT:
             ratios, drafted, accepted = [], 0, 0
             for pair in range(options.pairs + 1):  # the first warms up
                 asked = [_prompt(name, noise, ready.vocab_size, encode) for _ in range(count)]
                 requests = [_ask(prompt, pair, i, ANSWER_TOKENS[count]) for i, prompt in enumerate(asked)]
-                seconds, stats = _answered(engine, known, requests)
+                seconds, stats = _answered(engines, known, requests, pair)
                 ratios.append(seconds["off"] / seconds["auto"])
                 drafted += stats.draft_tokens if pair else 0
                 accepted += stats.accepted_tokens if pair else 0
@@ -94,8 +98,6 @@ def main() -> int:
             print(rows[-1], flush=True)
             for figure in ("median", "tenth", "worst", "drafted"):
                 figures[f"{name}_{count}_{figure}"] = rows[-1][figure]
-    if ready.guarantee != "bytes":
-        sys.exit(f"the guarantee is {ready.guarantee}: there is no price of `bytes` to tell")
     for count in PROMPTS:
         ratios = []
         for pair in range(options.pairs + 1):
@@ -150,21 +152,39 @@ def _ask(prompt: list[int], pair: int, number: int, tokens: int) -> Submit:
     return Submit(f"{pair}-{number}", tuple(prompt), params)
 
 
+def _twin(engine: Engine) -> Engine:
+    """The same weights with a cache of its own, so that steps of the two can be taken in turn."""
+    from turbo_runtime.engine.attention import KVPool
+
+    twin, pool = copy(engine), engine.model.pool
+    twin.model = copy(engine.model)
+    twin.model.pool = KVPool(
+        pool.shape, layers=len(pool.keys), blocks=pool.blocks, dtype=pool.dtype, device=pool.device
+    )
+    return twin
+
+
 def _answered(
-    engine: Engine, known: Mapping[str, Control], requests: list[Submit]
+    engines: Mapping[str, Engine], known: Mapping[str, Control], requests: list[Submit], turn: int
 ) -> tuple[dict[str, float], EngineStats]:
-    """Seconds with drafts and without, and what was drafted."""
-    servers = {drafting: fresh(engine, control=known[drafting]) for drafting in DRAFTING}
+    """Seconds with drafts and without, and what was drafted; who takes the first step changes by `turn`."""
+    servers = {drafting: fresh(engines[drafting], control=known[drafting]) for drafting in DRAFTING}
     seconds = dict.fromkeys(DRAFTING, 0.0)
+    tokens: dict[str, dict[str, list[int]]] = {drafting: defaultdict(list) for drafting in DRAFTING}
     for drafting, server in servers.items():
         for request in requests:
             server.accept(as_new(request, request.request_id, drafting=drafting))
+    order = DRAFTING if turn % 2 else DRAFTING[::-1]
     while not all(server.idle for server in servers.values()):
-        for drafting, server in servers.items():
-            if not server.idle:
+        for drafting in order:
+            if not servers[drafting].idle:
                 began = time.perf_counter()
-                server.step()
+                step = servers[drafting].step()
                 seconds[drafting] += time.perf_counter() - began
+                for event in step.events:
+                    tokens[drafting][event.request_id] += event.tokens
+    if tokens["off"] != tokens["auto"]:
+        sys.exit("the answers with drafts are others than those without")
     return seconds, servers["auto"].stats()
 
 
