@@ -152,7 +152,12 @@ def _answer(parser: argparse.ArgumentParser, asked: Asked, options: argparse.Nam
     from turbo_operator.command.question import ask
     from turbo_operator.command.show import show
 
-    answers = [ask(question, options.what_if) for question in asked.questions]
+    answers = []
+    for question in asked.questions:
+        with asked.keeping_problems():
+            answers.append(ask(question, options.what_if))
+    for note in asked.notes:
+        print(f"{parser.prog}: {note}", file=sys.stderr)
     if answers:
         show(answers, options.output, options.plot)
     for problem in asked.problems:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -234,9 +235,9 @@ def _broken(what: str) -> Iterator[None]:
 def _why(error: Exception) -> str:
     """An exception of a network's in words; one without any of its own by its type."""
     if isinstance(error, aiohttp.ClientConnectorError):
-        # asyncio writes "Connect call failed" over the system's own word
-        number, words = error.os_error.errno or 0, error.os_error.strerror
-        why = os.strerror(number) if number > 0 else words or str(error.os_error)
+        number, why = error.os_error.errno or 0, error.os_error.strerror or str(error.os_error)
+        if number > 0 and not isinstance(error.os_error, ssl.SSLError):
+            why = os.strerror(number)  # asyncio writes "Connect call failed" over it
         return f"no connection to {error.host}:{error.port} ({why})"
     if isinstance(error, TimeoutError):
         return f"nothing came for {REQUEST_SECONDS:.0f} s"

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any, ClassVar
 
 import yaml
+from yaml.constructor import ConstructorError
 from yaml.error import MarkedYAMLError
 
 # The C parser reads a cluster's nodes and pods ten times as fast; it is missing where libyaml is.
@@ -21,17 +21,21 @@ class _Loader(_Safe):  # type: ignore[misc]
         for first, resolvers in _Safe.yaml_implicit_resolvers.items()
     }
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        """The fields; an error where one is written twice, since only one of them would be left."""
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key.value, str):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value} is written twice", key.start_mark
-                )
-            seen.add(key.value if isinstance(key.value, str) else id(key))
-        found: dict[Hashable, Any] = super().construct_mapping(node, deep)
-        return found
+    def __init__(self, stream: Any) -> None:
+        super().__init__(stream)
+        self._looked_at: set[int] = set()  # mappings, before what they merge (<<) is written into them
+
+    def flatten_mapping(self, node: Any) -> None:
+        """Merges; an error where a field is written twice, since only one of them would be left."""
+        if id(node) not in self._looked_at:
+            self._looked_at.add(id(node))
+            written = set()
+            for key, _ in node.value:
+                if isinstance(key.value, str):
+                    if key.value in written:
+                        raise ConstructorError(None, None, f"{key.value} is written twice", key.start_mark)
+                    written.add(key.value)
+        super().flatten_mapping(node)
 
 
 def documents(text: str) -> list[Any]:

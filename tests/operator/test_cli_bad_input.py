@@ -12,6 +12,7 @@ import pytest
 
 from turbo_dev.plan_files import MODEL, accelerator, deployment, written
 from turbo_operator import cli
+from turbo_operator.yaml_text import documents
 
 
 @pytest.mark.parametrize(
@@ -119,17 +120,40 @@ def test_what_is_no_yaml_is_told_with_its_flag(
 def test_one_wrong_object_keeps_no_other_from_its_plan(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unknown, wrong = deployment(model={"uri": "hf://x/y"}), deployment(replicas=-1)
+    unknown, wrong, nameless = deployment(model={"uri": "hf://x/y"}), deployment(replicas=-1), deployment()
     unknown["metadata"]["name"], wrong["metadata"]["name"] = "unknown", "wrong"
-    file = written(tmp_path, unknown, wrong, deployment())
+    del nameless["metadata"]["name"]
+    file = written(tmp_path, unknown, wrong, deployment(), nameless)
     assert cli.plan(["-f", file, "-o", "json"]) == 1
     said = capsys.readouterr()
     assert [plan["name"] for plan in json.loads(said.out)] == ["chat"]
-    first, second = said.err.splitlines()
+    first, second, third = said.err.splitlines()
     assert first.startswith(
         f"turbo plan: {file}, document 1 (TurboDeployment): spec.model.uri: the shape of hf://x/y"
     )
     assert second.startswith(f"turbo plan: {file}, document 2 (TurboDeployment): spec.replicas: ")
+    assert f"{file}, document 4 (TurboDeployment): metadata.name" in third
+
+
+def test_a_change_that_one_object_does_not_take_keeps_no_other_from_its_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = deployment(scaling={"maxReplicas": 3})
+    few["metadata"]["name"] = "few"
+    assert (
+        cli.plan(["-f", written(tmp_path, few, deployment()), "--what-if", "minReplicas=5", "-o", "json"])
+        == 1
+    )
+    said = capsys.readouterr()
+    assert [plan["name"] for plan in json.loads(said.out)] == ["chat"]
+    assert "--what-if minReplicas=5: spec.scaling.minReplicas" in said.err
+
+
+def test_a_field_that_is_merged_and_written_is_written_once() -> None:
+    text = "{a: &a {x: 1}, d: {n: {b: &b {<<: *a, x: 2}}}, t: {<<: *b}, on: 2026-01-19}"
+    [found] = documents(text)
+    assert found["d"]["n"]["b"] == {"x": 2}
+    assert "2026-01-19" in found.values()
 
 
 def test_a_wrong_flag_is_bad_input_and_not_infeasible(capsys: pytest.CaptureFixture[str]) -> None:

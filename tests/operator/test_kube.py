@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import ssl
 from typing import Any
 
+import aiohttp
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH
-from turbo_operator.kube import ConflictError, GoneError, KubeError, RefusedError, error_of, in_cluster_server
+from turbo_operator.kube import (
+    ConflictError,
+    GoneError,
+    KubeError,
+    RefusedError,
+    _why,
+    error_of,
+    in_cluster_server,
+)
 from turbo_operator.resources import CHILDREN, TURBOACCELERATOR, TURBODEPLOYMENT
 from turbo_operator.shipped import needs_write
 
@@ -81,3 +92,13 @@ def test_a_pod_reaches_the_api_server_by_address_without_dns(
     environment: dict[str, str], server: str | None
 ) -> None:
     assert in_cluster_server(environment) == server
+
+
+def test_a_certificate_that_does_not_hold_is_told_in_its_own_words() -> None:
+    """The number of an error of TLS is none of the system's."""
+    key = ConnectionKey("host", 6443, True, True, None, None, None)
+    wrong = ssl.SSLCertVerificationError(1, "certificate verify failed: self-signed certificate")
+    said = _why(aiohttp.ClientConnectorCertificateError(key, wrong))
+    assert said == "no connection to host:6443 (certificate verify failed: self-signed certificate)"
+    refused = aiohttp.ClientConnectorError(key, ConnectionRefusedError(111, "Connect call failed"))
+    assert _why(refused) == "no connection to host:6443 (Connection refused)"

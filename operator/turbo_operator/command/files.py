@@ -74,6 +74,8 @@ def unique(found: Iterable[Found]) -> tuple[Found, ...]:
         kind = each.body.get("kind")
         if kind not in api.PLURALS:
             continue
+        if kind == api.TURBODEPLOYMENT and not _named(each):
+            continue  # told where it is planned, with the others of the file
         name = name_of(each)
         before = first.setdefault((kind, each.body["metadata"].get("namespace"), name), each)
         if before is not each:
@@ -91,11 +93,16 @@ def of_kind(kind: str, found: Iterable[Found]) -> tuple[Found, ...]:
 
 def name_of(found: Found) -> str:
     """The object's name; BadInputError where it has none."""
-    metadata = found.body.get("metadata")
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    if not isinstance(name, str) or not name:
+    name = _named(found)
+    if name is None:
         raise BadInputError(f"{found.place} ({found.body.get('kind')}): metadata.name: is required.")
     return name
+
+
+def _named(found: Found) -> str | None:
+    metadata = found.body.get("metadata")
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return name if isinstance(name, str) and name else None
 
 
 def deployment(found: Found) -> api.TurboDeployment:

@@ -17,7 +17,7 @@ from turbo_operator.command.files import Found
 from turbo_operator.command.model import given_shape, shape_of
 from turbo_operator.command.nodes import KINDS, stock_of
 from turbo_operator.command.overlay import laid_over
-from turbo_operator.command.question import Question, idle
+from turbo_operator.command.question import Question, unread_replicas
 from turbo_operator.observed import Observed
 from turbo_operator.stock.supply import Owner, supply_of
 from turbo_runtime.contract import ModelShape
@@ -40,6 +40,7 @@ class Asked:
 
     questions: list[Question] = field(default_factory=list)
     problems: list[BadInputError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # on what of an object is not read
 
     @contextmanager
     def keeping_problems(self) -> Iterator[None]:
@@ -70,19 +71,9 @@ def given(
     return Given(deployments, overlay, model, shape, tuple(_unread(found, file == nodes_file)))
 
 
-def _idle(found: Found) -> Iterator[str]:
-    try:
-        td = files.deployment(found)
-    except BadInputError:  # said where it is planned
-        return
-    yield from (f"{found.place}: {sentence}" for sentence in idle(found.body, td))
-
-
 def _unread(found: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
     """A sentence for each kind of object that says nothing where it stands."""
     first = {str(each.body.get("kind")): each.place for each in reversed(found)}
-    for each in files.of_kind(api.TURBODEPLOYMENT, found):
-        yield from _idle(each)
     for kind, place in sorted(first.items()):
         if kind in (api.TURBODEPLOYMENT, api.TURBOACCELERATOR) or (kind in KINDS and are_nodes_read):
             continue
@@ -99,6 +90,7 @@ def from_files(given: Given, nodes_file: str | None) -> Asked:
     for found in given.deployments:
         with asked.keeping_problems():
             td = files.deployment(found)
+            asked.notes += _idle(found, td)
             owner = Owner(td.metadata.namespace, td.metadata.name)
             supply = None if stock is None else supply_of(stock, owner, td.spec.template)
             observed = Observed(accelerators, supply)
@@ -113,7 +105,8 @@ def against_cluster(given: Given, context: str) -> Asked:
     asked, written = Asked(), []
     for found in given.deployments:
         with asked.keeping_problems():
-            written.append((found, files.deployment(found)))
+            written.append((found, td := files.deployment(found)))
+            asked.notes += _idle(found, td)
     if not written:
         return asked
     cluster = live.listed(context, [_namespace(found.body) for found, _ in written])
@@ -127,6 +120,13 @@ def against_cluster(given: Given, context: str) -> Asked:
             observed = cluster.look(key, td, now, overlay)
             asked.questions.append(_question(given, found, body, td, observed, now))
     return asked
+
+
+def _idle(found: Found, td: api.TurboDeployment) -> list[str]:
+    """A note where replicas are written that nobody reads; the API server writes the default everywhere."""
+    external = td.spec.scaling_policy == api.ScalingPolicy.EXTERNAL
+    default = api.TurboDeploymentSpec.model_fields["replicas"].default
+    return [] if external or td.spec.replicas == default else [f"{found.place}: {unread_replicas(td)}"]
 
 
 def _question(

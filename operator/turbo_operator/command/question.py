@@ -63,20 +63,23 @@ def _change(question: Question, base: Plan, asked: str) -> Change:
     plan = _plan(dataclasses.replace(question, document=document, td=td))
     unknown = [name for name in _allowed(td) if name not in question.observed.accelerators]
     notes = [f"there is no TurboAccelerator {name}." for name in unknown if name not in plan.detail]
-    return Change(asked, plan, _difference(base, plan), (*notes, *idle(document, td)))
+    return Change(asked, plan, _difference(base, plan), (*notes, *_unread(asked, td)))
 
 
-def idle(document: Mapping[str, Any], td: api.TurboDeployment) -> list[str]:
-    """A sentence on each number of replicas that is written and that the policy does not read."""
+def _unread(asked: str, td: api.TurboDeployment) -> list[str]:
+    """A sentence where the change is to a number of replicas that the policy does not read."""
+    key = asked.partition("=")[0]
     external = td.spec.scaling_policy == api.ScalingPolicy.EXTERNAL
-    written = document["spec"].get("scaling") or {}
-    found = []
-    if "replicas" in document["spec"] and not external:
-        found.append("spec.replicas is read under scaling.policy External alone")
-    if external:
-        fields = [name for name in ("minReplicas", "maxReplicas") if name in written]
-        found += [f"spec.scaling.{name} is read under scaling.policy Planned or Metrics" for name in fields]
-    return [f"{each}, and this is {td.spec.scaling_policy}." for each in found]
+    if key == "replicas" and not external:
+        return [unread_replicas(td)]
+    if key in ("minReplicas", "maxReplicas") and external:
+        return [f"spec.scaling.{key} is read under scaling.policy Planned or Metrics, and this is External."]
+    return []
+
+
+def unread_replicas(td: api.TurboDeployment) -> str:
+    """That spec.replicas is somebody else's to decide."""
+    return f"spec.replicas is read under scaling.policy External alone, and this is {td.spec.scaling_policy}."
 
 
 def _allowed(td: api.TurboDeployment) -> tuple[str, ...]:

@@ -108,6 +108,7 @@ def request(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]
     per_hour = cost.max_per_hour if cost else None
     per_million = cost.max_per_million_tokens if cost else None
     one = allowed is not None and len(allowed) == 1 and capacity_types == (CapacityType.ON_DEMAND,)
+    bounds = None if spec.scaling_policy == ScalingPolicy.EXTERNAL else spec.scaling  # not read there
     longest = spec.model.max_model_len or NOW.longest(shape)
     return Request(
         shape=shape,
@@ -117,8 +118,8 @@ def request(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]
         overlong=overlong(spec, longest),
         policy=spec.scaling_policy,
         fixed=spec.replicas,
-        fewest=spec.scaling.min_replicas or 1,
-        most=spec.scaling.max_replicas or MOST_REPLICAS,
+        fewest=(bounds and bounds.min_replicas) or 1,
+        most=(bounds and bounds.max_replicas) or MOST_REPLICAS,
         objective=cost.objective if cost else Objective.COST,
         max_per_hour=per_hour,
         max_per_million=per_million,

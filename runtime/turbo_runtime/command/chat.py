@@ -152,6 +152,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    if not (name and equals and value) or name in OWN_FIELDS:
+    if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"{text!r} is no NAME=VALUE such as temperature=0.2")
+    if name in OWN_FIELDS:
+        raise argparse.ArgumentTypeError(f"{name} is written by the chat itself")
     return name, field_value(value)

@@ -75,6 +75,10 @@ class Conversation:
 def field_value(text: str) -> Any:
     """What a person's text means in a request: JSON where it is JSON, else the text itself."""
     try:
-        return json.loads(text)
-    except ValueError:
+        return json.loads(text, parse_constant=_no_json)
+    except (ValueError, RecursionError):
         return text
+
+
+def _no_json(word: str) -> None:
+    raise ValueError(f"{word} is Python's, not JSON")

@@ -9,7 +9,7 @@ counts (`check.py`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -39,6 +39,10 @@ class Form:
         int, ...
     ] = ()  # more of them, each a multiple of the one before: nothing is padded up to them
 
+    def in_bulk(self) -> Form:
+        """The same with full pieces of hundreds of rows."""
+        return replace(self, name=f"{self.name}, in bulk", bulk=BULK)
+
     @cached_property
     def _as_set(self) -> frozenset[int]:
         return frozenset((*(self.counts or ()), *self.bulk))
@@ -59,11 +63,8 @@ class Form:
 
 # In the order they are tried; the first that holds is used. Tiles read the weights once each.
 FORMS = (
-    Form("packed, in bulk", "packed", COUNTS, BULK),
     Form("packed", "packed", COUNTS),
-    Form("linear, in bulk", "rows", COUNTS, BULK),
     Form("linear", "rows", COUNTS),
-    Form("transposed, in bulk", "columns", COUNTS, BULK),
     Form("transposed", "columns", COUNTS),
     Form("transposed, tiles of 4", "columns", (4,)),
     Form("transposed, tiles of 16", "columns", (16,)),

@@ -91,30 +91,31 @@ def rows_hold(
 
 
 def _choose_forms(model: PagedModel, forms: dict[str, str], deadline: float) -> None:
-    alike: dict[tuple[str, torch.dtype, bool], list[RowProduct]] = {}
-    for product in model.decoder.products():
-        alike.setdefault((product.name, product.dtype, product.bias is None), []).append(product)
-    for (name, _, _), products in alike.items():
-        # logits of hundreds of rows are seldom wanted, and the check of so large a product takes long
-        bulk = products[0].shape[0] < model.vocabulary
-        form = first_that_holds(products[0], deadline, bulk=bulk)
+    for name, products in alike(model):
+        form = first_that_holds(products[0], deadline)
         for product in products:
             product.use(form)
         forms[name] = form.name
 
 
-def first_that_holds(product: RowProduct, deadline: float, *, bulk: bool = True) -> Form:
+def alike(model: PagedModel) -> list[tuple[str, list[RowProduct]]]:
+    """The model's products by name, those together whose rows hold together."""
+    found: dict[tuple[str, torch.dtype, bool], list[RowProduct]] = {}
+    for product in model.decoder.products():
+        found.setdefault((product.name, product.dtype, product.bias is None), []).append(product)
+    return [(name, products) for (name, _, _), products in found.items()]
+
+
+def first_that_holds(product: RowProduct, deadline: float) -> Form:
     """The first form that keeps a row equal at every position of its row counts, with weights of the shape
-    and type of `product`; one with hundreds of rows at once only where `bulk`.
+    and type of `product`.
     """
     weight, row = cancelling(*product.shape, product.dtype)
     row = row.repeat(1, product.heads)
     for form in product.forms:
         probe = product.like(weight)
-        if form.bulk and not bulk:
-            continue
         assert form.counts is not None
-        counts = (*form.counts, *form.bulk, form.counts[-1] + 1)  # and once where rows must be cut
+        counts = (*form.counts, form.counts[-1] + 1)  # and once where rows must be cut
         if _adopts(probe, form) and rows_hold(probe, row, counts, deadline):
             return form
     raise NotProvenError(f"no product form keeps the rows of a {product.name} weight equal")

@@ -7,14 +7,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from turbo_runtime.engine.arithmetic import BULK, COUNTS, Form, RowProduct
+from turbo_runtime.engine.arithmetic import COUNTS, Form, RowProduct
 
 
 class HeadProduct(RowProduct):
     """x (rows, heads * in) -> (rows, heads * out), all heads in one batched product."""
 
     forms: ClassVar[tuple[Form, ...]] = (
-        Form("batched, in bulk", "batched", COUNTS, BULK),
         Form("batched", "batched", COUNTS),
         Form("batched, tiles of 4", "batched", (4,)),
         Form("batched, tiles of 16", "batched", (16,)),

@@ -16,6 +16,7 @@ from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.audit import AuditTerms
 from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
 from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.engine.check_bulk import take_up_bulk
 from turbo_runtime.engine.goodput.control import Control
 from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.load import load_model, longest
@@ -47,6 +48,7 @@ def start_engine(
     model = PagedModel(weights, blocks=blocks, max_length=length)
     loaded = time.monotonic()
     report = check_arithmetic(model, config.max_step_tokens)
+    report = take_up_bulk(model, report, config.max_step_tokens)
     checked = time.monotonic()
     ledger = BlockLedger(blocks)
     steps = measure_steps(

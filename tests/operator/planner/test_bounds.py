@@ -179,3 +179,11 @@ class Slower:
 
     decode = 2.0
     prefill = 2.0
+
+
+def test_bounds_of_replicas_that_external_does_not_read_change_nothing() -> None:
+    there = named(fast("a", 80, "1.00", memory_bandwidth=3e11))
+    external = {"policy": "External"}
+    asked = spec(model=SHORT, workload=LOAD, scaling=external)
+    bounded = spec(model=SHORT, workload=LOAD, scaling={**external, "minReplicas": 50, "maxReplicas": 60})
+    assert plan(bounded, MIDDLE, there) == plan(asked, MIDDLE, there)

@@ -58,20 +58,24 @@ def test_a_form_may_follow_any_other_and_the_weights_stay_the_same(first: Form, 
 
 def test_rows_are_padded_to_the_next_count_and_cut_at_the_largest() -> None:
     assert [padded_rows(rows) for rows in (0, 1, 4, 5, 33, 128, 129, 300)] == [0, 4, 4, 8, 40, 128, 132, 304]
-    in_bulk, packed = FORMS[:2]
+    packed, in_bulk = FORMS[0], FORMS[0].in_bulk()
     assert packed.pieces(300) == [(128, 128), (128, 128), (44, 48)]
     assert in_bulk.pieces(300) == [(256, 256), (44, 48)]
     assert in_bulk.pieces(1423) == [(512, 512), (512, 512), (256, 256), (128, 128), (15, 16)]
     assert in_bulk.pieces(250) == [(128, 128), (122, 128)]
-    assert all(FORMS[0].takes(rows) for rows in (*COUNTS, *BULK))
+    assert all(in_bulk.takes(rows) for rows in (*COUNTS, *BULK))
     assert not FORMS[0].takes(3)
 
 
 @pytest.mark.parametrize(("out", "width"), SHAPES)
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_chosen_form_keeps_every_row_at_every_position(out: int, width: int, bias: bool) -> None:
+@pytest.mark.parametrize("in_bulk", [False, True])
+def test_the_chosen_form_keeps_every_row_at_every_position(
+    out: int, width: int, bias: bool, in_bulk: bool
+) -> None:
     layer = product(out, width, bias)
-    layer.use(first_that_holds(layer, in_an_hour()))
+    form = first_that_holds(layer, in_an_hour())
+    layer.use(form.in_bulk() if in_bulk and form.counts == COUNTS else form)
     fresh = torch.randn(BULK[-1] + COUNTS[-1] + 9, width)
     alone = torch.cat([layer(fresh[i : i + 1]) for i in range(len(fresh))])
     for count in (2, 3, 8, 31, 129, 300, 512, len(fresh)):

@@ -26,7 +26,7 @@ from turbo_runtime.command.address import Address, ServerError
 from turbo_runtime.command.bench import bench
 from turbo_runtime.command.chat import chat
 from turbo_runtime.command.client import Server
-from turbo_runtime.command.conversation import Conversation
+from turbo_runtime.command.conversation import Conversation, field_value
 from turbo_runtime.command.figures import percentile
 from turbo_runtime.command.stream import Progress, answer
 from turbo_runtime.command.workload import made_prompts, read_prompts
@@ -87,11 +87,19 @@ def test_a_message_that_is_piped_in_is_answered_on_standard_output(
     assert re.search(r"^\d+ tokens .*3\.0 per draft · speed-up 1\.50$", said.err.strip())
 
 
-@pytest.mark.parametrize("given", ["temperature", "=1", "temperature=", "messages=[]"])
+@pytest.mark.parametrize("given", ["temperature", "=1", "temperature="])
 def test_what_is_no_field_of_a_request_is_not_set(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         chat(["http://127.0.0.1:1", f"--set={given}"])
     assert f"{given!r} is no NAME=VALUE such as temperature=0.2" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        chat(["http://127.0.0.1:1", "--set=messages=[]"])
+    assert "messages is written by the chat itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["NaN", "-Infinity", "[" * 100_000, "off"])
+def test_what_is_no_json_is_text(text: str) -> None:
+    assert field_value(text) == text
 
 
 def test_any_other_server_of_the_openai_api_will_do(

@@ -36,7 +36,8 @@ class TileAttention:
 
     def __init__(self, pool: KVPool, spans: Spans, *, aligned: bool) -> None:
         """Aligned tiles, where each span lies within whole ones of its prompt; else they begin where the span
-        does, and the last ends with it.
+        does, and the last ends with it. On a device a span is one of these: a call costs more there than
+        scores that nobody reads.
         """
         self._pool = pool
         self._sources: list[tuple[Tensor, list[_Tile]]] = []  # blocks, and the tiles that read them
@@ -47,7 +48,8 @@ class TileAttention:
         for index in range(len(spans.count)):
             span = spans.select(slice(index, index + 1))
             start, end, row = int(span.start[0]), int(span.end[0]), int(span.row[0])
-            tiles = list(_tiles(start, end, place, aligned=aligned))
+            size = PROMPT_TILE if aligned or pool.device.type == "cpu" else end - start
+            tiles = list(_tiles(start, end, place, size, aligned=aligned))
             position = np.arange(tiles[0].first, tiles[-1].end)
             queries.append(np.clip(position, start, end - 1) - start + row)
             answers.append(place + np.arange(start, end) - tiles[0].first)
@@ -90,11 +92,10 @@ class TileAttention:
         return out[0]
 
 
-def _tiles(start: int, end: int, place: int, *, aligned: bool) -> Iterator[_Tile]:
-    begin = start // PROMPT_TILE * PROMPT_TILE if aligned else start
-    for first in range(begin, end, PROMPT_TILE):
-        last = first + PROMPT_TILE if aligned else min(first + PROMPT_TILE, end)
-        yield _Tile(first, last, place + first - begin)
+def _tiles(start: int, end: int, place: int, size: int, *, aligned: bool) -> Iterator[_Tile]:
+    begin = start // size * size if aligned else start
+    for first in range(begin, end, size):
+        yield _Tile(first, first + size if aligned else min(first + size, end), place + first - begin)
 
 
 def causal_tail(rows: int, keys: int, pool: KVPool) -> Tensor:

@@ -1,0 +1,72 @@
+"""Full pieces of hundreds of rows are taken up where rows hold in them, and change no bits; else none are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from turbo_dev.tiny_engine import network
+from turbo_runtime.engine.arithmetic import BULK, COUNTS, RowProduct
+from turbo_runtime.engine.blocks import blocks_for
+from turbo_runtime.engine.check import ArithmeticReport, check_arithmetic
+from turbo_runtime.engine.check_bulk import take_up_bulk
+from turbo_runtime.engine.model import Chunk, PagedModel
+
+LONGEST, STEP = 640, 600
+
+
+def checked() -> tuple[PagedModel, ArithmeticReport]:
+    model = PagedModel(network(), blocks=2 * blocks_for(LONGEST), max_length=LONGEST)
+    report = check_arithmetic(model, STEP, limit_seconds=60)
+    assert report.guarantee == "bytes", report.reason
+    return model, report
+
+
+def in_bulk(model: PagedModel) -> int:
+    return sum(bool(product.form.bulk) for product in model.decoder.products())
+
+
+def logits(model: PagedModel, cuts: tuple[int, ...]) -> Tensor:
+    tokens = [(7 * i) % model.vocabulary for i in range(STEP)]
+    table, start, found = list(range(blocks_for(STEP))), 0, []
+    for cut in cuts:
+        chunk = Chunk(tokens[start : start + cut], start, table, cut, STEP)
+        found.append(model.forward([chunk]).logits)
+        start += cut
+    return torch.cat(found)
+
+
+def test_a_prompt_has_the_same_bits_in_full_pieces_and_in_small_ones(one_thread: None) -> None:
+    model, report = checked()
+    before = logits(model, (100,) * 6)
+    taken = take_up_bulk(model, report, STEP, limit_seconds=60)
+    assert in_bulk(model) > 0
+    assert sum(name.endswith(", in bulk") for name in taken.forms.values()) > 0
+    for cuts in ((STEP,), (512, 88), (256, 256, 88), (300, 300), (100,) * 6):
+        assert torch.equal(logits(model, cuts), before)
+
+
+def test_where_full_pieces_add_up_otherwise_all_stays_as_it_was(
+    one_thread: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, report = checked()
+    real = RowProduct._multiply
+    monkeypatch.setattr(
+        RowProduct,
+        "_multiply",
+        lambda self, x: real(self, x) * (1 + 2**-20) if x.shape[0] in BULK else real(self, x),
+    )
+    assert take_up_bulk(model, report, STEP, limit_seconds=60).forms == report.forms
+    assert in_bulk(model) == 0
+
+
+def test_without_the_time_for_them_all_stays_as_it_was(one_thread: None) -> None:
+    model, report = checked()
+    assert take_up_bulk(model, report, STEP, limit_seconds=0.0) == report
+    assert in_bulk(model) == 0
+
+
+def test_where_no_step_has_so_many_rows_nothing_is_tried(one_thread: None) -> None:
+    model, report = checked()
+    assert take_up_bulk(model, report, COUNTS[-1]) is report
