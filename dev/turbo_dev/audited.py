@@ -90,8 +90,8 @@ def finish_audits(server: Engine) -> tuple[int, int]:
     return server.stats().audits, server.stats().audit_mismatches
 
 
-def tile_keys(server: Engine) -> tuple[bytes, ...]:
-    """Of the whole tiles of the prompt."""
+def block_keys(server: Engine) -> tuple[bytes, ...]:
+    """Of the blocks of the prompt that may be shared."""
     keys = server.scheduler.add(asked("keys")).keys
     sequence = server.scheduler.find("keys")
     assert sequence is not None

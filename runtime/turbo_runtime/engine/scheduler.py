@@ -13,7 +13,7 @@ The budget of a step, in this order:
 3. drafts: each its promise, then what the prompts leave, both shared evenly.
 
 Preemption happens while planning, never inside a step: the youngest sequence gives its blocks up, is first to
-come back, and is computed again but for the tiles of its prompt that the prefix cache still has. The oldest
+come back, and is computed again but for what the prefix cache still has of its prompt. The oldest
 is never preempted, so every answer ends. Knows no torch, no model and no clock.
 """
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
 from turbo_runtime.engine.fairness import ANSWER_WEIGHT, FairQueue
-from turbo_runtime.engine.prefix import TILE_BLOCKS, PrefixCache, tile_keys
+from turbo_runtime.engine.prefix import PrefixCache, block_keys
 from turbo_runtime.engine.request import Submit
 from turbo_runtime.engine.sequence import Sequence, StepPlan, Work
 
@@ -39,7 +39,7 @@ class _Draft:
     budget: int  # tokens left
     told: int = MOST_TOLD  # of them, such as are told with their log probabilities
     counts: dict[Sequence, int] = field(default_factory=dict)  # committed tokens to compute
-    tiles: set[bytes] = field(default_factory=set)  # of prompts, that this step works on
+    blocks: set[bytes] = field(default_factory=set)  # of prompts, that this step works on
     preempted: list[Sequence] = field(default_factory=list)
 
 
@@ -91,7 +91,7 @@ class Scheduler:
             )
         if submit.request_id in self._live:
             raise ValueError(f"request {submit.request_id} is running or waiting already; use another id")
-        sequence = Sequence(submit, list(submit.prompt), tile_keys(submit.scope, submit.prompt))
+        sequence = Sequence(submit, list(submit.prompt), block_keys(submit.scope, submit.prompt))
         self._queue.enter(submit.tenant, sequence)
         self._live[submit.request_id] = sequence
         return sequence
@@ -146,17 +146,17 @@ class Scheduler:
         verification committed, of however many of the granted drafts were verified.
 
         All but the last committed token were drafts whose keys and values are in the cache. Look-ahead slots
-        that no token took go back, and tiles of the prompt that are whole now can be shared.
+        that no token took go back, and blocks of the prompt that are full now can be shared.
         """
         sequence = work.sequence
         sequence.computed = work.start + work.count + max(0, len(committed) - 1)
         sequence.tokens.extend(committed)
         self.ledger.trim(sequence.table, len(sequence.tokens))
         self._queue.charge(sequence.submit.tenant, ANSWER_WEIGHT * len(committed))
-        whole = min(sequence.computed // PROMPT_TILE, len(sequence.keys))
-        if whole > sequence.shared:
-            self.prefixes.publish(sequence.keys[:whole], sequence.table, sequence.shared)
-            sequence.shared = whole
+        full = min(sequence.computed // BLOCK_SIZE, len(sequence.keys))
+        if full > sequence.shared:
+            self.prefixes.publish(sequence.keys[:full], sequence.table, sequence.shared)
+            sequence.shared = full
 
     @property
     def most_wanted(self) -> int:
@@ -177,11 +177,11 @@ class Scheduler:
         self.prefixes.check()
         running = set(self.running)
         for sequence in self._live.values():
-            known = sequence.shared * TILE_BLOCKS
+            known = sequence.shared
             name = sequence.submit.request_id
             if sequence.table and sequence not in running:
                 raise BrokenLedger(f"request {name} waits and holds blocks {sequence.table}")
-            if sequence.table[:known] != self.prefixes.find(sequence.keys[: sequence.shared]):
+            if sequence.table[:known] != self.prefixes.find(sequence.keys[:known]):
                 raise BrokenLedger(f"the first {known} blocks of request {name} are not those of the cache")
             for block in sequence.table[known:]:
                 if self.ledger.references(block) != 1 or self.ledger.is_kept(block):
@@ -218,7 +218,7 @@ class Scheduler:
             if sequence.submit.params.prompt_logprobs is not None:
                 draft.told -= count
             end = sequence.computed + count
-            draft.tiles.update(sequence.keys[sequence.shared : -(-end // PROMPT_TILE)])
+            draft.blocks.update(sequence.keys[sequence.shared : blocks_for(end)])
 
     def _admit(self, draft: _Draft) -> None:
         """Start waiting sequences while there are budget, a place, and blocks: for all their tokens and the
@@ -226,7 +226,7 @@ class Scheduler:
         whoever gave way a moment ago does not fit.)
 
         Whoever is first and cannot start is waited for: the large do not starve behind the small. Nor does a
-        sequence start whose next tile is being computed in this step: it finds it in the following one, so
+        sequence start whose next block is being computed in this step: it finds it in the following one, so
         that equal prompts, or n answers to one, are computed once.
         """
         while draft.budget and len(self.running) < self.max_running:
@@ -235,7 +235,7 @@ class Scheduler:
                 return
             keys = sequence.shareable
             found = self.prefixes.find(keys)
-            if not draft.tiles.isdisjoint(keys[len(found) // TILE_BLOCKS :][:1]):
+            if not draft.blocks.isdisjoint(keys[len(found) :][:1]):
                 return
             revived = sum(self.ledger.references(block) == 0 for block in found)
             lacking = blocks_for(len(sequence.tokens) + 1) - len(found) + len(self.running)
@@ -245,7 +245,7 @@ class Scheduler:
             self._compute(sequence, _chunk(sequence, draft), draft)
 
     def _start(self, sequence: Sequence, found: list[int]) -> None:
-        """Make a waiting sequence a running one that holds the `found` tiles and the blocks for all its
+        """Make a waiting sequence a running one that holds the `found` blocks and those for all its
         tokens: a prompt that has begun should not be the one that runs out.
         """
         if self._resuming:
@@ -255,7 +255,7 @@ class Scheduler:
         self.running.append(sequence)
         self.ledger.share(found)
         sequence.table.extend(found)
-        sequence.shared = len(found) // TILE_BLOCKS
+        sequence.shared = len(found)
         sequence.computed = len(found) * BLOCK_SIZE
         self.prefixes.extend(sequence.table, len(sequence.tokens))
         if sequence.cached is None:  # not when it comes back: that is no service, and no news to the cache

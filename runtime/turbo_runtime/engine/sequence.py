@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from turbo_runtime.engine.blocks import PROMPT_TILE
+from turbo_runtime.engine.blocks import BLOCK_SIZE
 from turbo_runtime.engine.request import Submit
 
 
@@ -14,10 +14,10 @@ class Sequence:
 
     submit: Submit
     tokens: list[int]  # prompt and committed answer
-    keys: tuple[bytes, ...]  # of the prompt's whole tiles (`prefix.tile_keys`)
+    keys: tuple[bytes, ...]  # of the blocks in whole tiles of the prompt (`prefix.block_keys`)
     computed: int = 0  # leading tokens whose keys and values are in the cache
     table: list[int] = field(default_factory=list)  # blocks, in order of position
-    shared: int = 0  # leading tiles of the table that the prefix cache knows: they are only read
+    shared: int = 0  # leading blocks of the table that the prefix cache knows: they are only read
     cached: int | None = None  # prompt tokens found in the prefix cache; None before it is first admitted
 
     @property
@@ -37,13 +37,13 @@ class Sequence:
 
     @property
     def shareable(self) -> tuple[bytes, ...]:
-        """Keys of the tiles that it may take from the prefix cache.
+        """Keys of the blocks that it may take from the prefix cache.
 
         The last token is always computed, since its logits are wanted; with `prompt_logprobs` all are.
         """
         if self.submit.params.prompt_logprobs is not None:
             return ()
-        return self.keys[: (len(self.tokens) - 1) // PROMPT_TILE]
+        return self.keys[: (len(self.tokens) - 1) // BLOCK_SIZE]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from turbo_dev.audited import BLOCKS, asked, engine, finish_audits, model, requests, run, terms, tile_keys
+from turbo_dev.audited import BLOCKS, asked, block_keys, engine, finish_audits, model, requests, run, terms
 from turbo_dev.tiny_engine import WANTED
 from turbo_runtime.engine.blocks import PROMPT_TILE
 from turbo_runtime.engine.grammar import Grammars
@@ -161,13 +161,13 @@ def test_an_audit_changes_no_other_figure_and_leaves_nothing_in_cache_and_drafte
     while server.speculation.drafters.waiting:
         server.speculation.rest()
     before = server.stats(), len(server.scheduler.prefixes), server.speculation.drafters.num_bytes
-    tiles, learnt = set(server.scheduler.prefixes.find(tile_keys(server))), []
+    tiles, learnt = set(server.scheduler.prefixes.find(block_keys(server))), []
     server.speculation.control.learn = learnt.append  # type: ignore[method-assign, assignment]
     audits, _ = finish_audits(server)
     after = replace(server.stats(), audits=0)
     assert audits == len(WANTED)
     assert (after, len(server.scheduler.prefixes), server.speculation.drafters.num_bytes) == before
-    assert set(server.scheduler.prefixes.find(tile_keys(server))) == tiles
+    assert set(server.scheduler.prefixes.find(block_keys(server))) == tiles
     assert not learnt
 
 

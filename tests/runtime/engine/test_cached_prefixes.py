@@ -50,13 +50,20 @@ def run(server: Engine, requests: Sequence[Submit]) -> dict[str, list[int]]:
 
 
 def questions() -> list[Submit]:
-    """Prompts that have from none to three tiles in common, on both sides of a tile's end."""
+    """Prompts that have from none to three tiles in common, on both sides of a tile's end, and some that part
+    from the others within a tile.
+    """
     cut = [200, 192, 193, 150, 129, 128, 64, 65, 200, 190]
     params = [SamplingParams(temperature=t, seed=5, max_tokens=24) for t in (0.0, 1.0)]
-    return [
+    whole = [
         Submit(f"r{i}", (*BASE[:length], *range(i % 3)), params[i % 2], choice=i, tenant="ab"[i // 8])
         for i, length in enumerate(cut)
     ]
+    parting = [
+        Submit(f"p{i}", (*BASE[:common], *BASE[70 : 70 + rest]), params[i % 2], choice=i, tenant="a")
+        for i, (common, rest) in enumerate([(17, 60), (40, 100), (63, 1), (63, 64), (100, 40), (15, 90)])
+    ]
+    return [*whole, *parting]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def test_answers_are_the_same_where_prompts_are_found(model: PagedModel, alone: 
     for question in questions():
         assert run(server, [question])[question.request_id] == alone[question.request_id]
     prefixes = server.scheduler.prefixes
-    assert prefixes.hits >= 64 * 9
+    assert prefixes.hits >= 64 * 9 + 16 + 32 + 48 + 48 + 96
     assert prefixes.evictions == 0
 
 

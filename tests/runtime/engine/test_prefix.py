@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from turbo_dev.simulated import Simulation, answer_to
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, OutOfBlocks
-from turbo_runtime.engine.prefix import TILE_BLOCKS, tile_keys
+from turbo_runtime.engine.prefix import block_keys
 from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence, Work
@@ -56,13 +56,13 @@ def served(simulation: Simulation, submit: Submit) -> Sequence:
         (200, 130, 128),
         (130, 200, 128),
         (128, 129, 128),
-        (129, 128, 64),  # the last token of a prompt is always computed, and tiles are shared whole
-        (63, 63, 0),
-        (64, 64, 0),
+        (129, 128, 112),  # the last token of a prompt is always computed, and blocks are shared whole
+        (63, 63, 0),  # no tile of theirs is whole
+        (64, 64, 48),
         (64, 65, 64),
     ],
 )
-def test_whole_tiles_of_both_prompts_are_found_but_for_the_last_token(
+def test_blocks_in_whole_tiles_of_both_prompts_are_found_but_for_the_last_token(
     first: int, second: int, cached: int
 ) -> None:
     simulation = engine()
@@ -73,7 +73,7 @@ def test_whole_tiles_of_both_prompts_are_found_but_for_the_last_token(
 
 
 @pytest.mark.parametrize(
-    ("differs_at", "cached"), [(0, 0), (63, 0), (64, 64), (127, 64), (128, 128), (191, 128)]
+    ("differs_at", "cached"), [(0, 0), (15, 0), (16, 16), (63, 48), (64, 64), (127, 112), (191, 176)]
 )
 def test_the_first_difference_ends_what_is_shared(differs_at: int, cached: int) -> None:
     simulation = engine()
@@ -135,12 +135,12 @@ def test_answers_to_one_prompt_compute_it_once_in_chunks_too(budget: int) -> Non
     assert computed == 200 + 2 * 8
 
 
-def test_a_tile_that_was_computed_twice_takes_its_memory_once() -> None:
+def test_a_block_that_was_computed_twice_takes_its_memory_once() -> None:
     simulation = engine()
     first = simulation.scheduler.add(ask("first", 128, answer=20))
     simulation.step()
     second = simulation.scheduler.add(ask("second", 128, answer=20))
-    assert simulation.step().work[-1].start == 64  # the last token is in the second tile
+    assert simulation.step().work[-1].start == 112  # the last token is in the last block
     assert second.table[:8] == first.table[:8]
     simulation.scheduler.check()
 
@@ -160,12 +160,12 @@ def test_idle_tiles_are_given_up_longest_idle_first_and_the_deepest_of_a_prompt_
     scheduler = simulation.scheduler
     served(simulation, ask("old", 193, tenant="old"))
     served(simulation, ask("new", 193, tenant="new"))
-    assert len(scheduler.prefixes) == 6
+    assert len(scheduler.prefixes) == 2 * 12
     served(simulation, ask("short", 80, tenant="short"))  # needs six blocks, two are free
     assert scheduler.prefixes.evictions == PROMPT_TILE
-    keys = {tenant: tile_keys(tenant, BASE[:193]) for tenant in ("old", "new")}
-    assert len(scheduler.prefixes.find(keys["old"])) == 2 * TILE_BLOCKS
-    assert len(scheduler.prefixes.find(keys["new"])) == 3 * TILE_BLOCKS
+    keys = {tenant: block_keys(tenant, BASE[:193]) for tenant in ("old", "new")}
+    assert len(scheduler.prefixes.find(keys["old"])) == 8
+    assert len(scheduler.prefixes.find(keys["new"])) == 12
 
 
 def test_nothing_is_given_up_for_a_table_that_cannot_be_had() -> None:
@@ -174,7 +174,7 @@ def test_nothing_is_given_up_for_a_table_that_cannot_be_had() -> None:
     prefixes = simulation.scheduler.prefixes
     with pytest.raises(OutOfBlocks):
         prefixes.extend([], 17 * BLOCK_SIZE)
-    assert len(prefixes) == 3
+    assert len(prefixes) == 12
 
 
 def test_a_prompt_whose_prefix_is_cached_starts_where_its_whole_would_not_fit() -> None:
@@ -192,15 +192,16 @@ tokens = st.lists(st.integers(0, 3), max_size=150)
 
 
 @given(st.integers(0, MAX_LENGTH), tokens, tokens, st.booleans())
-def test_keys_are_equal_as_far_as_whole_tiles_are(
+def test_keys_are_equal_as_far_as_blocks_are(
     common: int, one: list[int], other: list[int], same_tenant: bool
 ) -> None:
     prompts = [(*BASE[:common], *one), (*BASE[:common], *other)]
     same = [a == b for a, b in zip(*prompts, strict=False)]
-    equal = [*same, False].index(False) // PROMPT_TILE if same_tenant else 0
-    first = tile_keys("a", prompts[0])
-    second = tile_keys("a" if same_tenant else "b", prompts[1])
-    assert [len(first), len(second)] == [len(each) // PROMPT_TILE for each in prompts]
+    blocks = [len(each) // PROMPT_TILE * PROMPT_TILE // BLOCK_SIZE for each in prompts]
+    equal = min([*same, False].index(False) // BLOCK_SIZE, *blocks) if same_tenant else 0
+    first = block_keys("a", prompts[0])
+    second = block_keys("a" if same_tenant else "b", prompts[1])
+    assert [len(first), len(second)] == blocks
     assert first[:equal] == second[:equal]
     assert not set(first[equal:]) & set(second[equal:])
 
@@ -218,7 +219,7 @@ def test_damage_to_what_is_shared_is_noticed() -> None:
         return simulation, sequence
 
     simulation, sequence = running()
-    sequence.shared = 2  # a third tile that might be written
+    sequence.shared = 2  # a third block that might be written
     broken(simulation)
     simulation, sequence = running()
     simulation.scheduler.ledger.keep(sequence.table[-1:])  # an answer's block
@@ -230,7 +231,7 @@ def test_damage_to_what_is_shared_is_noticed() -> None:
     simulation.scheduler.ledger.share(sequence.table[:1])
     broken(simulation)
     simulation, sequence = running()
-    del simulation.scheduler.prefixes._blocks[sequence.keys[2]]
+    del simulation.scheduler.prefixes._block[sequence.keys[2]]
     broken(simulation)
 
 
