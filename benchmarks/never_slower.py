@@ -74,7 +74,7 @@ def main() -> int:
     settle_threads(options.threads)
     from turbo_runtime.engine.start import start_engine
 
-    config = RuntimeConfig(model=str(ensure()), threads=options.threads)
+    config = RuntimeConfig(model=str(ensure()), threads=options.threads, kv_cache_gib=1.0)  # twice
     engine, ready = start_engine(config, time.monotonic())
     encode, _ = tokenizer(config)
     noise = random.Random(0)
