@@ -32,7 +32,7 @@ def build_app(service: Service) -> FastAPI:
     for router in routers:
         app.include_router(router)
     listed = (route.path for router in routers for route in router.routes if isinstance(route, APIRoute))
-    paths = sorted({path.replace(":path", "").rstrip("/") for path in listed})
+    paths = sorted({OPENAPI_PATH, *(path.replace(":path", "").rstrip("/") for path in listed)})
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:  # noqa: ARG001

@@ -96,12 +96,12 @@ class EngineLink:
         for request_id, events in unfinished.items():
             events.put(TokenEvent(request_id, finish_reason=ABANDONED, error=sentence), now)
 
-    async def stop(self) -> None:
-        """End the process: by itself after the current step, by force if that takes long."""
+    async def stop(self, patience: float = STOP_SECONDS) -> None:
+        """End the process: by itself after the current step, by force if that takes `patience` seconds."""
         self._stopping = True
-        if self._process.is_alive():
+        if patience and self._process.is_alive():
             self._inbox.put(Stop())
-            await asyncio.to_thread(self._process.join, STOP_SECONDS)
+            await asyncio.to_thread(self._process.join, patience)
         if self._process.is_alive():
             self._process.kill()
             await asyncio.to_thread(self._process.join)

@@ -19,7 +19,7 @@ from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.server.app import build_app
 from turbo_runtime.server.beside import still_running
 from turbo_runtime.server.connections import IDLE_SECONDS, Farewell, protocol
-from turbo_runtime.server.engine_link import EngineLink
+from turbo_runtime.server.engine_link import STOP_SECONDS, EngineLink
 from turbo_runtime.server.engine_process import EngineMain, turbo_engine
 from turbo_runtime.server.keys import ApiKeys
 from turbo_runtime.server.service import Phase, Service
@@ -96,14 +96,17 @@ async def _serve(
     engine.start()
     serving = asyncio.create_task(http.serve(sockets=[listener]))
     loading = asyncio.create_task(_load(service, tokenizer_dir, listener))
+    patience = STOP_SECONDS
     try:
         status = await _until_stopped(service, signals, loading)
+        if status > 128:  # stopped at once: a step's memory takes an engine seconds to give back in order
+            patience = 0.0
     finally:
         loading.cancel()
         http.should_exit = True
         http.config.timeout_graceful_shutdown = FAREWELL_SECONDS
         await serving
-        await engine.stop()
+        await engine.stop(patience)
     return status
 
 

@@ -177,6 +177,16 @@ def test_without_credit_those_alone_draft_whose_drafts_have_paid() -> None:
     assert [SharedGate(credit=-0.1).admits(gate) for gate in (new, proven, closed)] == [False, True, False]
 
 
+@pytest.mark.parametrize("right", [0, 1, 3])
+def test_no_speed_up_is_told_beyond_the_tokens_of_a_pass(right: int) -> None:
+    """The first steps of a short answer may be faster than any prediction of a step without drafts."""
+    control = Control(measured(), to_four)
+    for _ in range(3):
+        control.learn(StepShape(1), [Outcome("a", True, 3, right)], StepTimes(0.0, 0.001))
+    assert control.speedup_of("a") == 1 + right
+    assert control.speedup == 1 + right
+
+
 def test_tokens_that_a_grammar_forces_say_nothing_of_guesses() -> None:
     control = Control(measured(), to_four)
     for _ in range(100):

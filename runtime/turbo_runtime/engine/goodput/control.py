@@ -167,9 +167,9 @@ class Control:
             gained, tokens_lost = (right, lost * answers / decoding) if proposed else (0, 0.0)
             request.gate.book(gained, tokens_lost)
             self._together.book(gained, tokens_lost)
-            request.meter.book(plain + right * decoding, total)
+            request.meter.book(plain + right * decoding, total, 1 + right)
             accepted += right
-        self._lately.book(plain + accepted / answers * decoding, total)
+        self._lately.book(plain + accepted / answers * decoding, total, 1 + accepted / answers)
 
     def _decoding(self, shape: StepShape, answers: int) -> float:
         """Seconds of the step without its drafts and without the prompts' share."""

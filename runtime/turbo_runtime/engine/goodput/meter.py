@@ -16,13 +16,21 @@ class Meter:
     keep: float = 1.0  # share of the past that a step leaves; 1: all
     without: float = 0.0
     measured: float = 0.0
+    tokens: float = 0.0
+    passes: float = 0.0
 
-    def book(self, without: float, measured: float) -> None:
-        """What a step brought took `measured` seconds and would have taken `without`."""
+    def book(self, without: float, measured: float, tokens: float = 1.0) -> None:
+        """A step that gave an answer so many `tokens` took `measured` seconds; they would have taken
+        `without`.
+        """
         self.without = self.without * self.keep + without
         self.measured = self.measured * self.keep + measured
+        self.tokens = self.tokens * self.keep + tokens
+        self.passes = self.passes * self.keep + 1.0
 
     @property
     def speedup(self) -> float | None:
-        """Above 1: drafts pay. None while nothing was measured."""
-        return self.without / self.measured if self.measured > 0 else None
+        """Above 1: drafts pay. None while nothing was measured. Never more than the tokens of a pass: what
+        short answers show beyond that is the noise of a few steps.
+        """
+        return min(self.without / self.measured, self.tokens / self.passes) if self.measured > 0 else None
