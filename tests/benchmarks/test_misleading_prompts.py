@@ -9,14 +9,15 @@ from never_slower import COPIED_WORDS, COPIES, RECORDS, _near_copies, _records, 
 
 
 def test_copies_are_alike_and_not_the_same() -> None:
-    noise = random.Random(1)
+    noise, same, words = random.Random(1), 0, 0
     for _ in range(20):
         copies = [line.split() for line in _near_copies(noise).splitlines()[1:]]
         assert len(copies) == COPIES
         assert len({len(copy) for copy in copies}) == 1
         assert len(copies[0]) <= COPIED_WORDS
-        same = sum(a == b for a, b in zip(copies[0], copies[1], strict=True))
-        assert same >= len(copies[0]) / 4
+        same += sum(a == b for a, b in zip(copies[0], copies[1], strict=True))
+        words += len(copies[0])
+    assert words / 3 < same < words  # 9 in 16 are left in both
 
 
 def test_records_have_one_form_and_random_values() -> None:

@@ -112,9 +112,12 @@ def test_replicas_follow_the_load_and_rest_with_it(cluster: Any, pods: Pods) -> 
         "every pod was heard twice",
     )
 
-    written = len(cluster.writes(pods.namespace))
-    time.sleep(2)
-    assert len(cluster.writes(pods.namespace)) == written, "a constant load writes nothing"
+    def at_rest() -> bool:
+        written = len(cluster.writes(pods.namespace))
+        time.sleep(2)
+        return len(cluster.writes(pods.namespace)) == written
+
+    cluster.until(at_rest, "a constant load writes nothing")  # once the last of its figures is told
 
     changed = time.monotonic()
     pods.demand = 0
