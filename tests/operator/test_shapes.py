@@ -328,7 +328,7 @@ def test_what_an_older_inspect_printed_is_read_as_a_dense_model_of_unknown_mlps(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("GGUF", "is not JSON"),
+        ("GGUF", "is no JSON"),
         ("[]", "holds no JSON object"),
         (json.dumps({**CONFIG, "architectures": ["MambaForCausalLM"]}), "describes MambaForCausalLM"),
         ("{}", "describes no architecture"),
