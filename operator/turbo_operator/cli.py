@@ -65,8 +65,6 @@ def plan(argv: list[str]) -> int:
         from turbo_operator.command import inputs
 
         given = inputs.given(options.file, options.catalogue, options.nodes, options.model)
-        for note in given.notes:
-            print(f"{parser.prog}: {note}", file=sys.stderr)
         if options.context is not None:
             return _answer(parser, inputs.against_cluster(given, options.context), options)
         return _answer(parser, inputs.from_files(given, options.nodes), options)

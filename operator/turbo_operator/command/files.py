@@ -134,7 +134,7 @@ def as_written(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _object(place: str, document: object) -> dict[str, Any]:
     if not isinstance(document, dict):
-        raise BadInputError(f"{place}: this is no object: write its fields, like kind: TurboDeployment.")
+        raise BadInputError(f"{place}: this is no object: write its fields, kind and metadata among them.")
     kind, metadata = document.get("kind"), document.get("metadata")
     if kind is not None and not isinstance(kind, str):
         raise BadInputError(f"{place}: kind: write a name, like TurboDeployment.")

@@ -40,7 +40,7 @@ class Asked:
 
     questions: list[Question] = field(default_factory=list)
     problems: list[BadInputError] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # on what of an object is not read
+    notes: list[str] = field(default_factory=list)  # on what is not read
 
     @contextmanager
     def keeping_problems(self) -> Iterator[None]:
@@ -86,7 +86,7 @@ def from_files(given: Given, nodes_file: str | None) -> Asked:
     shipped = {each["metadata"]["name"]: each for each in shipped_objects()}
     accelerators = catalogue() | laid_over(shipped, given.overlay)
     stock = stock_of(nodes_file, accelerators) if nodes_file is not None else None
-    asked = Asked()
+    asked = Asked(notes=[*given.notes])
     for found in given.deployments:
         with asked.keeping_problems():
             td = files.deployment(found)
@@ -102,7 +102,7 @@ def against_cluster(given: Given, context: str) -> Asked:
     """As the operator of the context's cluster would plan them, were they applied now."""
     from turbo_operator.command import live
 
-    asked, written = Asked(), []
+    asked, written = Asked(notes=[*given.notes]), []
     for found in given.deployments:
         with asked.keeping_problems():
             written.append((found, td := files.deployment(found)))

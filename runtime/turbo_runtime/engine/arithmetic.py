@@ -35,9 +35,7 @@ class Form:
     name: str
     layout: Layout
     counts: tuple[int, ...] | None  # rows of one product, ascending; None: any
-    bulk: tuple[
-        int, ...
-    ] = ()  # more of them, each a multiple of the one before: nothing is padded up to them
+    bulk: tuple[int, ...] = ()  # more, each a multiple of the one before: nothing is padded up to them
 
     def in_bulk(self) -> Form:
         """The same with full pieces of hundreds of rows."""

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from turbo_runtime.engine.arithmetic import BULK, COUNTS, RowProduct
+from turbo_runtime.engine.arithmetic import BULK, COUNTS, Form, RowProduct
 from turbo_runtime.engine.blocks import blocks_for
 from turbo_runtime.engine.check import ArithmeticReport, NotProvenError, alike, cancelling, rows_hold
 from turbo_runtime.engine.model import Chunk, PagedModel
@@ -32,22 +32,24 @@ def take_up_bulk(
     if report.guarantee != "bytes" or max_step_tokens < BULK[0]:
         return report
     deadline = time.monotonic() + limit_seconds
-    taken: list[tuple[str, RowProduct]] = []
+    proven: list[tuple[RowProduct, Form]] = []
+    forms = dict(report.forms)
     try:
         with torch.inference_mode():
             for name, products in alike(model):
                 # logits of hundreds of rows are seldom wanted, and the check of so large a product takes long
                 if products[0].shape[0] < model.vocabulary and _holds(products[0], deadline):
-                    taken += [(name, product) for product in products]
-            for _, product in taken:
-                product.use(product.form.in_bulk())
+                    proven += [(product, product.form) for product in products]
+                    forms[name] = products[0].form.in_bulk().name
+            for product, form in proven:
+                product.use(form.in_bulk())
             _probe(model, deadline)
     except NotProvenError as outcome:
         log.info("prompts are computed in pieces of %d rows: %s", COUNTS[-1], outcome)
-        for _, product in taken:
-            product.use(replace(product.form, name=product.form.name.removesuffix(", in bulk"), bulk=()))
+        for product, form in proven:
+            product.use(form)
         return report
-    return replace(report, forms=report.forms | {name: product.form.name for name, product in taken})
+    return replace(report, forms=forms)
 
 
 def _holds(product: RowProduct, deadline: float) -> bool:

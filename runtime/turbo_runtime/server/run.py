@@ -99,7 +99,7 @@ async def _serve(
     patience = STOP_SECONDS
     try:
         status = await _until_stopped(service, signals, loading)
-        if status > 128:  # stopped at once: a step's memory takes an engine seconds to give back in order
+        if status > 128:  # who has signalled twice does not wait for the engine to end in order
             patience = 0.0
     finally:
         loading.cancel()

@@ -180,6 +180,16 @@ def test_an_engine_does_not_outlive_its_server(launch) -> None:
         os.close(ended)
 
 
+@pytest.mark.parametrize(("patience", "exitcode"), [(0.0, -signal.SIGKILL), (60.0, 0)])
+async def test_an_engine_that_nobody_has_patience_for_is_not_waited_for(
+    patience: float, exitcode: int
+) -> None:
+    engine = EngineLink(RuntimeConfig("models/echo"), print, "")  # one that ends by itself, once it has begun
+    engine.start()
+    await engine.stop(patience)
+    assert engine._process.exitcode == exitcode
+
+
 async def test_a_server_without_its_engine_is_neither_alive_nor_ready() -> None:
     config = RuntimeConfig("models/echo")
     engine = EngineLink(config, print, "")  # an engine that says nothing to the server and ends

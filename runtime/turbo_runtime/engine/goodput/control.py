@@ -94,11 +94,7 @@ class Control:
         return seconds * (_READING_PROMPTS if shape.tile_reads else _READING)
 
     def choose(
-        self,
-        survivals: Sequence[Sequence[float]],
-        shape: StepShape,
-        answers: int,
-        drafting: float,
+        self, survivals: Sequence[Sequence[float]], shape: StepShape, answers: int, drafting: float
     ) -> list[int]:
         """How many tokens of each draft to verify in a step that is `shape` without them and gives `answers`
         a token each; `drafting` seconds are spent. None where a step without is due: what a grammar forces

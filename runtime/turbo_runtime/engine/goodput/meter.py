@@ -19,7 +19,7 @@ class Meter:
     tokens: float = 0.0
     passes: float = 0.0
 
-    def book(self, without: float, measured: float, tokens: float = 1.0) -> None:
+    def book(self, without: float, measured: float, tokens: float) -> None:
         """A step that gave an answer so many `tokens` took `measured` seconds; they would have taken
         `without`.
         """
