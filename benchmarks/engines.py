@@ -58,6 +58,7 @@ def fresh(
         max_step_tokens=limits.get("max_step_tokens", old.max_step_tokens),
         max_draft_tokens=limits.get("max_draft_tokens", old.max_draft_tokens),
         max_length=limits.get("max_length", old.max_length),
+        shared_tile=old.shared_tile,
     )
     chosen = engine.speculation.control if control is None else control
     return Engine(engine.model, scheduler, Drafters(), grammars, chosen)

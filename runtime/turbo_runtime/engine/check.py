@@ -20,7 +20,7 @@ from torch import Tensor
 from turbo_runtime.contract import Guarantee
 from turbo_runtime.engine.arithmetic import Form, RowProduct, padded_rows
 from turbo_runtime.engine.attention import Rule
-from turbo_runtime.engine.attention.check import row_counts_that_hold, tiles_hold
+from turbo_runtime.engine.attention.check import row_counts_that_hold, tiles_are_rows, tiles_hold
 from turbo_runtime.engine.blocks import blocks_for
 from turbo_runtime.engine.model import Chunk, PagedModel
 
@@ -57,7 +57,8 @@ def check_arithmetic(
         with torch.inference_mode():
             _choose_forms(model, forms, deadline)
             _check_row_wise(model, max_step_tokens, deadline)
-            model.rule = Rule(exact=True, row_counts=_row_counts(model))
+            counts = _row_counts(model)
+            model.rule = Rule(exact=True, row_counts=counts, uniform=tiles_are_rows(model.pool))
             _probe(model, deadline)
     except NotProvenError as outcome:
         log.warning("guarantee law: %s", outcome)

@@ -3,7 +3,7 @@
 Only blocks in whole tiles of a prompt (`PROMPT_TILE` tokens at a multiple of it) are shared. Their keys and
 values depend on the tokens up to the block's end and on nothing else, because such tiles are computed by one
 rule (`attention`), wherever a step begins or ends in them; answers and the rest of a prompt are computed by
-another. Knows block numbers, no tensors.
+another. Where both give the same bits (`Rule.uniform`), a tile is a block. Knows block numbers, no tensors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import islice
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
 
 
-def block_keys(tenant: str, prompt: Sequence[int]) -> tuple[bytes, ...]:
+def block_keys(tenant: str, prompt: Sequence[int], tile: int = PROMPT_TILE) -> tuple[bytes, ...]:
     """A key for each block in a whole tile of the prompt, chained: it stands for all tokens up to its end.
 
     The chain begins with the tenant, so that nobody learns from the time to a first token what another has
@@ -25,7 +25,7 @@ def block_keys(tenant: str, prompt: Sequence[int]) -> tuple[bytes, ...]:
     """
     key = blake2b(tenant.encode(), digest_size=32).digest()
     keys = []
-    for start in range(0, len(prompt) // PROMPT_TILE * PROMPT_TILE, BLOCK_SIZE):
+    for start in range(0, len(prompt) // tile * tile, BLOCK_SIZE):
         content = array("q", prompt[start : start + BLOCK_SIZE]).tobytes()
         key = blake2b(key + content, digest_size=32).digest()
         keys.append(key)

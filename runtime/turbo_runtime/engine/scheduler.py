@@ -54,9 +54,10 @@ class Scheduler:
         max_step_tokens: int,
         max_draft_tokens: int,
         max_length: int,
+        shared_tile: int = PROMPT_TILE,
     ) -> None:
         """`max_length` bounds prompt plus answer; the ledger must hold one such sequence, else nothing
-        guarantees an end.
+        guarantees an end. Of prompts the whole tiles of `shared_tile` tokens are shared.
         """
         if blocks_for(max_length) > ledger.num_blocks:
             raise ValueError(f"{ledger.num_blocks} blocks cannot hold one sequence of {max_length} tokens")
@@ -66,6 +67,7 @@ class Scheduler:
         self.max_step_tokens = max_step_tokens
         self.max_draft_tokens = max_draft_tokens
         self.max_length = max_length
+        self.shared_tile = shared_tile
         self.running: list[Sequence] = []  # oldest first
         self._resuming: deque[Sequence] = deque()  # preempted, oldest first
         self._queue: FairQueue[Sequence] = FairQueue()
@@ -91,7 +93,8 @@ class Scheduler:
             )
         if submit.request_id in self._live:
             raise ValueError(f"request {submit.request_id} is running or waiting already; use another id")
-        sequence = Sequence(submit, list(submit.prompt), block_keys(submit.scope, submit.prompt))
+        keys = block_keys(submit.scope, submit.prompt, self.shared_tile)
+        sequence = Sequence(submit, list(submit.prompt), keys)
         self._queue.enter(submit.tenant, sequence)
         self._live[submit.request_id] = sequence
         return sequence

@@ -15,30 +15,38 @@ from torch import Tensor
 
 from turbo_runtime.engine.attention import CacheShape, KVPool, PagedStep, Rule, Span
 from turbo_runtime.engine.attention import rows as row_wise
-from turbo_runtime.engine.attention.check import row_counts_that_hold, tiles_hold
+from turbo_runtime.engine.attention.check import row_counts_that_hold, tiles_are_rows, tiles_hold
+from turbo_runtime.engine.attention.items import padded_queries
 from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention
 from turbo_runtime.engine.attention.spans import Spans
+from turbo_runtime.engine.attention.split_kv import SplitKVItems
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, blocks_for
 
-HEADS, KV_HEADS, KEY, VALUE = 6, 2, 16, 8
+HEADS, KV_HEADS, KEY, NARROW = 6, 2, 16, 8
 LENGTH = 290
 SCALING = 0.25
+# Value widths: as wide as keys, float32 goes through the fused kernel; all else is split over its keys.
+WAYS = pytest.mark.parametrize("value", [KEY, NARROW], ids=["fused", "split"])
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def pool(dtype: torch.dtype = torch.float32, blocks: int = 3 * blocks_for(LENGTH)) -> KVPool:
-    shape = CacheShape(HEADS, KV_HEADS, KEY, VALUE)
+def pool(
+    dtype: torch.dtype = torch.float32, blocks: int = 3 * blocks_for(LENGTH), value: int = NARROW
+) -> KVPool:
+    shape = CacheShape(HEADS, KV_HEADS, KEY, value)
     return KVPool(shape, layers=1, blocks=blocks, dtype=dtype, device=torch.device("cpu"))
 
 
-def tensors(dtype: torch.dtype = torch.float32, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def tensors(
+    dtype: torch.dtype = torch.float32, seed: int = 0, value: int = NARROW
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values (LENGTH, heads, width) of one sequence."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((LENGTH, HEADS, KEY), (LENGTH, KV_HEADS, KEY), (LENGTH, KV_HEADS, VALUE))
-    query, key, value = (torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
-    return query, key, value
+    shapes = ((LENGTH, HEADS, KEY), (LENGTH, KV_HEADS, KEY), (LENGTH, KV_HEADS, value))
+    made = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    return made[0], made[1], made[2]
 
 
 def table(number: int) -> list[int]:
@@ -54,20 +62,23 @@ def computed(
     mates: Sequence[int] = (),
     dtype: torch.dtype = torch.float32,
     padding: int = 0,
+    value: int = NARROW,
+    in_a_row: bool = False,
 ) -> Tensor:
     """(LENGTH, heads, value width) of the sequence, a step from each of `cuts` to the next, beside sequences
-    of the lengths `mates`.
+    of the lengths `mates`. `in_a_row`: its blocks follow each other.
     """
-    kv, (query, key, value) = pool(dtype), tensors(dtype)
+    kv, own_tensors = pool(dtype, value=value), tensors(dtype, value=value)
+    own_table = list(range(blocks_for(LENGTH))) if in_a_row else table(0)
     answers = []
     edges = [*cuts, LENGTH]
     for start, end in pairwise(edges):
         others = [Span(0, length, table(1 + i), length // 2) for i, length in enumerate(mates)]
-        spans = [*others, Span(start, end - start, table(0), prompt_length)]
+        spans = [*others, Span(start, end - start, own_table, prompt_length)]
         before = sum(mates)
         rows = before + end - start + padding
-        flat = [torch.ones(rows, *each.shape[1:], dtype=dtype) for each in (query, key, value)]
-        for all_rows, own in zip(flat, (query, key, value), strict=True):
+        flat = [torch.ones(rows, *each.shape[1:], dtype=dtype) for each in own_tensors]
+        for all_rows, own in zip(flat, own_tensors, strict=True):
             all_rows[before : before + end - start] = own[start:end]
         step = PagedStep(kv, spans, rows, rule or Rule())
         answers.append(step.attend(0, *flat, SCALING)[before : before + end - start])
@@ -77,14 +88,17 @@ def computed(
 @pytest.mark.parametrize("prompt_length", [0, 63, 64, 200, LENGTH])
 @pytest.mark.parametrize("rule", [Rule(), Rule(exact=False)], ids=["exact", "free"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("padding", [0, 3])
+@WAYS
 def test_it_is_causal_softmax_attention(
-    prompt_length: int, rule: Rule, dtype: torch.dtype, close: float
+    prompt_length: int, rule: Rule, dtype: torch.dtype, close: float, padding: int, value: int
 ) -> None:
-    query, key, value = (tensor.transpose(0, 1).float() for tensor in tensors(dtype))
+    query, key, values = (tensor.transpose(0, 1).float() for tensor in tensors(dtype, value=value))
     expected = F.scaled_dot_product_attention(
-        query[None], key[None], value[None], is_causal=True, scale=SCALING, enable_gqa=True
+        query[None], key[None], values[None], is_causal=True, scale=SCALING, enable_gqa=True
     )[0].transpose(0, 1)
-    found = computed([0, 40, 41, 46, 200], prompt_length, rule=rule, dtype=dtype, padding=3).float()
+    cuts = [0, 40, 44, 45, 46, 200]
+    found = computed(cuts, prompt_length, rule=rule, dtype=dtype, padding=padding, value=value).float()
     torch.testing.assert_close(found, expected, atol=close, rtol=close)
 
 
@@ -93,18 +107,80 @@ def test_it_is_causal_softmax_attention(
     st.integers(0, LENGTH),
     st.lists(st.integers(1, 150), max_size=2),
     st.integers(0, 5),
+    st.booleans(),
+    st.sampled_from([KEY, NARROW]),
 )
-@settings(max_examples=40)
+@settings(max_examples=60)
 def test_however_a_sequence_is_cut_into_steps_and_whoever_else_is_there_the_bits_are_the_same(
-    cuts: set[int], prompt_length: int, mates: list[int], padding: int
+    cuts: set[int], prompt_length: int, mates: list[int], padding: int, in_a_row: bool, value: int
 ) -> None:
-    counts = row_counts_that_hold(pool())
+    counts = row_counts_that_hold(pool(value=value))
     assert 1 in counts
     rule = Rule(row_counts=counts)
-    at_once = computed([0], prompt_length, rule=rule)
-    assert torch.equal(
-        computed([0, *sorted(cuts)], prompt_length, rule=rule, mates=mates, padding=padding), at_once
+    at_once = computed([0], prompt_length, rule=rule, value=value)
+    in_a_row = in_a_row and not mates  # whose blocks lie in between
+    cut = computed(
+        [0, *sorted(cuts)],
+        prompt_length,
+        rule=rule,
+        mates=mates,
+        padding=padding,
+        value=value,
+        in_a_row=in_a_row,
     )
+    assert torch.equal(cut, at_once)
+
+
+@given(st.integers(0, LENGTH), st.integers(0, LENGTH))
+@settings(max_examples=20)
+def test_where_tiles_are_rows_the_length_of_a_prompt_changes_no_bits(shorter: int, longer: int) -> None:
+    assert tiles_are_rows(pool(value=KEY))
+    assert torch.equal(computed([0], shorter, value=KEY), computed([0], longer, value=KEY))
+
+
+def test_tiles_are_no_rows_where_those_are_split_over_their_keys() -> None:
+    assert not tiles_are_rows(pool())
+
+
+def test_a_row_sees_as_many_keys_as_there_are_to_the_end_of_its_tile_whatever_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real, seen = F.scaled_dot_product_attention, set()
+
+    def noted(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
+        seen.add((query.shape[0], key.shape[2]))
+        return real(query, key, value, **rest)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    kv = pool(value=KEY)
+    spans = Spans.of([Span(62, 4, table(0), 0), Span(65, 1, table(1), 0), Span(200, 2, table(2), 0)])
+    RowAttention(kv, spans, (4,)).attend(0, torch.ones(KV_HEADS, 7 * HEADS // KV_HEADS, KEY), SCALING)
+    assert seen == {(1, 64), (2, 128), (1, 256)}
+
+
+def test_a_sequence_alone_in_its_step_reads_its_cache_where_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+    real = KVPool.gather
+
+    def noted(self: KVPool, layer: int, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
+        read.append(blocks)
+        return real(self, layer, blocks)
+
+    monkeypatch.setattr(KVPool, "gather", noted)
+    kv = pool(value=KEY)
+    flat = [torch.ones(4, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    PagedStep(kv, [Span(70, 3, [2, 3, 4, 5, 6], 0)], 4, Rule()).attend(0, *flat, SCALING)
+    assert read == [slice(2 * BLOCK_SIZE, 10 * BLOCK_SIZE)]
+
+
+def test_what_others_write_in_the_same_step_is_read_by_nobody_else() -> None:
+    kv = pool(value=KEY)
+    flat = [torch.ones(4, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    flat[1][2:], flat[2][2:] = float("nan"), float("nan")
+    # the second one's block follows that of the first
+    spans = [Span(0, 2, [0], 0), Span(0, 2, [1], 0)]
+    found = PagedStep(kv, spans, 4, Rule()).attend(0, flat[0], flat[1], flat[2], SCALING)
+    assert found[:2].isfinite().all()
 
 
 def test_the_prompt_tiles_of_two_prompts_that_begin_alike_have_the_same_bits() -> None:
@@ -112,16 +188,17 @@ def test_the_prompt_tiles_of_two_prompts_that_begin_alike_have_the_same_bits() -
     assert torch.equal(shorter[:PROMPT_TILE], longer[:PROMPT_TILE])
 
 
-def test_groups_of_gathered_keys_change_no_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    together = computed([0, 100, 110], 0, mates=[30, 90])
+@WAYS
+def test_groups_of_gathered_keys_change_no_bits(monkeypatch: pytest.MonkeyPatch, value: int) -> None:
+    together = computed([0, 100, 110], 0, mates=[30, 90], value=value)
     monkeypatch.setattr(row_wise, "GROUP_BYTES", 1)
-    assert torch.equal(computed([0, 100, 110], 0, mates=[30, 90]), together)
+    assert torch.equal(computed([0, 100, 110], 0, mates=[30, 90], value=value), together)
 
 
 def test_padding_is_written_nowhere() -> None:
     kv = pool()
     ones = [
-        torch.ones(8, heads, width) for heads, width in ((HEADS, KEY), (KV_HEADS, KEY), (KV_HEADS, VALUE))
+        torch.ones(8, heads, width) for heads, width in ((HEADS, KEY), (KV_HEADS, KEY), (KV_HEADS, NARROW))
     ]
     PagedStep(kv, [Span(0, 3, table(0), 0)], 8, Rule()).attend(0, *ones, SCALING)
     written = {int(slot) // BLOCK_SIZE for slot in kv.keys[0].abs().sum((0, 2)).nonzero()}
@@ -160,6 +237,22 @@ def test_products_whose_bits_depend_on_how_many_there_are_hold_at_no_count(
     assert row_counts_that_hold(pool()) == ()
 
 
+@pytest.mark.parametrize("rows_each", [1, 3, 64])
+def test_a_fused_kernel_whose_bits_depend_on_its_rows_is_found_out(
+    rows_each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, width = F.scaled_dot_product_attention, padded_queries(rows_each, HEADS // KV_HEADS)
+
+    def another_order(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
+        whole = real(query, key, value, **rest)
+        return whole * (1 + 1e-6) if query.shape[2] == width else whole
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", another_order)
+    same = {rows for rows in ROW_COUNTS if padded_queries(rows, HEADS // KV_HEADS) == width}
+    alike_with_one = same if 1 in same else set(ROW_COUNTS) - same
+    assert set(row_counts_that_hold(pool(value=KEY))) == alike_with_one
+
+
 def test_all_counts_are_tried() -> None:
     assert set(row_counts_that_hold(pool())) <= set(ROW_COUNTS)
 
@@ -169,6 +262,7 @@ def test_only_the_last_keys_of_an_item_are_masked() -> None:
     attention = RowAttention(pool(), spans, (4,))
     (group,) = attention._groups
     # of three chunks each: one, one, and two where the rows lie on both sides of an edge
+    assert isinstance(group, SplitKVItems)
     assert group._tail.tolist() == [2, 5, 7, 8]
 
 

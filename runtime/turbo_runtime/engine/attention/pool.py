@@ -39,8 +39,10 @@ class KVPool:
         if value is not None:
             self.values[layer].index_copy_(1, slots, value.transpose(0, 1))
 
-    def gather(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values (KV heads, blocks * BLOCK_SIZE, width) of these blocks, in their order."""
+    def gather(self, layer: int, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Keys and values (KV heads, slots, width) of these blocks, in their order; of a slice of slots
+        without a copy.
+        """
         keys = _gather(self.keys[layer], blocks)
         if self.shape.latent:
             return keys, keys[..., : self.value_width]
@@ -67,6 +69,8 @@ def _values(keys: Tensor, shape: CacheShape) -> Tensor:
     return keys.new_zeros(*keys.shape[:2], shape.value_width)
 
 
-def _gather(slots: Tensor, blocks: Tensor) -> Tensor:
+def _gather(slots: Tensor, blocks: Tensor | slice) -> Tensor:
+    if isinstance(blocks, slice):
+        return slots[:, blocks]
     kv_heads, _, width = slots.shape
     return slots.view(kv_heads, -1, BLOCK_SIZE * width).index_select(1, blocks).view(kv_heads, -1, width)

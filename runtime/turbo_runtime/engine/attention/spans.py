@@ -84,6 +84,21 @@ class Spans:
             blocks=self.blocks,
         )
 
+    def split_at(self, size: int) -> Spans:
+        """The spans cut at every multiple of `size` that lies within them."""
+        first = self.start // size
+        cuts = -(-self.end // size) - first
+        of, begin = np.repeat(np.arange(len(cuts)), cuts), (np.repeat(first, cuts) + ragged(cuts)) * size
+        start, end = np.maximum(begin, self.start[of]), np.minimum(begin + size, self.end[of])
+        return Spans(
+            start=start,
+            count=end - start,
+            row=self.row[of] + start - self.start[of],
+            table=self.table[of],
+            table_length=self.table_length[of],
+            blocks=self.blocks,
+        )
+
     def select(self, which: Any) -> Spans:
         """Some of the spans, by a slice or a mask."""
         return Spans(

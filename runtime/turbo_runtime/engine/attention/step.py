@@ -23,6 +23,8 @@ class Rule:
 
     exact: bool = True  # (prompt length, position) alone; else whatever is cheapest in this step
     row_counts: tuple[int, ...] = ROW_COUNTS  # of ROW_COUNTS, those that give the same bits on this machine
+    # whether a prompt's whole tiles have the bits of rows: then the prompt's length decides nothing
+    uniform: bool = False
 
 
 class PagedStep:
@@ -39,6 +41,7 @@ class PagedStep:
         self._count = columns.count
         tiled, single = _told_apart(columns, spans, rule)
         self._parts: list[TileAttention | RowAttention] = []
+        self._answers: Tensor | None = None  # where each query's answer stands in what the parts found
         answers = np.zeros((rows, pool.group), np.int64)
         place = 0
         if len(tiled.count):
@@ -47,9 +50,11 @@ class PagedStep:
             self._parts.append(tiles)
             place = tiles.padded
         if len(single.count):
-            row_wise = RowAttention(pool, single, rule.row_counts)
+            row_wise = RowAttention(pool, single, rule.row_counts, 0 if self._parts else rows)
             answers[single.rows()] = place + row_wise.answers
             self._parts.append(row_wise)
+            if row_wise.in_order:
+                return
         self._answers = self._tensor(answers.ravel())
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
@@ -63,7 +68,9 @@ class PagedStep:
         by_head = query.view(rows, pool.kv_heads, pool.group, width).transpose(0, 1)
         queries = by_head.reshape(pool.kv_heads, rows * pool.group, width)
         parts = [part.attend(layer, queries, scaling) for part in self._parts]
-        found = (parts[0] if len(parts) == 1 else torch.cat(parts, 1)).index_select(1, self._answers)
+        found = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        if self._answers is not None:
+            found = found.index_select(1, self._answers)
         return found.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
 
     def spans_without(self, finite: Tensor) -> frozenset[int]:

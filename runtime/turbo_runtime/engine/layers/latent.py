@@ -77,7 +77,7 @@ class LatentAttention:
             None,
             self.scaling,
         )
-        return self.output(self.expand(found.view(rows, -1)))
+        return self.output(self.expand(found.flatten(1)))
 
     def _query_order(self, interleaved: bool) -> Tensor:
         """Of the rows of the query matrix: what is not rotated of all heads, then what is rotated."""

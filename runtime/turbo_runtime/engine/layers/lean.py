@@ -66,7 +66,7 @@ class LeanAttention:
         query, key = rotated[:, : self.heads], rotated[:, self.heads :]
         value = projected[:, self.heads + self.kv_heads :]
         found = step.attend(self.layer, query, key, value, self.scaling)
-        return self.output(found.view(rows, -1))
+        return self.output(found.flatten(1))
 
 
 class LeanBlock:
