@@ -2,8 +2,9 @@
 the model's forward; and whether memory stays where it is over ten thousand requests.
 
 The first two are of the real model, whose steps take as long as they do; plain and with drafts in turn, from
-memories that were emptied. The third is of a tiny model behind small caches that are full before memory is
-looked at: what still grows is kept for nothing.
+memories that were emptied. Tokens are counted while others wait: the end of a run, when ever fewer requests
+run, belongs to whoever is slowest. The third is of a tiny model behind small caches that are full before
+memory is looked at: what still grows is kept for nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.quiet import quiet_libraries
-from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
+from turbo_runtime.engine.request import Drafting, SamplingParams, Step, Submit
 from turbo_runtime.engine.threads import settle_threads
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ BARS = (
 )
 CONCURRENCY = (1, 8, 32, 64)
 ANSWER_TOKENS = 64
-REQUESTS = {1: 6, 8: 24, 32: 64, 64: 128}  # of each measurement
+REQUESTS = {1: 6, 8: 32, 32: 96, 64: 192}  # of each measurement
 RUNS, QUICK_RUNS = 3, 1
 SHORT_REQUESTS, WARM_SHARE = 10_000, 0.3
 
@@ -139,13 +140,29 @@ def _measured(engine: Engine, requests: Sequence[Submit], at_a_time: int, drafti
     server = fresh(engine)
     asked = [as_new(request, request.request_id, drafting=drafting) for request in requests]
     with _timed_forward(server) as inside:
+        while_full = _WhileFull(len(requests) - at_a_time)
         began = time.perf_counter()
-        answers = run(server, asked, at_a_time)
+        run(server, asked, at_a_time, watch=while_full.see)
         seconds = time.perf_counter() - began
-    tokens = sum(len(answer.tokens) for answer in answers.values())
     stats = server.stats()
     per_draft = 1 + stats.accepted_tokens / stats.drafts if stats.drafts else None
-    return Measured(tokens, seconds, 1 - sum(inside) / seconds, per_draft)
+    return Measured(while_full.tokens, while_full.until - began, 1 - sum(inside) / seconds, per_draft)
+
+
+@dataclass
+class _WhileFull:
+    """What a run brought until its last request was taken in."""
+
+    following: int  # requests that others had to end for
+    tokens: int = 0
+    until: float = 0.0  # by `time.perf_counter`
+
+    def see(self, step: Step) -> None:
+        """What a step brought."""
+        if self.following > 0:
+            self.tokens += sum(len(event.tokens) for event in step.events)
+            self.following -= sum(event.finish_reason is not None for event in step.events)
+            self.until = time.perf_counter()
 
 
 @contextmanager

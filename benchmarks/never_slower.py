@@ -1,11 +1,13 @@
 """Speculation is never slower than none where it can help least: random tokens, free writing, and misleading
 prompts, all at temperature 1. Those are near-copies of a text, and JSON with random values, to be continued
-with other words and values: drafts are found, and most are wrong.
+with other words and values: drafts are found, and most are wrong. And on mixed prompts, greedily, where one
+request follows another as soon as it is answered; tokens a second are then those while others wait, since
+the end of such a run belongs to whoever is slowest.
 
 Pairs of runs in one process: the same requests without speculation and with it. The two take steps in turn,
 so that what else the machine does falls on both, and a run's time is that of its own steps. The drafters
 remember nothing at a run's beginning; what a step costs, and whether drafts helped, is known from the runs
-before, as in a server. Prompts begin alike for less than what the prefix cache shares.
+before, as in a server.
 
 Then what `bytes` costs before the first token: long prompts by the arithmetic of the start-up check, and by
 the cheapest that each row may be computed in (`law`), in turn.
@@ -18,10 +20,11 @@ import random
 import statistics
 import sys
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import copy, deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from engines import Encode, as_new, fresh, run, tokenizer
@@ -38,14 +41,15 @@ if TYPE_CHECKING:
 
 DRAFTING = ("off", "auto")
 CONCURRENT = (1, 8, 32)
-TRAFFIC = ("random", "writing", "misleading")
+TRAFFIC = ("random", "writing", "misleading", "mixed")
+FOLLOWING = 3  # mixed requests for each that may run
 PROMPTS = (512, 2048)  # tokens before the first of an answer
 LEAST_PAIRS = 15
 BARS = (
     Bar("pairs", at_least=LEAST_PAIRS),
     *(Bar(f"{name}_{n}_median", at_least=0.97) for name in TRAFFIC for n in CONCURRENT),
     *(Bar(f"{name}_{n}_tenth", at_least=0.90) for name in TRAFFIC for n in CONCURRENT),
-    *(Bar(f"misleading_{n}_drafted", at_least=1) for n in CONCURRENT),
+    *(Bar(f"{name}_{n}_drafted", at_least=1) for name in ("misleading", "mixed") for n in CONCURRENT),
     *(Bar(f"first_token_{n}", at_most=1.10) for n in PROMPTS),
 )
 PROMPT_TOKENS = 40
@@ -62,6 +66,7 @@ HEROES = (
     "thief",
     "nurse",
 )
+MIXED = [row["prompt"] for row in prompts()]
 TEXTS = [row["prompt"] for row in prompts() if row["domain"] == "support"]
 PLACES = ("on the moon", "in a flooded city", "at a night market", "in the desert", "on a slow train")
 
@@ -69,12 +74,19 @@ PLACES = ("on the moon", "in a flooded city", "at a night market", "in the deser
 def main() -> int:
     """Run all pairs; exit status by the bars."""
     parser = arguments(__doc__ or "")
+    parser.add_argument("--traffic", nargs="+", choices=TRAFFIC, default=TRAFFIC, help="default: all of it")
     parser.add_argument("--pairs", type=int, default=LEAST_PAIRS, help="of each kind (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     options = parser.parse_args()
     settle_threads(options.threads)
     from turbo_runtime.engine.start import start_engine
 
-    config = RuntimeConfig(model=str(ensure()), threads=options.threads, kv_cache_gib=1.0)  # twice
+    config = RuntimeConfig(
+        str(ensure()),
+        dtype=options.dtype,
+        threads=options.threads,
+        kv_cache_gib=1.0,  # twice
+    )
     engine, ready = start_engine(config, time.monotonic())
     encode, _ = tokenizer(config)
     noise = random.Random(0)
@@ -84,14 +96,20 @@ def main() -> int:
     figures: dict[str, float] = {"pairs": options.pairs}
     if ready.guarantee != "bytes":
         sys.exit(f"the guarantee is {ready.guarantee}: there is no price of `bytes` to tell")
-    for name in TRAFFIC:
+    for name in options.traffic:
         for count in CONCURRENT:
             ratios, drafted, accepted = [], 0, 0
             for pair in range(options.pairs + 1):  # the first warms up
-                asked = [_prompt(name, noise, ready.vocab_size, encode) for _ in range(count)]
-                requests = [_ask(prompt, pair, i, ANSWER_TOKENS[count]) for i, prompt in enumerate(asked)]
-                seconds, stats = _answered(engines, known, requests, pair)
-                ratios.append(seconds["off"] / seconds["auto"])
+                if name == "mixed":
+                    asked = [encode(text) for text in noise.sample(MIXED, FOLLOWING * count)]
+                else:
+                    asked = [_prompt(name, noise, ready.vocab_size, encode) for _ in range(count)]
+                params = SamplingParams(
+                    temperature=0.0 if name == "mixed" else 1.0, max_tokens=ANSWER_TOKENS[count]
+                )
+                requests = [_ask(prompt, pair, i, params) for i, prompt in enumerate(asked)]
+                speed, stats = _answered(engines, known, requests, count, pair)
+                ratios.append(speed["auto"] / speed["off"])
                 drafted += stats.draft_tokens if pair else 0
                 accepted += stats.accepted_tokens if pair else 0
             rows.append(_row(f"{name}, requests: {count}", ratios[1:], drafted, accepted))
@@ -109,7 +127,8 @@ def main() -> int:
         rows.append(_row(f"first token, prompt: {count}", ratios[1:]))
         print(rows[-1], flush=True)
         figures[f"first_token_{count}"] = rows[-1]["median"]
-    return finish("never_slower", figures, rows, BARS, options)
+    bars = [bar for bar in BARS if bar.figure in figures]
+    return finish("never_slower", figures, rows, bars, options)
 
 
 def _prompt(name: str, noise: random.Random, vocabulary: int, encode: Encode) -> list[int]:
@@ -147,9 +166,8 @@ def _pick(noise: random.Random) -> str:
     return f"{noise.choice(KINDS)} about a {noise.choice(HEROES)} {noise.choice(PLACES)}"
 
 
-def _ask(prompt: list[int], pair: int, number: int, tokens: int) -> Submit:
-    params = SamplingParams(temperature=1.0, seed=1000 * pair + number, max_tokens=tokens)
-    return Submit(f"{pair}-{number}", tuple(prompt), params)
+def _ask(prompt: list[int], pair: int, number: int, params: SamplingParams) -> Submit:
+    return Submit(f"{pair}-{number}", tuple(prompt), replace(params, seed=1000 * pair + number))
 
 
 def _twin(engine: Engine) -> Engine:
@@ -165,27 +183,40 @@ def _twin(engine: Engine) -> Engine:
 
 
 def _answered(
-    engines: Mapping[str, Engine], known: Mapping[str, Control], requests: list[Submit], turn: int
+    engines: Mapping[str, Engine],
+    known: Mapping[str, Control],
+    requests: list[Submit],
+    at_a_time: int,
+    turn: int,
 ) -> tuple[dict[str, float], EngineStats]:
-    """Seconds with drafts and without, and what was drafted; who takes the first step changes by `turn`."""
+    """Tokens a second with drafts and without, while others wait if any do, and what was drafted; who takes
+    the first step changes by `turn`.
+    """
     servers = {drafting: fresh(engines[drafting], control=known[drafting]) for drafting in DRAFTING}
-    seconds = dict.fromkeys(DRAFTING, 0.0)
+    seconds, told = dict.fromkeys(DRAFTING, 0.0), dict.fromkeys(DRAFTING, 0)
     tokens: dict[str, dict[str, list[int]]] = {drafting: defaultdict(list) for drafting in DRAFTING}
-    for drafting, server in servers.items():
-        for request in requests:
-            server.accept(as_new(request, request.request_id, drafting=drafting))
+    waiting = {drafting: deque(requests) for drafting in DRAFTING}
+    live = dict.fromkeys(DRAFTING, 0)
     order = DRAFTING if turn % 2 else DRAFTING[::-1]
-    while not all(server.idle for server in servers.values()):
+    while any(waiting.values()) or any(live.values()):
         for drafting in order:
-            if not servers[drafting].idle:
+            server = servers[drafting]
+            while waiting[drafting] and live[drafting] < at_a_time:
+                request = waiting[drafting].popleft()
+                server.accept(as_new(request, request.request_id, drafting=drafting))
+                live[drafting] += 1
+            if live[drafting]:
                 began = time.perf_counter()
-                step = servers[drafting].step()
-                seconds[drafting] += time.perf_counter() - began
+                step = server.step()
+                if waiting[drafting] or len(requests) <= at_a_time:
+                    seconds[drafting] += time.perf_counter() - began
+                    told[drafting] += sum(len(event.tokens) for event in step.events)
                 for event in step.events:
                     tokens[drafting][event.request_id] += event.tokens
+                    live[drafting] -= event.finish_reason is not None
     if tokens["off"] != tokens["auto"]:
         sys.exit("the answers with drafts are others than those without")
-    return seconds, servers["auto"].stats()
+    return {drafting: told[drafting] / seconds[drafting] for drafting in DRAFTING}, servers["auto"].stats()
 
 
 def _first_token(engine: Engine, request: Submit, arithmetic: str) -> float:

@@ -80,6 +80,7 @@ class Tiny:
             max_step_tokens=way.step_tokens,
             max_draft_tokens=way.drafts,
             max_length=POSITIONS,
+            shared_tile=self.model.rule.shared_tile,
         )
         return Engine(self.model, scheduler, self._drafters(way), self.grammars)
 

@@ -49,6 +49,7 @@ def engine(model: PagedModel, grammars: Grammars | None, audit: AuditTerms, bloc
         max_step_tokens=64,
         max_draft_tokens=8,
         max_length=min(POSITIONS, blocks * BLOCK_SIZE),
+        shared_tile=model.rule.shared_tile,
     )
     return Engine(model, scheduler, Drafters(), grammars, EveryDraft(), audit)
 

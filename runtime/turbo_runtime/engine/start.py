@@ -14,7 +14,7 @@ from turbo_runtime.drafters.heads.artefact import Target
 from turbo_runtime.drafters.watch import WatchedFile
 from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.audit import AuditTerms
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, blocks_for
+from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.check_bulk import take_up_bulk
 from turbo_runtime.engine.goodput.control import Control
@@ -61,7 +61,7 @@ def start_engine(
         max_step_tokens=config.max_step_tokens,
         max_draft_tokens=config.max_draft_tokens if config.speculation != "off" else 0,
         max_length=length,
-        shared_tile=BLOCK_SIZE if model.rule.uniform else PROMPT_TILE,
+        shared_tile=model.rule.shared_tile,
     )
     ready = Ready(
         guarantee=report.guarantee,

@@ -72,6 +72,7 @@ def make_engine(tiny_model: PagedModel) -> MakeEngine:
             max_step_tokens=step_tokens,
             max_draft_tokens=6,
             max_length=LONGEST,
+            shared_tile=tiny_model.rule.shared_tile,
         )
         chosen = EveryDraft() if control is None else control  # one that knows no request yet is falsy
         return Engine(tiny_model, scheduler, drafters or Drafters(), control=chosen)

@@ -10,7 +10,8 @@ import torch
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.blocks import BlockLedger
+from turbo_runtime.engine.attention.check import tiles_are_rows
+from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import PagedModel
 from turbo_runtime.engine.request import SamplingParams, Submit
@@ -30,9 +31,22 @@ def model() -> PagedModel:
     return PagedModel(network(vocabulary=61), blocks=BLOCKS, max_length=LENGTH)
 
 
-def engine(model: PagedModel, *, blocks: int = BLOCKS, step_tokens: int = 200) -> Engine:
+@pytest.fixture(params=[PROMPT_TILE, BLOCK_SIZE], ids=["whole tiles", "any block"])
+def tile(request: pytest.FixtureRequest, model: PagedModel) -> int:
+    assert tiles_are_rows(model.pool)  # so that any block may be shared
+    return int(request.param)
+
+
+def engine(
+    model: PagedModel, *, blocks: int = BLOCKS, step_tokens: int = 200, tile: int = PROMPT_TILE
+) -> Engine:
     scheduler = Scheduler(
-        BlockLedger(blocks), max_running=8, max_step_tokens=step_tokens, max_draft_tokens=4, max_length=LENGTH
+        BlockLedger(blocks),
+        max_running=8,
+        max_step_tokens=step_tokens,
+        max_draft_tokens=4,
+        max_length=LENGTH,
+        shared_tile=tile,
     )
     return Engine(model, scheduler, Drafters(), control=EveryDraft())
 
@@ -76,28 +90,31 @@ def alone(model: PagedModel) -> dict[str, list[int]]:
     return answers
 
 
-def test_answers_are_the_same_where_prompts_are_found(model: PagedModel, alone: dict[str, list[int]]) -> None:
-    server = engine(model)
+def test_answers_are_the_same_where_prompts_are_found(
+    model: PagedModel, alone: dict[str, list[int]], tile: int
+) -> None:
+    server = engine(model, tile=tile)
     for question in questions():
         assert run(server, [question])[question.request_id] == alone[question.request_id]
     prefixes = server.scheduler.prefixes
-    assert prefixes.hits >= 64 * 9 + 16 + 32 + 48 + 48 + 96
+    further = 0 if tile == PROMPT_TILE else 16 + 16  # of prompts that end or part before a tile's end
+    assert prefixes.hits >= 64 * 9 + 16 + 32 + 48 + 48 + 96 + further
     assert prefixes.evictions == 0
 
 
 @pytest.mark.parametrize("step_tokens", [9, 70, 400])
 def test_answers_that_come_together_are_the_same(
-    model: PagedModel, alone: dict[str, list[int]], step_tokens: int
+    model: PagedModel, alone: dict[str, list[int]], step_tokens: int, tile: int
 ) -> None:
-    server = engine(model, step_tokens=step_tokens)
+    server = engine(model, step_tokens=step_tokens, tile=tile)
     assert run(server, questions()) == alone
     assert run(server, questions()[::-1]) == alone
 
 
 def test_answers_are_the_same_where_tiles_are_given_up_and_sequences_give_way(
-    model: PagedModel, alone: dict[str, list[int]]
+    model: PagedModel, alone: dict[str, list[int]], tile: int
 ) -> None:
-    server = engine(model, blocks=22)
+    server = engine(model, blocks=22, tile=tile)
     assert run(server, questions()) == alone
     assert run(server, questions()[::-1]) == alone
     assert server.scheduler.preemptions > 0

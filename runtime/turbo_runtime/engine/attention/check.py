@@ -23,7 +23,7 @@ def row_counts_that_hold(pool: KVPool) -> tuple[int, ...]:
     """Of ROW_COUNTS those at which every row gets the bits that it gets alone, whatever stands beside it.
     Empty where even a row by itself does not.
     """
-    holding = ROW_COUNTS
+    holding: tuple[int, ...] = ROW_COUNTS
     for length in LENGTHS:
         trial = _Trial(pool, length)
         alone = trial.rows(1, trial.most)

@@ -12,7 +12,7 @@ from turbo_runtime.engine.attention.pool import KVPool
 from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention
 from turbo_runtime.engine.attention.spans import Span, Spans
 from turbo_runtime.engine.attention.tiles import TileAttention
-from turbo_runtime.engine.blocks import PROMPT_TILE
+from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
 
 LONG_SPAN = 32  # tokens from which a span is cheaper as one call than row by row
 
@@ -25,6 +25,11 @@ class Rule:
     row_counts: tuple[int, ...] = ROW_COUNTS  # of ROW_COUNTS, those that give the same bits on this machine
     # whether a prompt's whole tiles have the bits of rows: then the prompt's length decides nothing
     uniform: bool = False
+
+    @property
+    def shared_tile(self) -> int:
+        """Positions of a prompt within whole ones of which blocks are shared."""
+        return BLOCK_SIZE if self.exact and self.uniform else PROMPT_TILE
 
 
 class PagedStep:
