@@ -2,9 +2,10 @@
 the model's forward; and whether memory stays where it is over ten thousand requests.
 
 The first two are of the real model, whose steps take as long as they do; plain and with drafts in turn, from
-memories that were emptied. Tokens are counted while others wait: the end of a run, when ever fewer requests
-run, belongs to whoever is slowest. The third is of a tiny model behind small caches that are full before
-memory is looked at: what still grows is kept for nothing.
+memories that were emptied. Tokens are counted from when as many as run at a time were answered to when nobody
+waits any more: the end of a run, when ever fewer requests run, belongs to whoever is slowest. The third is of
+a tiny model behind small caches that are full before memory is looked at: what still grows is kept for
+nothing.
 """
 
 from __future__ import annotations
@@ -140,29 +141,33 @@ def _measured(engine: Engine, requests: Sequence[Submit], at_a_time: int, drafti
     server = fresh(engine)
     asked = [as_new(request, request.request_id, drafting=drafting) for request in requests]
     with _timed_forward(server) as inside:
-        while_full = _WhileFull(len(requests) - at_a_time)
+        # one at a time there is neither a beginning nor an end
+        counted = _Counted(at_a_time, len(asked) - at_a_time) if at_a_time > 1 else _Counted(0, len(asked))
         began = time.perf_counter()
-        run(server, asked, at_a_time, watch=while_full.see)
+        run(server, asked, at_a_time, watch=counted.see)
         seconds = time.perf_counter() - began
     stats = server.stats()
     per_draft = 1 + stats.accepted_tokens / stats.drafts if stats.drafts else None
-    return Measured(while_full.tokens, while_full.until - began, 1 - sum(inside) / seconds, per_draft)
+    return Measured(counted.tokens, counted.seconds, 1 - sum(inside) / seconds, per_draft)
 
 
-@dataclass
-class _WhileFull:
-    """What a run brought until its last request was taken in."""
+class _Counted:
+    """What a run brought from its `first` answer that ended to its `last`: while it was full of requests in
+    every state.
+    """
 
-    following: int  # requests that others had to end for
-    tokens: int = 0
-    until: float = 0.0  # by `time.perf_counter`
+    def __init__(self, first: int, last: int) -> None:
+        self._first, self._last, self._ended = first, last, 0
+        self._at = time.perf_counter()
+        self.tokens, self.seconds = 0, 0.0
 
     def see(self, step: Step) -> None:
         """What a step brought."""
-        if self.following > 0:
+        before, self._at = self._at, time.perf_counter()
+        if self._first <= self._ended < self._last:
             self.tokens += sum(len(event.tokens) for event in step.events)
-            self.following -= sum(event.finish_reason is not None for event in step.events)
-            self.until = time.perf_counter()
+            self.seconds += self._at - before
+        self._ended += sum(event.finish_reason is not None for event in step.events)
 
 
 @contextmanager

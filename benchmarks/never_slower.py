@@ -1,8 +1,8 @@
 """Speculation is never slower than none where it can help least: random tokens, free writing, and misleading
 prompts, all at temperature 1. Those are near-copies of a text, and JSON with random values, to be continued
 with other words and values: drafts are found, and most are wrong. And on mixed prompts, greedily, where one
-request follows another as soon as it is answered; tokens a second are then those while others wait, since
-the end of such a run belongs to whoever is slowest.
+request follows another as soon as it is answered; tokens a second are then those from when as many as run
+at a time were answered to when nobody waits any more: the end of such a run belongs to whoever is slowest.
 
 Pairs of runs in one process: the same requests without speculation and with it. The two take steps in turn,
 so that what else the machine does falls on both, and a run's time is that of its own steps. The drafters
@@ -127,7 +127,8 @@ def main() -> int:
         rows.append(_row(f"first token, prompt: {count}", ratios[1:]))
         print(rows[-1], flush=True)
         figures[f"first_token_{count}"] = rows[-1]["median"]
-    bars = [bar for bar in BARS if bar.figure in figures]
+    left_out = {name for name in TRAFFIC if name not in options.traffic}
+    bars = [bar for bar in BARS if bar.figure.split("_")[0] not in left_out]
     return finish("never_slower", figures, rows, bars, options)
 
 
@@ -189,14 +190,14 @@ def _answered(
     at_a_time: int,
     turn: int,
 ) -> tuple[dict[str, float], EngineStats]:
-    """Tokens a second with drafts and without, while others wait if any do, and what was drafted; who takes
-    the first step changes by `turn`.
+    """Tokens a second with drafts and without, and what was drafted; who takes the first step changes by
+    `turn`. Of several that follow each other, the first and the last that run at a time do not count.
     """
     servers = {drafting: fresh(engines[drafting], control=known[drafting]) for drafting in DRAFTING}
     seconds, told = dict.fromkeys(DRAFTING, 0.0), dict.fromkeys(DRAFTING, 0)
     tokens: dict[str, dict[str, list[int]]] = {drafting: defaultdict(list) for drafting in DRAFTING}
     waiting = {drafting: deque(requests) for drafting in DRAFTING}
-    live = dict.fromkeys(DRAFTING, 0)
+    live, ended = dict.fromkeys(DRAFTING, 0), dict.fromkeys(DRAFTING, 0)
     order = DRAFTING if turn % 2 else DRAFTING[::-1]
     while any(waiting.values()) or any(live.values()):
         for drafting in order:
@@ -208,12 +209,14 @@ def _answered(
             if live[drafting]:
                 began = time.perf_counter()
                 step = server.step()
-                if waiting[drafting] or len(requests) <= at_a_time:
+                following = at_a_time > 1 and len(requests) > at_a_time
+                if not following or (waiting[drafting] and ended[drafting] >= at_a_time):
                     seconds[drafting] += time.perf_counter() - began
                     told[drafting] += sum(len(event.tokens) for event in step.events)
                 for event in step.events:
                     tokens[drafting][event.request_id] += event.tokens
                     live[drafting] -= event.finish_reason is not None
+                    ended[drafting] += event.finish_reason is not None
     if tokens["off"] != tokens["auto"]:
         sys.exit("the answers with drafts are others than those without")
     return {drafting: told[drafting] / seconds[drafting] for drafting in DRAFTING}, servers["auto"].stats()

@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 BLOCK_SIZE = 16  # token slots of one block
-PROMPT_TILE = 64  # positions of a prompt that are computed, and shared, as one; whole blocks
+PROMPT_TILE = 64  # aligned positions that are computed by one call; whole blocks
 
 
 def blocks_for(tokens: int) -> int:

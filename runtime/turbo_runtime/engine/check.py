@@ -3,8 +3,9 @@ guarantee holds.
 
 `bytes`: a request's text is the same with and without speculation, in any batch. `law`: it is a draw from the
 same law. The check tries, on this machine and with this number of threads, a fixed row at every position of
-every row count in use: for each distinct weight shape, for norms and activations; then a fixed item at many
-places among other items of attention; then the whole model, many rows at once against few and one.
+every row count in use: for each distinct weight shape, for norms and activations; then items of attention of
+several lengths, with others beside them and alone; then the whole model, many rows at once against few and
+one.
 """
 
 from __future__ import annotations
@@ -57,8 +58,8 @@ def check_arithmetic(
         with torch.inference_mode():
             _choose_forms(model, forms, deadline)
             _check_row_wise(model, max_step_tokens, deadline)
-            counts = _row_counts(model)
-            model.rule = Rule(exact=True, row_counts=counts, uniform=tiles_are_rows(model.pool))
+            counts = _row_counts(model, deadline)
+            model.rule = Rule(row_counts=counts, uniform=tiles_are_rows(model.pool, deadline))
             _probe(model, deadline)
     except NotProvenError as outcome:
         log.warning("guarantee law: %s", outcome)
@@ -168,8 +169,8 @@ def _check_row_wise(model: PagedModel, max_step_tokens: int, deadline: float) ->
             )
 
 
-def _row_counts(model: PagedModel) -> tuple[int, ...]:
-    counts = row_counts_that_hold(model.pool)
+def _row_counts(model: PagedModel, deadline: float) -> tuple[int, ...]:
+    counts = row_counts_that_hold(model.pool, deadline)
     if not counts:
         raise NotProvenError("a row's attention depends on how many others there are")
     if not tiles_hold(model.pool):

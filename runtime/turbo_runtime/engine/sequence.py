@@ -14,7 +14,7 @@ class Sequence:
 
     submit: Submit
     tokens: list[int]  # prompt and committed answer
-    keys: tuple[bytes, ...]  # of the blocks in whole tiles of the prompt (`prefix.block_keys`)
+    keys: tuple[bytes, ...]  # of the prompt's blocks that may be shared (`prefix.block_keys`)
     computed: int = 0  # leading tokens whose keys and values are in the cache
     table: list[int] = field(default_factory=list)  # blocks, in order of position
     shared: int = 0  # leading blocks of the table that the prefix cache knows: they are only read

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -85,6 +86,12 @@ def computed(
     return torch.cat(answers)
 
 
+@cache
+def found_out(value: int) -> tuple[tuple[int, ...], bool]:
+    """Row counts that hold, and whether tiles are rows."""
+    return row_counts_that_hold(pool(value=value)), tiles_are_rows(pool(value=value))
+
+
 @pytest.mark.parametrize("prompt_length", [0, 63, 64, 200, LENGTH])
 @pytest.mark.parametrize("rule", [Rule(), Rule(exact=False)], ids=["exact", "free"])
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
@@ -109,14 +116,21 @@ def test_it_is_causal_softmax_attention(
     st.integers(0, 5),
     st.booleans(),
     st.sampled_from([KEY, NARROW]),
+    st.booleans(),
 )
-@settings(max_examples=60)
+@settings(max_examples=80)
 def test_however_a_sequence_is_cut_into_steps_and_whoever_else_is_there_the_bits_are_the_same(
-    cuts: set[int], prompt_length: int, mates: list[int], padding: int, in_a_row: bool, value: int
+    cuts: set[int],
+    prompt_length: int,
+    mates: list[int],
+    padding: int,
+    in_a_row: bool,
+    value: int,
+    by_tile: bool,
 ) -> None:
-    counts = row_counts_that_hold(pool(value=value))
+    counts, uniform = found_out(value)
     assert 1 in counts
-    rule = Rule(row_counts=counts)
+    rule = Rule(row_counts=counts, uniform=by_tile and uniform)
     at_once = computed([0], prompt_length, rule=rule, value=value)
     in_a_row = in_a_row and not mates  # whose blocks lie in between
     cut = computed(
@@ -134,8 +148,27 @@ def test_however_a_sequence_is_cut_into_steps_and_whoever_else_is_there_the_bits
 @given(st.integers(0, LENGTH), st.integers(0, LENGTH))
 @settings(max_examples=20)
 def test_where_tiles_are_rows_the_length_of_a_prompt_changes_no_bits(shorter: int, longer: int) -> None:
-    assert tiles_are_rows(pool(value=KEY))
+    assert found_out(KEY)[1]
+    by_tile = computed([0], shorter, value=KEY, rule=Rule(uniform=True))
     assert torch.equal(computed([0], shorter, value=KEY), computed([0], longer, value=KEY))
+    assert torch.equal(computed([0], shorter, value=KEY), by_tile)
+
+
+def test_where_tiles_are_rows_a_long_span_is_computed_in_tiles_wherever_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes: list[int] = []
+    real = F.scaled_dot_product_attention
+
+    def noted(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
+        shapes.append(query.shape[2] * KV_HEADS // HEADS)
+        return real(query, key, value, **rest)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    kv = pool(value=KEY)
+    flat = [torch.ones(100, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    PagedStep(kv, [Span(30, 100, table(0), 0)], 100, Rule(uniform=True)).attend(0, *flat, SCALING)
+    assert shapes == [PROMPT_TILE] * 3
 
 
 def test_tiles_are_no_rows_where_those_are_split_over_their_keys() -> None:
@@ -237,7 +270,7 @@ def test_products_whose_bits_depend_on_how_many_there_are_hold_at_no_count(
     assert row_counts_that_hold(pool()) == ()
 
 
-@pytest.mark.parametrize("rows_each", [1, 3, 64])
+@pytest.mark.parametrize("rows_each", [1, 3, 17])
 def test_a_fused_kernel_whose_bits_depend_on_its_rows_is_found_out(
     rows_each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,8 +286,51 @@ def test_a_fused_kernel_whose_bits_depend_on_its_rows_is_found_out(
     assert set(row_counts_that_hold(pool(value=KEY))) == alike_with_one
 
 
-def test_all_counts_are_tried() -> None:
-    assert set(row_counts_that_hold(pool())) <= set(ROW_COUNTS)
+@pytest.mark.parametrize("crowd", [3, 12])
+def test_a_fused_kernel_whose_bits_depend_on_how_many_items_there_are_holds_at_no_count(
+    crowd: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = F.scaled_dot_product_attention
+
+    def crowded(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
+        whole = real(query, key, value, **rest)
+        return whole * (1 + 1e-6) if query.shape[0] > crowd else whole
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", crowded)
+    assert row_counts_that_hold(pool(value=KEY)) == ()
+
+
+@pytest.mark.parametrize("keys", [64 * tiles for tiles in range(1, 10)])
+def test_a_fused_kernel_whose_bits_depend_on_its_rows_at_some_number_of_keys_is_found_out(
+    keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, single = F.scaled_dot_product_attention, padded_queries(1, HEADS // KV_HEADS)
+
+    def another_order(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
+        whole = real(query, key, value, **rest)
+        return whole * (1 + 1e-6) if key.shape[2] == keys and query.shape[2] > single else whole
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", another_order)
+    assert row_counts_that_hold(pool(value=KEY)) == (1,)
+    assert not tiles_are_rows(pool(value=KEY))
+
+
+def test_a_sequence_that_is_read_where_it_lies_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, group = F.scaled_dot_product_attention, HEADS // KV_HEADS
+
+    def another_order(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
+        whole = real(query, key, value, **rest)
+        in_place = key.storage_offset() > 0  # in the cache, behind what others have
+        return whole * (1 + 1e-6) if in_place and query.shape[2] == padded_queries(4, group) else whole
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", another_order)
+    same = {rows for rows in ROW_COUNTS if padded_queries(rows, group) == padded_queries(4, group)}
+    assert set(row_counts_that_hold(pool(value=KEY))) == set(ROW_COUNTS) - same
+
+
+def test_what_is_not_tried_in_time_is_not_held() -> None:
+    assert row_counts_that_hold(pool(value=KEY), deadline=0.0) == ()
+    assert not tiles_are_rows(pool(value=KEY), deadline=0.0)
 
 
 def test_only_the_last_keys_of_an_item_are_masked() -> None:

@@ -38,7 +38,12 @@ def poisoned(request: pytest.FixtureRequest) -> Iterator[PagedModel]:
 
 def engine(model: PagedModel, drafters: Drafters | None = None) -> Engine:
     scheduler = Scheduler(
-        BlockLedger(BLOCKS), max_running=8, max_step_tokens=96, max_draft_tokens=4, max_length=LENGTH
+        BlockLedger(BLOCKS),
+        max_running=8,
+        max_step_tokens=96,
+        max_draft_tokens=4,
+        max_length=LENGTH,
+        shared_tile=model.rule.shared_tile,
     )
     return Engine(model, scheduler, drafters or Drafters(), control=EveryDraft())
 

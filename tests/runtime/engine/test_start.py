@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.contract import DType, RuntimeConfig
 from turbo_runtime.engine import start
-from turbo_runtime.engine.blocks import BLOCK_SIZE
+from turbo_runtime.engine.attention import Rule
+from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.engine.source import ModelError
 from turbo_runtime.engine.start import choose_device, choose_dtype, size_cache, start_engine
 from turbo_runtime.inspect import inspect_model
@@ -57,6 +58,16 @@ def test_ready_says_what_was_loaded_and_what_is_promised(config: RuntimeConfig) 
     assert ready.digest == inspect_model(config.model).digest
     assert 0 < ready.load_seconds + ready.check_seconds + ready.measure_seconds <= took
     assert engine.idle
+
+
+@pytest.mark.parametrize(("dtype", "tile"), [("float32", BLOCK_SIZE), ("bfloat16", PROMPT_TILE)])
+def test_prompts_share_whole_tiles_or_where_those_are_rows_any_block(
+    config: RuntimeConfig, dtype: DType, tile: int
+) -> None:
+    engine, _ = start_engine(replace(config, dtype=dtype), time.monotonic())
+    assert engine.model.rule.shared_tile == tile
+    assert engine.scheduler.shared_tile == tile
+    assert Rule(exact=False, uniform=True).shared_tile == PROMPT_TILE
 
 
 def test_the_engine_is_measured_before_it_is_ready_and_its_cache_is_empty_then(

@@ -1,33 +1,44 @@
-"""Which shapes of batched products give a query row the same bits, found out on this machine."""
+"""Which shapes of attention give a query row the same bits, found out on this machine."""
 
 from __future__ import annotations
 
+import time
 from itertools import pairwise
+from math import inf
 
 import torch
 from torch import Tensor
 
+from turbo_runtime.engine.attention.items import padded_queries
 from turbo_runtime.engine.attention.pool import KVPool
-from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention
+from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention, is_fused
 from turbo_runtime.engine.attention.spans import Span, Spans
 from turbo_runtime.engine.attention.tiles import TileAttention
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, blocks_for
+from turbo_runtime.engine.blocks import PROMPT_TILE, blocks_for
 
-# Tokens of the sequences that are tried: few chunks of keys and many, the last of them partly filled.
-LENGTHS = (100, 300, 700)
-MATES = (0, 1, 6, 30)  # short sequences beside it
+SPLIT_LENGTHS = (300,)  # tokens of the sequences tried: three chunks of keys, the last partly filled;
+# by the fused kernel all numbers of keys within its block of 512, and one beyond
+FUSED_LENGTHS = tuple(PROMPT_TILE * tiles for tiles in range(1, 10))
+# Sequences beside it: (how many, whether they are as long as it is, so that they are computed together)
+MATES = ((0, False), (1, False), (30, False), (1, True), (6, True), (30, True))
 TILES = 8  # whole tiles of the prompt that is tried
+FIRST_BLOCK = 3  # of the sequence that is tried: it does not begin where the cache does
 
 
-def row_counts_that_hold(pool: KVPool) -> tuple[int, ...]:
-    """Of ROW_COUNTS those at which every row gets the bits that it gets alone, whatever stands beside it.
-    Empty where even a row by itself does not.
+def row_counts_that_hold(pool: KVPool, deadline: float = inf) -> tuple[int, ...]:
+    """Of ROW_COUNTS those at which every row gets the bits that it gets alone, whatever stands beside it;
+    those that are tried by `deadline` (monotonic). Empty where even a row by itself does not.
     """
-    holding: tuple[int, ...] = ROW_COUNTS
-    for length in LENGTHS:
-        trial = _Trial(pool, length)
-        alone = trial.rows(1, trial.most)
-        holding = tuple(rows for rows in holding if trial.holds(rows, alone))
+    trials = [_Trial(pool, length) for length in (FUSED_LENGTHS if is_fused(pool) else SPLIT_LENGTHS)]
+    alone = [trial.rows(1, trial.most) for trial in trials]
+    holding = tuple(
+        rows
+        for rows in ROW_COUNTS
+        if all(
+            time.monotonic() <= deadline and trial.holds(rows, expected)
+            for trial, expected in zip(trials, alone, strict=True)
+        )
+    )
     return holding if 1 in holding else ()
 
 
@@ -43,11 +54,14 @@ def tiles_hold(pool: KVPool) -> bool:
     )
 
 
-def tiles_are_rows(pool: KVPool) -> bool:
-    """Whether tiles that hold have the bits that their positions would get as rows."""
-    trials = [_Trial(pool, tiles * PROMPT_TILE) for tiles in (1, 2, TILES)]
-    return all(
-        torch.equal(trial.tile([0, PROMPT_TILE], mate=False), trial.rows(1, PROMPT_TILE)) for trial in trials
+def tiles_are_rows(pool: KVPool, deadline: float = inf) -> bool:
+    """Whether tiles that hold have the bits that their positions would get as rows, as is found by `deadline`
+    (monotonic). Only the fused kernel adds up in the same order.
+    """
+    return is_fused(pool) and all(
+        time.monotonic() <= deadline
+        and torch.equal(trial.tile([0, PROMPT_TILE], mate=False), trial.rows(1, PROMPT_TILE))
+        for trial in (_Trial(pool, length) for length in FUSED_LENGTHS)
     )
 
 
@@ -57,7 +71,7 @@ class _Trial:
     """
 
     def __init__(self, pool: KVPool, length: int) -> None:
-        blocks = blocks_for(length)
+        blocks = FIRST_BLOCK + blocks_for(length)
         self._pool = KVPool(pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device)
         generator = torch.Generator().manual_seed(0)
 
@@ -70,22 +84,26 @@ class _Trial:
         if not pool.shape.latent:
             self._pool.values[0].copy_(cancelling(*self._pool.values[0].shape))
         self.most = max(ROW_COUNTS) + 1  # more than one item at every count
-        self._queries = cancelling(pool.kv_heads, self.most * pool.group, pool.key_width)
+        self._queries = cancelling(pool.kv_heads, PROMPT_TILE * pool.group, pool.key_width)
         self._length = length
-        self._table = list(range(blocks))
+        self._table = list(range(FIRST_BLOCK, blocks))
 
     def holds(self, rows_each: int, alone: Tensor) -> bool:
         """Whether the last rows, so many an item, are as they were `alone`, (KV heads, rows * group,
         width).
         """
-        wanted = alone[:, -(rows_each + 1) * self._pool.group :]
-        if not all(torch.equal(self.rows(rows_each, rows_each + 1, mates), wanted) for mates in MATES):
+        group = self._pool.group
+        wanted = alone[:, -(rows_each + 1) * group :]
+        if not all(torch.equal(self.rows(rows_each, rows_each + 1, *mates), wanted) for mates in MATES):
             return False
-        return torch.equal(self.in_place(rows_each), wanted[:, self._pool.group :])
+        step = padded_queries(rows_each, 1)
+        return all(
+            torch.equal(self.in_place(rows_each, rows), wanted[:, group:]) for rows in (step, step + 4)
+        )
 
-    def rows(self, rows_each: int, count: int, mates: int = 0) -> Tensor:
+    def rows(self, rows_each: int, count: int, mates: int = 0, long: bool = False) -> Tensor:
         """(KV heads, count * group, value width) of the last rows, between `mates` other sequences."""
-        mate = Span(0, 1, self._table[: blocks_for(BLOCK_SIZE)], 0)
+        mate = Span(self._length - 1 if long else 0, 1, self._table, 0)
         tried = Span(self._length - count, count, self._table, 0)
         before = mates // 2
         spans = Spans.of([mate] * before + [tried] + [mate] * (mates - before))
@@ -97,11 +115,13 @@ class _Trial:
         wanted = attention.answers[before : before + count].ravel()
         return found.index_select(1, torch.from_numpy(wanted))
 
-    def in_place(self, count: int) -> Tensor:
-        """The last rows as one item that is all of the step."""
+    def in_place(self, count: int, step_rows: int) -> Tensor:
+        """The last rows as all of a step, which is padded up to `step_rows`."""
+        group = self._pool.group
         spans = Spans.of([Span(self._length - count, count, self._table, 0)])
-        attention = RowAttention(self._pool, spans, (count,), step_rows=count)
-        queries = self._queries[:, -count * self._pool.group :].contiguous()
+        attention = RowAttention(self._pool, spans, (count,), step_rows)
+        padding = self._queries[:, : (step_rows - count) * group]
+        queries = torch.cat([self._queries[:, -count * group :], padding], 1)
         found = attention.attend(0, queries, self._pool.key_width**-0.5)
         return found.index_select(1, torch.from_numpy(attention.answers.ravel()))
 

@@ -39,11 +39,10 @@ class FusedItems:
         self._queries: Tensor | slice = slice(items.queries.size)
         if not in_place:
             self._queries = torch.from_numpy(items.queries.ravel()).to(pool.device)
-        later = torch.from_numpy(np.arange(keys) > items.positions[:, :, None]).to(pool.device)
-        # (items, rows, keys)
-        self._mask = torch.zeros(later.shape, dtype=pool.dtype, device=pool.device).masked_fill_(
-            later, float("-inf")
-        )
+        # (items, rows, keys); all that can come after a row lies in its own tile
+        self._mask = torch.zeros(*items.queries.shape, keys, dtype=pool.dtype, device=pool.device)
+        later = np.arange(keys - KEY_TILE, keys) > items.positions[:, :, None]
+        self._mask[..., -KEY_TILE:].masked_fill_(torch.from_numpy(later).to(pool.device), float("-inf"))
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the whole step -> (KV heads, items * rows, value
@@ -72,7 +71,8 @@ def _in_a_row(blocks: Ints, pool: KVPool) -> slice | None:
     """The slots of the only sequence's blocks, where they follow each other and need no gathering.
 
     Beyond the end of its table there is then what others have. The mask hides it like the scratch block,
-    since it is finite: were others in the step, they might have written what is no number a moment ago.
+    since it is finite, and far from where a score overflows: were others in the step, they might have written
+    what is no number a moment ago.
     """
     begin, count = int(blocks[0]), len(blocks)
     own = blocks[blocks != pool.scratch]

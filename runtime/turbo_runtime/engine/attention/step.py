@@ -21,9 +21,9 @@ LONG_SPAN = 32  # tokens from which a span is cheaper as one call than row by ro
 class Rule:
     """What decides how a position is computed."""
 
-    exact: bool = True  # (prompt length, position) alone; else whatever is cheapest in this step
+    exact: bool = True  # (prompt length, position) alone; else also what is cheapest in this step
     row_counts: tuple[int, ...] = ROW_COUNTS  # of ROW_COUNTS, those that give the same bits on this machine
-    # whether a prompt's whole tiles have the bits of rows: then the prompt's length decides nothing
+    # whether tiles have the bits of rows: then position alone decides, and a long span may be either
     uniform: bool = False
 
     @property
@@ -94,7 +94,7 @@ class PagedStep:
 
 def _told_apart(columns: Spans, spans: list[Span], rule: Rule) -> tuple[Spans, Spans]:
     """(what is computed in tiles, what row by row)."""
-    if not rule.exact:
+    if rule.uniform or not rule.exact:
         long = columns.count >= LONG_SPAN
         return columns.select(long), columns.select(~long)
     whole = np.array([span.prompt_length // PROMPT_TILE * PROMPT_TILE for span in spans])
