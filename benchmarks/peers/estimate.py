@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peers.contest import NGRAMS, Competitor
+from peers.contest import Competitor
 
 _OF_ONE = 4.0  # as many tokens/s together as one request at a time has, where they are batched
 _OF_A_DOMAIN = 40.0  # seconds in which answers are looked at, and heads learnt
-_START = 35.0  # seconds to start a competitor
+_START = 60.0  # seconds to start a competitor
 
 
 def minutes(
@@ -19,6 +19,6 @@ def minutes(
     for count in at_a_time:
         for one in competitors:
             if one.batches or count == 1:
-                share = 1 / runs if one.once or one in NGRAMS[1:] else 1.0
+                share = 1 / runs if one.once else 1.0
                 seconds += domains * tokens * share / (one.usual * (_OF_ONE if count > 1 else 1.0))
     return seconds / 60

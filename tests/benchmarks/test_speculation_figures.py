@@ -30,16 +30,16 @@ def runs(**more: list[Measured]) -> Runs:
         ("json", 1, PLAIN): measured(20, 20),
         ("json", 1, TURBO): measured(40, 60),
         ("json", 1, LLAMA_Q4): measured(80),
-        ("json", 1, NGRAMS[0]): measured(25, 30) if "four" not in more else more["four"],
-        ("json", 1, NGRAMS[1]): measured(10) if "eight" not in more else more["eight"],
+        ("json", 1, NGRAMS[0]): more.get("few", measured(25, 30)),
+        ("json", 1, NGRAMS[1]): more.get("more", measured(10, 40)),
     }
     return found
 
 
-def test_the_bar_is_held_against_the_better_ngram_setting() -> None:
+def test_the_bar_is_held_against_the_ngram_setting_that_is_fastest_in_the_median_of_all_runs() -> None:
     assert _figures([JSON], runs())["json_of_vllm_ngram"] == 1.8
-    other = runs(four=measured(10), eight=measured(20, 20))
-    assert _figures([JSON], other)["json_of_vllm_ngram"] == 2.5
+    other = runs(few=measured(20, 10), more=measured(19, 20))
+    assert _figures([JSON], other)["json_of_vllm_ngram"] == round((40 / 19 + 60 / 20) / 2, 3)
 
 
 def test_who_took_part_once_is_compared_in_that_run() -> None:
@@ -58,7 +58,7 @@ def test_the_estimate_counts_who_takes_part_once_and_who_batches() -> None:
     everyone = [PLAIN, TURBO, TRANSFORMERS, LOOKUP, VLLM_PLAIN, *NGRAMS, LLAMA_F32, LLAMA_Q4]
     alone = minutes(3, 4000, 5, [1], everyone)
     both = minutes(3, 4000, 5, [1, 8], everyone)
-    assert 40 < alone < 55
+    assert 55 < alone < 75
     assert alone + 3 < both < alone + 15
     assert minutes(1, 4000, 5, [1], everyone) < alone / 2
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from turbo_runtime.engine.attention import CacheShape, KVPool, PagedStep, Rule, Span
 from turbo_runtime.engine.attention import rows as row_wise
-from turbo_runtime.engine.attention.check import row_counts_that_hold, tiles_are_rows, tiles_hold
+from turbo_runtime.engine.attention.check import _Trial, row_counts_that_hold, tiles_are_rows, tiles_hold
 from turbo_runtime.engine.attention.items import padded_queries
 from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention
 from turbo_runtime.engine.attention.spans import Spans
@@ -206,14 +206,21 @@ def test_a_sequence_alone_in_its_step_reads_its_cache_where_it_lies(monkeypatch:
     assert read == [slice(2 * BLOCK_SIZE, 10 * BLOCK_SIZE)]
 
 
-def test_what_others_write_in_the_same_step_is_read_by_nobody_else() -> None:
+@pytest.mark.parametrize(("start", "count"), [(0, 2), (10, 50), (70, 40)])
+@pytest.mark.parametrize("uniform", [False, True])
+def test_what_others_write_in_the_same_step_is_read_by_nobody_else(
+    start: int, count: int, uniform: bool
+) -> None:
     kv = pool(value=KEY)
-    flat = [torch.ones(4, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    flat[1][2:], flat[2][2:] = float("nan"), float("nan")
-    # the second one's block follows that of the first
-    spans = [Span(0, 2, [0], 0), Span(0, 2, [1], 0)]
-    found = PagedStep(kv, spans, 4, Rule()).attend(0, flat[0], flat[1], flat[2], SCALING)
-    assert found[:2].isfinite().all()
+    flat = [torch.ones(2 * count, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
+    flat[1][count:], flat[2][count:] = float("nan"), float("nan")
+    own = blocks_for(start + count)
+    # the second one's blocks follow those of the first
+    tables = list(range(own)), list(range(own, 2 * own))
+    spans = [Span(start, count, table, 0) for table in tables]
+    step = PagedStep(kv, spans, 2 * count, Rule(uniform=uniform))
+    found = step.attend(0, flat[0], flat[1], flat[2], SCALING)
+    assert found[:count].isfinite().all()
 
 
 def test_the_prompt_tiles_of_two_prompts_that_begin_alike_have_the_same_bits() -> None:
@@ -300,7 +307,7 @@ def test_a_fused_kernel_whose_bits_depend_on_how_many_items_there_are_holds_at_n
     assert row_counts_that_hold(pool(value=KEY)) == ()
 
 
-@pytest.mark.parametrize("keys", [64 * tiles for tiles in range(1, 10)])
+@pytest.mark.parametrize("keys", [*(64 * tiles for tiles in range(1, 10)), 832, 1024, 1088])
 def test_a_fused_kernel_whose_bits_depend_on_its_rows_at_some_number_of_keys_is_found_out(
     keys: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -329,8 +336,21 @@ def test_a_sequence_that_is_read_where_it_lies_is_tried(monkeypatch: pytest.Monk
 
 
 def test_what_is_not_tried_in_time_is_not_held() -> None:
-    assert row_counts_that_hold(pool(value=KEY), deadline=0.0) == ()
+    with pytest.raises(TimeoutError):
+        row_counts_that_hold(pool(value=KEY), deadline=0.0)
+    assert row_counts_that_hold(pool(value=KEY), further=0.0) == (1,)
     assert not tiles_are_rows(pool(value=KEY), deadline=0.0)
+
+
+def test_sequences_beside_the_one_that_is_tried_are_as_many_as_a_call_has_room_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kv = pool(value=KEY)
+    assert (30, True) in _Trial(kv, 320).mates()
+    monkeypatch.setattr(row_wise, "GROUP_BYTES", 8 * 576 * kv.shape.elements * kv.dtype.itemsize)
+    long = {number for number, as_long in _Trial(kv, 576).mates() if as_long}
+    assert long == {1, 6, 8}
+    assert _Trial(kv, 1024).mates() == {(0, False)}
 
 
 def test_only_the_last_keys_of_an_item_are_masked() -> None:

@@ -19,8 +19,9 @@ from transformers import (
 
 from turbo_dev.drafting import EveryDraft, NoDraft, RandomDrafts
 from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.engine import check
 from turbo_runtime.engine.arithmetic import padded_rows
-from turbo_runtime.engine.attention import IMPLEMENTATION, register
+from turbo_runtime.engine.attention import IMPLEMENTATION, Rule, register
 from turbo_runtime.engine.blocks import BlockLedger
 from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.goodput.control import Control
@@ -295,3 +296,14 @@ def test_the_check_gives_up_in_time_and_says_why(paged: tuple[str, PagedModel]) 
     assert report.guarantee == "law"
     assert "too long" in report.reason
     assert time.monotonic() - began < 5
+
+
+def test_what_only_makes_it_faster_costs_no_guarantee_where_time_is_short(
+    paged: tuple[str, PagedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = paged[1].rule
+    monkeypatch.setattr(check, "FURTHER_SHARE", 0.0)
+    report = check_arithmetic(paged[1], max_step_tokens=64, limit_seconds=60)
+    found, paged[1].rule = paged[1].rule, before
+    assert report.guarantee == "bytes", report.reason
+    assert found == Rule(row_counts=(1,), uniform=False)

@@ -1,9 +1,9 @@
 """Paged attention by one rule: a position's arithmetic depends on (prompt length, position) alone, and on the
 position alone where tiles have the bits of rows.
 
-Whole aligned tiles of a prompt are computed each in one call of a fixed shape (`tiles.py`); all other
-positions as rows, each as if it were alone, but batched over the whole step (`rows.py`). `step.py` tells them
-apart.
+Whole aligned tiles of a prompt are computed each in one call of a fixed shape (`tiles.py`), and so is every
+long span where the way makes no difference; all other positions as rows, each as if it were alone, but
+batched over the whole step (`rows.py`). `step.py` tells them apart.
 """
 
 from turbo_runtime.engine.attention.interface import IMPLEMENTATION, register

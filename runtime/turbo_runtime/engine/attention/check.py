@@ -11,35 +11,42 @@ from torch import Tensor
 
 from turbo_runtime.engine.attention.items import padded_queries
 from turbo_runtime.engine.attention.pool import KVPool
-from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention, is_fused
+from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
 from turbo_runtime.engine.attention.spans import Span, Spans
 from turbo_runtime.engine.attention.tiles import TileAttention
 from turbo_runtime.engine.blocks import PROMPT_TILE, blocks_for
 
 SPLIT_LENGTHS = (300,)  # tokens of the sequences tried: three chunks of keys, the last partly filled;
-# by the fused kernel all numbers of keys within its block of 512, and one beyond
+# by the fused kernel all numbers of keys within its block of 512 and one beyond, beside others,
 FUSED_LENGTHS = tuple(PROMPT_TILE * tiles for tiles in range(1, 10))
+# and alone a second block of several sizes and a third.
+FAR_LENGTHS = (832, 1024, 1088)
 # Sequences beside it: (how many, whether they are as long as it is, so that they are computed together)
 MATES = ((0, False), (1, False), (30, False), (1, True), (6, True), (30, True))
 TILES = 8  # whole tiles of the prompt that is tried
 FIRST_BLOCK = 3  # of the sequence that is tried: it does not begin where the cache does
 
 
-def row_counts_that_hold(pool: KVPool, deadline: float = inf) -> tuple[int, ...]:
-    """Of ROW_COUNTS those at which every row gets the bits that it gets alone, whatever stands beside it;
-    those that are tried by `deadline` (monotonic). Empty where even a row by itself does not.
+def row_counts_that_hold(pool: KVPool, deadline: float = inf, further: float = inf) -> tuple[int, ...]:
+    """Of ROW_COUNTS those at which every row gets the bits that it gets alone, whatever stands beside it.
+    Empty where even a row by itself does not. One row an item is tried until `deadline` (monotonic), then
+    TimeoutError; the other counts until `further`, and those that come too late are left out.
     """
-    trials = [_Trial(pool, length) for length in (FUSED_LENGTHS if is_fused(pool) else SPLIT_LENGTHS)]
-    alone = [trial.rows(1, trial.most) for trial in trials]
-    holding = tuple(
+    lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
+    trials: list[tuple[_Trial, Tensor]] = []
+    for length in lengths:
+        trial = _Trial(pool, length)
+        trials.append((trial, trial.rows(1, trial.most)))
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        if not trial.holds(1, trials[-1][1]):
+            return ()
+    return 1, *(
         rows
         for rows in ROW_COUNTS
-        if all(
-            time.monotonic() <= deadline and trial.holds(rows, expected)
-            for trial, expected in zip(trials, alone, strict=True)
-        )
+        if rows > 1
+        and all(time.monotonic() <= further and trial.holds(rows, alone) for trial, alone in trials)
     )
-    return holding if 1 in holding else ()
 
 
 def tiles_hold(pool: KVPool) -> bool:
@@ -61,7 +68,7 @@ def tiles_are_rows(pool: KVPool, deadline: float = inf) -> bool:
     return is_fused(pool) and all(
         time.monotonic() <= deadline
         and torch.equal(trial.tile([0, PROMPT_TILE], mate=False), trial.rows(1, PROMPT_TILE))
-        for trial in (_Trial(pool, length) for length in FUSED_LENGTHS)
+        for trial in (_Trial(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS))
     )
 
 
@@ -94,12 +101,21 @@ class _Trial:
         """
         group = self._pool.group
         wanted = alone[:, -(rows_each + 1) * group :]
-        if not all(torch.equal(self.rows(rows_each, rows_each + 1, *mates), wanted) for mates in MATES):
+        if not all(
+            torch.equal(self.rows(rows_each, rows_each + 1, *mates), wanted) for mates in self.mates()
+        ):
             return False
         step = padded_queries(rows_each, 1)
         return all(
             torch.equal(self.in_place(rows_each, rows), wanted[:, group:]) for rows in (step, step + 4)
         )
+
+    def mates(self) -> set[tuple[int, bool]]:
+        """Those of MATES that teach something: no more long ones than a call has room for."""
+        if self._length in FAR_LENGTHS:
+            return {(0, False)}
+        together = items_together(self._pool, self._length)
+        return {(min(number, together) if long else number, long) for number, long in MATES}
 
     def rows(self, rows_each: int, count: int, mates: int = 0, long: bool = False) -> Tensor:
         """(KV heads, count * group, value width) of the last rows, between `mates` other sequences."""

@@ -70,6 +70,11 @@ def is_fused(pool: KVPool) -> bool:
     return pool.device.type == "cpu" and pool.dtype == torch.float32 and wide
 
 
+def items_together(pool: KVPool, keys: int) -> int:
+    """How many items with so many keys are computed at once; one at least."""
+    return max(1, GROUP_BYTES // (keys * pool.shape.elements * pool.dtype.itemsize))
+
+
 def _tiles(spans: Spans) -> Ints:
     """Of keys that each span sees."""
     return -(-spans.end // KEY_TILE)
@@ -87,11 +92,11 @@ def _parts(pool: KVPool, ordered: Spans, *, alike: bool) -> Iterator[slice]:
     """Runs of items, ordered by length, whose gathered keys and values stay within GROUP_BYTES were all as
     long as the last, one item at least; all `alike` in tiles where wanted.
     """
-    most = max(1, GROUP_BYTES // (KEY_TILE * pool.shape.elements * pool.dtype.itemsize))
     tiles = _tiles(ordered).tolist()
     begin = 0
     for index, count in enumerate(tiles):
-        if index > begin and ((index + 1 - begin) * count > most or (alike and count != tiles[begin])):
+        full = index + 1 - begin > items_together(pool, count * KEY_TILE)
+        if index > begin and (full or (alike and count != tiles[begin])):
             yield slice(begin, index)
             begin = index
     yield slice(begin, len(tiles))

@@ -1,6 +1,6 @@
-"""Attention of many positions of a prompt at once: a tile of them a call, against the keys up to its end.
+"""Attention of many positions at once: a tile of them a call, against the keys up to its end.
 
-Under `bytes` a tile is whole and aligned, so that every call has a fixed shape.
+Under `bytes` a tile is aligned and computed whole, so that every call has a fixed shape.
 
 All rows of such a tile are computed against the keys up to the tile's end, with a mask, whichever of them are
 wanted now: so a position's arithmetic does not depend on how the prompt was cut up into steps. Rows that are
@@ -35,7 +35,7 @@ class TileAttention:
     """The tiles of one step, worked out once and used by every layer."""
 
     def __init__(self, pool: KVPool, spans: Spans, *, aligned: bool) -> None:
-        """Aligned tiles, where each span lies within whole ones of its prompt; else they begin where the span
+        """Aligned tiles, each computed whole however little of it a span has; else they begin where the span
         does, and the last ends with it. On a device a span is one of these: a call costs more there than
         scores that nobody reads.
         """
