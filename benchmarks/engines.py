@@ -113,6 +113,27 @@ def run(
     return answers
 
 
+class WhileFull:
+    """Tokens and seconds of a run of requests that follow each other, from when as many as run at a time were
+    answered to when nobody waits any more: while requests in every state fill it. All of a run in which none
+    waits, or that answers one at a time. Reads no clock.
+    """
+
+    def __init__(self, requests: int, at_a_time: int) -> None:
+        whole = at_a_time == 1 or requests <= at_a_time
+        self._first, self._last = (0, requests) if whole else (at_a_time, requests - at_a_time)
+        self._ended, self._at = 0, 0.0
+        self.tokens, self.seconds = 0, 0.0
+
+    def see(self, step: Step, at: float) -> None:
+        """What a step brought, which ended `at` seconds after the run's beginning."""
+        before, self._at = self._at, at
+        if self._first <= self._ended < self._last:
+            self.tokens += sum(len(event.tokens) for event in step.events)
+            self.seconds += at - before
+        self._ended += sum(event.finish_reason is not None for event in step.events)
+
+
 def as_new(request: Submit, request_id: str, **params: Any) -> Submit:
     """The request under another id, some of its parameters changed."""
     return replace(request, request_id=request_id, params=replace(request.params, **params))

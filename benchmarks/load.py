@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
-from engines import as_new, fresh, run, tokenizer
+from engines import WhileFull, as_new, fresh, run, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.quiet import quiet_libraries
-from turbo_runtime.engine.request import Drafting, SamplingParams, Step, Submit
+from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
 from turbo_runtime.engine.threads import settle_threads
 
 if TYPE_CHECKING:
@@ -141,33 +141,13 @@ def _measured(engine: Engine, requests: Sequence[Submit], at_a_time: int, drafti
     server = fresh(engine)
     asked = [as_new(request, request.request_id, drafting=drafting) for request in requests]
     with _timed_forward(server) as inside:
-        # one at a time there is neither a beginning nor an end
-        counted = _Counted(at_a_time, len(asked) - at_a_time) if at_a_time > 1 else _Counted(0, len(asked))
+        counted = WhileFull(len(asked), at_a_time)
         began = time.perf_counter()
-        run(server, asked, at_a_time, watch=counted.see)
+        run(server, asked, at_a_time, watch=lambda step: counted.see(step, time.perf_counter() - began))
         seconds = time.perf_counter() - began
     stats = server.stats()
     per_draft = 1 + stats.accepted_tokens / stats.drafts if stats.drafts else None
     return Measured(counted.tokens, counted.seconds, 1 - sum(inside) / seconds, per_draft)
-
-
-class _Counted:
-    """What a run brought from its `first` answer that ended to its `last`: while it was full of requests in
-    every state.
-    """
-
-    def __init__(self, first: int, last: int) -> None:
-        self._first, self._last, self._ended = first, last, 0
-        self._at = time.perf_counter()
-        self.tokens, self.seconds = 0, 0.0
-
-    def see(self, step: Step) -> None:
-        """What a step brought."""
-        before, self._at = self._at, time.perf_counter()
-        if self._first <= self._ended < self._last:
-            self.tokens += sum(len(event.tokens) for event in step.events)
-            self.seconds += self._at - before
-        self._ended += sum(event.finish_reason is not None for event in step.events)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from copy import copy, deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from engines import Encode, as_new, fresh, run, tokenizer
+from engines import Encode, WhileFull, as_new, fresh, run, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
@@ -190,14 +190,15 @@ def _answered(
     at_a_time: int,
     turn: int,
 ) -> tuple[dict[str, float], EngineStats]:
-    """Tokens a second with drafts and without, and what was drafted; who takes the first step changes by
-    `turn`. Of several that follow each other, the first and the last that run at a time do not count.
+    """Tokens a second with drafts and without (`WhileFull`), and what was drafted; who takes the first step
+    changes by `turn`.
     """
     servers = {drafting: fresh(engines[drafting], control=known[drafting]) for drafting in DRAFTING}
-    seconds, told = dict.fromkeys(DRAFTING, 0.0), dict.fromkeys(DRAFTING, 0)
+    counted = {drafting: WhileFull(len(requests), at_a_time) for drafting in DRAFTING}
+    spent = dict.fromkeys(DRAFTING, 0.0)
     tokens: dict[str, dict[str, list[int]]] = {drafting: defaultdict(list) for drafting in DRAFTING}
     waiting = {drafting: deque(requests) for drafting in DRAFTING}
-    live, ended = dict.fromkeys(DRAFTING, 0), dict.fromkeys(DRAFTING, 0)
+    live = dict.fromkeys(DRAFTING, 0)
     order = DRAFTING if turn % 2 else DRAFTING[::-1]
     while any(waiting.values()) or any(live.values()):
         for drafting in order:
@@ -209,17 +210,14 @@ def _answered(
             if live[drafting]:
                 began = time.perf_counter()
                 step = server.step()
-                following = at_a_time > 1 and len(requests) > at_a_time
-                if not following or (waiting[drafting] and ended[drafting] >= at_a_time):
-                    seconds[drafting] += time.perf_counter() - began
-                    told[drafting] += sum(len(event.tokens) for event in step.events)
+                spent[drafting] += time.perf_counter() - began
+                counted[drafting].see(step, spent[drafting])
                 for event in step.events:
                     tokens[drafting][event.request_id] += event.tokens
                     live[drafting] -= event.finish_reason is not None
-                    ended[drafting] += event.finish_reason is not None
     if tokens["off"] != tokens["auto"]:
         sys.exit("the answers with drafts are others than those without")
-    return {drafting: told[drafting] / seconds[drafting] for drafting in DRAFTING}, servers["auto"].stats()
+    return {name: seen.tokens / seen.seconds for name, seen in counted.items()}, servers["auto"].stats()
 
 
 def _first_token(engine: Engine, request: Submit, arithmetic: str) -> float:

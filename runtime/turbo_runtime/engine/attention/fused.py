@@ -1,9 +1,10 @@
 """Attention of items in one call of the library's fused kernel.
 
 The kernel goes through an item's keys in blocks, with products whose order of summation depends on how many
-keys there are. So a position sees as many keys as there are up to the end of its tile of KEY_TILE positions,
-those after it hidden by a mask: their number depends on the position alone. No item crosses a tile's end, and
-the items of one call see equally many.
+keys there are. So a position sees as many keys as there are up to the end of its tile of PROMPT_TILE
+positions, those after it hidden by a mask: their number depends on the position alone, and is that of the
+tile of a prompt that it may lie in (`tiles.py`). No item crosses a tile's end, and the items of one call see
+equally many.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from turbo_runtime.engine.attention.pool import KVPool
 from turbo_runtime.engine.attention.spans import Ints
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
 
-KEY_TILE = PROMPT_TILE  # so that a row sees as many keys as the tile of a prompt that it lies in (`tiles.py`)
-
 
 class FusedItems:
     """Items that are computed together."""
@@ -29,7 +28,7 @@ class FusedItems:
         rows.
         """
         self._pool = pool
-        number, keys = len(items.queries), -(-int(items.spans.end[0]) // KEY_TILE) * KEY_TILE
+        number, keys = len(items.queries), -(-int(items.spans.end[0]) // PROMPT_TILE) * PROMPT_TILE
         blocks = items.spans.block_at(
             np.arange(number)[:, None], np.arange(keys // BLOCK_SIZE), pool.scratch
         ).ravel()
@@ -41,8 +40,8 @@ class FusedItems:
             self._queries = torch.from_numpy(items.queries.ravel()).to(pool.device)
         # (items, rows, keys); all that can come after a row lies in its own tile
         self._mask = torch.zeros(*items.queries.shape, keys, dtype=pool.dtype, device=pool.device)
-        later = np.arange(keys - KEY_TILE, keys) > items.positions[:, :, None]
-        self._mask[..., -KEY_TILE:].masked_fill_(torch.from_numpy(later).to(pool.device), float("-inf"))
+        later = np.arange(keys - PROMPT_TILE, keys) > items.positions[:, :, None]
+        self._mask[..., -PROMPT_TILE:].masked_fill_(torch.from_numpy(later).to(pool.device), float("-inf"))
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the whole step -> (KV heads, items * rows, value

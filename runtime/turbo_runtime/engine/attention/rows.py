@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from turbo_runtime.engine.attention.fused import KEY_TILE, FusedItems
+from turbo_runtime.engine.attention.fused import FusedItems
 from turbo_runtime.engine.attention.items import Items, padded_queries
 from turbo_runtime.engine.attention.pool import KVPool
 from turbo_runtime.engine.attention.spans import Ints, Spans, ragged
 from turbo_runtime.engine.attention.split_kv import KEY_CHUNK, SplitKVItems
+from turbo_runtime.engine.blocks import PROMPT_TILE
 
 # Query rows of one item: one, or one and its drafts; few shapes, each of which is checked at start.
 ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17)
@@ -33,7 +34,7 @@ class RowAttention:
         these spans are all of it.
         """
         fused, group = is_fused(pool), pool.group
-        pieces = spans.split_at(KEY_TILE) if fused else spans
+        pieces = spans.split_at(PROMPT_TILE) if fused else spans
         rows_each = _cheapest(pieces, row_counts, group)
         pieces, each = pieces.pieces(rows_each), padded_queries(rows_each, group)
         alone = len(pieces.count) == 1
@@ -76,8 +77,8 @@ def items_together(pool: KVPool, keys: int) -> int:
 
 
 def _tiles(spans: Spans) -> Ints:
-    """Of keys that each span sees."""
-    return -(-spans.end // KEY_TILE)
+    """Of keys, that each span sees."""
+    return -(-spans.end // PROMPT_TILE)
 
 
 def _cheapest(spans: Spans, row_counts: tuple[int, ...], group: int) -> int:
@@ -95,7 +96,7 @@ def _parts(pool: KVPool, ordered: Spans, *, alike: bool) -> Iterator[slice]:
     tiles = _tiles(ordered).tolist()
     begin = 0
     for index, count in enumerate(tiles):
-        full = index + 1 - begin > items_together(pool, count * KEY_TILE)
+        full = index + 1 - begin > items_together(pool, count * PROMPT_TILE)
         if index > begin and (full or (alike and count != tiles[begin])):
             yield slice(begin, index)
             begin = index

@@ -61,43 +61,22 @@ class Spans:
         out.
         """
         start, end = np.maximum(begin, self.start), np.minimum(end, self.end)
-        kept = start < end
-        return Spans(
-            start=start[kept],
-            count=(end - start)[kept],
-            row=(self.row + start - self.start)[kept],
-            table=self.table[kept],
-            table_length=self.table_length[kept],
-            blocks=self.blocks,
-        )
+        kept = np.flatnonzero(start < end)
+        return self._cut(kept, start[kept], end[kept])
 
     def pieces(self, size: int) -> Spans:
         """The spans cut after every `size` tokens."""
         cuts = -(-self.count // size)
-        of, offset = np.repeat(np.arange(len(cuts)), cuts), ragged(cuts) * size
-        return Spans(
-            start=self.start[of] + offset,
-            count=np.minimum(size, self.count[of] - offset),
-            row=self.row[of] + offset,
-            table=self.table[of],
-            table_length=self.table_length[of],
-            blocks=self.blocks,
-        )
+        of = np.repeat(np.arange(len(cuts)), cuts)
+        start = self.start[of] + ragged(cuts) * size
+        return self._cut(of, start, np.minimum(start + size, self.end[of]))
 
     def split_at(self, size: int) -> Spans:
         """The spans cut at every multiple of `size` that lies within them."""
         first = self.start // size
         cuts = -(-self.end // size) - first
         of, begin = np.repeat(np.arange(len(cuts)), cuts), (np.repeat(first, cuts) + ragged(cuts)) * size
-        start, end = np.maximum(begin, self.start[of]), np.minimum(begin + size, self.end[of])
-        return Spans(
-            start=start,
-            count=end - start,
-            row=self.row[of] + start - self.start[of],
-            table=self.table[of],
-            table_length=self.table_length[of],
-            blocks=self.blocks,
-        )
+        return self._cut(of, np.maximum(begin, self.start[of]), np.minimum(begin + size, self.end[of]))
 
     def select(self, which: Any) -> Spans:
         """Some of the spans, by a slice or a mask."""
@@ -108,6 +87,17 @@ class Spans:
             self.table[which],
             self.table_length[which],
             self.blocks,
+        )
+
+    def _cut(self, of: Ints, start: Ints, end: Ints) -> Spans:
+        """Positions from `start` to before `end` of the spans with the numbers `of`."""
+        return Spans(
+            start=start,
+            count=end - start,
+            row=self.row[of] + start - self.start[of],
+            table=self.table[of],
+            table_length=self.table_length[of],
+            blocks=self.blocks,
         )
 
     def block_at(self, span: Ints, logical: Ints, scratch: int) -> Ints:
