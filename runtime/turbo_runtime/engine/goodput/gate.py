@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-_ALLOWANCE = 0.01  # of the time, that drafting may lose
+_ALLOWANCE = 0.005  # of the time, that drafting may lose
 _START = 0.25  # tokens' time that a new request may lose before its allowance counts
 _MOST, _LEAST = 4.0, -1.0  # bounds of a credit: neither good nor bad times are remembered for ever
 # The same of the credit of all together; many that try in one step may lose the time of dozens of tokens.
