@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class Speculation:
         self.drafters.observe(part.draft, verdict.tokens)
         self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         self._outcomes.append(
-            Outcome(request_id, request_id in self._asked, len(part.drafts), verdict.accepted)
+            Outcome(request_id, request_id in self._asked, len(part.drafts), len(verdict.tokens) - 1)
         )
         if self.drafters.use_hidden:
             self._hidden[request_id] = state.clone()  # not the view, which keeps everybody's rows
@@ -76,9 +77,9 @@ class Speculation:
             self.demand.forget(request_id)
         self._ended.clear()
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """The request ended: `tokens` are prompt and answer so far."""
-        self.drafters.finish(request_id, tokens, prompt_length, tenant)
+        self.drafters.finish(request_id, tokens, prompt_length, scope)
         self._ended.append(request_id)
         self._hidden.pop(request_id, None)
 
@@ -101,8 +102,9 @@ class Speculation:
         """Give each part all that there is for it."""
         wanting: list[Part] = []
         for part in able:
-            part.drafts = part.law.forced(part.work.sequence.tokens)[: part.work.draft_limit]
-            if not part.drafts:
+            forced = part.law.forced(part.work.sequence.tokens)
+            part.drafts = _before_end(part, forced[: part.work.draft_limit])
+            if not forced:
                 wanting.append(part)
         self._asked = self.control.to_draft(part.work.sequence.submit.request_id for part in wanting)
         wanting = [part for part in wanting if part.work.sequence.submit.request_id in self._asked]
@@ -111,7 +113,7 @@ class Speculation:
         proposed = self.drafters.propose([self._want(part) for part in wanting])
         for part, draft in zip(wanting, proposed, strict=True):
             part.draft = draft
-            part.drafts = list(part.law.allowed_prefix(part.work.sequence.tokens, draft.tokens))
+            part.drafts = _before_end(part, part.law.allowed_prefix(part.work.sequence.tokens, draft.tokens))
 
     def _want(self, part: Part) -> Want:
         sequence, law = part.work.sequence, part.law
@@ -126,6 +128,11 @@ class Speculation:
             self._hidden.get(submit.request_id),
             law.params.drafting,
         )
+
+
+def _before_end(part: Part, tokens: Iterable[int]) -> list[int]:
+    """The tokens before one that ends the answer: that one is had for nothing, as the bonus of the others."""
+    return list(takewhile(lambda token: token not in part.law.stop_ids, tokens))
 
 
 def _shape(parts: Sequence[Part]) -> StepShape:

@@ -65,6 +65,7 @@ def make_engine(tiny_model: PagedModel) -> MakeEngine:
         *,
         blocks: int = BLOCKS,
         step_tokens: int = 160,
+        grammars: Grammars | None = None,
     ) -> Engine:
         scheduler = Scheduler(
             BlockLedger(blocks),
@@ -75,7 +76,7 @@ def make_engine(tiny_model: PagedModel) -> MakeEngine:
             shared_tile=tiny_model.rule.shared_tile,
         )
         chosen = EveryDraft() if control is None else control  # one that knows no request yet is falsy
-        return Engine(tiny_model, scheduler, drafters or Drafters(), control=chosen)
+        return Engine(tiny_model, scheduler, drafters or Drafters(), grammars, chosen)
 
     return make
 

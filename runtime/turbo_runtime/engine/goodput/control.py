@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     request_id: str
     proposed: bool  # whether the drafters were asked
     drafted: int  # tokens verified
-    accepted: int  # of them
+    won: int  # tokens that it got by them, besides the one that comes anyway
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,18 +154,18 @@ class Control:
             plain = times.rest  # it is the very step that a prediction would be about
         asked = sum(outcome.proposed for outcome in outcomes)
         total = times.drafting + times.rest + times.reading
-        accepted = 0
-        for name, proposed, verified, right in outcomes:
+        won_in_all = 0
+        for name, proposed, verified, won in outcomes:
             lost = extra * verified / drafted if drafted else 0.0
             lost += times.drafting / asked if proposed else 0.0
             request = self._requests[name]
             # what a grammar forces is no guess, and says nothing of guesses
-            gained, tokens_lost = (right, lost * answers / decoding) if proposed else (0, 0.0)
+            gained, tokens_lost = (won, lost * answers / decoding) if proposed else (0, 0.0)
             request.gate.book(gained, tokens_lost)
             self._together.book(gained, tokens_lost)
-            request.meter.book(plain + right * decoding, total, 1 + right)
-            accepted += right
-        self._lately.book(plain + accepted / answers * decoding, total, 1 + accepted / answers)
+            request.meter.book(plain + won * decoding, total, 1 + won)
+            won_in_all += won
+        self._lately.book(plain + won_in_all / answers * decoding, total, 1 + won_in_all / answers)
 
     def _decoding(self, shape: StepShape, answers: int) -> float:
         """Seconds of the step without its drafts and without the prompts' share."""

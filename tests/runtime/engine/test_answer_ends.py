@@ -1,0 +1,50 @@
+"""The token that ends an answer is never drafted: it comes with those before it anyway, and wins nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.request import Grammar, Submit, TokenEvent
+
+MakeEngine, Ask = Callable[..., Engine], Callable[[float], list[Submit]]
+
+
+def answered(server: Engine, request: Submit) -> list[TokenEvent]:
+    server.accept(request)
+    events: list[TokenEvent] = []
+    while not server.idle:
+        events += server.step().events
+    return events
+
+
+def tokens_of(events: list[TokenEvent]) -> list[int]:
+    return [token for event in events for token in event.tokens]
+
+
+def test_an_end_that_is_remembered_is_not_drafted(make_engine: MakeEngine, ask: Ask) -> None:
+    server, request = make_engine(), ask(0.0)[3]
+    # drafters read all there is in every step: how much it is otherwise, the clock says
+    server.speculation.control.spare = lambda shape: 1.0  # type: ignore[method-assign]
+    plain = tokens_of(answered(server, request))
+    end = next(token for token in reversed(plain) if plain.index(token) >= 6)
+    params = replace(request.params, stop_token_ids=frozenset({end}))
+    first, again = (
+        answered(server, replace(request, request_id=name, params=params)) for name in ("first", "again")
+    )
+    assert tokens_of(first) == tokens_of(again) == plain[: plain.index(end) + 1]
+    assert sum(event.accepted for event in again) > 3
+    assert all(event.accepted == len(event.tokens) - 1 for event in again)
+
+
+def test_an_end_that_a_grammar_forces_is_not_drafted(
+    make_engine: MakeEngine, ask: Ask, compiled: Grammars
+) -> None:
+    server, request = make_engine(grammars=compiled), ask(0.0)[0]
+    params = replace(request.params, grammar=Grammar("regex", "abcdefgh"))
+    events = answered(server, replace(request, params=params))
+    assert events[-1].finish_reason == "stop"
+    assert [len(event.tokens) for event in events] == [1, 7, 1]
+    assert all(event.accepted == len(event.tokens) - 1 for event in events)
