@@ -7,6 +7,7 @@ and memory.
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +22,8 @@ from torch import Tensor
 from turbo_runtime.engine.grammar_text import GrammarError, compile_grammar, read_tokenizer, sentence
 from turbo_runtime.engine.grammar_trial import GrammarTrial, SlowGrammarError
 from turbo_runtime.engine.request import Grammar
+
+log = logging.getLogger(__name__)
 
 MOST_CHARACTERS = 1 << 18  # of a grammar's text
 COMPILE_SECONDS = 10.0
@@ -103,7 +106,13 @@ class Compiling:
 
     def matcher(self) -> GrammarMatcher:
         """A matcher at the beginning of the grammar; waits until done. Raises GrammarError."""
-        compiled = self.future.result()
+        try:
+            compiled = self.future.result()
+        except GrammarError:
+            raise
+        except Exception as error:  # memory, processes or files are short: no fault of the grammar
+            log.exception("a grammar was not compiled")
+            raise GrammarError(f"the grammar could not be compiled just now ({error}); try again") from error
         return GrammarMatcher(compiled.deep_copy(), self.grammars.vocabulary, self.grammars.end_ids)
 
 
@@ -128,7 +137,9 @@ class Grammars:
             raise GrammarError(
                 f"the {grammar.kind} has {len(grammar.text)} characters; at most {MOST_CHARACTERS} are taken"
             )
-        future = self._cache.pop(grammar, None) or self._begin(grammar)
+        future = self._cache.pop(grammar, None)
+        if future is None or _may_pass(future):
+            future = self._begin(grammar)
         self._cache[grammar] = future
         if len(self._cache) > _CACHED:
             self._cache.popitem(last=False)
@@ -142,7 +153,7 @@ class Grammars:
     def has(self, grammar: Grammar) -> bool:
         """Whether it is compiled, so that `compile` keeps nobody waiting."""
         future = self._cache.get(grammar)
-        return future is not None and future.done()
+        return future is not None and future.done() and future.exception() is None
 
     def close(self) -> None:
         """Take no more; what is being compiled is not waited for."""
@@ -180,6 +191,14 @@ class Grammars:
         lane.trial.begin(grammar, seconds)
         lane.trial.end(grammar, seconds)
         return compile_grammar(self._tokenizer, grammar)
+
+
+def _may_pass(future: Future[LLMatcher]) -> bool:
+    """Whether the grammar failed for a reason that may have passed: what is wrong with a text stays so."""
+    failed = future.exception() if future.done() else None
+    return failed is not None and (
+        not isinstance(failed, GrammarError) or isinstance(failed, SlowGrammarError)
+    )
 
 
 class _Lane:

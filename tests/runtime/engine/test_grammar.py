@@ -355,6 +355,27 @@ def test_a_grammar_that_takes_too_long_is_refused_and_keeps_no_other_waiting(
     assert behind.matcher().allowed()[tokenizer.encode("a").ids[0]]
 
 
+def test_a_grammar_that_failed_for_want_of_something_is_tried_again_and_a_wrong_one_is_not(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(trial: GrammarTrial, grammar: Grammar, seconds: float) -> None:
+        raise OSError("no process is to be had")
+
+    wrong, right = Grammar("regex", "wrong("), Grammar("regex", "right")
+    with pytest.raises(GrammarError, match="mend or simplify it") as refused:
+        grammars.compile(wrong).matcher()
+    with monkeypatch.context() as patch:
+        patch.setattr(GrammarTrial, "begin", begin)
+        with pytest.raises(GrammarError, match=r"compiled just now \(no process is to be had\); try again"):
+            grammars.compile(right).matcher()
+        assert not grammars.has(right)
+        with pytest.raises(GrammarError) as again:
+            grammars.compile(wrong).matcher()
+    assert str(again.value) == str(refused.value)
+    assert grammars.compile(right).matcher().allowed().any()
+    assert grammars.has(right)
+
+
 def test_a_slow_grammar_keeps_no_quick_one_waiting(
     grammars: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
