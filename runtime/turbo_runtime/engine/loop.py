@@ -58,7 +58,6 @@ class Engine:
         self._checked = True  # the books, since the last step
         self._events: list[TokenEvent] = []  # of the step in progress
         self._counters = Counters()
-        self._drafts_told = ("", "")  # their version and problem
 
     @property
     def idle(self) -> bool:
@@ -128,7 +127,6 @@ class Engine:
         """The state now, and the counters."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
         counts, drafters = self._counters, self.speculation.drafters
-        self._drafts_told = version, problem = drafters.version, drafters.problem
         return EngineStats(
             prompts=counts.prompts,
             prompt_tokens=counts.prompt_tokens,
@@ -152,13 +150,13 @@ class Engine:
             prefix_cache_queries=self.scheduler.prefixes.queries,
             prefix_cache_hits=self.scheduler.prefixes.hits,
             speedup=self.speculation.control.speedup,
-            draft_version=version,
-            draft_problem=problem,
+            draft_version=drafters.version,
+            draft_problem=drafters.problem,
         )
 
-    def rest(self) -> Step | None:
-        """What is done while there is nothing to compute, a little at a time; what there is to tell, if
-        anything. While `audit.pending` there is more to do, which a message should not wait for.
+    def rest(self) -> None:
+        """What is done while there is nothing to compute, a little at a time. While `audit.pending` there is
+        more to do, which a message should not wait for.
 
         Raises BrokenLedger when the books of the cache do not add up: then no answer is to be trusted.
         """
@@ -171,10 +169,6 @@ class Engine:
         if held is not None:
             self._counters.count_audit(held)
             self._checked = False  # it had blocks too
-        drafters = self.speculation.drafters
-        if held is None and (drafters.version, drafters.problem) == self._drafts_told:
-            return None
-        return Step((), self.stats())
 
     def _check_ids(self, submit: Submit) -> None:
         """An id without an embedding would fail the pass of everybody in the step."""

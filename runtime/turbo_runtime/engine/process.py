@@ -76,11 +76,13 @@ def serve(engine: Engine, inbox: Inbox, outbox: Outbox) -> None:
         taken = 0
         # idle: wait for a message; busy: take what is there and compute on
         while engine.idle or (taken < MOST_MESSAGES and not inbox.empty()):
+            if engine.idle and (stats := engine.stats()) != told:  # a cancel or a rest changed it
+                outbox.put(Step((), stats))
+                told = stats
             try:
                 message = inbox.get(timeout=patience)
             except Empty:
-                if (rested := engine.rest()) is not None:
-                    outbox.put(rested)
+                engine.rest()
                 # an audit goes on at once, with a look into the inbox after each small step of it
                 patience = 0.0 if engine.audit.pending else REST_SECONDS
                 continue

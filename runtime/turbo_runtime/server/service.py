@@ -148,7 +148,7 @@ class Service:
             waiting_requests=outstanding - running,
             running_tokens=stats.running_tokens if running else 0,
             waiting_tokens=stats.waiting_tokens if outstanding > running else 0,
-            kv_cache_usage=stats.kv_blocks_used / model.facts.kv_blocks if running else 0.0,
+            kv_cache_usage=stats.kv_blocks_used / model.facts.kv_blocks,
             kv_cache_tokens=model.kv_tokens,
             drafts=stats.drafts,
             draft_tokens=stats.draft_tokens,

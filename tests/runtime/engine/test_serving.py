@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import cast
 
 from turbo_runtime.engine.loop import Engine
@@ -63,3 +64,27 @@ def test_a_step_without_news_is_not_told() -> None:
     outbox = Outbox()
     serve(cast("Engine", Busy(steps)), Flood(len(steps) * MOST_MESSAGES), outbox)
     assert outbox.said == [steps[0], steps[2], token, token]
+
+
+class Idle:
+    """An engine with a request that gives its block back once it is cancelled."""
+
+    idle, audit = True, SimpleNamespace(pending=False)
+
+    def __init__(self) -> None:
+        self._stats = EngineStats(running_requests=1, kv_blocks_used=1)
+
+    def accept(self, message: Submit | Cancel) -> None:
+        self._stats = EngineStats()
+
+    def stats(self) -> EngineStats:
+        return self._stats
+
+
+def test_an_idle_engine_tells_what_a_cancel_left() -> None:
+    outbox = Outbox()
+    serve(cast("Engine", Idle()), Flood(2), outbox)
+    assert outbox.said == [
+        Step((), EngineStats(running_requests=1, kv_blocks_used=1)),
+        Step((), EngineStats()),
+    ]
