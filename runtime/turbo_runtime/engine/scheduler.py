@@ -219,7 +219,8 @@ class Scheduler:
             draft.counts[sequence] = count
             draft.budget -= count
             if sequence.submit.params.prompt_logprobs is not None:
-                draft.told -= count
+                draft.told -= count  # few at a time: nobody waits for its blocks
+                return
             end = sequence.computed + count
             draft.blocks.update(sequence.keys[sequence.shared : blocks_for(end)])
 

@@ -124,6 +124,15 @@ def test_answers_to_one_prompt_that_come_together_compute_it_once() -> None:
     assert simulation.answers == {f"choice {n}": same for n in range(4)}
 
 
+def test_nobody_waits_for_a_prompt_that_is_computed_a_little_at_a_time_to_tell_its_logprobs() -> None:
+    simulation = engine(budget=1000)
+    told = SamplingParams(max_tokens=3, prompt_logprobs=0)
+    for request in (Submit("told", BASE[:200], told), ask("same", 200), ask("other", 200, differs_at=0)):
+        simulation.scheduler.add(request)
+    begun = [work.sequence.submit.request_id for work in simulation.step().work]
+    assert begun == ["told", "same", "other"]
+
+
 @pytest.mark.parametrize("budget", [40, 64, 100])
 def test_answers_to_one_prompt_compute_it_once_in_chunks_too(budget: int) -> None:
     simulation = engine(budget=budget)
