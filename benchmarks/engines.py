@@ -41,13 +41,15 @@ def tokenizer(config: RuntimeConfig) -> tuple[Encode, Decode]:
 def fresh(
     engine: Engine, grammars: Grammars | None = None, control: Control | None = None, **limits: int
 ) -> Engine:
-    """The same weights and what is known of step times, nothing else kept: no drafts and no prefix from an
-    earlier run. `control` chooses drafts instead of the engine's own.
+    """The same weights and what is known of step times, nothing else kept: no drafts, no prefix and no credit
+    from an earlier run. `control` chooses drafts instead, with all that it knows.
 
     `limits` are `blocks`, and those of the scheduler that should differ.
     """
     from turbo_runtime.drafters.drafters import Drafters
+    from turbo_runtime.engine.arithmetic import padded_rows
     from turbo_runtime.engine.blocks import BlockLedger
+    from turbo_runtime.engine.goodput.control import Control
     from turbo_runtime.engine.loop import Engine
     from turbo_runtime.engine.scheduler import Scheduler
 
@@ -60,8 +62,10 @@ def fresh(
         max_length=limits.get("max_length", old.max_length),
         shared_tile=old.shared_tile,
     )
-    chosen = engine.speculation.control if control is None else control
-    return Engine(engine.model, scheduler, Drafters(), grammars, chosen)
+    if control is None:
+        control = Control(None, padded_rows)
+        control.cost = engine.speculation.control.cost
+    return Engine(engine.model, scheduler, Drafters(), grammars, control)
 
 
 @dataclass

@@ -18,12 +18,13 @@ from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.memory import Memory
 from turbo_runtime.drafters.suffix import Suffix
 from turbo_runtime.engine.blocks import PROMPT_TILE, BlockLedger
+from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import PagedModel
 from turbo_runtime.engine.request import Grammar, SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
 
-TOGETHER, BLOCKS = 16, 384
+TOGETHER, BLOCKS, STEP_TOKENS = 16, 384, 512
 REMEMBERED_BYTES, REMEMBERED_TOKENS = 1 << 20, 512
 OF_A_TENANT = 4  # requests, one after the other; then a tenant comes that was never there
 ONE_GRAMMAR_IN = 10
@@ -36,14 +37,16 @@ class Growth:
     def __init__(self, folder: Path) -> None:
         self._grammars = grammars(folder)
         self._memory = Memory(most_tokens=REMEMBERED_TOKENS, most_bytes=REMEMBERED_BYTES)
+        model = PagedModel(network(), blocks=BLOCKS, max_length=POSITIONS)
+        check_arithmetic(model, STEP_TOKENS)
         scheduler = Scheduler(
             BlockLedger(BLOCKS),
             max_running=TOGETHER,
-            max_step_tokens=512,
+            max_step_tokens=STEP_TOKENS,
             max_draft_tokens=4,
             max_length=POSITIONS,
+            shared_tile=model.rule.shared_tile,
         )
-        model = PagedModel(network(), blocks=BLOCKS, max_length=POSITIONS)
         drafters = Drafters(suffix=Suffix(self._memory))
         self.engine = Engine(model, scheduler, drafters, self._grammars)
         self._asked = 0

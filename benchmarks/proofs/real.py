@@ -39,7 +39,7 @@ class Mix:
     step_tokens: int
 
 
-MIXES = (Mix(8, 4, 32, 512), Mix(3, 16, 32, 512), Mix(12, 32, 32, 96), Mix(8, 8, 2, 160))
+MIXES = (Mix(8, 1, 32, 512), Mix(8, 4, 32, 512), Mix(3, 16, 32, 512), Mix(12, 32, 32, 96), Mix(8, 8, 2, 160))
 
 
 def requests_of(encode: Encode, count: int, stop: Sequence[int]) -> list[Submit]:
@@ -55,8 +55,11 @@ def requests_of(encode: Encode, count: int, stop: Sequence[int]) -> list[Submit]
 
 
 def alone(engine: Engine, requests: Sequence[Submit]) -> dict[str, Answer]:
-    """Every answer without drafts, few at a time."""
-    return run(fresh(engine), [as_new(r, r.request_id, drafting="off") for r in requests], 4)
+    """Every answer without drafts, one at a time, none of them with a cached prompt."""
+    return {
+        r.request_id: run(fresh(engine), [as_new(r, r.request_id, drafting="off")], 1)[r.request_id]
+        for r in requests
+    }
 
 
 def mixed(engine: Engine, requests: Sequence[Submit], mix: Mix) -> tuple[dict[str, Answer], EngineStats]:

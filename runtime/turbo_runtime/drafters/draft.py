@@ -34,7 +34,7 @@ class Want:
     tokens: Sequence[int]  # prompt and answer so far; only ever grows
     prompt_length: int
     limit: int  # most tokens to draft, at least 1
-    tenant: str
+    scope: str
     coupling: Coupling
     hidden: Tensor | None = None  # (width,): the model's last hidden state that the last token was drawn from
     drafting: Drafting = "auto"  # what the request asks for
@@ -102,5 +102,5 @@ class Source(Protocol):
     def learn(self, cell: Hashable, accepted: bool) -> None:
         """What became of a token offered, all before it having been accepted."""
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """The request ended, with an answer or without: what it held is let go."""

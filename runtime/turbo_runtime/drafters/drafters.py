@@ -120,10 +120,10 @@ class Drafters:
             if token != said:
                 return
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """The request ended: `tokens` are prompt and answer so far. What it held is let go."""
         remembered = self._recent in self._sources(self._in_use.drafter)
-        self._recent.finish(request_id, tokens if remembered else (), prompt_length, tenant)
+        self._recent.finish(request_id, tokens if remembered else (), prompt_length, scope)
 
     def _guard(self) -> None:
         """What is taken up anew may be well where what was there before had failed."""

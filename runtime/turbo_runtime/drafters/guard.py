@@ -33,9 +33,9 @@ class Guarded:
         """What became of a token offered."""
         self.attempt(lambda: self.source.learn(cell, accepted), None)
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """The request ended: what it held is let go, though the source has failed."""
-        self.attempt(lambda: self.source.finish(request_id, tokens, prompt_length, tenant), None, always=True)
+        self.attempt(lambda: self.source.finish(request_id, tokens, prompt_length, scope), None, always=True)
 
     def attempt(self, ask: Callable[[], Said], otherwise: Said, *, always: bool = False) -> Said:
         """What the source says, and `otherwise` where it has failed. `always`: ask even then."""

@@ -1,4 +1,4 @@
-"""Drafting from what was said before: in the request itself, and in recent answers of the same tenant.
+"""Drafting from what was said before: in the request itself, and in recent answers of the same scope.
 
 The longest suffix of the context that occurred before goes on as it went on then. What that is worth is
 learnt from what became of drafts: by the length of the match, how often it was seen and how often it went on
@@ -35,7 +35,7 @@ _Found: TypeAlias = "tuple[SuffixAutomaton, Cursor, bool]"  # the last: in the r
 
 @dataclass(slots=True)
 class _Request:
-    """A live request: its own history, and where it stands in the tenant's."""
+    """A live request: its own history, and where it stands in the scope's."""
 
     own: History = field(default_factory=lambda: History(REQUEST_TOKENS))
     in_recent: Reader = field(default_factory=Reader)
@@ -81,11 +81,11 @@ class Suffix:
         """What became of a token offered."""
         self._calibration.learn(cell, accepted)
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
-        """Remember the answer for the tenant's next ones, forget the request."""
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
+        """Remember the answer for the scope's next ones, forget the request."""
         self._requests.pop(request_id, None)
         self._unread.pop(request_id, None)
-        self.memory.remember(tenant, tokens, prompt_length)
+        self.memory.remember(scope, tokens, prompt_length)
 
     def expect(self, request_id: str, tokens: Sequence[int]) -> None:
         """Drafts will be wanted for a request, whose prompt is to be read before."""
@@ -129,7 +129,7 @@ class Suffix:
             request.read_on(tokens, _READ_AT_ONCE)
             self._unread.pop(want.request_id, None)
             matches = request.matches()
-        recent = self.memory.of(want.tenant)
+        recent = self.memory.of(want.scope)
         if recent is not None:
             request.in_recent.read(recent, tokens, request.seen)
             matches += [(automaton, cursor, False) for automaton, cursor in request.in_recent.matches()]

@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 LIMIT_SECONDS = 20.0  # what is not proven by then is not promised
 FURTHER_SHARE = 0.6  # of the limit, until which is tried what only makes it faster
 PROBE_PROMPT, PROBE_TOKENS = 72, 136  # beyond a whole tile, and beyond a chunk of keys
-# Its tokens once more: parts of a tile, the edge of the prompt, that of a chunk of keys; then one by one.
-PROBE_RUNS = (59, 5, 5, 5, 17, 33, 5)
+# Its tokens once more: parts of a tile, the edge of the prompt, a row by itself, the edge of a chunk of keys;
+# then one by one.
+PROBE_RUNS = (59, 5, 5, 5, 17, 1, 32, 5)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,14 +16,14 @@ from itertools import islice
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
 
 
-def block_keys(tenant: str, prompt: Sequence[int], tile: int = PROMPT_TILE) -> tuple[bytes, ...]:
+def block_keys(scope: str, prompt: Sequence[int], tile: int = PROMPT_TILE) -> tuple[bytes, ...]:
     """A key for each block in a whole tile of the prompt, chained: it stands for all tokens up to its end.
 
-    The chain begins with the tenant, so that nobody learns from the time to a first token what another has
-    asked. Whatever else changes keys and values (an adapter) belongs there too. Of 256 bits: no two differ
-    by chance, nor by intent.
+    The chain begins with the scope (`Submit.scope`), so that nobody learns from the time to a first token
+    what another has asked. Whatever else changes keys and values (an adapter) belongs there too. Of 256 bits:
+    no two differ by chance, nor by intent.
     """
-    key = blake2b(tenant.encode(), digest_size=32).digest()
+    key = blake2b(scope.encode(), digest_size=32).digest()
     keys = []
     for start in range(0, len(prompt) // tile * tile, BLOCK_SIZE):
         content = array("q", prompt[start : start + BLOCK_SIZE]).tobytes()

@@ -18,18 +18,18 @@ texts = st.lists(st.integers(0, 3), max_size=40)
 
 
 def remember(
-    suffix: Suffix, tokens: Sequence[int], prompt_length: int, tenant: str, name: str = "old"
+    suffix: Suffix, tokens: Sequence[int], prompt_length: int, scope: str, name: str = "old"
 ) -> None:
     """An answer ended, and the steps that followed read it."""
-    suffix.finish(name, tokens, prompt_length, tenant)
+    suffix.finish(name, tokens, prompt_length, scope)
     while suffix.waiting:
         suffix.read(16)
 
 
 def draft(
-    suffix: Suffix, tokens: Sequence[int], limit: int = 8, *, request: str = "now", tenant: str = ""
+    suffix: Suffix, tokens: Sequence[int], limit: int = 8, *, request: str = "now", scope: str = ""
 ) -> Draft:
-    (found,) = propose([suffix], [Want(request, tokens, len(tokens), limit, tenant, Coupling(0, 0.0))])
+    (found,) = propose([suffix], [Want(request, tokens, len(tokens), limit, scope, Coupling(0, 0.0))])
     return found
 
 
@@ -37,17 +37,17 @@ def test_what_followed_the_same_words_in_the_request_is_proposed() -> None:
     assert draft(Suffix(), [1, 2, 3, 4, 5, 9, 8, 1, 2, 3], 2).tokens == (4, 5)
 
 
-def test_what_another_request_of_the_tenant_was_answered_is_proposed() -> None:
+def test_what_another_request_of_the_scope_was_answered_is_proposed() -> None:
     suffix = Suffix()
     remember(suffix, [50, 51, 1, 2, 3, 4, 5, 6], 2, "")
     assert draft(suffix, [60, 61, 1, 2], 3).tokens == (3, 4, 5)
 
 
-def test_what_another_tenant_was_answered_is_proposed_to_nobody_else() -> None:
+def test_what_another_scope_was_answered_is_proposed_to_nobody_else() -> None:
     suffix = Suffix()
     remember(suffix, [50, 51, 1, 2, 3, 4, 5, 6], 2, "theirs")
-    assert draft(suffix, [60, 61, 1, 2], tenant="ours").tokens == ()
-    assert draft(suffix, [60, 61, 1, 2], 3, request="other", tenant="theirs").tokens == (3, 4, 5)
+    assert draft(suffix, [60, 61, 1, 2], scope="ours").tokens == ()
+    assert draft(suffix, [60, 61, 1, 2], 3, request="other", scope="theirs").tokens == (3, 4, 5)
 
 
 def test_a_draft_goes_on_from_recent_answers_into_the_request_itself() -> None:
@@ -153,29 +153,29 @@ def test_recent_answers_take_bounded_memory_and_the_newest_stay() -> None:
     assert draft(suffix, [7, 1000, 1001, 1002], 2, request="then").tokens == ()
 
 
-def test_all_tenants_together_take_bounded_memory_and_the_least_recently_used_goes_first() -> None:
+def test_all_scopes_together_take_bounded_memory_and_the_least_recently_used_goes_first() -> None:
     memory = Memory(most_tokens=1000, most_bytes=200_000)
     suffix = Suffix(memory)
     for number in range(60):
-        remember(suffix, [0, *range(number * 1000, number * 1000 + 200)], 1, f"tenant-{number}")
-        draft(suffix, [7, 1000, 1001], request=f"keep-{number}", tenant="tenant-1")
+        remember(suffix, [0, *range(number * 1000, number * 1000 + 200)], 1, f"scope-{number}")
+        draft(suffix, [7, 1000, 1001], request=f"keep-{number}", scope="scope-1")
         assert memory.num_bytes <= 200_000
     assert len(memory) < 10
-    assert draft(suffix, [7, 1000, 1001], 1, request="x", tenant="tenant-1").tokens == (1002,)
-    assert draft(suffix, [7, 2000, 2001], request="y", tenant="tenant-2").tokens == ()
+    assert draft(suffix, [7, 1000, 1001], 1, request="x", scope="scope-1").tokens == (1002,)
+    assert draft(suffix, [7, 2000, 2001], request="y", scope="scope-2").tokens == ()
 
 
 def test_the_bound_of_memory_holds_of_what_drafting_adds_too() -> None:
     memory, noise = Memory(most_tokens=2048, most_bytes=1 << 19), random.Random(1)
     suffix = Suffix(memory)
     for number in range(300):
-        tenant = f"t{number % 20}"
+        scope = f"t{number % 20}"
         tokens = [noise.randrange(20) for _ in range(16)]  # so few that the texts branch everywhere
         for _ in range(6):
             tokens += [noise.randrange(20) for _ in range(8)]
-            draft(suffix, tokens, request=str(number), tenant=tenant)
-        remember(suffix, tokens, 16, tenant, str(number))
-        held = sum(history.num_bytes for history in memory._tenants.values())
+            draft(suffix, tokens, request=str(number), scope=scope)
+        remember(suffix, tokens, 16, scope, str(number))
+        held = sum(history.num_bytes for history in memory._scopes.values())
         assert held <= 1 << 19
         assert memory.num_bytes == held
     assert memory.num_bytes > 1 << 18

@@ -375,3 +375,10 @@ def test_a_tile_far_into_a_prompt_is_tried_in_parts(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", crowded)
     assert not tiles_hold(pool())
+
+
+def test_a_token_beyond_its_sequences_blocks_is_written_nowhere() -> None:
+    inside, beyond = Span(14, 2, [3], 0), Span(15, 2, [3], 0)
+    assert Spans.of([inside]).slots(scratch=9).tolist() == [62, 63]
+    with pytest.raises(IndexError, match="beyond the blocks of its sequence"):
+        Spans.of([beyond]).slots(scratch=9)

@@ -118,7 +118,13 @@ def test_a_stop_amid_an_audit_ends_at_once(
     assert computed(1.0) == computed(0.0) + 4  # one for each look into the inbox before
 
 
-def test_requests_that_want_the_blocks_get_them_and_the_audit_begins_again(make: Make) -> None:
+def test_requests_that_want_the_blocks_get_them_and_the_audit_begins_again(
+    make: Make, compiled: Grammars
+) -> None:
+    for request in requests():  # when a request's grammar is compiled, it would begin
+        if request.params.grammar:
+            compiled.compile(request.params.grammar).matcher()
+
     def served(share: float) -> tuple[object, ...]:
         server = make(share=share, blocks=16)
         # drafters read all there is in every step: how much it is otherwise, the clock says

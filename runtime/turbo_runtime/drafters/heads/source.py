@@ -35,7 +35,7 @@ class HeadsSource:
         """What became of a token offered."""
         self._calibration.learn(cell, accepted)
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """Nothing is held of a request."""
 
 

@@ -16,7 +16,7 @@ from turbo_runtime.engine.attention.spans import Span, Spans
 from turbo_runtime.engine.attention.tiles import TileAttention
 from turbo_runtime.engine.blocks import PROMPT_TILE, blocks_for
 
-SPLIT_LENGTHS = (300,)  # tokens of the sequences tried: three chunks of keys, the last partly filled;
+SPLIT_LENGTHS = (100, 300)  # tokens of the sequences tried: one chunk of keys and three, partly filled;
 # by the fused kernel all numbers of keys within its block of 512 and one beyond, beside others,
 FUSED_LENGTHS = tuple(PROMPT_TILE * tiles for tiles in range(1, 10))
 # and alone a second block of several sizes and a third.

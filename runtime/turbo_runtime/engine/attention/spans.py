@@ -114,10 +114,14 @@ class Spans:
         return np.repeat(self.row, self.count) + ragged(self.count)
 
     def slots(self, scratch: int) -> Ints:
-        """In the pool, of every token."""
+        """In the pool, of every token. Raises IndexError for one beyond its sequence's blocks: `scratch` is
+        read by everybody, so nobody may write it.
+        """
         positions = self.positions()
         span = np.repeat(np.arange(len(self.count)), self.count)
         block = self.block_at(span, positions // BLOCK_SIZE, scratch)
+        if (block == scratch).any():
+            raise IndexError("a token lies beyond the blocks of its sequence")
         return block * BLOCK_SIZE + positions % BLOCK_SIZE
 
 
