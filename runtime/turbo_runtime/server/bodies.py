@@ -12,6 +12,7 @@ from fastapi import Request
 from turbo_runtime.server.errors import ApiError, cut, invalid
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
+READ_BYTES = 4 * MAX_BODY_BYTES  # who is still sending when the connection closes may not see the reply
 LARGE_BODY_BYTES = 256 * 1024  # to be read beside the event loop
 BODY_SECONDS = 60.0
 
@@ -49,16 +50,20 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 async def _body(request: Request) -> bytes:
-    body = bytearray()
+    body, size = bytearray(), 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(
-                413,
-                f"The body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt.",
-                code="request_too_large",
-                headers={"Connection": "close"},  # the rest of the body is not read
-            )
+        size += len(chunk)
+        if size <= MAX_BODY_BYTES:
+            body += chunk
+        elif size > READ_BYTES:
+            break
+    if size > MAX_BODY_BYTES:
+        raise ApiError(
+            413,
+            f"The body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt.",
+            code="request_too_large",
+            headers={"Connection": "close"},  # there may be more of the body, which is not read
+        )
     return bytes(body)
 
 

@@ -40,14 +40,14 @@ class WholeReply(Response):
 
 
 class EventStream(StreamingResponse):
-    """Sent piece by piece."""
+    """Sent piece by piece. Raises ApiError, before anything is sent, for a grammar that is refused: since the
+    engine says so when it has compiled it, nothing is sent before the first piece.
+    """
 
     def __init__(self, reply: Reply, options: StreamOptions, writing: Beside) -> None:
-        super().__init__(
-            _events(reply, options, writing),
-            media_type="text/event-stream",
-            headers={"Cache-Control": "no-cache"},
-        )
+        self._waits = any(params.grammar for params in reply.answers.job.params)
+        self._events = _events(reply, options, writing, begun=not self._waits)
+        super().__init__(self._events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         self._reply = reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -57,7 +57,22 @@ class EventStream(StreamingResponse):
             await send_in_time(scope, send, message)
 
         with self._reply.answers, contextlib.suppress(ConnectionError):
+            if self._waits:
+                first = await unless_client_leaves(receive, _next(self._events))
+                if first is None:
+                    return
+                self.body_iterator = _behind(first, self._events)
             await super().__call__(scope, receive, send_on)
+
+
+async def _next(events: AsyncIterator[str]) -> str:
+    return await anext(events)
+
+
+async def _behind(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for event in events:
+        yield event
 
 
 async def _collect(reply: Reply, writing: Beside) -> bytes:
@@ -67,8 +82,12 @@ async def _collect(reply: Reply, writing: Beside) -> bytes:
     return await writing.run(lambda _: reply.whole(pieces)) if reply.tells_logprobs else reply.whole(pieces)
 
 
-async def _events(reply: Reply, options: StreamOptions, writing: Beside) -> AsyncIterator[str]:
-    """The stream's events; an error midway is its last one, since the status line is long gone."""
+async def _events(
+    reply: Reply, options: StreamOptions, writing: Beside, *, begun: bool
+) -> AsyncIterator[str]:
+    """The stream's events; an error midway is its last one, since the status line is long gone. Where the
+    stream has not `begun` before its first event, an error before that is raised.
+    """
     started: set[int] = set()
     unfinished = reply.answers.job.choices
     try:
@@ -83,6 +102,8 @@ async def _events(reply: Reply, options: StreamOptions, writing: Beside) -> Asyn
             else:  # of all tokens of the prompt at once
                 yield await writing.run(partial(_written, reply, piece, options, unfinished == 0))
     except ApiError as error:
+        if not (begun or started):
+            raise
         yield sse(error.body())
         return
     if options.include_usage:

@@ -29,12 +29,30 @@ _LEAVE_OUT = "leave it out"
 _TOOLS = "use 'tools' and 'tool_choice'"
 _TEXT_ONLY = "this server takes and gives text only; leave it out"
 
+_GUIDED = "use 'structured_outputs' or 'response_format'"
+# vLLM's, some of them of its earlier versions
+_VLLM: Mapping[str, Unsupported] = {
+    "best_of": Unsupported("use `n` and choose yourself, by `logprobs` perhaps", (1,)),
+    "guided_choice": Unsupported(_GUIDED),
+    "guided_decoding_backend": Unsupported("there is one only; leave it out"),
+    "guided_grammar": Unsupported(_GUIDED),
+    "guided_json": Unsupported(_GUIDED),
+    "guided_regex": Unsupported(_GUIDED),
+    "priority": Unsupported("tenants take turns; leave it out", (0,)),
+    "skip_special_tokens": Unsupported("special tokens are never told; leave it out", (True,)),
+    "truncate_prompt_tokens": Unsupported("send a shorter prompt"),
+    "use_beam_search": Unsupported("use `n` and `temperature`", (False,)),
+}
+
 CHAT: Mapping[str, Unsupported] = {
+    **_VLLM,
+    "add_generation_prompt": Unsupported(_LEAVE_OUT, (True,)),
     "audio": Unsupported(_TEXT_ONLY),
     "function_call": Unsupported(_TOOLS, ("none", "auto")),
     "functions": Unsupported(_TOOLS, ([],)),
     "modalities": Unsupported(_TEXT_ONLY, (["text"],)),
     "moderation": Unsupported(_LEAVE_OUT),
+    "prompt": Unsupported("send it to /v1/completions, or use 'messages'"),
     "prediction": Unsupported("drafts are found by the server itself; leave it out"),
     "prompt_cache_options": Unsupported("the prompt cache needs none; leave it out"),
     "prompt_cache_retention": Unsupported("the cache keeps what it has room for; leave it out"),
@@ -45,7 +63,8 @@ CHAT: Mapping[str, Unsupported] = {
 }
 
 COMPLETION: Mapping[str, Unsupported] = {
-    "best_of": Unsupported("use `n` and choose yourself, by `logprobs` perhaps", (1,)),
+    **_VLLM,
+    "messages": Unsupported("send them to /v1/chat/completions, or use 'prompt'"),
     "suffix": Unsupported("put the whole context into `prompt`", ("",)),
 }
 

@@ -22,18 +22,30 @@ TOOL = {"type": "function", "function": {"name": "f"}}
 TEXT_BODY = {"model": "echo", "prompt": "hello", "temperature": 0}
 # What each parameter is refused with: a value that asks for something.
 WANTED: dict[str, Any] = {
+    "add_generation_prompt": False,
     "audio": {"voice": "alloy", "format": "wav"},
     "best_of": 2,
     "function_call": {"name": "f"},
     "functions": [{"name": "f"}],
+    "guided_choice": ["a", "b"],
+    "guided_decoding_backend": "xgrammar",
+    "guided_grammar": 'start: "a"',
+    "guided_json": {"type": "object"},
+    "guided_regex": "a+",
+    "messages": MESSAGES,
     "modalities": ["text", "audio"],
     "moderation": {"model": "x"},
     "prediction": {"type": "content", "content": "x"},
+    "priority": 3,
+    "prompt": "hello",
     "prompt_cache_options": {"mode": "explicit"},
     "prompt_cache_retention": "24h",
     "service_tier": "flex",
+    "skip_special_tokens": False,
     "store": True,
     "suffix": "end",
+    "truncate_prompt_tokens": 10,
+    "use_beam_search": True,
     "verbosity": "low",
     "web_search_options": {"search_context_size": "low"},
 }
@@ -267,8 +279,23 @@ def test_a_whole_surrogate_pair_is_a_character(http: httpx.Client) -> None:
 
 
 def test_a_body_of_more_than_four_mebibytes_is_refused(http: httpx.Client) -> None:
-    body = json.dumps({**TEXT_BODY, "prompt": "z" * (4 << 20)}).encode()
-    assert refusal(http.post("completions", content=body), 413)["code"] == "request_too_large"
+    for size in (4, 5, 8, 12) * 3:
+        body = json.dumps({**TEXT_BODY, "prompt": "z" * (size << 20)}).encode()
+        assert http.get("models").status_code == 200  # over a connection that is there already, too
+        assert refusal(http.post("completions", content=body), 413)["code"] == "request_too_large"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("chat/completions", CHAT_BODY), ("completions", TEXT_BODY)],
+)
+def test_a_grammar_that_the_engine_refuses_is_refused_before_a_stream_begins(
+    http: httpx.Client, path: str, body: dict[str, Any]
+) -> None:
+    for regex, status in (("refuse", 400), ("h.*", 200)):
+        reply = http.post(path, json={**body, "stream": True, "structured_outputs": {"regex": regex}})
+        assert reply.status_code == status
+        assert ("data: [DONE]" in reply.text) == (status == 200)
 
 
 def test_another_model_does_not_exist(client: openai.OpenAI) -> None:
