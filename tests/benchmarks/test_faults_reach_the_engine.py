@@ -12,6 +12,7 @@ from crowd.generated import generated
 from crowd.outcomes import SERVED_NAME, body
 from crowd.underload import under_load
 from crowd.unruly import unruly
+from faults import EACH
 
 from turbo_dev.server_process import ServerProcess
 
@@ -41,7 +42,7 @@ async def test_unruly_clients_are_answered_now_and_then(server: ServerProcess, t
 
 
 def test_generated_requests_are_answered_now_and_then(server: ServerProcess, tmp_path: Path) -> None:
-    counts = generated(server.url, 20)
+    counts = generated(server.url, EACH)
     completions, chats = counts["POST /v1/completions 200"], counts["POST /v1/chat/completions 200"]
     assert min(completions, chats) >= 2
     assert counts["POST /v1/completions 400"] >= 5
