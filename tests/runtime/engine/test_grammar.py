@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 import pytest
@@ -14,9 +13,7 @@ import torch
 from tokenizers import Tokenizer
 
 from turbo_dev import tiny_engine
-from turbo_runtime.engine import grammar as module
 from turbo_runtime.engine.grammar import MOST_CHARACTERS, GrammarError, Grammars
-from turbo_runtime.engine.grammar_trial import GrammarTrial
 from turbo_runtime.engine.request import Grammar, SamplingParams
 from turbo_runtime.engine.sampling.answer import AnswerLaw, NoTokenError
 from turbo_runtime.engine.sampling.noise import Noise, answer_key
@@ -338,68 +335,3 @@ def test_a_model_whose_tokenizer_is_not_fit_for_grammars_refuses_them(
         with pytest.raises(GrammarError, match=said):
             grammars.compile(Grammar("regex", "a")).matcher()
         grammars.close()
-
-
-HUGE = '{"type": "integer", "multipleOf": 999983}'  # as many states; minutes and gigabytes
-
-
-def test_a_grammar_that_takes_too_long_is_refused_and_keeps_no_other_waiting(
-    grammars: Grammars, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "COMPILE_SECONDS", 1.0)
-    late = [grammars.compile(Grammar("json_schema", HUGE.replace("83", last))) for last in ("79", "83")]
-    behind = grammars.compile(Grammar("regex", "abc"))  # has its own time from when it begins
-    for each in late:
-        with pytest.raises(GrammarError, match="takes more than 1 s to compile; simplify it"):
-            each.matcher()
-    assert behind.matcher().allowed()[tokenizer.encode("a").ids[0]]
-
-
-def test_a_grammar_that_failed_for_want_of_something_is_tried_again_and_a_wrong_one_is_not(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def begin(trial: GrammarTrial, grammar: Grammar, seconds: float) -> None:
-        raise OSError("no process is to be had")
-
-    wrong, right = Grammar("regex", "wrong("), Grammar("regex", "right")
-    with pytest.raises(GrammarError, match="mend or simplify it") as refused:
-        grammars.compile(wrong).matcher()
-    with monkeypatch.context() as patch:
-        patch.setattr(GrammarTrial, "begin", begin)
-        with pytest.raises(GrammarError, match=r"compiled just now \(no process is to be had\); try again"):
-            grammars.compile(right).matcher()
-        assert not grammars.has(right)
-        with pytest.raises(GrammarError) as again:
-            grammars.compile(wrong).matcher()
-    assert str(again.value) == str(refused.value)
-    assert grammars.compile(right).matcher().allowed().any()
-    assert grammars.has(right)
-
-
-def test_a_slow_grammar_keeps_no_quick_one_waiting(
-    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    others = Event()
-    grammars._slow.thread.submit(others.wait)  # slow ones that came before
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "QUICK_SECONDS", 0.001)
-        slow = grammars.compile(Grammar("json_schema", '{"type": "integer", "multipleOf": 99991}'))
-        grammars._quick.thread.submit(lambda: None).result()  # that one was too slow by now
-    assert grammars.compile(Grammar("regex", "abcd")).matcher().allowed().any()
-    assert not slow.done
-    others.set()
-    assert slow.matcher().allowed().any()
-
-
-def test_a_grammar_that_takes_too_much_memory_is_refused_and_the_next_is_tried(
-    tokenizer: Tokenizer, vocabulary: int, tmp_path: Path
-) -> None:
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    trial = GrammarTrial(tmp_path / "tokenizer.json", vocabulary, [END], most_bytes=32 << 20)
-    huge, small = Grammar("json_schema", HUGE), Grammar("regex", "ab")
-    trial.begin(huge, 60.0)
-    with pytest.raises(GrammarError, match="the json_schema takes too much memory to compile; simplify it"):
-        trial.end(huge, 60.0)
-    trial.begin(small, 60.0)
-    trial.end(small, 60.0)
-    trial.close()

@@ -1,0 +1,78 @@
+"""Compiling a grammar is bounded in time and memory, and what fails takes nobody else along."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from turbo_dev.tiny_engine import END, VOCABULARY, tokenizer
+from turbo_runtime.engine import grammar as module
+from turbo_runtime.engine.grammar import GrammarError, Grammars
+from turbo_runtime.engine.grammar_trial import GrammarTrial
+from turbo_runtime.engine.request import Grammar
+
+HUGE = '{"type": "integer", "multipleOf": 999983}'  # as many states; minutes and gigabytes
+
+
+def test_a_grammar_that_takes_too_long_is_refused_and_keeps_no_other_waiting(
+    compiled: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COMPILE_SECONDS", 1.0)
+    late = [compiled.compile(Grammar("json_schema", HUGE.replace("83", last))) for last in ("79", "83")]
+    behind = compiled.compile(Grammar("regex", "abc"))  # has its own time from when it begins
+    for each in late:
+        with pytest.raises(GrammarError, match="takes more than 1 s to compile; simplify it"):
+            each.matcher()
+    assert behind.matcher().allowed()[tokenizer().encode("a").ids[0]]
+
+
+def test_a_grammar_that_failed_for_want_of_something_is_tried_again_and_a_wrong_one_is_not(
+    compiled: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(trial: GrammarTrial, grammar: Grammar, seconds: float) -> None:
+        raise OSError("no process is to be had")
+
+    wrong, right = Grammar("regex", "wrong("), Grammar("regex", "right")
+    with pytest.raises(GrammarError, match="mend or simplify it") as refused:
+        compiled.compile(wrong).matcher()
+    with monkeypatch.context() as patch:
+        patch.setattr(GrammarTrial, "begin", begin)
+        with pytest.raises(GrammarError, match=r"compiled just now \(no process is to be had\); try again"):
+            compiled.compile(right).matcher()
+        assert not compiled.has(right)
+        with pytest.raises(GrammarError) as again:
+            compiled.compile(wrong).matcher()
+    assert str(again.value) == str(refused.value)
+    assert compiled.compile(right).matcher().allowed().any()
+    assert compiled.has(right)
+
+
+def test_a_slow_grammar_keeps_no_quick_one_waiting(
+    compiled: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = Event()
+    compiled._slow.thread.submit(others.wait)  # slow ones that came before
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "QUICK_SECONDS", 0.001)
+        slow = compiled.compile(Grammar("json_schema", '{"type": "integer", "multipleOf": 99991}'))
+        compiled._quick.thread.submit(lambda: None).result()  # that one was too slow by now
+    assert compiled.compile(Grammar("regex", "abcd")).matcher().allowed().any()
+    assert not slow.done
+    others.set()
+    assert slow.matcher().allowed().any()
+
+
+def test_a_grammar_that_takes_too_much_memory_is_refused_and_the_next_is_tried(
+    tmp_path: Path,
+) -> None:
+    tokenizer().save(str(tmp_path / "tokenizer.json"))
+    trial = GrammarTrial(tmp_path / "tokenizer.json", VOCABULARY, [END], most_bytes=32 << 20)
+    huge, small = Grammar("json_schema", HUGE), Grammar("regex", "ab")
+    trial.begin(huge, 60.0)
+    with pytest.raises(GrammarError, match="the json_schema takes too much memory to compile; simplify it"):
+        trial.end(huge, 60.0)
+    trial.begin(small, 60.0)
+    trial.end(small, 60.0)
+    trial.close()
