@@ -76,9 +76,8 @@ def main() -> int:
         )
         figures["silent"] = both["silent"]
         figures["kv_cache_held"] = _held_when_idle(server.url)
-        time.sleep(
-            2 * REST_SECONDS
-        )  # idle so long, the engine looks into its books, and ends if they are wrong
+        # Idle so long, the engine has looked into its books, and has ended if they are wrong.
+        time.sleep(2 * REST_SECONDS)
         figures["alive_afterwards"] = httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
         with step("SIGTERM under load", "1 min"):
             ended = asyncio.run(
@@ -126,9 +125,10 @@ def _held_when_idle(url: str) -> float:
     while True:
         load = Load.from_json(httpx.get(url + contract.LOAD_PATH).text)
         running = load.running_requests + load.waiting_requests
-        if time.monotonic() > give_up and running:
+        late = time.monotonic() > give_up
+        if running and late:
             raise TimeoutError(f"{running} requests are still there {IDLE_SECONDS:g} s after the last client")
-        if not running and (not load.kv_cache_usage or time.monotonic() > give_up):
+        if not running and (late or not load.kv_cache_usage):
             return load.kv_cache_usage
         time.sleep(0.2)
 

@@ -14,7 +14,7 @@ from turbo_runtime.command.address import KEY_VARIABLE
 from turbo_runtime.command.bench import bench
 from turbo_runtime.command.chat import chat
 from turbo_runtime.command.conversation import HELP
-from turbo_runtime.server.bodies import BODY_SECONDS, MAX_BODY_BYTES
+from turbo_runtime.server.bodies import BODY_SECONDS, MAX_BODY_BYTES, READ_BYTES
 from turbo_runtime.server.connections import HEADER_SECONDS, IDLE_SECONDS, STALL_SECONDS
 from turbo_runtime.server.keys import LEAST_KEY_LENGTH
 from turbo_runtime.server.openapi import OPENAPI_PATH, openapi_document
@@ -45,7 +45,7 @@ def test_bounds_are_the_codes() -> None:
     assert f"at least {LEAST_KEY_LENGTH} characters" in PAGE
     assert f"`stop` (up to {MAX_STOPS} strings)" in PAGE
     assert f"`n` (up to {MAX_CHOICES})" in PAGE
-    assert f"larger than {MAX_BODY_BYTES // (1 << 20)} MiB" in PAGE
+    assert f"larger than {MAX_BODY_BYTES >> 20} MiB; up to {READ_BYTES >> 20} MiB are read" in PAGE
 
 
 def test_every_path_of_the_contract_is_documented() -> None:
