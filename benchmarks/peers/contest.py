@@ -90,6 +90,7 @@ class Competitor:
     variant: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict, hash=False)
     batches: bool = True
+    remembers: bool = False  # its drafts come from answers to other prompts too
     learns: bool = False  # its drafts are fitted to answers of the domain before it is asked
     once: bool = False  # in a domain's first run only
     usual: float = 41.0  # tokens/s on one thread, one request at a time: for the estimate of what a run takes
@@ -108,8 +109,10 @@ def _ngram(drafts: int) -> dict[str, Any]:
 _SUFFIX = {"speculative_config": {"method": "suffix"}}
 _OWN = {"dtype": "float32"}
 PLAIN = Competitor("turbo k=0", "turbo_worker", OURS, "folder", "off", _OWN, usual=32)
-TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, usual=55)
-HEADS = Competitor("turbo heads", "turbo_worker", OURS, "folder", "auto", _OWN, learns=True, usual=55)
+TURBO = Competitor("turbo", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, usual=55)
+HEADS = Competitor(
+    "turbo heads", "turbo_worker", OURS, "folder", "auto", _OWN, remembers=True, learns=True, usual=55
+)
 TRANSFORMERS = Competitor(
     "transformers", "transformers_worker", OURS, "folder", "plain", batches=False, usual=21
 )
@@ -120,7 +123,9 @@ VLLM_PLAIN = Competitor("vLLM", "vllm_worker", VLLM, "folder", usual=40)
 VLLM_NGRAM_3 = Competitor("vLLM n-gram 3", "vllm_worker", VLLM, "folder", settings=_ngram(3), usual=50)
 VLLM_NGRAM_4 = Competitor("vLLM n-gram 4", "vllm_worker", VLLM, "folder", settings=_ngram(4), usual=50)
 VLLM_NGRAM_8 = Competitor("vLLM n-gram 8", "vllm_worker", VLLM, "folder", settings=_ngram(8), usual=50)
-VLLM_SUFFIX = Competitor("vLLM suffix", "vllm_worker", VLLM, "folder", settings=_SUFFIX, usual=50)
+VLLM_SUFFIX = Competitor(
+    "vLLM suffix", "vllm_worker", VLLM, "folder", settings=_SUFFIX, remembers=True, usual=50
+)
 NGRAMS = (VLLM_NGRAM_3, VLLM_NGRAM_4, VLLM_NGRAM_8)  # the bars are held against the fastest of a domain
 LLAMA_F32 = Competitor("llama.cpp F32", "llama_worker", LLAMA, "gguf")
 LLAMA_Q4 = Competitor("llama.cpp Q4_1", "llama_worker", LLAMA, "source", batches=False, once=True, usual=80)
@@ -130,6 +135,9 @@ PEERS = {
     "vllm-suffix": (VLLM_SUFFIX,),
     "llama": (LLAMA_F32, LLAMA_Q4),
 }
+
+
+CACHED = 4  # prompts that warm who remembers no answers: what they share is in its prefix cache then
 
 
 class Worker:
@@ -210,14 +218,16 @@ class Contest:
         limits: tuple[int, list[int]],
         learn: Sequence[list[int]] = (),
     ) -> Result:
-        """`warm` are prompts that are answered before; `limits` are the longest answer in tokens and the
-        tokens that end one; `learn` are prompts for who learns.
+        """`warm` are prompts that are answered before, only a few of them by who remembers no answers;
+        `limits` are the longest answer in tokens and the tokens that end one; `learn` are prompts for who
+        learns.
         """
         key = competitor.process
         if key not in self._workers:
             self._workers[key] = self._start(competitor)
         learnt = list(learn) if competitor.learns else []
-        job = Job(competitor.variant, list(prompts), list(warm), at_a_time, *limits, learnt)
+        warming = list(warm if competitor.remembers else warm[:CACHED])
+        job = Job(competitor.variant, list(prompts), warming, at_a_time, *limits, learnt)
         return self._workers[key].answer(job)
 
     def close(self) -> None:
