@@ -8,10 +8,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from peers.contest import Contest
+from peers.contest import CACHED, PLAIN, TRANSFORMERS, TURBO, Contest, Worker
 from peers.domains import Domain, Wanted, deal
 from peers.learning import Learning
-from peers.worker import Result
+from peers.worker import Job, Result
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import VOCABULARY, network
@@ -73,3 +73,19 @@ def test_heads_are_fitted_once_and_remember_nothing_between_runs(engine: Engine,
     assert draft.drafter == "heads"
     assert draft == second.propose([want])[0]
     assert all(0 <= token < VOCABULARY for token in draft.tokens)
+
+
+def test_who_remembers_answers_is_warmed_on_all_prompts_and_others_on_what_fills_a_prefix_cache() -> None:
+    contest = Contest({}, 1, 1, 10, Path())
+    heard: list[list[list[int]]] = []
+
+    class Hearing:
+        def answer(self, job: Job) -> Result:
+            heard.append(job.warm)
+            return Result([])
+
+    warm = [[number] for number in range(24)]
+    for one in (TURBO, PLAIN, TRANSFORMERS):
+        contest._workers[one.process] = cast("Worker", Hearing())
+        contest.answer(one, [[1]], warm, 1, (4, [0]))
+    assert heard == [warm, warm[:CACHED], warm[:CACHED]]

@@ -65,7 +65,7 @@ def check_arithmetic(
             model.rule = Rule(row_counts=counts, uniform=tiles_are_rows(model.pool, further))
             _probe(model, deadline)
     except NotProvenError as outcome:
-        log.warning("guarantee law: %s", outcome)
+        log.info("guarantee law: %s", outcome)
         set_free(model)
         return ArithmeticReport("law", forms, str(outcome))
     return ArithmeticReport("bytes", forms)

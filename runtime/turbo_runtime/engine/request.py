@@ -154,6 +154,7 @@ class Ready:
     """The model is loaded; the start-up check and the micro-benchmark have run."""
 
     guarantee: Guarantee
+    law_reason: str = ""  # why it is only `law`
     arithmetic: dict[str, str] = field(default_factory=dict)  # weight shape -> the product form that held
     device: str = "cpu"
     dtype: str = "float32"

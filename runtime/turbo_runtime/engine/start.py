@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.source import ModelError, find
 from turbo_runtime.engine.tokenizer import ExportedTokenizer
 from turbo_runtime.inspect import inspect_model
+
+log = logging.getLogger(__name__)
 
 DEFAULT_KV_BYTES = 4 << 30
 KV_SHARE_OF_FREE_MEMORY = 0.5
@@ -65,6 +68,7 @@ def start_engine(
     )
     ready = Ready(
         guarantee=report.guarantee,
+        law_reason=report.reason,
         arithmetic=report.forms,
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
@@ -166,6 +170,11 @@ def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, 
             f"the KV cache holds {fits} tokens and a sequence may have {length}; "
             "raise --kv-cache-gib or lower --max-model-len"
         )
+    log.warning(
+        "the KV cache holds %d tokens, so that is the context, and not the model's own %d: raise "
+        "--kv-cache-gib if there is the memory, or set --max-model-len",
+        *(fits, length),
+    )
     return blocks, fits
 
 

@@ -54,6 +54,7 @@ def probe_routes(service: Service) -> APIRouter:
                 "model": model.name,
                 "digest": facts.digest,
                 "guarantee": facts.guarantee,
+                "law_reason": facts.law_reason or None,
                 "arithmetic": facts.arithmetic,
                 "device": facts.device,
                 "dtype": facts.dtype,

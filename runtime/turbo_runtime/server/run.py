@@ -120,7 +120,7 @@ async def _load(service: Service, tokenizer_dir: Path, listener: socket.socket) 
     promise = "the same bytes" if facts.guarantee == "bytes" else "the same distribution"
     say(
         f"Start-up check took {facts.check_seconds:.1f} s; guarantee on this machine: {facts.guarantee} "
-        f"({promise} with speculation and without)."
+        f"({promise} with speculation and without{f'; {facts.law_reason}' if facts.law_reason else ''})."
     )
     if facts.step_times:
         points = ", ".join(

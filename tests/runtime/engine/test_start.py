@@ -135,6 +135,30 @@ def test_the_cache_is_as_large_as_memory_and_use_allow(config: RuntimeConfig) ->
         sized(1000, max_model_len=257)
 
 
+@pytest.mark.parametrize(
+    ("blocks", "told"),
+    [
+        (5, "the KV cache holds 80 tokens, so that is the context, and not the model's own 256"),
+        (LONGEST // BLOCK_SIZE, ""),
+    ],
+)
+def test_a_cache_that_shortens_the_context_is_told(
+    config: RuntimeConfig, caplog: pytest.LogCaptureFixture, blocks: int, told: str
+) -> None:
+    wanted = replace(config, kv_cache_gib=blocks * BYTES_PER_BLOCK / 2**30)
+    size_cache(wanted, SIZES, torch.float32, 1 << 40)
+    assert told in caplog.text
+    assert bool(told) == bool(caplog.text)
+
+
+def test_where_nothing_is_proven_in_time_ready_says_why_it_promises_less(
+    config: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "check_arithmetic", partial(start.check_arithmetic, limit_seconds=0))
+    _, ready = start_engine(config, time.monotonic())
+    assert (ready.guarantee, ready.law_reason) == ("law", "the start-up check took too long")
+
+
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ModelError, match="must be auto, cpu or cuda, not tpu"):
         choose_device("tpu")

@@ -50,7 +50,7 @@ def test_a_loading_server_is_alive_and_not_ready(launch) -> None:
 def test_version_tells_what_is_served_and_what_it_promises(server) -> None:
     version = httpx.get(server.url + contract.VERSION_PATH).json()
     assert version["model"] == "echo"
-    assert version["guarantee"] == "bytes"
+    assert (version["guarantee"], version["law_reason"]) == ("bytes", None)
     assert version["arithmetic"] == {"576x576": "X @ Wt"}
     assert version["digest"] == "sha256:feed"
     assert (version["device"], version["dtype"], version["max_model_len"]) == ("cpu", "float32", 2048)
