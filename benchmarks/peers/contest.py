@@ -16,6 +16,7 @@ from turbo_dev.paths import REPOSITORY, cache_root
 from turbo_dev.progress import step
 from turbo_dev.shell import run
 
+CACHED = 4  # prompts that warm who remembers no answers: what they share is in its prefix cache then
 TURBO_PATHS = ("benchmarks", "dev", "runtime")
 _UV = sorted(REPOSITORY.glob(".build/uv-*/bin/uv"))
 
@@ -135,9 +136,6 @@ PEERS = {
     "vllm-suffix": (VLLM_SUFFIX,),
     "llama": (LLAMA_F32, LLAMA_Q4),
 }
-
-
-CACHED = 4  # prompts that warm who remembers no answers: what they share is in its prefix cache then
 
 
 class Worker:

@@ -173,7 +173,8 @@ def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, 
     log.warning(
         "the KV cache holds %d tokens, so that is the context, and not the model's own %d: raise "
         "--kv-cache-gib if there is the memory, or set --max-model-len",
-        *(fits, length),
+        fits,
+        length,
     )
     return blocks, fits
 

@@ -118,9 +118,10 @@ async def _load(service: Service, tokenizer_dir: Path, listener: socket.socket) 
         f"{model.context} tokens of context."
     )
     promise = "the same bytes" if facts.guarantee == "bytes" else "the same distribution"
+    reason = f"; {facts.law_reason}" if facts.law_reason else ""
     say(
         f"Start-up check took {facts.check_seconds:.1f} s; guarantee on this machine: {facts.guarantee} "
-        f"({promise} with speculation and without{f'; {facts.law_reason}' if facts.law_reason else ''})."
+        f"({promise} with speculation and without{reason})."
     )
     if facts.step_times:
         points = ", ".join(
