@@ -3,20 +3,22 @@ the model's forward; and whether memory stays where it is over ten thousand requ
 
 The first two are of the real model, whose steps take as long as they do; plain and with drafts in turn, from
 memories that were emptied. Tokens are counted from when as many as run at a time were answered to when nobody
-waits any more: the end of a run, when ever fewer requests run, belongs to whoever is slowest. The third is of
+waits any more, of the answers that end meanwhile: the end of a run, when ever fewer requests run, belongs to
+whoever is slowest. The third is of
 a tiny model behind small caches that are full before memory is looked at: what still grows is kept for
 nothing.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -42,8 +44,8 @@ BARS = (
     Bar("blocks_held", at_most=0),
 )
 CONCURRENCY = (1, 8, 32, 64)
-ANSWER_TOKENS = 64
-REQUESTS = {1: 6, 8: 32, 32: 96, 64: 192}  # of each measurement
+SHORTEST, LONGEST = 32, 96  # tokens of an answer at most: of one length, they would all end at once
+REQUESTS = {1: 6, 8: 48, 32: 160, 64: 256}  # of each measurement
 RUNS, QUICK_RUNS = 3, 1
 SHORT_REQUESTS, WARM_SHARE = 10_000, 0.3
 
@@ -96,9 +98,17 @@ def main() -> int:
 
 def _requests(config: RuntimeConfig, stop: Sequence[int]) -> list[Submit]:
     encode, _ = tokenizer(config)
-    params = SamplingParams(temperature=0.0, max_tokens=ANSWER_TOKENS, stop_token_ids=frozenset(stop))
+    params = SamplingParams(temperature=0.0, stop_token_ids=frozenset(stop))
+    lengths = random.Random(0)
     rows = sorted(prompts(), key=lambda row: row["id"][::-1])  # an order that mixes the domains
-    return [Submit(row["id"], tuple(encode(row["prompt"])), params) for row in rows]
+    return [
+        Submit(
+            row["id"],
+            tuple(encode(row["prompt"])),
+            replace(params, max_tokens=lengths.randint(SHORTEST, LONGEST)),
+        )
+        for row in rows
+    ]
 
 
 def _speeds(

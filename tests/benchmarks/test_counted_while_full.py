@@ -7,25 +7,27 @@ from engines import WhileFull
 from turbo_runtime.engine.request import EngineStats, Step, TokenEvent
 
 
-def step(*events: tuple[int, bool]) -> Step:
-    """What a step told: (tokens, whether the answer ended) of each."""
-    told = [TokenEvent("r", (1,) * tokens, "stop" if ended else None) for tokens, ended in events]
+def step(*events: tuple[str, int, bool]) -> Step:
+    """What a step told: (request, tokens, whether the answer ended) of each."""
+    told = [TokenEvent(name, (1,) * tokens, "stop" if ended else None) for name, tokens, ended in events]
     return Step(tuple(told), EngineStats())
 
 
-def test_tokens_and_seconds_are_those_between_the_first_answers_and_the_last() -> None:
+def test_seconds_are_those_between_the_first_answers_and_the_last_and_tokens_of_what_ends_in_them() -> None:
     counted = WhileFull(requests=6, at_a_time=2)
-    counted.see(step((3, True), (2, True)), 1.0)
+    counted.see(step(("a", 3, True), ("b", 2, True), ("c", 1, False)), 1.0)
     assert (counted.tokens, counted.seconds) == (0, 0.0)
-    counted.see(step((1, False), (4, True)), 3.0)
-    counted.see(step((1, True), (5, False)), 4.5)  # the fourth that ended: the last two are taken in
-    counted.see(step((7, True), (5, True)), 9.0)
-    assert (counted.tokens, counted.seconds) == (11, 3.5)
+    counted.see(step(("c", 1, False), ("d", 4, True)), 3.0)
+    counted.see(
+        step(("c", 1, True), ("e", 5, False)), 4.5
+    )  # the fourth that ended: the last two are taken in
+    counted.see(step(("e", 7, True), ("f", 5, True)), 9.0)
+    assert (counted.tokens, counted.seconds) == (4 + 3, 3.5)
 
 
 def test_where_none_waits_or_one_runs_at_a_time_everything_counts() -> None:
     for counted in (WhileFull(requests=2, at_a_time=1), WhileFull(requests=2, at_a_time=2)):
-        counted.see(step((3, False)), 1.0)
-        counted.see(step((1, True)), 2.0)
-        counted.see(step((4, True)), 4.0)
+        counted.see(step(("a", 3, False)), 1.0)
+        counted.see(step(("a", 1, True)), 2.0)
+        counted.see(step(("b", 4, True)), 4.0)
         assert (counted.tokens, counted.seconds) == (8, 4.0)
