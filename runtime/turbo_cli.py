@@ -20,7 +20,10 @@ GROUP = "turbo.commands"
 # One line each, kept here because reading a command's own docstring would import its whole extra.
 SUMMARIES = {
     "bench": "measure a server with speculation on and off",
+    "capture": "show and delete prompts kept of a deployment's traffic",
     "chat": "talk to a server and see how fast it answers",
+    "distill": "train a draft from a model's own answers to your prompts",
+    "drafts": "list, show and compare drafts",
     "explain": "print the plan of a TurboDeployment of a cluster",
     "inspect": "print a model's shape and digest as JSON",
     "operator": "run the Kubernetes operator",

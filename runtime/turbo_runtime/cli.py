@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from turbo_runtime.contract import INSPECT_PERMANENT_ERROR, RuntimeConfig
+from turbo_runtime.contract import PERMANENT_ERROR, RuntimeConfig
 from turbo_runtime.engine.source import HubUnreachableError, ModelError, find
 
 INSPECT_MAY_PASS = 1
@@ -55,7 +55,7 @@ def inspect(argv: list[str]) -> int:
     except (HubUnreachableError, OSError) as error:
         text, status = f"Cannot inspect {options.model}: {error}", INSPECT_MAY_PASS
     except ValueError as error:
-        text, status = f"Cannot inspect {options.model}: {error}", INSPECT_PERMANENT_ERROR
+        text, status = f"Cannot inspect {options.model}: {error}", PERMANENT_ERROR
     print(text, file=sys.stderr if status else sys.stdout)
     if options.termination_message is not None:
         options.termination_message.write_text(text, encoding="utf-8")

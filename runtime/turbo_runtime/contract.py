@@ -1,9 +1,9 @@
 """What the runtime promises to whoever runs it: its command line, ports, paths, metric names and small JSON
 documents.
 
-The operator imports this module and `shapes` and nothing else of the runtime, so both use the standard
-library only. `RuntimeConfig.to_argv` is what the operator writes into a pod and `RuntimeConfig.from_argv`
-what `turbo serve` parses: one table of flags, no drift.
+The operator imports this module, what it imports, and `shapes`, and nothing else of the runtime, so they use
+the standard library only. `RuntimeConfig.to_argv` is what the operator writes into a pod and
+`RuntimeConfig.from_argv` what `turbo serve` parses: one table of flags, no drift.
 Readers ignore unknown JSON keys and take a missing one for what its default says, or refuse the document: a
 pod may be older or newer than its operator.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from types import UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
+
+from turbo_runtime.documents import from_json
 
 PORT = 8000
 PORT_NAME = "http"
@@ -29,8 +29,8 @@ LOAD_PATH = "/load"  # `Load` as JSON
 METRICS_PATH = "/metrics"
 VERSION_PATH = "/version"
 
-INSPECT_PERMANENT_ERROR = 3  # exit status of `turbo inspect` when trying again cannot help
-TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelFacts` as JSON must fit
+PERMANENT_ERROR = 3  # exit status of `turbo inspect` and `turbo distill` when trying again cannot help
+TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelFacts` and `DraftFacts` as JSON must fit
 
 # Metrics that vLLM has keep vLLM's names and meanings, so that its dashboards and autoscalers read both
 # engines alike.
@@ -63,8 +63,15 @@ DRAFT_PROBLEM = "turbo:draft_problem"  # 1 while drafts are not what was asked f
 DRAFT_INFO = "turbo:draft_info"  # label version: of the draft weights in use; value 1
 STEP_SECONDS = "turbo:step_seconds"  # counters: of the engine's steps, and of them in the model
 FORWARD_SECONDS = "turbo:forward_seconds"
+# Counters: of steps that brought answers tokens, and what as many tokens would take without drafts, as probes
+# have it. The latter's growth over the former's is the speed-up of any window.
+ANSWERING_SECONDS = "turbo:answering_seconds"
+PLAIN_ANSWERING_SECONDS = "turbo:plain_answering_seconds"
 AUDITS = "turbo:audits"
 AUDIT_MISMATCHES = "turbo:audit_mismatches"
+CAPTURE_PROMPTS = "turbo:capture_prompts"  # label outcome: whether one was kept, and why not
+CAPTURE_BYTES = "turbo:capture_bytes"  # of the folder that prompts are kept in
+CAPTURE_PROBLEM = "turbo:capture_problem"  # 1 while prompts are not kept as was asked for; the log says why
 # Labels. Every vllm: metric has the first, as in vLLM.
 MODEL_LABEL = "model_name"
 FINISHED_REASON_LABEL = "finished_reason"  # stop | length | abort | error
@@ -72,6 +79,9 @@ POSITION_LABEL = "position"
 GUARANTEE_LABEL = "guarantee"
 DRAFTS_LABEL = "drafts"
 VERSION_LABEL = "version"
+OUTCOME_LABEL = (
+    "outcome"  # kept | not_sampled | refused | ambiguous | unredacted | deleted | overrun | failed
+)
 
 Guarantee = Literal["bytes", "law"]
 Speculation = Literal["auto", "suffix", "heads", "off"]
@@ -132,6 +142,12 @@ class RuntimeConfig:
     api_keys: str | None = _flag(
         None, "a file of API keys, one a line, as name:key; read again when it changes", type=str
     )
+    capture: str | None = _flag(
+        None,
+        "a JSON file that says which prompts are kept for drafts to learn from, and where; read again when "
+        "it changes",
+        type=str,
+    )
     request_seconds: float = _flag(600.0, "longest time for the answers to one request, queueing included")
     connection_seconds: float = _flag(
         300.0, "after about so long a connection is closed, so that clients spread; 0 keeps it"
@@ -191,6 +207,8 @@ class RuntimeConfig:
             return "--served-name must not be empty; leave it out for the last part of MODEL"
         if self.api_keys == "":
             return "--api-keys must name a file; leave it out to ask for no keys"
+        if self.capture == "":
+            return "--capture must name a file; leave it out to keep no prompts"
         if not 0 <= self.port <= 65535:
             return f"--port must lie between 0 and 65535, not {self.port}"
         for name in ("max_running", "max_waiting", "max_waiting_tokens", "max_step_tokens"):
@@ -219,6 +237,8 @@ class RuntimeConfig:
 class ModelShape:
     """What the planner needs to know of a decoder-only model; counts are of elements, not bytes."""
 
+    POSITIVE: ClassVar = True  # of all that has no default: it is divided by
+
     architecture: str  # e.g. LlamaForCausalLM
     parameters: int  # all weights, a tied embedding counted once
     layers: int
@@ -240,6 +260,15 @@ class ModelShape:
     sliding_layers: int = 0
     mtp_layers: int = 0  # layers that predict the tokens after the next; not in `parameters`
     mlp_width: int = 0  # of the widest MLP, inner elements of one token, its experts together; 0: not known
+
+    @property
+    def active_parameters(self) -> int:
+        """Weights that a token passes: of experts only its own."""
+        if not self.experts:
+            return self.parameters
+        return (
+            self.parameters - self.expert_parameters * (self.experts - self.experts_per_token) // self.experts
+        )
 
     @property
     def max_served(self) -> int:
@@ -267,7 +296,7 @@ class ModelFacts:
     @classmethod
     def from_json(cls, text: str) -> ModelFacts:
         """Raises ValueError with a sentence when the text is no such document."""
-        return _from_json(cls, text)
+        return from_json(cls, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +333,13 @@ class Load:
     prompt_tokens: int | None = None  # of those
     step_times: tuple[StepTime, ...] | None = None  # of the start-up micro-benchmark; None: not made
     speedup: float | None = None  # tokens per second lately over those without drafts; None: not known
+    answering_seconds: float | None = None  # of steps that brought answers tokens, since start
+    plain_answering_seconds: float | None = None  # that as many tokens would have taken without drafts
+    audits: int | None = None  # answers replayed without speculation, since start
+    audit_mismatches: int | None = None
+    draft_version: str | None = None  # of the draft weights in use; empty: none
+    draft_problem: str | None = None  # why drafts are not those asked for; empty: they are
+    captured: int | None = None  # prompts kept to learn from, since start
 
     @property
     def acceptance_length(self) -> float | None:
@@ -317,75 +353,4 @@ class Load:
     @classmethod
     def from_json(cls, text: str) -> Load:
         """Raises ValueError with a sentence when the text is no such document."""
-        return _from_json(cls, text)
-
-
-Document = TypeVar("Document")
-_hints = functools.cache(get_type_hints)  # most of what reading a document would take
-
-
-# A count that no counter of 64 bits holds is nonsense, and a float of it an error.
-LARGEST = (1 << 63) - 1
-_MOST_ITEMS = 16  # of a list in a document
-
-
-def _read(value: object, hint: Any, least: int) -> Any:
-    """A JSON value as a field of type `hint`, a number not below `least`; ValueError where it does not fit.
-
-    The writer's image is the user's choice: a document of another program must not pass for numbers.
-    """
-    if get_origin(hint) is Literal:
-        fits = value in get_args(hint)
-    elif get_origin(hint) is UnionType:
-        options = get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        return _read(value, next(each for each in options if each is not type(None)), least)
-    elif get_origin(hint) is tuple:
-        if isinstance(value, list) and len(value) <= _MOST_ITEMS:
-            return tuple(_from_document(get_args(hint)[0], each) for each in value)
-        fits = False
-    elif dataclasses.is_dataclass(hint):
-        return _from_document(hint, value)
-    elif hint in (int, float):
-        # Of a float an integer will do; a boolean is neither, and no comparison holds of NaN.
-        fits = (
-            isinstance(value, int if hint is int else (int, float))
-            and not isinstance(value, bool)
-            and least <= value <= LARGEST
-        )
-    else:
-        fits = isinstance(value, hint)
-    if not fits:
-        said = type(value).__name__ if isinstance(value, (list, dict)) else repr(value)[:80]
-        raise ValueError(f"cannot be {said}")
-    return value
-
-
-def _from_json(cls: type[Document], text: str) -> Document:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:  # too many brackets or digits are no JSON of ours either
-        raise ValueError(f"{cls.__name__}: not JSON: {error}") from error
-    found: Document = _from_document(cls, document)
-    return found
-
-
-def _from_document(cls: Any, document: object) -> Any:
-    if not isinstance(document, dict):
-        raise ValueError(f"{cls.__name__}: expected an object, got {type(document).__name__}")
-    values: dict[str, Any] = {}
-    hints = _hints(cls)
-    for spec in dataclasses.fields(cls):
-        optional = spec.default is not dataclasses.MISSING
-        if spec.name not in document:
-            if optional:
-                continue
-            raise ValueError(f"{cls.__name__}: {spec.name} is missing")
-        # A shape is divided by, except by what a model need not have.
-        least = 1 if cls is ModelShape and not optional else 0
-        try:
-            values[spec.name] = _read(document[spec.name], hints[spec.name], least)
-        except ValueError as error:
-            raise ValueError(f"{cls.__name__}: {spec.name} {error}") from error
-    return cls(**values)
+        return from_json(cls, text)

@@ -9,7 +9,7 @@ from turbo_operator.render import source
 from turbo_operator.render.identity import digest, labels, metadata, sealed
 from turbo_operator.render.pod import pod_spec, variables
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import INSPECT_PERMANENT_ERROR, ModelFacts
+from turbo_runtime.contract import PERMANENT_ERROR, ModelFacts
 
 FACTS_KEY = "facts.json"  # ModelFacts as JSON
 SOURCE_KEY = "source"  # the source hash that they are good for
@@ -64,7 +64,7 @@ def inspect_job(td: TurboDeployment, settings: Settings) -> dict[str, Any]:
                             "onExitCodes": {
                                 "containerName": "inspect",
                                 "operator": "In",
-                                "values": [INSPECT_PERMANENT_ERROR],
+                                "values": [PERMANENT_ERROR],
                             },
                         }
                     ]

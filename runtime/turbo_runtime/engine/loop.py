@@ -127,6 +127,7 @@ class Engine:
         """The state now, and the counters."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
         counts, drafters = self._counters, self.speculation.drafters
+        answering, plain = self.speculation.control.answering_seconds
         return EngineStats(
             prompts=counts.prompts,
             prompt_tokens=counts.prompt_tokens,
@@ -139,6 +140,8 @@ class Engine:
             begun_prompt_tokens=counts.begun_prompt_tokens,
             step_seconds=counts.step_seconds,
             forward_seconds=counts.forward_seconds,
+            answering_seconds=answering,
+            plain_answering_seconds=plain,
             audits=counts.audits,
             audit_mismatches=counts.audit_mismatches,
             running_requests=len(running),

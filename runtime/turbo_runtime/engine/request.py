@@ -137,6 +137,8 @@ class EngineStats:
     speedup: float | None = None  # tokens per second lately over those without drafts, as probes have it
     draft_version: str = ""  # of the draft weights in use
     draft_problem: str = ""  # why they are not what was asked for, or give no drafts; empty if all is well
+    answering_seconds: float = 0.0  # of steps that brought answers tokens
+    plain_answering_seconds: float = 0.0  # that as many tokens would have taken without drafts
     audits: int = 0  # finished answers replayed without speculation
     audit_mismatches: int = 0  # of them, those that came out otherwise
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from turbo_runtime.capture.capture import HEADER as CAPTURE_HEADER
+from turbo_runtime.capture.capture import Asked
 from turbo_runtime.server.beside import Wanted
 from turbo_runtime.server.bodies import LARGE_BODY_BYTES, json_object, read_body
 from turbo_runtime.server.delivery import EventStream, WholeReply
@@ -86,6 +89,10 @@ async def _answer(
     except BaseException:
         place.leave(answered=False)
         raise
+    if service.capture is not None:
+        told = http.headers.get(CAPTURE_HEADER)
+        for prompt in job.prompts:
+            service.capture.offer(Asked(tenant, partial(model.tokenizer.written, prompt)), told)
     reply = Reply(shape(job, model.tokenizer.bytes_of), model, answers)
     if request.stream:
         return EventStream(reply, request.stream_options, service.writing)

@@ -4,6 +4,7 @@ latencies are the server's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import zip_longest
 
 from prometheus_client import (
@@ -58,6 +59,12 @@ class Metrics:
             ),
             "step_seconds": self._counter(contract.STEP_SECONDS, "seconds of the engine's steps"),
             "forward_seconds": self._counter(contract.FORWARD_SECONDS, "seconds of them in the model"),
+            "answering_seconds": self._counter(
+                contract.ANSWERING_SECONDS, "seconds of steps that brought answers tokens"
+            ),
+            "plain_answering_seconds": self._counter(
+                contract.PLAIN_ANSWERING_SECONDS, "seconds that as many tokens would take without drafts"
+            ),
             "audits": self._counter(contract.AUDITS, "answers replayed without speculation"),
             "audit_mismatches": self._counter(
                 contract.AUDIT_MISMATCHES, "replayed answers that came out otherwise"
@@ -108,6 +115,18 @@ class Metrics:
         self._draft_problem = self._info(
             contract.DRAFT_PROBLEM, "1 while drafts are not what was asked for, or there are none for a fault"
         )
+        self._captures = self._labelled(
+            contract.CAPTURE_PROMPTS,
+            "prompts by whether they were kept to learn from",
+            contract.OUTCOME_LABEL,
+        )
+        self._captured: dict[str, int] = {}
+        self._capture_bytes = self._info(
+            contract.CAPTURE_BYTES, "bytes of the folder that prompts are kept in"
+        )
+        self._capture_problem = self._info(
+            contract.CAPTURE_PROBLEM, "1 while prompts are not kept as was asked for"
+        )
         self._draft_info = self._info(
             contract.DRAFT_INFO, "the version of the draft weights in use", contract.VERSION_LABEL
         )
@@ -132,6 +151,14 @@ class Metrics:
         if stats.speedup is not None:
             self._speedup.labels(self._model).set(stats.speedup)
         self._seen = stats
+
+    def follow_capture(self, outcomes: Mapping[str, int], size: int, problem: str) -> None:
+        """Raise and set what is told of captured prompts; never called where none are wanted."""
+        for outcome, count in outcomes.items():
+            self._captures.labels(self._model, outcome).inc(count - self._captured.get(outcome, 0))
+        self._captured = dict(outcomes)
+        self._capture_bytes.labels(self._model).set(size)
+        self._capture_problem.labels(self._model).set(1 if problem else 0)
 
     def observe_load(self, load: contract.Load) -> None:
         """Set the gauges."""

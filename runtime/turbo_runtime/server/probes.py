@@ -40,6 +40,8 @@ def probe_routes(service: Service) -> APIRouter:
         now = service.load_now()
         if now is not None:
             service.metrics.observe_load(now)
+        if (capture := service.capture) is not None:
+            service.metrics.follow_capture(capture.outcomes, capture.size, capture.problem)
         return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
     @router.get(contract.VERSION_PATH)

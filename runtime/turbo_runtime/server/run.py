@@ -15,6 +15,8 @@ from typing import Any
 
 import uvicorn
 
+from turbo_runtime.capture.capture import Capture
+from turbo_runtime.capture.settings import CaptureError
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.server.app import build_app
 from turbo_runtime.server.beside import still_running
@@ -41,12 +43,19 @@ def run_server(config: RuntimeConfig, engine: EngineMain = turbo_engine) -> int:
         say(f"turbo serve: {error}")
         return 1
     try:
+        capture = None if config.capture is None else Capture(Path(config.capture))
+    except CaptureError as error:
+        say(f"turbo serve: --capture: {error}.")
+        return 1
+    try:
         listener = _listen(config.host, config.port)
     except OSError as error:
         say(f"turbo serve: cannot listen on {config.host}:{config.port}: {error.strerror or error}.")
         return 1
     with tempfile.TemporaryDirectory(prefix="turbo-tokenizer-") as tokenizer_dir:
-        status = asyncio.run(_serve(config, engine, keys, listener, Path(tokenizer_dir)))
+        status = asyncio.run(_serve(config, engine, keys, capture, listener, Path(tokenizer_dir)))
+    if capture is not None:
+        capture.close()
     if still_running():
         # A thread amid a tokenizer's own code cannot be ended in order, and its result is for nobody.
         sys.stdout.flush()
@@ -72,12 +81,13 @@ async def _serve(
     config: RuntimeConfig,
     engine_main: EngineMain,
     keys: ApiKeys | None,
+    capture: Capture | None,
     listener: socket.socket,
     tokenizer_dir: Path,
 ) -> int:
     signals = _signals()
     engine = EngineLink(config, engine_main, str(tokenizer_dir))
-    service = Service(config, engine, keys)
+    service = Service(config, engine, keys, capture)
     http = _Uvicorn(
         uvicorn.Config(
             Farewell(build_app(service), lambda: service.draining),

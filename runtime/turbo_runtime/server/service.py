@@ -6,6 +6,7 @@ import asyncio
 from enum import Enum
 from pathlib import Path
 
+from turbo_runtime.capture.capture import Capture
 from turbo_runtime.contract import Load, RuntimeConfig
 from turbo_runtime.server.admission import Limits
 from turbo_runtime.server.answers import Answers
@@ -32,8 +33,15 @@ class Phase(Enum):
 class Service:
     """State of one server process; used on its event loop only."""
 
-    def __init__(self, config: RuntimeConfig, engine: EngineLink, keys: ApiKeys | None = None) -> None:
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        engine: EngineLink,
+        keys: ApiKeys | None = None,
+        capture: Capture | None = None,
+    ) -> None:
         self.config = config
+        self.capture = capture
         self.engine = engine
         self._keys = keys
         self.places = self._places(0)
@@ -161,4 +169,11 @@ class Service:
             prompt_tokens=stats.prompt_tokens,
             step_times=model.facts.step_times,
             speedup=stats.speedup,
+            answering_seconds=stats.answering_seconds,
+            plain_answering_seconds=stats.plain_answering_seconds,
+            audits=stats.audits,
+            audit_mismatches=stats.audit_mismatches,
+            draft_version=stats.draft_version,
+            draft_problem=stats.draft_problem,
+            captured=self.capture.outcomes["kept"] if self.capture else None,
         )

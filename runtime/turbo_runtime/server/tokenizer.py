@@ -62,6 +62,13 @@ class ServedTokenizer:
         """The text of an answer's tokens, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def written(self, ids: Sequence[int]) -> str | None:
+        """The text of which `encode_written` makes these tokens, special ones written out; None where there
+        is no such text, as of tokens that are no whole characters.
+        """
+        text = str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+        return text if self.encode_written(text) == tuple(ids) else None
+
     def _is_silent(self, token: int) -> bool:
         """Whether `decode` leaves a token out: a special one, or an id that pads the model's vocabulary."""
         added = self._tokenizer.get_added_tokens_decoder().get(token)

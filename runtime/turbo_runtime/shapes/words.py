@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_runtime.contract import LARGEST
+from turbo_runtime.documents import LARGEST
 from turbo_runtime.shapes.families import Family
 
 Config = Mapping[str, Any]

@@ -60,7 +60,7 @@ class Control:
         self.cost = StepCost(seeds, padded)
         self._requests: defaultdict[str, _Request] = defaultdict(_Request)
         self._together = SharedGate()
-        self._lately = Meter(_LATELY)
+        self._lately, self._ever = Meter(_LATELY), Meter()
         self._since_plain = 0  # steps with drafts since one without
         self._since_drafts = 0  # steps without, since one with
         self._explore_at = _EXPLORE_EVERY  # of those
@@ -73,6 +73,13 @@ class Control:
     def speedup(self) -> float | None:
         """Tokens per second lately over those without drafts; None while nothing was measured."""
         return self._lately.speedup
+
+    @property
+    def answering_seconds(self) -> tuple[float, float]:
+        """All steps so far that brought answers tokens: their time, and what they would have taken without
+        drafts for as many.
+        """
+        return self._ever.measured, self._ever.without
 
     def speedup_of(self, request_id: str) -> float | None:
         """The same for one live request, since its first token."""
@@ -165,7 +172,8 @@ class Control:
             self._together.book(gained, tokens_lost)
             request.meter.book(plain + won * decoding, total, 1 + won)
             won_in_all += won
-        self._lately.book(plain + won_in_all / answers * decoding, total, 1 + won_in_all / answers)
+        for meter in (self._lately, self._ever):
+            meter.book(plain + won_in_all / answers * decoding, total, 1 + won_in_all / answers)
 
     def _decoding(self, shape: StepShape, answers: int) -> float:
         """Seconds of the step without its drafts and without the prompts' share."""
