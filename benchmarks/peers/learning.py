@@ -9,8 +9,8 @@ from pathlib import Path
 from engines import fresh
 
 from peers.domains import trimmed
-from peers.looping import loops
 from turbo_dev.fitting import fit, say, words_of, write
+from turbo_runtime.distill.looping import loops
 from turbo_runtime.drafters.drafters import Drafters, load_drafts
 from turbo_runtime.drafters.heads.artefact import Target
 from turbo_runtime.engine.loop import Engine

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
-from peers.worker import Answerer, Job, Setup, serve, timed
+from peers.worker import Answerer, Job, Result, Setup, serve, timed
 
 
 def load(setup: Setup) -> Answerer:
@@ -47,7 +48,28 @@ def load(setup: Setup) -> Answerer:
         engine.collective_rpc(_forget_answers)
 
     instructions = torch.backends.cpu.get_cpu_capability()
-    return lambda job: timed(job, lambda prompts: answer(job, prompts), forget, instructions)
+
+    def run(job: Job) -> Result:
+        before = list[int]()
+
+        def measured(prompts: list[list[int]]) -> list[list[int]]:
+            before[:] = _drafted(engine)  # of the last call: what is under the clock, not what warms
+            return answer(job, prompts)
+
+        result = timed(job, measured, forget, instructions)
+        drafts, accepted = (now - then for now, then in zip(_drafted(engine), before, strict=True))
+        return replace(result, drafts=drafts, accepted=accepted)
+
+    return run
+
+
+def _drafted(engine: Any) -> tuple[int, int]:
+    """Verifications with drafts and drafted tokens accepted so far; 0 where no statistics are kept."""
+    if not engine.llm_engine.log_stats:
+        return 0, 0
+    counts = {metric.name: metric.value for metric in engine.get_metrics() if hasattr(metric, "value")}
+    drafts = counts.get("vllm:spec_decode_num_drafts", 0)
+    return int(drafts), int(counts.get("vllm:spec_decode_num_accepted_tokens", 0))
 
 
 def _forget_answers(worker: Any) -> None:

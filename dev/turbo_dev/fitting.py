@@ -149,7 +149,10 @@ def _descend(
         for group in optimizer.param_groups:
             group["lr"] = rate * (1 - step / steps)
         chosen = places.some(rows)
-        logits, certainty = heads(chosen.hidden, chosen.before.clamp(min=0))
+        logits, states, m = heads(chosen.hidden, chosen.before.clamp(min=0))
+        each = range(heads.heads)
+        clues = [heads.clues(states[j], m[:, j], logits[:, j]) for j in each]
+        certainty = torch.stack([heads.certainty(clues[j], j) for j in each], 1)
         loss = loss_of(logits, certainty, chosen)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -17,7 +17,9 @@ RELEASE = "turbo"
 NAMESPACE = "turbo-system"
 EXAMPLE = REPOSITORY / "examples" / "smollm2.yaml"
 DEPLOYMENT = "smollm2"
-CRDS = ("turbodeployments.serving.turbo.dev", "turboaccelerators.serving.turbo.dev")
+CRDS = tuple(
+    f"{plural}.serving.turbo.dev" for plural in ("turbodeployments", "turboaccelerators", "turbodrafts")
+)
 READY_SECONDS = 600.0
 LOOK_SECONDS = 0.5
 

@@ -44,14 +44,18 @@ WANTED: tuple[dict[str, Any], ...] = (
 
 
 def network(
-    implementation: str = IMPLEMENTATION, *, vocabulary: int = VOCABULARY, positions: int = POSITIONS
+    implementation: str = IMPLEMENTATION,
+    *,
+    vocabulary: int = VOCABULARY,
+    positions: int = POSITIONS,
+    layers: int = 2,
 ) -> PreTrainedModel:
     """The same random weights at every call."""
     register()
     config = LlamaConfig(
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=vocabulary,
@@ -81,9 +85,9 @@ def tokenizer(
     return made
 
 
-def write(folder: Path) -> None:
+def write(folder: Path, layers: int = 2) -> None:
     """The model as a folder that `turbo serve` takes."""
-    network("eager").save_pretrained(folder)
+    network("eager", layers=layers).save_pretrained(folder)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer(), eos_token="<end>").save_pretrained(folder)
 
 

@@ -10,7 +10,11 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 class ServerError(Exception):
-    """What is wrong with the server or the way to it, in one sentence."""
+    """What is wrong with the server or the way to it, in one sentence; `status` if it answered with one."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,16 +68,19 @@ class Server:
             return None
         return document if status == 200 and isinstance(document, dict) and "guarantee" in document else None
 
-    def stream(self, body: Mapping[str, Any], lines: Lines | None = None) -> Generator[Json, None, None]:
+    def stream(
+        self, body: Mapping[str, Any], lines: Lines | None = None, path: str = "/v1/chat/completions"
+    ) -> Generator[Json, None, None]:
         """The events of a streamed chat. Closing them closes the connection, which ends the answer; from
         another thread, `lines` does.
         """
         connection = self._connect()
         try:
             with (lines or Lines()).keep(connection.sock):
-                answer = self._request(connection, "POST", "/v1/chat/completions", {**body, "stream": True})
+                answer = self._request(connection, "POST", path, {**body, "stream": True})
                 if answer.status != 200:
-                    raise ServerError(self._refusal(answer.status, answer.read().decode(errors="replace")))
+                    text = answer.read().decode(errors="replace")
+                    raise ServerError(self._refusal(answer.status, text), answer.status)
                 for line in answer:
                     data = line.decode(errors="replace").strip().removeprefix("data:").strip()
                     if not data or data.startswith(":"):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-Messages = list[dict[str, Any]]
+from turbo_runtime.prompts import PromptsError
+from turbo_runtime.prompts import read_prompts as read_objects
+
+Messages = list[Mapping[str, Any]]
 
 _NAMES = ("Amara", "Bruno", "Chen", "Dalia", "Emil", "Farah", "Goran", "Hana", "Ivo", "Jonas", "Kira", "Lena")
 _GOODS = ("lamps", "chairs", "cables", "notebooks", "filters", "boots", "tents", "kettles", "radios", "maps")
@@ -17,36 +19,28 @@ _CARRIERS = ("post", "courier", "freight", "own van")
 
 
 def read_prompts(path: Path) -> list[Messages]:
-    """The prompts of a file: a text a line, or with the suffix .jsonl an object a line that holds `messages`
-    or a `prompt`. Raises ValueError with a sentence.
+    """The prompts of a file: a text a line, or with the suffix .jsonl see `turbo_runtime.prompts`. Raises
+    ValueError with a sentence.
     """
+    if path.suffix == ".jsonl":
+        try:
+            found = read_objects([path])
+        except PromptsError as error:
+            raise ValueError(f"--prompts: {error}.") from error
+        if any(prompt.written for prompt in found):
+            raise ValueError(
+                f"--prompts: {path} holds captured prompts, which are no chats: give a file of chats."
+            )
+        return [list(prompt.messages) for prompt in found]
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
         raise ValueError(f"--prompts: {path} cannot be read: {reason}.") from error
-    read = _of_object if path.suffix == ".jsonl" else _of_text
-    prompts = [read(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    prompts: list[Messages] = [[{"role": "user", "content": line}] for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"--prompts: {path} holds no prompt; write one a line.")
     return prompts
-
-
-def _of_text(path: Path, number: int, line: str) -> Messages:  # noqa: ARG001  as `_of_object`
-    return [{"role": "user", "content": line}]
-
-
-def _of_object(path: Path, number: int, line: str) -> Messages:
-    try:
-        document = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"--prompts: line {number} of {path} is no JSON: {error}.") from error
-    if isinstance(document, dict):
-        if isinstance(messages := document.get("messages"), list):
-            return messages
-        if isinstance(prompt := document.get("prompt"), str):
-            return [{"role": "user", "content": prompt}]
-    raise ValueError(f"--prompts: line {number} of {path} holds neither 'messages' nor a 'prompt'.")
 
 
 def made_prompts(count: int) -> list[Messages]:

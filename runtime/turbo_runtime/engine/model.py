@@ -32,6 +32,9 @@ class Forward:
 
     logits: Tensor  # (rows, vocabulary) float32
     hidden: Tensor  # (rows, width), after the final norm
+    streams: Tensor | None = (
+        None  # (tokens of all chunks, layers asked for x width): what entered those layers
+    )
     broken: frozenset[int] = frozenset()  # numbers of the chunks with a state that is NaN or infinite
 
 
@@ -57,8 +60,8 @@ class PagedModel:
         self.decoder = build_decoder(model, max_length)
 
     @torch.inference_mode()
-    def forward(self, chunks: Sequence[Chunk]) -> Forward:
-        """Compute all chunks in one pass.
+    def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
+        """Compute all chunks in one pass. Of `layers` the residual stream is told that enters them.
 
         A broken chunk leaves zeros in its slots: whoever reads its blocks later, and be it in slots that are
         masked, would get NaN from them.
@@ -68,17 +71,24 @@ class PagedModel:
         spans = [Span(c.start, len(c.tokens), c.table, c.prompt_length) for c in chunks]
         step = PagedStep(self.pool, spans, rows, self.rule)
         tokens += [0] * (rows - len(tokens))
-        hidden = self.decoder.hidden(torch.tensor(tokens, device=self.device), step)
+        streams: dict[int, Tensor] = {}
+
+        def tap(layer: int, entering: Tensor) -> None:
+            if layer in layers:
+                streams[layer] = entering
+
+        hidden = self.decoder.hidden(torch.tensor(tokens, device=self.device), step, tap if layers else None)
         finite = hidden[: step.tokens].isfinite().all(1)
         wanted = hidden.index_select(0, torch.tensor(list(_logit_rows(chunks)), device=self.device).int())
         logits = torch.empty(0, self.vocabulary, device=self.device)
         if len(wanted):
             logits = self.decoder.logits(wanted).float()
+        told = torch.cat([streams[layer][: step.tokens] for layer in layers], 1) if layers else None
         if bool(finite.all()):
-            return Forward(logits, wanted)
+            return Forward(logits, wanted, told)
         broken = step.spans_without(finite)
         step.clear(broken)
-        return Forward(logits, wanted, broken)
+        return Forward(logits, wanted, told, broken)
 
 
 def _logit_rows(chunks: Sequence[Chunk]) -> Iterator[int]:

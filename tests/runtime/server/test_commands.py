@@ -317,8 +317,9 @@ def test_requests_that_fail_are_told_with_the_first_sentence_and_status_1(
         ("a.txt", None, "cannot be read: No such file"),
         ("a.txt", b"\xff", "it is no UTF-8"),
         ("a.txt", b"\n", "holds no prompt"),
-        ("a.jsonl", b"{", "line 1 of .* is no JSON"),
-        ("a.jsonl", b'{"text": "x"}', "holds neither 'messages' nor a 'prompt'"),
+        ("a.jsonl", b"{", "line 1 is no JSON"),
+        ("a.jsonl", b'{"text": "x"}', "write 'prompt' or 'messages'"),
+        ("pod-1790000000000.jsonl", b'{"text": "x", "at": 1}', "captured prompts, which are no chats"),
     ],
 )
 def test_a_prompts_file_that_cannot_be_used_is_one_sentence(

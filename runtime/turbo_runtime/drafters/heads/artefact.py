@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.whole import write_whole, write_whole_by
 
 KIND = "turbo-heads"
 FORMAT = 1  # of the folder; another number, another reader
@@ -38,7 +40,7 @@ class HeadsConfig:
     target_vocabulary_size: int
     target_digest: str  # of the target, as `turbo inspect` states it
     domain: str = ""  # what the heads were trained on, in a word
-    training: dict[str, Any] = field(default_factory=dict)  # facts of it; nothing reads them but people
+    training: dict[str, Any] = field(default_factory=dict)  # facts of it: the engine reads none
     kind: str = KIND
     format: int = FORMAT
 
@@ -54,12 +56,19 @@ class Target:
 
 def save_heads(folder: Path, config: HeadsConfig, heads: Heads) -> None:
     """Write an artefact; the folder is complete or, at its first writing, without a configuration."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().contiguous().cpu() for name, value in heads.state_dict().items()}
-    save_file({**tensors, _VOCABULARY: heads.vocabulary.cpu()}, folder / WEIGHTS_FILE)
-    scratch = folder / f".{CONFIG_FILE}"
-    scratch.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
-    scratch.replace(folder / CONFIG_FILE)
+    tensors[_VOCABULARY] = heads.vocabulary.cpu()
+    write_whole_by(folder / WEIGHTS_FILE, lambda scratch: save_file(tensors, scratch))
+    write_whole(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def tensors_digest(heads: Heads) -> str:
+    """sha256 over everything that was learnt and the vocabulary it was learnt for, in hex."""
+    digest = hashlib.sha256()
+    for name, value in sorted({**heads.state_dict(), _VOCABULARY: heads.vocabulary}.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
@@ -100,6 +109,11 @@ def read_config(folder: Path) -> HeadsConfig:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise HeadsError(f"{path} cannot be read: {error}; name a folder of Turbo heads") from error
+    if isinstance(document, dict) and "speculators_model_type" in document:
+        raise HeadsError(
+            f"{folder}: the engine Turbo cannot draft with method {document['speculators_model_type']}; "
+            "serve with the engine vLLM, or train Turbo heads"
+        )
     if not isinstance(document, dict) or document.get("kind") != KIND:
         raise HeadsError(f'{path}: kind is not "{KIND}"; name a folder of Turbo heads')
     if document.get("format") != FORMAT:

@@ -55,25 +55,28 @@ class Heads(nn.Module):
     def markov(self, before: Tensor) -> Tensor:
         """Ids of the target (...) of the tokens before -> m (..., rank)."""
         embedded: Tensor = self.embedding[before]
-        return embedded @ self.markov_in
+        return embedded.to(self.markov_in.dtype) @ self.markov_in  # in training the target's may be another
 
     def logits(self, shared: Tensor, head: int, m: Tensor) -> Tensor:
         """`shared` = E x of one head (rows, V), and m (rows, rank) -> logits (rows, V)."""
         return shared + m @ self.markov_out[head]
 
-    def certainty(self, states: Tensor, head: int, m: Tensor, logits: Tensor) -> Tensor:
-        """The confidence (rows,) as a logit, of one head's states (rows, width), m and logits."""
+    def clues(self, states: Tensor, m: Tensor, logits: Tensor) -> Tensor:
+        """[x, m, f] (rows, width + rank + 1), of one head's states (rows, width), m and logits."""
         likeliest = logits.float().log_softmax(-1).amax(-1)
         odds = likeliest - torch.log1p(-likeliest.exp().clamp(max=1 - 1e-6))
-        features = torch.cat([states, m, odds[:, None].to(states.dtype)], -1)
-        return (features @ self.confidence[head] + self.confidence_bias[head]).float()
+        return torch.cat([states, m, odds[:, None].to(states.dtype)], -1)
 
-    def forward(self, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    def certainty(self, clues: Tensor, head: int) -> Tensor:
+        """The confidence (rows,) of one head as a logit."""
+        return (clues @ self.confidence[head] + self.confidence_bias[head]).float()
+
+    def forward(self, hidden: Tensor, before: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All heads at once, the tokens being known, as in training: hidden (rows, width) and before (rows,
-        heads), the token before each guessed one -> logits (rows, heads, V), confidence logits (rows, heads).
+        heads), the token before each guessed one -> logits (rows, heads, V), and what they came from:
+        states (heads, rows, width) and m (rows, heads, rank).
         """
-        states = self.states(hidden)
-        shared, m = states @ self.output.T, self.markov(before)
+        states, m = self.states(hidden), self.markov(before)
+        shared = states @ self.output.T
         logits = [self.logits(shared[j], j, m[:, j]) for j in range(self.heads)]
-        certainty = [self.certainty(states[j], j, m[:, j], logits[j]) for j in range(self.heads)]
-        return torch.stack(logits, 1), torch.stack(certainty, 1)
+        return torch.stack(logits, 1), states, m

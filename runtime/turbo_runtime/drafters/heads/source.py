@@ -64,7 +64,7 @@ class _HeadsProposal:
         if self._kept is not None:
             shared, states = shared.index_select(0, self._kept), states.index_select(0, self._kept)
         logits = heads.logits(shared, depth, m)
-        chances = heads.certainty(states, depth, m, logits).sigmoid().tolist()
+        chances = heads.certainty(heads.clues(states, m, logits), depth).sigmoid().tolist()
         tokens = heads.vocabulary[self._draw(logits)].tolist()
         for index, token, chance in zip(self._rows, tokens, chances, strict=True):
             if not isfinite(chance):  # weights that are finite may overflow

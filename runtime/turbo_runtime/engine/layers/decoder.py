@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from torch import Tensor
@@ -13,6 +13,8 @@ from turbo_runtime.engine.attention import PagedStep
 from turbo_runtime.engine.layers.lean import LEAN_ARCHITECTURES, LeanDecoder
 from turbo_runtime.engine.layers.rowwise import RowWise
 from turbo_runtime.engine.layers.transformers_modules import ModuleDecoder
+
+Tap = Callable[[int, Tensor], None]  # hears a layer's number and the residual stream that enters it
 
 
 class Decoder(Protocol):
@@ -31,8 +33,8 @@ class Decoder(Protocol):
     def row_wise(self) -> Iterable[RowWise]:
         """Every other operation that could mix rows, one of a kind."""
 
-    def hidden(self, tokens: Tensor, step: PagedStep) -> Tensor:
-        """tokens (rows) -> (rows, width), after the final norm."""
+    def hidden(self, tokens: Tensor, step: PagedStep, tap: Tap | None = None) -> Tensor:
+        """tokens (rows) -> (rows, width), after the final norm; a tap is told the same of every layer."""
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, width) -> (rows, vocabulary)."""

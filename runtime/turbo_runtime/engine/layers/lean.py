@@ -7,7 +7,7 @@ every weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -133,11 +133,15 @@ class LeanDecoder:
                 found.setdefault((operation.name, operation.width), operation)
         return found.values()
 
-    def hidden(self, tokens: Tensor, step: PagedStep) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, step: PagedStep, tap: Callable[[int, Tensor], None] | None = None
+    ) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
         x = self.embedding.index_select(0, tokens)
         rotation = self._rope.at(step.positions)
-        for block in self._blocks:
+        for layer, block in enumerate(self._blocks):
+            if tap:
+                tap(layer, x)
             x = block(x, rotation, step)
         return self._norm(x)
 

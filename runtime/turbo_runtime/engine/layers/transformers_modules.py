@@ -4,7 +4,9 @@ pool, and every `nn.Linear` computes by a form.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -57,17 +59,37 @@ class ModuleDecoder:
                 seen.add(key)
                 yield RowWise(key[0], width, module)
 
-    def hidden(self, tokens: Tensor, step: PagedStep) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, step: PagedStep, tap: Callable[[int, Tensor], None] | None = None
+    ) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
-        hidden: Tensor = self._body(
-            input_ids=tokens[None], position_ids=step.positions[None], use_cache=False, paged_step=step
-        ).last_hidden_state
+        with _tapped(self._body, tap):
+            hidden: Tensor = self._body(
+                input_ids=tokens[None], position_ids=step.positions[None], use_cache=False, paged_step=step
+            ).last_hidden_state
         return hidden[0]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(rows, width) -> (rows, vocabulary)."""
         logits: Tensor = self._head(hidden)
         return logits
+
+
+@contextmanager
+def _tapped(body: Any, tap: Callable[[int, Tensor], None] | None) -> Iterator[None]:
+    hooks = [_hook(layer, number, tap) for number, layer in enumerate(body.layers)] if tap else []
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(layer: nn.Module, number: int, tap: Callable[[int, Tensor], None]) -> Any:
+    def told(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tap(number, (args[0] if args else kwargs["hidden_states"])[0])
+
+    return layer.register_forward_pre_hook(told, with_kwargs=True)
 
 
 def replace_linears(model: nn.Module) -> list[RowLinear]:

@@ -1,0 +1,310 @@
+"""What drafts bring that the model has taught itself: `turbo distill` on four domains, then the same prompts
+without drafts, with what is drafted from memory alone, and with the heads beside it.
+
+Answers are the model's own: greedy ones, and at temperature 0.7 where greedy ones loop. Prompts that speeds
+are taken of were held out; of their answers those count that do not stand word for word among the answers
+learnt from (`_whole`: all of them). The memory is emptied before each run and filled with answers learnt
+from. All in float32; trained on all cores, measured on one thread. The draft for all domains learns from
+greedy answers, of `latex` too, of which many loop and are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import HERE, Bar, arguments, finish
+from peers.contest import TRANSFORMERS, Contest
+from peers.weights import float32_folder
+
+from turbo_dev.model import ensure
+from turbo_dev.progress import say, step
+from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.distill.answers import Asked, Said
+from turbo_runtime.distill.deal import deal
+from turbo_runtime.distill.gain import Gain, Run, gain_of, runs
+from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.distill.served import Served
+from turbo_runtime.drafters.heads.artefact import load_heads
+from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.engine.quiet import quiet_libraries
+from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.prompts import read_prompts
+
+BARS = (
+    Bar("differing", at_most=0),
+    Bar("prompts_min", at_least=40),
+    Bar("answer_tokens_min", at_least=4000),
+    Bar("json_of_plain", at_least=2.2),
+    Bar("maths_of_plain", at_least=1.35),
+    Bar("support_of_plain", at_least=1.3),
+    Bar("json_of_plain_8", at_least=1.72),  # speed-up - 1 is 0.6 of what one request at a time must have
+    Bar("maths_of_plain_8", at_least=1.21),
+    Bar("support_of_plain_8", at_least=1.18),
+)
+SIZES = ("prompts_min", "answer_tokens_min")
+DATA = HERE / "data" / "distill"
+SAMPLED = ("latex",)  # greedy answers loop
+TEMPERATURE = 0.7
+HELD_OUT, JUDGES, SEED = 0.22, 0.08, 0
+ANSWER_TOKENS, CONTEXT, ROUNDS, KNOWN = 128, 1024, 5, 64
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A draft, and what it was learnt from."""
+
+    heads: Heads
+    answers: list[Said]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Case:
+    """Runs of one domain's prompts with one draft."""
+
+    domain: str
+    draft: str
+    temperature: float
+    batch: int
+    whole: bool  # answers that were seen in training count too
+    found: list[Run]
+
+    def ratios(self, way: str = "heads") -> list[float]:
+        speeds = {(run.round, run.way): run.speed for run in self.found}
+        return [speed / speeds[number, "none"] for (number, told), speed in speeds.items() if told == way]
+
+    @property
+    def gain(self) -> Gain:
+        return gain_of(self.batch, self.found)
+
+
+def main() -> int:
+    """Exit status by the bars of the domains that were asked for."""
+    options = _options()
+    quiet_libraries()
+    folder = float32_folder(ensure())
+    files = {file.stem: file for path in options.prompts for file in _files(path)}
+    domains = options.domains or list(files)
+    with tempfile.TemporaryDirectory(prefix="turbo-distill-") as scratch:
+        work = options.work or Path(scratch)
+        drafts = {name: _distill(folder, work / name, [files[name]], name) for name in domains}
+        if len(domains) > 1 and not options.quick:
+            out = work / f"all-{'-'.join(sorted(domains))}"
+            drafts["all"] = _distill(folder, out, [files[name] for name in domains], "all")
+        served = Served(
+            RuntimeConfig(
+                str(folder),
+                dtype="float32",
+                threads=options.threads,
+                max_model_len=CONTEXT,
+                audit_share=0.0,
+                device="cpu",
+            )
+        )
+        trained = {name: _read(served, out) for name, out in drafts.items()}
+        asked = {name: _asked(served, trained[name], files[name], name) for name in domains}
+        cases = list(_cases(served, asked, trained, options))
+        figures, rows = _figures(cases, trained), _rows(cases)
+        if not options.quick:
+            figures |= _over_transformers(folder, served, asked, trained, options.threads, Path(scratch))
+    sized = options.prompts == [DATA]
+    bars = [bar for bar in BARS if bar.figure in figures and (sized or bar.figure not in SIZES)]
+    bars = [] if options.quick else bars
+    return finish("distill", figures, rows, bars, options)
+
+
+def _options() -> argparse.Namespace:
+    parser = arguments(__doc__ or "")
+    parser.set_defaults(threads=1)
+    parser.add_argument(
+        "--prompts", type=Path, nargs="+", default=[DATA], metavar="PATH", help="JSON lines, a file a domain"
+    )
+    parser.add_argument("--domains", nargs="+", help="by the names of their files (default: all)")
+    parser.add_argument("--work", type=Path, help="keep drafts here, and take up what is there already")
+    parser.add_argument(
+        "--quick", action="store_true", help="one temperature and one draft a domain, no bars"
+    )
+    return parser.parse_args()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+
+
+def _temperature(domain: str) -> float:
+    return TEMPERATURE if domain in SAMPLED else 0.0
+
+
+def _distill(folder: Path, out: Path, prompts: Sequence[Path], domain: str) -> Path:
+    """As it is typed."""
+    command = [sys.executable, "-m", "turbo_cli", "distill", str(folder), "--out", str(out)]
+    command += ["--prompts", *map(str, prompts), "--domain", domain, "--keep-answers"]
+    command += ["--dtype", "float32", "--device", "cpu"]
+    command += ["--temperature", str(_temperature(domain)), "--max-tokens", str(ANSWER_TOKENS), "--no-gain"]
+    command += ["--held-out", str(HELD_OUT), "--judges", str(JUDGES), "--seed", str(SEED)]
+    command += ["--max-model-len", str(CONTEXT)]
+    with step(f"distill {domain}", "10 min"):
+        subprocess.run(command, check=True)
+    return out
+
+
+def _read(served: Served, out: Path) -> Trained:
+    _, heads = load_heads(out, served.target)
+    rows = [
+        json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").split("\n") if line
+    ]
+    answers = [
+        Said(Asked(row["part"], row["domain"], tuple(row["prompt"]), row["choice"]), tuple(row["tokens"]))
+        for row in rows
+    ]
+    record = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
+    return Trained(heads, [one for one in answers if one.asked.part == "training"], record["seconds"])
+
+
+def _params(served: Served, temperature: float) -> SamplingParams:
+    return SamplingParams(
+        temperature=temperature, seed=SEED, max_tokens=ANSWER_TOKENS, stop_token_ids=served.stop_ids
+    )
+
+
+def _asked(served: Served, trained: Trained, file: Path, domain: str) -> dict[float, list[Said]]:
+    """By temperature the model's answers to the prompts that `turbo distill` held out, looping ones left out.
+    Exits where too few are new to be measured.
+    """
+    recipe = Recipe(held_out=HELD_OUT, judges=JUDGES, seed=SEED)
+    prompts = deal(read_prompts([file]), recipe.seed, recipe.shares)["held-out"]
+    held = [Asked("held-out", domain, served.encode(prompt)) for prompt in prompts]
+    found = {}
+    for temperature in sorted({_temperature(domain), TEMPERATURE}):
+        params = _params(served, temperature)
+        told = served.answer(held, params, params)
+        found[temperature] = [one for one in map(Said, held, told) if not one.looping]
+        if len(_unseen(found[temperature], trained)) < ROUNDS:
+            sys.exit(f"{file}: of the answers to prompts held out hardly any is new; give more prompts")
+    return found
+
+
+def _unseen(said: Sequence[Said], trained: Trained) -> list[Said]:
+    learnt = {one.tokens for one in trained.answers}
+    return [one for one in said if one.tokens not in learnt]
+
+
+def _cases(
+    served: Served,
+    asked: dict[str, dict[float, list[Said]]],
+    trained: dict[str, Trained],
+    options: argparse.Namespace,
+) -> Iterator[Case]:
+    for domain, by_temperature in asked.items():
+        for temperature, said in by_temperature.items():
+            if options.quick and temperature != _temperature(domain):
+                continue
+            for draft in (domain, "all"):
+                if draft not in trained:
+                    continue
+                known = [one for one in trained[draft].answers if one.asked.domain == domain][:KNOWN]
+                for batch, whole in ((1, False), (8, False), (1, True)):
+                    if whole and (temperature or draft == "all" or options.quick):
+                        continue
+                    some = said if whole else _unseen(said, trained[draft])
+                    name = f"{domain} at {temperature}, draft {draft}, {batch} at a time"
+                    say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
+                    params = _params(served, temperature)
+                    found = list(runs(served, trained[draft].heads, some, known, params, batch, ROUNDS))
+                    case = Case(domain, draft, temperature, batch, whole, found)
+                    say(f"   {name}: {statistics.median(case.ratios()):.2f} times")
+                    yield case
+
+
+def _name(case: Case) -> str:
+    end = "" if case.temperature == _temperature(case.domain) else f"_at_{case.temperature}"
+    end += "_whole" if case.whole else ""
+    return f"{end}_8" if case.batch == 8 else end
+
+
+def _figures(cases: Sequence[Case], trained: dict[str, Trained]) -> dict[str, float]:
+    own = [case for case in cases if case.draft == case.domain and case.batch == 1 and not case.whole]
+    firsts = [[run for run in case.found if run.way == "none"] for case in own]
+    figures: dict[str, float] = {
+        "differing": sum(case.gain.differing for case in cases),
+        "prompts_min": min(sum(len(run.answers) for run in some) for some in firsts),
+        "answer_tokens_min": min(sum(len(a) for run in some for a in run.answers) for some in firsts),
+    }
+    for case in cases:
+        draft = "" if case.draft == case.domain else "_all"
+        figures[f"{case.domain}{draft}_of_plain{_name(case)}"] = round(statistics.median(case.ratios()), 3)
+        if not draft:
+            memory = statistics.median(case.ratios("memory"))
+            figures[f"{case.domain}_memory_of_plain{_name(case)}"] = round(memory, 3)
+    for name, one in trained.items():
+        figures[f"{name}_training_minutes"] = round(one.seconds["training"] / 60, 2)
+    return figures
+
+
+def _rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    rows = []
+    for case in cases:
+        plain = [run for run in case.found if run.way == "none"]
+        ratios = case.ratios()
+        rows.append(
+            {
+                "domain": case.domain,
+                "draft": case.draft,
+                "temperature": case.temperature,
+                "at_a_time": case.batch,
+                "seen_too": case.whole,
+                "prompts": sum(len(run.answers) for run in plain),
+                "tokens": sum(len(answer) for run in plain for answer in run.answers),
+                "plain_tokens_per_s": statistics.median(run.speed for run in plain),
+                "memory": statistics.median(case.ratios("memory")),
+                "heads": statistics.median(ratios),
+                "from": min(ratios),
+                "to": max(ratios),
+                "tokens_per_draft": case.gain.acceptance_length,
+                "differing": case.gain.differing,
+            }
+        )
+    return rows
+
+
+def _over_transformers(
+    folder: Path,
+    served: Served,
+    asked: dict[str, dict[float, list[Said]]],
+    trained: dict[str, Trained],
+    threads: int,
+    logs: Path,
+) -> dict[str, float]:
+    """Greedy, one request at a time: ours with heads and `generate` on the same prompts, in turn."""
+    contest = Contest({"folder": folder}, threads, 1, CONTEXT, logs)
+    params, limits = _params(served, 0.0), (ANSWER_TOKENS, list(served.stop_ids))
+    figures = {}
+    try:
+        for domain, by_temperature in asked.items():
+            unseen = _unseen(by_temperature.get(0.0, []), trained[domain])
+            ratios = []
+            for number in range(ROUNDS if unseen else 0):
+                some = unseen[number :: ROUNDS * 3]
+                known = trained[domain].answers[:KNOWN]
+                (ours,) = runs(served, trained[domain].heads, some, known, params, 1, 1, ("heads",))
+                prompts = [list(one.asked.prompt) for one in some]
+                theirs = contest.answer(TRANSFORMERS, prompts, [], 1, limits)
+                ratios.append(ours.speed * theirs.seconds / sum(map(len, theirs.answers)))
+            if ratios:
+                figures[f"{domain}_of_transformers"] = round(statistics.median(ratios), 3)
+    finally:
+        contest.close()
+    return figures
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

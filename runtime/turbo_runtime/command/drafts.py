@@ -1,0 +1,249 @@
+"""`turbo drafts`: what the drafts in some folders are, and what they are worth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from turbo_runtime.artefact_digest import artefact_digest
+from turbo_runtime.command.printable import printable
+
+CONFIG_FILE, EVALUATION_FILE = "config.json", "evaluation.json"
+KIND, EAGLE3 = "turbo-heads", "eagle3"
+
+
+class DraftsError(ValueError):
+    """One sentence for whoever typed the command."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An artefact's own words, read without its tensors."""
+
+    folder: Path
+    method: str
+    config: Mapping[str, Any]
+    evaluation: Mapping[str, Any]  # empty where it has none
+
+    @property
+    def domains(self) -> Mapping[str, Mapping[str, Any]]:
+        """What was measured of each."""
+        found: Mapping[str, Mapping[str, Any]] = self.evaluation.get("domains", {})
+        return found
+
+    def length(self, domain: str) -> float | None:
+        """Acceptance length on answers that were not learnt from."""
+        return _number(self.domains.get(domain, {}).get("unseen", {}).get("acceptance_length"))
+
+    def gains(self, domain: str) -> dict[int, float]:
+        """Speed over no drafts, by requests at a time."""
+        return {
+            int(gain["batch"]): float(gain["after"]) for gain in self.domains.get(domain, {}).get("gains", ())
+        }
+
+
+def drafts(argv: list[str]) -> int:
+    """Exit status: 0, or 1 where a folder holds no draft."""
+    options = _parser().parse_args(argv)
+    console = Console(highlight=False, markup=False)
+    try:
+        if options.verb == "list":
+            console.print(_listed([draft for folder in options.folders for draft in _under(folder)]))
+        elif options.verb == "show":
+            _show(console, _read(options.folder))
+        elif options.verb == "manifest":
+            print(json.dumps(_manifest(_read(options.folder), options), indent=2))
+        else:
+            _compare(console, _read(options.first), _read(options.second))
+    except DraftsError as error:
+        print(f"turbo drafts: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _under(folder: Path) -> list[Draft]:
+    """The draft in a folder, or those in the folders right below it."""
+    if (folder / CONFIG_FILE).is_file():
+        return [_read(folder)]
+    found = list(_artefacts(folder))
+    if not found:
+        raise DraftsError(f"{folder} holds no draft; `turbo distill` makes one")
+    return found
+
+
+def _artefacts(folder: Path) -> Iterator[Draft]:
+    for each in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (each / CONFIG_FILE).is_file():
+            try:
+                yield _read(each)
+            except DraftsError:
+                continue  # a model, say: it is not what was asked for
+
+
+def _read(folder: Path) -> Draft:
+    method, config = _facts(folder / CONFIG_FILE)
+    path = folder / EVALUATION_FILE
+    draft = Draft(folder, method, config, _document(path) if path.is_file() else {})
+    try:
+        for domain in {**draft.domains}:
+            draft.length(domain)
+            draft.gains(domain)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DraftsError(f"{path} is not what `turbo distill` writes: {error!r}") from error
+    return draft
+
+
+def _facts(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """The method, and what is told of the draft; in the format of `speculators` ours stand by themselves."""
+    config = _document(path)
+    if config.get("kind") == KIND:
+        return "heads", config
+    ours = config.get("turbo")
+    if config.get("speculators_model_type") == EAGLE3 and isinstance(ours, dict):
+        return EAGLE3, {**ours, "vocabulary_size": config.get("draft_vocab_size", "")}
+    raise DraftsError(f"{path}: it is no draft that `turbo distill` made; name a folder of one")
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DraftsError(f"{path} cannot be read: {error}; name a folder of a draft") from error
+    if not isinstance(document, dict):
+        raise DraftsError(f"{path} holds no object; name a folder of a draft")
+    return document
+
+
+def _listed(found: Sequence[Draft]) -> Table:
+    table = _table("draft", "method", "version", "model", "domain", "per draft", "1 at a time", "8", "32")
+    for draft in found:
+        for domain in draft.domains or [draft.config.get("domain", "")]:
+            gains = draft.gains(domain)
+            table.add_row(
+                *map(
+                    printable,
+                    (
+                        draft.folder.resolve().name,
+                        draft.method,
+                        str(draft.config.get("version", "")),
+                        str(draft.config.get("target_digest", "")).removeprefix("sha256:")[:8],
+                        domain,
+                        _told(draft.length(domain)),
+                        *(_told(gains.get(batch)) for batch in (1, 8, 32)),
+                    ),
+                )
+            )
+    return table
+
+
+def _show(console: Console, draft: Draft) -> None:
+    facts = _table("", "")
+    facts.add_row("method", draft.method)
+    for name in ("version", "domain", "heads", "markov_rank", "vocabulary_size", "target_digest"):
+        if name in draft.config:
+            facts.add_row(name.replace("_", " "), printable(str(draft.config[name])))
+    for part, count in draft.config.get("training", {}).get("answers", {}).items():
+        facts.add_row(f"answers, {part}", str(count))
+    for stage, seconds in draft.evaluation.get("seconds", {}).items():
+        facts.add_row(f"seconds, {stage}", f"{seconds:.0f}")
+    console.print(facts)
+    console.print(_listed([draft]))
+    for domain in draft.domains:
+        shares = draft.domains[domain].get("unseen", {}).get("acceptance_per_position", ())
+        told = ", ".join(f"{share:.2f}" for share in shares)
+        console.print(f"{printable(domain)}: accepted by position, all before being so: {told}")
+
+
+def _manifest(draft: Draft, options: argparse.Namespace) -> dict[str, Any]:
+    """The TurboDraft that names a folder; JSON is YAML, too."""
+    path = options.path or draft.folder.resolve().name
+    version = str(draft.config.get("version", ""))
+    name = options.name or re.sub(r"[^a-z0-9]+", "-", version.lower()).strip("-")
+    spec: dict[str, Any] = {
+        "method": "TurboHeads" if draft.method == "heads" else "EAGLE3",
+        "location": {"claimName": options.claim, "path": path.strip("/")},
+        "version": version,
+        "digest": artefact_digest(draft.folder),
+        "targetDigest": str(draft.config.get("target_digest", "")),
+        "domain": str(draft.config.get("domain", "")) or "draft",
+        "evaluation": [_evaluated(draft, domain) for domain in draft.domains],
+    }
+    return {
+        "apiVersion": "serving.turbo.dev/v1alpha1",
+        "kind": "TurboDraft",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
+
+
+def _evaluated(draft: Draft, domain: str) -> dict[str, Any]:
+    length = draft.length(domain)
+    shares = draft.domains[domain].get("unseen", {}).get("acceptance_per_position", ())
+    return {
+        "domain": domain,
+        **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
+        "acceptancePerPosition": [f"{share:.3f}" for share in shares],
+        "gains": [{"batch": batch, "after": f"{after:.3f}"} for batch, after in draft.gains(domain).items()],
+    }
+
+
+def _compare(console: Console, first: Draft, second: Draft) -> None:
+    if first.config.get("target_digest") != second.config.get("target_digest"):
+        raise DraftsError(
+            f"{first.folder} and {second.folder} are for different models; compare drafts of one model"
+        )
+    table = _table("domain", "what", str(first.folder), str(second.folder), "second over first")
+    for domain in [*first.domains, *(name for name in second.domains if name not in first.domains)]:
+        pairs = {"tokens per draft": (first.length(domain), second.length(domain))}
+        one, other = first.gains(domain), second.gains(domain)
+        for batch in sorted({*one, *other}):
+            pairs[f"speed, {batch} at a time"] = (one.get(batch), other.get(batch))
+        for what, (before, after) in pairs.items():
+            ratio = after / before if before and after else None
+            table.add_row(printable(domain), what, _told(before), _told(after), _told(ratio))
+    console.print(table)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=any(headings))
+    for heading in headings:
+        table.add_column(printable(heading), overflow="fold")
+    return table
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _told(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="turbo drafts", description="Drafts that `turbo distill` has made.")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="list | show | compare | manifest")
+    listed = verbs.add_parser("list", help="a line for each draft and domain")
+    listed.add_argument("folders", type=Path, nargs="*", default=[Path()], metavar="DIR")
+    shown = verbs.add_parser("show", help="all that is known of one")
+    shown.add_argument("folder", type=Path, metavar="DIR")
+    made = verbs.add_parser(
+        "manifest", help="the TurboDraft for a cluster, to be piped into kubectl apply -f -"
+    )
+    made.add_argument("folder", type=Path, metavar="DIR")
+    made.add_argument("--claim", required=True, help="PersistentVolumeClaim that holds the folder")
+    made.add_argument("--path", help="of the folder below the claim's root (default: its name)")
+    made.add_argument("--name", help="of the object (default: the draft's version)")
+    compared = verbs.add_parser("compare", help="what the second brings over the first")
+    compared.add_argument("first", type=Path, metavar="DIR")
+    compared.add_argument("second", type=Path, metavar="DIR")
+    return parser

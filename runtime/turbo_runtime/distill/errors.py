@@ -1,0 +1,9 @@
+"""What can go wrong with a distillation."""
+
+
+class DistillError(ValueError):
+    """The work cannot be done; one sentence says why and what to do."""
+
+
+class MayPassError(DistillError):
+    """What another try later may bring."""

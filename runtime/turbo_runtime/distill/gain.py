@@ -1,0 +1,130 @@
+"""What drafts bring on this machine: the same prompts answered without, with what is drafted from memory
+alone, and with heads beside it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from turbo_runtime.distill.answers import Said
+from turbo_runtime.distill.errors import DistillError
+from turbo_runtime.distill.served import Served
+from turbo_runtime.drafters.drafters import InUse
+from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.heads.source import HeadsSource
+from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
+
+BATCHES = (1, 8, 32)
+ROUNDS = 3
+WAYS: dict[str, Drafting] = {"none": "off", "memory": "suffix", "heads": "auto"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Some prompts, answered one way."""
+
+    way: str
+    round: int
+    answers: tuple[tuple[int, ...], ...]
+    seconds: float
+    drafts: int  # steps of an answer that verified drafts, of whichever drafter
+    accepted: int
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second, prompts included in the time."""
+        return sum(map(len, self.answers)) / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """At so many requests at a time: medians over rounds, over the same round without drafts."""
+
+    batch: int
+    prompts: int  # of a round, the fewest
+    tokens_per_second: float  # without drafts
+    before: float  # from memory alone: its speed over none
+    after: float  # with heads
+    acceptance_length: float  # with heads: tokens of a step that verified drafts, of whichever drafter
+    differing: int  # answers that were not the same with drafts; under the guarantee `bytes` there are none
+
+
+def runs(
+    served: Served,
+    heads: Heads,
+    asked: Sequence[Said],
+    known: Sequence[Said],
+    params: SamplingParams,
+    batch: int,
+    rounds: int = ROUNDS,
+    ways: Sequence[str] = tuple(WAYS),
+) -> Iterator[Run]:
+    """In each round some of the prompts are answered in all `ways`, in an order that moves on: other prompts
+    in each while every round has at least `batch`. `known` answers are in the memory before each run, and
+    nothing else: none of `asked` may be among them.
+    """
+    parts = max(1, min(rounds, len(asked) // batch))
+    for number in range(rounds):
+        turn = number % len(ways)
+        for way in [*ways[turn:], *ways[:turn]]:
+            source = HeadsSource(heads, served.noise) if way == "heads" else None
+            run = _Bench(served, InUse(WAYS[way], source), known, batch)
+            yield run.answer(way, number, asked[number % parts :: parts], params)
+
+
+def gain_of(batch: int, found: Sequence[Run]) -> Gain:
+    """Of all runs at so many requests at a time."""
+    rounds: dict[int, dict[str, Run]] = {}
+    for run in found:
+        rounds.setdefault(run.round, {})[run.way] = run
+    each = list(rounds.values())
+    drafts = sum(one["heads"].drafts for one in each)
+    return Gain(
+        batch,
+        min(len(run.answers) for run in found),
+        median(one["none"].speed for one in each),
+        median(one["memory"].speed / one["none"].speed for one in each),
+        median(one["heads"].speed / one["none"].speed for one in each),
+        1 + sum(one["heads"].accepted for one in each) / drafts if drafts else 1.0,
+        sum(
+            answer != plain
+            for one in each
+            for run in one.values()
+            for answer, plain in zip(run.answers, one["none"].answers, strict=True)
+        ),
+    )
+
+
+class _Bench:
+    """An engine of its own for one run."""
+
+    def __init__(self, served: Served, in_use: InUse, known: Sequence[Said], batch: int) -> None:
+        self._engine, self._batch = served.engine(in_use), batch
+        drafters = self._engine.speculation.drafters
+        for number, one in enumerate(known):
+            text = (*one.asked.prompt, *one.tokens)
+            drafters.finish(f"known {number}", text, len(one.asked.prompt), "")
+        while drafters.waiting:
+            drafters.read(1 << 12)
+
+    def answer(self, way: str, number: int, asked: Sequence[Said], params: SamplingParams) -> Run:
+        engine = self._engine
+        told: list[list[int]] = [[] for _ in asked]
+        waiting = list(reversed(range(len(asked))))
+        live = 0
+        began = time.perf_counter()
+        while waiting or not engine.idle:
+            while waiting and live < self._batch:
+                index = waiting.pop()
+                engine.accept(Submit(str(index), asked[index].asked.prompt, params))
+                live += 1
+            for event in engine.step().events:
+                if event.error:
+                    raise DistillError(f"a prompt cannot be answered: {event.error}; leave it out")
+                told[int(event.request_id)] += event.tokens
+                live -= event.finish_reason is not None
+        seconds, stats = time.perf_counter() - began, engine.stats()
+        return Run(way, number, tuple(map(tuple, told)), seconds, stats.drafts, stats.accepted_tokens)

@@ -1,0 +1,56 @@
+"""All that decides an artefact beside the model, the prompts and the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+HEADS, EAGLE3 = TRAINED = ("heads", "eagle3")
+AUTO = "auto"  # whichever of them a pilot says to pay
+METHODS = (*TRAINED, AUTO)
+# where another method's settings differ from those below
+OTHERWISE: Mapping[str, Mapping[str, Any]] = {HEADS: {}, AUTO: {}, EAGLE3: {"epochs": 6, "rate": 1e-3}}
+TRAINING, JUDGES, HELD_OUT = "training", "judges", "held-out"  # the parts of the prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What `turbo distill` can be told of answers, draft and training; its flags have these names."""
+
+    seed: int = 0
+    method: str = HEADS
+    # the answers
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int = 256
+    variants: int = 0  # further answers to each prompt that is trained on
+    variant_temperature: float = 0.7  # of those, where `temperature` is lower
+    # the parts, as shares of every domain's prompts; the rest is trained on
+    held_out: float = 0.12  # nothing is learnt from these, they are what heads are evaluated on
+    judges: float = 0.08  # these say which epoch was best, and teach the confidences
+    # the draft
+    depth: int = 4  # tokens drafted at once
+    markov_rank: int = 64  # of heads
+    vocabulary: int = 8192  # tokens that can be drafted, at most
+    # the training
+    epochs: int = 10
+    rows: int = 256  # of one step of the optimiser
+    rate: float = 2e-3
+    weight_decay: float = 0.05
+    warm_up: float = 0.05  # share of all steps over which the rate rises
+    head_decay: float = 0.8  # how much less each further head counts
+    words: float = 1.0  # weight of the cross-entropy with the token that the model said
+    law: float = 1.0  # weight of the cross-entropy with the law that it was drawn from
+    variation: float = 0.0  # weight of the total variation between the laws
+
+    @property
+    def taught_temperature(self) -> float:
+        """Of the law beside the words: that of serving; a greedy model's own tells more than its words do."""
+        return self.temperature or 1.0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the parts; the last has what is left."""
+        return {HELD_OUT: self.held_out, JUDGES: self.judges, TRAINING: 1.0}

@@ -1,0 +1,219 @@
+"""The folder that a distillation works in: what was asked for, what is done of it, and who is at it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turbo_runtime.distill.errors import DistillError, MayPassError
+from turbo_runtime.distill.progress import Advance, Progress
+from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.prompts import Prompt
+from turbo_runtime.version import turbo_version
+from turbo_runtime.whole import write_whole
+
+CONFIG_FILE = "config.json"  # of the artefact: where it is, all is done
+_WORK, _REQUEST, _SECONDS, _LOCK = "work", "request.json", "seconds.json", "lock"
+_CAPTURED = "captured.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """All that the bits of an artefact depend on, but for the machine's arithmetic."""
+
+    target_digest: str
+    prompts_digest: str
+    recipe: Mapping[str, Any]
+    domain: str
+    threads: int
+    device: str
+    dtype: str
+    memory_gib: float  # says how answers are dealt into parts
+    answers_from: str  # "engine", or "endpoint" where another server gave them
+    captured: (
+        bool  # whether captured prompts are among those learnt from; they go on to change, and count not
+    )
+    version: str  # of Turbo
+
+    @classmethod
+    def of(
+        cls,
+        target_digest: str,
+        prompts: Sequence[Prompt],
+        recipe: Recipe,
+        *,
+        domain: str,
+        threads: int,
+        device: str,
+        dtype: str,
+        memory_gib: float,
+        answers_from: str,
+        captured: bool,
+    ) -> Request:
+        """Prompts count by what they ask and by their domain, in any order."""
+        lines = sorted(f"{prompt.domain}\n{prompt.content}" for prompt in prompts)
+        digest = f"sha256:{hashlib.sha256(chr(0).join(lines).encode()).hexdigest()}"
+        facts = dataclasses.asdict(recipe)
+        return cls(
+            target_digest,
+            digest,
+            facts,
+            domain,
+            threads,
+            device,
+            dtype,
+            memory_gib,
+            answers_from,
+            captured,
+            turbo_version(),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """As it stands in files."""
+        document: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return document
+
+    def differences(self, other: Mapping[str, Any]) -> str:
+        """What another one says that this one does not, in words."""
+        ours, theirs = _flat(self.document()), _flat(other)
+        return ", ".join(
+            f"{name} {theirs.get(name)} and not {ours.get(name)}"
+            for name in sorted({*ours, *theirs})
+            if ours.get(name) != theirs.get(name)
+        )
+
+
+class Work:
+    """The folder of one request."""
+
+    def __init__(self, out: Path, request: Request) -> None:
+        self.out, self.request = out, request
+        self.folder = out / _WORK
+
+    @property
+    def is_done(self) -> bool:
+        """Whether an earlier run has come to the end. Raises DistillError where something else is there."""
+        made = _document(self.out / CONFIG_FILE)
+        if made is not None:
+            other = _request_of(made)
+            if other != self.request.document():
+                told = f": {self.request.differences(other)}" if isinstance(other, dict) else ""
+                raise DistillError(
+                    f"{self.out} holds a draft that was made otherwise{told}; name another folder with --out"
+                )
+            return True
+        begun = _document(self.folder / _REQUEST)
+        if begun is not None and begun != self.request.document():
+            raise DistillError(
+                f"{self.out} holds a distillation that was begun otherwise: "
+                f"{self.request.differences(begun)}; ask for that again to go on with it, name another "
+                f"folder with --out, or remove {self.folder}"
+            )
+        if begun is None and self.out.is_dir() and any(each != self.folder for each in self.out.iterdir()):
+            raise DistillError(f"{self.out} is not empty; name a new folder with --out")
+        return False
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Nobody else may work in it meanwhile. Raises DistillError where somebody does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / _LOCK
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                alone = path.exists() and path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+            except OSError:
+                alone = False
+            if not alone:
+                raise MayPassError(f"another process works in {self.out}; wait for it, or end it")
+            yield
+
+    def begin(self) -> None:
+        """Write down what is asked for."""
+        self.first(_REQUEST, self.request.document())
+
+    def first(self, name: str, document: Any) -> Any:
+        """What the first run has written under that name: `document` where this is the first."""
+        path = self.folder / name
+        if not path.is_file():
+            write_whole(path, json.dumps(document))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def keep_captured(self, captured: Sequence[Prompt]) -> list[Prompt]:
+        """Captured prompts as the first run found them."""
+        return _captured(
+            self.first(_CAPTURED, [(p.name, p.domain, p.written, p.captured_at) for p in captured])
+        )
+
+    @contextmanager
+    def stage(self, progress: Progress, name: str, total: int, unit: str) -> Iterator[Advance]:
+        """A stage whose time is kept; that of a run which is killed within it is lost."""
+        began = time.monotonic()
+        with progress.stage(name, total, unit) as advance:
+            yield advance
+        seconds = self.seconds
+        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
+        write_whole(self.folder / _SECONDS, json.dumps(seconds))
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By stage."""
+        return _document(self.folder / _SECONDS) or {}
+
+    def remove(self) -> None:
+        """All is done."""
+        shutil.rmtree(self.folder)
+
+    def tidy(self) -> None:
+        """Remove what a run that was killed at its very end has left, unless it is just about to itself."""
+        if self.folder.is_dir():
+            with suppress(DistillError), self.taken():
+                self.remove()
+
+
+def captured_before(out: Path) -> list[Prompt] | None:
+    """The captured prompts that a distillation into `out` began with; None where none has begun with any."""
+    path = out / _WORK / _CAPTURED
+    return _captured(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _captured(rows: Sequence[Any]) -> list[Prompt]:
+    return [Prompt(name, domain, written=written, captured_at=at) for name, domain, written, at in rows]
+
+
+def _document(path: Path) -> dict[str, Any] | None:
+    """None where there is no file; raises DistillError where it holds anything but an object."""
+    if not path.is_file():
+        return None
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise DistillError(f"{path} holds no JSON object; name another folder with --out")
+    return document
+
+
+def _request_of(config: Mapping[str, Any]) -> Any:
+    """What an artefact was made by; the format of `speculators` has our facts in a place of their own."""
+    found: Any = config.get("turbo", config)
+    for name in ("training", "request"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def _flat(document: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in document.items():
+        found |= value if isinstance(value, dict) else {name.replace("_digest", ""): value}
+    return found

@@ -1,0 +1,124 @@
+"""Prompts as people keep them: JSON lines, one prompt each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from turbo_runtime.capture.folder import is_segment, read
+
+CAPTURED = "captured"
+
+
+class PromptsError(ValueError):
+    """The prompts cannot be used; one sentence names file and line, and says what to write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One conversation that the model is to go on with."""
+
+    name: str
+    domain: str
+    messages: tuple[Mapping[str, Any], ...] = ()  # of a chat; empty where `text` is the prompt
+    text: str = ""
+    written: str = ""  # the prompt as the model reads it, special tokens written out
+    captured_at: float | None = None  # seconds since the epoch, of one that a server has kept
+
+    @property
+    def content(self) -> str:
+        """What is asked, in one string: prompts with the same one are one prompt."""
+        return self.written or self.text or json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
+
+
+def read_prompts(paths: Sequence[Path], *, chat: bool = True, captured: bool = True) -> list[Prompt]:
+    """The prompts of files, and of all `*.jsonl` in folders. A line is an object with `prompt`, a text that
+    becomes a chat's first turn (without `chat`, the prompt as it is), or with `messages`; `domain` is the
+    file's name and `id` its line where they are not given. What `turbo serve --capture` has written is read
+    too, as the domain `captured`, unless without `captured`. Raises PromptsError.
+    """
+    found = []
+    for path in paths:
+        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not files and captured:
+            raise PromptsError(f"{path} holds no file *.jsonl; name a file of JSON lines")
+        kept = [file for file in files if is_segment(file)]
+        for file in kept if captured else ():  # one that was just begun is empty
+            found += _read_segment(file)
+        for file in files:
+            if file not in kept:
+                prompts = _read_file(file, chat)
+                if not prompts:
+                    raise PromptsError(f"{file} holds no prompt; write one JSON object a line")
+                found += prompts
+    if not found and captured:
+        raise PromptsError(f"{', '.join(map(str, paths))}: no prompt was captured yet; wait for traffic")
+    return found
+
+
+def _read_segment(file: Path) -> list[Prompt]:
+    try:
+        rows = list(read(file))
+    except FileNotFoundError:  # it was too old meanwhile
+        return []
+    return [
+        Prompt(f"{file.stem}-{number}", CAPTURED, written=row["text"], captured_at=row["at"])
+        for number, row in enumerate(rows, 1)
+        if row.get("text") and isinstance(row["text"], str) and isinstance(row.get("at"), (int, float))
+    ]
+
+
+def _read_file(file: Path, chat: bool) -> list[Prompt]:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
+        raise PromptsError(f"{file} cannot be read: {reason}; name a file of JSON lines") from error
+    lines = text.split("\n")  # and no other line ends, which JSON allows within a string
+    prompts = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            where = f"{file}, line {number}"
+            prompt = _read_line(line, where, Prompt(f"{file.stem}-{number}", file.stem), chat)
+            try:
+                prompt.content.encode()
+            except UnicodeEncodeError as error:
+                raise PromptsError(f"{where} holds half a character (a lone surrogate); mend it") from error
+            prompts.append(prompt)
+    return prompts
+
+
+def _read_line(line: str, where: str, default: Prompt, chat: bool) -> Prompt:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise PromptsError(f"{where} is no JSON: {error}; write one object a line") from error
+    if not isinstance(row, dict):
+        raise PromptsError(f"{where}: write an object with 'prompt' or 'messages', not {type(row).__name__}")
+    name, domain = (row.get(key) for key in ("id", "domain"))
+    name, domain = default.name if name is None else str(name), default.domain if domain is None else domain
+    if not isinstance(domain, str) or not domain:
+        raise PromptsError(f"{where}: domain must be a text, not {domain!r:.80}")
+    text, messages = row.get("prompt"), row.get("messages")
+    if messages is None and text is None:
+        raise PromptsError(f"{where}: write 'prompt' or 'messages'")
+    if messages is not None:
+        if not chat:
+            raise PromptsError(f"{where}: 'messages' need the chat template; leave --completions out")
+        return Prompt(name, domain, _turns(messages, where))
+    if not isinstance(text, str) or not text:
+        raise PromptsError(f"{where}: prompt must be a text, not {text!r:.80}")
+    turns = ({"role": "user", "content": text},)
+    return Prompt(name, domain, turns) if chat else Prompt(name, domain, (), text)
+
+
+def _turns(messages: object, where: str) -> tuple[Mapping[str, Any], ...]:
+    if not isinstance(messages, list) or not messages:
+        raise PromptsError(f"{where}: messages must be a list of turns, at least one")
+    for number, turn in enumerate(messages):
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise PromptsError(f"{where}: messages[{number}] must be an object with a role")
+    return tuple(messages)

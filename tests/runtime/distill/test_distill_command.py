@@ -1,0 +1,254 @@
+"""`turbo distill`, as it is typed: a model's folder and prompts in, an artefact that the engine loads out."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from turbo_dev.tiny_engine import write
+from turbo_runtime.artefact_digest import artefact_digest
+from turbo_runtime.contract import (
+    PERMANENT_ERROR,
+    TERMINATION_MESSAGE_BYTES,
+    RuntimeConfig,
+)
+from turbo_runtime.distill import cli, distill, heads
+from turbo_runtime.drafters.heads.artefact import read_config
+from turbo_runtime.engine.start import start_engine
+from turbo_runtime.training_contract import DraftFacts
+
+FLAGS = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
+FLAGS += ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "200"]
+MACHINE = ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
+pytestmark = pytest.mark.usefixtures("threads_as_before")
+STAGES = ("answers", "states", "training", "evaluation", "gain")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and prompts of two domains, more than are answered together."""
+    made = tmp_path_factory.mktemp("distill")
+    write(made / "model")
+    lots = random.Random(5)
+    for domain in ("left", "right"):
+        words = ["".join(lots.choice("abcdef{}:\n") for _ in range(lots.randint(3, 30))) for _ in range(80)]
+        (made / f"{domain}.jsonl").write_text("".join(json.dumps({"prompt": word}) + "\n" for word in words))
+    return made
+
+
+def arguments(folder: Path, out: str, *flags: str) -> list[str]:
+    prompts = [str(folder / f"{domain}.jsonl") for domain in ("left", "right")]
+    return [
+        str(folder / "model"),
+        "--prompts",
+        *prompts,
+        "--out",
+        str(folder / out),
+        *MACHINE,
+        *FLAGS,
+        *flags,
+    ]
+
+
+def command(arguments: list[str]) -> list[str]:
+    return [sys.executable, "-m", "turbo_cli", "distill", *arguments]
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < deadline, f"{file.name} never came"
+        time.sleep(0.05)
+
+
+def typed(folder: Path, out: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(arguments(folder, out, *flags)), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path) -> tuple[Path, str]:
+    """An undisturbed run, and what it said."""
+    ran = typed(folder, "whole")
+    assert ran.returncode == 0, ran.stderr
+    return folder / "whole", ran.stderr
+
+
+def test_every_stage_tells_what_it_does_and_the_result_is_told_by_domain(done: tuple[Path, str]) -> None:
+    _, told = done
+    for stage in STAGES:
+        assert f"\n{stage} " in told
+    for domain in ("left", "right"):
+        assert f"\n{domain}: acceptance length " in told
+
+
+def test_the_folder_holds_the_artefact_its_evaluation_and_a_report(done: tuple[Path, str]) -> None:
+    out, _ = done
+    files = {"config.json", "heads.safetensors", "evaluation.json", "report.html"}
+    assert {file.name for file in out.iterdir()} == files
+    config = read_config(out)
+    assert config.heads == 3
+    assert config.training["request"]["recipe"]["epochs"] == 200
+    found = json.loads((out / "evaluation.json").read_text())
+    assert set(found["domains"]) == {"left", "right"}
+    for domain in found["domains"].values():
+        assert domain["unseen"]["acceptance_length"] >= 1
+        assert [gain["batch"] for gain in domain["gains"]] == [1, 8]  # ten prompts were held out
+        assert all(gain["differing"] == 0 for gain in domain["gains"])
+    report = (out / "report.html").read_text()
+    assert report.count("<svg") == 3
+    assert "<script" not in report
+
+
+def test_the_engine_loads_it(done: tuple[Path, str], folder: Path, tmp_path: Path) -> None:
+    out, _ = done
+    drafts = tmp_path / "drafts.json"
+    drafts.write_text(json.dumps({"heads": str(out)}))
+    config = RuntimeConfig(
+        str(folder / "model"), device="cpu", threads=1, dtype="float32", drafts=str(drafts), max_running=2
+    )
+    engine, _ = start_engine(config, time.monotonic())
+    assert engine.stats().draft_problem == ""
+    assert engine.stats().draft_version == read_config(out).version
+
+
+def test_a_pod_leaves_what_it_made_and_a_failed_one_why(
+    done: tuple[Path, str], folder: Path, tmp_path: Path
+) -> None:
+    left = tmp_path / "message"
+    told = typed(folder, "whole", "--termination-message", str(left))
+    assert told.returncode == 0, told.stderr
+    facts = DraftFacts.from_json(left.read_text())
+    assert (facts.digest, facts.version) == (artefact_digest(done[0]), read_config(done[0]).version)
+    assert [worth.domain for worth in facts.worth] == ["left", "right"]
+    assert [gain.batch for gain in facts.worth[0].gains] == [1, 8]
+    assert len(left.read_bytes()) < TERMINATION_MESSAGE_BYTES
+    typed(folder, "whole", "--seed", "1", "--termination-message", str(left))
+    assert "was made otherwise" in left.read_text()
+
+
+def test_done_again_it_says_so_and_changes_nothing(done: tuple[Path, str], folder: Path) -> None:
+    before = artefact_digest(done[0])
+    again = typed(folder, "whole")
+    assert (again.returncode, again.stderr) == (0, f"{done[0]} is done already\n")
+    assert artefact_digest(done[0]) == before
+
+
+def test_other_settings_for_the_same_folder_are_refused_by_name(done: tuple[Path, str], folder: Path) -> None:
+    ran = typed(folder, "whole", "--seed", "1")
+    assert ran.returncode == PERMANENT_ERROR
+    assert ran.stderr.count("\n") == 1
+    assert "was made otherwise: seed 0 and not 1; name another folder with --out" in ran.stderr
+
+
+def test_killed_at_random_points_of_all_stages_the_artefact_has_the_same_digest(
+    done: tuple[Path, str], folder: Path
+) -> None:
+    lots = random.Random(11)
+    for stage in STAGES:
+        process = subprocess.Popen(command(arguments(folder, "killed")), stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        reached = next((line for line in process.stderr if line.startswith(f"{stage} ")), "")
+        if stage == "training":  # somewhere behind its first checkpoint
+            wait_for(folder / "killed" / "work" / distill.CHECKPOINT)
+        time.sleep(lots.uniform(0, 1.5))  # somewhere within the stage, or soon after it
+        process.send_signal(signal.SIGKILL)
+        process.stderr.close()
+        assert process.wait(60) == -signal.SIGKILL, f"it ended before it could be killed in {stage}"
+        assert reached
+    ran = typed(folder, "killed")
+    assert ran.returncode == 0, ran.stderr
+    assert artefact_digest(folder / "killed") == artefact_digest(done[0])
+
+
+@pytest.mark.parametrize("last", ["record", "report", "save_heads", "remove"])
+def test_killed_while_it_writes_the_result_it_comes_to_the_same(
+    done: tuple[Path, str], folder: Path, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    out = f"killed-{last}"
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        where = {"record": (distill.Record, "write"), "report": (distill, "write_report")}
+        where |= {"save_heads": (heads, "save_heads"), "remove": (distill.Work, "remove")}
+        patched.setattr(*where[last], dies)
+        with pytest.raises(KeyboardInterrupt):
+            cli.distill(arguments(folder, out, "--no-gain"))
+    assert (folder / out / "config.json").is_file() == (last == "remove")
+    assert cli.distill(arguments(folder, out, "--no-gain")) == 0
+    assert artefact_digest(folder / out) == artefact_digest(done[0])
+    assert not (folder / out / "work").exists()
+
+
+def test_two_at_a_time_are_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[int] = []
+
+    def meanwhile(*_: object) -> None:
+        seen.append(cli.distill(arguments(folder, "two", "--no-gain")))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(distill, "answer_all", meanwhile)
+        with pytest.raises(KeyboardInterrupt):
+            cli.distill(arguments(folder, "two", "--no-gain"))
+    assert seen == [1]
+    assert "another process works in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--temperature", "3"), "argument --temperature: must lie between 0 and 2, not 3"),
+        (("--depth", "none"), "argument --depth: invalid"),
+        (("--depth", "20"), "argument --depth: must be between 1 and 8, not 20"),
+        (("--epochs", "0"), "argument --epochs: must be at least 1, not 0"),
+    ],
+)
+def test_a_wrong_flag_is_named(
+    folder: Path, flags: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.distill(arguments(folder, "wrong", *flags))
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
+    assert not (folder / "wrong").exists()
+
+
+def test_too_few_prompts_are_told_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text('{"prompt": "a"}\n')
+    assert (
+        cli.distill([str(folder / "model"), "--prompts", str(few), "--out", str(tmp_path / "out"), *FLAGS])
+        == PERMANENT_ERROR
+    )
+    assert "leave none for the part 'held-out'; give more prompts" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_that_are_too_long_are_named_and_the_advice_can_be_followed(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = tmp_path / "long.jsonl"
+    long.write_text(
+        "".join(json.dumps({"prompt": "x" * 150 + str(n), "id": f"p{n}"}) + "\n" for n in range(9))
+    )
+    wanted = [str(folder / "model"), "--prompts", str(long), "--out", str(tmp_path / "out"), *MACHINE]
+    wanted += ["--completions", "--epochs", "1", "--no-gain"]
+    assert cli.distill([*wanted, "--max-tokens", "200"]) == PERMANENT_ERROR
+    told = capsys.readouterr().err
+    assert "and 6 more are longer: leave them out, lower --max-tokens" in told
+    assert cli.distill([*wanted, "--max-tokens", "20", "--temperature", "0.9"]) == 0

@@ -1,0 +1,109 @@
+"""`turbo drafts` tells what lies in folders, and says in a sentence where there is nothing to tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from turbo_operator.api import parse_draft
+from turbo_runtime.artefact_digest import artefact_digest
+from turbo_runtime.command.drafts import drafts
+
+
+def draft(
+    folder: Path, length: float, gain: float, domain: str = "support", digest: str = "sha256:one"
+) -> Path:
+    folder.mkdir(parents=True)
+    config = {
+        "kind": "turbo-heads",
+        "version": f"{folder.name}-1",
+        "domain": domain,
+        "heads": 4,
+        "target_digest": digest,
+        "training": {"answers": {"training": 300}},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    unseen = {"acceptance_length": length, "acceptance_per_position": [0.8, 0.61]}
+    gains = [{"batch": batch, "after": gain / batch**0.1, "before": 1.0} for batch in (1, 8, 32)]
+    evaluation = {"domains": {domain: {"unseen": unseen, "gains": gains}}, "seconds": {"training": 61.0}}
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+def test_a_line_for_each_draft_below_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draft(tmp_path / "a", 2.5, 1.4)
+    draft(tmp_path / "b", 3.5, 2.2, domain="[json]$x")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}')
+    assert drafts(["list", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    assert "2.50" in told
+    assert "[json]$x" in told
+    assert "llama" not in told
+
+
+def test_one_is_shown_with_all_that_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert drafts(["show", str(draft(tmp_path / "a", 2.5, 1.4))]) == 0
+    told = capsys.readouterr().out
+    for part in ("a-1", "sha256:one", "300", "0.80, 0.61", "1.40"):
+        assert part in told
+
+
+def test_two_are_compared_by_domain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = draft(tmp_path / "a", 2.5, 1.4), draft(tmp_path / "b", 3.0, 1.75)
+    assert drafts(["compare", str(first), str(second)]) == 0
+    told = capsys.readouterr().out
+    assert "1.20" in told
+    assert "1.25" in told
+
+
+def test_drafts_of_different_models_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = draft(tmp_path / "a", 2.5, 1.4), draft(tmp_path / "b", 3.0, 1.75, digest="sha256:two")
+    assert drafts(["compare", str(first), str(second)]) == 1
+    assert "are for different models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["list", "show"])
+def test_where_there_is_none_a_sentence_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    assert drafts([verb, str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("turbo drafts: ")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize("domains", [[], 7, {"a": 7}, {"a": {"unseen": {}, "gains": [{}]}}])
+def test_an_evaluation_by_somebody_else_is_refused_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], domains: object
+) -> None:
+    folder = draft(tmp_path / "a", 2.5, 1.4)
+    (folder / "evaluation.json").write_text(json.dumps({"domains": domains}))
+    assert drafts(["show", str(folder)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_one_without_an_evaluation_is_told_without_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = draft(tmp_path / "a", 2.5, 1.4)
+    (folder / "evaluation.json").unlink()
+    assert drafts(["show", str(folder)]) == 0
+    assert "2.50" not in capsys.readouterr().out
+
+
+def test_the_manifest_of_a_draft_is_a_turbodraft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = draft(tmp_path / "Support.1", 2.5, 1.4)
+    (folder / "heads.safetensors").write_bytes(b"tensors")
+    assert drafts(["manifest", str(folder), "--claim", "drafts", "--path", "/chat/support-1/"]) == 0
+    made = parse_draft(json.loads(capsys.readouterr().out))
+    assert (made.metadata.name, made.spec.version) == ("support-1-1", "Support.1-1")
+    assert (made.spec.location.claim_name, made.spec.location.path) == ("drafts", "chat/support-1")
+    assert (made.spec.digest, made.spec.target_digest) == (artefact_digest(folder), "sha256:one")
+    (found,) = made.spec.evaluation or ()
+    assert (found.domain, str(found.acceptance_length)) == ("support", "2.500")
+    assert next((gain.batch, str(gain.after)) for gain in found.gains or ()) == (1, "1.400")

@@ -1,0 +1,78 @@
+"""One line for each stage, with the time that is left; a terminal shows it in one place."""
+
+from __future__ import annotations
+
+import io
+
+import httpx
+import pytest
+
+from turbo_runtime.distill import progress
+from turbo_runtime.distill.progress import Progress, Stage, spell
+from turbo_runtime.distill.progress_server import told_on
+from turbo_runtime.training_contract import TrainingProgress
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.2, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (754, "12 min 34 s"), (7500, "2 h 05 min")],
+)
+def test_durations_are_for_people(seconds: float, told: str) -> None:
+    assert spell(seconds) == told
+
+
+def test_what_an_earlier_run_has_done_does_not_make_the_rest_look_quick(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
+    stage = Stage("answers", 1000, "prompts")
+    stage.add(900, known=True)
+    assert stage.line(101.0) == "answers         900/1,000 prompts"
+    stage.add(10, known=False)
+    assert stage.line(105.0) == "answers         910/1,000 prompts  45 s left"
+    assert stage.line(150.0, over=True) == "answers         910/1,000 prompts  in 50 s"
+
+
+def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_that_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    for stream, every in ((io.StringIO(), 15.0), (Terminal(), 0.2)):
+        with Progress(stream).stage("training", 4, "steps") as advance:
+            for _ in range(4):
+                now[0] += every * 0.6
+                advance()
+        told = stream.getvalue()
+        assert told.count("training") == 4  # the first, two on the way, the last
+        assert told.count("\n") == (1 if isinstance(stream, Terminal) else 4)
+
+
+def test_a_stage_that_breaks_off_leaves_the_terminal_a_new_line() -> None:
+    stream = Terminal()
+    with pytest.raises(KeyboardInterrupt), Progress(stream).stage("training", 4, "steps"):
+        raise KeyboardInterrupt
+    assert stream.getvalue().endswith("\n")
+
+
+def test_how_far_it_is_is_told_over_http_while_it_works() -> None:
+    progress = Progress(io.StringIO())
+    with told_on(0, lambda: progress.now) as port:
+        url = f"http://127.0.0.1:{port}/progress"
+        assert TrainingProgress.from_json(httpx.get(url).text).stage == "start"
+        with progress.stage("training", 8, "steps") as advance:
+            advance(2, known=True)
+            advance(2)
+            told = TrainingProgress.from_json(httpx.get(url).text)
+            assert (told.stage, told.done, told.total, told.unit) == ("training", 4, 8, "steps")
+            assert told.left_seconds is not None
+        assert httpx.get(f"http://127.0.0.1:{port}/else").status_code == 404
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+    with told_on(None, lambda: progress.now) as port:
+        assert port is None

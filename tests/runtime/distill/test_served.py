@@ -1,0 +1,151 @@
+"""The states that are learnt from are those that answers were drawn from, and what is evaluated is what the
+engine does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from turbo_dev.drafting import EveryDraft
+from turbo_dev.fitting import Said as Stated
+from turbo_dev.fitting import fit, say, words_of
+from turbo_dev.tiny_engine import write
+from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.distill.answers import Asked, Said
+from turbo_runtime.distill.evaluate import evaluate, taken_of
+from turbo_runtime.distill.gain import gain_of, runs
+from turbo_runtime.distill.places import Places
+from turbo_runtime.distill.served import LIKELIEST, Served, _likeliest
+from turbo_runtime.drafters import hybrid
+from turbo_runtime.drafters.drafters import InUse
+from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.heads.source import HeadsSource
+from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.speculation import Speculation
+
+LENGTHS = (4, 17, 64, 100)
+HEADS = 3
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("tiny")
+    write(folder)
+    before = torch.get_num_threads()
+    yield Served(
+        RuntimeConfig(
+            str(folder), device="cpu", dtype="float32", threads=1, max_running=8, max_step_tokens=64
+        )
+    )
+    torch.set_num_threads(before)
+
+
+def params(temperature: float) -> SamplingParams:
+    return SamplingParams(temperature=temperature, seed=SEED, max_tokens=40, stop_token_ids=frozenset({0}))
+
+
+def asked() -> list[Asked]:
+    generator = torch.Generator().manual_seed(8)
+    return [
+        Asked("training", "d", tuple(torch.randint(1, 250, (length,), generator=generator).tolist()))
+        for length in LENGTHS
+    ]
+
+
+def stated(served: Served, temperature: float) -> list[Stated]:
+    """Answers and states as the engine has them while it answers."""
+    engine = served.engine(InUse("off"))
+    return say(engine, [Submit(str(n), one.prompt, params(temperature)) for n, one in enumerate(asked())])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_states_that_are_computed_anew_are_those_of_answering(served: Served, temperature: float) -> None:
+    told = stated(served, temperature)
+    said = [Said(one, tuple(known.tokens)) for one, known in zip(asked(), told, strict=True)]
+    assert [one.tokens for one in said] == served.answer(asked(), params(temperature), params(temperature))
+    places = Places.joined(list(served.places(said, params(temperature or 1.0))))
+    assert len(places) == sum(len(one.tokens) for one in said)
+    torch.testing.assert_close(
+        places.hidden, torch.cat([known.states for known in told]), rtol=1e-4, atol=1e-4
+    )
+    law = (served.model.decoder.logits(places.hidden).float() / (temperature or 1.0)).softmax(-1)
+    assert places.likely.shape == (len(places), LIKELIEST)
+    torch.testing.assert_close(places.chances, law.gather(1, places.likely.long()), rtol=1e-3, atol=1e-5)
+    if not temperature:
+        assert places.likely[:, 0].tolist() == places.tokens.tolist()
+
+
+@pytest.fixture(scope="module")
+def heads(served: Served) -> Heads:
+    told = [*stated(served, 0.0)[::2], *stated(served, 0.8)[::2]]
+    return fit(served.target, told, words_of(told), heads=HEADS, markov_rank=8, steps=150)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draft(
+    served: Served, heads: Heads, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hybrid, "LEAST_SURVIVAL", 0.0)  # else it leaves out what it has no hope for
+    answers = served.answer(asked(), params(temperature), params(temperature))
+    said = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
+    source = HeadsSource(heads, served.noise)
+    taken = []
+    for one in said:
+        states = Places.joined(list(served.places([one], params(1.0)))).hidden
+        taken.append(taken_of(one, states, source, temperature, SEED))
+    found = evaluate(said, taken, HEADS)
+    assert sum(map(sum, taken)) > 5
+    engine = served.engine(InUse("heads", HeadsSource(heads, served.noise)))
+    engine.speculation = Speculation(engine.speculation.drafters, EveryDraft())
+    steps = 0
+    for number, one in enumerate(said):  # one by one: beside a prompt there may be no room for drafts
+        engine.accept(
+            Submit(str(number), one.asked.prompt, replace(params(temperature), max_draft_tokens=HEADS))
+        )
+        while not engine.idle:
+            steps += sum(bool(event.tokens) for event in engine.step().events)
+    committed = sum(len(one.tokens) for one in said) - len(said)  # the first of each comes with its prompt
+    assert found.acceptance_length == pytest.approx(committed / (steps - len(said)))
+
+
+def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_differ(
+    served: Served, heads: Heads
+) -> None:
+    answers = served.answer(asked(), params(0.0), params(0.0))
+    said = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
+    found = list(runs(served, heads, said, said[:1], params(0.0), 2))
+    assert [(run.round, run.way) for run in found] == [
+        *((0, way) for way in ("none", "memory", "heads")),
+        *((1, way) for way in ("memory", "heads", "none")),
+        *((2, way) for way in ("heads", "none", "memory")),
+    ]
+    assert {len(run.answers) for run in found} == {2}  # two parts, since two are asked together
+    assert all(not run.drafts for run in found if run.way == "none")
+    gain = gain_of(2, found)
+    assert (gain.batch, gain.prompts, gain.differing) == (2, 2, 0)
+    wrong = [replace(run, answers=((1,), *run.answers[1:])) if run.way == "heads" else run for run in found]
+    assert gain_of(2, wrong).differing == 3
+    slower = [replace(run, seconds=1.0 if run.way == "none" else 0.5) for run in found]
+    assert gain_of(2, slower).after == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "wanted"),
+    [
+        (0, 1.0, [0.5, 0.3, 0.15, 0.05]),
+        (2, 1.0, [0.625, 0.375, 0, 0]),
+        (0, 0.7, [0.625, 0.375, 0, 0]),
+        (0, 0.4, [1, 0, 0, 0]),
+        (3, 0.6, [0.625, 0.375, 0, 0]),
+    ],
+)
+def test_the_law_that_is_learnt_is_the_one_served(top_k: int, top_p: float, wanted: list[float]) -> None:
+    logits = torch.tensor([[0.3, 0.05, 0.5, 0.15]]).log()
+    ids, chances = _likeliest(logits, SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p))
+    assert ids.tolist() == [[2, 0, 3, 1]]
+    assert chances[0].tolist() == pytest.approx(wanted)
