@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from turbo_operator.api import LABEL_DEPLOYMENT, TURBOACCELERATOR, TURBODEPLOYMENT
+from turbo_operator.held import Gone, Held, HeldDrafts, is_newer, supersedes
 from turbo_operator.observed import Accelerator, ChildView, LoadSample, Observed, PodView
 from turbo_operator.ownership import owned_fields
 from turbo_operator.projection import InspectPod, child, inspect_pod, is_inspect_pod, serving_pod
@@ -50,40 +51,16 @@ class HeldChild:
     fields: Mapping[str, Any]  # that we own, as FieldsV1
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    resource_version: str
-    uid: str
-    value: Any
-
-
-class _Gone:
-    """Uids whose deletion was seen, each until a list of its kind that is newer than the deletion."""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, tuple[str, str]] = {}  # kind, and resource version of the deletion
-
-    def __contains__(self, uid: str) -> bool:
-        return uid in self._seen
-
-    def add(self, kind: str, uid: str, version: str) -> None:
-        self._seen[uid] = kind, version
-
-    def listed(self, kind: str, version: str) -> None:
-        old = [uid for uid, (what, at) in self._seen.items() if what == kind and _is_newer(version, at)]
-        for uid in old:
-            del self._seen[uid]
-
-
 class Cache:
     """All TurboDeployments, accelerators, children and pods that the operator knows."""
 
     def __init__(self) -> None:
-        self._deployments: dict[Key, _Held] = {}
-        self._accelerators: dict[str, _Held] = {}
+        self._deployments: dict[Key, Held] = {}
+        self._accelerators: dict[str, Held] = {}
         self._children: dict[Key, dict[tuple[str, str], HeldChild]] = {}
-        self._pods: dict[Key, dict[str, _Held]] = {}
-        self._gone = _Gone()
+        self._pods: dict[Key, dict[str, Held]] = {}
+        self._gone = Gone()
+        self.drafts = HeldDrafts(self._gone)
         # By uid the kind and namespace of what we deleted, until its event comes or a list shows it gone.
         self._deleted: dict[str, tuple[str, str]] = {}
 
@@ -94,10 +71,10 @@ class Cache:
         meta = body["metadata"]
         key = Key(meta["namespace"], meta["name"])
         held = self._deployments.get(key)
-        if meta["uid"] in self._gone or not _supersedes(meta, held):
+        if meta["uid"] in self._gone or not supersedes(meta, held):
             return Seen(key, False)
         kept = {**body, "metadata": {name: meta[name] for name in meta if name != "managedFields"}}
-        self._deployments[key] = _Held(meta["resourceVersion"], meta["uid"], kept)
+        self._deployments[key] = Held(meta["resourceVersion"], meta["uid"], kept)
         return Seen(key, True)
 
     def drop_deployment(self, body: Mapping[str, Any]) -> Key | None:
@@ -129,9 +106,9 @@ class Cache:
         """
         meta = body["metadata"]
         held = self._accelerators.get(meta["name"])
-        if meta["uid"] in self._gone or not _supersedes(meta, held):
+        if meta["uid"] in self._gone or not supersedes(meta, held):
             return False
-        self._accelerators[meta["name"]] = _Held(meta["resourceVersion"], meta["uid"], row)
+        self._accelerators[meta["name"]] = Held(meta["resourceVersion"], meta["uid"], row)
         return row != (None if held is None else held.value)
 
     def drop_accelerator(self, body: Mapping[str, Any]) -> bool:
@@ -151,7 +128,7 @@ class Cache:
         missing = [
             name
             for name, held in self._accelerators.items()
-            if held.uid not in there and not _is_newer(held.resource_version, resource_version)
+            if held.uid not in there and not is_newer(held.resource_version, resource_version)
         ]
         rows = [self._accelerators.pop(name).value for name in missing]
         return any(row is not None for row in rows)
@@ -170,7 +147,7 @@ class Cache:
         place = (body["kind"], meta["name"])
         children = self._children.setdefault(key, {})
         held = children.get(place)
-        if not _supersedes(meta, held):
+        if not supersedes(meta, held):
             return Seen(key, False)
         new = children[place] = HeldChild(
             view=child(body),
@@ -209,15 +186,16 @@ class Cache:
         value: PodView | InspectPod = inspect_pod(body) if is_inspect_pod(body) else serving_pod(body)
         pods = self._pods.setdefault(key, {})
         held = pods.get(meta["name"])
-        if not _supersedes(meta, held):
+        if not supersedes(meta, held):
             return Seen(key, False)
         if held is not None and held.uid == meta["uid"] and isinstance(value, PodView):
             value = replace(value, load=held.value.load)  # no watch knows it
-        pods[meta["name"]] = _Held(meta["resourceVersion"], meta["uid"], value)
+        pods[meta["name"]] = Held(meta["resourceVersion"], meta["uid"], value)
         return Seen(key, held is None or held.value != value)
 
     def put_load(self, key: Key, name: str, at: float, load: Load) -> bool:
-        """What a pod has said at `at` (epoch seconds); whether it is the first that tells its step times.
+        """What a pod has said at `at` (epoch seconds); whether it is the first that tells its step times, or
+        tells another draft than before.
 
         A pod that is gone meanwhile is passed over.
         """
@@ -227,7 +205,8 @@ class Cache:
         before = held.value.load
         sample = LoadSample.after(before, at, load)
         self._pods[key][name] = replace(held, value=replace(held.value, load=sample))
-        return load.step_times is not None and (before is None or before.load.step_times is None)
+        timed = load.step_times is not None and (before is None or before.load.step_times is None)
+        return timed or _drafting(load) != (_drafting(before.load) if before else ("", ""))
 
     def drop_pod(self, body: Mapping[str, Any]) -> Key | None:
         """A pod is gone."""
@@ -276,7 +255,7 @@ class Cache:
 
         def gone(key: Key, uid: str, version: str) -> bool:
             listed = namespace is None or key.namespace == namespace
-            return listed and uid not in there and not _is_newer(version, resource_version)
+            return listed and uid not in there and not is_newer(version, resource_version)
 
         if kind == TURBODEPLOYMENT:
             held_deployments = list(self._deployments.items())
@@ -313,6 +292,11 @@ class Cache:
         return [pods[name].value for name in sorted(pods)]
 
 
+def _drafting(load: Load) -> tuple[str, str]:
+    """What it drafts with, and what is wrong with it."""
+    return load.draft_version or "", load.draft_problem or ""
+
+
 def key_of(body: Mapping[str, Any]) -> Key | None:
     """The TurboDeployment that a child or pod says it belongs to, by its label."""
     meta = body["metadata"]
@@ -334,20 +318,9 @@ def _owner_uid(body: Mapping[str, Any]) -> str | None:
     return owner["uid"] if owner is not None and owner["kind"] == TURBODEPLOYMENT else None
 
 
-def _supersedes(meta: Mapping[str, Any], held: _Held | HeldChild | None) -> bool:
-    return held is None or _is_newer(meta["resourceVersion"], held.resource_version)
-
-
 def _remove(held: dict[Key, dict[_Place, _Value]], key: Key, place: _Place) -> None:
     """Take one out, and with the last one the TurboDeployment's entry: nothing is kept of what is gone."""
     places = held.get(key, {})
     places.pop(place, None)
     if not places:
         held.pop(key, None)
-
-
-def _is_newer(version: str, than: str) -> bool:
-    try:
-        return int(version) > int(than)
-    except ValueError:  # an API server that does not count: then the last to arrive is taken for the newest
-        return True

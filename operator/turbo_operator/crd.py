@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from turbo_operator.api import GROUP, PLURALS, VERSION, TurboAccelerator, TurboDeployment
+from turbo_operator.api import GROUP, PLURALS, VERSION, TurboAccelerator, TurboDeployment, TurboDraft
 from turbo_operator.api.fields import CEL_RULES, Record
 
 _NOTE = "# Generated from turbo_operator.api by `make generate`; change the records there instead.\n"
@@ -43,6 +43,13 @@ _ACCELERATOR_COLUMNS = (
     ("Spot $/h", ".spec.pricing.perAcceleratorHour.spot", 1),
     ("Price of", ".spec.pricing.asOf", 1),
 )
+_DRAFT_COLUMNS = (
+    ("Method", ".spec.method", 0),
+    ("Version", ".spec.version", 0),
+    ("Domain", ".spec.domain", 0),
+    ("Claim", ".spec.location.claimName", 1),
+    ("Path", ".spec.location.path", 1),
+)
 
 
 def definitions() -> list[dict[str, Any]]:
@@ -58,7 +65,8 @@ def definitions() -> list[dict[str, Any]]:
     }
     accelerator = _definition(TurboAccelerator, "Cluster", ["ta"], ["turbo"], _ACCELERATOR_COLUMNS)
     accelerator["spec"]["versions"][0]["subresources"] = {"status": {}}
-    return [accelerator, deployment]
+    draft = _definition(TurboDraft, "Namespaced", ["tdr"], ["turbo"], _DRAFT_COLUMNS)
+    return [accelerator, deployment, draft]
 
 
 def _definition(

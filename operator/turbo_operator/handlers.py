@@ -20,12 +20,13 @@ import kopf
 import prometheus_client
 
 from turbo_operator import kube, logs, metrics, resources, shipped
-from turbo_operator.api import LABEL_DEPLOYMENT, InvalidObject, parse_accelerator
+from turbo_operator.api import LABEL_DEPLOYMENT, InvalidObject, parse_accelerator, parse_draft
 from turbo_operator.cache import Cache, Key, Seen
 from turbo_operator.catalog import as_row
 from turbo_operator.framework import NoDiffs, NoProgress
 from turbo_operator.kube import Kube, KubeError
-from turbo_operator.observed import Accelerator
+from turbo_operator.observed import Accelerator, DraftView
+from turbo_operator.projection import draft as as_view
 from turbo_operator.reconcile import Reconciler
 from turbo_operator.resources import Resource
 from turbo_operator.scrape import Scraper
@@ -87,6 +88,9 @@ class Operator:
         if resource is resources.TURBOACCELERATOR:
             self._put_accelerator(body)
             return
+        if resource is resources.TURBODRAFT:
+            self._put_draft(body)
+            return
         seen: Seen
         if resource is resources.TURBODEPLOYMENT:
             seen = self.cache.put_deployment(body)
@@ -102,6 +106,9 @@ class Operator:
         if resource is resources.TURBOACCELERATOR:
             if self.cache.drop_accelerator(body):
                 self._wake_all()
+        elif resource is resources.TURBODRAFT:
+            if self.cache.drafts.drop(body):
+                self._wake_all(body["metadata"]["namespace"])
         elif resource is resources.TURBODEPLOYMENT:
             dropped = self.cache.drop_deployment(body)
             if dropped is not None:
@@ -124,13 +131,23 @@ class Operator:
         if self.cache.put_accelerator(body, row):
             self._wake_all()
 
+    def _put_draft(self, body: Body) -> None:
+        view: DraftView | None = None
+        try:
+            view = as_view(parse_draft(body))
+        except InvalidObject as error:
+            log.warning("TurboDraft is left out: %s", error, extra={"object": body["metadata"]["name"]})
+        if self.cache.drafts.put(body, view):
+            self._wake_all(body["metadata"]["namespace"])
+
     def _replan(self, key: Key) -> None:
         self.plans.outdate(key)
         self.queue.add(key)
 
-    def _wake_all(self) -> None:
+    def _wake_all(self, namespace: str | None = None) -> None:
         for key in self.cache.all_keys():
-            self.queue.add(key)
+            if namespace in (None, key.namespace):
+                self.queue.add(key)
 
     async def _work(self) -> None:
         await self._list_first()
@@ -175,6 +192,10 @@ class Operator:
             if self.cache.keep_accelerators(uids, version):
                 self._wake_all()
             return
+        if resource is resources.TURBODRAFT:
+            for lost in self.cache.drafts.keep(uids, version, namespace):
+                self._wake_all(lost)
+            return
         for key in self.cache.keep_only(resource.kind, uids, version, namespace):
             self.queue.add(key)
 
@@ -210,6 +231,7 @@ class Operator:
 WATCHED = (
     resources.TURBODEPLOYMENT,
     resources.TURBOACCELERATOR,
+    resources.TURBODRAFT,
     resources.POD,
     *resources.CHILDREN.values(),
 )
@@ -255,7 +277,7 @@ async def login(**arguments: Any) -> kopf.ConnectionInfo | None:
 async def serve(settings: Settings) -> None:
     """One operator process from start to its signal."""
     async with kube.connect() as api:
-        for resource in (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR):
+        for resource in (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT):
             if not await api.serves(resource):
                 raise MissingKindError(
                     f"The API server does not know {resource.kind}: install the "

@@ -149,6 +149,19 @@ class ChildView:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftView:
+    """A TurboDraft."""
+
+    name: str
+    method: str
+    claim_name: str
+    path: str
+    version: str
+    target_digest: str
+    gone: bool = False  # it is known from the status alone
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything one reconcile looks at, read once from the cache; no API call is made to build it."""
 
@@ -158,3 +171,4 @@ class Observed:
     pods: tuple[PodView, ...] = ()
     model: ModelFacts | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
+    draft: DraftView | None = None  # the one that is asked for

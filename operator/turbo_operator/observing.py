@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 
 from turbo_operator import inspect
-from turbo_operator.api import TurboDeployment
+from turbo_operator.api import DraftMethod, TurboDeployment
 from turbo_operator.cache import Cache, Key
-from turbo_operator.observed import Observed
+from turbo_operator.observed import DraftView, Observed
 from turbo_operator.planning.exhaustion import exhausted
 from turbo_operator.stock.ledger import Ledger
 from turbo_operator.stock.supply import Owner, supply_of
@@ -27,4 +27,23 @@ def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment, now: fl
     for name, until in exhausted(td, observed.pods, now).items():
         if name in supply:
             supply[name] = dataclasses.replace(supply[name], exhausted_until=until)
-    return dataclasses.replace(observed, supply=supply, model=facts, model_error=error)
+    ref, draft = td.spec.speculation.draft_ref, None
+    if ref is not None:
+        draft = cache.drafts.get(key.namespace, ref.name) or _used_before(td)
+    return dataclasses.replace(observed, supply=supply, model=facts, model_error=error, draft=draft)
+
+
+def _used_before(td: TurboDeployment) -> DraftView | None:
+    """What pods draft with while the draft that is asked for is not there: it may come, or come back."""
+    last = td.status.draft
+    if last is None:
+        return None
+    return DraftView(
+        last.name,
+        DraftMethod.TURBO_HEADS,
+        last.claim_name,
+        last.path,
+        last.version,
+        last.target_digest,
+        gone=True,
+    )

@@ -19,9 +19,10 @@ from turbo_operator.api import (
     LABEL_ROLE,
     ROLE_INSPECT,
     CapacityType,
+    TurboDraft,
     epoch,
 )
-from turbo_operator.observed import ChildView, PodView
+from turbo_operator.observed import ChildView, DraftView, PodView
 
 # What a container that is about to run says; no reason for anything.
 _STARTING = {"ContainerCreating", "PodInitializing"}
@@ -57,6 +58,19 @@ def child(body: Mapping[str, Any]) -> ChildView:
         failed=failed,
         complete=kind == "Job" and _holds(status, "Complete"),
         message=message,
+    )
+
+
+def draft(it: TurboDraft) -> DraftView:
+    """A TurboDraft as it is looked at."""
+    spec = it.spec
+    return DraftView(
+        it.metadata.name,
+        spec.method,
+        spec.location.claim_name,
+        spec.location.path,
+        spec.version,
+        spec.target_digest,
     )
 
 

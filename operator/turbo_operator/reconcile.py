@@ -284,7 +284,7 @@ def decide(
     plan_hash: str | None = None
     choice = plan.choice if plan is not None else None
     if observed.model is not None and choice is not None:
-        plan_hash = render.plan_hash(td, choice, observed.model)
+        plan_hash = render.plan_hash(td, choice, observed.model, observed.draft)
     scale = scaler.scale(
         td.spec,
         plan,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from turbo_operator.api import GROUP, PLURALS, VERSION
 from turbo_operator.api import TURBOACCELERATOR as _ACCELERATOR
 from turbo_operator.api import TURBODEPLOYMENT as _DEPLOYMENT
+from turbo_operator.api import TURBODRAFT as _DRAFT
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Resource:
 
 TURBODEPLOYMENT = Resource(_DEPLOYMENT, GROUP, VERSION, PLURALS[_DEPLOYMENT])
 TURBOACCELERATOR = Resource(_ACCELERATOR, GROUP, VERSION, PLURALS[_ACCELERATOR], namespaced=False)
+TURBODRAFT = Resource(_DRAFT, GROUP, VERSION, PLURALS[_DRAFT])
 POD = Resource("Pod", "", "v1", "pods")
 NODE = Resource("Node", "", "v1", "nodes", namespaced=False)
 QUOTA = Resource("ResourceQuota", "", "v1", "resourcequotas")

@@ -63,16 +63,16 @@ class Scraper:
         pods = self._cache.answering_pods()
         answers = await asyncio.gather(*(self._ask(session, pod) for _, pod in pods))
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
-        calibrated: set[Key] = set()
+        news: set[Key] = set()
         for (key, pod), answer in zip(pods, answers, strict=True):
             if answer is not None:
                 at, load = answer
                 by_deployment[key].append(load)
                 if self._cache.put_load(key, pod.name, at, load):
-                    calibrated.add(key)
+                    news.add(key)
         self._report(by_deployment)
         for key in by_deployment:
-            if key in calibrated or self._follows_load(key):
+            if key in news or self._follows_load(key):
                 self._wake(key)
 
     def _follows_load(self, key: Key) -> bool:

@@ -18,6 +18,8 @@ from turbo_dev import transcripts
 from turbo_dev.access import Access
 from turbo_operator.api import names
 from turbo_runtime import contract
+from turbo_runtime.capture.settings import read_settings
+from turbo_runtime.distill import cli
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -94,6 +96,23 @@ def test_every_turbo_plan_shown_finds_a_plan(words: tuple[str, ...], tmp_path: P
         [str(turbo), *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert asked.returncode == 0, asked.stderr
+
+
+DISTILLATIONS = [words[2:] for _, words in commands() if words[:2] == ["turbo", "distill"]]
+
+
+def test_every_distillation_shown_is_one_that_the_command_takes() -> None:
+    assert DISTILLATIONS
+    for words in DISTILLATIONS:
+        cli.parser().parse_args(words)
+
+
+def test_every_capture_setting_shown_is_one_that_the_server_takes(tmp_path: Path) -> None:
+    shown = [text for where, text in blocks("json") if where == "docs/capture.md"]
+    assert shown
+    for text in shown:
+        (tmp_path / "capture.json").write_text(text)
+        assert read_settings(tmp_path / "capture.json").folder
 
 
 def test_what_commands_are_shown_to_print_is_what_they_print(capsys: pytest.CaptureFixture[str]) -> None:

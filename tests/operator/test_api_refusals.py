@@ -25,9 +25,9 @@ class Wrong(NamedTuple):
 
 
 CASES = yaml.safe_load((Path(__file__).parent / "refusals.yaml").read_text(encoding="utf-8"))
-WRONG, WRONG_ACCELERATORS = (
+WRONG, WRONG_ACCELERATORS, WRONG_DRAFTS = (
     {name: Wrong(**case) for name, case in CASES[kind].items()}
-    for kind in ("TurboDeployment", "TurboAccelerator")
+    for kind in ("TurboDeployment", "TurboAccelerator", "TurboDraft")
 )
 
 
@@ -110,6 +110,33 @@ def test_parse_refuses_wrong_accelerators(case: str) -> None:
     wrong = WRONG_ACCELERATORS[case]
     with pytest.raises(api.InvalidObject) as refusal:
         api.parse_accelerator(accelerator(wrong.spec))
+    assert refusal.value.problems[0].startswith(wrong.path)
+
+
+def draft(spec: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": api.API_VERSION,
+        "kind": "TurboDraft",
+        "metadata": {"name": "some"},
+        "spec": spec,
+    }
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("case", WRONG_DRAFTS)
+def test_api_server_refuses_wrong_drafts(cluster: Access, case: str) -> None:
+    wrong = WRONG_DRAFTS[case]
+    with pytest.raises(CommandError) as refusal:
+        cluster.kubectl("create", "-n", NAMESPACE, "-f", "-", input=json.dumps(draft(wrong.spec)))
+    assert wrong.message in str(refusal.value)
+    assert wrong.path in str(refusal.value)
+
+
+@pytest.mark.parametrize("case", WRONG_DRAFTS)
+def test_parse_refuses_wrong_drafts(case: str) -> None:
+    wrong = WRONG_DRAFTS[case]
+    with pytest.raises(api.InvalidObject) as refusal:
+        api.parse_draft(draft(wrong.spec))
     assert refusal.value.problems[0].startswith(wrong.path)
 
 

@@ -302,3 +302,13 @@ def test_what_was_under_way_adds_up_over_time() -> None:
     sample = LoadSample.after(sample, 110.0, replace(LOAD, running_requests=4, running_tokens=30))
     sample = LoadSample.after(sample, 112.0, replace(LOAD, running_requests=4, running_tokens=30))
     assert sample.occupancy == Occupancy(30.0 + 8.0, 100.0 + 32.0, 200.0 + 60.0)
+
+
+def test_a_load_that_tells_of_another_draft_is_news() -> None:
+    cache = Cache()
+    cache.put_pod(pod("p", 1))
+    assert cache.put_load(KEY, "p", 1.0, LOAD) is False
+    assert cache.put_load(KEY, "p", 2.0, replace(LOAD, draft_version="a")) is True
+    assert cache.put_load(KEY, "p", 3.0, replace(LOAD, draft_version="a")) is False
+    assert cache.put_load(KEY, "p", 4.0, replace(LOAD, draft_version="a", draft_problem="broken")) is True
+    assert cache.put_load(KEY, "p", 5.0, LOAD) is True

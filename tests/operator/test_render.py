@@ -118,6 +118,7 @@ SEEN_BY_PODS: dict[str, dict[str, Any]] = {
     "the image": {"engine": {"image": "mine:1"}},
     "the drain": {"drain": {"timeout": "10s"}},
     "keys": {"server": {"apiKeysSecretRef": {"name": "keys"}}},
+    "kept prompts": {"capture": {"pvc": {"claimName": "kept"}}},
     "a label": {"template": {"labels": {"team": "a"}}},
     "a variable": {"template": {"env": [{"name": "A", "value": "b"}]}},
     "scratch space": {"template": {"resources": {"limits": {"ephemeral-storage": "4Gi"}}}},

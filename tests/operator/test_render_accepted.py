@@ -29,6 +29,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "model": {"uri": "hf://org/chat", "revision": "main", "tokenSecretRef": {"name": "hub"}},
         "accelerators": {"allowed": ["l4"]},
         "server": {"apiKeysSecretRef": {"name": "keys"}},
+        "capture": {"pvc": {"claimName": "kept"}, "redact": [r"\d{16}"], "maxAge": "48h"},
         "drain": {"timeout": "1m30s"},
         "template": {
             "labels": {"team": "a"},

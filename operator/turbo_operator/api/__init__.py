@@ -10,6 +10,7 @@ from turbo_operator.api.accelerator import (
     TurboAcceleratorSpec,
     TurboAcceleratorStatus,
 )
+from turbo_operator.api.capture import Capture
 from turbo_operator.api.demands import (
     Accelerators,
     Cost,
@@ -22,21 +23,17 @@ from turbo_operator.api.demands import (
     Workload,
 )
 from turbo_operator.api.deployment import (
-    DraftModel,
-    DraftPlacement,
     Drain,
     DType,
     Engine,
     EngineType,
     Metadata,
-    Method,
-    Mode,
     Model,
-    Speculation,
     TokenSecretRef,
     TurboDeployment,
     TurboDeploymentSpec,
 )
+from turbo_operator.api.draft import DraftMethod, TurboDraft, TurboDraftSpec
 from turbo_operator.api.fields import quantity, seconds
 from turbo_operator.api.instants import epoch, rfc3339
 from turbo_operator.api.names import (
@@ -60,11 +57,13 @@ from turbo_operator.api.names import (
     ROLE_SERVING,
     TURBOACCELERATOR,
     TURBODEPLOYMENT,
+    TURBODRAFT,
     VERSION,
     AvailableReason,
     BudgetReason,
     CapacityType,
     ConditionType,
+    DraftReason,
     EngineName,
     ModelInspectedReason,
     Placement,
@@ -77,7 +76,7 @@ from turbo_operator.api.names import (
     StalledReason,
     label_value,
 )
-from turbo_operator.api.parsing import InvalidObject, parse, parse_accelerator
+from turbo_operator.api.parsing import InvalidObject, parse, parse_accelerator, parse_draft
 from turbo_operator.api.scaling import (
     Behavior,
     PolicyType,
@@ -88,9 +87,11 @@ from turbo_operator.api.scaling import (
     SelectPolicy,
 )
 from turbo_operator.api.server import ApiKeysSecretRef, Server
+from turbo_operator.api.speculation import DraftModel, DraftPlacement, Method, Mode, Speculation
 from turbo_operator.api.status import (
     Calibrated,
     Condition,
+    DraftStatus,
     Exhausted,
     Live,
     ModelStatus,
@@ -124,6 +125,7 @@ __all__ = [
     "ROLE_SERVING",
     "TURBOACCELERATOR",
     "TURBODEPLOYMENT",
+    "TURBODRAFT",
     "VERSION",
     "Accelerators",
     "ApiKeysSecretRef",
@@ -132,12 +134,16 @@ __all__ = [
     "BudgetReason",
     "Calibrated",
     "CapacityType",
+    "Capture",
     "Condition",
     "ConditionType",
     "Cost",
     "DType",
+    "DraftMethod",
     "DraftModel",
     "DraftPlacement",
+    "DraftReason",
+    "DraftStatus",
     "Drain",
     "Efficiency",
     "Engine",
@@ -191,11 +197,14 @@ __all__ = [
     "TurboDeployment",
     "TurboDeploymentSpec",
     "TurboDeploymentStatus",
+    "TurboDraft",
+    "TurboDraftSpec",
     "Workload",
     "epoch",
     "label_value",
     "parse",
     "parse_accelerator",
+    "parse_draft",
     "quantity",
     "rfc3339",
     "seconds",

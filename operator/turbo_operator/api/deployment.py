@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from turbo_operator.api.capture import Capture
 from turbo_operator.api.demands import (
     Accelerators,
     Cost,
@@ -18,9 +19,11 @@ from turbo_operator.api.demands import (
     Workload,
 )
 from turbo_operator.api.fields import Duration, ObjectName, Record, Rule, Text, seconds
+from turbo_operator.api.model_uri import ModelURI
 from turbo_operator.api.names import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
 from turbo_operator.api.scaling import Scaling, ScalingPolicy
 from turbo_operator.api.server import Server
+from turbo_operator.api.speculation import Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import Template
 
@@ -51,28 +54,6 @@ class DType(StrEnum):
     AUTO = "Auto"
     FLOAT32 = "Float32"
     BFLOAT16 = "BFloat16"
-
-
-_HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]{0,95}/[A-Za-z0-9][-A-Za-z0-9_.]{0,95}"
-_CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/[^/\s]+)*/?"
-
-
-ModelURI = Annotated[
-    str,
-    Text(
-        1024,
-        f"{_HUB}|{_CLAIM}",
-        "write hf://ORGANISATION/NAME for a model of the Hugging Face hub (its commit in revision), or "
-        "pvc://CLAIM/PATH for a folder or .gguf file on a PersistentVolumeClaim",
-        (
-            Rule(
-                "!self.split('/').exists(part, part == '..')",
-                "write the path below the claim without '..'",
-                lambda uri: ".." not in uri.split("/"),
-            ),
-        ),
-    ),
-]
 
 
 class Model(Record):
@@ -169,97 +150,6 @@ class Engine(Record):
     """Image of the engine. Default: the one that the operator was installed with."""
 
 
-class Mode(StrEnum):
-    """Whether to speculate."""
-
-    AUTO = "Auto"
-    REQUIRED = "Required"
-    DISABLED = "Disabled"
-
-
-class Method(StrEnum):
-    """Where drafts come from."""
-
-    AUTO = "Auto"
-    SUFFIX = "Suffix"
-    TURBO_HEADS = "TurboHeads"
-    EAGLE3 = "EAGLE3"
-    DRAFT_MODEL = "DraftModel"
-    MTP = "MTP"
-
-
-class DraftPlacement(StrEnum):
-    """Where a draft model runs."""
-
-    AUTO = "Auto"
-    COLOCATED = "Colocated"
-    SEPARATE = "Separate"
-    CPU = "CPU"
-
-
-class DraftModel(Record):
-    """A small model that drafts."""
-
-    uri: ModelURI
-    """hf://ORGANISATION/NAME or pvc://CLAIM/PATH, as of the model."""
-
-
-class Speculation(Record):
-    """Speculative decoding: drafts that the model itself verifies, so that the text stays the same."""
-
-    mode: Mode = Mode.AUTO
-    """Auto leaves it to the planner, Required takes no plan without speculation, Disabled none with it."""
-    method: Method = Method.AUTO
-    """Suffix drafts from what was said before, the others learn or are models; Auto leaves it to
-    the planner."""
-    draft_model: DraftModel | None = None
-    """The small model of method DraftModel."""
-    placement: DraftPlacement = DraftPlacement.AUTO
-    """With the model, on an accelerator of its own in the same pod, or on cores; Auto leaves it to the
-    planner."""
-    max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] = 8
-    """Ceiling of drafted tokens per request and step; the engine chooses below it."""
-
-    rules = (
-        Rule(
-            "self.mode != 'Disabled' || self.method == 'Auto'",
-            "leave method out, or write mode: Auto: mode Disabled drafts nothing",
-            lambda it: it.mode != Mode.DISABLED or it.method == Method.AUTO,
-            "method",
-        ),
-        Rule(
-            "self.mode != 'Required' || self.maxDraftTokens > 0",
-            "write maxDraftTokens of at least 1, or mode: Disabled: mode Required cannot draft 0 tokens",
-            lambda it: it.mode != Mode.REQUIRED or it.max_draft_tokens > 0,
-            "maxDraftTokens",
-        ),
-        Rule(
-            "!has(self.draftModel) || self.mode != 'Disabled' && self.method in ['Auto', 'DraftModel']",
-            "leave draftModel out, or write method: DraftModel: no other method uses one",
-            lambda it: (
-                it.draft_model is None
-                or (it.mode != Mode.DISABLED and it.method in (Method.AUTO, Method.DRAFT_MODEL))
-            ),
-            "draftModel",
-        ),
-        Rule(
-            "self.method != 'DraftModel' || has(self.draftModel)",
-            "name the draft model in draftModel.uri: method DraftModel needs one",
-            lambda it: it.method != Method.DRAFT_MODEL or it.draft_model is not None,
-            "method",
-        ),
-        Rule(
-            "!(self.placement in ['Separate', 'CPU']) || has(self.draftModel)",
-            "leave placement out, or name a draftModel: only a model of its own can run elsewhere",
-            lambda it: (
-                it.placement not in (DraftPlacement.SEPARATE, DraftPlacement.CPU)
-                or it.draft_model is not None
-            ),
-            "placement",
-        ),
-    )
-
-
 class Drain(Record):
     """How a pod leaves."""
 
@@ -300,6 +190,8 @@ class TurboDeploymentSpec(Record):
     """When a plan that runs gives way to another."""
     server: Server | None = None
     """The server of the OpenAI API in every pod."""
+    capture: Capture | None = None
+    """Prompts of this deployment's own traffic, kept for drafts to learn from. Default: none are."""
     drain: Drain = Field(default_factory=Drain)
     """How a pod leaves."""
     suspend: Annotated[bool, Field(strict=True)] = False

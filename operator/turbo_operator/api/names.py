@@ -10,7 +10,12 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = "serving.turbo.dev/v1alpha1"
 TURBODEPLOYMENT: Final = "TurboDeployment"
 TURBOACCELERATOR: Final = "TurboAccelerator"
-PLURALS = {TURBODEPLOYMENT: "turbodeployments", TURBOACCELERATOR: "turboaccelerators"}
+TURBODRAFT: Final = "TurboDraft"
+PLURALS = {
+    TURBODEPLOYMENT: "turbodeployments",
+    TURBOACCELERATOR: "turboaccelerators",
+    TURBODRAFT: "turbodrafts",
+}
 FIELD_MANAGER = "turbo-operator"
 
 # A child's name is the TurboDeployment's and a suffix of at most 13 characters, and must fit a label's 63.
@@ -44,6 +49,7 @@ class ConditionType(StrEnum):
     PLAN_FEASIBLE = "PlanFeasible"
     MODEL_INSPECTED = "ModelInspected"
     AVAILABLE = "Available"
+    DRAFT_READY = "DraftReady"  # only where a draft is asked for
     WITHIN_BUDGET = "WithinBudget"
     SCALING_ACTIVE = "ScalingActive"
     RECONCILING = "Reconciling"
@@ -136,6 +142,18 @@ class AvailableReason(StrEnum):
     MODEL_LOADING = "ModelLoading"
     NO_PLAN = "NoPlan"
     SUSPENDED = "Suspended"
+
+
+class DraftReason(StrEnum):
+    """Whether pods draft with the draft that is asked for."""
+
+    IN_USE = "InUse"
+    LOADING = "Loading"  # not every pod has taken it up yet
+    NOT_FOUND = "NotFound"
+    WRONG_TARGET = "WrongTarget"  # it was trained for another model
+    NOT_YET_SUPPORTED = "NotYetSupported"
+    REFUSED_BY_ENGINE = "RefusedByEngine"  # a pod says what is wrong with it
+    DRAFTS_OFF = "DraftsOff"  # the plan is one without speculation
 
 
 class BudgetReason(StrEnum):

@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from turbo_operator.api.accelerator import TurboAccelerator
 from turbo_operator.api.deployment import TurboDeployment
+from turbo_operator.api.draft import TurboDraft
 from turbo_operator.api.fields import Record
 
 
@@ -48,6 +49,11 @@ def parse(document: object) -> TurboDeployment:
 def parse_accelerator(document: object) -> TurboAccelerator:
     """A TurboAccelerator from its JSON form; InvalidObject names each wrong field and what to write."""
     return _parse(TurboAccelerator, document)
+
+
+def parse_draft(document: object) -> TurboDraft:
+    """A TurboDraft from its JSON form; InvalidObject names each wrong field and what to write."""
+    return _parse(TurboDraft, document)
 
 
 def _parse(kind: type[_R], document: object) -> _R:

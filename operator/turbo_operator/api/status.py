@@ -213,6 +213,21 @@ class Exhausted(StatusRecord):
     """Until then nothing is planned on it but what its nodes have free (RFC 3339, UTC)."""
 
 
+class DraftStatus(StatusRecord):
+    """The trained draft that is in use, or about to be."""
+
+    name: _Name
+    """Its TurboDraft."""
+    version: _Name
+    """Its version."""
+    claim_name: _Name
+    """The claim that it lies on."""
+    path: Annotated[str, Field(max_length=1024)]
+    """Its folder there."""
+    target_digest: _Name
+    """Of the model that it was trained for."""
+
+
 class Summary(StatusRecord):
     """What `kubectl get` shows, since a column cannot join two fields."""
 
@@ -241,6 +256,8 @@ class TurboDeploymentStatus(StatusRecord):
     """Which model it is, exactly."""
     plan: PlanStatus | None = None
     """What runs, or is about to."""
+    draft: DraftStatus | None = None
+    """The trained draft that is in use, or about to be."""
     observed: Live | None = None
     """What is measured and paid now."""
     calibrations: Annotated[tuple[Calibrated, ...], Field(max_length=16)] = ()
@@ -262,7 +279,7 @@ class TurboDeploymentStatus(StatusRecord):
         if self.plan is None or self.plan.replicas is None:
             return None
         wanted = self.plan.replicas if self.desired_replicas is None else self.desired_replicas
-        speculation = self.plan.method
+        speculation = "TurboHeads" if self.draft else self.plan.method
         if speculation is not None and self.plan.max_draft_tokens:
             speculation = f"{speculation}:{self.plan.max_draft_tokens}"
         return Summary(ready=f"{self.ready_replicas}/{wanted}", speculation=speculation)

@@ -106,12 +106,15 @@ def options(
     if speculation.mode == Mode.DISABLED or ceiling == 0:
         return (Draft(OFF, None, 0, ORDER[OFF]),)
     found: list[Draft] = []
+    # A trained draft drafts beside the suffix drafter, and what it gains is measured where it runs: until
+    # then nothing is assumed of it.
+    wanted = Method.SUFFIX if speculation.draft_ref else speculation.method
     for method in sorted(engine.methods, key=ORDER.__getitem__):
         if method == OFF:
             if speculation.mode == Mode.AUTO:
                 found.append(Draft(OFF, None, 0, ORDER[OFF]))
             continue
-        if speculation.method not in (Method.AUTO, method):
+        if wanted not in (Method.AUTO, method):
             continue
         if method == Method.DRAFT_MODEL:
             if draft is not None:

@@ -12,7 +12,9 @@ from typing import Any
 from turbo_operator.api import TurboDeployment
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Choice
+from turbo_operator.render import capture, drafts
 from turbo_operator.render.deployment import deployment, revision
+from turbo_operator.render.identity import configmap as configmap_of
 from turbo_operator.render.inspection import (
     FACTS_KEY,
     SOURCE_KEY,
@@ -28,7 +30,6 @@ from turbo_operator.render.source import source_hash
 from turbo_operator.render.template import plan_hash, pod_template
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import ModelFacts
 
 __all__ = [
     "FACTS_KEY",
@@ -61,23 +62,56 @@ def children(
         wanted.append(inspect_job(td, settings))
     else:
         wanted.append(configmap(td, observed.model))
+    wanted += capture.configmaps(td)
+    if observed.model is not None:
+        wanted += drafts.configmaps(td, observed.draft, observed.model.digest)
     frozen = _frozen_templates(observed)
+    wanted += _mounted_yet(
+        td, observed, wanted, [frozen[v.plan_hash] for v in variants if v.plan_hash in frozen]
+    )
     for variant in variants:
         template = frozen.get(variant.plan_hash)
-        if template is None and choice is not None and observed.model is not None:
-            template = _fresh_template(td, choice, observed.model, variant.plan_hash, settings)
+        if template is None and choice is not None:
+            template = _fresh_template(td, choice, observed, variant.plan_hash, settings)
         if template is not None:  # an old variant whose revision somebody deleted cannot be kept
             wanted.append(revision(td, variant.plan_hash, template))
             wanted.append(deployment(td, variant, template))
     return tuple(wanted)
 
 
+def _mounted_yet(
+    td: TurboDeployment,
+    observed: Observed,
+    wanted: Sequence[Mapping[str, Any]],
+    templates: Sequence[Mapping[str, Any]],
+) -> list[dict[str, Any]]:
+    """ConfigMaps that are not wanted any more and that pods of variants in force mount: without them no pod
+    of such a variant could start again.
+    """
+    there = {each["metadata"]["name"] for each in wanted if each["kind"] == "ConfigMap"}
+    mounted = {
+        volume["configMap"]["name"]
+        for template in templates
+        for volume in template["spec"].get("volumes", ())
+        if "configMap" in volume
+    }
+    kept = []
+    for child in observed.children:
+        if child.kind == "ConfigMap" and child.name in mounted - there:
+            data = child.data or {}
+            ends = child.name == capture.configmap_name(td)
+            kept.append(configmap_of(td, child.name, capture.stopped(data) if ends else data))
+    return kept
+
+
 def _fresh_template(
-    td: TurboDeployment, choice: Choice, facts: ModelFacts, variant: str, settings: Settings
+    td: TurboDeployment, choice: Choice, observed: Observed, variant: str, settings: Settings
 ) -> dict[str, Any] | None:
     """The template of `variant` if it is the one that `choice` asks for."""
-    wanted = plan_hash(td, choice, facts)
-    return pod_template(td, choice, facts, variant, settings) if variant == wanted else None
+    facts, draft = observed.model, observed.draft
+    if facts is None or variant != plan_hash(td, choice, facts, draft):
+        return None
+    return pod_template(td, choice, facts, variant, settings, draft)
 
 
 def _frozen_templates(observed: Observed) -> dict[str, Mapping[str, Any]]:

@@ -81,6 +81,18 @@ def metadata(td: TurboDeployment, name: str, child_labels: Mapping[str, str]) ->
     }
 
 
+def configmap(td: TurboDeployment, name: str, data: Mapping[str, str]) -> dict[str, Any]:
+    """Of files that serving pods mount."""
+    return sealed(
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": metadata(td, name, labels(td, ROLE_SERVING)),
+            "data": dict(data),
+        }
+    )
+
+
 def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
     """The manifest with the hash of itself as an annotation, to tell what was applied from what is wanted."""
     meta = manifest["metadata"]

@@ -25,11 +25,12 @@ from turbo_operator.api import (
     quantity,
 )
 from turbo_operator.budget import DEVICE_POD_CORES
+from turbo_operator.observed import DraftView
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
-from turbo_operator.render import keys, source
+from turbo_operator.render import capture, drafts, keys, source
 from turbo_operator.render.identity import digest, labels
-from turbo_operator.render.pod import pod_spec, variables
+from turbo_operator.render.pod import USER_ID, pod_spec, variables
 from turbo_operator.settings import Settings
 from turbo_runtime.contract import HEALTH_PATH, PORT, PORT_NAME, READY_PATH, ModelFacts, RuntimeConfig
 
@@ -46,11 +47,14 @@ STARTUP_PERIOD_SECONDS = 2
 STARTUP_SECONDS = 3600  # downloads and loads of large models; a crash ends it sooner
 
 
-def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> str:
-    """Hash of all that shapes a serving pod: never of replicas, prices, predictions or rejects."""
+def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts, draft: DraftView | None = None) -> str:
+    """Hash of all that shapes a serving pod: never of replicas, prices, predictions or rejects, nor of which
+    draft of a claim it is.
+    """
+    draft = drafts.usable(draft, choice)
     accelerator = choice.accelerator
     material: dict[str, Any] = {
-        "argv": _hashed(runtime_config(td, choice, facts)),
+        "argv": _hashed(runtime_config(td, choice, facts, draft)),
         "uri": td.spec.model.uri,
         "token": td.spec.model.token_secret_ref.dump() if td.spec.model.token_secret_ref else None,
         "image": td.spec.engine.image,
@@ -69,13 +73,18 @@ def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> str:
         material["capacityType"] = choice.capacity_type
     if ref := keys.reference(td):
         material["apiKeys"] = ref.dump()
+    if wanted := capture.wanted(td):
+        material["capture"] = wanted.pvc.dump()  # the rest reaches pods as they run
+    if draft:
+        material["drafts"] = draft.claim_name
     return HASH_VERSION + digest(material)[:HASH_DIGITS]
 
 
-def runtime_config(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> RuntimeConfig:
+def runtime_config(
+    td: TurboDeployment, choice: Choice, facts: ModelFacts, draft: DraftView | None = None
+) -> RuntimeConfig:
     """What `turbo serve` is told: the same commit, arithmetic and threads for all, hence the same bytes."""
     cpu = choice.accelerator.resource_name == CPU
-    drafts = choice.method != OFF
     return RuntimeConfig(
         model=source.argument(td),
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
@@ -85,18 +94,26 @@ def runtime_config(td: TurboDeployment, choice: Choice, facts: ModelFacts) -> Ru
         threads=max(1, int(_cores(td, choice))) if cpu else None,
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
-        speculation="suffix" if drafts else "off",
+        speculation="off" if choice.method == OFF else "suffix",
+        drafts=drafts.argument(draft),
         max_draft_tokens=choice.max_draft_tokens,
         drain_seconds=td.spec.drain.timeout_seconds,
         api_keys=keys.argument(td),
+        capture=capture.argument(td),
     )
 
 
 def pod_template(
-    td: TurboDeployment, choice: Choice, facts: ModelFacts, variant: str, settings: Settings
+    td: TurboDeployment,
+    choice: Choice,
+    facts: ModelFacts,
+    variant: str,
+    settings: Settings,
+    draft: DraftView | None = None,
 ) -> dict[str, Any]:
     """The template of the pods of `variant`, a plan hash."""
-    config = runtime_config(td, choice, facts)
+    draft = drafts.usable(draft, choice)
+    config = runtime_config(td, choice, facts, draft)
     overlay = td.spec.template or Template()
     accelerator = choice.accelerator
     container = {
@@ -116,8 +133,10 @@ def pod_template(
     }
     tolerations = [dict(each) for each in accelerator.tolerations]
     spec = pod_spec(td, container, tolerations, dict(accelerator.node_selector))
-    spec["volumes"] += keys.volumes(td)
-    spec["containers"][0]["volumeMounts"] += keys.mounts(td)
+    spec["volumes"] += keys.volumes(td) + capture.volumes(td) + drafts.volumes(td, draft)
+    spec["containers"][0]["volumeMounts"] += keys.mounts(td) + capture.mounts(td) + drafts.mounts(draft)
+    if capture.wanted(td):  # a claim belongs to root where its driver is not told otherwise
+        spec["securityContext"] |= {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
     grace = config.drain_seconds + config.endpoint_seconds + GRACE_SLACK_SECONDS
     spec["terminationGracePeriodSeconds"] = math.ceil(grace)
     if overlay.runtime_class_name:

@@ -60,6 +60,7 @@ def compute(
         selector=",".join(f"{key}={value}" for key, value in sorted(serving_selector(td).items())),
         model=figures.model(observed),
         plan=figures.plan(td.status.plan, plan, plan_hash),
+        draft=figures.draft(observed, plan),
         observed=figures.live(td.status.observed, observed, now),
         calibrations=calibrations,
         scale_history=figures.scale_history(td.status, scale, now),

@@ -13,6 +13,8 @@ from turbo_operator.api import (
     AvailableReason,
     BudgetReason,
     ConditionType,
+    DraftMethod,
+    DraftReason,
     ModelInspectedReason,
     PlanReason,
     ReadyReason,
@@ -23,7 +25,7 @@ from turbo_operator.api import (
 )
 from turbo_operator.observed import Observed, PodView
 from turbo_operator.planned import Plan
-from turbo_operator.planner import money
+from turbo_operator.planner import OFF, money
 from turbo_operator.render import url
 from turbo_operator.scaler import Scale
 from turbo_operator.status.paid import ENDED, cost_per_hour, is_there
@@ -83,11 +85,13 @@ def verdicts(
     available = _available(scale, observed, serving, current, feasible, plan_hash)
     ready = _ready(td, scale, current, inspected, feasible, available, observed, plan_hash, refused)
     stalled = _stalled(inspected, feasible, refused)
+    draft = _draft(td, observed, plan, current)
     return {
         ConditionType.READY: ready,
         ConditionType.PLAN_FEASIBLE: feasible,
         ConditionType.MODEL_INSPECTED: inspected,
         ConditionType.AVAILABLE: available,
+        **({} if draft is None else {ConditionType.DRAFT_READY: draft}),
         ConditionType.WITHIN_BUDGET: _within_budget(
             observed, td.spec.cost.max_per_hour if td.spec.cost else None
         ),
@@ -241,6 +245,43 @@ def _ready(
         before = f"The plan before it serves on{NO_ROOM if cause.reason in WAITING else ''}."
         return Verdict("False", cause.reason, f"{before} {cause.message}")
     return Verdict("False", available.reason, available.message)
+
+
+def _draft(
+    td: TurboDeployment, observed: Observed, plan: Plan | None, current: Sequence[PodView]
+) -> Verdict | None:
+    """Whether pods draft with the draft that is asked for; None where none is."""
+    ref, draft, model = td.spec.speculation.draft_ref, observed.draft, observed.model
+    if ref is None:
+        return None
+    named = f"TurboDraft {ref.name}"
+    if draft is None or draft.gone:
+        message = f"There is no {named} in this namespace that can be read: apply it, or name another."
+        if draft is not None:
+            message += f" Meanwhile pods draft on with {draft.version}."
+        return Verdict("False", DraftReason.NOT_FOUND, message)
+    if draft.method != DraftMethod.TURBO_HEADS:
+        message = f"{named} drafts by {draft.method}, which the engine Turbo cannot yet: train TurboHeads."
+        return Verdict("False", DraftReason.NOT_YET_SUPPORTED, message)
+    if model is not None and draft.target_digest != model.digest:
+        message = (
+            f"{named} was trained for the model {draft.target_digest}, and {model.digest} is served: name "
+            "one that was trained for it."
+        )
+        return Verdict("False", DraftReason.WRONG_TARGET, message)
+    if plan is not None and plan.choice is not None and plan.choice.method == OFF:
+        message = f"{named} is not used: the plan is one without speculation."
+        return Verdict("False", DraftReason.DRAFTS_OFF, message)
+    ready = sorted((pod for pod in current if pod.ready), key=lambda pod: pod.name)
+    for pod in ready:
+        if pod.load and pod.load.load.draft_problem:
+            message = f"Pod {pod.name}: {_sentence(pod.load.load.draft_problem)} It serves on without it."
+            return Verdict("False", DraftReason.REFUSED_BY_ENGINE, message)
+    using = sum(pod.load is not None and pod.load.load.draft_version == draft.version for pod in ready)
+    told = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
+    if ready and using == len(ready):
+        return Verdict("True", DraftReason.IN_USE, told)
+    return Verdict("Unknown", DraftReason.LOADING, told)
 
 
 def _scaling(scale: Scale) -> Verdict:

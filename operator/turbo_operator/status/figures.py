@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 
 from turbo_operator.api import (
+    DraftStatus,
     Exhausted,
     Live,
     ModelStatus,
@@ -24,6 +25,7 @@ from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan
 from turbo_operator.planned import Predicted as Prediction
 from turbo_operator.planner import money
+from turbo_operator.render.drafts import usable
 from turbo_operator.scaler import Scale
 from turbo_operator.status.paid import cost_per_hour, cost_per_million_tokens, tokens_per_second
 
@@ -39,6 +41,21 @@ def model(observed: Observed) -> ModelStatus | None:
         return None
     shape = ShapeStatus(**dataclasses.asdict(facts.shape))
     return ModelStatus(resolved_revision=facts.revision, digest=facts.digest, shape=shape)
+
+
+def draft(observed: Observed, new: Plan | None) -> DraftStatus | None:
+    """The trained draft that pods are told to use; None where there is none that fits."""
+    choice = new.choice if new is not None else None
+    found = usable(observed.draft, choice) if choice is not None else None
+    if found is None or observed.model is None or found.target_digest != observed.model.digest:
+        return None
+    return DraftStatus(
+        name=found.name,
+        version=found.version,
+        claim_name=found.claim_name,
+        path=found.path,
+        target_digest=found.target_digest,
+    )
 
 
 def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> PlanStatus | None:

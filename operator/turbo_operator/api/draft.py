@@ -1,0 +1,103 @@
+"""The kind TurboDraft: one version of a draft that was trained for one model."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from turbo_operator.api.fields import Amount, ObjectName, Record, Text
+from turbo_operator.api.names import API_VERSION, TURBODRAFT
+
+_Digest = Annotated[
+    str,
+    Text(71, r"sha256:[0-9a-f]{64}", "write the digest that `turbo drafts show` tells, like sha256:4f5..."),
+]
+_Ratio = Annotated[Decimal, Amount('write a number as a string, like "2.35"', positive=False)]
+
+
+class Metadata(Record):
+    """The part of an object's metadata that the operator reads."""
+
+    model_config = ConfigDict(extra="ignore", alias_generator=to_camel)
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+
+
+class DraftMethod(StrEnum):
+    """How it drafts."""
+
+    TURBO_HEADS = "TurboHeads"
+    EAGLE3 = "EAGLE3"
+
+
+class DraftLocation(Record):
+    """Where its folder lies."""
+
+    claim_name: ObjectName
+    """A PersistentVolumeClaim of the same namespace, which every serving pod mounts."""
+    path: Annotated[
+        str,
+        Text(
+            512,
+            r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*",
+            "write a folder below the claim's root, like drafts/support-1, without '..'",
+        ),
+    ]
+    """The folder below the claim's root."""
+
+
+class Gain(Record):
+    """What was measured at so many requests at a time."""
+
+    batch: Annotated[int, Field(strict=True, ge=1, le=4096)]
+    """Requests at a time."""
+    after: _Ratio
+    """Speed over no drafts."""
+
+
+class DomainEvaluation(Record):
+    """What it is worth on one kind of traffic, on prompts that it has not learnt from."""
+
+    domain: Annotated[str, Text(253)]
+    """Its name."""
+    acceptance_length: _Ratio | None = None
+    """Tokens of a verified draft, the model's own one included."""
+    acceptance_per_position: Annotated[tuple[_Ratio, ...], Field(max_length=64)] | None = None
+    """That the token drafted there is right, all before it being so."""
+    gains: Annotated[tuple[Gain, ...], Field(max_length=8)] | None = None
+    """Measured where it was trained."""
+
+
+class TurboDraftSpec(Record):
+    """What it is and where."""
+
+    method: DraftMethod
+    """How it drafts; the engine Turbo takes TurboHeads."""
+    location: DraftLocation
+    """Where its folder lies."""
+    version: Annotated[str, Text(253)]
+    """As its config.json and /version of a pod have it."""
+    digest: _Digest
+    """Of its configuration and tensors."""
+    target_digest: Annotated[str, Text(253)]
+    """Of the model that it was trained for, as status.model.digest of a TurboDeployment has it."""
+    domain: Annotated[str, Text(253)] | None = None
+    """What it was trained for, in a word."""
+    evaluation: Annotated[tuple[DomainEvaluation, ...], Field(max_length=64)] | None = None
+    """What it is worth, by kind of traffic."""
+
+
+class TurboDraft(Record):
+    """One version of a draft that was trained for one model, and where it lies."""
+
+    api_version: Literal["serving.turbo.dev/v1alpha1"] = API_VERSION
+    kind: Literal["TurboDraft"] = TURBODRAFT
+    metadata: Metadata
+    spec: TurboDraftSpec
+    """What it is and where."""

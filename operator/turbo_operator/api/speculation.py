@@ -1,0 +1,126 @@
+"""Speculative decoding: the part of a TurboDeployment about drafts."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from turbo_operator.api.fields import ObjectName, Record, Rule
+from turbo_operator.api.model_uri import ModelURI
+
+
+class Mode(StrEnum):
+    """Whether to speculate."""
+
+    AUTO = "Auto"
+    REQUIRED = "Required"
+    DISABLED = "Disabled"
+
+
+class Method(StrEnum):
+    """Where drafts come from."""
+
+    AUTO = "Auto"
+    SUFFIX = "Suffix"
+    TURBO_HEADS = "TurboHeads"
+    EAGLE3 = "EAGLE3"
+    DRAFT_MODEL = "DraftModel"
+    MTP = "MTP"
+
+
+class DraftPlacement(StrEnum):
+    """Where a draft model runs."""
+
+    AUTO = "Auto"
+    COLOCATED = "Colocated"
+    SEPARATE = "Separate"
+    CPU = "CPU"
+
+
+class DraftModel(Record):
+    """A small model that drafts."""
+
+    uri: ModelURI
+    """hf://ORGANISATION/NAME or pvc://CLAIM/PATH, as of the model."""
+
+
+class DraftRef(Record):
+    """A draft that was trained for the model."""
+
+    name: ObjectName
+    """Name of a TurboDraft in the same namespace."""
+
+
+class Speculation(Record):
+    """Speculative decoding: drafts that the model itself verifies, so that the text stays the same."""
+
+    mode: Mode = Mode.AUTO
+    """Auto leaves it to the planner, Required takes no plan without speculation, Disabled none with it."""
+    method: Method = Method.AUTO
+    """Suffix drafts from what was said before, the others learn or are models; Auto leaves it to
+    the planner."""
+    draft_ref: DraftRef | None = None
+    """A draft that was trained for the model; another one of the same claim is taken up without a restart."""
+    draft_model: DraftModel | None = None
+    """The small model of method DraftModel."""
+    placement: DraftPlacement = DraftPlacement.AUTO
+    """With the model, on an accelerator of its own in the same pod, or on cores; Auto leaves it to the
+    planner."""
+    max_draft_tokens: Annotated[int, Field(strict=True, ge=0, le=64)] = 8
+    """Ceiling of drafted tokens per request and step; the engine chooses below it."""
+
+    rules = (
+        Rule(
+            "self.mode != 'Disabled' || self.method == 'Auto'",
+            "leave method out, or write mode: Auto: mode Disabled drafts nothing",
+            lambda it: it.mode != Mode.DISABLED or it.method == Method.AUTO,
+            "method",
+        ),
+        Rule(
+            "self.mode != 'Required' || self.maxDraftTokens > 0",
+            "write maxDraftTokens of at least 1, or mode: Disabled: mode Required cannot draft 0 tokens",
+            lambda it: it.mode != Mode.REQUIRED or it.max_draft_tokens > 0,
+            "maxDraftTokens",
+        ),
+        Rule(
+            "!has(self.draftModel) || self.mode != 'Disabled' && self.method in ['Auto', 'DraftModel']",
+            "leave draftModel out, or write method: DraftModel: no other method uses one",
+            lambda it: (
+                it.draft_model is None
+                or (it.mode != Mode.DISABLED and it.method in (Method.AUTO, Method.DRAFT_MODEL))
+            ),
+            "draftModel",
+        ),
+        Rule(
+            "!has(self.draftRef) || self.mode != 'Disabled' && !has(self.draftModel)"
+            " && self.method in ['Auto', 'TurboHeads', 'EAGLE3']",
+            "leave draftRef out, or write method: Auto without a draftModel: a trained draft goes with no "
+            "other method",
+            lambda it: (
+                it.draft_ref is None
+                or (
+                    it.mode != Mode.DISABLED
+                    and it.draft_model is None
+                    and it.method in (Method.AUTO, Method.TURBO_HEADS, Method.EAGLE3)
+                )
+            ),
+            "draftRef",
+        ),
+        Rule(
+            "self.method != 'DraftModel' || has(self.draftModel)",
+            "name the draft model in draftModel.uri: method DraftModel needs one",
+            lambda it: it.method != Method.DRAFT_MODEL or it.draft_model is not None,
+            "method",
+        ),
+        Rule(
+            "!(self.placement in ['Separate', 'CPU']) || has(self.draftModel)",
+            "leave placement out, or name a draftModel: only a model of its own can run elsewhere",
+            lambda it: (
+                it.placement not in (DraftPlacement.SEPARATE, DraftPlacement.CPU)
+                or it.draft_model is not None
+            ),
+            "placement",
+        ),
+    )

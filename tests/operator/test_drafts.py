@@ -1,0 +1,260 @@
+"""A trained draft reaches pods as they run, and the status says whether they draft with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbo_operator import render, scaler, status
+from turbo_operator.api import CapacityType, Condition, DraftReason, TurboDeployment, parse, parse_draft
+from turbo_operator.cache import Cache
+from turbo_operator.catalog import shapes
+from turbo_operator.observed import Accelerator, ChildView, DraftView, LoadSample, Observed, PodView
+from turbo_operator.planned import Plan
+from turbo_operator.planner import plan as plan_of
+from turbo_operator.projection import draft as as_view
+from turbo_operator.rollout import Variant
+from turbo_operator.settings import Settings
+from turbo_runtime.contract import Load, ModelFacts, RuntimeConfig
+from turbo_runtime.drafters.selection import read_selection
+
+SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
+assert SHAPE is not None
+MODEL = "sha256:ab"
+FACTS = ModelFacts(SHAPE, MODEL, None, 270_000_000)
+CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
+DRAFT = DraftView("support", "TurboHeads", "drafts", "chat/support-1", "support-1", MODEL)
+
+
+def td(**speculation: Any) -> TurboDeployment:
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 1},
+            "spec": {"model": {"uri": "pvc://models/chat"}, "speculation": speculation},
+        }
+    )
+
+
+WITH = td(draftRef={"name": "support"})
+
+
+def planned(it: TurboDeployment = WITH) -> Plan:
+    return plan_of(it.spec, FACTS.shape, {CPU.name: CPU})
+
+
+def hash_of(draft: DraftView | None, it: TurboDeployment = WITH) -> str:
+    choice = planned(it).choice
+    assert choice is not None
+    return render.plan_hash(it, choice, FACTS, draft)
+
+
+def children(draft: DraftView | None, it: TurboDeployment = WITH) -> dict[str, dict[str, Any]]:
+    variant = Variant(hash_of(draft, it), 1)
+    observed = Observed({}, model=FACTS, draft=draft)
+    made = render.children(it, observed, planned(it).choice, (variant,), Settings(runtime_image="r:1"))
+    return {f"{each['kind']} {each['metadata']['name']}": each for each in made}
+
+
+def pod(draft: DraftView | None, it: TurboDeployment = WITH) -> dict[str, Any]:
+    (deployment,) = [each for each in children(draft, it).values() if each["kind"] == "Deployment"]
+    spec: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return spec
+
+
+def named(draft: DraftView, folder: Path) -> Path | None:
+    """What the runtime reads as the heads to use."""
+    (container,) = pod(draft)["containers"]
+    path = Path(RuntimeConfig.from_argv(container["args"]).drafts or "")
+    data = children(draft)["ConfigMap chat-drafts"]["data"]
+    (folder / path.name).write_text(data[path.name])
+    return read_selection(folder / path.name).heads
+
+
+def test_pods_read_the_draft_from_its_claim(tmp_path: Path) -> None:
+    spec = pod(DRAFT)
+    (container,) = spec["containers"]
+    mounts = {each["name"]: each for each in container["volumeMounts"]}
+    volumes = {each["name"]: each for each in spec["volumes"]}
+    assert volumes["drafts"]["persistentVolumeClaim"] == {"claimName": "drafts", "readOnly": True}
+    assert mounts["drafts"] == {"name": "drafts", "mountPath": "/drafts/drafts", "readOnly": True}
+    assert volumes["drafts-in-use"]["configMap"] == {"name": "chat-drafts"}
+    assert named(DRAFT, tmp_path) == Path("/drafts/drafts/chat/support-1")
+
+
+def test_a_draft_that_is_gone_stays_in_use_and_the_status_says_so() -> None:
+    gone = replace(DRAFT, gone=True)
+    assert hash_of(gone) == hash_of(DRAFT)
+    assert children(gone)["ConfigMap chat-drafts"] == children(DRAFT)["ConfigMap chat-drafts"]
+    found = verdict(gone, load())
+    assert found is not None
+    assert (found.status, found.reason) == ("False", DraftReason.NOT_FOUND)
+    assert found.message.endswith(" Meanwhile pods draft on with support-1.")
+
+
+def test_while_pods_of_an_earlier_plan_mount_it_the_file_that_names_the_draft_stays() -> None:
+    before = children(DRAFT)
+    old = hash_of(DRAFT)
+    held = tuple(
+        ChildView(
+            each["kind"],
+            each["metadata"]["name"],
+            "u",
+            None,
+            plan_hash=each["metadata"]["labels"].get("serving.turbo.dev/plan-hash"),
+            data=each.get("data"),
+        )
+        for each in before.values()
+        if each["kind"] in ("ConfigMap", "ControllerRevision")
+    )
+    plain = td()
+    variants = (Variant(hash_of(None, plain), 1), Variant(old, 1))
+    observed = Observed({}, children=held, model=FACTS)
+    made = render.children(plain, observed, planned(plain).choice, variants, Settings(runtime_image="r:1"))
+    (kept,) = [each for each in made if each["metadata"]["name"] == "chat-drafts"]
+    assert kept == before["ConfigMap chat-drafts"]
+    last = render.children(
+        plain, observed, planned(plain).choice, variants[:1], Settings(runtime_image="r:1")
+    )
+    assert [each for each in last if each["metadata"]["name"] == "chat-drafts"] == []
+
+
+def test_another_draft_of_the_claim_is_taken_up_without_a_restart_and_another_claim_with_one(
+    tmp_path: Path,
+) -> None:
+    other = replace(DRAFT, name="b", path="chat/support-2", version="support-2")
+    assert hash_of(other) == hash_of(DRAFT)
+    assert named(other, tmp_path) == Path("/drafts/drafts/chat/support-2")
+    assert len({hash_of(DRAFT), hash_of(None), hash_of(replace(DRAFT, claim_name="other"))}) == 3
+
+
+def test_a_draft_of_another_model_is_named_to_nobody(tmp_path: Path) -> None:
+    wrong = replace(DRAFT, target_digest="sha256:other")
+    assert named(wrong, tmp_path) is None
+    assert hash_of(wrong) == hash_of(DRAFT)  # what runs goes on, and takes up the right one when it comes
+
+
+@pytest.mark.parametrize("draft", [None, replace(DRAFT, method="EAGLE3")])
+def test_without_one_that_the_engine_can_use_pods_are_as_if_none_was_asked_for(
+    draft: DraftView | None,
+) -> None:
+    assert hash_of(draft) == hash_of(None, td())
+    assert "drafts" not in json.dumps(
+        [each for each in children(draft).values() if each["kind"] != "Service"]
+    )
+
+
+def test_a_trained_draft_is_planned_as_what_gains_nothing_until_it_is_measured() -> None:
+    plain, trained = planned(td(method="Suffix")), planned(td(method="TurboHeads", draftRef={"name": "a"}))
+    assert plain.choice == trained.choice
+
+
+def verdict(draft: DraftView | None, *loads: Load | None, it: TurboDeployment = WITH) -> Condition | None:
+    plan, variant = planned(it), hash_of(draft, it)
+    pods = tuple(
+        PodView(
+            f"p{n}", variant, "Running", True, "10.0.0.1", None, None, load=load and LoadSample(0.0, load)
+        )
+        for n, load in enumerate(loads)
+    )
+    observed = Observed({"cpu": CPU}, None, (), pods, model=FACTS, draft=draft)
+    new = status.compute(it, observed, scaler.scale(it.spec), plan, variant, 1_700_000_000.0)
+    found = new.condition("DraftReady")
+    used = found is not None and found.reason in ("InUse", "Loading", "RefusedByEngine")
+    assert (new.draft is not None) == (used or (draft is not None and draft.gone))
+    assert new.summary is not None
+    assert new.summary.speculation == ("TurboHeads:8" if new.draft else f"{plan.choice.method}:8")  # type: ignore[union-attr]
+    return found
+
+
+def load(version: str = "support-1", problem: str = "") -> Load:
+    return Load(
+        0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False, draft_version=version, draft_problem=problem
+    )
+
+
+def test_without_a_draft_asked_for_there_is_no_such_condition() -> None:
+    assert verdict(None, it=td()) is None
+
+
+@pytest.mark.parametrize(
+    ("draft", "loads", "wanted", "told"),
+    [
+        (None, (), ("False", DraftReason.NOT_FOUND), "There is no TurboDraft support in this namespace"),
+        (replace(DRAFT, method="EAGLE3"), (), ("False", DraftReason.NOT_YET_SUPPORTED), "train TurboHeads"),
+        (
+            replace(DRAFT, target_digest="x"),
+            (),
+            ("False", DraftReason.WRONG_TARGET),
+            f"and {MODEL} is served",
+        ),
+        (DRAFT, (), ("Unknown", DraftReason.LOADING), "0 of 0 pods"),
+        (DRAFT, (load(""), load()), ("Unknown", DraftReason.LOADING), "1 of 2 pods"),
+        (DRAFT, (load("old"), None), ("Unknown", DraftReason.LOADING), "0 of 2 pods"),
+        (
+            DRAFT,
+            (load(), load()),
+            ("True", DraftReason.IN_USE),
+            "2 of 2 pods that answer draft with support-1",
+        ),
+        (
+            DRAFT,
+            (load(), load("", "heads.safetensors cannot be read")),
+            ("False", DraftReason.REFUSED_BY_ENGINE),
+            "Pod p1: heads.safetensors cannot be read. It serves on without it.",
+        ),
+    ],
+)
+def test_the_condition_says_whether_pods_draft_with_it(
+    draft: DraftView | None, loads: tuple[Load | None, ...], wanted: tuple[str, str], told: str
+) -> None:
+    found = verdict(draft, *loads)
+    assert found is not None
+    assert (found.status, found.reason) == wanted
+    assert told in found.message
+
+
+def body(version: int, uid: str = "d", **spec: Any) -> dict[str, Any]:
+    written = {
+        "method": "TurboHeads",
+        "location": {"claimName": "drafts", "path": "chat/support-1"},
+        "version": "support-1",
+        "digest": f"sha256:{'0' * 64}",
+        "targetDigest": MODEL,
+    }
+    return {
+        "apiVersion": "serving.turbo.dev/v1alpha1",
+        "kind": "TurboDraft",
+        "metadata": {"name": "support", "namespace": "team", "uid": uid, "resourceVersion": str(version)},
+        "spec": {**written, **spec},
+    }
+
+
+def test_the_cache_keeps_the_newest_draft_whatever_the_order_of_arrival() -> None:
+    cache = Cache()
+    assert as_view(parse_draft(body(1))) == DRAFT
+    assert cache.drafts.put(body(5), DRAFT) is True
+    assert cache.drafts.put(body(4), replace(DRAFT, version="old")) is False
+    assert cache.drafts.put(body(6), DRAFT) is False  # newer, and the same to everybody
+    assert cache.drafts.get("team", "support") == DRAFT
+    assert cache.drafts.get("other", "support") is None
+    assert cache.drafts.drop(body(9)) is True
+    assert cache.drafts.get("team", "support") is None
+    assert cache.drafts.put(body(8), DRAFT) is False
+    assert cache.drafts.put(body(10, uid="e"), DRAFT) is True
+
+
+def test_a_list_that_does_not_show_a_draft_drops_it_unless_it_is_newer() -> None:
+    cache = Cache()
+    cache.drafts.put(body(12), DRAFT)
+    assert cache.drafts.keep([], "10", None) == set()
+    assert cache.drafts.keep([], "13", "other") == set()
+    assert cache.drafts.keep(["d"], "13", "team") == set()
+    assert cache.drafts.keep([], "14", "team") == {"team"}
+    assert cache.drafts.get("team", "support") is None
