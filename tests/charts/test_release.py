@@ -146,6 +146,8 @@ def test_roles_end_at_the_named_namespaces(cluster: Access, release: Callable[..
         assert may(cluster, account, "patch", "turbodeployments/status", "team-a")
         assert not may(cluster, account, "patch", "configmaps", "default")
         assert not may(cluster, account, "patch", "turbodeployments", "team-a")
+        assert may(cluster, account, "watch", "turbodrafts", "team-a")
+        assert not may(cluster, account, "patch", "turbodrafts", "team-a")
         assert not may(cluster, account, "get", "secrets", "team-a")
         assert may(cluster, account, "list", "turboaccelerators", "")
         assert not may(cluster, account, "patch", "turboaccelerators", "")
@@ -166,6 +168,7 @@ def test_whoever_edits_a_namespace_may_deploy_models_in_it(
             "--for=jsonpath={.rules[?(@.resources[0]=='turbodeployments/scale')].verbs[0]}",
         )
         assert may(cluster, "jane", "create", "turbodeployments", "team-a")
+        assert may(cluster, "jane", "create", "turbodrafts", "team-a")
         assert may(cluster, "jane", "patch", "turbodeployments/scale", "team-a")
         assert not may(cluster, "jane", "patch", "turbodeployments/status", "team-a")
         assert not may(cluster, "jane", "create", "turbodeployments", "default")
