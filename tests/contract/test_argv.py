@@ -33,6 +33,7 @@ CONFIGS = st.builds(
     audit_share=st.floats(0, 1),
     api_keys=st.none() | WORDS,
     drafts=st.none() | WORDS,
+    capture=st.none() | WORDS,
     request_seconds=st.floats(1e-3, 1e6),
     connection_seconds=SECONDS,
     drain_seconds=SECONDS,

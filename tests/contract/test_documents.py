@@ -32,11 +32,16 @@ LOADS = st.builds(
     kv_cache_usage=st.floats(0, 1),
     guarantee=st.sampled_from(["bytes", "law"]),
     draining=st.booleans(),
-    **dict.fromkeys(["max_running", "prompts", "prompt_tokens"], st.none() | COUNTS),
+    **dict.fromkeys(
+        ["max_running", "prompts", "prompt_tokens", "audits", "audit_mismatches", "captured"],
+        st.none() | COUNTS,
+    ),
+    **dict.fromkeys(["answering_seconds", "plain_answering_seconds"], st.none() | st.floats(0, 1e9)),
+    **dict.fromkeys(["draft_version", "draft_problem"], st.none() | st.text(max_size=100)),
     step_times=st.none() | st.lists(STEP_TIMES, max_size=16).map(tuple),
     speedup=st.none() | st.floats(0, 100),
 )
-OPTIONAL = ("max_running", "prompts", "prompt_tokens", "step_times", "speedup")
+OPTIONAL = [name for name, spec in Load.__dataclass_fields__.items() if spec.default is None]
 REQUIRED = [name for name in Load.__dataclass_fields__ if name not in OPTIONAL]
 WORDS = st.text(max_size=100)
 FACTS = st.builds(

@@ -1,0 +1,70 @@
+"""What a training tells survives its way, and fits where a pod leaves it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_runtime.contract import TERMINATION_MESSAGE_BYTES
+from turbo_runtime.training_contract import (
+    MOST_DOMAINS,
+    DomainWorth,
+    DraftFacts,
+    MeasuredGain,
+    TrainingProgress,
+)
+
+WORDS = st.text(max_size=40)
+COUNTS = st.integers(0, 1 << 40)
+RATIOS = st.floats(0, 100)
+FACTS = st.builds(
+    DraftFacts,
+    method=st.sampled_from(["heads", "eagle3"]),
+    version=WORDS,
+    digest=WORDS,
+    target_digest=WORDS,
+    domain=WORDS,
+    captured=COUNTS,
+    worth=st.lists(
+        st.builds(
+            DomainWorth,
+            domain=WORDS,
+            acceptance_length=st.none() | RATIOS,
+            acceptance_per_position=st.lists(RATIOS, max_size=8).map(tuple),
+            gains=st.lists(
+                st.builds(MeasuredGain, batch=COUNTS, before=RATIOS, after=RATIOS), max_size=3
+            ).map(tuple),
+        ),
+        max_size=MOST_DOMAINS,
+    ).map(tuple),
+)
+
+
+@given(facts=FACTS)
+def test_facts_of_a_draft_survive_on_one_line(facts: DraftFacts) -> None:
+    assert "\n" not in facts.to_json()
+    assert DraftFacts.from_json(facts.to_json()) == facts
+
+
+def test_facts_of_a_draft_fit_a_termination_message() -> None:
+    gains = tuple(MeasuredGain(batch, 12.3456, 12.3456) for batch in (1, 8, 32))
+    worth = DomainWorth("d" * 63, 12.3456, (0.1234,) * 8, gains)
+    digest = "sha256:" + "f" * 64
+    facts = DraftFacts(
+        "eagle3", "d" * 63 + "-01234567", digest, digest, "d" * 63, 99_999, (worth,) * MOST_DOMAINS
+    )
+    assert len(facts.to_json().encode()) < TERMINATION_MESSAGE_BYTES
+
+
+@given(
+    told=st.builds(
+        TrainingProgress,
+        stage=WORDS,
+        done=COUNTS,
+        total=COUNTS,
+        unit=WORDS,
+        left_seconds=st.none() | st.floats(0, 1e9),
+    )
+)
+def test_how_far_a_training_is_survives(told: TrainingProgress) -> None:
+    assert TrainingProgress.from_json(told.to_json()) == told
