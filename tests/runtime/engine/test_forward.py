@@ -207,8 +207,8 @@ def test_a_model_whose_rows_depend_on_their_number_is_served_under_law(
     model = paged("llama, tied")
     real = model.decoder.hidden
 
-    def crowded(ids: Tensor, step: object) -> Tensor:
-        hidden = real(ids, step)  # type: ignore[arg-type]
+    def crowded(ids: Tensor, step: object, tap: None = None) -> Tensor:
+        hidden = real(ids, step, tap)  # type: ignore[arg-type]
         return hidden if len(ids) > COUNTS[0] else hidden * (1 + 2**-20)
 
     monkeypatch.setattr(model.decoder, "hidden", crowded)
