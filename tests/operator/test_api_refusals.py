@@ -25,10 +25,8 @@ class Wrong(NamedTuple):
 
 
 CASES = yaml.safe_load((Path(__file__).parent / "refusals.yaml").read_text(encoding="utf-8"))
-WRONG, WRONG_ACCELERATORS, WRONG_DRAFTS = (
-    {name: Wrong(**case) for name, case in CASES[kind].items()}
-    for kind in ("TurboDeployment", "TurboAccelerator", "TurboDraft")
-)
+WRONG_OTHERS = {kind: {name: Wrong(**case) for name, case in cases.items()} for kind, cases in CASES.items()}
+WRONG = WRONG_OTHERS.pop("TurboDeployment")
 
 
 def deployment(spec: dict[str, Any], name: str = "good") -> dict[str, Any]:
@@ -86,57 +84,29 @@ def test_parse_refuses_what_is_no_turbodeployment(document: object) -> None:
         api.parse(document)
 
 
-def accelerator(spec: dict[str, Any], name: str = "some") -> dict[str, Any]:
-    return {
-        "apiVersion": api.API_VERSION,
-        "kind": "TurboAccelerator",
-        "metadata": {"name": name},
-        "spec": spec,
-    }
+OTHER_KINDS = {"TurboAccelerator": api.parse_accelerator, "TurboDraft": api.parse_draft}
+OTHERS = [(kind, case) for kind in OTHER_KINDS for case in WRONG_OTHERS[kind]]
+
+
+def other(kind: str, spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": api.API_VERSION, "kind": kind, "metadata": {"name": "some"}, "spec": spec}
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("case", WRONG_ACCELERATORS)
-def test_api_server_refuses_wrong_accelerators(cluster: Access, case: str) -> None:
-    wrong = WRONG_ACCELERATORS[case]
+@pytest.mark.parametrize(("kind", "case"), OTHERS)
+def test_api_server_refuses_wrong_objects_of_the_other_kinds(cluster: Access, kind: str, case: str) -> None:
+    wrong = WRONG_OTHERS[kind][case]
     with pytest.raises(CommandError) as refusal:
-        cluster.kubectl("create", "-f", "-", input=json.dumps(accelerator(wrong.spec)))
+        cluster.kubectl("create", "-n", NAMESPACE, "-f", "-", input=json.dumps(other(kind, wrong.spec)))
     assert wrong.message in str(refusal.value)
     assert wrong.path in str(refusal.value)
 
 
-@pytest.mark.parametrize("case", WRONG_ACCELERATORS)
-def test_parse_refuses_wrong_accelerators(case: str) -> None:
-    wrong = WRONG_ACCELERATORS[case]
+@pytest.mark.parametrize(("kind", "case"), OTHERS)
+def test_parse_refuses_wrong_objects_of_the_other_kinds(kind: str, case: str) -> None:
+    wrong = WRONG_OTHERS[kind][case]
     with pytest.raises(api.InvalidObject) as refusal:
-        api.parse_accelerator(accelerator(wrong.spec))
-    assert refusal.value.problems[0].startswith(wrong.path)
-
-
-def draft(spec: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "apiVersion": api.API_VERSION,
-        "kind": "TurboDraft",
-        "metadata": {"name": "some"},
-        "spec": spec,
-    }
-
-
-@pytest.mark.cluster
-@pytest.mark.parametrize("case", WRONG_DRAFTS)
-def test_api_server_refuses_wrong_drafts(cluster: Access, case: str) -> None:
-    wrong = WRONG_DRAFTS[case]
-    with pytest.raises(CommandError) as refusal:
-        cluster.kubectl("create", "-n", NAMESPACE, "-f", "-", input=json.dumps(draft(wrong.spec)))
-    assert wrong.message in str(refusal.value)
-    assert wrong.path in str(refusal.value)
-
-
-@pytest.mark.parametrize("case", WRONG_DRAFTS)
-def test_parse_refuses_wrong_drafts(case: str) -> None:
-    wrong = WRONG_DRAFTS[case]
-    with pytest.raises(api.InvalidObject) as refusal:
-        api.parse_draft(draft(wrong.spec))
+        OTHER_KINDS[kind](other(kind, wrong.spec))
     assert refusal.value.problems[0].startswith(wrong.path)
 
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from turbo_dev.held import held
 from turbo_operator import render, scaler, status
 from turbo_operator.api import CapacityType, Condition, DraftReason, TurboDeployment, parse, parse_draft
 from turbo_operator.cache import Cache
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, ChildView, DraftView, LoadSample, Observed, PodView
+from turbo_operator.observed import Accelerator, DraftView, LoadSample, Observed, PodView
 from turbo_operator.planned import Plan
 from turbo_operator.planner import plan as plan_of
 from turbo_operator.projection import draft as as_view
@@ -101,21 +102,9 @@ def test_a_draft_that_is_gone_stays_in_use_and_the_status_says_so() -> None:
 def test_while_pods_of_an_earlier_plan_mount_it_the_file_that_names_the_draft_stays() -> None:
     before = children(DRAFT)
     old = hash_of(DRAFT)
-    held = tuple(
-        ChildView(
-            each["kind"],
-            each["metadata"]["name"],
-            "u",
-            None,
-            plan_hash=each["metadata"]["labels"].get("serving.turbo.dev/plan-hash"),
-            data=each.get("data"),
-        )
-        for each in before.values()
-        if each["kind"] in ("ConfigMap", "ControllerRevision")
-    )
     plain = td()
     variants = (Variant(hash_of(None, plain), 1), Variant(old, 1))
-    observed = Observed({}, children=held, model=FACTS)
+    observed = Observed({}, children=held(before.values()), model=FACTS)
     made = render.children(plain, observed, planned(plain).choice, variants, Settings(runtime_image="r:1"))
     (kept,) = [each for each in made if each["metadata"]["name"] == "chat-drafts"]
     assert kept == before["ConfigMap chat-drafts"]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from turbo_dev.held import held
 from turbo_operator import render
 from turbo_operator.api import CapacityType, InvalidObject, TurboDeployment, parse
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, ChildView, Observed
+from turbo_operator.observed import Accelerator, Observed
 from turbo_operator.planned import Choice
 from turbo_operator.planner import plan
 from turbo_operator.rollout import Variant
@@ -112,21 +113,9 @@ def test_a_pattern_that_is_none_is_refused_by_name() -> None:
 def test_pods_that_go_keep_nothing_more_while_they_are_there() -> None:
     before = children(td(**WHOLE))
     old = render.plan_hash(td(**WHOLE), chosen(td(**WHOLE)), FACTS)
-    held = tuple(
-        ChildView(
-            each["kind"],
-            each["metadata"]["name"],
-            "u",
-            None,
-            plan_hash=each["metadata"]["labels"].get("serving.turbo.dev/plan-hash"),
-            data=each.get("data"),
-        )
-        for each in before.values()
-        if each["kind"] in ("ConfigMap", "ControllerRevision")
-    )
     off = td(**WHOLE, enabled=False)
     variants = (Variant(render.plan_hash(off, chosen(off), FACTS), 1), Variant(old, 1))
-    observed = Observed({}, children=held, model=FACTS)
+    observed = Observed({}, children=held(before.values()), model=FACTS)
     made = render.children(off, observed, chosen(off), variants, Settings(runtime_image="r:1"))
     (kept,) = [each for each in made if each["metadata"]["name"] == "chat-capture"]
     settings = json.loads(kept["data"]["capture.json"])

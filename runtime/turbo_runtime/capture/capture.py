@@ -16,6 +16,7 @@ from typing import TextIO
 from turbo_runtime.capture.folder import deletions, expire, host_name, line, opened, sweep
 from turbo_runtime.capture.redaction import Redaction
 from turbo_runtime.capture.settings import CaptureError, read_settings
+from turbo_runtime.file_stamp import file_stamp
 
 HEADER = "x-turbo-capture"  # with any value but `on`, the request is not kept
 LOOK_SECONDS = 2.0  # between looks at the settings and at what is to be deleted
@@ -45,7 +46,7 @@ class Capture:
     def __init__(self, path: Path) -> None:
         """`path` of the settings. Raises CaptureError where they cannot be used at first."""
         self._path = path
-        self._stamp = _stamp(path)
+        self._stamp = file_stamp(path)
         self._settings = read_settings(path)
         self._redact = Redaction(self._settings.redact)
         self._lots = random.SystemRandom()
@@ -161,7 +162,7 @@ class Capture:
             self._problems.pop("folder", None)
 
     def _read_settings(self) -> None:
-        stamp = _stamp(self._path)
+        stamp = file_stamp(self._path)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -177,11 +178,3 @@ class Capture:
         if problem != self._problems.get(what):
             log.error("%s", problem)
         self._problems[what] = problem
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size

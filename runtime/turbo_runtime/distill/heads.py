@@ -142,7 +142,7 @@ class HeadsMethod:
 
     def digest(self, student: HeadsStudent) -> str:
         """Of tensors and vocabulary."""
-        return tensors_digest(student.heads)
+        return tensors_digest(student.heads, student.vocabulary)
 
     def save(
         self, folder: Path, student: HeadsStudent, version: str, domain: str, training: Mapping[str, Any]

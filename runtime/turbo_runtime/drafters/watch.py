@@ -8,6 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from turbo_runtime.file_stamp import Stamp, file_stamp
+
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 2.0
@@ -26,7 +28,7 @@ class WatchedFile(Generic[Loaded]):
         self.path = path
         self.problem = ""  # why what the file names is not in use; empty if it is
         self._load = load
-        self._seen: tuple[int, int, int] | None = (0, 0, 0)  # none: a file that is not there is a problem too
+        self._seen: Stamp | None = (0, 0, 0)  # none: a file that is not there is a problem too
         self._loading: Future[Loaded] | None = None
         self._look_at = self._retry_at = float("-inf")
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafts")
@@ -42,7 +44,7 @@ class WatchedFile(Generic[Loaded]):
         if now < self._look_at:
             return None
         self._look_at = now + LOOK_SECONDS
-        found = _identity(self.path)
+        found = file_stamp(self.path)
         if found != self._seen or (self.problem and now >= self._retry_at):
             self._seen = found
             self._loading = self._thread.submit(self._load, self.path)
@@ -77,11 +79,3 @@ class WatchedFile(Generic[Loaded]):
             log.error("drafts stay as they are: %s", problem)
         self.problem = problem
         self._retry_at = now + RETRY_SECONDS
-
-
-def _identity(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()  # of what a symlink leads to
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size

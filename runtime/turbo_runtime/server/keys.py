@@ -9,6 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from turbo_runtime.file_stamp import file_stamp
+
 LOOK_SECONDS = 1.0  # how often the file is looked at
 LEAST_KEY_LENGTH = 8
 
@@ -29,7 +31,7 @@ class ApiKeys:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp = _stamp(path)
+        self._stamp = file_stamp(path)
         self._keys = read_keys(path)
         self._look_at = time.monotonic() + LOOK_SECONDS
 
@@ -48,7 +50,7 @@ class ApiKeys:
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + LOOK_SECONDS
-        stamp = _stamp(self._path)
+        stamp = file_stamp(self._path)
         if stamp == self._stamp:
             return
         self._stamp = stamp
@@ -90,11 +92,3 @@ def _key(path: Path, number: int, line: str) -> _Key:
 
 def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()
-
-
-def _stamp(path: Path) -> tuple[int, int, int] | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_ino, found.st_size

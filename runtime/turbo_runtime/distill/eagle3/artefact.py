@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,15 +52,6 @@ def save_eagle3(
     tensors = _tensors(draft)
     write_whole_by(folder / WEIGHTS_FILE, lambda scratch: save_file(tensors, scratch, {"format": "pt"}))
     write_whole(folder / CONFIG_FILE, json.dumps(document, indent=2) + "\n")
-
-
-def eagle3_digest(draft: Eagle3) -> str:
-    """sha256 over everything that was learnt and the vocabulary it was learnt for, in hex."""
-    digest = hashlib.sha256()
-    for name, value in sorted({**draft.state_dict(), "vocabulary": draft.vocabulary}.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _tensors(draft: Eagle3) -> dict[str, Tensor]:

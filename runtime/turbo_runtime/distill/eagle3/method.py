@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from turbo_runtime.distill.answers import Said
-from turbo_runtime.distill.eagle3.artefact import eagle3_digest, save_eagle3
+from turbo_runtime.distill.eagle3.artefact import save_eagle3
 from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.loss import Words
@@ -21,6 +21,7 @@ from turbo_runtime.distill.places import Lessons
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.served import LIKELIEST, Served
 from turbo_runtime.distill.texts import Text, Texts
+from turbo_runtime.drafters.heads.artefact import tensors_digest
 from turbo_runtime.engine.request import SamplingParams
 
 _HEAD = 64  # dimensions of an attention head where the target's own are of another kind
@@ -115,7 +116,7 @@ class Eagle3Method:
 
     def digest(self, student: Eagle3Student) -> str:
         """Of tensors and vocabulary."""
-        return eagle3_digest(student.draft)
+        return tensors_digest(student.draft, student.vocabulary)
 
     def save(
         self, folder: Path, student: Eagle3Student, version: str, domain: str, training: Mapping[str, Any]

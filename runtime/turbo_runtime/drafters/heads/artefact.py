@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.whole import write_whole, write_whole_by
@@ -62,10 +62,10 @@ def save_heads(folder: Path, config: HeadsConfig, heads: Heads) -> None:
     write_whole(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def tensors_digest(heads: Heads) -> str:
+def tensors_digest(learnt: nn.Module, vocabulary: Tensor) -> str:
     """sha256 over everything that was learnt and the vocabulary it was learnt for, in hex."""
     digest = hashlib.sha256()
-    for name, value in sorted({**heads.state_dict(), _VOCABULARY: heads.vocabulary}.items()):
+    for name, value in sorted({**learnt.state_dict(), _VOCABULARY: vocabulary}.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
