@@ -84,8 +84,11 @@ class Offer(NamedTuple):
 class Proposal(Protocol):
     """One source's part in the drafts of a batch, which grow by a token of whichever source at a time."""
 
-    def offers(self) -> list[Offer | None]:
-        """The next token for each want; None where the source knows nothing or the want's draft has ended."""
+    def offers(self, beside: Sequence[float], /) -> list[Offer | None]:
+        """The next token for each want; None where the source knows nothing or the want's draft has ended.
+        `beside`: for each want how sure others are of theirs; where that can hardly be more, a source that
+        takes time may keep silent.
+        """
 
     def advance(self, tokens: Sequence[int | None]) -> None:
         """The token that each draft got; None ends the draft."""

@@ -97,14 +97,14 @@ class Drafters:
         """Read at most so many tokens of prompts and of answers to be remembered; how many it were."""
         return self._recent.attempt(lambda: self._suffix.read(most), 0)
 
-    def propose(self, wants: Sequence[Want]) -> list[Draft]:
-        """One draft for each want, perhaps an empty one."""
+    def propose(self, wants: Sequence[Want], least: float = 0.0) -> list[Draft]:
+        """One draft for each want, perhaps an empty one; it ends where less than `least` of it survives."""
         drafts = [Draft()] * len(wants)
         groups: defaultdict[Drafting, list[int]] = defaultdict(list)
         for index, want in enumerate(wants):
             groups[self._drafter(want.drafting)].append(index)
         for drafter, indices in groups.items():
-            proposed = propose(self._sources(drafter), [wants[index] for index in indices])
+            proposed = propose(self._sources(drafter), [wants[index] for index in indices], least)
             for index, draft in zip(indices, proposed, strict=True):
                 drafts[index] = draft
         return drafts

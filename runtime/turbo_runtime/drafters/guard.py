@@ -54,8 +54,8 @@ class _GuardedProposal:
     def __init__(self, guard: Guarded, proposal: Proposal, wants: int) -> None:
         self._guard, self._proposal, self._wants = guard, proposal, wants
 
-    def offers(self) -> list[Offer | None]:
-        return self._guard.attempt(self._proposal.offers, [None] * self._wants)
+    def offers(self, beside: Sequence[float]) -> list[Offer | None]:
+        return self._guard.attempt(lambda: self._proposal.offers(beside), [None] * self._wants)
 
     def advance(self, tokens: Sequence[int | None]) -> None:
         self._guard.attempt(lambda: self._proposal.advance(tokens), None)
@@ -65,7 +65,7 @@ class _Nothing:
     def __init__(self, wants: int) -> None:
         self._wants = wants
 
-    def offers(self) -> list[Offer | None]:
+    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
         return [None] * self._wants
 
     def advance(self, tokens: Sequence[int | None]) -> None:

@@ -6,19 +6,30 @@ from collections.abc import Sequence
 
 from turbo_runtime.drafters.draft import Draft, Evidence, Offer, Source, Want
 
-LEAST_SURVIVAL = 0.02  # a draft ends where the chance that all of it is accepted falls below this
+LEAST_SURVIVAL = 0.02  # whatever the caller says: with less there is no hope
 
 
-def propose(sources: Sequence[Source], wants: Sequence[Want]) -> list[Draft]:
-    """One draft for each want. Every source goes on behind what was drafted so far, whoever drafted it."""
+def propose(sources: Sequence[Source], wants: Sequence[Want], least: float = LEAST_SURVIVAL) -> list[Draft]:
+    """One draft for each want. Every source goes on behind what was drafted so far, whoever drafted it; those
+    that take time come last, and are told how sure the others are. A draft ends where the chance that all of
+    it is accepted falls below `least`.
+    """
     if not sources or not wants:
         return [Draft() for _ in wants]
     names = [source.name for source in sources]
     proposals = [source.begin(wants) for source in sources]
-    growing = [_Growing(want.limit) for want in wants]
+    growing = [_Growing(want.limit, max(least, LEAST_SURVIVAL)) for want in wants]
     while True:
-        offers = zip(*(proposal.offers() for proposal in proposals), strict=True)
-        taken = [draft.take(names, of_want) for draft, of_want in zip(growing, offers, strict=True)]
+        offers: list[list[Offer | None]] = []
+        beside = [0.0] * len(wants)
+        for proposal in proposals:
+            offers.append(proposal.offers(beside))
+            beside = [
+                max(sure, offer.confidence) if offer else sure
+                for sure, offer in zip(beside, offers[-1], strict=True)
+            ]
+        each = zip(*offers, strict=True)
+        taken = [draft.take(names, of_want) for draft, of_want in zip(growing, each, strict=True)]
         if all(token is None for token in taken):
             return [draft.done() for draft in growing]
         for proposal in proposals:
@@ -28,10 +39,10 @@ def propose(sources: Sequence[Source], wants: Sequence[Want]) -> list[Draft]:
 class _Growing:
     """The draft of one want so far."""
 
-    __slots__ = ("_evidence", "_limit", "_survival", "_tokens")
+    __slots__ = ("_evidence", "_least", "_limit", "_survival", "_tokens")
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, least: float) -> None:
+        self._limit, self._least = limit, least
         self._tokens: list[int] = []
         self._survival: list[float] = []
         self._evidence: list[Evidence] = []
@@ -47,7 +58,7 @@ class _Growing:
         if best is None:
             return None
         survival = confidence * (self._survival[-1] if self._survival else 1.0)
-        if survival < LEAST_SURVIVAL:
+        if survival < self._least:
             return None
         self._tokens.append(best.token)
         self._survival.append(survival)

@@ -141,7 +141,7 @@ class _SuffixProposal:
     def __init__(self, walks: Sequence[_Walk]) -> None:
         self._walks: list[_Walk | None] = [*walks]
 
-    def offers(self) -> list[Offer | None]:
+    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
         return [None if walk is None else walk.offer() for walk in self._walks]
 
     def advance(self, tokens: Sequence[int | None]) -> None:

@@ -29,7 +29,7 @@ class Failing:
         self._wants = len(wants)
         return self._or(self, "begin")
 
-    def offers(self) -> list[Offer | None]:
+    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
         return self._or([Offer(9, 0.99, 0)] * self._wants, "offers")
 
     def advance(self, tokens: Sequence[int | None]) -> None:
@@ -87,7 +87,7 @@ def test_the_others_draft_on_in_the_very_step(verb: str) -> None:
 
 def test_an_offer_without_a_number_for_its_chance_is_none() -> None:
     class Unsure(Failing):
-        def offers(self) -> list[Offer | None]:
+        def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
             return [Offer(9, float("nan"), 0)] * self._wants
 
     (draft,) = propose([Unsure("")], [WANT])

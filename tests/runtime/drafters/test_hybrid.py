@@ -20,7 +20,7 @@ class Scripted:
         self._before: list[int | None] = [want.tokens[-1] for want in wants]
         return self
 
-    def offers(self) -> list[Offer | None]:
+    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
         known = [None if token is None else self._script.get(token) for token in self._before]
         return [None if follow is None else Offer(*follow, cell=follow[0]) for follow in known]
 

@@ -38,8 +38,8 @@ class Counting(Drafters):
         super().__init__(in_use)
         self.sources: Counter[str] = Counter()
 
-    def propose(self, wants: Sequence[Want]) -> list[Draft]:
-        drafts = super().propose(wants)
+    def propose(self, wants: Sequence[Want], least: float = 0.0) -> list[Draft]:
+        drafts = super().propose(wants, least)
         self.sources.update(evidence.source for draft in drafts for evidence in draft.evidence)
         return drafts
 

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+CERTAIN = 1 - 1e-6  # a probability whose odds are as high as is told apart
+
 
 class Heads(nn.Module):
     """Parameters are the heads' own; the target's rows are shared and never trained or stored."""
@@ -63,8 +65,9 @@ class Heads(nn.Module):
 
     def clues(self, states: Tensor, m: Tensor, logits: Tensor) -> Tensor:
         """[x, m, f] (rows, width + rank + 1), of one head's states (rows, width), m and logits."""
-        likeliest = logits.float().log_softmax(-1).amax(-1)
-        odds = likeliest - torch.log1p(-likeliest.exp().clamp(max=1 - 1e-6))
+        logits = logits.float()
+        likeliest = logits.amax(-1) - logits.logsumexp(-1)
+        odds = likeliest - torch.log1p(-likeliest.exp().clamp(max=CERTAIN))
         return torch.cat([states, m, odds[:, None].to(states.dtype)], -1)
 
     def certainty(self, clues: Tensor, head: int) -> Tensor:

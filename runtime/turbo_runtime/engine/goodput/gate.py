@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 _ALLOWANCE = 0.005  # of the time, that drafting may lose
 _START = 0.25  # tokens' time that a new request may lose before its allowance counts
-_MOST, _LEAST = 4.0, -1.0  # bounds of a credit: neither good nor bad times are remembered for ever
+_MOST, _LEAST = 4.0, -2.0  # bounds of a credit: neither good nor bad times are remembered for ever
+_RICH, _OVERDRAFT = 4.0, -1.5  # credit of all from which one request may lose this much
 # The same of the credit of all together; many that try in one step may lose the time of dozens of tokens.
 _FIRST, _SHARED_MOST, _SHARED_LEAST = 2.0, 8.0, -64.0
 
@@ -48,6 +49,8 @@ class SharedGate:
         """Whether to draft for a request: without credit only where its drafts have paid. With credit for
         all, since tokens that share a block of rows share its cost.
         """
+        if self.credit >= _RICH:
+            return gate.credit >= _OVERDRAFT
         return gate.open and (self.credit >= 0 or gate.won > 0)
 
     def book(self, gained: float, lost: float) -> None:
