@@ -4,7 +4,7 @@ without drafts, with what is drafted from memory alone, and with the heads besid
 Answers are the model's own: greedy ones, and at temperature 0.7 where greedy ones loop. Prompts that speeds
 are taken of were held out; of their answers those count that do not stand word for word among the answers
 learnt from (`_whole`: all of them). The memory is emptied before each run and filled with answers learnt
-from. All in float32; trained on all cores, measured on one thread. The draft for all domains learns from
+from. All as `turbo serve` computes on this machine, on all cores. The draft for all domains learns from
 greedy answers, of `latex` too, of which many loop and are left out.
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from turbo_dev.progress import say, step
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.distill.answers import Asked, Said
 from turbo_runtime.distill.deal import deal
-from turbo_runtime.distill.gain import Gain, Run, gain_of, runs
+from turbo_runtime.distill.gain import Gain, Run, Way, gain_of, runs, ways
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.served import Served
 from turbo_runtime.drafters.heads.artefact import load_heads
@@ -56,6 +57,7 @@ SAMPLED = ("latex",)  # greedy answers loop
 TEMPERATURE = 0.7
 HELD_OUT, JUDGES, SEED = 0.22, 0.08, 0
 ANSWER_TOKENS, CONTEXT, ROUNDS, KNOWN = 128, 1024, 5, 64
+ENOUGH_PROMPTS, ENOUGH_TOKENS = 45, 4400  # of a case: more than the bars want
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,6 @@ class Case:
     """Runs of one domain's prompts with one draft."""
 
     domain: str
-    draft: str
     temperature: float
     batch: int
     whole: bool  # answers that were seen in training count too
@@ -90,21 +91,22 @@ class Case:
 def main() -> int:
     """Exit status by the bars of the domains that were asked for."""
     options = _options()
+    threads = options.threads or len(os.sched_getaffinity(0))
     quiet_libraries()
     folder = float32_folder(ensure())
     files = {file.stem: file for path in options.prompts for file in _files(path)}
     domains = options.domains or list(files)
     with tempfile.TemporaryDirectory(prefix="turbo-distill-") as scratch:
         work = options.work or Path(scratch)
-        drafts = {name: _distill(folder, work / name, [files[name]], name) for name in domains}
+        drafts = {name: _distill(folder, work / name, [files[name]], name, options.dtype) for name in domains}
         if len(domains) > 1 and not options.quick:
             out = work / f"all-{'-'.join(sorted(domains))}"
-            drafts["all"] = _distill(folder, out, [files[name] for name in domains], "all")
+            drafts["all"] = _distill(folder, out, [files[name] for name in domains], "all", options.dtype)
         served = Served(
             RuntimeConfig(
                 str(folder),
-                dtype="float32",
-                threads=options.threads,
+                dtype=options.dtype,
+                threads=threads,
                 max_model_len=CONTEXT,
                 audit_share=0.0,
                 device="cpu",
@@ -115,7 +117,7 @@ def main() -> int:
         cases = list(_cases(served, asked, trained, options))
         figures, rows = _figures(cases, trained), _rows(cases)
         if not options.quick:
-            figures |= _over_transformers(folder, served, asked, trained, options.threads, Path(scratch))
+            figures |= _over_transformers(folder, served, asked, trained, threads, Path(scratch))
     sized = options.prompts == [DATA]
     bars = [bar for bar in BARS if bar.figure in figures and (sized or bar.figure not in SIZES)]
     bars = [] if options.quick else bars
@@ -124,7 +126,7 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = arguments(__doc__ or "")
-    parser.set_defaults(threads=1)
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument(
         "--prompts", type=Path, nargs="+", default=[DATA], metavar="PATH", help="JSON lines, a file a domain"
     )
@@ -144,11 +146,11 @@ def _temperature(domain: str) -> float:
     return TEMPERATURE if domain in SAMPLED else 0.0
 
 
-def _distill(folder: Path, out: Path, prompts: Sequence[Path], domain: str) -> Path:
+def _distill(folder: Path, out: Path, prompts: Sequence[Path], domain: str, dtype: str) -> Path:
     """As it is typed."""
     command = [sys.executable, "-m", "turbo_cli", "distill", str(folder), "--out", str(out)]
     command += ["--prompts", *map(str, prompts), "--domain", domain, "--keep-answers"]
-    command += ["--dtype", "float32", "--device", "cpu"]
+    command += ["--dtype", dtype, "--device", "cpu"]
     command += ["--temperature", str(_temperature(domain)), "--max-tokens", str(ANSWER_TOKENS), "--no-gain"]
     command += ["--held-out", str(HELD_OUT), "--judges", str(JUDGES), "--seed", str(SEED)]
     command += ["--max-model-len", str(CONTEXT)]
@@ -193,8 +195,8 @@ def _asked(served: Served, trained: Trained, file: Path, domain: str) -> dict[fl
     return found
 
 
-def _unseen(said: Sequence[Said], trained: Trained) -> list[Said]:
-    learnt = {one.tokens for one in trained.answers}
+def _unseen(said: Sequence[Said], *trained: Trained) -> list[Said]:
+    learnt = {one.tokens for draft in trained for one in draft.answers}
     return [one for one in said if one.tokens not in learnt]
 
 
@@ -205,24 +207,34 @@ def _cases(
     options: argparse.Namespace,
 ) -> Iterator[Case]:
     for domain, by_temperature in asked.items():
+        own = trained[domain]
+        compared = ways(own.heads)
+        if "all" in trained:
+            compared["all"] = Way("auto", trained["all"].heads)
         for temperature, said in by_temperature.items():
             if options.quick and temperature != _temperature(domain):
                 continue
-            for draft in (domain, "all"):
-                if draft not in trained:
+            for batch, whole in ((1, False), (8, False), (1, True)):
+                if whole and (temperature or options.quick):
                     continue
-                known = [one for one in trained[draft].answers if one.asked.domain == domain][:KNOWN]
-                for batch, whole in ((1, False), (8, False), (1, True)):
-                    if whole and (temperature or draft == "all" or options.quick):
-                        continue
-                    some = said if whole else _unseen(said, trained[draft])
-                    name = f"{domain} at {temperature}, draft {draft}, {batch} at a time"
-                    say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
-                    params = _params(served, temperature)
-                    found = list(runs(served, trained[draft].heads, some, known, params, batch, ROUNDS))
-                    case = Case(domain, draft, temperature, batch, whole, found)
-                    say(f"   {name}: {statistics.median(case.ratios()):.2f} times")
-                    yield case
+                some = _enough(said if whole else _unseen(said, own, trained.get("all", own)))
+                name = f"{domain} at {temperature}, {batch} at a time{', seen ones too' if whole else ''}"
+                say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
+                params = _params(served, temperature)
+                found = list(runs(served, compared, some, own.answers[:KNOWN], params, batch, ROUNDS))
+                case = Case(domain, temperature, batch, whole, found)
+                say(f"   {name}: {statistics.median(case.ratios()):.2f} times")
+                yield case
+
+
+def _enough(said: Sequence[Said]) -> list[Said]:
+    """The first ones, so many that a case is measured on enough."""
+    tokens = 0
+    for number, one in enumerate(said):
+        if number >= ENOUGH_PROMPTS and tokens >= ENOUGH_TOKENS:
+            return list(said[:number])
+        tokens += len(one.tokens)
+    return list(said)
 
 
 def _name(case: Case) -> str:
@@ -232,19 +244,18 @@ def _name(case: Case) -> str:
 
 
 def _figures(cases: Sequence[Case], trained: dict[str, Trained]) -> dict[str, float]:
-    own = [case for case in cases if case.draft == case.domain and case.batch == 1 and not case.whole]
+    own = [case for case in cases if case.batch == 1 and not case.whole]
     firsts = [[run for run in case.found if run.way == "none"] for case in own]
     figures: dict[str, float] = {
         "differing": sum(case.gain.differing for case in cases),
         "prompts_min": min(sum(len(run.answers) for run in some) for some in firsts),
         "answer_tokens_min": min(sum(len(a) for run in some for a in run.answers) for some in firsts),
     }
+    ends = {"heads": "", "memory": "_memory", "all": "_all"}
     for case in cases:
-        draft = "" if case.draft == case.domain else "_all"
-        figures[f"{case.domain}{draft}_of_plain{_name(case)}"] = round(statistics.median(case.ratios()), 3)
-        if not draft:
-            memory = statistics.median(case.ratios("memory"))
-            figures[f"{case.domain}_memory_of_plain{_name(case)}"] = round(memory, 3)
+        for way, end in ends.items():
+            if ratios := case.ratios(way):
+                figures[f"{case.domain}{end}_of_plain{_name(case)}"] = round(statistics.median(ratios), 3)
     for name, one in trained.items():
         figures[f"{name}_training_minutes"] = round(one.seconds["training"] / 60, 2)
     return figures
@@ -254,25 +265,26 @@ def _rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
     rows = []
     for case in cases:
         plain = [run for run in case.found if run.way == "none"]
-        ratios = case.ratios()
-        rows.append(
-            {
-                "domain": case.domain,
-                "draft": case.draft,
-                "temperature": case.temperature,
-                "at_a_time": case.batch,
-                "seen_too": case.whole,
-                "prompts": sum(len(run.answers) for run in plain),
-                "tokens": sum(len(answer) for run in plain for answer in run.answers),
-                "plain_tokens_per_s": statistics.median(run.speed for run in plain),
-                "memory": statistics.median(case.ratios("memory")),
-                "heads": statistics.median(ratios),
-                "from": min(ratios),
-                "to": max(ratios),
-                "tokens_per_draft": case.gain.acceptance_length,
-                "differing": case.gain.differing,
-            }
-        )
+        for way in dict.fromkeys(run.way for run in case.found if run.way != "none"):
+            ratios = case.ratios(way)
+            drafts = sum(run.drafts for run in case.found if run.way == way)
+            accepted = sum(run.accepted for run in case.found if run.way == way)
+            rows.append(
+                {
+                    "domain": case.domain,
+                    "temperature": case.temperature,
+                    "at_a_time": case.batch,
+                    "seen_too": case.whole,
+                    "drafts": way,
+                    "prompts": sum(len(run.answers) for run in plain),
+                    "tokens": sum(len(answer) for run in plain for answer in run.answers),
+                    "plain_tokens_per_s": statistics.median(run.speed for run in plain),
+                    "times": statistics.median(ratios),
+                    "from": min(ratios),
+                    "to": max(ratios),
+                    "tokens_per_draft": 1 + accepted / drafts if drafts else 1.0,
+                }
+            )
     return rows
 
 
@@ -286,6 +298,7 @@ def _over_transformers(
 ) -> dict[str, float]:
     """Greedy, one request at a time: ours with heads and `generate` on the same prompts, in turn."""
     contest = Contest({"folder": folder}, threads, 1, CONTEXT, logs)
+    theirs_as_ours = replace(TRANSFORMERS, settings={"dtype": served.ready.dtype})
     params, limits = _params(served, 0.0), (ANSWER_TOKENS, list(served.stop_ids))
     figures = {}
     try:
@@ -295,9 +308,10 @@ def _over_transformers(
             for number in range(ROUNDS if unseen else 0):
                 some = unseen[number :: ROUNDS * 3]
                 known = trained[domain].answers[:KNOWN]
-                (ours,) = runs(served, trained[domain].heads, some, known, params, 1, 1, ("heads",))
+                with_heads = {"heads": Way("auto", trained[domain].heads)}
+                (ours,) = runs(served, with_heads, some, known, params, 1, 1)
                 prompts = [list(one.asked.prompt) for one in some]
-                theirs = contest.answer(TRANSFORMERS, prompts, [], 1, limits)
+                theirs = contest.answer(theirs_as_ours, prompts, [], 1, limits)
                 ratios.append(ours.speed * theirs.seconds / sum(map(len, theirs.answers)))
             if ratios:
                 figures[f"{domain}_of_transformers"] = round(statistics.median(ratios), 3)

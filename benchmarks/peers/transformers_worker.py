@@ -13,9 +13,10 @@ LOOKUP_TOKENS = 10  # what its documentation takes
 
 
 def load(setup: Setup) -> Answerer:
-    """The model in float32, with the attention that transformers takes by default."""
+    """The model, in float32 unless told otherwise, with the attention that transformers takes by default."""
     torch.set_num_threads(setup.threads)
-    model: Any = AutoModelForCausalLM.from_pretrained(setup.model, dtype=torch.float32).eval()
+    dtype = getattr(torch, setup.settings.get("dtype", "float32"))
+    model: Any = AutoModelForCausalLM.from_pretrained(setup.model, dtype=dtype).eval()
 
     def answer(job: Job, prompts: list[list[int]]) -> list[list[int]]:
         lookup = {"prompt_lookup_num_tokens": LOOKUP_TOKENS} if job.variant == "lookup" else {}

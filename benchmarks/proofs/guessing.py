@@ -19,7 +19,7 @@ class Guessing(Drafters):
         self._answers, self._vocabulary, self._wrong = answers, vocabulary, wrong
         self._random = random.Random(seed)
 
-    def propose(self, wants: Sequence[Want], least: float = 0.0) -> list[Draft]:
+    def propose(self, wants: Sequence[Want], _least: float = 0.0, /) -> list[Draft]:
         """One draft for each want, as long as it may be."""
         return [self._draft(want) for want in wants]
 

@@ -18,7 +18,7 @@ from turbo_runtime.distill.eagle3.method import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.evaluate import Evaluation, evaluate
-from turbo_runtime.distill.gain import BATCHES, ROUNDS, WAYS, Gain, gain_of, runs
+from turbo_runtime.distill.gain import BATCHES, ROUNDS, Gain, gain_of, runs, ways
 from turbo_runtime.distill.heads import HeadsMethod
 from turbo_runtime.distill.method import Method, Student
 from turbo_runtime.distill.pilot import Pilot, best, pilot, settings
@@ -305,22 +305,22 @@ class Distillation:
         learnt: Collection[tuple[int, ...]],
     ) -> None:
         """Add to each record what drafts bring to the answers of its domain that were not learnt from."""
-        params = self._params(self._recipe.temperature)
+        params, of_each = self._params(self._recipe.temperature), ways(heads)
         wanted = []
         for domain in records:
             held = [one for one in parts[HELD_OUT] if one.asked.domain == domain]
             asked = [one for one in held if one.tokens not in learnt][:MEASURED]
             known = [one for one in parts[TRAINING] if one.asked.domain == domain][:KNOWN]
             wanted += [(domain, batch, asked, known) for batch in BATCHES if len(asked) >= batch]
-        with self._work.stage(self._progress, "gain", len(wanted) * ROUNDS * len(WAYS), "runs") as advance:
+        with self._work.stage(self._progress, "gain", len(wanted) * ROUNDS * len(of_each), "runs") as advance:
             for number, (domain, batch, asked, known) in enumerate(wanted):
                 file = self._work.folder / "gain" / f"{number:03}.json"
                 if file.is_file():
                     gain = Gain(**json.loads(file.read_text(encoding="utf-8")))
-                    advance(ROUNDS * len(WAYS), known=True)
+                    advance(ROUNDS * len(of_each), known=True)
                 else:
                     found = []
-                    for run in runs(self._served, heads, asked, known, params, batch):
+                    for run in runs(self._served, of_each, asked, known, params, batch):
                         found.append(run)
                         advance()
                     gain = gain_of(batch, found)

@@ -5,9 +5,10 @@ alone, and with heads beside it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import NamedTuple
 
 from turbo_runtime.distill.answers import Said
 from turbo_runtime.distill.errors import DistillError
@@ -19,7 +20,18 @@ from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
 
 BATCHES = (1, 8, 32)
 ROUNDS = 3
-WAYS: dict[str, Drafting] = {"none": "off", "memory": "suffix", "heads": "auto"}
+
+
+class Way(NamedTuple):
+    """How prompts are answered."""
+
+    drafting: Drafting
+    heads: Heads | None = None
+
+
+def ways(heads: Heads) -> dict[str, Way]:
+    """Without drafts, from memory alone, and with heads beside it."""
+    return {"none": Way("off"), "memory": Way("suffix"), "heads": Way("auto", heads)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,24 +66,24 @@ class Gain:
 
 def runs(
     served: Served,
-    heads: Heads,
+    ways: Mapping[str, Way],
     asked: Sequence[Said],
     known: Sequence[Said],
     params: SamplingParams,
     batch: int,
     rounds: int = ROUNDS,
-    ways: Sequence[str] = tuple(WAYS),
 ) -> Iterator[Run]:
     """In each round some of the prompts are answered in all `ways`, in an order that moves on: other prompts
     in each while every round has at least `batch`. `known` answers are in the memory before each run, and
     nothing else: none of `asked` may be among them.
     """
+    names = list(ways)
     parts = max(1, min(rounds, len(asked) // batch))
     for number in range(rounds):
-        turn = number % len(ways)
-        for way in [*ways[turn:], *ways[:turn]]:
-            source = HeadsSource(heads, served.noise) if way == "heads" else None
-            run = _Bench(served, InUse(WAYS[way], source), known, batch)
+        turn = number % len(names)
+        for way in [*names[turn:], *names[:turn]]:
+            source = None if (heads := ways[way].heads) is None else HeadsSource(heads, served.noise)
+            run = _Bench(served, InUse(ways[way].drafting, source), known, batch)
             yield run.answer(way, number, asked[number % parts :: parts], params)
 
 

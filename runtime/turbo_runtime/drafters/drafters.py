@@ -97,7 +97,7 @@ class Drafters:
         """Read at most so many tokens of prompts and of answers to be remembered; how many it were."""
         return self._recent.attempt(lambda: self._suffix.read(most), 0)
 
-    def propose(self, wants: Sequence[Want], least: float = 0.0) -> list[Draft]:
+    def propose(self, wants: Sequence[Want], least: float = 0.0, /) -> list[Draft]:
         """One draft for each want, perhaps an empty one; it ends where less than `least` of it survives."""
         drafts = [Draft()] * len(wants)
         groups: defaultdict[Drafting, list[int]] = defaultdict(list)

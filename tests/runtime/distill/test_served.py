@@ -17,7 +17,7 @@ from turbo_dev.tiny_engine import write
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.distill.answers import Asked, Said
 from turbo_runtime.distill.evaluate import evaluate, taken_of
-from turbo_runtime.distill.gain import gain_of, runs
+from turbo_runtime.distill.gain import gain_of, runs, ways
 from turbo_runtime.distill.places import Places
 from turbo_runtime.distill.served import LIKELIEST, Served, _likeliest
 from turbo_runtime.drafters import hybrid
@@ -118,7 +118,7 @@ def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_
 ) -> None:
     answers = served.answer(asked(), params(0.0), params(0.0))
     said = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
-    found = list(runs(served, heads, said, said[:1], params(0.0), 2))
+    found = list(runs(served, ways(heads), said, said[:1], params(0.0), 2))
     assert [(run.round, run.way) for run in found] == [
         *((0, way) for way in ("none", "memory", "heads")),
         *((1, way) for way in ("memory", "heads", "none")),

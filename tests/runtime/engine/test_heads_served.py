@@ -38,7 +38,7 @@ class Counting(Drafters):
         super().__init__(in_use)
         self.sources: Counter[str] = Counter()
 
-    def propose(self, wants: Sequence[Want], least: float = 0.0) -> list[Draft]:
+    def propose(self, wants: Sequence[Want], least: float = 0.0, /) -> list[Draft]:
         drafts = super().propose(wants, least)
         self.sources.update(evidence.source for draft in drafts for evidence in draft.evidence)
         return drafts
