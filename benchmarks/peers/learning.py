@@ -11,8 +11,9 @@ from engines import fresh
 from peers.domains import trimmed
 from turbo_dev.fitting import fit, say, words_of, write
 from turbo_runtime.distill.looping import loops
-from turbo_runtime.drafters.drafters import Drafters, load_drafts
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.load import DraftLoader
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.request import Submit
 
@@ -39,7 +40,10 @@ class Learning:
             folder = self._folder / str(len(self._learnt))
             self._learn(requests, folder)
             self._learnt[key] = folder / "drafts.json"
-        return Drafters(load_drafts(self._learnt[key], self._target, self._engine.noise))
+        in_use = DraftLoader(self._target, self._engine.noise).load(self._learnt[key])
+        if in_use.problem:
+            raise RuntimeError(in_use.problem)
+        return Drafters(in_use)
 
     def _learn(self, requests: Sequence[Submit], folder: Path) -> None:
         stop = list(requests[0].params.stop_token_ids)

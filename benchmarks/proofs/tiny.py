@@ -17,9 +17,10 @@ from engines import Answer, run
 from proofs.guessing import Guessing
 from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, grammars, network
-from turbo_runtime.drafters.drafters import Drafters, InUse
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
+from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.blocks import BlockLedger, blocks_for
 from turbo_runtime.engine.check import check_arithmetic

@@ -60,7 +60,11 @@ GUARANTEE_INFO = "turbo:guarantee_info"  # label guarantee: bytes | law; value 1
 SPEEDUP = "turbo:speedup"  # lately, over no speculation; absent while it is not known
 CHOSEN_DRAFTS = "turbo:chosen_drafts"  # label drafts: how many were verified for an answer in a step
 DRAFT_PROBLEM = "turbo:draft_problem"  # 1 while drafts are not what was asked for; /version says why
-DRAFT_INFO = "turbo:draft_info"  # label version: of the draft weights in use; value 1
+DRAFT_INFO = "turbo:draft_info"  # labels draft and version: of the draft weights in use; value 1
+# Counters with the label draft: of requests that chose it, what SPEC_NUM_* count of all.
+DRAFTS_BY_DRAFT = "turbo:drafts_by_draft"
+DRAFT_TOKENS_BY_DRAFT = "turbo:draft_tokens_by_draft"
+ACCEPTED_TOKENS_BY_DRAFT = "turbo:accepted_tokens_by_draft"
 STEP_SECONDS = "turbo:step_seconds"  # counters: of the engine's steps, and of them in the model
 FORWARD_SECONDS = "turbo:forward_seconds"
 # Counters: of steps that brought answers tokens, and what as many tokens would take without drafts, as probes
@@ -78,6 +82,7 @@ FINISHED_REASON_LABEL = "finished_reason"  # stop | length | abort | error
 POSITION_LABEL = "position"
 GUARANTEE_LABEL = "guarantee"
 DRAFTS_LABEL = "drafts"
+DRAFT_LABEL = "draft"  # default, or a name of the file that --drafts follows
 VERSION_LABEL = "version"
 OUTCOME_LABEL = (
     "outcome"  # kept | not_sampled | refused | ambiguous | unredacted | deleted | overrun | failed
@@ -130,7 +135,8 @@ class RuntimeConfig:
     )
     drafts: str | None = _flag(
         None,
-        "a JSON file that names the drafts in use, followed while serving; it stands above --speculation",
+        "a JSON file that names the drafts in use, followed while serving; it stands above --speculation. "
+        "Of several, a request chooses with the header X-Turbo-Draft",
         type=str,
     )
     max_draft_tokens: int = _flag(8, "ceiling of drafted tokens per request and step")

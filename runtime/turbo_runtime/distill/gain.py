@@ -13,9 +13,9 @@ from typing import NamedTuple
 from turbo_runtime.distill.answers import Said
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.served import Served
-from turbo_runtime.drafters.drafters import InUse
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
+from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
 
 BATCHES = (1, 8, 32)

@@ -15,8 +15,9 @@ from turbo_runtime.distill.answers import Asked, Said
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.places import Places
 from turbo_runtime.distill.texts import Text
-from turbo_runtime.drafters.drafters import Drafters, InUse
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.blocks import BlockLedger, blocks_for
 from turbo_runtime.engine.goodput.control import Control

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from turbo_runtime.engine.request import Drafting
+from turbo_runtime.engine.request import DEFAULT_DRAFT, Drafting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,6 +38,7 @@ class Want:
     coupling: Coupling
     hidden: Tensor | None = None  # (width,): the model's last hidden state that the last token was drawn from
     drafting: Drafting = "auto"  # what the request asks for
+    name: str = DEFAULT_DRAFT  # of the trained draft it chose
 
 
 class Evidence(NamedTuple):
@@ -54,6 +55,7 @@ class Draft:
     tokens: tuple[int, ...] = ()
     survival: tuple[float, ...] = ()  # as long as `tokens`, never rising
     evidence: tuple[Evidence, ...] = ()  # as long as `tokens`
+    name: str = DEFAULT_DRAFT  # of the trained draft that was asked, perhaps beside others
 
     @property
     def drafter(self) -> str:

@@ -4,37 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 
 from turbo_runtime.drafters.draft import Draft, Want
 from turbo_runtime.drafters.guard import Guarded
-from turbo_runtime.drafters.heads.artefact import Target, load_heads
-from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.drafters.hybrid import propose
-from turbo_runtime.drafters.selection import read_selection
+from turbo_runtime.drafters.load import InUse
 from turbo_runtime.drafters.suffix import Suffix
 from turbo_runtime.drafters.watch import WatchedFile
-from turbo_runtime.engine.request import Drafting
-from turbo_runtime.engine.sampling.noise import Noise
-
-
-@dataclass(frozen=True, slots=True)
-class InUse:
-    """What a deployment drafts with."""
-
-    drafter: Drafting = "auto"
-    heads: HeadsSource | None = None
-    version: str = ""
-
-
-def load_drafts(path: Path, target: Target, noise: Noise) -> InUse:
-    """What the file at `path` selects, loaded. Raises SelectionError or HeadsError."""
-    selection = read_selection(path)
-    if selection.heads is None:
-        return InUse(selection.drafter, None, selection.version)
-    config, heads = load_heads(selection.heads, target)
-    return InUse(selection.drafter, HeadsSource(heads, noise), selection.version or config.version)
+from turbo_runtime.engine.request import DEFAULT_DRAFT, Drafting
 
 
 class Drafters:
@@ -55,8 +33,18 @@ class Drafters:
 
     @property
     def version(self) -> str:
-        """Of the drafts in use."""
+        """Of the deployment's own draft."""
         return self._in_use.version
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of each draft that a request can choose, by its name; the deployment's own comes first."""
+        named = {name: trained.version for name, trained in self._in_use.named.items()}
+        return {DEFAULT_DRAFT: self._in_use.version, **named}
+
+    def name_of(self, draft: str) -> str:
+        """Which one a request has that chose `draft`: the default where that is in use no more."""
+        return draft if draft in self._in_use.named else DEFAULT_DRAFT
 
     @property
     def problem(self) -> str:
@@ -67,7 +55,7 @@ class Drafters:
     @property
     def use_hidden(self) -> bool:
         """Whether any of them looks at the model's hidden rows."""
-        return self._heads is not None
+        return bool(self._heads)
 
     @property
     def num_bytes(self) -> int:
@@ -77,7 +65,7 @@ class Drafters:
     def poll(self, now: float) -> None:
         """Take up what the file names by now. To be called between steps; takes microseconds."""
         loaded = self._file.poll(now) if self._file else None
-        if loaded is not None:
+        if loaded is not None and loaded != self._in_use:
             self._in_use = loaded
             self._guard()
 
@@ -85,7 +73,7 @@ class Drafters:
         """A request's prompt is being computed and drafts may be wanted behind it: `read` it meanwhile.
         `tokens` only ever grow.
         """
-        if self._recent in self._sources(self._drafter(drafting)):
+        if self._recent in self._sources(self._drafter(drafting), DEFAULT_DRAFT):
             self._recent.attempt(lambda: self._suffix.expect(request_id, tokens), None)
 
     @property
@@ -98,15 +86,17 @@ class Drafters:
         return self._recent.attempt(lambda: self._suffix.read(most), 0)
 
     def propose(self, wants: Sequence[Want], least: float = 0.0, /) -> list[Draft]:
-        """One draft for each want, perhaps an empty one; it ends where less than `least` of it survives."""
+        """One draft for each want, perhaps an empty one, which ends where less than `least` of it survives; a
+        pass for all that want the same.
+        """
         drafts = [Draft()] * len(wants)
-        groups: defaultdict[Drafting, list[int]] = defaultdict(list)
+        groups: defaultdict[tuple[Drafting, str], list[int]] = defaultdict(list)
         for index, want in enumerate(wants):
-            groups[self._drafter(want.drafting)].append(index)
-        for drafter, indices in groups.items():
-            proposed = propose(self._sources(drafter), [wants[index] for index in indices], least)
+            groups[self._drafter(want.drafting), self.name_of(want.name)].append(index)
+        for (drafter, name), indices in groups.items():
+            proposed = propose(self._sources(drafter, name), [wants[index] for index in indices], least)
             for index, draft in zip(indices, proposed, strict=True):
-                drafts[index] = draft
+                drafts[index] = replace(draft, name=name)
         return drafts
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
@@ -114,7 +104,7 @@ class Drafters:
         verified: the committed tokens are what they are.
         """
         for evidence, token, said in zip(draft.evidence, draft.tokens, committed, strict=False):
-            source = self._recent if evidence.source == Suffix.name else self._heads
+            source = self._recent if evidence.source == Suffix.name else self._heads.get(draft.name)
             if source is not None:
                 source.learn(evidence.cell, token == said)
             if token != said:
@@ -122,24 +112,28 @@ class Drafters:
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """The request ended: `tokens` are prompt and answer so far. What it held is let go."""
-        remembered = self._recent in self._sources(self._in_use.drafter)
+        remembered = self._recent in self._sources(self._in_use.drafter, DEFAULT_DRAFT)
         self._recent.finish(request_id, tokens if remembered else (), prompt_length, scope)
 
     def _guard(self) -> None:
         """What is taken up anew may be well where what was there before had failed."""
         self._recent = Guarded(self._suffix)
-        self._heads = None if self._in_use.heads is None else Guarded(self._in_use.heads)
-        self._guarded = [self._recent] if self._heads is None else [self._recent, self._heads]
+        self._heads: dict[str, Guarded] = {}
+        if self._in_use.heads is not None:
+            self._heads[DEFAULT_DRAFT] = Guarded(self._in_use.heads)
+        for name, trained in self._in_use.named.items():
+            self._heads[name] = Guarded(trained.heads, name)
+        self._guarded = [self._recent, *self._heads.values()]
 
     def _drafter(self, drafting: Drafting) -> Drafting:
         """The deployment's `off` holds for all; else a request may choose."""
         deployed = self._in_use.drafter
         return deployed if deployed == "off" or drafting == "auto" else drafting
 
-    def _sources(self, drafter: Drafting) -> list[Guarded]:
+    def _sources(self, drafter: Drafting, name: str) -> list[Guarded]:
         sources: list[Guarded] = []
         if drafter in ("auto", "suffix"):
             sources.append(self._recent)
-        if drafter in ("auto", "heads") and self._heads is not None:
-            sources.append(self._heads)
+        if drafter in ("auto", "heads") and name in self._heads:
+            sources.append(self._heads[name])
         return [source for source in sources if not source.problem]

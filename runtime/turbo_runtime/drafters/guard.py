@@ -18,9 +18,11 @@ Said = TypeVar("Said")
 class Guarded:
     """The same source until it fails; from then on one that knows nothing."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, draft: str = "") -> None:
+        """`draft`: which of several, for the sentence that tells of its failure."""
         self.source = source
         self.name = source.name
+        self._who = f"{source.name} of the draft {draft}" if draft else source.name
         self.problem = ""  # why it gives no drafts any more; empty while it does
 
     def begin(self, wants: Sequence[Want]) -> Proposal:
@@ -45,8 +47,8 @@ class Guarded:
             return ask()
         except Exception as error:  # whatever it is, it is no reason to stop serving
             if not self.problem:
-                log.exception("the drafter %s failed and gives no drafts from now on", self.name)
-                self.problem = f"the drafter {self.name} failed: {type(error).__name__}: {error}"
+                log.exception("the drafter %s failed and gives no drafts from now on", self._who)
+                self.problem = f"the drafter {self._who} failed: {type(error).__name__}: {error}"
             return otherwise
 
 

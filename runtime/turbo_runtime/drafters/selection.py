@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
 
-from turbo_runtime.engine.request import Drafting
+from turbo_runtime.engine.request import DEFAULT_DRAFT, Drafting
+
+MOST_NAMED = 8  # each takes memory beside the model, and the time of a pass where it is chosen
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
 class SelectionError(ValueError):
@@ -21,11 +26,12 @@ class Selection:
     drafter: Drafting = "auto"
     heads: Path | None = None  # a folder, see `drafters.heads`
     version: str = ""  # stated in metrics; by default the heads' own
+    named: Mapping[str, Path] = field(default_factory=dict)  # folders of heads that a request may choose
 
 
 def read_selection(path: Path) -> Selection:
-    """`{"drafter": "auto", "heads": "/path", "version": "7"}`, each of them optional; a relative path counts
-    from the file's folder, other keys are not read. Raises SelectionError.
+    """`{"drafter": "auto", "heads": "/path", "version": "7", "named": {"latex": "/path"}}`, each of them
+    optional; a relative path counts from the file's folder, other keys are not read. Raises SelectionError.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -43,4 +49,21 @@ def read_selection(path: Path) -> Selection:
         raise SelectionError(f"{path}: drafter is heads and no folder is named; set heads")
     if not isinstance(version, str):
         raise SelectionError(f"{path}: version must be a string, not {version!r}")
-    return Selection(drafter, None if heads is None else path.parent / heads, version)
+    named = _named(path, document.get("named", {}))
+    return Selection(drafter, None if heads is None else path.parent / heads, version, named)
+
+
+def _named(path: Path, said: object) -> dict[str, Path]:
+    if not isinstance(said, dict):
+        raise SelectionError(f"{path}: named must be an object of names and folders, not {said!r}")
+    if len(said) > MOST_NAMED:
+        raise SelectionError(f"{path}: named has {len(said)} drafts; keep {MOST_NAMED} at most")
+    for name, folder in said.items():
+        if name == DEFAULT_DRAFT or not _NAME.fullmatch(name):
+            raise SelectionError(
+                f"{path}: named cannot have {name!r}; a name has up to 63 lower-case letters, digits and "
+                f"hyphens within, and {DEFAULT_DRAFT} is the one of heads"
+            )
+        if not isinstance(folder, str) or not folder:
+            raise SelectionError(f"{path}: named.{name} must be the path of a folder, not {folder!r}")
+    return {name: path.parent / folder for name, folder in said.items()}

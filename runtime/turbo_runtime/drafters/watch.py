@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from turbo_runtime.file_stamp import Stamp, file_stamp
 
@@ -15,7 +15,16 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 2.0
 RETRY_SECONDS = 30.0  # what a file names may come later than the file
 
-Loaded = TypeVar("Loaded")
+
+class Told(Protocol):
+    """What is loaded says itself what of it could not be."""
+
+    @property
+    def problem(self) -> str:
+        """In sentences; empty if all of it was."""
+
+
+Loaded = TypeVar("Loaded", bound=Told)
 
 
 class WatchedFile(Generic[Loaded]):
@@ -36,8 +45,8 @@ class WatchedFile(Generic[Loaded]):
     def poll(self, now: float) -> Loaded | None:
         """What was loaded since the last call, if anything. `now` in seconds of a clock that never goes back.
 
-        Takes microseconds: a look at the file every `LOOK_SECONDS` at most. A problem changes nothing of what
-        is in use.
+        Takes microseconds: a look at the file every `LOOK_SECONDS` at most. A file that cannot be loaded at
+        all changes nothing of what is in use.
         """
         if self._loading is not None:
             return self._take(self._loading, now) if self._loading.done() else None
@@ -71,11 +80,11 @@ class WatchedFile(Generic[Loaded]):
             return None
         finally:
             self._loading = None
-        self.problem = ""
+        self._report(loaded.problem, now)
         return loaded
 
     def _report(self, problem: str, now: float) -> None:
-        if problem != self.problem:
+        if problem and problem != self.problem:
             log.error("drafts stay as they are: %s", problem)
         self.problem = problem
         self._retry_at = now + RETRY_SECONDS

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from turbo_runtime.engine.request import DraftStats
 from turbo_runtime.engine.verify import Verdict
 
 
@@ -24,14 +26,15 @@ class Counters:
     forward_seconds: float = 0.0
     audits: int = 0
     audit_mismatches: int = 0
+    _by_draft: dict[str, DraftStats] = field(default_factory=dict)
 
     def count_prompt(self, tokens: int) -> None:
         """An answer was taken in."""
         self.prompts += 1
         self.prompt_tokens += tokens
 
-    def count_verdict(self, verdict: Verdict, drafted: int) -> None:
-        """One answer's part of a step, with so many drafts."""
+    def count_verdict(self, verdict: Verdict, drafted: int, draft: str) -> None:
+        """One answer's part of a step, with so many drafts; `draft`: the trained one it has."""
         self.generated_tokens += len(verdict.tokens)
         _reach(self.chosen_drafts, drafted + 1)
         self.chosen_drafts[drafted] += 1
@@ -42,6 +45,13 @@ class Counters:
             _reach(self.accepted_per_position, drafted)
             for position in range(verdict.accepted):
                 self.accepted_per_position[position] += 1
+            before = self._by_draft.get(draft, DraftStats(draft))
+            self._by_draft[draft] = replace(
+                before,
+                drafts=before.drafts + 1,
+                draft_tokens=before.draft_tokens + drafted,
+                accepted_tokens=before.accepted_tokens + verdict.accepted,
+            )
 
     def count_step(self, seconds: float, forward_seconds: float) -> None:
         """A step took so long, of it in the model."""
@@ -52,6 +62,14 @@ class Counters:
         """An answer was replayed."""
         self.audits += 1
         self.audit_mismatches += not held
+
+    def by_draft(self, versions: Mapping[str, str]) -> tuple[DraftStats, ...]:
+        """Of the drafts in use, whose `versions` these are; the others are forgotten."""
+        self._by_draft = {
+            name: replace(self._by_draft.get(name, DraftStats(name)), version=version)
+            for name, version in versions.items()
+        }
+        return tuple(self._by_draft.values())
 
 
 def _reach(counts: list[int], length: int) -> None:

@@ -154,6 +154,7 @@ class Engine:
             prefix_cache_hits=self.scheduler.prefixes.hits,
             speedup=self.speculation.control.speedup,
             draft_version=drafters.version,
+            by_draft=counts.by_draft(drafters.versions),
             draft_problem=drafters.problem,
         )
 
@@ -226,7 +227,8 @@ class Engine:
             return
         self.scheduler.fold(part.work, list(verdict.tokens))
         self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
-        self._counters.count_verdict(verdict, len(drafts))
+        chosen = self.speculation.drafters.name_of(sequence.submit.draft)
+        self._counters.count_verdict(verdict, len(drafts), chosen)
         first = sequence.generated == len(verdict.tokens)
         if first:
             self._counters.begun_prompt_tokens += sequence.prompt_length

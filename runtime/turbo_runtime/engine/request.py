@@ -17,6 +17,7 @@ MASK_64 = (1 << 64) - 1
 
 GrammarKind = Literal["json_schema", "json_object", "regex", "lark"]
 Drafting = Literal["auto", "off", "suffix", "heads"]
+DEFAULT_DRAFT = "default"  # the name of the deployment's own trained draft
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Submit:
     choice: int = 0
     tenant: str = ""  # whose turn it takes
     salt: str = ""  # divides what the tenant shares with itself
+    draft: str = DEFAULT_DRAFT  # the trained draft it chose; one that there is no more is the default
 
     @property
     def scope(self) -> str:
@@ -112,6 +114,19 @@ class TokenEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftStats:
+    """Of a trained draft that can be chosen: what was drafted for requests that chose it, by whomever, since
+    its name has been in use.
+    """
+
+    name: str
+    version: str = ""
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """State after a step, and what happened since the process started (counters only grow)."""
 
@@ -135,7 +150,8 @@ class EngineStats:
     prefix_cache_hits: int = 0  # of them, found
     chosen_drafts: tuple[int, ...] = ()  # how often so many drafts were verified for an answer in a step
     speedup: float | None = None  # tokens per second lately over those without drafts, as probes have it
-    draft_version: str = ""  # of the draft weights in use
+    draft_version: str = ""  # of the deployment's own draft weights
+    by_draft: tuple[DraftStats, ...] = (DraftStats(DEFAULT_DRAFT),)  # the default, then those of other names
     draft_problem: str = ""  # why they are not what was asked for, or give no drafts; empty if all is well
     answering_seconds: float = 0.0  # of steps that brought answers tokens
     plain_answering_seconds: float = 0.0  # that as many tokens would have taken without drafts
@@ -170,6 +186,7 @@ class Ready:
     check_seconds: float = 0.0
     step_times: tuple[StepTime, ...] | None = None  # None: passes are too slow to be measured at start
     measure_seconds: float = 0.0
+    stats: EngineStats = field(default_factory=EngineStats)  # of the beginning: which drafts can be chosen
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,6 +127,7 @@ class Speculation:
             Coupling(law.key, 0.0 if law.greedy else law.params.temperature),
             self._hidden.get(submit.request_id),
             law.params.drafting,
+            submit.draft,
         )
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from turbo_runtime.contract import DType, RuntimeConfig
-from turbo_runtime.drafters.drafters import Drafters, InUse, load_drafts
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.load import DraftLoader, InUse
 from turbo_runtime.drafters.watch import WatchedFile
 from turbo_runtime.engine.arithmetic import padded_rows
 from turbo_runtime.engine.audit import AuditTerms
@@ -96,14 +98,14 @@ def start_engine(
     )
     if config.drafts:
         engine.speculation.drafters = _follow(Path(config.drafts), engine, digest, config.speculation)
-    return engine, ready
+    return engine, replace(ready, stats=engine.stats())
 
 
 def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Drafters:
     """Drafters that do what the file says, now and later; `until_then` where it cannot be used yet."""
     decoder = engine.model.decoder
     target = Target(digest, decoder.embedding, decoder.output_rows)
-    file = WatchedFile(path, lambda found: load_drafts(found, target, engine.noise))
+    file = WatchedFile(path, DraftLoader(target, engine.noise, until_then).load)
     return Drafters(file.wait(time.monotonic()) or InUse(until_then), file=file)
 
 

@@ -211,7 +211,15 @@ def _submits(job: Job) -> list[Submit]:
         first = seen[prompt] * job.n
         seen[prompt] += 1
         submits += [
-            Submit(f"{request_id}-{index}-{choice}", prompt, params, first + choice, job.tenant, job.salt)
+            Submit(
+                f"{request_id}-{index}-{choice}",
+                prompt,
+                params,
+                first + choice,
+                job.tenant,
+                job.salt,
+                job.draft,
+            )
             for choice in range(job.n)
         ]
     return submits

@@ -15,6 +15,7 @@ from turbo_runtime.capture.capture import HEADER as CAPTURE_HEADER
 from turbo_runtime.capture.capture import Asked
 from turbo_runtime.server.beside import Wanted
 from turbo_runtime.server.bodies import LARGE_BODY_BYTES, json_object, read_body
+from turbo_runtime.server.choice_of_draft import DRAFT_HEADER, chosen_draft
 from turbo_runtime.server.delivery import EventStream, WholeReply
 from turbo_runtime.server.errors import ApiError, cut, unavailable
 from turbo_runtime.server.jobs import Job, chat_job, completion_job, least_tokens
@@ -71,6 +72,7 @@ async def _answer(
     else:  # other requests' tokens must not wait for it, nor below for a long prompt
         request = await service.preparing.run(lambda _: parse(json_object(body)))
     _check_name(service, request.model)
+    draft = chosen_draft(http.headers.getlist(DRAFT_HEADER), service.engine.stats.by_draft)
     choices = request.n * (len(request.prompt) if isinstance(request, CompletionRequest) else 1)
     service.open_model()  # the phase may have changed since
     place = service.places.take(
@@ -84,7 +86,7 @@ async def _answer(
         )
         if job is None:
             raise unavailable(service.cut.result() if service.cut.done() else "The client left.")
-        job = replace(job, tenant=tenant, salt=request.cache_salt or "")
+        job = replace(job, tenant=tenant, salt=request.cache_salt or "", draft=draft)
         answers = service.answers(job, model, place)
     except BaseException:
         place.leave(answered=False)

@@ -122,12 +122,11 @@ class EngineLink:
 
     def _handle(self, message: Any, at: float) -> None:
         if isinstance(message, Step):
-            self.stats = message.stats
-            if self.on_step is not None:
-                self.on_step(message.stats)
+            self._follow(message.stats)
             for event in message.events:
                 self._deliver(event, at)
         elif isinstance(message, Ready):
+            self._follow(message.stats)
             self.ready.set_result(message)
         elif isinstance(message, Failed):
             self._end(message.error)
@@ -135,6 +134,11 @@ class EngineLink:
             self._end(self._obituary())
         else:
             raise TypeError(f"the engine sent {type(message).__name__}, which is no message of its")
+
+    def _follow(self, stats: EngineStats) -> None:
+        self.stats = stats
+        if self.on_step is not None:
+            self.on_step(stats)
 
     def _deliver(self, event: TokenEvent, at: float) -> None:
         events = self._waiting.get(event.request_id)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turbo_runtime.engine.request import Grammar, SamplingParams
+from turbo_runtime.engine.request import DEFAULT_DRAFT, Grammar, SamplingParams
 from turbo_runtime.server.beside import Wanted
 from turbo_runtime.server.chat_template import ChatTemplate, TemplateRefusalError
 from turbo_runtime.server.errors import cut, invalid, unavailable
@@ -41,6 +41,7 @@ class Job:
     tells_prompt: bool = False  # by vLLM's `prompt_logprobs`
     tenant: str = ""
     salt: str = ""  # divides what the tenant's requests share
+    draft: str = DEFAULT_DRAFT  # the trained draft that was chosen
 
     @property
     def choices(self) -> int:

@@ -4,7 +4,7 @@ latencies are the server's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import zip_longest
 
 from prometheus_client import (
@@ -17,7 +17,7 @@ from prometheus_client import (
 )
 
 from turbo_runtime import contract
-from turbo_runtime.engine.request import EngineStats
+from turbo_runtime.engine.request import DraftStats, EngineStats
 
 # Seconds. Wide: the same names serve a CPU node and a large GPU.
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
@@ -82,6 +82,19 @@ class Metrics:
                 contract.DRAFTS_LABEL,
             ),
         }
+        self._by_draft = {
+            "drafts": self._labelled(
+                contract.DRAFTS_BY_DRAFT,
+                "verification passes with a drafted token, of requests by the draft they have",
+                contract.DRAFT_LABEL,
+            ),
+            "draft_tokens": self._labelled(
+                contract.DRAFT_TOKENS_BY_DRAFT, "tokens drafted for them", contract.DRAFT_LABEL
+            ),
+            "accepted_tokens": self._labelled(
+                contract.ACCEPTED_TOKENS_BY_DRAFT, "of these, tokens accepted", contract.DRAFT_LABEL
+            ),
+        }
         self._success = self._labelled(
             contract.REQUEST_SUCCESS, "answers finished, by reason", contract.FINISHED_REASON_LABEL
         )
@@ -128,7 +141,10 @@ class Metrics:
             contract.CAPTURE_PROBLEM, "1 while prompts are not kept as was asked for"
         )
         self._draft_info = self._info(
-            contract.DRAFT_INFO, "the version of the draft weights in use", contract.VERSION_LABEL
+            contract.DRAFT_INFO,
+            "the version of the draft weights in use",
+            contract.DRAFT_LABEL,
+            contract.VERSION_LABEL,
         )
 
     def follow(self, stats: EngineStats) -> None:
@@ -143,14 +159,26 @@ class Metrics:
         brought += stats.begun_prompt_tokens - self._seen.begun_prompt_tokens
         if brought:  # else nothing was computed, or a part of a prompt
             self._iteration.observe(brought)
-        if stats.draft_version != self._seen.draft_version:
-            self._draft_info.clear()
-            if stats.draft_version:
-                self._draft_info.labels(self._model, stats.draft_version).set(1)
+        if stats.by_draft != self._seen.by_draft:
+            self._follow_drafts(stats.by_draft)
         self._draft_problem.labels(self._model).set(1 if stats.draft_problem else 0)
         if stats.speedup is not None:
             self._speedup.labels(self._model).set(stats.speedup)
         self._seen = stats
+
+    def _follow_drafts(self, drafts: Iterable[DraftStats]) -> None:
+        """A draft that is in use no more leaves no series behind; of its name's next use others begin."""
+        before = {draft.name: draft for draft in self._seen.by_draft}
+        self._draft_info.clear()
+        for draft in drafts:
+            seen = before.pop(draft.name, DraftStats(draft.name))
+            for name, counter in self._by_draft.items():
+                counter.labels(self._model, draft.name).inc(getattr(draft, name) - getattr(seen, name))
+            if draft.version:
+                self._draft_info.labels(self._model, draft.name, draft.version).set(1)
+        for name in before:
+            for counter in self._by_draft.values():
+                counter.remove(self._model, name)
 
     def follow_capture(self, outcomes: Mapping[str, int], size: int, problem: str) -> None:
         """Raise and set what is told of captured prompts; never called where none are wanted."""

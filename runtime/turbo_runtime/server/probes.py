@@ -61,6 +61,7 @@ def probe_routes(service: Service) -> APIRouter:
                 "device": facts.device,
                 "dtype": facts.dtype,
                 "draft_version": service.engine.stats.draft_version or None,
+                "drafts": {draft.name: draft.version or None for draft in service.engine.stats.by_draft},
                 "draft_problem": service.engine.stats.draft_problem or None,
                 "max_model_len": model.context,
             }

@@ -21,9 +21,9 @@ from turbo_runtime.distill.gain import gain_of, runs, ways
 from turbo_runtime.distill.places import Places
 from turbo_runtime.distill.served import LIKELIEST, Served, _likeliest
 from turbo_runtime.drafters import hybrid
-from turbo_runtime.drafters.drafters import InUse
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
+from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.speculation import Speculation
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Hashable, Sequence
 import pytest
 
 from turbo_runtime.drafters.draft import Coupling, Offer, Want
-from turbo_runtime.drafters.drafters import Drafters, InUse
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.guard import Guarded
 from turbo_runtime.drafters.hybrid import propose
+from turbo_runtime.drafters.load import InUse
 from turbo_runtime.drafters.suffix import Suffix
 
 TOKENS = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]

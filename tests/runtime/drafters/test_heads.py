@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from turbo_dev.fitting import Said, fit, words_of
 from turbo_runtime.drafters.draft import Coupling, Draft, Want
-from turbo_runtime.drafters.drafters import Drafters, InUse
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.artefact import HeadsConfig, HeadsError, Target, load_heads, save_heads
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
+from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine.sampling.draw import greedy_tokens, sampled_tokens
 from turbo_runtime.engine.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.engine.verify import verify

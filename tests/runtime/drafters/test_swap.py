@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from turbo_runtime.drafters.draft import Coupling, Want
-from turbo_runtime.drafters.drafters import Drafters, InUse, load_drafts
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.artefact import HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.load import DraftLoader, InUse
 from turbo_runtime.drafters.selection import Selection, SelectionError, read_selection
 from turbo_runtime.drafters.watch import LOOK_SECONDS, RETRY_SECONDS, WatchedFile
 from turbo_runtime.engine.request import Drafting
@@ -33,8 +34,7 @@ def write_heads(folder: Path, version: str) -> None:
 
 
 def following(path: Path) -> Drafters:
-    noise = Noise(VOCABULARY)
-    return Drafters(file=WatchedFile(path, lambda at: load_drafts(at, TARGET, noise)))
+    return Drafters(file=WatchedFile(path, DraftLoader(TARGET, Noise(VOCABULARY)).load))
 
 
 def settle(drafters: Drafters, now: float, until: Callable[[], bool]) -> None:
@@ -176,7 +176,7 @@ def test_a_request_chooses_among_what_the_deployment_allows(
     write_heads(tmp_path, "v1")
     file = tmp_path / "drafts.json"
     file.write_text(json.dumps({"drafter": deployed, "heads": "."}))
-    drafters = Drafters(load_drafts(file, TARGET, Noise(VOCABULARY)))
+    drafters = Drafters(DraftLoader(TARGET, Noise(VOCABULARY)).load(file))
     assert names(drafters, wanted) == found
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from turbo_dev.drafting import NoDraft
 from turbo_runtime.drafters.draft import Coupling, Want
-from turbo_runtime.drafters.drafters import Drafters, InUse
+from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape
 from turbo_runtime.engine.loop import Engine

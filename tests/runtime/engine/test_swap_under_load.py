@@ -14,9 +14,10 @@ import torch
 
 from turbo_dev.fitting import say, write
 from turbo_runtime.drafters import watch
-from turbo_runtime.drafters.drafters import Drafters, load_drafts
+from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.artefact import Target
 from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.load import DraftLoader
 from turbo_runtime.drafters.watch import WatchedFile
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.request import Submit
@@ -87,7 +88,7 @@ def drafters(
     (tmp_path / "drafts.json").write_text('{"heads": "good"}')
     monkeypatch.setattr(watch, "LOOK_SECONDS", 0.0)
     noise = make_engine().noise
-    file = WatchedFile(tmp_path / "drafts.json", lambda path: load_drafts(path, target, noise))
+    file = WatchedFile(tmp_path / "drafts.json", DraftLoader(target, noise).load)
     yield Drafters(file.wait(time.monotonic()), file=file)
     file.close()
 

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from turbo_runtime.contract import RuntimeConfig, StepTime
 from turbo_runtime.engine.request import (
     Cancel,
+    DraftStats,
     EngineStats,
     Failed,
     Ready,
@@ -188,6 +189,10 @@ class Engine:
             chosen_drafts=(0, 0, 0, 0, self.drafts),
             speedup=1.75,
             draft_version="heads-3",
+            by_draft=(
+                DraftStats("default", "heads-3", self.drafts, self.drafted, self.accepted),
+                DraftStats("latex", "latex-1"),
+            ),
             draft_problem="heads-4 is no folder",
             audits=2,
             audit_mismatches=1,

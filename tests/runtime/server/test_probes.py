@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from turbo_runtime import contract
-from turbo_runtime.engine.request import EngineStats
+from turbo_runtime.engine.request import DraftStats, EngineStats
 from turbo_runtime.server.metrics import Metrics
 
 
@@ -113,7 +113,7 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
     assert seen[(contract.STEP_SECONDS + "_total",)] == 2
     assert seen[(contract.FORWARD_SECONDS + "_total",)] == 1
     assert seen[(contract.SPEEDUP,)] == 1.75
-    assert seen[(contract.DRAFT_INFO, "heads-3")] == 1
+    assert seen[(contract.DRAFT_INFO, "default", "heads-3")] == 1
     assert seen[(contract.AUDITS + "_total",)] == 2
     assert seen[(contract.AUDIT_MISMATCHES + "_total",)] == 1
 
@@ -153,9 +153,29 @@ def test_what_is_not_known_is_no_metric(launch) -> None:
 def test_drafts_without_a_version_are_no_version() -> None:
     metrics = Metrics("m")
     for version in ("heads-3", "heads-4", ""):
-        metrics.follow(EngineStats(draft_version=version))
+        metrics.follow(EngineStats(by_draft=(DraftStats("default", version),)))
         told = re.findall(r'^turbo:draft_info\{.*version="(.*)"\} 1', metrics.page().decode(), re.M)
         assert told == ([version] if version else [])
+
+
+def test_drafts_are_counted_by_name_and_a_name_that_is_dropped_is_told_no_more() -> None:
+    metrics = Metrics("m")
+
+    def told(*drafts: DraftStats) -> list[tuple[str, str, float]]:
+        metrics.follow(EngineStats(by_draft=drafts))
+        found = re.findall(
+            r'^turbo:(\w+)_by_draft_total\{draft="(.*?)".*\} (.*)$', metrics.page().decode(), re.M
+        )
+        return [(name, draft, float(count)) for name, draft, count in found if float(count)]
+
+    default = DraftStats("default", "v1", 2, 9, 5)
+    once = [("drafts", "default", 2.0), ("draft_tokens", "default", 9.0), ("accepted_tokens", "default", 5.0)]
+    assert told(default) == once
+    assert told(default, DraftStats("latex", "v1", 1, 4, 4))[1] == ("drafts", "latex", 1.0)
+    assert told(default) == once
+    assert 'draft="latex"' not in metrics.page().decode()
+    assert told(default, DraftStats("latex", "v1", 0, 0, 0)) == once
+    assert told(default, DraftStats("latex", "v1", 3, 8, 2))[1] == ("drafts", "latex", 3.0)
 
 
 def test_a_problem_of_the_drafts_is_a_metric_until_it_is_mended() -> None:
@@ -173,6 +193,7 @@ def test_version_tells_the_drafts_in_use(launch, connect_to) -> None:
         client.completions.create(model="echo", prompt="abc")
     told = httpx.get(server.url + contract.VERSION_PATH).json()
     assert (told["draft_version"], told["draft_problem"]) == ("heads-3", "heads-4 is no folder")
+    assert told["drafts"] == {"default": "heads-3", "latex": "latex-1"}
 
 
 def test_every_metric_is_documented_and_no_other(server) -> None:
