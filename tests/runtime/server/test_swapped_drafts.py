@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return found
 
 
-def swap(folder: Path, **selection: str) -> None:
+def swap(folder: Path, **selection: object) -> None:
     """Another file in place of the old one, never half of it."""
     scratch = folder / "drafts.new"
     scratch.write_text(json.dumps(selection))
@@ -69,8 +69,15 @@ def url(server: ServerProcess) -> str:
     return server.url
 
 
-def ask(url: str, number: int, *, speculation: bool) -> dict[str, Any]:
+def ask(url: str, number: int, *, speculation: bool, draft: str = "default") -> dict[str, Any]:
     """The same answer whenever it is asked for, of prompts that repeat themselves."""
+    reply = post(url, number, speculation=speculation, draft=draft)
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def post(url: str, number: int, *, speculation: bool, draft: str) -> httpx.Response:
     fields = {
         "model": "tiny",
         "prompt": [5 + number, 6, 7, 8, 9] * (4 + number),
@@ -79,10 +86,8 @@ def ask(url: str, number: int, *, speculation: bool) -> dict[str, Any]:
         "seed": number,
         "speculation": speculation,
     }
-    reply = httpx.post(f"{url}/v1/completions", json=fields, timeout=PATIENCE_SECONDS)
-    assert reply.status_code == 200, reply.text
-    found: dict[str, Any] = reply.json()
-    return found
+    headers = {"X-Turbo-Draft": draft}
+    return httpx.post(f"{url}/v1/completions", json=fields, headers=headers, timeout=PATIENCE_SECONDS)
 
 
 def text(reply: dict[str, Any]) -> str:
@@ -154,3 +159,50 @@ def test_clients_notice_nothing_of_swapped_broken_and_missing_drafts(
         for each in running:
             each.result(PATIENCE_SECONDS)
     assert sum(accepted) > 0
+
+
+def drafts(url: str) -> dict[str, str | None]:
+    """Those that a request can choose, with their versions."""
+    found: dict[str, str | None] = httpx.get(url + contract.VERSION_PATH).json()["drafts"]
+    return found
+
+
+def counted(url: str, draft: str) -> float:
+    """Tokens drafted for requests that have it."""
+    lines = httpx.get(url + contract.METRICS_PATH).text.splitlines()
+    begin = f'{contract.DRAFT_TOKENS_BY_DRAFT}_total{{draft="{draft}"'
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(begin))
+
+
+def test_a_request_chooses_among_drafts_that_change_while_it_is_served(
+    server: ServerProcess, folder: Path, url: str
+) -> None:
+    alone = [text(ask(url, number, speculation=False)) for number in range(CLIENTS)]
+
+    def answer(draft: str) -> None:
+        said = [text(ask(url, number, speculation=True, draft=draft)) for number in range(CLIENTS)]
+        assert said == alone
+
+    swap(folder, heads="v1", named={"latex": "v2", "json": "v1"})
+    until(lambda: drafts(url) == {"default": "v1", "latex": "v2", "json": "v1"})
+    for draft in ("default", "latex", "json"):
+        before = counted(url, draft)
+        answer(draft)
+        assert counted(url, draft) > before
+    refused = post(url, 0, speculation=True, draft="sql")
+    assert refused.status_code == 400
+    assert "one of 'default', 'latex', 'json', or" in refused.json()["error"]["message"]
+
+    swap(folder, heads="v2", named={"latex": "nowhere", "sql": "v1"})
+    until(lambda: drafts(url) == {"default": "v2", "latex": "v2", "sql": "v1"})
+    server.wait_for(r"^drafts stay as they are: the draft latex: \S*nowhere/config.json cannot be read")
+    assert "the draft latex: " in httpx.get(url + contract.VERSION_PATH).json()["draft_problem"]
+    for draft in ("default", "latex", "sql"):
+        answer(draft)
+    assert post(url, 0, speculation=True, draft="json").status_code == 400
+    assert 'draft="json"' not in httpx.get(url + contract.METRICS_PATH).text
+
+    swap(folder, heads="v2")
+    until(lambda: drafts(url) == {"default": "v2"})
+    assert httpx.get(url + contract.VERSION_PATH).json()["draft_problem"] is None
+    answer("default")
