@@ -12,10 +12,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from turbo_dev.fitting import write
 from turbo_runtime.contract import DType, RuntimeConfig
+from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.engine import start
 from turbo_runtime.engine.attention import Rule
 from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
+from turbo_runtime.engine.request import DraftStats
 from turbo_runtime.engine.source import ModelError
 from turbo_runtime.engine.start import choose_device, choose_dtype, size_cache, start_engine
 from turbo_runtime.inspect import inspect_model
@@ -115,6 +119,21 @@ def test_until_the_file_of_drafts_can_be_read_the_option_says_who_drafts(
     )
     assert engine.speculation.drafters.problem
     assert engine.speculation.drafters._in_use.drafter == "suffix"
+
+
+def test_which_drafts_can_be_chosen_is_told_before_the_first_request(
+    config: RuntimeConfig, tmp_path: Path
+) -> None:
+    digest = inspect_model(config.model).digest
+    rows = torch.zeros(SIZES.vocab_size, SIZES.hidden_size)
+    words = torch.arange(20)
+    heads = Heads(rows, rows[words], words, heads=2, markov_rank=4)
+    write(tmp_path / "one", heads, Target(digest, rows, lambda ids: rows[ids]), "latex-1")
+    file = tmp_path / "drafts.json"
+    file.write_text('{"named": {"latex": "one", "json": "none"}}')
+    _, ready = start_engine(replace(config, drafts=str(file), max_draft_tokens=4), time.monotonic())
+    assert ready.stats.by_draft == (DraftStats("default"), DraftStats("latex", "latex-1"))
+    assert ready.stats.draft_problem.startswith("the draft json: ")
 
 
 def test_the_cache_is_as_large_as_memory_and_use_allow(config: RuntimeConfig) -> None:
