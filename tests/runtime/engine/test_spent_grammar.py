@@ -50,7 +50,7 @@ def few_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gram
 class Letters(Drafters):
     """Drafts letters, some of them right by chance."""
 
-    def propose(self, wants: Sequence[Want]) -> list[Draft]:
+    def propose(self, wants: Sequence[Want], _least: float = 0.0, /) -> list[Draft]:
         return [
             Draft(tuple(A + (len(want.tokens) * i // 3 + i) % 2 for i in range(4)), (0.5,) * 4)
             for want in wants
