@@ -101,6 +101,14 @@ class HeldDrafts:
         held = self._held.get((namespace, name))
         return None if held is None else held.value
 
+    def of(self, namespace: str, deployment: str) -> tuple[DraftView, ...]:
+        """The candidates of one TurboDeployment that can be read, oldest first."""
+        views: list[DraftView] = [
+            held.value for (where, _), held in self._held.items() if where == namespace and held.value
+        ]
+        own = [view for view in views if view.deployment == deployment]
+        return tuple(sorted(own, key=lambda view: (view.created, view.name)))
+
 
 def supersedes(meta: Mapping[str, Any], held: Versioned | None) -> bool:
     """Whether an object with this metadata is newer than what is held."""

@@ -159,6 +159,9 @@ class DraftView:
     version: str
     target_digest: str
     gone: bool = False  # it is known from the status alone
+    digest: str = ""  # of its configuration and tensors
+    deployment: str | None = None  # the TurboDeployment whose candidate it is
+    created: float = 0.0  # seconds since the epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,3 +175,5 @@ class Observed:
     model: ModelFacts | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
     draft: DraftView | None = None  # the one that is asked for
+    drafts: tuple[DraftView, ...] = ()  # candidates of this TurboDeployment, oldest first
+    gain: float | None = None  # of what serves over no drafts, measured under load; None: not known

@@ -30,7 +30,14 @@ def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment, now: fl
     ref, draft = td.spec.speculation.draft_ref, None
     if ref is not None:
         draft = cache.drafts.get(key.namespace, ref.name) or _used_before(td)
-    return dataclasses.replace(observed, supply=supply, model=facts, model_error=error, draft=draft)
+    return dataclasses.replace(
+        observed,
+        supply=supply,
+        model=facts,
+        model_error=error,
+        draft=draft,
+        drafts=cache.drafts.of(key.namespace, key.name),
+    )
 
 
 def _used_before(td: TurboDeployment) -> DraftView | None:

@@ -71,6 +71,9 @@ def draft(it: TurboDraft) -> DraftView:
         spec.location.path,
         spec.version,
         spec.target_digest,
+        digest=spec.digest,
+        deployment=spec.deployment,
+        created=epoch(created) if (created := it.metadata.creation_timestamp) else 0.0,
     )
 
 

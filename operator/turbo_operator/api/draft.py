@@ -27,6 +27,7 @@ class Metadata(Record):
     name: str
     namespace: str = "default"
     uid: str = ""
+    creation_timestamp: str | None = None
 
 
 class DraftMethod(StrEnum):
@@ -87,6 +88,8 @@ class TurboDraftSpec(Record):
     """Of its configuration and tensors."""
     target_digest: Annotated[str, Text(253)]
     """Of the model that it was trained for, as status.model.digest of a TurboDeployment has it."""
+    deployment: ObjectName | None = None
+    """The TurboDeployment of the same namespace whose candidate it is. Default: nobody's."""
     domain: Annotated[str, Text(253)] | None = None
     """What it was trained for, in a word."""
     evaluation: Annotated[tuple[DomainEvaluation, ...], Field(max_length=64)] | None = None
