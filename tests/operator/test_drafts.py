@@ -29,7 +29,8 @@ assert SHAPE is not None
 MODEL = "sha256:ab"
 FACTS = ModelFacts(SHAPE, MODEL, None, 270_000_000)
 CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
-DRAFT = DraftView("support", "TurboHeads", "drafts", "chat/support-1", "support-1", MODEL)
+DIGEST = f"sha256:{'0' * 64}"
+DRAFT = DraftView("support", "TurboHeads", "drafts", "chat/support-1", "support-1", MODEL, digest=DIGEST)
 
 
 def td(**speculation: Any) -> TurboDeployment:
@@ -214,7 +215,7 @@ def body(version: int, uid: str = "d", **spec: Any) -> dict[str, Any]:
         "method": "TurboHeads",
         "location": {"claimName": "drafts", "path": "chat/support-1"},
         "version": "support-1",
-        "digest": f"sha256:{'0' * 64}",
+        "digest": DIGEST,
         "targetDigest": MODEL,
     }
     return {

@@ -55,6 +55,7 @@ from turbo_operator.api.names import (
     PLURALS,
     ROLE_INSPECT,
     ROLE_SERVING,
+    ROLE_TRAIN,
     TURBOACCELERATOR,
     TURBODEPLOYMENT,
     TURBODRAFT,
@@ -74,6 +75,7 @@ from turbo_operator.api.names import (
     ReconcilingReason,
     ScalingReason,
     StalledReason,
+    TrainingReason,
     label_value,
 )
 from turbo_operator.api.parsing import InvalidObject, parse, parse_accelerator, parse_draft
@@ -100,9 +102,11 @@ from turbo_operator.api.status import (
     RejectedPlan,
     ScaleEvent,
     ShapeStatus,
+    TrainingStatus,
     TurboDeploymentStatus,
 )
 from turbo_operator.api.template import EnvVar, Resources, Template, Toleration
+from turbo_operator.api.training import Prompts, Training, Trigger
 
 __all__ = [
     "ANNOTATION_APPLIED_HASH",
@@ -123,6 +127,7 @@ __all__ = [
     "PLURALS",
     "ROLE_INSPECT",
     "ROLE_SERVING",
+    "ROLE_TRAIN",
     "TURBOACCELERATOR",
     "TURBODEPLOYMENT",
     "TURBODRAFT",
@@ -170,6 +175,7 @@ __all__ = [
     "PolicyType",
     "Predicted",
     "Pricing",
+    "Prompts",
     "Provenance",
     "Provisioning",
     "RatePolicy",
@@ -191,6 +197,10 @@ __all__ = [
     "Template",
     "TokenSecretRef",
     "Toleration",
+    "Training",
+    "TrainingReason",
+    "TrainingStatus",
+    "Trigger",
     "TurboAccelerator",
     "TurboAcceleratorSpec",
     "TurboAcceleratorStatus",

@@ -213,6 +213,18 @@ class TurboDeploymentSpec(Record):
             "speculation.method",
         ),
         Rule(
+            "!has(self.speculation.training) || !has(self.speculation.training.prompts.captured)"
+            " || has(self.capture)",
+            "write spec.capture, which keeps the prompts, or name others in "
+            "speculation.training.prompts.configMapRef or pvc",
+            lambda it: (
+                it.speculation.training is None
+                or it.speculation.training.prompts.captured is None
+                or it.capture is not None
+            ),
+            "speculation.training.prompts.captured",
+        ),
+        Rule(
             "!has(self.cost) || self.cost.objective == 'Cost' || has(self.cost.maxPerHour)"
             " || has(self.accelerators) && has(self.accelerators.maxTotal)",
             "write cost.maxPerHour or accelerators.maxTotal: without a bound the best plan has no end",

@@ -33,6 +33,7 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_COMPONENT = "app.kubernetes.io/component"
 ROLE_SERVING = "serving"
 ROLE_INSPECT = "inspect"
+ROLE_TRAIN = "train"
 
 ANNOTATION_APPLIED_HASH = f"{GROUP}/applied-hash"
 
@@ -50,6 +51,7 @@ class ConditionType(StrEnum):
     MODEL_INSPECTED = "ModelInspected"
     AVAILABLE = "Available"
     DRAFT_READY = "DraftReady"  # only where a draft is asked for
+    DRAFT_TRAINED = "DraftTrained"  # only where drafts are trained
     WITHIN_BUDGET = "WithinBudget"
     SCALING_ACTIVE = "ScalingActive"
     RECONCILING = "Reconciling"
@@ -154,6 +156,21 @@ class DraftReason(StrEnum):
     NOT_YET_SUPPORTED = "NotYetSupported"
     REFUSED_BY_ENGINE = "RefusedByEngine"  # a pod says what is wrong with it
     DRAFTS_OFF = "DraftsOff"  # the plan is one without speculation
+
+
+class TrainingReason(StrEnum):
+    """How far the training of a draft is."""
+
+    TRAINED = "Trained"  # there is a draft for the model that is served, and none is due
+    TRAINING = "Training"
+    WAITING_FOR_PLAN = "WaitingForPlan"  # the model is not known, or no plan drafts
+    WAITING_FOR_PROMPTS = "WaitingForPrompts"  # too few were captured
+    WAITING_FOR_ACCELERATOR = "WaitingForAccelerator"  # none has room, or the pod waits for a node
+    NO_ACCELERATOR = "NoAccelerator"  # none will do, whatever room there is
+    PRICE_UNKNOWN = "PriceUnknown"  # maxCost is set, and what it is to be spent on has no price
+    OVER_BUDGET = "OverBudget"  # maxCost is spent
+    TRAINING_FAILED = "TrainingFailed"
+    TRAINING_DISABLED = "TrainingDisabled"
 
 
 class BudgetReason(StrEnum):

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from turbo_operator.api.fields import ObjectName, Record, Rule
 from turbo_operator.api.model_uri import ModelURI
+from turbo_operator.api.training import Training
 
 
 class Mode(StrEnum):
@@ -63,6 +64,8 @@ class Speculation(Record):
     the planner."""
     draft_ref: DraftRef | None = None
     """A draft that was trained for the model; another one of the same claim is taken up without a restart."""
+    training: Training | None = None
+    """Drafts that the operator has trained. Default: none are."""
     draft_model: DraftModel | None = None
     """The small model of method DraftModel."""
     placement: DraftPlacement = DraftPlacement.AUTO
@@ -107,6 +110,22 @@ class Speculation(Record):
                 )
             ),
             "draftRef",
+        ),
+        Rule(
+            "!has(self.training) || self.mode != 'Disabled' && !has(self.draftRef) && !has(self.draftModel)"
+            " && self.method in ['Auto', 'TurboHeads']",
+            "leave training out, or write method: Auto without draftRef and draftModel: what is trained are "
+            "TurboHeads, taken into use by the operator",
+            lambda it: (
+                it.training is None
+                or (
+                    it.mode != Mode.DISABLED
+                    and it.draft_ref is None
+                    and it.draft_model is None
+                    and it.method in (Method.AUTO, Method.TURBO_HEADS)
+                )
+            ),
+            "training",
         ),
         Rule(
             "self.method != 'DraftModel' || has(self.draftModel)",

@@ -228,6 +228,37 @@ class DraftStatus(StatusRecord):
     """Of the model that it was trained for."""
 
 
+class TrainingStatus(StatusRecord):
+    """The training that runs, or the last one."""
+
+    number: _Count
+    """Counts trainings; it is in the name of the Job, the folder and the TurboDraft."""
+    work: _Name
+    """Hash of what decides the draft: another one is another training."""
+    spec_hash: _Name
+    """Hash of spec.speculation.training as it was when this one was last begun or ended."""
+    accelerator: _Name | None = None
+    """The TurboAccelerator it runs on."""
+    cost_per_hour: _Name | None = None
+    """Of that, in US dollars; absent where the price is not known."""
+    spent: _Name | None = None
+    """US dollars of the time that its pods ran; counted now and then."""
+    running_since: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """Since when the pod that runs is not counted in spent yet (RFC 3339, UTC)."""
+    progress: _Name | None = None
+    """The stage and how much of it is done, in steps of a tenth, like answers 40 %."""
+    left: _Name | None = None
+    """About how long the stage will take yet, like 5m."""
+    below_since: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """Since when the measured gain is below trigger.gainBelow (RFC 3339, UTC)."""
+    result: _Name | None = None
+    """How it ended: Trained, OverBudget or TrainingFailed; absent until then."""
+    message: _Sentence | None = None
+    """Why it ended badly."""
+    ended: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """When it ended (RFC 3339, UTC)."""
+
+
 class Summary(StatusRecord):
     """What `kubectl get` shows, since a column cannot join two fields."""
 
@@ -258,6 +289,8 @@ class TurboDeploymentStatus(StatusRecord):
     """What runs, or is about to."""
     draft: DraftStatus | None = None
     """The trained draft that is in use, or about to be."""
+    training: TrainingStatus | None = None
+    """The training that runs, or the last one."""
     observed: Live | None = None
     """What is measured and paid now."""
     calibrations: Annotated[tuple[Calibrated, ...], Field(max_length=16)] = ()

@@ -1,0 +1,126 @@
+"""Training of drafts: the part of a TurboDeployment about drafts that the operator has made."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import Field
+
+from turbo_operator.api.fields import Amount, ObjectName, Record, Rule, Text, seconds
+
+_PATH = Text(
+    512,
+    r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*",
+    "write a file or folder below the claim's root, like prompts/support.jsonl, without '..'",
+)
+_HOURS = 8760
+
+
+class DraftsClaim(Record):
+    """A PersistentVolumeClaim that a training writes to and serving pods read."""
+
+    claim_name: ObjectName
+    """Name of the claim, in the same namespace."""
+
+
+class CapturedPrompts(Record):
+    """The prompts that spec.capture keeps; there is nothing to be set."""
+
+
+class PromptsConfigMap(Record):
+    """A ConfigMap of prompts."""
+
+    name: ObjectName
+    """Its name, in the same namespace."""
+    key: Annotated[str, Text(253, r"[-._A-Za-z0-9]+", "write a key of the ConfigMap, like prompts.jsonl")] = (
+        "prompts.jsonl"
+    )
+    """The key that holds JSON lines, one prompt each."""
+
+
+class PromptsClaim(Record):
+    """Prompts on a PersistentVolumeClaim."""
+
+    claim_name: ObjectName
+    """Name of the claim, in the same namespace."""
+    path: Annotated[str, _PATH]
+    """A file of JSON lines, or a folder of such files, below the claim's root."""
+
+
+class Prompts(Record):
+    """What the model is asked, so that a draft learns from its answers."""
+
+    captured: CapturedPrompts | None = None
+    """Prompts of this deployment's own traffic."""
+    config_map_ref: PromptsConfigMap | None = None
+    """Prompts of a ConfigMap."""
+    pvc: PromptsClaim | None = None
+    """Prompts on a claim."""
+
+    rules = (
+        Rule(
+            "(has(self.captured) ? 1 : 0) + (has(self.configMapRef) ? 1 : 0) + (has(self.pvc) ? 1 : 0) == 1",
+            "write exactly one of captured, configMapRef and pvc",
+            lambda it: sum(each is not None for each in (it.captured, it.config_map_ref, it.pvc)) == 1,
+        ),
+    )
+
+
+class Trigger(Record):
+    """When a draft is trained again."""
+
+    gain_below: (
+        Annotated[Decimal, Amount('write a number above 0 as a string, like "1.30"', positive=True)] | None
+    ) = None
+    """Train again once the measured gain of what serves has stayed below this for the window. Default: a
+    draft is trained once for each model."""
+    window: Annotated[
+        str,
+        Text(
+            16,
+            r"\d{1,6}(s|m|h)",
+            "write seconds, minutes or hours, like 24h, at most 8760h",
+            (
+                Rule(
+                    r"!self.matches(r'^\d{1,6}(s|m|h)$') || duration(self) <= duration('8760h')"
+                    " && duration(self) >= duration('1s')",
+                    "write seconds, minutes or hours, like 24h, at least 1s and at most 8760h",
+                    lambda value: 1 <= seconds(value) <= _HOURS * 3600,
+                ),
+            ),
+        ),
+    ] = "24h"
+    """How long the gain must stay below; also how long after a failed training on captured prompts the next
+    one waits."""
+    min_prompts: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 300
+    """Of captured prompts: how many pods must have kept before the first training."""
+
+    @property
+    def window_seconds(self) -> float:
+        """The window in seconds."""
+        return seconds(self.window)
+
+
+class Training(Record):
+    """A draft that the operator has trained by a Job, from the model's own answers."""
+
+    enabled: Annotated[bool, Field(strict=True)] = True
+    """False stops a training that runs and starts none; drafts stay."""
+    pvc: DraftsClaim
+    """Where drafts are kept, in a folder of the deployment's name; with pods on several nodes a claim that
+    several may mount."""
+    prompts: Prompts
+    """What the model is asked."""
+    trigger: Trigger = Field(default_factory=Trigger)
+    """When a draft is trained again."""
+    accelerator: ObjectName | None = None
+    """The TurboAccelerator to train on. Default: the cheapest that fits and has room."""
+    max_cost: (
+        Annotated[Decimal, Amount('write US dollars as a string, like "5.00"', positive=True)] | None
+    ) = None
+    """US dollars of one training at most. Default: no bound."""
+    domain: Annotated[str, Text(253)] | None = None
+    """What the draft is for, in a word. Default: the deployment's name."""
+    answer_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256
+    """Tokens of an answer at most."""
