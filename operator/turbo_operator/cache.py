@@ -14,10 +14,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from turbo_operator.api import LABEL_DEPLOYMENT, TURBOACCELERATOR, TURBODEPLOYMENT
 from turbo_operator.held import Gone, Held, HeldDrafts, is_newer, supersedes
-from turbo_operator.observed import Accelerator, ChildView, LoadSample, Observed, PodView
+from turbo_operator.observed import Accelerator, ChildView, LoadSample, Observed, PodView, TrainPod
 from turbo_operator.ownership import owned_fields
-from turbo_operator.projection import InspectPod, child, inspect_pod, is_inspect_pod, serving_pod
+from turbo_operator.projection import InspectPod, child, pod
+from turbo_operator.training import spelled
 from turbo_runtime.contract import Load
+from turbo_runtime.training_contract import TrainingProgress
 
 _Place = TypeVar("_Place")
 _Value = TypeVar("_Value")
@@ -183,13 +185,15 @@ class Cache:
         key, meta = key_of(body), body["metadata"]
         if key is None or meta["uid"] in self._gone:
             return Seen(key, False)
-        value: PodView | InspectPod = inspect_pod(body) if is_inspect_pod(body) else serving_pod(body)
+        value = pod(body)
         pods = self._pods.setdefault(key, {})
         held = pods.get(meta["name"])
         if not supersedes(meta, held):
             return Seen(key, False)
         if held is not None and held.uid == meta["uid"] and isinstance(value, PodView):
             value = replace(value, load=held.value.load)  # no watch knows it
+        elif held is not None and held.uid == meta["uid"] and isinstance(value, TrainPod):
+            value = replace(value, progress=held.value.progress)
         pods[meta["name"]] = Held(meta["resourceVersion"], meta["uid"], value)
         return Seen(key, held is None or held.value != value)
 
@@ -207,6 +211,15 @@ class Cache:
         self._pods[key][name] = replace(held, value=replace(held.value, load=sample))
         timed = load.step_times is not None and (before is None or before.load.step_times is None)
         return timed or _drafting(load) != (_drafting(before.load) if before else ("", ""))
+
+    def put_progress(self, key: Key, name: str, progress: TrainingProgress) -> bool:
+        """How far a pod has said to be; whether that is another stage, or another tenth of it."""
+        held = self._pods.get(key, {}).get(name)
+        if held is None or not isinstance(held.value, TrainPod):
+            return False
+        before = held.value.progress
+        self._pods[key][name] = replace(held, value=replace(held.value, progress=progress))
+        return before is None or spelled(before) != spelled(progress)
 
     def drop_pod(self, body: Mapping[str, Any]) -> Key | None:
         """A pod is gone."""
@@ -231,6 +244,7 @@ class Cache:
             accelerators=self.accelerators(),
             children=tuple(children[place].view for place in sorted(children)),
             pods=tuple(pod for pod in self._values(key) if isinstance(pod, PodView)),
+            trainings=tuple(pod for pod in self._values(key) if isinstance(pod, TrainPod)),
         )
 
     def answering_pods(self) -> list[tuple[Key, PodView]]:
@@ -240,6 +254,15 @@ class Cache:
             for key in sorted(self._pods)
             for pod in self._values(key)
             if isinstance(pod, PodView) and pod.ip and (pod.ready or (pod.terminating and pod.load))
+        ]
+
+    def training_pods(self) -> list[tuple[Key, TrainPod]]:
+        """Every pod that says how far a training is."""
+        return [
+            (key, pod)
+            for key in sorted(self._pods)
+            for pod in self._values(key)
+            if isinstance(pod, TrainPod) and pod.ip and pod.runs
         ]
 
     def keep_only(
@@ -287,7 +310,7 @@ class Cache:
             _remove(self._children, key, place)
         return {key for key, _ in children}
 
-    def _values(self, key: Key) -> list[PodView | InspectPod]:
+    def _values(self, key: Key) -> list[PodView | InspectPod | TrainPod]:
         pods = self._pods.get(key, {})
         return [pods[name].value for name in sorted(pods)]
 

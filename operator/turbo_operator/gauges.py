@@ -5,14 +5,14 @@ A figure that is not known is absent, never zero; those of a TurboDeployment go 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
-from prometheus_client import Gauge
+from prometheus_client import Counter, Gauge
 
-from turbo_operator.api import CapacityType, Provenance
+from turbo_operator.api import CapacityType, Provenance, TrainingStatus
 from turbo_operator.cache import Key
-from turbo_operator.observed import Observed
+from turbo_operator.observed import Observed, TrainPod
 from turbo_operator.planned import Plan, Predicted
 from turbo_operator.scaler import Scale
 from turbo_operator.status import paid
@@ -48,6 +48,21 @@ TIME_PER_OUTPUT_TOKEN = Gauge(
     "Time per output token that the plan expects, at the target's percentile.",
     _OBJECT,
 )
+TRAINING_PROGRESS = Gauge(
+    "turbo_training_progress",
+    "Share of the stage, by name, that the training of a draft is at.",
+    [*_OBJECT, "stage"],
+)
+TRAINING_SPENT = Gauge(
+    "turbo_training_spent_dollars",
+    "US dollars that the training that runs, or the last one, has cost, counted now and then.",
+    _OBJECT,
+)
+TRAININGS = Counter(
+    "turbo_trainings",
+    "Trainings that ended, by result: Trained, OverBudget, TrainingFailed.",
+    [*_OBJECT, "result"],
+)
 NODE_GPU_HOURLY_COST = Gauge(
     "node_gpu_hourly_cost",
     "US dollars per hour of one accelerator of this node, on demand, as its TurboAccelerator says.",
@@ -55,7 +70,8 @@ NODE_GPU_HOURLY_COST = Gauge(
 )
 
 _BY_LOAD = (COST_PER_HOUR, COST_PER_MILLION_TOKENS, TOKENS_PER_SECOND)
-_BY_OBJECT = (DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN)
+_BY_OBJECT = (DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, TRAINING_SPENT)
+_stages: dict[Key, set[str]] = {}  # that a gauge is set for
 
 
 def show(key: Key, observed: Observed, plan: Plan | None, scale: Scale, now: float) -> None:
@@ -77,8 +93,31 @@ def show(key: Key, observed: Observed, plan: Plan | None, scale: Scale, now: flo
         _set(gauge, (key.namespace, key.name) if load is None else (key.namespace, key.name, load), value)
 
 
+def show_training(
+    key: Key, old: TrainingStatus | None, new: TrainingStatus | None, pods: Sequence[TrainPod]
+) -> None:
+    """Set how far a training is and what it has cost, and count one that has ended since `old`."""
+    place = (key.namespace, key.name)
+    told = next((pod.progress for pod in pods if pod.runs and pod.progress), None)
+    stage = "" if told is None else told.stage[:40]
+    for before in _stages.pop(key, set()) - {stage}:
+        _set(TRAINING_PROGRESS, (*place, before), None)
+    if told is not None:
+        _stages[key] = {stage}
+        _set(TRAINING_PROGRESS, (*place, stage), told.done / told.total if told.total > 0 else 0.0)
+    _set(TRAINING_SPENT, place, float(new.spent) if new is not None and new.spent else None)
+    if (
+        new is not None
+        and new.result
+        and (old is None or (old.number, old.result) != (new.number, new.result))
+    ):
+        TRAININGS.labels(*place, new.result).inc()
+
+
 def forget(key: Key) -> None:
     """The TurboDeployment is gone, or cannot be read: nothing is known of it."""
+    for stage in _stages.pop(key, set()):
+        _set(TRAINING_PROGRESS, (key.namespace, key.name, stage), None)
     for gauge in _BY_LOAD:
         for load in (PLANNED, PRESENT):
             _set(gauge, (key.namespace, key.name, load), None)

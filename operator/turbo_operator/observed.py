@@ -13,6 +13,7 @@ from typing import Any
 
 from turbo_operator.api.names import CapacityType, Provisioning
 from turbo_runtime.contract import Load, ModelFacts
+from turbo_runtime.training_contract import TrainingProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ class ChildView:
     failed: bool = False  # Jobs
     complete: bool = False  # Jobs
     message: str | None = None  # ReplicaFailure or Job failure, as Kubernetes says it
+    reason: str | None = None  # of a Job that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +167,41 @@ class DraftView:
 
 
 @dataclass(frozen=True, slots=True)
+class TrainPod:
+    """A pod that trains a draft."""
+
+    name: str
+    job: str
+    phase: str
+    ip: str | None = None
+    exit_code: int | None = None  # None: it has not ended
+    reason: str | None = None  # what holds it up or ended it, as Kubernetes says it
+    message: str | None = None  # what its container left, or what Kubernetes says of the reason
+    started: float | None = None  # when its container began and ended, in seconds since the epoch
+    ended: float | None = None
+    terminating: bool = False
+    accelerator: str | None = None  # as of a serving pod
+    accelerators: int = 1
+    capacity_type: str = CapacityType.ON_DEMAND
+    progress: TrainingProgress | None = None  # the latest that was read
+
+    @property
+    def runs(self) -> bool:
+        """Whether its container runs."""
+        return self.phase == "Running" and self.exit_code is None
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything one reconcile looks at, read once from the cache; no API call is made to build it."""
 
     accelerators: Mapping[str, Accelerator]
     supply: Mapping[str, Supply] | None = None  # by accelerator; None: not known, nothing is held against it
+    # The same for what takes nobody's place; None where no draft is trained.
+    free: Mapping[str, Supply] | None = None
     children: tuple[ChildView, ...] = ()
     pods: tuple[PodView, ...] = ()
+    trainings: tuple[TrainPod, ...] = ()  # pods that train a draft
     model: ModelFacts | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
     draft: DraftView | None = None  # the one that is asked for

@@ -27,12 +27,16 @@ def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment, now: fl
     for name, until in exhausted(td, observed.pods, now).items():
         if name in supply:
             supply[name] = dataclasses.replace(supply[name], exhausted_until=until)
+    free = None
+    if td.spec.speculation.training is not None:  # what serves is no room for it
+        free = supply_of(ledger.stock, Owner(key.namespace, ""), td.spec.template)
     ref, draft = td.spec.speculation.draft_ref, None
     if ref is not None:
         draft = cache.drafts.get(key.namespace, ref.name) or _used_before(td)
     return dataclasses.replace(
         observed,
         supply=supply,
+        free=free,
         model=facts,
         model_error=error,
         draft=draft,

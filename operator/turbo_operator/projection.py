@@ -18,11 +18,12 @@ from turbo_operator.api import (
     LABEL_PLAN_HASH,
     LABEL_ROLE,
     ROLE_INSPECT,
+    ROLE_TRAIN,
     CapacityType,
     TurboDraft,
     epoch,
 )
-from turbo_operator.observed import ChildView, DraftView, PodView
+from turbo_operator.observed import ChildView, DraftView, PodView, TrainPod
 
 # What a container that is about to run says; no reason for anything.
 _STARTING = {"ContainerCreating", "PodInitializing"}
@@ -43,7 +44,7 @@ def child(body: Mapping[str, Any]) -> ChildView:
     """A child of ours, of any kind."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     kind = body["kind"]
-    failed, message = _failure(kind, status.get("conditions") or ())
+    failed, reason, message = _failure(kind, status.get("conditions") or ())
     return ChildView(
         kind=kind,
         name=meta["name"],
@@ -58,6 +59,7 @@ def child(body: Mapping[str, Any]) -> ChildView:
         failed=failed,
         complete=kind == "Job" and _holds(status, "Complete"),
         message=message,
+        reason=reason if failed else None,
     )
 
 
@@ -84,18 +86,21 @@ def _holds(status: Mapping[str, Any], condition_type: str) -> bool:
     )
 
 
-def _failure(kind: str, conditions: Iterable[Mapping[str, Any]]) -> tuple[bool, str | None]:
-    """Whether a Job failed for good, and the sentence of a Job's or a Deployment's failure."""
+def _failure(kind: str, conditions: Iterable[Mapping[str, Any]]) -> tuple[bool, str | None, str | None]:
+    """Whether a Job failed for good, and reason and sentence of a Job's or a Deployment's failure."""
     wanted = {"Job": "Failed", "Deployment": "ReplicaFailure"}.get(kind)
     for condition in conditions:
         if condition["type"] == wanted and condition["status"] == "True":
-            return kind == "Job", condition.get("message")
-    return False, None
+            return kind == "Job", condition.get("reason"), condition.get("message")
+    return False, None, None
 
 
-def is_inspect_pod(body: Mapping[str, Any]) -> bool:
-    """Whether a pod of ours reads a model instead of serving it."""
-    return (body["metadata"].get("labels") or {}).get(LABEL_ROLE) == ROLE_INSPECT
+def pod(body: Mapping[str, Any]) -> PodView | InspectPod | TrainPod:
+    """A pod of ours, by what it is there for."""
+    role = (body["metadata"].get("labels") or {}).get(LABEL_ROLE)
+    if role == ROLE_INSPECT:
+        return inspect_pod(body)
+    return train_pod(body) if role == ROLE_TRAIN else serving_pod(body)
 
 
 def serving_pod(body: Mapping[str, Any]) -> PodView:
@@ -104,7 +109,6 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
     labels = meta.get("labels") or {}
     ready = _holds(status, "Ready")
     reason, message = (None, None) if ready else _trouble(status)
-    count = labels.get(LABEL_ACCELERATOR_COUNT, "")
     return PodView(
         name=meta["name"],
         plan_hash=labels.get(LABEL_PLAN_HASH, ""),
@@ -117,9 +121,15 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         pending_since=_pending_since(body),
         ready_since=_since(status, "Ready", "True"),
         accelerator=labels.get(LABEL_ACCELERATOR),
-        accelerators=max(1, int(count)) if count.isdecimal() else 1,
+        accelerators=_count(labels),
         capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
     )
+
+
+def _count(labels: Mapping[str, str]) -> int:
+    """Accelerators of a pod, as its label says."""
+    count = labels.get(LABEL_ACCELERATOR_COUNT, "")
+    return max(1, int(count)) if count.isdecimal() else 1
 
 
 def _pending_since(body: Mapping[str, Any]) -> float | None:
@@ -150,14 +160,45 @@ def inspect_pod(body: Mapping[str, Any]) -> InspectPod:
     ]
     succeeded = bool(ended) and all(end.get("exitCode") == 0 for end in ended)
     reason, message = (None, ended[0].get("message")) if succeeded else _trouble(status)
-    owners = [owner["name"] for owner in meta.get("ownerReferences") or () if owner["kind"] == "Job"]
     return InspectPod(
         name=meta["name"],
-        job=owners[0] if owners else "",
+        job=_job(meta),
         succeeded=succeeded,
         reason=reason,
         message=message,
     )
+
+
+def train_pod(body: Mapping[str, Any]) -> TrainPod:
+    """A pod that trains a draft; it has one container."""
+    meta, status = body["metadata"], body.get("status") or {}
+    labels = meta.get("labels") or {}
+    state = next((each.get("state") or {} for each in status.get("containerStatuses") or ()), {})
+    end, phase = state.get("terminated"), status.get("phase", "Pending")
+    exit_code = end.get("exitCode", 1) if end else 1 if phase == "Failed" else None
+    reason, message = (None, end.get("message")) if end and exit_code == 0 else _trouble(status)
+    began = (end or state.get("running") or {}).get("startedAt")
+    return TrainPod(
+        name=meta["name"],
+        job=_job(meta),
+        phase=phase,
+        ip=status.get("podIP"),
+        exit_code=exit_code,
+        reason=reason,
+        message=message,
+        started=epoch(began) if began else None,
+        ended=epoch(stamp) if end and (stamp := end.get("finishedAt")) else None,
+        terminating="deletionTimestamp" in meta,
+        accelerator=labels.get(LABEL_ACCELERATOR),
+        accelerators=_count(labels),
+        capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
+    )
+
+
+def _job(meta: Mapping[str, Any]) -> str:
+    """The Job that made a pod; empty where none did."""
+    owners = [owner["name"] for owner in meta.get("ownerReferences") or () if owner["kind"] == "Job"]
+    return owners[0] if owners else ""
 
 
 def _trouble(status: Mapping[str, Any]) -> tuple[str | None, str | None]:

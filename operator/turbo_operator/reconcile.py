@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_operator import gauges, inspect, metrics, render, rollout, scaler, status
+from turbo_operator import gauges, inspect, metrics, render, rollout, scaler, status, trained, training
 from turbo_operator.api import (
     ANNOTATION_APPLIED_HASH,
     API_VERSION,
@@ -66,6 +66,7 @@ class _Decision:
     calibrations: tuple[Calibrated, ...]  # what pods have told of their speed
     online: Online | None  # what that is known from
     children: tuple[Manifest, ...]
+    step: training.Step  # of the training of a draft
 
 
 class Reconciler:
@@ -80,6 +81,7 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self.plans = Plans(settings.resync_seconds)
+        self._rooms = Plans(settings.resync_seconds)  # for trainings
         self._memories = Memories()
 
     async def reconcile(self, key: Key) -> float | None:
@@ -87,6 +89,7 @@ class Reconciler:
         body = self._cache.deployment(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self.plans.forget(key)
+            self._rooms.forget(key)
             self._memories.forget(key)
             gauges.forget(key)
             return None
@@ -110,15 +113,27 @@ class Reconciler:
         edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
         plan = await self.plans.ask(key, td, observed, edition, now)
+        step = await self._training(key, td, observed, plan, now)
         memory = self._memories.of(key, td.metadata.uid)
         history = memory.history or restored(td.status.scale_history)
-        decision = decide(td, observed, self._settings, now, plan, history, memory.online)
+        decision = decide(td, observed, self._settings, now, plan, history, memory.online, step)
         memory.history, memory.online = decision.scale.history, decision.online
         if await self._announce(key, body, td, observed, decision, now):
             return 0.0
         if await self._bring_about(key, body, td, observed, decision, now):
             return resync  # what was refused waits for a change
         return min(resync, self._next_look(td, observed, now))
+
+    async def _training(
+        self, key: Key, td: TurboDeployment, observed: Observed, plan: Plan | None, now: float
+    ) -> training.Step:
+        """What the training of a draft comes to; only one that is due asks the planner."""
+        step = training.decide(td, observed, plan, None, now)
+        if step.asks is None or observed.model is None:
+            return step
+        question = training.question(td, observed, observed.model.shape, step.asks)
+        answer = await self._rooms.answered(key, question, self.plans.edition(key), now)
+        return training.decide(td, observed, plan, answer, now)
 
     async def _announce(
         self,
@@ -171,7 +186,9 @@ class Reconciler:
         refused: str | None = None
         broken: KubeError | None = None
         try:
-            await self._write_children(key, td, decision.children)
+            await self._write_children(key, td, decision.children, decision.step.keep)
+            if decision.step.made is not None:
+                await trained.publish(self._api, td, decision.step.made)
         except RefusedError as error:  # a matter for the user: shown, and tried again when something changes
             refused = error.message
             log.warning("refused: %s", error.message, extra={"object": str(key)})
@@ -179,13 +196,16 @@ class Reconciler:
             broken = error
         new = _status(td, observed, decision, now, refused)
         gauges.show(key, observed, decision.plan, decision.scale, now)
+        gauges.show_training(key, td.status.training, new.training, observed.trainings)
         await self._write_status(key, body, new)
         if broken is not None:
             raise broken
         return refused is not None
 
-    async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
-        """Apply what is missing or different, in order, then remove what is not wanted.
+    async def _write_children(
+        self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest], keep: str | None
+    ) -> None:
+        """Apply what is missing or different, in order, then remove what is not wanted; the Job `keep` stays.
 
         Raises the first error, and prunes only when everything was applied: what is to go may be all that
         still serves.
@@ -197,7 +217,8 @@ class Reconciler:
         for manifest in wanted:
             if _is_to_be_written(manifest, held.get(_place(manifest)), futile):
                 await self._apply(key, manifest, held.get(_place(manifest)), futile)
-        places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, wanted, held)
+        places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, td, wanted, held)
+        places.add(("Job", keep or ""))
         for place, child in held.items():
             if place not in places:
                 await self._api.delete(CHILDREN[place[0]], key.namespace, child.view.name, child.view.uid)
@@ -205,14 +226,18 @@ class Reconciler:
                 log.info("removed", extra={"object": str(key), "kind": place[0], "child": place[1]})
 
     def _stale_jobs(
-        self, key: Key, wanted: Sequence[Manifest], held: Mapping[tuple[str, str], HeldChild]
+        self,
+        key: Key,
+        td: TurboDeployment,
+        wanted: Sequence[Manifest],
+        held: Mapping[tuple[str, str], HeldChild],
     ) -> set[tuple[str, str]]:
-        """Jobs that are removed although one of their name is wanted: the next look makes it anew."""
+        """Inspect Jobs that are removed although one of the name is wanted: the next look makes it anew."""
         pods = self._cache.inspect_pods(key)
         return {
             _place(manifest)
             for manifest in wanted
-            if manifest["kind"] == "Job"
+            if _place(manifest) == ("Job", render.job_name(td))
             and (there := held.get(_place(manifest))) is not None
             and inspect.is_stale(there.view, _hash(manifest), pods)
         }
@@ -279,6 +304,7 @@ def decide(
     plan: Plan | None,
     history: History,
     online: Online | None = None,
+    step: training.Step = status.NO_TRAINING,
 ) -> _Decision:
     """The decision, pure: the same observation at the same time, after the same past: the same children."""
     plan_hash: str | None = None
@@ -297,15 +323,17 @@ def decide(
     )
     variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
     calibrations, online = calibrating.heard(td, observed, online, now)
-    children = tuple(render.children(td, observed, choice, variants, settings))
-    return _Decision(scale, plan, plan_hash, calibrations, online, children)
+    children = tuple(render.children(td, observed, choice, variants, settings, step.begin))
+    return _Decision(scale, plan, plan_hash, calibrations, online, children, step)
 
 
 def _status(
     td: TurboDeployment, observed: Observed, decision: _Decision, now: float, refused: str | None = None
 ) -> TurboDeploymentStatus:
     it = decision
-    return status.compute(td, observed, it.scale, it.plan, it.plan_hash, now, refused, it.calibrations)
+    return status.compute(
+        td, observed, it.scale, it.plan, it.plan_hash, now, refused, it.calibrations, it.step
+    )
 
 
 def restored(events: Sequence[ScaleEvent]) -> History:

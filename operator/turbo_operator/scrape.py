@@ -1,4 +1,5 @@
-"""The only mouth to runtimes: reads the load of every pod that serves, a small document, every few seconds.
+"""The only mouth to runtimes: reads the load of every pod that serves, and how far each is that trains, a
+small document, every few seconds.
 
 A pod that does not answer in time, or answers what is no load, keeps its last load, which grows old: silence
 is never a load of zero.
@@ -10,14 +11,18 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from typing import TypeVar
 
 import aiohttp
 
 from turbo_operator import metrics
 from turbo_operator.api import ScalingPolicy
 from turbo_operator.cache import Cache, Key
-from turbo_operator.observed import PodView
+from turbo_operator.observed import PodView, TrainPod
 from turbo_runtime.contract import LOAD_PATH, PORT, Load
+from turbo_runtime.training_contract import PROGRESS_PATH, TrainingProgress
+
+_Document = TypeVar("_Document")
 
 NUM_CONNECTIONS = 64  # pods asked at the same time
 MAX_BYTES = 64 * 1024  # of an answer; a load has a few hundred
@@ -59,9 +64,17 @@ class Scraper:
                 await asyncio.sleep(self._period)
 
     async def scrape(self, session: aiohttp.ClientSession) -> None:
-        """Ask every pod that serves once."""
-        pods = self._cache.answering_pods()
-        answers = await asyncio.gather(*(self._ask(session, pod) for _, pod in pods))
+        """Ask every pod once."""
+        pods, training = self._cache.answering_pods(), self._cache.training_pods()
+        answers, told = await asyncio.gather(
+            asyncio.gather(*(self._ask(session, pod, LOAD_PATH, Load.from_json) for _, pod in pods)),
+            asyncio.gather(
+                *(self._ask(session, pod, PROGRESS_PATH, TrainingProgress.from_json) for _, pod in training)
+            ),
+        )
+        for (key, trainer), heard in zip(training, told, strict=True):
+            if heard is not None and self._cache.put_progress(key, trainer.name, heard[1]):
+                self._wake(key)
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
         news: set[Key] = set()
         for (key, pod), answer in zip(pods, answers, strict=True):
@@ -80,19 +93,25 @@ class Scraper:
         scaling = (body or {}).get("spec", {}).get("scaling", {})
         return bool(scaling.get("policy") == ScalingPolicy.METRICS)
 
-    async def _ask(self, session: aiohttp.ClientSession, pod: PodView) -> tuple[float, Load] | None:
+    async def _ask(
+        self,
+        session: aiohttp.ClientSession,
+        pod: PodView | TrainPod,
+        path: str,
+        read: Callable[[str], _Document],
+    ) -> tuple[float, _Document] | None:
         """When it answered (epoch seconds), and what."""
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
         try:
-            async with self._turns, session.get(f"http://{host}:{PORT}{LOAD_PATH}") as answer:
+            async with self._turns, session.get(f"http://{host}:{PORT}{path}") as answer:
                 answer.raise_for_status()
-                load = Load.from_json(await _text(answer))
+                document = read(await _text(answer))
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             metrics.SCRAPES.labels("failed").inc()
-            log.debug("load of pod %s is unknown: %r", pod.name, error)
+            log.debug("%s of pod %s is unknown: %r", path, pod.name, error)
             return None
         metrics.SCRAPES.labels("ok").inc()
-        return self._clock(), load
+        return self._clock(), document
 
     def _report(self, loads: dict[Key, list[Load]]) -> None:
         """The sums per TurboDeployment as gauges; one that nobody answers for has none."""

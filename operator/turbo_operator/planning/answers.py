@@ -55,7 +55,10 @@ class Plans:
         """The plan for what was observed in this edition; None while the model is unknown."""
         if observed.model is None:
             return None
-        question = asked(td, observed.model.shape, observed)
+        return await self.answered(key, asked(td, observed.model.shape, observed), edition, now)
+
+    async def answered(self, key: Key, question: Asked, edition: int, now: float) -> Plan:
+        """The plan for a question that was put together in this edition."""
         before = self._answers.get(key)
         if (
             before is not None

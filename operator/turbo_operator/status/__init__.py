@@ -29,8 +29,11 @@ from turbo_operator.render.identity import serving_selector
 from turbo_operator.scaler import Scale
 from turbo_operator.status import conditions, figures
 from turbo_operator.status.conditions import Verdict
+from turbo_operator.training import Step
 
 __all__ = ["compute", "invalid"]
+
+NO_TRAINING = Step()
 
 
 def compute(
@@ -42,15 +45,17 @@ def compute(
     now: float,
     refused: str | None = None,
     calibrations: tuple[Calibrated, ...] = (),
+    step: Step = NO_TRAINING,
 ) -> TurboDeploymentStatus:
     """The whole status. `plan` is None until the model is known, `plan_hash` while no plan is feasible.
 
     `refused` is what the API server said when it took a child of ours not; `calibrations` what pods have told
-    of their speed; `now` is in seconds since the epoch.
+    of their speed; `step` is what one look at the training of drafts has come to; `now` is in seconds since
+    the epoch.
     """
     serving = [pod for pod in observed.pods if conditions.serves(pod)]
     scale = conditions.in_force(td, scale, plan_hash, observed.pods)
-    verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused)
+    verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused, step.told)
     return TurboDeploymentStatus(
         observed_generation=td.metadata.generation,
         url=url(td),
@@ -61,6 +66,7 @@ def compute(
         model=figures.model(observed),
         plan=figures.plan(td.status.plan, plan, plan_hash),
         draft=figures.draft(observed, plan),
+        training=step.state,
         observed=figures.live(td.status.observed, observed, now),
         calibrations=calibrations,
         scale_history=figures.scale_history(td.status, scale, now),

@@ -26,9 +26,10 @@ from turbo_operator.api import (
 from turbo_operator.observed import Observed, PodView
 from turbo_operator.planned import Plan
 from turbo_operator.planner import OFF, money
-from turbo_operator.render import url
+from turbo_operator.render import job_name, url
 from turbo_operator.scaler import Scale
 from turbo_operator.status.paid import ENDED, cost_per_hour, is_there
+from turbo_operator.training import Told
 
 MAX_QUOTED = 500  # characters of another program's message
 
@@ -76,11 +77,12 @@ def verdicts(
     plan: Plan | None,
     plan_hash: str | None,
     refused: str | None,
+    told: Told | None = None,
 ) -> dict[ConditionType, Verdict]:
-    """One verdict for each condition; `scale` is the one in force."""
+    """One verdict for each condition; `scale` is the one in force, `told` what is told of a training."""
     serving = [pod for pod in observed.pods if serves(pod)]
     current = [pod for pod in serving if plan_hash is None or pod.plan_hash == plan_hash]
-    inspected = _inspected(observed)
+    inspected = _inspected(td, observed)
     feasible = _feasible(plan, inspected)
     available = _available(scale, observed, serving, current, feasible, plan_hash)
     ready = _ready(td, scale, current, inspected, feasible, available, observed, plan_hash, refused)
@@ -92,6 +94,7 @@ def verdicts(
         ConditionType.MODEL_INSPECTED: inspected,
         ConditionType.AVAILABLE: available,
         **({} if draft is None else {ConditionType.DRAFT_READY: draft}),
+        **({} if told is None else {ConditionType.DRAFT_TRAINED: _trained(told)}),
         ConditionType.WITHIN_BUDGET: _within_budget(
             observed, td.spec.cost.max_per_hour if td.spec.cost else None
         ),
@@ -122,13 +125,14 @@ def in_force(td: TurboDeployment, scale: Scale, plan_hash: str | None, pods: Seq
     return scale
 
 
-def _inspected(observed: Observed) -> Verdict:
+def _inspected(td: TurboDeployment, observed: Observed) -> Verdict:
     facts = observed.model
     if facts is not None:
         shape = facts.shape
         message = f"{shape.architecture} of {shape.parameters / 1e6:.1f} million parameters, {facts.digest}."
         return Verdict("True", ModelInspectedReason.INSPECTED, message)
-    job = next((child for child in observed.children if child.kind == "Job"), None)
+    name = job_name(td)
+    job = next((child for child in observed.children if (child.kind, child.name) == ("Job", name)), None)
     error = _sentence(observed.model_error or (job.message if job else None))
     if job is not None and (job.failed or (job.complete and error)):
         message = f"The model could not be read. {error or 'The Job left no message.'}"
@@ -282,6 +286,10 @@ def _draft(
     if ready and using == len(ready):
         return Verdict("True", DraftReason.IN_USE, told)
     return Verdict("Unknown", DraftReason.LOADING, told)
+
+
+def _trained(told: Told) -> Verdict:
+    return Verdict(told.status, told.reason, told.message)
 
 
 def _scaling(scale: Scale) -> Verdict:

@@ -19,12 +19,17 @@ def is_there(pod: PodView) -> bool:
 
 
 def cost_per_hour(observed: Observed) -> Decimal | None:
-    """US dollars per hour of the pods that hold accelerators; None where one's price is not known."""
+    """US dollars per hour of the pods that hold accelerators, one that trains included; None where one's
+    price is not known.
+    """
     by_label = {label_value(name): row for name, row in observed.accelerators.items()}
     held = Counter(
         (pod.accelerator, pod.capacity_type, pod.accelerators)
         for pod in observed.pods
         if is_there(pod) and pod.pending_since is None
+    )
+    held.update(
+        (pod.accelerator, pod.capacity_type, pod.accelerators) for pod in observed.trainings if pod.runs
     )
     total = Decimal(0)
     for (name, capacity_type, accelerators), pods in held.items():

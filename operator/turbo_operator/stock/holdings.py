@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator.api import LABEL_ACCELERATOR, LABEL_DEPLOYMENT, quantity
+from turbo_operator.api import LABEL_ACCELERATOR, LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_TRAIN, quantity
 from turbo_operator.stock.supply import Amounts, Holding, Node, Owner, Quota
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,2}")  # 1e3
@@ -47,8 +47,9 @@ def holding(body: Mapping[str, Any]) -> Holding | None:
         return None
     labels = meta.get("labels") or {}
     deployment = labels.get(LABEL_DEPLOYMENT)
+    trains = labels.get(LABEL_ROLE) == ROLE_TRAIN  # no new plan takes its place
     return Holding(
-        owner=Owner(meta["namespace"], deployment) if deployment else None,
+        owner=Owner(meta["namespace"], deployment) if deployment and not trains else None,
         node=spec.get("nodeName") or None,
         requests=_effective(spec, "requests"),
         limits=_effective(spec, "limits"),
