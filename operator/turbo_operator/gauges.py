@@ -106,11 +106,8 @@ def show_training(
         _stages[key] = {stage}
         _set(TRAINING_PROGRESS, (*place, stage), told.done / told.total if told.total > 0 else 0.0)
     _set(TRAINING_SPENT, place, float(new.spent) if new is not None and new.spent else None)
-    if (
-        new is not None
-        and new.result
-        and (old is None or (old.number, old.result) != (new.number, new.result))
-    ):
+    last = None if old is None else (old.number, old.result)
+    if new is not None and new.result and last != (new.number, new.result):
         TRAININGS.labels(*place, new.result).inc()
 
 

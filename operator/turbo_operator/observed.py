@@ -197,13 +197,13 @@ class Observed:
 
     accelerators: Mapping[str, Accelerator]
     supply: Mapping[str, Supply] | None = None  # by accelerator; None: not known, nothing is held against it
-    # The same for what takes nobody's place; None where no draft is trained.
-    free: Mapping[str, Supply] | None = None
     children: tuple[ChildView, ...] = ()
     pods: tuple[PodView, ...] = ()
-    trainings: tuple[TrainPod, ...] = ()  # pods that train a draft
     model: ModelFacts | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
     draft: DraftView | None = None  # the one that is asked for
     drafts: tuple[DraftView, ...] = ()  # candidates of this TurboDeployment, oldest first
     gain: float | None = None  # of what serves over no drafts, measured under load; None: not known
+    trainings: tuple[TrainPod, ...] = ()  # pods that train a draft
+    # `supply` for what takes nobody's place; None where no draft is trained.
+    free: Mapping[str, Supply] | None = None

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from turbo_dev.access import Access
-from turbo_operator import planner, render
-from turbo_operator.api import CapacityType, parse, quantity
+from turbo_operator import planner, render, training
+from turbo_operator.api import CapacityType, TurboDeployment, parse, quantity
 from turbo_operator.catalog import catalogue, shapes
-from turbo_operator.observed import Accelerator, Observed
+from turbo_operator.observed import Accelerator, LoadSample, Observed, PodView
+from turbo_operator.planning.question import answer, plan_of
+from turbo_operator.render.training import training_job
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import ModelFacts
+from turbo_runtime.contract import Load, ModelFacts
 
 SETTINGS = Settings(runtime_image="registry.example/runtime:1")
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
@@ -25,6 +27,41 @@ CPU = Accelerator("cpu", "cpu", Decimal("1.5"), 4 << 30, prices={CapacityType.ON
 
 SPECS: dict[str, dict[str, Any]] = {
     "claim-on-cores": {"model": {"uri": "pvc://models/chat"}, "accelerators": {"allowed": ["cpu"]}},
+    "trained-on-a-configmap": {
+        "model": {"uri": "pvc://models/chat"},
+        "accelerators": {"allowed": ["cpu"]},
+        "speculation": {
+            "training": {
+                "pvc": {"claimName": "drafts"},
+                "prompts": {"configMapRef": {"name": "prompts", "key": "all.jsonl"}},
+                "maxCost": "1.00",
+            }
+        },
+    },
+    "trained-on-traffic": {
+        "model": {"uri": "hf://org/chat", "revision": "main"},
+        "accelerators": {"allowed": ["l4"]},
+        "capture": {"pvc": {"claimName": "kept"}},
+        "speculation": {
+            "training": {
+                "pvc": {"claimName": "drafts"},
+                "prompts": {"captured": {}},
+                "domain": "support",
+                "accelerator": "l40s",
+            }
+        },
+        "template": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+    },
+    "trained-on-its-own-claim": {
+        "model": {"uri": "pvc://models/chat"},
+        "accelerators": {"allowed": ["cpu"]},
+        "speculation": {
+            "training": {
+                "pvc": {"claimName": "both"},
+                "prompts": {"pvc": {"claimName": "both", "path": "prompts/all"}},
+            }
+        },
+    },
     "hub-on-a-device": {
         "model": {"uri": "hf://org/chat", "revision": "main", "tokenSecretRef": {"name": "hub"}},
         "accelerators": {"allowed": ["l4"]},
@@ -49,10 +86,8 @@ SPECS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.cluster
-@pytest.mark.parametrize("name", SPECS)
-def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None:
-    td = parse(
+def parsed(name: str) -> TurboDeployment:
+    return parse(
         {
             "apiVersion": "serving.turbo.dev/v1alpha1",
             "kind": "TurboDeployment",
@@ -60,12 +95,20 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
             "spec": SPECS[name],
         }
     )
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("name", SPECS)
+def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None:
+    td = parsed(name)
     choice = planner.plan(td.spec, FACTS.shape, {**catalogue(), "cpu": CPU}).choice
     assert choice is not None
     variants = [Variant(render.plan_hash(td, choice, FACTS), 1)]
+    observed = seen()
+    begin = begun(td, observed)
     children = [
         *render.children(td, Observed({}), None, (), SETTINGS),
-        *render.children(td, Observed({}, model=FACTS), choice, variants, SETTINGS),
+        *render.children(td, observed, choice, variants, SETTINGS, begin),
     ]
     kinds = {child["kind"] for child in children}
     assert kinds == {"Service", "PodDisruptionBudget", "Job", "ConfigMap", "ControllerRevision", "Deployment"}
@@ -77,6 +120,33 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
             )
         )
         assert_kept(child, kept, child["kind"])
+
+
+def seen() -> Observed:
+    """A model and a pod that has kept prompts enough."""
+    load = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False, captured=300)
+    pod = PodView("p", "v1", "Running", True, None, None, None, load=LoadSample(0.0, load))
+    return Observed({**catalogue(), "cpu": CPU}, model=FACTS, pods=(pod,))
+
+
+def begun(td: TurboDeployment, observed: Observed) -> training.Begin | None:
+    """The training that is due; None where none is asked for."""
+    plan = plan_of(td, FACTS.shape, observed, 0.0)
+    asks = training.decide(td, observed, plan, None, 0.0).asks
+    if asks is None:
+        return None
+    asked = training.question(td, observed, FACTS.shape, asks)
+    begin = training.decide(td, observed, plan, answer(asked, 0.0), 0.0).begin
+    assert begin is not None
+    return begin
+
+
+def training_of(name: str) -> dict[str, Any]:
+    """The spec of the Job that trains."""
+    td = parsed(name)
+    begin = begun(td, seen())
+    assert begin is not None
+    return training_job(td, begin, FACTS, SETTINGS)["spec"]
 
 
 def assert_kept(wanted: Any, kept: Any, path: str) -> None:
@@ -93,3 +163,53 @@ def assert_kept(wanted: Any, kept: Any, path: str) -> None:
         assert quantity(wanted) == quantity(kept), path
     else:
         assert wanted == kept, path
+
+
+def test_a_training_is_told_what_is_served_and_where_prompts_and_drafts_are() -> None:
+    spec = training_of("trained-on-a-configmap")
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["command"] == ["turbo", "distill"]
+    assert container["args"] == [
+        "/models/chat",
+        "--prompts=/prompts/prompts.jsonl",
+        "--out=/drafts/drafts/trained-on-a-configmap/1",
+        "--domain=trained-on-a-configmap",
+        "--max-tokens=256",
+        "--device=cpu",
+        "--dtype=float32",
+        "--threads=1",
+        "--max-model-len=8192",
+        "--progress-port=8000",
+        "--termination-message=/dev/termination-log",
+    ]
+    assert spec["activeDeadlineSeconds"] == 90_000
+    assert pod["restartPolicy"] == "Never"
+    assert pod["securityContext"]["fsGroup"] == 65532
+    role = spec["template"]["metadata"]["labels"]["serving.turbo.dev/role"]
+    assert role == "train"
+    assert role != render_role_of_service()
+
+
+def render_role_of_service() -> str:
+    """What the Service selects."""
+    td = parsed("trained-on-a-configmap")
+    (found,) = (
+        each for each in render.children(td, Observed({}), None, (), SETTINGS) if each["kind"] == "Service"
+    )
+    role: str = found["spec"]["selector"]["serving.turbo.dev/role"]
+    return role
+
+
+def test_speeds_of_another_accelerator_than_the_one_that_serves_are_not_measured() -> None:
+    spec = training_of("trained-on-traffic")
+    (container,) = spec["template"]["spec"]["containers"]
+    assert "--no-gain" in container["args"]
+    assert "--prompts=/prompts/trained-on-traffic" in container["args"]
+    assert "--revision=0123abc" in container["args"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "activeDeadlineSeconds" not in spec
+    assert (
+        "--prompts=/prompts/prompts/all"
+        in training_of("trained-on-its-own-claim")["template"]["spec"]["containers"][0]["args"]
+    )

@@ -26,10 +26,10 @@ from turbo_operator.api import (
 from turbo_operator.observed import Observed, PodView
 from turbo_operator.planned import Plan
 from turbo_operator.planner import OFF, money
-from turbo_operator.render import job_name, url
+from turbo_operator.render import url
 from turbo_operator.scaler import Scale
 from turbo_operator.status.paid import ENDED, cost_per_hour, is_there
-from turbo_operator.training import Told
+from turbo_operator.training import Told, is_training_job
 
 MAX_QUOTED = 500  # characters of another program's message
 
@@ -131,8 +131,8 @@ def _inspected(td: TurboDeployment, observed: Observed) -> Verdict:
         shape = facts.shape
         message = f"{shape.architecture} of {shape.parameters / 1e6:.1f} million parameters, {facts.digest}."
         return Verdict("True", ModelInspectedReason.INSPECTED, message)
-    name = job_name(td)
-    job = next((child for child in observed.children if (child.kind, child.name) == ("Job", name)), None)
+    jobs = [child for child in observed.children if child.kind == "Job"]
+    job = next((child for child in jobs if not is_training_job(td, child.name)), None)
     error = _sentence(observed.model_error or (job.message if job else None))
     if job is not None and (job.failed or (job.complete and error)):
         message = f"The model could not be read. {error or 'The Job left no message.'}"

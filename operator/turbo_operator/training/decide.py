@@ -104,8 +104,8 @@ def _idle(it: _Case) -> Step:
         wanted = training.trigger.min_prompts
         if captured < wanted:
             message = (
-                f"{captured} prompts were captured by the pods that run, and spec.speculation.training.trigger."
-                f"minPrompts asks for {wanted}: wait for traffic, or write less."
+                f"{captured} prompts were captured by the pods that run, and "
+                f"spec.speculation.training.trigger.minPrompts asks for {wanted}: wait, or ask for less."
             )
             return Step(Told("False", TrainingReason.WAITING_FOR_PROMPTS, message), state)
     return _due(it, observed.model.digest, serving)

@@ -1,0 +1,387 @@
+"""Whether a training is due, runs or has ended: from what the cluster holds, and never two at once."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from turbo_operator import training
+from turbo_operator.api import CapacityType, TrainingReason, TrainingStatus, TurboDeployment, parse, rfc3339
+from turbo_operator.catalog import shapes
+from turbo_operator.observed import (
+    Accelerator,
+    ChildView,
+    DraftView,
+    LoadSample,
+    NodeSupply,
+    Observed,
+    PodView,
+    Supply,
+    TrainPod,
+)
+from turbo_operator.planned import Plan
+from turbo_operator.planning import question as planner_question
+from turbo_runtime.contract import Load, ModelFacts
+from turbo_runtime.training_contract import DomainWorth, DraftFacts, MeasuredGain, TrainingProgress
+
+NOW = 1_800_000_000.0
+HOUR = 3600.0
+SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
+assert SHAPE is not None
+FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+CORES = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
+L4 = Accelerator("l4", "nvidia.com/gpu", Decimal(1), 24 << 30, prices={CapacityType.ON_DEMAND: Decimal(1)})
+ROOM = {name: Supply((NodeSupply("n", 4, 4),)) for name in ("cpu", "l4")}
+MADE = DraftFacts(
+    "heads",
+    "chat-1",
+    "sha256:" + "1" * 64,
+    "sha256:ab",
+    "chat",
+    0,
+    (DomainWorth("chat", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),)),),
+)
+LOAD = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False)
+
+
+def td(status: TrainingStatus | None = None, absent: bool = False, **asked: Any) -> TurboDeployment:
+    wanted = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}} | asked
+    spec: dict[str, Any] = {
+        "model": {"uri": "pvc://models/chat"},
+        "accelerators": {"allowed": ["cpu", "l4"]},
+        "capture": {"pvc": {"claimName": "kept"}},
+        "speculation": {} if absent else {"training": wanted},
+    }
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 1},
+            "spec": spec,
+            "status": {} if status is None else {"training": status.dump()},
+        }
+    )
+
+
+def seen(**more: Any) -> Observed:
+    facts = {"supply": ROOM, "free": ROOM, "model": FACTS} | more
+    return Observed({"cpu": CORES, "l4": L4}, **facts)
+
+
+def draft(number: int = 1, created: float = NOW, target: str = "sha256:ab") -> DraftView:
+    name = f"chat-draft-{number}"
+    return DraftView(name, "TurboHeads", "drafts", f"chat/{number}", "v", target, False, "d", "chat", created)
+
+
+def job(number: int = 1, **more: Any) -> ChildView:
+    return ChildView("Job", f"chat-train-{number}", f"uid-{number}", "hash", **more)
+
+
+def pod(name: str = "p", number: int = 1, **more: Any) -> TrainPod:
+    facts = {"phase": "Running", "ip": "10.0.0.9", "started": NOW - 60, "accelerator": "cpu"} | more
+    return TrainPod(name, f"chat-train-{number}", **facts)
+
+
+def look(it: TurboDeployment, observed: Observed, now: float = NOW) -> training.Step:
+    """As the reconcile does: the planner is asked where a step asks."""
+    plan: Plan | None = None
+    if observed.model is not None:
+        plan = planner_question.plan_of(it, observed.model.shape, observed, now)
+    step = training.decide(it, observed, plan, None, now)
+    if step.asks is None or observed.model is None:
+        return step
+    asked = training.question(it, observed, observed.model.shape, step.asks)
+    return training.decide(it, observed, plan, planner_question.answer(asked, now), now)
+
+
+def reason(step: training.Step) -> str:
+    assert step.told is not None
+    assert step.told.message.endswith((".", "!", "?")), step.told.message
+    return str(step.told.reason)
+
+
+def began(**asked: Any) -> TrainingStatus:
+    state = look(td(**asked), seen()).state
+    assert state is not None
+    return state
+
+
+def test_the_first_training_begins_on_the_cheapest_that_has_room() -> None:
+    step = look(td(maxCost="0.08"), seen())
+    assert step.begin is not None
+    assert (step.begin.number, step.begin.choice.accelerator.name) == (1, "cpu")
+    assert step.begin.deadline_seconds == 7200
+    assert step.begin.choice.accelerator == CORES  # all of it, a training's own memory included
+    crowded = seen(free={**ROOM, "cpu": Supply((NodeSupply("n", 4, 0),))})
+    begun = look(td(), crowded).begin
+    assert begun is not None
+    assert begun.choice.accelerator.name == "l4"
+    assert begun.deadline_seconds is None
+
+
+def test_a_named_accelerator_is_taken_whether_it_has_room_or_not() -> None:
+    begun = look(td(accelerator="l4"), seen(free={})).begin
+    assert begun is not None
+    assert begun.choice.accelerator.name == "l4"
+
+
+def test_what_waits_is_named() -> None:
+    assert reason(look(td(), seen(model=None))) == "WaitingForPlan"
+    assert reason(look(td(enabled=False), seen())) == "TrainingDisabled"
+    assert reason(look(td(), seen(free={}))) == "WaitingForAccelerator"
+    assert reason(look(td(accelerator="gone"), seen())) == "NoAccelerator"
+    free = replace(CORES, prices={})
+    unpriced = replace(seen(), accelerators={"cpu": free, "l4": L4})
+    step = look(td(accelerator="cpu", maxCost="1"), unpriced)
+    assert (reason(step), step.begin) == ("PriceUnknown", None)
+    step = look(td(accelerator="cpu"), unpriced)
+    assert step.begin is not None  # without a bound no price is needed
+    assert step.state is not None
+    assert step.state.cost_per_hour is None
+    step = look(td(maxCost="0.0001"), seen())
+    assert (reason(step), step.begin) == ("OverBudget", None)
+    small = {name: replace(row, memory_bytes=1 << 30) for name, row in seen().accelerators.items()}
+    assert reason(look(td(), replace(seen(), accelerators=small))) in ("NoAccelerator", "WaitingForPlan")
+
+
+def test_nothing_is_told_and_no_job_stays_where_no_training_is_asked_for() -> None:
+    step = look(td(began(), absent=True), seen(children=(job(),), trainings=(pod(),)))
+    assert (step.told, step.keep, step.begin, step.made) == (None, None, None, None)
+    assert step.state is not None
+    assert step.state.number == 1  # so that no folder is used twice
+
+
+def test_captured_prompts_are_waited_for() -> None:
+    asked = {"prompts": {"captured": {}}, "trigger": {"minPrompts": 10}}
+
+    def pods(*captured: int) -> tuple[PodView, ...]:
+        return tuple(
+            PodView(f"p{n}", "v1", "Running", True, None, None, None)
+            if count < 0
+            else PodView(
+                *(f"p{n}", "v1", "Running", True, None, None, None),
+                load=LoadSample(NOW, replace(LOAD, captured=count)),
+            )
+            for n, count in enumerate(captured)
+        )
+
+    assert reason(look(td(**asked), seen(pods=pods(4, 5)))) == "WaitingForPrompts"
+    assert look(td(**asked), seen(pods=pods(4, 6, -1))).begin is not None
+
+
+def test_the_job_runs_frozen_whatever_becomes_of_the_spec() -> None:
+    state = began()
+    for changed in (td(state), td(state, answerTokens=64), td(state, accelerator="l4")):
+        step = look(changed, seen(children=(job(),), trainings=(pod(),)))
+        assert (step.keep, step.begin) == ("chat-train-1", None)
+        assert reason(step) == "Training"
+
+
+def test_the_status_is_written_at_a_tenth_of_a_stage_and_counts_what_was_paid() -> None:
+    state = look(td(began()), seen(children=(job(),), trainings=(pod(),))).state
+    assert state is not None
+    assert state.running_since == rfc3339(NOW - 60)
+
+    def at(done: int, state: TrainingStatus, now: float) -> TrainingStatus:
+        progress = TrainingProgress("answers", done, 100, "prompts", 130.0)
+        found = look(td(state), seen(children=(job(),), trainings=(pod(progress=progress),)), now).state
+        assert found is not None
+        return found
+
+    first = at(41, state, NOW + 60)
+    assert (first.progress, first.left) == ("answers 40 %", "3m")
+    assert float(first.spent or 0) == pytest.approx(0.04 * 120 / 3600, abs=2e-6)
+    assert at(49, first, NOW + 600) == first  # nothing that is worth a write
+    second = at(50, first, NOW + 3600)
+    assert second.progress == "answers 50 %"
+    assert float(second.spent or 0) == pytest.approx(0.04 * 3660 / 3600, abs=2e-6)
+    ended = pod(phase="Failed", exit_code=137, ended=NOW + 7200)
+    after = look(td(second), seen(children=(job(),), trainings=(ended,)), NOW + 9000).state
+    assert after is not None
+    assert after.running_since is None
+    assert float(after.spent or 0) == pytest.approx(0.04 * 7260 / 3600, abs=2e-6)
+
+
+def test_a_draft_is_made_of_what_the_pod_told_and_the_job_goes_when_it_is_there() -> None:
+    state = began()
+    done = pod(phase="Succeeded", exit_code=0, message=MADE.to_json(), ended=NOW)
+    step = look(td(state), seen(children=(job(complete=True),), trainings=(done,)))
+    assert step.keep == "chat-train-1"
+    assert step.made == training.Made(1, MADE)
+    step = look(td(step.state), seen(children=(job(complete=True),), trainings=(done,), drafts=(draft(),)))
+    assert (step.keep, step.made, step.begin) == (None, None, None)
+    assert reason(step) == "Trained"
+    assert step.state is not None
+    assert step.state.result == "Trained"
+
+
+def test_a_job_whose_pod_is_gone_before_it_told_is_made_anew_in_the_same_folder() -> None:
+    step = look(td(began()), seen(children=(job(complete=True),)))
+    assert (step.keep, step.begin, step.made) == (None, None, None)
+    begun = look(td(step.state), seen()).begin
+    assert begun is not None
+    assert begun.number == 1
+
+
+def test_a_permanent_error_waits_for_another_spec_and_then_takes_another_folder() -> None:
+    gone = pod(phase="Failed", exit_code=3, message="prompts.jsonl:3: no prompt")
+    step = look(td(began()), seen(children=(job(failed=True, reason="PodFailurePolicy"),), trainings=(gone,)))
+    assert reason(step) == "TrainingFailed"
+    assert step.told is not None
+    assert "prompts.jsonl:3: no prompt" in step.told.message
+    assert step.keep == "chat-train-1"  # until the status has it
+    for _ in range(3):
+        step = look(td(step.state), seen(children=(job(failed=True),)), NOW + 1000 * HOUR)
+        assert (reason(step), step.keep, step.begin) == ("TrainingFailed", None, None)
+    begun = look(td(step.state, answerTokens=64), seen()).begin
+    assert begun is not None
+    assert begun.number == 2
+
+
+def test_a_failure_on_captured_prompts_is_tried_again_after_a_window() -> None:
+    asked = {"prompts": {"captured": {}}, "trigger": {"minPrompts": 1, "window": "2h"}}
+    full = PodView(
+        *("p", "v1", "Running", True, None, None, None), load=LoadSample(NOW, replace(LOAD, captured=9))
+    )
+    state = look(td(**asked), seen(pods=(full,))).state
+    gone = pod(phase="Failed", exit_code=3, message="too few")
+    step = look(td(state, **asked), seen(children=(job(failed=True),), trainings=(gone,), pods=(full,)))
+    assert look(td(step.state, **asked), seen(pods=(full,)), NOW + HOUR).begin is None
+    begun = look(td(step.state, **asked), seen(pods=(full,)), NOW + 2 * HOUR).begin
+    assert begun is not None
+    assert begun.number == 2
+
+
+def test_over_budget_it_waits_and_goes_on_in_its_folder_with_what_a_higher_bound_leaves() -> None:
+    state = look(td(began(maxCost="0.04"), maxCost="0.04"), seen(children=(job(),), trainings=(pod(),))).state
+    late = seen(children=(job(failed=True, reason="DeadlineExceeded"),))
+    step = look(td(state, maxCost="0.04"), late, NOW + HOUR)
+    assert reason(step) == "OverBudget"
+    assert step.told is not None
+    assert "maxCost" in step.told.message
+    assert look(td(step.state, maxCost="0.04"), seen(), NOW + 100 * HOUR).begin is None
+    begun = look(td(step.state, maxCost="0.08"), seen(), NOW + 100 * HOUR).begin
+    assert begun is not None
+    assert begun.number == 1
+    assert begun.deadline_seconds is not None
+    assert 3500 <= begun.deadline_seconds < 3600
+
+
+def test_a_deadline_that_a_pod_only_waited_for_is_no_end() -> None:
+    step = look(
+        td(began(maxCost="0.04"), maxCost="0.04"),
+        seen(children=(job(failed=True, reason="DeadlineExceeded"),)),
+    )
+    assert (reason(step), step.keep) == ("Training", None)
+    begun = look(td(step.state, maxCost="0.04"), seen()).begin
+    assert begun is not None
+    assert (begun.number, begun.deadline_seconds) == (1, 3600)
+
+
+def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None:
+    asked = {"trigger": {"gainBelow": "1.30", "window": "24h"}}
+    done = began(**asked).model_copy(update={"result": "Trained"})
+    there = {"drafts": (draft(created=NOW - HOUR),)}
+
+    def after(hours: float, gain: float | None, state: TrainingStatus | None) -> training.Step:
+        return look(td(state, **asked), seen(**there, gain=gain), NOW + hours * HOUR)
+
+    low = after(0, 1.1, done)
+    assert reason(low) == "Trained"
+    assert low.state is not None
+    assert low.state.below_since == rfc3339(NOW)
+    assert after(23, 1.1, low.state).begin is None
+    assert after(23, None, low.state).state == low.state  # silence is no gain
+    high = after(23, 1.4, low.state).state
+    assert high is not None
+    assert high.below_since is None
+    begun = after(24, 1.1, low.state).begin
+    assert begun is not None
+    assert begun.number == 2
+    newer = seen(drafts=(draft(), draft(2, NOW + 10 * HOUR)), gain=1.1)
+    step = look(td(low.state, **asked), newer, NOW + 25 * HOUR)
+    assert step.begin is None
+    assert step.state is not None
+    assert step.state.below_since == rfc3339(NOW + 25 * HOUR)
+    assert look(td(done), seen(**there, gain=0.9), NOW + 1000 * HOUR).begin is None  # once, without a bound
+
+
+def test_another_model_has_another_draft_under_a_number_of_its_own() -> None:
+    begun = look(td(), seen(drafts=(draft(7, target="sha256:old"),))).begin
+    assert begun is not None
+    assert begun.number == 8
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_named(number: int) -> None:
+    """A cluster of Jobs, pods and drafts that things happen to at random, and an operator that is stopped
+    and started between any two looks: it has nothing but what the cluster holds.
+    """
+    chance = random.Random(number)
+    jobs: dict[int, ChildView] = {}
+    pods: dict[int, TrainPod] = {}
+    drafts: dict[int, DraftView] = {}
+    status: TrainingStatus | None = None
+    asked: dict[str, Any] = {"maxCost": "0.20", "trigger": {"gainBelow": "1.30", "window": "1h"}}
+    now, gain = NOW, 1.5
+    for _ in range(120):
+        it = td(status, **asked)
+        world = seen(
+            children=tuple(jobs.values()),
+            trainings=tuple(pods.values()),
+            drafts=tuple(drafts.values()),
+            gain=gain if drafts else None,
+        )
+        step = look(it, world, now)
+        assert step == look(it, world, now)
+        assert reason(step)
+        if step.begin is not None:
+            assert step.begin.number not in drafts
+            assert step.keep is None
+            jobs[step.begin.number] = job(step.begin.number)
+        for gone in [
+            n for n in jobs if f"chat-train-{n}" != step.keep and (not step.begin or n != step.begin.number)
+        ]:
+            del jobs[gone]
+            pods.pop(gone, None)
+        assert len(jobs) <= 1
+        if step.made is not None and chance.random() < 0.8:
+            drafts[step.made.number] = draft(step.made.number, now)
+        if chance.random() < 0.8:  # else the operator dies before it writes
+            status = step.state
+        now += chance.choice((1.0, 60.0, 600.0))
+        gain = chance.choice((gain, gain, 1.1, 1.5))
+        if chance.random() < 0.05:
+            asked = {
+                **asked,
+                "maxCost": chance.choice(("0.20", "0.40")),
+                "answerTokens": chance.choice((64, 256)),
+            }
+        for n, each in list(jobs.items()):
+            event = chance.random()
+            if each.complete or each.failed:
+                if event < 0.1:
+                    pods.pop(n, None)
+            elif event < 0.3:
+                pods[n] = pod(number=n, started=now)
+            elif event < 0.4:
+                pods.pop(n, None)
+            elif event < 0.5 and n in pods:
+                pods[n] = pod(number=n, phase="Succeeded", exit_code=0, message=MADE.to_json(), ended=now)
+                jobs[n] = replace(each, complete=True)
+            elif event < 0.55 and n in pods:
+                pods[n] = pod(number=n, phase="Failed", exit_code=3, message="no", ended=now)
+                jobs[n] = replace(each, failed=True, reason="PodFailurePolicy")
+            elif event < 0.6:
+                pods.pop(n, None)
+                jobs[n] = replace(each, failed=True, reason="DeadlineExceeded")
+            elif event < 0.63:
+                del jobs[n]
+    assert status is not None
+    assert json.dumps(status.dump())
+    assert TrainingReason(look(td(status, **asked), seen(), now).told.reason)  # type: ignore[union-attr]
