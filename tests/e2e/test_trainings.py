@@ -1,0 +1,162 @@
+"""Training on a real API server with the operator as a process; the test is the kubelet of its pods."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from turbo_operator import resources
+from turbo_runtime.training_contract import DomainWorth, DraftFacts, MeasuredGain
+
+pytestmark = pytest.mark.cluster
+
+JOB = resources.CHILDREN["Job"]
+MODEL = "sha256:" + "0" * 64  # of the facts that the test's kubelet reports
+TRAINING = {
+    "pvc": {"claimName": "drafts"},
+    "prompts": {"configMapRef": {"name": "prompts"}},
+    "maxCost": "5.00",
+}
+MADE = DraftFacts(
+    "heads",
+    "chat-4f21c9aa",
+    "sha256:" + "1" * 64,
+    MODEL,
+    "chat",
+    0,
+    (DomainWorth("prompts", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),)),),
+)
+
+
+def jobs(cluster: Any, namespace: str) -> dict[str, str]:
+    """Uids of the Jobs that train, by name."""
+    found = cluster.api.list(JOB, namespace)
+    return {
+        item["metadata"]["name"]: item["metadata"]["uid"]
+        for item in found
+        if item["metadata"]["labels"]["serving.turbo.dev/role"] == "train"
+    }
+
+
+def running_pod(cluster: Any, namespace: str) -> str:
+    """The pod that trains, once it runs."""
+
+    def runs() -> str | None:
+        for pod in cluster.api.list(resources.POD, namespace):
+            trains = pod["metadata"]["labels"].get("serving.turbo.dev/role") == "train"
+            if trains and pod.get("status", {}).get("phase") == "Running":
+                name: str = pod["metadata"]["name"]
+                return name
+        return None
+
+    name: str = cluster.until(runs, "a pod trains")
+    return name
+
+
+def end(cluster: Any, namespace: str, pod: str, code: int, message: str) -> None:
+    terminated = {
+        "exitCode": code,
+        "message": message,
+        "reason": "Completed" if code == 0 else "Error",
+        "startedAt": "2026-01-01T00:00:00Z",
+        "finishedAt": "2026-01-01T00:10:00Z",
+    }
+    status = {
+        "phase": "Failed" if code else "Succeeded",
+        "conditions": [{"type": kind, "status": "False"} for kind in ("Ready", "ContainersReady")],
+        "containerStatuses": [
+            {
+                "name": "train",
+                "state": {"terminated": terminated},
+                "ready": False,
+                "restartCount": 0,
+                "image": "x",
+                "imageID": "x",
+            }
+        ],
+    }
+    cluster.api.patch(resources.POD, namespace, pod, {"status": status}, "status")
+
+
+def trained(cluster: Any, namespace: str) -> tuple[str, str]:
+    found = cluster.condition(cluster.deployment(namespace), "DraftTrained")
+    return found["status"], found["reason"]
+
+
+def change(cluster: Any, namespace: str, **training: Any) -> None:
+    text = json.dumps({"spec": {"speculation": {"training": training}}})
+    cluster.access.kubectl("patch", "td", "chat", "-n", namespace, "--type=merge", "-p", text)
+
+
+def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment(cluster: Any) -> None:
+    namespace = cluster.namespace("training")
+    operator = cluster.start(namespace)
+    cluster.create_deployment(namespace, speculation={"training": TRAINING})
+    pod = running_pod(cluster, namespace)
+    cluster.until(lambda: trained(cluster, namespace) == ("False", "Training"), "the status says so")
+    before = jobs(cluster, namespace)
+    assert list(before) == ["chat-train-1"]
+    cluster.until_ready(namespace)  # a pod that trains counts for no replica
+
+    operator.kill()
+    end(cluster, namespace, pod, 0, MADE.to_json())
+    cluster.start(namespace)
+    made = cluster.until(
+        lambda: cluster.api.get(resources.TURBODRAFT, namespace, "chat-draft-1"), "there is a TurboDraft"
+    )
+    assert made["spec"] == {
+        "method": "TurboHeads",
+        "location": {"claimName": "drafts", "path": "chat/1"},
+        "version": "chat-4f21c9aa",
+        "digest": MADE.digest,
+        "targetDigest": MODEL,
+        "deployment": "chat",
+        "domain": "chat",
+        "evaluation": [
+            {
+                "domain": "prompts",
+                "acceptanceLength": "2.500",
+                "acceptancePerPosition": ["0.700", "0.500"],
+                "gains": [{"batch": 1, "after": "1.800"}],
+            }
+        ],
+    }
+    assert "ownerReferences" not in made["metadata"]
+    cluster.until(lambda: trained(cluster, namespace) == ("True", "Trained"), "the status says so")
+    cluster.until(lambda: not jobs(cluster, namespace), "the Job is gone")
+    status = cluster.deployment(namespace)["status"]["training"]
+    assert (status["number"], status["result"], status["costPerHour"]) == (1, "Trained", "0.04")
+
+    cluster.access.kubectl("delete", "td", "chat", "-n", namespace, "--timeout=60s")
+    assert cluster.api.get(resources.TURBODRAFT, namespace, "chat-draft-1") is not None
+
+
+def test_one_that_failed_waits_for_a_change_and_one_that_runs_goes_where_it_is_disabled(cluster: Any) -> None:
+    namespace = cluster.namespace("failing")
+    cluster.start(namespace)
+    cluster.create_deployment(namespace, speculation={"training": TRAINING})
+    end(cluster, namespace, running_pod(cluster, namespace), 3, "prompts.jsonl:3: write one object a line")
+    cluster.until(lambda: trained(cluster, namespace) == ("False", "TrainingFailed"), "the status says so")
+    message = cluster.condition(cluster.deployment(namespace), "DraftTrained")["message"]
+    assert "prompts.jsonl:3: write one object a line" in message
+    cluster.until_ready(namespace)
+
+    change(cluster, namespace, answerTokens=64)
+    cluster.until(lambda: list(jobs(cluster, namespace)) == ["chat-train-2"], "another one is trained")
+    running_pod(cluster, namespace)
+    uid = jobs(cluster, namespace)["chat-train-2"]
+    change(cluster, namespace, answerTokens=32)
+    cluster.until(
+        lambda: (
+            cluster.deployment(namespace)["status"]["observedGeneration"]
+            == cluster.deployment(namespace)["metadata"]["generation"]
+        ),
+        "the change was seen",
+    )
+    assert jobs(cluster, namespace) == {"chat-train-2": uid}  # it is frozen
+
+    change(cluster, namespace, enabled=False)
+    cluster.until(lambda: not jobs(cluster, namespace), "the Job is gone")
+    cluster.until(lambda: trained(cluster, namespace) == ("False", "TrainingDisabled"), "the status says so")
