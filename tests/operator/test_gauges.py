@@ -7,12 +7,13 @@ from decimal import Decimal
 from prometheus_client import REGISTRY
 
 from turbo_operator import gauges
-from turbo_operator.api import CapacityType, ScalingReason
+from turbo_operator.api import CapacityType, ScalingReason, TrainingStatus
 from turbo_operator.cache import Key
-from turbo_operator.observed import Accelerator, LoadSample, NodeSupply, Observed, PodView
+from turbo_operator.observed import Accelerator, LoadSample, NodeSupply, Observed, PodView, TrainPod
 from turbo_operator.scaler import History, Scale
 from turbo_operator.stock.supply import Stock
 from turbo_runtime.contract import Load
+from turbo_runtime.training_contract import TrainingProgress
 
 KEY = Key("team", "chat")
 NOW = 1_700_000_000.0
@@ -78,3 +79,32 @@ def test_prices_of_nodes_bear_opencosts_name_and_cores_are_no_gpus() -> None:
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "node": "m"}) == 3.6
     gauges.show_prices(two, Stock(catalogue, supply={"h100": (), "cpu": ()}))
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) is None
+
+
+def test_a_training_is_told_while_it_runs_and_counted_once_when_it_ends() -> None:
+    def ended() -> float:
+        return value("turbo_trainings_total", result="Trained") or 0.0
+
+    begun = TrainingStatus(number=1, work="a", spec_hash="b", spent="0.25")
+    runs = TrainPod("t", "chat-train-1", "Running", progress=TrainingProgress("answers", 1, 4, "prompts"))
+    gauges.show_training(KEY, None, begun, (runs,))
+    assert value("turbo_training_progress", stage="answers") == 0.25
+    assert value("turbo_training_spent_dollars") == 0.25
+    before = ended()
+    done = begun.model_copy(update={"result": "Trained"})
+    gauges.show_training(KEY, begun, done, ())
+    gauges.show_training(KEY, done, done, ())
+    assert ended() == before + 1
+    assert value("turbo_training_progress", stage="answers") is None
+    gauges.forget(KEY)
+    assert value("turbo_training_spent_dollars") is None
+
+
+def test_a_pod_that_trains_is_paid_for_while_it_runs() -> None:
+    trains = TrainPod("t", "chat-train-1", "Running", accelerator="h100")
+    both = Observed({"h100": H100}, pods=(pod("a", 100.0),), trainings=(trains,))
+    gauges.show(KEY, both, None, SCALE, NOW)
+    assert value("turbo_deployment_cost_per_hour", load="present") == 7.2
+    ended = TrainPod("t", "chat-train-1", "Failed", exit_code=1, accelerator="h100")
+    gauges.show(KEY, Observed({"h100": H100}, pods=both.pods, trainings=(ended,)), None, SCALE, NOW)
+    assert value("turbo_deployment_cost_per_hour", load="present") == 3.6

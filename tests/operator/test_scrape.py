@@ -18,6 +18,7 @@ from turbo_operator.cache import Cache, Key
 from turbo_operator.observed import LoadSample
 from turbo_operator.scrape import NUM_CONNECTIONS, Scraper
 from turbo_runtime.contract import LOAD_PATH, PORT, Load, StepTime
+from turbo_runtime.training_contract import PROGRESS_PATH, TrainingProgress
 
 KEY = Key("team", "chat")
 LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)
@@ -42,10 +43,10 @@ def pod(name: str, address: str, ready: bool = True) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def runtime(address: str, answer: Any) -> AsyncIterator[None]:
+async def runtime(address: str, answer: Any, path: str = LOAD_PATH) -> AsyncIterator[None]:
     """A server on the runtime's port of one loopback address."""
     application = web.Application()
-    application.router.add_get(LOAD_PATH, answer)
+    application.router.add_get(path, answer)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, address, PORT).start()
@@ -191,3 +192,34 @@ async def test_the_loop_goes_on_until_it_is_cancelled() -> None:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+async def test_how_far_a_training_is_is_read_and_wakes_at_a_tenth_of_a_stage() -> None:
+    done = 41
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(text=TrainingProgress("answers", done, 100, "prompts").to_json())
+
+    body = pod("trainer", "127.0.0.91", ready=False)
+    body["metadata"]["labels"][f"{GROUP}/role"] = "train"
+    body["status"]["containerStatuses"] = [
+        {"name": "train", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
+    ]
+    cache, woken = Cache(), []
+    cache.put_pod(body)
+    scraper = Scraper(cache, 1.0, 1.0, woken.append, lambda: 7.0)
+    async with runtime("127.0.0.91", answer, PROGRESS_PATH), aiohttp.ClientSession() as session:
+        await scraper.scrape(session)
+        assert woken == [KEY]
+        done = 49
+        await scraper.scrape(session)
+        assert woken == [KEY]
+        done = 50
+        await scraper.scrape(session)
+        assert woken == [KEY, KEY]
+    (seen,) = cache.observe(KEY, "u").trainings
+    assert seen.progress == TrainingProgress("answers", 50, 100, "prompts")
+    assert cache.observe(KEY, "u").pods == ()
+    body["metadata"]["resourceVersion"] = "2"
+    cache.put_pod(body)  # what a watch shows does not know it
+    assert cache.observe(KEY, "u").trainings == (seen,)

@@ -1,0 +1,206 @@
+"""Training on a real node: a draft whose pod was killed again and again has the bits of one left in peace."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbo_dev import images, release, volume
+from turbo_dev.access import Access
+from turbo_dev.cluster import Cluster
+from turbo_dev.model import FILE
+from turbo_dev.shell import CommandError
+from turbo_operator.api import API_VERSION
+from turbo_runtime.contract import PORT
+from turbo_runtime.training_contract import PROGRESS_PATH, TrainingProgress
+
+pytestmark = [pytest.mark.node, pytest.mark.model]
+
+PROMPTS = Path(__file__).parents[2] / "benchmarks" / "data" / "distill" / "support.jsonl"
+NUM_PROMPTS, ANSWER_TOKENS = 30, 24
+CALM, STORMY = "calm", "stormy"
+STAGES = ("start", "model", "answers", "states", "training", "evaluation", "gain")
+PATIENCE = 900.0
+MINE = ("-n", "default")
+
+
+@pytest.fixture(scope="module")
+def node(node_cluster: Cluster) -> Iterator[Cluster]:
+    """The chart, the model, prompts, a claim for drafts and an accelerator that trains."""
+    made = images.build()
+    images.deliver(made, node_cluster)
+    access = node_cluster.access
+    volume.fill(access, node_cluster, made.model.name)
+    release.install(access, made, None)
+    access.apply(*drafts_claim(node_cluster), accelerator("cpu"), accelerator("trainer"), prompts())
+    yield node_cluster
+    for name in (CALM, STORMY):
+        access.kubectl("delete", "td", name, *MINE, "--ignore-not-found", "--timeout=60s")
+    access.kubectl("delete", "turbodrafts", "--all", *MINE, "--timeout=60s")
+    access.kubectl("delete", "turboaccelerator", "trainer", "cpu", "--ignore-not-found", "--timeout=60s")
+    release.uninstall(access)
+
+
+def drafts_claim(cluster: Cluster) -> list[dict[str, Any]]:
+    folder = cluster.directory / "volumes" / "drafts"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chown(folder, 65532, 65532)
+    amount = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": "drafts"},
+            "spec": {
+                **amount,
+                "capacity": {"storage": "1Gi"},
+                "persistentVolumeReclaimPolicy": "Retain",
+                "claimRef": {"namespace": "default", "name": "drafts"},
+                "hostPath": {"path": str(folder), "type": "Directory"},
+            },
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "drafts", "namespace": "default"},
+            "spec": {**amount, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": "drafts"},
+        },
+    ]
+
+
+def accelerator(name: str) -> dict[str, Any]:
+    """Nine tenths of a core: two pods fit on two cores. Of another name than what serves, so no gain is
+    measured."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "TurboAccelerator",
+        "metadata": {"name": name},
+        "spec": {
+            "resourceName": "cpu",
+            "quantity": "900m",
+            "memoryGiB": 6,
+            "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}, "source": "set by the test"},
+        },
+    }
+
+
+def prompts() -> dict[str, Any]:
+    lines = PROMPTS.read_text(encoding="utf-8").splitlines(keepends=True)[:NUM_PROMPTS]
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "prompts", "namespace": "default"},
+        "data": {"prompts.jsonl": "".join(lines)},
+    }
+
+
+def deployment(name: str) -> dict[str, Any]:
+    training = {
+        "pvc": {"claimName": "drafts"},
+        "prompts": {"configMapRef": {"name": "prompts"}},
+        "accelerator": "trainer",
+        "domain": "support",
+        "answerTokens": ANSWER_TOKENS,
+        "maxCost": "1.00",
+    }
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "TurboDeployment",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {
+            "model": {"uri": f"pvc://models/{FILE}", "maxModelLen": 2048},
+            "accelerators": {"allowed": ["cpu"]},
+            "replicas": 0,
+            "speculation": {"training": training},
+        },
+    }
+
+
+def pod_of(access: Access, name: str) -> dict[str, Any] | None:
+    """The pod of `name` that trains and runs."""
+    found = access.get(
+        "pods", *MINE, "-l", f"serving.turbo.dev/deployment={name},serving.turbo.dev/role=train"
+    )
+    for pod in found["items"]:
+        (status,) = pod["status"].get("containerStatuses") or ({},)
+        if "running" in status.get("state", {}) and "deletionTimestamp" not in pod["metadata"]:
+            running: dict[str, Any] = pod
+            return running
+    return None
+
+
+def place(access: Access, pod: dict[str, Any]) -> float:
+    """How far it says to be: the number of its stage, and the share of that; -1 while it says nothing."""
+    name = pod["metadata"]["name"]
+    try:
+        text = access.kubectl(
+            "get", "--raw", f"/api/v1/namespaces/default/pods/{name}:{PORT}/proxy{PROGRESS_PATH}"
+        )
+    except CommandError:  # not listening yet, or over
+        return -1.0
+    progress = TrainingProgress.from_json(text)
+    return STAGES.index(progress.stage) + min(0.999, progress.done / max(1, progress.total))
+
+
+def draft_of(access: Access, name: str) -> dict[str, Any] | None:
+    found = [each for each in access.get("turbodrafts", *MINE)["items"] if each["spec"]["deployment"] == name]
+    return found[0]["spec"] if found else None
+
+
+def until_at(access: Access, name: str, point: float) -> dict[str, Any]:
+    """The pod of `name` that trains, once it is at `point` or beyond."""
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
+        pod = pod_of(access, name)
+        if pod is not None and place(access, pod) >= point:
+            return pod
+        assert draft_of(access, name) is None, f"it was done before {point:.2f} was seen"
+        time.sleep(0.1)
+    raise AssertionError(f"{name} did not come to {point:.2f}: {access.get('td', name, *MINE)['status']}")
+
+
+def kill(cluster: Cluster, pod: dict[str, Any]) -> None:
+    (status,) = pod["status"]["containerStatuses"]
+    container = status["containerID"].removeprefix("containerd://")
+    cluster.ctr("tasks", "kill", "--signal", "SIGKILL", container)
+
+
+def test_a_draft_whose_pod_was_killed_five_times_is_the_one_that_was_left_in_peace(node: Cluster) -> None:
+    seed = random.SystemRandom().randrange(1 << 32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    access = node.access
+    access.apply(deployment(STORMY), deployment(CALM))
+
+    points = [
+        2 + chance.uniform(0.05, 0.45),  # among the answers
+        0 + chance.uniform(0.0, 1.0),  # while the model loads
+        2 + chance.uniform(0.5, 0.95),
+        3.0,  # hidden states
+        4 + chance.uniform(0.0, 0.3),  # the training proper
+    ]
+    for number, point in enumerate(points, 1):
+        pod = until_at(access, STORMY, point)
+        at = place(access, pod)
+        if number == 3:  # with its Job: the operator makes another one, which waits for nothing
+            access.kubectl("delete", "job", f"{STORMY}-train-1", *MINE, "--timeout=60s")
+        else:
+            kill(node, pod)
+        print(f"killed {pod['metadata']['name']} at {at:.2f}, asked for {point:.2f}")
+
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up and not (draft_of(access, STORMY) and draft_of(access, CALM)):
+        time.sleep(0.5)
+    stormy, calm = draft_of(access, STORMY), draft_of(access, CALM)
+    assert stormy is not None, access.get("td", STORMY, *MINE)["status"]
+    assert calm is not None, access.get("td", CALM, *MINE)["status"]
+    assert stormy["digest"] == calm["digest"]
+    assert stormy["version"] == calm["version"]
+    assert stormy["evaluation"] == calm["evaluation"]
+    assert (stormy["location"]["path"], calm["location"]["path"]) == (f"{STORMY}/1", f"{CALM}/1")
