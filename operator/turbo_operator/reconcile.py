@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_operator import gauges, inspect, metrics, render, rollout, scaler, status, trained, training
@@ -67,6 +67,7 @@ class _Decision:
     online: Online | None  # what that is known from
     children: tuple[Manifest, ...]
     step: training.Step  # of the training of a draft
+    training_job: Manifest | None  # that it begins
 
 
 class Reconciler:
@@ -187,8 +188,7 @@ class Reconciler:
         broken: KubeError | None = None
         try:
             await self._write_children(key, td, decision.children, decision.step.keep)
-            if decision.step.made is not None:
-                await trained.publish(self._api, td, decision.step.made)
+            decision = await self._write_training(key, td, decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again when something changes
             refused = error.message
             log.warning("refused: %s", error.message, extra={"object": str(key)})
@@ -224,6 +224,20 @@ class Reconciler:
                 await self._api.delete(CHILDREN[place[0]], key.namespace, child.view.name, child.view.uid)
                 self._cache.deleted(key, child.view)
                 log.info("removed", extra={"object": str(key), "kind": place[0], "child": place[1]})
+
+    async def _write_training(self, key: Key, td: TurboDeployment, decision: _Decision) -> _Decision:
+        """Make the Job that trains, or the TurboDraft of one that is done; a refusal is in what it returns."""
+        job, made = decision.training_job, decision.step.made
+        try:
+            if job is not None:
+                await self._look_for_strangers(key, td, [job])
+                await self._apply(key, job, None, set())
+            if made is not None:
+                await trained.publish(self._api, td, made)
+        except RefusedError as error:
+            log.warning("refused: %s", error.message, extra={"object": str(key)})
+            return replace(decision, step=decision.step.refused(error.message))
+        return decision
 
     def _stale_jobs(
         self,
@@ -323,8 +337,11 @@ def decide(
     )
     variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
     calibrations, online = calibrating.heard(td, observed, online, now)
-    children = tuple(render.children(td, observed, choice, variants, settings, step.begin))
-    return _Decision(scale, plan, plan_hash, calibrations, online, children, step)
+    children = tuple(render.children(td, observed, choice, variants, settings))
+    job = None
+    if step.begin is not None and observed.model is not None:
+        job = render.training_job(td, step.begin, observed.model, settings)
+    return _Decision(scale, plan, plan_hash, calibrations, online, children, step, job)
 
 
 def _status(

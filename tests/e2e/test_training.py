@@ -23,7 +23,7 @@ from turbo_runtime.training_contract import PROGRESS_PATH, TrainingProgress
 pytestmark = [pytest.mark.node, pytest.mark.model]
 
 PROMPTS = Path(__file__).parents[2] / "benchmarks" / "data" / "distill" / "support.jsonl"
-NUM_PROMPTS, ANSWER_TOKENS = 30, 24
+NUM_PROMPTS, ANSWER_TOKENS = 40, 24  # more than are answered at a time
 CALM, STORMY = "calm", "stormy"
 STAGES = ("start", "model", "answers", "states", "training", "evaluation", "gain")
 PATIENCE = 900.0
@@ -38,12 +38,12 @@ def node(node_cluster: Cluster) -> Iterator[Cluster]:
     access = node_cluster.access
     volume.fill(access, node_cluster, made.model.name)
     release.install(access, made, None)
-    access.apply(*drafts_claim(node_cluster), accelerator("cpu"), accelerator("trainer"), prompts())
+    access.apply(*drafts_claim(node_cluster), accelerator("server"), accelerator("trainer"), prompts())
     yield node_cluster
     for name in (CALM, STORMY):
         access.kubectl("delete", "td", name, *MINE, "--ignore-not-found", "--timeout=60s")
     access.kubectl("delete", "turbodrafts", "--all", *MINE, "--timeout=60s")
-    access.kubectl("delete", "turboaccelerator", "trainer", "cpu", "--ignore-not-found", "--timeout=60s")
+    access.kubectl("delete", "turboaccelerator", "trainer", "server", "--ignore-not-found", "--timeout=60s")
     release.uninstall(access)
 
 
@@ -115,7 +115,7 @@ def deployment(name: str) -> dict[str, Any]:
         "metadata": {"name": name, "namespace": "default"},
         "spec": {
             "model": {"uri": f"pvc://models/{FILE}", "maxModelLen": 2048},
-            "accelerators": {"allowed": ["cpu"]},
+            "accelerators": {"allowed": ["server"]},
             "replicas": 0,
             "speculation": {"training": training},
         },

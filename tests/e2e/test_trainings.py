@@ -160,3 +160,29 @@ def test_one_that_failed_waits_for_a_change_and_one_that_runs_goes_where_it_is_d
     change(cluster, namespace, enabled=False)
     cluster.until(lambda: not jobs(cluster, namespace), "the Job is gone")
     cluster.until(lambda: trained(cluster, namespace) == ("False", "TrainingDisabled"), "the status says so")
+
+
+def test_a_draft_of_somebody_elses_under_its_name_is_left_alone_and_serving_goes_on(cluster: Any) -> None:
+    namespace = cluster.namespace("stranger")
+    cluster.start(namespace)
+    cluster.create_deployment(namespace, speculation={"training": TRAINING})
+    pod = running_pod(cluster, namespace)
+    mine = {
+        "apiVersion": "serving.turbo.dev/v1alpha1",
+        "kind": "TurboDraft",
+        "metadata": {"name": "chat-draft-1", "namespace": namespace},
+        "spec": {
+            "method": "TurboHeads",
+            "location": {"claimName": "mine", "path": "mine"},
+            "version": "mine",
+            "digest": MODEL,
+            "targetDigest": MODEL,
+        },
+    }
+    cluster.access.apply(mine)
+    end(cluster, namespace, pod, 0, MADE.to_json())
+    cluster.until(lambda: trained(cluster, namespace) == ("False", "Refused"), "the status says so")
+    assert cluster.api.get(resources.TURBODRAFT, namespace, "chat-draft-1")["spec"] == mine["spec"]
+    cluster.until_ready(namespace)
+    cluster.access.kubectl("delete", "turbodraft", "chat-draft-1", "-n", namespace)
+    cluster.until(lambda: trained(cluster, namespace) == ("True", "Trained"), "it is made then")

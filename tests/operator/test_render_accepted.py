@@ -14,7 +14,6 @@ from turbo_operator.api import CapacityType, TurboDeployment, parse, quantity
 from turbo_operator.catalog import catalogue, shapes
 from turbo_operator.observed import Accelerator, LoadSample, Observed, PodView
 from turbo_operator.planning.question import answer, plan_of
-from turbo_operator.render.training import training_job
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_runtime.contract import Load, ModelFacts
@@ -108,7 +107,8 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
     begin = begun(td, observed)
     children = [
         *render.children(td, Observed({}), None, (), SETTINGS),
-        *render.children(td, observed, choice, variants, SETTINGS, begin),
+        *render.children(td, observed, choice, variants, SETTINGS),
+        *([render.training_job(td, begin, FACTS, SETTINGS)] if begin else []),
     ]
     kinds = {child["kind"] for child in children}
     assert kinds == {"Service", "PodDisruptionBudget", "Job", "ConfigMap", "ControllerRevision", "Deployment"}
@@ -146,7 +146,7 @@ def training_of(name: str) -> dict[str, Any]:
     td = parsed(name)
     begin = begun(td, seen())
     assert begin is not None
-    return training_job(td, begin, FACTS, SETTINGS)["spec"]
+    return render.training_job(td, begin, FACTS, SETTINGS)["spec"]
 
 
 def assert_kept(wanted: Any, kept: Any, path: str) -> None:

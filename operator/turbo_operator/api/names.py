@@ -171,6 +171,7 @@ class TrainingReason(StrEnum):
     OVER_BUDGET = "OverBudget"  # maxCost is spent
     TRAINING_FAILED = "TrainingFailed"
     TRAINING_DISABLED = "TrainingDisabled"
+    REFUSED = "Refused"  # by the API server: its Job or its TurboDraft
 
 
 class BudgetReason(StrEnum):

@@ -31,7 +31,6 @@ from turbo_operator.render.template import plan_hash, pod_template
 from turbo_operator.render.training import training_job
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_operator.training import Begin
 
 __all__ = [
     "FACTS_KEY",
@@ -42,6 +41,7 @@ __all__ = [
     "job_name",
     "plan_hash",
     "source_hash",
+    "training_job",
     "url",
 ]
 
@@ -52,14 +52,12 @@ def children(
     choice: Choice | None,
     variants: Sequence[Variant],
     settings: Settings,
-    begin: Begin | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """All children wanted now, in the order in which they are to be applied.
 
     `choice` is the feasible plan's, and None while there is none; `variants` come from the rollout. A
     ControllerRevision stands before its Deployment: whatever is interrupted between the two goes on from the
-    frozen template. The inspect Job exists only until its answer is kept in the ConfigMap. `begin` is a
-    training whose Job is to be made; one that is there stays as it was rendered.
+    frozen template. The inspect Job exists only until its answer is kept in the ConfigMap.
     """
     wanted: list[dict[str, Any]] = [service(td), pdb(td)]
     if observed.model is None:
@@ -80,8 +78,6 @@ def children(
         if template is not None:  # an old variant whose revision somebody deleted cannot be kept
             wanted.append(revision(td, variant.plan_hash, template))
             wanted.append(deployment(td, variant, template))
-    if begin is not None and observed.model is not None:
-        wanted.append(training_job(td, begin, observed.model, settings))
     return tuple(wanted)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from turbo_operator.api import TrainingReason, TrainingStatus
@@ -47,3 +47,8 @@ class Step:
     begin: Begin | None = None
     keep: str | None = None  # the Job that stays; every other one that trains goes
     made: Made | None = None
+
+    def refused(self, message: str) -> Step:
+        """The same where the API server did not take the Job or the TurboDraft: serving goes on."""
+        told = Told("False", TrainingReason.REFUSED, f"The API server refused: {message}")
+        return replace(self, told=told)

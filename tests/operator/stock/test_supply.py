@@ -271,6 +271,17 @@ def test_amounts_of_the_whole_pod_go_before_those_of_its_containers() -> None:
     assert held.requests == {"cpu": 4000, "memory": 1024 * 1000}
 
 
+def test_a_pod_that_trains_is_nobodys_so_that_no_plan_takes_its_place() -> None:
+    for role, owner in (("serving", MINE), ("train", None)):
+        body = raw_pod(containers=[container(cpu="1")])
+        labels = {"serving.turbo.dev/deployment": MINE.name, "serving.turbo.dev/role": role}
+        body["metadata"] = {**body["metadata"], "namespace": MINE.namespace, "labels": labels}
+        held = holdings.holding(body)
+        assert held is not None
+        assert held.owner == owner
+        assert held.requests == {"cpu": 1000}
+
+
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
 def test_a_pod_that_has_ended_holds_nothing(phase: str) -> None:
     assert holdings.holding(raw_pod(containers=[]) | {"status": {"phase": phase}}) is None
