@@ -107,7 +107,7 @@ def show_training(
         _set(TRAINING_PROGRESS, (*place, stage), told.done / told.total if told.total > 0 else 0.0)
     _set(TRAINING_SPENT, place, float(new.spent) if new is not None and new.spent else None)
     last = None if old is None else (old.number, old.result)
-    if new is not None and new.result and last != (new.number, new.result):
+    if new is not None and new.work and new.result and last != (new.number, new.result):
         TRAININGS.labels(*place, new.result).inc()
 
 

@@ -226,7 +226,7 @@ class Reconciler:
                 log.info("removed", extra={"object": str(key), "kind": place[0], "child": place[1]})
 
     async def _write_training(self, key: Key, td: TurboDeployment, decision: _Decision) -> _Decision:
-        """Make the Job that trains, or the TurboDraft of one that is done; what it returns tells a refusal."""
+        """Make the Job that trains, or the TurboDraft of one that is done; what it returns tells refusals."""
         job, made = decision.training_job, decision.step.made
         try:
             if job is not None:

@@ -178,21 +178,22 @@ def test_a_draft_whose_pod_was_killed_five_times_is_the_one_that_was_left_in_pea
     access = node.access
     access.apply(deployment(STORMY), deployment(CALM))
 
-    points = [
-        2 + chance.uniform(0.05, 0.45),  # among the answers
-        0 + chance.uniform(0.0, 1.0),  # while the model loads
-        2 + chance.uniform(0.5, 0.95),
-        3.0,  # hidden states
-        4 + chance.uniform(0.0, 0.3),  # the training proper
+    points = [  # and seconds after
+        (2.0, chance.uniform(0.0, 6.0)),  # among the answers
+        (0.0, chance.uniform(0.0, 30.0)),  # while the model loads
+        (2.0, chance.uniform(0.0, 6.0)),
+        (3.0, chance.uniform(0.0, 2.0)),  # hidden states
+        (4.0 + chance.uniform(0.0, 0.3), 0.0),  # the training proper
     ]
-    for number, point in enumerate(points, 1):
+    for number, (point, seconds) in enumerate(points, 1):
         pod = until_at(access, STORMY, point)
+        time.sleep(seconds)
         at = place(access, pod)
         if number == 3:  # with its Job: the operator makes another one, which waits for nothing
             access.kubectl("delete", "job", f"{STORMY}-train-1", *MINE, "--timeout=60s")
         else:
             kill(node, pod)
-        print(f"killed {pod['metadata']['name']} at {at:.2f}, asked for {point:.2f}")
+        print(f"killed {pod['metadata']['name']} at {at:.2f}, {seconds:.1f} s after {point:.2f}")
 
     give_up = time.monotonic() + PATIENCE
     while time.monotonic() < give_up and not (draft_of(access, STORMY) and draft_of(access, CALM)):

@@ -90,6 +90,8 @@ def _idle(it: _Case) -> Step:
         if draft.target_digest == observed.model.digest and draft.method == DraftMethod.TURBO_HEADS
     ]
     since = _below_since(it, fitting)
+    if state is None and since is not None:  # somebody else's candidate, whose gain is to be remembered
+        state = TrainingStatus(number=0, work="", spec_hash="", result=TrainingReason.TRAINED)
     if state is not None:
         state = state.model_copy(update={"below_since": None if since is None else rfc3339(since)})
     it = replace(it, state=state)

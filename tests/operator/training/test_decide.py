@@ -311,6 +311,16 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
     assert look(td(done), seen(**there, gain=0.9), NOW + 1000 * HOUR).begin is None  # once, without a bound
 
 
+def test_a_candidate_that_somebody_else_has_trained_is_followed_like_our_own() -> None:
+    asked = {"trigger": {"gainBelow": "1.30", "window": "24h"}}
+    theirs = replace(draft(created=NOW - HOUR), name="by-hand")
+    low = look(td(**asked), seen(drafts=(theirs,), gain=1.1))
+    assert (reason(low), low.begin) == ("Trained", None)
+    begun = look(td(low.state, **asked), seen(drafts=(theirs,), gain=1.1), NOW + 24 * HOUR).begin
+    assert begun is not None
+    assert begun.number == 1
+
+
 def test_another_model_has_another_draft_under_a_number_of_its_own() -> None:
     begun = look(td(), seen(drafts=(draft(7, target="sha256:old"),))).begin
     assert begun is not None
