@@ -25,20 +25,26 @@ def fill(access: Access, cluster: Cluster | None, image: str) -> None:
     5 minutes.
     """
     if cluster is not None:
-        folder = cluster.directory / "volumes" / CLAIM
-        folder.mkdir(parents=True, exist_ok=True)
-        os.chown(folder, _USER, _USER)
-        access.apply(_volume(folder))
-        # One after the other: the binder looks for a volume when a claim comes, and then only every 15 s.
-        if access.get("pv", CLAIM)["status"]["phase"] != "Bound":
-            _wait(access, f"pv/{CLAIM}", "jsonpath={.status.phase}=Available")
-        access.apply(_claim(static=True))
-        _wait(access, f"pvc/{CLAIM}", "jsonpath={.status.phase}=Bound")
+        claim(access, cluster, CLAIM)
     else:
-        access.apply(_claim(static=False))
+        access.apply(_claim(CLAIM, static=False))
     job = _job(image)
     access.apply(job)
     _wait(access, f"job/{job['metadata']['name']}", "condition=Complete")
+
+
+def claim(access: Access, cluster: Cluster, name: str) -> Path:
+    """A claim on the embedded cluster, for which pods of our images write to the folder that is returned."""
+    folder = cluster.directory / "volumes" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chown(folder, _USER, _USER)
+    access.apply(_volume(name, folder))
+    # One after the other: the binder looks for a volume when a claim comes, and then only every 15 s.
+    if access.get("pv", name)["status"]["phase"] != "Bound":
+        _wait(access, f"pv/{name}", "jsonpath={.status.phase}=Available")
+    access.apply(_claim(name, static=True))
+    _wait(access, f"pvc/{name}", "jsonpath={.status.phase}=Bound")
+    return folder
 
 
 def remove(access: Access) -> None:
@@ -51,28 +57,28 @@ def _wait(access: Access, what: str, state: str) -> None:
     access.kubectl("wait", what, "-n", NAMESPACE, f"--for={state}", "--timeout=300s", timeout=320)
 
 
-def _volume(folder: Path) -> dict[str, Any]:
+def _volume(name: str, folder: Path) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
-        "metadata": {"name": CLAIM},
+        "metadata": {"name": name},
         "spec": {
             "capacity": {"storage": _SIZE},
             "accessModes": ["ReadWriteOnce"],
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": "",
-            "claimRef": {"namespace": NAMESPACE, "name": CLAIM},
+            "claimRef": {"namespace": NAMESPACE, "name": name},
             "hostPath": {"path": str(folder), "type": "Directory"},
         },
     }
 
 
-def _claim(static: bool) -> dict[str, Any]:
-    by_hand = {"storageClassName": "", "volumeName": CLAIM} if static else {}
+def _claim(name: str, static: bool) -> dict[str, Any]:
+    by_hand = {"storageClassName": "", "volumeName": name} if static else {}
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": CLAIM, "namespace": NAMESPACE},
+        "metadata": {"name": name, "namespace": NAMESPACE},
         "spec": {
             "accessModes": ["ReadWriteOnce"],
             "resources": {"requests": {"storage": _SIZE}},

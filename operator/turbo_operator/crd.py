@@ -25,9 +25,11 @@ _DEPLOYMENT_COLUMNS = (
     ("Accelerator", ".status.plan.accelerator", 0),
     ("Ready", ".status.summary.ready", 0),
     ("Speculation", ".status.summary.speculation", 0),
+    ("Gain", ".status.observed.gain", 0),
     ("$/1M", ".status.plan.predicted.costPerMillionTokens", 0),
     ("$/h", ".status.plan.predicted.costPerHour", 1),
     ("Plan", ".status.plan.hash", 1),
+    ("Draft", ".status.draft.version", 1),
     ("URL", ".status.url", 1),
     ("Reason", '.status.conditions[?(@.type=="Ready")].reason', 1),
 )

@@ -37,6 +37,11 @@ TOKENS_PER_SECOND = Gauge(
     "Output tokens per second of a TurboDeployment, by load: planned or present.",
     [*_OBJECT, "load"],
 )
+GAIN = Gauge(
+    "turbo_deployment_gain",
+    "Speed of answers over that without drafts, of all pods in the last ten minutes.",
+    _OBJECT,
+)
 DESIRED_REPLICAS = Gauge("turbo_desired_replicas", "Replicas that are wanted now.", _OBJECT)
 TIME_TO_FIRST_TOKEN = Gauge(
     "turbo_deployment_predicted_time_to_first_token_seconds",
@@ -70,7 +75,7 @@ NODE_GPU_HOURLY_COST = Gauge(
 )
 
 _BY_LOAD = (COST_PER_HOUR, COST_PER_MILLION_TOKENS, TOKENS_PER_SECOND)
-_BY_OBJECT = (DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, TRAINING_SPENT)
+_BY_OBJECT = (GAIN, DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, TRAINING_SPENT)
 _stages: dict[Key, set[str]] = {}  # that a gauge is set for
 
 
@@ -85,6 +90,7 @@ def show(key: Key, observed: Observed, plan: Plan | None, scale: Scale, now: flo
         (COST_PER_MILLION_TOKENS, PRESENT): paid.cost_per_million_tokens(cost, rate),
         (TOKENS_PER_SECOND, PLANNED): expected.tokens_per_second,
         (TOKENS_PER_SECOND, PRESENT): rate,
+        (GAIN, None): observed.gain,
         (DESIRED_REPLICAS, None): float(scale.replicas),
         (TIME_TO_FIRST_TOKEN, None): expected.time_to_first_token,
         (TIME_PER_OUTPUT_TOKEN, None): expected.time_per_output_token,

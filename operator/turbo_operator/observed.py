@@ -202,6 +202,7 @@ class Observed:
     model: ModelFacts | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
     draft: DraftView | None = None  # the one that is asked for
+    named: tuple[tuple[str, DraftView | None], ...] = ()  # further ones that requests may choose, by name
     drafts: tuple[DraftView, ...] = ()  # candidates of this TurboDeployment, oldest first
     gain: float | None = None  # of what serves over no drafts, measured under load; None: not known
     trainings: tuple[TrainPod, ...] = ()  # pods that train a draft

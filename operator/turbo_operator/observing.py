@@ -30,18 +30,39 @@ def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment, now: fl
     free = None
     if td.spec.speculation.training is not None:  # what serves is no room for it
         free = supply_of(ledger.stock, Owner(key.namespace, ""), td.spec.template)
-    ref, draft = td.spec.speculation.draft_ref, None
-    if ref is not None:
-        draft = cache.drafts.get(key.namespace, ref.name) or _used_before(td)
     return dataclasses.replace(
         observed,
         supply=supply,
         free=free,
         model=facts,
         model_error=error,
-        draft=draft,
+        draft=_draft(cache, key, td),
+        named=tuple(
+            (each.name, cache.drafts.get(key.namespace, each.draft_ref.name))
+            for each in td.spec.speculation.named_drafts or ()
+        ),
         drafts=cache.drafts.of(key.namespace, key.name),
     )
+
+
+def _draft(cache: Cache, key: Key, td: TurboDeployment) -> DraftView | None:
+    """The draft that pods are to use: the one that is named, else the one that was promoted."""
+    ref, last = td.spec.speculation.draft_ref, td.status.draft
+    if ref is not None:
+        return cache.drafts.get(key.namespace, ref.name) or _used_before(td)
+    if last is None:
+        return None
+    found = cache.drafts.get(key.namespace, last.name)
+    if found is None or found.deployment != key.name:
+        return _used_before(td) if td.spec.speculation.training is not None else None
+    promoted = _used_before(td)
+    changed = promoted is not None and (found.version, found.path, found.claim_name) != (
+        promoted.version,
+        promoted.path,
+        promoted.claim_name,
+    )
+    # one that was changed under its name is a new one, to be tried first
+    return dataclasses.replace(promoted, gone=False) if promoted is not None and changed else found
 
 
 def _used_before(td: TurboDeployment) -> DraftView | None:

@@ -10,38 +10,42 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from turbo_operator import gauges, inspect, metrics, render, rollout, scaler, status, trained, training
+from turbo_operator import (
+    canary,
+    gauges,
+    inspect,
+    metrics,
+    render,
+    status,
+    trained,
+    training,
+)
 from turbo_operator.api import (
     ANNOTATION_APPLIED_HASH,
     API_VERSION,
     TURBODEPLOYMENT,
-    Calibrated,
     ConditionType,
     InvalidObject,
-    ScaleEvent,
     ScalingPolicy,
     TurboDeployment,
     TurboDeploymentStatus,
-    epoch,
     parse,
 )
 from turbo_operator.cache import Cache, HeldChild, Key, controller
+from turbo_operator.decision import Decision, Manifest, decide, restored, status_of
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
 from turbo_operator.observed import Observed
 from turbo_operator.observing import observe
 from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
-from turbo_operator.planner.online import Online
-from turbo_operator.planning import calibrating
 from turbo_operator.planning.answers import Plans
 from turbo_operator.planning.exhaustion import next_look
 from turbo_operator.remembered import Memories
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
-from turbo_operator.scaler import Event, History, Scale
 from turbo_operator.settings import Settings
 from turbo_operator.stock.ledger import Ledger
 
@@ -52,22 +56,6 @@ LIVE_SECONDS = 60.0  # between two looks at what is measured and paid
 IMMUTABLE = frozenset({"ControllerRevision", "Job"})
 
 log = logging.getLogger(__name__)
-
-Manifest = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Decision:
-    """What one look has come to, before anything is written."""
-
-    scale: Scale
-    plan: Plan | None
-    plan_hash: str | None
-    calibrations: tuple[Calibrated, ...]  # what pods have told of their speed
-    online: Online | None  # what that is known from
-    children: tuple[Manifest, ...]
-    step: training.Step  # of the training of a draft
-    training_job: Manifest | None  # that it begins
 
 
 class Reconciler:
@@ -114,26 +102,42 @@ class Reconciler:
         edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
         plan = await self.plans.ask(key, td, observed, edition, now)
-        step = await self._training(key, td, observed, plan, now)
         memory = self._memories.of(key, td.metadata.uid)
+        gains, judgement = canary.look(td, observed, plan.choice if plan else None, memory.gains, now)
+        observed = canary.with_judged(observed, gains, judgement)
+        step = await self._training(key, td, observed, plan, edition, now)
         history = memory.history or restored(td.status.scale_history)
-        decision = decide(td, observed, self._settings, now, plan, history, memory.online, step)
+        decision = decide(
+            td, observed, self._settings, now, plan, history, memory.online, step, gains.trial, judgement
+        )
         memory.history, memory.online = decision.scale.history, decision.online
+        if judgement is not None and judgement.over:
+            # told before pods are changed: who dies in between goes on from there
+            await self._write_status(key, body, status_of(td, observed, decision, now))
+            memory.gains = gains
+            return 0.0
+        memory.gains = gains
         if await self._announce(key, body, td, observed, decision, now):
             return 0.0
         if await self._bring_about(key, body, td, observed, decision, now):
             return resync  # what was refused waits for a change
-        return min(resync, self._next_look(td, observed, now))
+        return min(resync, self._next_look(td, observed, decision, now))
 
     async def _training(
-        self, key: Key, td: TurboDeployment, observed: Observed, plan: Plan | None, now: float
+        self,
+        key: Key,
+        td: TurboDeployment,
+        observed: Observed,
+        plan: Plan | None,
+        edition: int,
+        now: float,
     ) -> training.Step:
         """What the training of a draft comes to; only one that is due asks the planner."""
         step = training.decide(td, observed, plan, None, now)
         if step.asks is None or observed.model is None:
             return step
         question = training.question(td, observed, observed.model.shape, step.asks)
-        answer = await self._rooms.answered(key, question, self.plans.edition(key), now)
+        answer = await self._rooms.answered(key, question, edition, now)
         return training.decide(td, observed, plan, answer, now)
 
     async def _announce(
@@ -142,7 +146,7 @@ class Reconciler:
         body: Mapping[str, Any],
         td: TurboDeployment,
         observed: Observed,
-        decision: _Decision,
+        decision: Decision,
         now: float,
     ) -> bool:
         """Write a new plan to the status before anything is made of it; whether that was to be done.
@@ -156,7 +160,7 @@ class Reconciler:
         if decision.plan_hash in (None, told, memory.announced):
             return False
         memory.announced = decision.plan_hash
-        new = _status(td, observed, decision, now)
+        new = status_of(td, observed, decision, now)
         try:
             await self._write_status(key, body, new)
         except KubeError as error:
@@ -164,13 +168,14 @@ class Reconciler:
             return False
         return True
 
-    def _next_look(self, td: TurboDeployment, observed: Observed, now: float) -> float:
+    def _next_look(self, td: TurboDeployment, observed: Observed, decision: Decision, now: float) -> float:
         """Seconds until something may be different that no event tells of."""
         if observed.model is None:
             return INSPECTING_SECONDS
         waiting = next_look(td, observed.pods, now)
         looks = [LIVE_SECONDS] if waiting is None else [LIVE_SECONDS, waiting]
-        if td.spec.scaling_policy == ScalingPolicy.METRICS:  # loads grow old, and windows pass
+        # loads grow old, and windows pass
+        if td.spec.scaling_policy == ScalingPolicy.METRICS or decision.trial is not None:
             looks.append(self._settings.scrape_seconds)
         return min(looks)
 
@@ -180,7 +185,7 @@ class Reconciler:
         body: Mapping[str, Any],
         td: TurboDeployment,
         observed: Observed,
-        decision: _Decision,
+        decision: Decision,
         now: float,
     ) -> bool:
         """Write what was decided; whether the API server refused a child. Raises what only time can mend."""
@@ -194,7 +199,7 @@ class Reconciler:
             log.warning("refused: %s", error.message, extra={"object": str(key)})
         except KubeError as error:  # a matter of time: the status is written all the same
             broken = error
-        new = _status(td, observed, decision, now, refused)
+        new = status_of(td, observed, decision, now, refused)
         gauges.show(key, observed, decision.plan, decision.scale, now)
         gauges.show_training(key, td.status.training, new.training, observed.trainings)
         await self._write_status(key, body, new)
@@ -225,8 +230,8 @@ class Reconciler:
                 self._cache.deleted(key, child.view)
                 log.info("removed", extra={"object": str(key), "kind": place[0], "child": place[1]})
 
-    async def _write_training(self, key: Key, td: TurboDeployment, decision: _Decision) -> _Decision:
-        """Make the Job that trains, or the TurboDraft of one that is done; what it returns tells refusals."""
+    async def _write_training(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
+        """Make the Job that trains, or the TurboDraft of one that is done; the answer tells a refusal."""
         job, made = decision.training_job, decision.step.made
         try:
             if job is not None:
@@ -308,54 +313,6 @@ class Reconciler:
         if ready is not None:
             said = {"ready": ready.status, "reason": ready.reason, "why": ready.message}
             log.info("status", extra={"object": str(key), **said})
-
-
-def decide(
-    td: TurboDeployment,
-    observed: Observed,
-    settings: Settings,
-    now: float,
-    plan: Plan | None,
-    history: History,
-    online: Online | None = None,
-    step: training.Step = status.NO_TRAINING,
-) -> _Decision:
-    """The decision, pure: the same observation at the same time, after the same past: the same children."""
-    plan_hash: str | None = None
-    choice = plan.choice if plan is not None else None
-    if observed.model is not None and choice is not None:
-        plan_hash = render.plan_hash(td, choice, observed.model, observed.draft)
-    scale = scaler.scale(
-        td.spec,
-        plan,
-        observed.pods,
-        history,
-        now,
-        present=rollout.present_replicas(observed.children),
-        supply=observed.supply.get(choice.accelerator.name) if choice and observed.supply else None,
-        fresh_seconds=scaler.NUM_MISSED * settings.scrape_seconds,
-    )
-    variants = rollout.next_variants(observed.children, plan_hash, scale.replicas)
-    calibrations, online = calibrating.heard(td, observed, online, now)
-    children = tuple(render.children(td, observed, choice, variants, settings))
-    job = None
-    if step.begin is not None and observed.model is not None:
-        job = render.training_job(td, step.begin, observed.model, settings)
-    return _Decision(scale, plan, plan_hash, calibrations, online, children, step, job)
-
-
-def _status(
-    td: TurboDeployment, observed: Observed, decision: _Decision, now: float, refused: str | None = None
-) -> TurboDeploymentStatus:
-    it = decision
-    return status.compute(
-        td, observed, it.scale, it.plan, it.plan_hash, now, refused, it.calibrations, it.step
-    )
-
-
-def restored(events: Sequence[ScaleEvent]) -> History:
-    """What the autoscaler knows after a start: what the status has kept."""
-    return History.restored(Event(epoch(each.time), each.before, each.after, each.reason) for each in events)
 
 
 def _is_to_be_written(manifest: Manifest, held: HeldChild | None, futile: Set[tuple[str, str]]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from turbo_operator.cache import Key
+from turbo_operator.gains import Gains
 from turbo_operator.planner.online import Online
 from turbo_operator.scaler import History
 
@@ -16,6 +17,7 @@ class Remembered:
     uid: str
     history: History | None = None  # of scaling; None before the first look
     online: Online | None = None  # of step times under load
+    gains: Gains = field(default_factory=Gains)
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
     # Uid and hash of children whose apply changed nothing.
     futile: set[tuple[str, str]] = field(default_factory=set)

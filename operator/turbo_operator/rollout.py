@@ -20,8 +20,13 @@ class Variant:
     replicas: int
 
 
-def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: int) -> tuple[Variant, ...]:
+def next_variants(
+    children: Sequence[ChildView], wanted: str | None, replicas: int, canary: str | None = None
+) -> tuple[Variant, ...]:
     """The variants of the next step in the order in which they are to be written.
+
+    `canary` is the hash of a variant that one pod is tried with beside the wanted one, where that has all its
+    replicas: of two or more it gives up one when the canary answers, a single one stays.
 
     `wanted` is the plan hash to serve, or None while there is no feasible plan: then whatever runs keeps
     running. Old variants never grow, are kept only while they answer, and together give up one replica for
@@ -30,6 +35,8 @@ def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: i
     Where no replica is wanted they come first and stand at 0 until the wanted one is there: their pods end
     even if the API server refuses the wanted one, before which nothing is removed.
     """
+    if canary is not None and wanted is not None and replicas:
+        return _with_canary(children, wanted, replicas, canary)
     olds = [
         child
         for child in sorted(children, key=lambda child: (-child.available_replicas, child.name))
@@ -49,6 +56,20 @@ def next_variants(children: Sequence[ChildView], wanted: str | None, replicas: i
     if has_taken_over(children, wanted, replicas):
         return (new,)
     return (new, *others) if replicas else (*others, new)
+
+
+def _with_canary(
+    children: Sequence[ChildView], wanted: str, replicas: int, canary: str
+) -> tuple[Variant, ...]:
+    """As without, then the canary, once nothing else is under way."""
+    others = [child for child in children if child.plan_hash != canary]
+    tried = _available(children, canary)
+    kept = max(1, replicas - tried)
+    steps = next_variants(others, wanted, kept)
+    if len(steps) > 1 or not has_taken_over(children, wanted, kept):
+        there = any(child.kind == "Deployment" and child.plan_hash == canary for child in children)
+        return (*steps, Variant(canary, 1)) if there else steps
+    return (*steps, Variant(canary, 1))
 
 
 def present_replicas(children: Sequence[ChildView]) -> int | None:

@@ -63,7 +63,8 @@ def test_a_draft_that_comes_later_is_taken_up_and_another_one_without_a_rollout(
 
     cluster.access.apply(draft(namespace, "first", "chat/1"))
     cluster.until(
-        lambda: named(cluster, namespace) == {"heads": "/drafts/drafts/chat/1"}, "the draft is named to pods"
+        lambda: named(cluster, namespace) == {"heads": "/drafts/drafts/chat/1", "version": "first"},
+        "the draft is named to pods",
     )
     cluster.until(
         lambda: len(with_it := pods_of(cluster, namespace)) == 1 and with_it != without, "pods mount it"
@@ -78,7 +79,8 @@ def test_a_draft_that_comes_later_is_taken_up_and_another_one_without_a_rollout(
     cluster.access.apply(draft(namespace, "second", "chat/2"))
     ask_for(cluster, namespace, "second")
     cluster.until(
-        lambda: named(cluster, namespace) == {"heads": "/drafts/drafts/chat/2"}, "the other one is named"
+        lambda: named(cluster, namespace) == {"heads": "/drafts/drafts/chat/2", "version": "second"},
+        "the other one is named",
     )
     assert pods_of(cluster, namespace) == with_it
 
@@ -86,7 +88,7 @@ def test_a_draft_that_comes_later_is_taken_up_and_another_one_without_a_rollout(
     cluster.until(
         lambda: ready(cluster, namespace) == ("False", "NotFound"), "the status says that it is not there"
     )
-    assert named(cluster, namespace) == {"heads": "/drafts/drafts/chat/2"}
+    assert named(cluster, namespace) == {"heads": "/drafts/drafts/chat/2", "version": "second"}
     assert pods_of(cluster, namespace) == with_it
     ask_for(cluster, namespace, "second")
 

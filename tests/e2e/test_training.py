@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Iterator
@@ -38,40 +37,14 @@ def node(node_cluster: Cluster) -> Iterator[Cluster]:
     access = node_cluster.access
     volume.fill(access, node_cluster, made.model.name)
     release.install(access, made, None)
-    access.apply(*drafts_claim(node_cluster), accelerator("server"), accelerator("trainer"), prompts())
+    volume.claim(access, node_cluster, "drafts")
+    access.apply(accelerator("server"), accelerator("trainer"), prompts())
     yield node_cluster
     for name in (CALM, STORMY):
         access.kubectl("delete", "td", name, *MINE, "--ignore-not-found", "--timeout=60s")
     access.kubectl("delete", "turbodrafts", "--all", *MINE, "--timeout=60s")
     access.kubectl("delete", "turboaccelerator", "trainer", "server", "--ignore-not-found", "--timeout=60s")
     release.uninstall(access)
-
-
-def drafts_claim(cluster: Cluster) -> list[dict[str, Any]]:
-    folder = cluster.directory / "volumes" / "drafts"
-    folder.mkdir(parents=True, exist_ok=True)
-    os.chown(folder, 65532, 65532)
-    amount = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
-    return [
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": "drafts"},
-            "spec": {
-                **amount,
-                "capacity": {"storage": "1Gi"},
-                "persistentVolumeReclaimPolicy": "Retain",
-                "claimRef": {"namespace": "default", "name": "drafts"},
-                "hostPath": {"path": str(folder), "type": "Directory"},
-            },
-        },
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "drafts", "namespace": "default"},
-            "spec": {**amount, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": "drafts"},
-        },
-    ]
 
 
 def accelerator(name: str) -> dict[str, Any]:

@@ -163,7 +163,7 @@ def test_one_that_failed_waits_for_a_change_and_one_that_runs_goes_where_it_is_d
 
 
 def test_a_draft_of_somebody_elses_under_its_name_is_left_alone_and_serving_goes_on(cluster: Any) -> None:
-    namespace = cluster.namespace("stranger")
+    namespace = cluster.namespace("strange-draft")
     cluster.start(namespace)
     cluster.create_deployment(namespace, speculation={"training": TRAINING})
     pod = running_pod(cluster, namespace)

@@ -139,6 +139,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             },
         },
         "planPolicy": {"minSavingFraction": "0.25"},
+        "rollout": {"canary": {"answering": "90s", "window": "5m", "minGain": "1.05"}},
         "drain": {"timeout": "1m30s"},
         "suspend": False,
         "template": {
@@ -268,7 +269,17 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
     assert stored["status"] == status.dump()
     assert api.parse(stored).status == status
     header, row = cluster.kubectl("get", "td", "shown", "-n", NAMESPACE).splitlines()
-    assert header.split() == ["NAME", "MODEL", "ENGINE", "ACCELERATOR", "READY", "SPECULATION", "$/1M", "AGE"]
+    assert header.split() == [
+        "NAME",
+        "MODEL",
+        "ENGINE",
+        "ACCELERATOR",
+        "READY",
+        "SPECULATION",
+        "GAIN",
+        "$/1M",
+        "AGE",
+    ]
     assert row.split()[1:6] == ["hf://acme/tiny", "Turbo", "h100", "2/3", "Suffix:8"]
     _, wide = cluster.kubectl("get", "td", "shown", "-n", NAMESPACE, "-o", "wide").splitlines()
     assert wide.split()[-5:-1] == ["12.00", "12345678", "http://shown.crd.svc/v1", "ModelLoading"]

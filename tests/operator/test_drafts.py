@@ -12,7 +12,15 @@ import pytest
 
 from turbo_dev.held import held
 from turbo_operator import render, scaler, status
-from turbo_operator.api import CapacityType, Condition, DraftReason, TurboDeployment, parse, parse_draft
+from turbo_operator.api import (
+    CapacityType,
+    Condition,
+    ConditionType,
+    DraftReason,
+    TurboDeployment,
+    parse,
+    parse_draft,
+)
 from turbo_operator.cache import Cache
 from turbo_operator.catalog import shapes
 from turbo_operator.observed import Accelerator, DraftView, LoadSample, Observed, PodView
@@ -248,3 +256,34 @@ def test_a_list_that_does_not_show_a_draft_drops_it_unless_it_is_newer() -> None
     assert cache.drafts.keep(["d"], "13", "team") == set()
     assert cache.drafts.keep([], "14", "team") == {"team"}
     assert cache.drafts.get("team", "support") is None
+
+
+def test_further_drafts_are_named_to_pods_as_they_run_and_one_that_does_not_fit_is_told() -> None:
+    latex = DraftView("latex-1", "TurboHeads", "drafts", "chat/latex-1", "latex-1", MODEL)
+    both = td(draftRef={"name": "support"}, namedDrafts=[{"name": "latex", "draftRef": {"name": "latex-1"}}])
+    assert hash_of(DRAFT, both) == hash_of(DRAFT, WITH)
+
+    def seen(further: DraftView | None) -> tuple[dict[str, Any], str]:
+        observed = Observed({}, model=FACTS, draft=DRAFT, named=(("latex", further),))
+        made = render.children(both, observed, planned(both).choice, (), Settings(runtime_image="r:1"))
+        (file,) = [each for each in made if each["metadata"]["name"] == "chat-drafts"]
+        told = status.compute(both, observed, scaler.scale(both.spec), planned(both), "v1", 0.0)
+        ready = told.condition(ConditionType.DRAFT_READY)
+        assert ready is not None
+        return json.loads(file["data"]["drafts.json"]), ready.message
+
+    selection, _ = seen(latex)
+    assert selection == {
+        "heads": "/drafts/drafts/chat/support-1",
+        "version": "support-1",
+        "named": {"latex": "/drafts/drafts/chat/latex-1"},
+    }
+    for further, why in (
+        (None, "There is no TurboDraft for namedDrafts latex"),
+        (replace(latex, target_digest="sha256:cd"), "was trained for the model sha256:cd"),
+        (replace(latex, claim_name="others"), "lies on the claim others, not on drafts"),
+        (replace(latex, method="EAGLE3"), "drafts by EAGLE3"),
+    ):
+        selection, message = seen(further)
+        assert selection == {"heads": "/drafts/drafts/chat/support-1", "version": "support-1"}
+        assert why in message

@@ -46,6 +46,13 @@ def test_present_cost_is_that_of_the_pods_that_hold_accelerators() -> None:
     assert value("turbo_desired_replicas") == 2
 
 
+def test_the_gain_is_shown_while_it_is_known() -> None:
+    gauges.show(KEY, Observed({}, gain=1.5), None, SCALE, NOW)
+    assert value("turbo_deployment_gain") == 1.5
+    gauges.show(KEY, Observed({}), None, SCALE, NOW)
+    assert value("turbo_deployment_gain") is None
+
+
 def test_what_is_not_known_is_absent_again() -> None:
     show(pod("a", 100.0))
     show(pod("a", 100.0), pod("b"))

@@ -124,3 +124,40 @@ def test_present_are_the_replicas_of_the_largest_variant() -> None:
     assert present_replicas([]) is None
     assert present_replicas([variant("old", 4, 4), variant("new", 2, 0)]) == 4
     assert present_replicas([variant("new", 0, 0)]) == 0
+
+
+def test_a_canary_takes_the_place_of_one_of_several_and_stands_beside_a_single_one() -> None:
+    one, two, trying = variant("now", 1, 1), variant("now", 2, 2), Variant("try", 1)
+    assert next_variants([one], "now", 1, "try") == (Variant("now", 1), trying)
+    assert next_variants([one, variant("try", 1, 1)], "now", 1, "try") == (Variant("now", 1), trying)
+    assert next_variants([two, variant("try", 1, 0)], "now", 2, "try") == (Variant("now", 2), trying)
+    assert next_variants([two, variant("try", 1, 1)], "now", 2, "try") == (Variant("now", 1), trying)
+
+
+def test_a_canary_waits_for_a_rollout_and_stays_while_the_others_grow_again() -> None:
+    assert next_variants([variant("old", 1, 1)], "now", 1, "try") == (Variant("now", 1), Variant("old", 1))
+    after = [variant("now", 2, 1), variant("try", 1, 1)]
+    assert next_variants(after, "now", 2) == (Variant("now", 2), Variant("try", 1))
+    assert next_variants([variant("now", 2, 2), variant("try", 1, 1)], "now", 2) == (Variant("now", 2),)
+
+
+@given(st.integers(1, 5), st.integers(0, 12), st.booleans())
+def test_with_a_canary_never_fewer_pods_answer_than_are_wanted(
+    replicas: int, end: int, comes_up: bool
+) -> None:
+    now = {"now": (replicas, replicas)}
+    for step in range(24):
+        views = [variant(name, wanted, available) for name, (wanted, available) in now.items()]
+        steps = next_variants(views, "now", replicas, "try" if step < end else None)
+        before = now
+        now = {}
+        for each in steps:  # what shrinks goes at once, what grows comes up by the next look
+            was = before.get(each.plan_hash, (0, 0))[1]
+            now[each.plan_hash] = (each.replicas, min(was, each.replicas))
+        assert sum(available for _, available in now.values()) >= replicas
+        now = {
+            name: (wanted, wanted if name == "now" or comes_up else available)
+            for name, (wanted, available) in now.items()
+        }
+    if end < 20:
+        assert now == {"now": (replicas, replicas)}

@@ -21,6 +21,7 @@ from turbo_operator.api.demands import (
 from turbo_operator.api.fields import Duration, ObjectName, Record, Rule, Text, seconds
 from turbo_operator.api.model_uri import ModelURI
 from turbo_operator.api.names import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
+from turbo_operator.api.rollout import Rollout
 from turbo_operator.api.scaling import Scaling, ScalingPolicy
 from turbo_operator.api.server import Server
 from turbo_operator.api.speculation import Method, Speculation
@@ -192,6 +193,8 @@ class TurboDeploymentSpec(Record):
     """The server of the OpenAI API in every pod."""
     capture: Capture | None = None
     """Prompts of this deployment's own traffic, kept for drafts to learn from. Default: none are."""
+    rollout: Rollout = Field(default_factory=Rollout)
+    """How changes come to the pods."""
     drain: Drain = Field(default_factory=Drain)
     """How a pod leaves."""
     suspend: Annotated[bool, Field(strict=True)] = False

@@ -26,6 +26,7 @@ LABEL_PLAN_HASH = f"{GROUP}/plan-hash"
 LABEL_ACCELERATOR = f"{GROUP}/accelerator"
 LABEL_ACCELERATOR_COUNT = f"{GROUP}/accelerator-count"  # of one pod
 LABEL_CAPACITY_TYPE = f"{GROUP}/capacity-type"
+LABEL_DRAFT_VERSION = f"{GROUP}/draft-version"  # of a pod that a new draft is tried on
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
@@ -36,6 +37,8 @@ ROLE_INSPECT = "inspect"
 ROLE_TRAIN = "train"
 
 ANNOTATION_APPLIED_HASH = f"{GROUP}/applied-hash"
+
+OFF: Final = "Off"  # no speculation, where a method is named
 
 
 def label_value(name: str) -> str:
@@ -52,6 +55,8 @@ class ConditionType(StrEnum):
     AVAILABLE = "Available"
     DRAFT_READY = "DraftReady"  # only where a draft is asked for
     DRAFT_TRAINED = "DraftTrained"  # only where drafts are trained
+    DRAFT_PROMOTED = "DraftPromoted"  # only where a new draft is, or was, tried
+    SPECULATION_EFFECTIVE = "SpeculationEffective"
     WITHIN_BUDGET = "WithinBudget"
     SCALING_ACTIVE = "ScalingActive"
     RECONCILING = "Reconciling"
@@ -172,6 +177,28 @@ class TrainingReason(StrEnum):
     TRAINING_FAILED = "TrainingFailed"
     TRAINING_DISABLED = "TrainingDisabled"
     REFUSED = "Refused"  # by the API server: its Job or its TurboDraft
+
+
+class CanaryReason(StrEnum):
+    """What the trial of a new draft has come to."""
+
+    WAITING_FOR_BUDGET = "WaitingForBudget"  # a pod beside the only one costs too much
+    STARTING = "Starting"
+    TRYING = "Trying"  # too little was answered yet to tell
+    PROMOTED = "Promoted"
+    NO_GAIN = "NoGain"  # less than what was there has
+    INCONCLUSIVE = "Inconclusive"  # not enough was answered within a day
+    AUDIT_MISMATCH = "AuditMismatch"  # an answer differs from the one without drafts
+    REFUSED_BY_ENGINE = "RefusedByEngine"
+    POD_FAILED = "PodFailed"
+
+
+class EffectReason(StrEnum):
+    """Whether drafts make answers faster."""
+
+    MEASURED = "Measured"
+    INSUFFICIENT_SAMPLES = "InsufficientSamples"
+    DISABLED = "Disabled"
 
 
 class BudgetReason(StrEnum):

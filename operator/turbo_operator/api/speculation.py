@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.fields import ObjectName, Record, Rule
+from turbo_operator.api.fields import ObjectName, Record, Rule, Text
 from turbo_operator.api.model_uri import ModelURI
 from turbo_operator.api.training import Training
 
@@ -54,6 +54,31 @@ class DraftRef(Record):
     """Name of a TurboDraft in the same namespace."""
 
 
+class NamedDraft(Record):
+    """A further draft, that a request chooses by the header X-Turbo-Draft."""
+
+    name: Annotated[
+        str,
+        Text(
+            63,
+            r"[a-z0-9]([-a-z0-9]*[a-z0-9])?",
+            "write a name of lower-case letters, digits and '-', like latex",
+        ),
+    ]
+    """What the header says; default is the deployment's own draft."""
+    draft_ref: DraftRef
+    """The TurboDraft; it must lie on the claim of the deployment's own drafts."""
+
+    rules = (
+        Rule(
+            "self.name != 'default'",
+            "choose another name: default is the deployment's own draft",
+            lambda it: it.name != "default",
+            "name",
+        ),
+    )
+
+
 class Speculation(Record):
     """Speculative decoding: drafts that the model itself verifies, so that the text stays the same."""
 
@@ -66,6 +91,14 @@ class Speculation(Record):
     """A draft that was trained for the model; another one of the same claim is taken up without a restart."""
     training: Training | None = None
     """Drafts that the operator has trained. Default: none are."""
+    named_drafts: (
+        Annotated[
+            tuple[NamedDraft, ...],
+            Field(max_length=8, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
+        ]
+        | None
+    ) = None
+    """Further drafts, for requests that choose one by the header X-Turbo-Draft."""
     draft_model: DraftModel | None = None
     """The small model of method DraftModel."""
     placement: DraftPlacement = DraftPlacement.AUTO
@@ -126,6 +159,13 @@ class Speculation(Record):
                 )
             ),
             "training",
+        ),
+        Rule(
+            "!has(self.namedDrafts) || has(self.draftRef) || has(self.training)",
+            "leave namedDrafts out, or write draftRef or training beside it: those are on the claim of the "
+            "deployment's own drafts",
+            lambda it: it.named_drafts is None or it.draft_ref is not None or it.training is not None,
+            "namedDrafts",
         ),
         Rule(
             "self.method != 'DraftModel' || has(self.draftModel)",

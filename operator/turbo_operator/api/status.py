@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, computed_field
 from pydantic.alias_generators import to_camel
 
 from turbo_operator.api.fields import Record
+from turbo_operator.api.names import OFF
 
 _Name = Annotated[str, Field(max_length=253)]
 MAX_SENTENCE = 2048
@@ -185,6 +186,8 @@ class Live(StatusRecord):
 
     tokens_per_second: _Name | None = None
     """Output tokens of all pods."""
+    gain: _Name | None = None
+    """Speed of answers over that without drafts, of all pods in the last ten minutes."""
     cost_per_hour: _Name | None = None
     """Of the pods that hold accelerators, in US dollars per hour."""
     cost_per_million_tokens: _Name | None = None
@@ -259,6 +262,21 @@ class TrainingStatus(StatusRecord):
     """When it ended (RFC 3339, UTC)."""
 
 
+class TurnedDown(StatusRecord):
+    """A draft that was tried and is not used."""
+
+    name: _Name
+    """Its TurboDraft."""
+    version: _Name
+    """Its version."""
+    reason: _Name
+    """Why, in one word."""
+    message: _Sentence
+    """Why, in a sentence."""
+    time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    """When (RFC 3339, UTC)."""
+
+
 class Summary(StatusRecord):
     """What `kubectl get` shows, since a column cannot join two fields."""
 
@@ -291,6 +309,10 @@ class TurboDeploymentStatus(StatusRecord):
     """The trained draft that is in use, or about to be."""
     training: TrainingStatus | None = None
     """The training that runs, or the last one."""
+    canary: DraftStatus | None = None
+    """A new one that is tried on a pod of its own."""
+    turned_down: Annotated[tuple[TurnedDown, ...], Field(max_length=5)] = ()
+    """The last drafts that were tried in vain, the latest last."""
     observed: Live | None = None
     """What is measured and paid now."""
     calibrations: Annotated[tuple[Calibrated, ...], Field(max_length=16)] = ()
@@ -312,7 +334,7 @@ class TurboDeploymentStatus(StatusRecord):
         if self.plan is None or self.plan.replicas is None:
             return None
         wanted = self.plan.replicas if self.desired_replicas is None else self.desired_replicas
-        speculation = "TurboHeads" if self.draft else self.plan.method
+        speculation = "TurboHeads" if self.draft and self.plan.method != OFF else self.plan.method
         if speculation is not None and self.plan.max_draft_tokens:
             speculation = f"{speculation}:{self.plan.max_draft_tokens}"
         return Summary(ready=f"{self.ready_replicas}/{wanted}", speculation=speculation)

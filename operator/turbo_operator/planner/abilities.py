@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from turbo_operator.api import EngineName, Method, Placement
-from turbo_operator.planner.engines import OFF
+from turbo_operator.api.names import OFF
 from turbo_runtime.contract import ModelShape
 
 REMEDY = "is not supported yet"

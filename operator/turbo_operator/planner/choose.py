@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
+from turbo_operator.api.names import OFF
 from turbo_operator.observed import Accelerator, Supply
 from turbo_operator.planned import Plan, Rejected, Running, Weighed
 from turbo_operator.planner import explain, judge, rows
 from turbo_operator.planner.abilities import NOW
 from turbo_operator.planner.best import best_pair, choice_of, fewest_as_fast
-from turbo_operator.planner.engines import OFF
 from turbo_operator.planner.nearest import least_missed, nearest
 from turbo_operator.planner.parallelism import contradiction, unfit
 from turbo_operator.planner.performance import Calibrations

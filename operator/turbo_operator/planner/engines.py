@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turbo_operator.api import EngineName, Method
+from turbo_operator.api import OFF, EngineName, Method
 from turbo_runtime.contract import RuntimeConfig
-
-OFF = "Off"  # no speculation, where a method is named
 
 _TURBO = RuntimeConfig(model="")
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 
 from turbo_operator.api import CapacityType
+from turbo_operator.api.names import OFF
 from turbo_operator.observed import Accelerator
 from turbo_operator.planned import Choice, Predicted
 from turbo_operator.planner.demand import Bound
-from turbo_operator.planner.engines import OFF
 from turbo_operator.planner.memory import GIB
 from turbo_operator.planner.request import Request
 

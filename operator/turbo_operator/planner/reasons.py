@@ -8,11 +8,11 @@ from decimal import Decimal
 import numpy as np
 
 from turbo_operator.api import Method, Objective, PlanReason, Provenance, Provisioning
+from turbo_operator.api.names import OFF
 from turbo_operator.observed import Accelerator, Supply
 from turbo_operator.planned import Predicted
 from turbo_operator.planner import explain, memory, speculation
 from turbo_operator.planner.candidates import Candidates
-from turbo_operator.planner.engines import OFF
 from turbo_operator.planner.judge import CODES, per_million_tokens
 from turbo_operator.planner.prediction import alone, cost_per_hour
 from turbo_operator.planner.request import MOST_REPLICAS

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbo_operator.api import DraftPlacement, Method, Mode, Placement, Speculation
-from turbo_operator.planner.engines import OFF, Engine
+from turbo_operator.api.names import OFF
+from turbo_operator.planner.engines import Engine
 from turbo_runtime.contract import ModelShape
 
 Numbers = NDArray[np.float64]

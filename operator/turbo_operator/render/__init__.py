@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turbo_operator.api import TurboDeployment
-from turbo_operator.observed import Observed
+from turbo_operator.observed import DraftView, Observed
 from turbo_operator.planned import Choice
 from turbo_operator.render import capture, drafts
 from turbo_operator.render.deployment import deployment, revision
@@ -52,12 +52,14 @@ def children(
     choice: Choice | None,
     variants: Sequence[Variant],
     settings: Settings,
+    trying: DraftView | None = None,
 ) -> tuple[dict[str, Any], ...]:
     """All children wanted now, in the order in which they are to be applied.
 
     `choice` is the feasible plan's, and None while there is none; `variants` come from the rollout. A
     ControllerRevision stands before its Deployment: whatever is interrupted between the two goes on from the
-    frozen template. The inspect Job exists only until its answer is kept in the ConfigMap.
+    frozen template. The inspect Job exists only until its answer is kept in the ConfigMap. `trying` is a
+    draft that a variant of its own is for.
     """
     wanted: list[dict[str, Any]] = [service(td), pdb(td)]
     if observed.model is None:
@@ -66,7 +68,9 @@ def children(
         wanted.append(configmap(td, observed.model))
     wanted += capture.configmaps(td)
     if observed.model is not None:
-        wanted += drafts.configmaps(td, observed.draft, observed.model.digest)
+        wanted += drafts.configmaps(td, observed.draft, observed.named, observed.model.digest)
+        if trying is not None:
+            wanted += drafts.configmaps(td, trying, observed.named, observed.model.digest, trial=True)
     frozen = _frozen_templates(observed)
     wanted += _mounted_yet(
         td, observed, wanted, [frozen[v.plan_hash] for v in variants if v.plan_hash in frozen]
@@ -74,7 +78,7 @@ def children(
     for variant in variants:
         template = frozen.get(variant.plan_hash)
         if template is None and choice is not None:
-            template = _fresh_template(td, choice, observed, variant.plan_hash, settings)
+            template = _fresh_template(td, choice, observed, variant.plan_hash, settings, trying)
         if template is not None:  # an old variant whose revision somebody deleted cannot be kept
             wanted.append(revision(td, variant.plan_hash, template))
             wanted.append(deployment(td, variant, template))
@@ -107,13 +111,22 @@ def _mounted_yet(
 
 
 def _fresh_template(
-    td: TurboDeployment, choice: Choice, observed: Observed, variant: str, settings: Settings
+    td: TurboDeployment,
+    choice: Choice,
+    observed: Observed,
+    variant: str,
+    settings: Settings,
+    trying: DraftView | None,
 ) -> dict[str, Any] | None:
-    """The template of `variant` if it is the one that `choice` asks for."""
-    facts, draft = observed.model, observed.draft
-    if facts is None or variant != plan_hash(td, choice, facts, draft):
+    """The template of `variant` if it is the one that `choice` asks for, or the one of the trial."""
+    facts = observed.model
+    if facts is None:
         return None
-    return pod_template(td, choice, facts, variant, settings, draft)
+    if variant == plan_hash(td, choice, facts, observed.draft):
+        return pod_template(td, choice, facts, variant, settings, observed.draft)
+    if trying is not None and variant == plan_hash(td, choice, facts, trying, trial=True):
+        return pod_template(td, choice, facts, variant, settings, trying, trial=True)
+    return None
 
 
 def _frozen_templates(observed: Observed) -> dict[str, Mapping[str, Any]]:

@@ -1,10 +1,12 @@
 """Trained drafts as a serving pod sees them: a claim, and a ConfigMap that names the one in use, so that
-another one of the same claim is taken up as the pod runs. Pure.
+another one of the same claim is taken up as the pod runs. Pods on which a new draft is tried have a ConfigMap
+of their own. Pure.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from turbo_operator.api import DraftMethod, TurboDeployment
@@ -23,46 +25,88 @@ def usable(draft: DraftView | None, choice: Choice) -> DraftView | None:
     return draft if drafts and draft is not None and draft.method == DraftMethod.TURBO_HEADS else None
 
 
-def argument(draft: DraftView | None) -> str | None:
+def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice) -> str | None:
+    """The claim that pods mount: the draft's, or before the first one that on which drafts are trained, so
+    that the first one needs no rollout either.
+    """
+    if found := usable(draft, choice):
+        return found.claim_name
+    training = td.spec.speculation.training
+    return training.pvc.claim_name if training and draft is None and choice.method != OFF else None
+
+
+def argument(claim: str | None) -> str | None:
     """What the runtime is told as --drafts."""
-    return f"{FOLDER}/{FILE}" if draft else None
+    return f"{FOLDER}/{FILE}" if claim else None
 
 
-def configmap_name(td: TurboDeployment) -> str:
-    """`NAME-drafts`."""
-    return f"{td.metadata.name}-drafts"
+def configmap_name(td: TurboDeployment, trial: bool = False) -> str:
+    """`NAME-drafts`, or `NAME-drafts-canary`."""
+    return f"{td.metadata.name}-drafts{'-canary' if trial else ''}"
 
 
-def configmaps(td: TurboDeployment, draft: DraftView | None, target_digest: str) -> list[dict[str, Any]]:
-    """The file that names the draft, or none if it was trained for another model; no file without a draft."""
-    if draft is None or draft.method != DraftMethod.TURBO_HEADS:
+def configmaps(
+    td: TurboDeployment,
+    draft: DraftView | None,
+    named: Sequence[tuple[str, DraftView | None]],
+    target_digest: str,
+    trial: bool = False,
+) -> list[dict[str, Any]]:
+    """The file that names the draft, or none if it was trained for another model, and further ones by name;
+    no file where pods mount no claim.
+    """
+    training = td.spec.speculation.training
+    if draft is None and training is None:
         return []
-    fits = draft.target_digest == target_digest
-    folder = f"{_mount(draft)}/{draft.path}"
-    return [configmap(td, configmap_name(td), {FILE: json.dumps({"heads": folder} if fits else {}) + "\n"})]
+    if draft is not None and draft.method != DraftMethod.TURBO_HEADS:
+        return []
+    claim = draft.claim_name if draft is not None else training.pvc.claim_name if training else ""
+    selection: dict[str, Any] = {}
+    if draft is not None and draft.target_digest == target_digest:
+        selection |= {"heads": _folder(draft), "version": draft.version}
+    further = {
+        name: _folder(each)
+        for name, each in named
+        if each is not None and unusable(each, target_digest, claim) is None
+    }
+    if further:
+        selection["named"] = further
+    return [configmap(td, configmap_name(td, trial), {FILE: json.dumps(selection) + "\n"})]
 
 
-def volumes(td: TurboDeployment, draft: DraftView | None) -> list[dict[str, Any]]:
+def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
+    """Why pods that mount a claim cannot use a further draft, in a few words."""
+    if draft.method != DraftMethod.TURBO_HEADS:
+        return f"drafts by {draft.method}, which the engine Turbo cannot yet"
+    if draft.target_digest != target_digest:
+        return f"was trained for the model {draft.target_digest}"
+    return None if draft.claim_name == claim else f"lies on the claim {draft.claim_name}, not on {claim}"
+
+
+def _folder(draft: DraftView) -> str:
+    return f"{_mount(draft.claim_name)}/{draft.path}"
+
+
+def volumes(td: TurboDeployment, claim: str | None, trial: bool = False) -> list[dict[str, Any]]:
     """The volumes of a serving pod."""
-    if draft is None:
+    if claim is None:
         return []
-    claim = {"claimName": draft.claim_name, "readOnly": True}
     return [
-        {"name": "drafts-in-use", "configMap": {"name": configmap_name(td)}},
-        {"name": "drafts", "persistentVolumeClaim": claim},
+        {"name": "drafts-in-use", "configMap": {"name": configmap_name(td, trial)}},
+        {"name": "drafts", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
     ]
 
 
-def mounts(draft: DraftView | None) -> list[dict[str, Any]]:
+def mounts(claim: str | None) -> list[dict[str, Any]]:
     """Where its container has them."""
-    if draft is None:
+    if claim is None:
         return []
     return [
         {"name": "drafts-in-use", "mountPath": FOLDER, "readOnly": True},
-        {"name": "drafts", "mountPath": _mount(draft), "readOnly": True},
+        {"name": "drafts", "mountPath": _mount(claim), "readOnly": True},
     ]
 
 
-def _mount(draft: DraftView) -> str:
-    """By its claim's name: a pod that mounts another one does not find the draft, and keeps what it has."""
-    return f"{CLAIM_PATH}/{draft.claim_name}"
+def _mount(claim: str) -> str:
+    """By the claim's name: a pod that mounts another one does not find the draft, and keeps what it has."""
+    return f"{CLAIM_PATH}/{claim}"

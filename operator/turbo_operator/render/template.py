@@ -8,6 +8,7 @@ by `spec.engine.image`, or with the next change of the plan.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from decimal import Decimal
 from typing import Any
@@ -16,6 +17,7 @@ from turbo_operator.api import (
     LABEL_ACCELERATOR,
     LABEL_ACCELERATOR_COUNT,
     LABEL_CAPACITY_TYPE,
+    LABEL_DRAFT_VERSION,
     LABEL_PLAN_HASH,
     ROLE_SERVING,
     CapacityType,
@@ -43,18 +45,26 @@ CPU = "cpu"
 GIB = 1 << 30
 MIB = 1 << 20
 GRACE_SLACK_SECONDS = 10  # the engine's last step and the processes' ends
+TRIAL_AUDIT_SHARE = 0.1  # of a new draft's answers: the default finds too little in the minutes of a trial
 STARTUP_PERIOD_SECONDS = 2
 STARTUP_SECONDS = 3600  # downloads and loads of large models; a crash ends it sooner
 
 
-def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts, draft: DraftView | None = None) -> str:
+def plan_hash(
+    td: TurboDeployment,
+    choice: Choice,
+    facts: ModelFacts,
+    draft: DraftView | None = None,
+    *,
+    trial: bool = False,
+) -> str:
     """Hash of all that shapes a serving pod: never of replicas, prices, predictions or rejects, nor of which
-    draft of a claim it is.
+    draft of a claim it is, but for pods that one is tried on.
     """
-    draft = drafts.usable(draft, choice)
+    claim = drafts.claim(td, draft, choice)
     accelerator = choice.accelerator
     material: dict[str, Any] = {
-        "argv": _hashed(runtime_config(td, choice, facts, draft)),
+        "argv": _hashed(runtime_config(td, choice, facts, claim)),
         "uri": td.spec.model.uri,
         "token": td.spec.model.token_secret_ref.dump() if td.spec.model.token_secret_ref else None,
         "image": td.spec.engine.image,
@@ -75,13 +85,15 @@ def plan_hash(td: TurboDeployment, choice: Choice, facts: ModelFacts, draft: Dra
         material["apiKeys"] = ref.dump()
     if wanted := capture.wanted(td):
         material["capture"] = wanted.pvc.dump()  # the rest reaches pods as they run
-    if draft:
-        material["drafts"] = draft.claim_name
+    if claim:
+        material["drafts"] = claim
+    if trial and draft:
+        material["trial"] = [draft.name, draft.version]
     return HASH_VERSION + digest(material)[:HASH_DIGITS]
 
 
 def runtime_config(
-    td: TurboDeployment, choice: Choice, facts: ModelFacts, draft: DraftView | None = None
+    td: TurboDeployment, choice: Choice, facts: ModelFacts, claim: str | None = None
 ) -> RuntimeConfig:
     """What `turbo serve` is told: the same commit, arithmetic and threads for all, hence the same bytes."""
     cpu = choice.accelerator.resource_name == CPU
@@ -95,7 +107,7 @@ def runtime_config(
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
         speculation="off" if choice.method == OFF else "suffix",
-        drafts=drafts.argument(draft),
+        drafts=drafts.argument(claim),
         max_draft_tokens=choice.max_draft_tokens,
         drain_seconds=td.spec.drain.timeout_seconds,
         api_keys=keys.argument(td),
@@ -110,10 +122,14 @@ def pod_template(
     variant: str,
     settings: Settings,
     draft: DraftView | None = None,
+    *,
+    trial: bool = False,
 ) -> dict[str, Any]:
-    """The template of the pods of `variant`, a plan hash."""
-    draft = drafts.usable(draft, choice)
-    config = runtime_config(td, choice, facts, draft)
+    """The template of the pods of `variant`, a plan hash; of a `trial`, those that the draft is tried on."""
+    claim = drafts.claim(td, draft, choice)
+    config = runtime_config(td, choice, facts, claim)
+    if trial:
+        config = dataclasses.replace(config, audit_share=TRIAL_AUDIT_SHARE)
     overlay = td.spec.template or Template()
     accelerator = choice.accelerator
     container = {
@@ -133,8 +149,8 @@ def pod_template(
     }
     tolerations = [dict(each) for each in accelerator.tolerations]
     spec = pod_spec(td, container, tolerations, dict(accelerator.node_selector))
-    spec["volumes"] += keys.volumes(td) + capture.volumes(td) + drafts.volumes(td, draft)
-    spec["containers"][0]["volumeMounts"] += keys.mounts(td) + capture.mounts(td) + drafts.mounts(draft)
+    spec["volumes"] += keys.volumes(td) + capture.volumes(td) + drafts.volumes(td, claim, trial)
+    spec["containers"][0]["volumeMounts"] += keys.mounts(td) + capture.mounts(td) + drafts.mounts(claim)
     if capture.wanted(td):  # a claim belongs to root where its driver is not told otherwise
         spec["securityContext"] |= {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
     grace = config.drain_seconds + config.endpoint_seconds + GRACE_SLACK_SECONDS
@@ -152,6 +168,8 @@ def pod_template(
             LABEL_CAPACITY_TYPE: choice.capacity_type,
         },
     )
+    if trial and draft:
+        own[LABEL_DRAFT_VERSION] = label_value(draft.version)
     meta: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
     if overlay.annotations:
         meta["annotations"] = dict(overlay.annotations)

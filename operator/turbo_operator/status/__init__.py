@@ -22,12 +22,13 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     rfc3339,
 )
+from turbo_operator.canary import Judgement
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan
 from turbo_operator.render import url
 from turbo_operator.render.identity import serving_selector
 from turbo_operator.scaler import Scale
-from turbo_operator.status import conditions, figures
+from turbo_operator.status import conditions, drafting, figures
 from turbo_operator.status.conditions import Verdict
 from turbo_operator.training import Step
 
@@ -45,17 +46,20 @@ def compute(
     now: float,
     refused: str | None = None,
     calibrations: tuple[Calibrated, ...] = (),
+    judgement: Judgement | None = None,
     step: Step = NO_TRAINING,
 ) -> TurboDeploymentStatus:
     """The whole status. `plan` is None until the model is known, `plan_hash` while no plan is feasible.
 
     `refused` is what the API server said when it took a child of ours not; `calibrations` what pods have told
-    of their speed; `step` is what one look at the training of drafts has come to; `now` is in seconds since
-    the epoch.
+    of their speed, `judgement` what the trial of a new draft has come to, `step` one look at the training of
+    drafts; `now` is in seconds since the epoch.
     """
     serving = [pod for pod in observed.pods if conditions.serves(pod)]
+    trial = judgement.variant if judgement is not None else None
     scale = conditions.in_force(td, scale, plan_hash, observed.pods)
-    verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused, step.told)
+    verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused, trial)
+    verdicts |= drafting.verdicts(td, observed, plan, plan_hash, judgement, step.told)
     return TurboDeploymentStatus(
         observed_generation=td.metadata.generation,
         url=url(td),
@@ -65,7 +69,9 @@ def compute(
         selector=",".join(f"{key}={value}" for key, value in sorted(serving_selector(td).items())),
         model=figures.model(observed),
         plan=figures.plan(td.status.plan, plan, plan_hash),
-        draft=figures.draft(observed, plan),
+        draft=figures.draft(observed),
+        canary=figures.canary(judgement),
+        turned_down=figures.turned_down(td.status, judgement, now),
         training=step.state,
         observed=figures.live(td.status.observed, observed, now),
         calibrations=calibrations,

@@ -13,8 +13,6 @@ from turbo_operator.api import (
     AvailableReason,
     BudgetReason,
     ConditionType,
-    DraftMethod,
-    DraftReason,
     ModelInspectedReason,
     PlanReason,
     ReadyReason,
@@ -25,11 +23,11 @@ from turbo_operator.api import (
 )
 from turbo_operator.observed import Observed, PodView
 from turbo_operator.planned import Plan
-from turbo_operator.planner import OFF, money
+from turbo_operator.planner import money
 from turbo_operator.render import url
 from turbo_operator.scaler import Scale
 from turbo_operator.status.paid import ENDED, cost_per_hour, is_there
-from turbo_operator.training import Told, is_training_job
+from turbo_operator.training import is_training_job
 
 MAX_QUOTED = 500  # characters of another program's message
 
@@ -77,24 +75,23 @@ def verdicts(
     plan: Plan | None,
     plan_hash: str | None,
     refused: str | None,
-    told: Told | None = None,
+    trial: str | None = None,
 ) -> dict[ConditionType, Verdict]:
-    """One verdict for each condition; `scale` is the one in force, `told` what is told of a training."""
+    """One verdict for each condition; `scale` is the one in force, `trial` the plan hash of pods that try a
+    draft.
+    """
     serving = [pod for pod in observed.pods if serves(pod)]
-    current = [pod for pod in serving if plan_hash is None or pod.plan_hash == plan_hash]
+    current = [pod for pod in serving if plan_hash is None or pod.plan_hash in (plan_hash, trial)]
     inspected = _inspected(td, observed)
     feasible = _feasible(plan, inspected)
     available = _available(scale, observed, serving, current, feasible, plan_hash)
     ready = _ready(td, scale, current, inspected, feasible, available, observed, plan_hash, refused)
     stalled = _stalled(inspected, feasible, refused)
-    draft = _draft(td, observed, plan, current)
     return {
         ConditionType.READY: ready,
         ConditionType.PLAN_FEASIBLE: feasible,
         ConditionType.MODEL_INSPECTED: inspected,
         ConditionType.AVAILABLE: available,
-        **({} if draft is None else {ConditionType.DRAFT_READY: draft}),
-        **({} if told is None else {ConditionType.DRAFT_TRAINED: _trained(told)}),
         ConditionType.WITHIN_BUDGET: _within_budget(
             observed, td.spec.cost.max_per_hour if td.spec.cost else None
         ),
@@ -133,7 +130,7 @@ def _inspected(td: TurboDeployment, observed: Observed) -> Verdict:
         return Verdict("True", ModelInspectedReason.INSPECTED, message)
     jobs = [child for child in observed.children if child.kind == "Job"]
     job = next((child for child in jobs if not is_training_job(td, child.name)), None)
-    error = _sentence(observed.model_error or (job.message if job else None))
+    error = sentence(observed.model_error or (job.message if job else None))
     if job is not None and (job.failed or (job.complete and error)):
         message = f"The model could not be read. {error or 'The Job left no message.'}"
         remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
@@ -193,7 +190,7 @@ def _held_up(scale: Scale, observed: Observed, pods: Sequence[PodView], plan_has
         if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
             quota = "quota" in child.message.lower()
             why = AvailableReason.QUOTA_EXCEEDED if quota else ReadyReason.REFUSED
-            return Verdict("False", why, f"No pod can be made: {_sentence(child.message)}")
+            return Verdict("False", why, f"No pod can be made: {sentence(child.message)}")
     ended = [pod for pod in observed.pods if pod.phase in ENDED and plan_hash in (None, pod.plan_hash)]
     if not pods and (failed := _first_failing(ended)):
         return failed
@@ -208,7 +205,7 @@ def _first_failing(pods: Iterable[PodView]) -> Verdict | None:
         return None
     pod = failing[0]
     reason = POD_REASONS.get(pod.reason or "", AvailableReason.MODEL_LOADING)
-    said = _sentence(pod.message) or "it left no message."
+    said = sentence(pod.message) or "it left no message."
     return Verdict("False", reason, f"Pod {pod.name}: {pod.reason}: {said}")
 
 
@@ -225,7 +222,7 @@ def _ready(
 ) -> Verdict:
     """Whether what runs serves the spec, or its last feasible plan; else the first thing that holds it up."""
     if refused:
-        return Verdict("False", ReadyReason.REFUSED, f"The API server refused: {_sentence(refused)}")
+        return Verdict("False", ReadyReason.REFUSED, f"The API server refused: {sentence(refused)}")
     if scale.reason == ScalingReason.SUSPENDED:
         return Verdict("False", ReadyReason.SUSPENDED, scale.detail)
     if inspected.status == "Unknown":  # whether the new spec can be served is not known yet
@@ -249,47 +246,6 @@ def _ready(
         before = f"The plan before it serves on{NO_ROOM if cause.reason in WAITING else ''}."
         return Verdict("False", cause.reason, f"{before} {cause.message}")
     return Verdict("False", available.reason, available.message)
-
-
-def _draft(
-    td: TurboDeployment, observed: Observed, plan: Plan | None, current: Sequence[PodView]
-) -> Verdict | None:
-    """Whether pods draft with the draft that is asked for; None where none is."""
-    ref, draft, model = td.spec.speculation.draft_ref, observed.draft, observed.model
-    if ref is None:
-        return None
-    named = f"TurboDraft {ref.name}"
-    if draft is None or draft.gone:
-        message = f"There is no {named} in this namespace that can be read: apply it, or name another."
-        if draft is not None:
-            message += f" Meanwhile pods draft on with {draft.version}."
-        return Verdict("False", DraftReason.NOT_FOUND, message)
-    if draft.method != DraftMethod.TURBO_HEADS:
-        message = f"{named} drafts by {draft.method}, which the engine Turbo cannot yet: train TurboHeads."
-        return Verdict("False", DraftReason.NOT_YET_SUPPORTED, message)
-    if model is not None and draft.target_digest != model.digest:
-        message = (
-            f"{named} was trained for the model {draft.target_digest}, and {model.digest} is served: name "
-            "one that was trained for it."
-        )
-        return Verdict("False", DraftReason.WRONG_TARGET, message)
-    if plan is not None and plan.choice is not None and plan.choice.method == OFF:
-        message = f"{named} is not used: the plan is one without speculation."
-        return Verdict("False", DraftReason.DRAFTS_OFF, message)
-    ready = sorted((pod for pod in current if pod.ready), key=lambda pod: pod.name)
-    for pod in ready:
-        if pod.load and pod.load.load.draft_problem:
-            message = f"Pod {pod.name}: {_sentence(pod.load.load.draft_problem)} It serves on without it."
-            return Verdict("False", DraftReason.REFUSED_BY_ENGINE, message)
-    using = sum(pod.load is not None and pod.load.load.draft_version == draft.version for pod in ready)
-    told = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
-    if ready and using == len(ready):
-        return Verdict("True", DraftReason.IN_USE, told)
-    return Verdict("Unknown", DraftReason.LOADING, told)
-
-
-def _trained(told: Told) -> Verdict:
-    return Verdict(told.status, told.reason, told.message)
 
 
 def _scaling(scale: Scale) -> Verdict:
@@ -330,14 +286,14 @@ def _reconciling(ready: Verdict, feasible: Verdict, stalled: Verdict) -> Verdict
 def _stalled(inspected: Verdict, feasible: Verdict, refused: str | None) -> Verdict:
     """In kstatus' sense: whether nothing will get better unless somebody changes something."""
     if refused:
-        return Verdict("True", StalledReason.NEEDS_CHANGE, f"The API server refused: {_sentence(refused)}")
+        return Verdict("True", StalledReason.NEEDS_CHANGE, f"The API server refused: {sentence(refused)}")
     for cause in (inspected, feasible):
         if cause.status == "False" and cause.reason != PlanReason.NO_CAPACITY:  # nodes come, and pods go
             return Verdict("True", StalledReason.NEEDS_CHANGE, cause.message)
     return Verdict("False", StalledReason.PROGRESSING, "Nothing waits for a change of the spec.")
 
 
-def _sentence(text: str | None) -> str:
+def sentence(text: str | None) -> str:
     """Another program's message on one line, bounded, with a full stop; empty stays empty."""
     line = " ".join((text or "").split())
     if len(line) > MAX_QUOTED:

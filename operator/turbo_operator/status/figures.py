@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 from turbo_operator.api import (
+    CanaryReason,
+    DraftMethod,
     DraftStatus,
     Exhausted,
     Live,
@@ -18,19 +20,21 @@ from turbo_operator.api import (
     ScaleEvent,
     ShapeStatus,
     TurboDeploymentStatus,
+    TurnedDown,
     rfc3339,
 )
 from turbo_operator.api.status import MAX_SENTENCE
-from turbo_operator.observed import Observed
+from turbo_operator.canary import Judgement
+from turbo_operator.observed import DraftView, Observed
 from turbo_operator.planned import Plan
 from turbo_operator.planned import Predicted as Prediction
 from turbo_operator.planner import money
-from turbo_operator.render.drafts import usable
 from turbo_operator.scaler import Scale
 from turbo_operator.status.paid import cost_per_hour, cost_per_million_tokens, tokens_per_second
 
 MAX_REJECTED = 5
 MAX_EVENTS = 5
+MAX_TURNED_DOWN = 5
 STEP = 0.10  # of the figure that stands in the status
 
 
@@ -43,12 +47,38 @@ def model(observed: Observed) -> ModelStatus | None:
     return ModelStatus(resolved_revision=facts.revision, digest=facts.digest, shape=shape)
 
 
-def draft(observed: Observed, new: Plan | None) -> DraftStatus | None:
-    """The trained draft that pods are told to use; None where there is none that fits."""
-    choice = new.choice if new is not None else None
-    found = usable(observed.draft, choice) if choice is not None else None
-    if found is None or observed.model is None or found.target_digest != observed.model.digest:
+def draft(observed: Observed) -> DraftStatus | None:
+    """The trained draft that pods use wherever they draft; None where there is none that fits."""
+    found = observed.draft
+    if found is None or found.method != DraftMethod.TURBO_HEADS:
         return None
+    if observed.model is not None and found.target_digest != observed.model.digest:
+        return None
+    return _draft(found)
+
+
+def canary(judgement: Judgement | None) -> DraftStatus | None:
+    """The draft that is tried now."""
+    return _draft(judgement.draft) if judgement is not None and not judgement.over else None
+
+
+def turned_down(
+    old: TurboDeploymentStatus, judgement: Judgement | None, now: float
+) -> tuple[TurnedDown, ...]:
+    """The last drafts that were tried in vain."""
+    if judgement is None or not judgement.over or judgement.reason == CanaryReason.PROMOTED:
+        return old.turned_down
+    new = TurnedDown(
+        name=judgement.draft.name,
+        version=judgement.draft.version,
+        reason=judgement.reason,
+        message=_bounded(judgement.detail),
+        time=rfc3339(now),
+    )
+    return (*old.turned_down, new)[-MAX_TURNED_DOWN:]
+
+
+def _draft(found: DraftView) -> DraftStatus:
     return DraftStatus(
         name=found.name,
         version=found.version,
@@ -123,10 +153,12 @@ def live(old: Live | None, observed: Observed, now: float) -> Live | None:
     cost = cost_per_hour(observed)
     rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now))
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
-    if cost is None and rate is None:
+    gain = _stepped(old.gain, observed.gain, "{:.2f}")
+    if cost is None and rate is None and gain is None:
         return None
     return Live(
         tokens_per_second=rate,
+        gain=gain,
         cost_per_hour=None if cost is None else money(cost),
         cost_per_million_tokens=None if per_million is None else money(per_million),
     )
@@ -153,13 +185,13 @@ def exhausted(observed: Observed) -> tuple[Exhausted, ...]:
     )
 
 
-def _stepped(old: str | None, new: float | None) -> str | None:
+def _stepped(old: str | None, new: float | None, form: str | None = None) -> str | None:
     """The old figure while the new one is within a tenth of it."""
     if new is None:
         return None
     if old is not None and abs(new - float(old)) <= STEP * float(old):
         return old
-    return _rate(new)
+    return _rate(new) if form is None else form.format(new)
 
 
 def _rate(value: float | None) -> str | None:

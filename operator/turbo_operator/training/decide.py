@@ -35,11 +35,12 @@ def decide(
 ) -> Step:
     """One look. `answer` is the planner's to the question that the step before it `asks`, None at first."""
     training, old = td.spec.speculation.training, td.status.training
-    if training is None or not training.enabled:
+    if training is None or not training.enabled or td.spec.suspend:
         state = None if old is None else followed(old, (), now)
         if training is None:
             return Step(state=state)
-        message = "spec.speculation.training.enabled is false: nothing is trained, and drafts stay."
+        off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.enabled is false"
+        message = f"{off}: nothing is trained, and drafts stay."
         return Step(Told("False", TrainingReason.TRAINING_DISABLED, message), state)
     jobs = [child for child in observed.children if child.kind == "Job"]
     job = max(

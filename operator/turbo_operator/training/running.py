@@ -65,6 +65,8 @@ def _state(
 
 def _complete(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> Step:
     done = next((pod for pod in pods if pod.exit_code == 0), None)
+    if done is None and any(pod.exit_code is None for pod in pods):  # its end is on its way here
+        return Step(_told(state, job, pods), state, keep=job.name)
     if done is None:
         # what it told went with its pod: another Job finds all done, and tells it again
         message = f"Training {state.number} is done, and its pod was gone before it told: it is asked again."

@@ -41,7 +41,7 @@ class Speculation:
         self._outcomes.clear()
         self._shape = _shape(parts)
         able = [part for part in parts if part.work.yields and part.work.draft_limit]
-        self._ask(able, self.control.least_survival(self._shape, sum(part.work.yields for part in parts)))
+        self._ask(able, sum(part.work.yields for part in parts))
         self._drafting = time.perf_counter() - began
         self._read_on(parts)
         drafting = [part for part in able if part.drafts]
@@ -98,8 +98,8 @@ class Speculation:
                 self.drafters.expect(sequence.submit.request_id, sequence.tokens, params.drafting)
         self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
-    def _ask(self, able: Sequence[Part], least: float) -> None:
-        """Give each part all that there is for it and has a chance of `least` to be accepted."""
+    def _ask(self, able: Sequence[Part], answers: int) -> None:
+        """Give each part all that there is for it and may be worth a row of this step, of so many answers."""
         wanting: list[Part] = []
         for part in able:
             forced = part.law.forced(part.work.sequence.tokens)
@@ -110,6 +110,7 @@ class Speculation:
         wanting = [part for part in wanting if part.work.sequence.submit.request_id in self._asked]
         if not wanting:
             return
+        least = self.control.least_survival(self._shape, answers)
         proposed = self.drafters.propose([self._want(part) for part in wanting], least)
         for part, draft in zip(wanting, proposed, strict=True):
             part.draft = draft

@@ -177,6 +177,31 @@ def test_without_credit_those_alone_draft_whose_drafts_have_paid() -> None:
     assert [SharedGate(credit=-0.1).admits(gate) for gate in (new, proven, closed)] == [False, True, False]
 
 
+def test_while_all_have_credit_one_request_may_owe_a_token_and_a_half_and_no_more() -> None:
+    rich, poor = SharedGate(credit=4.0), SharedGate(credit=3.9)
+    unlucky, loser = Gate(credit=-1.4), Gate(credit=-1.6)
+    assert [rich.admits(gate) for gate in (unlucky, loser)] == [True, False]
+    assert [poor.admits(gate) for gate in (unlucky, loser)] == [False, False]
+    for _ in range(100):
+        loser.book(0.0, 1.0)
+    assert loser.credit == -2.0  # so that it is no longer in debt after some hundred tokens
+
+
+@pytest.mark.parametrize("row", [0.0, 0.001, 0.003])
+@pytest.mark.parametrize("answers", [8, 32])
+def test_what_is_hardly_worth_drafting_is_what_a_row_costs_in_tokens(answers: int, row: float) -> None:
+    law = lambda tokens: 0.020 + row * (tokens - 4)  # noqa: E731
+    served = Served(Control(measured(law), to_four), 0.5, answers=answers, claimed=0.9, law=law)
+    for _ in range(300):
+        served.step()
+    found = served.control.least_survival(StepShape(answers), answers)
+    assert found == pytest.approx(row / (law(to_four(answers)) / answers), rel=0.3, abs=0.06)
+
+
+def test_before_anything_was_measured_everything_may_be_worth_drafting() -> None:
+    assert Control(None, to_four).least_survival(StepShape(1), 1) == 0.0
+
+
 @pytest.mark.parametrize("right", [0, 1, 3])
 def test_no_speed_up_is_told_beyond_the_tokens_of_a_pass(right: int) -> None:
     """The first steps of a short answer may be faster than any prediction of a step without drafts."""

@@ -76,6 +76,7 @@ def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
     config = read_config(folder)
     _check_target(folder, config, target)
     try:
+        (folder / WEIGHTS_FILE).open("rb").close()  # safetensors calls any trouble a missing file
         tensors = load_file(folder / WEIGHTS_FILE)
     except (OSError, SafetensorError) as error:
         raise HeadsError(f"{folder / WEIGHTS_FILE} cannot be read: {error}; copy the folder again") from error

@@ -24,7 +24,7 @@ _CHEAPER = (
 )
 _EXPLORING = 0.005  # of the time without drafts, that this may lose by what is believed
 _READING, _READING_PROMPTS = 0.01, 0.02  # of a step's time, that drafters may read in; beside a prompt's part
-_MANY = 4  # drafted tokens for each answer, by which the cost of a row is told
+_MANY, _MANY_OF_ONE = 4, 8  # drafted tokens for each answer, at least, by which the cost of a row is told
 _UNKNOWN = 0.01  # seconds that a step is taken for while none was measured
 _LATELY = 0.995  # share that a step leaves of the past in the live speed-up: about 200 steps count
 
@@ -97,14 +97,16 @@ class Control:
         return {name for name in request_ids if self._together.admits(self._requests[name].gate)}
 
     def least_survival(self, shape: StepShape, answers: int) -> float:
-        """The chance of acceptance below which a token of such a step is hardly worth drafting: half of what
-        a row costs among many, in the time of an answer's token without drafts.
+        """The chance of acceptance below which a token of such a step is hardly worth drafting: what a row
+        costs among many, in the time of an answer's token without drafts.
         """
         if not self.cost.known or not answers:
             return 0.0
-        more = _MANY * answers
-        times = self.cost.growing(StepShape(answers, shape.row_reads), more, shape.row_reads / answers)
-        return float(times[-1] - times[0]) / more / (float(times[0]) / answers)
+        more = max(_MANY * answers, _MANY_OF_ONE)
+        reads = shape.row_reads // answers
+        plain = self.cost.seconds(StepShape(answers, shape.row_reads))
+        full = self.cost.seconds(StepShape(answers + more, shape.row_reads + more * reads))
+        return max(0.0, full - plain) / more / (plain / answers)
 
     def spare(self, shape: StepShape) -> float:
         """Seconds of such a step that may go into reading what serves later steps."""

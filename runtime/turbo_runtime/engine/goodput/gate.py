@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 _ALLOWANCE = 0.005  # of the time, that drafting may lose
 _START = 0.25  # tokens' time that a new request may lose before its allowance counts
-_MOST, _LEAST = 4.0, -3.5  # bounds of a credit: neither good nor bad times are remembered for ever
-_RICH, _OVERDRAFT = 4.0, -3.0  # credit of all from which one request may lose this much
+_MOST, _LEAST = 4.0, -2.0  # bounds of a credit: neither good nor bad times are remembered for ever
+_RICH, _OVERDRAFT = 4.0, -1.5  # credit of all from which one request may lose this much
 # The same of the credit of all together; many that try in one step may lose the time of dozens of tokens.
 _FIRST, _SHARED_MOST, _SHARED_LEAST = 2.0, 16.0, -64.0
 

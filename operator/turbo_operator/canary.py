@@ -1,0 +1,180 @@
+"""A new draft comes to a part of the traffic first: tried on a variant of its own, then taken by all pods or
+turned down. Pure and stateless but for what is counted: a process that dies begins the trial's count anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from turbo_operator import render
+from turbo_operator.api import OFF, Canary, CanaryReason, DraftMethod, ScalingPolicy, TurboDeployment
+from turbo_operator.budget import Footprint
+from turbo_operator.gains import LEAST_SECONDS, Gains, Trial
+from turbo_operator.observed import DraftView, Observed, PodView
+from turbo_operator.planned import Choice
+
+# What ends a trial whatever was measured: pods of the same template but for the draft do not fail so.
+_FAILING = frozenset({"CrashLoopBackOff", "OOMKilled"})
+_REFUSING_SECONDS = 60.0  # that a pod must refuse a draft for: it tries again by itself
+_ENDED = frozenset({"Failed", "Succeeded"})  # of a pod that another one replaces
+_UNDER_WAY = frozenset({CanaryReason.STARTING, CanaryReason.TRYING, CanaryReason.WAITING_FOR_BUDGET})
+GIVE_UP_SECONDS = 24 * 3600.0  # after which a trial without a verdict is over
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a trial has come to."""
+
+    draft: DraftView
+    variant: str  # plan hash of the pods that try it
+    reason: CanaryReason
+    detail: str  # a sentence
+
+    @property
+    def over(self) -> bool:
+        """Whether there is nothing more to measure."""
+        return self.reason not in _UNDER_WAY
+
+
+def candidate(td: TurboDeployment, observed: Observed) -> DraftView | None:
+    """The draft to try: the newest of the deployment, if it fits and was not judged before.
+
+    None where a draft is named by hand: that one is taken by all pods at once.
+    """
+    if td.spec.speculation.draft_ref is not None or observed.model is None:
+        return None
+    digest = observed.model.digest
+    fitting = [
+        draft
+        for draft in observed.drafts
+        if draft.method == DraftMethod.TURBO_HEADS and draft.target_digest == digest
+    ]
+    judged = {(each.name, each.version) for each in td.status.turned_down}
+    if td.status.draft is not None:
+        judged.add((td.status.draft.name, td.status.draft.version))
+    return fitting[-1] if fitting and (fitting[-1].name, fitting[-1].version) not in judged else None
+
+
+def look(
+    td: TurboDeployment, observed: Observed, choice: Choice | None, gains: Gains, now: float
+) -> tuple[Gains, Judgement | None]:
+    """What pods have gained, and what has become of the draft that is tried; None while none is.
+
+    The gains hold a trial for as long as its variant shall exist.
+    """
+    settings, trial = td.spec.rollout.canary, None
+    draft = candidate(td, observed) if choice is not None and choice.method != OFF and _serves(td) else None
+    judgement = None
+    if draft is not None and choice is not None and observed.model is not None:
+        variant = render.plan_hash(td, choice, observed.model, draft, trial=True)
+        judgement = _unaffordable(td, choice, draft, variant)
+        new, trial = Trial(draft.name, draft.version, variant, now), gains.trial
+        if trial is None or not trial.is_of_what(new):
+            trial = new
+    trial = trial if judgement is None else None
+    gains = gains.trying(trial).heard(observed.pods, now, settings.answering_seconds)
+    if draft is None or gains.trial is None:
+        return gains, judgement
+    pods = [pod for pod in observed.pods if pod.plan_hash == gains.trial.variant and not pod.terminating]
+    gains = gains.trying(_begun(gains.trial, draft, pods, now))
+    assert gains.trial is not None
+    judgement = judge(settings, draft, gains.trial, pods, now)
+    return gains.trying(None) if judgement.over else gains, judgement
+
+
+def _serves(td: TurboDeployment) -> bool:
+    """Whether any pod is wanted."""
+    none = td.spec.scaling_policy == ScalingPolicy.EXTERNAL and td.spec.replicas == 0
+    return not td.spec.suspend and not none
+
+
+def _unaffordable(td: TurboDeployment, choice: Choice, draft: DraftView, variant: str) -> Judgement | None:
+    """Why a single replica gets no pod beside it; of several, one makes room."""
+    if (td.status.desired_replicas or 1) > 1:
+        return None
+    held = Footprint(choice.accelerator, choice.capacity_type, choice.accelerators_per_replica, choice.nodes)
+    ceiling = td.spec.cost.max_per_hour if td.spec.cost is not None else None
+    most = td.spec.accelerators.max_total if td.spec.accelerators is not None else None
+    cost = held.cost_per_hour(2)
+    dear = ceiling is not None and (cost is None or cost > ceiling)
+    if not dear and (most is None or held.accelerators(2) <= most):
+        return None
+    which = "spec.cost.maxPerHour" if dear else "spec.accelerators.maxTotal"
+    said = (
+        f"{draft.version} is tried on a pod beside the only one, for which {which} leaves no room: raise it."
+    )
+    return Judgement(draft, variant, CanaryReason.WAITING_FOR_BUDGET, said)
+
+
+def _begun(trial: Trial, draft: DraftView, pods: Sequence[PodView], now: float) -> Trial:
+    """The window begins when a pod first uses the draft."""
+    if trial.began is not None or not _using(draft, pods):
+        return trial
+    return dataclasses.replace(trial, began=now)
+
+
+def _using(draft: DraftView, pods: Sequence[PodView]) -> bool:
+    return any(pod.ready and pod.load and pod.load.load.draft_version == draft.version for pod in pods)
+
+
+def with_judged(observed: Observed, gains: Gains, judgement: Judgement | None) -> Observed:
+    """What was seen, with the gain of all pods, and the draft that they are to use from now on."""
+    promoted = judgement is not None and judgement.reason == CanaryReason.PROMOTED
+    draft = judgement.draft if promoted and judgement is not None else observed.draft
+    return dataclasses.replace(observed, draft=draft, gain=gains.overall)
+
+
+def judge(settings: Canary, draft: DraftView, trial: Trial, pods: Sequence[PodView], now: float) -> Judgement:
+    """What becomes of a draft, from its trial and the pods that try it; `now` in epoch seconds."""
+
+    def judged(reason: CanaryReason, detail: str) -> Judgement:
+        return Judgement(draft, trial.variant, reason, detail)
+
+    for pod in pods:
+        if pod.reason in _FAILING and pod.phase not in _ENDED:
+            return judged(CanaryReason.POD_FAILED, f"Pod {pod.name} with {draft.version}: {pod.reason}.")
+        problem = pod.load.load.draft_problem if pod.load else None
+        ready = now - pod.ready_since if pod.ready_since is not None else 0.0
+        if problem and not _using(draft, [pod]) and ready >= _REFUSING_SECONDS:
+            return judged(CanaryReason.REFUSED_BY_ENGINE, f"Pod {pod.name}: {problem.rstrip('.')}.")
+    counted = trial.warm + trial.tried
+    if counted.mismatches:
+        said = f"{counted.mismatches} of {counted.audits} answers with {draft.version} differ without drafts."
+        return judged(CanaryReason.AUDIT_MISMATCH, said)
+    reason, said = _compared(settings, draft, trial, now) if _using(draft, pods) else _starting(draft, pods)
+    if reason in _UNDER_WAY and now - trial.since >= GIVE_UP_SECONDS:
+        return judged(CanaryReason.INCONCLUSIVE, f"After a day there is no verdict. {said}")
+    return judged(reason, said)
+
+
+def _starting(draft: DraftView, pods: Sequence[PodView]) -> tuple[CanaryReason, str]:
+    held_up = next((f" {pod.reason}: {pod.message or ''}".rstrip() for pod in pods if pod.reason), "")
+    return CanaryReason.STARTING, f"A pod with {draft.version} starts beside the others.{held_up}"
+
+
+def _compared(settings: Canary, draft: DraftView, trial: Trial, now: float) -> tuple[CanaryReason, str]:
+    needed, version = settings.answering_seconds, draft.version
+    tried, stable = trial.tried, trial.stable
+    new, old = tried.gain, stable.gain
+    audits = trial.warm.audits + tried.audits
+    if min(tried.seconds, stable.seconds) < needed or new is None or old is None:
+        if trial.warm.seconds < needed:
+            return CanaryReason.TRYING, f"The pod that tries {version} warms up on live traffic."
+        done = 10 * int(10 * min(tried.seconds, stable.seconds) / max(needed, LEAST_SECONDS))
+        said = (
+            f"{version} is compared with what the other pods use: {done} % of the answers needed are there."
+        )
+        return CanaryReason.TRYING, said
+    if trial.began is None or now - trial.began < settings.window_seconds:
+        said = f"{version} is tried for at least {settings.window}."
+        return CanaryReason.TRYING, said
+    if not audits:
+        said = f"None of the answers with {version} was audited yet: pods do that while they are idle."
+        return CanaryReason.TRYING, said
+    told = f"{version} makes answers {new:.2f} times as fast as no drafts, and what was there {old:.2f}"
+    if new >= old * float(settings.min_gain):
+        return CanaryReason.PROMOTED, f"{told}; {audits} answers audited, none differs."
+    said = f"{told}: it has to be at least {settings.min_gain} of that."
+    return CanaryReason.NO_GAIN, said

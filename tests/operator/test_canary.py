@@ -1,0 +1,354 @@
+"""A new draft is tried on a pod of its own, and judged by what was measured there beside the others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_dev.loads import load, pod
+from turbo_operator import canary, render, status
+from turbo_operator.api import CanaryReason, CapacityType, ConditionType, TurboDeployment, parse
+from turbo_operator.cache import Cache, Key
+from turbo_operator.canary import Judgement
+from turbo_operator.catalog import shapes
+from turbo_operator.decision import decide
+from turbo_operator.gains import Gains
+from turbo_operator.observed import Accelerator, ChildView, DraftView, Observed, PodView
+from turbo_operator.observing import observe
+from turbo_operator.planned import Plan
+from turbo_operator.planner import plan as plan_of
+from turbo_operator.scaler import History
+from turbo_operator.settings import Settings
+from turbo_operator.stock.ledger import Ledger
+from turbo_runtime.contract import ModelFacts, RuntimeConfig
+
+SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
+assert SHAPE is not None
+MODEL = "sha256:ab"
+FACTS = ModelFacts(SHAPE, MODEL, None, 270_000_000)
+CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
+SETTINGS = Settings(runtime_image="r:1")
+NOW = 1_700_000_000.0
+
+
+def draft(name: str, version: str = "", target: str = MODEL) -> DraftView:
+    return DraftView(
+        name, "TurboHeads", "drafts", f"chat/{name}", version or name, target, deployment="chat", created=1.0
+    )
+
+
+OLD, NEW = draft("chat-draft-1"), draft("chat-draft-2")
+
+
+def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
+    canary_spec = {"answering": "20s", "window": "60s"}
+    prompts = {"configMapRef": {"name": "prompts"}}
+    training = {"pvc": {"claimName": "drafts"}, "prompts": prompts}
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 1},
+            "spec": {
+                "model": {"uri": "pvc://models/chat"},
+                "speculation": {"training": training},
+                "rollout": {"canary": canary_spec},
+                **spec,
+            },
+            "status": told or {},
+        }
+    )
+
+
+def used(one: DraftView) -> dict[str, Any]:
+    return {
+        "draft": {
+            "name": one.name,
+            "version": one.version,
+            "claimName": one.claim_name,
+            "path": one.path,
+            "targetDigest": one.target_digest,
+        }
+    }
+
+
+def planned(it: TurboDeployment) -> Plan:
+    return plan_of(it.spec, FACTS.shape, {CPU.name: CPU})
+
+
+def seen(*pods: PodView, drafts: tuple[DraftView, ...] = (OLD, NEW), now: DraftView | None = OLD) -> Observed:
+    return Observed({CPU.name: CPU}, None, (), pods, model=FACTS, draft=now, drafts=drafts)
+
+
+def variant_of(it: TurboDeployment, one: DraftView = NEW) -> str:
+    choice = planned(it).choice
+    assert choice is not None
+    return render.plan_hash(it, choice, FACTS, one, trial=True)
+
+
+WITH_OLD = td(used(OLD))
+TRY = variant_of(WITH_OLD)
+
+
+def look(it: TurboDeployment, observed: Observed, gains: Gains, now: float) -> tuple[Gains, Judgement | None]:
+    return canary.look(it, observed, planned(it).choice, gains, now)
+
+
+def tried(
+    new: float, old: float, *, audits: int = 3, mismatches: int = 0, minutes: int = 6, **trying: Any
+) -> Judgement:
+    """What is said in the end of a draft with the gain `new`, beside pods with the gain `old`."""
+    gains, judgement = Gains(), None
+    version = trying.pop("version", NEW.version)
+    for minute in range(minutes):
+        seconds = 20.0 * minute
+        audited = {"audits": audits, "audit_mismatches": mismatches}
+        told = load(seconds, seconds * new, draft_version=version, **audited, **trying)
+        stable = load(500.0 + seconds, 800.0 + seconds * old, draft_version=OLD.version)
+        pods = [pod("a", stable), pod("t", told, variant=TRY)]
+        gains, judgement = look(WITH_OLD, seen(*pods), gains, NOW + 60.0 * minute)
+        assert judgement is not None
+        if judgement.over:
+            break
+    assert judgement is not None
+    return judgement
+
+
+def test_a_draft_that_gains_more_is_promoted_and_one_that_gains_less_is_not() -> None:
+    assert tried(1.6, 1.5).reason == CanaryReason.PROMOTED
+    worse = tried(1.2, 1.5)
+    assert worse.reason == CanaryReason.NO_GAIN
+    assert "1.20 times as fast as no drafts, and what was there 1.50" in worse.detail
+
+
+@given(st.floats(0.2, 5.0), st.floats(0.2, 5.0))
+def test_no_draft_is_promoted_that_gains_less_than_what_was_there(new: float, old: float) -> None:
+    judgement = tried(new, old)
+    assert judgement.over
+    assert (judgement.reason == CanaryReason.PROMOTED) == (new >= old) or abs(new / old - 1) < 1e-6
+
+
+def test_nothing_is_judged_before_enough_was_answered_long_enough_and_audited() -> None:
+    assert tried(1.6, 1.5, minutes=2).reason == CanaryReason.TRYING
+    assert "warms up" in tried(1.6, 1.5, minutes=1).detail
+    assert tried(1.6, 1.5, audits=0).reason == CanaryReason.TRYING
+    assert "audited" in tried(1.6, 1.5, audits=0).detail
+
+
+def test_one_wrong_answer_ends_a_trial_at_once() -> None:
+    assert tried(9.0, 1.0, minutes=1, mismatches=1).reason == CanaryReason.AUDIT_MISMATCH
+
+
+def test_a_pod_that_goes_on_refusing_the_draft_ends_its_trial_and_trouble_with_another_one_does_not() -> None:
+    def said(version: str, ready_for: float) -> CanaryReason:
+        told = load(0.0, 0.0, draft_version=version, draft_problem="heads.safetensors cannot be read")
+        pods = seen(pod("t", told, TRY, ready_since=NOW - ready_for))
+        _, judgement = look(WITH_OLD, pods, Gains(), NOW)
+        assert judgement is not None
+        return judgement.reason
+
+    assert said("", 90.0) == CanaryReason.REFUSED_BY_ENGINE
+    assert said("", 10.0) == CanaryReason.STARTING  # it tries again by itself
+    assert said(NEW.version, 90.0) == CanaryReason.TRYING  # the sentence is about a further draft
+
+
+def test_a_draft_whose_pod_does_not_start_is_turned_down() -> None:
+    broken = pod("t", load(0.0, 0.0), variant=TRY, ready=False, reason="CrashLoopBackOff", load=None)
+    _, judgement = look(WITH_OLD, seen(broken), Gains(), NOW)
+    assert judgement is not None
+    assert judgement.reason == CanaryReason.POD_FAILED
+
+
+def test_a_pod_that_a_node_has_ended_says_nothing_of_the_draft() -> None:
+    ended = pod("t", load(0.0, 0.0), TRY, ready=False, reason="OOMKilled", load=None, phase="Failed")
+    _, judgement = look(WITH_OLD, seen(ended), Gains(), NOW)
+    assert judgement is not None
+    assert judgement.reason == CanaryReason.STARTING
+
+
+def test_a_trial_without_a_verdict_is_over_after_a_day() -> None:
+    gains, first = look(WITH_OLD, seen(), Gains(), NOW)
+    _, judgement = look(WITH_OLD, seen(), gains, NOW + canary.GIVE_UP_SECONDS)
+    assert first is not None
+    assert judgement is not None
+    assert (first.reason, judgement.reason) == (CanaryReason.STARTING, CanaryReason.INCONCLUSIVE)
+
+
+@pytest.mark.parametrize(
+    ("bound", "name"),
+    [
+        ({"cost": {"maxPerHour": "0.07"}}, "spec.cost.maxPerHour"),
+        ({"accelerators": {"maxTotal": 1}}, "spec.accelerators.maxTotal"),
+    ],
+)
+def test_a_second_pod_that_the_budget_does_not_hold_is_not_made(bound: dict[str, Any], name: str) -> None:
+    gains, judgement = look(td(used(OLD), **bound), seen(), Gains(), NOW)
+    assert judgement is not None
+    assert (judgement.reason, judgement.over, gains.trial) == (CanaryReason.WAITING_FOR_BUDGET, False, None)
+    assert name in judgement.detail
+    _, of_two = look(td({**used(OLD), "desiredReplicas": 2}, **bound), seen(), Gains(), NOW)
+    assert of_two is not None
+    assert of_two.reason == CanaryReason.STARTING  # one of the two makes room
+
+
+def test_nothing_is_tried_where_no_pod_is_wanted() -> None:
+    for spec in ({"replicas": 0}, {"suspend": True}):
+        assert look(td(used(OLD), **spec), seen(), Gains(), NOW)[1] is None
+
+
+def test_the_autoscaler_counts_the_pod_that_tries_until_its_place_is_filled_again() -> None:
+    it = td(
+        {**used(OLD), "desiredReplicas": 3, "canary": used(NEW)["draft"]},
+        scaling={"policy": "Metrics", "minReplicas": 1, "maxReplicas": 8},
+    )
+    choice = planned(it).choice
+    assert choice is not None
+    stable = render.plan_hash(it, choice, FACTS, OLD)
+    observed = replace(seen(), children=(up(stable, 2), up(TRY)))
+    over = decide(it, observed, SETTINGS, NOW, planned(it), History(), judgement=None)
+    assert over.scale.replicas == 3
+
+
+def test_a_pod_that_waits_for_room_is_no_verdict_and_says_why() -> None:
+    waits = pod("t", load(0.0, 0.0), TRY, ready=False, reason="Unschedulable", message="no node", load=None)
+    gains, judgement = look(WITH_OLD, seen(waits), Gains(), NOW)
+    assert judgement is not None
+    assert judgement.reason == CanaryReason.STARTING
+    assert "Unschedulable: no node" in judgement.detail
+    assert gains.trial is not None
+
+
+def test_only_the_newest_draft_is_tried_and_none_twice() -> None:
+    assert canary.candidate(WITH_OLD, seen()) == NEW
+    assert canary.candidate(td(used(NEW)), seen(now=NEW)) is None
+    refused = {"name": NEW.name, "version": NEW.version, "reason": "NoGain", "message": "No.", "time": ""}
+    assert canary.candidate(td({**used(OLD), "turnedDown": [refused]}), seen()) is None
+    again = replace(NEW, version="trained-anew")
+    assert canary.candidate(td({**used(OLD), "turnedDown": [refused]}), seen(drafts=(OLD, again))) == again
+
+
+def test_a_draft_of_another_model_or_beside_one_named_by_hand_is_not_tried() -> None:
+    assert canary.candidate(WITH_OLD, seen(drafts=(draft("other", target="sha256:cd"),))) is None
+    by_hand = td(used(OLD), speculation={"draftRef": {"name": "mine"}})
+    assert canary.candidate(by_hand, seen()) is None
+
+
+def children(
+    it: TurboDeployment, observed: Observed, gains: Gains, judgement: Judgement | None
+) -> dict[str, dict[str, Any]]:
+    observed = canary.with_judged(observed, gains, judgement)
+    made = decide(it, observed, SETTINGS, NOW, planned(it), History(), trial=gains.trial, judgement=judgement)
+    return {f"{each['kind']} {each['metadata']['name']}": each for each in made.children}
+
+
+def named(made: dict[str, dict[str, Any]], file: str = "chat-drafts") -> str:
+    text: str = made[f"ConfigMap {file}"]["data"]["drafts.json"]
+    return text
+
+
+def up(plan_hash: str, replicas: int = 1) -> ChildView:
+    name = f"chat-{plan_hash}"
+    return ChildView("Deployment", name, plan_hash, None, plan_hash, replicas, replicas, 1, 1)
+
+
+def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None:
+    gains, judgement = look(WITH_OLD, seen(), Gains(), NOW)
+    choice = planned(WITH_OLD).choice
+    assert choice is not None
+    stable = render.plan_hash(WITH_OLD, choice, FACTS, OLD)
+    observed = replace(seen(), children=(up(stable),))
+    made = children(WITH_OLD, observed, gains, judgement)
+    assert named(made) == '{"heads": "/drafts/drafts/chat/chat-draft-1", "version": "chat-draft-1"}\n'
+    assert (
+        named(made, "chat-drafts-canary")
+        == '{"heads": "/drafts/drafts/chat/chat-draft-2", "version": "chat-draft-2"}\n'
+    )
+    template = made[f"Deployment chat-{TRY}"]["spec"]["template"]
+    assert template["metadata"]["labels"]["serving.turbo.dev/draft-version"] == NEW.version
+    (container,) = template["spec"]["containers"]
+    assert RuntimeConfig.from_argv(container["args"]).audit_share == 0.1
+    volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
+    assert volumes["drafts-in-use"]["configMap"]["name"] == "chat-drafts-canary"
+    service = made["Service chat"]["spec"]["selector"]
+    assert service.items() <= template["metadata"]["labels"].items()
+
+
+def test_a_promotion_changes_the_file_of_running_pods_and_nothing_else_of_them() -> None:
+    choice = planned(WITH_OLD).choice
+    assert choice is not None
+    stable = render.plan_hash(WITH_OLD, choice, FACTS, OLD)
+    observed = replace(seen(), children=(up(stable), up(TRY)))
+    promoted = Judgement(NEW, TRY, CanaryReason.PROMOTED, "Faster.")
+    made = children(WITH_OLD, observed, Gains(), promoted)
+    assert named(made) == '{"heads": "/drafts/drafts/chat/chat-draft-2", "version": "chat-draft-2"}\n'
+    assert f"Deployment chat-{stable}" in made
+    assert f"Deployment chat-{TRY}" not in made
+    assert "ConfigMap chat-drafts-canary" not in made
+
+
+def test_the_first_draft_needs_no_rollout_either() -> None:
+    before = td()
+    choice = planned(before).choice
+    assert choice is not None
+    without = render.plan_hash(before, choice, FACTS, None)
+    assert without == render.plan_hash(td(used(OLD)), choice, FACTS, OLD)
+    gains, _ = look(before, seen(now=None), Gains(), NOW)
+    made = children(before, replace(seen(now=None), children=(up(without),)), gains, None)
+    assert named(made) == "{}\n"
+
+
+def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_down_and_why() -> None:
+    observed = seen()
+
+    def after(it: TurboDeployment, judgement: Judgement | None) -> Any:
+        judged = canary.with_judged(observed, Gains(), judgement)
+        made = decide(it, judged, SETTINGS, NOW, planned(it), History(), judgement=judgement)
+        return status.compute(it, judged, made.scale, made.plan, made.plan_hash, NOW, judgement=judgement)
+
+    trying = after(WITH_OLD, Judgement(NEW, TRY, CanaryReason.TRYING, "It warms up."))
+    assert (trying.draft.name, trying.canary.name) == (OLD.name, NEW.name)
+    assert trying.condition(ConditionType.DRAFT_PROMOTED).status == "Unknown"
+    bad = after(WITH_OLD, Judgement(NEW, TRY, CanaryReason.NO_GAIN, "It is slower."))
+    assert (bad.draft.name, bad.canary) == (OLD.name, None)
+    assert [(each.name, each.reason, each.message) for each in bad.turned_down] == [
+        (NEW.name, "NoGain", "It is slower.")
+    ]
+    later = after(td(bad.dump()), None)
+    assert later.condition(ConditionType.DRAFT_PROMOTED).reason == "NoGain"
+    assert later.turned_down == bad.turned_down
+    good = after(WITH_OLD, Judgement(NEW, TRY, CanaryReason.PROMOTED, "It is faster."))
+    assert (good.draft.name, good.canary, good.turned_down) == (NEW.name, None, ())
+    assert good.condition(ConditionType.DRAFT_PROMOTED).status == "True"
+
+
+def test_a_promoted_draft_is_kept_while_no_plan_is_feasible() -> None:
+    it = td(used(NEW))
+    decision = decide(it, seen(now=NEW), SETTINGS, NOW, None, History())
+    made = status.compute(it, seen(now=NEW), decision.scale, None, None, NOW)
+    assert made.draft is not None
+    assert made.draft.name == NEW.name
+
+
+def test_a_promoted_draft_that_is_changed_under_its_name_is_tried_first() -> None:
+    it, key = td(used(OLD)), Key("team", "chat")
+
+    def observed_with(path: str, version: str) -> Observed:
+        cache = Cache()
+        meta = {"namespace": "team", "name": OLD.name, "uid": "d", "resourceVersion": "1"}
+        cache.drafts.put({"metadata": meta}, replace(OLD, path=path, version=version))
+        return replace(observe(cache, Ledger(), key, it, NOW), model=FACTS)
+
+    same = observed_with(OLD.path, OLD.version)
+    assert same.draft == OLD
+    assert canary.candidate(it, same) is None
+    changed = observed_with("chat/other", "other")
+    assert changed.draft is not None
+    assert (changed.draft.path, changed.draft.version, changed.draft.gone) == (OLD.path, OLD.version, False)
+    tried_first = canary.candidate(it, changed)
+    assert tried_first is not None
+    assert tried_first.path == "chat/other"
