@@ -119,6 +119,11 @@ class Reconciler:
         memory.gains = gains
         if await self._announce(key, body, td, observed, decision, now):
             return 0.0
+        if decision.training_job is not None:  # what it may cost is written down before it runs
+            new = status_of(td, observed, decision, now)
+            if new.training != td.status.training:
+                await self._write_status(key, body, new)
+                return 0.0
         if await self._bring_about(key, body, td, observed, decision, now):
             return resync  # what was refused waits for a change
         return min(resync, self._next_look(td, observed, decision, now))

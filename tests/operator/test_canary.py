@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.loads import load, pod
-from turbo_operator import canary, render, status
+from turbo_operator import canary, render, status, training
 from turbo_operator.api import CanaryReason, CapacityType, ConditionType, TurboDeployment, parse
 from turbo_operator.cache import Cache, Key
 from turbo_operator.canary import Judgement
@@ -48,7 +48,7 @@ OLD, NEW = draft("chat-draft-1"), draft("chat-draft-2")
 def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
     canary_spec = {"answering": "20s", "window": "60s"}
     prompts = {"configMapRef": {"name": "prompts"}}
-    training = {"pvc": {"claimName": "drafts"}, "prompts": prompts}
+    trained = {"pvc": {"claimName": "drafts"}, "prompts": prompts}
     return parse(
         {
             "apiVersion": "serving.turbo.dev/v1alpha1",
@@ -56,7 +56,7 @@ def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
             "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 1},
             "spec": {
                 "model": {"uri": "pvc://models/chat"},
-                "speculation": {"training": training},
+                "speculation": {"training": trained},
                 "rollout": {"canary": canary_spec},
                 **spec,
             },
@@ -352,3 +352,9 @@ def test_a_promoted_draft_that_is_changed_under_its_name_is_tried_first() -> Non
     tried_first = canary.candidate(it, changed)
     assert tried_first is not None
     assert tried_first.path == "chat/other"
+
+
+def test_a_suspended_deployment_trains_nothing() -> None:
+    step = training.decide(td(suspend=True), seen(), planned(td()), None, NOW)
+    assert step.told is not None
+    assert (step.told.reason, step.begin, step.asks) == ("TrainingDisabled", None, None)

@@ -21,6 +21,7 @@ from turbo_operator.observed import Observed, PodView
 from turbo_operator.planned import Plan
 from turbo_operator.render.drafts import unusable
 from turbo_operator.status.conditions import Verdict, sentence, serves
+from turbo_operator.status.figures import shown_gain
 from turbo_operator.training import Told
 
 
@@ -40,7 +41,7 @@ def verdicts(
         if told is None
         else Verdict(told.status, told.reason, told.message),
         ConditionType.DRAFT_PROMOTED: _promoted(td, judgement),
-        ConditionType.SPECULATION_EFFECTIVE: _effective(observed, plan),
+        ConditionType.SPECULATION_EFFECTIVE: _effective(td, observed, plan),
     }
     return {kind: verdict for kind, verdict in found.items() if verdict is not None}
 
@@ -56,14 +57,15 @@ def _promoted(td: TurboDeployment, judgement: Judgement | None) -> Verdict | Non
     return Verdict(last.status, last.reason, last.message)
 
 
-def _effective(observed: Observed, plan: Plan | None) -> Verdict:
+def _effective(td: TurboDeployment, observed: Observed, plan: Plan | None) -> Verdict:
     if plan is not None and plan.choice is not None and plan.choice.method == OFF:
         return Verdict("False", EffectReason.DISABLED, "The plan is one without speculation.")
-    if observed.gain is None:
+    gain = shown_gain(td.status.observed, observed)
+    if gain is None:
         said = "Too little was answered in the last ten minutes to tell what drafts gain."
         return Verdict("Unknown", EffectReason.INSUFFICIENT_SAMPLES, said)
-    said = "Pods say how much faster drafts make answers: status.observed.gain."
-    return Verdict("True" if observed.gain >= 1 else "False", EffectReason.MEASURED, said)
+    said = f"Pods answer {gain} times as fast as they would without drafts."
+    return Verdict("True" if float(gain) >= 1 else "False", EffectReason.MEASURED, said)
 
 
 def _ready(

@@ -153,7 +153,7 @@ def live(old: Live | None, observed: Observed, now: float) -> Live | None:
     cost = cost_per_hour(observed)
     rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now))
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
-    gain = _stepped(old.gain, observed.gain, "{:.2f}")
+    gain = shown_gain(old, observed)
     if cost is None and rate is None and gain is None:
         return None
     return Live(
@@ -162,6 +162,11 @@ def live(old: Live | None, observed: Observed, now: float) -> Live | None:
         cost_per_hour=None if cost is None else money(cost),
         cost_per_million_tokens=None if per_million is None else money(per_million),
     )
+
+
+def shown_gain(old: Live | None, observed: Observed) -> str | None:
+    """The gain of all pods, as it stands in the status."""
+    return _stepped(old.gain if old is not None else None, observed.gain, "{:.2f}")
 
 
 def scale_history(old: TurboDeploymentStatus, scale: Scale, now: float) -> tuple[ScaleEvent, ...]:

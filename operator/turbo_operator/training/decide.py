@@ -39,6 +39,8 @@ def decide(
         state = None if old is None else followed(old, (), now)
         if training is None:
             return Step(state=state)
+        if state is not None and state.result == TrainingReason.TRAINING_FAILED:
+            state = state.model_copy(update={"spec_hash": ""})  # switched on again, it is tried again
         off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.enabled is false"
         message = f"{off}: nothing is trained, and drafts stay."
         return Step(Told("False", TrainingReason.TRAINING_DISABLED, message), state)

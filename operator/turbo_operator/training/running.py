@@ -41,8 +41,8 @@ def look(
         return _out_of_time(training, job, state, now)
     left = _last_words(pods) or job.message or "it gave no reason"
     message = (
-        f"Training {number} failed: {_bounded(left)} Change spec.speculation.training to train again; the "
-        f"Job was {job.name}."
+        f"Training {number} failed: {_bounded(left)} Mend that, then change spec.speculation.training, or "
+        f"switch enabled off and on, to train again; the Job was {job.name}."
     )
     return _kept(ended(state, TrainingReason.TRAINING_FAILED, message, now), job)
 

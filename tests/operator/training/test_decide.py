@@ -221,6 +221,7 @@ def test_a_draft_is_made_of_what_the_pod_told_and_the_job_goes_when_it_is_there(
 
 
 def test_a_job_whose_pod_is_gone_before_it_told_is_made_anew_in_the_same_folder() -> None:
+    assert look(td(began()), seen(children=(job(complete=True),), trainings=(pod(),))).keep == job().name
     step = look(td(began()), seen(children=(job(complete=True),)))
     assert (step.keep, step.begin, step.made) == (None, None, None)
     begun = look(td(step.state), seen()).begin
@@ -235,6 +236,8 @@ def test_a_permanent_error_waits_for_another_spec_and_then_takes_another_folder(
     assert step.told is not None
     assert "prompts.jsonl:3: no prompt" in step.told.message
     assert step.keep == "chat-train-1"  # until the status has it
+    off = look(td(step.state, enabled=False), seen())
+    assert (reason(off), look(td(off.state), seen()).begin is None) == ("TrainingDisabled", False)
     for _ in range(3):
         step = look(td(step.state), seen(children=(job(failed=True),)), NOW + 1000 * HOUR)
         assert (reason(step), step.keep, step.begin) == ("TrainingFailed", None, None)
