@@ -358,3 +358,10 @@ def test_a_suspended_deployment_trains_nothing() -> None:
     step = training.decide(td(suspend=True), seen(), planned(td()), None, NOW)
     assert step.told is not None
     assert (step.told.reason, step.begin, step.asks) == ("TrainingDisabled", None, None)
+
+
+def test_a_job_of_a_training_before_the_one_in_the_status_says_nothing() -> None:
+    told = {"training": {"number": 2, "work": "w", "specHash": "h"}}
+    before = ChildView("Job", "chat-train-1", "u", None, failed=True, message="It broke.")
+    step = training.decide(td(told), replace(seen(drafts=()), children=(before,)), planned(td()), None, NOW)
+    assert (step.keep, step.asks is None) == (None, False)  # the planner is asked where the second one runs

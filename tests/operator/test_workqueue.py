@@ -125,9 +125,9 @@ async def test_failures_back_off_exponentially_up_to_a_bound_and_success_resets_
         await until(done)
     gaps = [later - earlier for earlier, later in itertools.pairwise(times)]
     for gap, expected in zip(gaps, [0.02, 0.04, 0.08, 0.08, 0.0, 0.02], strict=True):
-        assert expected <= gap < expected + 0.15
-    assert gaps[5] < gaps[3]
-    assert sum("tried again" in record.getMessage() for record in caplog.records) == 5
+        assert gap >= expected  # a busy machine makes it longer
+    told = [record.getMessage() for record in caplog.records if "tried again" in record.getMessage()]
+    assert [line.split(" s:")[0].split()[-1] for line in told] == ["0.0", "0.0", "0.1", "0.1", "0.0"]
 
 
 async def test_one_failing_key_does_not_hold_up_another() -> None:

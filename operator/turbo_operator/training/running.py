@@ -29,6 +29,8 @@ def look(
     """What the Job is at; None where it is of no use any more: it goes."""
     number = names.largest(f"{td.metadata.name}-train-", (job.name,))
     pods = [pod for pod in observed.trainings if pod.job == job.name]
+    if td.status.training is not None and td.status.training.number > number:
+        return None  # one that is over: the next is written down, and its Job is yet to be made
     state = _state(td, training, number, observed, pods)
     if state.result is not None or any(d.name == names.draft_name(td, number) for d in observed.drafts):
         return None

@@ -47,7 +47,7 @@ def test_every_parameter_reaches_the_engine(server: Any, client: openai.OpenAI) 
     assert TOLD in told
     assert "seed=11, max_tokens=40, stop_token_ids=frozenset({0, 9})" in told
     assert "logprobs=2, prompt_logprobs=1, drafting='suffix', max_draft_tokens=5" in told
-    assert told.endswith("tenant='', salt='pepper')")
+    assert told.endswith("tenant='', salt='pepper', draft='default')")
 
 
 def test_ignore_eos_leaves_only_the_requests_own_stops(server: Any, client: openai.OpenAI) -> None:
