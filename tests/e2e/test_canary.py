@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from turbo_dev import images, release, volume
 from turbo_dev.access import Access
 from turbo_dev.cluster import Cluster
+from turbo_dev.cores import accelerator
 from turbo_dev.model import FILE
 from turbo_dev.shell import CommandError
 from turbo_operator.api import API_VERSION
@@ -46,27 +47,12 @@ def node(node_cluster: Cluster) -> Iterator[Cluster]:
     release.install(access, made, None)
     for claim in ("taught", "kept"):
         volume.claim(access, node_cluster, claim)
-    access.apply(accelerator("small", "400m"), accelerator("large", "900m"))
+    access.apply(accelerator("small", "400m", 4), accelerator("large", "900m", 4))  # two and one fit
     yield node_cluster
     access.kubectl("delete", "td", NAME, *MINE, "--ignore-not-found", "--timeout=60s")
     access.kubectl("delete", "turbodrafts", "--all", *MINE, "--timeout=60s")
     access.kubectl("delete", "turboaccelerator", "small", "large", "--ignore-not-found", "--timeout=60s")
     release.uninstall(access)
-
-
-def accelerator(name: str, quantity: str) -> dict[str, Any]:
-    """Two small ones and a large one fit on two cores."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "TurboAccelerator",
-        "metadata": {"name": name},
-        "spec": {
-            "resourceName": "cpu",
-            "quantity": quantity,
-            "memoryGiB": 4,
-            "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}, "source": "set by the test"},
-        },
-    }
 
 
 def deployment() -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 from turbo_dev import images, release, volume
 from turbo_dev.access import Access
 from turbo_dev.cluster import Cluster
+from turbo_dev.cores import accelerator
 from turbo_dev.model import FILE
 from turbo_dev.shell import CommandError
 from turbo_operator.api import API_VERSION
@@ -38,29 +39,14 @@ def node(node_cluster: Cluster) -> Iterator[Cluster]:
     volume.fill(access, node_cluster, made.model.name)
     release.install(access, made, None)
     volume.claim(access, node_cluster, "drafts")
-    access.apply(accelerator("server"), accelerator("trainer"), prompts())
+    # two pods fit on two cores; of another name than what serves, so that no gain is measured
+    access.apply(*(accelerator(name, "900m", 6) for name in ("server", "trainer")), prompts())
     yield node_cluster
     for name in (CALM, STORMY):
         access.kubectl("delete", "td", name, *MINE, "--ignore-not-found", "--timeout=60s")
     access.kubectl("delete", "turbodrafts", "--all", *MINE, "--timeout=60s")
     access.kubectl("delete", "turboaccelerator", "trainer", "server", "--ignore-not-found", "--timeout=60s")
     release.uninstall(access)
-
-
-def accelerator(name: str) -> dict[str, Any]:
-    """Nine tenths of a core: two pods fit on two cores. Of another name than what serves, so no gain is
-    measured."""
-    return {
-        "apiVersion": API_VERSION,
-        "kind": "TurboAccelerator",
-        "metadata": {"name": name},
-        "spec": {
-            "resourceName": "cpu",
-            "quantity": "900m",
-            "memoryGiB": 6,
-            "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}, "source": "set by the test"},
-        },
-    }
 
 
 def prompts() -> dict[str, Any]:
