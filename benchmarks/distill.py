@@ -4,8 +4,8 @@ without drafts, with what is drafted from memory alone, and with the heads besid
 Answers are the model's own: greedy ones, and at temperature 0.7 where greedy ones loop. Prompts that speeds
 are taken of were held out; of their answers those count that do not stand word for word among the answers
 learnt from (`_whole`: all of them). The memory is emptied before each run and filled with answers learnt
-from. All as `turbo serve` computes on this machine, on all cores. The draft for all domains learns from
-greedy answers, of `latex` too, of which many loop and are left out.
+from. All as `turbo serve` computes on this machine, on all cores. The draft for all domains learns from the
+same answers as those of its own for each.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.distill.answers import Asked, Said
 from turbo_runtime.distill.deal import deal
 from turbo_runtime.distill.gain import Gain, Run, Way, gain_of, runs, ways
+from turbo_runtime.distill.kept import read_kept
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.served import Served
 from turbo_runtime.drafters.heads.artefact import load_heads
@@ -98,10 +99,13 @@ def main() -> int:
     domains = options.domains or list(files)
     with tempfile.TemporaryDirectory(prefix="turbo-distill-") as scratch:
         work = options.work or Path(scratch)
-        drafts = {name: _distill(folder, work / name, [files[name]], name, options.dtype) for name in domains}
+        drafts = {
+            name: _distill(folder, work / name, name, options.dtype, "--prompts", files[name])
+            for name in domains
+        }
         if len(domains) > 1 and not options.quick:
             out = work / f"all-{'-'.join(sorted(domains))}"
-            drafts["all"] = _distill(folder, out, [files[name] for name in domains], "all", options.dtype)
+            drafts["all"] = _distill(folder, out, "all", options.dtype, "--answers", *drafts.values())
         served = Served(
             RuntimeConfig(
                 str(folder),
@@ -146,10 +150,10 @@ def _temperature(domain: str) -> float:
     return TEMPERATURE if domain in SAMPLED else 0.0
 
 
-def _distill(folder: Path, out: Path, prompts: Sequence[Path], domain: str, dtype: str) -> Path:
+def _distill(folder: Path, out: Path, domain: str, dtype: str, *source: str | Path) -> Path:
     """As it is typed."""
     command = [sys.executable, "-m", "turbo_cli", "distill", str(folder), "--out", str(out)]
-    command += ["--prompts", *map(str, prompts), "--domain", domain, "--keep-answers"]
+    command += [*map(str, source), "--domain", domain, "--keep-answers"]
     command += ["--dtype", dtype, "--device", "cpu"]
     command += ["--temperature", str(_temperature(domain)), "--max-tokens", str(ANSWER_TOKENS), "--no-gain"]
     command += ["--held-out", str(HELD_OUT), "--judges", str(JUDGES), "--seed", str(SEED)]
@@ -161,13 +165,7 @@ def _distill(folder: Path, out: Path, prompts: Sequence[Path], domain: str, dtyp
 
 def _read(served: Served, out: Path) -> Trained:
     _, heads = load_heads(out, served.target)
-    rows = [
-        json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").split("\n") if line
-    ]
-    answers = [
-        Said(Asked(row["part"], row["domain"], tuple(row["prompt"]), row["choice"]), tuple(row["tokens"]))
-        for row in rows
-    ]
+    answers = read_kept([out], served.target.digest).said
     record = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     return Trained(heads, [one for one in answers if one.asked.part == "training"], record["seconds"])
 
@@ -208,15 +206,17 @@ def _cases(
 ) -> Iterator[Case]:
     for domain, by_temperature in asked.items():
         own = trained[domain]
-        compared = ways(own.heads)
+        of_own, one_for_all = ways(own.heads), {}
         if "all" in trained:
-            compared["all"] = Way("auto", trained["all"].heads)
+            one_for_all["all"] = Way("auto", trained["all"].heads)
         for temperature, said in by_temperature.items():
-            if options.quick and temperature != _temperature(domain):
+            usual = temperature == _temperature(domain)
+            if options.quick and not usual:
                 continue
             for batch, whole in ((1, False), (8, False), (1, True)):
                 if whole and (temperature or options.quick):
                     continue
+                compared = of_own | (one_for_all if usual and not whole else {})
                 some = _enough(said if whole else _unseen(said, own, trained.get("all", own)))
                 name = f"{domain} at {temperature}, {batch} at a time{', seen ones too' if whole else ''}"
                 say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")

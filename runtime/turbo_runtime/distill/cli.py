@@ -39,22 +39,15 @@ line; 3 when trying again cannot help.
 def distill(argv: list[str]) -> int:
     """`turbo distill MODEL --prompts FILE --out DIR`."""
     options = parser().parse_args(argv)
+    if options.answers and options.endpoint:
+        parser().error("--from asks for new answers, and --answers takes those that are there; leave one out")
     # a container's first process has no default actions: it would work on until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         recipe = _recipe(options)
-        before = captured_before(
-            options.out
-        )  # traffic goes on: what was there at first is what is learnt from
-        found = read_prompts(options.prompts, chat=not options.completions, captured=before is None)
-        prompts = sorted([*found, *(before or ())], key=lambda prompt: prompt.captured_at or 0.0)
-        parts = deal(prompts, recipe.seed, recipe.shares)
+        prompts, parts = _prompts(options, recipe) if options.prompts else ([], {})
         if not recipe.words + recipe.law + recipe.variation:
             raise DistillError("--words, --law and --variation are all 0: there is nothing to learn from")
-        if short := [name for name, some in parts.items() if not some]:
-            raise PromptsError(
-                f"{len(prompts)} prompts leave none for the part '{short[0]}'; give more prompts"
-            )
         find(options.model, options.revision)
         settle_threads(options.threads)
         # what brings torch comes only now: the threads are settled, what is wrong with the command is said
@@ -80,6 +73,19 @@ def distill(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, handler)
 
 
+def _prompts(
+    options: argparse.Namespace, recipe: Recipe
+) -> tuple[list[Prompt], Mapping[str, Sequence[Prompt]]]:
+    """All of them, and by part."""
+    before = captured_before(options.out)  # traffic goes on: what was there at first is what is learnt from
+    found = read_prompts(options.prompts, chat=not options.completions, captured=before is None)
+    prompts = sorted([*found, *(before or ())], key=lambda prompt: prompt.captured_at or 0.0)
+    parts = deal(prompts, recipe.seed, recipe.shares)
+    if short := [name for name, some in parts.items() if not some]:
+        raise PromptsError(f"{len(prompts)} prompts leave none for the part '{short[0]}'; give more prompts")
+    return prompts, parts
+
+
 def _failed(options: argparse.Namespace, error: Exception, status: int) -> int:
     print(f"turbo distill: {error}", file=sys.stderr)
     _leave(options.termination_message, str(error))
@@ -99,6 +105,7 @@ def _run(
     progress: Progress,
 ) -> None:
     from turbo_runtime.distill.distill import Distillation, Options
+    from turbo_runtime.distill.kept import read_kept
     from turbo_runtime.distill.served import Served
     from turbo_runtime.engine.start import choose_device, choose_dtype
     from turbo_runtime.inspect import inspect_model
@@ -110,17 +117,20 @@ def _run(
     except ValueError as error:  # as `turbo inspect` tells it
         raise DistillError(f"cannot inspect {options.model}: {error}") from error
     captured = [prompt for prompt in prompts if prompt.captured_at is not None]
+    kept = read_kept(options.answers, facts.digest or "")
+    asked = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
+    source = "endpoint" if options.endpoint else "engine"
     request = Request.of(
         facts.digest or "",
-        [prompt for prompt in prompts if prompt.captured_at is None],
+        [*asked, *kept.lines],
         recipe,
         domain=options.domain,
         threads=options.threads or len(os.sched_getaffinity(0)),
         device=device.type,
         dtype=dtype,
         memory_gib=options.memory_gib,
-        answers_from="endpoint" if options.endpoint else "engine",
-        captured=bool(captured),
+        answers_from="kept" if kept.said else source,
+        captured=bool(captured or kept.captures),
     )
     work = Work(options.out, request)
     if work.is_done:
@@ -146,10 +156,11 @@ def _run(
             progress.say(f"{options.out} was done meanwhile")
             return
         if captured:
-            kept = work.keep_captured(captured[-options.max_captured :])
-            parts = deal([*(p for p in prompts if p.captured_at is None), *kept], recipe.seed, recipe.shares)
+            newest = work.keep_captured(captured[-options.max_captured :])
+            given = [prompt for prompt in prompts if prompt.captured_at is None]
+            parts = deal([*given, *newest], recipe.seed, recipe.shares)
         active = facts.shape.active_parameters
-        record = Distillation(served, options.model, active, parts, recipe, work, how, progress).run()
+        record = Distillation(served, options.model, active, parts, kept, recipe, work, how, progress).run()
     for domain, found in record.domains.items():
         gains = ", ".join(f"{gain.after:.2f} times as fast at {gain.batch}" for gain in found.gains)
         length, count = found.unseen.acceptance_length, found.unseen.answers
@@ -176,13 +187,21 @@ def parser() -> argparse.ArgumentParser:
     )
     help_of = {name: spec.metadata["help"] for name, spec in RuntimeConfig.__dataclass_fields__.items()}
     parser.add_argument("model", metavar="MODEL", help=help_of["model"])
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "--prompts",
         type=Path,
         nargs="+",
-        required=True,
         metavar="FILE",
         help='JSON lines with "prompt" or "messages", and "domain" if there are several; or folders of them',
+    )
+    source.add_argument(
+        "--answers",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="DIR",
+        help="learn from the --keep-answers of earlier drafts of MODEL, instead of asking",
     )
     parser.add_argument(
         "--max-captured",

@@ -20,6 +20,7 @@ from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.evaluate import Evaluation, evaluate
 from turbo_runtime.distill.gain import BATCHES, ROUNDS, Gain, gain_of, runs, ways
 from turbo_runtime.distill.heads import HeadsMethod
+from turbo_runtime.distill.kept import Kept, write_kept
 from turbo_runtime.distill.method import Method, Student
 from turbo_runtime.distill.pilot import Pilot, best, pilot, settings
 from turbo_runtime.distill.progress import Progress
@@ -36,7 +37,7 @@ from turbo_runtime.engine.request import SamplingParams
 from turbo_runtime.prompts import Prompt, PromptsError
 from turbo_runtime.whole import write_whole, write_whole_by
 
-ANSWERS_FILE, CHECKPOINT, PILOT = "answers.jsonl", "training.pt", "pilot.json"
+CHECKPOINT, PILOT = "training.pt", "pilot.json"
 SAVE_SECONDS, SAVE_SHARE = 2.0, 0.05  # of training that a kill loses at most, and of it that saving may take
 MEASURED = 64  # prompts of a domain at most that gains are measured on
 KNOWN = 64  # answers at most that are in the memory when gains are measured
@@ -60,17 +61,25 @@ class Distillation:
         model: str,
         active_parameters: int,
         parts: Mapping[str, Sequence[Prompt]],
+        kept: Kept,
         recipe: Recipe,
         work: Work,
         options: Options,
         progress: Progress,
     ) -> None:
-        """`model`: its name for people; `active_parameters`: those that a token passes. Raises PromptsError
-        for prompts that cannot be asked.
+        """`model`: its name for people; `active_parameters`: those that a token passes; `kept`: answers to be
+        learnt from where `parts` has no prompt. Raises PromptsError for prompts that cannot be asked,
+        DistillError for kept answers that the model cannot read again.
         """
         self._served, self._model, self._recipe = served, model, recipe
         self._work, self._options, self._progress = work, options, progress
-        self._asked = self._ask(parts)
+        self._asked, self._kept = self._ask(parts), kept
+        room = served.ready.max_model_len
+        if (long := max((len(one.asked.prompt) + len(one.tokens) for one in kept.said), default=0)) > room:
+            raise DistillError(
+                f"of the answers that were kept one has {long} tokens with its prompt, and there is room for "
+                f"{room}: raise --max-model-len"
+            )
         self._active = active_parameters
         self._captured = sorted(
             prompt.captured_at for some in parts.values() for prompt in some if prompt.captured_at is not None
@@ -86,10 +95,10 @@ class Distillation:
         parts, left_out = self._answers()
         for name, said in parts.items():
             if not said:
+                asked = len(self._asked) or len(self._kept.said)
                 raise DistillError(
-                    f"no answer is left for the part '{name}' of the prompts: {left_out} of "
-                    f"{len(self._asked)} say one thing over and over or end at once; give more prompts, or a "
-                    "higher --temperature"
+                    f"no answer is left for the part '{name}' of the prompts: {left_out} of {asked} say one "
+                    "thing over and over or end at once; give more prompts, or a higher --temperature"
                 )
         if self._recipe.method == AUTO:
             self._take(self._piloted(parts))
@@ -114,7 +123,7 @@ class Distillation:
         record.write(self._work.out)
         write_report(self._work.out, record, self._model)
         if self._options.keep_answers:
-            self._keep(parts)
+            write_kept(self._work.out, [one for said in parts.values() for one in said])
         self._save(student, parts[TRAINING], counts, left_out)
         self._work.remove()
         return record
@@ -204,6 +213,18 @@ class Distillation:
 
     def _answers(self) -> tuple[dict[str, list[Said]], int]:
         """By part those that can be learnt from, and how many cannot."""
+        said = self._kept.said or self._answered()
+        parts: dict[str, list[Said]] = {HELD_OUT: [], JUDGES: [], TRAINING: []}
+        left_out = 0
+        for one in said:
+            if one.looping or len(one.tokens) < 2:
+                left_out += 1
+            else:
+                parts[one.asked.part].append(one)
+        return parts, left_out
+
+    def _answered(self) -> list[Said]:
+        """What an earlier run has not been answered is asked now."""
         recipe = self._recipe
         params = self._params(recipe.temperature)
         again = self._params(max(recipe.temperature, recipe.variant_temperature))
@@ -218,20 +239,12 @@ class Distillation:
             server = Server.at(self._options.endpoint)
             answering = Endpoint(server, server.model(), self._served.tokenizer.encode_written)
         with self._work.stage(self._progress, "answers", len(asked), "prompts") as advance:
-            said = answer_all(
+            return answer_all(
                 asked,
                 self._work.folder / "answers",
                 lambda group: answering.answer(group, params, again),
                 lambda count, known: advance(count, known=known),
             )
-        parts: dict[str, list[Said]] = {HELD_OUT: [], JUDGES: [], TRAINING: []}
-        left_out = 0
-        for one in said:
-            if one.looping or len(one.tokens) < 2:
-                left_out += 1
-            else:
-                parts[one.asked.part].append(one)
-        return parts, left_out
 
     @property
     def _taught(self) -> SamplingParams:
@@ -328,12 +341,6 @@ class Distillation:
                 before = records[domain]
                 records[domain] = dataclasses.replace(before, gains=(*before.gains, gain))
 
-    def _keep(self, parts: Mapping[str, Sequence[Said]]) -> None:
-        rows = [
-            {**dataclasses.asdict(one.asked), "tokens": one.tokens} for said in parts.values() for one in said
-        ]
-        write_whole(self._work.out / ANSWERS_FILE, "".join(json.dumps(row) + "\n" for row in rows))
-
     def _save(
         self, student: Student[Any, Any], learnt: Sequence[Said], counts: Mapping[str, int], left_out: int
     ) -> None:
@@ -348,9 +355,16 @@ class Distillation:
         }
         if self._pilots:
             training["pilot"] = self._pilots
+        captures = [*self._kept.captures]
         if self._captured:
             first, last = (_instant(self._captured[at]) for at in (0, -1))
-            training["capture"] = {"prompts": len(self._captured), "from": first, "until": last}
+            captures.append({"prompts": len(self._captured), "from": first, "until": last})
+        if captures:
+            training["capture"] = {
+                "prompts": sum(one["prompts"] for one in captures),
+                "from": min(one["from"] for one in captures),
+                "until": max(one["until"] for one in captures),
+            }
         version = f"{request.domain}-{self._method.digest(student)[:8]}"
         self._method.save(self._work.out, student, version, request.domain, training)
 

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +39,9 @@ class Request:
     device: str
     dtype: str
     memory_gib: float  # says how answers are dealt into parts
-    answers_from: str  # "engine", or "endpoint" where another server gave them
+    answers_from: (
+        str  # "engine", "endpoint" where another server gave them, "kept" by an earlier distillation
+    )
     captured: (
         bool  # whether captured prompts are among those learnt from; they go on to change, and count not
     )
@@ -49,7 +51,7 @@ class Request:
     def of(
         cls,
         target_digest: str,
-        prompts: Sequence[Prompt],
+        asked: Iterable[str],
         recipe: Recipe,
         *,
         domain: str,
@@ -60,9 +62,8 @@ class Request:
         answers_from: str,
         captured: bool,
     ) -> Request:
-        """Prompts count by what they ask and by their domain, in any order."""
-        lines = sorted(f"{prompt.domain}\n{prompt.content}" for prompt in prompts)
-        digest = f"sha256:{hashlib.sha256(chr(0).join(lines).encode()).hexdigest()}"
+        """`asked`: a text for each prompt, or kept answer, of all that counts of it; in any order."""
+        digest = f"sha256:{hashlib.sha256(chr(0).join(sorted(asked)).encode()).hexdigest()}"
         facts = dataclasses.asdict(recipe)
         return cls(
             target_digest,
@@ -105,9 +106,10 @@ class Work:
         """Whether an earlier run has come to the end. Raises DistillError where something else is there."""
         made = _document(self.out / CONFIG_FILE)
         if made is not None:
-            other = _request_of(made)
+            training = _training_of(made)
+            other = training and training["request"]
             if other != self.request.document():
-                told = f": {self.request.differences(other)}" if isinstance(other, dict) else ""
+                told = f": {self.request.differences(other)}" if other else ""
                 raise DistillError(
                     f"{self.out} holds a draft that was made otherwise{told}; name another folder with --out"
                 )
@@ -204,12 +206,20 @@ def _document(path: Path) -> dict[str, Any] | None:
     return document
 
 
-def _request_of(config: Mapping[str, Any]) -> Any:
-    """What an artefact was made by; the format of `speculators` has our facts in a place of their own."""
-    found: Any = config.get("turbo", config)
-    for name in ("training", "request"):
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+def made_by(out: Path) -> dict[str, Any] | None:
+    """How the artefact in a folder was trained, its `request` among that; None where there is none. Raises
+    DistillError for a file of that name that holds no JSON object.
+    """
+    made = _document(out / CONFIG_FILE)
+    return None if made is None else _training_of(made)
+
+
+def _training_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The format of `speculators` has our facts in a place of their own."""
+    ours = config.get("turbo", config)
+    training = ours.get("training") if isinstance(ours, dict) else None
+    is_ours = isinstance(training, dict) and isinstance(training.get("request"), dict)
+    return training if is_ours else None
 
 
 def _flat(document: Mapping[str, Any]) -> dict[str, Any]:
