@@ -3,9 +3,9 @@ without drafts, with what is drafted from memory alone, and with the heads besid
 
 Answers are the model's own: greedy ones, and at temperature 0.7 where greedy ones loop. Prompts that speeds
 are taken of were held out; of their answers those count that do not stand word for word among the answers
-learnt from (`_whole`: all of them). The memory is emptied before each run and filled with answers learnt
-from. All as `turbo serve` computes on this machine, on all cores. The draft for all domains learns from the
-same answers as those of its own for each.
+learnt from (`_whole`: all of them, where there are others). The memory is emptied before each run and filled
+with answers learnt from. All as `turbo serve` computes on this machine, on all cores. The draft for all
+domains learns from the same answers as those of its own for each.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from turbo_dev.progress import say, step
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.distill.answers import Asked, Said
 from turbo_runtime.distill.deal import deal
-from turbo_runtime.distill.gain import Gain, Run, Way, gain_of, runs, ways
+from turbo_runtime.distill.gain import Run, Way, runs, ways
 from turbo_runtime.distill.kept import read_kept
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.served import Served
@@ -69,6 +69,11 @@ class Trained:
     answers: list[Said]
     seconds: dict[str, float]
 
+    @property
+    def known(self) -> list[Said]:
+        """What is in the memory."""
+        return self.answers[:KNOWN]
+
 
 @dataclass(frozen=True)
 class Case:
@@ -77,16 +82,35 @@ class Case:
     domain: str
     temperature: float
     batch: int
-    whole: bool  # answers that were seen in training count too
+    whole: bool  # answers that stand among those learnt from count too
     found: list[Run]
+
+    @property
+    def differing(self) -> int:
+        """Answers that are not those without drafts."""
+        plain = {run.round: run.answers for run in self.found if run.way == "none"}
+        pairs = [zip(run.answers, plain[run.round], strict=True) for run in self.found]
+        return sum(answer != wanted for each in pairs for answer, wanted in each)
+
+    def joined(self, found: Sequence[Run]) -> Case:
+        """With runs of further prompts, the ways that both have."""
+        more = {(run.round, run.way): run for run in found}
+        both = [_sum(run, more[run.round, run.way]) for run in self.found if (run.round, run.way) in more]
+        return replace(self, whole=True, found=both)
 
     def ratios(self, way: str = "heads") -> list[float]:
         speeds = {(run.round, run.way): run.speed for run in self.found}
         return [speed / speeds[number, "none"] for (number, told), speed in speeds.items() if told == way]
 
-    @property
-    def gain(self) -> Gain:
-        return gain_of(self.batch, self.found)
+
+def _sum(run: Run, more: Run) -> Run:
+    return replace(
+        run,
+        answers=(*run.answers, *more.answers),
+        seconds=run.seconds + more.seconds,
+        drafts=run.drafts + more.drafts,
+        accepted=run.accepted + more.accepted,
+    )
 
 
 def main() -> int:
@@ -206,25 +230,29 @@ def _cases(
 ) -> Iterator[Case]:
     for domain, by_temperature in asked.items():
         own = trained[domain]
-        of_own, one_for_all = ways(own.heads), {}
+        of_own, further = ways(own.heads), {}
         if "all" in trained:
-            one_for_all["all"] = Way("auto", trained["all"].heads)
+            further["all"] = Way("auto", trained["all"].heads)
+        two = {name: of_own[name] for name in ("none", "heads")}
         for temperature, said in by_temperature.items():
             usual = temperature == _temperature(domain)
             if options.quick and not usual:
                 continue
-            for batch, whole in ((1, False), (8, False), (1, True)):
-                if whole and (temperature or options.quick):
-                    continue
-                compared = of_own | (one_for_all if usual and not whole else {})
-                some = _enough(said if whole else _unseen(said, own, trained.get("all", own)))
-                name = f"{domain} at {temperature}, {batch} at a time{', seen ones too' if whole else ''}"
+            unseen = _unseen(said, own, trained.get("all", own))
+            some = _enough(unseen)
+            for batch in (1, 8):
+                name = f"{domain} at {temperature}, {batch} at a time"
                 say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
-                params = _params(served, temperature)
-                found = list(runs(served, compared, some, own.answers[:KNOWN], params, batch, ROUNDS))
-                case = Case(domain, temperature, batch, whole, found)
+                compared = of_own | further if usual else two
+                found = runs(served, compared, some, own.known, _params(served, temperature), batch, ROUNDS)
+                case = Case(domain, temperature, batch, whole=False, found=list(found))
                 say(f"   {name}: {statistics.median(case.ratios()):.2f} times")
                 yield case
+                seen = [one for one in said if one not in unseen]
+                seen = seen[: round(len(seen) * len(some) / len(unseen))]  # as large a share as of all
+                if batch == 1 and usual and not options.quick and len(seen) >= ROUNDS:
+                    params = _params(served, temperature)
+                    yield case.joined(list(runs(served, two, seen, own.known, params, batch, ROUNDS)))
 
 
 def _enough(said: Sequence[Said]) -> list[Said]:
@@ -247,7 +275,7 @@ def _figures(cases: Sequence[Case], trained: dict[str, Trained]) -> dict[str, fl
     own = [case for case in cases if case.batch == 1 and not case.whole]
     firsts = [[run for run in case.found if run.way == "none"] for case in own]
     figures: dict[str, float] = {
-        "differing": sum(case.gain.differing for case in cases),
+        "differing": sum(case.differing for case in cases),
         "prompts_min": min(sum(len(run.answers) for run in some) for some in firsts),
         "answer_tokens_min": min(sum(len(a) for run in some for a in run.answers) for some in firsts),
     }
@@ -303,13 +331,12 @@ def _over_transformers(
     figures = {}
     try:
         for domain, by_temperature in asked.items():
-            unseen = _unseen(by_temperature.get(0.0, []), trained[domain])
+            unseen = _enough(_unseen(by_temperature.get(0.0, []), trained[domain]))
             ratios = []
             for number in range(ROUNDS if unseen else 0):
                 some = unseen[number :: ROUNDS * 3]
-                known = trained[domain].answers[:KNOWN]
                 with_heads = {"heads": Way("auto", trained[domain].heads)}
-                (ours,) = runs(served, with_heads, some, known, params, 1, 1)
+                (ours,) = runs(served, with_heads, some, trained[domain].known, params, 1, 1)
                 prompts = [list(one.asked.prompt) for one in some]
                 theirs = contest.answer(theirs_as_ours, prompts, [], 1, limits)
                 ratios.append(ours.speed * theirs.seconds / sum(map(len, theirs.answers)))

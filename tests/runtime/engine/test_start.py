@@ -187,12 +187,19 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype"),
-    [({"avx2"}, torch.float32), ({"avx512_bf16"}, torch.bfloat16), ({"amx_bf16"}, torch.bfloat16)],
+    ("vendor", "flags", "dtype"),
+    [
+        ("AuthenticAMD", "avx2", torch.float32),
+        ("AuthenticAMD", "avx512f avx512_bf16", torch.bfloat16),
+        ("GenuineIntel", "avx512f avx512_bf16", torch.float32),
+        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16", torch.bfloat16),
+        ("", "", torch.float32),
+    ],
 )
-def test_bfloat16_is_chosen_where_the_cpu_multiplies_it(
-    flags: set[str], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+def test_bfloat16_is_chosen_where_the_cpu_multiplies_it_faster(
+    vendor: str, flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "cpu_flags", lambda: frozenset(flags))
+    info = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags} sse\n\n"
+    monkeypatch.setattr(start, "cpu_info", lambda: info + info.replace("0", "1", 1))
     assert choose_dtype("auto", torch.device("cpu")) == dtype
     assert choose_dtype("float32", torch.device("cpu")) == torch.float32
