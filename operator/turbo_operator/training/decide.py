@@ -99,7 +99,8 @@ def _idle(it: _Case) -> Step:
         state = state.model_copy(update={"below_since": None if since is None else rfc3339(since)})
     it = replace(it, state=state)
     unfinished = state is not None and state.result is None
-    again = since is not None and it.now - since >= training.trigger.window_seconds
+    measured = observed.gain is not None  # where nobody asks, nothing is paid for
+    again = measured and since is not None and it.now - since >= training.trigger.window_seconds
     if fitting and not again and not unfinished:
         return Step(_trained(it, fitting[-1], since), state)
     if (blocked := _blocked(it)) is not None:

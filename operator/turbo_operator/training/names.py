@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 
 from turbo_operator.api import Training, TurboDeployment
+from turbo_runtime.version import turbo_version
 
 
 def job_name(td: TurboDeployment, number: int) -> str:
@@ -46,7 +47,9 @@ def spec_hash(training: Training) -> str:
 
 
 def work_hash(td: TurboDeployment, training: Training, model_digest: str) -> str:
-    """Of what decides the draft: a folder that was begun by one is of no use to another."""
+    """Of what decides the draft: a folder that was begun by one is of no use to another, nor to another
+    version of Turbo, as `turbo distill` would say of it.
+    """
     resources = td.spec.template.resources if td.spec.template else None
     return _hash(
         [
@@ -58,6 +61,7 @@ def work_hash(td: TurboDeployment, training: Training, model_digest: str) -> str
             training.pvc.dump(),
             td.spec.model.dtype,
             td.spec.engine.image,
+            turbo_version(),
             resources.dump() if resources else None,
         ]
     )

@@ -26,6 +26,7 @@ from turbo_operator.observed import (
 )
 from turbo_operator.planned import Plan
 from turbo_operator.planning import question as planner_question
+from turbo_operator.training import names
 from turbo_runtime.contract import Load, ModelFacts
 from turbo_runtime.training_contract import DomainWorth, DraftFacts, MeasuredGain, TrainingProgress
 
@@ -275,6 +276,19 @@ def test_over_budget_it_waits_and_goes_on_in_its_folder_with_what_a_higher_bound
     assert 3500 <= begun.deadline_seconds < 3600
 
 
+def test_after_an_upgrade_what_was_half_done_begins_anew_in_another_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = began()
+    again = look(td(state), seen()).begin
+    monkeypatch.setattr(names, "turbo_version", lambda: "9.9.9")
+    running = look(td(state), seen(children=(job(),), trainings=(pod(),)))
+    anew = look(td(state), seen()).begin
+    assert again is not None
+    assert anew is not None
+    assert (again.number, running.keep, anew.number) == (1, "chat-train-1", 2)
+
+
 def test_a_deadline_that_a_pod_only_waited_for_is_no_end() -> None:
     step = look(
         td(began(maxCost="0.04"), maxCost="0.04"),
@@ -303,6 +317,7 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
     high = after(23, 1.4, low.state).state
     assert high is not None
     assert high.below_since is None
+    assert after(24, None, low.state).begin is None  # nor a reason to pay
     begun = after(24, 1.1, low.state).begin
     assert begun is not None
     assert begun.number == 2
