@@ -121,6 +121,11 @@ def main() -> int:
     folder = float32_folder(ensure())
     files = {file.stem: file for path in options.prompts for file in _files(path)}
     domains = options.domains or list(files)
+    measured = options.measure or domains
+    if unknown := {*domains} - {*files} or {*measured} - {*domains}:
+        sys.exit(
+            f"{', '.join(sorted(unknown))}: not among {', '.join(domains if options.measure else files)}"
+        )
     with tempfile.TemporaryDirectory(prefix="turbo-distill-") as scratch:
         work = options.work or Path(scratch)
         drafts = {
@@ -141,7 +146,7 @@ def main() -> int:
             )
         )
         trained = {name: _read(served, out) for name, out in drafts.items()}
-        asked = {name: _asked(served, trained[name], files[name], name) for name in domains}
+        asked = {name: _asked(served, trained[name], files[name], name) for name in measured}
         cases = list(_cases(served, asked, trained, options))
         figures, rows = _figures(cases, trained), _rows(cases)
         if not options.quick:
@@ -159,6 +164,7 @@ def _options() -> argparse.Namespace:
         "--prompts", type=Path, nargs="+", default=[DATA], metavar="PATH", help="JSON lines, a file a domain"
     )
     parser.add_argument("--domains", nargs="+", help="by the names of their files (default: all)")
+    parser.add_argument("--measure", nargs="+", help="speeds of so many of the domains (default: of all)")
     parser.add_argument("--work", type=Path, help="keep drafts here, and take up what is there already")
     parser.add_argument(
         "--quick", action="store_true", help="one temperature and one draft a domain, no bars"
