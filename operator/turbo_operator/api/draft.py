@@ -58,8 +58,10 @@ class Gain(Record):
 
     batch: Annotated[int, Field(strict=True, ge=1, le=4096)]
     """Requests at a time."""
+    before: _Ratio | None = None
+    """Speed over no drafts, of what is drafted from memory alone."""
     after: _Ratio
-    """Speed over no drafts."""
+    """Speed over no drafts, with this one beside it."""
 
 
 class DomainEvaluation(Record):

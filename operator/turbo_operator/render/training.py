@@ -185,5 +185,8 @@ def _evaluated(worth: DomainWorth) -> dict[str, Any]:
         "domain": worth.domain,
         **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
         "acceptancePerPosition": [f"{share:.3f}" for share in worth.acceptance_per_position],
-        "gains": [{"batch": gain.batch, "after": f"{gain.after:.3f}"} for gain in worth.gains],
+        "gains": [
+            {"batch": gain.batch, "before": f"{gain.before:.3f}", "after": f"{gain.after:.3f}"}
+            for gain in worth.gains
+        ],
     }

@@ -106,15 +106,26 @@ def deletions(folder: Path) -> dict[str, float]:
     return {str(tenant): float(at) for tenant, at in document.items()}
 
 
-def delete_tenant(folder: Path, tenant: str, now: float) -> int:
+def is_capture(folder: Path) -> bool:
+    """Whether prompts were kept here, or may be: no other file is here."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    return not files or (folder / DELETED) in files or any(map(is_segment, files))
+
+
+def delete_tenant(folder: Path, tenant: str, now: float) -> tuple[int, int]:
     """Ask every server that writes here to take a tenant's prompts out, and do so in all other segments;
-    returns how many lines that were.
+    returns how many lines that were, and how many are still those servers' to take out.
     """
     with (folder / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         gone = {**deletions(folder), tenant: now}
         write_whole(folder / DELETED, json.dumps(gone, indent=2) + "\n")
-    return sweep(folder, gone)
+    count = sweep(folder, gone)
+    left = 0
+    for each in segments(folder):
+        with suppress(FileNotFoundError):
+            left += sum(_is_gone(row, {tenant: now}) for row in read(each.path))
+    return count, left
 
 
 def sweep(folder: Path, gone: Mapping[str, float]) -> int:

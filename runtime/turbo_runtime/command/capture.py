@@ -9,7 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
-from turbo_runtime.capture.folder import delete_tenant, read, segments
+from turbo_runtime.capture.folder import delete_tenant, is_capture, read, segments
 from turbo_runtime.command.printable import printable
 
 
@@ -19,11 +19,17 @@ def capture(argv: list[str]) -> int:
     try:
         if not options.folder.is_dir():
             raise NotADirectoryError(f"{options.folder} is no folder; name the one that prompts are kept in")
+        if not is_capture(options.folder):
+            raise ValueError(f"{options.folder} holds other files, and no prompts; name the one of --capture")
         if options.verb == "show":
             _show(options.folder)
         else:
-            gone = delete_tenant(options.folder, options.tenant, time.time())
-            print(f"{gone} prompts are deleted; what a running server has open, it takes out within seconds.")
+            gone, left = delete_tenant(options.folder, options.tenant, time.time())
+            if gone or left:
+                print(f"{gone} prompts are deleted; servers that run take {left} more out within seconds.")
+            else:
+                whose = printable(options.tenant) or "requests without a key"
+                print(f"no prompt of {whose} is kept here; `turbo capture show` lists whose are")
     except (OSError, ValueError) as error:
         print(f"turbo capture: {error}", file=sys.stderr)
         return 1

@@ -14,16 +14,24 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError, safe_open
 
 from turbo_runtime.artefact_digest import artefact_digest
 from turbo_runtime.command.printable import printable
 
+_WEIGHTS = {"heads": "heads.safetensors", "eagle3": "model.safetensors"}
 CONFIG_FILE, EVALUATION_FILE = "config.json", "evaluation.json"
+_WIDE = 1000  # columns where no terminal says how many
+_GAIN = "at a time: speed over no drafts, from memory alone > with the draft"
 KIND, EAGLE3 = "turbo-heads", "eagle3"
 
 
 class DraftsError(ValueError):
     """One sentence for whoever typed the command."""
+
+
+class NoDraftError(DraftsError):
+    """The folder is somebody else's."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +53,27 @@ class Draft:
         """Acceptance length on answers that were not learnt from."""
         return _number(self.domains.get(domain, {}).get("unseen", {}).get("acceptance_length"))
 
-    def gains(self, domain: str) -> dict[int, float]:
-        """Speed over no drafts, by requests at a time."""
+    def held_out(self, domain: str) -> int | None:
+        """Answers that all this was measured on."""
+        count = _number(self.domains.get(domain, {}).get("unseen", {}).get("answers"))
+        return None if count is None else int(count)
+
+    def gains(self, domain: str) -> dict[int, tuple[float, float]]:
+        """Speed over no drafts, from memory alone and with this one, by requests at a time."""
         return {
-            int(gain["batch"]): float(gain["after"]) for gain in self.domains.get(domain, {}).get("gains", ())
+            int(gain["batch"]): (float(gain["before"]), float(gain["after"]))
+            for gain in self.domains.get(domain, {}).get("gains", ())
         }
 
 
 def drafts(argv: list[str]) -> int:
     """Exit status: 0, or 1 where a folder holds no draft."""
     options = _parser().parse_args(argv)
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
     try:
         if options.verb == "list":
             console.print(_listed([draft for folder in options.folders for draft in _under(folder)]))
+            console.print(_GAIN)
         elif options.verb == "show":
             _show(console, _read(options.folder))
         elif options.verb == "manifest":
@@ -86,21 +101,34 @@ def _artefacts(folder: Path) -> Iterator[Draft]:
         if (each / CONFIG_FILE).is_file():
             try:
                 yield _read(each)
-            except DraftsError:
+            except NoDraftError:
                 continue  # a model, say: it is not what was asked for
+            except DraftsError as error:
+                print(f"turbo drafts: {error}", file=sys.stderr)
 
 
 def _read(folder: Path) -> Draft:
     method, config = _facts(folder / CONFIG_FILE)
+    _check_weights(folder / _WEIGHTS[method])
     path = folder / EVALUATION_FILE
     draft = Draft(folder, method, config, _document(path) if path.is_file() else {})
     try:
         for domain in {**draft.domains}:
             draft.length(domain)
             draft.gains(domain)
+            draft.held_out(domain)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DraftsError(f"{path} is not what `turbo distill` writes: {error!r}") from error
     return draft
+
+
+def _check_weights(path: Path) -> None:
+    """As far as can be seen without reading them: the file is there and as long as its beginning says."""
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise DraftsError(f"{path} holds no weights: {error}; copy the draft anew, or train it") from error
 
 
 def _facts(path: Path) -> tuple[str, Mapping[str, Any]]:
@@ -111,7 +139,7 @@ def _facts(path: Path) -> tuple[str, Mapping[str, Any]]:
     ours = config.get("turbo")
     if config.get("speculators_model_type") == EAGLE3 and isinstance(ours, dict):
         return EAGLE3, {**ours, "vocabulary_size": config.get("draft_vocab_size", "")}
-    raise DraftsError(f"{path}: it is no draft that `turbo distill` made; name a folder of one")
+    raise NoDraftError(f"{path}: it is no draft that `turbo distill` made; name a folder of one")
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -125,7 +153,8 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _listed(found: Sequence[Draft]) -> Table:
-    table = _table("draft", "method", "version", "model", "domain", "per draft", "1 at a time", "8", "32")
+    about = ("draft", "method", "version", "model", "domain", "held out")
+    table = _table(*about, "per draft", "1 at a time", "8", "32")
     for draft in found:
         for domain in draft.domains or [draft.config.get("domain", "")]:
             gains = draft.gains(domain)
@@ -138,8 +167,9 @@ def _listed(found: Sequence[Draft]) -> Table:
                         str(draft.config.get("version", "")),
                         str(draft.config.get("target_digest", "")).removeprefix("sha256:")[:8],
                         domain,
+                        str(draft.held_out(domain) or "-"),
                         _told(draft.length(domain)),
-                        *(_told(gains.get(batch)) for batch in (1, 8, 32)),
+                        *(_over(gains.get(batch)) for batch in (1, 8, 32)),
                     ),
                 )
             )
@@ -152,12 +182,14 @@ def _show(console: Console, draft: Draft) -> None:
     for name in ("version", "domain", "heads", "markov_rank", "vocabulary_size", "target_digest"):
         if name in draft.config:
             facts.add_row(name.replace("_", " "), printable(str(draft.config[name])))
+    facts.add_row("digest", artefact_digest(draft.folder))
     for part, count in draft.config.get("training", {}).get("answers", {}).items():
         facts.add_row(f"answers, {part}", str(count))
     for stage, seconds in draft.evaluation.get("seconds", {}).items():
         facts.add_row(f"seconds, {stage}", f"{seconds:.0f}")
     console.print(facts)
     console.print(_listed([draft]))
+    console.print(_GAIN)
     for domain in draft.domains:
         shares = draft.domains[domain].get("unseen", {}).get("acceptance_per_position", ())
         told = ", ".join(f"{share:.2f}" for share in shares)
@@ -193,7 +225,10 @@ def _evaluated(draft: Draft, domain: str) -> dict[str, Any]:
         "domain": domain,
         **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
         "acceptancePerPosition": [f"{share:.3f}" for share in shares],
-        "gains": [{"batch": batch, "after": f"{after:.3f}"} for batch, after in draft.gains(domain).items()],
+        "gains": [
+            {"batch": batch, "before": f"{before:.3f}", "after": f"{after:.3f}"}
+            for batch, (before, after) in draft.gains(domain).items()
+        ],
     }
 
 
@@ -202,12 +237,17 @@ def _compare(console: Console, first: Draft, second: Draft) -> None:
         raise DraftsError(
             f"{first.folder} and {second.folder} are for different models; compare drafts of one model"
         )
+    if not {*first.domains} & {*second.domains}:
+        told = " and ".join(", ".join(one.domains) or "nothing" for one in (first, second))
+        raise DraftsError(f"they were measured on {told}: compare drafts of one kind of prompts")
     table = _table("domain", "what", str(first.folder), str(second.folder), "second over first")
     for domain in [*first.domains, *(name for name in second.domains if name not in first.domains)]:
-        pairs = {"tokens per draft": (first.length(domain), second.length(domain))}
+        pairs: dict[str, tuple[float | None, ...]] = {}
+        pairs["tokens per draft"] = first.length(domain), second.length(domain)
         one, other = first.gains(domain), second.gains(domain)
         for batch in sorted({*one, *other}):
-            pairs[f"speed, {batch} at a time"] = (one.get(batch), other.get(batch))
+            with_it = (gains[batch][1] if batch in gains else None for gains in (one, other))
+            pairs[f"speed, {batch} at a time"] = tuple(with_it)
         for what, (before, after) in pairs.items():
             ratio = after / before if before and after else None
             table.add_row(printable(domain), what, _told(before), _told(after), _told(ratio))
@@ -227,6 +267,10 @@ def _number(value: object) -> float | None:
 
 def _told(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
+
+
+def _over(gain: tuple[float, float] | None) -> str:
+    return "-" if gain is None else " > ".join(map(_told, gain))
 
 
 def _parser() -> argparse.ArgumentParser:

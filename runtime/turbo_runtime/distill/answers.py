@@ -36,25 +36,26 @@ class Said:
         return loops(self.tokens)
 
 
-Answer = Callable[[Sequence[Asked]], Sequence[tuple[int, ...]]]
+# what is asked, and what hears of each answer once it is whole
+Answer = Callable[[Sequence[Asked], Callable[[], None]], Sequence[tuple[int, ...]]]
 
 
 def answer_all(
     asked: Sequence[Asked], folder: Path, answer: Answer, done: Callable[[int, bool], None]
 ) -> list[Said]:
     """All answers in the order asked, those that `folder` has from an earlier run, which asked the same,
-    among them; `done` hears of each group how many they are, and whether they were there. Groups are always
+    among them; `done` hears of each how many more are there, and whether they were before. Groups are always
     the same, so that what the model computes together is the same however often the work was broken off.
     """
     said: list[Said] = []
     for number, group in enumerate(_groups(asked)):
         file = folder / f"{number:05}.json"
         found = _read(file)
-        known = found is not None
-        if found is None:
-            found = list(answer(group))
+        if found is not None and len(found) == len(group):
+            done(len(group), True)
+        else:
+            found = list(answer(group, lambda: done(1, False)))
             write_whole(file, json.dumps(found))
-        done(len(group), known)
         said += [Said(one, tokens) for one, tokens in zip(group, found, strict=True)]
     return said
 
@@ -65,7 +66,8 @@ def _groups(asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
 
 
 def _read(file: Path) -> list[tuple[int, ...]] | None:
-    """None where there are none yet."""
-    if not file.is_file():
+    """None where there are none yet, or none that can be read any more: a disk may lose what it took."""
+    try:
+        return [tuple(map(int, tokens)) for tokens in json.loads(file.read_text(encoding="utf-8"))]
+    except (FileNotFoundError, ValueError, TypeError):
         return None
-    return [tuple(tokens) for tokens in json.loads(file.read_text(encoding="utf-8"))]

@@ -18,7 +18,7 @@ from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.progress import Progress, spell
 from turbo_runtime.distill.progress_server import told_on
 from turbo_runtime.distill.recipe import HEADS, METHODS, OTHERWISE, Recipe
-from turbo_runtime.distill.work import Request, Work, captured_before
+from turbo_runtime.distill.work import Request, Work, captured_before, drawn_by
 from turbo_runtime.engine.source import HubUnreachableError, ModelError, find
 from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.prompts import Prompt, PromptsError, read_prompts
@@ -26,6 +26,7 @@ from turbo_runtime.prompts import Prompt, PromptsError, read_prompts
 MEMORY_GIB = 1.0
 MAX_RUNNING = 32
 MAX_CAPTURED = 5000
+FEW = 20  # answers that figures are of
 TERMINATED = 128 + signal.SIGTERM  # as a shell tells of it
 
 _EPILOG = """\
@@ -44,7 +45,7 @@ def distill(argv: list[str]) -> int:
     # a container's first process has no default actions: it would work on until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        recipe = _recipe(options)
+        recipe = _recipe(options, drawn_by(options.answers))
         prompts, parts = _prompts(options, recipe) if options.prompts else ([], {})
         if not recipe.words + recipe.law + recipe.variation:
             raise DistillError("--words, --law and --variation are all 0: there is nothing to learn from")
@@ -56,7 +57,9 @@ def distill(argv: list[str]) -> int:
 
         quiet_libraries()
         progress = Progress()
-        with gguf_parsed_once(), told_on(options.progress_port, lambda: progress.now):
+        with gguf_parsed_once(), told_on(options.progress_port, lambda: progress.now) as port:
+            if options.progress_port == 0:
+                progress.say(f"progress is told on port {port}")
             _run(options, recipe, prompts, parts, progress)
         from turbo_runtime.distill.facts import draft_facts
 
@@ -82,7 +85,11 @@ def _prompts(
     prompts = sorted([*found, *(before or ())], key=lambda prompt: prompt.captured_at or 0.0)
     parts = deal(prompts, recipe.seed, recipe.shares)
     if short := [name for name, some in parts.items() if not some]:
-        raise PromptsError(f"{len(prompts)} prompts leave none for the part '{short[0]}'; give more prompts")
+        unlike = len({prompt.content for prompt in prompts})
+        which = f", {unlike} of them unlike," if unlike < len(prompts) else ""
+        raise PromptsError(
+            f"{len(prompts)} prompts{which} leave none for the part '{short[0]}'; give more prompts"
+        )
     return prompts, parts
 
 
@@ -105,7 +112,7 @@ def _run(
     progress: Progress,
 ) -> None:
     from turbo_runtime.distill.distill import Distillation, Options
-    from turbo_runtime.distill.kept import read_kept
+    from turbo_runtime.distill.kept import ANSWERS_FILE, read_kept
     from turbo_runtime.distill.served import Served
     from turbo_runtime.engine.start import choose_device, choose_dtype
     from turbo_runtime.inspect import inspect_model
@@ -135,6 +142,10 @@ def _run(
     work = Work(options.out, request)
     if work.is_done:
         work.tidy()
+        if options.keep_answers and not (options.out / ANSWERS_FILE).is_file():
+            raise DistillError(
+                f"{options.out} is done already and its answers were not kept; name another folder with --out"
+            )
         progress.say(f"{options.out} is done already")
         return
     config = RuntimeConfig(
@@ -162,20 +173,26 @@ def _run(
         active = facts.shape.active_parameters
         record = Distillation(served, options.model, active, parts, kept, recipe, work, how, progress).run()
     for domain, found in record.domains.items():
-        gains = ", ".join(f"{gain.after:.2f} times as fast at {gain.batch}" for gain in found.gains)
+        gains = ", ".join(
+            f"{gain.after:.2f} times as fast at {gain.batch} ({gain.before:.2f} from memory alone)"
+            for gain in found.gains
+        )
         length, count = found.unseen.acceptance_length, found.unseen.answers
         told = f"acceptance length {length or 0:.2f} over {count} answers held out"
         if not count:
             told = "every answer held out stands among those learnt from; give more prompts to measure it"
-        progress.say(f"{domain}: {told}{f'; {gains}' if gains else ''}")
+        few = f"; {count} are few to measure on: give more prompts" if 0 < count < FEW else ""
+        progress.say(f"{domain}: {told}{f'; {gains}' if gains else ''}{few}")
     progress.say(
         f"{options.out}: {record.method}, evaluation and report.html in {spell(sum(record.seconds.values()))}"
     )
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
+def _recipe(options: argparse.Namespace, drawn: Mapping[str, Any]) -> Recipe:
+    """What is typed, before what kept answers were drawn with, before what the method has by itself."""
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
-    return Recipe(**{**OTHERWISE[options.method]} | {name: v for name, v in given.items() if v is not None})
+    typed = {name: value for name, value in given.items() if value is not None}
+    return Recipe(**{**OTHERWISE[options.method], **drawn, **typed})
 
 
 def parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import random
+import re
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from turbo_runtime.prompts import Prompt, PromptsError
 from turbo_runtime.whole import write_whole, write_whole_by
 
 CHECKPOINT, PILOT = "training.pt", "pilot.json"
+_NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 SAVE_SECONDS, SAVE_SHARE = 2.0, 0.05  # of training that a kill loses at most, and of it that saving may take
 MEASURED = 64  # prompts of a domain at most that gains are measured on
 KNOWN = 64  # answers at most that are in the memory when gains are measured
@@ -74,6 +76,10 @@ class Distillation:
         self._served, self._model, self._recipe = served, model, recipe
         self._work, self._options, self._progress = work, options, progress
         self._asked, self._kept = self._ask(parts), kept
+        words = len(served.target.embedding)
+        ids = (token for one in kept.said for token in (*one.asked.prompt, *one.tokens))
+        if any(not 0 <= token < words for token in ids):
+            raise DistillError(f"of the answers that were kept one has a token that none of {words} is")
         room = served.ready.max_model_len
         if (long := max((len(one.asked.prompt) + len(one.tokens) for one in kept.said), default=0)) > room:
             raise DistillError(
@@ -179,6 +185,11 @@ class Distillation:
                     long.append(prompt.name)
                 choices = 1 + (recipe.variants if part == TRAINING else 0)
                 asked += [Asked(part, prompt.domain, ids, choice) for choice in range(choices)]
+        if room < 1:
+            raise PromptsError(
+                f"an answer of {recipe.max_tokens} tokens leaves no room for a prompt, of "
+                f"{self._served.ready.max_model_len} together: lower --max-tokens or raise --max-model-len"
+            )
         if long:
             names = f"{', '.join(long[:3])}{f' and {len(long) - 3} more' if len(long) > 3 else ''}"
             raise PromptsError(
@@ -242,7 +253,7 @@ class Distillation:
             return answer_all(
                 asked,
                 self._work.folder / "answers",
-                lambda group: answering.answer(group, params, again),
+                lambda group, answered: answering.answer(group, params, again, answered),
                 lambda count, known: advance(count, known=known),
             )
 
@@ -258,9 +269,8 @@ class Distillation:
         shards = Shards.of(parts[TRAINING], method.rows, self._rows, recipe.seed)
         reader = Reader(shards, method.read)
         checkpoint = self._work.folder / CHECKPOINT
-        state: dict[str, Any] = {}
-        if checkpoint.is_file():
-            state = read_state(checkpoint)
+        state = read_state(checkpoint) if checkpoint.is_file() else {}
+        if state:
             vocabulary = state["vocabulary"]
         else:
             counts = counted([one.tokens for one in parts[TRAINING]], words)
@@ -277,8 +287,8 @@ class Distillation:
         training = Training(student, words, shards, reader, lambda: method.read(some), recipe)
         if state:
             training.load(state)
-        with self._work.stage(self._progress, "training", training.steps, "steps") as advance:
-            advance(training.course.step, known=True)
+        steps, done_before = training.steps, training.course.step
+        with self._work.stage(self._progress, "training", steps, "steps", done_before) as advance:
             due = time.monotonic() + SAVE_SECONDS
 
             def done(_: int) -> None:
@@ -365,7 +375,7 @@ class Distillation:
                 "from": min(one["from"] for one in captures),
                 "until": max(one["until"] for one in captures),
             }
-        version = f"{request.domain}-{self._method.digest(student)[:8]}"
+        version = f"{_NO_NAME.sub('-', request.domain)}-{self._method.digest(student)[:8]}"
         self._method.save(self._work.out, student, version, request.domain, training)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 
 from turbo_runtime.command.address import ServerError
@@ -33,14 +34,21 @@ class Endpoint:
         self._tells_tokens = True
 
     def answer(
-        self, asked: Sequence[Asked], params: SamplingParams, again: SamplingParams
+        self,
+        asked: Sequence[Asked],
+        params: SamplingParams,
+        again: SamplingParams,
+        answered: Callable[[], None] = lambda: None,
     ) -> list[tuple[int, ...]]:
         """As `Served.answer`. Raises DistillError."""
         told: list[tuple[int, ...]] = [()] * len(asked)
+        one_by_one = Lock()
 
         def work(number: int) -> None:
             one = asked[number]
             told[number] = self._one(one, again if one.choice else params)
+            with one_by_one:
+                answered()
 
         try:
             work_off(range(len(asked)), work, AT_ONCE)

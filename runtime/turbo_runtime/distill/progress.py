@@ -87,9 +87,10 @@ class Progress:
             self.say(text)
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str) -> Iterator[Advance]:
-        """Run a stage of `total` units."""
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """Run a stage of `total` units, of which some may be done already."""
         stage = self._stage = Stage(name, total, unit)
+        stage.add(done, known=True)
         self.show(stage.line(time.monotonic()))
         try:
             yield Advance(self, stage)

@@ -11,6 +11,7 @@ AUTO = "auto"  # whichever of them a pilot says to pay
 METHODS = (*TRAINED, AUTO)
 # where another method's settings differ from those below
 OTHERWISE: Mapping[str, Mapping[str, Any]] = {HEADS: {}, AUTO: {}, EAGLE3: {"epochs": 6, "rate": 1e-3}}
+DRAWN = ("temperature", "top_p", "top_k", "max_tokens")  # what answers depend on
 TRAINING, JUDGES, HELD_OUT = "training", "judges", "held-out"  # the parts of the prompts
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -87,9 +87,15 @@ class Served:
             ) from error
 
     def answer(
-        self, asked: Sequence[Asked], params: SamplingParams, again: SamplingParams
+        self,
+        asked: Sequence[Asked],
+        params: SamplingParams,
+        again: SamplingParams,
+        answered: Callable[[], None] = lambda: None,
     ) -> list[tuple[int, ...]]:
-        """Answers without drafts, all together; further answers to a prompt are drawn with `again`."""
+        """Answers without drafts, all together, `answered` hearing of each; further answers to a prompt are
+        drawn with `again`.
+        """
         engine = self.engine(InUse("off"))
         for number, one in enumerate(asked):
             law = again if one.choice else params
@@ -100,6 +106,8 @@ class Served:
                 if event.error:
                     raise DistillError(f"a prompt cannot be answered: {event.error}; leave it out")
                 told[int(event.request_id)] += event.tokens
+                if event.finish_reason is not None:
+                    answered()
         return [tuple(tokens) for tokens in told]
 
     def places(self, said: Sequence[Said], law: SamplingParams) -> Iterator[Places]:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Generic
 
 import torch
@@ -149,8 +150,13 @@ class Training(Generic[Read, Lesson]):
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `Training.save` wrote, the student's vocabulary among it."""
-    state: dict[str, Any] = torch.load(path, weights_only=True)
+    """What `Training.save` wrote, the student's vocabulary among it; empty where it cannot be read any more,
+    so that training begins anew.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except (RuntimeError, ValueError, LookupError, EOFError, UnpicklingError):
+        return {}
     return state
 
 

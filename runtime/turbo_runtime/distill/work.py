@@ -17,7 +17,7 @@ from typing import Any
 
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.progress import Advance, Progress
-from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.distill.recipe import DRAWN, Recipe
 from turbo_runtime.prompts import Prompt
 from turbo_runtime.version import turbo_version
 from turbo_runtime.whole import write_whole
@@ -114,6 +114,8 @@ class Work:
                     f"{self.out} holds a draft that was made otherwise{told}; name another folder with --out"
                 )
             return True
+        if self.out.exists() and not self.out.is_dir():
+            raise DistillError(f"{self.out} is a file; name a folder with --out")
         begun = _document(self.folder / _REQUEST)
         if begun is not None and begun != self.request.document():
             raise DistillError(
@@ -158,10 +160,12 @@ class Work:
         )
 
     @contextmanager
-    def stage(self, progress: Progress, name: str, total: int, unit: str) -> Iterator[Advance]:
-        """A stage whose time is kept; that of a run which is killed within it is lost."""
+    def stage(self, progress: Progress, name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
+        """A stage whose time is kept; that of a run which is killed within it is lost. `done`: units that an
+        earlier run has done.
+        """
         began = time.monotonic()
-        with progress.stage(name, total, unit) as advance:
+        with progress.stage(name, total, unit, done) as advance:
             yield advance
         seconds = self.seconds
         seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
@@ -212,6 +216,14 @@ def made_by(out: Path) -> dict[str, Any] | None:
     """
     made = _document(out / CONFIG_FILE)
     return None if made is None else _training_of(made)
+
+
+def drawn_by(folders: Sequence[Path]) -> dict[str, Any]:
+    """What the answers of these artefacts were drawn with, as far as they agree. Raises DistillError."""
+    recipes = [training["request"].get("recipe", {}) for out in folders if (training := made_by(out))]
+    first = recipes[0] if recipes else {}
+    alike = [name for name in DRAWN if name in first and all(one.get(name) == first[name] for one in recipes)]
+    return {name: first[name] for name in alike}
 
 
 def _training_of(config: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from typing import get_args
 from turbo_runtime.engine.request import DEFAULT_DRAFT, Drafting
 
 MOST_NAMED = 8  # each takes memory beside the model, and the time of a pass where it is chosen
+_KEYS = ("drafter", "heads", "version", "named")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -31,7 +32,7 @@ class Selection:
 
 def read_selection(path: Path) -> Selection:
     """`{"drafter": "auto", "heads": "/path", "version": "7", "named": {"latex": "/path"}}`, each of them
-    optional; a relative path counts from the file's folder, other keys are not read. Raises SelectionError.
+    optional; a relative path counts from the file's folder. Raises SelectionError.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -39,6 +40,8 @@ def read_selection(path: Path) -> Selection:
         raise SelectionError(f"{path} cannot be read: {error}; write a JSON object there") from error
     if not isinstance(document, dict):
         raise SelectionError(f"{path}: expected a JSON object, got {type(document).__name__}")
+    if unknown := sorted({*document} - {*_KEYS}):
+        raise SelectionError(f"{path}: there is no {unknown[0]!r}; it knows {', '.join(_KEYS)}")
     drafter, heads = document.get("drafter", "auto"), document.get("heads")
     version = document.get("version", "")
     if drafter not in get_args(Drafting):

@@ -44,7 +44,7 @@ def test_what_is_too_old_goes_then_the_oldest_until_the_rest_fits(tmp_path: Path
 
 def test_a_tenants_prompts_are_deleted_and_the_others_stay(tmp_path: Path) -> None:
     first, second = filled(tmp_path, NOW - 50, "abab"), filled(tmp_path, NOW - 40, "aa")
-    assert delete_tenant(tmp_path, "a", NOW) == 4
+    assert delete_tenant(tmp_path, "a", NOW) == (4, 0)
     assert [row["tenant"] for row in read(first)] == ["b", "b"]
     assert not second.exists()
     assert folder.deletions(tmp_path) == {"a": NOW}
@@ -54,7 +54,7 @@ def test_a_segment_that_is_written_is_left_to_its_writer(tmp_path: Path) -> None
     with opened(tmp_path, "pod", NOW) as file:
         file.write(line({"at": NOW, "tenant": "a", "text": "x"}))
         file.flush()
-        assert delete_tenant(tmp_path, "a", NOW + 1) == 0
+        assert delete_tenant(tmp_path, "a", NOW + 1) == (0, 1)
         assert len(list(read(Path(file.name)))) == 1
 
 
@@ -77,6 +77,33 @@ def test_delete_tells_how_many_are_gone(tmp_path: Path, capsys: pytest.CaptureFi
     filled(tmp_path, NOW, "abaa")
     assert capture(["delete", str(tmp_path), "--tenant", "a"]) == 0
     assert capsys.readouterr().out.startswith("3 prompts are deleted;")
+
+
+def test_delete_tells_what_servers_take_out_and_that_a_name_is_unknown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path, NOW - 50, "ab")
+    with opened(tmp_path, "pod", NOW) as file:
+        file.write(line({"at": NOW, "tenant": "a", "text": "x"}))
+        file.flush()
+        assert capture(["delete", str(tmp_path), "--tenant", "a"]) == 0
+        assert capsys.readouterr().out.startswith("1 prompts are deleted; servers that run take 1 more out")
+        assert capture(["delete", str(tmp_path), "--tenant", "carol"]) == 0
+        assert capsys.readouterr().out.startswith("no prompt of carol is kept here;")
+
+
+@pytest.mark.parametrize("verb", ["show", "delete"])
+def test_a_folder_of_something_else_is_refused_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "lost+found").mkdir()
+    given = [str(tmp_path), *(["--tenant", "a"] if verb == "delete" else [])]
+    assert capture([verb, *given]) == 1
+    assert "holds other files, and no prompts; name the one of --capture" in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} == {"config.json", "lost+found"}
+    (tmp_path / "config.json").unlink()
+    assert capture([verb, *given]) == 0  # an empty volume
 
 
 def test_a_folder_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,11 +132,13 @@ def test_what_a_broken_off_rewriting_has_left_goes_with_time(tmp_path: Path) -> 
 
 
 def test_nobody_else_may_read_what_is_kept(tmp_path: Path) -> None:
-    path = filled(tmp_path / "kept", NOW, "a")
+    path = filled(tmp_path / "kept", NOW, "ab")
+    assert path.stat().st_mode & 0o007 == 0
+    assert delete_tenant(path.parent, "a", NOW + 9) == (1, 0)  # its segment is written anew
     assert path.stat().st_mode & 0o007 == 0
     assert path.parent.stat().st_mode & 0o007 == 0
 
 
 def test_what_was_asked_after_a_deletion_stays(tmp_path: Path) -> None:
     filled(tmp_path, NOW, "aaaa")
-    assert delete_tenant(tmp_path, "a", NOW + 1) == 2  # asked at NOW and a second later
+    assert delete_tenant(tmp_path, "a", NOW + 1) == (2, 0)  # asked at NOW and a second later

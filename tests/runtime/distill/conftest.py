@@ -1,12 +1,17 @@
-"""What commands that run in the test's own process would leave behind."""
+"""A tiny model with prompts, and what commands that run in the test's own process would leave behind."""
 
 from __future__ import annotations
 
+import json
 import os
+import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from turbo_dev.tiny_engine import write
 
 
 @pytest.fixture
@@ -20,3 +25,15 @@ def threads_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model and prompts of two domains, more than are answered together."""
+    made = tmp_path_factory.mktemp("distill")
+    write(made / "model")
+    lots = random.Random(5)
+    for domain in ("left", "right"):
+        words = ["".join(lots.choice("abcdef{}:\n") for _ in range(lots.randint(3, 30))) for _ in range(80)]
+        (made / f"{domain}.jsonl").write_text("".join(json.dumps({"prompt": word}) + "\n" for word in words))
+    return made

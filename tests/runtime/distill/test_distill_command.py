@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from turbo_dev.tiny_engine import write
 from turbo_runtime.artefact_digest import artefact_digest
 from turbo_runtime.contract import (
     PERMANENT_ERROR,
@@ -21,30 +20,15 @@ from turbo_runtime.contract import (
     RuntimeConfig,
 )
 from turbo_runtime.distill import cli, distill, heads
-from turbo_runtime.distill.kept import ANSWERS_FILE, read_kept, write_kept
-from turbo_runtime.distill.recipe import TRAINING
 from turbo_runtime.drafters.heads.artefact import read_config
 from turbo_runtime.engine.start import start_engine
 from turbo_runtime.training_contract import DraftFacts
 
 FLAGS = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 FLAGS += ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "200"]
-SHORT = ["--epochs", "2", "--no-gain"]
 MACHINE = ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
 pytestmark = pytest.mark.usefixtures("threads_as_before")
 STAGES = ("answers", "states", "training", "evaluation", "gain")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model and prompts of two domains, more than are answered together."""
-    made = tmp_path_factory.mktemp("distill")
-    write(made / "model")
-    lots = random.Random(5)
-    for domain in ("left", "right"):
-        words = ["".join(lots.choice("abcdef{}:\n") for _ in range(lots.randint(3, 30))) for _ in range(80)]
-        (made / f"{domain}.jsonl").write_text("".join(json.dumps({"prompt": word}) + "\n" for word in words))
-    return made
 
 
 def arguments(folder: Path, out: str, *flags: str) -> list[str]:
@@ -92,6 +76,8 @@ def test_every_stage_tells_what_it_does_and_the_result_is_told_by_domain(done: t
         assert f"\n{stage} " in told
     for domain in ("left", "right"):
         assert f"\n{domain}: acceptance length " in told
+        assert re.search(rf"\n{domain}: .* times as fast at 1 \([0-9.]+ from memory alone\)", told)
+    assert "are few to measure on: give more prompts" in told
 
 
 def test_the_folder_holds_the_artefact_its_evaluation_and_a_report(done: tuple[Path, str]) -> None:
@@ -234,12 +220,13 @@ def test_too_few_prompts_are_told_before_the_model_is_loaded(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     few = tmp_path / "few.jsonl"
-    few.write_text('{"prompt": "a"}\n')
+    few.write_text('{"prompt": "a"}\n' * 4)
     assert (
         cli.distill([str(folder / "model"), "--prompts", str(few), "--out", str(tmp_path / "out"), *FLAGS])
         == PERMANENT_ERROR
     )
-    assert "leave none for the part 'held-out'; give more prompts" in capsys.readouterr().err
+    told = "4 prompts, 1 of them unlike, leave none for the part 'held-out'; give more prompts"
+    assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -258,90 +245,50 @@ def test_prompts_that_are_too_long_are_named_and_the_advice_can_be_followed(
     assert cli.distill([*wanted, "--max-tokens", "20", "--temperature", "0.9"]) == 0
 
 
-@pytest.fixture(scope="module")
-def kept(folder: Path) -> dict[str, Path]:
-    """A draft of each domain, its answers kept."""
-    made = {}
-    for domain in ("left", "right"):
-        given = ["--prompts", str(folder / f"{domain}.jsonl"), "--domain", domain, "--out"]
-        made[domain] = folder / f"kept-{domain}"
-        line = [str(folder / "model"), *given, str(made[domain]), *MACHINE, *FLAGS, *SHORT, "--keep-answers"]
-        assert subprocess.run(command(line), check=False, timeout=300).returncode == 0
-    return made
-
-
-def learnt(folder: Path, out: str, *flags: str) -> list[str]:
-    return [str(folder / "model"), "--out", str(folder / out), *MACHINE, *FLAGS, *SHORT, *flags]
-
-
-def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
-    kept: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+def test_what_was_saved_of_a_training_and_was_damaged_is_done_again(
+    done: tuple[Path, str], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from_both = ["--answers", *map(str, kept.values()), "--keep-answers"]
-    assert cli.distill(learnt(folder, "both", *from_both)) == 0
-    told = capsys.readouterr().err
-    assert "\nstates " in told
-    assert not [line for line in told.splitlines() if line.startswith("answers ")]
-    rows = [set((out / ANSWERS_FILE).read_text().splitlines()) for out in (*kept.values(), folder / "both")]
-    assert rows[0] | rows[1] == rows[2]
-    assert set(json.loads((folder / "both" / "evaluation.json").read_text())["domains"]) == set(kept)
-    turned = ["--answers", *map(str, reversed(kept.values())), "--keep-answers"]
-    assert cli.distill(learnt(folder, "turned", *turned)) == 0
-    assert artefact_digest(folder / "turned") == artefact_digest(folder / "both")
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(distill.Distillation, "_evaluate", dies)
+        with pytest.raises(KeyboardInterrupt):
+            cli.distill(arguments(folder, "damaged", "--no-gain"))
+    saved = folder / "damaged" / "work" / distill.CHECKPOINT
+    saved.write_bytes(saved.read_bytes()[:999])
+    assert cli.distill(arguments(folder, "damaged", "--no-gain")) == 0
+    assert artefact_digest(folder / "damaged") == artefact_digest(done[0])
 
 
-def test_a_prompt_that_one_of_them_held_out_is_never_learnt_from(
-    kept: dict[str, Path], tmp_path: Path
+def test_answers_cannot_be_kept_of_what_is_done_without(
+    done: tuple[Path, str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = kept["left"]
-    digest = read_config(source).target_digest
-    said = read_kept([source], digest).said
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "config.json").write_text((source / "config.json").read_text())
-    write_kept(other, [replace(one, asked=replace(one.asked, part=TRAINING)) for one in said])
-    assert set(read_kept([other, source], digest).said) == set(said)
+    assert cli.distill(arguments(folder, "whole", "--keep-answers")) == PERMANENT_ERROR
+    assert "is done already and its answers were not kept; name another folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("broken", "told"),
-    [
-        ("nothing", "holds no draft; name the folders of `turbo distill --keep-answers`"),
-        ("no answers", "answers.jsonl is not there; distil with --keep-answers first"),
-        ("a line", "answers.jsonl, line 2, is no answer that was kept; make it anew"),
-        ("another model", "are those of another model: sha256:0 and not sha256:"),
-    ],
-)
-def test_what_is_no_kept_answer_is_refused_by_name(
-    kept: dict[str, Path],
-    folder: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    broken: str,
-    told: str,
+def test_what_can_never_be_written_or_asked_is_told_in_one_sentence(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = tmp_path / "given"
-    given.mkdir()
-    config = (kept["left"] / "config.json").read_text()
-    answers = (kept["left"] / ANSWERS_FILE).read_text().splitlines()
-    if broken == "another model":
-        config = config.replace(read_config(kept["left"]).target_digest, "sha256:0")
-    if broken != "nothing":
-        (given / "config.json").write_text(config)
-    if broken == "a line":
-        (given / ANSWERS_FILE).write_text(f'{answers[0]}\n{{"part": "training"}}\n')
-    assert cli.distill(learnt(folder, "refused", "--answers", str(given))) == PERMANENT_ERROR
-    assert told in capsys.readouterr().err
-    assert not (folder / "refused").exists()
-
-
-def test_answers_are_either_kept_or_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
     for flags, told in (
-        (["--answers", "a", "--from", "http://127.0.0.1:1"], "--from asks for new answers"),
-        (["--answers", "a", "--prompts", "b"], "not allowed with argument"),
-        ([], "one of the arguments --prompts --answers is required"),
+        (("--out", str(file)), f"{file} is a file; name a folder with --out"),
+        (("--max-tokens", "99999"), "leaves no room for a prompt, of 256 together: lower --max-tokens"),
     ):
-        with pytest.raises(SystemExit) as ended:
-            cli.distill(learnt(folder, "either", *flags))
-        assert ended.value.code == 2
-        assert told in capsys.readouterr().err
+        assert cli.distill(arguments(folder, "never", *flags)) == PERMANENT_ERROR
+        err = capsys.readouterr().err
+        assert told in err, err
+
+
+def test_weights_can_be_read_by_the_user_that_serves(done: tuple[Path, str]) -> None:
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in done[0].iterdir()}
+    assert modes["heads.safetensors"] == modes["config.json"] == modes["evaluation.json"]
+
+
+def test_a_free_port_for_progress_is_told(
+    done: tuple[Path, str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.distill(arguments(folder, "whole", "--progress-port", "0")) == 0
+    assert "progress is told on port " in capsys.readouterr().err

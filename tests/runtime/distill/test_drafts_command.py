@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from turbo_operator.api import parse_draft
 from turbo_runtime.artefact_digest import artefact_digest
@@ -25,8 +27,9 @@ def draft(
         "training": {"answers": {"training": 300}},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    unseen = {"acceptance_length": length, "acceptance_per_position": [0.8, 0.61]}
-    gains = [{"batch": batch, "after": gain / batch**0.1, "before": 1.0} for batch in (1, 8, 32)]
+    save_file({"block": np.zeros(3, np.float32)}, folder / "heads.safetensors")
+    unseen = {"acceptance_length": length, "acceptance_per_position": [0.8, 0.61], "answers": 47}
+    gains = [{"batch": batch, "after": gain / batch**0.1, "before": 1.07} for batch in (1, 8, 32)]
     evaluation = {"domains": {domain: {"unseen": unseen, "gains": gains}}, "seconds": {"training": 61.0}}
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
@@ -47,7 +50,8 @@ def test_a_line_for_each_draft_below_a_folder(tmp_path: Path, capsys: pytest.Cap
 def test_one_is_shown_with_all_that_is_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert drafts(["show", str(draft(tmp_path / "a", 2.5, 1.4))]) == 0
     told = capsys.readouterr().out
-    for part in ("a-1", "sha256:one", "300", "0.80, 0.61", "1.40"):
+    folder = tmp_path / "a"
+    for part in ("a-1", "sha256:one", artefact_digest(folder), "300", "0.80, 0.61", "1.07 > 1.40", " 47 "):
         assert part in told
 
 
@@ -65,6 +69,40 @@ def test_drafts_of_different_models_are_not_compared(
     first, second = draft(tmp_path / "a", 2.5, 1.4), draft(tmp_path / "b", 3.0, 1.75, digest="sha256:two")
     assert drafts(["compare", str(first), str(second)]) == 1
     assert "are for different models" in capsys.readouterr().err
+
+
+def test_drafts_of_different_prompts_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = draft(tmp_path / "a", 2.5, 1.4), draft(tmp_path / "b", 3.0, 1.75, domain="json")
+    assert drafts(["compare", str(first), str(second)]) == 1
+    assert "measured on support and json: compare drafts of one kind" in capsys.readouterr().err
+
+
+def test_a_line_is_not_broken_where_a_program_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "a-draft-with-a-name-that-is-as-long-as-names-are-that-people-give-to-drafts"
+    draft(tmp_path / name, 2.5, 1.4)
+    assert drafts(["list", str(tmp_path)]) == 0
+    assert f" {name}-1 " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("weights", [None, b"cut", b"\x40\0\0\0\0\0\0\0{}"])
+@pytest.mark.parametrize("verb", ["show", "manifest", "list"])
+def test_a_draft_without_its_weights_is_no_draft(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, weights: bytes | None
+) -> None:
+    draft(tmp_path / "good", 2.5, 1.4)
+    file = draft(tmp_path / "a", 2.5, 1.4) / "heads.safetensors"
+    file.unlink() if weights is None else file.write_bytes(weights)
+    given = {"show": [str(file.parent)], "list": [str(tmp_path)]}
+    given["manifest"] = [str(file.parent), "--claim", "drafts"]
+    assert drafts([verb, *given[verb]]) == (0 if verb == "list" else 1)
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert "heads.safetensors holds no weights: " in told.err
+    assert ("good-1" in told.out) == (verb == "list")
 
 
 @pytest.mark.parametrize("verb", ["list", "show"])
@@ -98,7 +136,6 @@ def test_one_without_an_evaluation_is_told_without_figures(
 
 def test_the_manifest_of_a_draft_is_a_turbodraft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = draft(tmp_path / "Support.1", 2.5, 1.4)
-    (folder / "heads.safetensors").write_bytes(b"tensors")
     assert drafts(["manifest", str(folder), "--claim", "drafts", "--path", "/chat/support-1/"]) == 0
     made = parse_draft(json.loads(capsys.readouterr().out))
     assert (made.metadata.name, made.spec.version) == ("support-1-1", "Support.1-1")
@@ -106,4 +143,5 @@ def test_the_manifest_of_a_draft_is_a_turbodraft(tmp_path: Path, capsys: pytest.
     assert (made.spec.digest, made.spec.target_digest) == (artefact_digest(folder), "sha256:one")
     (found,) = made.spec.evaluation or ()
     assert (found.domain, str(found.acceptance_length)) == ("support", "2.500")
-    assert next((gain.batch, str(gain.after)) for gain in found.gains or ()) == (1, "1.400")
+    first = (found.gains or ())[0]
+    assert (first.batch, str(first.before), str(first.after)) == (1, "1.070", "1.400")

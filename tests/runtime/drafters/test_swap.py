@@ -92,6 +92,7 @@ def test_a_swapped_symlink_is_seen_as_a_mounted_config_map_makes_it(tmp_path: Pa
     [
         ("{", "cannot be read"),
         ("[]", "expected a JSON object, got list"),
+        ('{"head": "/x"}', "there is no 'head'; it knows drafter, heads, version, named"),
         ('{"drafter": "eagle"}', "drafter must be auto, off, suffix, heads, not 'eagle'"),
         ('{"drafter": ["off"]}', "drafter must be auto, off, suffix, heads, not ['off']"),
         ('{"heads": 3}', "heads must be the path of a folder, not 3"),
@@ -182,7 +183,7 @@ def test_a_request_chooses_among_what_the_deployment_allows(
 
 def test_a_selection_needs_nothing_and_counts_paths_from_its_own_folder(tmp_path: Path) -> None:
     file = tmp_path / "drafts.json"
-    file.write_text('{"later": 1}')
+    file.write_text("{}")
     assert read_selection(file) == Selection()
     file.write_text('{"heads": "a/b", "version": "7"}')
     assert read_selection(file) == Selection("auto", tmp_path / "a/b", "7")

@@ -1,0 +1,135 @@
+"""`turbo distill --answers`: what earlier drafts were learnt from is learnt from again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from turbo_runtime.artefact_digest import artefact_digest
+from turbo_runtime.contract import PERMANENT_ERROR
+from turbo_runtime.distill import cli
+from turbo_runtime.distill.kept import ANSWERS_FILE, read_kept, write_kept
+from turbo_runtime.distill.recipe import TRAINING
+from turbo_runtime.drafters.heads.artefact import read_config
+
+DRAWN = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
+SHORT = ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "2", "--no-gain"]
+MACHINE = ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
+pytestmark = pytest.mark.usefixtures("threads_as_before")
+
+
+@pytest.fixture(scope="module")
+def kept(folder: Path) -> dict[str, Path]:
+    """A draft of each domain, its answers kept."""
+    made = {}
+    for domain in ("left", "right"):
+        given = ["--prompts", str(folder / f"{domain}.jsonl"), "--domain", domain, "--out"]
+        made[domain] = folder / f"kept-{domain}"
+        line = [str(folder / "model"), *given, str(made[domain]), *MACHINE, *DRAWN, *SHORT, "--keep-answers"]
+        assert (
+            subprocess.run([sys.executable, "-m", "turbo_cli", "distill", *line], timeout=300).returncode == 0
+        )
+    return made
+
+
+def learnt(folder: Path, out: str, *flags: str) -> list[str]:
+    return [str(folder / "model"), "--out", str(folder / out), *MACHINE, *SHORT, *flags]
+
+
+def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
+    kept: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from_both = ["--answers", *map(str, kept.values()), "--keep-answers"]
+    assert cli.distill(learnt(folder, "both", *from_both)) == 0
+    told = capsys.readouterr().err
+    assert "\nstates " in told
+    assert not [line for line in told.splitlines() if line.startswith("answers ")]
+    rows = [set((out / ANSWERS_FILE).read_text().splitlines()) for out in (*kept.values(), folder / "both")]
+    assert rows[0] | rows[1] == rows[2]
+    assert set(json.loads((folder / "both" / "evaluation.json").read_text())["domains"]) == set(kept)
+    turned = ["--answers", *map(str, reversed(kept.values())), "--keep-answers"]
+    assert cli.distill(learnt(folder, "turned", *turned)) == 0
+    assert artefact_digest(folder / "turned") == artefact_digest(folder / "both")
+
+
+def test_a_prompt_that_one_of_them_held_out_is_never_learnt_from(
+    kept: dict[str, Path], tmp_path: Path
+) -> None:
+    source = kept["left"]
+    digest = read_config(source).target_digest
+    said = read_kept([source], digest).said
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text((source / "config.json").read_text())
+    write_kept(other, [replace(one, asked=replace(one.asked, part=TRAINING)) for one in said])
+    assert set(read_kept([other, source], digest).said) == set(said)
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("nothing", "holds no draft; name the folders of `turbo distill --keep-answers`"),
+        ("no answers", "answers.jsonl is not there; distil with --keep-answers first"),
+        ("a line", "answers.jsonl, line 2, is no answer that was kept; make it anew"),
+        ("another model", "are those of another model: sha256:0 and not sha256:"),
+    ],
+)
+def test_what_is_no_kept_answer_is_refused_by_name(
+    kept: dict[str, Path],
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
+    told: str,
+) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    config = (kept["left"] / "config.json").read_text()
+    answers = (kept["left"] / ANSWERS_FILE).read_text().splitlines()
+    if broken == "another model":
+        config = config.replace(read_config(kept["left"]).target_digest, "sha256:0")
+    if broken != "nothing":
+        (given / "config.json").write_text(config)
+    if broken == "a line":
+        (given / ANSWERS_FILE).write_text(f'{answers[0]}\n{{"part": "training"}}\n')
+    assert cli.distill(learnt(folder, "refused", "--answers", str(given))) == PERMANENT_ERROR
+    assert told in capsys.readouterr().err
+    assert not (folder / "refused").exists()
+
+
+def test_answers_are_either_kept_or_asked_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, told in (
+        (["--answers", "a", "--from", "http://127.0.0.1:1"], "--from asks for new answers"),
+        (["--answers", "a", "--prompts", "b"], "not allowed with argument"),
+        ([], "one of the arguments --prompts --answers is required"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.distill(learnt(folder, "either", *flags))
+        assert ended.value.code == 2
+        assert told in capsys.readouterr().err
+
+
+def test_answers_that_were_kept_are_learnt_from_as_they_were_drawn(
+    kept: dict[str, Path], folder: Path, tmp_path: Path
+) -> None:
+    given = [str(folder / "model"), "--answers", *map(str, kept.values()), *MACHINE, *SHORT]
+    assert cli.distill([*given, "--out", str(tmp_path / "as-drawn")]) == 0
+    recipe = read_config(tmp_path / "as-drawn").training["request"]["recipe"]
+    assert (recipe["temperature"], recipe["max_tokens"]) == (0.8, 40)
+    assert cli.distill([*given, "--out", str(tmp_path / "typed"), "--temperature", "0.5"]) == 0
+    assert read_config(tmp_path / "typed").training["request"]["recipe"]["temperature"] == 0.5
+
+
+def test_a_token_that_the_model_has_not_is_refused_by_name(
+    kept: dict[str, Path], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text((kept["left"] / "config.json").read_text())
+    said = read_kept([kept["left"]], read_config(kept["left"]).target_digest).said
+    write_kept(tmp_path, [replace(one, tokens=(*one.tokens, 1 << 20)) for one in said])
+    assert cli.distill(learnt(folder, "beyond", "--answers", str(tmp_path))) == PERMANENT_ERROR
+    assert "of the answers that were kept one has a token that none of" in capsys.readouterr().err
