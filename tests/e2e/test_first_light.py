@@ -60,12 +60,13 @@ def test_the_status_says_what_runs_and_what_it_costs(deployed: Access) -> None:
     assert status["plan"]["accelerator"] == "cpu"
     assert status["plan"]["predicted"]["costPerHour"] == "0.04"
     verdicts = {each["type"]: each["status"] for each in status["conditions"]}
+    # how long the few answers took on this machine says whether that is enough to tell
+    assert verdicts.pop("SpeculationEffective") in ("Unknown", "True")
     assert verdicts == {
         "Ready": "True",
         "PlanFeasible": "True",
         "ModelInspected": "True",
         "Available": "True",
-        "SpeculationEffective": "Unknown",  # hardly anything was answered yet
         "ScalingActive": "True",
         "WithinBudget": "True",
         "Reconciling": "False",
