@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator import api
+from turbo_operator import api, training
 from turbo_operator.command import whatif
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan, Weighed
-from turbo_operator.planning.question import frontier_of, plan_of
+from turbo_operator.planning.question import answer, frontier_of, plan_of
 from turbo_runtime.contract import ModelShape
 
 
@@ -31,10 +31,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The plan, and the plans that single changes would give."""
+    """The plan, what a training of its draft would run on, and the plans that single changes would give."""
 
     question: Question
     plan: Plan
+    training: Plan | None = None  # where spec.speculation.training asks for one
     changes: tuple[Change, ...] = ()
 
 
@@ -51,7 +52,17 @@ class Change:
 def ask(question: Question, what_if: Sequence[str] = ()) -> Answer:
     """The plan, and those under each change; BadInputError where a change is no change or breaks a rule."""
     plan = _plan(question)
-    return Answer(question, plan, tuple(_change(question, plan, asked) for asked in what_if))
+    changes = tuple(_change(question, plan, asked) for asked in what_if)
+    return Answer(question, plan, _training(question), changes)
+
+
+def _training(question: Question) -> Plan | None:
+    """As the operator asks once a training is due."""
+    wanted = question.td.spec.speculation.training
+    if wanted is None or not wanted.enabled:
+        return None
+    asked = training.question(question.td, question.observed, question.shape, wanted.accelerator or "")
+    return answer(asked, question.now)
 
 
 def _change(question: Question, base: Plan, asked: str) -> Change:

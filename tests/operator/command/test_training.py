@@ -1,0 +1,51 @@
+"""`turbo plan` says what a training of the draft would run on and cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turbo_dev.plan_files import answer, deployment, written
+from turbo_operator import cli
+
+
+def speculation(**training: Any) -> dict[str, Any]:
+    wanted = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
+    return {"training": wanted | training}
+
+
+def told(tmp_path: Path, capsys: pytest.CaptureFixture[str], **training: Any) -> tuple[Any, str]:
+    file = written(tmp_path, deployment(speculation=speculation(**training)))
+    status = cli.plan(["-f", file, "-o", "json"])
+    document = answer(capsys).get("training")
+    assert cli.plan(["-f", file]) == status
+    return document, capsys.readouterr().out
+
+
+def test_it_names_the_cheapest_that_fits_its_price_and_the_time_that_the_money_buys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document, shown = told(tmp_path, capsys, maxCost="2.00")
+    assert (document["accelerator"], document["costPerHour"]) == ("l4", "0.8048")
+    assert document["detail"] == "A draft is trained on l4 for 0.8048 $/h, for 2.00 $ or 2.49 h at most."
+    assert document["detail"] in shown
+    document, _ = told(tmp_path, capsys)
+    assert document["detail"] == "A draft is trained on l4 for 0.8048 $/h."
+
+
+def test_what_stands_against_it_is_told_in_the_planners_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document, shown = told(tmp_path, capsys, accelerator="h1000")
+    assert document["accelerator"] is None
+    assert document["detail"].startswith("No draft can be trained: ")
+    assert "h1000" in document["detail"]
+    assert document["detail"] in shown
+
+
+def test_nothing_is_told_where_none_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document, shown = told(tmp_path, capsys, enabled=False)
+    assert document is None
+    assert "trained" not in shown
