@@ -235,7 +235,7 @@ class Distillation:
         return parts, left_out
 
     def _answered(self) -> list[Said]:
-        """What an earlier run has not been answered is asked now."""
+        """Asks what no earlier run has an answer to."""
         recipe = self._recipe
         params = self._params(recipe.temperature)
         again = self._params(max(recipe.temperature, recipe.variant_temperature))
