@@ -119,7 +119,7 @@ def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment
                 "domain": "prompts",
                 "acceptanceLength": "2.500",
                 "acceptancePerPosition": ["0.700", "0.500"],
-                "gains": [{"batch": 1, "after": "1.800"}],
+                "gains": [{"batch": 1, "before": "1.100", "after": "1.800"}],
             }
         ],
     }
