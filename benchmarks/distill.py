@@ -122,10 +122,9 @@ def main() -> int:
     files = {file.stem: file for path in options.prompts for file in _files(path)}
     domains = options.domains or list(files)
     measured = options.measure or domains
-    if unknown := {*domains} - {*files} or {*measured} - {*domains}:
-        sys.exit(
-            f"{', '.join(sorted(unknown))}: not among {', '.join(domains if options.measure else files)}"
-        )
+    for names, known in ((domains, files), (measured, domains)):
+        if unknown := {*names} - {*known}:
+            sys.exit(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
     with tempfile.TemporaryDirectory(prefix="turbo-distill-") as scratch:
         work = options.work or Path(scratch)
         drafts = {
@@ -246,19 +245,19 @@ def _cases(
                 continue
             unseen = _unseen(said, own, trained.get("all", own))
             some = _enough(unseen)
+            params, cases = _params(served, temperature), {}
             for batch in (1, 8):
                 name = f"{domain} at {temperature}, {batch} at a time"
                 say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
                 compared = of_own | further if usual else two
-                found = runs(served, compared, some, own.known, _params(served, temperature), batch, ROUNDS)
-                case = Case(domain, temperature, batch, whole=False, found=list(found))
+                found = list(runs(served, compared, some, own.known, params, batch, ROUNDS))
+                cases[batch] = case = Case(domain, temperature, batch, whole=False, found=found)
                 say(f"   {name}: {statistics.median(case.ratios()):.2f} times")
                 yield case
-                seen = [one for one in said if one not in unseen]
-                seen = seen[: round(len(seen) * len(some) / len(unseen))]  # as large a share as of all
-                if batch == 1 and usual and not options.quick and len(seen) >= ROUNDS:
-                    params = _params(served, temperature)
-                    yield case.joined(list(runs(served, two, seen, own.known, params, batch, ROUNDS)))
+            seen = [one for one in said if one not in unseen]
+            seen = seen[: round(len(seen) * len(some) / len(unseen))]  # as large a share as of all
+            if usual and not options.quick and len(seen) >= ROUNDS:
+                yield cases[1].joined(list(runs(served, two, seen, own.known, params, 1, ROUNDS)))
 
 
 def _enough(said: Sequence[Said]) -> list[Said]:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_operator.command.question import Answer, Change
-from turbo_operator.command.words import signed, training
+from turbo_operator.command.words import signed, trained_on
 from turbo_operator.planned import Choice, Plan, Predicted, Rejected
 from turbo_operator.planner import money
 
@@ -29,7 +29,7 @@ def as_document(answer: Answer) -> dict[str, Any]:
         document["training"] = {
             "accelerator": choice and choice.accelerator.name,
             "costPerHour": choice and _dollars(choice.predicted.cost_per_hour),
-            "detail": training(answer.training, wanted.max_cost),
+            "detail": trained_on(wanted, answer.training),
         }
     if answer.changes:
         document["whatIf"] = [_change(change) for change in answer.changes]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from turbo_operator.api import Provenance
 from turbo_operator.command.question import Answer, Change
-from turbo_operator.command.words import UNKNOWN, candidate, dollars, duration, rate, signed, training
+from turbo_operator.command.words import UNKNOWN, candidate, dollars, duration, rate, signed, trained_on
 from turbo_operator.planned import Choice, Plan, Predicted, Rejected
 from turbo_operator.planner import OFF
 from turbo_operator.planner.explain import count
@@ -66,7 +66,7 @@ def show(answer: Answer) -> None:
         console.print(Text(f"  -o json also has {count(left, 'candidate')} more."))
     wanted = question.td.spec.speculation.training
     if answer.training and wanted:
-        console.print(Text(training(answer.training, wanted.max_cost)))
+        console.print(Text(trained_on(wanted, answer.training)))
     if answer.changes:
         _show_changes(console, plan, answer.changes)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from turbo_operator.api import CapacityType, EngineName
+from turbo_operator.api import CapacityType, EngineName, Training
 from turbo_operator.planned import Plan
 from turbo_operator.planner import money
+from turbo_operator.training import Told, chosen
 
 UNKNOWN = "-"
 _USUAL = {EngineName.TURBO, CapacityType.ON_DEMAND}
@@ -22,19 +23,15 @@ def candidate(accelerator: str, tensor: int, nodes: int, engine: str, capacity_t
     return ", ".join([together, *(str(word) for word in (engine, capacity_type) if word not in _USUAL)])
 
 
-def training(plan: Plan, most: Decimal | None) -> str:
-    """What a draft would be trained on and what that costs at most; `most`: maxCost."""
-    if plan.choice is None:
-        return f"No draft can be trained: {plan.detail}"
-    name, price = plan.choice.accelerator.name, plan.choice.predicted.cost_per_hour
-    if price is None and most is not None:
-        return (
-            f"No draft is trained: maxCost is set and {name} has no price; write spec.pricing on that "
-            "TurboAccelerator."
-        )
+def trained_on(wanted: Training, answer: Plan) -> str:
+    """What a draft is trained on and what that costs at most, or why on nothing."""
+    found = chosen(wanted, answer)
+    if isinstance(found, Told):
+        return found.message
+    price, most = found.predicted.cost_per_hour, wanted.max_cost
     cost = "" if price is None else f" for {money(price)} $/h"
     bound = "" if most is None or not price else f", for {money(most)} $ or {most / price:.3g} h at most"
-    return f"A draft is trained on {name}{cost}{bound}."
+    return f"A draft is trained on {found.accelerator.name}{cost}{bound}."
 
 
 def duration(seconds: float | None) -> str:

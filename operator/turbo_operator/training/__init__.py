@@ -4,7 +4,7 @@ Everything is read from what the cluster holds: the TurboDeployment's status, th
 TurboDrafts. What decides is the same after a restart.
 """
 
-from turbo_operator.training.decide import decide
+from turbo_operator.training.decide import chosen, decide
 from turbo_operator.training.names import draft_name, folder, is_training_job, job_name
 from turbo_operator.training.progress import spelled
 from turbo_operator.training.question import planned_on, question
@@ -15,6 +15,7 @@ __all__ = [
     "Made",
     "Step",
     "Told",
+    "chosen",
     "decide",
     "draft_name",
     "folder",

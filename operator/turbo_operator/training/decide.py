@@ -140,17 +140,12 @@ def _due(it: _Case, model_digest: str, serving: Choice) -> Step:
     if it.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
         return Step(Told("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message), old, asks=pinned)
-    if it.answer.choice is None:
-        return Step(_none_will_do(it.answer), old)
-    choice = planned_on(it.answer.choice, it.observed)
+    found = chosen(training, it.answer)
+    if isinstance(found, Told):
+        return Step(found, old)
+    choice = planned_on(found, it.observed)
     price = choice.predicted.cost_per_hour
     name = choice.accelerator.name
-    if training.max_cost is not None and price is None:
-        message = (
-            f"spec.speculation.training.maxCost is set and {name} has no {choice.capacity_type} price: write "
-            "spec.pricing.perAcceleratorHour on that TurboAccelerator, or leave maxCost out."
-        )
-        return Step(Told("False", TrainingReason.PRICE_UNKNOWN, message), old)
     new = new.model_copy(
         update={
             "accelerator": name,
@@ -203,8 +198,18 @@ def _blocked(it: _Case) -> Told | None:
     return Told("False", TrainingReason(state.result), state.message or "It left no message.")
 
 
-def _none_will_do(answer: Plan) -> Told:
-    """No accelerator can be had, in the planner's words."""
+def chosen(training: Training, answer: Plan) -> Choice | Told:
+    """What the planner's answer says that a training runs on, or why on nothing."""
+    choice = answer.choice
+    if choice is not None:
+        if training.max_cost is None or choice.predicted.cost_per_hour is not None:
+            return choice
+        message = (
+            f"spec.speculation.training.maxCost is set and {choice.accelerator.name} has no "
+            f"{choice.capacity_type} price: write spec.pricing.perAcceleratorHour on that TurboAccelerator, "
+            "or leave maxCost out."
+        )
+        return Told("False", TrainingReason.PRICE_UNKNOWN, message)
     reason = {
         PlanReason.NO_CAPACITY: TrainingReason.WAITING_FOR_ACCELERATOR,
         PlanReason.PRICE_UNKNOWN: TrainingReason.PRICE_UNKNOWN,

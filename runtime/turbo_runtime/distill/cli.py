@@ -39,9 +39,10 @@ line; 3 when trying again cannot help.
 
 def distill(argv: list[str]) -> int:
     """`turbo distill MODEL --prompts FILE --out DIR`."""
-    options = parser().parse_args(argv)
+    command = parser()
+    options = command.parse_args(argv)
     if options.answers and options.endpoint:
-        parser().error("--from asks for new answers, and --answers takes those that are there; leave one out")
+        command.error("--from asks for new answers, and --answers takes those that are there; leave one out")
     # a container's first process has no default actions: it would work on until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:

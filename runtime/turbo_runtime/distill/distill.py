@@ -17,7 +17,7 @@ from turbo_runtime.command.client import Server
 from turbo_runtime.distill.answers import Asked, Said, answer_all
 from turbo_runtime.distill.eagle3.method import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
-from turbo_runtime.distill.errors import DistillError, MayPassError
+from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassError
 from turbo_runtime.distill.evaluate import Evaluation, evaluate
 from turbo_runtime.distill.gain import BATCHES, ROUNDS, Gain, gain_of, runs, ways
 from turbo_runtime.distill.heads import HeadsMethod
@@ -76,16 +76,7 @@ class Distillation:
         self._served, self._model, self._recipe = served, model, recipe
         self._work, self._options, self._progress = work, options, progress
         self._asked, self._kept = self._ask(parts), kept
-        words = len(served.target.embedding)
-        ids = (token for one in kept.said for token in (*one.asked.prompt, *one.tokens))
-        if any(not 0 <= token < words for token in ids):
-            raise DistillError(f"of the answers that were kept one has a token that none of {words} is")
-        room = served.ready.max_model_len
-        if (long := max((len(one.asked.prompt) + len(one.tokens) for one in kept.said), default=0)) > room:
-            raise DistillError(
-                f"of the answers that were kept one has {long} tokens with its prompt, and there is room for "
-                f"{room}: raise --max-model-len"
-            )
+        kept.check(len(served.target.embedding), served.ready.max_model_len)
         self._active = active_parameters
         self._captured = sorted(
             prompt.captured_at for some in parts.values() for prompt in some if prompt.captured_at is not None
@@ -269,7 +260,12 @@ class Distillation:
         shards = Shards.of(parts[TRAINING], method.rows, self._rows, recipe.seed)
         reader = Reader(shards, method.read)
         checkpoint = self._work.folder / CHECKPOINT
-        state = read_state(checkpoint) if checkpoint.is_file() else {}
+        state: dict[str, Any] = {}
+        if checkpoint.is_file():
+            try:
+                state = read_state(checkpoint)
+            except DamagedError as error:
+                self._progress.say(f"{checkpoint} cannot be read ({error}): training begins anew")
         if state:
             vocabulary = state["vocabulary"]
         else:

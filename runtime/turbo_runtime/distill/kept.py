@@ -26,6 +26,18 @@ class Kept:
     said: tuple[Said, ...] = ()
     captures: tuple[Mapping[str, Any], ...] = ()  # as the artefacts tell of them
 
+    def check(self, words: int, room: int) -> None:
+        """Whether a model of so many tokens can read all of it, so many at a time. Raises DistillError."""
+        for one in self.said:
+            text = (*one.asked.prompt, *one.tokens)
+            if not all(0 <= token < words for token in text):
+                raise DistillError(f"of the answers that were kept one has a token that none of {words} is")
+            if len(text) > room:
+                raise DistillError(
+                    f"of the answers that were kept one has {len(text)} tokens with its prompt, and there is "
+                    f"room for {room}: raise --max-model-len"
+                )
+
     @property
     def lines(self) -> list[str]:
         """All that is learnt from, a line an answer."""
@@ -79,9 +91,9 @@ def _read(file: Path) -> list[Said]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
-            asked = Asked(row["part"], row["domain"], tuple(row["prompt"]), row["choice"])
-            said.append(Said(asked, tuple(row["tokens"])))
-            _PARTS.index(asked.part)
+            part = _PARTS[_PARTS.index(row["part"])]
+            asked = Asked(part, row["domain"], tuple(map(int, row["prompt"])), int(row["choice"]))
+            said.append(Said(asked, tuple(map(int, row["tokens"]))))
         except (ValueError, KeyError, TypeError) as error:
             raise DistillError(f"{file}, line {number}, is no answer that was kept; make it anew") from error
     return said

@@ -16,7 +16,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.errors import DistillError
+from turbo_runtime.distill.errors import DamagedError, DistillError
 from turbo_runtime.distill.loss import Words, chance_of_acceptance, guessing
 from turbo_runtime.distill.method import Lesson, Read, Student
 from turbo_runtime.distill.recipe import Recipe
@@ -150,13 +150,13 @@ class Training(Generic[Read, Lesson]):
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `Training.save` wrote, the student's vocabulary among it; empty where it cannot be read any more,
-    so that training begins anew.
-    """
+    """What `Training.save` wrote, the student's vocabulary among it. Raises DamagedError."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
-    except (RuntimeError, ValueError, LookupError, EOFError, UnpicklingError):
-        return {}
+    except torch.OutOfMemoryError:  # a RuntimeError, as what is damaged is to torch
+        raise
+    except (RuntimeError, ValueError, LookupError, EOFError, UnpicklingError) as error:
+        raise DamagedError(str(error).partition("\n")[0]) from error
     return state
 
 

@@ -39,9 +39,7 @@ class Request:
     device: str
     dtype: str
     memory_gib: float  # says how answers are dealt into parts
-    answers_from: (
-        str  # "engine", "endpoint" where another server gave them, "kept" by an earlier distillation
-    )
+    answers_from: str  # "engine", "endpoint" of another server, or "kept" by earlier distillations
     captured: (
         bool  # whether captured prompts are among those learnt from; they go on to change, and count not
     )

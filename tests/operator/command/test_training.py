@@ -40,7 +40,7 @@ def test_what_stands_against_it_is_told_in_the_planners_words(
 ) -> None:
     document, shown = told(tmp_path, capsys, accelerator="h1000")
     assert document["accelerator"] is None
-    assert document["detail"].startswith("No draft can be trained: ")
+    assert document["detail"].startswith("No accelerator can be had for a training. ")
     assert "h1000" in document["detail"]
     assert document["detail"] in shown
 

@@ -273,6 +273,7 @@ def test_after_an_upgrade_what_was_half_done_begins_anew_in_another_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     state = began()
+    assert look(td(state), seen()).begin == look(td(), seen()).begin  # else it goes on under its number
     monkeypatch.setattr(names, "turbo_version", lambda: "9.9.9")
     running = look(td(state), seen(children=(job(),), trainings=(pod(),)))
     anew = look(td(state), seen()).begin

@@ -245,8 +245,11 @@ def test_prompts_that_are_too_long_are_named_and_the_advice_can_be_followed(
     assert cli.distill([*wanted, "--max-tokens", "20", "--temperature", "0.9"]) == 0
 
 
-def test_what_was_saved_of_a_training_and_was_damaged_is_done_again(
-    done: tuple[Path, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_was_saved_of_a_training_and_was_damaged_is_done_again_and_told(
+    done: tuple[Path, str],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def dies(*_: object) -> None:
         raise KeyboardInterrupt
@@ -258,6 +261,7 @@ def test_what_was_saved_of_a_training_and_was_damaged_is_done_again(
     saved = folder / "damaged" / "work" / distill.CHECKPOINT
     saved.write_bytes(saved.read_bytes()[:999])
     assert cli.distill(arguments(folder, "damaged", "--no-gain")) == 0
+    assert re.search(rf"{saved} cannot be read \(.+\): training begins anew\n", capsys.readouterr().err)
     assert artefact_digest(folder / "damaged") == artefact_digest(done[0])
 
 

@@ -63,20 +63,19 @@ def test_two_are_compared_by_domain(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "1.25" in told
 
 
-def test_drafts_of_different_models_are_not_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("unlike", "told"),
+    [
+        ({"digest": "sha256:two"}, "are for different models"),
+        ({"domain": "json"}, "measured on support and json: compare drafts of one kind"),
+    ],
+)
+def test_drafts_of_different_models_or_prompts_are_not_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], unlike: dict[str, str], told: str
 ) -> None:
-    first, second = draft(tmp_path / "a", 2.5, 1.4), draft(tmp_path / "b", 3.0, 1.75, digest="sha256:two")
+    first, second = draft(tmp_path / "a", 2.5, 1.4), draft(tmp_path / "b", 3.0, 1.75, **unlike)
     assert drafts(["compare", str(first), str(second)]) == 1
-    assert "are for different models" in capsys.readouterr().err
-
-
-def test_drafts_of_different_prompts_are_not_compared(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    first, second = draft(tmp_path / "a", 2.5, 1.4), draft(tmp_path / "b", 3.0, 1.75, domain="json")
-    assert drafts(["compare", str(first), str(second)]) == 1
-    assert "measured on support and json: compare drafts of one kind" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 def test_a_line_is_not_broken_where_a_program_reads_it(
