@@ -14,7 +14,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from turbo_dev.fitting import Said, fit, words_of
 from turbo_runtime.drafters.draft import Coupling, Draft, Want
 from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.heads.artefact import HeadsConfig, HeadsError, Target, load_heads, save_heads
+from turbo_runtime.drafters.heads.artefact import (
+    WEIGHTS_FILE,
+    HeadsConfig,
+    HeadsError,
+    Target,
+    load_heads,
+    save_heads,
+)
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.drafters.load import InUse
@@ -203,6 +210,7 @@ def test_what_is_saved_is_what_is_loaded(model: Model, fitted: Heads, tmp_path: 
         ({"kind": "eagle3"}, 'kind is not "turbo-heads"'),
         ({"heads": 4}, "heads.safetensors: block is (3, 32, 32) and its configuration wants (4, 32, 32)"),
         ({"heads": 0}, "heads cannot be 0"),
+        ({"markov_rank": 1 << 50}, "its configuration wants (3, 1125899906842657)"),
         ({"vocabulary_size": 7}, "vocabulary must be 7 ascending token ids"),
         ({"version": 3}, "version cannot be 3"),
     ],
@@ -214,6 +222,15 @@ def test_what_does_not_fit_is_refused_in_a_sentence(
     with pytest.raises(HeadsError, match="; ") as refused:
         load_heads(tmp_path, model.target)
     assert said in str(refused.value)
+
+
+def test_a_file_that_is_copied_over_while_it_is_in_use_takes_nothing_from_the_engine(
+    model: Model, fitted: Heads, tmp_path: Path
+) -> None:
+    save_heads(tmp_path, config(fitted), fitted)
+    loaded = load_heads(tmp_path, model.target)
+    assert str(tmp_path / WEIGHTS_FILE) not in Path("/proc/self/maps").read_text()
+    assert loaded
 
 
 @pytest.mark.parametrize("name", ["config.json", "heads.safetensors"])

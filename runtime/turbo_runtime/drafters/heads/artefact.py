@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.heads.module import Heads, shapes_of
 from turbo_runtime.whole import write_whole, write_whole_by
 
 KIND = "turbo-heads"
@@ -77,19 +77,14 @@ def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
     _check_target(folder, config, target)
     try:
         (folder / WEIGHTS_FILE).open("rb").close()  # safetensors calls any trouble a missing file
-        tensors = load_file(folder / WEIGHTS_FILE)
+        # not mapped: whoever copies over the file while it is in use would end the process
+        tensors = load_file(folder / WEIGHTS_FILE, backend="pread")
     except (OSError, SafetensorError) as error:
         raise HeadsError(f"{folder / WEIGHTS_FILE} cannot be read: {error}; copy the folder again") from error
     vocabulary = tensors.pop(_VOCABULARY, torch.empty(0))
     _check_vocabulary(folder, config, vocabulary)
-    heads = Heads(
-        target.embedding,
-        target.output_rows(vocabulary.to(target.embedding.device)),
-        vocabulary,
-        heads=config.heads,
-        markov_rank=config.markov_rank,
-    )
-    expected = {name: tuple(value.shape) for name, value in heads.state_dict().items()}
+    # before such heads are made: a damaged configuration may ask for more than there is memory
+    expected = shapes_of(config.width, config.vocabulary_size, config.heads, config.markov_rank)
     found = {name: tuple(value.shape) for name, value in tensors.items()}
     if found != expected:
         wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
@@ -99,6 +94,13 @@ def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
         )
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise HeadsError(f"{folder / WEIGHTS_FILE} has values that are no numbers; train the heads again")
+    heads = Heads(
+        target.embedding,
+        target.output_rows(vocabulary.to(target.embedding.device)),
+        vocabulary,
+        heads=config.heads,
+        markov_rank=config.markov_rank,
+    )
     heads.load_state_dict(tensors)
     return config, heads.to(target.embedding.dtype).eval().requires_grad_(False)
 

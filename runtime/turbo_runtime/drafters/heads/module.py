@@ -1,4 +1,4 @@
-"""The heads as a torch module, the same for training and for drafting.
+"""The heads as a torch module, as training has them; drafting lays them out anew (`laid_out`).
 
 Head j guesses the token j + 1 places behind the last committed one, from the hidden state h that the last
 committed one was drawn from and from the token right before the guessed one:
@@ -8,8 +8,8 @@ committed one was drawn from and from the token right before the guessed one:
     logits_j = E x_j + B m                             E: rows of the target's LM head; the Markov term
     confidence_j = c_j [x_j, m, f] + d_j               f: log-odds of the likeliest token; a logit
 
-The first half, up to E x_j, is one product for all heads of all rows; the Markov term follows the draft as
-it grows (as in Hydra, arXiv 2402.05109). A confidence is of the token drafted, given all before it accepted.
+The Markov term follows the draft as it grows (as in Hydra, arXiv 2402.05109). A confidence is of the token
+drafted, given all before it accepted.
 """
 
 from __future__ import annotations
@@ -35,33 +35,21 @@ class Heads(nn.Module):
         (V,) int64, ascending ids of the target.
         """
         super().__init__()
-        width = embedding.shape[1]
         device = embedding.device
+        width = embedding.shape[1]
+        shapes = shapes_of(width, len(vocabulary), heads, markov_rank)
         self.register_buffer("embedding", embedding, persistent=False)
         self.register_buffer("output", output, persistent=False)
         self.register_buffer("vocabulary", vocabulary.to(device), persistent=False)
         self.heads = heads
         # zeros: at first every head says what the LM head says of h
-        self.block = nn.Parameter(torch.zeros(heads, width, width, device=device))
-        self.block_bias = nn.Parameter(torch.zeros(heads, width, device=device))
-        self.markov_in = nn.Parameter(torch.randn(width, markov_rank, device=device) * width**-0.5)
-        self.markov_out = nn.Parameter(torch.zeros(heads, markov_rank, len(vocabulary), device=device))
-        self.confidence = nn.Parameter(torch.zeros(heads, width + markov_rank + 1, device=device))
+        self.block = nn.Parameter(torch.zeros(shapes["block"], device=device))
+        self.block_bias = nn.Parameter(torch.zeros(shapes["block_bias"], device=device))
+        self.markov_in = nn.Parameter(torch.randn(shapes["markov_in"], device=device) * width**-0.5)
+        self.markov_out = nn.Parameter(torch.zeros(shapes["markov_out"], device=device))
+        self.confidence = nn.Parameter(torch.zeros(shapes["confidence"], device=device))
         self.confidence.data[:, -1] = 1.0  # at first the confidence is the probability of the likeliest token
-        self.confidence_bias = nn.Parameter(torch.zeros(heads, device=device))
-
-    def states(self, hidden: Tensor) -> Tensor:
-        """hidden (rows, width) -> x (heads, rows, width)."""
-        return hidden + F.silu(torch.einsum("rw,hvw->hrv", hidden, self.block) + self.block_bias[:, None])
-
-    def markov(self, before: Tensor) -> Tensor:
-        """Ids of the target (...) of the tokens before -> m (..., rank)."""
-        embedded: Tensor = self.embedding[before]
-        return embedded.to(self.markov_in.dtype) @ self.markov_in  # in training the target's may be another
-
-    def logits(self, shared: Tensor, head: int, m: Tensor) -> Tensor:
-        """`shared` = E x of one head (rows, V), and m (rows, rank) -> logits (rows, V)."""
-        return shared + m @ self.markov_out[head]
+        self.confidence_bias = nn.Parameter(torch.zeros(shapes["confidence_bias"], device=device))
 
     def clues(self, states: Tensor, m: Tensor, logits: Tensor) -> Tensor:
         """[x, m, f] (rows, width + rank + 1), of one head's states (rows, width), m and logits."""
@@ -79,7 +67,21 @@ class Heads(nn.Module):
         heads), the token before each guessed one -> logits (rows, heads, V), and what they came from:
         states (heads, rows, width) and m (rows, heads, rank).
         """
-        states, m = self.states(hidden), self.markov(before)
+        steps = torch.einsum("rw,hvw->hrv", hidden, self.block) + self.block_bias[:, None]
+        states = hidden + F.silu(steps)
+        m = self.embedding[before].to(self.markov_in.dtype) @ self.markov_in  # the target's may be another
         shared = states @ self.output.T
-        logits = [self.logits(shared[j], j, m[:, j]) for j in range(self.heads)]
+        logits = [shared[j] + m[:, j] @ self.markov_out[j] for j in range(self.heads)]
         return torch.stack(logits, 1), states, m
+
+
+def shapes_of(width: int, words: int, heads: int, markov_rank: int) -> dict[str, tuple[int, ...]]:
+    """Of all parameters; `words`: tokens that can be drafted."""
+    return {
+        "block": (heads, width, width),
+        "block_bias": (heads, width),
+        "markov_in": (width, markov_rank),
+        "markov_out": (heads, markov_rank, words),
+        "confidence": (heads, width + markov_rank + 1),
+        "confidence_bias": (heads,),
+    }
