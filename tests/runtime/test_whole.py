@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+import pytest
+
 from turbo_runtime import whole
 
 PRIVATE = 0o600  # as temporary files of libraries are
@@ -24,6 +26,15 @@ def test_whoever_writes_it_a_new_file_is_as_open_as_any_of_this_process(tmp_path
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(usual.stat().st_mode) == 0o666 & ~umask
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_stays_its_owner_s(tmp_path: Path) -> None:
+    file = tmp_path / "segment"
+    file.touch()
+    os.chown(file, 65532, 65532)
+    whole.write_whole(file, "less")
+    assert (file.stat().st_uid, file.stat().st_gid) == (65532, 65532)
 
 
 def test_a_private_file_stays_private(tmp_path: Path) -> None:
