@@ -57,6 +57,7 @@ DATA = HERE / "data" / "distill"
 SAMPLED = ("latex",)  # greedy answers loop
 TEMPERATURE = 0.7
 HELD_OUT, JUDGES, SEED = 0.22, 0.08, 0
+DEALT = ("--held-out", str(HELD_OUT), "--judges", str(JUDGES))
 ANSWER_TOKENS, CONTEXT, ROUNDS, KNOWN = 128, 1024, 5, 64
 ENOUGH_PROMPTS, ENOUGH_TOKENS = 45, 4400  # of a case: more than the bars want
 
@@ -128,12 +129,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="turbo-distill-") as scratch:
         work = options.work or Path(scratch)
         drafts = {
-            name: _distill(folder, work / name, name, options.dtype, "--prompts", files[name])
+            name: _distill(folder, work / name, name, options.dtype, ["--prompts", files[name], *DEALT])
             for name in domains
         }
         if len(domains) > 1 and not options.quick:
             out = work / f"all-{'-'.join(sorted(domains))}"
-            drafts["all"] = _distill(folder, out, "all", options.dtype, "--answers", *drafts.values())
+            drafts["all"] = _distill(folder, out, "all", options.dtype, ["--answers", *drafts.values()])
         served = Served(
             RuntimeConfig(
                 str(folder),
@@ -179,14 +180,13 @@ def _temperature(domain: str) -> float:
     return TEMPERATURE if domain in SAMPLED else 0.0
 
 
-def _distill(folder: Path, out: Path, domain: str, dtype: str, *source: str | Path) -> Path:
+def _distill(folder: Path, out: Path, domain: str, dtype: str, source: Sequence[str | Path]) -> Path:
     """As it is typed."""
     command = [sys.executable, "-m", "turbo_cli", "distill", str(folder), "--out", str(out)]
     command += [*map(str, source), "--domain", domain, "--keep-answers"]
     command += ["--dtype", dtype, "--device", "cpu"]
     command += ["--temperature", str(_temperature(domain)), "--max-tokens", str(ANSWER_TOKENS), "--no-gain"]
-    command += ["--held-out", str(HELD_OUT), "--judges", str(JUDGES), "--seed", str(SEED)]
-    command += ["--max-model-len", str(CONTEXT)]
+    command += ["--seed", str(SEED), "--max-model-len", str(CONTEXT)]
     with step(f"distill {domain}", "10 min"):
         subprocess.run(command, check=True)
     return out

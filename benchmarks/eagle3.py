@@ -37,7 +37,7 @@ SPECULATORS = Environment("speculators-0.9.0", ("speculators==0.9.0",), ("torch=
 DATA = HERE / "data" / "distill"
 DOMAINS = ("json", "maths", "support")
 PLACES, DEPTH = 64, 4
-ANSWER_TOKENS, CONTEXT, MEASURED, WARM = 128, 1024, 40, 4
+ANSWER_TOKENS, CONTEXT, WARM = 128, 1024, 4
 
 
 def main() -> int:
@@ -122,7 +122,7 @@ def _served(draft: Path, target: Path, threads: int, logs: Path) -> dict[str, An
     """vLLM with the layer, over plain."""
     lines = (draft / "answers.jsonl").read_text(encoding="utf-8").split("\n")
     kept = [json.loads(line) for line in lines if line]
-    held = [row["prompt"] for row in kept if row["part"] == "held-out"][:MEASURED]
+    held = [row["prompt"] for row in kept if row["part"] == "held-out"]
     warm = [row["prompt"] for row in kept if row["part"] == "training"][:WARM]
     config = {"method": "eagle3", "model": str(draft), "num_speculative_tokens": DEPTH}
     layer = Competitor(

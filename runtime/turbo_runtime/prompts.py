@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
 from turbo_runtime.capture.folder import is_segment, read
 
 CAPTURED = "captured"
+MAX_CAPTURED = 5000
 
 
 class PromptsError(ValueError):
@@ -34,26 +36,29 @@ class Prompt:
         return self.written or self.text or json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
 
 
-def read_prompts(paths: Sequence[Path], *, chat: bool = True, captured: bool = True) -> list[Prompt]:
+def read_prompts(paths: Sequence[Path], *, chat: bool = True, captured: int = MAX_CAPTURED) -> list[Prompt]:
     """The prompts of files, and of all `*.jsonl` in folders. A line is an object with `prompt`, a text that
     becomes a chat's first turn (without `chat`, the prompt as it is), or with `messages`; `domain` is the
-    file's name and `id` its line where they are not given. What `turbo serve --capture` has written is read
-    too, as the domain `captured`, unless without `captured`. Raises PromptsError.
+    file's name and `id` its line where they are not given. Of what `turbo serve --capture` has written the
+    newest `captured` prompts are read too, as the domain of that name, and no more are held in memory. Raises
+    PromptsError.
     """
-    found = []
+    found, kept = [], []
     for path in paths:
         files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
         if not files and captured:
             raise PromptsError(f"{path} holds no file *.jsonl; name a file of JSON lines")
-        kept = [file for file in files if is_segment(file)]
-        for file in kept if captured else ():  # one that was just begun is empty
-            found += _read_segment(file)
         for file in files:
-            if file not in kept:
-                prompts = _read_file(file, chat)
-                if not prompts:
-                    raise PromptsError(f"{file} holds no prompt; write one JSON object a line")
-                found += prompts
+            if is_segment(file):
+                kept.append(file)
+                continue
+            prompts = _read_file(file, chat)
+            if not prompts:
+                raise PromptsError(f"{file} holds no prompt; write one JSON object a line")
+            found += prompts
+    if captured:
+        rows = (prompt for file in kept for prompt in _read_segment(file))  # one just begun has none
+        found += nlargest(captured, rows, key=lambda prompt: prompt.captured_at or 0.0)[::-1]
     if not found and captured:
         raise PromptsError(f"{', '.join(map(str, paths))}: no prompt was captured yet; wait for traffic")
     return found

@@ -18,12 +18,13 @@ from safetensors import SafetensorError, safe_open
 
 from turbo_runtime.artefact_digest import artefact_digest
 from turbo_runtime.command.printable import printable
+from turbo_runtime.distill.recipe import EAGLE3, HEADS
+from turbo_runtime.distill.work import CONFIG_FILE, EVALUATION_FILE
 
-_WEIGHTS = {"heads": "heads.safetensors", "eagle3": "model.safetensors"}
-CONFIG_FILE, EVALUATION_FILE = "config.json", "evaluation.json"
+_WEIGHTS = {HEADS: "heads.safetensors", EAGLE3: "model.safetensors"}
 _WIDE = 1000  # columns where no terminal says how many
 _GAIN = "at a time: speed over no drafts, from memory alone > with the draft"
-KIND, EAGLE3 = "turbo-heads", "eagle3"
+KIND = "turbo-heads"
 
 
 class DraftsError(ValueError):
@@ -135,7 +136,7 @@ def _facts(path: Path) -> tuple[str, Mapping[str, Any]]:
     """The method, and what is told of the draft; in the format of `speculators` ours stand by themselves."""
     config = _document(path)
     if config.get("kind") == KIND:
-        return "heads", config
+        return HEADS, config
     ours = config.get("turbo")
     if config.get("speculators_model_type") == EAGLE3 and isinstance(ours, dict):
         return EAGLE3, {**ours, "vocabulary_size": config.get("draft_vocab_size", "")}
@@ -202,7 +203,7 @@ def _manifest(draft: Draft, options: argparse.Namespace) -> dict[str, Any]:
     version = str(draft.config.get("version", ""))
     name = options.name or re.sub(r"[^a-z0-9]+", "-", version.lower()).strip("-")
     spec: dict[str, Any] = {
-        "method": "TurboHeads" if draft.method == "heads" else "EAGLE3",
+        "method": "TurboHeads" if draft.method == HEADS else "EAGLE3",
         "location": {"claimName": options.claim, "path": path.strip("/")},
         "version": version,
         "digest": artefact_digest(draft.folder),
@@ -252,6 +253,22 @@ def _compare(console: Console, first: Draft, second: Draft) -> None:
             ratio = after / before if before and after else None
             table.add_row(printable(domain), what, _told(before), _told(after), _told(ratio))
     console.print(table)
+    if _measured_on(first) != _measured_on(second):
+        console.print(
+            "They were measured on unlike prompts: what is the draft's and what the prompts' is open."
+        )
+
+
+def _measured_on(draft: Draft) -> tuple[object, ...]:
+    """What says which prompts were held out. What was captured goes on: two captures are never the same."""
+    training = draft.config.get("training", {})
+    request = training.get("request", {})
+    recipe = request.get("recipe", {})
+    return (
+        request.get("prompts_digest"),
+        training.get("capture"),
+        *map(recipe.get, ("seed", "held_out", "judges")),
+    )
 
 
 def _table(*headings: str) -> Table:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from turbo_runtime.distill.looping import loops
 from turbo_runtime.whole import write_whole
 
 GROUP = 64  # answers that are asked for together, and that a kill loses at most
+_TOKENS: dict[int, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,8 @@ class Asked:
     domain: str
     prompt: tuple[int, ...]
     choice: int = 0
+    temperature: float = 0.0  # that the answer is drawn at
+    seed: int = 0  # of the noise that it is drawn with; greedy answers have none
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,37 @@ class Said:
     def looping(self) -> bool:
         """Whether it says one thing over and over."""
         return loops(self.tokens)
+
+
+def asked_of(row: Mapping[str, Any]) -> Asked:
+    """From the fields in a file. Raises KeyError, TypeError or ValueError for what is none."""
+    return Asked(
+        str(row["part"]),
+        str(row["domain"]),
+        shared(row["prompt"]),
+        int(row["choice"]),
+        float(row["temperature"]),
+        int(row["seed"]),
+    )
+
+
+def shared(tokens: Iterable[Any]) -> tuple[int, ...]:
+    """A token is one object however often it occurs: of many prompts that takes a quarter of the memory."""
+    return tuple(_TOKENS.setdefault(token, token) for token in map(int, tokens))
+
+
+def write_asked(file: Path, asked: Iterable[Asked]) -> None:
+    """A line each."""
+    write_whole(file, "".join(json.dumps(asdict(one)) + "\n" for one in asked))
+
+
+def read_asked(file: Path) -> list[Asked] | None:
+    """None where there is nothing yet, or nothing that can be read any more."""
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return [asked_of(json.loads(line)) for line in lines]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 # what is asked, and what hears of each answer once it is whole
@@ -68,6 +103,6 @@ def _groups(asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
 def _read(file: Path) -> list[tuple[int, ...]] | None:
     """None where there are none yet, or none that can be read any more: a disk may lose what it took."""
     try:
-        return [tuple(map(int, tokens)) for tokens in json.loads(file.read_text(encoding="utf-8"))]
+        return [shared(tokens) for tokens in json.loads(file.read_text(encoding="utf-8"))]
     except (FileNotFoundError, ValueError, TypeError):
         return None

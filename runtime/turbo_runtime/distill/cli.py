@@ -21,12 +21,12 @@ from turbo_runtime.distill.recipe import HEADS, METHODS, OTHERWISE, Recipe
 from turbo_runtime.distill.work import Request, Work, captured_before, drawn_by
 from turbo_runtime.engine.source import HubUnreachableError, ModelError, find
 from turbo_runtime.engine.threads import settle_threads
-from turbo_runtime.prompts import Prompt, PromptsError, read_prompts
+from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
 
 MEMORY_GIB = 1.0
 MAX_RUNNING = 32
-MAX_CAPTURED = 5000
 FEW = 20  # answers that figures are of
+_ASKING = ("held_out", "judges", "variants", "variant_temperature", "completions", "max_captured")
 TERMINATED = 128 + signal.SIGTERM  # as a shell tells of it
 
 _EPILOG = """\
@@ -43,6 +43,9 @@ def distill(argv: list[str]) -> int:
     options = command.parse_args(argv)
     if options.answers and options.endpoint:
         command.error("--from asks for new answers, and --answers takes those that are there; leave one out")
+    if options.answers and (asking := [name for name in _ASKING if getattr(options, name) is not None]):
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in asking)
+        command.error(f"--answers takes prompts and answers as they were dealt and drawn; leave out {told}")
     # a container's first process has no default actions: it would work on until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
@@ -81,9 +84,11 @@ def _prompts(
     options: argparse.Namespace, recipe: Recipe
 ) -> tuple[list[Prompt], Mapping[str, Sequence[Prompt]]]:
     """All of them, and by part."""
-    before = captured_before(options.out)  # traffic goes on: what was there at first is what is learnt from
-    found = read_prompts(options.prompts, chat=not options.completions, captured=before is None)
-    prompts = sorted([*found, *(before or ())], key=lambda prompt: prompt.captured_at or 0.0)
+    # traffic goes on: what was there at first is what is learnt from
+    before = captured_before(options.out, options.prompts)
+    newest = (options.max_captured or MAX_CAPTURED) if before is None else 0
+    found = read_prompts(options.prompts, chat=not options.completions, captured=newest)
+    prompts = [*found, *(before or ())]
     parts = deal(prompts, recipe.seed, recipe.shares)
     if short := [name for name, some in parts.items() if not some]:
         unlike = len({prompt.content for prompt in prompts})
@@ -166,11 +171,10 @@ def _run(
     with work.taken():
         if work.is_done:
             progress.say(f"{options.out} was done meanwhile")
+            work.remove()
             return
-        if captured:
-            newest = work.keep_captured(captured[-options.max_captured :])
-            given = [prompt for prompt in prompts if prompt.captured_at is None]
-            parts = deal([*given, *newest], recipe.seed, recipe.shares)
+        if captured and captured_before(options.out, options.prompts) is None:
+            work.keep_captured(options.prompts, captured)
         active = facts.shape.active_parameters
         record = Distillation(served, options.model, active, parts, kept, recipe, work, how, progress).run()
     for domain, found in record.domains.items():
@@ -224,13 +228,15 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-captured",
         type=_count(1),
-        default=MAX_CAPTURED,
         help=f"of prompts kept by `turbo serve --capture` the newest so many (default: {MAX_CAPTURED})",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artefact")
     parser.add_argument("--domain", default="draft", help="what the draft is for, in a word (default: draft)")
     parser.add_argument(
-        "--completions", action="store_true", help="take prompts as they are, without the chat template"
+        "--completions",
+        action="store_true",
+        default=None,
+        help="take prompts as they are, without the chat template",
     )
     parser.add_argument(
         "--no-gain",
@@ -279,7 +285,7 @@ def parser() -> argparse.ArgumentParser:
     training = parser.add_argument_group("training")
     _add(training, "epochs", _count(1), "times that everything is learnt from")
     _add(training, "rows", _count(1), "places of one step")
-    _add(training, "rate", _within(0, 1), "of learning, at its highest")
+    _add(training, "rate", _within(1e-8, 1), "of learning, at its highest")
     _add(training, "weight_decay", _within(0, 1), "of AdamW")
     _add(training, "warm_up", _within(0, 0.9), "share of the steps over which the rate rises")
     _add(training, "head_decay", _within(0, 1), "how much less each further head counts")
@@ -317,7 +323,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _add(group: Any, name: str, kind: Callable[[str], float], text: str) -> None:
     told = f"{Recipe.__dataclass_fields__[name].default:g}"
-    told += "".join(f"; {method}: {other[name]:g}" for method, other in OTHERWISE.items() if name in other)
+    told += "".join(f"; {method}: {other[name]:g}" for method, other in OTHERWISE.items() if other.get(name))
     group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: {told})")
 
 

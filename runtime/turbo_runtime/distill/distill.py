@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from turbo_runtime.command.client import Server
-from turbo_runtime.distill.answers import Asked, Said, answer_all
+from turbo_runtime.distill.answers import Asked, Said, answer_all, read_asked, write_asked
+from turbo_runtime.distill.ask import ask
 from turbo_runtime.distill.eagle3.method import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassError
@@ -35,12 +37,13 @@ from turbo_runtime.distill.vocabulary import choose_vocabulary, counted
 from turbo_runtime.distill.work import Work
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.engine.request import SamplingParams
-from turbo_runtime.prompts import Prompt, PromptsError
-from turbo_runtime.whole import write_whole, write_whole_by
+from turbo_runtime.prompts import Prompt
+from turbo_runtime.whole import write_whole_by
 
-CHECKPOINT, PILOT = "training.pt", "pilot.json"
+ASKED, ANSWERS, CHECKPOINT = "asked.jsonl", "answers", "training.pt"
+MACHINE, PILOT = "machine.json", "pilot.json"
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
-SAVE_SECONDS, SAVE_SHARE = 2.0, 0.05  # of training that a kill loses at most, and of it that saving may take
+SAVE_SECONDS, SAVE_SHARE = 2.0, 0.05  # between two savings at least, and of the time that saving may take
 MEASURED = 64  # prompts of a domain at most that gains are measured on
 KNOWN = 64  # answers at most that are in the memory when gains are measured
 
@@ -70,12 +73,12 @@ class Distillation:
         progress: Progress,
     ) -> None:
         """`model`: its name for people; `active_parameters`: those that a token passes; `kept`: answers to be
-        learnt from where `parts` has no prompt. Raises PromptsError for prompts that cannot be asked,
-        DistillError for kept answers that the model cannot read again.
+        learnt from where `parts` has no prompt. Raises DistillError for some that the model cannot
+        read again.
         """
         self._served, self._model, self._recipe = served, model, recipe
         self._work, self._options, self._progress = work, options, progress
-        self._asked, self._kept = self._ask(parts), kept
+        self._prompts, self._kept = parts, kept
         kept.check(len(served.target.embedding), served.ready.max_model_len)
         self._active = active_parameters
         self._captured = sorted(
@@ -86,22 +89,30 @@ class Distillation:
             self._take(recipe)
 
     def run(self) -> Record:
-        """Do all that is left to do. Raises DistillError."""
+        """Do all that is left to do. Raises PromptsError for prompts that cannot be asked, before anything is
+        begun; DistillError.
+        """
+        # as they were asked first: a chat template may write the day
+        before = read_asked(self._work.folder / ASKED)
+        asked = self._ask() if before is None else before
         self._work.begin()
         self._check_machine()
-        parts, left_out = self._answers()
+        if before is None:
+            shutil.rmtree(self._work.folder / ANSWERS, ignore_errors=True)  # to what, a disk has lost
+            write_asked(self._work.folder / ASKED, asked)
+        parts, left_out = self._answers(asked)
         for name, said in parts.items():
             if not said:
-                asked = len(self._asked) or len(self._kept.said)
+                count = left_out + sum(map(len, parts.values()))
                 raise DistillError(
-                    f"no answer is left for the part '{name}' of the prompts: {left_out} of {asked} say one "
+                    f"no answer is left for the part '{name}' of the prompts: {left_out} of {count} say one "
                     "thing over and over or end at once; give more prompts, or a higher --temperature"
                 )
         if self._recipe.method == AUTO:
             self._take(self._piloted(parts))
         training = self._train(parts)
         student, course = training.student, training.course
-        learnt = {one.tokens for one in parts[TRAINING]}
+        learnt = {one.tokens for name in (TRAINING, JUDGES) for one in parts[name]}
         domains = self._evaluate(student, parts[HELD_OUT], learnt)
         heads = self._method.heads(student)
         if self._options.gain and heads:
@@ -143,9 +154,9 @@ class Distillation:
     def _piloted(self, parts: Mapping[str, Sequence[Said]]) -> Recipe:
         """The recipe of the method that a pilot says to pay; an earlier run's pilot counts."""
         words, judges = len(self._served.target.embedding), list(parts[JUDGES])
-        file = self._work.folder / PILOT
-        if not file.is_file():
-            found = {}
+        pilots = self._work.read(PILOT)
+        if pilots is None:
+            pilots = {}
             with self._work.stage(self._progress, "pilot", len(TRAINED), "methods") as advance:
                 for name in TRAINED:
                     recipe = settings(self._recipe, name)
@@ -156,37 +167,19 @@ class Distillation:
                         continue
                     rows = self._rows_of(method)
                     learnt = parts[TRAINING]
-                    found[name] = pilot(method, learnt, judges, recipe, rows, words, self._active, advance)
-            write_whole(file, json.dumps({name: dataclasses.asdict(one) for name, one in found.items()}))
-        self._pilots = json.loads(file.read_text(encoding="utf-8"))
-        chosen = best({name: Pilot(**one) for name, one in self._pilots.items()})
+                    found = pilot(method, learnt, judges, recipe, rows, words, self._active, advance)
+                    pilots[name] = dataclasses.asdict(found)
+            self._work.write(PILOT, pilots)
+        self._pilots = pilots
+        chosen = best({name: Pilot(**one) for name, one in pilots.items()})
         self._progress.say(f"a pilot says that {chosen} pays most")
         return settings(self._recipe, chosen)
 
-    def _ask(self, parts: Mapping[str, Sequence[Prompt]]) -> list[Asked]:
-        recipe = self._recipe
-        asked, long = [], []
-        room = self._served.ready.max_model_len - recipe.max_tokens
-        for part, prompts in parts.items():
-            for prompt in prompts:
-                ids = self._served.encode(prompt)
-                if not ids:
-                    raise PromptsError(f"prompt {prompt.name} has no token; leave it out")
-                if len(ids) > room:
-                    long.append(prompt.name)
-                choices = 1 + (recipe.variants if part == TRAINING else 0)
-                asked += [Asked(part, prompt.domain, ids, choice) for choice in range(choices)]
-        if room < 1:
-            raise PromptsError(
-                f"an answer of {recipe.max_tokens} tokens leaves no room for a prompt, of "
-                f"{self._served.ready.max_model_len} together: lower --max-tokens or raise --max-model-len"
-            )
-        if long:
-            names = f"{', '.join(long[:3])}{f' and {len(long) - 3} more' if len(long) > 3 else ''}"
-            raise PromptsError(
-                f"beside an answer of {recipe.max_tokens} there is room for prompts of {room} tokens, and "
-                f"{names} are longer: leave them out, lower --max-tokens or raise --max-model-len"
-            )
+    def _ask(self) -> list[Asked]:
+        room = self._served.ready.max_model_len - self._recipe.max_tokens
+        asked, left_out = ask(self._prompts, self._served.encode, self._recipe, room)
+        if left_out:
+            self._progress.say(f"{left_out} captured prompts of more than {room} tokens are left out")
         return asked
 
     def _check_machine(self) -> None:
@@ -195,8 +188,10 @@ class Distillation:
         here: dict[str, Any] = {"guarantee": ready.guarantee}
         if ready.guarantee == "law":
             here["kv_blocks"] = ready.kv_blocks  # who is answered together depends on it
-        begun = self._work.first("machine.json", here)
-        if begun != here:
+        begun = self._work.read(MACHINE)
+        if begun is None:
+            self._work.write(MACHINE, here)
+        elif begun != here:
             raise MayPassError(
                 f"the model computes otherwise than when this was begun: {here} and not {begun}; try again "
                 f"when the machine is less busy, or remove {self._work.folder}"
@@ -213,9 +208,9 @@ class Distillation:
             stop_token_ids=self._served.stop_ids,
         )
 
-    def _answers(self) -> tuple[dict[str, list[Said]], int]:
+    def _answers(self, asked: Sequence[Asked]) -> tuple[dict[str, list[Said]], int]:
         """By part those that can be learnt from, and how many cannot."""
-        said = self._kept.said or self._answered()
+        said = self._kept.said or self._answered(asked)
         parts: dict[str, list[Said]] = {HELD_OUT: [], JUDGES: [], TRAINING: []}
         left_out = 0
         for one in said:
@@ -225,17 +220,10 @@ class Distillation:
                 parts[one.asked.part].append(one)
         return parts, left_out
 
-    def _answered(self) -> list[Said]:
+    def _answered(self, asked: Sequence[Asked]) -> list[Said]:
         """Asks what no earlier run has an answer to."""
         recipe = self._recipe
-        params = self._params(recipe.temperature)
-        again = self._params(max(recipe.temperature, recipe.variant_temperature))
-        rows = [(one.part, one.domain, one.prompt, one.choice) for one in self._asked]
-        # as they were asked first: a chat template may write the day
-        asked = [
-            Asked(part, domain, tuple(prompt), choice)
-            for part, domain, prompt, choice in self._work.first("asked.json", rows)
-        ]
+        params, again = (self._params(recipe.drawn_at(choice)) for choice in (0, 1))
         answering: Served | Endpoint = self._served
         if self._options.endpoint:
             server = Server.at(self._options.endpoint)
@@ -243,7 +231,7 @@ class Distillation:
         with self._work.stage(self._progress, "answers", len(asked), "prompts") as advance:
             return answer_all(
                 asked,
-                self._work.folder / "answers",
+                self._work.folder / ANSWERS,
                 lambda group, answered: answering.answer(group, params, again, answered),
                 lambda count, known: advance(count, known=known),
             )
@@ -324,26 +312,27 @@ class Distillation:
         learnt: Collection[tuple[int, ...]],
     ) -> None:
         """Add to each record what drafts bring to the answers of its domain that were not learnt from."""
-        params, of_each = self._params(self._recipe.temperature), ways(heads)
-        wanted = []
+        of_each, wanted = ways(heads), []
         for domain in records:
             held = [one for one in parts[HELD_OUT] if one.asked.domain == domain]
             asked = [one for one in held if one.tokens not in learnt][:MEASURED]
-            known = [one for one in parts[TRAINING] if one.asked.domain == domain][:KNOWN]
+            learnt_from = [one for one in parts[TRAINING] if one.asked.domain == domain]
+            known = [one for one in learnt_from if not one.asked.choice][:KNOWN]  # of as many prompts
             wanted += [(domain, batch, asked, known) for batch in BATCHES if len(asked) >= batch]
         with self._work.stage(self._progress, "gain", len(wanted) * ROUNDS * len(of_each), "runs") as advance:
             for number, (domain, batch, asked, known) in enumerate(wanted):
-                file = self._work.folder / "gain" / f"{number:03}.json"
-                if file.is_file():
-                    gain = Gain(**json.loads(file.read_text(encoding="utf-8")))
+                name = f"gain/{number:03}.json"
+                if (measured := self._work.read(name)) is not None:
+                    gain = Gain(**measured)
                     advance(ROUNDS * len(of_each), known=True)
                 else:
+                    params = self._params(asked[0].asked.temperature)
                     found = []
                     for run in runs(self._served, of_each, asked, known, params, batch):
                         found.append(run)
                         advance()
                     gain = gain_of(batch, found)
-                    write_whole(file, json.dumps(dataclasses.asdict(gain)))
+                    self._work.write(name, dataclasses.asdict(gain))
                 before = records[domain]
                 records[domain] = dataclasses.replace(before, gains=(*before.gains, gain))
 
@@ -371,7 +360,8 @@ class Distillation:
                 "from": min(one["from"] for one in captures),
                 "until": max(one["until"] for one in captures),
             }
-        version = f"{_NO_NAME.sub('-', request.domain)}-{self._method.digest(student)[:8]}"
+        name = _NO_NAME.sub("-", request.domain).strip("-._") or "draft"
+        version = f"{name}-{self._method.digest(student)[:8]}"
         self._method.save(self._work.out, student, version, request.domain, training)
 
 

@@ -51,12 +51,14 @@ def evaluate(said: Sequence[Said], taken: Sequence[Sequence[int]], heads: int) -
     )
 
 
-def taken_of(said: Said, states: Tensor, source: HeadsSource, temperature: float, seed: int) -> list[int]:
+def taken_of(said: Said, states: Tensor, source: HeadsSource) -> list[int]:
     """How many tokens drafted behind each token of the answer but its last are the answer's own; drafts are
-    made by the drafter that serves. `states` (tokens, width): those that the answer's tokens were drawn from.
+    made by the drafter that serves, with the noise that the answer was drawn with. `states`
+    (tokens, width): those that the answer's tokens were drawn from.
     """
-    prompt = said.asked.prompt
-    coupling = Coupling(answer_key(seed, prompt, said.asked.choice), temperature)
+    asked = said.asked
+    prompt = asked.prompt
+    coupling = Coupling(answer_key(asked.seed, prompt, asked.choice), asked.temperature)
     text = (*prompt, *said.tokens)
     counts: list[int] = []
     for first in range(0, len(said.tokens) - 1, _AT_ONCE):

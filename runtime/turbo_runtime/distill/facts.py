@@ -7,7 +7,7 @@ from pathlib import Path
 
 from turbo_runtime.artefact_digest import artefact_digest
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
-from turbo_runtime.distill.record import EVALUATION_FILE
+from turbo_runtime.distill.work import CONFIG_FILE, EVALUATION_FILE
 from turbo_runtime.training_contract import MOST_DOMAINS, DomainWorth, DraftFacts, MeasuredGain
 
 _DIGITS = 4  # behind the point: the whole must fit a termination message
@@ -15,7 +15,7 @@ _DIGITS = 4  # behind the point: the whole must fit a termination message
 
 def draft_facts(folder: Path) -> DraftFacts:
     """Of an artefact that `turbo distill` made."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     facts, method = (config["turbo"], EAGLE3) if "turbo" in config else (config, HEADS)
     evaluation = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
     return DraftFacts(

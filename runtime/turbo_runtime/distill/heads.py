@@ -127,7 +127,7 @@ class HeadsMethod:
             while at < len(places):
                 one = left.pop(0)
                 states = places.hidden[at : at + len(one.tokens)]
-                yield one, taken_of(one, states, source, self._recipe.temperature, self._recipe.seed)
+                yield one, taken_of(one, states, source)
                 at += len(one.tokens)
 
     def heads(self, student: HeadsStudent) -> Heads:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.distill.answers import Asked, Said
+from turbo_runtime.distill.answers import Said, asked_of, shared
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.recipe import HELD_OUT, JUDGES, TRAINING
 from turbo_runtime.distill.work import made_by
@@ -51,7 +51,8 @@ def write_kept(out: Path, said: Iterable[Said]) -> None:
 
 def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
     """Of artefacts of that model. A prompt that one of them held out is held out, whatever it was to another,
-    and the same answer counts once; the order of `folders` changes nothing. Raises DistillError.
+    and of such a prompt one answer counts, or else what a draft brings would be measured on what the engine
+    has just said. The same answer counts once; the order of `folders` changes nothing. Raises DistillError.
     """
     said, captures = [], []
     for folder in folders:
@@ -70,7 +71,13 @@ def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
         prompt = one.asked.prompt
         part_of[prompt] = min(part_of.get(prompt, TRAINING), one.asked.part, key=_PARTS.index)
     dealt = {Said(replace(one.asked, part=part_of[one.asked.prompt]), one.tokens) for one in said}
-    return Kept(tuple(sorted(dealt, key=_lot)), tuple(captures))
+    once: dict[object, Said] = {}
+    for one in sorted(dealt, key=_lot):
+        asked = one.asked
+        key = (asked.prompt, one.tokens if asked.part == TRAINING else None)
+        if key not in once or asked.choice < once[key].asked.choice:
+            once[key] = one
+    return Kept(tuple(once.values()), tuple(captures))
 
 
 def _lot(one: Said) -> bytes:
@@ -91,9 +98,8 @@ def _read(file: Path) -> list[Said]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
-            part = _PARTS[_PARTS.index(row["part"])]
-            asked = Asked(part, row["domain"], tuple(map(int, row["prompt"])), int(row["choice"]))
-            said.append(Said(asked, tuple(map(int, row["tokens"]))))
+            _PARTS.index(row["part"])
+            said.append(Said(asked_of(row), shared(row["tokens"])))
         except (ValueError, KeyError, TypeError) as error:
             raise DistillError(f"{file}, line {number}, is no answer that was kept; make it anew") from error
     return said

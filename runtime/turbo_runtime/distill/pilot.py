@@ -17,7 +17,7 @@ from turbo_runtime.distill.answers import Said
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.method import Method
 from turbo_runtime.distill.progress import Advance
-from turbo_runtime.distill.recipe import OTHERWISE, Recipe
+from turbo_runtime.distill.recipe import AUTO, OTHERWISE, Recipe
 from turbo_runtime.distill.shards import JUDGES_SHARE, Reader, Shards, fitting
 from turbo_runtime.distill.train import Training
 from turbo_runtime.distill.vocabulary import choose_vocabulary, counted
@@ -41,13 +41,9 @@ class Pilot:
 
 
 def settings(recipe: Recipe, method: str) -> Recipe:
-    """The recipe for a method: its own defaults in place of those of the others."""
-    default = Recipe()
-    own = {
-        name: value
-        for name, value in OTHERWISE[method].items()
-        if getattr(recipe, name) == getattr(default, name)
-    }
+    """The recipe for a method: its own settings where none were asked for."""
+    default = Recipe(method=method, **OTHERWISE[method])
+    own = {name: getattr(default, name) for name in OTHERWISE[AUTO] if not getattr(recipe, name)}
     return replace(recipe, method=method, **own)
 
 

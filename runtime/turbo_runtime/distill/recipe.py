@@ -9,8 +9,12 @@ from typing import Any
 HEADS, EAGLE3 = TRAINED = ("heads", "eagle3")
 AUTO = "auto"  # whichever of them a pilot says to pay
 METHODS = (*TRAINED, AUTO)
-# where another method's settings differ from those below
-OTHERWISE: Mapping[str, Mapping[str, Any]] = {HEADS: {}, AUTO: {}, EAGLE3: {"epochs": 6, "rate": 1e-3}}
+# where another method's settings differ from those below; 0 is whatever the method has that a pilot chooses
+OTHERWISE: Mapping[str, Mapping[str, Any]] = {
+    HEADS: {},
+    EAGLE3: {"epochs": 6, "rate": 1e-3},
+    AUTO: {"epochs": 0, "rate": 0.0},
+}
 DRAWN = ("temperature", "top_p", "top_k", "max_tokens")  # what answers depend on
 TRAINING, JUDGES, HELD_OUT = "training", "judges", "held-out"  # the parts of the prompts
 
@@ -50,6 +54,10 @@ class Recipe:
     def taught_temperature(self) -> float:
         """Of the law beside the words: that of serving; a greedy model's own tells more than its words do."""
         return self.temperature or 1.0
+
+    def drawn_at(self, choice: int) -> float:
+        """The temperature of that answer to a prompt; the first is 0."""
+        return max(self.temperature, self.variant_temperature) if choice else self.temperature
 
     @property
     def shares(self) -> dict[str, float]:

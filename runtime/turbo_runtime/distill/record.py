@@ -9,9 +9,8 @@ from pathlib import Path
 
 from turbo_runtime.distill.evaluate import Evaluation
 from turbo_runtime.distill.gain import Gain
+from turbo_runtime.distill.work import EVALUATION_FILE
 from turbo_runtime.whole import write_whole
-
-EVALUATION_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True, slots=True)

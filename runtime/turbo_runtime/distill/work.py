@@ -23,6 +23,7 @@ from turbo_runtime.version import turbo_version
 from turbo_runtime.whole import write_whole
 
 CONFIG_FILE = "config.json"  # of the artefact: where it is, all is done
+EVALUATION_FILE = "evaluation.json"
 _WORK, _REQUEST, _SECONDS, _LOCK = "work", "request.json", "seconds.json", "lock"
 _CAPTURED = "captured.json"
 
@@ -128,7 +129,8 @@ class Work:
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Nobody else may work in it meanwhile. Raises DistillError where somebody does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, exist_ok=True)  # it tells prompts, captured ones among them
         path = self.folder / _LOCK
         with path.open("w") as lock:
             try:
@@ -142,20 +144,20 @@ class Work:
 
     def begin(self) -> None:
         """Write down what is asked for."""
-        self.first(_REQUEST, self.request.document())
+        self.write(_REQUEST, self.request.document())
 
-    def first(self, name: str, document: Any) -> Any:
-        """What the first run has written under that name: `document` where this is the first."""
-        path = self.folder / name
-        if not path.is_file():
-            write_whole(path, json.dumps(document))
-        return json.loads(path.read_text(encoding="utf-8"))
+    def read(self, name: str) -> Any:
+        """What an earlier run has written under that name; None where there is none, or none any more."""
+        return _read(self.folder / name)
 
-    def keep_captured(self, captured: Sequence[Prompt]) -> list[Prompt]:
-        """Captured prompts as the first run found them."""
-        return _captured(
-            self.first(_CAPTURED, [(p.name, p.domain, p.written, p.captured_at) for p in captured])
-        )
+    def write(self, name: str, document: Any) -> None:
+        """For `read`."""
+        write_whole(self.folder / name, json.dumps(document))
+
+    def keep_captured(self, folders: Sequence[Path], captured: Sequence[Prompt]) -> None:
+        """For `captured_before`: what is learnt from, however the folders go on."""
+        rows = [(p.name, p.domain, p.written, p.captured_at) for p in captured]
+        self.write(_CAPTURED, {"folders": _named(folders), "prompts": rows})
 
     @contextmanager
     def stage(self, progress: Progress, name: str, total: int, unit: str, done: int = 0) -> Iterator[Advance]:
@@ -172,7 +174,7 @@ class Work:
     @property
     def seconds(self) -> dict[str, float]:
         """By stage."""
-        return _document(self.folder / _SECONDS) or {}
+        return self.read(_SECONDS) or {}
 
     def remove(self) -> None:
         """All is done."""
@@ -185,14 +187,33 @@ class Work:
                 self.remove()
 
 
-def captured_before(out: Path) -> list[Prompt] | None:
-    """The captured prompts that a distillation into `out` began with; None where none has begun with any."""
-    path = out / _WORK / _CAPTURED
-    return _captured(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+def captured_before(out: Path, folders: Sequence[Path]) -> list[Prompt] | None:
+    """The prompts that a distillation into `out` found captured in `folders` when it began; None where none
+    has begun with any. Raises DistillError where it began with those of other folders.
+    """
+    begun = _read(out / _WORK / _CAPTURED)
+    if begun is None:
+        return None
+    if begun["folders"] != _named(folders):
+        raise DistillError(
+            f"{out} holds a distillation of what was captured in {', '.join(begun['folders'])}; name that "
+            f"with --prompts to go on with it, name another folder with --out, or remove {out / _WORK}"
+        )
+    return [
+        Prompt(name, domain, written=written, captured_at=at)
+        for name, domain, written, at in begun["prompts"]
+    ]
 
 
-def _captured(rows: Sequence[Any]) -> list[Prompt]:
-    return [Prompt(name, domain, written=written, captured_at=at) for name, domain, written, at in rows]
+def _named(folders: Sequence[Path]) -> list[str]:
+    return sorted(str(folder.resolve()) for folder in folders if folder.is_dir())
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return None
 
 
 def _document(path: Path) -> dict[str, Any] | None:

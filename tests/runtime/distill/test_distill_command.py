@@ -6,6 +6,7 @@ import json
 import random
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -258,8 +259,11 @@ def test_what_was_saved_of_a_training_and_was_damaged_is_done_again_and_told(
         patched.setattr(distill.Distillation, "_evaluate", dies)
         with pytest.raises(KeyboardInterrupt):
             cli.distill(arguments(folder, "damaged", "--no-gain"))
-    saved = folder / "damaged" / "work" / distill.CHECKPOINT
-    saved.write_bytes(saved.read_bytes()[:999])
+    work = folder / "damaged" / "work"
+    assert stat.S_IMODE(work.stat().st_mode) == 0o700  # it tells prompts
+    saved = work / distill.CHECKPOINT
+    for file in (saved, work / distill.ASKED, work / distill.MACHINE, work / "seconds.json"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     assert cli.distill(arguments(folder, "damaged", "--no-gain")) == 0
     assert re.search(rf"{saved} cannot be read \(.+\): training begins anew\n", capsys.readouterr().err)
     assert artefact_digest(folder / "damaged") == artefact_digest(done[0])

@@ -104,6 +104,19 @@ def test_a_draft_without_its_weights_is_no_draft(
     assert ("good-1" in told.out) == (verb == "list")
 
 
+@pytest.mark.parametrize(("seed", "unlike"), [(0, False), (1, True)])
+def test_a_comparison_says_whether_both_were_measured_on_the_same_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int, unlike: bool
+) -> None:
+    made = [draft(tmp_path / name, 2.5, 1.4) for name in "ab"]
+    for folder, drawn in zip(made, (0, seed), strict=True):
+        config = json.loads((folder / "config.json").read_text())
+        config["training"]["request"] = {"prompts_digest": "sha256:1", "recipe": {"seed": drawn}}
+        (folder / "config.json").write_text(json.dumps(config))
+    assert drafts(["compare", *map(str, made)]) == 0
+    assert ("They were measured on unlike prompts" in capsys.readouterr().out) == unlike
+
+
 @pytest.mark.parametrize("verb", ["list", "show"])
 def test_where_there_is_none_a_sentence_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str

@@ -70,6 +70,34 @@ def test_a_prompt_that_one_of_them_held_out_is_never_learnt_from(
     assert set(read_kept([other, source], digest).said) == set(said)
 
 
+def test_of_a_prompt_that_was_held_out_one_answer_counts_and_of_one_learnt_from_all(
+    kept: dict[str, Path], tmp_path: Path
+) -> None:
+    source = kept["left"]
+    digest = read_config(source).target_digest
+    said = read_kept([source], digest).said
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text((source / "config.json").read_text())
+    again = [
+        replace(one, asked=replace(one.asked, choice=1, temperature=1.5), tokens=(*one.tokens, 7))
+        for one in said
+    ]
+    write_kept(other, again)
+    both = read_kept([other, source], digest).said
+    assert {one for one in both if one.asked.part != TRAINING} == {
+        one for one in said if one.asked.part != TRAINING
+    }
+    assert {one for one in both if one.asked.part == TRAINING} == {
+        one for one in (*said, *again) if one.asked.part == TRAINING
+    }
+
+
+def test_an_answer_that_was_kept_says_what_it_was_drawn_with(kept: dict[str, Path]) -> None:
+    said = read_kept([kept["left"]], read_config(kept["left"]).target_digest).said
+    assert {(one.asked.temperature, one.asked.seed) for one in said} == {(0.8, 0)}
+
+
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
@@ -106,6 +134,7 @@ def test_answers_are_either_kept_or_asked_for(folder: Path, capsys: pytest.Captu
     for flags, told in (
         (["--answers", "a", "--from", "http://127.0.0.1:1"], "--from asks for new answers"),
         (["--answers", "a", "--prompts", "b"], "not allowed with argument"),
+        (["--answers", "a", "--held-out", "0.2", "--completions"], "leave out --held-out, --completions"),
         ([], "one of the arguments --prompts --answers is required"),
     ):
         with pytest.raises(SystemExit) as ended:

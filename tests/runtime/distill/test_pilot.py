@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.pilot import Pilot, best, settings
-from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.distill.recipe import OTHERWISE, Recipe
 
 
 def pilots(**found: tuple[float, float]) -> dict[str, Pilot]:
@@ -27,6 +29,7 @@ def test_where_no_draft_pays_a_sentence_says_what_was_found() -> None:
 
 
 def test_a_methods_own_defaults_hold_where_nothing_else_was_asked_for() -> None:
-    assert settings(Recipe(method="auto"), "eagle3").epochs == 6
-    assert settings(Recipe(method="auto", epochs=3), "eagle3").epochs == 3
-    assert settings(Recipe(method="auto"), "heads") == Recipe(method="heads")
+    untold = Recipe(method="auto", **OTHERWISE["auto"])
+    assert settings(untold, "eagle3") == Recipe(method="eagle3", **OTHERWISE["eagle3"])
+    assert settings(untold, "heads") == Recipe(method="heads")
+    assert settings(replace(untold, epochs=Recipe().epochs), "eagle3").epochs == Recipe().epochs

@@ -102,6 +102,14 @@ def test_every_prompt_comes_to_one_part_whatever_their_order(texts: set[str], se
     assert deal(mixed, seed, SHARES) == parts
 
 
+def test_of_captured_prompts_the_newest_are_read_whatever_segment_they_are_in(tmp_path: Path) -> None:
+    for host, times in (("a", (1.0, 6.0, 3.0)), ("b", (5.0, 2.0))):
+        rows = [json.dumps({"at": at, "tenant": "t", "text": f"hello {at}"}) + "\n" for at in times]
+        (tmp_path / f"{host}-1790000000000.jsonl").write_text("".join(rows))
+    assert [one.captured_at for one in read_prompts([tmp_path], captured=3)] == [3.0, 5.0, 6.0]
+    assert read_prompts([tmp_path], captured=0) == []
+
+
 def test_captured_prompts_are_read_as_the_model_read_them(tmp_path: Path) -> None:
     rows = [{"at": 5.0 + n, "tenant": "a", "text": f"<|user|>hello {n}"} for n in range(2)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)

@@ -49,12 +49,10 @@ def params(temperature: float) -> SamplingParams:
     return SamplingParams(temperature=temperature, seed=SEED, max_tokens=40, stop_token_ids=frozenset({0}))
 
 
-def asked() -> list[Asked]:
+def asked(temperature: float = 0.0) -> list[Asked]:
     generator = torch.Generator().manual_seed(8)
-    return [
-        Asked("training", "d", tuple(torch.randint(1, 250, (length,), generator=generator).tolist()))
-        for length in LENGTHS
-    ]
+    prompts = [tuple(torch.randint(1, 250, (length,), generator=generator).tolist()) for length in LENGTHS]
+    return [Asked("training", "d", prompt, 0, temperature, SEED) for prompt in prompts]
 
 
 def stated(served: Served, temperature: float) -> list[Stated]:
@@ -92,12 +90,12 @@ def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draf
 ) -> None:
     monkeypatch.setattr(hybrid, "LEAST_SURVIVAL", 0.0)  # else it leaves out what it has no hope for
     answers = served.answer(asked(), params(temperature), params(temperature))
-    said = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
+    said = [Said(one, tokens) for one, tokens in zip(asked(temperature), answers, strict=True)]
     source = HeadsSource(heads, served.noise)
     taken = []
     for one in said:
         states = Places.joined(list(served.places([one], params(1.0)))).hidden
-        taken.append(taken_of(one, states, source, temperature, SEED))
+        taken.append(taken_of(one, states, source))
     found = evaluate(said, taken, HEADS)
     assert sum(map(sum, taken)) > 5
     engine = served.engine(InUse("heads", HeadsSource(heads, served.noise)))

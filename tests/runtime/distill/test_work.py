@@ -1,0 +1,62 @@
+"""What a distillation goes on with where an earlier run has begun it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from turbo_runtime.distill.errors import DistillError
+from turbo_runtime.distill.recipe import Recipe
+from turbo_runtime.distill.work import Request, Work, captured_before
+from turbo_runtime.prompts import Prompt
+
+ASKED = [Prompt("pod-1", "captured", written="hello", captured_at=5.0)]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    request = Request.of(
+        "sha256:0",
+        [],
+        Recipe(),
+        domain="d",
+        threads=1,
+        device="cpu",
+        dtype="float32",
+        memory_gib=1.0,
+        answers_from="engine",
+        captured=True,
+    )
+    return Work(tmp_path / "out", request)
+
+
+def test_captured_prompts_are_those_that_were_there_at_first(work: Work, tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    folder.mkdir()
+    assert captured_before(work.out, [folder]) is None
+    with work.taken():
+        work.keep_captured([folder], ASKED)
+    assert captured_before(work.out, [folder]) == ASKED
+    assert captured_before(work.out, [tmp_path / "out" / ".." / "kept"]) == ASKED
+
+
+def test_what_began_with_another_folder_of_captured_prompts_is_refused_by_name(
+    work: Work, tmp_path: Path
+) -> None:
+    for name in ("kept", "other"):
+        (tmp_path / name).mkdir()
+    with work.taken():
+        work.keep_captured([tmp_path / "kept"], ASKED)
+    with pytest.raises(
+        DistillError, match=f"of what was captured in {tmp_path / 'kept'}; name that with --pro"
+    ):
+        captured_before(work.out, [tmp_path / "other"])
+
+
+def test_what_is_written_is_read_and_what_a_disk_has_lost_is_nothing(work: Work) -> None:
+    assert work.read("machine.json") is None
+    work.write("machine.json", {"guarantee": "bytes"})
+    assert work.read("machine.json") == {"guarantee": "bytes"}
+    (work.folder / "machine.json").write_text('{"guar')
+    assert work.read("machine.json") is None
