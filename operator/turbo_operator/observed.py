@@ -86,7 +86,7 @@ class PodView:
     pending_since: float | None = None  # of a pod that no node has taken yet
     ready_since: float | None = None
     load: LoadSample | None = None  # the latest that was read
-    # What it is paid for as, from its labels; a name of more than 63 characters is cut there.
+    # What it is paid for as, from its labels; a name is there as `label_value` holds it.
     accelerator: str | None = None
     accelerators: int = 1
     capacity_type: str = CapacityType.ON_DEMAND
