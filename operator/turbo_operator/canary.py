@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from turbo_operator import render
 from turbo_operator.api import OFF, Canary, CanaryReason, DraftMethod, ScalingPolicy, TurboDeployment
+from turbo_operator.api.status import MAX_TURNED_DOWN
 from turbo_operator.budget import Footprint
 from turbo_operator.gains import LEAST_SECONDS, Gains, Trial
-from turbo_operator.observed import DraftView, Observed, PodView
+from turbo_operator.observed import DraftView, Observed, PodView, identity
 from turbo_operator.planned import Choice
 
 # What ends a trial whatever was measured: pods of the same template but for the draft do not fail so.
@@ -39,7 +40,8 @@ class Judgement:
 
 
 def candidate(td: TurboDeployment, observed: Observed) -> DraftView | None:
-    """The draft to try: the newest of the deployment, if it fits and was not judged before.
+    """The draft to try: the newest of the deployment's that fits, is not in use nor older than what is, and
+    was not turned down.
 
     None where a draft is named by hand: that one is taken by all pods at once.
     """
@@ -51,10 +53,12 @@ def candidate(td: TurboDeployment, observed: Observed) -> DraftView | None:
         for draft in observed.drafts
         if draft.method == DraftMethod.TURBO_HEADS and draft.target_digest == digest
     ]
-    judged = {(each.name, each.version) for each in td.status.turned_down}
-    if td.status.draft is not None:
-        judged.add((td.status.draft.name, td.status.draft.version))
-    return fitting[-1] if fitting and (fitting[-1].name, fitting[-1].version) not in judged else None
+    used = td.status.draft
+    known = {identity(each) for each in (*td.status.turned_down, used) if each is not None}
+    first = next((at for at, each in enumerate(fitting) if used is not None and each.name == used.name), 0)
+    # more of them than are remembered would be tried in turn, again and again
+    latest = fitting[first:][-MAX_TURNED_DOWN:]
+    return next((each for each in reversed(latest) if identity(each) not in known), None)
 
 
 def look(
@@ -70,9 +74,9 @@ def look(
     if draft is not None and choice is not None and observed.model is not None:
         variant = render.plan_hash(td, choice, observed.model, draft, trial=True)
         judgement = _unaffordable(td, choice, draft, variant)
-        new, trial = Trial(draft.name, draft.version, variant, now), gains.trial
-        if trial is None or not trial.is_of_what(new):
-            trial = new
+        trial = gains.trial
+        if trial is None or trial.variant != variant:
+            trial = Trial(variant, now)
     trial = trial if judgement is None else None
     gains = gains.trying(trial).heard(observed.pods, now, settings.answering_seconds)
     if draft is None or gains.trial is None:

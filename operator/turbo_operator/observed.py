@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator.api.names import CapacityType, Provisioning
+from turbo_operator.api import CapacityType, DraftStatus, Provisioning
 from turbo_runtime.contract import Load, ModelFacts
 from turbo_runtime.training_contract import TrainingProgress
 
@@ -164,6 +164,11 @@ class DraftView:
     digest: str = ""  # of its configuration and tensors
     deployment: str | None = None  # the TurboDeployment whose candidate it is
     created: float = 0.0  # seconds since the epoch
+
+
+def identity(draft: DraftView | DraftStatus) -> tuple[str, ...]:
+    """What makes it another draft where it differs: its name, and what pods load."""
+    return draft.name, draft.version, draft.claim_name, draft.path, draft.digest
 
 
 @dataclass(frozen=True, slots=True)
