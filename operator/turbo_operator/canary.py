@@ -8,20 +8,20 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from turbo_operator import render
+from turbo_operator import render, rollout
 from turbo_operator.api import OFF, Canary, CanaryReason, DraftMethod, ScalingPolicy, TurboDeployment
 from turbo_operator.api.status import MAX_TURNED_DOWN
-from turbo_operator.budget import Footprint
 from turbo_operator.gains import LEAST_SECONDS, Gains, Trial
-from turbo_operator.observed import DraftView, Observed, PodView, identity
+from turbo_operator.observed import ChildView, DraftView, Observed, PodView, identity
 from turbo_operator.planned import Choice
+from turbo_operator.scaler import limits
 
 # What ends a trial whatever was measured: pods of the same template but for the draft do not fail so.
 _FAILING = frozenset({"CrashLoopBackOff", "OOMKilled"})
 _REFUSING_SECONDS = 60.0  # that a pod must refuse a draft for: it tries again by itself
 _ENDED = frozenset({"Failed", "Succeeded"})  # of a pod that another one replaces
 _UNDER_WAY = frozenset({CanaryReason.STARTING, CanaryReason.TRYING, CanaryReason.WAITING_FOR_BUDGET})
-GIVE_UP_SECONDS = 24 * 3600.0  # after which a trial without a verdict is over
+GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a trial without a verdict is over
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,46 @@ def look(
     gains = gains.trying(trial).heard(observed.pods, now, settings.answering_seconds)
     if draft is None or gains.trial is None:
         return gains, judgement
-    pods = [pod for pod in observed.pods if pod.plan_hash == gains.trial.variant and not pod.terminating]
-    gains = gains.trying(_begun(gains.trial, draft, pods, now))
-    assert gains.trial is not None
-    judgement = judge(settings, draft, gains.trial, pods, now)
-    return gains.trying(None) if judgement.over else gains, judgement
+    pods = _pods(observed, gains.trial.variant)
+    trial = _timed(gains.trial, draft, pods, now)
+    made = _deployment(observed, trial.variant)
+    unmade = made.message if made is not None else None
+    judgement = judge(settings, draft, trial, pods, now, unmade)
+    return gains.trying(None if judgement.over else trial), judgement
+
+
+def makes_room(
+    td: TurboDeployment,
+    observed: Observed,
+    choice: Choice | None,
+    trial: Trial | None,
+    replicas: int,
+    now: float,
+) -> bool:
+    """Whether one of several replicas goes before the pod that tries answers: where money, a quota or the
+    nodes have no place for one more. Where one has gone, the pod that tries is one of them.
+    """
+    if trial is None or choice is None or replicas < 2:
+        return False
+    pods = [pod for pod in _pods(observed, trial.variant) if pod.phase not in _ENDED]
+    if not pods:
+        made = _deployment(observed, trial.variant)
+        return made is not None and made.is_over_quota
+    limit = limits.bought(td.spec, choice)
+    has_gone = (rollout.present_replicas(observed.children) or 0) < replicas
+    is_dear = limit is not None and limit.replicas <= replicas
+    return has_gone or is_dear or bool(limits.stuck_pods(td.spec, pods, now))
+
+
+def _pods(observed: Observed, variant: str) -> list[PodView]:
+    """Those that try, but for those that go."""
+    return [pod for pod in observed.pods if pod.plan_hash == variant and not pod.terminating]
+
+
+def _deployment(observed: Observed, variant: str) -> ChildView | None:
+    """Whose pods those are; None while there is none."""
+    of_variant = (child for child in observed.children if child.plan_hash == variant)
+    return next((child for child in of_variant if child.kind == "Deployment"), None)
 
 
 def _serves(td: TurboDeployment) -> bool:
@@ -96,27 +131,22 @@ def _serves(td: TurboDeployment) -> bool:
 
 def _unaffordable(td: TurboDeployment, choice: Choice, draft: DraftView, variant: str) -> Judgement | None:
     """Why a single replica gets no pod beside it; of several, one makes room."""
-    if (td.status.desired_replicas or 1) > 1:
+    limit = limits.bought(td.spec, choice)
+    if (td.status.desired_replicas or 1) > 1 or limit is None or limit.replicas > 1:
         return None
-    held = Footprint(choice.accelerator, choice.capacity_type, choice.accelerators_per_replica, choice.nodes)
-    ceiling = td.spec.cost.max_per_hour if td.spec.cost is not None else None
-    most = td.spec.accelerators.max_total if td.spec.accelerators is not None else None
-    cost = held.cost_per_hour(2)
-    dear = ceiling is not None and (cost is None or cost > ceiling)
-    if not dear and (most is None or held.accelerators(2) <= most):
-        return None
-    which = "spec.cost.maxPerHour" if dear else "spec.accelerators.maxTotal"
-    said = (
-        f"{draft.version} is tried on a pod beside the only one, for which {which} leaves no room: raise it."
-    )
+    said = f"{draft.version} is tried on a pod beside the only one, and {limit.sentence}: raise it."
     return Judgement(draft, variant, CanaryReason.WAITING_FOR_BUDGET, said)
 
 
-def _begun(trial: Trial, draft: DraftView, pods: Sequence[PodView], now: float) -> Trial:
-    """The window begins when a pod first uses the draft."""
-    if trial.began is not None or not _using(draft, pods):
+def _timed(trial: Trial, draft: DraftView, pods: Sequence[PodView], now: float) -> Trial:
+    """The day begins when a node has its pod: what waits for room costs nobody anything. The window begins
+    when a pod first uses the draft.
+    """
+    if trial.began is not None:
         return trial
-    return dataclasses.replace(trial, began=now)
+    placed = any(pod.pending_since is None and pod.phase not in _ENDED for pod in pods)
+    began = now if _using(draft, pods) else None
+    return dataclasses.replace(trial, since=trial.since if placed else now, began=began)
 
 
 def _using(draft: DraftView, pods: Sequence[PodView]) -> bool:
@@ -130,8 +160,17 @@ def with_judged(observed: Observed, gains: Gains, judgement: Judgement | None) -
     return dataclasses.replace(observed, draft=draft, gain=gains.overall)
 
 
-def judge(settings: Canary, draft: DraftView, trial: Trial, pods: Sequence[PodView], now: float) -> Judgement:
-    """What becomes of a draft, from its trial and the pods that try it; `now` in epoch seconds."""
+def judge(
+    settings: Canary,
+    draft: DraftView,
+    trial: Trial,
+    pods: Sequence[PodView],
+    now: float,
+    unmade: str | None,
+) -> Judgement:
+    """What becomes of a draft, from its trial and the pods that try it; `unmade` says why there is none of
+    them, `now` is in epoch seconds.
+    """
 
     def judged(reason: CanaryReason, detail: str) -> Judgement:
         return Judgement(draft, trial.variant, reason, detail)
@@ -147,14 +186,17 @@ def judge(settings: Canary, draft: DraftView, trial: Trial, pods: Sequence[PodVi
     if counted.mismatches:
         said = f"{counted.mismatches} of {counted.audits} answers with {draft.version} differ without drafts."
         return judged(CanaryReason.AUDIT_MISMATCH, said)
-    reason, said = _compared(settings, draft, trial, now) if _using(draft, pods) else _starting(draft, pods)
+    using = _using(draft, pods)
+    reason, said = _compared(settings, draft, trial, now) if using else _starting(draft, pods, unmade)
     if reason in _UNDER_WAY and now - trial.since >= GIVE_UP_SECONDS:
         return judged(CanaryReason.INCONCLUSIVE, f"After a day there is no verdict. {said}")
     return judged(reason, said)
 
 
-def _starting(draft: DraftView, pods: Sequence[PodView]) -> tuple[CanaryReason, str]:
+def _starting(draft: DraftView, pods: Sequence[PodView], unmade: str | None) -> tuple[CanaryReason, str]:
     held_up = next((f" {pod.reason}: {pod.message or ''}".rstrip() for pod in pods if pod.reason), "")
+    if unmade and not pods:
+        held_up = f" No pod can be made: {unmade}"
     return CanaryReason.STARTING, f"A pod with {draft.version} starts beside the others.{held_up}"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_operator import render, rollout, scaler, status, training
+from turbo_operator import canary, render, rollout, scaler, status, training
 from turbo_operator.api import Calibrated, ScaleEvent, TurboDeployment, TurboDeploymentStatus, epoch
 from turbo_operator.canary import Judgement
 from turbo_operator.gains import Trial
@@ -14,6 +14,7 @@ from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan
 from turbo_operator.planner.online import Online
 from turbo_operator.planning import calibrating
+from turbo_operator.render import drafts
 from turbo_operator.scaler import Event, History, Scale
 from turbo_operator.settings import Settings
 
@@ -53,20 +54,22 @@ def decide(
     choice = plan.choice if plan is not None else None
     if observed.model is not None and choice is not None:
         plan_hash = render.plan_hash(td, choice, observed.model, observed.draft)
-    tried = trial is not None or td.status.canary is not None  # a pod in its place counts as a replica
+    present = rollout.present_replicas(observed.children)
+    if trial is not None or drafts.are_tried(td, observed.children):
+        present = td.status.desired_replicas or present  # a pod in its place counts as a replica
     scale = scaler.scale(
         td.spec,
         plan,
         [pod for pod in observed.pods if pod.ready or trial is None or pod.plan_hash != trial.variant],
         history,
         now,
-        present=td.status.desired_replicas if tried else rollout.present_replicas(observed.children),
+        present=present,
         supply=observed.supply.get(choice.accelerator.name) if choice and observed.supply else None,
         fresh_seconds=scaler.NUM_MISSED * settings.scrape_seconds,
     )
-    variants = rollout.next_variants(
-        observed.children, plan_hash, scale.replicas, trial.variant if trial else None
-    )
+    tried = trial.variant if trial is not None else None
+    makes_room = canary.makes_room(td, observed, choice, trial, scale.replicas, now)
+    variants = rollout.next_variants(observed.children, plan_hash, scale.replicas, tried, makes_room)
     calibrations, online = calibrating.heard(td, observed, online, now)
     trying = judgement.draft if trial is not None and judgement is not None else None
     children = tuple(render.children(td, observed, choice, variants, settings, trying))

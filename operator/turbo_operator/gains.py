@@ -65,7 +65,7 @@ class Trial:
     """A new draft on a variant of its own, beside what serves."""
 
     variant: str  # plan hash of its pods, which says what they load
-    since: float  # epoch seconds, when it was first wanted
+    since: float  # epoch seconds, when a node had its pod; until then, the last look
     began: float | None = None  # when a pod was first seen to use it
     warm: Answering = Answering()  # by its pods before anything counts: their memory begins empty
     tried: Answering = Answering()  # by its pods, since they were warm

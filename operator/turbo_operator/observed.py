@@ -149,6 +149,11 @@ class ChildView:
     message: str | None = None  # ReplicaFailure or Job failure, as Kubernetes says it
     reason: str | None = None  # of a Job that failed
 
+    @property
+    def is_over_quota(self) -> bool:
+        """Whether a quota lets it make no pod."""
+        return "quota" in (self.message or "").lower()
+
 
 @dataclass(frozen=True, slots=True)
 class DraftView:

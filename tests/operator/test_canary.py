@@ -110,9 +110,10 @@ def test_a_pod_that_a_node_has_ended_says_nothing_of_the_draft() -> None:
     assert judgement.reason == CanaryReason.STARTING
 
 
-def test_a_trial_without_a_verdict_is_over_after_a_day() -> None:
-    gains, first = look(WITH_OLD, seen(), Gains(), NOW)
-    _, judgement = look(WITH_OLD, seen(), gains, NOW + canary.GIVE_UP_SECONDS)
+def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> None:
+    loads = pod("t", load(0.0, 0.0), TRY, ready=False, load=None)
+    gains, first = look(WITH_OLD, seen(loads), Gains(), NOW)
+    _, judgement = look(WITH_OLD, seen(loads), gains, NOW + canary.GIVE_UP_SECONDS)
     assert first is not None
     assert judgement is not None
     assert (first.reason, judgement.reason) == (CanaryReason.STARTING, CanaryReason.INCONCLUSIVE)

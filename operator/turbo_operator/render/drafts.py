@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from turbo_operator.api import DraftMethod, TurboDeployment
-from turbo_operator.observed import DraftView
+from turbo_operator.observed import ChildView, DraftView
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render.identity import configmap
@@ -72,6 +72,11 @@ def configmaps(
     if further:
         selection["named"] = further
     return [configmap(td, configmap_name(td, trial), {FILE: json.dumps(selection) + "\n"})]
+
+
+def are_tried(td: TurboDeployment, children: Sequence[ChildView]) -> bool:
+    """Whether pods that a draft is or was tried on are there: their file is for as long."""
+    return any(each.kind == "ConfigMap" and each.name == configmap_name(td, True) for each in children)
 
 
 def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
