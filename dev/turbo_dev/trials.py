@@ -139,7 +139,8 @@ def children(
 ) -> dict[str, dict[str, Any]]:
     """The children that shall be, by kind and name."""
     made = decided(it, observed, gains, judgement, now)
-    return {f"{each['kind']} {each['metadata']['name']}": dict(each) for each in made.children}
+    both = (*made.children, *made.trial_children)
+    return {f"{each['kind']} {each['metadata']['name']}": dict(each) for each in both}
 
 
 def replicas(made: dict[str, dict[str, Any]]) -> dict[str, int]:

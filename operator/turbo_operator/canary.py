@@ -20,7 +20,9 @@ from turbo_operator.scaler import limits
 _FAILING = frozenset({"CrashLoopBackOff", "OOMKilled"})
 _REFUSING_SECONDS = 60.0  # that a pod must refuse a draft for: it tries again by itself
 _ENDED = frozenset({"Failed", "Succeeded"})  # of a pod that another one replaces
-_UNDER_WAY = frozenset({CanaryReason.STARTING, CanaryReason.TRYING, CanaryReason.WAITING_FOR_BUDGET})
+_UNDER_WAY = frozenset(
+    {CanaryReason.STARTING, CanaryReason.TRYING, CanaryReason.WAITING_FOR_BUDGET, CanaryReason.REFUSED}
+)
 GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a trial without a verdict is over
 
 
@@ -37,6 +39,11 @@ class Judgement:
     def over(self) -> bool:
         """Whether there is nothing more to measure."""
         return self.reason not in _UNDER_WAY
+
+    def refused(self, message: str) -> Judgement:
+        """The same where the API server did not take what it is tried on: all else goes on."""
+        said = f"The API server refused: {message}"
+        return dataclasses.replace(self, reason=CanaryReason.REFUSED, detail=said)
 
 
 def candidate(td: TurboDeployment, observed: Observed) -> DraftView | None:

@@ -32,7 +32,8 @@ class Decision:
     online: Online | None  # what that is known from
     judgement: Judgement | None  # of the draft that is tried
     trial: Trial | None
-    children: tuple[Manifest, ...]
+    children: tuple[Manifest, ...]  # all but those of the trial
+    trial_children: tuple[Manifest, ...]
     step: training.Step  # of the training of a draft
     training_job: Manifest | None  # that it begins
 
@@ -71,12 +72,26 @@ def decide(
     makes_room = canary.makes_room(td, observed, choice, trial, scale.replicas, now)
     variants = rollout.next_variants(observed.children, plan_hash, scale.replicas, tried, makes_room)
     calibrations, online = calibrating.heard(td, observed, online, now)
-    trying = judgement.draft if trial is not None and judgement is not None else None
-    children = tuple(render.children(td, observed, choice, variants, settings, trying))
+    is_tried = judgement is not None and any(variant.plan_hash == tried for variant in variants)
+    trying = judgement.draft if judgement is not None and is_tried else None
+    children = render.children(td, observed, choice, variants, settings, trying)
+    own = render.names_of_trial(td, tried) if tried is not None else frozenset()
     job = None
     if step.begin is not None and observed.model is not None:
         job = render.training_job(td, step.begin, observed.model, settings)
-    return Decision(scale, plan, plan_hash, calibrations, online, judgement, trial, children, step, job)
+    return Decision(
+        scale,
+        plan,
+        plan_hash,
+        calibrations,
+        online,
+        judgement,
+        trial,
+        tuple(each for each in children if each["metadata"]["name"] not in own),
+        tuple(each for each in children if each["metadata"]["name"] in own),
+        step,
+        job,
+    )
 
 
 def status_of(

@@ -200,10 +200,11 @@ class CanaryReason(StrEnum):
     TRYING = "Trying"  # too little was answered yet to tell
     PROMOTED = "Promoted"
     NO_GAIN = "NoGain"  # less than what was there has
-    INCONCLUSIVE = "Inconclusive"  # not enough was answered within a day
+    INCONCLUSIVE = "Inconclusive"  # not enough was answered within a day of a node's having its pod
     AUDIT_MISMATCH = "AuditMismatch"  # an answer differs from the one without drafts
     REFUSED_BY_ENGINE = "RefusedByEngine"
     POD_FAILED = "PodFailed"
+    REFUSED = "Refused"  # by the API server: what it would be tried on
 
 
 class EffectReason(StrEnum):
