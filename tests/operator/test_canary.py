@@ -39,16 +39,26 @@ from turbo_runtime.contract import RuntimeConfig
 
 
 def tried(
-    new: float, old: float, *, audits: int = 3, mismatches: int = 0, minutes: int = 6, **trying: Any
+    new: float,
+    old: float,
+    *,
+    audits: int = 3,
+    mismatches: int = 0,
+    minutes: int = 6,
+    usual: float = 0.0,
+    **trying: Any,
 ) -> Judgement:
-    """What is said in the end of a draft with the gain `new`, beside pods with the gain `old`."""
+    """What is said in the end of a draft with the gain `new`, beside pods with the gain `old`, whose answers
+    differ too by the share `usual`.
+    """
     gains, judgement = Gains(), None
     version = trying.pop("version", NEW.version)
     for minute in range(minutes):
         seconds = 20.0 * minute
         audited = {"audits": audits, "audit_mismatches": mismatches}
         told = load(seconds, seconds * new, draft_version=version, **audited, **trying)
-        stable = load(500.0 + seconds, 800.0 + seconds * old, draft_version=OLD.version)
+        counted = {"audits": 1000, "audit_mismatches": int(1000 * usual)}
+        stable = load(500.0 + seconds, 800.0 + seconds * old, draft_version=OLD.version, **counted)
         pods = [pod("a", stable), pod("t", told, variant=TRY)]
         gains, judgement = look(WITH_OLD, seen(*pods), gains, NOW + 60.0 * minute)
         assert judgement is not None
@@ -79,8 +89,27 @@ def test_nothing_is_judged_before_enough_was_answered_long_enough_and_audited() 
     assert "audited" in tried(1.6, 1.5, audits=0).detail
 
 
-def test_one_wrong_answer_ends_a_trial_at_once() -> None:
+def test_one_wrong_answer_ends_a_trial_at_once_where_bytes_are_promised() -> None:
     assert tried(9.0, 1.0, minutes=1, mismatches=1).reason == CanaryReason.AUDIT_MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("audits", "mismatches", "usual", "reason"),
+    [
+        (3, 1, 0.0, CanaryReason.PROMOTED),  # a rare accident
+        (100, 2, 0.0, CanaryReason.PROMOTED),  # no larger share than the alert lets pass
+        (100, 3, 0.0, CanaryReason.AUDIT_MISMATCH),
+        (100, 3, 0.03, CanaryReason.PROMOTED),  # as many differ on the other pods
+        (100, 4, 0.03, CanaryReason.AUDIT_MISMATCH),
+    ],
+)
+def test_where_the_law_is_promised_a_larger_share_of_wrong_answers_than_of_the_others_ends_a_trial(
+    audits: int, mismatches: int, usual: float, reason: CanaryReason
+) -> None:
+    said = tried(1.6, 1.5, audits=audits, mismatches=mismatches, usual=usual, guarantee="law")
+    assert said.reason == reason
+    if reason == CanaryReason.PROMOTED:
+        assert f"{audits} answers audited, {mismatches} of them differ" in said.detail
 
 
 def test_a_pod_that_goes_on_refusing_the_draft_ends_its_trial_and_trouble_with_another_one_does_not() -> None:
