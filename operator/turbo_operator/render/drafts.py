@@ -36,9 +36,10 @@ def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice) -> str |
 
 
 def _awaited(td: TurboDeployment) -> str | None:
-    """On which drafts are trained, while there is none of its own."""
-    training = td.spec.speculation.training
-    return training.pvc.claim_name if training is not None else None
+    """On which drafts are trained, or further ones lie, while there is none of its own."""
+    speculation = td.spec.speculation
+    training = speculation.training
+    return training.pvc.claim_name if training and (training.enabled or speculation.named_drafts) else None
 
 
 def argument(claim: str | None) -> str | None:
