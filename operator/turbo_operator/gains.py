@@ -64,19 +64,12 @@ class Answering:
 class Trial:
     """A new draft on a variant of its own, beside what serves."""
 
-    draft: str  # name of its TurboDraft
-    version: str
-    variant: str  # plan hash of its pods
-    since: float  # epoch seconds, when it was first wanted
+    variant: str  # plan hash of its pods, which says what they load
+    since: float  # epoch seconds, when a node had its pod; until then, the last look
     began: float | None = None  # when a pod was first seen to use it
     warm: Answering = Answering()  # by its pods before anything counts: their memory begins empty
     tried: Answering = Answering()  # by its pods, since they were warm
     stable: Answering = Answering()  # by all others, since then
-
-    def is_of_what(self, other: Trial) -> bool:
-        """Whether both try the same draft on the same variant."""
-        mine, theirs = (self.draft, self.version, self.variant), (other.draft, other.version, other.variant)
-        return mine == theirs
 
 
 @dataclass(frozen=True, slots=True)

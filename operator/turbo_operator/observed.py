@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator.api.names import CapacityType, Provisioning
+from turbo_operator.api import CapacityType, DraftStatus, Provisioning
 from turbo_runtime.contract import Load, ModelFacts
 from turbo_runtime.training_contract import TrainingProgress
 
@@ -86,7 +86,7 @@ class PodView:
     pending_since: float | None = None  # of a pod that no node has taken yet
     ready_since: float | None = None
     load: LoadSample | None = None  # the latest that was read
-    # What it is paid for as, from its labels; a name of more than 63 characters is cut there.
+    # What it is paid for as, from its labels; a name is there as `label_value` holds it.
     accelerator: str | None = None
     accelerators: int = 1
     capacity_type: str = CapacityType.ON_DEMAND
@@ -149,6 +149,11 @@ class ChildView:
     message: str | None = None  # ReplicaFailure or Job failure, as Kubernetes says it
     reason: str | None = None  # of a Job that failed
 
+    @property
+    def is_over_quota(self) -> bool:
+        """Whether a quota lets it make no pod."""
+        return "quota" in (self.message or "").lower()
+
 
 @dataclass(frozen=True, slots=True)
 class DraftView:
@@ -164,6 +169,11 @@ class DraftView:
     digest: str = ""  # of its configuration and tensors
     deployment: str | None = None  # the TurboDeployment whose candidate it is
     created: float = 0.0  # seconds since the epoch
+
+
+def identity(draft: DraftView | DraftStatus) -> tuple[str, ...]:
+    """What makes it another draft where it differs: its name, and what pods load."""
+    return draft.name, draft.version, draft.claim_name, draft.path, draft.digest
 
 
 @dataclass(frozen=True, slots=True)

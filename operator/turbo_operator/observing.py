@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 
 from turbo_operator import inspect
-from turbo_operator.api import DraftMethod, TurboDeployment
+from turbo_operator.api import DraftMethod, DraftStatus, TurboDeployment
 from turbo_operator.cache import Cache, Key
-from turbo_operator.observed import DraftView, Observed
+from turbo_operator.observed import DraftView, Observed, identity
 from turbo_operator.planning.exhaustion import exhausted
 from turbo_operator.stock.ledger import Ledger
 from turbo_operator.stock.supply import Owner, supply_of
@@ -49,27 +49,21 @@ def _draft(cache: Cache, key: Key, td: TurboDeployment) -> DraftView | None:
     """The draft that pods are to use: the one that is named, else the one that was promoted."""
     ref, last = td.spec.speculation.draft_ref, td.status.draft
     if ref is not None:
-        return cache.drafts.get(key.namespace, ref.name) or _used_before(td)
+        return cache.drafts.get(key.namespace, ref.name) or (_as_used(last) if last is not None else None)
     if last is None:
         return None
     found = cache.drafts.get(key.namespace, last.name)
-    if found is None or found.deployment != key.name:
-        return _used_before(td) if td.spec.speculation.training is not None else None
-    promoted = _used_before(td)
-    changed = promoted is not None and (found.version, found.path, found.claim_name) != (
-        promoted.version,
-        promoted.path,
-        promoted.claim_name,
-    )
-    # one that was changed under its name is a new one, to be tried first
-    return dataclasses.replace(promoted, gone=False) if promoted is not None and changed else found
-
-
-def _used_before(td: TurboDeployment) -> DraftView | None:
-    """What pods draft with while the draft that is asked for is not there: it may come, or come back."""
-    last = td.status.draft
-    if last is None:
+    is_candidate = found is not None and found.deployment == key.name
+    if not is_candidate and td.spec.speculation.training is None:
         return None
+    if found is not None and identity(found) == identity(last):
+        return found
+    # one that was changed under its name is a new one, to be tried first
+    return dataclasses.replace(_as_used(last), gone=found is None)
+
+
+def _as_used(last: DraftStatus) -> DraftView:
+    """What pods draft with while the draft that is asked for is not there: it may come, or come back."""
     return DraftView(
         last.name,
         DraftMethod.TURBO_HEADS,
@@ -78,4 +72,5 @@ def _used_before(td: TurboDeployment) -> DraftView | None:
         last.version,
         last.target_digest,
         gone=True,
+        digest=last.digest,
     )

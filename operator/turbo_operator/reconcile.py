@@ -124,9 +124,10 @@ class Reconciler:
             if new.training != td.status.training:
                 await self._write_status(key, body, new)
                 return 0.0
-        if await self._bring_about(key, body, td, observed, decision, now):
+        done = await self._bring_about(key, body, td, observed, decision, now)
+        if done is None:
             return resync  # what was refused waits for a change
-        return min(resync, self._next_look(td, observed, decision, now))
+        return min(resync, self._next_look(td, observed, done, now))
 
     async def _training(
         self,
@@ -192,12 +193,17 @@ class Reconciler:
         observed: Observed,
         decision: Decision,
         now: float,
-    ) -> bool:
-        """Write what was decided; whether the API server refused a child. Raises what only time can mend."""
+    ) -> Decision | None:
+        """Write what was decided; what has come of it, None where the API server refused a child. Raises what
+        only time can mend.
+        """
         refused: str | None = None
         broken: KubeError | None = None
         try:
-            await self._write_children(key, td, decision.children, decision.step.keep)
+            await self._write_children(key, td, decision.children)
+            decision = await self._write_trial(key, td, decision)
+            wanted = (*decision.children, *decision.trial_children)
+            await self._prune(key, td, wanted, decision.step.keep)
             decision = await self._write_training(key, td, decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again when something changes
             refused = error.message
@@ -210,16 +216,10 @@ class Reconciler:
         await self._write_status(key, body, new)
         if broken is not None:
             raise broken
-        return refused is not None
+        return decision if refused is None else None
 
-    async def _write_children(
-        self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest], keep: str | None
-    ) -> None:
-        """Apply what is missing or different, in order, then remove what is not wanted; the Job `keep` stays.
-
-        Raises the first error, and prunes only when everything was applied: what is to go may be all that
-        still serves.
-        """
+    async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
+        """Apply what is missing or different, in order. Raises the first error."""
         futile = self._memories.of(key, td.metadata.uid).futile
         held = self._cache.children(key, td.metadata.uid)
         await self._look_for_strangers(key, td, [each for each in wanted if _place(each) not in held])
@@ -227,6 +227,26 @@ class Reconciler:
         for manifest in wanted:
             if _is_to_be_written(manifest, held.get(_place(manifest)), futile):
                 await self._apply(key, manifest, held.get(_place(manifest)), futile)
+
+    async def _write_trial(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
+        """Make what a draft is tried on; the answer tells a refusal."""
+        judgement = decision.judgement
+        if judgement is None:
+            return decision
+        try:
+            await self._write_children(key, td, decision.trial_children)
+        except RefusedError as error:
+            log.warning("refused: %s", error.message, extra={"object": str(key)})
+            return replace(decision, trial=None, judgement=judgement.refused(error.message))
+        return decision
+
+    async def _prune(
+        self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest], keep: str | None
+    ) -> None:
+        """Remove what is not wanted, once that was applied: what is to go may be all that still serves. The
+        Job `keep` stays.
+        """
+        held = self._cache.children(key, td.metadata.uid)
         places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, td, wanted, held)
         places.add(("Job", keep or ""))
         for place, child in held.items():

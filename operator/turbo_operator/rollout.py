@@ -21,12 +21,17 @@ class Variant:
 
 
 def next_variants(
-    children: Sequence[ChildView], wanted: str | None, replicas: int, canary: str | None = None
+    children: Sequence[ChildView],
+    wanted: str | None,
+    replicas: int,
+    canary: str | None = None,
+    makes_room: bool = False,
 ) -> tuple[Variant, ...]:
     """The variants of the next step in the order in which they are to be written.
 
     `canary` is the hash of a variant that one pod is tried with beside the wanted one, where that has all its
-    replicas: of two or more it gives up one when the canary answers, a single one stays.
+    replicas: of two or more it gives up one when the canary answers, or where it `makes_room` as soon as the
+    canary is there; a single one stays.
 
     `wanted` is the plan hash to serve, or None while there is no feasible plan: then whatever runs keeps
     running. Old variants never grow, are kept only while they answer, and together give up one replica for
@@ -36,7 +41,7 @@ def next_variants(
     even if the API server refuses the wanted one, before which nothing is removed.
     """
     if canary is not None and wanted is not None and replicas:
-        return _with_canary(children, wanted, replicas, canary)
+        return _with_canary(children, wanted, replicas, canary, makes_room)
     olds = [
         child
         for child in sorted(children, key=lambda child: (-child.available_replicas, child.name))
@@ -59,16 +64,16 @@ def next_variants(
 
 
 def _with_canary(
-    children: Sequence[ChildView], wanted: str, replicas: int, canary: str
+    children: Sequence[ChildView], wanted: str, replicas: int, canary: str, makes_room: bool
 ) -> tuple[Variant, ...]:
-    """As without, then the canary, once nothing else is under way."""
+    """As without, then the canary, which is made once nothing else is under way."""
     others = [child for child in children if child.plan_hash != canary]
-    tried = _available(children, canary)
-    kept = max(1, replicas - tried)
+    is_there = any(child.kind == "Deployment" and child.plan_hash == canary for child in children)
+    takes_one = is_there and (makes_room or _available(children, canary) > 0)
+    kept = max(1, replicas - 1) if takes_one else replicas
     steps = next_variants(others, wanted, kept)
-    if len(steps) > 1 or not has_taken_over(children, wanted, kept):
-        there = any(child.kind == "Deployment" and child.plan_hash == canary for child in children)
-        return (*steps, Variant(canary, 1)) if there else steps
+    if not is_there and (len(steps) > 1 or not has_taken_over(children, wanted, kept)):
+        return steps
     return (*steps, Variant(canary, 1))
 
 

@@ -1,7 +1,8 @@
-"""Durations and quantities mean what Kubernetes says they mean."""
+"""Durations and quantities mean what Kubernetes says they mean, and names fit into labels."""
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 
 import pytest
@@ -40,6 +41,25 @@ def test_duration_is_the_sum_of_its_parts(hours: int, minutes: int, seconds: int
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no duration: write it like"):
         api.seconds(text)
+
+
+# validation.IsValidLabelValue of k8s.io/apimachinery
+_LABEL_VALUE = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
+
+
+@given(st.one_of(st.text(max_size=80), st.from_regex(r"[-_.a-z0-9]{1,80}", fullmatch=True)))
+def test_whatever_a_name_is_its_label_value_is_one_that_kubernetes_takes(name: str) -> None:
+    value = api.label_value(name)
+    assert len(value) <= 63
+    assert _LABEL_VALUE.fullmatch(value)
+    assert value == name or not (len(name) <= 63 and _LABEL_VALUE.fullmatch(name))
+
+
+def test_names_that_are_cut_or_replaced_alike_have_unlike_label_values() -> None:
+    unlike = ["-legal--x", "legal--x", "a b", "a+b", "--", "..", "é", "a" * 63, "a" * 64, "a" * 65]
+    assert len({api.label_value(name) for name in unlike}) == len(unlike)
+    assert api.label_value("a b").startswith("a-b-")
+    assert api.label_value("support-4f21c9aa") == "support-4f21c9aa"
 
 
 def test_money_keeps_its_cents() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,105 +10,55 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.loads import load, pod
-from turbo_operator import canary, render, status, training
-from turbo_operator.api import CanaryReason, CapacityType, ConditionType, TurboDeployment, parse
-from turbo_operator.cache import Cache, Key
+from turbo_dev.trials import (
+    NEW,
+    NOW,
+    OLD,
+    SETTINGS,
+    STABLE,
+    TRY,
+    WITH_OLD,
+    children,
+    look,
+    named,
+    planned,
+    seen,
+    stable_of,
+    td,
+    up,
+    used,
+)
+from turbo_operator import canary, status, training
+from turbo_operator.api import CanaryReason, ConditionType, TurboDeployment
 from turbo_operator.canary import Judgement
-from turbo_operator.catalog import shapes
 from turbo_operator.decision import decide
 from turbo_operator.gains import Gains
-from turbo_operator.observed import Accelerator, ChildView, DraftView, Observed, PodView
-from turbo_operator.observing import observe
-from turbo_operator.planned import Plan
-from turbo_operator.planner import plan as plan_of
+from turbo_operator.observed import ChildView
 from turbo_operator.scaler import History
-from turbo_operator.settings import Settings
-from turbo_operator.stock.ledger import Ledger
-from turbo_runtime.contract import ModelFacts, RuntimeConfig
-
-SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
-assert SHAPE is not None
-MODEL = "sha256:ab"
-FACTS = ModelFacts(SHAPE, MODEL, None, 270_000_000)
-CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
-SETTINGS = Settings(runtime_image="r:1")
-NOW = 1_700_000_000.0
-
-
-def draft(name: str, version: str = "", target: str = MODEL) -> DraftView:
-    return DraftView(
-        name, "TurboHeads", "drafts", f"chat/{name}", version or name, target, deployment="chat", created=1.0
-    )
-
-
-OLD, NEW = draft("chat-draft-1"), draft("chat-draft-2")
-
-
-def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
-    canary_spec = {"answering": "20s", "window": "60s"}
-    prompts = {"configMapRef": {"name": "prompts"}}
-    trained = {"pvc": {"claimName": "drafts"}, "prompts": prompts}
-    return parse(
-        {
-            "apiVersion": "serving.turbo.dev/v1alpha1",
-            "kind": "TurboDeployment",
-            "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 1},
-            "spec": {
-                "model": {"uri": "pvc://models/chat"},
-                "speculation": {"training": trained},
-                "rollout": {"canary": canary_spec},
-                **spec,
-            },
-            "status": told or {},
-        }
-    )
-
-
-def used(one: DraftView) -> dict[str, Any]:
-    return {
-        "draft": {
-            "name": one.name,
-            "version": one.version,
-            "claimName": one.claim_name,
-            "path": one.path,
-            "targetDigest": one.target_digest,
-        }
-    }
-
-
-def planned(it: TurboDeployment) -> Plan:
-    return plan_of(it.spec, FACTS.shape, {CPU.name: CPU})
-
-
-def seen(*pods: PodView, drafts: tuple[DraftView, ...] = (OLD, NEW), now: DraftView | None = OLD) -> Observed:
-    return Observed({CPU.name: CPU}, None, (), pods, model=FACTS, draft=now, drafts=drafts)
-
-
-def variant_of(it: TurboDeployment, one: DraftView = NEW) -> str:
-    choice = planned(it).choice
-    assert choice is not None
-    return render.plan_hash(it, choice, FACTS, one, trial=True)
-
-
-WITH_OLD = td(used(OLD))
-TRY = variant_of(WITH_OLD)
-
-
-def look(it: TurboDeployment, observed: Observed, gains: Gains, now: float) -> tuple[Gains, Judgement | None]:
-    return canary.look(it, observed, planned(it).choice, gains, now)
+from turbo_runtime.contract import RuntimeConfig
 
 
 def tried(
-    new: float, old: float, *, audits: int = 3, mismatches: int = 0, minutes: int = 6, **trying: Any
+    new: float,
+    old: float,
+    *,
+    audits: int = 3,
+    mismatches: int = 0,
+    minutes: int = 6,
+    usual: float = 0.0,
+    **trying: Any,
 ) -> Judgement:
-    """What is said in the end of a draft with the gain `new`, beside pods with the gain `old`."""
+    """What is said in the end of a draft with the gain `new`, beside pods with the gain `old`, whose answers
+    differ too by the share `usual`.
+    """
     gains, judgement = Gains(), None
     version = trying.pop("version", NEW.version)
     for minute in range(minutes):
         seconds = 20.0 * minute
         audited = {"audits": audits, "audit_mismatches": mismatches}
         told = load(seconds, seconds * new, draft_version=version, **audited, **trying)
-        stable = load(500.0 + seconds, 800.0 + seconds * old, draft_version=OLD.version)
+        counted = {"audits": 1000, "audit_mismatches": int(1000 * usual)}
+        stable = load(500.0 + seconds, 800.0 + seconds * old, draft_version=OLD.version, **counted)
         pods = [pod("a", stable), pod("t", told, variant=TRY)]
         gains, judgement = look(WITH_OLD, seen(*pods), gains, NOW + 60.0 * minute)
         assert judgement is not None
@@ -140,8 +89,27 @@ def test_nothing_is_judged_before_enough_was_answered_long_enough_and_audited() 
     assert "audited" in tried(1.6, 1.5, audits=0).detail
 
 
-def test_one_wrong_answer_ends_a_trial_at_once() -> None:
+def test_one_wrong_answer_ends_a_trial_at_once_where_bytes_are_promised() -> None:
     assert tried(9.0, 1.0, minutes=1, mismatches=1).reason == CanaryReason.AUDIT_MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("audits", "mismatches", "usual", "reason"),
+    [
+        (3, 1, 0.0, CanaryReason.PROMOTED),  # a rare accident
+        (100, 2, 0.0, CanaryReason.PROMOTED),  # no larger share than the alert lets pass
+        (100, 3, 0.0, CanaryReason.AUDIT_MISMATCH),
+        (100, 3, 0.03, CanaryReason.PROMOTED),  # as many differ on the other pods
+        (100, 4, 0.03, CanaryReason.AUDIT_MISMATCH),
+    ],
+)
+def test_where_the_law_is_promised_a_larger_share_of_wrong_answers_than_of_the_others_ends_a_trial(
+    audits: int, mismatches: int, usual: float, reason: CanaryReason
+) -> None:
+    said = tried(1.6, 1.5, audits=audits, mismatches=mismatches, usual=usual, guarantee="law")
+    assert said.reason == reason
+    if reason == CanaryReason.PROMOTED:
+        assert f"{audits} answers audited, {mismatches} of them differ" in said.detail
 
 
 def test_a_pod_that_goes_on_refusing_the_draft_ends_its_trial_and_trouble_with_another_one_does_not() -> None:
@@ -171,9 +139,10 @@ def test_a_pod_that_a_node_has_ended_says_nothing_of_the_draft() -> None:
     assert judgement.reason == CanaryReason.STARTING
 
 
-def test_a_trial_without_a_verdict_is_over_after_a_day() -> None:
-    gains, first = look(WITH_OLD, seen(), Gains(), NOW)
-    _, judgement = look(WITH_OLD, seen(), gains, NOW + canary.GIVE_UP_SECONDS)
+def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> None:
+    loads = pod("t", load(0.0, 0.0), TRY, ready=False, load=None)
+    gains, first = look(WITH_OLD, seen(loads), Gains(), NOW)
+    _, judgement = look(WITH_OLD, seen(loads), gains, NOW + canary.GIVE_UP_SECONDS)
     assert first is not None
     assert judgement is not None
     assert (first.reason, judgement.reason) == (CanaryReason.STARTING, CanaryReason.INCONCLUSIVE)
@@ -201,67 +170,9 @@ def test_nothing_is_tried_where_no_pod_is_wanted() -> None:
         assert look(td(used(OLD), **spec), seen(), Gains(), NOW)[1] is None
 
 
-def test_the_autoscaler_counts_the_pod_that_tries_until_its_place_is_filled_again() -> None:
-    it = td(
-        {**used(OLD), "desiredReplicas": 3, "canary": used(NEW)["draft"]},
-        scaling={"policy": "Metrics", "minReplicas": 1, "maxReplicas": 8},
-    )
-    choice = planned(it).choice
-    assert choice is not None
-    stable = render.plan_hash(it, choice, FACTS, OLD)
-    observed = replace(seen(), children=(up(stable, 2), up(TRY)))
-    over = decide(it, observed, SETTINGS, NOW, planned(it), History(), judgement=None)
-    assert over.scale.replicas == 3
-
-
-def test_a_pod_that_waits_for_room_is_no_verdict_and_says_why() -> None:
-    waits = pod("t", load(0.0, 0.0), TRY, ready=False, reason="Unschedulable", message="no node", load=None)
-    gains, judgement = look(WITH_OLD, seen(waits), Gains(), NOW)
-    assert judgement is not None
-    assert judgement.reason == CanaryReason.STARTING
-    assert "Unschedulable: no node" in judgement.detail
-    assert gains.trial is not None
-
-
-def test_only_the_newest_draft_is_tried_and_none_twice() -> None:
-    assert canary.candidate(WITH_OLD, seen()) == NEW
-    assert canary.candidate(td(used(NEW)), seen(now=NEW)) is None
-    refused = {"name": NEW.name, "version": NEW.version, "reason": "NoGain", "message": "No.", "time": ""}
-    assert canary.candidate(td({**used(OLD), "turnedDown": [refused]}), seen()) is None
-    again = replace(NEW, version="trained-anew")
-    assert canary.candidate(td({**used(OLD), "turnedDown": [refused]}), seen(drafts=(OLD, again))) == again
-
-
-def test_a_draft_of_another_model_or_beside_one_named_by_hand_is_not_tried() -> None:
-    assert canary.candidate(WITH_OLD, seen(drafts=(draft("other", target="sha256:cd"),))) is None
-    by_hand = td(used(OLD), speculation={"draftRef": {"name": "mine"}})
-    assert canary.candidate(by_hand, seen()) is None
-
-
-def children(
-    it: TurboDeployment, observed: Observed, gains: Gains, judgement: Judgement | None
-) -> dict[str, dict[str, Any]]:
-    observed = canary.with_judged(observed, gains, judgement)
-    made = decide(it, observed, SETTINGS, NOW, planned(it), History(), trial=gains.trial, judgement=judgement)
-    return {f"{each['kind']} {each['metadata']['name']}": each for each in made.children}
-
-
-def named(made: dict[str, dict[str, Any]], file: str = "chat-drafts") -> str:
-    text: str = made[f"ConfigMap {file}"]["data"]["drafts.json"]
-    return text
-
-
-def up(plan_hash: str, replicas: int = 1) -> ChildView:
-    name = f"chat-{plan_hash}"
-    return ChildView("Deployment", name, plan_hash, None, plan_hash, replicas, replicas, 1, 1)
-
-
 def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None:
     gains, judgement = look(WITH_OLD, seen(), Gains(), NOW)
-    choice = planned(WITH_OLD).choice
-    assert choice is not None
-    stable = render.plan_hash(WITH_OLD, choice, FACTS, OLD)
-    observed = replace(seen(), children=(up(stable),))
+    observed = replace(seen(), children=(up(STABLE),))
     made = children(WITH_OLD, observed, gains, judgement)
     assert named(made) == '{"heads": "/drafts/drafts/chat/chat-draft-1", "version": "chat-draft-1"}\n'
     assert (
@@ -279,24 +190,19 @@ def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None
 
 
 def test_a_promotion_changes_the_file_of_running_pods_and_nothing_else_of_them() -> None:
-    choice = planned(WITH_OLD).choice
-    assert choice is not None
-    stable = render.plan_hash(WITH_OLD, choice, FACTS, OLD)
-    observed = replace(seen(), children=(up(stable), up(TRY)))
+    observed = replace(seen(), children=(up(STABLE), up(TRY)))
     promoted = Judgement(NEW, TRY, CanaryReason.PROMOTED, "Faster.")
     made = children(WITH_OLD, observed, Gains(), promoted)
     assert named(made) == '{"heads": "/drafts/drafts/chat/chat-draft-2", "version": "chat-draft-2"}\n'
-    assert f"Deployment chat-{stable}" in made
+    assert f"Deployment chat-{STABLE}" in made
     assert f"Deployment chat-{TRY}" not in made
     assert "ConfigMap chat-drafts-canary" not in made
 
 
 def test_the_first_draft_needs_no_rollout_either() -> None:
     before = td()
-    choice = planned(before).choice
-    assert choice is not None
-    without = render.plan_hash(before, choice, FACTS, None)
-    assert without == render.plan_hash(td(used(OLD)), choice, FACTS, OLD)
+    without = stable_of(before, None)
+    assert without == STABLE
     gains, _ = look(before, seen(now=None), Gains(), NOW)
     made = children(before, replace(seen(now=None), children=(up(without),)), gains, None)
     assert named(made) == "{}\n"
@@ -332,26 +238,6 @@ def test_a_promoted_draft_is_kept_while_no_plan_is_feasible() -> None:
     made = status.compute(it, seen(now=NEW), decision.scale, None, None, NOW)
     assert made.draft is not None
     assert made.draft.name == NEW.name
-
-
-def test_a_promoted_draft_that_is_changed_under_its_name_is_tried_first() -> None:
-    it, key = td(used(OLD)), Key("team", "chat")
-
-    def observed_with(path: str, version: str) -> Observed:
-        cache = Cache()
-        meta = {"namespace": "team", "name": OLD.name, "uid": "d", "resourceVersion": "1"}
-        cache.drafts.put({"metadata": meta}, replace(OLD, path=path, version=version))
-        return replace(observe(cache, Ledger(), key, it, NOW), model=FACTS)
-
-    same = observed_with(OLD.path, OLD.version)
-    assert same.draft == OLD
-    assert canary.candidate(it, same) is None
-    changed = observed_with("chat/other", "other")
-    assert changed.draft is not None
-    assert (changed.draft.path, changed.draft.version, changed.draft.gone) == (OLD.path, OLD.version, False)
-    tried_first = canary.candidate(it, changed)
-    assert tried_first is not None
-    assert tried_first.path == "chat/other"
 
 
 def test_a_suspended_deployment_trains_nothing() -> None:

@@ -148,6 +148,17 @@ def test_without_one_that_the_engine_can_use_pods_are_as_if_none_was_asked_for(
     )
 
 
+def test_where_drafts_are_to_be_trained_pods_mount_their_claim_and_not_while_that_is_switched_off() -> None:
+    trained = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
+    on, off = td(training=trained), td(training={**trained, "enabled": False})
+    assert hash_of(None, on) == hash_of(DRAFT, on) != hash_of(None, td())
+    assert hash_of(None, off) == hash_of(None, td())
+    assert "ConfigMap chat-drafts" not in children(None, off)
+    assert hash_of(DRAFT, off) == hash_of(DRAFT, on)
+    further = [{"name": "latex", "draftRef": {"name": "latex-1"}}]
+    assert hash_of(None, td(training={**trained, "enabled": False}, namedDrafts=further)) == hash_of(None, on)
+
+
 def test_a_trained_draft_is_planned_as_what_gains_nothing_until_it_is_measured() -> None:
     plain, trained = planned(td(method="Suffix")), planned(td(method="TurboHeads", draftRef={"name": "a"}))
     assert plain.choice == trained.choice

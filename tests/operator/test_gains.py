@@ -44,7 +44,7 @@ def test_a_runtime_that_tells_no_seconds_counts_for_nothing() -> None:
 
 
 def test_a_trial_counts_both_sides_from_when_its_pod_is_warm() -> None:
-    gains = Gains(trial=Trial("d", "d-1", "v1try", 0.0))
+    gains = Gains(trial=Trial("v1try", 0.0))
     stable, trying = pod("a", load(100.0, 100.0)), pod("t", load(5.0, 5.0), variant="v1try")
     gains = gains.heard([stable, trying], 0.0, WARM)
     for now, (seconds, plain) in enumerate(((25.0, 25.0), (45.0, 85.0)), 1):

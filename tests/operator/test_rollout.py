@@ -134,6 +134,14 @@ def test_a_canary_takes_the_place_of_one_of_several_and_stands_beside_a_single_o
     assert next_variants([two, variant("try", 1, 1)], "now", 2, "try") == (Variant("now", 1), trying)
 
 
+def test_one_of_several_goes_for_a_canary_that_is_there_and_has_no_room_beside_them() -> None:
+    one, two = variant("now", 1, 1), variant("now", 2, 2)
+    assert next_variants([two], "now", 2, "try", True) == (Variant("now", 2), Variant("try", 1))
+    there = variant("try", 1, 0)
+    assert next_variants([two, there], "now", 2, "try", True) == (Variant("now", 1), Variant("try", 1))
+    assert next_variants([one, there], "now", 1, "try", True) == (Variant("now", 1), Variant("try", 1))
+
+
 def test_a_canary_waits_for_a_rollout_and_stays_while_the_others_grow_again() -> None:
     assert next_variants([variant("old", 1, 1)], "now", 1, "try") == (Variant("now", 1), Variant("old", 1))
     after = [variant("now", 2, 1), variant("try", 1, 1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from enum import StrEnum
 from typing import Final
 
@@ -41,9 +43,20 @@ ANNOTATION_APPLIED_HASH = f"{GROUP}/applied-hash"
 OFF: Final = "Off"  # no speculation, where a method is named
 
 
+_MAX_LABEL = 63
+_LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?")
+_TOLD_APART_BY = 8  # hexadecimal digits
+
+
 def label_value(name: str) -> str:
-    """An object's name as a label holds it: cut to 63 characters, ending in a letter or digit."""
-    return name[:63].rstrip("-.")
+    """Any name as a label holds it: as it is where it may be, else what may not be replaced and what is too
+    long cut, with a short digest of the whole.
+    """
+    if len(name) <= _MAX_LABEL and _LABEL_VALUE.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_TOLD_APART_BY]
+    kept = re.sub(r"[^-A-Za-z0-9_.]", "-", name)[: _MAX_LABEL - _TOLD_APART_BY - 1].strip("-_.")
+    return f"{kept}-{digest}" if kept else digest
 
 
 class ConditionType(StrEnum):
@@ -187,10 +200,11 @@ class CanaryReason(StrEnum):
     TRYING = "Trying"  # too little was answered yet to tell
     PROMOTED = "Promoted"
     NO_GAIN = "NoGain"  # less than what was there has
-    INCONCLUSIVE = "Inconclusive"  # not enough was answered within a day
+    INCONCLUSIVE = "Inconclusive"  # not enough was answered within a day of a node's having its pod
     AUDIT_MISMATCH = "AuditMismatch"  # an answer differs from the one without drafts
     REFUSED_BY_ENGINE = "RefusedByEngine"
     POD_FAILED = "PodFailed"
+    REFUSED = "Refused"  # by the API server: what it would be tried on
 
 
 class EffectReason(StrEnum):

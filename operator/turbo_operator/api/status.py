@@ -12,6 +12,7 @@ from turbo_operator.api.names import OFF
 
 _Name = Annotated[str, Field(max_length=253)]
 MAX_SENTENCE = 2048
+MAX_TURNED_DOWN = 5
 _Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 _Count = Annotated[int, Field(ge=0)]
 _Weights = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
@@ -227,6 +228,8 @@ class DraftStatus(StatusRecord):
     """The claim that it lies on."""
     path: Annotated[str, Field(max_length=1024)]
     """Its folder there."""
+    digest: _Name
+    """Of its configuration and tensors."""
     target_digest: _Name
     """Of the model that it was trained for."""
 
@@ -262,13 +265,9 @@ class TrainingStatus(StatusRecord):
     """When it ended (RFC 3339, UTC)."""
 
 
-class TurnedDown(StatusRecord):
+class TurnedDown(DraftStatus):
     """A draft that was tried and is not used."""
 
-    name: _Name
-    """Its TurboDraft."""
-    version: _Name
-    """Its version."""
     reason: _Name
     """Why, in one word."""
     message: _Sentence
@@ -310,8 +309,8 @@ class TurboDeploymentStatus(StatusRecord):
     training: TrainingStatus | None = None
     """The training that runs, or the last one."""
     canary: DraftStatus | None = None
-    """A new one that is tried on a pod of its own."""
-    turned_down: Annotated[tuple[TurnedDown, ...], Field(max_length=5)] = ()
+    """A new one that is tried on a pod of its own, or waits to be."""
+    turned_down: Annotated[tuple[TurnedDown, ...], Field(max_length=MAX_TURNED_DOWN)] = ()
     """The last drafts that were tried in vain, the latest last."""
     observed: Live | None = None
     """What is measured and paid now."""

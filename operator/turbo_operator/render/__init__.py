@@ -14,6 +14,7 @@ from turbo_operator.observed import DraftView, Observed
 from turbo_operator.planned import Choice
 from turbo_operator.render import capture, drafts
 from turbo_operator.render.deployment import deployment, revision
+from turbo_operator.render.deployment import name as variant_name
 from turbo_operator.render.identity import configmap as configmap_of
 from turbo_operator.render.inspection import (
     FACTS_KEY,
@@ -39,6 +40,7 @@ __all__ = [
     "configmap_name",
     "facts_data",
     "job_name",
+    "names_of_trial",
     "plan_hash",
     "source_hash",
     "training_job",
@@ -95,6 +97,7 @@ def _mounted_yet(
     of such a variant could start again.
     """
     there = {each["metadata"]["name"] for each in wanted if each["kind"] == "ConfigMap"}
+    digest = observed.model.digest if observed.model is not None else ""
     mounted = {
         volume["configMap"]["name"]
         for template in templates
@@ -105,9 +108,17 @@ def _mounted_yet(
     for child in observed.children:
         if child.kind == "ConfigMap" and child.name in mounted - there:
             data = child.data or {}
-            ends = child.name == capture.configmap_name(td)
-            kept.append(configmap_of(td, child.name, capture.stopped(data) if ends else data))
+            if child.name == capture.configmap_name(td):
+                data = capture.stopped(data)
+            elif child.name == drafts.configmap_name(td, trial=True):
+                data = drafts.after_trial(td, templates, observed.draft, observed.named, digest)
+            kept.append(configmap_of(td, child.name, data))
     return kept
+
+
+def names_of_trial(td: TurboDeployment, variant: str) -> frozenset[str]:
+    """Of the children that are there for nothing but the variant that a draft is tried on."""
+    return frozenset({variant_name(td, variant), drafts.configmap_name(td, trial=True)})
 
 
 def _fresh_template(

@@ -6,17 +6,18 @@ of their own. Pure.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turbo_operator.api import DraftMethod, TurboDeployment
-from turbo_operator.observed import DraftView
+from turbo_operator.observed import ChildView, DraftView
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render.identity import configmap
 
 FOLDER, FILE = "/etc/turbo-drafts", "drafts.json"
 CLAIM_PATH = "/drafts"
+_VOLUME = "drafts"  # of the claim
 
 
 def usable(draft: DraftView | None, choice: Choice) -> DraftView | None:
@@ -31,8 +32,14 @@ def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice) -> str |
     """
     if found := usable(draft, choice):
         return found.claim_name
-    training = td.spec.speculation.training
-    return training.pvc.claim_name if training and draft is None and choice.method != OFF else None
+    return _awaited(td) if draft is None and choice.method != OFF else None
+
+
+def _awaited(td: TurboDeployment) -> str | None:
+    """On which drafts are trained, or further ones lie, while there is none of its own."""
+    speculation = td.spec.speculation
+    training = speculation.training
+    return training.pvc.claim_name if training and (training.enabled or speculation.named_drafts) else None
 
 
 def argument(claim: str | None) -> str | None:
@@ -52,17 +59,48 @@ def configmaps(
     target_digest: str,
     trial: bool = False,
 ) -> list[dict[str, Any]]:
-    """The file that names the draft, or none if it was trained for another model, and further ones by name;
-    no file where pods mount no claim.
+    """The file of pods that are to use the draft; none where pods mount no claim."""
+    claim = draft.claim_name if draft is not None else _awaited(td)
+    if claim is None or (draft is not None and draft.method != DraftMethod.TURBO_HEADS):
+        return []
+    return [configmap(td, configmap_name(td, trial), _file(draft, named, target_digest, claim))]
+
+
+def after_trial(
+    td: TurboDeployment,
+    templates: Sequence[Mapping[str, Any]],
+    draft: DraftView | None,
+    named: Sequence[tuple[str, DraftView | None]],
+    target_digest: str,
+) -> dict[str, str]:
+    """The file of pods that another draft was tried on, for as long as they are there: it names what all use,
+    or none where that is not on the claim that these mount.
     """
-    training = td.spec.speculation.training
-    if draft is None and training is None:
-        return []
-    if draft is not None and draft.method != DraftMethod.TURBO_HEADS:
-        return []
-    claim = draft.claim_name if draft is not None else training.pvc.claim_name if training else ""
+    volumes = [template["spec"].get("volumes", ()) for template in templates]
+    mounted = {
+        each["persistentVolumeClaim"]["claimName"]
+        for of_pod in volumes
+        if any(each.get("configMap", {}).get("name") == configmap_name(td, trial=True) for each in of_pod)
+        for each in of_pod
+        if each["name"] == _VOLUME
+    }
+    return _file(draft, named, target_digest, mounted.pop() if len(mounted) == 1 else "")
+
+
+def are_tried(td: TurboDeployment, children: Sequence[ChildView]) -> bool:
+    """Whether pods that a draft is or was tried on are there: their file is for as long."""
+    return any(each.kind == "ConfigMap" and each.name == configmap_name(td, True) for each in children)
+
+
+def _file(
+    draft: DraftView | None,
+    named: Sequence[tuple[str, DraftView | None]],
+    target_digest: str,
+    claim: str,
+) -> dict[str, str]:
+    """It names the draft and further ones, of those that pods which mount the claim can use."""
     selection: dict[str, Any] = {}
-    if draft is not None and draft.target_digest == target_digest:
+    if draft is not None and unusable(draft, target_digest, claim) is None:
         selection |= {"heads": _folder(draft), "version": draft.version}
     further = {
         name: _folder(each)
@@ -71,7 +109,7 @@ def configmaps(
     }
     if further:
         selection["named"] = further
-    return [configmap(td, configmap_name(td, trial), {FILE: json.dumps(selection) + "\n"})]
+    return {FILE: json.dumps(selection) + "\n"}
 
 
 def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
@@ -93,7 +131,7 @@ def volumes(td: TurboDeployment, claim: str | None, trial: bool = False) -> list
         return []
     return [
         {"name": "drafts-in-use", "configMap": {"name": configmap_name(td, trial)}},
-        {"name": "drafts", "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
+        {"name": _VOLUME, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
     ]
 
 
@@ -103,7 +141,7 @@ def mounts(claim: str | None) -> list[dict[str, Any]]:
         return []
     return [
         {"name": "drafts-in-use", "mountPath": FOLDER, "readOnly": True},
-        {"name": "drafts", "mountPath": _mount(claim), "readOnly": True},
+        {"name": _VOLUME, "mountPath": _mount(claim), "readOnly": True},
     ]
 
 

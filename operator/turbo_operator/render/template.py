@@ -27,7 +27,7 @@ from turbo_operator.api import (
     quantity,
 )
 from turbo_operator.budget import DEVICE_POD_CORES
-from turbo_operator.observed import DraftView
+from turbo_operator.observed import DraftView, identity
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render import capture, drafts, keys, source
@@ -88,7 +88,7 @@ def plan_hash(
     if claim:
         material["drafts"] = claim
     if trial and draft:
-        material["trial"] = [draft.name, draft.version]
+        material["trial"] = identity(draft)
     return HASH_VERSION + digest(material)[:HASH_DIGITS]
 
 

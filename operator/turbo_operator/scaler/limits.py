@@ -33,10 +33,15 @@ def least_by(spec: TurboDeploymentSpec, plan: Plan) -> str | None:
 
 def most(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
     """The tightest bound that nothing may exceed, not even for what runs: None where there is none."""
+    asked = spec.scaling.max_replicas
+    bound = None if asked is None else Limit(asked, "spec.scaling.maxReplicas allows no more")
+    return tightest(bound, bought(spec, choice))
+
+
+def bought(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
+    """The tighter bound of money and of accelerators: None where there is none."""
     footprint = footprint_of(choice)
     bounds: list[Limit] = []
-    if spec.scaling.max_replicas is not None:
-        bounds.append(Limit(spec.scaling.max_replicas, "spec.scaling.maxReplicas allows no more"))
     if spec.cost is not None and spec.cost.max_per_hour is not None:
         affordable = footprint.affordable(spec.cost.max_per_hour)
         if affordable is not None:

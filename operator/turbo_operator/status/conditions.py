@@ -188,8 +188,7 @@ def _held_up(scale: Scale, observed: Observed, pods: Sequence[PodView], plan_has
         return failing
     for child in observed.children:
         if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
-            quota = "quota" in child.message.lower()
-            why = AvailableReason.QUOTA_EXCEEDED if quota else ReadyReason.REFUSED
+            why = AvailableReason.QUOTA_EXCEEDED if child.is_over_quota else ReadyReason.REFUSED
             return Verdict("False", why, f"No pod can be made: {sentence(child.message)}")
     ended = [pod for pod in observed.pods if pod.phase in ENDED and plan_hash in (None, pod.plan_hash)]
     if not pods and (failed := _first_failing(ended)):

@@ -23,7 +23,7 @@ from turbo_operator.api import (
     TurnedDown,
     rfc3339,
 )
-from turbo_operator.api.status import MAX_SENTENCE
+from turbo_operator.api.status import MAX_SENTENCE, MAX_TURNED_DOWN
 from turbo_operator.canary import Judgement
 from turbo_operator.observed import DraftView, Observed
 from turbo_operator.planned import Plan
@@ -34,7 +34,6 @@ from turbo_operator.status.paid import cost_per_hour, cost_per_million_tokens, t
 
 MAX_REJECTED = 5
 MAX_EVENTS = 5
-MAX_TURNED_DOWN = 5
 STEP = 0.10  # of the figure that stands in the status
 
 
@@ -58,7 +57,7 @@ def draft(observed: Observed) -> DraftStatus | None:
 
 
 def canary(judgement: Judgement | None) -> DraftStatus | None:
-    """The draft that is tried now."""
+    """The draft that is tried now, or waits to be."""
     return _draft(judgement.draft) if judgement is not None and not judgement.over else None
 
 
@@ -69,8 +68,7 @@ def turned_down(
     if judgement is None or not judgement.over or judgement.reason == CanaryReason.PROMOTED:
         return old.turned_down
     new = TurnedDown(
-        name=judgement.draft.name,
-        version=judgement.draft.version,
+        **dict(_draft(judgement.draft)),
         reason=judgement.reason,
         message=_bounded(judgement.detail),
         time=rfc3339(now),
@@ -84,6 +82,7 @@ def _draft(found: DraftView) -> DraftStatus:
         version=found.version,
         claim_name=found.claim_name,
         path=found.path,
+        digest=found.digest,
         target_digest=found.target_digest,
     )
 

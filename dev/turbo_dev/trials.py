@@ -1,0 +1,164 @@
+"""A TurboDeployment whose new draft is tried, as the operator sees it: for tests of what it makes of that."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from turbo_operator import canary, render
+from turbo_operator.api import CapacityType, TurboDeployment, parse
+from turbo_operator.canary import Judgement
+from turbo_operator.catalog import shapes
+from turbo_operator.decision import Decision, decide
+from turbo_operator.gains import Gains
+from turbo_operator.observed import Accelerator, ChildView, DraftView, Observed, PodView
+from turbo_operator.planned import Choice, Plan
+from turbo_operator.planner import plan as plan_of
+from turbo_operator.scaler import History
+from turbo_operator.settings import Settings
+from turbo_runtime.contract import ModelFacts
+
+SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
+assert SHAPE is not None
+MODEL = "sha256:ab"
+FACTS = ModelFacts(SHAPE, MODEL, None, 270_000_000)
+CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
+SETTINGS = Settings(runtime_image="r:1")
+NOW = 1_700_000_000.0
+
+
+def draft(name: str, version: str = "", target: str = MODEL) -> DraftView:
+    """A candidate of the deployment."""
+    version = version or name
+    return DraftView(
+        name,
+        "TurboHeads",
+        "drafts",
+        f"chat/{name}",
+        version,
+        target,
+        digest=f"sha256:{version}",
+        deployment="chat",
+        created=1.0,
+    )
+
+
+OLD, NEW = draft("chat-draft-1"), draft("chat-draft-2")
+
+
+def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
+    """The deployment, with what its status tells."""
+    prompts = {"configMapRef": {"name": "prompts"}}
+    trained = {"pvc": {"claimName": "drafts"}, "prompts": prompts}
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 1},
+            "spec": {
+                "model": {"uri": "pvc://models/chat"},
+                "speculation": {"training": trained},
+                "rollout": {"canary": {"answering": "20s", "window": "60s"}},
+                **spec,
+            },
+            "status": told or {},
+        }
+    )
+
+
+def record(one: DraftView) -> dict[str, Any]:
+    """A draft as the status tells it."""
+    return {
+        "name": one.name,
+        "version": one.version,
+        "claimName": one.claim_name,
+        "path": one.path,
+        "digest": one.digest,
+        "targetDigest": one.target_digest,
+    }
+
+
+def used(one: DraftView) -> dict[str, Any]:
+    """The status where a draft is in use."""
+    return {"draft": record(one)}
+
+
+def turned_down(*drafts: DraftView) -> dict[str, Any]:
+    """The status where those were tried in vain."""
+    why = {"reason": "NoGain", "message": "No.", "time": "2026-01-01T00:00:00Z"}
+    return {"turnedDown": [{**record(one), **why} for one in drafts]}
+
+
+def planned(it: TurboDeployment) -> Plan:
+    """Its plan."""
+    return plan_of(it.spec, FACTS.shape, {CPU.name: CPU})
+
+
+def chosen(it: TurboDeployment) -> Choice:
+    """What the plan runs on."""
+    choice = planned(it).choice
+    assert choice is not None
+    return choice
+
+
+def seen(*pods: PodView, drafts: tuple[DraftView, ...] = (OLD, NEW), now: DraftView | None = OLD) -> Observed:
+    """Pods and candidates; `now` is what pods are to use."""
+    return Observed({CPU.name: CPU}, None, (), pods, model=FACTS, draft=now, drafts=drafts)
+
+
+def variant_of(it: TurboDeployment, one: DraftView = NEW) -> str:
+    """Plan hash of the pods that try a draft."""
+    return render.plan_hash(it, chosen(it), FACTS, one, trial=True)
+
+
+def stable_of(it: TurboDeployment, one: DraftView | None = OLD) -> str:
+    """Plan hash of all others, which use a draft."""
+    return render.plan_hash(it, chosen(it), FACTS, one)
+
+
+WITH_OLD = td(used(OLD))
+TRY, STABLE = variant_of(WITH_OLD), stable_of(WITH_OLD)
+
+
+def look(it: TurboDeployment, observed: Observed, gains: Gains, now: float) -> tuple[Gains, Judgement | None]:
+    """What has become of the trial."""
+    return canary.look(it, observed, planned(it).choice, gains, now)
+
+
+def decided(
+    it: TurboDeployment, observed: Observed, gains: Gains, judgement: Judgement | None, now: float = NOW
+) -> Decision:
+    """What is made of it."""
+    observed = canary.with_judged(observed, gains, judgement)
+    trial = gains.trial
+    return decide(it, observed, SETTINGS, now, planned(it), History(), trial=trial, judgement=judgement)
+
+
+def children(
+    it: TurboDeployment, observed: Observed, gains: Gains, judgement: Judgement | None, now: float = NOW
+) -> dict[str, dict[str, Any]]:
+    """The children that shall be, by kind and name."""
+    made = decided(it, observed, gains, judgement, now)
+    both = (*made.children, *made.trial_children)
+    return {f"{each['kind']} {each['metadata']['name']}": dict(each) for each in both}
+
+
+def replicas(made: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Of each variant that shall be, by plan hash."""
+    deployments = [each for each in made.values() if each["kind"] == "Deployment"]
+    return {each["metadata"]["name"].removeprefix("chat-"): each["spec"]["replicas"] for each in deployments}
+
+
+def named(made: dict[str, dict[str, Any]], file: str = "chat-drafts") -> str:
+    """What pods read as the drafts that they are to use."""
+    text: str = made[f"ConfigMap {file}"]["data"]["drafts.json"]
+    return text
+
+
+def up(
+    plan_hash: str, replicas: int = 1, available: int | None = None, message: str | None = None
+) -> ChildView:
+    """A Deployment; all of its replicas answer where nothing else is said."""
+    answer = replicas if available is None else available
+    name = f"chat-{plan_hash}"
+    return ChildView("Deployment", name, plan_hash, None, plan_hash, replicas, answer, 1, 1, message=message)

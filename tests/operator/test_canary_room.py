@@ -1,0 +1,121 @@
+"""The pod that tries a draft is one of the replicas: it finds its place among them, and loses them none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from turbo_dev.held import held
+from turbo_dev.loads import load, pod
+from turbo_dev.trials import NOW, OLD, STABLE, TRY, children, decided, look, replicas, seen, td, up, used
+from turbo_operator import canary
+from turbo_operator.api import CanaryReason, TurboDeployment
+from turbo_operator.gains import Gains
+from turbo_operator.observed import ChildView, Observed, PodView
+
+PENDING = 600.0  # spec.accelerators.pendingTimeout by default
+QUOTA = 'pods "chat-x" is forbidden: exceeded quota: gpus'
+FILE = ChildView("ConfigMap", "chat-drafts-canary", "f", None, data={"drafts.json": "{}"})
+LOADS = pod("t", load(0.0, 0.0), TRY, ready=False, load=None)
+
+
+def several(number: int = 3, **spec: Any) -> TurboDeployment:
+    return td({**used(OLD), "desiredReplicas": number}, replicas=number, **spec)
+
+
+def waits(seconds: float) -> PodView:
+    more = {"reason": "Unschedulable", "message": "no node", "pending_since": NOW - seconds}
+    return pod("t", load(0.0, 0.0), TRY, ready=False, load=None, **more)
+
+
+def asked(it: TurboDeployment, stable: ChildView, trying: ChildView | None, *pods: PodView) -> dict[str, int]:
+    """Replicas of each variant in the next step."""
+    there = (stable,) if trying is None else (stable, trying, FILE)
+    observed = replace(seen(*pods), children=there)
+    gains, judgement = look(it, observed, Gains(), NOW)
+    return replicas(children(it, observed, gains, judgement))
+
+
+def test_where_there_is_room_no_replica_goes_before_the_pod_that_tries_answers() -> None:
+    it = several()
+    assert asked(it, up(STABLE, 3), None) == {STABLE: 3, TRY: 1}
+    assert asked(it, up(STABLE, 3), up(TRY, 1, 0), waits(PENDING / 2)) == {STABLE: 3, TRY: 1}
+    assert asked(it, up(STABLE, 3), up(TRY, 1, 0), LOADS) == {STABLE: 3, TRY: 1}
+
+
+def test_one_of_several_makes_room_where_the_nodes_have_had_none_for_too_long() -> None:
+    assert asked(several(), up(STABLE, 3), up(TRY, 1, 0), waits(PENDING + 1)) == {STABLE: 2, TRY: 1}
+    alone = td({**used(OLD), "desiredReplicas": 1})
+    assert asked(alone, up(STABLE), up(TRY, 1, 0), waits(PENDING + 1)) == {STABLE: 1, TRY: 1}
+
+
+@pytest.mark.parametrize("bound", [{"cost": {"maxPerHour": "0.13"}}, {"accelerators": {"maxTotal": 3}}])
+def test_one_of_several_makes_room_at_once_where_money_or_accelerators_are_for_no_more(
+    bound: dict[str, Any],
+) -> None:
+    it = several(**bound)
+    assert asked(it, up(STABLE, 3), None) == {STABLE: 3, TRY: 1}  # what may be refused costs no replica
+    assert asked(it, up(STABLE, 3), up(TRY, 1, 0), waits(1.0)) == {STABLE: 2, TRY: 1}
+
+
+def test_one_of_several_makes_room_where_a_quota_lets_no_pod_be_made_and_not_where_a_policy_does() -> None:
+    it = several()
+    assert asked(it, up(STABLE, 3), up(TRY, 1, 0, QUOTA)) == {STABLE: 2, TRY: 1}
+    assert asked(it, up(STABLE, 3), up(TRY, 1, 0, "denied by policy")) == {STABLE: 3, TRY: 1}
+
+
+def test_room_that_was_made_stays_so_while_the_pod_that_tries_starts() -> None:
+    assert asked(several(), up(STABLE, 2), up(TRY, 1, 0), LOADS) == {STABLE: 2, TRY: 1}
+
+
+@pytest.mark.parametrize(
+    ("pods", "message", "told"),
+    [
+        ((waits(5.0),), None, "Unschedulable: no node"),
+        ((), QUOTA, f"No pod can be made: {QUOTA}"),
+        ((), "denied by policy", "No pod can be made: denied by policy"),
+    ],
+)
+def test_a_draft_that_never_ran_waits_however_long_and_says_what_for(
+    pods: tuple[PodView, ...], message: str | None, told: str
+) -> None:
+    it = several()
+    observed = replace(seen(*pods), children=(up(STABLE, 3), up(TRY, 1, 0, message)))
+    gains, _ = look(it, observed, Gains(), NOW)
+    gains, judgement = look(it, observed, gains, NOW + 3 * canary.GIVE_UP_SECONDS)
+    assert judgement is not None
+    assert judgement.reason == CanaryReason.STARTING
+    assert told in judgement.detail
+    assert gains.trial is not None
+
+
+METRICS = {"scaling": {"policy": "Metrics", "minReplicas": 1, "maxReplicas": 8}}
+
+
+def after_the_verdict(*there: ChildView) -> Observed:
+    """What is left of a trial: nothing is tried, the status has its verdict, and pods are as they were."""
+    it = several()
+    gains, judgement = look(it, seen(), Gains(), NOW)
+    made = children(it, replace(seen(), children=(up(STABLE, 3),)), gains, judgement)
+    return replace(seen(drafts=(OLD,)), children=(*there, *held(made.values())))
+
+
+def test_after_a_verdict_the_autoscaler_holds_the_replicas_until_the_place_is_filled_again() -> None:
+    it = td({**used(OLD), "desiredReplicas": 3}, **METRICS)
+    for there in ((up(STABLE, 2), up(TRY)), (up(STABLE, 3, 2), up(TRY))):
+        observed = after_the_verdict(*there)
+        assert decided(it, observed, Gains(), None).scale.replicas == 3
+        assert replicas(children(it, observed, Gains(), None)) == {STABLE: 3, TRY: 1}
+    filled = after_the_verdict(up(STABLE, 3), up(TRY))
+    assert replicas(children(it, filled, Gains(), None)) == {STABLE: 3}
+    gone = replace(filled, children=(up(STABLE, 3),))
+    assert replicas(children(it, gone, Gains(), None)) == {STABLE: 3}
+
+
+def test_the_autoscaler_counts_the_pod_that_tries() -> None:
+    it = td({**used(OLD), "desiredReplicas": 3}, **METRICS)
+    observed = replace(seen(), children=(up(STABLE, 2), up(TRY), FILE))
+    gains, judgement = look(it, observed, Gains(), NOW)
+    assert decided(it, observed, gains, judgement).scale.replicas == 3

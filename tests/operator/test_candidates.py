@@ -1,0 +1,122 @@
+"""Which draft is tried: the newest that pods do not load already and that was not turned down as it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from turbo_dev.trials import (
+    FACTS,
+    NEW,
+    NOW,
+    OLD,
+    STABLE,
+    WITH_OLD,
+    decided,
+    draft,
+    planned,
+    seen,
+    td,
+    turned_down,
+    used,
+    variant_of,
+)
+from turbo_operator import canary, status
+from turbo_operator.api import CanaryReason, ConditionType, TurboDeployment
+from turbo_operator.cache import Cache, Key
+from turbo_operator.canary import Judgement
+from turbo_operator.gains import Gains
+from turbo_operator.observed import DraftView, Observed
+from turbo_operator.observing import observe
+from turbo_operator.stock.ledger import Ledger
+
+# What pods would load otherwise, each by itself.
+CHANGES: list[dict[str, Any]] = [
+    {"version": "other"},
+    {"path": "chat/other"},
+    {"claim_name": "others"},
+    {"digest": "sha256:other"},
+]
+
+
+def observed_with(it: TurboDeployment, *drafts: DraftView) -> Observed:
+    """What is seen where the cluster has those."""
+    cache = Cache()
+    for number, each in enumerate(drafts, 1):
+        meta = {"namespace": "team", "name": each.name, "uid": each.name, "resourceVersion": str(number)}
+        cache.drafts.put({"metadata": meta}, each)
+    return replace(observe(cache, Ledger(), Key("team", "chat"), it, NOW), model=FACTS)
+
+
+def test_the_newest_draft_is_tried_and_none_that_is_in_use_or_was_turned_down() -> None:
+    assert canary.candidate(WITH_OLD, seen()) == NEW
+    assert canary.candidate(td(used(NEW)), seen(now=NEW)) is None
+    assert canary.candidate(td({**used(OLD), **turned_down(NEW)}), seen()) is None
+
+
+def test_after_the_newest_the_one_before_it_has_its_turn_and_none_older_than_the_one_in_use() -> None:
+    first, between = draft("chat-draft-0"), draft("chat-draft-1b")
+    drafts = (first, OLD, between, NEW)
+    assert canary.candidate(td({**used(OLD), **turned_down(NEW)}), seen(drafts=drafts)) == between
+    assert canary.candidate(td({**used(OLD), **turned_down(NEW, between)}), seen(drafts=drafts)) is None
+
+
+def test_drafts_that_were_turned_down_longer_ago_than_is_remembered_are_not_tried_again() -> None:
+    many = tuple(draft(f"chat-draft-{number}") for number in range(2, 9))
+    told = {**used(OLD), **turned_down(*many[-5:])}
+    assert canary.candidate(td(told), seen(drafts=(OLD, *many))) is None
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_draft_of_which_pods_would_load_something_else_is_another_draft(change: dict[str, Any]) -> None:
+    again = replace(NEW, **change)
+    told = td({**used(OLD), **turned_down(NEW)})
+    assert canary.candidate(told, seen(drafts=(OLD, again))) == again
+    assert variant_of(told, again) != variant_of(told, NEW)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_draft_in_use_stays_as_it_was_while_what_was_changed_under_its_name_is_tried(
+    change: dict[str, Any],
+) -> None:
+    it, changed = td({**used(OLD), **turned_down(NEW)}), replace(OLD, **change)
+    observed = observed_with(it, changed, NEW)
+    assert observed.draft == replace(OLD, deployment=None, created=0.0)
+    assert canary.candidate(it, observed) == changed
+    as_it_was = observed_with(it, OLD, NEW)
+    assert as_it_was.draft == OLD
+    assert canary.candidate(it, as_it_was) is None
+
+
+def test_what_is_turned_down_is_remembered_with_all_that_pods_would_load() -> None:
+    over = Judgement(NEW, "v1try", CanaryReason.NO_GAIN, "It is slower.")
+    made = decided(WITH_OLD, seen(), Gains(), over)
+    told = status.compute(WITH_OLD, seen(), made.scale, made.plan, made.plan_hash, NOW, judgement=over)
+    assert canary.candidate(td(told.dump()), seen()) is None
+
+
+def test_a_draft_of_another_model_or_beside_one_named_by_hand_is_not_tried() -> None:
+    assert canary.candidate(WITH_OLD, seen(drafts=(draft("other", target="sha256:cd"),))) is None
+    by_hand = td(used(OLD), speculation={"draftRef": {"name": "mine"}})
+    assert canary.candidate(by_hand, seen()) is None
+
+
+def test_a_draft_that_was_named_by_hand_stays_in_use_as_drafts_are_trained_and_is_not_told_to_be_gone() -> (
+    None
+):
+    mine = replace(draft("mine"), deployment=None)
+    it = td(used(mine))
+    there, gone = observed_with(it, mine), observed_with(it)
+    assert there.draft == mine
+    assert gone.draft == replace(mine, gone=True, created=0.0)
+
+    def said(observed: Observed) -> str:
+        made = decided(it, observed, Gains(), None)
+        told = status.compute(it, observed, made.scale, planned(it), STABLE, NOW)
+        ready = told.condition(ConditionType.DRAFT_READY)
+        assert ready is not None
+        return ready.reason
+
+    assert (said(there), said(gone)) == ("Loading", "NotFound")
