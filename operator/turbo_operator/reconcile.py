@@ -37,7 +37,7 @@ from turbo_operator.api import (
 from turbo_operator.cache import Cache, HeldChild, Key, controller
 from turbo_operator.decision import Decision, Manifest, decide, restored, status_of
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
-from turbo_operator.observed import Observed
+from turbo_operator.observed import ChildView, Observed
 from turbo_operator.observing import observe
 from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
@@ -231,17 +231,23 @@ class Reconciler:
         places.add(("Job", keep or ""))
         for place, child in held.items():
             if place not in places:
-                await self._api.delete(CHILDREN[place[0]], key.namespace, child.view.name, child.view.uid)
-                self._cache.deleted(key, child.view)
-                log.info("removed", extra={"object": str(key), "kind": place[0], "child": place[1]})
+                await self._remove(key, child.view)
+
+    async def _remove(self, key: Key, child: ChildView) -> None:
+        await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
+        self._cache.deleted(key, child)
+        log.info("removed", extra={"object": str(key), "kind": child.kind, "child": child.name})
 
     async def _write_training(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
         """Make the Job that trains, or the TurboDraft of one that is done; the answer tells a refusal."""
         job, made = decision.training_job, decision.step.made
+        there = self._cache.children(key, td.metadata.uid).get(_place(job)) if job is not None else None
         try:
-            if job is not None:
+            if job is not None and there is None:
                 await self._look_for_strangers(key, td, [job])
                 await self._apply(key, job, None, set())
+            elif job is not None and there is not None and there.view.applied_hash != _hash(job):
+                await self._remove(key, there.view)  # none of its pods has run: the next look makes it anew
             if made is not None:
                 await trained.publish(self._api, td, made)
         except RefusedError as error:
