@@ -206,7 +206,7 @@ class Reconciler:
             broken = error
         new = status_of(td, observed, decision, now, refused)
         gauges.show(key, observed, decision.plan, decision.scale, now)
-        gauges.show_training(key, td.status.training, new.training, observed.trainings)
+        gauges.show_training(key, new.training, observed.trainings)
         await self._write_status(key, body, new)
         if broken is not None:
             raise broken
@@ -320,6 +320,7 @@ class Reconciler:
             self._cache.put_deployment(await self._api.apply_status(DEPLOYMENTS, wanted))
         except GoneError:  # deleted meanwhile: its event is on its way
             return
+        gauges.count_training(key, (body.get("status") or {}).get("training"), new.training)
         ready = new.condition(ConditionType.READY)
         if ready is not None:
             said = {"ready": ready.status, "reason": ready.reason, "why": ready.message}
