@@ -73,6 +73,10 @@ class Reconciler:
         self._rooms = Plans(settings.resync_seconds)  # for trainings
         self._memories = Memories()
 
+    def answers(self, key: Key) -> list[Plan]:
+        """What another count of the cluster may outdate: the plan, and what a waiting training was told."""
+        return [plan for plans in (self.plans, self._rooms) if (plan := plans.last(key)) is not None]
+
     async def reconcile(self, key: Key) -> float | None:
         """One look; the seconds until the next. Raises KubeError for what only time can mend."""
         body = self._cache.deployment(key)
@@ -140,6 +144,7 @@ class Reconciler:
         """What the training of a draft comes to; only one that is due asks the planner."""
         step = training.decide(td, observed, plan, None, now)
         if step.asks is None or observed.model is None:
+            self._rooms.forget(key)
             return step
         question = training.question(td, observed, observed.model.shape, step.asks)
         answer = await self._rooms.answered(key, question, edition, now)
