@@ -1,4 +1,4 @@
-"""Order only: observe -> plan -> scale -> rollout -> render -> apply -> status.
+"""Order only: observe -> plan -> gains, canary -> training -> scale -> rollout -> render -> apply -> status.
 
 One read phase, one decision, one write phase. Level-triggered: nothing is remembered between two looks that
 the cluster does not hold, so a process that dies anywhere is continued by the next one. Deletion is the
