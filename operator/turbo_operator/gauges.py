@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from turbo_operator.api import CapacityType, Provenance, TrainingStatus
+from turbo_operator.api import CapacityType, Provenance, TrainingReason, TrainingStatus
 from turbo_operator.cache import Key
 from turbo_operator.observed import Observed, TrainPod
 from turbo_operator.planned import Plan, Predicted
@@ -76,6 +77,7 @@ NODE_GPU_HOURLY_COST = Gauge(
 
 _BY_LOAD = (COST_PER_HOUR, COST_PER_MILLION_TOKENS, TOKENS_PER_SECOND)
 _BY_OBJECT = (GAIN, DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, TRAINING_SPENT)
+ENDS = (TrainingReason.TRAINED, TrainingReason.OVER_BUDGET, TrainingReason.TRAINING_FAILED)
 _stages: dict[Key, set[str]] = {}  # that a gauge is set for
 
 
@@ -99,10 +101,8 @@ def show(key: Key, observed: Observed, plan: Plan | None, scale: Scale, now: flo
         _set(gauge, (key.namespace, key.name) if load is None else (key.namespace, key.name, load), value)
 
 
-def show_training(
-    key: Key, old: TrainingStatus | None, new: TrainingStatus | None, pods: Sequence[TrainPod]
-) -> None:
-    """Set how far a training is and what it has cost, and count one that has ended since `old`."""
+def show_training(key: Key, new: TrainingStatus | None, pods: Sequence[TrainPod]) -> None:
+    """Set how far a training is and what it has cost."""
     place = (key.namespace, key.name)
     told = next((pod.progress for pod in pods if pod.runs and pod.progress), None)
     stage = "" if told is None else told.stage[:40]
@@ -112,9 +112,13 @@ def show_training(
         _stages[key] = {stage}
         _set(TRAINING_PROGRESS, (*place, stage), told.done / told.total if told.total > 0 else 0.0)
     _set(TRAINING_SPENT, place, float(new.spent) if new is not None and new.spent else None)
-    last = None if old is None else (old.number, old.result)
+
+
+def count_training(key: Key, old: Mapping[str, Any] | None, new: TrainingStatus | None) -> None:
+    """Count one that has ended since `old`, which the status held before `new` was written there."""
+    last = None if old is None else (old.get("number"), old.get("result"))
     if new is not None and new.work and new.result and last != (new.number, new.result):
-        TRAININGS.labels(*place, new.result).inc()
+        TRAININGS.labels(key.namespace, key.name, new.result).inc()
 
 
 def forget(key: Key) -> None:
@@ -126,6 +130,8 @@ def forget(key: Key) -> None:
             _set(gauge, (key.namespace, key.name, load), None)
     for gauge in _BY_OBJECT:
         _set(gauge, (key.namespace, key.name), None)
+    for result in ENDS:
+        _remove(TRAININGS, (key.namespace, key.name, result))
 
 
 def show_prices(before: Stock, after: Stock) -> None:
@@ -152,8 +158,12 @@ def _prices(stock: Stock) -> dict[tuple[str, str], Decimal]:
 def _set(gauge: Gauge, labels: tuple[str, ...], value: Decimal | float | None) -> None:
     if value is not None:
         gauge.labels(*labels).set(float(value))
-        return
+    else:
+        _remove(gauge, labels)
+
+
+def _remove(metric: Gauge | Counter, labels: tuple[str, ...]) -> None:
     try:
-        gauge.remove(*labels)
+        metric.remove(*labels)
     except KeyError:  # was not there
         return

@@ -56,7 +56,7 @@ class Operator:
             reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)
         )
         self.plans = reconciler.plans
-        self.inventory = Inventory(self.ledger, self.cache, api, self.plans.last, self._replan)
+        self.inventory = Inventory(self.ledger, self.cache, api, reconciler.answers, self._replan)
         self.followers = [Follower(api, self.ledger, *place) for place in places(settings, FOLLOWED)]
         self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)

@@ -148,6 +148,7 @@ class ChildView:
     complete: bool = False  # Jobs
     message: str | None = None  # ReplicaFailure or Job failure, as Kubernetes says it
     reason: str | None = None  # of a Job that failed
+    ended: float | None = None  # of a Job: when it failed or was complete, in seconds since the epoch
 
     @property
     def is_over_quota(self) -> bool:
@@ -189,6 +190,8 @@ class TrainPod:
     message: str | None = None  # what its container left, or what Kubernetes says of the reason
     started: float | None = None  # when its container began and ended, in seconds since the epoch
     ended: float | None = None
+    pending_since: float | None = None  # of a pod that no node has taken yet
+    placed_since: float | None = None  # when a node took it
     terminating: bool = False
     accelerator: str | None = None  # as of a serving pod
     accelerators: int = 1
@@ -216,5 +219,5 @@ class Observed:
     drafts: tuple[DraftView, ...] = ()  # candidates of this TurboDeployment, oldest first
     gain: float | None = None  # of what serves over no drafts, measured under load; None: not known
     trainings: tuple[TrainPod, ...] = ()  # pods that train a draft
-    # `supply` for what takes nobody's place; None where no draft is trained.
+    # `supply` for a training, which takes no serving pod's place; None where no draft is trained.
     free: Mapping[str, Supply] | None = None

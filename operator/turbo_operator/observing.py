@@ -23,13 +23,15 @@ def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment, now: fl
     """
     observed = cache.observe(key, td.metadata.uid)
     facts, error = inspect.read(td, observed.children, cache.inspect_pods(key))
-    supply = supply_of(ledger.stock, Owner(key.namespace, key.name), td.spec.template)
-    for name, until in exhausted(td, observed.pods, now).items():
-        if name in supply:
-            supply[name] = dataclasses.replace(supply[name], exhausted_until=until)
+    owner = Owner(key.namespace, key.name)
+    supply = supply_of(ledger.stock, owner, td.spec.template)
     free = None
-    if td.spec.speculation.training is not None:  # what serves is no room for it
-        free = supply_of(ledger.stock, Owner(key.namespace, ""), td.spec.template)
+    if td.spec.speculation.training is not None:
+        free = supply_of(ledger.stock, owner.trainer, td.spec.template)
+    for name, until in exhausted(td, observed.pods, now).items():
+        for each in (supply, free):
+            if each is not None and name in each:
+                each[name] = dataclasses.replace(each[name], exhausted_until=until)
     return dataclasses.replace(
         observed,
         supply=supply,

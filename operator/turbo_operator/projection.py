@@ -60,6 +60,7 @@ def child(body: Mapping[str, Any]) -> ChildView:
         complete=kind == "Job" and _holds(status, "Complete"),
         message=message,
         reason=reason if failed else None,
+        ended=_since(status, "Failed" if failed else "Complete", "True") if kind == "Job" else None,
     )
 
 
@@ -186,8 +187,10 @@ def train_pod(body: Mapping[str, Any]) -> TrainPod:
         exit_code=exit_code,
         reason=reason,
         message=message,
-        started=epoch(began) if began else None,
+        started=(epoch(began) or None) if began else None,  # 1970 is of a container that never began
         ended=epoch(stamp) if end and (stamp := end.get("finishedAt")) else None,
+        pending_since=_pending_since(body),
+        placed_since=_since(status, "PodScheduled", "True"),
         terminating="deletionTimestamp" in meta,
         accelerator=labels.get(LABEL_ACCELERATOR),
         accelerators=_count(labels),

@@ -1,4 +1,4 @@
-"""Order only: observe -> plan -> scale -> rollout -> render -> apply -> status.
+"""Order only: observe -> plan -> gains, canary -> training -> scale -> rollout -> render -> apply -> status.
 
 One read phase, one decision, one write phase. Level-triggered: nothing is remembered between two looks that
 the cluster does not hold, so a process that dies anywhere is continued by the next one. Deletion is the
@@ -37,7 +37,7 @@ from turbo_operator.api import (
 from turbo_operator.cache import Cache, HeldChild, Key, controller
 from turbo_operator.decision import Decision, Manifest, decide, restored, status_of
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
-from turbo_operator.observed import Observed
+from turbo_operator.observed import ChildView, Observed
 from turbo_operator.observing import observe
 from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
@@ -72,6 +72,10 @@ class Reconciler:
         self.plans = Plans(settings.resync_seconds)
         self._rooms = Plans(settings.resync_seconds)  # for trainings
         self._memories = Memories()
+
+    def answers(self, key: Key) -> list[Plan]:
+        """What another count of the cluster may outdate: the plan, and what a waiting training was told."""
+        return [plan for plans in (self.plans, self._rooms) if (plan := plans.last(key)) is not None]
 
     async def reconcile(self, key: Key) -> float | None:
         """One look; the seconds until the next. Raises KubeError for what only time can mend."""
@@ -141,6 +145,7 @@ class Reconciler:
         """What the training of a draft comes to; only one that is due asks the planner."""
         step = training.decide(td, observed, plan, None, now)
         if step.asks is None or observed.model is None:
+            self._rooms.forget(key)
             return step
         question = training.question(td, observed, observed.model.shape, step.asks)
         answer = await self._rooms.answered(key, question, edition, now)
@@ -212,7 +217,7 @@ class Reconciler:
             broken = error
         new = status_of(td, observed, decision, now, refused)
         gauges.show(key, observed, decision.plan, decision.scale, now)
-        gauges.show_training(key, td.status.training, new.training, observed.trainings)
+        gauges.show_training(key, new.training, observed.trainings)
         await self._write_status(key, body, new)
         if broken is not None:
             raise broken
@@ -251,17 +256,23 @@ class Reconciler:
         places.add(("Job", keep or ""))
         for place, child in held.items():
             if place not in places:
-                await self._api.delete(CHILDREN[place[0]], key.namespace, child.view.name, child.view.uid)
-                self._cache.deleted(key, child.view)
-                log.info("removed", extra={"object": str(key), "kind": place[0], "child": place[1]})
+                await self._remove(key, child.view)
+
+    async def _remove(self, key: Key, child: ChildView) -> None:
+        await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
+        self._cache.deleted(key, child)
+        log.info("removed", extra={"object": str(key), "kind": child.kind, "child": child.name})
 
     async def _write_training(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
         """Make the Job that trains, or the TurboDraft of one that is done; the answer tells a refusal."""
         job, made = decision.training_job, decision.step.made
+        there = self._cache.children(key, td.metadata.uid).get(_place(job)) if job is not None else None
         try:
-            if job is not None:
+            if job is not None and there is None:
                 await self._look_for_strangers(key, td, [job])
                 await self._apply(key, job, None, set())
+            elif job is not None and there is not None and there.view.applied_hash != _hash(job):
+                await self._remove(key, there.view)  # none of its pods has run: the next look makes it anew
             if made is not None:
                 await trained.publish(self._api, td, made)
         except RefusedError as error:
@@ -334,6 +345,7 @@ class Reconciler:
             self._cache.put_deployment(await self._api.apply_status(DEPLOYMENTS, wanted))
         except GoneError:  # deleted meanwhile: its event is on its way
             return
+        gauges.count_training(key, (body.get("status") or {}).get("training"), new.training)
         ready = new.condition(ConditionType.READY)
         if ready is not None:
             said = {"ready": ready.status, "reason": ready.reason, "why": ready.message}

@@ -241,7 +241,7 @@ def test_a_draft_is_trained_tried_and_promoted_a_bad_one_turned_down_and_no_requ
         until(access, lambda now: _reason(now, "DraftReady") == "InUse", "all pods use it")
 
         folder = node.directory / "volumes" / "taught" / NAME
-        shutil.copytree(folder / "1", folder / "spoilt")
+        shutil.copytree(folder.parent / good["path"], folder / "spoilt")
         spoil(folder / "spoilt")
         (made,) = access.get("turbodrafts", *MINE)["items"]
         spec = {**made["spec"], "version": "spoilt"}

@@ -163,4 +163,6 @@ def test_a_draft_whose_pod_was_killed_five_times_is_the_one_that_was_left_in_pea
     assert stormy["digest"] == calm["digest"]
     assert stormy["version"] == calm["version"]
     assert stormy["evaluation"] == calm["evaluation"]
-    assert (stormy["location"]["path"], calm["location"]["path"]) == (f"{STORMY}/1", f"{CALM}/1")
+    for name, spec in ((STORMY, stormy), (CALM, calm)):
+        work = access.get("td", name, *MINE)["status"]["training"]["work"]
+        assert spec["location"]["path"] == f"{name}/1-{work}"

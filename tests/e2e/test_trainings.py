@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -85,6 +86,11 @@ def trained(cluster: Any, namespace: str) -> tuple[str, str]:
     return found["status"], found["reason"]
 
 
+def state(cluster: Any, namespace: str) -> dict[str, Any]:
+    found: dict[str, Any] = cluster.deployment(namespace)["status"].get("training") or {}
+    return found
+
+
 def change(cluster: Any, namespace: str, **training: Any) -> None:
     text = json.dumps({"spec": {"speculation": {"training": training}}})
     cluster.access.kubectl("patch", "td", "chat", "-n", namespace, "--type=merge", "-p", text)
@@ -96,7 +102,7 @@ def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment
     cluster.create_deployment(namespace, speculation={"training": TRAINING})
     pod = running_pod(cluster, namespace)
     cluster.until(lambda: trained(cluster, namespace) == ("False", "Training"), "the status says so")
-    before = jobs(cluster, namespace)
+    before, work = jobs(cluster, namespace), state(cluster, namespace)["work"]
     assert list(before) == ["chat-train-1"]
     cluster.until_ready(namespace)  # a pod that trains counts for no replica
 
@@ -108,7 +114,7 @@ def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment
     )
     assert made["spec"] == {
         "method": "TurboHeads",
-        "location": {"claimName": "drafts", "path": "chat/1"},
+        "location": {"claimName": "drafts", "path": f"chat/1-{work}"},
         "version": "chat-4f21c9aa",
         "digest": MADE.digest,
         "targetDigest": MODEL,
@@ -126,7 +132,7 @@ def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment
     assert "ownerReferences" not in made["metadata"]
     cluster.until(lambda: trained(cluster, namespace) == ("True", "Trained"), "the status says so")
     cluster.until(lambda: not jobs(cluster, namespace), "the Job is gone")
-    status = cluster.deployment(namespace)["status"]["training"]
+    status = state(cluster, namespace)
     assert (status["number"], status["result"]) == (1, "Trained")
     accelerator = json.loads(cluster.access.kubectl("get", "ta", status["accelerator"], "-o", "json"))
     assert status["costPerHour"] == accelerator["spec"]["pricing"]["perAcceleratorHour"]["onDemand"]
@@ -144,10 +150,11 @@ def test_one_that_failed_waits_for_a_change_and_one_that_runs_goes_where_it_is_d
     message = cluster.condition(cluster.deployment(namespace), "DraftTrained")["message"]
     assert "prompts.jsonl:3: write one object a line" in message
     cluster.until_ready(namespace)
+    assert list(jobs(cluster, namespace)) == ["chat-train-1"]  # with its logs
 
     change(cluster, namespace, answerTokens=64)
     cluster.until(lambda: list(jobs(cluster, namespace)) == ["chat-train-2"], "another one is trained")
-    running_pod(cluster, namespace)
+    cluster.until(lambda: "started" in state(cluster, namespace), "its pod is seen to run")
     uid = jobs(cluster, namespace)["chat-train-2"]
     change(cluster, namespace, answerTokens=32)
     cluster.until(
@@ -188,3 +195,29 @@ def test_a_draft_of_somebody_elses_under_its_name_is_left_alone_and_serving_goes
     cluster.until_ready(namespace)
     cluster.access.kubectl("delete", "turbodraft", "chat-draft-1", "-n", namespace)
     cluster.until(lambda: trained(cluster, namespace) == ("True", "Trained"), "it is made then")
+
+
+def made_anew(cluster: Any, namespace: str, before: dict[str, str]) -> bool:
+    after = jobs(cluster, namespace)
+    return list(after) == ["chat-train-1"] and after != before
+
+
+def test_a_job_that_cannot_start_makes_room_once_the_spec_is_mended(cluster: Any) -> None:
+    namespace = cluster.namespace("mended")
+    cluster.kubelet.refused.add("chat-train-")
+    try:
+        cluster.start(namespace)
+        cluster.create_deployment(namespace, speculation={"training": TRAINING})
+        cluster.until(lambda: list(jobs(cluster, namespace)) == ["chat-train-1"], "there is a Job")
+        for mended in (
+            {"template": {"imagePullSecrets": [{"name": "right"}]}},
+            {"speculation": {"training": {"prompts": {"configMapRef": {"name": "right"}}}}},
+        ):
+            before = jobs(cluster, namespace)
+            text = json.dumps({"spec": mended})
+            cluster.access.kubectl("patch", "td", "chat", "-n", namespace, "--type=merge", "-p", text)
+            is_another = partial(made_anew, cluster, namespace, before)
+            cluster.until(is_another, "another Job of its name is there")
+    finally:
+        cluster.kubelet.refused.clear()
+    running_pod(cluster, namespace)

@@ -94,17 +94,21 @@ def test_a_training_is_told_while_it_runs_and_counted_once_when_it_ends() -> Non
 
     begun = TrainingStatus(number=1, work="a", spec_hash="b", spent="0.25")
     runs = TrainPod("t", "chat-train-1", "Running", progress=TrainingProgress("answers", 1, 4, "prompts"))
-    gauges.show_training(KEY, None, begun, (runs,))
+    gauges.show_training(KEY, begun, (runs,))
     assert value("turbo_training_progress", stage="answers") == 0.25
     assert value("turbo_training_spent_dollars") == 0.25
     before = ended()
     done = begun.model_copy(update={"result": "Trained"})
-    gauges.show_training(KEY, begun, done, ())
-    gauges.show_training(KEY, done, done, ())
+    gauges.show_training(KEY, done, ())
+    for old, new in ((None, begun), (begun, done), (done, done), (done, None)):
+        gauges.count_training(KEY, None if old is None else old.dump(), new)
     assert ended() == before + 1
     assert value("turbo_training_progress", stage="answers") is None
     gauges.forget(KEY)
     assert value("turbo_training_spent_dollars") is None
+    assert value("turbo_trainings_total", result="Trained") is None
+    gauges.count_training(KEY, begun.dump(), done)
+    assert ended() == 1
 
 
 def test_a_pod_that_trains_is_paid_for_while_it_runs() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +15,7 @@ from turbo_operator.api import CapacityType, TurboDeployment, parse, quantity
 from turbo_operator.catalog import catalogue, shapes
 from turbo_operator.observed import Accelerator, LoadSample, Observed, PodView
 from turbo_operator.planning.question import answer, plan_of
+from turbo_operator.render.training import SCRIPT
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_runtime.contract import Load, ModelFacts
@@ -169,11 +171,13 @@ def test_a_training_is_told_what_is_served_and_where_prompts_and_drafts_are() ->
     spec = training_of("trained-on-a-configmap")
     pod = spec["template"]["spec"]
     (container,) = pod["containers"]
-    assert container["command"] == ["turbo", "distill"]
+    folder = container["command"][-1]
+    assert re.fullmatch("/drafts/drafts/trained-on-a-configmap/1-[0-9a-f]{8}", folder)
+    assert container["command"] == ["sh", "-c", SCRIPT, folder]
     assert container["args"] == [
         "/models/chat",
         "--prompts=/prompts/prompts.jsonl",
-        "--out=/drafts/drafts/trained-on-a-configmap/1",
+        f"--out={folder}",
         "--domain=trained-on-a-configmap",
         "--max-tokens=256",
         "--device=cpu",

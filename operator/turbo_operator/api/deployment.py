@@ -198,7 +198,7 @@ class TurboDeploymentSpec(Record):
     drain: Drain = Field(default_factory=Drain)
     """How a pod leaves."""
     suspend: Annotated[bool, Field(strict=True)] = False
-    """True removes all pods and keeps the object, its Service and its plan."""
+    """True removes all pods, one that trains too, and keeps the object, its Service and its plan."""
     template: Template | None = None
     """A small overlay on the serving pods."""
 

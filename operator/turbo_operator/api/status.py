@@ -240,11 +240,17 @@ class TrainingStatus(StatusRecord):
     number: _Count
     """Counts trainings; it is in the name of the Job, the folder and the TurboDraft."""
     work: _Name
-    """Hash of what decides the draft: another one is another training."""
+    """Hash of what decides the draft, in the name of its folder: another one is another training."""
     spec_hash: _Name
     """Hash of spec.speculation.training as it was when this one was last begun or ended."""
+    target_digest: _Name | None = None
+    """Of the model that it is for."""
     accelerator: _Name | None = None
     """The TurboAccelerator it runs on."""
+    passed_over: Annotated[tuple[_Name, ...], Field(max_length=32)] = ()
+    """TurboAccelerators that its pod has waited for in vain, until one has run."""
+    started: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """When its first pod began to run (RFC 3339, UTC); absent until then."""
     cost_per_hour: _Name | None = None
     """Of that, in US dollars; absent where the price is not known."""
     spent: _Name | None = None

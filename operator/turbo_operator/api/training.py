@@ -73,8 +73,8 @@ class Trigger(Record):
     gain_below: (
         Annotated[Decimal, Amount('write a number above 0 as a string, like "1.30"', positive=True)] | None
     ) = None
-    """Train again once the measured gain of what serves has stayed below this for the window. Default: a
-    draft is trained once for each model."""
+    """Train again once the measured gain of what serves has stayed below this for the window; not while a
+    draft is yet to be tried. Default: a draft is trained once for each model."""
     window: Annotated[
         str,
         Text(
@@ -108,8 +108,8 @@ class Training(Record):
     enabled: Annotated[bool, Field(strict=True)] = True
     """False stops a training that runs and starts none; drafts stay."""
     pvc: DraftsClaim
-    """Where drafts are kept, in a folder of the deployment's name; with pods on several nodes a claim that
-    several may mount."""
+    """Where drafts are kept, in a folder of the deployment's name, whose folders with a number are the
+    operator's; with pods on several nodes a claim that several may mount."""
     prompts: Prompts
     """What the model is asked."""
     trigger: Trigger = Field(default_factory=Trigger)
@@ -119,7 +119,7 @@ class Training(Record):
     max_cost: (
         Annotated[Decimal, Amount('write US dollars as a string, like "5.00"', positive=True)] | None
     ) = None
-    """US dollars of one training at most. Default: no bound."""
+    """US dollars of one training at most, also of one that runs. Default: no bound."""
     domain: Annotated[str, Text(253)] | None = None
     """What the draft is for, in a word. Default: the deployment's name."""
     answer_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256

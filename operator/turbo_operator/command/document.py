@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_operator.command.question import Answer, Change
-from turbo_operator.command.words import signed, trained_on
+from turbo_operator.command.words import signed
 from turbo_operator.planned import Choice, Plan, Predicted, Rejected
 from turbo_operator.planner import money
 
@@ -23,13 +23,12 @@ def as_document(answer: Answer) -> dict[str, Any]:
         "nearest": answer.plan.nearest and _rejected(answer.plan.nearest),
         "rejected": [_rejected(row) for row in answer.plan.rejected],
     }
-    wanted = answer.question.td.spec.speculation.training
-    if answer.training and wanted:
+    if answer.training:
         choice = answer.training.choice
         document["training"] = {
             "accelerator": choice and choice.accelerator.name,
             "costPerHour": choice and _dollars(choice.predicted.cost_per_hour),
-            "detail": trained_on(wanted, answer.training),
+            "detail": answer.training.detail,
         }
     if answer.changes:
         document["whatIf"] = [_change(change) for change in answer.changes]

@@ -93,7 +93,8 @@ def from_files(given: Given, nodes_file: str | None) -> Asked:
             asked.notes += _idle(found, td)
             owner = Owner(td.metadata.namespace, td.metadata.name)
             supply = None if stock is None else supply_of(stock, owner, td.spec.template)
-            observed = Observed(accelerators, supply)
+            free = None if stock is None else supply_of(stock, owner.trainer, td.spec.template)
+            observed = Observed(accelerators, supply, free=free)
             asked.questions.append(_question(given, found, found.body, td, observed, time.time()))
     return asked
 

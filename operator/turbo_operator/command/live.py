@@ -12,8 +12,9 @@ from turbo_operator.cache import Cache, Key
 from turbo_operator.catalog import as_row
 from turbo_operator.command.errors import BadInputError
 from turbo_operator.kube import Kube
-from turbo_operator.observed import Accelerator, Observed
+from turbo_operator.observed import Accelerator, DraftView, Observed
 from turbo_operator.observing import observe
+from turbo_operator.projection import draft
 from turbo_operator.stock.ledger import Ledger
 
 
@@ -48,7 +49,7 @@ def listed(context: str | None, namespaces: Iterable[str | None]) -> Cluster:
 
 async def _listed(context: str | None, namespaces: frozenset[str | None]) -> Cluster:
     async with kube.connect(context) as server:
-        for resource in (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR):
+        for resource in (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT):
             if not await server.serves(resource):
                 raise BadInputError(
                     f"the cluster does not know {resource.kind}: install the chart, or its CRDs, first."
@@ -75,6 +76,8 @@ async def _read_all(server: Kube, cluster: Cluster) -> None:
 async def _read_namespace(server: Kube, cluster: Cluster, namespace: str) -> None:
     for body in await _list(server, resources.TURBODEPLOYMENT, namespace):
         cluster.cache.put_deployment(body)
+    for body in await _list(server, resources.TURBODRAFT, namespace):
+        cluster.cache.drafts.put(body, _draft(body))
     for body in await _list(server, resources.QUOTA, namespace):
         cluster.ledger.put(resources.QUOTA.kind, body)
     for resource in resources.CHILDREN.values():
@@ -93,4 +96,11 @@ def _row(body: Mapping[str, Any]) -> Accelerator | None:
     try:
         return as_row(api.parse_accelerator(body))
     except api.InvalidObject:  # stored before a rule was: the operator passes it over too, and logs it
+        return None
+
+
+def _draft(body: Mapping[str, Any]) -> DraftView | None:
+    try:
+        return draft(api.parse_draft(body))
+    except api.InvalidObject:  # likewise
         return None

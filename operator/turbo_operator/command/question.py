@@ -11,8 +11,9 @@ from typing import Any
 from turbo_operator import api, training
 from turbo_operator.command import whatif
 from turbo_operator.command.errors import BadInputError
+from turbo_operator.command.words import trained_on
 from turbo_operator.observed import Observed
-from turbo_operator.planned import Plan, Weighed
+from turbo_operator.planned import Choice, Plan, Weighed
 from turbo_operator.planning.question import answer, frontier_of, plan_of
 from turbo_runtime.contract import ModelShape
 
@@ -35,8 +36,16 @@ class Answer:
 
     question: Question
     plan: Plan
-    training: Plan | None = None  # where spec.speculation.training asks for one
+    training: TrainedOn | None = None  # where one may begin
     changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedOn:
+    """What a training of the draft would run on."""
+
+    choice: Choice | None
+    detail: str  # a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +62,22 @@ def ask(question: Question, what_if: Sequence[str] = ()) -> Answer:
     """The plan, and those under each change; BadInputError where a change is no change or breaks a rule."""
     plan = _plan(question)
     changes = tuple(_change(question, plan, asked) for asked in what_if)
-    return Answer(question, plan, _training(question), changes)
+    return Answer(question, plan, _training(question, plan), changes)
 
 
-def _training(question: Question) -> Plan | None:
-    """As the operator asks once a training is due."""
-    wanted = question.td.spec.speculation.training
-    if wanted is None or not wanted.enabled:
+def _training(question: Question, plan: Plan) -> TrainedOn | None:
+    """As the operator asks once a training is due; None where none will begin."""
+    td, observed, serving = question.td, question.observed, plan.choice
+    wanted = td.spec.speculation.training
+    if wanted is None or not wanted.enabled or td.spec.suspend:
         return None
-    asked = training.question(question.td, question.observed, question.shape, wanted.accelerator or "")
-    return answer(asked, question.now)
+    if serving is None or serving.method == api.OFF:
+        return None
+    if wanted.trigger.gain_below is None and training.fitting(observed):
+        return None
+    ask = training.Ask(wanted.accelerator or "", training.dtype(serving))
+    found = answer(training.question(td, observed, question.shape, ask), question.now)
+    return TrainedOn(found.choice, trained_on(wanted, found))
 
 
 def _change(question: Question, base: Plan, asked: str) -> Change:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from turbo_operator.api import Provenance
 from turbo_operator.command.question import Answer, Change
-from turbo_operator.command.words import UNKNOWN, candidate, dollars, duration, rate, signed, trained_on
+from turbo_operator.command.words import UNKNOWN, candidate, dollars, duration, rate, signed
 from turbo_operator.planned import Choice, Plan, Predicted, Rejected
 from turbo_operator.planner import OFF
 from turbo_operator.planner.explain import count
@@ -64,9 +64,8 @@ def show(answer: Answer) -> None:
     left = len(plan.rejected[NUM_REJECTED:])
     if left:
         console.print(Text(f"  -o json also has {count(left, 'candidate')} more."))
-    wanted = question.td.spec.speculation.training
-    if answer.training and wanted:
-        console.print(Text(trained_on(wanted, answer.training)))
+    if answer.training:
+        console.print(Text(answer.training.detail))
     if answer.changes:
         _show_changes(console, plan, answer.changes)
 

@@ -19,17 +19,15 @@ from turbo_operator.api import (
     Training,
     TurboDeployment,
     label_value,
-    quantity,
 )
-from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.planner.memory import on_cpu
 from turbo_operator.render import drafts, source
 from turbo_operator.render.identity import labels, metadata, sealed
 from turbo_operator.render.inspection import TERMINATION_LOG
 from turbo_operator.render.pod import USER_ID, pod_spec, variables
-from turbo_operator.render.template import CPU, resources
+from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
-from turbo_operator.training import Begin, Made, draft_name, folder, job_name
+from turbo_operator.training import Begin, Made, draft_name, dtype, folder, job_name, threads
 from turbo_runtime.contract import PERMANENT_ERROR, PORT, PORT_NAME, ModelFacts
 from turbo_runtime.training_contract import DomainWorth
 
@@ -38,6 +36,11 @@ PROMPTS_PATH, PROMPTS_FILE = "/prompts", "prompts.jsonl"
 # Pods that may end badly, each followed by a pause of 10 s, doubled up to ten minutes; what is done stays so.
 RETRIES = 20
 GRACE_SECONDS = 30
+# What other trainings of a deployment of this name have left half done serves nobody, and tells prompts.
+SCRIPT = (
+    'for work in "${0%/*}"/[0-9]*/work; do [ "$work" = "$0/work" ] || rm -rf "$work"; done; '
+    'exec turbo distill "$@"'
+)
 
 
 def training_job(td: TurboDeployment, begin: Begin, facts: ModelFacts, settings: Settings) -> dict[str, Any]:
@@ -51,7 +54,7 @@ def training_job(td: TurboDeployment, begin: Begin, facts: ModelFacts, settings:
         "name": CONTAINER,
         "image": td.spec.engine.image or settings.runtime_image,
         "imagePullPolicy": settings.image_pull_policy,
-        "command": ["turbo", "distill"],
+        "command": ["sh", "-c", SCRIPT, _out(td, training, begin)],
         "args": _arguments(td, training, begin, facts),
         "env": [*source.environment(td), *variables(td)],
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
@@ -115,25 +118,28 @@ def training_job(td: TurboDeployment, begin: Begin, facts: ModelFacts, settings:
 def _arguments(td: TurboDeployment, training: Training, begin: Begin, facts: ModelFacts) -> list[str]:
     """Model, arithmetic and threads as served, so that answers are those that are served."""
     choice, serving = begin.choice, begin.serving
-    cpu = on_cpu(choice.accelerator)
-    cores = quantity(resources(td, choice)["limits"][CPU]) if cpu else quantity(DEVICE_POD_CORES)
     revision = (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None
     arguments = [
         source.argument(td),
         *([f"--revision={revision}"] if revision else []),
         f"--prompts={_prompts_path(td, training)}",
-        f"--out={drafts.CLAIM_PATH}/{training.pvc.claim_name}/{folder(td, begin.number)}",
+        f"--out={_out(td, training, begin)}",
         f"--domain={training.domain or td.metadata.name}",
         f"--max-tokens={training.answer_tokens}",
-        f"--device={'cpu' if cpu else 'cuda'}",
-        f"--dtype={'float32' if serving.dtype == 'float32' else 'bfloat16'}",
-        f"--threads={max(1, int(cores))}",
+        f"--device={'cpu' if on_cpu(choice.accelerator) else 'cuda'}",
+        f"--dtype={dtype(serving)}",
+        f"--threads={threads(td, choice.accelerator)}",
         f"--max-model-len={serving.max_model_len}",
         f"--progress-port={PORT}",
         f"--termination-message={TERMINATION_LOG}",
     ]
     # speeds of another machine than the one that serves say nothing
     return arguments if choice.accelerator.name == serving.accelerator.name else [*arguments, "--no-gain"]
+
+
+def _out(td: TurboDeployment, training: Training, begin: Begin) -> str:
+    """The folder of the artefact, as its container has it."""
+    return f"{drafts.CLAIM_PATH}/{training.pvc.claim_name}/{folder(td, begin.number, begin.work)}"
 
 
 def _prompts_path(td: TurboDeployment, training: Training) -> str:
@@ -146,13 +152,14 @@ def _prompts_path(td: TurboDeployment, training: Training) -> str:
 def _prompts(td: TurboDeployment, training: Training) -> tuple[dict[str, Any], dict[str, Any]]:
     """The volume of the prompts, and where its container has it."""
     mount = {"name": "prompts", "mountPath": PROMPTS_PATH, "readOnly": True}
-    prompts, kept = training.prompts, td.spec.capture
+    prompts = training.prompts
     if (ref := prompts.config_map_ref) is not None:
         items = [{"key": ref.key, "path": PROMPTS_FILE}]
         return {"name": "prompts", "configMap": {"name": ref.name, "items": items}}, mount
-    claim = prompts.pvc.claim_name if prompts.pvc else kept.pvc.claim_name if kept else ""
+    claim = prompts.pvc or (td.spec.capture.pvc if td.spec.capture else None)
+    assert claim is not None  # captured prompts ask for spec.capture, by a rule of the API's
     # Not read-only as a volume: the claim may be the one that drafts are written to.
-    return {"name": "prompts", "persistentVolumeClaim": {"claimName": claim}}, mount
+    return {"name": "prompts", "persistentVolumeClaim": {"claimName": claim.claim_name}}, mount
 
 
 def turbo_draft(td: TurboDeployment, training: Training, made: Made) -> dict[str, Any]:
@@ -168,7 +175,7 @@ def turbo_draft(td: TurboDeployment, training: Training, made: Made) -> dict[str
         },
         "spec": {
             "method": DraftMethod.TURBO_HEADS if facts.method == "heads" else DraftMethod.EAGLE3,
-            "location": {"claimName": training.pvc.claim_name, "path": folder(td, made.number)},
+            "location": {"claimName": training.pvc.claim_name, "path": folder(td, made.number, made.work)},
             "version": facts.version,
             "digest": facts.digest,
             "targetDigest": facts.target_digest,

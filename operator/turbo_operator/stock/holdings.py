@@ -47,9 +47,9 @@ def holding(body: Mapping[str, Any]) -> Holding | None:
         return None
     labels = meta.get("labels") or {}
     deployment = labels.get(LABEL_DEPLOYMENT)
-    trains = labels.get(LABEL_ROLE) == ROLE_TRAIN  # no new plan takes its place
+    owner = Owner(meta["namespace"], deployment) if deployment else None
     return Holding(
-        owner=Owner(meta["namespace"], deployment) if deployment and not trains else None,
+        owner=owner.trainer if owner and labels.get(LABEL_ROLE) == ROLE_TRAIN else owner,
         node=spec.get("nodeName") or None,
         requests=_effective(spec, "requests"),
         limits=_effective(spec, "limits"),

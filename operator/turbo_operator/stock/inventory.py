@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from turbo_operator import gauges
@@ -30,14 +30,16 @@ log = logging.getLogger(__name__)
 
 
 class Inventory:
-    """Keeps `ledger.stock` fresh. `plans` gives the last plan of a key, `wake` has a key looked at."""
+    """Keeps `ledger.stock` fresh. `plans` gives the planner's last answers on a key, `wake` has a key looked
+    at.
+    """
 
     def __init__(
         self,
         ledger: Ledger,
         cache: Cache,
         api: Kube,
-        plans: Callable[[Key], Plan | None],
+        plans: Callable[[Key], Sequence[Plan]],
         wake: Callable[[Key], None],
     ) -> None:
         self._ledger = ledger
@@ -59,8 +61,8 @@ class Inventory:
         gauges.show_prices(before, after)
         change = moved(before, after)
         for key in self._cache.all_keys() if change else ():
-            plan = self._plans(key)
-            if plan is not None and concerns(plan, Owner(key.namespace, key.name), change, after):
+            owner = Owner(key.namespace, key.name)
+            if any(concerns(plan, owner, change, after) for plan in self._plans(key)):
                 self._wake(key)
 
     async def run(self) -> None:

@@ -30,6 +30,11 @@ class Owner(NamedTuple):
     namespace: str
     name: str
 
+    @property
+    def trainer(self) -> Owner:
+        """Of its pods that train a draft: neither these nor those that serve are room for the other."""
+        return Owner(self.namespace, f"{self.name}/train")  # no object has such a name
+
 
 @dataclass(frozen=True, slots=True)
 class Node:

@@ -4,13 +4,16 @@ Everything is read from what the cluster holds: the TurboDeployment's status, th
 TurboDrafts. What decides is the same after a restart.
 """
 
-from turbo_operator.training.decide import chosen, decide
+from turbo_operator.training.decide import decide, fitting
+from turbo_operator.training.due import chosen
+from turbo_operator.training.machine import dtype, threads
 from turbo_operator.training.names import draft_name, folder, is_training_job, job_name
 from turbo_operator.training.progress import spelled
 from turbo_operator.training.question import planned_on, question
-from turbo_operator.training.step import Begin, Made, Step, Told
+from turbo_operator.training.step import Ask, Begin, Made, Step, Told
 
 __all__ = [
+    "Ask",
     "Begin",
     "Made",
     "Step",
@@ -18,10 +21,13 @@ __all__ = [
     "chosen",
     "decide",
     "draft_name",
+    "dtype",
+    "fitting",
     "folder",
     "is_training_job",
     "job_name",
     "planned_on",
     "question",
     "spelled",
+    "threads",
 ]

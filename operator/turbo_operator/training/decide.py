@@ -8,12 +8,10 @@ badly waits until the spec changes, so that nothing is paid twice for the same f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from turbo_operator.api import (
     DraftMethod,
-    PlanReason,
-    Training,
     TrainingReason,
     TrainingStatus,
     TurboDeployment,
@@ -21,13 +19,12 @@ from turbo_operator.api import (
     rfc3339,
 )
 from turbo_operator.observed import DraftView, Observed
-from turbo_operator.planned import Choice, Plan
-from turbo_operator.planner import OFF, money
+from turbo_operator.planned import Plan
+from turbo_operator.planner import OFF
 from turbo_operator.training import names, running
+from turbo_operator.training.due import Case, Served, anew, due
 from turbo_operator.training.progress import followed
-from turbo_operator.training.question import planned_on
-from turbo_operator.training.spending import LEAST_SECONDS, bought_seconds, over_budget
-from turbo_operator.training.step import Begin, Step, Told
+from turbo_operator.training.step import Step, Told
 
 
 def decide(
@@ -35,64 +32,59 @@ def decide(
 ) -> Step:
     """One look. `answer` is the planner's to the question that the step before it `asks`, None at first."""
     training, old = td.spec.speculation.training, td.status.training
+    name = names.job_name(td, old.number) if old is not None else ""
+    job = next((each for each in observed.children if (each.kind, each.name) == ("Job", name)), None)
+    pods = [pod for pod in observed.trainings if pod.job == name]
+    state = followed(old, pods, now, job.ended if job is not None else None) if old is not None else None
     if training is None or not training.enabled or td.spec.suspend:
-        state = None if old is None else followed(old, (), now)
+        if state is not None and state.result is not None:
+            state = state.model_copy(update={"spec_hash": ""})  # switched on again, it is tried again
         if training is None:
             return Step(state=state)
-        if state is not None and state.result == TrainingReason.TRAINING_FAILED:
-            state = state.model_copy(update={"spec_hash": ""})  # switched on again, it is tried again
         off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.enabled is false"
         message = f"{off}: nothing is trained, and drafts stay."
         return Step(Told("False", TrainingReason.TRAINING_DISABLED, message), state)
-    jobs = [child for child in observed.children if child.kind == "Job"]
-    job = max(
-        (child for child in jobs if names.is_training_job(td, child.name)),
-        key=lambda child: names.largest(f"{td.metadata.name}-train-", (child.name,)),
-        default=None,
-    )
-    if job is not None:
-        step = running.look(td, training, job, observed, now)
-        if step is not None:
-            return step
-    return _idle(_Case(td, training, observed, plan, answer, now, _settled(td, observed, old, now)))
+    choice = plan.choice if plan is not None else None
+    served = None
+    if observed.model is not None and choice is not None and choice.method != OFF:
+        served = Served(observed.model, choice)
+    if state is not None and state.result is None and _is_published(td, observed, state):
+        state = state.model_copy(update={"result": TrainingReason.TRAINED, "ended": rfc3339(now)})
+    it = Case(td, training, observed, answer, now, state)
+    if job is not None and state is not None and state.result is None:
+        if job.complete or job.failed or state.started is not None:
+            return running.look(training, job, state, pods, now)
+        waits = running.waits(job, state, pods, now)
+        return waits if served is None else anew(it, served, waits, pods)
+    step = _idle(it, served)
+    if step.begin is None and step.state is not None and step.state.result == TrainingReason.TRAINING_FAILED:
+        # with it stays what its pods have said
+        return replace(step, keep=names.job_name(td, step.state.number))
+    return step
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    td: TurboDeployment
-    training: Training
-    observed: Observed
-    plan: Plan | None
-    answer: Plan | None
-    now: float
-    state: TrainingStatus | None
-
-
-def _settled(
-    td: TurboDeployment, observed: Observed, old: TrainingStatus | None, now: float
-) -> TrainingStatus | None:
-    """What the status keeps of a training of which no Job is there: it is done where its draft is."""
-    if old is None or old.result is not None:
-        return old
-    state = followed(old, (), now)
-    if any(draft.name == names.draft_name(td, old.number) for draft in observed.drafts):
-        return state.model_copy(update={"result": TrainingReason.TRAINED, "ended": rfc3339(now)})
-    return state
-
-
-def _idle(it: _Case) -> Step:
-    """No Job is there: what it waits for, or the next one."""
-    observed, state, training = it.observed, it.state, it.training
-    serving = it.plan.choice if it.plan is not None else None
-    if observed.model is None or serving is None or serving.method == OFF:
-        message = "A draft is trained once the model is known and a plan that drafts is feasible."
-        return Step(Told("Unknown", TrainingReason.WAITING_FOR_PLAN, message), state)
-    fitting = [
+def fitting(observed: Observed) -> list[DraftView]:
+    """The drafts of the deployment that are for the model that is served, oldest first."""
+    digest = observed.model.digest if observed.model is not None else None
+    return [
         draft
         for draft in observed.drafts
-        if draft.target_digest == observed.model.digest and draft.method == DraftMethod.TURBO_HEADS
+        if draft.target_digest == digest and draft.method == DraftMethod.TURBO_HEADS
     ]
-    since = _below_since(it, fitting)
+
+
+def _is_published(td: TurboDeployment, observed: Observed, state: TrainingStatus) -> bool:
+    return any(draft.name == names.draft_name(td, state.number) for draft in observed.drafts)
+
+
+def _idle(it: Case, served: Served | None) -> Step:
+    """No Job is there that is not over: what is waited for, or the next one."""
+    observed, state, training = it.observed, it.state, it.training
+    if served is None:
+        message = "A draft is trained once the model is known and a plan that drafts is feasible."
+        return Step(Told("Unknown", TrainingReason.WAITING_FOR_PLAN, message), state)
+    drafts = fitting(observed)
+    since = _below_since(it, drafts)
     if state is None and since is not None:  # somebody else's candidate, whose gain is to be remembered
         state = TrainingStatus(number=0, work="", spec_hash="", result=TrainingReason.TRAINED)
     if state is not None:
@@ -101,11 +93,11 @@ def _idle(it: _Case) -> Step:
     unfinished = state is not None and state.result is None
     measured = observed.gain is not None  # where nobody asks, nothing is paid for
     again = measured and since is not None and it.now - since >= training.trigger.window_seconds
-    if fitting and not again and not unfinished:
-        return Step(_trained(it, fitting[-1], since), state)
-    if (blocked := _blocked(it)) is not None:
+    if drafts and not again and not unfinished:
+        return Step(_trained(it, drafts[-1], since), state)
+    if (blocked := _blocked(it, served, drafts)) is not None:
         return Step(blocked, state)
-    if training.prompts.captured is not None and not fitting and not unfinished:
+    if training.prompts.captured is not None and not drafts and not unfinished:
         captured = sum(pod.load.load.captured or 0 for pod in observed.pods if pod.load)
         wanted = training.trigger.min_prompts
         if captured < wanted:
@@ -114,82 +106,51 @@ def _idle(it: _Case) -> Step:
                 f"spec.speculation.training.trigger.minPrompts asks for {wanted}: wait, or ask for less."
             )
             return Step(Told("False", TrainingReason.WAITING_FOR_PROMPTS, message), state)
-    return _due(it, observed.model.digest, serving)
+    return due(it, served)
 
 
-def _due(it: _Case, model_digest: str, serving: Choice) -> Step:
-    """The next Job, on what the planner chooses, as far as the money goes."""
-    td, training, old = it.td, it.training, it.state
-    work = names.work_hash(td, training, model_digest or "")
-    resumes = (
-        old is not None
-        and old.result in (None, TrainingReason.OVER_BUDGET)
-        and old.work == work
-        and (old.accelerator is None or old.accelerator in it.observed.accelerators)
-    )
-    if old is None or not resumes:
-        taken = names.largest(f"{td.metadata.name}-draft-", (draft.name for draft in it.observed.drafts))
-        number = 1 + max(taken, old.number if old else 0)
-        below = old.below_since if old else None
-        new = TrainingStatus(number=number, work=work, spec_hash="", below_since=below)
-    else:
-        new = old.model_copy(update={"result": None, "message": None, "ended": None})
-    new = new.model_copy(update={"spec_hash": names.spec_hash(training)})
-    # one that goes on does so where it was begun: another machine's threads and arithmetic make another draft
-    pinned = (new.accelerator if resumes else training.accelerator) or training.accelerator or ""
-    if it.answer is None:
-        message = "A training is due, and the planner looks for its accelerator."
-        return Step(Told("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message), old, asks=pinned)
-    found = chosen(training, it.answer)
-    if isinstance(found, Told):
-        return Step(found, old)
-    choice = planned_on(found, it.observed)
-    price = choice.predicted.cost_per_hour
-    name = choice.accelerator.name
-    new = new.model_copy(
-        update={
-            "accelerator": name,
-            "cost_per_hour": None if price is None else str(price),
-            "spent": None if price is None else (new.spent or "0"),
-        }
-    )
-    deadline = bought_seconds(training, new, it.now)
-    if deadline is not None and deadline < LEAST_SECONDS:
-        return over_budget(training, new, it.now)
-    began = "goes on" if resumes else "begins"
-    message = f"Training {new.number} {began} on {name}{'' if price is None else f' for {money(price)} $/h'}."
-    begin = Begin(new.number, choice, serving, deadline)
-    return Step(Told("False", TrainingReason.TRAINING, message), new, begin=begin)
-
-
-def _below_since(it: _Case, fitting: list[DraftView]) -> float | None:
-    """Since when the gain is below the bound, in seconds since the epoch; a new draft has its own time."""
+def _below_since(it: Case, drafts: list[DraftView]) -> float | None:
+    """Since when the gain is below the bound, in seconds since the epoch; a new draft has its own time, which
+    begins once it was tried: until then another one would only take its place.
+    """
     bound, gain = it.training.trigger.gain_below, it.observed.gain
-    if bound is None or not fitting or (gain is not None and gain >= bound):
+    if bound is None or not drafts or not _was_tried(it.td, drafts[-1]):
+        return None
+    if gain is not None and gain >= bound:
         return None
     since = epoch(it.state.below_since) if it.state and it.state.below_since else None
-    if since is not None and since < fitting[-1].created:
+    if since is not None and since < drafts[-1].created:
         since = None
     return it.now if since is None and gain is not None else since
 
 
-def _trained(it: _Case, draft: DraftView, since: float | None) -> Told:
+def _was_tried(td: TurboDeployment, draft: DraftView) -> bool:
+    """Whether it was promoted or turned down."""
+    judged = {(each.name, each.version) for each in td.status.turned_down}
+    if td.status.draft is not None:
+        judged.add((td.status.draft.name, td.status.draft.version))
+    return (draft.name, draft.version) in judged
+
+
+def _trained(it: Case, draft: DraftView, since: float | None) -> Told:
     message = f"TurboDraft {draft.name} was trained for the model that is served."
     if since is not None:
-        due = rfc3339(since + it.training.trigger.window_seconds)
+        at = rfc3339(since + it.training.trigger.window_seconds)
         message += (
             f" The measured gain is below {it.training.trigger.gain_below} since {rfc3339(since)}: "
-            f"if it stays there, another one is trained from {due} on."
+            f"if it stays there, another one is trained from {at} on."
         )
     return Told("True", TrainingReason.TRAINED, message)
 
 
-def _blocked(it: _Case) -> Told | None:
+def _blocked(it: Case, served: Served, drafts: list[DraftView]) -> Told | None:
     """What ended badly and waits for a change of the spec, or of captured prompts for a window to pass."""
     state, training = it.state, it.training
-    if state is None or state.result not in (TrainingReason.OVER_BUDGET, TrainingReason.TRAINING_FAILED):
+    if state is None or state.spec_hash != names.spec_hash(training):
         return None
-    if state.spec_hash != names.spec_hash(training):
+    if state.result == TrainingReason.TRAINED and not drafts and state.target_digest == served.model.digest:
+        return _of_no_use(it, state, served.model.digest)
+    if state.result not in (TrainingReason.OVER_BUDGET, TrainingReason.TRAINING_FAILED):
         return None
     retried = state.result == TrainingReason.TRAINING_FAILED and training.prompts.captured is not None
     since = epoch(state.ended) if retried and state.ended else None
@@ -198,20 +159,19 @@ def _blocked(it: _Case) -> Told | None:
     return Told("False", TrainingReason(state.result), state.message or "It left no message.")
 
 
-def chosen(training: Training, answer: Plan) -> Choice | Told:
-    """What the planner's answer says that a training runs on, or why on nothing."""
-    choice = answer.choice
-    if choice is not None:
-        if training.max_cost is None or choice.predicted.cost_per_hour is not None:
-            return choice
+def _of_no_use(it: Case, state: TrainingStatus, digest: str) -> Told:
+    """A draft was made for this very model, and none is there that fits: the next would fare no better."""
+    name, own = names.draft_name(it.td, state.number), it.td.metadata.name
+    made = next((draft for draft in it.observed.drafts if draft.name == name), None)
+    if made is not None:
         message = (
-            f"spec.speculation.training.maxCost is set and {choice.accelerator.name} has no "
-            f"{choice.capacity_type} price: write spec.pricing.perAcceleratorHour on that TurboAccelerator, "
-            "or leave maxCost out."
+            f"TurboDraft {name} was trained for the model {made.target_digest}, and {digest} is served. "
+            f"Where another one lies under its path now, delete ConfigMap {own}-model: it is inspected anew."
         )
-        return Told("False", TrainingReason.PRICE_UNKNOWN, message)
-    reason = {
-        PlanReason.NO_CAPACITY: TrainingReason.WAITING_FOR_ACCELERATOR,
-        PlanReason.PRICE_UNKNOWN: TrainingReason.PRICE_UNKNOWN,
-    }.get(PlanReason(answer.reason), TrainingReason.NO_ACCELERATOR)
-    return Told("False", reason, f"No accelerator can be had for a training. {answer.detail}")
+    else:
+        message = (
+            f"TurboDraft {name}, which was trained for the model that is served, is gone, cannot be read, or "
+            f"has lost its spec.deployment: apply it again, with spec.deployment: {own}."
+        )
+    message += " To train another one change spec.speculation.training, or switch enabled off and on."
+    return Told("False", TrainingReason.TRAINING_FAILED, message)

@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterable
 
 from turbo_operator.api import Training, TurboDeployment
+from turbo_operator.observed import Accelerator
+from turbo_operator.training.machine import threads
 from turbo_runtime.version import turbo_version
 
 
@@ -20,25 +22,27 @@ def draft_name(td: TurboDeployment, number: int) -> str:
     return f"{td.metadata.name}-draft-{number}"
 
 
-def folder(td: TurboDeployment, number: int) -> str:
-    """`NAME/NUMBER`, below the root of the claim of drafts."""
-    return f"{td.metadata.name}/{number}"
+def folder(td: TurboDeployment, number: int, work: str) -> str:
+    """`NAME/NUMBER-WORK`, below the root of the claim of drafts: folders outlive a TurboDeployment, and one
+    that was begun otherwise is of no use.
+    """
+    return f"{td.metadata.name}/{number}-{work}"
 
 
 def is_training_job(td: TurboDeployment, name: str) -> bool:
     """Whether a Job of that name trains."""
-    return number_in(f"{td.metadata.name}-train-", name) is not None
+    return _number_in(f"{td.metadata.name}-train-", name) is not None
 
 
-def number_in(prefix: str, name: str) -> int | None:
+def last_draft(td: TurboDeployment, names: Iterable[str]) -> int:
+    """The largest number of a TurboDraft among the names; 0 where there is none."""
+    return max((_number_in(f"{td.metadata.name}-draft-", name) or 0 for name in names), default=0)
+
+
+def _number_in(prefix: str, name: str) -> int | None:
     """The number that follows the prefix; None where none does."""
     rest = name.removeprefix(prefix)
     return int(rest) if name.startswith(prefix) and rest.isascii() and rest.isdecimal() else None
-
-
-def largest(prefix: str, names: Iterable[str]) -> int:
-    """The largest number that follows the prefix in one of the names; 0 where there is none."""
-    return max((number_in(prefix, name) or 0 for name in names), default=0)
 
 
 def spec_hash(training: Training) -> str:
@@ -46,23 +50,27 @@ def spec_hash(training: Training) -> str:
     return _hash(training.dump())
 
 
-def work_hash(td: TurboDeployment, training: Training, model_digest: str) -> str:
-    """Of what decides the draft: a folder that was begun by one is of no use to another, nor to another
-    version of Turbo, as `turbo distill` would say of it.
+def work_hash(
+    td: TurboDeployment, training: Training, model_digest: str, accelerator: Accelerator, dtype: str
+) -> str:
+    """Of what decides the draft, as far as the operator knows it, and of whose it is: a folder that was begun
+    by one is of no use to another, as `turbo distill` would say of it.
+
+    The version of Turbo is the image's, so the operator's own counts only where it brings the image. What
+    prompts say is not known; a TurboDeployment that is made again may well bring others under their name.
     """
-    resources = td.spec.template.resources if td.spec.template else None
     return _hash(
         [
+            td.metadata.uid,
             model_digest,
             training.prompts.dump(),
-            training.domain,
+            training.domain or td.metadata.name,
             training.answer_tokens,
-            training.accelerator,
             training.pvc.dump(),
-            td.spec.model.dtype,
-            td.spec.engine.image,
-            turbo_version(),
-            resources.dump() if resources else None,
+            accelerator.name,
+            threads(td, accelerator),
+            dtype,
+            td.spec.engine.image or turbo_version(),
         ]
     )
 

@@ -10,6 +10,7 @@ from turbo_operator.api import TrainingStatus, epoch, rfc3339
 from turbo_operator.observed import TrainPod
 from turbo_runtime.training_contract import TrainingProgress
 
+COUNTED_SECONDS = 600.0  # between two counts of what is paid, at most, while somebody looks
 _CENTS = Decimal("0.000001")  # of a dollar: a short training on cores costs less than a cent
 
 
@@ -28,27 +29,34 @@ def left(progress: TrainingProgress) -> str | None:
     return f"{minutes}m" if minutes < 120 else f"{math.ceil(minutes / 60)}h"
 
 
-def followed(state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> TrainingStatus:
-    """The state with how far its pods are and what they have cost.
+def followed(
+    state: TrainingStatus, pods: Sequence[TrainPod], now: float, job_ended: float | None = None
+) -> TrainingStatus:
+    """The state with how far its pods are and what they have cost; of one that is over as it is.
 
-    It changes with a stage, a tenth of one, or a pod that begins or ends to run: it is rarely written.
+    It changes with a stage, a tenth of one, ten minutes, or a pod that begins or ends to run: it is rarely
+    written. A pod that was gone before it was seen to end has run until its Job ended, and where that has not
+    until now, but no longer than it would go uncounted while somebody looks.
     """
-    running = [pod for pod in pods if pod.runs and pod.started is not None]
+    if state.result is not None:
+        return state
+    begun = [pod.started for pod in pods if pod.started is not None]
+    if begun and state.started is None:
+        state = state.model_copy(update={"started": rfc3339(min(begun)), "passed_over": ()})
+    runs = ((pod.started, pod.progress) for pod in pods if pod.runs and pod.started is not None)
+    began, progress = next(runs, (None, None))
     since = epoch(state.running_since) if state.running_since else None
-    if not running:
-        if since is None:
-            return state.model_copy(update={"progress": None, "left": None})
+    if since is not None and (began is None or began > since):
+        unseen = min(now, since + COUNTED_SECONDS) if job_ended is None else max(since, job_ended)
         ends = [pod.ended for pod in pods if pod.ended is not None and pod.ended >= since]
-        return _paid(state, since, max(ends, default=now)).model_copy(
-            update={"running_since": None, "progress": None, "left": None}
-        )
-    progress = running[0].progress
+        state, since = counted(state, max(ends, default=unseen)), None
+    if began is None:
+        return state.model_copy(update={"progress": None, "left": None})
     told = spelled(progress) if progress else state.progress
     if since is None:
-        began = min(pod.started for pod in running if pod.started is not None)
         state = state.model_copy(update={"running_since": rfc3339(began)})
-    elif told != state.progress:
-        state = _paid(state, since, now).model_copy(update={"running_since": rfc3339(now)})
+    elif told != state.progress or now - since >= COUNTED_SECONDS:
+        state = counted(state, now).model_copy(update={"running_since": rfc3339(now)})
     else:
         return state
     return state.model_copy(update={"progress": told, "left": left(progress) if progress else None})
@@ -56,13 +64,16 @@ def followed(state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> Tra
 
 def spent(state: TrainingStatus, now: float) -> Decimal:
     """US dollars until now, the pod that runs included; 0 where the price is not known."""
-    since = epoch(state.running_since) if state.running_since else now
-    return Decimal(_paid(state, since, now).spent or "0")
+    return Decimal(counted(state, now).spent or "0")
 
 
-def _paid(state: TrainingStatus, since: float, until: float) -> TrainingStatus:
-    if state.cost_per_hour is None:
+def counted(state: TrainingStatus, until: float) -> TrainingStatus:
+    """The state with all that was paid until then, and no pod that runs on."""
+    if state.running_since is None:
         return state
-    hours = Decimal(max(0.0, until - since)) / 3600
-    total = Decimal(state.spent or "0") + hours * Decimal(state.cost_per_hour)
-    return state.model_copy(update={"spent": str(total.quantize(_CENTS))})
+    update: dict[str, str | None] = {"running_since": None}
+    if state.cost_per_hour is not None:
+        hours = Decimal(max(0.0, until - epoch(state.running_since))) / 3600
+        total = Decimal(state.spent or "0") + hours * Decimal(state.cost_per_hour)
+        update["spent"] = str(total.quantize(_CENTS))
+    return state.model_copy(update=update)

@@ -6,10 +6,12 @@ will do.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from turbo_operator.api import (
     Accelerators,
+    DType,
     EngineType,
     Mode,
     Scaling,
@@ -21,6 +23,7 @@ from turbo_operator.observed import Accelerator, Observed
 from turbo_operator.planned import Choice
 from turbo_operator.planner.memory import GIB, on_cpu
 from turbo_operator.planning.question import Asked
+from turbo_operator.training.step import Ask
 from turbo_runtime.contract import ModelShape
 
 # Of `turbo distill` by its defaults: hidden states, and the logits of a step of 256 places over 8,192 tokens,
@@ -38,13 +41,15 @@ def training_bytes(shape: ModelShape) -> int:
     return _STATES + _LOGITS + _LEARNT_BYTES * layers
 
 
-def question(td: TurboDeployment, observed: Observed, shape: ModelShape, pinned: str) -> Asked:
-    """`pinned` is the only accelerator that will do, whether it has room or not; empty: the best of all."""
+def question(td: TurboDeployment, observed: Observed, shape: ModelShape, ask: Ask) -> Asked:
+    """As the planner is asked for one replica: it knows of no trainings."""
     spec = td.spec
     allowed = spec.accelerators or Accelerators()
-    names = (pinned,) if pinned else allowed.allowed
+    names = (ask.pinned,) if ask.pinned else allowed.allowed
+    dtype = DType.FLOAT32 if ask.dtype == "float32" else DType.BFLOAT16
     wanted = spec.model_copy(
         update={
+            "model": spec.model.model_copy(update={"dtype": dtype}),
             "engine": spec.engine.model_copy(update={"type": EngineType.TURBO}),
             "speculation": Speculation(mode=Mode.DISABLED),
             "accelerators": allowed.model_copy(
@@ -60,7 +65,13 @@ def question(td: TurboDeployment, observed: Observed, shape: ModelShape, pinned:
     )
     room = training_bytes(shape)
     catalogue = {name: _less(row, room) for name, row in observed.accelerators.items()}
-    return Asked(wanted, shape, catalogue, None if pinned else observed.free, None, {}, None)
+    free = observed.free
+    if free is not None:
+        free = {
+            name: replace(supply, exhausted_until=math.inf) if name in ask.passed_over else supply
+            for name, supply in free.items()
+        }
+    return Asked(wanted, shape, catalogue, None if ask.pinned else free, None, {}, None)
 
 
 def planned_on(choice: Choice, observed: Observed) -> Choice:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, rfc3339
-from turbo_operator.training.progress import spent
+from turbo_operator.training.progress import counted, spent
 from turbo_operator.training.step import Step, Told
 
 LEAST_SECONDS = 60  # that a Job must have: what is left of the money buys no less
@@ -33,4 +33,4 @@ def over_budget(training: Training, state: TrainingStatus, now: float) -> Step:
 def ended(state: TrainingStatus, reason: TrainingReason, message: str, now: float) -> Step:
     """It ended badly."""
     update = {"result": reason, "message": message, "ended": rfc3339(now), "progress": None, "left": None}
-    return Step(Told("False", reason, message), state.model_copy(update=update))
+    return Step(Told("False", reason, message), counted(state, now).model_copy(update=update))

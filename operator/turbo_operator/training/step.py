@@ -20,10 +20,20 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class Ask:
+    """What the planner is to choose."""
+
+    pinned: str  # the only accelerator that will do, whether it has room or not; empty: the best of all
+    dtype: str  # that it computes in
+    passed_over: tuple[str, ...] = ()  # accelerators of which no more is to be had than nodes have free
+
+
+@dataclass(frozen=True, slots=True)
 class Begin:
-    """A Job that is to be made."""
+    """A Job that shall be; one of its name that was rendered otherwise, of which no pod ran, makes room."""
 
     number: int
+    work: str  # hash of what decides the draft
     choice: Choice  # what it runs on; the memory is that of a training
     serving: Choice  # what the model is served as
     deadline_seconds: int | None  # that the money left buys; None: no bound
@@ -34,6 +44,7 @@ class Made:
     """A TurboDraft that is to be applied."""
 
     number: int
+    work: str
     facts: DraftFacts
 
 
@@ -43,7 +54,7 @@ class Step:
 
     told: Told | None = None
     state: TrainingStatus | None = None
-    asks: str | None = None  # the planner must choose: an accelerator's name, or empty for the best of all
+    asks: Ask | None = None
     begin: Begin | None = None
     keep: str | None = None  # the Job that stays; every other one that trains goes
     made: Made | None = None

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from turbo_dev.plan_files import answer, deployment, written
-from turbo_operator import cli
+from turbo_dev.plan_files import accelerator, answer, deployment, node, nodes_file, pod, written
+from turbo_dev.trainings import FACTS, NOW, draft, seen, td
+from turbo_operator import api, cli
+from turbo_operator.command.question import Question, ask
+from turbo_operator.observed import Observed
 
 
 def speculation(**training: Any) -> dict[str, Any]:
@@ -49,3 +53,33 @@ def test_nothing_is_told_where_none_is_asked_for(tmp_path: Path, capsys: pytest.
     document, shown = told(tmp_path, capsys, enabled=False)
     assert document is None
     assert "trained" not in shown
+
+
+def test_it_needs_room_on_the_nodes_of_a_file_beside_what_serves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = {"allowed": ["mine"]}
+    wanted = deployment(accelerators=mine, speculation=speculation())
+    file = written(tmp_path, accelerator("mine", "0.30"), wanted)
+    serves = pod("serves", "a", 1)
+    serves["metadata"] |= {"namespace": "default", "labels": {api.LABEL_DEPLOYMENT: "chat"}}
+    for gpus, name in ((2, "mine"), (1, None)):
+        nodes = nodes_file(tmp_path, node("a", gpus), serves)
+        assert cli.plan(["-f", file, "--nodes", nodes, "-o", "json"]) == 0
+        assert answer(capsys)["training"]["accelerator"] == name
+
+
+def explained(it: api.TurboDeployment, observed: Observed) -> bool:
+    """Whether a training is told of."""
+    return ask(Question({}, it, "model", FACTS.shape, observed, NOW)).training is not None
+
+
+def test_nothing_is_told_where_none_will_begin() -> None:
+    done = seen(drafts=(draft(),))
+    assert explained(td(), seen())
+    assert explained(td(), seen(drafts=(draft(target="sha256:other"),)))
+    assert not explained(td(), done)
+    assert explained(td(trigger={"gainBelow": "1.30"}), done)
+    assert not explained(td(spec={"suspend": True}), seen())
+    none = {name: dataclasses.replace(row, memory_bytes=1 << 20) for name, row in done.accelerators.items()}
+    assert not explained(td(), seen(accelerators=none))  # nor any plan to serve it

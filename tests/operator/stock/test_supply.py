@@ -271,8 +271,14 @@ def test_amounts_of_the_whole_pod_go_before_those_of_its_containers() -> None:
     assert held.requests == {"cpu": 4000, "memory": 1024 * 1000}
 
 
-def test_a_pod_that_trains_is_nobodys_so_that_no_plan_takes_its_place() -> None:
-    for role, owner in (("serving", MINE), ("train", None)):
+def test_what_serves_and_what_trains_are_no_room_for_each_other() -> None:
+    pods = [pod(2, owner=MINE), pod(owner=MINE.trainer), pod(owner=THEIRS.trainer)]
+    stock = take_stock(CATALOGUE, [node()], pods)
+    assert (free(stock), free(stock, MINE.trainer)) == ([6], [5])
+
+
+def test_a_pod_that_trains_is_told_by_its_role() -> None:
+    for role, owner in (("serving", MINE), ("train", MINE.trainer)):
         body = raw_pod(containers=[container(cpu="1")])
         labels = {"serving.turbo.dev/deployment": MINE.name, "serving.turbo.dev/role": role}
         body["metadata"] = {**body["metadata"], "namespace": MINE.namespace, "labels": labels}

@@ -5,104 +5,35 @@ from __future__ import annotations
 import json
 import random
 from dataclasses import replace
-from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from turbo_operator import training
-from turbo_operator.api import CapacityType, TrainingReason, TrainingStatus, TurboDeployment, parse, rfc3339
-from turbo_operator.catalog import shapes
-from turbo_operator.observed import (
-    Accelerator,
-    ChildView,
-    DraftView,
-    LoadSample,
-    NodeSupply,
-    Observed,
-    PodView,
-    Supply,
-    TrainPod,
+from turbo_dev.trainings import (
+    CORES,
+    HOUR,
+    L4,
+    LOAD,
+    MADE,
+    NOW,
+    ROOM,
+    began,
+    draft,
+    job,
+    look,
+    pending,
+    pod,
+    promoted,
+    ran,
+    reason,
+    seen,
+    td,
 )
-from turbo_operator.planned import Plan
-from turbo_operator.planning import question as planner_question
+from turbo_operator import training
+from turbo_operator.api import TrainingReason, TrainingStatus, rfc3339
+from turbo_operator.observed import ChildView, DraftView, LoadSample, NodeSupply, PodView, Supply, TrainPod
 from turbo_operator.training import names
-from turbo_runtime.contract import Load, ModelFacts
-from turbo_runtime.training_contract import DomainWorth, DraftFacts, MeasuredGain, TrainingProgress
-
-NOW = 1_800_000_000.0
-HOUR = 3600.0
-SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
-assert SHAPE is not None
-FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
-CORES = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
-L4 = Accelerator("l4", "nvidia.com/gpu", Decimal(1), 24 << 30, prices={CapacityType.ON_DEMAND: Decimal(1)})
-ROOM = {name: Supply((NodeSupply("n", 4, 4),)) for name in ("cpu", "l4")}
-WORTH = DomainWorth("chat", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),))
-MADE = DraftFacts("heads", "chat-1", "sha256:" + "1" * 64, "sha256:ab", "chat", 0, (WORTH,))
-LOAD = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False)
-
-
-def td(status: TrainingStatus | None = None, absent: bool = False, **asked: Any) -> TurboDeployment:
-    wanted = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}} | asked
-    spec: dict[str, Any] = {
-        "model": {"uri": "pvc://models/chat"},
-        "accelerators": {"allowed": ["cpu", "l4"]},
-        "capture": {"pvc": {"claimName": "kept"}},
-        "speculation": {} if absent else {"training": wanted},
-    }
-    return parse(
-        {
-            "apiVersion": "serving.turbo.dev/v1alpha1",
-            "kind": "TurboDeployment",
-            "metadata": {"name": "chat", "namespace": "team", "uid": "u", "generation": 1},
-            "spec": spec,
-            "status": {} if status is None else {"training": status.dump()},
-        }
-    )
-
-
-def seen(**more: Any) -> Observed:
-    facts = {"supply": ROOM, "free": ROOM, "model": FACTS} | more
-    return Observed({"cpu": CORES, "l4": L4}, **facts)
-
-
-def draft(number: int = 1, created: float = NOW, target: str = "sha256:ab") -> DraftView:
-    name = f"chat-draft-{number}"
-    return DraftView(name, "TurboHeads", "drafts", f"chat/{number}", "v", target, False, "d", "chat", created)
-
-
-def job(number: int = 1, **more: Any) -> ChildView:
-    return ChildView("Job", f"chat-train-{number}", f"uid-{number}", "hash", **more)
-
-
-def pod(name: str = "p", number: int = 1, **more: Any) -> TrainPod:
-    facts = {"phase": "Running", "ip": "10.0.0.9", "started": NOW - 60, "accelerator": "cpu"} | more
-    return TrainPod(name, f"chat-train-{number}", **facts)
-
-
-def look(it: TurboDeployment, observed: Observed, now: float = NOW) -> training.Step:
-    """As the reconcile does: the planner is asked where a step asks."""
-    plan: Plan | None = None
-    if observed.model is not None:
-        plan = planner_question.plan_of(it, observed.model.shape, observed, now)
-    step = training.decide(it, observed, plan, None, now)
-    if step.asks is None or observed.model is None:
-        return step
-    asked = training.question(it, observed, observed.model.shape, step.asks)
-    return training.decide(it, observed, plan, planner_question.answer(asked, now), now)
-
-
-def reason(step: training.Step) -> str:
-    assert step.told is not None
-    assert step.told.message.endswith((".", "!", "?")), step.told.message
-    return str(step.told.reason)
-
-
-def began(**asked: Any) -> TrainingStatus:
-    state = look(td(**asked), seen()).state
-    assert state is not None
-    return state
+from turbo_runtime.training_contract import TrainingProgress
 
 
 def test_the_first_training_begins_on_the_cheapest_that_has_room() -> None:
@@ -168,8 +99,8 @@ def test_captured_prompts_are_waited_for() -> None:
     assert look(td(**asked), seen(pods=pods(4, 6, -1))).begin is not None
 
 
-def test_the_job_runs_frozen_whatever_becomes_of_the_spec() -> None:
-    state = began()
+def test_a_job_that_has_run_is_frozen_whatever_becomes_of_the_spec() -> None:
+    state = ran()
     for changed in (td(state), td(state, answerTokens=64), td(state, accelerator="l4")):
         step = look(changed, seen(children=(job(),), trainings=(pod(),)))
         assert (step.keep, step.begin) == ("chat-train-1", None)
@@ -206,7 +137,7 @@ def test_a_draft_is_made_of_what_the_pod_told_and_the_job_goes_when_it_is_there(
     done = pod(phase="Succeeded", exit_code=0, message=MADE.to_json(), ended=NOW)
     step = look(td(state), seen(children=(job(complete=True),), trainings=(done,)))
     assert step.keep == "chat-train-1"
-    assert step.made == training.Made(1, MADE)
+    assert step.made == training.Made(1, state.work, MADE)
     step = look(td(step.state), seen(children=(job(complete=True),), trainings=(done,), drafts=(draft(),)))
     assert (step.keep, step.made, step.begin) == (None, None, None)
     assert reason(step) == "Trained"
@@ -232,12 +163,12 @@ def test_a_permanent_error_waits_for_another_spec_and_then_takes_another_folder(
     assert step.keep == "chat-train-1"  # until the status has it
     off = look(td(step.state, enabled=False), seen())
     assert (reason(off), look(td(off.state), seen()).begin is None) == ("TrainingDisabled", False)
-    for _ in range(3):
+    for _ in range(3):  # and its Job stays, with what its pods have said
         step = look(td(step.state), seen(children=(job(failed=True),)), NOW + 1000 * HOUR)
-        assert (reason(step), step.keep, step.begin) == ("TrainingFailed", None, None)
-    begun = look(td(step.state, answerTokens=64), seen()).begin
-    assert begun is not None
-    assert begun.number == 2
+        assert (reason(step), step.keep, step.begin) == ("TrainingFailed", "chat-train-1", None)
+    step = look(td(step.state, answerTokens=64), seen(children=(job(failed=True),)))
+    assert step.begin is not None
+    assert (step.begin.number, step.keep) == (2, None)
 
 
 def test_a_failure_on_captured_prompts_is_tried_again_after_a_window() -> None:
@@ -255,8 +186,8 @@ def test_a_failure_on_captured_prompts_is_tried_again_after_a_window() -> None:
 
 
 def test_over_budget_it_waits_and_goes_on_in_its_folder_with_what_a_higher_bound_leaves() -> None:
-    state = look(td(began(maxCost="0.04"), maxCost="0.04"), seen(children=(job(),), trainings=(pod(),))).state
-    late = seen(children=(job(failed=True, reason="DeadlineExceeded"),))
+    state = ran(maxCost="0.04")
+    late = seen(children=(job(failed=True, reason="DeadlineExceeded", ended=NOW + HOUR),))
     step = look(td(state, maxCost="0.04"), late, NOW + HOUR)
     assert reason(step) == "OverBudget"
     assert step.told is not None
@@ -272,8 +203,10 @@ def test_over_budget_it_waits_and_goes_on_in_its_folder_with_what_a_higher_bound
 def test_after_an_upgrade_what_was_half_done_begins_anew_in_another_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    state = began()
-    assert look(td(state), seen()).begin == look(td(), seen()).begin  # else it goes on under its number
+    state = ran()
+    on = look(td(state), seen()).begin  # else it goes on under its number
+    assert on is not None
+    assert on.number == 1
     monkeypatch.setattr(names, "turbo_version", lambda: "9.9.9")
     running = look(td(state), seen(children=(job(),), trainings=(pod(),)))
     anew = look(td(state), seen()).begin
@@ -295,10 +228,11 @@ def test_a_deadline_that_a_pod_only_waited_for_is_no_end() -> None:
 def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None:
     asked = {"trigger": {"gainBelow": "1.30", "window": "24h"}}
     done = began(**asked).model_copy(update={"result": "Trained"})
-    there = {"drafts": (draft(created=NOW - HOUR),)}
+    first, second = draft(created=NOW - HOUR), draft(2, NOW + 10 * HOUR)
+    there = {"drafts": (first,)}
 
     def after(hours: float, gain: float | None, state: TrainingStatus | None) -> training.Step:
-        return look(td(state, **asked), seen(**there, gain=gain), NOW + hours * HOUR)
+        return look(td(state, told=promoted(first), **asked), seen(**there, gain=gain), NOW + hours * HOUR)
 
     low = after(0, 1.1, done)
     assert reason(low) == "Trained"
@@ -313,8 +247,8 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
     begun = after(24, 1.1, low.state).begin
     assert begun is not None
     assert begun.number == 2
-    newer = seen(drafts=(draft(), draft(2, NOW + 10 * HOUR)), gain=1.1)
-    step = look(td(low.state, **asked), newer, NOW + 25 * HOUR)
+    newer = seen(drafts=(first, second), gain=1.1)
+    step = look(td(low.state, told=promoted(second), **asked), newer, NOW + 25 * HOUR)
     assert step.begin is None
     assert step.state is not None
     assert step.state.below_since == rfc3339(NOW + 25 * HOUR)
@@ -324,9 +258,10 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
 def test_a_candidate_that_somebody_else_has_trained_is_followed_like_our_own() -> None:
     asked = {"trigger": {"gainBelow": "1.30", "window": "24h"}}
     theirs = replace(draft(created=NOW - HOUR), name="by-hand")
-    low = look(td(**asked), seen(drafts=(theirs,), gain=1.1))
+    low = look(td(told=promoted(theirs), **asked), seen(drafts=(theirs,), gain=1.1))
     assert (reason(low), low.begin) == ("Trained", None)
-    begun = look(td(low.state, **asked), seen(drafts=(theirs,), gain=1.1), NOW + 24 * HOUR).begin
+    later = td(low.state, told=promoted(theirs), **asked)
+    begun = look(later, seen(drafts=(theirs,), gain=1.1), NOW + 24 * HOUR).begin
     assert begun is not None
     assert begun.number == 1
 
@@ -350,7 +285,8 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
     asked: dict[str, Any] = {"maxCost": "0.20", "trigger": {"gainBelow": "1.30", "window": "1h"}}
     now, gain = NOW, 1.5
     for _ in range(120):
-        it = td(status, **asked)
+        newest = max(drafts) if drafts else None
+        it = td(status, told=promoted(drafts[newest]) if newest else None, **asked)
         there = {"children": tuple(jobs.values()), "trainings": tuple(pods.values())}
         world = seen(**there, drafts=tuple(drafts.values()), gain=gain if drafts else None)
         step = look(it, world, now)
@@ -358,8 +294,9 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
         assert reason(step)
         if step.begin is not None:
             assert step.begin.number not in drafts
-            assert step.keep is None
-            jobs[step.begin.number] = job(step.begin.number)
+            if step.begin.number not in jobs:
+                assert step.keep is None
+                jobs[step.begin.number] = job(step.begin.number)
         kept = {step.keep, f"chat-train-{step.begin.number}" if step.begin else None}
         for gone in [n for n in jobs if f"chat-train-{n}" not in kept]:
             del jobs[gone]
@@ -378,6 +315,8 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
             if each.complete or each.failed:
                 if event < 0.1:
                     pods.pop(n, None)
+            elif event < 0.15 and n not in pods:
+                pods[n] = pending(now, number=n)
             elif event < 0.3:
                 pods[n] = pod(number=n, started=now)
             elif event < 0.4:

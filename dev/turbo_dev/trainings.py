@@ -1,0 +1,140 @@
+"""Trainings of drafts as tests see them: a TurboDeployment that asks for one, and what the cluster holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from turbo_operator import training
+from turbo_operator.api import CapacityType, TrainingStatus, TurboDeployment, parse
+from turbo_operator.catalog import shapes
+from turbo_operator.observed import (
+    Accelerator,
+    ChildView,
+    DraftView,
+    NodeSupply,
+    Observed,
+    Supply,
+    TrainPod,
+)
+from turbo_operator.planned import Plan
+from turbo_operator.planning import question as planner_question
+from turbo_runtime.contract import Load, ModelFacts
+from turbo_runtime.training_contract import DomainWorth, DraftFacts, MeasuredGain
+
+NOW = 1_800_000_000.0
+HOUR = 3600.0
+MODEL = "sha256:ab"
+SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
+assert SHAPE is not None
+FACTS = ModelFacts(SHAPE, MODEL, None, 270_000_000)
+CORES = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
+L4 = Accelerator("l4", "nvidia.com/gpu", Decimal(1), 24 << 30, prices={CapacityType.ON_DEMAND: Decimal(1)})
+ROOM = {name: Supply((NodeSupply("n", 4, 4),)) for name in ("cpu", "l4")}
+WORTH = DomainWorth("chat", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),))
+MADE = DraftFacts("heads", "chat-1", "sha256:" + "1" * 64, MODEL, "chat", 0, (WORTH,))
+LOAD = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False)
+
+
+def td(
+    status: TrainingStatus | None = None,
+    absent: bool = False,
+    spec: Mapping[str, Any] | None = None,
+    told: Mapping[str, Any] | None = None,
+    **asked: Any,
+) -> TurboDeployment:
+    """`spec` and `told` lie over the rest of spec and status, `asked` over spec.speculation.training."""
+    wanted = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}} | asked
+    written: dict[str, Any] = {
+        "model": {"uri": "pvc://models/chat"},
+        "accelerators": {"allowed": ["cpu", "l4"]},
+        "capture": {"pvc": {"claimName": "kept"}},
+        "speculation": {} if absent else {"training": wanted},
+    }
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat", "namespace": "team", "uid": "0b0b0b0b-1111", "generation": 1},
+            "spec": {**written, **(spec or {})},
+            "status": {**({} if status is None else {"training": status.dump()}), **(told or {})},
+        }
+    )
+
+
+def promoted(draft: DraftView) -> dict[str, Any]:
+    """A status in which a draft was promoted."""
+    facts = {"name": draft.name, "version": draft.version, "claimName": draft.claim_name, "path": draft.path}
+    return {"draft": {**facts, "targetDigest": draft.target_digest}}
+
+
+def seen(**more: Any) -> Observed:
+    """A cluster with room on both accelerators."""
+    facts: dict[str, Any] = {"accelerators": {"cpu": CORES, "l4": L4}, "model": FACTS}
+    return Observed(**(facts | {"supply": ROOM, "free": ROOM} | more))
+
+
+def draft(number: int = 1, created: float = NOW, target: str = MODEL) -> DraftView:
+    """What a training has made."""
+    name = f"chat-draft-{number}"
+    return DraftView(name, "TurboHeads", "drafts", f"chat/{number}", "v", target, False, "d", "chat", created)
+
+
+def job(number: int = 1, **more: Any) -> ChildView:
+    """The Job of a training."""
+    return ChildView("Job", f"chat-train-{number}", f"uid-{number}", "hash", **more)
+
+
+def pod(name: str = "p", number: int = 1, **more: Any) -> TrainPod:
+    """Its pod, which has run for a minute."""
+    facts: dict[str, Any] = {"phase": "Running", "ip": "10.0.0.9", "started": NOW - 60, "accelerator": "cpu"}
+    return TrainPod(name, f"chat-train-{number}", **(facts | more))
+
+
+def pending(since: float | None = None, placed: float | None = None, **more: Any) -> TrainPod:
+    """Its pod, which has not run: no node has taken it since then, or one has."""
+    facts: dict[str, Any] = {"phase": "Pending", "started": None, "ip": None}
+    if since is not None:
+        facts |= {"reason": "Unschedulable", "message": "0/3 nodes are available"}
+    return pod(**(facts | {"pending_since": since, "placed_since": placed} | more))
+
+
+def look(it: TurboDeployment, observed: Observed, now: float = NOW) -> training.Step:
+    """As the reconcile does: the planner is asked where a step asks."""
+    plan: Plan | None = None
+    if observed.model is not None:
+        plan = planner_question.plan_of(it, observed.model.shape, observed, now)
+    step = training.decide(it, observed, plan, None, now)
+    if step.asks is None or observed.model is None:
+        return step
+    asked = training.question(it, observed, observed.model.shape, step.asks)
+    return training.decide(it, observed, plan, planner_question.answer(asked, now), now)
+
+
+def reason(step: training.Step) -> str:
+    """What is told, in a word."""
+    message = told(step)
+    assert message.endswith((".", "!", "?")), message
+    assert step.told is not None
+    return str(step.told.reason)
+
+
+def told(step: training.Step) -> str:
+    """What is told, in a sentence."""
+    assert step.told is not None
+    return step.told.message
+
+
+def began(**asked: Any) -> TrainingStatus:
+    """The status of a training that has just begun, its Job not made yet."""
+    state = look(td(**asked), seen()).state
+    assert state is not None
+    return state
+
+
+def ran(**asked: Any) -> TrainingStatus:
+    """The status of one whose pod runs."""
+    state = look(td(began(**asked), **asked), seen(children=(job(),), trainings=(pod(),))).state
+    assert state is not None
+    return state

@@ -1,0 +1,57 @@
+"""What is read of Jobs and of pods that train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turbo_operator.api import GROUP, epoch
+from turbo_operator.observed import ChildView, TrainPod
+from turbo_operator.projection import child, pod
+
+AT, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
+
+
+def trains(state: dict[str, Any] | None = None, **status: Any) -> TrainPod:
+    containers = [] if state is None else [{"name": "train", "state": state}]
+    node = {} if status.get("phase") == "Pending" and state is None else {"nodeName": "n"}
+    seen = pod(
+        {
+            "metadata": {"name": "p", "creationTimestamp": AT, "labels": {f"{GROUP}/role": "train"}},
+            "spec": node,
+            "status": {"containerStatuses": containers, **status},
+        }
+    )
+    assert isinstance(seen, TrainPod)
+    return seen
+
+
+def placed(status: str) -> list[dict[str, Any]]:
+    return [{"type": "PodScheduled", "status": status, "lastTransitionTime": LATER}]
+
+
+def test_a_pod_that_trains_says_since_when_it_waits_for_a_node_and_since_when_it_has_one() -> None:
+    waits = trains(phase="Pending", conditions=placed("False"))
+    assert (waits.pending_since, waits.placed_since) == (epoch(LATER), None)
+    creating = {"waiting": {"reason": "ContainerCreating"}}
+    starts = trains(creating, phase="Pending", conditions=placed("True"))
+    assert (starts.pending_since, starts.placed_since) == (None, epoch(LATER))
+    assert (starts.reason, starts.started) == (None, None)
+
+
+def test_a_container_that_never_began_has_no_time_of_its_start() -> None:
+    never = {"exitCode": 128, "reason": "StartError", "startedAt": "1970-01-01T00:00:00Z", "finishedAt": AT}
+    ended = trains({"terminated": never}, phase="Failed")
+    assert (ended.exit_code, ended.started, ended.ended) == (128, None, epoch(AT))
+    ran = trains({"terminated": {"exitCode": 1, "startedAt": AT, "finishedAt": LATER}}, phase="Failed")
+    assert (ran.started, ran.ended) == (epoch(AT), epoch(LATER))
+
+
+def job(*conditions: str) -> ChildView:
+    held = [{"type": each, "status": "True", "lastTransitionTime": LATER} for each in conditions]
+    return child({"kind": "Job", "metadata": {"name": "j", "uid": "u"}, "status": {"conditions": held}})
+
+
+def test_a_job_says_when_it_was_over() -> None:
+    assert job().ended is None
+    assert (job("Complete").ended, job("Complete").complete) == (epoch(LATER), True)
+    assert (job("Failed").ended, job("Failed").failed) == (epoch(LATER), True)
