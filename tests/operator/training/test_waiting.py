@@ -165,7 +165,7 @@ def test_how_long_a_pod_has_been_starting_and_what_it_may_lack_is_told() -> None
     assert told(look(it, waits, NOW + 60)) == "Training 1: Pod p starts."
     late = told(look(it, waits, NOW + running.STARTING_SECONDS))
     assert late == told(look(it, waits, NOW + HOUR))  # the status is written once
-    assert f"starts since {rfc3339(NOW)}" in late
+    assert f"has been starting since {rfc3339(NOW)}" in late
     assert "kubectl describe pod p" in late
 
 
