@@ -50,7 +50,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="turbo-eagle3-") as scratch:
         work = options.work or Path(scratch)
         for domain in options.domains:
-            source = ["--prompts", DATA / f"{domain}.jsonl"]
+            source: list[str | Path] = ["--prompts", DATA / f"{domain}.jsonl"]
             source = ["--answers", options.answers / domain] if options.answers else source
             draft = _distilled(target, work / domain, domain, options.epochs, source)
             row: dict[str, Any] = {"domain": domain, "difference": _difference(draft, target, Path(scratch))}

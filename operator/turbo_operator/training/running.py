@@ -106,8 +106,8 @@ def _starting(pod: TrainPod, now: float) -> str:
     if pod.placed_since is None or now - pod.placed_since < STARTING_SECONDS:
         return f"Pod {pod.name} starts."
     return (
-        f"Pod {pod.name} has been starting since {rfc3339(pod.placed_since)}: a claim or ConfigMap that it mounts may "
-        f"be missing; kubectl describe pod {pod.name} says why. Once the spec is right another Job is made."
+        f"Pod {pod.name} has been starting since {rfc3339(pod.placed_since)}: a claim or ConfigMap that it "
+        f"mounts may be missing; kubectl describe pod {pod.name} says why. Once the spec is right another Job is made."
     )
 
 
