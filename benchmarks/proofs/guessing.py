@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from turbo_runtime.drafters.draft import Draft, Evidence, Want
 from turbo_runtime.drafters.drafters import Drafters
@@ -19,7 +19,9 @@ class Guessing(Drafters):
         self._answers, self._vocabulary, self._wrong = answers, vocabulary, wrong
         self._random = random.Random(seed)
 
-    def propose(self, wants: Sequence[Want], _least: float = 0.0, /) -> list[Draft]:
+    def propose(
+        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[str], bool] = bool, /
+    ) -> list[Draft]:
         """One draft for each want, as long as it may be."""
         return [self._draft(want) for want in wants]
 

@@ -23,6 +23,10 @@ class EveryDraft(Control):
         """How much of one draft is verified."""
         return proposed
 
+    def heads_pay(self, _heads: str) -> bool:
+        """Always."""
+        return True
+
     def to_draft(self, request_ids: Iterable[str]) -> set[str]:
         """Each request by itself."""
         return {name for name in request_ids if self.asks()}

@@ -66,7 +66,7 @@ def td(
 def promoted(draft: DraftView) -> dict[str, Any]:
     """A status in which a draft was promoted."""
     facts = {"name": draft.name, "version": draft.version, "claimName": draft.claim_name, "path": draft.path}
-    return {"draft": {**facts, "targetDigest": draft.target_digest}}
+    return {"draft": {**facts, "targetDigest": draft.target_digest, "digest": draft.digest}}
 
 
 def seen(**more: Any) -> Observed:

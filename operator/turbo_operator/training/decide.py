@@ -18,7 +18,7 @@ from turbo_operator.api import (
     epoch,
     rfc3339,
 )
-from turbo_operator.observed import DraftView, Observed
+from turbo_operator.observed import DraftView, Observed, identity
 from turbo_operator.planned import Plan
 from turbo_operator.planner import OFF
 from turbo_operator.training import names, running
@@ -126,10 +126,8 @@ def _below_since(it: Case, drafts: list[DraftView]) -> float | None:
 
 def _was_tried(td: TurboDeployment, draft: DraftView) -> bool:
     """Whether it was promoted or turned down."""
-    judged = {(each.name, each.version) for each in td.status.turned_down}
-    if td.status.draft is not None:
-        judged.add((td.status.draft.name, td.status.draft.version))
-    return (draft.name, draft.version) in judged
+    known = (*td.status.turned_down, td.status.draft)
+    return identity(draft) in {identity(each) for each in known if each is not None}
 
 
 def _trained(it: Case, draft: DraftView, since: float | None) -> Told:

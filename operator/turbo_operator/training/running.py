@@ -107,7 +107,8 @@ def _starting(pod: TrainPod, now: float) -> str:
         return f"Pod {pod.name} starts."
     return (
         f"Pod {pod.name} has been starting since {rfc3339(pod.placed_since)}: a claim or ConfigMap that it "
-        f"mounts may be missing; kubectl describe pod {pod.name} says why. Once the spec is right another Job is made."
+        f"mounts may be missing; kubectl describe pod {pod.name} says why. Once the spec is right another "
+        "Job is made."
     )
 
 

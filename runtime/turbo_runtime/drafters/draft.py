@@ -46,6 +46,7 @@ class Evidence(NamedTuple):
 
     source: str
     cell: Hashable  # of the source's calibration
+    lead: float = 1.0  # how much of its confidence no other source has in the same token
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from turbo_runtime.drafters.draft import Draft, Want
@@ -29,6 +29,7 @@ class Drafters:
         self._in_use = InUse() if in_use is None else in_use
         self._file = file
         self._suffix = Suffix() if suffix is None else suffix
+        self.heads_seconds: dict[str, float] = {}  # of the last proposal, of those that were asked
         self._guard()
 
     @property
@@ -85,19 +86,39 @@ class Drafters:
         """Read at most so many tokens of prompts and of answers to be remembered; how many it were."""
         return self._recent.attempt(lambda: self._suffix.read(most), 0)
 
-    def propose(self, wants: Sequence[Want], least: float = 0.0, /) -> list[Draft]:
+    def propose(
+        self, wants: Sequence[Want], least: float = 0.0, pays: Callable[[str], bool] = lambda _: True, /
+    ) -> list[Draft]:
         """One draft for each want, perhaps an empty one, which ends where less than `least` of it survives; a
-        pass for all that want the same.
+        pass for all that want the same. Heads, which take time, are asked where `pays` says so of them: see
+        `heads_of`.
         """
+        self.heads_seconds = {}
         drafts = [Draft()] * len(wants)
         groups: defaultdict[tuple[Drafting, str], list[int]] = defaultdict(list)
         for index, want in enumerate(wants):
             groups[self._drafter(want.drafting), self.name_of(want.name)].append(index)
         for (drafter, name), indices in groups.items():
-            proposed = propose(self._sources(drafter, name), [wants[index] for index in indices], least)
+            sources, heads = self._sources(drafter, name), self._heads.get(name)
+            own = self._version_of(name)
+            if heads in sources and not pays(own):
+                sources.remove(heads)
+            before = heads.seconds if heads is not None else 0.0
+            proposed = propose(sources, [wants[index] for index in indices], least)
+            if heads is not None and heads in sources:
+                self.heads_seconds[own] = self.heads_seconds.get(own, 0.0) + heads.seconds - before
             for index, draft in zip(indices, proposed, strict=True):
                 drafts[index] = replace(draft, name=name)
         return drafts
+
+    def heads_of(self, drafting: Drafting, draft: str) -> str:
+        """Which heads a request may be drafted for by, in a word that no others have; empty: by none."""
+        name = self.name_of(draft)
+        has_some = self._drafter(drafting) in ("auto", "heads") and name in self._heads
+        return self._version_of(name) if has_some else ""
+
+    def _version_of(self, name: str) -> str:
+        return f"{name} {self.versions[name]}"
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
         """What was committed where the draft was made for. The whole draft teaches, however little of it was

@@ -5,6 +5,7 @@ needed.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
@@ -24,11 +25,12 @@ class Guarded:
         self.name = source.name
         self._who = f"{source.name} of the draft {draft}" if draft else source.name
         self.problem = ""  # why it gives no drafts any more; empty while it does
+        self.seconds = 0.0  # that it was asked for drafts, in all
 
     def begin(self, wants: Sequence[Want]) -> Proposal:
         """Read what is new in each want."""
         nothing: Proposal = _Nothing(len(wants))
-        begun = self.attempt(lambda: self.source.begin(wants), nothing)
+        begun = self.timed(lambda: self.source.begin(wants), nothing)
         return nothing if self.problem else _GuardedProposal(self, begun, len(wants))
 
     def learn(self, cell: Hashable, accepted: bool) -> None:
@@ -38,6 +40,13 @@ class Guarded:
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """The request ended: what it held is let go, though the source has failed."""
         self.attempt(lambda: self.source.finish(request_id, tokens, prompt_length, scope), None, always=True)
+
+    def timed(self, ask: Callable[[], Said], otherwise: Said) -> Said:
+        """As `attempt`, its time counted."""
+        began = time.perf_counter()
+        said = self.attempt(ask, otherwise)
+        self.seconds += time.perf_counter() - began
+        return said
 
     def attempt(self, ask: Callable[[], Said], otherwise: Said, *, always: bool = False) -> Said:
         """What the source says, and `otherwise` where it has failed. `always`: ask even then."""
@@ -57,10 +66,10 @@ class _GuardedProposal:
         self._guard, self._proposal, self._wants = guard, proposal, wants
 
     def offers(self, beside: Sequence[float]) -> list[Offer | None]:
-        return self._guard.attempt(lambda: self._proposal.offers(beside), [None] * self._wants)
+        return self._guard.timed(lambda: self._proposal.offers(beside), [None] * self._wants)
 
     def advance(self, tokens: Sequence[int | None]) -> None:
-        self._guard.attempt(lambda: self._proposal.advance(tokens), None)
+        self._guard.timed(lambda: self._proposal.advance(tokens), None)
 
 
 class _Nothing:

@@ -57,12 +57,14 @@ class _Growing:
                 best, source, confidence = offer, name, offer.confidence
         if best is None:
             return None
+        others = [offer for name, offer in zip(names, offers, strict=True) if offer and name != source]
+        same = max((offer.confidence for offer in others if offer.token == best.token), default=0.0)
         survival = confidence * (self._survival[-1] if self._survival else 1.0)
         if survival < self._least:
             return None
         self._tokens.append(best.token)
         self._survival.append(survival)
-        self._evidence.append(Evidence(source, best.cell))
+        self._evidence.append(Evidence(source, best.cell, 1.0 - max(same, 0.0) / confidence))
         return best.token
 
     def done(self) -> Draft:

@@ -17,6 +17,7 @@ from turbo_runtime.engine.part import Part
 from turbo_runtime.engine.reading import Reading
 from turbo_runtime.engine.verify import Verdict
 
+_HEADS = "heads"  # the source that takes time
 _FORCED = 1.0  # chance that a token is accepted which the grammar leaves no choice about
 
 
@@ -30,6 +31,7 @@ class Speculation:
         self._hidden: dict[str, Tensor] = {}  # the state that an answer's last token was drawn from
         self._shape = StepShape(0)  # of the step in progress, without drafts
         self._asked: set[str] = set()  # requests of it that the drafters were asked for
+        self._heads: dict[str, str] = {}  # which ones they might be asked for, by request of it
         self._outcomes: list[Outcome] = []  # of it
         self._ended: list[str] = []  # requests whose last step is still to be learnt from
         self._reading = Reading()
@@ -58,9 +60,11 @@ class Speculation:
         request_id = part.work.sequence.submit.request_id
         self.drafters.observe(part.draft, verdict.tokens)
         self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
-        self._outcomes.append(
-            Outcome(request_id, request_id in self._asked, len(part.drafts), len(verdict.tokens) - 1)
-        )
+        drafted, won = len(part.drafts), len(verdict.tokens) - 1
+        by_heads = [evidence for evidence in part.draft.evidence[:drafted] if evidence.source == _HEADS]
+        won_by_heads = sum(each.lead for each in part.draft.evidence[:won] if each.source == _HEADS)
+        asked, heads = request_id in self._asked, self._heads.get(request_id, "")
+        self._outcomes.append(Outcome(request_id, asked, drafted, won, heads, len(by_heads), won_by_heads))
         if self.drafters.use_hidden:
             self._hidden[request_id] = state.clone()  # not the view, which keeps everybody's rows
 
@@ -70,7 +74,12 @@ class Speculation:
             self.control.learn(
                 self._shape,
                 self._outcomes,
-                StepTimes(self._drafting, seconds - self._drafting - self._read, self._read),
+                StepTimes(
+                    self._drafting,
+                    seconds - self._drafting - self._read,
+                    self._read,
+                    self.drafters.heads_seconds if self._asked else {},
+                ),
             )
         for request_id in self._ended:
             self.control.forget(request_id)
@@ -111,7 +120,9 @@ class Speculation:
         if not wanting:
             return
         least = self.control.least_survival(self._shape, answers)
-        proposed = self.drafters.propose([self._want(part) for part in wanting], least)
+        wants = [self._want(part) for part in wanting]
+        self._heads = {want.request_id: self.drafters.heads_of(want.drafting, want.name) for want in wants}
+        proposed = self.drafters.propose(wants, least, self.control.heads_pay)
         for part, draft in zip(wanting, proposed, strict=True):
             part.draft = draft
             part.drafts = _before_end(part, part.law.allowed_prefix(part.work.sequence.tokens, draft.tokens))

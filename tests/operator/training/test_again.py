@@ -76,7 +76,7 @@ def test_a_draft_on_trial_keeps_the_next_one_from_being_trained() -> None:
         assert step.state is not None
         assert step.state.below_since is None
         state = step.state
-    down = {"name": second.name, "version": second.version, "reason": "NoGain", "message": "No."}
+    down = {**promoted(second)["draft"], "reason": "NoGain", "message": "No."}
     down["time"] = rfc3339(NOW + 1000 * HOUR)
     judged = {**promoted(first), "turnedDown": [down]}
     low = look(td(state, told=judged, **AGAIN), waits, NOW + 1001 * HOUR)

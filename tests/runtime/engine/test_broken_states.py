@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -106,7 +106,9 @@ def test_an_answer_without_numbers_fails_alone_beside_others_and_before_others(
 class Poisonous(Drafters):
     """Drafts what the model has no numbers for, as the first token or as the second."""
 
-    def propose(self, wants: Sequence[Want], _least: float = 0.0, /) -> list[Draft]:
+    def propose(
+        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[str], bool] = bool, /
+    ) -> list[Draft]:
         drafts = ((1, POISON, 2), (POISON, 1, 2))
         return [Draft(drafts[len(want.tokens) % 2], (0.9, 0.9, 0.9)) for want in wants]
 

@@ -39,8 +39,10 @@ class Counting(Drafters):
         super().__init__(in_use)
         self.sources: Counter[str] = Counter()
 
-    def propose(self, wants: Sequence[Want], least: float = 0.0, /) -> list[Draft]:
-        drafts = super().propose(wants, least)
+    def propose(
+        self, wants: Sequence[Want], least: float = 0.0, pays: Callable[[str], bool] = bool, /
+    ) -> list[Draft]:
+        drafts = super().propose(wants, least, pays)
         self.sources.update(evidence.source for draft in drafts for evidence in draft.evidence)
         return drafts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,7 +50,9 @@ def few_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gram
 class Letters(Drafters):
     """Drafts letters, some of them right by chance."""
 
-    def propose(self, wants: Sequence[Want], _least: float = 0.0, /) -> list[Draft]:
+    def propose(
+        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[str], bool] = bool, /
+    ) -> list[Draft]:
         return [
             Draft(tuple(A + (len(want.tokens) * i // 3 + i) % 2 for i in range(4)), (0.5,) * 4)
             for want in wants

@@ -2,7 +2,8 @@
 
 The choice of drafts rests on what drafters say of themselves; the gates rest on what became of it: one for
 each request, and one for all together. Without the latter, every request would pay for finding out anew that
-drafts do not help traffic like it: where answers are short, that adds up.
+drafts do not help traffic like it: where answers are short, that adds up. Heads have one of their own beside
+these: what they take must not be held against drafts that cost nothing.
 """
 
 from __future__ import annotations
@@ -45,13 +46,18 @@ class SharedGate:
 
     credit: float = _FIRST
 
+    @property
+    def open(self) -> bool:
+        """Whether anything may be lost yet."""
+        return self.credit >= 0
+
     def admits(self, gate: Gate) -> bool:
         """Whether to draft for a request: without credit only where its drafts have paid. With credit for
         all, since tokens that share a block of rows share its cost.
         """
         if self.credit >= _RICH:
             return gate.credit >= _OVERDRAFT
-        return gate.open and (self.credit >= 0 or gate.won > 0)
+        return gate.open and (self.open or gate.won > 0)
 
     def book(self, gained: float, lost: float) -> None:
         """Any request's token: `gained` and `lost` as in `Gate.book`."""
