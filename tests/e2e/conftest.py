@@ -25,7 +25,7 @@ from turbo_dev.binaries import GoMissingError, ensure
 from turbo_dev.controlplane import ControlPlane, Settings, free_port
 from turbo_dev.shell import run
 from turbo_operator import resources
-from turbo_operator.api import API_VERSION
+from turbo_operator.api import API_VERSION, rfc3339
 from turbo_runtime.contract import ModelFacts, ModelShape
 
 ROOT = Path(__file__).parents[2]
@@ -78,7 +78,7 @@ class Kubelet(threading.Thread):
         elif not self._serves:
             return
         else:
-            state, phase, ready = {"running": {"startedAt": "2026-01-01T00:00:00Z"}}, "Running", "True"
+            state, phase, ready = {"running": {"startedAt": rfc3339(time.time())}}, "Running", "True"
         report = {
             "phase": phase,
             "podIP": "127.0.0.2",

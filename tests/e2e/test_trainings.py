@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import partial
 from typing import Any
 
 import pytest
 
 from turbo_operator import resources
+from turbo_operator.api import rfc3339
 from turbo_runtime.training_contract import DomainWorth, DraftFacts, MeasuredGain
 
 pytestmark = pytest.mark.cluster
@@ -57,12 +59,13 @@ def running_pod(cluster: Any, namespace: str) -> str:
 
 
 def end(cluster: Any, namespace: str, pod: str, code: int, message: str) -> None:
+    now = rfc3339(time.time())
     terminated = {
         "exitCode": code,
         "message": message,
         "reason": "Completed" if code == 0 else "Error",
-        "startedAt": "2026-01-01T00:00:00Z",
-        "finishedAt": "2026-01-01T00:10:00Z",
+        "startedAt": now,
+        "finishedAt": now,
     }
     status = {
         "phase": "Failed" if code else "Succeeded",
