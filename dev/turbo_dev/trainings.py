@@ -63,10 +63,21 @@ def td(
     )
 
 
+def record(one: DraftView) -> dict[str, Any]:
+    """A draft as a status tells it."""
+    return {
+        "name": one.name,
+        "version": one.version,
+        "claimName": one.claim_name,
+        "path": one.path,
+        "digest": one.digest,
+        "targetDigest": one.target_digest,
+    }
+
+
 def promoted(draft: DraftView) -> dict[str, Any]:
     """A status in which a draft was promoted."""
-    facts = {"name": draft.name, "version": draft.version, "claimName": draft.claim_name, "path": draft.path}
-    return {"draft": {**facts, "targetDigest": draft.target_digest, "digest": draft.digest}}
+    return {"draft": record(draft)}
 
 
 def seen(**more: Any) -> Observed:

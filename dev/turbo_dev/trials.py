@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Any
 
+from turbo_dev.trainings import CORES, FACTS, MODEL, promoted, record
 from turbo_operator import canary, render
-from turbo_operator.api import CapacityType, TurboDeployment, parse
+from turbo_operator.api import TurboDeployment, parse
 from turbo_operator.canary import Judgement
-from turbo_operator.catalog import shapes
 from turbo_operator.decision import Decision, decide
 from turbo_operator.gains import Gains
-from turbo_operator.observed import Accelerator, ChildView, DraftView, Observed, PodView
+from turbo_operator.observed import ChildView, DraftView, Observed, PodView
 from turbo_operator.planned import Choice, Plan
 from turbo_operator.planner import plan as plan_of
 from turbo_operator.scaler import History
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import ModelFacts
 
-SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
-assert SHAPE is not None
-MODEL = "sha256:ab"
-FACTS = ModelFacts(SHAPE, MODEL, None, 270_000_000)
-CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
+CPU = CORES
 SETTINGS = Settings(runtime_image="r:1")
 NOW = 1_700_000_000.0
 
@@ -66,21 +60,9 @@ def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
     )
 
 
-def record(one: DraftView) -> dict[str, Any]:
-    """A draft as the status tells it."""
-    return {
-        "name": one.name,
-        "version": one.version,
-        "claimName": one.claim_name,
-        "path": one.path,
-        "digest": one.digest,
-        "targetDigest": one.target_digest,
-    }
-
-
 def used(one: DraftView) -> dict[str, Any]:
     """The status where a draft is in use."""
-    return {"draft": record(one)}
+    return promoted(one)
 
 
 def turned_down(*drafts: DraftView) -> dict[str, Any]:

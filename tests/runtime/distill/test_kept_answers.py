@@ -13,6 +13,7 @@ import pytest
 from turbo_runtime.artefact_digest import artefact_digest
 from turbo_runtime.contract import PERMANENT_ERROR
 from turbo_runtime.distill import cli
+from turbo_runtime.distill.answers import Said
 from turbo_runtime.distill.kept import ANSWERS_FILE, read_kept, write_kept
 from turbo_runtime.distill.recipe import TRAINING
 from turbo_runtime.drafters.heads.artefact import read_config
@@ -57,15 +58,19 @@ def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
     assert artefact_digest(folder / "turned") == artefact_digest(folder / "both")
 
 
-def test_a_prompt_that_one_of_them_held_out_is_never_learnt_from(
-    kept: dict[str, Path], tmp_path: Path
-) -> None:
-    source = kept["left"]
+def beside(source: Path, tmp_path: Path) -> tuple[Path, Path, str, tuple[Said, ...]]:
+    """A draft, another one of the same model, that model, and what the first has kept."""
     digest = read_config(source).target_digest
-    said = read_kept([source], digest).said
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text((source / "config.json").read_text())
+    return source, other, digest, read_kept([source], digest).said
+
+
+def test_a_prompt_that_one_of_them_held_out_is_never_learnt_from(
+    kept: dict[str, Path], tmp_path: Path
+) -> None:
+    source, other, digest, said = beside(kept["left"], tmp_path)
     write_kept(other, [replace(one, asked=replace(one.asked, part=TRAINING)) for one in said])
     assert set(read_kept([other, source], digest).said) == set(said)
 
@@ -73,12 +78,7 @@ def test_a_prompt_that_one_of_them_held_out_is_never_learnt_from(
 def test_of_a_prompt_that_was_held_out_one_answer_counts_and_of_one_learnt_from_all(
     kept: dict[str, Path], tmp_path: Path
 ) -> None:
-    source = kept["left"]
-    digest = read_config(source).target_digest
-    said = read_kept([source], digest).said
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "config.json").write_text((source / "config.json").read_text())
+    source, other, digest, said = beside(kept["left"], tmp_path)
     again = [
         replace(one, asked=replace(one.asked, choice=1, temperature=1.5), tokens=(*one.tokens, 7))
         for one in said
