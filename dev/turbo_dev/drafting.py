@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from turbo_runtime.engine.goodput.control import Control
 from turbo_runtime.engine.goodput.cost import StepShape
@@ -23,7 +23,7 @@ class EveryDraft(Control):
         """How much of one draft is verified."""
         return proposed
 
-    def heads_pay(self, _heads: str) -> bool:
+    def heads_pay(self, _heads: Hashable) -> bool:
         """Always."""
         return True
 

@@ -65,6 +65,8 @@ DRAFT_INFO = "turbo:draft_info"  # labels draft and version: of the draft weight
 DRAFTS_BY_DRAFT = "turbo:drafts_by_draft"
 DRAFT_TOKENS_BY_DRAFT = "turbo:draft_tokens_by_draft"
 ACCEPTED_TOKENS_BY_DRAFT = "turbo:accepted_tokens_by_draft"
+OWN_DRAFT_TOKENS_BY_DRAFT = "turbo:own_draft_tokens_by_draft"
+OWN_ACCEPTED_TOKENS_BY_DRAFT = "turbo:own_accepted_tokens_by_draft"
 STEP_SECONDS = "turbo:step_seconds"  # counters: of the engine's steps, and of them in the model
 FORWARD_SECONDS = "turbo:forward_seconds"
 # Counters: of steps that brought answers tokens, and what as many tokens would take without drafts, as probes

@@ -46,7 +46,7 @@ class Evidence(NamedTuple):
 
     source: str
     cell: Hashable  # of the source's calibration
-    lead: float = 1.0  # how much of its confidence no other source has in the same token
+    lead: float = 1.0  # the share of its confidence by which its source was surer than any other of theirs
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,10 @@ class Draft:
         """Who proposed it, a label of metrics: a source's name, "hybrid" of several, "" of none."""
         names = {evidence.source for evidence in self.evidence}
         return names.pop() if len(names) == 1 else "hybrid" if names else ""
+
+    def drafted_by(self, source: str, length: int) -> int:
+        """How many of the first `length` tokens are that source's."""
+        return sum(evidence.source == source for evidence in self.evidence[:length])
 
     def cut(self, length: int) -> Draft:
         """The first `length` tokens of it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
 from turbo_runtime.drafters.draft import Draft, Want
@@ -29,7 +29,8 @@ class Drafters:
         self._in_use = InUse() if in_use is None else in_use
         self._file = file
         self._suffix = Suffix() if suffix is None else suffix
-        self.heads_seconds: dict[str, float] = {}  # of the last proposal, of those that were asked
+        self.heads_seconds: dict[Hashable, float] = {}  # of the last proposal, of those that were asked
+        self._taken_up = 0  # times that drafts were taken into use
         self._guard()
 
     @property
@@ -87,11 +88,11 @@ class Drafters:
         return self._recent.attempt(lambda: self._suffix.read(most), 0)
 
     def propose(
-        self, wants: Sequence[Want], least: float = 0.0, pays: Callable[[str], bool] = lambda _: True, /
+        self, wants: Sequence[Want], least: float = 0.0, pays: Callable[[Hashable], bool] = lambda _: True, /
     ) -> list[Draft]:
         """One draft for each want, perhaps an empty one, which ends where less than `least` of it survives; a
-        pass for all that want the same. Heads, which take time, are asked where `pays` says so of them: see
-        `heads_of`.
+        pass for all that want the same. Heads, which take time, are asked beside others where `pays` says so
+        of them: see `heads_of`.
         """
         self.heads_seconds = {}
         drafts = [Draft()] * len(wants)
@@ -100,25 +101,26 @@ class Drafters:
             groups[self._drafter(want.drafting), self.name_of(want.name)].append(index)
         for (drafter, name), indices in groups.items():
             sources, heads = self._sources(drafter, name), self._heads.get(name)
-            own = self._version_of(name)
-            if heads in sources and not pays(own):
+            key = self._key(drafter, name)
+            if heads in sources and len(sources) > 1 and not pays(key):
                 sources.remove(heads)
             before = heads.seconds if heads is not None else 0.0
             proposed = propose(sources, [wants[index] for index in indices], least)
             if heads is not None and heads in sources:
-                self.heads_seconds[own] = self.heads_seconds.get(own, 0.0) + heads.seconds - before
+                self.heads_seconds[key] = heads.seconds - before
             for index, draft in zip(indices, proposed, strict=True):
                 drafts[index] = replace(draft, name=name)
         return drafts
 
-    def heads_of(self, drafting: Drafting, draft: str) -> str:
-        """Which heads a request may be drafted for by, in a word that no others have; empty: by none."""
-        name = self.name_of(draft)
-        has_some = self._drafter(drafting) in ("auto", "heads") and name in self._heads
-        return self._version_of(name) if has_some else ""
+    def heads_of(self, drafting: Drafting, draft: str) -> Hashable | None:
+        """Which heads a request may be drafted for by, and whether beside others, in a key that no others
+        ever have; None: by none.
+        """
+        drafter, name = self._drafter(drafting), self.name_of(draft)
+        return self._key(drafter, name) if drafter in ("auto", "heads") and name in self._heads else None
 
-    def _version_of(self, name: str) -> str:
-        return f"{name} {self.versions[name]}"
+    def _key(self, drafter: Drafting, name: str) -> Hashable:
+        return drafter, name, self._taken_up
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
         """What was committed where the draft was made for. The whole draft teaches, however little of it was
@@ -138,6 +140,7 @@ class Drafters:
 
     def _guard(self) -> None:
         """What is taken up anew may be well where what was there before had failed."""
+        self._taken_up += 1
         self._recent = Guarded(self._suffix)
         self._heads: dict[str, Guarded] = {}
         if self._in_use.heads is not None:

@@ -51,20 +51,20 @@ class _Growing:
         """The most confident offer's token, now part of the draft; None where the draft ends."""
         if len(self._tokens) == self._limit:
             return None
-        best, source, confidence = None, "", 0.0
-        for name, offer in zip(names, offers, strict=True):
-            if offer is not None and offer.confidence > confidence:  # not a number is above none
-                best, source, confidence = offer, name, offer.confidence
+        best, source, confidence, next_best = None, "", 0.0, 0.0
+        for name, offer in zip(names, offers, strict=True):  # not a number is above none
+            if offer is not None and offer.confidence > confidence:
+                best, source, confidence, next_best = offer, name, offer.confidence, confidence
+            elif offer is not None and offer.confidence > next_best:
+                next_best = offer.confidence
         if best is None:
             return None
-        others = [offer for name, offer in zip(names, offers, strict=True) if offer and name != source]
-        same = max((offer.confidence for offer in others if offer.token == best.token), default=0.0)
         survival = confidence * (self._survival[-1] if self._survival else 1.0)
         if survival < self._least:
             return None
         self._tokens.append(best.token)
         self._survival.append(survival)
-        self._evidence.append(Evidence(source, best.cell, 1.0 - max(same, 0.0) / confidence))
+        self._evidence.append(Evidence(source, best.cell, 1.0 - next_best / confidence))
         return best.token
 
     def done(self) -> Draft:

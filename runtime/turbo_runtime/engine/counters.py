@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from turbo_runtime.drafters.draft import Draft
+from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.engine.request import DraftStats
 from turbo_runtime.engine.verify import Verdict
 
@@ -33,8 +35,10 @@ class Counters:
         self.prompts += 1
         self.prompt_tokens += tokens
 
-    def count_verdict(self, verdict: Verdict, drafted: int, draft: str) -> None:
-        """One answer's part of a step, with so many drafts; `draft`: the trained one it has."""
+    def count_verdict(self, verdict: Verdict, drafted: int, draft: Draft, chosen: str) -> None:
+        """One answer's part of a step: so many tokens were verified, the first ones of `draft` or what a
+        grammar forced; `chosen`: the trained draft it has.
+        """
         self.generated_tokens += len(verdict.tokens)
         _reach(self.chosen_drafts, drafted + 1)
         self.chosen_drafts[drafted] += 1
@@ -45,12 +49,17 @@ class Counters:
             _reach(self.accepted_per_position, drafted)
             for position in range(verdict.accepted):
                 self.accepted_per_position[position] += 1
-            before = self._by_draft.get(draft, DraftStats(draft))
-            self._by_draft[draft] = replace(
+            before = self._by_draft.get(chosen, DraftStats(chosen))
+            own, own_accepted = (
+                draft.drafted_by(HeadsSource.name, length) for length in (drafted, verdict.accepted)
+            )
+            self._by_draft[chosen] = replace(
                 before,
                 drafts=before.drafts + 1,
                 draft_tokens=before.draft_tokens + drafted,
                 accepted_tokens=before.accepted_tokens + verdict.accepted,
+                own_draft_tokens=before.own_draft_tokens + own,
+                own_accepted_tokens=before.own_accepted_tokens + own_accepted,
             )
 
     def count_step(self, seconds: float, forward_seconds: float) -> None:

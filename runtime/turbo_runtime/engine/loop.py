@@ -228,7 +228,7 @@ class Engine:
         self.scheduler.fold(part.work, list(verdict.tokens))
         self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
         chosen = self.speculation.drafters.name_of(sequence.submit.draft)
-        self._counters.count_verdict(verdict, len(drafts), chosen)
+        self._counters.count_verdict(verdict, len(drafts), part.draft, chosen)
         first = sequence.generated == len(verdict.tokens)
         if first:
             self._counters.begun_prompt_tokens += sequence.prompt_length

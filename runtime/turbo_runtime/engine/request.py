@@ -115,8 +115,8 @@ class TokenEvent:
 
 @dataclass(frozen=True, slots=True)
 class DraftStats:
-    """Of a trained draft that can be chosen: what was drafted for requests that chose it, by whomever, since
-    its name has been in use.
+    """Of a trained draft that can be chosen: what was drafted for requests that chose it, by whomever and by
+    its own layers, since its name has been in use.
     """
 
     name: str
@@ -124,6 +124,8 @@ class DraftStats:
     drafts: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    own_draft_tokens: int = 0
+    own_accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

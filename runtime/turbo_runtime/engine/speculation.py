@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import takewhile
 
 from torch import Tensor
 
 from turbo_runtime.drafters.draft import Coupling, Want
 from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape
 from turbo_runtime.engine.goodput.demand import Demand
@@ -17,7 +18,6 @@ from turbo_runtime.engine.part import Part
 from turbo_runtime.engine.reading import Reading
 from turbo_runtime.engine.verify import Verdict
 
-_HEADS = "heads"  # the source that takes time
 _FORCED = 1.0  # chance that a token is accepted which the grammar leaves no choice about
 
 
@@ -31,7 +31,7 @@ class Speculation:
         self._hidden: dict[str, Tensor] = {}  # the state that an answer's last token was drawn from
         self._shape = StepShape(0)  # of the step in progress, without drafts
         self._asked: set[str] = set()  # requests of it that the drafters were asked for
-        self._heads: dict[str, str] = {}  # which ones they might be asked for, by request of it
+        self._heads: dict[str, Hashable | None] = {}  # those that draft for its requests, where they pay
         self._outcomes: list[Outcome] = []  # of it
         self._ended: list[str] = []  # requests whose last step is still to be learnt from
         self._reading = Reading()
@@ -61,10 +61,12 @@ class Speculation:
         self.drafters.observe(part.draft, verdict.tokens)
         self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         drafted, won = len(part.drafts), len(verdict.tokens) - 1
-        by_heads = [evidence for evidence in part.draft.evidence[:drafted] if evidence.source == _HEADS]
-        won_by_heads = sum(each.lead for each in part.draft.evidence[:won] if each.source == _HEADS)
-        asked, heads = request_id in self._asked, self._heads.get(request_id, "")
-        self._outcomes.append(Outcome(request_id, asked, drafted, won, heads, len(by_heads), won_by_heads))
+        leads = [
+            evidence.lead if evidence.source == HeadsSource.name else 0.0
+            for evidence in part.draft.evidence[:drafted]
+        ]
+        asked, heads = request_id in self._asked, self._heads.get(request_id)
+        self._outcomes.append(Outcome(request_id, asked, drafted, won, heads, sum(leads), sum(leads[:won])))
         if self.drafters.use_hidden:
             self._hidden[request_id] = state.clone()  # not the view, which keeps everybody's rows
 

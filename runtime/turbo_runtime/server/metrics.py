@@ -94,6 +94,14 @@ class Metrics:
             "accepted_tokens": self._labelled(
                 contract.ACCEPTED_TOKENS_BY_DRAFT, "of these, tokens accepted", contract.DRAFT_LABEL
             ),
+            "own_draft_tokens": self._labelled(
+                contract.OWN_DRAFT_TOKENS_BY_DRAFT,
+                "tokens drafted for them by the draft's own layers",
+                contract.DRAFT_LABEL,
+            ),
+            "own_accepted_tokens": self._labelled(
+                contract.OWN_ACCEPTED_TOKENS_BY_DRAFT, "of these, tokens accepted", contract.DRAFT_LABEL
+            ),
         }
         self._success = self._labelled(
             contract.REQUEST_SUCCESS, "answers finished, by reason", contract.FINISHED_REASON_LABEL

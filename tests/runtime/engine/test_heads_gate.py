@@ -2,71 +2,116 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, takewhile
+from operator import mul
 
 import pytest
 
+from turbo_dev.drafting import EveryDraft
 from turbo_runtime.contract import StepTime
 from turbo_runtime.drafters.draft import Coupling, Draft, Offer, Proposal, Want
 from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.drafters.hybrid import propose
 from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.request import DEFAULT_DRAFT, Drafting, Submit
 
 ANSWERS, PLAIN, ROW = 8, 0.090, 0.002  # seconds of a step, and of each drafted row more
 SEEDS = (StepTime(1, 1, 0, PLAIN - 7 * ROW), StepTime(8, 1, 0, PLAIN), StepTime(1, 128, 0, PLAIN + 120 * ROW))
-HEADS = "default v1"
+HEADS = ("auto", "default", 1)
+AGAIN = [(0.45, 0.50)]  # memory would have had another token, nearly as sure
+MORE = [(0.8, 0.85), (0.8, 0.85), (0.0, 0.5)]  # what memory has too, and one token more
 
 
-def speed(
-    memory: float, heads: float, seconds: float, *, with_heads: bool = True, steps: int = 3000
-) -> float:
-    """Tokens a second over those without drafts. Memory drafts a token that is right with one chance; where
-    heads are asked, they draft one more behind it, right with the other, and take so many seconds a step.
+@dataclass
+class Answers:
+    """Of each position memory's token is right with one chance, that of the heads with another; 0: there is
+    none. The surer one's is drafted, as `propose` does it.
     """
-    control, noise = Control(SEEDS, lambda tokens: tokens), random.Random(3)
-    names = [f"r{n}" for n in range(ANSWERS)]
-    tokens, spent = 0, 0.0
-    for _ in range(steps):
-        asked = control.to_draft(names)
-        by_heads = bool(asked) and with_heads and control.heads_pay(HEADS)
-        survivals = [[memory, memory * heads][: 1 + by_heads] for name in names if name in asked]
-        counts = iter(control.choose(survivals, StepShape(ANSWERS), ANSWERS, seconds * by_heads))
+
+    positions: Sequence[tuple[float, float]]
+    seconds: float  # that heads take a step
+    length: int = 0  # tokens of an answer; 0: no end
+    control: Control = field(default_factory=lambda: Control(SEEDS, lambda tokens: tokens))
+    noise: random.Random = field(default_factory=lambda: random.Random(3))
+
+    def speed(self, *, with_heads: bool = True, steps: int = 3000) -> float:
+        """Tokens a second over those without drafts."""
+        said, spent, tokens = dict.fromkeys((f"r{n}" for n in range(ANSWERS)), 0), 0.0, 0
+        for step in range(steps):
+            asked = self.control.to_draft(said)
+            by_heads = bool(asked) and with_heads and self.control.heads_pay(HEADS)
+            outcomes, seconds = self._step(list(said), asked, by_heads)
+            spent += seconds
+            for outcome in outcomes:
+                said[outcome.request_id] += 1 + outcome.won
+                tokens += 1 + outcome.won
+                if self.length and said[outcome.request_id] >= self.length:
+                    del said[outcome.request_id]
+                    self.control.forget(outcome.request_id)
+                    said[f"{step}/{outcome.request_id}"] = 0
+        return tokens / spent / (ANSWERS / PLAIN)
+
+    def _step(
+        self, names: Sequence[str], asked: Container[str], by_heads: bool
+    ) -> tuple[list[Outcome], float]:
+        drafting = self.seconds * by_heads
+        chances = [(memory, heads * by_heads) for memory, heads in self.positions]
+        ended = next((n for n, each in enumerate(chances) if not max(each)), len(chances))
+        survival = list(accumulate((max(each) for each in chances[:ended]), mul))
+        survivals = [survival for name in names if name in asked]
+        counts = iter(self.control.choose(survivals, StepShape(ANSWERS), ANSWERS, drafting))
         outcomes = []
         for name in names:
-            count = next(counts) if name in asked else 0
-            first = count > 0 and noise.random() < memory
-            second = first and count > 1 and noise.random() < heads
-            outcomes.append(
-                Outcome(name, name in asked, count, first + second, HEADS, int(count > 1), float(second))
-            )
+            drafted = chances[: next(counts)] if name in asked else []
+            right = list(takewhile(bool, (self.noise.random() < max(each) for each in drafted)))
+            leads = [max(heads - memory, 0.0) / max(heads, memory) for memory, heads in drafted]
+            won = sum(leads[: len(right)])
+            outcomes.append(Outcome(name, name in asked, len(drafted), len(right), HEADS, sum(leads), won))
         rest = PLAIN + ROW * sum(outcome.drafted for outcome in outcomes)
-        drafting = seconds * by_heads
         times = StepTimes(drafting, rest, heads={HEADS: drafting} if by_heads else {})
-        control.learn(StepShape(ANSWERS), outcomes, times)
-        tokens += ANSWERS + sum(outcome.won for outcome in outcomes)
-        spent += drafting + rest
-    return tokens / spent / (ANSWERS / PLAIN)
+        self.control.learn(StepShape(ANSWERS), outcomes, times)
+        return outcomes, drafting + rest
 
 
+@pytest.mark.parametrize("length", [0, 48])
 @pytest.mark.parametrize("memory", [0.3, 0.5, 0.8])
 def test_heads_that_take_more_than_they_bring_leave_the_drafts_from_memory_what_these_bring(
-    memory: float,
+    memory: float, length: int
 ) -> None:
-    alone = speed(memory, 0.0, 0.0, with_heads=False)
+    positions = [(memory, 0.0), (0.0, 0.1)]
+    alone = Answers(positions, 0.0, length).speed(with_heads=False)
     assert alone > 1.02
-    assert speed(memory, 0.1, 0.015) >= alone - 0.01
+    assert Answers(positions, 0.015, length).speed() >= alone - 0.01
 
 
-def test_heads_that_bring_more_than_they_take_are_asked() -> None:
-    assert speed(0.6, 0.8, 0.003) >= speed(0.6, 0.0, 0.0, with_heads=False) + 0.1
+def test_heads_that_draft_what_memory_would_have_had_as_well_are_not_asked() -> None:
+    alone = Answers(AGAIN, 0.0).speed(with_heads=False)
+    assert Answers(AGAIN, 0.015).speed() >= alone - 0.01
+
+
+def test_heads_are_asked_for_a_token_more_than_memory_has_behind_what_it_has_too() -> None:
+    alone = Answers(MORE, 0.0).speed(with_heads=False)
+    assert Answers(MORE, 0.003).speed() >= alone + 0.05
+
+
+@pytest.mark.parametrize("length", [0, 48])
+def test_heads_that_bring_more_than_they_take_are_asked(length: int) -> None:
+    positions = [(0.6, 0.0), (0.0, 0.8)]
+    alone = Answers(positions, 0.0, length).speed(with_heads=False)
+    assert Answers(positions, 0.003, length).speed() >= alone + 0.1
 
 
 def test_where_nothing_helps_heads_lose_no_more_than_all_drafts_may() -> None:
-    assert speed(0.02, 0.02, 0.015) >= 0.99
+    assert Answers([(0.02, 0.0), (0.0, 0.02)], 0.015).speed() >= 0.99
 
 
 def test_new_heads_have_an_account_of_their_own() -> None:
@@ -75,7 +120,16 @@ def test_new_heads_have_an_account_of_their_own() -> None:
     for _ in range(50):
         control.learn(StepShape(1), [bad], StepTimes(0.05, PLAIN, heads={HEADS: 0.05}))
     assert not control.heads_pay(HEADS)
-    assert control.heads_pay("default v2")
+    assert control.heads_pay(("auto", "default", 2))
+
+
+def test_the_time_of_heads_is_held_against_those_alone_that_have_them() -> None:
+    control = Control(SEEDS, lambda tokens: tokens)
+    others = [f"b{n}" for n in range(7)]
+    outcomes = [Outcome("a", True, 1, 1, HEADS, 1.0, 1.0), *(Outcome(name, True, 0, 0) for name in others)]
+    for _ in range(5):  # an eighth of it, each time, would be more than a new request may lose
+        control.learn(StepShape(8), outcomes, StepTimes(0.008, PLAIN + ROW, heads={HEADS: 0.008}))
+    assert control.to_draft(others) == {*others}
 
 
 class Fixed:
@@ -101,12 +155,15 @@ class Fixed:
         """It holds nothing."""
 
 
-@pytest.mark.parametrize(("token", "lead"), [(7, 0.75), (8, 1.0)])
-def test_what_another_source_offers_too_is_won_by_heads_as_far_as_they_are_surer(
-    token: int, lead: float
+@pytest.mark.parametrize(("other", "lead"), [(0.2, 0.75), (0.0, 1.0), (math.nan, 1.0)])
+@pytest.mark.parametrize("token", [7, 8])
+@pytest.mark.parametrize("turned", [False, True])
+def test_where_another_source_has_a_token_too_heads_lead_as_far_as_they_are_surer(
+    token: int, other: float, lead: float, *, turned: bool
 ) -> None:
     want = Want("r", [1], 1, 4, "", Coupling(0, 0.0))
-    (draft,) = propose([Fixed("suffix", token, 0.2), Fixed("heads", 7, 0.8)], [want])
+    sources = [Fixed("suffix", token, other), Fixed("heads", 7, 0.8)]
+    (draft,) = propose(sources[::-1] if turned else sources, [want])
     assert draft.evidence[0].source == "heads"
     assert draft.evidence[0].lead == pytest.approx(lead)
 
@@ -127,10 +184,79 @@ def test_heads_that_do_not_pay_are_not_asked_and_those_that_do_tell_their_time()
     want = Want("r", [1], 1, 4, "", Coupling(0, 0.0))
     heads = drafters.heads_of(want.drafting, want.name)
     assert heads == HEADS
-    assert drafters.heads_of("suffix", want.name) == ""
-    assert drafters.propose([want], 0.0, lambda name: name != heads) == [Draft()]
+    assert drafters.heads_of("suffix", want.name) is None
+    assert drafters.propose([want], 0.0, lambda key: key != heads) == [Draft()]
     assert (source.asked, drafters.heads_seconds) == (0, {})
-    (draft,) = drafters.propose([want], 0.0, lambda name: name == heads)
+    (draft,) = drafters.propose([want], 0.0, lambda key: key == heads)
     assert draft.tokens == (7,)
     assert set(drafters.heads_seconds) == {heads}
     assert drafters.heads_seconds[heads] > 0
+
+
+def test_heads_that_a_request_wants_alone_are_weighed_by_the_gate_of_all() -> None:
+    source = Slow(HeadsSource.name, 7, 0.8)
+    drafters = Drafters(InUse("auto", source, "v1"))
+    want = Want("r", [1], 1, 4, "", Coupling(0, 0.0), drafting="heads")
+    (draft,) = drafters.propose([want], 0.0, lambda _: False)
+    assert draft.tokens == (7,)
+    assert set(drafters.heads_seconds) == {drafters.heads_of("heads", want.name)}
+    assert drafters.heads_of("heads", want.name) != drafters.heads_of("auto", want.name)
+
+
+def test_a_draft_that_is_taken_up_anew_has_another_key_under_the_same_version() -> None:
+    class Swapped:
+        problem = ""
+
+        def poll(self, _now: float) -> InUse:
+            return InUse("auto", Slow(HeadsSource.name, 7, 0.8), "v1")
+
+    drafters = Drafters(InUse("auto", Slow(HeadsSource.name, 7, 0.8), "v1"), file=Swapped())  # type: ignore[arg-type]
+    before = drafters.heads_of("auto", DEFAULT_DRAFT)
+    drafters.poll(0.0)
+    assert drafters.heads_of("auto", DEFAULT_DRAFT) != before
+
+
+class Telling(EveryDraft):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[Sequence[Outcome], StepTimes]] = []
+
+    def learn(self, shape: StepShape, outcomes: Sequence[Outcome], times: StepTimes) -> None:
+        self.told.append((list(outcomes), times))
+        super().learn(shape, outcomes, times)
+
+
+@pytest.mark.parametrize("drafter", ["heads", "auto", "suffix"])
+def test_the_engine_tells_what_heads_drafted_won_and_took(
+    make_engine: Callable[..., Engine],
+    tiny_heads: Heads,
+    ask: Callable[[float], list[Submit]],
+    drafter: Drafting,
+) -> None:
+    control = Telling()
+    drafters = Drafters(InUse(drafter, HeadsSource(tiny_heads, make_engine().noise), "v1"))
+    engine = make_engine(drafters, control)
+    for request in ask(0.0):
+        engine.accept(request)
+    while not engine.idle:
+        engine.step()
+    outcomes = [outcome for some, _ in control.told for outcome in some]
+    (stats,) = engine.stats().by_draft
+    for outcome in outcomes:
+        assert 0 <= outcome.drafted_by_heads <= outcome.drafted
+        assert 0 <= outcome.won_by_heads <= min(outcome.won, outcome.drafted_by_heads)
+        assert outcome.heads in {None, drafters.heads_of("auto", DEFAULT_DRAFT)}
+    by_heads = sum(outcome.drafted_by_heads for outcome in outcomes)
+    won = sum(outcome.won_by_heads for outcome in outcomes)
+    asked = [times for _, times in control.told if times.heads]
+    assert all(0 < sum(times.heads.values()) <= times.drafting for times in asked)
+    if drafter == "heads":
+        assert (by_heads, won) == (stats.draft_tokens, stats.accepted_tokens)
+        assert won > 0
+    elif drafter == "suffix":
+        assert (by_heads, won, stats.own_draft_tokens, asked) == (0, 0, 0, [])
+    else:
+        assert 0 < stats.own_draft_tokens < stats.draft_tokens
+        assert 0 < by_heads < stats.own_draft_tokens + 1e-9

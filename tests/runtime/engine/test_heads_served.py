@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 import torch
@@ -40,7 +40,7 @@ class Counting(Drafters):
         self.sources: Counter[str] = Counter()
 
     def propose(
-        self, wants: Sequence[Want], least: float = 0.0, pays: Callable[[str], bool] = bool, /
+        self, wants: Sequence[Want], least: float = 0.0, pays: Callable[[Hashable], bool] = bool, /
     ) -> list[Draft]:
         drafts = super().propose(wants, least, pays)
         self.sources.update(evidence.source for draft in drafts for evidence in draft.evidence)

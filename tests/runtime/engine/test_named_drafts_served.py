@@ -165,3 +165,7 @@ def test_what_was_drafted_is_counted_for_the_draft_that_was_chosen(
         stats.accepted_tokens,
     )
     assert 0 < chosen.accepted_tokens < chosen.draft_tokens
+    assert (chosen.own_draft_tokens, chosen.own_accepted_tokens) == (
+        chosen.draft_tokens,
+        chosen.accepted_tokens,
+    )

@@ -190,7 +190,7 @@ class Engine:
             speedup=1.75,
             draft_version="heads-3",
             by_draft=(
-                DraftStats("default", "heads-3", self.drafts, self.drafted, self.accepted),
+                DraftStats("default", "heads-3", self.drafts, self.drafted, self.accepted, self.drafted, 0),
                 DraftStats("latex", "latex-1"),
             ),
             draft_problem="heads-4 is no folder",

@@ -168,8 +168,10 @@ def test_drafts_are_counted_by_name_and_a_name_that_is_dropped_is_told_no_more()
         )
         return [(name, draft, float(count)) for name, draft, count in found if float(count)]
 
-    default = DraftStats("default", "v1", 2, 9, 5)
-    once = [("drafts", "default", 2.0), ("draft_tokens", "default", 9.0), ("accepted_tokens", "default", 5.0)]
+    default = DraftStats("default", "v1", 2, 9, 5, 4, 3)
+    counts = {"drafts": 2, "draft_tokens": 9, "accepted_tokens": 5}
+    counts |= {"own_draft_tokens": 4, "own_accepted_tokens": 3}
+    once = [(name, "default", float(count)) for name, count in counts.items()]
     assert told(default) == once
     assert told(default, DraftStats("latex", "v1", 1, 4, 4))[1] == ("drafts", "latex", 1.0)
     assert told(default) == once

@@ -5,7 +5,7 @@ became of it. Pure: seconds are told.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -36,9 +36,10 @@ class Outcome(NamedTuple):
     proposed: bool  # whether the drafters were asked
     drafted: int  # tokens verified
     won: int  # tokens that it got by them, besides the one that comes anyway
-    heads: str = ""  # which may be asked for it beside others; empty: none
-    drafted_by_heads: int = 0  # of those verified
-    won_by_heads: float = 0.0  # of those won, as far as nobody else had them
+    heads: Hashable | None = None  # which may be asked for it
+    # Of a token of theirs counts the share by which they were surer than who would have drafted without them:
+    drafted_by_heads: float = 0.0  # of those verified
+    won_by_heads: float = 0.0  # of those won
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class StepTimes:
     drafting: float
     rest: float  # the pass, the verification and the books
     reading: float = 0.0  # of texts, by drafters: for later steps, so that no request is charged for it
-    heads: Mapping[str, float] = field(default_factory=dict)  # of drafting, by those heads that were asked
+    heads: Mapping[Hashable, float] = field(default_factory=dict)  # of drafting, by heads that were asked
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ class Control:
         self.cost = StepCost(seeds, padded)
         self._requests: defaultdict[str, _Request] = defaultdict(_Request)
         self._together = SharedGate()
-        self._heads: defaultdict[str, SharedGate] = defaultdict(SharedGate)
+        self._heads: defaultdict[Hashable, SharedGate] = defaultdict(SharedGate)
         self._lately, self._ever = Meter(_LATELY), Meter()
         self._since_plain = 0  # steps with drafts since one without
         self._since_drafts = 0  # steps without, since one with
@@ -101,7 +102,7 @@ class Control:
             return set()
         return {name for name in request_ids if self._together.admits(self._requests[name].gate)}
 
-    def heads_pay(self, heads: str) -> bool:
+    def heads_pay(self, heads: Hashable) -> bool:
         """Whether to ask these beside what costs next to nothing."""
         return self._heads[heads].open
 
@@ -183,15 +184,19 @@ class Control:
             plain = times.rest  # it is the very step that a prediction would be about
         asked = sum(outcome.proposed for outcome in outcomes)
         total = times.drafting + times.rest + times.reading
-        asked_heads = Counter(outcome.heads for outcome in outcomes if outcome.proposed)
+        have = Counter(outcome.heads for outcome in outcomes if outcome.proposed)
+        beside_heads = times.drafting - sum(times.heads.values())
+        each = extra / drafted if drafted else 0.0
         won_in_all = 0
         for name, proposed, verified, won, heads, by_heads, won_by_heads in outcomes:
-            each = extra / drafted if drafted else 0.0
             lost = each * verified
-            lost += times.drafting / asked if proposed else 0.0
-            if proposed and heads:
-                spent = each * by_heads + times.heads.get(heads, 0.0) / asked_heads[heads]
-                self._heads[heads].book(won_by_heads, spent * answers / decoding)
+            if proposed:
+                drafting = times.heads.get(heads, 0.0) / have[heads]
+                lost += beside_heads / asked + drafting
+                # Not where nobody was asked: a debt of all is paid first, and memory tries alone.
+                if heads is not None:
+                    spent = each * by_heads + drafting
+                    self._heads[heads].book(won_by_heads, spent * answers / decoding)
             request = self._requests[name]
             # what a grammar forces is no guess, and says nothing of guesses
             gained, tokens_lost = (won, lost * answers / decoding) if proposed else (0, 0.0)

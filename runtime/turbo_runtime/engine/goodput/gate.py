@@ -3,7 +3,7 @@
 The choice of drafts rests on what drafters say of themselves; the gates rest on what became of it: one for
 each request, and one for all together. Without the latter, every request would pay for finding out anew that
 drafts do not help traffic like it: where answers are short, that adds up. Heads have one of their own beside
-these: what they take must not be held against drafts that cost nothing.
+these: where they take more than they add to drafts that cost nothing, they alone are left out.
 """
 
 from __future__ import annotations
