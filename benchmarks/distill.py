@@ -67,13 +67,13 @@ class Trained:
     """A draft, and what it was learnt from."""
 
     heads: Heads
-    answers: list[Said]
+    answers: list[Said]  # not those to prompts held out
     seconds: dict[str, float]
 
     @property
     def known(self) -> list[Said]:
         """What is in the memory."""
-        return self.answers[:KNOWN]
+        return [one for one in self.answers if one.asked.part == "training"][:KNOWN]
 
 
 @dataclass(frozen=True)
@@ -85,29 +85,39 @@ class Case:
     batch: int
     whole: bool  # answers that stand among those learnt from count too
     found: list[Run]
+    told: frozenset[tuple[int, ...]]  # without drafts and in other company, once before
+
+    @property
+    def compared(self) -> int:
+        """Answers with drafts."""
+        return sum(len(run.answers) for run in self.found if run.way != "none")
 
     @property
     def differing(self) -> int:
-        """Answers that are not those without drafts."""
+        """Answers that are not those without drafts, of the same round and of once before."""
         plain = {run.round: run.answers for run in self.found if run.way == "none"}
         pairs = [zip(run.answers, plain[run.round], strict=True) for run in self.found]
-        return sum(answer != wanted for each in pairs for answer, wanted in each)
+        return sum(answer != wanted or answer not in self.told for each in pairs for answer, wanted in each)
 
     def joined(self, found: Sequence[Run]) -> Case:
-        """With runs of further prompts, the ways that both have."""
+        """With runs of further prompts, the ways that both have; of these alone answers are compared."""
         more = {(run.round, run.way): run for run in found}
         both = [_sum(run, more[run.round, run.way]) for run in self.found if (run.round, run.way) in more]
         return replace(self, whole=True, found=both)
 
-    def ratios(self, way: str = "heads") -> list[float]:
+    def ratios(self, way: str = "heads", over: str = "none") -> list[float]:
         speeds = {(run.round, run.way): run.speed for run in self.found}
-        return [speed / speeds[number, "none"] for (number, told), speed in speeds.items() if told == way]
+        pairs = [
+            (speed, speeds.get((number, over))) for (number, told), speed in speeds.items() if told == way
+        ]
+        return [speed / other for speed, other in pairs if other]
 
 
 def _sum(run: Run, more: Run) -> Run:
     return replace(
         run,
         answers=(*run.answers, *more.answers),
+        tokens=run.tokens + more.tokens,
         seconds=run.seconds + more.seconds,
         drafts=run.drafts + more.drafts,
         accepted=run.accepted + more.accepted,
@@ -196,7 +206,7 @@ def _read(served: Served, out: Path) -> Trained:
     _, heads = load_heads(out, served.target)
     answers = read_kept([out], served.target.digest).said
     record = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
-    return Trained(heads, [one for one in answers if one.asked.part == "training"], record["seconds"])
+    return Trained(heads, [one for one in answers if one.asked.part != "held-out"], record["seconds"])
 
 
 def _params(served: Served, temperature: float) -> SamplingParams:
@@ -246,12 +256,13 @@ def _cases(
             unseen = _unseen(said, own, trained.get("all", own))
             some = _enough(unseen)
             params, cases = _params(served, temperature), {}
+            told = frozenset(one.tokens for one in said)
             for batch in (1, 8):
                 name = f"{domain} at {temperature}, {batch} at a time"
                 say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
                 compared = of_own | further if usual else two
                 found = list(runs(served, compared, some, own.known, params, batch, ROUNDS))
-                cases[batch] = case = Case(domain, temperature, batch, whole=False, found=found)
+                cases[batch] = case = Case(domain, temperature, batch, whole=False, found=found, told=told)
                 say(f"   {name}: {statistics.median(case.ratios()):.2f} times")
                 yield case
             seen = [one for one in said if one not in unseen]
@@ -280,6 +291,7 @@ def _figures(cases: Sequence[Case], trained: dict[str, Trained]) -> dict[str, fl
     own = [case for case in cases if case.batch == 1 and not case.whole]
     firsts = [[run for run in case.found if run.way == "none"] for case in own]
     figures: dict[str, float] = {
+        "answers_compared": sum(case.compared for case in cases),
         "differing": sum(case.differing for case in cases),
         "prompts_min": min(sum(len(run.answers) for run in some) for some in firsts),
         "answer_tokens_min": min(sum(len(a) for run in some for a in run.answers) for some in firsts),
@@ -289,6 +301,8 @@ def _figures(cases: Sequence[Case], trained: dict[str, Trained]) -> dict[str, fl
         for way, end in ends.items():
             if ratios := case.ratios(way):
                 figures[f"{case.domain}{end}_of_plain{_name(case)}"] = round(statistics.median(ratios), 3)
+        if ratios := case.ratios("heads", "memory"):
+            figures[f"{case.domain}_of_memory{_name(case)}"] = round(statistics.median(ratios), 3)
     for name, one in trained.items():
         figures[f"{name}_training_minutes"] = round(one.seconds["training"] / 60, 2)
     return figures

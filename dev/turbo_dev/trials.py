@@ -16,7 +16,6 @@ from turbo_operator.planner import plan as plan_of
 from turbo_operator.scaler import History
 from turbo_operator.settings import Settings
 
-CPU = CORES
 SETTINGS = Settings(runtime_image="r:1")
 NOW = 1_700_000_000.0
 
@@ -60,11 +59,6 @@ def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
     )
 
 
-def used(one: DraftView) -> dict[str, Any]:
-    """The status where a draft is in use."""
-    return promoted(one)
-
-
 def turned_down(*drafts: DraftView) -> dict[str, Any]:
     """The status where those were tried in vain."""
     why = {"reason": "NoGain", "message": "No.", "time": "2026-01-01T00:00:00Z"}
@@ -73,7 +67,7 @@ def turned_down(*drafts: DraftView) -> dict[str, Any]:
 
 def planned(it: TurboDeployment) -> Plan:
     """Its plan."""
-    return plan_of(it.spec, FACTS.shape, {CPU.name: CPU})
+    return plan_of(it.spec, FACTS.shape, {CORES.name: CORES})
 
 
 def chosen(it: TurboDeployment) -> Choice:
@@ -85,7 +79,7 @@ def chosen(it: TurboDeployment) -> Choice:
 
 def seen(*pods: PodView, drafts: tuple[DraftView, ...] = (OLD, NEW), now: DraftView | None = OLD) -> Observed:
     """Pods and candidates; `now` is what pods are to use."""
-    return Observed({CPU.name: CPU}, None, (), pods, model=FACTS, draft=now, drafts=drafts)
+    return Observed({CORES.name: CORES}, None, (), pods, model=FACTS, draft=now, drafts=drafts)
 
 
 def variant_of(it: TurboDeployment, one: DraftView = NEW) -> str:
@@ -98,7 +92,7 @@ def stable_of(it: TurboDeployment, one: DraftView | None = OLD) -> str:
     return render.plan_hash(it, chosen(it), FACTS, one)
 
 
-WITH_OLD = td(used(OLD))
+WITH_OLD = td(promoted(OLD))
 TRY, STABLE = variant_of(WITH_OLD), stable_of(WITH_OLD)
 
 

@@ -59,13 +59,13 @@ def running_pod(cluster: Any, namespace: str) -> str:
 
 
 def end(cluster: Any, namespace: str, pod: str, code: int, message: str) -> None:
-    now = rfc3339(time.time())
+    (container,) = cluster.api.get(resources.POD, namespace, pod)["status"]["containerStatuses"]
     terminated = {
         "exitCode": code,
         "message": message,
         "reason": "Completed" if code == 0 else "Error",
-        "startedAt": now,
-        "finishedAt": now,
+        "startedAt": container["state"]["running"]["startedAt"],
+        "finishedAt": rfc3339(time.time()),
     }
     status = {
         "phase": "Failed" if code else "Succeeded",

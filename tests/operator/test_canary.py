@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.loads import load, pod
+from turbo_dev.trainings import promoted
 from turbo_dev.trials import (
     NEW,
     NOW,
@@ -26,7 +27,6 @@ from turbo_dev.trials import (
     stable_of,
     td,
     up,
-    used,
 )
 from turbo_operator import canary, status, training
 from turbo_operator.api import CanaryReason, ConditionType, TurboDeployment
@@ -156,18 +156,18 @@ def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> N
     ],
 )
 def test_a_second_pod_that_the_budget_does_not_hold_is_not_made(bound: dict[str, Any], name: str) -> None:
-    gains, judgement = look(td(used(OLD), **bound), seen(), Gains(), NOW)
+    gains, judgement = look(td(promoted(OLD), **bound), seen(), Gains(), NOW)
     assert judgement is not None
     assert (judgement.reason, judgement.over, gains.trial) == (CanaryReason.WAITING_FOR_BUDGET, False, None)
     assert name in judgement.detail
-    _, of_two = look(td({**used(OLD), "desiredReplicas": 2}, **bound), seen(), Gains(), NOW)
+    _, of_two = look(td({**promoted(OLD), "desiredReplicas": 2}, **bound), seen(), Gains(), NOW)
     assert of_two is not None
     assert of_two.reason == CanaryReason.STARTING  # one of the two makes room
 
 
 def test_nothing_is_tried_where_no_pod_is_wanted() -> None:
     for spec in ({"replicas": 0}, {"suspend": True}):
-        assert look(td(used(OLD), **spec), seen(), Gains(), NOW)[1] is None
+        assert look(td(promoted(OLD), **spec), seen(), Gains(), NOW)[1] is None
 
 
 def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None:
@@ -233,7 +233,7 @@ def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_dow
 
 
 def test_a_promoted_draft_is_kept_while_no_plan_is_feasible() -> None:
-    it = td(used(NEW))
+    it = td(promoted(NEW))
     decision = decide(it, seen(now=NEW), SETTINGS, NOW, None, History())
     made = status.compute(it, seen(now=NEW), decision.scale, None, None, NOW)
     assert made.draft is not None

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from turbo_dev.held import held
+from turbo_dev.trainings import CORES, promoted
 from turbo_dev.trials import (
-    CPU,
     NEW,
     NOW,
     OLD,
@@ -26,7 +26,6 @@ from turbo_dev.trials import (
     td,
     turned_down,
     up,
-    used,
     variant_of,
 )
 from turbo_operator.api import API_VERSION, CanaryReason, Provisioning, TurboDeployment
@@ -43,7 +42,7 @@ CANARY_FILE = "chat-drafts-canary"
 
 def rejected(now: DraftView | None, tried: DraftView = NEW, **told: Any) -> tuple[TurboDeployment, Observed]:
     """After a verdict against a draft whose pod stands in for a replica that finds no place."""
-    it = td({**({} if now is None else used(now)), "desiredReplicas": 2, **told}, replicas=2)
+    it = td({**({} if now is None else promoted(now)), "desiredReplicas": 2, **told}, replicas=2)
     variant = variant_of(it, tried)
     before = replace(seen(drafts=(tried,), now=now), children=(up(STABLE, 2),))
     gains, judgement = look(it, before, Gains(), NOW)
@@ -131,7 +130,7 @@ class Server(Kube):
 def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_up_nothing_else() -> None:
     cache, ledger, server = Cache(), Ledger(), Server()
     cache.put_deployment(server.deployment)
-    elastic = replace(CPU, provisioning=Provisioning.ELASTIC)
+    elastic = replace(CORES, provisioning=Provisioning.ELASTIC)
     cache.put_accelerator({"metadata": {**META, "name": "cpu", "uid": "a"}}, elastic)
     ledger.take_stock(cache.accelerators())
     for each in (OLD, NEW):

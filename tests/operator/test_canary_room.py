@@ -9,7 +9,8 @@ import pytest
 
 from turbo_dev.held import held
 from turbo_dev.loads import load, pod
-from turbo_dev.trials import NOW, OLD, STABLE, TRY, children, decided, look, replicas, seen, td, up, used
+from turbo_dev.trainings import promoted
+from turbo_dev.trials import NOW, OLD, STABLE, TRY, children, decided, look, replicas, seen, td, up
 from turbo_operator import canary
 from turbo_operator.api import CanaryReason, TurboDeployment
 from turbo_operator.gains import Gains
@@ -22,7 +23,7 @@ LOADS = pod("t", load(0.0, 0.0), TRY, ready=False, load=None)
 
 
 def several(number: int = 3, **spec: Any) -> TurboDeployment:
-    return td({**used(OLD), "desiredReplicas": number}, replicas=number, **spec)
+    return td({**promoted(OLD), "desiredReplicas": number}, replicas=number, **spec)
 
 
 def waits(seconds: float) -> PodView:
@@ -47,7 +48,7 @@ def test_where_there_is_room_no_replica_goes_before_the_pod_that_tries_answers()
 
 def test_one_of_several_makes_room_where_the_nodes_have_had_none_for_too_long() -> None:
     assert asked(several(), up(STABLE, 3), up(TRY, 1, 0), waits(PENDING + 1)) == {STABLE: 2, TRY: 1}
-    alone = td({**used(OLD), "desiredReplicas": 1})
+    alone = td({**promoted(OLD), "desiredReplicas": 1})
     assert asked(alone, up(STABLE), up(TRY, 1, 0), waits(PENDING + 1)) == {STABLE: 1, TRY: 1}
 
 
@@ -103,7 +104,7 @@ def after_the_verdict(*there: ChildView) -> Observed:
 
 
 def test_after_a_verdict_the_autoscaler_holds_the_replicas_until_the_place_is_filled_again() -> None:
-    it = td({**used(OLD), "desiredReplicas": 3}, **METRICS)
+    it = td({**promoted(OLD), "desiredReplicas": 3}, **METRICS)
     for there in ((up(STABLE, 2), up(TRY)), (up(STABLE, 3, 2), up(TRY))):
         observed = after_the_verdict(*there)
         assert decided(it, observed, Gains(), None).scale.replicas == 3
@@ -115,7 +116,7 @@ def test_after_a_verdict_the_autoscaler_holds_the_replicas_until_the_place_is_fi
 
 
 def test_the_autoscaler_counts_the_pod_that_tries() -> None:
-    it = td({**used(OLD), "desiredReplicas": 3}, **METRICS)
+    it = td({**promoted(OLD), "desiredReplicas": 3}, **METRICS)
     observed = replace(seen(), children=(up(STABLE, 2), up(TRY), FILE))
     gains, judgement = look(it, observed, Gains(), NOW)
     assert decided(it, observed, gains, judgement).scale.replicas == 3

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from turbo_dev.trainings import promoted
 from turbo_dev.trials import (
     FACTS,
     NEW,
@@ -20,7 +21,6 @@ from turbo_dev.trials import (
     seen,
     td,
     turned_down,
-    used,
     variant_of,
 )
 from turbo_operator import canary, status
@@ -52,27 +52,27 @@ def observed_with(it: TurboDeployment, *drafts: DraftView) -> Observed:
 
 def test_the_newest_draft_is_tried_and_none_that_is_in_use_or_was_turned_down() -> None:
     assert canary.candidate(WITH_OLD, seen()) == NEW
-    assert canary.candidate(td(used(NEW)), seen(now=NEW)) is None
-    assert canary.candidate(td({**used(OLD), **turned_down(NEW)}), seen()) is None
+    assert canary.candidate(td(promoted(NEW)), seen(now=NEW)) is None
+    assert canary.candidate(td({**promoted(OLD), **turned_down(NEW)}), seen()) is None
 
 
 def test_after_the_newest_the_one_before_it_has_its_turn_and_none_older_than_the_one_in_use() -> None:
     first, between = draft("chat-draft-0"), draft("chat-draft-1b")
     drafts = (first, OLD, between, NEW)
-    assert canary.candidate(td({**used(OLD), **turned_down(NEW)}), seen(drafts=drafts)) == between
-    assert canary.candidate(td({**used(OLD), **turned_down(NEW, between)}), seen(drafts=drafts)) is None
+    assert canary.candidate(td({**promoted(OLD), **turned_down(NEW)}), seen(drafts=drafts)) == between
+    assert canary.candidate(td({**promoted(OLD), **turned_down(NEW, between)}), seen(drafts=drafts)) is None
 
 
 def test_drafts_that_were_turned_down_longer_ago_than_is_remembered_are_not_tried_again() -> None:
     many = tuple(draft(f"chat-draft-{number}") for number in range(2, 9))
-    told = {**used(OLD), **turned_down(*many[-5:])}
+    told = {**promoted(OLD), **turned_down(*many[-5:])}
     assert canary.candidate(td(told), seen(drafts=(OLD, *many))) is None
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_draft_of_which_pods_would_load_something_else_is_another_draft(change: dict[str, Any]) -> None:
     again = replace(NEW, **change)
-    told = td({**used(OLD), **turned_down(NEW)})
+    told = td({**promoted(OLD), **turned_down(NEW)})
     assert canary.candidate(told, seen(drafts=(OLD, again))) == again
     assert variant_of(told, again) != variant_of(told, NEW)
 
@@ -81,7 +81,7 @@ def test_a_draft_of_which_pods_would_load_something_else_is_another_draft(change
 def test_the_draft_in_use_stays_as_it_was_while_what_was_changed_under_its_name_is_tried(
     change: dict[str, Any],
 ) -> None:
-    it, changed = td({**used(OLD), **turned_down(NEW)}), replace(OLD, **change)
+    it, changed = td({**promoted(OLD), **turned_down(NEW)}), replace(OLD, **change)
     observed = observed_with(it, changed, NEW)
     assert observed.draft == replace(OLD, deployment=None, created=0.0)
     assert canary.candidate(it, observed) == changed
@@ -99,7 +99,7 @@ def test_what_is_turned_down_is_remembered_with_all_that_pods_would_load() -> No
 
 def test_a_draft_of_another_model_or_beside_one_named_by_hand_is_not_tried() -> None:
     assert canary.candidate(WITH_OLD, seen(drafts=(draft("other", target="sha256:cd"),))) is None
-    by_hand = td(used(OLD), speculation={"draftRef": {"name": "mine"}})
+    by_hand = td(promoted(OLD), speculation={"draftRef": {"name": "mine"}})
     assert canary.candidate(by_hand, seen()) is None
 
 
@@ -107,7 +107,7 @@ def test_a_draft_that_was_named_by_hand_stays_in_use_as_drafts_are_trained_and_i
     None
 ):
     mine = replace(draft("mine"), deployment=None)
-    it = td(used(mine))
+    it = td(promoted(mine))
     there, gone = observed_with(it, mine), observed_with(it)
     assert there.draft == mine
     assert gone.draft == replace(mine, gone=True, created=0.0)

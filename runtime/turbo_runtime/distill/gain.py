@@ -7,6 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from statistics import median
 from typing import NamedTuple
 
@@ -41,6 +42,7 @@ class Run:
     way: str
     round: int
     answers: tuple[tuple[int, ...], ...]
+    tokens: int  # of these, and of those that kept them company to the end
     seconds: float
     drafts: int  # steps of an answer that verified drafts, of whichever drafter
     accepted: int
@@ -48,7 +50,7 @@ class Run:
     @property
     def speed(self) -> float:
         """Tokens a second, prompts included in the time."""
-        return sum(map(len, self.answers)) / self.seconds
+        return self.tokens / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +76,9 @@ def runs(
     rounds: int = ROUNDS,
 ) -> Iterator[Run]:
     """In each round some of the prompts are answered in all `ways`, in an order that moves on: other prompts
-    in each while every round has at least `batch`. `known` answers are in the memory before each run, and
-    nothing else: none of `asked` may be among them.
+    in each while every round has at least `batch`. Where so many are asked at a time, prompts of the other
+    rounds take the places of those that have ended, until the last one has. `known` answers are in the memory
+    before each run, and nothing else: none of `asked` may be among them.
     """
     names = list(ways)
     parts = max(1, min(rounds, len(asked) // batch))
@@ -84,7 +87,8 @@ def runs(
         for way in [*names[turn:], *names[:turn]]:
             source = None if (heads := ways[way].heads) is None else HeadsSource(heads, served.noise)
             run = _Bench(served, InUse(ways[way].drafting, source), known, batch)
-            yield run.answer(way, number, asked[number % parts :: parts], params)
+            some = [asked[(number + later) % parts :: parts] for later in range(parts)]
+            yield run.answer(way, number, some[0], list(chain.from_iterable(some[1:])), params)
 
 
 def gain_of(batch: int, found: Sequence[Run]) -> Gain:
@@ -122,21 +126,28 @@ class _Bench:
         while drafters.waiting:
             drafters.read(1 << 12)
 
-    def answer(self, way: str, number: int, asked: Sequence[Said], params: SamplingParams) -> Run:
+    def answer(
+        self, way: str, number: int, asked: Sequence[Said], company: Sequence[Said], params: SamplingParams
+    ) -> Run:
         engine = self._engine
-        told: list[list[int]] = [[] for _ in asked]
-        waiting = list(reversed(range(len(asked))))
-        live = 0
+        prompts = [one.asked.prompt for one in (*asked, *company)]
+        told: list[list[int]] = [[] for _ in prompts]
+        waiting = list(reversed(range(len(prompts))))
+        live, left = 0, len(asked)
         began = time.perf_counter()
-        while waiting or not engine.idle:
+        while left:
             while waiting and live < self._batch:
                 index = waiting.pop()
-                engine.accept(Submit(str(index), asked[index].asked.prompt, params))
+                engine.accept(Submit(str(index), prompts[index], params))
                 live += 1
             for event in engine.step().events:
                 if event.error:
                     raise DistillError(f"a prompt cannot be answered: {event.error}; leave it out")
-                told[int(event.request_id)] += event.tokens
-                live -= event.finish_reason is not None
+                index = int(event.request_id)
+                told[index] += event.tokens
+                if event.finish_reason is not None:
+                    live -= 1
+                    left -= index < len(asked)
         seconds, stats = time.perf_counter() - began, engine.stats()
-        return Run(way, number, tuple(map(tuple, told)), seconds, stats.drafts, stats.accepted_tokens)
+        answers = tuple(map(tuple, told[: len(asked)]))
+        return Run(way, number, answers, sum(map(len, told)), seconds, stats.drafts, stats.accepted_tokens)

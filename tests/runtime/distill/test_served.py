@@ -123,12 +123,16 @@ def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_
         *((2, way) for way in ("heads", "none", "memory")),
     ]
     assert {len(run.answers) for run in found} == {2}  # two parts, since two are asked together
+    assert all(run.tokens >= sum(map(len, run.answers)) for run in found)
+    assert any(run.tokens > sum(map(len, run.answers)) for run in found)  # none was answered alone
+    one_by_one = list(runs(served, ways(heads), said, said[:1], params(0.0), 1))
+    assert all(run.tokens == sum(map(len, run.answers)) for run in one_by_one)
     assert all(not run.drafts for run in found if run.way == "none")
     gain = gain_of(2, found)
     assert (gain.batch, gain.prompts, gain.differing) == (2, 2, 0)
     wrong = [replace(run, answers=((1,), *run.answers[1:])) if run.way == "heads" else run for run in found]
     assert gain_of(2, wrong).differing == 3
-    slower = [replace(run, seconds=1.0 if run.way == "none" else 0.5) for run in found]
+    slower = [replace(run, tokens=4, seconds=1.0 if run.way == "none" else 0.5) for run in found]
     assert gain_of(2, slower).after == pytest.approx(2.0)
 
 
