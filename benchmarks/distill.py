@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -85,25 +85,13 @@ class Case:
     batch: int
     whole: bool  # answers that stand among those learnt from count too
     found: list[Run]
-    told: frozenset[tuple[int, ...]]  # without drafts and in other company, once before
+    same: list[bool]  # for each answer with drafts, see `same`
 
-    @property
-    def compared(self) -> int:
-        """Answers with drafts."""
-        return sum(len(run.answers) for run in self.found if run.way != "none")
-
-    @property
-    def differing(self) -> int:
-        """Answers that are not those without drafts, of the same round and of once before."""
-        plain = {run.round: run.answers for run in self.found if run.way == "none"}
-        pairs = [zip(run.answers, plain[run.round], strict=True) for run in self.found]
-        return sum(answer != wanted or answer not in self.told for each in pairs for answer, wanted in each)
-
-    def joined(self, found: Sequence[Run]) -> Case:
-        """With runs of further prompts, the ways that both have; of these alone answers are compared."""
+    def joined(self, found: Sequence[Run], same: list[bool]) -> Case:
+        """With runs of further prompts, the ways that both have; `same` is that of these."""
         more = {(run.round, run.way): run for run in found}
         both = [_sum(run, more[run.round, run.way]) for run in self.found if (run.round, run.way) in more]
-        return replace(self, whole=True, found=both)
+        return replace(self, whole=True, found=both, same=same)
 
     def ratios(self, way: str = "heads", over: str = "none") -> list[float]:
         speeds = {(run.round, run.way): run.speed for run in self.found}
@@ -111,6 +99,15 @@ class Case:
             (speed, speeds.get((number, over))) for (number, told), speed in speeds.items() if told == way
         ]
         return [speed / other for speed, other in pairs if other]
+
+
+def same(found: Sequence[Run], told: Container[tuple[int, ...]]) -> list[bool]:
+    """Of each answer with drafts, whether it is that without: of the same round, and among those `told` once
+    before in other company.
+    """
+    plain = {run.round: run.answers for run in found if run.way == "none"}
+    pairs = [zip(run.answers, plain[run.round], strict=True) for run in found if run.way != "none"]
+    return [answer == wanted and answer in told for each in pairs for answer, wanted in each]
 
 
 def _sum(run: Run, more: Run) -> Run:
@@ -262,13 +259,14 @@ def _cases(
                 say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
                 compared = of_own | further if usual else two
                 found = list(runs(served, compared, some, own.known, params, batch, ROUNDS))
-                cases[batch] = case = Case(domain, temperature, batch, whole=False, found=found, told=told)
+                cases[batch] = case = Case(domain, temperature, batch, whole=False, found=found, same=same(found, told))
                 say(f"   {name}: {statistics.median(case.ratios()):.2f} times")
                 yield case
             seen = [one for one in said if one not in unseen]
             seen = seen[: round(len(seen) * len(some) / len(unseen))]  # as large a share as of all
             if usual and not options.quick and len(seen) >= ROUNDS:
-                yield cases[1].joined(list(runs(served, two, seen, own.known, params, 1, ROUNDS)))
+                found = list(runs(served, two, seen, own.known, params, 1, ROUNDS))
+                yield cases[1].joined(found, same(found, told))
 
 
 def _enough(said: Sequence[Said]) -> list[Said]:
@@ -291,8 +289,8 @@ def _figures(cases: Sequence[Case], trained: dict[str, Trained]) -> dict[str, fl
     own = [case for case in cases if case.batch == 1 and not case.whole]
     firsts = [[run for run in case.found if run.way == "none"] for case in own]
     figures: dict[str, float] = {
-        "answers_compared": sum(case.compared for case in cases),
-        "differing": sum(case.differing for case in cases),
+        "answers_compared": sum(len(case.same) for case in cases),
+        "differing": sum(case.same.count(False) for case in cases),
         "prompts_min": min(sum(len(run.answers) for run in some) for some in firsts),
         "answer_tokens_min": min(sum(len(a) for run in some for a in run.answers) for some in firsts),
     }

@@ -8,12 +8,15 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 from operator import mul
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_runtime.contract import StepTime
-from turbo_runtime.drafters.draft import Coupling, Draft, Offer, Proposal, Want
+from turbo_runtime.drafters.draft import Coupling, Draft, Evidence, Offer, Proposal, Want
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
@@ -23,6 +26,8 @@ from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.request import DEFAULT_DRAFT, Drafting, Submit
+from turbo_runtime.engine.speculation import Speculation
+from turbo_runtime.engine.verify import Verdict
 
 ANSWERS, PLAIN, ROW = 8, 0.090, 0.002  # seconds of a step, and of each drafted row more
 SEEDS = (StepTime(1, 1, 0, PLAIN - 7 * ROW), StepTime(8, 1, 0, PLAIN), StepTime(1, 128, 0, PLAIN + 120 * ROW))
@@ -226,6 +231,31 @@ class Telling(EveryDraft):
     def learn(self, shape: StepShape, outcomes: Sequence[Outcome], times: StepTimes) -> None:
         self.told.append((list(outcomes), times))
         super().learn(shape, outcomes, times)
+
+
+@pytest.mark.parametrize(
+    ("verified", "said", "booked"),
+    [
+        ((5, 6, 7), (5, 6, 9), (3, 2, 0.75, 0.25)),  # the third was wrong
+        ((5, 6, 7), (5, 6, 7, 8), (3, 3, 0.75, 0.75)),
+        ((5, 6), (5, 6, 7), (2, 2, 0.25, 0.25)),  # the third was not worth a row
+        ((5, 6, 7), (9,), (3, 0, 0.75, 0.0)),
+    ],
+)
+def test_of_a_token_of_heads_their_lead_is_booked(
+    verified: tuple[int, ...], said: tuple[int, ...], booked: tuple[float, ...]
+) -> None:
+    evidence = (Evidence("heads", 0, 0.25), Evidence("suffix", 0, 0.5), Evidence("heads", 0, 0.5))
+    submit = SimpleNamespace(request_id="r")
+    work = SimpleNamespace(sequence=SimpleNamespace(submit=submit), draft_limit=4)
+    part = SimpleNamespace(work=work, draft=Draft((5, 6, 7), (0.9, 0.8, 0.5), evidence), drafts=[*verified])
+    drafters = SimpleNamespace(observe=lambda *_: None, use_hidden=False, heads_seconds={})
+    control = Telling()
+    speculation: Any = Speculation(cast("Any", drafters), control)
+    speculation.observe(part, Verdict(said, len(said) - 1), torch.zeros(1))
+    speculation.learn(0.1)
+    (((outcome,), _),) = control.told
+    assert outcome[2:4] + outcome[5:] == booked
 
 
 @pytest.mark.parametrize("drafter", ["heads", "auto", "suffix"])

@@ -185,14 +185,14 @@ class Control:
         asked = sum(outcome.proposed for outcome in outcomes)
         total = times.drafting + times.rest + times.reading
         have = Counter(outcome.heads for outcome in outcomes if outcome.proposed)
-        beside_heads = times.drafting - sum(times.heads.values())
+        for_all = times.drafting - sum(spent for heads, spent in times.heads.items() if heads in have)
         each = extra / drafted if drafted else 0.0
         won_in_all = 0
         for name, proposed, verified, won, heads, by_heads, won_by_heads in outcomes:
             lost = each * verified
             if proposed:
                 drafting = times.heads.get(heads, 0.0) / have[heads]
-                lost += beside_heads / asked + drafting
+                lost += for_all / asked + drafting
                 # Not where nobody was asked: a debt of all is paid first, and memory tries alone.
                 if heads is not None:
                     spent = each * by_heads + drafting
