@@ -114,7 +114,6 @@ def _sum(run: Run, more: Run) -> Run:
     return replace(
         run,
         answers=(*run.answers, *more.answers),
-        tokens=run.tokens + more.tokens,
         seconds=run.seconds + more.seconds,
         drafts=run.drafts + more.drafts,
         accepted=run.accepted + more.accepted,
@@ -259,7 +258,9 @@ def _cases(
                 say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
                 compared = of_own | further if usual else two
                 found = list(runs(served, compared, some, own.known, params, batch, ROUNDS))
-                cases[batch] = case = Case(domain, temperature, batch, whole=False, found=found, same=same(found, told))
+                cases[batch] = case = Case(
+                    domain, temperature, batch, whole=False, found=found, same=same(found, told)
+                )
                 say(f"   {name}: {statistics.median(case.ratios()):.2f} times")
                 yield case
             seen = [one for one in said if one not in unseen]

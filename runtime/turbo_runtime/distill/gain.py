@@ -42,15 +42,14 @@ class Run:
     way: str
     round: int
     answers: tuple[tuple[int, ...], ...]
-    tokens: int  # of these, and of those that kept them company to the end
-    seconds: float
+    seconds: float  # of each step the share of these among all that were answered
     drafts: int  # steps of an answer that verified drafts, of whichever drafter
     accepted: int
 
     @property
     def speed(self) -> float:
         """Tokens a second, prompts included in the time."""
-        return self.tokens / self.seconds
+        return sum(map(len, self.answers)) / self.seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,22 +131,24 @@ class _Bench:
         engine = self._engine
         prompts = [one.asked.prompt for one in (*asked, *company)]
         told: list[list[int]] = [[] for _ in prompts]
-        waiting = list(reversed(range(len(prompts))))
-        live, left = 0, len(asked)
-        began = time.perf_counter()
+        waiting, live = list(reversed(range(len(prompts)))), set[int]()
+        seconds, left = 0.0, len(asked)
         while left:
-            while waiting and live < self._batch:
+            began = time.perf_counter()
+            while waiting and len(live) < self._batch:
                 index = waiting.pop()
                 engine.accept(Submit(str(index), prompts[index], params))
-                live += 1
+                live.add(index)
+            share = sum(index < len(asked) for index in live) / len(live)
             for event in engine.step().events:
                 if event.error:
                     raise DistillError(f"a prompt cannot be answered: {event.error}; leave it out")
                 index = int(event.request_id)
                 told[index] += event.tokens
                 if event.finish_reason is not None:
-                    live -= 1
+                    live.remove(index)
                     left -= index < len(asked)
-        seconds, stats = time.perf_counter() - began, engine.stats()
+            seconds += (time.perf_counter() - began) * share
+        stats = engine.stats()
         answers = tuple(map(tuple, told[: len(asked)]))
-        return Run(way, number, answers, sum(map(len, told)), seconds, stats.drafts, stats.accepted_tokens)
+        return Run(way, number, answers, seconds, stats.drafts, stats.accepted_tokens)

@@ -41,12 +41,23 @@ class Want:
     name: str = DEFAULT_DRAFT  # of the trained draft it chose
 
 
+class Bid(NamedTuple):
+    """A token that another one was surer of."""
+
+    source: str
+    cell: Hashable
+    token: int
+
+
 class Evidence(NamedTuple):
-    """What a drafted token's confidence came from, so that its source learns what became of it."""
+    """What a drafted token's confidence came from, so that its source learns what became of it; and what
+    else there was in its place.
+    """
 
     source: str
     cell: Hashable  # of the source's calibration
-    lead: float = 1.0  # the share of its confidence by which its source was surer than any other of theirs
+    instead: int | None = None  # the token drafted here without sources that take time; None: there is none
+    outbid: tuple[Bid, ...] = ()  # whose sources learn as well: else they would learn where they are sure
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,7 @@ class Source(Protocol):
     """Where drafts come from."""
 
     name: str
+    takes_time: bool  # more than next to none
 
     def begin(self, wants: Sequence[Want]) -> Proposal:
         """Read what is new in each want."""

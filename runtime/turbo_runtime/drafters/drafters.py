@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 
-from turbo_runtime.drafters.draft import Draft, Want
+from turbo_runtime.drafters.draft import Bid, Draft, Want
 from turbo_runtime.drafters.guard import Guarded
 from turbo_runtime.drafters.hybrid import propose
 from turbo_runtime.drafters.load import InUse
@@ -124,12 +124,13 @@ class Drafters:
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
         """What was committed where the draft was made for. The whole draft teaches, however little of it was
-        verified: the committed tokens are what they are.
+        verified, and so does what was outbid: the committed tokens are what they are.
         """
         for evidence, token, said in zip(draft.evidence, draft.tokens, committed, strict=False):
-            source = self._recent if evidence.source == Suffix.name else self._heads.get(draft.name)
-            if source is not None:
-                source.learn(evidence.cell, token == said)
+            for name, cell, told in (Bid(evidence.source, evidence.cell, token), *evidence.outbid):
+                source = self._recent if name == Suffix.name else self._heads.get(draft.name)
+                if source is not None:
+                    source.learn(cell, told == said)
             if token != said:
                 return
 

@@ -22,7 +22,7 @@ class Guarded:
     def __init__(self, source: Source, draft: str = "") -> None:
         """`draft`: which of several, for the sentence that tells of its failure."""
         self.source = source
-        self.name = source.name
+        self.name, self.takes_time = source.name, source.takes_time
         self._who = f"{source.name} of the draft {draft}" if draft else source.name
         self.problem = ""  # why it gives no drafts any more; empty while it does
         self.seconds = 0.0  # that it was asked for drafts, in all

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from turbo_runtime.drafters.draft import Draft, Evidence, Offer, Source, Want
+from turbo_runtime.drafters.draft import Bid, Draft, Evidence, Offer, Source, Want
 
 LEAST_SURVIVAL = 0.02  # whatever the caller says: with less there is no hope
 
@@ -16,7 +16,6 @@ def propose(sources: Sequence[Source], wants: Sequence[Want], least: float = LEA
     """
     if not sources or not wants:
         return [Draft() for _ in wants]
-    names = [source.name for source in sources]
     proposals = [source.begin(wants) for source in sources]
     growing = [_Growing(want.limit, max(least, LEAST_SURVIVAL)) for want in wants]
     while True:
@@ -29,7 +28,7 @@ def propose(sources: Sequence[Source], wants: Sequence[Want], least: float = LEA
                 for sure, offer in zip(beside, offers[-1], strict=True)
             ]
         each = zip(*offers, strict=True)
-        taken = [draft.take(names, of_want) for draft, of_want in zip(growing, each, strict=True)]
+        taken = [draft.take(sources, of_want) for draft, of_want in zip(growing, each, strict=True)]
         if all(token is None for token in taken):
             return [draft.done() for draft in growing]
         for proposal in proposals:
@@ -39,33 +38,56 @@ def propose(sources: Sequence[Source], wants: Sequence[Want], least: float = LEA
 class _Growing:
     """The draft of one want so far."""
 
-    __slots__ = ("_evidence", "_least", "_limit", "_survival", "_tokens")
+    __slots__ = ("_evidence", "_least", "_limit", "_survival", "_tokens", "_without")
 
     def __init__(self, limit: int, least: float) -> None:
         self._limit, self._least = limit, least
         self._tokens: list[int] = []
         self._survival: list[float] = []
         self._evidence: list[Evidence] = []
+        self._without = (
+            1.0  # survival of the same tokens without sources that take time; 0: of others, or none
+        )
 
-    def take(self, names: Sequence[str], offers: Sequence[Offer | None]) -> int | None:
+    def take(self, sources: Sequence[Source], offers: Sequence[Offer | None]) -> int | None:
         """The most confident offer's token, now part of the draft; None where the draft ends."""
         if len(self._tokens) == self._limit:
             return None
-        best, source, confidence, next_best = None, "", 0.0, 0.0
-        for name, offer in zip(names, offers, strict=True):  # not a number is above none
-            if offer is not None and offer.confidence > confidence:
-                best, source, confidence, next_best = offer, name, offer.confidence, confidence
-            elif offer is not None and offer.confidence > next_best:
-                next_best = offer.confidence
-        if best is None:
+        made = [
+            (source, offer)
+            for source, offer in zip(sources, offers, strict=True)
+            if offer is not None and offer.confidence > 0  # not a number is above none
+        ]
+        if not made:
             return None
-        survival = confidence * (self._survival[-1] if self._survival else 1.0)
+        surest, best = max(made, key=_confidence)
+        survival = best.confidence * (self._survival[-1] if self._survival else 1.0)
         if survival < self._least:
             return None
+        outbid = tuple(
+            Bid(source.name, offer.cell, offer.token) for source, offer in made if offer is not best
+        )
         self._tokens.append(best.token)
         self._survival.append(survival)
-        self._evidence.append(Evidence(source, best.cell, 1.0 - next_best / confidence))
+        self._evidence.append(Evidence(surest.name, best.cell, self._instead(best.token, made), outbid))
         return best.token
+
+    def _instead(self, taken: int, made: Sequence[tuple[Source, Offer]]) -> int | None:
+        """What would have been drafted here without sources that take time."""
+        free = [each for each in made if not each[0].takes_time]
+        if not free or not self._without:
+            self._without = 0.0
+            return None
+        _, best = max(free, key=_confidence)
+        self._without *= best.confidence
+        instead = best.token if self._without >= self._least else None
+        if instead != taken:
+            self._without = 0.0
+        return instead
 
     def done(self) -> Draft:
         return Draft(tuple(self._tokens), tuple(self._survival), tuple(self._evidence))
+
+
+def _confidence(made: tuple[Source, Offer]) -> float:
+    return made[1].confidence

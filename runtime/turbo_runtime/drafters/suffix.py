@@ -59,6 +59,7 @@ class Suffix:
     """The source `suffix`."""
 
     name = "suffix"
+    takes_time = False
 
     def __init__(self, memory: Memory | None = None) -> None:
         self.memory = Memory() if memory is None else memory

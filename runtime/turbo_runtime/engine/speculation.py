@@ -10,7 +10,6 @@ from torch import Tensor
 
 from turbo_runtime.drafters.draft import Coupling, Want
 from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape
 from turbo_runtime.engine.goodput.demand import Demand
@@ -61,12 +60,14 @@ class Speculation:
         self.drafters.observe(part.draft, verdict.tokens)
         self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         drafted, won = len(part.drafts), len(verdict.tokens) - 1
-        leads = [
-            evidence.lead if evidence.source == HeadsSource.name else 0.0
-            for evidence in part.draft.evidence[:drafted]
-        ]
+        verified = part.draft.cut(drafted)
+        more = sum(evidence.instead is None for evidence in verified.evidence)
+        gained = sum(
+            (token == said) - (evidence.instead == said)
+            for evidence, token, said in zip(verified.evidence, verified.tokens, verdict.tokens, strict=False)
+        )
         asked, heads = request_id in self._asked, self._heads.get(request_id)
-        self._outcomes.append(Outcome(request_id, asked, drafted, won, heads, sum(leads), sum(leads[:won])))
+        self._outcomes.append(Outcome(request_id, asked, drafted, won, heads, more, gained))
         if self.drafters.use_hidden:
             self._hidden[request_id] = state.clone()  # not the view, which keeps everybody's rows
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +17,10 @@ from turbo_dev.fitting import Said as Stated
 from turbo_dev.fitting import fit, say, words_of
 from turbo_dev.tiny_engine import write
 from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.distill import gain
 from turbo_runtime.distill.answers import Asked, Said
 from turbo_runtime.distill.evaluate import evaluate, taken_of
-from turbo_runtime.distill.gain import gain_of, runs, ways
+from turbo_runtime.distill.gain import Run, gain_of, runs, ways
 from turbo_runtime.distill.places import Places
 from turbo_runtime.distill.served import LIKELIEST, Served, _likeliest
 from turbo_runtime.drafters import hybrid
@@ -123,17 +126,30 @@ def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_
         *((2, way) for way in ("heads", "none", "memory")),
     ]
     assert {len(run.answers) for run in found} == {2}  # two parts, since two are asked together
-    assert all(run.tokens >= sum(map(len, run.answers)) for run in found)
-    assert any(run.tokens > sum(map(len, run.answers)) for run in found)  # none was answered alone
-    one_by_one = list(runs(served, ways(heads), said, said[:1], params(0.0), 1))
-    assert all(run.tokens == sum(map(len, run.answers)) for run in one_by_one)
     assert all(not run.drafts for run in found if run.way == "none")
-    gain = gain_of(2, found)
-    assert (gain.batch, gain.prompts, gain.differing) == (2, 2, 0)
+    of_two = gain_of(2, found)
+    assert (of_two.batch, of_two.prompts, of_two.differing) == (2, 2, 0)
     wrong = [replace(run, answers=((1,), *run.answers[1:])) if run.way == "heads" else run for run in found]
     assert gain_of(2, wrong).differing == 3
-    slower = [replace(run, tokens=4, seconds=1.0 if run.way == "none" else 0.5) for run in found]
+    slower = [replace(run, seconds=1.0 if run.way == "none" else 0.5) for run in found]
     assert gain_of(2, slower).after == pytest.approx(2.0)
+
+
+def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    monkeypatch.setattr(gain, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))  # a step takes 1 s
+    answers = served.answer(asked(), params(0.0), params(0.0))
+    first, *others = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
+
+    def run(company: list[Said], batch: int) -> Run:
+        return gain._Bench(served, InUse("off"), [], batch).answer("none", 0, [first], company, params(0.0))
+
+    alone, accompanied = run([], 3), run(others, 3)
+    assert alone.answers == accompanied.answers == (first.tokens,)
+    assert alone.seconds == len(first.tokens)
+    assert accompanied.seconds == pytest.approx(alone.seconds / 3)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ class Failing:
     """Offers 9 after anything, and fails in one of its verbs."""
 
     name = "failing"
+    takes_time = False
 
     def __init__(self, verb: str) -> None:
         self.verb, self.calls = verb, 0

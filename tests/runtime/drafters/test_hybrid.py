@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 
-from turbo_runtime.drafters.draft import Coupling, Draft, Offer, Want
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_runtime.drafters.draft import Coupling, Draft, Evidence, Offer, Want
 from turbo_runtime.drafters.hybrid import LEAST_SURVIVAL, propose
 
 Script = dict[int, tuple[int, float]]  # the token before -> what follows, and how surely
@@ -13,8 +18,8 @@ Script = dict[int, tuple[int, float]]  # the token before -> what follows, and h
 class Scripted:
     """A source that knows what follows each token."""
 
-    def __init__(self, name: str, script: Script) -> None:
-        self.name, self._script = name, script
+    def __init__(self, name: str, script: Script, *, takes_time: bool = False) -> None:
+        self.name, self._script, self.takes_time = name, script, takes_time
 
     def begin(self, wants: Sequence[Want]) -> Scripted:
         self._before: list[int | None] = [want.tokens[-1] for want in wants]
@@ -34,6 +39,11 @@ class Scripted:
         raise AssertionError("proposing ends nothing")
 
 
+SCRIPTS = st.dictionaries(
+    st.integers(0, 4), st.tuples(st.integers(0, 4), st.floats(0.01, 1, exclude_max=True)), max_size=5
+)
+
+
 def draft(*sources: Scripted, last: int = 0, limit: int = 8) -> Draft:
     (found,) = propose(sources, [Want("r", [last], 1, limit, "", Coupling(0, 0.0))])
     return found
@@ -49,6 +59,67 @@ def test_each_token_is_the_surer_sources_and_all_go_on_behind_it() -> None:
     assert [evidence.source for evidence in found.evidence] == ["one", "one", "two", "one"]
     assert found.survival == (0.5, 0.45, 0.225, 0.1125)
     assert found.drafter == "hybrid"
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_draft_tells_what_would_be_drafted_without_sources_that_take_time(*, turned: bool) -> None:
+    slow = {0: (5, 0.9), 5: (6, 0.9), 6: (7, 0.9), 7: (8, 0.9), 8: (9, 0.9)}
+    free = {0: (5, 0.5), 5: (6, 0.95), 6: (1, 0.3), 7: (8, 0.6), 8: (9, 0.95)}
+    sources = [Scripted("free", free), Scripted("slow", slow, takes_time=True)]
+    found = draft(*(sources[::-1] if turned else sources))
+    assert found.tokens == (5, 6, 7, 8, 9)
+    assert [evidence.source for evidence in found.evidence] == ["slow", "free", "slow", "slow", "free"]
+    # behind the 7 it would not have come
+    assert [evidence.instead for evidence in found.evidence] == [5, 6, 1, None, None]
+    assert [[bid.token for bid in evidence.outbid] for evidence in found.evidence] == [
+        [5],
+        [6],
+        [1],
+        [8],
+        [9],
+    ]
+
+
+@pytest.mark.parametrize(("least", "instead"), [(0.02, [5, 6]), (0.2, [5, None]), (0.6, [None, None])])
+def test_what_others_are_not_sure_enough_of_would_not_be_drafted(
+    least: float, instead: list[int | None]
+) -> None:
+    sources = [
+        Scripted("free", {0: (5, 0.5), 5: (6, 0.3)}),
+        Scripted("slow", {0: (5, 0.9), 5: (6, 0.9)}, takes_time=True),
+    ]
+    (found,) = propose(sources, [Want("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
+    assert [evidence.instead for evidence in found.evidence] == instead
+
+
+def test_of_what_is_no_number_nothing_is_told() -> None:
+    sources = [Scripted("free", {0: (5, math.nan)}), Scripted("slow", {0: (6, 0.9)}, takes_time=True)]
+    assert draft(*sources).evidence == (Evidence("slow", 6),)
+    assert draft(*sources[::-1]).evidence == (Evidence("slow", 6),)
+
+
+@given(scripts=st.lists(SCRIPTS, min_size=1, max_size=3), least=st.floats(0, 1))
+def test_without_sources_that_take_time_nothing_else_would_be_drafted(
+    scripts: list[Script], least: float
+) -> None:
+    sources = [Scripted(str(number), script) for number, script in enumerate(scripts)]
+    (found,) = propose(sources, [Want("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
+    assert [evidence.instead for evidence in found.evidence] == list(found.tokens)
+
+
+@given(free=SCRIPTS, slow=SCRIPTS, least=st.floats(0, 1))
+def test_what_is_told_of_the_others_is_what_they_draft_alone(
+    free: Script, slow: Script, least: float
+) -> None:
+    want = Want("r", [0], 1, 8, "", Coupling(0, 0.0))
+    (found,) = propose([Scripted("free", free), Scripted("slow", slow, takes_time=True)], [want], least)
+    (alone,) = propose([Scripted("free", free)], [want], least)
+    told = [evidence.instead for evidence in found.evidence]
+    for place, (token, instead) in enumerate(zip(found.tokens, told, strict=True)):
+        assert instead == (alone.tokens[place] if place < len(alone.tokens) else None)
+        if instead != token:
+            assert set(told[place + 1 :]) <= {None}
+            break
 
 
 def test_one_source_alone_drafts_what_it_knows() -> None:

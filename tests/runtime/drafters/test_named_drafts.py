@@ -225,6 +225,8 @@ class Recorder:
 
     token: int
     name: str = "heads"
+    takes_time: bool = True
+    confidence: float = 0.999
     asked: list[list[str]] = field(default_factory=list)
     taught: list[bool] = field(default_factory=list)
     broken: bool = False
@@ -236,7 +238,7 @@ class Recorder:
         return self
 
     def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
-        return [Offer(self.token, 0.999, self.token) for _ in self.asked[-1]]
+        return [Offer(self.token, self.confidence, self.token) for _ in self.asked[-1]]
 
     def advance(self, tokens: Sequence[int | None]) -> None:
         """Whatever was drafted, it goes on alike."""
@@ -272,6 +274,17 @@ def test_what_became_of_a_draft_teaches_who_made_it() -> None:
     assert (default.taught, latex.taught) == ([], [True, True, False])
     drafters.observe(second, [30])
     assert (default.taught, latex.taught) == ([True], [True, True, False])
+
+
+@pytest.mark.parametrize(("sure", "surest"), [(0.6, "suffix"), (0.95, "heads")])
+def test_who_was_outbid_learns_as_well_up_to_the_first_token_that_was_wrong(sure: float, surest: str) -> None:
+    memory, heads = Recorder(30, "suffix", takes_time=False, confidence=0.8), Recorder(31, confidence=sure)
+    drafters = Drafters(InUse("auto", heads, "v1"), suffix=memory)  # type: ignore[arg-type]
+    (draft,) = drafters.propose([want("default")])
+    assert {evidence.source for evidence in draft.evidence} == {surest}
+    drafters.observe(draft, [draft.tokens[0], 30, 9])
+    assert memory.taught == [surest == "suffix", True, *([False] if surest == "suffix" else [])]
+    assert heads.taught == [surest == "heads", False, *([False] if surest == "suffix" else [])]
 
 
 def test_what_is_known_of_a_draft_that_was_dropped_teaches_nobody() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, takewhile
 from operator import mul
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from turbo_runtime.drafters.draft import Coupling, Draft, Evidence, Offer, Propo
 from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
-from turbo_runtime.drafters.hybrid import propose
 from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
 from turbo_runtime.engine.goodput.cost import StepShape
@@ -32,17 +30,26 @@ from turbo_runtime.engine.verify import Verdict
 ANSWERS, PLAIN, ROW = 8, 0.090, 0.002  # seconds of a step, and of each drafted row more
 SEEDS = (StepTime(1, 1, 0, PLAIN - 7 * ROW), StepTime(8, 1, 0, PLAIN), StepTime(1, 128, 0, PLAIN + 120 * ROW))
 HEADS = ("auto", "default", 1)
-AGAIN = [(0.45, 0.50)]  # memory would have had another token, nearly as sure
-MORE = [(0.8, 0.85), (0.8, 0.85), (0.0, 0.5)]  # what memory has too, and one token more
+
+
+class Place(NamedTuple):
+    """Of one drafted token: how sure memory is, how sure heads are (0: there is none), and of what."""
+
+    memory: float
+    heads: float = 0.0
+    same: bool = False  # they have one token, which is right as often as the surer one says
+
+
+AGAIN = [Place(0.45, 0.50)]  # memory would have had another token, nearly as sure
+SHY = [Place(0.25, 0.8, same=True)]  # memory would have had the same token, if less sure
+MORE = [Place(0.8, 0.85, same=True), Place(0.8, 0.85, same=True), Place(0.0, 0.8)]  # and one token more
 
 
 @dataclass
 class Answers:
-    """Of each position memory's token is right with one chance, that of the heads with another; 0: there is
-    none. The surer one's is drafted, as `propose` does it.
-    """
+    """Answers that are drafted for by the same places in every step, of each the surer one's token."""
 
-    positions: Sequence[tuple[float, float]]
+    places: Sequence[Place]
     seconds: float  # that heads take a step
     length: int = 0  # tokens of an answer; 0: no end
     control: Control = field(default_factory=lambda: Control(SEEDS, lambda tokens: tokens))
@@ -69,22 +76,32 @@ class Answers:
         self, names: Sequence[str], asked: Container[str], by_heads: bool
     ) -> tuple[list[Outcome], float]:
         drafting = self.seconds * by_heads
-        chances = [(memory, heads * by_heads) for memory, heads in self.positions]
-        ended = next((n for n, each in enumerate(chances) if not max(each)), len(chances))
-        survival = list(accumulate((max(each) for each in chances[:ended]), mul))
-        survivals = [survival for name in names if name in asked]
+        claims = [max(place.memory, place.heads * by_heads) for place in self.places]
+        claims = list(takewhile(bool, claims))
+        survivals = [list(accumulate(claims, mul)) for name in names if name in asked]
         counts = iter(self.control.choose(survivals, StepShape(ANSWERS), ANSWERS, drafting))
-        outcomes = []
-        for name in names:
-            drafted = chances[: next(counts)] if name in asked else []
-            right = list(takewhile(bool, (self.noise.random() < max(each) for each in drafted)))
-            leads = [max(heads - memory, 0.0) / max(heads, memory) for memory, heads in drafted]
-            won = sum(leads[: len(right)])
-            outcomes.append(Outcome(name, name in asked, len(drafted), len(right), HEADS, sum(leads), won))
+        outcomes = [
+            self._outcome(name, next(counts) if name in asked else None, by_heads=by_heads) for name in names
+        ]
         rest = PLAIN + ROW * sum(outcome.drafted for outcome in outcomes)
         times = StepTimes(drafting, rest, heads={HEADS: drafting} if by_heads else {})
         self.control.learn(StepShape(ANSWERS), outcomes, times)
         return outcomes, drafting + rest
+
+    def _outcome(self, name: str, drafted: int | None, *, by_heads: bool) -> Outcome:
+        won = more = gained = 0
+        alone = going = True  # whether memory would have come as far, whether all was right
+        for place in self.places[: drafted or 0]:
+            taken, instead = by_heads and place.heads > place.memory, alone and place.memory > 0
+            alone = instead and (place.same or not taken)
+            more += not instead
+            if not going:
+                continue
+            lot = self.noise.random()
+            going = lot < (max(place.memory, place.heads) if place.same or taken else place.memory)
+            won += going
+            gained += going - (instead and (going if alone else lot > 1 - place.memory))
+        return Outcome(name, drafted is not None, drafted or 0, won, HEADS, more, gained)
 
 
 @pytest.mark.parametrize("length", [0, 48])
@@ -92,15 +109,22 @@ class Answers:
 def test_heads_that_take_more_than_they_bring_leave_the_drafts_from_memory_what_these_bring(
     memory: float, length: int
 ) -> None:
-    positions = [(memory, 0.0), (0.0, 0.1)]
-    alone = Answers(positions, 0.0, length).speed(with_heads=False)
+    places = [Place(memory), Place(0.0, 0.1)]
+    alone = Answers(places, 0.0, length).speed(with_heads=False)
     assert alone > 1.02
-    assert Answers(positions, 0.015, length).speed() >= alone - 0.01
+    assert Answers(places, 0.015, length).speed() >= alone - 0.01
 
 
-def test_heads_that_draft_what_memory_would_have_had_as_well_are_not_asked() -> None:
-    alone = Answers(AGAIN, 0.0).speed(with_heads=False)
-    assert Answers(AGAIN, 0.015).speed() >= alone - 0.01
+@pytest.mark.parametrize("places", [AGAIN, SHY])
+def test_heads_that_draft_what_memory_would_have_had_as_well_are_not_asked(places: list[Place]) -> None:
+    alone = Answers(places, 0.0).speed(with_heads=False)
+    assert Answers(places, 0.015).speed() >= alone - 0.01
+
+
+def test_heads_that_bring_less_than_memory_does_in_the_same_time_are_not_asked() -> None:
+    places = [*MORE[:2], Place(0.0, 0.7)]  # worth a token's time without drafts, and not with them
+    alone = Answers(places, 0.0).speed(with_heads=False)
+    assert Answers(places, 0.015).speed() >= alone - 0.01
 
 
 def test_heads_are_asked_for_a_token_more_than_memory_has_behind_what_it_has_too() -> None:
@@ -110,13 +134,13 @@ def test_heads_are_asked_for_a_token_more_than_memory_has_behind_what_it_has_too
 
 @pytest.mark.parametrize("length", [0, 48])
 def test_heads_that_bring_more_than_they_take_are_asked(length: int) -> None:
-    positions = [(0.6, 0.0), (0.0, 0.8)]
-    alone = Answers(positions, 0.0, length).speed(with_heads=False)
-    assert Answers(positions, 0.003, length).speed() >= alone + 0.1
+    places = [Place(0.6), Place(0.0, 0.8)]
+    alone = Answers(places, 0.0, length).speed(with_heads=False)
+    assert Answers(places, 0.003, length).speed() >= alone + 0.1
 
 
 def test_where_nothing_helps_heads_lose_no_more_than_all_drafts_may() -> None:
-    assert Answers([(0.02, 0.0), (0.0, 0.02)], 0.015).speed() >= 0.99
+    assert Answers([Place(0.02), Place(0.0, 0.02)], 0.015).speed() >= 0.99
 
 
 def test_new_heads_have_an_account_of_their_own() -> None:
@@ -140,6 +164,8 @@ def test_the_time_of_heads_is_held_against_those_alone_that_have_them() -> None:
 class Fixed:
     """Offers one token."""
 
+    takes_time = True
+
     def __init__(self, name: str, token: int, confidence: float) -> None:
         self.name, self._offer = name, Offer(token, confidence, None)
 
@@ -158,19 +184,6 @@ class Fixed:
 
     def finish(self, *_: object) -> None:
         """It holds nothing."""
-
-
-@pytest.mark.parametrize(("other", "lead"), [(0.2, 0.75), (0.0, 1.0), (math.nan, 1.0)])
-@pytest.mark.parametrize("token", [7, 8])
-@pytest.mark.parametrize("turned", [False, True])
-def test_where_another_source_has_a_token_too_heads_lead_as_far_as_they_are_surer(
-    token: int, other: float, lead: float, *, turned: bool
-) -> None:
-    want = Want("r", [1], 1, 4, "", Coupling(0, 0.0))
-    sources = [Fixed("suffix", token, other), Fixed("heads", 7, 0.8)]
-    (draft,) = propose(sources[::-1] if turned else sources, [want])
-    assert draft.evidence[0].source == "heads"
-    assert draft.evidence[0].lead == pytest.approx(lead)
 
 
 class Slow(Fixed):
@@ -236,19 +249,25 @@ class Telling(EveryDraft):
 @pytest.mark.parametrize(
     ("verified", "said", "booked"),
     [
-        ((5, 6, 7), (5, 6, 9), (3, 2, 0.75, 0.25)),  # the third was wrong
-        ((5, 6, 7), (5, 6, 7, 8), (3, 3, 0.75, 0.75)),
-        ((5, 6), (5, 6, 7), (2, 2, 0.25, 0.25)),  # the third was not worth a row
-        ((5, 6, 7), (9,), (3, 0, 0.75, 0.0)),
+        ((5, 6, 7, 8), (5, 6, 7, 8, 1), (4, 4, 1, 2)),  # memory would have drafted 5 as well, and a wrong one
+        ((5, 6, 7, 8), (5, 6, 7, 1), (4, 3, 1, 1)),
+        ((5, 6, 7), (5, 6, 7, 1), (3, 3, 0, 1)),  # the fourth was not worth a row
+        ((5, 6, 7, 8), (5, 6, 9), (4, 2, 1, -1)),  # memory would have been right
+        ((5, 6, 7, 8), (5, 6, 1), (4, 2, 1, 0)),  # nobody was
+        ((5, 6, 7, 8), (5, 6), (4, 1, 1, 0)),  # the answer has no room for more
+        ((5, 6, 7, 8), (1,), (4, 0, 1, 0)),
     ],
 )
-def test_of_a_token_of_heads_their_lead_is_booked(
-    verified: tuple[int, ...], said: tuple[int, ...], booked: tuple[float, ...]
+def test_for_heads_is_booked_what_there_would_not_have_been_without_them(
+    verified: tuple[int, ...], said: tuple[int, ...], booked: tuple[int, ...]
 ) -> None:
-    evidence = (Evidence("heads", 0, 0.25), Evidence("suffix", 0, 0.5), Evidence("heads", 0, 0.5))
+    evidence = tuple(
+        Evidence(source, 0, instead)
+        for source, instead in (("heads", 5), ("suffix", 6), ("heads", 9), ("suffix", None))
+    )
     submit = SimpleNamespace(request_id="r")
     work = SimpleNamespace(sequence=SimpleNamespace(submit=submit), draft_limit=4)
-    part = SimpleNamespace(work=work, draft=Draft((5, 6, 7), (0.9, 0.8, 0.5), evidence), drafts=[*verified])
+    part = SimpleNamespace(work=work, draft=Draft((5, 6, 7, 8), (0.9,) * 4, evidence), drafts=[*verified])
     drafters = SimpleNamespace(observe=lambda *_: None, use_hidden=False, heads_seconds={})
     control = Telling()
     speculation: Any = Speculation(cast("Any", drafters), control)
@@ -275,18 +294,19 @@ def test_the_engine_tells_what_heads_drafted_won_and_took(
     outcomes = [outcome for some, _ in control.told for outcome in some]
     (stats,) = engine.stats().by_draft
     for outcome in outcomes:
-        assert 0 <= outcome.drafted_by_heads <= outcome.drafted
-        assert 0 <= outcome.won_by_heads <= min(outcome.won, outcome.drafted_by_heads)
+        assert 0 <= outcome.more_by_heads <= outcome.drafted
+        assert -1 <= outcome.won_by_heads <= outcome.won
         assert outcome.heads in {None, drafters.heads_of("auto", DEFAULT_DRAFT)}
-    by_heads = sum(outcome.drafted_by_heads for outcome in outcomes)
+    more = sum(outcome.more_by_heads for outcome in outcomes)
     won = sum(outcome.won_by_heads for outcome in outcomes)
     asked = [times for _, times in control.told if times.heads]
     assert all(0 < sum(times.heads.values()) <= times.drafting for times in asked)
     if drafter == "heads":
-        assert (by_heads, won) == (stats.draft_tokens, stats.accepted_tokens)
+        assert (more, won) == (stats.draft_tokens, stats.accepted_tokens)
         assert won > 0
     elif drafter == "suffix":
-        assert (by_heads, won, stats.own_draft_tokens, asked) == (0, 0, 0, [])
+        assert (more, won, stats.own_draft_tokens, asked) == (0, 0, 0, [])
     else:
         assert 0 < stats.own_draft_tokens < stats.draft_tokens
-        assert 0 < by_heads < stats.own_draft_tokens + 1e-9
+        assert 0 < more < stats.draft_tokens
+        assert won <= stats.accepted_tokens

@@ -22,6 +22,7 @@ class HeadsSource:
     """The source `heads`. Keeps nothing of a request; a want without a hidden row gets nothing."""
 
     name = "heads"
+    takes_time = True
 
     @torch.inference_mode()
     def __init__(self, heads: Heads, noise: Noise) -> None:

@@ -37,9 +37,8 @@ class Outcome(NamedTuple):
     drafted: int  # tokens verified
     won: int  # tokens that it got by them, besides the one that comes anyway
     heads: Hashable | None = None  # which may be asked for it
-    # Of a token of theirs counts the share by which they were surer than who would have drafted without them:
-    drafted_by_heads: float = 0.0  # of those verified
-    won_by_heads: float = 0.0  # of those won
+    more_by_heads: int = 0  # of those verified, where there would have been none without them
+    won_by_heads: int = 0  # of those won, the ones not won without them, less those won only without them
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +186,17 @@ class Control:
         have = Counter(outcome.heads for outcome in outcomes if outcome.proposed)
         for_all = times.drafting - sum(spent for heads, spent in times.heads.items() if heads in have)
         each = extra / drafted if drafted else 0.0
+        speed = max(self.speedup or 1.0, 1.0)  # what time is worth to heads, which are asked beside others
         won_in_all = 0
-        for name, proposed, verified, won, heads, by_heads, won_by_heads in outcomes:
+        for name, proposed, verified, won, heads, more_by_heads, won_by_heads in outcomes:
             lost = each * verified
             if proposed:
                 drafting = times.heads.get(heads, 0.0) / have[heads]
                 lost += for_all / asked + drafting
                 # Not where nobody was asked: a debt of all is paid first, and memory tries alone.
                 if heads is not None:
-                    spent = each * by_heads + drafting
-                    self._heads[heads].book(won_by_heads, spent * answers / decoding)
+                    spent = each * more_by_heads + drafting
+                    self._heads[heads].book(won_by_heads, spent * answers / decoding * speed)
             request = self._requests[name]
             # what a grammar forces is no guess, and says nothing of guesses
             gained, tokens_lost = (won, lost * answers / decoding) if proposed else (0, 0.0)
