@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 from turbo_runtime.drafters.draft import Draft, Evidence, Want
 from turbo_runtime.drafters.drafters import Drafters
@@ -20,7 +20,7 @@ class Guessing(Drafters):
         self._random = random.Random(seed)
 
     def propose(
-        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[str], bool] = bool, /
+        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
     ) -> list[Draft]:
         """One draft for each want, as long as it may be."""
         return [self._draft(want) for want in wants]

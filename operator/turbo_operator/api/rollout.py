@@ -9,6 +9,8 @@ from pydantic import Field
 
 from turbo_operator.api.fields import Amount, Duration, Record, seconds
 
+Ratio = Annotated[Decimal, Amount('write a ratio as a string, like "1.05"', positive=True)]
+
 
 class Canary(Record):
     """How a new draft of the deployment is tried: by one pod of its own, before all take it."""
@@ -17,9 +19,7 @@ class Canary(Record):
     """Time that its pod has to spend on answers, once to warm up and once to be compared."""
     window: Duration = "10m"
     """Shortest trial."""
-    min_gain: Annotated[Decimal, Amount('write a ratio as a string, like "1.05"', positive=True)] = Decimal(
-        "1.02"
-    )
+    min_gain: Ratio = Decimal("1.02")
     """The gain that it must have, over that of the other pods in the same time. One that adds nothing to what
     these draft comes out about even with them.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import pytest
 import torch
@@ -107,7 +107,7 @@ class Poisonous(Drafters):
     """Drafts what the model has no numbers for, as the first token or as the second."""
 
     def propose(
-        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[str], bool] = bool, /
+        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
     ) -> list[Draft]:
         drafts = ((1, POISON, 2), (POISON, 1, 2))
         return [Draft(drafts[len(want.tokens) % 2], (0.9, 0.9, 0.9)) for want in wants]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,7 +51,7 @@ class Letters(Drafters):
     """Drafts letters, some of them right by chance."""
 
     def propose(
-        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[str], bool] = bool, /
+        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
     ) -> list[Draft]:
         return [
             Draft(tuple(A + (len(want.tokens) * i // 3 + i) % 2 for i in range(4)), (0.5,) * 4)
