@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from heapq import nlargest
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,14 @@ class Prompt:
         return self.written or self.text or json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
 
 
-def read_prompts(paths: Sequence[Path], *, chat: bool = True, captured: int = MAX_CAPTURED) -> list[Prompt]:
+def read_prompts(
+    paths: Sequence[Path], *, chat: bool = True, captured: int = MAX_CAPTURED, domain: str = ""
+) -> list[Prompt]:
     """The prompts of files, and of all `*.jsonl` in folders. A line is an object with `prompt`, a text that
-    becomes a chat's first turn (without `chat`, the prompt as it is), or with `messages`; `domain` is the
-    file's name and `id` its line where they are not given. Of what `turbo serve --capture` has written the
-    newest `captured` prompts are read too, as the domain of that name, and no more are held in memory. Raises
-    PromptsError.
+    becomes a chat's first turn (without `chat`, the prompt as it is), or with `messages`; where it has no
+    `domain` that is `domain`, or else the file's name, and where it has no `id` that is its line. Of what
+    `turbo serve --capture` has written the newest `captured` prompts are read too, as of `domain`, or else of
+    the domain `captured`, and no more are held in memory. Raises PromptsError.
     """
     found, kept = [], []
     for path in paths:
@@ -52,31 +55,32 @@ def read_prompts(paths: Sequence[Path], *, chat: bool = True, captured: int = MA
             if is_segment(file):
                 kept.append(file)
                 continue
-            prompts = _read_file(file, chat)
+            prompts = _read_file(file, chat, domain or file.stem)
             if not prompts:
                 raise PromptsError(f"{file} holds no prompt; write one JSON object a line")
             found += prompts
     if captured:
-        rows = (prompt for file in kept for prompt in _read_segment(file))  # one just begun has none
+        of = domain or CAPTURED
+        rows = (prompt for file in kept for prompt in _read_segment(file, of))  # one just begun has none
         found += nlargest(captured, rows, key=lambda prompt: prompt.captured_at or 0.0)[::-1]
     if not found and captured:
         raise PromptsError(f"{', '.join(map(str, paths))}: no prompt was captured yet; wait for traffic")
     return found
 
 
-def _read_segment(file: Path) -> list[Prompt]:
+def _read_segment(file: Path, domain: str) -> list[Prompt]:
     try:
         rows = list(read(file))
     except FileNotFoundError:  # it was too old meanwhile
         return []
     return [
-        Prompt(f"{file.stem}-{number}", CAPTURED, written=row["text"], captured_at=row["at"])
+        Prompt(f"{file.stem}-{number}", domain, written=row["text"], captured_at=row["at"])
         for number, row in enumerate(rows, 1)
         if row.get("text") and isinstance(row["text"], str) and isinstance(row.get("at"), (int, float))
     ]
 
 
-def _read_file(file: Path, chat: bool) -> list[Prompt]:
+def _read_file(file: Path, chat: bool, domain: str) -> list[Prompt]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -87,7 +91,7 @@ def _read_file(file: Path, chat: bool) -> list[Prompt]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             where = f"{file}, line {number}"
-            prompt = _read_line(line, where, Prompt(f"{file.stem}-{number}", file.stem), chat)
+            prompt = _read_line(line, where, Prompt(f"{file.stem}-{number}", domain), chat)
             try:
                 prompt.content.encode()
             except UnicodeEncodeError as error:
@@ -109,7 +113,9 @@ def _read_line(line: str, where: str, default: Prompt, chat: bool) -> Prompt:
         raise PromptsError(f"{where}: domain must be a text, not {domain!r:.80}")
     text, messages = row.get("prompt"), row.get("messages")
     if messages is None and text is None:
-        raise PromptsError(f"{where}: write 'prompt' or 'messages'")
+        raise PromptsError(f"{where}: write 'prompt' or 'messages'{_meant(row, ('prompt', 'messages'))}")
+    if row.get("domain") is None and (meant := _meant(row, ("domain",))):
+        raise PromptsError(f"{where}: write 'domain'{meant}")
     if messages is not None:
         if not chat:
             raise PromptsError(f"{where}: 'messages' need the chat template; leave --completions out")
@@ -118,6 +124,12 @@ def _read_line(line: str, where: str, default: Prompt, chat: bool) -> Prompt:
         raise PromptsError(f"{where}: prompt must be a text, not {text!r:.80}")
     turns = ({"role": "user", "content": text},)
     return Prompt(name, domain, turns) if chat else Prompt(name, domain, (), text)
+
+
+def _meant(row: Mapping[str, Any], fields: Sequence[str]) -> str:
+    """Says which field of the row is one of these, misspelt."""
+    near = [name for name in row if name not in fields and get_close_matches(name, fields, 1, 0.83)]
+    return f", not {near[0]!r:.80}" if near else ""
 
 
 def _turns(messages: object, where: str) -> tuple[Mapping[str, Any], ...]:

@@ -145,15 +145,20 @@ class Speculation(Record):
             "draftRef",
         ),
         Rule(
-            "!has(self.training) || self.mode != 'Disabled' && !has(self.draftRef) && !has(self.draftModel)"
+            "!has(self.training) || self.mode != 'Disabled'",
+            "leave training out, or write mode: Auto: mode Disabled drafts nothing",
+            lambda it: it.training is None or it.mode != Mode.DISABLED,
+            "training",
+        ),
+        Rule(
+            "!has(self.training) || !has(self.draftRef) && !has(self.draftModel)"
             " && self.method in ['Auto', 'TurboHeads']",
             "leave training out, or write method: Auto without draftRef and draftModel: what is trained are "
             "TurboHeads, taken into use by the operator",
             lambda it: (
                 it.training is None
                 or (
-                    it.mode != Mode.DISABLED
-                    and it.draft_ref is None
+                    it.draft_ref is None
                     and it.draft_model is None
                     and it.method in (Method.AUTO, Method.TURBO_HEADS)
                 )

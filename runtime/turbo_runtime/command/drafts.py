@@ -19,12 +19,14 @@ from safetensors import SafetensorError, safe_open
 from turbo_runtime.artefact_digest import artefact_digest
 from turbo_runtime.command.printable import printable
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
-from turbo_runtime.distill.work import CONFIG_FILE, EVALUATION_FILE
+from turbo_runtime.distill.work import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
 
 _WEIGHTS = {HEADS: "heads.safetensors", EAGLE3: "model.safetensors"}
 _WIDE = 1000  # columns where no terminal says how many
 _GAIN = "at a time: speed over no drafts, from memory alone > with the draft"
 KIND = "turbo-heads"
+_ASKED = ("depth", "epochs", "temperature", "top_p", "top_k", "max_tokens", "dtype", "answers_from")
+_NOT_OURS = "it is an EAGLE-3 layer, which vLLM and SGLang load and the engine Turbo cannot draft with yet"
 
 
 class DraftsError(ValueError):
@@ -59,6 +61,10 @@ class Draft:
         count = _number(self.domains.get(domain, {}).get("unseen", {}).get("answers"))
         return None if count is None else int(count)
 
+    def measured_on(self, domain: str) -> object:
+        """What says which answers those are."""
+        return self.domains.get(domain, {}).get("measured_on")
+
     def gains(self, domain: str) -> dict[int, tuple[float, float]]:
         """Speed over no drafts, from memory alone and with this one, by requests at a time."""
         return {
@@ -75,10 +81,17 @@ def drafts(argv: list[str]) -> int:
         if options.verb == "list":
             console.print(_listed([draft for folder in options.folders for draft in _under(folder)]))
             console.print(_GAIN)
+            for folder in options.folders:
+                for each in _children(folder):
+                    if _is_begun(each):
+                        console.print(_not_done(each))
         elif options.verb == "show":
             _show(console, _read(options.folder))
         elif options.verb == "manifest":
-            print(json.dumps(_manifest(_read(options.folder), options), indent=2))
+            draft = _read(options.folder)
+            print(json.dumps(_manifest(draft, options), indent=2))
+            if draft.method == EAGLE3:
+                print(f"turbo drafts: {_NOT_OURS}", file=sys.stderr)
         else:
             _compare(console, _read(options.first), _read(options.second))
     except DraftsError as error:
@@ -93,12 +106,28 @@ def _under(folder: Path) -> list[Draft]:
         return [_read(folder)]
     found = list(_artefacts(folder))
     if not found:
-        raise DraftsError(f"{folder} holds no draft; `turbo distill` makes one")
+        raise DraftsError(_none(folder))
     return found
 
 
+def _children(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _is_begun(folder: Path) -> bool:
+    return (folder / WORK / REQUEST_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
+
+
+def _not_done(folder: Path) -> str:
+    return f"{folder} is not done: the same `turbo distill` command goes on with it"
+
+
+def _none(folder: Path) -> str:
+    return _not_done(folder) if _is_begun(folder) else f"{folder} holds no draft; `turbo distill` makes one"
+
+
 def _artefacts(folder: Path) -> Iterator[Draft]:
-    for each in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for each in _children(folder):
         if (each / CONFIG_FILE).is_file():
             try:
                 yield _read(each)
@@ -109,6 +138,8 @@ def _artefacts(folder: Path) -> Iterator[Draft]:
 
 
 def _read(folder: Path) -> Draft:
+    if not (folder / CONFIG_FILE).is_file():
+        raise DraftsError(_none(folder))
     method, config = _facts(folder / CONFIG_FILE)
     _check_weights(folder / _WEIGHTS[method])
     path = folder / EVALUATION_FILE
@@ -184,8 +215,15 @@ def _show(console: Console, draft: Draft) -> None:
         if name in draft.config:
             facts.add_row(name.replace("_", " "), printable(str(draft.config[name])))
     facts.add_row("digest", artefact_digest(draft.folder))
-    for part, count in draft.config.get("training", {}).get("answers", {}).items():
+    training = draft.config.get("training", {})
+    for part, count in training.get("answers", {}).items():
         facts.add_row(f"answers, {part}", str(count))
+    if "left_out" in training:
+        facts.add_row("answers, left out", str(training["left_out"]))
+    request = training.get("request", {})
+    for name, value in {**request.get("recipe", {}), **request}.items():
+        if name in _ASKED:
+            facts.add_row(name.replace("_", " "), printable(str(value)))
     for stage, seconds in draft.evaluation.get("seconds", {}).items():
         facts.add_row(f"seconds, {stage}", f"{seconds:.0f}")
     console.print(facts)
@@ -211,6 +249,8 @@ def _manifest(draft: Draft, options: argparse.Namespace) -> dict[str, Any]:
         "domain": str(draft.config.get("domain", "")) or "draft",
         "evaluation": [_evaluated(draft, domain) for domain in draft.domains],
     }
+    if options.deployment:
+        spec["deployment"] = options.deployment
     return {
         "apiVersion": "serving.turbo.dev/v1alpha1",
         "kind": "TurboDraft",
@@ -247,28 +287,20 @@ def _compare(console: Console, first: Draft, second: Draft) -> None:
         pairs["tokens per draft"] = first.length(domain), second.length(domain)
         one, other = first.gains(domain), second.gains(domain)
         for batch in sorted({*one, *other}):
-            with_it = (gains[batch][1] if batch in gains else None for gains in (one, other))
-            pairs[f"speed, {batch} at a time"] = tuple(with_it)
+            for place, way in enumerate(("memory alone", "the draft")):
+                speeds = (gains[batch][place] if batch in gains else None for gains in (one, other))
+                pairs[f"speed by {way}, {batch} at a time"] = tuple(speeds)
         for what, (before, after) in pairs.items():
             ratio = after / before if before and after else None
             table.add_row(printable(domain), what, _told(before), _told(after), _told(ratio))
     console.print(table)
-    if _measured_on(first) != _measured_on(second):
+    both = [domain for domain in first.domains if domain in second.domains]
+    unlike = [domain for domain in both if first.measured_on(domain) != second.measured_on(domain)]
+    if unlike:
         console.print(
-            "They were measured on unlike prompts: what is the draft's and what the prompts' is open."
+            f"Of {printable(', '.join(unlike))} they were measured on unlike answers: what is the draft's "
+            "and what the answers' is open."
         )
-
-
-def _measured_on(draft: Draft) -> tuple[object, ...]:
-    """What says which prompts were held out. What was captured goes on: two captures are never the same."""
-    training = draft.config.get("training", {})
-    request = training.get("request", {})
-    recipe = request.get("recipe", {})
-    return (
-        request.get("prompts_digest"),
-        training.get("capture"),
-        *map(recipe.get, ("seed", "held_out", "judges")),
-    )
 
 
 def _table(*headings: str) -> Table:
@@ -303,6 +335,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("folder", type=Path, metavar="DIR")
     made.add_argument("--claim", required=True, help="PersistentVolumeClaim that holds the folder")
     made.add_argument("--path", help="of the folder below the claim's root (default: its name)")
+    made.add_argument(
+        "--deployment", metavar="NAME", help="TurboDeployment that is to try it on one pod first"
+    )
     made.add_argument("--name", help="of the object (default: the draft's version)")
     compared = verbs.add_parser("compare", help="what the second brings over the first")
     compared.add_argument("first", type=Path, metavar="DIR")

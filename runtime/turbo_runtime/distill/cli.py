@@ -13,6 +13,7 @@ from typing import Any
 
 from turbo_runtime.command.address import ServerError
 from turbo_runtime.contract import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES, RuntimeConfig
+from turbo_runtime.distill.chat import turns
 from turbo_runtime.distill.deal import deal
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.progress import Progress, spell
@@ -23,9 +24,9 @@ from turbo_runtime.engine.source import HubUnreachableError, ModelError, find
 from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
 
+DOMAIN = "draft"
 MEMORY_GIB = 1.0
 MAX_RUNNING = 32
-FEW = 20  # answers that figures are of
 _ASKING = ("held_out", "judges", "variants", "variant_temperature", "completions", "max_captured")
 TERMINATED = 128 + signal.SIGTERM  # as a shell tells of it
 
@@ -87,14 +88,19 @@ def _prompts(
     # traffic goes on: what was there at first is what is learnt from
     before = captured_before(options.out, options.prompts)
     newest = (options.max_captured or MAX_CAPTURED) if before is None else 0
-    found = read_prompts(options.prompts, chat=not options.completions, captured=newest)
+    domain, chat = options.domain or "", not options.completions
+    found = read_prompts(options.prompts, chat=chat, captured=newest, domain=domain)
+    for prompt in found:
+        if prompt.messages:
+            turns(prompt)  # what is wrong with it is told before the model is loaded
     prompts = [*found, *(before or ())]
     parts = deal(prompts, recipe.seed, recipe.shares)
     if short := [name for name, some in parts.items() if not some]:
         unlike = len({prompt.content for prompt in prompts})
         which = f", {unlike} of them unlike," if unlike < len(prompts) else ""
         raise PromptsError(
-            f"{len(prompts)} prompts{which} leave none for the part '{short[0]}'; give more prompts"
+            f"{len(prompts)} prompts{which} leave none for the part '{short[0]}'; give more prompts: some "
+            "hundreds of one kind are what a draft learns from"
         )
     return prompts, parts
 
@@ -120,6 +126,7 @@ def _run(
     from turbo_runtime.distill.distill import Distillation, Options
     from turbo_runtime.distill.kept import ANSWERS_FILE, read_kept
     from turbo_runtime.distill.served import Served
+    from turbo_runtime.distill.summary import summary
     from turbo_runtime.engine.start import choose_device, choose_dtype
     from turbo_runtime.inspect import inspect_model
 
@@ -137,7 +144,7 @@ def _run(
         facts.digest or "",
         [*asked, *kept.lines],
         recipe,
-        domain=options.domain,
+        domain=options.domain or DOMAIN,
         threads=options.threads or len(os.sched_getaffinity(0)),
         device=device.type,
         dtype=dtype,
@@ -177,17 +184,8 @@ def _run(
             work.keep_captured(options.prompts, captured)
         active = facts.shape.active_parameters
         record = Distillation(served, options.model, active, parts, kept, recipe, work, how, progress).run()
-    for domain, found in record.domains.items():
-        gains = ", ".join(
-            f"{gain.after:.2f} times as fast at {gain.batch} ({gain.before:.2f} from memory alone)"
-            for gain in found.gains
-        )
-        length, count = found.unseen.acceptance_length, found.unseen.answers
-        told = f"acceptance length {length or 0:.2f} over {count} answers held out"
-        if not count:
-            told = "every answer held out stands among those learnt from; give more prompts to measure it"
-        few = f"; {count} are few to measure on: give more prompts" if 0 < count < FEW else ""
-        progress.say(f"{domain}: {told}{f'; {gains}' if gains else ''}{few}")
+    for line in summary(record):
+        progress.say(line)
     progress.say(
         f"{options.out}: {record.method}, evaluation and report.html in {spell(sum(record.seconds.values()))}"
     )
@@ -204,6 +202,7 @@ def parser() -> argparse.ArgumentParser:
     """Of the command line."""
     parser = argparse.ArgumentParser(
         prog="turbo distill",
+        usage="turbo distill MODEL (--prompts FILE ... | --answers DIR ...) --out DIR [options]",
         description="Train a draft for MODEL from its own answers to your prompts, and measure its worth.",
         epilog=_EPILOG,
     )
@@ -231,7 +230,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"of prompts kept by `turbo serve --capture` the newest so many (default: {MAX_CAPTURED})",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artefact")
-    parser.add_argument("--domain", default="draft", help="what the draft is for, in a word (default: draft)")
+    parser.add_argument(
+        "--domain",
+        help="what the draft is for, in a word, and the domain of prompts that name none themselves (default:"
+        f" {DOMAIN}, and their file's name)",
+    )
     parser.add_argument(
         "--completions",
         action="store_true",

@@ -9,7 +9,7 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -301,7 +301,8 @@ class Distillation:
         records = {}
         for domain, pairs in taken.items():
             unseen = [pair for pair in pairs if pair[0].tokens not in learnt]
-            records[domain] = DomainRecord(_evaluated(unseen, recipe), _evaluated(pairs, recipe))
+            measured_on = _digest([one for one, _ in unseen])
+            records[domain] = DomainRecord(_evaluated(unseen, recipe), _evaluated(pairs, recipe), measured_on)
         return records
 
     def _gains(
@@ -341,11 +342,10 @@ class Distillation:
     ) -> None:
         """The configuration comes last: without it the folder is no artefact yet."""
         request = self._work.request
-        answers = json.dumps(sorted((one.asked.prompt, one.tokens) for one in learnt))
         training: dict[str, Any] = {
             "request": request.document(),
             "answers": counts,
-            "answers_digest": f"sha256:{hashlib.sha256(answers.encode()).hexdigest()}",
+            "answers_digest": _digest(learnt),
             "left_out": left_out,
         }
         if self._pilots:
@@ -367,6 +367,12 @@ class Distillation:
 
 def _instant(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+
+
+def _digest(said: Iterable[Said]) -> str:
+    """Of prompts and answers, whatever their order."""
+    answers = json.dumps(sorted((one.asked.prompt, one.tokens) for one in said))
+    return f"sha256:{hashlib.sha256(answers.encode()).hexdigest()}"
 
 
 def _evaluated(pairs: Sequence[tuple[Said, list[int]]], recipe: Recipe) -> Evaluation:

@@ -19,6 +19,7 @@ class DomainRecord:
 
     unseen: Evaluation  # without answers that stand word for word among those learnt from
     whole: Evaluation
+    measured_on: str  # digest of the unseen answers and their prompts
     gains: tuple[Gain, ...] = ()  # measured on the unseen
 
 

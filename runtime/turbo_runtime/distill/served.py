@@ -12,6 +12,7 @@ from torch import Tensor
 
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.distill.answers import Asked, Said
+from turbo_runtime.distill.chat import turns
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.places import Places
 from turbo_runtime.distill.texts import Text
@@ -80,7 +81,7 @@ class Served:
                 "the model has no chat template; add --completions to take prompts as they are"
             )
         try:
-            return self.tokenizer.encode_written(self.tokenizer.template.render(prompt.messages))
+            return self.tokenizer.encode_written(self.tokenizer.template.render(turns(prompt)))
         except TemplateRefusalError as error:
             raise PromptsError(
                 f"prompt {prompt.name}: the model's chat template refuses it: {error}"

@@ -24,7 +24,8 @@ from turbo_runtime.whole import write_whole
 
 CONFIG_FILE = "config.json"  # of the artefact: where it is, all is done
 EVALUATION_FILE = "evaluation.json"
-_WORK, _REQUEST, _SECONDS, _LOCK = "work", "request.json", "seconds.json", "lock"
+WORK, REQUEST_FILE = "work", "request.json"  # of one that is not done
+_SECONDS, _LOCK = "seconds.json", "lock"
 _CAPTURED = "captured.json"
 
 
@@ -87,7 +88,7 @@ class Request:
         """What another one says that this one does not, in words."""
         ours, theirs = _flat(self.document()), _flat(other)
         return ", ".join(
-            f"{name} {theirs.get(name)} and not {ours.get(name)}"
+            f"{name} {_brief(theirs.get(name))} and not {_brief(ours.get(name))}"
             for name in sorted({*ours, *theirs})
             if ours.get(name) != theirs.get(name)
         )
@@ -98,7 +99,7 @@ class Work:
 
     def __init__(self, out: Path, request: Request) -> None:
         self.out, self.request = out, request
-        self.folder = out / _WORK
+        self.folder = out / WORK
 
     @property
     def is_done(self) -> bool:
@@ -115,7 +116,7 @@ class Work:
             return True
         if self.out.exists() and not self.out.is_dir():
             raise DistillError(f"{self.out} is a file; name a folder with --out")
-        begun = _document(self.folder / _REQUEST)
+        begun = _document(self.folder / REQUEST_FILE)
         if begun is not None and begun != self.request.document():
             raise DistillError(
                 f"{self.out} holds a distillation that was begun otherwise: "
@@ -144,7 +145,7 @@ class Work:
 
     def begin(self) -> None:
         """Write down what is asked for."""
-        self.write(_REQUEST, self.request.document())
+        self.write(REQUEST_FILE, self.request.document())
 
     def read(self, name: str) -> Any:
         """What an earlier run has written under that name; None where there is none, or none any more."""
@@ -191,13 +192,13 @@ def captured_before(out: Path, folders: Sequence[Path]) -> list[Prompt] | None:
     """The prompts that a distillation into `out` found captured in `folders` when it began; None where none
     has begun with any. Raises DistillError where it began with those of other folders.
     """
-    begun = _read(out / _WORK / _CAPTURED)
+    begun = _read(out / WORK / _CAPTURED)
     if begun is None:
         return None
     if begun["folders"] != _named(folders):
         raise DistillError(
             f"{out} holds a distillation of what was captured in {', '.join(begun['folders'])}; name that "
-            f"with --prompts to go on with it, name another folder with --out, or remove {out / _WORK}"
+            f"with --prompts to go on with it, name another folder with --out, or remove {out / WORK}"
         )
     return [
         Prompt(name, domain, written=written, captured_at=at)
@@ -251,6 +252,11 @@ def _training_of(config: Mapping[str, Any]) -> dict[str, Any] | None:
     training = ours.get("training") if isinstance(ours, dict) else None
     is_ours = isinstance(training, dict) and isinstance(training.get("request"), dict)
     return training if is_ours else None
+
+
+def _brief(value: object) -> object:
+    """Two digests differ in their first digits."""
+    return f"{value[:15]}..." if isinstance(value, str) and value.startswith("sha256:") else value
 
 
 def _flat(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,7 +59,9 @@ def test_what_waits_is_named() -> None:
     assert reason(look(td(), seen(model=None))) == "WaitingForPlan"
     assert reason(look(td(enabled=False), seen())) == "TrainingDisabled"
     assert reason(look(td(), seen(free={}))) == "WaitingForAccelerator"
-    assert reason(look(td(accelerator="gone"), seen())) == "NoAccelerator"
+    gone = look(td(accelerator="gone"), seen())
+    assert reason(gone) == "NoAccelerator"
+    assert gone.told.message.endswith("or correct spec.speculation.training.accelerator.")
     free = replace(CORES, prices={})
     unpriced = replace(seen(), accelerators={"cpu": free, "l4": L4})
     step = look(td(accelerator="cpu", maxCost="1"), unpriced)

@@ -104,17 +104,41 @@ def test_a_draft_without_its_weights_is_no_draft(
     assert ("good-1" in told.out) == (verb == "list")
 
 
-@pytest.mark.parametrize(("seed", "unlike"), [(0, False), (1, True)])
-def test_a_comparison_says_whether_both_were_measured_on_the_same_prompts(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: int, unlike: bool
+@pytest.mark.parametrize("other", ["sha256:1", "sha256:2"])
+def test_a_comparison_says_whether_both_were_measured_on_the_same_answers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], other: str
 ) -> None:
     made = [draft(tmp_path / name, 2.5, 1.4) for name in "ab"]
-    for folder, drawn in zip(made, (0, seed), strict=True):
-        config = json.loads((folder / "config.json").read_text())
-        config["training"]["request"] = {"prompts_digest": "sha256:1", "recipe": {"seed": drawn}}
-        (folder / "config.json").write_text(json.dumps(config))
+    for folder, digest in zip(made, ("sha256:1", other), strict=True):
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        evaluation["domains"]["support"]["measured_on"] = digest
+        (folder / "evaluation.json").write_text(json.dumps(evaluation))
     assert drafts(["compare", *map(str, made)]) == 0
-    assert ("They were measured on unlike prompts" in capsys.readouterr().out) == unlike
+    unlike = "Of support they were measured on unlike answers" in capsys.readouterr().out
+    assert unlike == (other != "sha256:1")
+
+
+def test_a_comparison_tells_what_memory_alone_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = draft(tmp_path / "a", 2.5, 1.4), draft(tmp_path / "b", 3.0, 1.75)
+    assert drafts(["compare", str(first), str(second)]) == 0
+    (told,) = (line for line in capsys.readouterr().out.splitlines() if "memory alone, 1 at" in line)
+    assert told.split()[-3:] == ["1.07", "1.07", "1.00"]
+
+
+@pytest.mark.parametrize("verb", ["list", "show", "manifest"])
+def test_one_that_is_not_done_is_told_as_that(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    begun = tmp_path / "a"
+    (begun / "work").mkdir(parents=True)
+    (begun / "work" / "request.json").write_text("{}")
+    assert drafts([verb, str(begun), *(["--claim", "drafts"] if verb == "manifest" else [])]) == 1
+    assert f"{begun} is not done: the same `turbo distill` command goes on" in capsys.readouterr().err
+    draft(tmp_path / "b", 2.5, 1.4)
+    assert drafts(["list", str(tmp_path)]) == 0
+    assert f"{begun} is not done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["list", "show"])
@@ -148,9 +172,11 @@ def test_one_without_an_evaluation_is_told_without_figures(
 
 def test_the_manifest_of_a_draft_is_a_turbodraft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = draft(tmp_path / "Support.1", 2.5, 1.4)
-    assert drafts(["manifest", str(folder), "--claim", "drafts", "--path", "/chat/support-1/"]) == 0
+    given = ["--claim", "drafts", "--path", "/chat/support-1/", "--deployment", "smollm2"]
+    assert drafts(["manifest", str(folder), *given]) == 0
     made = parse_draft(json.loads(capsys.readouterr().out))
     assert (made.metadata.name, made.spec.version) == ("support-1-1", "Support.1-1")
+    assert made.spec.deployment == "smollm2"
     assert (made.spec.location.claim_name, made.spec.location.path) == ("drafts", "chat/support-1")
     assert (made.spec.digest, made.spec.target_digest) == (artefact_digest(folder), "sha256:one")
     (found,) = made.spec.evaluation or ()

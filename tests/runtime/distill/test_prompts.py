@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_runtime.distill.chat import turns
 from turbo_runtime.distill.deal import deal
 from turbo_runtime.prompts import Prompt, PromptsError, read_prompts
 
@@ -29,6 +30,7 @@ def test_a_line_is_a_text_or_a_chat_and_says_its_domain_or_has_the_file_s(tmp_pa
         Prompt("a", "talk", tuple(chat)),
     ]
     assert read_prompts([tmp_path]) == read_prompts([file])
+    assert [one.domain for one in read_prompts([file], domain="support")] == ["support", "talk"]
 
 
 def test_an_id_may_be_a_number_and_a_chat_goes_before_its_text(tmp_path: Path) -> None:
@@ -64,6 +66,8 @@ def test_line_ends_of_unicode_within_a_prompt_end_no_line(tmp_path: Path) -> Non
         ("hello", "line 2 is no JSON"),
         ("[1]", "line 2: write an object with 'prompt' or 'messages', not list"),
         ("{}", "line 2: write 'prompt' or 'messages'"),
+        ('{"promt": "a"}', "line 2: write 'prompt' or 'messages', not 'promt'"),
+        ('{"prompt": "a", "domian": "b"}', "line 2: write 'domain', not 'domian'"),
         ('{"prompt": 7}', "line 2: prompt must be a text, not 7"),
         ('{"prompt": "\\ud800"}', "line 2 holds half a character"),
         ('{"prompt": ""}', "line 2: prompt must be a text, not ''"),
@@ -119,3 +123,29 @@ def test_captured_prompts_are_read_as_the_model_read_them(tmp_path: Path) -> Non
         ("<|user|>hello 0", 5.0, "captured"),
         ("<|user|>hello 1", 6.0, "captured"),
     ]
+    assert {one.domain for one in read_prompts([tmp_path], domain="support")} == {"support"}
+
+
+def test_other_fields_of_a_line_are_left_alone(tmp_path: Path) -> None:
+    row = {"prompt": "a", "answer": "b", "main": "c", "category": "d", "domain": None}
+    assert [one.domain for one in read_prompts([written(tmp_path, row)])] == ["help"]
+
+
+def test_turns_are_read_as_the_server_reads_them() -> None:
+    sent = [
+        {
+            "role": "developer",
+            "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}],
+        },
+        {"role": "user", "content": "Hi", "name": None},
+    ]
+    assert turns(Prompt("help-1", "help", tuple(sent))) == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+    ]
+
+
+def test_a_turn_that_nobody_can_send_is_refused_with_its_prompt_and_field() -> None:
+    sent = ({"role": "user", "content": "Hi"}, {"role": "bot", "content": "Ho"})
+    with pytest.raises(PromptsError, match=r"prompt help-7: Invalid 'messages\[1\].role'"):
+        turns(Prompt("help-7", "help", sent))
