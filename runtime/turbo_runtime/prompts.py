@@ -14,6 +14,7 @@ from turbo_runtime.capture.folder import is_segment, read
 
 CAPTURED = "captured"
 MAX_CAPTURED = 5000
+_EITHER = ("prompt", "messages")
 
 
 class PromptsError(ValueError):
@@ -42,23 +43,24 @@ def read_prompts(
 ) -> list[Prompt]:
     """The prompts of files, and of all `*.jsonl` in folders. A line is an object with `prompt`, a text that
     becomes a chat's first turn (without `chat`, the prompt as it is), or with `messages`; where it has no
-    `domain` that is `domain`, or else the file's name, and where it has no `id` that is its line. Of what
-    `turbo serve --capture` has written the newest `captured` prompts are read too, as of `domain`, or else of
-    the domain `captured`, and no more are held in memory. Raises PromptsError.
+    `domain` that is `domain`, or, of several files or without it, the file's name; where it has no `id` that
+    is its line. Of what `turbo serve --capture` has written the newest `captured` prompts are read too, as of
+    `domain`, or else of the domain `captured`, and no more are held in memory. Raises PromptsError.
     """
-    found, kept = [], []
+    files: list[Path] = []
     for path in paths:
-        files = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not files and captured:
+        some = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not some and captured:
             raise PromptsError(f"{path} holds no file *.jsonl; name a file of JSON lines")
-        for file in files:
-            if is_segment(file):
-                kept.append(file)
-                continue
-            prompts = _read_file(file, chat, domain or file.stem)
-            if not prompts:
-                raise PromptsError(f"{file} holds no prompt; write one JSON object a line")
-            found += prompts
+        files += some
+    kept = [file for file in files if is_segment(file)]
+    written = [file for file in files if not is_segment(file)]
+    found: list[Prompt] = []
+    for file in written:
+        prompts = _read_file(file, chat, (len(written) == 1 and domain) or file.stem)
+        if not prompts:
+            raise PromptsError(f"{file} holds no prompt; write one JSON object a line")
+        found += prompts
     if captured:
         of = domain or CAPTURED
         rows = (prompt for file in kept for prompt in _read_segment(file, of))  # one just begun has none
@@ -113,9 +115,7 @@ def _read_line(line: str, where: str, default: Prompt, chat: bool) -> Prompt:
         raise PromptsError(f"{where}: domain must be a text, not {domain!r:.80}")
     text, messages = row.get("prompt"), row.get("messages")
     if messages is None and text is None:
-        raise PromptsError(f"{where}: write 'prompt' or 'messages'{_meant(row, ('prompt', 'messages'))}")
-    if row.get("domain") is None and (meant := _meant(row, ("domain",))):
-        raise PromptsError(f"{where}: write 'domain'{meant}")
+        raise PromptsError(f"{where}: write 'prompt' or 'messages'{_misspelt(row)}")
     if messages is not None:
         if not chat:
             raise PromptsError(f"{where}: 'messages' need the chat template; leave --completions out")
@@ -126,9 +126,8 @@ def _read_line(line: str, where: str, default: Prompt, chat: bool) -> Prompt:
     return Prompt(name, domain, turns) if chat else Prompt(name, domain, (), text)
 
 
-def _meant(row: Mapping[str, Any], fields: Sequence[str]) -> str:
-    """Says which field of the row is one of these, misspelt."""
-    near = [name for name in row if name not in fields and get_close_matches(name, fields, 1, 0.83)]
+def _misspelt(row: Mapping[str, Any]) -> str:
+    near = [name for name in row if get_close_matches(name, _EITHER, 1, 0.8) and name not in _EITHER]
     return f", not {near[0]!r:.80}" if near else ""
 
 

@@ -115,40 +115,35 @@ class Speculation(Record):
             "method",
         ),
         Rule(
+            "self.mode != 'Disabled' || !has(self.draftRef) && !has(self.draftModel) && !has(self.training)",
+            "leave draftRef, draftModel and training out, or write mode: Auto: mode Disabled drafts nothing",
+            lambda it: (
+                it.mode != Mode.DISABLED
+                or (it.draft_ref is None and it.draft_model is None and it.training is None)
+            ),
+            "mode",
+        ),
+        Rule(
             "self.mode != 'Required' || self.maxDraftTokens > 0",
             "write maxDraftTokens of at least 1, or mode: Disabled: mode Required cannot draft 0 tokens",
             lambda it: it.mode != Mode.REQUIRED or it.max_draft_tokens > 0,
             "maxDraftTokens",
         ),
         Rule(
-            "!has(self.draftModel) || self.mode != 'Disabled' && self.method in ['Auto', 'DraftModel']",
+            "!has(self.draftModel) || self.method in ['Auto', 'DraftModel']",
             "leave draftModel out, or write method: DraftModel: no other method uses one",
-            lambda it: (
-                it.draft_model is None
-                or (it.mode != Mode.DISABLED and it.method in (Method.AUTO, Method.DRAFT_MODEL))
-            ),
+            lambda it: it.draft_model is None or it.method in (Method.AUTO, Method.DRAFT_MODEL),
             "draftModel",
         ),
         Rule(
-            "!has(self.draftRef) || self.mode != 'Disabled' && !has(self.draftModel)"
-            " && self.method in ['Auto', 'TurboHeads', 'EAGLE3']",
+            "!has(self.draftRef) || !has(self.draftModel) && self.method in ['Auto', 'TurboHeads', 'EAGLE3']",
             "leave draftRef out, or write method: Auto without a draftModel: a trained draft goes with no "
             "other method",
             lambda it: (
                 it.draft_ref is None
-                or (
-                    it.mode != Mode.DISABLED
-                    and it.draft_model is None
-                    and it.method in (Method.AUTO, Method.TURBO_HEADS, Method.EAGLE3)
-                )
+                or (it.draft_model is None and it.method in (Method.AUTO, Method.TURBO_HEADS, Method.EAGLE3))
             ),
             "draftRef",
-        ),
-        Rule(
-            "!has(self.training) || self.mode != 'Disabled'",
-            "leave training out, or write mode: Auto: mode Disabled drafts nothing",
-            lambda it: it.training is None or it.mode != Mode.DISABLED,
-            "training",
         ),
         Rule(
             "!has(self.training) || !has(self.draftRef) && !has(self.draftModel)"

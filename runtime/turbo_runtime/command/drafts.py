@@ -6,71 +6,23 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError, safe_open
 
 from turbo_runtime.artefact_digest import artefact_digest
+from turbo_runtime.command.draft_folders import Draft, DraftsError, look, not_done, read
 from turbo_runtime.command.printable import printable
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
-from turbo_runtime.distill.work import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
 
-_WEIGHTS = {HEADS: "heads.safetensors", EAGLE3: "model.safetensors"}
 _WIDE = 1000  # columns where no terminal says how many
 _GAIN = "at a time: speed over no drafts, from memory alone > with the draft"
-KIND = "turbo-heads"
-_ASKED = ("depth", "epochs", "temperature", "top_p", "top_k", "max_tokens", "dtype", "answers_from")
-_NOT_OURS = "it is an EAGLE-3 layer, which vLLM and SGLang load and the engine Turbo cannot draft with yet"
-
-
-class DraftsError(ValueError):
-    """One sentence for whoever typed the command."""
-
-
-class NoDraftError(DraftsError):
-    """The folder is somebody else's."""
-
-
-@dataclass(frozen=True)
-class Draft:
-    """An artefact's own words, read without its tensors."""
-
-    folder: Path
-    method: str
-    config: Mapping[str, Any]
-    evaluation: Mapping[str, Any]  # empty where it has none
-
-    @property
-    def domains(self) -> Mapping[str, Mapping[str, Any]]:
-        """What was measured of each."""
-        found: Mapping[str, Mapping[str, Any]] = self.evaluation.get("domains", {})
-        return found
-
-    def length(self, domain: str) -> float | None:
-        """Acceptance length on answers that were not learnt from."""
-        return _number(self.domains.get(domain, {}).get("unseen", {}).get("acceptance_length"))
-
-    def held_out(self, domain: str) -> int | None:
-        """Answers that all this was measured on."""
-        count = _number(self.domains.get(domain, {}).get("unseen", {}).get("answers"))
-        return None if count is None else int(count)
-
-    def measured_on(self, domain: str) -> object:
-        """What says which answers those are."""
-        return self.domains.get(domain, {}).get("measured_on")
-
-    def gains(self, domain: str) -> dict[int, tuple[float, float]]:
-        """Speed over no drafts, from memory alone and with this one, by requests at a time."""
-        return {
-            int(gain["batch"]): (float(gain["before"]), float(gain["after"]))
-            for gain in self.domains.get(domain, {}).get("gains", ())
-        }
+_ASKED = ("temperature", "top_p", "top_k", "max_tokens", "dtype", "answers_from")
+_NOT_OURS = "holds an EAGLE-3 layer, which vLLM and SGLang load; the engine Turbo cannot draft with it yet"
 
 
 def drafts(argv: list[str]) -> int:
@@ -79,109 +31,25 @@ def drafts(argv: list[str]) -> int:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
     try:
         if options.verb == "list":
-            console.print(_listed([draft for folder in options.folders for draft in _under(folder)]))
-            console.print(_GAIN)
-            for folder in options.folders:
-                for each in _children(folder):
-                    if _is_begun(each):
-                        console.print(_not_done(each))
+            found, begun = look(options.folders)
+            if found:
+                console.print(_listed(found))
+                console.print(_GAIN)
+            for folder in begun:
+                console.print(printable(not_done(folder)))
         elif options.verb == "show":
-            _show(console, _read(options.folder))
+            _show(console, read(options.folder))
         elif options.verb == "manifest":
-            draft = _read(options.folder)
+            draft = read(options.folder)
             print(json.dumps(_manifest(draft, options), indent=2))
             if draft.method == EAGLE3:
-                print(f"turbo drafts: {_NOT_OURS}", file=sys.stderr)
+                print(f"turbo drafts: {draft.folder} {_NOT_OURS}", file=sys.stderr)
         else:
-            _compare(console, _read(options.first), _read(options.second))
+            _compare(console, read(options.first), read(options.second))
     except DraftsError as error:
         print(f"turbo drafts: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _under(folder: Path) -> list[Draft]:
-    """The draft in a folder, or those in the folders right below it."""
-    if (folder / CONFIG_FILE).is_file():
-        return [_read(folder)]
-    found = list(_artefacts(folder))
-    if not found:
-        raise DraftsError(_none(folder))
-    return found
-
-
-def _children(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _is_begun(folder: Path) -> bool:
-    return (folder / WORK / REQUEST_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
-
-
-def _not_done(folder: Path) -> str:
-    return f"{folder} is not done: the same `turbo distill` command goes on with it"
-
-
-def _none(folder: Path) -> str:
-    return _not_done(folder) if _is_begun(folder) else f"{folder} holds no draft; `turbo distill` makes one"
-
-
-def _artefacts(folder: Path) -> Iterator[Draft]:
-    for each in _children(folder):
-        if (each / CONFIG_FILE).is_file():
-            try:
-                yield _read(each)
-            except NoDraftError:
-                continue  # a model, say: it is not what was asked for
-            except DraftsError as error:
-                print(f"turbo drafts: {error}", file=sys.stderr)
-
-
-def _read(folder: Path) -> Draft:
-    if not (folder / CONFIG_FILE).is_file():
-        raise DraftsError(_none(folder))
-    method, config = _facts(folder / CONFIG_FILE)
-    _check_weights(folder / _WEIGHTS[method])
-    path = folder / EVALUATION_FILE
-    draft = Draft(folder, method, config, _document(path) if path.is_file() else {})
-    try:
-        for domain in {**draft.domains}:
-            draft.length(domain)
-            draft.gains(domain)
-            draft.held_out(domain)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise DraftsError(f"{path} is not what `turbo distill` writes: {error!r}") from error
-    return draft
-
-
-def _check_weights(path: Path) -> None:
-    """As far as can be seen without reading them: the file is there and as long as its beginning says."""
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise DraftsError(f"{path} holds no weights: {error}; copy the draft anew, or train it") from error
-
-
-def _facts(path: Path) -> tuple[str, Mapping[str, Any]]:
-    """The method, and what is told of the draft; in the format of `speculators` ours stand by themselves."""
-    config = _document(path)
-    if config.get("kind") == KIND:
-        return HEADS, config
-    ours = config.get("turbo")
-    if config.get("speculators_model_type") == EAGLE3 and isinstance(ours, dict):
-        return EAGLE3, {**ours, "vocabulary_size": config.get("draft_vocab_size", "")}
-    raise NoDraftError(f"{path}: it is no draft that `turbo distill` made; name a folder of one")
-
-
-def _document(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DraftsError(f"{path} cannot be read: {error}; name a folder of a draft") from error
-    if not isinstance(document, dict):
-        raise DraftsError(f"{path} holds no object; name a folder of a draft")
-    return document
 
 
 def _listed(found: Sequence[Draft]) -> Table:
@@ -220,6 +88,7 @@ def _show(console: Console, draft: Draft) -> None:
         facts.add_row(f"answers, {part}", str(count))
     if "left_out" in training:
         facts.add_row("answers, left out", str(training["left_out"]))
+    facts.add_row("epochs", str(len(draft.evaluation.get("losses", ()))))
     request = training.get("request", {})
     for name, value in {**request.get("recipe", {}), **request}.items():
         if name in _ASKED:
@@ -295,7 +164,7 @@ def _compare(console: Console, first: Draft, second: Draft) -> None:
             table.add_row(printable(domain), what, _told(before), _told(after), _told(ratio))
     console.print(table)
     both = [domain for domain in first.domains if domain in second.domains]
-    unlike = [domain for domain in both if first.measured_on(domain) != second.measured_on(domain)]
+    unlike = [domain for domain in both if not first.measured_as(second, domain)]
     if unlike:
         console.print(
             f"Of {printable(', '.join(unlike))} they were measured on unlike answers: what is the draft's "
@@ -308,10 +177,6 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(printable(heading), overflow="fold")
     return table
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _told(value: float | None) -> str:

@@ -24,7 +24,7 @@ from turbo_runtime.engine.source import HubUnreachableError, ModelError, find
 from turbo_runtime.engine.threads import settle_threads
 from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
 
-DOMAIN = "draft"
+_DOMAIN = "draft"
 MEMORY_GIB = 1.0
 MAX_RUNNING = 32
 _ASKING = ("held_out", "judges", "variants", "variant_temperature", "completions", "max_captured")
@@ -144,7 +144,7 @@ def _run(
         facts.digest or "",
         [*asked, *kept.lines],
         recipe,
-        domain=options.domain or DOMAIN,
+        domain=options.domain or _DOMAIN,
         threads=options.threads or len(os.sched_getaffinity(0)),
         device=device.type,
         dtype=dtype,
@@ -232,8 +232,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artefact")
     parser.add_argument(
         "--domain",
-        help="what the draft is for, in a word, and the domain of prompts that name none themselves (default:"
-        f" {DOMAIN}, and their file's name)",
+        help="what the draft is for, in a word, and the domain of captured prompts and of those of a single "
+        f"file that name none themselves (default: {_DOMAIN}, and the file's name)",
     )
     parser.add_argument(
         "--completions",

@@ -23,7 +23,7 @@ from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassErro
 from turbo_runtime.distill.evaluate import Evaluation, evaluate
 from turbo_runtime.distill.gain import BATCHES, ROUNDS, Gain, gain_of, runs, ways
 from turbo_runtime.distill.heads import HeadsMethod
-from turbo_runtime.distill.kept import Kept, write_kept
+from turbo_runtime.distill.kept import Kept, lot, write_kept
 from turbo_runtime.distill.method import Method, Student
 from turbo_runtime.distill.pilot import Pilot, best, pilot, settings
 from turbo_runtime.distill.progress import Progress
@@ -315,7 +315,7 @@ class Distillation:
         """Add to each record what drafts bring to the answers of its domain that were not learnt from."""
         of_each, wanted = ways(heads), []
         for domain in records:
-            held = [one for one in parts[HELD_OUT] if one.asked.domain == domain]
+            held = sorted((one for one in parts[HELD_OUT] if one.asked.domain == domain), key=lot)
             asked = [one for one in held if one.tokens not in learnt][:MEASURED]
             learnt_from = [one for one in parts[TRAINING] if one.asked.domain == domain]
             known = [one for one in learnt_from if not one.asked.choice][:KNOWN]  # of as many prompts

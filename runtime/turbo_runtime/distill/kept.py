@@ -72,7 +72,7 @@ def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
         part_of[prompt] = min(part_of.get(prompt, TRAINING), one.asked.part, key=_PARTS.index)
     dealt = {Said(replace(one.asked, part=part_of[one.asked.prompt]), one.tokens) for one in said}
     once: dict[object, Said] = {}
-    for one in sorted(dealt, key=_lot):
+    for one in sorted(dealt, key=lot):
         asked = one.asked
         key = (asked.prompt, one.tokens if asked.part == TRAINING else None)
         if key not in once or asked.choice < once[key].asked.choice:
@@ -80,8 +80,8 @@ def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
     return Kept(tuple(once.values()), tuple(captures))
 
 
-def _lot(one: Said) -> bytes:
-    """An order in which likes are not beside each other."""
+def lot(one: Said) -> bytes:
+    """Orders answers, and likes are not beside each other."""
     return hashlib.blake2b(_line(one).encode(), digest_size=16).digest()
 
 

@@ -28,7 +28,7 @@ def _parts(found: DomainRecord) -> list[str]:
         parts.append(", ".join(told.format(gain) for gain in found.gains))
     slower = [str(gain.batch) for gain in found.gains if gain.after < NO_LOSS * gain.before]
     if slower:
-        parts.append(f"at {' and '.join(slower)} memory alone is faster")
+        parts.append(f"at {', '.join(slower)} memory alone is faster")
     if count < FEW:
         parts.append(f"{count} are few to measure on: give more prompts")
     return parts

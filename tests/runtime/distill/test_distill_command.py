@@ -243,7 +243,23 @@ def test_prompts_that_are_too_long_are_named_and_the_advice_can_be_followed(
     assert cli.distill([*wanted, "--max-tokens", "200"]) == PERMANENT_ERROR
     told = capsys.readouterr().err
     assert "and 6 more are longer: leave them out, lower --max-tokens" in told
-    assert cli.distill([*wanted, "--max-tokens", "20", "--temperature", "0.9"]) == 0
+    mended = ["--max-tokens", "20", "--temperature", "0.9", "--domain", "letters"]
+    assert cli.distill([*wanted, *mended]) == 0
+    assert read_config(tmp_path / "out").domain == "letters"
+    assert set(json.loads((tmp_path / "out" / "evaluation.json").read_text())["domains"]) == {"letters"}
+
+
+def test_a_chat_that_nobody_can_ask_is_told_before_the_model_is_loaded(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "chats.jsonl"
+    roles = ["user"] * 8 + ["bot"]
+    file.write_text("".join(json.dumps({"messages": [{"role": r, "content": "a"}]}) + "\n" for r in roles))
+    asked = [str(folder / "model"), "--prompts", str(file), "--out", str(tmp_path / "out")]
+    assert cli.distill(asked) == PERMANENT_ERROR
+    told = capsys.readouterr().err
+    assert "prompt chats-9: Invalid 'messages[0].role'" in told
+    assert "loaded" not in told
 
 
 def test_what_was_saved_of_a_training_and_was_damaged_is_done_again_and_told(

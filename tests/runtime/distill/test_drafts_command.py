@@ -24,13 +24,18 @@ def draft(
         "domain": domain,
         "heads": 4,
         "target_digest": digest,
-        "training": {"answers": {"training": 300}},
+        "training": {
+            "answers": {"training": 300},
+            "left_out": 17,
+            "request": {"recipe": {"temperature": 0.6, "max_tokens": 192, "epochs": 0}, "dtype": "bfloat16"},
+        },
     }
     (folder / "config.json").write_text(json.dumps(config))
     save_file({"block": np.zeros(3, np.float32)}, folder / "heads.safetensors")
     unseen = {"acceptance_length": length, "acceptance_per_position": [0.8, 0.61], "answers": 47}
     gains = [{"batch": batch, "after": gain / batch**0.1, "before": 1.07} for batch in (1, 8, 32)]
     evaluation = {"domains": {domain: {"unseen": unseen, "gains": gains}}, "seconds": {"training": 61.0}}
+    evaluation["losses"] = [0.5] * 29
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     return folder
 
@@ -53,6 +58,11 @@ def test_one_is_shown_with_all_that_is_known(tmp_path: Path, capsys: pytest.Capt
     folder = tmp_path / "a"
     for part in ("a-1", "sha256:one", artefact_digest(folder), "300", "0.80, 0.61", "1.07 > 1.40", " 47 "):
         assert part in told
+    rows = [line.split() for line in told.splitlines()]
+    for row in (["answers,", "left", "out", "17"], ["epochs", "29"], ["max", "tokens", "192"]):
+        assert row in rows
+    assert ["temperature", "0.6"] in rows
+    assert ["dtype", "bfloat16"] in rows
 
 
 def test_two_are_compared_by_domain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,18 +137,35 @@ def test_a_comparison_tells_what_memory_alone_does(
     assert told.split()[-3:] == ["1.07", "1.07", "1.00"]
 
 
-@pytest.mark.parametrize("verb", ["list", "show", "manifest"])
+def begun(folder: Path) -> Path:
+    """What a distillation has left that was killed."""
+    (folder / "work").mkdir(parents=True)
+    (folder / "work" / "request.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("verb", ["show", "manifest"])
 def test_one_that_is_not_done_is_told_as_that(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
-    begun = tmp_path / "a"
-    (begun / "work").mkdir(parents=True)
-    (begun / "work" / "request.json").write_text("{}")
-    assert drafts([verb, str(begun), *(["--claim", "drafts"] if verb == "manifest" else [])]) == 1
-    assert f"{begun} is not done: the same `turbo distill` command goes on" in capsys.readouterr().err
-    draft(tmp_path / "b", 2.5, 1.4)
+    folder = begun(tmp_path / "a")
+    assert drafts([verb, str(folder), *(["--claim", "drafts"] if verb == "manifest" else [])]) == 1
+    assert f"{folder} is not done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_those_that_are_not_done_are_listed_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], beside: bool
+) -> None:
+    folder = begun(tmp_path / "a")
+    if beside:
+        draft(tmp_path / "b", 2.5, 1.4)
     assert drafts(["list", str(tmp_path)]) == 0
-    assert f"{begun} is not done" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"{folder} is not done" in told
+    assert ("b-1" in told) == beside
+    assert drafts(["list", str(folder)]) == 0
+    assert f"{folder} is not done" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("verb", ["list", "show"])
@@ -183,3 +210,16 @@ def test_the_manifest_of_a_draft_is_a_turbodraft(tmp_path: Path, capsys: pytest.
     assert (found.domain, str(found.acceptance_length)) == ("support", "2.500")
     first = (found.gains or ())[0]
     assert (first.batch, str(first.before), str(first.after)) == (1, "1.070", "1.400")
+
+
+def test_of_an_eagle3_layer_it_is_said_that_pods_cannot_draft_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = draft(tmp_path / "a", 2.5, 1.4)
+    ours = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"speculators_model_type": "eagle3", "turbo": ours}))
+    (folder / "heads.safetensors").rename(folder / "model.safetensors")
+    assert drafts(["manifest", str(folder), "--claim", "drafts"]) == 0
+    told = capsys.readouterr()
+    assert parse_draft(json.loads(told.out)).spec.method == "EAGLE3"
+    assert f"{folder} holds an EAGLE-3 layer" in told.err

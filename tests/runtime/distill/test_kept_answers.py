@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,11 @@ def learnt(folder: Path, out: str, *flags: str) -> list[str]:
     return [str(folder / "model"), "--out", str(folder / out), *MACHINE, *SHORT, *flags]
 
 
+def evaluated(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "evaluation.json").read_text())["domains"]
+    return found
+
+
 def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
     kept: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -52,7 +58,11 @@ def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
     assert not [line for line in told.splitlines() if line.startswith("answers ")]
     rows = [set((out / ANSWERS_FILE).read_text().splitlines()) for out in (*kept.values(), folder / "both")]
     assert rows[0] | rows[1] == rows[2]
-    assert set(json.loads((folder / "both" / "evaluation.json").read_text())["domains"]) == set(kept)
+    both = evaluated(folder / "both")
+    assert set(both) == set(kept)
+    for domain, out in kept.items():  # so that the two can be compared
+        assert both[domain]["measured_on"] == evaluated(out)[domain]["measured_on"]
+    assert both["left"]["measured_on"] != both["right"]["measured_on"]
     turned = ["--answers", *map(str, reversed(kept.values())), "--keep-answers"]
     assert cli.distill(learnt(folder, "turned", *turned)) == 0
     assert artefact_digest(folder / "turned") == artefact_digest(folder / "both")

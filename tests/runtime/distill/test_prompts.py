@@ -31,6 +31,10 @@ def test_a_line_is_a_text_or_a_chat_and_says_its_domain_or_has_the_file_s(tmp_pa
     ]
     assert read_prompts([tmp_path]) == read_prompts([file])
     assert [one.domain for one in read_prompts([file], domain="support")] == ["support", "talk"]
+    second = tmp_path / "more.jsonl"
+    second.write_text('{"prompt": "Hey"}\n')
+    of_two = [one.domain for one in read_prompts([file, second], domain="support")]
+    assert of_two == ["help", "talk", "more"]  # files tell domains apart
 
 
 def test_an_id_may_be_a_number_and_a_chat_goes_before_its_text(tmp_path: Path) -> None:
@@ -67,7 +71,6 @@ def test_line_ends_of_unicode_within_a_prompt_end_no_line(tmp_path: Path) -> Non
         ("[1]", "line 2: write an object with 'prompt' or 'messages', not list"),
         ("{}", "line 2: write 'prompt' or 'messages'"),
         ('{"promt": "a"}', "line 2: write 'prompt' or 'messages', not 'promt'"),
-        ('{"prompt": "a", "domian": "b"}', "line 2: write 'domain', not 'domian'"),
         ('{"prompt": 7}', "line 2: prompt must be a text, not 7"),
         ('{"prompt": "\\ud800"}', "line 2 holds half a character"),
         ('{"prompt": ""}', "line 2: prompt must be a text, not ''"),
@@ -127,7 +130,7 @@ def test_captured_prompts_are_read_as_the_model_read_them(tmp_path: Path) -> Non
 
 
 def test_other_fields_of_a_line_are_left_alone(tmp_path: Path) -> None:
-    row = {"prompt": "a", "answer": "b", "main": "c", "category": "d", "domain": None}
+    row = {"prompt": "a", "answer": "b", "domains": "c", "Prompt": "d", "domain": None}
     assert [one.domain for one in read_prompts([written(tmp_path, row)])] == ["help"]
 
 

@@ -29,6 +29,7 @@ from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.speculation import Speculation
+from turbo_runtime.prompts import Prompt
 
 LENGTHS = (4, 17, 64, 100)
 HEADS = 3
@@ -39,6 +40,8 @@ SEED = 5
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("tiny")
     write(folder)
+    template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
     before = torch.get_num_threads()
     yield Served(
         RuntimeConfig(
@@ -46,6 +49,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         )
     )
     torch.set_num_threads(before)
+
+
+def test_a_chat_is_read_as_the_server_reads_it(served: Served) -> None:
+    parts = [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]
+    sent = Prompt("a", "d", ({"role": "developer", "content": parts},))
+    assert served.encode(sent) == served.encode(
+        Prompt("b", "d", ({"role": "system", "content": "be brief"},))
+    )
 
 
 def params(temperature: float) -> SamplingParams:

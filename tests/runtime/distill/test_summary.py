@@ -25,7 +25,7 @@ def test_gains_are_told_beside_those_from_memory_alone() -> None:
 
 def test_where_memory_alone_is_faster_it_says_so() -> None:
     (line,) = summary(record(40, {1: (3.14, 2.54), 8: (1.2, 1.19), 32: (1.2, 1.1)}))
-    assert line.endswith("; at 1 and 32 memory alone is faster")
+    assert line.endswith("; at 1, 32 memory alone is faster")
 
 
 def test_few_answers_are_told_as_few() -> None:
