@@ -58,7 +58,7 @@ SAMPLED = ("latex",)  # greedy answers loop
 TEMPERATURE = 0.7
 HELD_OUT, JUDGES, SEED = 0.22, 0.08, 0
 DEALT = ("--held-out", str(HELD_OUT), "--judges", str(JUDGES))
-ANSWER_TOKENS, CONTEXT, ROUNDS, KNOWN = 128, 1024, 5, 64
+ANSWER_TOKENS, CONTEXT, ROUNDS = 128, 1024, 5
 ENOUGH_PROMPTS, ENOUGH_TOKENS = 45, 4400  # of a case: more than the bars want
 
 
@@ -72,8 +72,8 @@ class Trained:
 
     @property
     def known(self) -> list[Said]:
-        """What is in the memory."""
-        return [one for one in self.answers if one.asked.part == "training"][:KNOWN]
+        """What is in the memory, as in that of a server that has said it."""
+        return [one for one in self.answers if one.asked.part == "training"]
 
 
 @dataclass(frozen=True)

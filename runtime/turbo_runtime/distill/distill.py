@@ -45,7 +45,6 @@ MACHINE, PILOT = "machine.json", "pilot.json"
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 SAVE_SECONDS, SAVE_SHARE = 2.0, 0.05  # between two savings at least, and of the time that saving may take
 MEASURED = 64  # prompts of a domain at most that gains are measured on
-KNOWN = 64  # answers at most that are in the memory when gains are measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,7 +317,7 @@ class Distillation:
             held = sorted((one for one in parts[HELD_OUT] if one.asked.domain == domain), key=lot)
             asked = [one for one in held if one.tokens not in learnt][:MEASURED]
             learnt_from = [one for one in parts[TRAINING] if one.asked.domain == domain]
-            known = [one for one in learnt_from if not one.asked.choice][:KNOWN]  # of as many prompts
+            known = [one for one in learnt_from if not one.asked.choice]  # as a server that has said them
             wanted += [(domain, batch, asked, known) for batch in BATCHES if len(asked) >= batch]
         with self._work.stage(self._progress, "gain", len(wanted) * ROUNDS * len(of_each), "runs") as advance:
             for number, (domain, batch, asked, known) in enumerate(wanted):
