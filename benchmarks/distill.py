@@ -31,7 +31,7 @@ from turbo_dev.progress import say, step
 from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.distill.answers import Asked, Said
 from turbo_runtime.distill.deal import deal
-from turbo_runtime.distill.gain import Run, Way, runs, ways
+from turbo_runtime.distill.gain import WARM_UP, Run, Way, runs, ways
 from turbo_runtime.distill.kept import read_kept
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.served import Served
@@ -59,6 +59,7 @@ TEMPERATURE = 0.7
 HELD_OUT, JUDGES, SEED = 0.22, 0.08, 0
 DEALT = ("--held-out", str(HELD_OUT), "--judges", str(JUDGES))
 ANSWER_TOKENS, CONTEXT, ROUNDS = 128, 1024, 5
+TURNS_OF_EIGHT = 2  # at each round's prompts: they take some seconds only
 ENOUGH_PROMPTS, ENOUGH_TOKENS = 45, 4400  # of a case: more than the bars want
 
 
@@ -74,6 +75,11 @@ class Trained:
     def known(self) -> list[Said]:
         """What is in the memory, as in that of a server that has said it."""
         return [one for one in self.answers if one.asked.part == "training"]
+
+    @property
+    def warm_up(self) -> list[Said]:
+        """What is asked before the clock."""
+        return [one for one in self.answers if one.asked.part == "judges"][:WARM_UP]
 
 
 @dataclass(frozen=True)
@@ -257,7 +263,8 @@ def _cases(
                 name = f"{domain} at {temperature}, {batch} at a time"
                 say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
                 compared = of_own | further if usual else two
-                found = list(runs(served, compared, some, own.known, params, batch, ROUNDS))
+                before, turns = (own.known, own.warm_up), TURNS_OF_EIGHT if batch == 8 else 1
+                found = list(runs(served, compared, some, *before, params, batch, ROUNDS, turns))
                 cases[batch] = case = Case(
                     domain, temperature, batch, whole=False, found=found, same=same(found, told)
                 )
@@ -266,7 +273,7 @@ def _cases(
             seen = [one for one in said if one not in unseen]
             seen = seen[: round(len(seen) * len(some) / len(unseen))]  # as large a share as of all
             if usual and not options.quick and len(seen) >= ROUNDS:
-                found = list(runs(served, two, seen, own.known, params, 1, ROUNDS))
+                found = list(runs(served, two, seen, *before, params, 1, ROUNDS))
                 yield cases[1].joined(found, same(found, told))
 
 
@@ -311,6 +318,7 @@ def _rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
     rows = []
     for case in cases:
         plain = [run for run in case.found if run.way == "none"]
+        once = [run for run in plain if run.round < ROUNDS]
         for way in dict.fromkeys(run.way for run in case.found if run.way != "none"):
             ratios = case.ratios(way)
             drafts = sum(run.drafts for run in case.found if run.way == way)
@@ -322,8 +330,8 @@ def _rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
                     "at_a_time": case.batch,
                     "seen_too": case.whole,
                     "drafts": way,
-                    "prompts": sum(len(run.answers) for run in plain),
-                    "tokens": sum(len(answer) for run in plain for answer in run.answers),
+                    "prompts": sum(len(run.answers) for run in once),
+                    "tokens": sum(len(answer) for run in once for answer in run.answers),
                     "plain_tokens_per_s": statistics.median(run.speed for run in plain),
                     "times": statistics.median(ratios),
                     "from": min(ratios),
@@ -354,7 +362,8 @@ def _over_transformers(
             for number in range(ROUNDS if unseen else 0):
                 some = unseen[number :: ROUNDS * 3]
                 with_heads = {"heads": Way("auto", trained[domain].heads)}
-                (ours,) = runs(served, with_heads, some, trained[domain].known, params, 1, 1)
+                before = (trained[domain].known, trained[domain].warm_up)
+                (ours,) = runs(served, with_heads, some, *before, params, 1, 1)
                 prompts = [list(one.asked.prompt) for one in some]
                 theirs = contest.answer(theirs_as_ours, prompts, [], 1, limits)
                 ratios.append(ours.speed * theirs.seconds / sum(map(len, theirs.answers)))

@@ -21,7 +21,7 @@ from turbo_runtime.distill.eagle3.method import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassError
 from turbo_runtime.distill.evaluate import Evaluation, evaluate
-from turbo_runtime.distill.gain import BATCHES, ROUNDS, Gain, gain_of, runs, ways
+from turbo_runtime.distill.gain import BATCHES, ROUNDS, WARM_UP, Gain, gain_of, runs, ways
 from turbo_runtime.distill.heads import HeadsMethod
 from turbo_runtime.distill.kept import Kept, lot, write_kept
 from turbo_runtime.distill.method import Method, Student
@@ -318,9 +318,10 @@ class Distillation:
             asked = [one for one in held if one.tokens not in learnt][:MEASURED]
             learnt_from = [one for one in parts[TRAINING] if one.asked.domain == domain]
             known = [one for one in learnt_from if not one.asked.choice]  # as a server that has said them
-            wanted += [(domain, batch, asked, known) for batch in BATCHES if len(asked) >= batch]
+            warm_up = [one for one in parts[JUDGES] if one.asked.domain == domain][:WARM_UP]
+            wanted += [(domain, batch, asked, known, warm_up) for batch in BATCHES if len(asked) >= batch]
         with self._work.stage(self._progress, "gain", len(wanted) * ROUNDS * len(of_each), "runs") as advance:
-            for number, (domain, batch, asked, known) in enumerate(wanted):
+            for number, (domain, batch, asked, known, warm_up) in enumerate(wanted):
                 name = f"gain/{number:03}.json"
                 if (measured := self._work.read(name)) is not None:
                     gain = Gain(**measured)
@@ -328,7 +329,7 @@ class Distillation:
                 else:
                     params = self._params(asked[0].asked.temperature)
                     found = []
-                    for run in runs(self._served, of_each, asked, known, params, batch):
+                    for run in runs(self._served, of_each, asked, known, warm_up, params, batch):
                         found.append(run)
                         advance()
                     gain = gain_of(batch, found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, count
 from statistics import median
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
 
 BATCHES = (1, 8, 32)
 ROUNDS = 3
+WARM_UP = 16  # prompts
+_WARMING = 8  # of them at a time
 
 
 class Way(NamedTuple):
@@ -70,24 +72,31 @@ def runs(
     ways: Mapping[str, Way],
     asked: Sequence[Said],
     known: Sequence[Said],
+    warm_up: Sequence[Said],
     params: SamplingParams,
     batch: int,
     rounds: int = ROUNDS,
+    turns: int = 1,
 ) -> Iterator[Run]:
     """In each round some of the prompts are answered in all `ways`, in an order that moves on: other prompts
-    in each while every round has at least `batch`. Where so many are asked at a time, prompts of the other
-    rounds take the places of those that have ended, until the last one has. `known` answers are in the memory
-    before each run, and nothing else: none of `asked` may be among them.
+    in each while every round has at least `batch`, and all rounds `turns` times over. Where so many are asked
+    at a time, prompts of the other rounds take the places of those that have ended, until the last one has.
+
+    Before each run `known` answers are put in the memory, and then the prompts of `warm_up` answered: so the
+    engine learns, as it does in service, how sure its drafts are and what they cost. That is all it knows.
+    None of `asked` may be among either, nor heads have learnt from `warm_up`: they would be too sure of it.
     """
     names = list(ways)
     parts = max(1, min(rounds, len(asked) // batch))
-    for number in range(rounds):
-        turn = number % len(names)
-        for way in [*names[turn:], *names[:turn]]:
+    for number in range(rounds * turns):
+        first = number % len(names)
+        for way in [*names[first:], *names[:first]]:
             source = None if (heads := ways[way].heads) is None else HeadsSource(heads, served.noise)
-            run = _Bench(served, InUse(ways[way].drafting, source), known, batch)
+            bench = _Bench(served, InUse(ways[way].drafting, source), params)
+            bench.remember(known)
+            bench.answer(way, number, warm_up, (), _WARMING)
             some = [asked[(number + later) % parts :: parts] for later in range(parts)]
-            yield run.answer(way, number, some[0], list(chain.from_iterable(some[1:])), params)
+            yield bench.answer(way, number, some[0], list(chain.from_iterable(some[1:])), batch)
 
 
 def gain_of(batch: int, found: Sequence[Run]) -> Gain:
@@ -116,8 +125,12 @@ def gain_of(batch: int, found: Sequence[Run]) -> Gain:
 class _Bench:
     """An engine of its own for one run."""
 
-    def __init__(self, served: Served, in_use: InUse, known: Sequence[Said], batch: int) -> None:
-        self._engine, self._batch = served.engine(in_use), batch
+    def __init__(self, served: Served, in_use: InUse, params: SamplingParams) -> None:
+        self._engine, self._params = served.engine(in_use), params
+        self._asked = count()  # no request's name is used twice
+
+    def remember(self, known: Sequence[Said]) -> None:
+        """As if it had said them."""
         drafters = self._engine.speculation.drafters
         for number, one in enumerate(known):
             text = (*one.asked.prompt, *one.tokens)
@@ -126,24 +139,26 @@ class _Bench:
             drafters.read(1 << 12)
 
     def answer(
-        self, way: str, number: int, asked: Sequence[Said], company: Sequence[Said], params: SamplingParams
+        self, way: str, number: int, asked: Sequence[Said], company: Sequence[Said], batch: int
     ) -> Run:
-        engine = self._engine
+        """All of `asked`, so many at a time, with `company` behind them."""
+        engine, before = self._engine, self._engine.stats()
+        names = {f"{next(self._asked)}": index for index in range(len(asked) + len(company))}
         prompts = [one.asked.prompt for one in (*asked, *company)]
         told: list[list[int]] = [[] for _ in prompts]
-        waiting, live = list(reversed(range(len(prompts)))), set[int]()
+        waiting, live = list(reversed(names.items())), set[int]()
         seconds, left = 0.0, len(asked)
         while left:
             began = time.perf_counter()
-            while waiting and len(live) < self._batch:
-                index = waiting.pop()
-                engine.accept(Submit(str(index), prompts[index], params))
+            while waiting and len(live) < batch:
+                name, index = waiting.pop()
+                engine.accept(Submit(name, prompts[index], self._params))
                 live.add(index)
             share = sum(index < len(asked) for index in live) / len(live)
             for event in engine.step().events:
                 if event.error:
                     raise DistillError(f"a prompt cannot be answered: {event.error}; leave it out")
-                index = int(event.request_id)
+                index = names[event.request_id]
                 told[index] += event.tokens
                 if event.finish_reason is not None:
                     live.remove(index)
@@ -151,4 +166,5 @@ class _Bench:
             seconds += (time.perf_counter() - began) * share
         stats = engine.stats()
         answers = tuple(map(tuple, told[: len(asked)]))
-        return Run(way, number, answers, seconds, stats.drafts, stats.accepted_tokens)
+        drafts, accepted = stats.drafts - before.drafts, stats.accepted_tokens - before.accepted_tokens
+        return Run(way, number, answers, seconds, drafts, accepted)

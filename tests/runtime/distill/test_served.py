@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.distill import gain
 from turbo_runtime.distill.answers import Asked, Said
 from turbo_runtime.distill.evaluate import evaluate, taken_of
-from turbo_runtime.distill.gain import Run, gain_of, runs, ways
+from turbo_runtime.distill.gain import Run, Way, gain_of, runs, ways
 from turbo_runtime.distill.places import Places
 from turbo_runtime.distill.served import LIKELIEST, Served, _likeliest
 from turbo_runtime.drafters import hybrid
@@ -130,7 +131,7 @@ def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_
 ) -> None:
     answers = served.answer(asked(), params(0.0), params(0.0))
     said = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
-    found = list(runs(served, ways(heads), said, said[:1], params(0.0), 2))
+    found = list(runs(served, ways(heads), said, said[:1], said[1:2], params(0.0), 2))
     assert [(run.round, run.way) for run in found] == [
         *((0, way) for way in ("none", "memory", "heads")),
         *((1, way) for way in ("memory", "heads", "none")),
@@ -155,12 +156,44 @@ def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered
     first, *others = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
 
     def run(company: list[Said], batch: int) -> Run:
-        return gain._Bench(served, InUse("off"), [], batch).answer("none", 0, [first], company, params(0.0))
+        return gain._Bench(served, InUse("off"), params(0.0)).answer("none", 0, [first], company, batch)
 
     alone, accompanied = run([], 3), run(others, 3)
     assert alone.answers == accompanied.answers == (first.tokens,)
     assert alone.seconds == len(first.tokens)
     assert accompanied.seconds == pytest.approx(alone.seconds / 3)
+
+
+def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = served.answer(asked(), params(0.0), params(0.0))
+    first, second, *others = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
+    did: list[tuple[str, int, list[Said]]] = []
+    remember, answer = gain._Bench.remember, gain._Bench.answer
+
+    def remembers(bench: gain._Bench, known: list[Said]) -> None:
+        did.append(("remember", id(bench), known))
+        remember(bench, known)
+
+    def answers_all(bench: gain._Bench, way: str, number: int, told: list[Said], *more: Any) -> Run:
+        did.append(("answer", id(bench), told))
+        return answer(bench, way, number, told, *more)
+
+    monkeypatch.setattr(gain._Bench, "remember", remembers)
+    monkeypatch.setattr(gain._Bench, "answer", answers_all)
+    way = {"memory": Way("suffix")}
+    for number, run in enumerate(
+        runs(served, way, [first], others, [second], params(0.0), 1, rounds=1, turns=2)
+    ):
+        assert (run.round, run.answers) == (number, (first.tokens,))
+        assert [(name, told) for name, _, told in did] == [
+            ("remember", others),
+            ("answer", [second]),
+            ("answer", [first]),
+        ]
+        assert len({bench for _, bench, _ in did}) == 1
+        did.clear()
 
 
 @pytest.mark.parametrize(
