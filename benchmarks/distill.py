@@ -4,8 +4,9 @@ without drafts, with what is drafted from memory alone, and with the heads besid
 Answers are the model's own: greedy ones, and at temperature 0.7 where greedy ones loop. Prompts that speeds
 are taken of were held out; of their answers those count that do not stand word for word among the answers
 learnt from (`_whole`: all of them, where there are others). The memory is emptied before each run and filled
-with answers learnt from. All as `turbo serve` computes on this machine, on all cores. The draft for all
-domains learns from the same answers as those of its own for each.
+with the answers learnt from, then some prompts that judged the training are answered first. All as `turbo
+serve` computes on this machine, on all cores. The draft for all domains learns from the same answers as those
+of its own for each.
 """
 
 from __future__ import annotations
