@@ -121,7 +121,7 @@ class Training(Record):
     ) = None
     """US dollars of one training at most, also of one that runs. Default: no bound."""
     domain: Annotated[str, Text(253)] | None = None
-    """What the draft is for, in a word, and the domain of prompts that name none. Default: the deployment's
-    name."""
+    """What the draft is for, in a word; also the domain of captured prompts, and of those of a single file,
+    that name none. Default: the deployment's name."""
     answer_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256
     """Tokens of an answer at most."""

@@ -69,7 +69,7 @@ def look(folders: Sequence[Path]) -> tuple[list[Draft], list[Path]]:
     """
     found, begun = [], []
     for folder in folders:
-        if (folder / CONFIG_FILE).is_file():
+        if _is_there(folder / CONFIG_FILE):
             found.append(read(folder))
             continue
         each = [folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())]
@@ -87,9 +87,13 @@ def not_done(folder: Path) -> str:
 
 
 def _is_begun(folder: Path) -> bool:
+    return _is_there(folder / WORK / REQUEST_FILE) and not _is_there(folder / CONFIG_FILE)
+
+
+def _is_there(file: Path) -> bool:
     try:
-        return (folder / WORK / REQUEST_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
-    except PermissionError:  # somebody else's: it tells prompts
+        return file.is_file()
+    except PermissionError:  # in somebody else's folder
         return False
 
 
@@ -99,7 +103,7 @@ def _none(folder: Path) -> str:
 
 def _drafts(folders: Sequence[Path]) -> Iterator[Draft]:
     for each in folders:
-        if (each / CONFIG_FILE).is_file():
+        if _is_there(each / CONFIG_FILE):
             try:
                 yield read(each)
             except NoDraftError:
@@ -110,7 +114,7 @@ def _drafts(folders: Sequence[Path]) -> Iterator[Draft]:
 
 def read(folder: Path) -> Draft:
     """Raises DraftsError where there is none, or it is damaged."""
-    if not (folder / CONFIG_FILE).is_file():
+    if not _is_there(folder / CONFIG_FILE):
         raise DraftsError(_none(folder))
     method, config = _facts(folder / CONFIG_FILE)
     _check_weights(folder / _WEIGHTS[method])

@@ -88,7 +88,8 @@ def _show(console: Console, draft: Draft) -> None:
         facts.add_row(f"answers, {part}", str(count))
     if "left_out" in training:
         facts.add_row("answers, left out", str(training["left_out"]))
-    facts.add_row("epochs", str(len(draft.evaluation.get("losses", ()))))
+    if losses := draft.evaluation.get("losses"):
+        facts.add_row("epochs", str(len(losses)))
     request = training.get("request", {})
     for name, value in {**request.get("recipe", {}), **request}.items():
         if name in _ASKED:

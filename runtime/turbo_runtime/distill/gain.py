@@ -83,8 +83,9 @@ def runs(
     at a time, prompts of the other rounds take the places of those that have ended, until the last one has.
 
     Before each run `known` answers are put in the memory, and then the prompts of `warm_up` answered: so the
-    engine learns, as it does in service, how sure its drafts are and what they cost. That is all it knows.
-    None of `asked` may be among either, nor heads have learnt from `warm_up`: they would be too sure of it.
+    engine learns, as it does in service, how sure its drafts are and what they cost. That is all it knows,
+    but for what steps cost, which goes on from run to run. None of `asked` may be among either, nor heads
+    have learnt from `warm_up` what to draft: they would be too sure of it.
     """
     names = list(ways)
     parts = max(1, min(rounds, len(asked) // batch))

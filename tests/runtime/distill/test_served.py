@@ -170,6 +170,7 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
     answers = served.answer(asked(), params(0.0), params(0.0))
     first, second, *others = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
     did: list[tuple[str, int, list[Said]]] = []
+    counted: list[tuple[int, int]] = []  # of one engine
     remember, answer = gain._Bench.remember, gain._Bench.answer
 
     def remembers(bench: gain._Bench, known: list[Said]) -> None:
@@ -178,7 +179,11 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
 
     def answers_all(bench: gain._Bench, way: str, number: int, told: list[Said], *more: Any) -> Run:
         did.append(("answer", id(bench), told))
-        return answer(bench, way, number, told, *more)
+        run = answer(bench, way, number, told, *more)
+        counted.append((run.drafts, run.accepted))
+        stats = bench._engine.stats()
+        assert (stats.drafts, stats.accepted_tokens) == tuple(map(sum, zip(*counted, strict=True)))
+        return run
 
     monkeypatch.setattr(gain._Bench, "remember", remembers)
     monkeypatch.setattr(gain._Bench, "answer", answers_all)
@@ -194,6 +199,7 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
         ]
         assert len({bench for _, bench, _ in did}) == 1
         did.clear()
+        counted.clear()
 
 
 @pytest.mark.parametrize(
