@@ -319,9 +319,7 @@ class Distillation:
             learnt_from = sorted((one for one in parts[TRAINING] if one.asked.domain == domain), key=lot)
             known = [one for one in learnt_from if not one.asked.choice]  # as a server that has said them
             judges = sorted((one for one in parts[JUDGES] if one.asked.domain == domain), key=lot)[:WARM_UP]
-            wanted += [
-                (domain, batch, asked, known, judges) for batch in BATCHES if len(asked) >= batch
-            ]
+            wanted += [(domain, batch, asked, known, judges) for batch in BATCHES if len(asked) >= batch]
         with self._work.stage(self._progress, "gain", len(wanted) * ROUNDS * len(of_each), "runs") as advance:
             for number, (domain, batch, asked, known, warm_up) in enumerate(wanted):
                 name = f"gain/{number:03}.json"
