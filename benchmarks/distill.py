@@ -248,6 +248,7 @@ def _cases(
 ) -> Iterator[Case]:
     for domain, by_temperature in asked.items():
         own = trained[domain]
+        before = own.known, own.warm_up
         of_own, further = ways(own.heads), {}
         if "all" in trained:
             further["all"] = Way("auto", trained["all"].heads)
@@ -264,7 +265,7 @@ def _cases(
                 name = f"{domain} at {temperature}, {batch} at a time"
                 say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
                 compared = of_own | further if usual else two
-                before, turns = (own.known, own.warm_up), TURNS_OF_EIGHT if batch == 8 else 1
+                turns = TURNS_OF_EIGHT if batch == 8 else 1
                 found = list(runs(served, compared, some, *before, params, batch, ROUNDS, turns))
                 cases[batch] = case = Case(
                     domain, temperature, batch, whole=False, found=found, same=same(found, told)

@@ -159,11 +159,14 @@ def chosen(training: Training, answer: Plan) -> Choice | Told:
             "or leave maxCost out."
         )
         return Told("False", TrainingReason.PRICE_UNKNOWN, message)
+    if training.accelerator is not None and answer.reason == PlanReason.NO_PROFILE:
+        message = (
+            f"There is no TurboAccelerator {training.accelerator}: create it, or correct "
+            "spec.speculation.training.accelerator."
+        )
+        return Told("False", TrainingReason.NO_ACCELERATOR, message)
     reason = {
         PlanReason.NO_CAPACITY: TrainingReason.WAITING_FOR_ACCELERATOR,
         PlanReason.PRICE_UNKNOWN: TrainingReason.PRICE_UNKNOWN,
     }.get(PlanReason(answer.reason), TrainingReason.NO_ACCELERATOR)
-    detail = answer.detail
-    if training.accelerator is not None:  # the planner was asked for it alone
-        detail = detail.replace("spec.accelerators.allowed", "spec.speculation.training.accelerator")
-    return Told("False", reason, f"No accelerator can be had for a training. {detail}")
+    return Told("False", reason, f"No accelerator can be had for a training. {answer.detail}")

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.work import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
 
-KIND = "turbo-heads"
+_KIND = "turbo-heads"
 _WEIGHTS = {HEADS: "heads.safetensors", EAGLE3: "model.safetensors"}
 
 
@@ -142,7 +142,7 @@ def _check_weights(path: Path) -> None:
 def _facts(path: Path) -> tuple[str, Mapping[str, Any]]:
     """The method, and what is told of the draft; in the format of `speculators` ours stand by themselves."""
     config = _document(path)
-    if config.get("kind") == KIND:
+    if config.get("kind") == _KIND:
         return HEADS, config
     ours = config.get("turbo")
     if config.get("speculators_model_type") == EAGLE3 and isinstance(ours, dict):

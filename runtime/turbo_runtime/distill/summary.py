@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from turbo_runtime.distill.record import DomainRecord, Record
 
-FEW = 20  # answers that figures are of
-NO_LOSS = 0.98  # of the speed from memory alone: less is no accident of measuring
+_FEW = 20  # answers that figures are of
+_NO_LOSS = 0.98  # of the speed from memory alone: less is no accident of measuring
 
 
 def summary(record: Record) -> list[str]:
@@ -26,9 +26,9 @@ def _parts(found: DomainRecord) -> list[str]:
     if found.gains:
         told = "{0.after:.2f} times as fast at {0.batch} ({0.before:.2f} from memory alone)"
         parts.append(", ".join(told.format(gain) for gain in found.gains))
-    slower = [str(gain.batch) for gain in found.gains if gain.after < NO_LOSS * gain.before]
+    slower = [str(gain.batch) for gain in found.gains if gain.after < _NO_LOSS * gain.before]
     if slower:
         parts.append(f"at {', '.join(slower)} memory alone is faster")
-    if count < FEW:
+    if count < _FEW:
         parts.append(f"{count} are few to measure on: give more prompts")
     return parts

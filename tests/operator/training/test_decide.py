@@ -61,7 +61,9 @@ def test_what_waits_is_named() -> None:
     assert reason(look(td(), seen(free={}))) == "WaitingForAccelerator"
     gone = look(td(accelerator="gone"), seen())
     assert reason(gone) == "NoAccelerator"
-    assert "or correct spec.speculation.training.accelerator. There are: cpu, l4." in gone.told.message
+    assert gone.told.message == (
+        "There is no TurboAccelerator gone: create it, or correct spec.speculation.training.accelerator."
+    )
     free = replace(CORES, prices={})
     unpriced = replace(seen(), accelerators={"cpu": free, "l4": L4})
     step = look(td(accelerator="cpu", maxCost="1"), unpriced)
