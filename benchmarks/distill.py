@@ -60,7 +60,6 @@ TEMPERATURE = 0.7
 HELD_OUT, JUDGES, SEED = 0.22, 0.08, 0
 DEALT = ("--held-out", str(HELD_OUT), "--judges", str(JUDGES))
 ANSWER_TOKENS, CONTEXT, ROUNDS = 128, 1024, 5
-TURNS_OF_EIGHT = 2  # at each round's prompts: they take some seconds only
 ENOUGH_PROMPTS, ENOUGH_TOKENS = 45, 4400  # of a case: more than the bars want
 
 
@@ -265,8 +264,7 @@ def _cases(
                 name = f"{domain} at {temperature}, {batch} at a time"
                 say(f"   {name}: {len(some)} prompts, {sum(len(s.tokens) for s in some)} tokens")
                 compared = of_own | further if usual else two
-                turns = TURNS_OF_EIGHT if batch == 8 else 1
-                found = list(runs(served, compared, some, *before, params, batch, ROUNDS, turns))
+                found = list(runs(served, compared, some, *before, params, batch, ROUNDS))
                 cases[batch] = case = Case(
                     domain, temperature, batch, whole=False, found=found, same=same(found, told)
                 )
@@ -320,7 +318,6 @@ def _rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
     rows = []
     for case in cases:
         plain = [run for run in case.found if run.way == "none"]
-        once = [run for run in plain if run.round < ROUNDS]
         for way in dict.fromkeys(run.way for run in case.found if run.way != "none"):
             ratios = case.ratios(way)
             drafts = sum(run.drafts for run in case.found if run.way == way)
@@ -332,8 +329,8 @@ def _rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
                     "at_a_time": case.batch,
                     "seen_too": case.whole,
                     "drafts": way,
-                    "prompts": sum(len(run.answers) for run in once),
-                    "tokens": sum(len(answer) for run in once for answer in run.answers),
+                    "prompts": sum(len(run.answers) for run in plain),
+                    "tokens": sum(len(answer) for run in plain for answer in run.answers),
                     "plain_tokens_per_s": statistics.median(run.speed for run in plain),
                     "times": statistics.median(ratios),
                     "from": min(ratios),

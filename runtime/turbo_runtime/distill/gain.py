@@ -5,9 +5,10 @@ alone, and with heads beside it.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, zip_longest
 from statistics import median
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from turbo_runtime.distill.served import Served
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.drafters.load import InUse
+from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
 
 BATCHES = (1, 8, 32)
@@ -76,11 +78,11 @@ def runs(
     params: SamplingParams,
     batch: int,
     rounds: int = ROUNDS,
-    turns: int = 1,
 ) -> Iterator[Run]:
-    """In each round some of the prompts are answered in all `ways`, in an order that moves on: other prompts
-    in each while every round has at least `batch`, and all rounds `turns` times over. Where so many are asked
-    at a time, prompts of the other rounds take the places of those that have ended, until the last one has.
+    """In each round some of the prompts are answered in all `ways`: other prompts in each while every round
+    has at least `batch`. The ways take steps in turn, in an order that moves on from round to round, so that
+    what else the machine does falls on all. Where so many are asked at a time, prompts of the other rounds
+    take the places of those that have ended, until the last one has.
 
     Before each run `known` answers are put in the memory, and then the prompts of `warm_up` answered: so the
     engine learns, as it does in service, how sure its drafts are and what they cost. That is all it knows,
@@ -89,15 +91,34 @@ def runs(
     """
     names = list(ways)
     parts = max(1, min(rounds, len(asked) // batch))
-    for number in range(rounds * turns):
+    for number in range(rounds):
         first = number % len(names)
-        for way in [*names[first:], *names[:first]]:
-            source = None if (heads := ways[way].heads) is None else HeadsSource(heads, served.noise)
-            bench = _Bench(served, InUse(ways[way].drafting, source), params)
+        benches = _benches(served, {name: ways[name] for name in (*names[first:], *names[:first])}, params)
+        for way, bench in benches.items():
             bench.remember(known)
-            bench.answer(way, number, warm_up, (), _WARMING)
-            some = [asked[(number + later) % parts :: parts] for later in range(parts)]
-            yield bench.answer(way, number, some[0], list(chain.from_iterable(some[1:])), batch)
+            deque(bench.answer(way, number, warm_up, (), _WARMING), 0)
+        some = [asked[(number + later) % parts :: parts] for later in range(parts)]
+        company = list(chain.from_iterable(some[1:]))
+        yield from _in_turn(
+            [bench.answer(way, number, some[0], company, batch) for way, bench in benches.items()]
+        )
+
+
+def _benches(served: Served, ways: Mapping[str, Way], params: SamplingParams) -> dict[str, _Bench]:
+    sources = {
+        name: None if way.heads is None else HeadsSource(way.heads, served.noise)
+        for name, way in ways.items()
+    }
+    engines = served.engines([InUse(way.drafting, sources[name]) for name, way in ways.items()])
+    return {name: _Bench(engine, params) for name, engine in zip(ways, engines, strict=True)}
+
+
+def _in_turn(going: Sequence[Iterator[Run | None]]) -> list[Run]:
+    """What each comes to, a step of each at a time."""
+    found = []
+    for steps in zip_longest(*going):
+        found += [run for run in steps if run is not None]
+    return found
 
 
 def gain_of(batch: int, found: Sequence[Run]) -> Gain:
@@ -126,8 +147,8 @@ def gain_of(batch: int, found: Sequence[Run]) -> Gain:
 class _Bench:
     """An engine of its own for one run."""
 
-    def __init__(self, served: Served, in_use: InUse, params: SamplingParams) -> None:
-        self._engine, self._params = served.engine(in_use), params
+    def __init__(self, engine: Engine, params: SamplingParams) -> None:
+        self._engine, self._params = engine, params
         self._asked = count()  # no request's name is used twice
 
     def remember(self, known: Sequence[Said]) -> None:
@@ -141,8 +162,10 @@ class _Bench:
 
     def answer(
         self, way: str, number: int, asked: Sequence[Said], company: Sequence[Said], batch: int
-    ) -> Run:
-        """All of `asked`, so many at a time, with `company` behind them."""
+    ) -> Iterator[Run | None]:
+        """All of `asked`, so many at a time, with `company` behind them: a step each time, and in the end
+        what came of it.
+        """
         engine, before = self._engine, self._engine.stats()
         names = {f"{next(self._asked)}": index for index in range(len(asked) + len(company))}
         prompts = [one.asked.prompt for one in (*asked, *company)]
@@ -165,7 +188,8 @@ class _Bench:
                     live.remove(index)
                     left -= index < len(asked)
             seconds += (time.perf_counter() - began) * share
+            yield None
         stats = engine.stats()
         answers = tuple(map(tuple, told[: len(asked)]))
         drafts, accepted = stats.drafts - before.drafts, stats.accepted_tokens - before.accepted_tokens
-        return Run(way, number, answers, seconds, drafts, accepted)
+        yield Run(way, number, answers, seconds, drafts, accepted)

@@ -20,7 +20,7 @@ from turbo_runtime.drafters.drafters import Drafters
 from turbo_runtime.drafters.heads.artefact import Target
 from turbo_runtime.drafters.load import InUse
 from turbo_runtime.engine.arithmetic import padded_rows
-from turbo_runtime.engine.blocks import BlockLedger, blocks_for
+from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, blocks_for
 from turbo_runtime.engine.goodput.control import Control
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.model import Chunk
@@ -44,6 +44,7 @@ class Served:
             export_tokenizer(config.model, config.revision, Path(folder))
             self.tokenizer = ServedTokenizer(Path(folder))
         self._engine, self.ready = start_engine(config, time.monotonic())
+        self._blocks = self._engine.scheduler.ledger.num_blocks
         self.model = self._engine.model
         self.noise = self._engine.noise
         self.stop_ids = self.tokenizer.eos_token_ids | frozenset(self.ready.eos_token_ids)
@@ -55,20 +56,29 @@ class Served:
         return Target(self.ready.digest or "", decoder.embedding, decoder.output_rows)
 
     def engine(self, in_use: InUse) -> Engine:
-        """An engine that drafts with these and nothing else; only the newest one may be used."""
-        old = self._engine.scheduler
+        """One that drafts with this and nothing else; only the newest may be used."""
+        return self.engines([in_use])[0]
+
+    def engines(self, in_use: Sequence[InUse]) -> list[Engine]:
+        """One for each. Their steps may be taken in turn: each has its part of the KV cache. Only the newest
+        may be used.
+        """
+        blocks = self._blocks // len(in_use)
+        return [self._engine_of(one, BlockLedger(blocks, blocks * part)) for part, one in enumerate(in_use)]
+
+    def _engine_of(self, in_use: InUse, ledger: BlockLedger) -> Engine:
+        first = self._engine.scheduler
         scheduler = Scheduler(
-            BlockLedger(old.ledger.num_blocks),
-            max_running=old.max_running,
-            max_step_tokens=old.max_step_tokens,
-            max_draft_tokens=old.max_draft_tokens,
-            max_length=old.max_length,
-            shared_tile=old.shared_tile,
+            ledger,
+            max_running=first.max_running,
+            max_step_tokens=first.max_step_tokens,
+            max_draft_tokens=first.max_draft_tokens,
+            max_length=min(first.max_length, ledger.num_blocks * BLOCK_SIZE),
+            shared_tile=first.shared_tile,
         )
         control = Control(None, padded_rows)
         control.cost = self._engine.speculation.control.cost
-        self._engine = Engine(self.model, scheduler, Drafters(in_use), None, control)
-        return self._engine
+        return Engine(self.model, scheduler, Drafters(in_use), None, control)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """The prompt in tokens, as the server would read it. Raises PromptsError."""
@@ -136,7 +146,7 @@ class Served:
         for one in said:
             length = _read_tokens(one)
             tokens, blocks = tokens + length, blocks + blocks_for(length)
-            if batch and (tokens > scheduler.max_step_tokens or blocks > scheduler.ledger.num_blocks):
+            if batch and (tokens > scheduler.max_step_tokens or blocks > self._blocks):
                 yield batch
                 batch, tokens, blocks = [], length, blocks_for(length)
             batch.append(one)
@@ -148,7 +158,7 @@ class Served:
     ) -> tuple[Places, Tensor]:
         """Places, and the streams (tokens read, layers x width) of prompts and answers."""
         most = self._engine.scheduler.max_step_tokens
-        ledger = BlockLedger(self._engine.scheduler.ledger.num_blocks)
+        ledger = BlockLedger(self._blocks)
         states: list[Tensor] = []
         streams: list[Tensor] = []
         likely: list[Tensor] = []

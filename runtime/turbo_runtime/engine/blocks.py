@@ -29,17 +29,19 @@ class BrokenLedger(RuntimeError):  # noqa: N818  the name says what is wrong
 
 
 class BlockLedger:
-    """State and reference counts of `num_blocks` blocks, numbered from 0."""
+    """State and reference counts of `num_blocks` blocks."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, first: int = 0) -> None:
+        """They are numbered from `first`: ledgers of blocks that do not overlap share a pool."""
         if num_blocks < 1:
             raise ValueError(f"a KV cache needs at least one block, not {num_blocks}")
         self.num_blocks = num_blocks
+        self.blocks = range(first, first + num_blocks)
         # a stack: the block freed last is warm in the CPU's cache
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self._free = list(reversed(self.blocks))
         self._idle: OrderedDict[int, None] = OrderedDict()  # longest idle first
-        self._references = [0] * num_blocks
-        self._kept = [False] * num_blocks
+        self._references = dict.fromkeys(self.blocks, 0)
+        self._kept = dict.fromkeys(self.blocks, False)
 
     @property
     def num_free(self) -> int:
@@ -136,7 +138,7 @@ class BlockLedger:
         """Raise BrokenLedger unless `tables` are exactly the holders and every block is in one state."""
         held = Counter(block for table in tables for block in table)
         free = Counter(self._free)
-        for block in range(self.num_blocks):
+        for block in self.blocks:
             references, kept = self._references[block], self._kept[block]
             if references != held[block]:
                 raise BrokenLedger(f"block {block} counts {references} holders and has {held[block]}")

@@ -96,7 +96,7 @@ class PrefixCache:
         for key, block in self._block.items():
             if self._key.get(block) != key:
                 raise BrokenLedger(f"block {block} is cached under two names")
-        for block in range(self.ledger.num_blocks):
+        for block in self.ledger.blocks:
             if self.ledger.is_kept(block) != (block in self._key):
                 raise BrokenLedger(f"block {block} is kept without a name, or cached and not kept")
         if len(self._key) != len(self._block):

@@ -132,11 +132,9 @@ def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_
     answers = served.answer(asked(), params(0.0), params(0.0))
     said = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
     found = list(runs(served, ways(heads), said, said[:1], said[1:2], params(0.0), 2))
-    assert [(run.round, run.way) for run in found] == [
-        *((0, way) for way in ("none", "memory", "heads")),
-        *((1, way) for way in ("memory", "heads", "none")),
-        *((2, way) for way in ("heads", "none", "memory")),
-    ]
+    assert [run.round for run in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for each in range(0, 9, 3):
+        assert {run.way for run in found[each : each + 3]} == {"none", "memory", "heads"}
     assert {len(run.answers) for run in found} == {2}  # two parts, since two are asked together
     assert all(not run.drafts for run in found if run.way == "none")
     of_two = gain_of(2, found)
@@ -145,6 +143,13 @@ def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_
     assert gain_of(2, wrong).differing == 3
     slower = [replace(run, seconds=1.0 if run.way == "none" else 0.5) for run in found]
     assert gain_of(2, slower).after == pytest.approx(2.0)
+
+
+def run_of(steps: Iterator[Run | None]) -> Run:
+    *before, run = steps
+    assert not any(before)
+    assert run is not None
+    return run
 
 
 def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered(
@@ -156,7 +161,8 @@ def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered
     first, *others = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
 
     def run(company: list[Said], batch: int) -> Run:
-        return gain._Bench(served, InUse("off"), params(0.0)).answer("none", 0, [first], company, batch)
+        bench = gain._Bench(served.engine(InUse("off")), params(0.0))
+        return run_of(bench.answer("none", 0, [first], company, batch))
 
     alone, accompanied = run([], 3), run(others, 3)
     assert alone.answers == accompanied.answers == (first.tokens,)
@@ -177,20 +183,20 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
         did.append(("remember", id(bench), known))
         remember(bench, known)
 
-    def answers_all(bench: gain._Bench, way: str, number: int, told: list[Said], *more: Any) -> Run:
+    def answers_all(
+        bench: gain._Bench, way: str, number: int, told: list[Said], *more: Any
+    ) -> Iterator[Run | None]:
         did.append(("answer", id(bench), told))
-        run = answer(bench, way, number, told, *more)
+        run = run_of(answer(bench, way, number, told, *more))
         counted.append((run.drafts, run.accepted))
         stats = bench._engine.stats()
         assert (stats.drafts, stats.accepted_tokens) == tuple(map(sum, zip(*counted, strict=True)))
-        return run
+        yield run
 
     monkeypatch.setattr(gain._Bench, "remember", remembers)
     monkeypatch.setattr(gain._Bench, "answer", answers_all)
     way = {"memory": Way("suffix")}
-    for number, run in enumerate(
-        runs(served, way, [first], others, [second], params(0.0), 1, rounds=1, turns=2)
-    ):
+    for number, run in enumerate(runs(served, way, [first], others, [second], params(0.0), 1, rounds=2)):
         assert (run.round, run.answers) == (number, (first.tokens,))
         assert [(name, told) for name, _, told in did] == [
             ("remember", others),
@@ -200,6 +206,33 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
         assert len({bench for _, bench, _ in did}) == 1
         did.clear()
         counted.clear()
+
+
+def test_ways_take_steps_in_turn_in_another_order_each_round_and_in_blocks_of_their_own(
+    served: Served, heads: Heads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = served.answer(asked(), params(0.0), params(0.0))
+    first = Said(asked()[0], answers[0])
+    stepped: list[str] = []
+    answer = gain._Bench.answer
+
+    def answers_all(bench: gain._Bench, way: str, *more: Any) -> Iterator[Run | None]:
+        for run in answer(bench, way, *more):
+            if run is None:
+                stepped.append(way)
+                bench._engine.scheduler.check()
+            yield run
+
+    monkeypatch.setattr(gain._Bench, "answer", answers_all)
+    of_two = {name: way for name, way in ways(heads).items() if name != "heads"}
+    found = runs(served, of_two, [first], [], [], params(0.0), 1, rounds=2)
+    assert {next(found).way for _ in of_two} == {*of_two}
+    assert stepped[:4] == ["none", "memory"] * 2
+    stepped.clear()
+    assert [run.answers for run in found] == [(first.tokens,)] * 2
+    assert stepped[:4] == ["memory", "none"] * 2
+    used = [set(engine.scheduler.ledger.take(3)) for engine in served.engines([InUse("off")] * 2)]
+    assert not used[0] & used[1]
 
 
 @pytest.mark.parametrize(
