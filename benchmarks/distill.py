@@ -5,8 +5,8 @@ Answers are the model's own: greedy ones, and at temperature 0.7 where greedy on
 are taken of were held out; of their answers those count that do not stand word for word among the answers
 learnt from (`_whole`: all of them, where there are others). The memory is emptied before each run and filled
 with the answers learnt from, then some prompts that judged the training are answered first. All as `turbo
-serve` computes on this machine, on all cores. The draft for all domains learns from the same answers as those
-of its own for each.
+serve` computes on this machine, on all cores, but that threads which wait for each other spin. The draft for
+all domains learns from the same answers as those of its own for each.
 """
 
 from __future__ import annotations

@@ -81,35 +81,38 @@ def runs(
 ) -> Iterator[Run]:
     """In each round some of the prompts are answered in all `ways`: other prompts in each while every round
     has at least `batch`. The ways take steps in turn, in an order that moves on from round to round, so that
-    what else the machine does falls on all. Where so many are asked at a time, prompts of the other rounds
+    what else the machine does falls on all that have not ended; where the KV cache does not hold so many
+    requests of each, one way follows another. Where so many are asked at a time, prompts of the other rounds
     take the places of those that have ended, until the last one has.
 
-    Before each run `known` answers are put in the memory, and then the prompts of `warm_up` answered: so the
-    engine learns, as it does in service, how sure its drafts are and what they cost. That is all it knows,
-    but for what steps cost, which goes on from run to run. None of `asked` may be among either, nor heads
-    have learnt from `warm_up` what to draft: they would be too sure of it.
+    In each round and way `known` answers are put in the memory, and then the prompts of `warm_up` answered:
+    so the engine learns, as it does in service, how sure its drafts are and what they cost. That is all it
+    knows, but for what steps cost, which is learnt from those of all. None of `asked` may be among either,
+    nor heads have learnt from `warm_up` what to draft: they would be too sure of it.
     """
     names = list(ways)
     parts = max(1, min(rounds, len(asked) // batch))
+    longest = max(len(one.asked.prompt) for one in asked) + params.max_tokens
+    together = served.holds(len(names), batch, longest)
     for number in range(rounds):
         first = number % len(names)
-        benches = _benches(served, {name: ways[name] for name in (*names[first:], *names[:first])}, params)
-        for way, bench in benches.items():
-            bench.remember(known)
-            deque(bench.answer(way, number, warm_up, (), _WARMING), 0)
+        order = [*names[first:], *names[:first]]
         some = [asked[(number + later) % parts :: parts] for later in range(parts)]
         company = list(chain.from_iterable(some[1:]))
-        yield from _in_turn(
-            [bench.answer(way, number, some[0], company, batch) for way, bench in benches.items()]
-        )
+        for group in [order] if together else [[name] for name in order]:
+            benches = _benches(served, {name: ways[name] for name in group}, params)
+            for way, bench in benches.items():
+                bench.remember(known)
+                deque(bench.answer(way, number, warm_up, (), _WARMING), 0)
+            yield from _in_turn(
+                [bench.answer(way, number, some[0], company, batch) for way, bench in benches.items()]
+            )
+            del bench, benches  # before others are made
 
 
 def _benches(served: Served, ways: Mapping[str, Way], params: SamplingParams) -> dict[str, _Bench]:
-    sources = {
-        name: None if way.heads is None else HeadsSource(way.heads, served.noise)
-        for name, way in ways.items()
-    }
-    engines = served.engines([InUse(way.drafting, sources[name]) for name, way in ways.items()])
+    sources = [None if way.heads is None else HeadsSource(way.heads, served.noise) for way in ways.values()]
+    engines = served.engines(list(map(InUse, (way.drafting for way in ways.values()), sources)))
     return {name: _Bench(engine, params) for name, engine in zip(ways, engines, strict=True)}
 
 

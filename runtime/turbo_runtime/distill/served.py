@@ -66,6 +66,10 @@ class Served:
         blocks = self._blocks // len(in_use)
         return [self._engine_of(one, BlockLedger(blocks, blocks * part)) for part, one in enumerate(in_use)]
 
+    def holds(self, engines: int, requests: int, tokens: int) -> bool:
+        """Whether the KV cache has room for so many requests of so many tokens in each of so many engines."""
+        return self._blocks // engines >= requests * blocks_for(tokens)
+
     def _engine_of(self, in_use: InUse, ledger: BlockLedger) -> Engine:
         first = self._engine.scheduler
         scheduler = Scheduler(

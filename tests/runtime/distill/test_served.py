@@ -28,6 +28,7 @@ from turbo_runtime.drafters import hybrid
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.source import HeadsSource
 from turbo_runtime.drafters.load import InUse
+from turbo_runtime.engine.blocks import BLOCK_SIZE
 from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.speculation import Speculation
 from turbo_runtime.prompts import Prompt
@@ -208,15 +209,19 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
         counted.clear()
 
 
-def test_ways_take_steps_in_turn_in_another_order_each_round_and_in_blocks_of_their_own(
-    served: Served, heads: Heads, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("together", [True, False])
+def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_holds_all(
+    served: Served, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
     answers = served.answer(asked(), params(0.0), params(0.0))
     first = Said(asked()[0], answers[0])
     stepped: list[str] = []
+    held: dict[str, range] = {}
     answer = gain._Bench.answer
 
     def answers_all(bench: gain._Bench, way: str, *more: Any) -> Iterator[Run | None]:
+        ledger = bench._engine.scheduler.ledger
+        held[way] = ledger.blocks
         for run in answer(bench, way, *more):
             if run is None:
                 stepped.append(way)
@@ -224,15 +229,28 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_and_in_blocks_of_th
             yield run
 
     monkeypatch.setattr(gain._Bench, "answer", answers_all)
-    of_two = {name: way for name, way in ways(heads).items() if name != "heads"}
+    monkeypatch.setattr(Served, "holds", lambda served, *asked: together)
+    of_two = {"none": Way("off"), "memory": Way("suffix")}
     found = runs(served, of_two, [first], [], [], params(0.0), 1, rounds=2)
-    assert {next(found).way for _ in of_two} == {*of_two}
-    assert stepped[:4] == ["none", "memory"] * 2
-    stepped.clear()
-    assert [run.answers for run in found] == [(first.tokens,)] * 2
-    assert stepped[:4] == ["memory", "none"] * 2
-    used = [set(engine.scheduler.ledger.take(3)) for engine in served.engines([InUse("off")] * 2)]
-    assert not used[0] & used[1]
+    for order in (["none", "memory"], ["memory", "none"]):
+        assert {next(found).way for _ in of_two} == {*of_two}
+        if together:
+            assert stepped[:4] == order * 2
+            assert not {*held["none"]} & {*held["memory"]}
+        else:
+            assert list(dict.fromkeys(stepped)) == order
+            assert sorted(stepped, key=order.index) == stepped
+            assert held["none"] == held["memory"]
+        assert max(max(blocks) for blocks in held.values()) < served.model.pool.blocks
+        stepped.clear()
+    assert list(found) == []
+
+
+def test_the_cache_holds_requests_of_several_engines_in_parts_of_like_size(served: Served) -> None:
+    blocks = served.model.pool.blocks
+    assert served.holds(2, blocks // 2, BLOCK_SIZE)
+    assert not served.holds(2, blocks // 2, BLOCK_SIZE + 1)
+    assert not served.holds(3, blocks // 2, BLOCK_SIZE)
 
 
 @pytest.mark.parametrize(
