@@ -111,8 +111,11 @@ def runs(
 
 
 def _benches(served: Served, ways: Mapping[str, Way], params: SamplingParams) -> dict[str, _Bench]:
-    sources = [None if way.heads is None else HeadsSource(way.heads, served.noise) for way in ways.values()]
-    engines = served.engines(list(map(InUse, (way.drafting for way in ways.values()), sources)))
+    in_use = [
+        InUse(way.drafting, None if way.heads is None else HeadsSource(way.heads, served.noise))
+        for way in ways.values()
+    ]
+    engines = served.engines(in_use)
     return {name: _Bench(engine, params) for name, engine in zip(ways, engines, strict=True)}
 
 
