@@ -85,6 +85,7 @@ class PodView:
     terminating: bool = False
     pending_since: float | None = None  # of a pod that no node has taken yet
     ready_since: float | None = None
+    placed_since: float | None = None  # when a node took it
     load: LoadSample | None = None  # the latest that was read
     # What it is paid for as, from its labels; a name is there as `label_value` holds it.
     accelerator: str | None = None
@@ -143,6 +144,14 @@ class ChildView:
     available_replicas: int = 0
     observed_generation: int = 0
     generation: int = 0
+    pods: int = 0  # Deployments: pods that its controller counts, those that end left out
+    unavailable_since: float | None = None  # Deployments: epoch seconds; None while it is available
+    # Deployments: what each of its pods is paid for as, by the template's labels.
+    accelerator: str | None = None
+    accelerators: int = 1
+    capacity_type: str = CapacityType.ON_DEMAND
+    terminating: bool = False
+    finalizers: tuple[str, ...] = ()
     data: Mapping[str, Any] | None = None  # ConfigMap: data; ControllerRevision: the frozen pod template
     failed: bool = False  # Jobs
     complete: bool = False  # Jobs

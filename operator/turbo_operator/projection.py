@@ -45,16 +45,27 @@ def child(body: Mapping[str, Any]) -> ChildView:
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     kind = body["kind"]
     failed, reason, message = _failure(kind, status.get("conditions") or ())
+    is_deployment = kind == "Deployment"
+    template = (
+        ((spec.get("template") or {}).get("metadata") or {}).get("labels") or {} if is_deployment else {}
+    )
     return ChildView(
         kind=kind,
         name=meta["name"],
         uid=meta["uid"],
         applied_hash=(meta.get("annotations") or {}).get(ANNOTATION_APPLIED_HASH),
         plan_hash=(meta.get("labels") or {}).get(LABEL_PLAN_HASH),
-        replicas=spec.get("replicas") if kind == "Deployment" else None,
+        replicas=spec.get("replicas") if is_deployment else None,
         available_replicas=status.get("availableReplicas") or 0,
         observed_generation=status.get("observedGeneration") or 0,
         generation=meta.get("generation") or 0,
+        pods=(status.get("replicas") or 0) if is_deployment else 0,
+        unavailable_since=_since(status, "Available", "False") if is_deployment else None,
+        accelerator=template.get(LABEL_ACCELERATOR),
+        accelerators=_count(template),
+        capacity_type=template.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
+        terminating="deletionTimestamp" in meta,
+        finalizers=tuple(meta.get("finalizers") or ()),
         data=body.get("data") if kind in ("ConfigMap", "ControllerRevision") else None,
         failed=failed,
         complete=kind == "Job" and _holds(status, "Complete"),
@@ -121,6 +132,7 @@ def serving_pod(body: Mapping[str, Any]) -> PodView:
         terminating="deletionTimestamp" in meta,
         pending_since=_pending_since(body),
         ready_since=_since(status, "Ready", "True"),
+        placed_since=_since(status, "PodScheduled", "True"),
         accelerator=labels.get(LABEL_ACCELERATOR),
         accelerators=_count(labels),
         capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),

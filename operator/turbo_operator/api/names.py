@@ -84,6 +84,7 @@ class ReadyReason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     REFUSED = "Refused"  # by the API server: a quota, a webhook, a rule on one of the children
     SUSPENDED = "Suspended"
+    ROLLED_BACK = "RolledBack"  # the plan made no progress, and the one before it serves
 
 
 class PlanReason(StrEnum):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.fields import Amount, Duration, Record, seconds
+from turbo_operator.api.fields import Amount, Duration, Record, Rule, seconds
 
 Ratio = Annotated[Decimal, Amount('write a ratio as a string, like "1.05"', positive=True)]
 
@@ -35,8 +35,40 @@ class Canary(Record):
         return seconds(self.window)
 
 
+_Replicas = Annotated[int, Field(strict=True, ge=0, le=1000)]
+
+
 class Rollout(Record):
     """How changes come to the pods."""
 
+    max_surge: _Replicas | None = None
+    """Replicas above the wanted ones while a new plan takes over. Default: 1 where accelerators, quota and
+    budget have room for it, else 0.
+    """
+    max_unavailable: _Replicas | None = None
+    """Wanted replicas that may be missing while a new plan takes over. Default: 0 where there is room for
+    maxSurge, else 1; a single replica that answers goes first only where 1 is written.
+    """
+    min_ready_seconds: Annotated[int, Field(strict=True, ge=0, le=3600)] = 10
+    """Seconds for which a new pod must be ready to count as available."""
+    progress_deadline: Duration = "10m"
+    """Longest time without one more available replica, from when a node took a pod of the new plan. Then the
+    last plan that served takes over again, until the spec changes.
+    """
     canary: Canary = Field(default_factory=Canary)
     """How a new draft is tried."""
+
+    rules = (
+        Rule(
+            "!has(self.maxSurge) || !has(self.maxUnavailable)"
+            " || self.maxSurge > 0 || self.maxUnavailable > 0",
+            "write 1 or more for maxSurge or maxUnavailable: with 0 for both no replica can be replaced",
+            lambda it: it.max_surge != 0 or it.max_unavailable != 0,
+            "maxUnavailable",
+        ),
+    )
+
+    @property
+    def progress_deadline_seconds(self) -> float:
+        """The same in seconds."""
+        return seconds(self.progress_deadline)

@@ -128,7 +128,7 @@ class RejectedPlan(StatusRecord):
 
 
 class PlanStatus(StatusRecord):
-    """What runs, or is about to."""
+    """A plan, of the spec or of the pods that serve."""
 
     hash: _Name | None = None
     """Of all that shapes a pod; the Deployment bears it in its name."""
@@ -160,6 +160,23 @@ class PlanStatus(StatusRecord):
     """The same in a sentence."""
     rejected: Annotated[tuple[RejectedPlan, ...], Field(max_length=5)] = ()
     """The best candidates that were not chosen."""
+
+
+class RolloutStatus(StatusRecord):
+    """How far the plan is that takes over from the one that serves, or why it was rolled back."""
+
+    plan_hash: _Name
+    """The plan that takes over."""
+    spec_hash: _Name
+    """Hash of the spec, its replicas left out, that the plan was made for."""
+    available_replicas: _Count = 0
+    """The most of its replicas that were available at once."""
+    last_progress_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """When one more became available, or a node took its first pod (RFC 3339, UTC); absent until then."""
+    reason: _Name | None = None
+    """RolledBack once it made no progress for spec.rollout.progressDeadline; absent until then."""
+    message: _Sentence | None = None
+    """What its first failing pod said then."""
 
 
 _Factor = Annotated[str, Field(max_length=16, pattern=r"^\d{1,6}\.\d{3}$")]
@@ -309,7 +326,11 @@ class TurboDeploymentStatus(StatusRecord):
     model: ModelStatus | None = None
     """Which model it is, exactly."""
     plan: PlanStatus | None = None
-    """What runs, or is about to."""
+    """What the spec comes to: what runs, is about to, or was tried and rolled back."""
+    serving_plan: PlanStatus | None = None
+    """The last plan whose replicas were all available: what serves until another one's are."""
+    rollout: RolloutStatus | None = None
+    """How far plan is in taking over from servingPlan; absent where they are the same."""
     draft: DraftStatus | None = None
     """The trained draft that is in use, or about to be."""
     training: TrainingStatus | None = None
