@@ -146,7 +146,7 @@ class ChildView:
     generation: int = 0
     pods: int = 0  # Deployments: pods that its controller counts, those that end left out
     unavailable_since: float | None = None  # Deployments: epoch seconds; None while it is available
-    # Deployments: what each of its pods is paid for as, by the template's labels.
+    # Deployments and ControllerRevisions: what each pod is paid for as, by the template's labels.
     accelerator: str | None = None
     accelerators: int = 1
     capacity_type: str = CapacityType.ON_DEMAND

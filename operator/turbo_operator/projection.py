@@ -46,9 +46,8 @@ def child(body: Mapping[str, Any]) -> ChildView:
     kind = body["kind"]
     failed, reason, message = _failure(kind, status.get("conditions") or ())
     is_deployment = kind == "Deployment"
-    template = (
-        ((spec.get("template") or {}).get("metadata") or {}).get("labels") or {} if is_deployment else {}
-    )
+    template = (body.get("data") if kind == "ControllerRevision" else spec.get("template")) or {}
+    template_labels = (template.get("metadata") or {}).get("labels") or {}
     return ChildView(
         kind=kind,
         name=meta["name"],
@@ -61,9 +60,9 @@ def child(body: Mapping[str, Any]) -> ChildView:
         generation=meta.get("generation") or 0,
         pods=(status.get("replicas") or 0) if is_deployment else 0,
         unavailable_since=_since(status, "Available", "False") if is_deployment else None,
-        accelerator=template.get(LABEL_ACCELERATOR),
-        accelerators=_count(template),
-        capacity_type=template.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
+        accelerator=template_labels.get(LABEL_ACCELERATOR),
+        accelerators=_count(template_labels),
+        capacity_type=template_labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
         terminating="deletionTimestamp" in meta,
         finalizers=tuple(meta.get("finalizers") or ()),
         data=body.get("data") if kind in ("ConfigMap", "ControllerRevision") else None,

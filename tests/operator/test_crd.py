@@ -139,7 +139,13 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             },
         },
         "planPolicy": {"minSavingFraction": "0.25"},
-        "rollout": {"canary": {"answering": "90s", "window": "5m", "minGain": "1.05"}},
+        "rollout": {
+            "maxSurge": 0,
+            "maxUnavailable": 2,
+            "minReadySeconds": 5,
+            "progressDeadline": "20m",
+            "canary": {"answering": "90s", "window": "5m", "minGain": "1.05"},
+        },
         "drain": {"timeout": "1m30s"},
         "suspend": False,
         "template": {
