@@ -287,7 +287,7 @@ async def serve(settings: Settings) -> None:
             # The framework would try for a minute, and say so many times.
             await api.check_list(resource, namespace)
         if settings.apply_catalogue:
-            await shipped.apply(api)
+            await shipped.apply(api, settings.operator_namespace or api.namespace)
         await Operator(settings, api).run()
 
 

@@ -103,6 +103,32 @@ async def test_loads_come_from_pods_that_answer_and_the_others_are_unknown() -> 
     assert set(samples.values()) == {None}
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_pod_that_answers_with_a_redirect_leads_nowhere_and_is_unknown(status: int) -> None:
+    """Its image is the user's choice, and the operator reaches what that user does not."""
+    led: list[str] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        led.append(request.path)
+        return web.Response(text=LOAD.to_json())
+
+    async def redirect(_: web.Request) -> web.Response:
+        headers = {"Location": f"http://127.0.0.56:{PORT}/metadata"}
+        return web.Response(status=status, headers=headers, text=LOAD.to_json())
+
+    cache = Cache()
+    cache.put_pod(pod("cunning", "127.0.0.55"))
+    scraper = Scraper(cache, period=1000, timeout=5, wake=pytest.fail, clock=lambda: 100.0)
+    async with (
+        runtime("127.0.0.55", redirect),
+        runtime("127.0.0.56", elsewhere, "/metadata"),
+        aiohttp.ClientSession() as session,
+    ):
+        await scraper.scrape(session)
+    assert led == []
+    assert [each.load for each in cache.observe(KEY, "td").pods] == [None]
+
+
 @pytest.mark.parametrize(
     ("policy", "step_times", "wakes"),
     [

@@ -7,7 +7,9 @@ method calls the API server.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from turbo_operator.observed import Accelerator
@@ -22,6 +24,20 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "ResourceQuota": holdings.quota,
 }
 
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unreadable:
+    """Stands for an object that counts for nothing, so that it is told of once.
+
+    A node without readable amounts has no room, and a pod holds nothing. A quota bounds no plan, which is
+    safe: the API server enforces it, and its refusal is shown in the status. Taking it for a quota of 0 would
+    take room from what serves already.
+    """
+
+    message: str
+
 
 class Ledger:
     """Who holds what. `moved` is set by whatever may change the stock, until the stock is taken again."""
@@ -34,7 +50,15 @@ class Ledger:
     def put(self, kind: str, body: Mapping[str, Any]) -> Place:
         """A node, pod or quota as it is now."""
         place = _place(body)
-        self._set(kind, place, _READERS[kind](body))
+        try:
+            value = _READERS[kind](body)
+        except ValueError as error:
+            value = _Unreadable(str(error))
+            if value != self._kept[kind].get(place):
+                log.warning(
+                    "%s is left out: %s", kind, error, extra={"object": "/".join(filter(None, place))}
+                )
+        self._set(kind, place, value)
         return place
 
     def drop(self, kind: str, body: Mapping[str, Any]) -> None:
@@ -51,7 +75,10 @@ class Ledger:
         """Count anew; returns the stock as it was before."""
         before = self.stock
         self.moved = False
-        nodes, pods, quotas = (self._kept[kind].values() for kind in _READERS)
+        nodes, pods, quotas = (
+            [value for value in self._kept[kind].values() if not isinstance(value, _Unreadable)]
+            for kind in _READERS
+        )
         self.stock = take_stock(accelerators, nodes, pods, quotas)
         return before
 

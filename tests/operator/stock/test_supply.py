@@ -293,13 +293,6 @@ def test_a_pod_that_has_ended_holds_nothing(phase: str) -> None:
     assert holdings.holding(raw_pod(containers=[]) | {"status": {"phase": phase}}) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "thousandths"), [("2", 2000), ("1e3", 1000000), ("1", 1000), ("1500u", 2), ("1Ki", 1024000)]
-)
-def test_a_quantity_in_any_form_is_read(text: str, thousandths: int) -> None:
-    assert holdings.amounts({"cpu": text}, "status") == {"cpu": thousandths}
-
-
 def test_a_node_takes_pods_when_it_is_ready_and_not_cordoned() -> None:
     body = {
         "metadata": {"name": "n"},
