@@ -7,7 +7,7 @@ scheduler that lag. What the planner says is written into it, and judged by what
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -283,7 +283,7 @@ class World:
             ready = has_taken_over(states, step.target, step.fitting)
             _law(keeper in after or ready, f"{keeper} served last and is removed")
 
-    def _within_bounds(self, before: dict[str, VariantState], after: dict[str, int]) -> None:
+    def _within_bounds(self, before: Mapping[str, VariantState], after: Mapping[str, int]) -> None:
         """Accelerators and money of all pods that there are or will be."""
         grown = []
         for name in {*before, *after}:

@@ -63,6 +63,10 @@ class RefusedError(KubeError):
     """The object breaks a rule, a quota or a policy: the same request will be refused again."""
 
 
+class StrangerError(RefusedError):
+    """An object of somebody else's bears a name that we need."""
+
+
 class Kube:
     """A connection to one API server. Raises KubeError and its children, and nothing else of the network.
 

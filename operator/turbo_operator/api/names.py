@@ -248,6 +248,7 @@ class ReconcilingReason(StrEnum):
     """Why Reconciling is False; else it carries the reason of the condition that holds it up."""
 
     IN_FORCE = "InForce"
+    PROGRESSING = "Progressing"  # Ready, and not all replicas are there yet or not all others gone
 
 
 class StalledReason(StrEnum):

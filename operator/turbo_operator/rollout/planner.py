@@ -55,6 +55,7 @@ class Step:
     target: str | None  # the variant that all replicas shall be of
     fitting: int  # of the wanted replicas, those that have room
     waits: str | None = None  # what holds it up that is not a pod, as a sentence
+    waits_for_spec: bool = False  # whether nothing but a change of the spec helps
 
     @property
     def replicas(self) -> Mapping[str, int]:
@@ -141,8 +142,14 @@ def _at_zero(new: VariantState, others: Sequence[VariantState], wanted: Wanted, 
         for state in others
         if _stays(state, wanted)
     ]
-    waits = f"No replica fits: {bounds.exceeded([(new.footprint, 1)])}." if wanted.replicas else None
-    return Step((*kept, Variant(new.plan_hash, 0)), new.plan_hash, 0, waits)
+    broken = bounds.exceeded([(new.footprint, 1)]) if wanted.replicas else None
+    waits = f"No replica fits: {broken}." if broken else None
+    return Step((*kept, Variant(new.plan_hash, 0)), new.plan_hash, 0, waits, _is_of_spec(broken))
+
+
+def _is_of_spec(broken: str | None) -> bool:
+    """Whether a limit is the user's own."""
+    return broken is not None and broken.startswith("spec.")
 
 
 def _stays(state: VariantState, wanted: Wanted) -> bool:
@@ -169,7 +176,7 @@ def _rolled(
         if old[state.plan_hash] > 0
         or (_stays(state, wanted) and not (is_over and state.held == 0 and state.seen))
     ]
-    waits = None
+    waits, broken = None, None
     if fitting < wanted.replicas:
         broken = bounds.exceeded([(new.footprint, fitting + 1)])
         waits = f"{fitting} of {wanted.replicas} replicas fit: {broken}."
@@ -178,11 +185,13 @@ def _rolled(
         held = [(each.footprint, each.held) for each in others]
         crowded = slack.crowded or bounds.exceeded([*held, (new.footprint, replicas + 1)])
         if crowded:
+            broken = crowded
             waits = (
                 f"The new plan waits for room beside the one that serves: {crowded}. Make room, or write "
                 "spec.rollout.maxUnavailable: 1, with which a replica goes before its successor is there."
             )
-    return Step((Variant(new.plan_hash, replicas), *kept), new.plan_hash, fitting, waits)
+    variants = (Variant(new.plan_hash, replicas), *kept)
+    return Step(variants, new.plan_hash, fitting, waits, _is_of_spec(broken))
 
 
 def _slack(
@@ -259,7 +268,7 @@ def _kept(
                 goal = max(0, goal - slack.unavailable)
             used = max(new.replicas, new.available) + sum(old.values())
             held = [
-                (each.footprint, max(each.held, old.get(each.plan_hash, 0)))
+                (each.footprint, each.held_with(old.get(each.plan_hash, 0)))
                 for each in others
                 if each != state
             ]
@@ -299,7 +308,7 @@ def _grown(
     after = [(state.footprint, old[state.plan_hash]) for state in others]
     while kept > new.available and others and bounds.exceeded([*after, (new.footprint, kept)]) is not None:
         kept -= 1
-    held = [(state.footprint, max(state.held, old[state.plan_hash])) for state in others]
+    held = [(state.footprint, state.held_with(old[state.plan_hash])) for state in others]
     replicas = kept
     is_settled = all(state.seen for state in (new, *others))
     while (
@@ -328,10 +337,11 @@ def _with_canary(
     takes_place = fitting > 1 and (canary.available > 0 or (not has_room and bounds.max_unavailable != 0))
     if not has_room and not takes_place:
         return None
-    kept = fitting - 1 if takes_place else fitting
-    if not canary.exists and new.available < kept:
+    if not canary.exists and new.available < (fitting - 1 if takes_place else fitting):
         return None
-    held = [(new.footprint, max(new.held, kept)), (canary.footprint, 1 + canary.ending)]
+    # Its Deployment comes first, so that one that is refused costs no replica.
+    kept = fitting - 1 if takes_place and canary.exists else fitting
+    held = [(new.footprint, new.held_with(kept)), (canary.footprint, 1 + canary.ending)]
     is_there = canary.exists and canary.replicas > 0
     replicas = 1 if is_there or bounds.exceeded(held) is None else 0
     grown = _grown(new, [canary], {canary.plan_hash: replicas}, kept, 1, bounds)

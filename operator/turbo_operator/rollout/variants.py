@@ -45,6 +45,10 @@ class VariantState:
         """Replicas whose accelerators it holds or asks for."""
         return max(self.replicas + self.ending, self.pods)
 
+    def held_with(self, replicas: int) -> int:
+        """The same once its Deployment asks for so many; what it gives up it holds until pods are gone."""
+        return max(self.held, replicas + self.ending)
+
 
 def variant_states(
     children: Iterable[ChildView], pods: Sequence[PodView], accelerators: Mapping[str, Accelerator]
