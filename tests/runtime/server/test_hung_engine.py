@@ -24,7 +24,7 @@ from turbo_runtime.engine.request import Ready
 from turbo_runtime.server.engine_link import EngineLink
 
 SERVE = "import sys; from turbo_runtime.cli import serve; sys.exit(serve(sys.argv[1:]))"
-LIMIT_SECONDS = 3
+LIMIT_SECONDS = 5
 FLAG = f"--step-timeout-seconds={LIMIT_SECONDS}"
 HUNG = f"The engine process has not finished a step for {LIMIT_SECONDS} s and was ended"
 HOLD = {"model": "echo", "prompt": "hold", "temperature": 0}
@@ -56,7 +56,8 @@ def silence(server: Any) -> float:
 
 def test_an_idle_engine_that_hangs_leaves_its_service_and_then_ends_the_server(launch) -> None:
     server = launch(FLAG)
-    assert (ready(server).status_code, silence(server)) == (200, 0)
+    assert ready(server).status_code == 200
+    assert silence(server) < LIMIT_SECONDS / 2
     os.kill(server.engine_pid(), signal.SIGSTOP)
     reply = until_ready_is(server, 503)
     assert "has not finished a step for" in reply.json()["status"]
