@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-
 from peers import contest
 from peers.contest import OURS, VLLM
 

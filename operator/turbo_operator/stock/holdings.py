@@ -11,7 +11,15 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator.api import LABEL_ACCELERATOR, LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_TRAIN, quantity
+from turbo_operator.api import (
+    LABEL_ACCELERATOR,
+    LABEL_CAPACITY_TYPE,
+    LABEL_DEPLOYMENT,
+    LABEL_ROLE,
+    ROLE_TRAIN,
+    CapacityType,
+    quantity,
+)
 from turbo_operator.stock.supply import Amounts, Holding, Node, Owner, Quota
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,2}")  # 1e3
@@ -55,6 +63,7 @@ def holding(body: Mapping[str, Any]) -> Holding | None:
         limits=_effective(spec, "limits"),
         leaving="deletionTimestamp" in meta,
         accelerator=labels.get(LABEL_ACCELERATOR),
+        capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
     )
 
 
