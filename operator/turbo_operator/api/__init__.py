@@ -4,6 +4,7 @@ A field exists only once it works.
 """
 
 from turbo_operator.api.accelerator import (
+    CapacityTypes,
     Efficiency,
     Pricing,
     TurboAccelerator,
@@ -151,6 +152,7 @@ __all__ = [
     "Canary",
     "CanaryReason",
     "CapacityType",
+    "CapacityTypes",
     "Capture",
     "Condition",
     "ConditionType",

@@ -10,7 +10,14 @@ from collections.abc import Iterable, Mapping
 from decimal import ROUND_UP, Decimal
 from typing import Any
 
-from turbo_operator.api import LABEL_ACCELERATOR, LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_TRAIN
+from turbo_operator.api import (
+    LABEL_ACCELERATOR,
+    LABEL_CAPACITY_TYPE,
+    LABEL_DEPLOYMENT,
+    LABEL_ROLE,
+    ROLE_TRAIN,
+    CapacityType,
+)
 from turbo_operator.stock.supply import Amounts, Holding, Node, Owner, Quota
 
 # Every form that Kubernetes takes; our own API (`api.quantity`) does with fewer.
@@ -63,6 +70,7 @@ def holding(body: Mapping[str, Any]) -> Holding | None:
         limits=_effective(spec, "limits"),
         leaving="deletionTimestamp" in meta,
         accelerator=labels.get(LABEL_ACCELERATOR),
+        capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.api import Template
+from turbo_operator.api import CapacityType, Template
 from turbo_operator.observed import Accelerator, Host
 from turbo_operator.stock import holdings
 from turbo_operator.stock.ledger import Ledger
@@ -219,7 +219,7 @@ def test_the_tightest_quota_counts_and_limits_count_too() -> None:
 
 def test_replicas_do_not_straddle_nodes() -> None:
     stock = take_stock(CATALOGUE, [node("a", 3), node("b", 5)], [])
-    assert room(stock.supply["h100"], 2) == 3
+    assert room(stock.supply["h100"], 2, CapacityType.ON_DEMAND) == 3
 
 
 # Projections
