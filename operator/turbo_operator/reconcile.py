@@ -34,7 +34,7 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
-from turbo_operator.cache import Cache, HeldChild, Key, controller
+from turbo_operator.cache import Cache, HeldChild, Key
 from turbo_operator.decision import Decision, Manifest, decide, restored, status_of
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
 from turbo_operator.observed import ChildView, Observed
@@ -43,6 +43,7 @@ from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
 from turbo_operator.planning.answers import Plans
 from turbo_operator.planning.exhaustion import next_look
+from turbo_operator.projection import controller
 from turbo_operator.remembered import Memories
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
@@ -254,14 +255,19 @@ class Reconciler:
         held = self._cache.children(key, td.metadata.uid)
         places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, td, wanted, held)
         places.add(("Job", keep or ""))
-        for place, child in held.items():
-            if place not in places:
+        # A Deployment before its ControllerRevision: it is never without one.
+        for place, child in sorted(held.items(), key=lambda item: item[0][0] != "Deployment"):
+            if place not in places and not child.view.terminating:
                 await self._remove(key, child.view)
 
     async def _remove(self, key: Key, child: ChildView) -> None:
-        await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
-        self._cache.deleted(key, child)
-        log.info("removed", extra={"object": str(key), "kind": child.kind, "child": child.name})
+        there = await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
+        if there is None:
+            self._cache.deleted(key, child)
+        else:
+            self._cache.put_child(there)
+        done = "removed" if there is None else "removal requested"
+        log.info(done, extra={"object": str(key), "kind": child.kind, "child": child.name})
 
     async def _write_training(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
         """Make the Job that trains, or the TurboDraft of one that is done; the answer tells a refusal."""
@@ -272,7 +278,9 @@ class Reconciler:
                 await self._look_for_strangers(key, td, [job])
                 await self._apply(key, job, None, set())
             elif job is not None and there is not None and there.view.applied_hash != _hash(job):
-                await self._remove(key, there.view)  # none of its pods has run: the next look makes it anew
+                # none of its pods has run: the next look makes it anew
+                if not there.view.terminating:
+                    await self._remove(key, there.view)
             if made is not None:
                 await trained.publish(self._api, td, made)
         except RefusedError as error:
@@ -288,7 +296,7 @@ class Reconciler:
         held: Mapping[tuple[str, str], HeldChild],
     ) -> set[tuple[str, str]]:
         """Inspect Jobs that are removed although one of the name is wanted: the next look makes it anew."""
-        pods = self._cache.inspect_pods(key)
+        pods = self._cache.pods.inspecting(key)
         return {
             _place(manifest)
             for manifest in wanted
