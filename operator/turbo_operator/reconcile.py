@@ -19,6 +19,7 @@ from turbo_operator import (
     inspect,
     metrics,
     render,
+    revisions,
     status,
     trained,
     training,
@@ -103,6 +104,7 @@ class Reconciler:
             gauges.forget(key)  # nothing is looked at that they could follow
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
+        await revisions.restore(self._api, self._cache, key, td)
         now = self._clock()
         edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
@@ -257,10 +259,12 @@ class Reconciler:
         places.add(("Job", keep or ""))
         # A Deployment before its ControllerRevision: it is never without one.
         for place, child in sorted(held.items(), key=lambda item: item[0][0] != "Deployment"):
-            if place not in places and not child.view.terminating:
+            if place not in places:
                 await self._remove(key, child.view)
 
     async def _remove(self, key: Key, child: ChildView) -> None:
+        if child.terminating:  # it was asked for, and a finalizer of somebody's holds it
+            return
         there = await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
         if there is None:
             self._cache.deleted(key, child)
@@ -278,9 +282,7 @@ class Reconciler:
                 await self._look_for_strangers(key, td, [job])
                 await self._apply(key, job, None, set())
             elif job is not None and there is not None and there.view.applied_hash != _hash(job):
-                # none of its pods has run: the next look makes it anew
-                if not there.view.terminating:
-                    await self._remove(key, there.view)
+                await self._remove(key, there.view)  # none of its pods has run: the next look makes it anew
             if made is not None:
                 await trained.publish(self._api, td, made)
         except RefusedError as error:
@@ -363,10 +365,8 @@ class Reconciler:
 def _is_to_be_written(manifest: Manifest, held: HeldChild | None, futile: Set[tuple[str, str]]) -> bool:
     if held is None:
         return True
-    if manifest["kind"] in IMMUTABLE:
-        return False
     if held.view.applied_hash != _hash(manifest):
-        return True
+        return manifest["kind"] not in IMMUTABLE
     return not owns(held.fields, manifest) and (held.view.uid, _hash(manifest)) not in futile
 
 
