@@ -19,6 +19,7 @@ from turbo_operator import (
     inspect,
     metrics,
     render,
+    revisions,
     status,
     trained,
     training,
@@ -34,7 +35,7 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
-from turbo_operator.cache import Cache, HeldChild, Key, controller
+from turbo_operator.cache import Cache, HeldChild, Key
 from turbo_operator.decision import Decision, Manifest, decide, restored, status_of
 from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError, StrangerError
 from turbo_operator.observed import ChildView, Observed
@@ -43,6 +44,7 @@ from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
 from turbo_operator.planning.answers import Plans
 from turbo_operator.planning.exhaustion import next_look
+from turbo_operator.projection import controller
 from turbo_operator.remembered import Memories
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
@@ -108,6 +110,7 @@ class Reconciler:
             gauges.forget(key)  # nothing is looked at that they could follow
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
+        await revisions.restore(self._api, self._cache, key, td)
         now = self._clock()
         edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
@@ -264,14 +267,21 @@ class Reconciler:
         held = self._cache.children(key, td.metadata.uid)
         places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, td, wanted, held)
         places.add(("Job", keep or ""))
-        for place, child in held.items():
+        # A Deployment before its ControllerRevision: it is never without one.
+        for place, child in sorted(held.items(), key=lambda item: item[0][0] != "Deployment"):
             if place not in places:
                 await self._remove(key, child.view)
 
     async def _remove(self, key: Key, child: ChildView) -> None:
-        await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
-        self._cache.deleted(key, child)
-        log.info("removed", extra={"object": str(key), "kind": child.kind, "child": child.name})
+        if child.terminating:  # it was asked for, and a finalizer of somebody's holds it
+            return
+        there = await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
+        if there is None:
+            self._cache.deleted(key, child)
+        else:
+            self._cache.put_child(there)
+        done = "removed" if there is None else "removal requested"
+        log.info(done, extra={"object": str(key), "kind": child.kind, "child": child.name})
 
     async def _write_training(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
         """Make the Job that trains, or the TurboDraft of one that is done; the answer tells a refusal."""
@@ -298,7 +308,7 @@ class Reconciler:
         held: Mapping[tuple[str, str], HeldChild],
     ) -> set[tuple[str, str]]:
         """Inspect Jobs that are removed although one of the name is wanted: the next look makes it anew."""
-        pods = self._cache.inspect_pods(key)
+        pods = self._cache.pods.inspecting(key)
         return {
             _place(manifest)
             for manifest in wanted
@@ -374,10 +384,8 @@ def _said(error: RefusedError) -> str:
 def _is_to_be_written(manifest: Manifest, held: HeldChild | None, futile: Set[tuple[str, str]]) -> bool:
     if held is None:
         return True
-    if manifest["kind"] in IMMUTABLE:
-        return False
     if held.view.applied_hash != _hash(manifest):
-        return True
+        return manifest["kind"] not in IMMUTABLE
     return not owns(held.fields, manifest) and (held.view.uid, _hash(manifest)) not in futile
 
 

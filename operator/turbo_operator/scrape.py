@@ -66,7 +66,7 @@ class Scraper:
 
     async def scrape(self, session: aiohttp.ClientSession) -> None:
         """Ask every pod once."""
-        pods, training = self._cache.answering_pods(), self._cache.training_pods()
+        pods, training = self._cache.pods.answering(), self._cache.pods.training()
         answers, told = await asyncio.gather(
             asyncio.gather(*(self._ask(session, pod, LOAD_PATH, Load.from_json) for _, pod in pods)),
             asyncio.gather(
@@ -74,7 +74,7 @@ class Scraper:
             ),
         )
         for (key, trainer), heard in zip(training, told, strict=True):
-            if heard is not None and self._cache.put_progress(key, trainer.name, heard[1]):
+            if heard is not None and self._cache.pods.put_progress(key, trainer.name, heard[1]):
                 self._wake(key)
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
         news: set[Key] = set()
@@ -82,7 +82,7 @@ class Scraper:
             if answer is not None:
                 at, load = answer
                 by_deployment[key].append(load)
-                if self._cache.put_load(key, pod.name, at, load):
+                if self._cache.pods.put_load(key, pod.name, at, load):
                     news.add(key)
         self._report(by_deployment)
         for key in by_deployment:

@@ -318,13 +318,13 @@ def test_a_quota_of_other_pods_is_left_out() -> None:
 def raw_node(name: str, gpus: int) -> dict[str, Any]:
     ready = [{"type": "Ready", "status": "True"}]
     return {
-        "metadata": {"name": name, "labels": {"product": "H100"}},
+        "metadata": {"name": name, "uid": name, "labels": {"product": "H100"}},
         "status": {"conditions": ready, "allocatable": {GPU: str(gpus)}},
     }
 
 
 def test_the_ledger_moves_only_when_something_that_counts_has_changed() -> None:
-    ledger = Ledger()
+    ledger = Ledger(lambda _: None)
     ledger.put("Node", raw_node("a", 8))
     ledger.take_stock(CATALOGUE)
     heartbeat = raw_node("a", 8)
@@ -336,13 +336,13 @@ def test_the_ledger_moves_only_when_something_that_counts_has_changed() -> None:
 
 
 def test_what_a_full_list_does_not_show_is_gone_in_its_namespace_alone() -> None:
-    ledger = Ledger()
+    ledger = Ledger(lambda _: None)
     ledger.put("Node", raw_node("a", 8))
     for namespace in ("team", "elsewhere"):
         body = raw_pod(nodeName="a", containers=[container(**{GPU: "2"})])
-        ledger.put("Pod", {**body, "metadata": {"name": "p", "namespace": namespace}})
+        ledger.put("Pod", {**body, "metadata": {"name": "p", "uid": namespace, "namespace": namespace}})
     ledger.take_stock(CATALOGUE)
     assert free(ledger.stock) == [4]
-    ledger.keep_only("Pod", set(), "team")
+    ledger.keep_only("Pod", set(), "1", "team")
     ledger.take_stock(CATALOGUE)
     assert free(ledger.stock) == [6]
