@@ -194,6 +194,7 @@ class TrainingReason(StrEnum):
     WAITING_FOR_ACCELERATOR = "WaitingForAccelerator"  # none has room, or the pod waits for a node
     NO_ACCELERATOR = "NoAccelerator"  # none will do, whatever room there is
     PRICE_UNKNOWN = "PriceUnknown"  # maxCost is set, and what it is to be spent on has no price
+    WAITING_FOR_BUDGET = "WaitingForBudget"  # with the replicas it would be above maxPerHour or maxTotal
     OVER_BUDGET = "OverBudget"  # maxCost is spent
     TRAINING_FAILED = "TrainingFailed"
     TRAINING_DISABLED = "TrainingDisabled"
