@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cache
 
 from turbo_operator.api import CapacityType
 from turbo_operator.budget import Footprint
@@ -43,6 +44,7 @@ class Deployment:
         return [pod for pod in self.pods if pod.ending is None]
 
 
+@cache
 def footprint(accelerator: str) -> Footprint:
     """What one replica holds."""
     row = Accelerator(
