@@ -26,7 +26,7 @@ from turbo_operator.canary import Judgement
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan
 from turbo_operator.render import url
-from turbo_operator.render.identity import serving_selector
+from turbo_operator.render.identity import traffic_selector
 from turbo_operator.scaler import Scale
 from turbo_operator.status import conditions, drafting, figures
 from turbo_operator.status.conditions import Verdict
@@ -60,13 +60,14 @@ def compute(
     scale = conditions.in_force(td, scale, plan_hash, observed.pods)
     verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused, trial)
     verdicts |= drafting.verdicts(td, observed, plan, plan_hash, judgement, step.told)
+    selector = traffic_selector(td, observed.children)
     return TurboDeploymentStatus(
         observed_generation=td.metadata.generation,
         url=url(td),
         replicas=len(serving),
         ready_replicas=sum(pod.ready for pod in serving),
         desired_replicas=scale.replicas,
-        selector=",".join(f"{key}={value}" for key, value in sorted(serving_selector(td).items())),
+        selector=",".join(f"{key}={value}" for key, value in sorted(selector.items())),
         model=figures.model(observed),
         plan=figures.plan(td.status.plan, plan, plan_hash),
         draft=figures.draft(observed),
