@@ -29,6 +29,7 @@ LABEL_ACCELERATOR = f"{GROUP}/accelerator"
 LABEL_ACCELERATOR_COUNT = f"{GROUP}/accelerator-count"  # of one pod
 LABEL_CAPACITY_TYPE = f"{GROUP}/capacity-type"
 LABEL_DRAFT_VERSION = f"{GROUP}/draft-version"  # of a pod that a new draft is tried on
+LABEL_OWNER_UID = f"{GROUP}/owner-uid"  # of a serving pod: of its TurboDeployment, which nobody else's has
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
