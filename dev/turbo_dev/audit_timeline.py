@@ -299,3 +299,29 @@ def price_of(state: State, devices: Devices) -> Decimal:
     prices = ((body["spec"].get("pricing") or {}).get("perAcceleratorHour")) or {}
     kind = devices.capacity_type[:1].lower() + devices.capacity_type[1:]
     return Decimal(prices.get(kind, "0")) * devices.count
+
+
+def describe(write: Write) -> str:
+    """A write in one line, for whoever looks into what happened."""
+    if write.body is None:
+        return f"{write}: gone"
+    spec, status = write.body.get("spec") or {}, write.body.get("status") or {}
+    said = {
+        each["type"]: f"{each['status']}/{each.get('reason', '')}" for each in status.get("conditions") or ()
+    }
+    if write.resource == "pods":
+        ending = ", ends" if "deletionTimestamp" in write.body["metadata"] else ""
+        return f"{write}: {status.get('phase')}, Ready {said.get('Ready', '')}{ending}"
+    if write.resource == "deployments":
+        there = [
+            f"{status.get(name, 0)} {name}" for name in ("replicas", "readyReplicas", "availableReplicas")
+        ]
+        return f"{write}: asks for {spec.get('replicas')}; {', '.join(there)}"
+    if write.resource == "turbodeployments" and write.subresource:
+        hashes = [(status.get(name) or {}).get("hash") for name in ("plan", "servingPlan")]
+        told = {kind: said.get(kind) for kind in ("Ready", "Available", "Reconciling", "Stalled")}
+        counts = [status.get(name) for name in ("desiredReplicas", "replicas", "readyReplicas")]
+        return f"{write}: plans {hashes}, {counts}, {told}, rollout {status.get('rollout')}"
+    if write.resource == "turbodeployments":
+        return f"{write}: generation {write.body['metadata']['generation']}, {spec}"
+    return str(write)

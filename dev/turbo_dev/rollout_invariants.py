@@ -6,12 +6,12 @@ instant of the last `lag_seconds`: what others have written since it may not hav
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from turbo_dev.audit_timeline import Body, Key, State, Workload, Write, read_writes, replay
+from turbo_dev.audit_timeline import Body, Key, State, Workload, Write, describe, read_writes, replay
 from turbo_dev.rollout_bounds import (
     has_room,
     max_surge,
@@ -57,6 +57,7 @@ class Judge:
         self._lag = lag_seconds
         self._past: deque[State] = deque()
         self._records: dict[Key, _Record] = {}  # by namespace and name of the Deployment
+        self._stories: defaultdict[Key, list[str]] = defaultdict(list)
         self.state = State()
         self.violations: list[Violation] = []
         self.last_write = 0.0  # of the operator
@@ -65,7 +66,14 @@ class Judge:
         """All violations of the audit events of one log."""
         for before, write, after in replay(read_writes(events)):
             self._step(before, write, after)
+            owner = _owner_of(write, before, after)
+            if owner is not None:
+                self._stories[owner].append(describe(write))
         return self.violations
+
+    def story(self, owner: Key) -> str:
+        """All writes about a TurboDeployment and what is its own, a line each."""
+        return "\n".join(self._stories[owner])
 
     def _step(self, before: State, write: Write, after: State) -> None:
         self._past.append(before)
