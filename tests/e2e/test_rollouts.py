@@ -28,7 +28,8 @@ SEED = 20260707
 NUM_DEPLOYMENTS, NUM_CHANGES = 50, 4  # of each
 GPU, PRICE = "nvidia.com/gpu", "2.50"
 ROOMY, SCARCE = "storm-roomy", "storm-scarce"
-NODES = {ROOMY: 24, SCARCE: 2}  # of eight GPUs
+NODES = {ROOMY: (4, 50), SCARCE: (2, 8)}  # and the GPUs of each
+LAG_SECONDS = 5.0  # of the operator behind the API server on a busy machine
 PROGRESS_SECONDS = 6
 REST_SECONDS = PROGRESS_SECONDS + 4.0  # without a write by the operator or a step of the kubelet
 IMPATIENCE_SECONDS = 12.0
@@ -52,7 +53,9 @@ class Storm:
         self.dice = random.Random(SEED)
         self.namespaces = {bound: cluster.namespace(f"storm-{bound}") for bound in BOUNDS}
         nodes = [
-            gpu_node(f"{kind}-{number}", kind) for kind, count in NODES.items() for number in range(count)
+            gpu_node(f"{kind}-{number}", kind, gpus)
+            for kind, (count, gpus) in NODES.items()
+            for number in range(count)
         ]
         self.nodes = {node["metadata"]["name"] for node in nodes}
         self.kubelet = ChaosKubelet(cluster.api, set(self.namespaces.values()), self.nodes, SEED)
@@ -127,7 +130,7 @@ class Storm:
     def judge(self) -> Judge:
         """What the audit log says up to now."""
         self.events += self.log.read()
-        judge = Judge(self.cluster.user)
+        judge = Judge(self.cluster.user, LAG_SECONDS)
         judge.follow(self.events)
         return judge
 

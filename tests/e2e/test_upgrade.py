@@ -11,6 +11,7 @@ import pytest
 
 from turbo_dev.access import Access
 from turbo_dev.api import ApiRefusalError
+from turbo_dev.audit_reader import StatusReader
 from turbo_dev.shell import CommandError, run
 from turbo_dev.status_coherence import contradictions
 from turbo_operator import crd, resources
@@ -99,7 +100,7 @@ class Pods:
 
 
 def test_an_upgrade_leaves_pods_that_rest_alone_and_ends_a_rollout(
-    cluster: Any, before: Path, old_crds: None
+    cluster: Any, before: Path, old_crds: None, statuses: list[StatusReader]
 ) -> None:
     namespace = cluster.namespace("upgrade")
     changed = {"speculation": {"maxDraftTokens": 4}}
@@ -120,6 +121,8 @@ def test_an_upgrade_leaves_pods_that_rest_alone_and_ends_a_rollout(
         "a pod of the new plan is there",
     )
     old.stop()
+    for reader in statuses:
+        reader.contradictions()  # what the operator of before has written is read, and not judged
     rested = {name: Pods(cluster, namespace, name) for name in ("single", "pair", "asleep")}
 
     upgrade_crds(cluster)
