@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 Body = Mapping[str, Any]
 
 _COUNT = re.compile(r"(\d+) of (\d+) replicas (?:answer|serve)")
+_COST = re.compile(r"costs (\d+(?:\.\d+)?) \$/h, and spec\.cost\.maxPerHour is (\d+(?:\.\d+)?)")
 _ABSENT: Body = {"status": "Absent", "reason": "", "message": "", "lastTransitionTime": ""}
 _ROLLED_BACK = ("Ready", "Reconciling", "Stalled")
 
@@ -30,6 +32,7 @@ def contradictions(body: Body) -> list[str]:
         _suspension(body, status, conditions),
         _rollback(status, conditions),
         _plans(status, conditions),
+        _budget(body, status, conditions),
     )
     return [sentence for check in checks for sentence in check]
 
@@ -108,6 +111,10 @@ def _verdicts(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
     rests = _is(conditions, "Ready", "False", "Suspended")
     if _is(conditions, "Ready", "False") and not waits and not rests:
         yield "Ready is False, and neither Reconciling nor Stalled says what it waits for."
+    reason = conditions.get("Reconciling", _ABSENT)["reason"]
+    rests = _is(conditions, "Reconciling", "False") and reason not in ("InForce", "Suspended")
+    if rests and not _is(conditions, "Stalled", "True"):
+        yield f"Reconciling is False for {reason}, and Stalled is not True."
     if _is(conditions, "Reconciling", "False", "InForce"):
         for kind, bad in (("Ready", "False"), ("Stalled", "True"), ("PlanFeasible", "False")):
             if _is(conditions, kind, bad):
@@ -204,7 +211,11 @@ def _plans(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
     plan, serving, rollout = (status.get(name) or {} for name in ("plan", "servingPlan", "rollout"))
     if _is(conditions, "PlanFeasible", "True") and not plan.get("hash"):
         yield "PlanFeasible is True, and status.plan has no hash."
+    hashes = plan.get("hash"), serving.get("hash")
     if not rollout:
+        is_wanted = _number(status, "desiredReplicas") > 0 and _is(conditions, "PlanFeasible", "True")
+        if is_wanted and all(hashes) and hashes[0] != hashes[1]:
+            yield f"The plan is {hashes[0]}, {hashes[1]} serves, and there is no status.rollout."
         return
     if rollout.get("planHash") == serving.get("hash"):
         yield f"status.rollout is to {rollout['planHash']}, and that is what serves."
@@ -212,6 +223,23 @@ def _plans(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
         yield f"status.rollout is to {rollout.get('planHash')}, and status.plan is {plan['hash']}."
     if rollout.get("reason") == "RolledBack" and not serving.get("hash"):
         yield "status.rollout says RolledBack, and there is no servingPlan to go back to."
+
+
+def _budget(body: Body, status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
+    """WithinBudget against its own figures and the spec that it speaks of."""
+    condition = conditions.get("WithinBudget", _ABSENT)
+    told = _COST.search(condition["message"])
+    if told is not None:
+        cost, most = Decimal(told[1]), Decimal(told[2])
+        if cost != most and (cost < most) != (condition["status"] == "True"):  # both are rounded
+            yield f"WithinBudget is {condition['status']}, and says '{told[0]}'."
+    if status.get("observedGeneration") != body["metadata"].get("generation"):
+        return
+    has_budget = (body["spec"].get("cost") or {}).get("maxPerHour") is not None
+    invalid = _is(conditions, "Ready", "False", "InvalidSpec")
+    if condition["status"] != "Absent" and not invalid and (condition["reason"] == "NoBudget") == has_budget:
+        written = "set" if has_budget else "not set"
+        yield f"WithinBudget says {condition['reason']}, and spec.cost.maxPerHour is {written}."
 
 
 def check_writes(writes: Sequence[Body]) -> list[str]:

@@ -68,6 +68,7 @@ SUSPENDED = (
     condition("Available", "False", "Suspended"),
     condition("Reconciling", "False", "Suspended"),
 )
+SAID = "What runs costs 5.00 $/h, and spec.cost.maxPerHour is 4.00."
 BACK = {"plan": {"hash": "bbbb"}, "rollout": {"planHash": "bbbb", "reason": "RolledBack"}}
 
 
@@ -148,6 +149,22 @@ WRONG = {
     "rollout-to-what-serves": (body(*IN_ROLLOUT, rollout={"planHash": "aaaa"}), "that is what serves"),
     "rollout-to-another-plan": (body(*IN_ROLLOUT, rollout={"planHash": "bbbb"}), "status.plan is aaaa"),
     "feasible-without-a-plan": (body(plan={}), "status.plan has no hash"),
+    "another-plan-without-a-rollout": (
+        body(*IN_ROLLOUT, plan={"hash": "bbbb"}),
+        "there is no status.rollout",
+    ),
+    "rests-for-nothing": (
+        body(condition("Reconciling", "False", "CrashLoop")),
+        "Reconciling is False for CrashLoop, and Stalled is not True",
+    ),
+    "within-a-budget-that-is-exceeded": (
+        body(condition("WithinBudget", "True", "WithinBudget", SAID)),
+        "WithinBudget is True, and says 'costs 5.00 $/h",
+    ),
+    "no-budget": (
+        body(condition("WithinBudget", "True", "WithinBudget")),
+        "WithinBudget says WithinBudget, and spec.cost.maxPerHour is not set",
+    ),
     "no-reason": (body(condition("Stalled", "False", "")), "Stalled has no reason"),
     "no-sentence": (body(condition("Stalled", "False", "Progressing", "all well")), "is no sentence"),
 }
