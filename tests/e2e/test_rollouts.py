@@ -32,6 +32,7 @@ NODES = {ROOMY: (4, 50), SCARCE: (2, 8)}  # and the GPUs of each
 LAG_SECONDS = 5.0  # of the operator behind the API server on a busy machine
 PROGRESS_SECONDS = 6
 REST_SECONDS = PROGRESS_SECONDS + 4.0  # without a write by the operator or a step of the kubelet
+LOOK_SECONDS = 0.5  # between two looks at all objects
 IMPATIENCE_SECONDS = 12.0
 PATIENCE = 240.0
 FREE, TIGHT, QUOTA, TOTAL, BUDGET = BOUNDS = ("free", "tight", "quota", "total", "budget")
@@ -117,15 +118,16 @@ class Storm:
 
     def step(self) -> None:
         """Make the changes whose time has come."""
-        for namespace in self.namespaces.values():
-            for body in self.cluster.api.list(resources.TURBODEPLOYMENT, namespace):
-                key = namespace, body["metadata"]["name"]
-                left = self.left[key]
-                waited = time.monotonic() - self.changed[key]
-                if not left or (left[0]["waits"] and not has_settled(body) and waited < IMPATIENCE_SECONDS):
-                    continue
-                self.cluster.api.patch(resources.TURBODEPLOYMENT, *key, {"spec": left.pop(0)["spec"]})
-                self.changed[key] = time.monotonic()
+        for body in self.cluster.api.send("GET", resources.TURBODEPLOYMENT.path())["items"]:
+            key = body["metadata"]["namespace"], body["metadata"]["name"]
+            left = self.left.get(key)
+            if not left:
+                continue
+            waited = time.monotonic() - self.changed[key]
+            if left[0]["waits"] and not has_settled(body) and waited < IMPATIENCE_SECONDS:
+                continue
+            self.cluster.api.patch(resources.TURBODEPLOYMENT, *key, {"spec": left.pop(0)["spec"]})
+            self.changed[key] = time.monotonic()
 
     def judge(self) -> Judge:
         """What the audit log says up to now."""
@@ -138,6 +140,7 @@ class Storm:
         assert self.kubelet.problem is None, self.kubelet.problem
         if not self.kubelet.is_idle or time.monotonic() - self.kubelet.last_step < REST_SECONDS:
             return False
+        time.sleep(LOOK_SECONDS)
         self.events += self.log.read()
         mine = (event for event in reversed(self.events) if event["user"]["username"] == self.cluster.user)
         return time.time() - seconds(next(mine)["stageTimestamp"]) > REST_SECONDS
@@ -192,6 +195,7 @@ def test_two_hundred_rollouts_keep_every_invariant_and_end(storm: Storm) -> None
 
     def all_changed() -> bool:
         storm.step()
+        time.sleep(LOOK_SECONDS)
         return not any(storm.left.values())
 
     storm.cluster.until(all_changed, "every spec has been changed", PATIENCE)
