@@ -44,8 +44,8 @@ class Environment:
         return folder / "bin" / "python"
 
     def preloaded(self) -> str:
-        """What LD_PRELOAD is to be."""
-        folder = cache_root() / "peers" / self.name
+        """What LD_PRELOAD is to be. The environment is made first: a fresh machine has no library yet."""
+        folder = self.python().parents[1]
         return " ".join(str(next(folder.rglob(name))) for name in self.preload)
 
     def _make(self, folder: Path) -> None:

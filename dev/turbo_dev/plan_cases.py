@@ -74,10 +74,11 @@ def catalogue_of(draw: st.DrawFn) -> dict[str, Accelerator]:
 
 catalogues = catalogue_of()
 nodes = st.builds(
-    lambda name, free, held: NodeSupply(name, free + held, free),
+    lambda name, free, held, types: NodeSupply(name, free + held, free, None, types),
     st.sampled_from(("a", "b")),
     st.integers(0, 8),
     st.integers(0, 4),
+    st.sampled_from((frozenset(CapacityType), *(frozenset({kind}) for kind in CapacityType))),
 )
 
 

@@ -102,7 +102,7 @@ def weighed(
     if need == math.inf or (need > most and not external):
         return None
     replicas = wanted.replicas if external else int(need)
-    bounds = room(wanted, row, supply)
+    bounds = room(wanted, row, supply, kind)
     if not external and wanted.scaling_policy == "Planned" and objective != "Cost":
         for more in range(replicas, min([*bounds, most]) + 1):
             over = cost and cost.max_per_hour and price and paid(row, more) * price > cost.max_per_hour
@@ -281,7 +281,9 @@ def paid(row: Accelerator, replicas: int) -> int:
     return -(-replicas // node) * node
 
 
-def room(wanted: TurboDeploymentSpec, row: Accelerator, supply: Mapping[str, Supply] | None) -> list[int]:
+def room(
+    wanted: TurboDeploymentSpec, row: Accelerator, supply: Mapping[str, Supply] | None, kind: CapacityType
+) -> list[int]:
     """What bounds the replicas: of all, of stock, of quota."""
     bounds = [1000]
     if wanted.accelerators and wanted.accelerators.max_total is not None:
@@ -291,7 +293,7 @@ def room(wanted: TurboDeploymentSpec, row: Accelerator, supply: Mapping[str, Sup
     mine = supply.get(row.name, Supply())
     waited = mine.exhausted_until is not None and mine.exhausted_until > NOW
     if row.provisioning == Provisioning.FIXED or waited:
-        bounds.append(sum(node.free for node in mine.nodes))
+        bounds.append(sum(node.free for node in mine.nodes if kind in node.capacity_types))
     elif row.most is not None:
         bounds.append(row.most)
     return bounds if mine.quota is None else [*bounds, mine.quota]

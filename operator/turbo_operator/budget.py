@@ -103,9 +103,15 @@ class Footprint:
         return nodes * (self._per_node // self.per_replica)
 
     def _on_nodes(self, supply: Supply) -> int:
-        """Replicas that fit on what nodes have free: one on one node, or each on a node group of its own."""
+        """Replicas that fit on what nodes of the capacity type have free: one on one node, or each on a node
+        group of its own.
+        """
         share = math.ceil(self.per_replica / self.nodes)
-        pods = [min(node.free // share, self._hosted(node)) for node in supply.nodes]
+        pods = [
+            min(node.free // share, self._hosted(node))
+            for node in supply.nodes
+            if self.capacity_type in node.capacity_types
+        ]
         return sum(pods) if self.nodes == 1 else sum(number > 0 for number in pods) // self.nodes
 
     def _hosted(self, node: NodeSupply) -> int:

@@ -1,56 +1,47 @@
 """What the watches have shown, projected, what we wrote folded in at once; read as one frozen `Observed`.
 
-Watches lag behind our own writes. Whatever a write returned is put in here, and an older event does not
-undo it: resource versions of one API server grow (KEP-5504), so the larger one is the newer one. A deletion
-that we asked for is remembered by uid until its event comes or a list shows it, one that was seen until a
-later list: what was asked before it may be answered after it. No method calls the API server.
+A child is ours by its owner reference, whatever its labels say. Watches lag behind our own writes. Whatever a
+write returned is put in here, and an older event does not undo it: resource versions of one API server grow
+(KEP-5504), so the larger one is the newer one. A deletion that we asked for is remembered by uid until its
+event comes or a list shows it, one that was seen until a later list: what was asked before it may be answered
+after it. No method calls the API server.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
-from turbo_operator.api import LABEL_DEPLOYMENT, TURBOACCELERATOR, TURBODEPLOYMENT
+from turbo_operator.api import TURBOACCELERATOR, TURBODEPLOYMENT
 from turbo_operator.held import Gone, Held, HeldDrafts, is_newer, supersedes
-from turbo_operator.observed import Accelerator, ChildView, LoadSample, Observed, PodView, TrainPod
+from turbo_operator.observed import Accelerator, ChildView, Observed, PodView, TrainPod
 from turbo_operator.ownership import owned_fields
-from turbo_operator.projection import InspectPod, child, pod
-from turbo_operator.training import spelled
-from turbo_runtime.contract import Load
-from turbo_runtime.training_contract import TrainingProgress
+from turbo_operator.pods import Key, Pods, Root
+from turbo_operator.projection import child, controller, trains
 
-_Place = TypeVar("_Place")
-_Value = TypeVar("_Value")
+__all__ = ["Cache", "HeldChild", "Key"]
 
+_Place = tuple[str, str]  # kind and name
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """Which TurboDeployment."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
-
-class Seen(NamedTuple):
-    """What putting an object in has come to."""
-
-    key: Key | None  # the TurboDeployment it belongs to; None when it is none of ours
-    changed: bool  # whether anything is different that a reconcile looks at
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class HeldChild:
     """A child and what decides whether it is written again."""
 
+    key: Key
     view: ChildView
     resource_version: str
-    owner_uid: str | None  # of the TurboDeployment that controls it
+    owner_uid: str  # of the TurboDeployment that controls it
     fields: Mapping[str, Any]  # that we own, as FieldsV1
+
+    @property
+    def place(self) -> _Place:
+        """Where it is among the children."""
+        return self.view.kind, self.view.name
 
 
 class Cache:
@@ -59,8 +50,9 @@ class Cache:
     def __init__(self) -> None:
         self._deployments: dict[Key, Held] = {}
         self._accelerators: dict[str, Held] = {}
-        self._children: dict[Key, dict[tuple[str, str], HeldChild]] = {}
-        self._pods: dict[Key, dict[str, Held]] = {}
+        self._children: dict[Key, dict[_Place, HeldChild]] = {}
+        self._by_uid: dict[str, HeldChild] = {}  # the same children
+        self.pods = Pods()
         self._gone = Gone()
         self.drafts = HeldDrafts(self._gone)
         # By uid the kind and namespace of what we deleted, until its event comes or a list shows it gone.
@@ -68,16 +60,16 @@ class Cache:
 
     # TurboDeployments
 
-    def put_deployment(self, body: Mapping[str, Any]) -> Seen:
-        """A TurboDeployment as a watch or a write delivers it."""
+    def put_deployment(self, body: Mapping[str, Any]) -> set[Key]:
+        """A TurboDeployment as a watch or a write delivers it; its key if that is news."""
         meta = body["metadata"]
         key = Key(meta["namespace"], meta["name"])
         held = self._deployments.get(key)
-        if meta["uid"] in self._gone or not supersedes(meta, held):
-            return Seen(key, False)
+        if self._gone.hides(meta) or not supersedes(meta, held):
+            return set()
         kept = {**body, "metadata": {name: meta[name] for name in meta if name != "managedFields"}}
         self._deployments[key] = Held(meta["resourceVersion"], meta["uid"], kept)
-        return Seen(key, True)
+        return {key}
 
     def drop_deployment(self, body: Mapping[str, Any]) -> Key | None:
         """A TurboDeployment is gone, its children follow by themselves; None when another bears its name."""
@@ -108,7 +100,7 @@ class Cache:
         """
         meta = body["metadata"]
         held = self._accelerators.get(meta["name"])
-        if meta["uid"] in self._gone or not supersedes(meta, held):
+        if self._gone.hides(meta) or not supersedes(meta, held):
             return False
         self._accelerators[meta["name"]] = Held(meta["resourceVersion"], meta["uid"], row)
         return row != (None if held is None else held.value)
@@ -139,131 +131,93 @@ class Cache:
         """Those that can be planned with, by name."""
         return {name: held.value for name, held in self._accelerators.items() if held.value is not None}
 
-    # Children and pods
+    # Children
 
-    def put_child(self, body: Mapping[str, Any]) -> Seen:
-        """A child as a watch or a write delivers it."""
-        key, meta = key_of(body), body["metadata"]
-        if key is None or meta["uid"] in self._deleted or meta["uid"] in self._gone:
-            return Seen(key, False)
-        place = (body["kind"], meta["name"])
-        children = self._children.setdefault(key, {})
-        held = children.get(place)
-        if not supersedes(meta, held):
-            return Seen(key, False)
-        new = children[place] = HeldChild(
+    def put_child(self, body: Mapping[str, Any]) -> set[Key]:
+        """A child as a watch or a write delivers it; the keys that this is news to. Strangers are passed
+        over.
+        """
+        meta, owner = body["metadata"], controller(body)
+        before = self._by_uid.get(meta["uid"])
+        if not supersedes(meta, before) or meta["uid"] in self._deleted or self._gone.hides(meta):
+            return set()
+        if owner is None or owner["kind"] != TURBODEPLOYMENT:
+            return self._forget(before, disowned=True)
+        new = HeldChild(
+            key=Key(meta["namespace"], owner["name"]),
             view=child(body),
             resource_version=meta["resourceVersion"],
-            owner_uid=_owner_uid(body),
+            owner_uid=owner["uid"],
             fields=owned_fields(meta.get("managedFields") or ()),
         )
-        return Seen(key, held is None or replace(held, resource_version=new.resource_version) != new)
+        if before is not None and replace(before, resource_version=new.resource_version) == new:
+            self._hold(new)
+            return set()
+        namesake = self._children.get(new.key, {}).get(new.place)
+        if not supersedes(meta, namesake):
+            return set()
+        if namesake is not None and namesake.view.uid != new.view.uid:
+            self._forget(namesake)
+        lost = self._forget(before, disowned=True) if before and before.key != new.key else set()
+        self._hold(new)
+        return {new.key, *lost}
 
-    def drop_child(self, body: Mapping[str, Any]) -> Key | None:
-        """A child is gone, says a watch."""
-        key, meta = key_of(body), body["metadata"]
+    def drop_child(self, body: Mapping[str, Any]) -> set[Key]:
+        """A child is gone, says a watch, or has lost the label that the watch goes by; the keys concerned."""
+        meta, owner = body["metadata"], controller(body)
         self._deleted.pop(meta["uid"], None)
-        if key is not None:
-            self._gone.add(body["kind"], meta["uid"], meta["resourceVersion"])
-            held = self._children.get(key, {}).get((body["kind"], meta["name"]))
-            if held is not None and held.view.uid == meta["uid"]:
-                _remove(self._children, key, (body["kind"], meta["name"]))
-        return key
+        held = self._by_uid.get(meta["uid"])
+        if held is not None and is_newer(held.resource_version, meta["resourceVersion"]):
+            return set()  # it got the label back since
+        if held is None and (owner is None or owner["kind"] != TURBODEPLOYMENT):
+            return set()
+        self._gone.add(body["kind"], meta["uid"], meta["resourceVersion"])
+        if held is None:
+            return {Key(meta["namespace"], owner["name"])} if owner is not None else set()
+        if held.view.terminating:
+            what = {"object": str(held.key), "kind": held.view.kind, "child": held.view.name}
+            log.info("removed", extra=what)
+        return self._forget(held)
 
     def deleted(self, key: Key, view: ChildView) -> None:
         """We deleted a child: forget it now; events of its last moments change nothing."""
         self._deleted[view.uid] = view.kind, key.namespace
-        _remove(self._children, key, (view.kind, view.name))
+        self._forget(self._by_uid.get(view.uid))
 
-    def children(self, key: Key, uid: str) -> dict[tuple[str, str], HeldChild]:
+    def children(self, key: Key, uid: str) -> dict[_Place, HeldChild]:
         """The children, by kind and name, that the TurboDeployment with this uid controls."""
         children = self._children.get(key, {})
         return {place: held for place, held in children.items() if held.owner_uid == uid}
 
-    def put_pod(self, body: Mapping[str, Any]) -> Seen:
-        """A pod as a watch delivers it."""
-        key, meta = key_of(body), body["metadata"]
-        if key is None or meta["uid"] in self._gone:
-            return Seen(key, False)
-        value = pod(body)
-        pods = self._pods.setdefault(key, {})
-        held = pods.get(meta["name"])
-        if not supersedes(meta, held):
-            return Seen(key, False)
-        if held is not None and held.uid == meta["uid"] and isinstance(value, PodView):
-            value = replace(value, load=held.value.load)  # no watch knows it
-        elif held is not None and held.uid == meta["uid"] and isinstance(value, TrainPod):
-            value = replace(value, progress=held.value.progress)
-        pods[meta["name"]] = Held(meta["resourceVersion"], meta["uid"], value)
-        return Seen(key, held is None or held.value != value)
+    def _hold(self, held: HeldChild) -> None:
+        self._by_uid[held.view.uid] = held
+        self._children.setdefault(held.key, {})[held.place] = held
+        if held.view.kind in ("Deployment", "Job"):
+            hash_, trains_ = held.view.plan_hash or "", held.view.kind == "Job" and trains(held.view.name)
+            self.pods.put_root(held.view.uid, Root(held.key, held.owner_uid, hash_, trains_))
 
-    def put_load(self, key: Key, name: str, at: float, load: Load) -> bool:
-        """What a pod has said at `at` (epoch seconds); whether it is the first that tells its step times, or
-        tells another draft than before.
-
-        A pod that is gone meanwhile is passed over.
-        """
-        held = self._pods.get(key, {}).get(name)
-        if held is None or not isinstance(held.value, PodView):
-            return False
-        before = held.value.load
-        sample = LoadSample.after(before, at, load)
-        self._pods[key][name] = replace(held, value=replace(held.value, load=sample))
-        timed = load.step_times is not None and (before is None or before.load.step_times is None)
-        return timed or _drafting(load) != (_drafting(before.load) if before else ("", ""))
-
-    def put_progress(self, key: Key, name: str, progress: TrainingProgress) -> bool:
-        """How far a pod has said to be; whether that is another stage, or another tenth of it."""
-        held = self._pods.get(key, {}).get(name)
-        if held is None or not isinstance(held.value, TrainPod):
-            return False
-        before = held.value.progress
-        self._pods[key][name] = replace(held, value=replace(held.value, progress=progress))
-        return before is None or spelled(before) != spelled(progress)
-
-    def drop_pod(self, body: Mapping[str, Any]) -> Key | None:
-        """A pod is gone."""
-        key, meta = key_of(body), body["metadata"]
-        if key is not None:
-            self._gone.add("Pod", meta["uid"], meta["resourceVersion"])
-            held = self._pods.get(key, {}).get(meta["name"])
-            if held is not None and held.uid == meta["uid"]:
-                _remove(self._pods, key, meta["name"])
-        return key
-
-    def inspect_pods(self, key: Key) -> tuple[InspectPod, ...]:
-        """The pods of inspect Jobs, by name."""
-        return tuple(pod for pod in self._values(key) if isinstance(pod, InspectPod))
+    def _forget(self, held: HeldChild | None, *, disowned: bool = False) -> set[Key]:
+        """Take one out, and with the last one its TurboDeployment's entry; the key that lost."""
+        if held is None or self._by_uid.pop(held.view.uid, None) is None:
+            return set()
+        children = self._children[held.key]
+        del children[held.place]
+        if not children:
+            del self._children[held.key]
+        self.pods.drop_root(held.view.uid, disowned=disowned)
+        return {held.key}
 
     # Reading
 
     def observe(self, key: Key, uid: str) -> Observed:
         """All that one reconcile of the TurboDeployment with this uid looks at, save the model's facts."""
-        children = self.children(key, uid)
+        children, pods = self.children(key, uid), self.pods.of(key, uid)
         return Observed(
             accelerators=self.accelerators(),
             children=tuple(children[place].view for place in sorted(children)),
-            pods=tuple(pod for pod in self._values(key) if isinstance(pod, PodView)),
-            trainings=tuple(pod for pod in self._values(key) if isinstance(pod, TrainPod)),
+            pods=tuple(pod for pod in pods if isinstance(pod, PodView)),
+            trainings=tuple(pod for pod in pods if isinstance(pod, TrainPod)),
         )
-
-    def answering_pods(self) -> list[tuple[Key, PodView]]:
-        """Every serving pod that says its load, of every TurboDeployment: it is ready, or it drains."""
-        return [
-            (key, pod)
-            for key in sorted(self._pods)
-            for pod in self._values(key)
-            if isinstance(pod, PodView) and pod.ip and (pod.ready or (pod.terminating and pod.load))
-        ]
-
-    def training_pods(self) -> list[tuple[Key, TrainPod]]:
-        """Every pod that says how far a training is."""
-        return [
-            (key, pod)
-            for key in sorted(self._pods)
-            for pod in self._values(key)
-            if isinstance(pod, TrainPod) and pod.ip and pod.runs
-        ]
 
     def keep_only(
         self, kind: str, uids: Iterable[str], resource_version: str, namespace: str | None = None
@@ -286,64 +240,13 @@ class Cache:
             for key in lost:
                 self._gone.add(kind, self._deployments.pop(key).uid, resource_version)
             return lost
-        if kind == "Pod":
-            pods = [
-                (key, name)
-                for key, held_pods in self._pods.items()
-                for name, held in held_pods.items()
-                if gone(key, held.uid, held.resource_version)
-            ]
-            for key, name in pods:
-                _remove(self._pods, key, name)
-            return {key for key, _ in pods}
         for uid, (what, where) in list(self._deleted.items()):
             if what == kind and namespace in (None, where) and uid not in there:
                 del self._deleted[uid]
                 self._gone.add(kind, uid, resource_version)
-        children = [
-            (key, place)
-            for key, held_children in self._children.items()
-            for place, held_child in held_children.items()
-            if place[0] == kind and gone(key, held_child.view.uid, held_child.resource_version)
+        lost_children = [
+            held
+            for held in self._by_uid.values()
+            if held.view.kind == kind and gone(held.key, held.view.uid, held.resource_version)
         ]
-        for key, place in children:
-            _remove(self._children, key, place)
-        return {key for key, _ in children}
-
-    def _values(self, key: Key) -> list[PodView | InspectPod | TrainPod]:
-        pods = self._pods.get(key, {})
-        return [pods[name].value for name in sorted(pods)]
-
-
-def _drafting(load: Load) -> tuple[str, str]:
-    """What it drafts with, and what is wrong with it."""
-    return load.draft_version or "", load.draft_problem or ""
-
-
-def key_of(body: Mapping[str, Any]) -> Key | None:
-    """The TurboDeployment that a child or pod says it belongs to, by its label."""
-    meta = body["metadata"]
-    name = (meta.get("labels") or {}).get(LABEL_DEPLOYMENT)
-    return Key(meta["namespace"], name) if name else None
-
-
-def controller(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The owner reference of whatever controls an object, None when nothing does."""
-    for owner in body["metadata"].get("ownerReferences") or ():
-        if owner.get("controller"):
-            found: Mapping[str, Any] = owner
-            return found
-    return None
-
-
-def _owner_uid(body: Mapping[str, Any]) -> str | None:
-    owner = controller(body)
-    return owner["uid"] if owner is not None and owner["kind"] == TURBODEPLOYMENT else None
-
-
-def _remove(held: dict[Key, dict[_Place, _Value]], key: Key, place: _Place) -> None:
-    """Take one out, and with the last one the TurboDeployment's entry: nothing is kept of what is gone."""
-    places = held.get(key, {})
-    places.pop(place, None)
-    if not places:
-        held.pop(key, None)
+        return {key for held in lost_children for key in self._forget(held)}

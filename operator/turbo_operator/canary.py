@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from turbo_operator import render, rollout
+from turbo_operator import render
 from turbo_operator.api import OFF, Canary, CanaryReason, DraftMethod, ScalingPolicy, TurboDeployment
 from turbo_operator.api.status import MAX_TURNED_DOWN
 from turbo_operator.gains import LEAST_SECONDS, Answering, Gains, Trial
@@ -43,9 +43,8 @@ class Judgement:
         return self.reason not in _UNDER_WAY
 
     def refused(self, message: str) -> Judgement:
-        """The same where the API server did not take what it is tried on: all else goes on."""
-        said = f"The API server refused: {message}"
-        return dataclasses.replace(self, reason=CanaryReason.REFUSED, detail=said)
+        """The same where what it is tried on was not taken, for what `message` says: all else goes on."""
+        return dataclasses.replace(self, reason=CanaryReason.REFUSED, detail=message)
 
 
 def candidate(td: TurboDeployment, observed: Observed) -> DraftView | None:
@@ -117,7 +116,8 @@ def makes_room(
         made = _deployment(observed, trial.variant)
         return made is not None and made.is_over_quota
     limit = limits.bought(td.spec, choice)
-    has_gone = (rollout.present_replicas(observed.children) or 0) < replicas
+    others = [child for child in observed.children if child.plan_hash not in (None, trial.variant)]
+    has_gone = sum(child.replicas or 0 for child in others) < replicas
     is_dear = limit is not None and limit.replicas <= replicas
     return has_gone or is_dear or bool(limits.stuck_pods(td.spec, pods, now))
 

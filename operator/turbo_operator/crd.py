@@ -24,6 +24,7 @@ _DEPLOYMENT_COLUMNS = (
     ("Engine", ".status.plan.engine", 0),
     ("Accelerator", ".status.plan.accelerator", 0),
     ("Ready", ".status.summary.ready", 0),
+    ("Status", '.status.conditions[?(@.type=="Ready")].reason', 0),  # all that an object without a plan has
     ("Speculation", ".status.summary.speculation", 0),
     ("Gain", ".status.observed.gain", 0),
     ("$/1M", ".status.plan.predicted.costPerMillionTokens", 0),
@@ -31,7 +32,6 @@ _DEPLOYMENT_COLUMNS = (
     ("Plan", ".status.plan.hash", 1),
     ("Draft", ".status.draft.version", 1),
     ("URL", ".status.url", 1),
-    ("Reason", '.status.conditions[?(@.type=="Ready")].reason', 1),
 )
 _ACCELERATOR_COLUMNS = (
     ("Resource", ".spec.resourceName", 0),

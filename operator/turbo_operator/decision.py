@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from turbo_operator import canary, render, rollout, scaler, status, training
-from turbo_operator.api import Calibrated, ScaleEvent, TurboDeployment, TurboDeploymentStatus, epoch
+from turbo_operator.api import (
+    Calibrated,
+    RolloutReason,
+    ScaleEvent,
+    TurboDeployment,
+    TurboDeploymentStatus,
+    epoch,
+)
 from turbo_operator.canary import Judgement
 from turbo_operator.gains import Trial
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan
 from turbo_operator.planner.online import Online
 from turbo_operator.planning import calibrating
-from turbo_operator.render import drafts
+from turbo_operator.render.identity import digest
+from turbo_operator.rollout import VariantState
 from turbo_operator.scaler import Event, History, Scale
 from turbo_operator.settings import Settings
+from turbo_operator.status import Takeover
 
 Manifest = Mapping[str, Any]
 
@@ -28,6 +38,7 @@ class Decision:
     scale: Scale
     plan: Plan | None
     plan_hash: str | None
+    takeover: Takeover  # how far the plan is in taking over from the one before
     calibrations: tuple[Calibrated, ...]  # what pods have told of their speed
     online: Online | None  # what that is known from
     judgement: Judgement | None  # of the draft that is tried
@@ -52,25 +63,24 @@ def decide(
 ) -> Decision:
     """The decision, pure: the same observation at the same time, after the same past: the same children."""
     plan_hash: str | None = None
-    choice = plan.choice if plan is not None else None
+    choice = plan.served if plan is not None else None
     if observed.model is not None and choice is not None:
         plan_hash = render.plan_hash(td, choice, observed.model, observed.draft)
-    present = rollout.present_replicas(observed.children)
-    if trial is not None or drafts.are_tried(td, observed.children):
-        present = td.status.desired_replicas or present  # a pod in its place counts as a replica
+    states = rollout.variant_states(observed.children, observed.pods, observed.accelerators)
     scale = scaler.scale(
         td.spec,
         plan,
         [pod for pod in observed.pods if pod.ready or trial is None or pod.plan_hash != trial.variant],
         history,
         now,
-        present=present,
+        present=_present(td, states),
         supply=observed.supply.get(choice.accelerator.name) if choice and observed.supply else None,
         fresh_seconds=scaler.NUM_MISSED * settings.scrape_seconds,
     )
+    scale = status.in_force(td, scale, plan_hash)
     tried = trial.variant if trial is not None else None
     makes_room = canary.makes_room(td, observed, choice, trial, scale.replicas, now)
-    variants = rollout.next_variants(observed.children, plan_hash, scale.replicas, tried, makes_room)
+    takeover, variants = _roll(td, observed, plan, plan_hash, states, scale, tried, makes_room, now)
     calibrations, online = calibrating.heard(td, observed, online, now)
     is_tried = judgement is not None and any(variant.plan_hash == tried for variant in variants)
     trying = judgement.draft if judgement is not None and is_tried else None
@@ -83,6 +93,7 @@ def decide(
         scale,
         plan,
         plan_hash,
+        takeover,
         calibrations,
         online,
         judgement,
@@ -94,13 +105,79 @@ def decide(
     )
 
 
+def _present(td: TurboDeployment, states: Sequence[VariantState]) -> int | None:
+    """The replicas that were asked for last; None before the first. Variants on the way share them."""
+    asked = rollout.asked_replicas(states)
+    return asked if asked is None or td.status.desired_replicas is None else td.status.desired_replicas
+
+
+def _roll(
+    td: TurboDeployment,
+    observed: Observed,
+    plan: Plan | None,
+    plan_hash: str | None,
+    states: Sequence[VariantState],
+    scale: Scale,
+    tried: str | None,
+    makes_room: bool,
+    now: float,
+) -> tuple[Takeover, tuple[rollout.Variant, ...]]:
+    """The next step between two plans, and what the status keeps of it."""
+    choice = plan.served if plan is not None else None
+    footprint = rollout.footprint_of(td, choice) if choice is not None else None
+    bounds = rollout.bounds_of(td, observed, (footprint, *(state.footprint for state in states)), now)
+    recorded = td.status.serving_plan.hash if td.status.serving_plan is not None else None
+    serving = rollout.serving_variant(
+        [state for state in states if state.plan_hash != tried], plan_hash, recorded
+    )
+    progress = td.status.rollout
+    if plan_hash is not None and scale.replicas > 0:
+        progress = rollout.follow(
+            td.status.rollout,
+            _progress(td, observed, plan_hash, states),
+            serving,
+            now,
+            td.spec.rollout.progress_deadline_seconds,
+        )
+    rolled_back = progress is not None and progress.reason == RolloutReason.ROLLED_BACK
+    wanted = rollout.Wanted(plan_hash, scale.replicas, serving, rolled_back, tried, makes_room)
+    step = rollout.next_step(states, wanted, footprint, bounds, now)
+    if step.target == plan_hash and rollout.has_taken_over(states, plan_hash, step.fitting):
+        serving, progress = plan_hash, None
+    takeover = Takeover(step.target, serving, progress, step.waits, step.waits_for_spec)
+    return takeover, step.variants
+
+
+def _progress(
+    td: TurboDeployment, observed: Observed, plan_hash: str, states: Sequence[VariantState]
+) -> rollout.Progress:
+    state = next((each for each in states if each.plan_hash == plan_hash), None)
+    progress = rollout.Progress.of_pods(
+        plan_hash,
+        digest(td.spec.model_dump(mode="json", exclude={"replicas"}))[:16],
+        state.replicas if state is not None else 0,
+        state.available if state is not None else 0,
+        [pod for pod in observed.pods if pod.plan_hash == plan_hash],
+    )
+    return dataclasses.replace(progress, failure=status.failure(observed, plan_hash))
+
+
 def status_of(
     td: TurboDeployment, observed: Observed, decision: Decision, now: float, refused: str | None = None
 ) -> TurboDeploymentStatus:
-    """The status that tells of a decision; `refused` is what the API server said against a child of ours."""
-    it = decision
+    """The status that tells of a decision; `refused` says in a sentence why a child of ours was not taken."""
     return status.compute(
-        td, observed, it.scale, it.plan, it.plan_hash, now, refused, it.calibrations, it.judgement, it.step
+        td,
+        observed,
+        decision.scale,
+        decision.plan,
+        decision.plan_hash,
+        now,
+        refused,
+        decision.calibrations,
+        decision.judgement,
+        decision.step,
+        decision.takeover,
     )
 
 

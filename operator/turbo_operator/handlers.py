@@ -21,8 +21,9 @@ import prometheus_client
 
 from turbo_operator import kube, logs, metrics, resources, shipped
 from turbo_operator.api import LABEL_DEPLOYMENT, InvalidObject, parse_accelerator, parse_draft
-from turbo_operator.cache import Cache, Key, Seen
+from turbo_operator.cache import Cache, Key
 from turbo_operator.catalog import as_row
+from turbo_operator.feed import Feed
 from turbo_operator.framework import NoDiffs, NoProgress
 from turbo_operator.kube import Kube, KubeError
 from turbo_operator.observed import Accelerator, DraftView
@@ -50,14 +51,16 @@ class Operator:
         self.settings = settings
         self.api = api
         self.cache = Cache()
-        self.ledger = Ledger()
+        self.ledger = Ledger(self.cache.pods.owner_of)
         reconciler = Reconciler(self.cache, self.ledger, api, settings, time.time)
         self.queue: WorkQueue[Key] = WorkQueue(
             reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)
         )
         self.plans = reconciler.plans
         self.inventory = Inventory(self.ledger, self.cache, api, reconciler.answers, self._replan)
-        self.followers = [Follower(api, self.ledger, *place) for place in places(settings, FOLLOWED)]
+        self.feed = Feed(self.cache, self.ledger, self.queue.add)
+        self.followers = [Follower(api, self.feed, *place) for place in places(settings, FOLLOWED)]
+        self.pods = [Follower(api, self.feed, *place) for place in places(settings, (resources.POD,))]
         self._tasks: list[asyncio.Task[None]] = []
         metrics.QUEUE_DEPTH.set_function(lambda: self.queue.num_waiting)
         metrics.DEPLOYMENTS.set_function(lambda: len(self.cache.all_keys()))
@@ -69,6 +72,7 @@ class Operator:
             period, timeout = self.settings.scrape_seconds, self.settings.scrape_timeout_seconds
             scraper = Scraper(self.cache, period, timeout, self.queue.add, time.time)
             follow = [follower.run() for follower in self.followers]
+            follow += [self._follow_pods(follower) for follower in self.pods]
             work = (self._work(), self._resync(), scraper.run(), *follow)
             self._tasks = [group.create_task(each) for each in work]
             await kopf.operator(
@@ -91,15 +95,11 @@ class Operator:
         if resource is resources.TURBODRAFT:
             self._put_draft(body)
             return
-        seen: Seen
         if resource is resources.TURBODEPLOYMENT:
-            seen = self.cache.put_deployment(body)
-        elif resource is resources.POD:
-            seen = self.cache.put_pod(body)
-        else:
-            seen = self.cache.put_child(body)
-        if seen.changed and seen.key is not None:
-            self.queue.add(seen.key)
+            for key in self.cache.put_deployment(body):
+                self.queue.add(key)
+            return
+        self.feed.put(resource.kind, body)
 
     def drop(self, resource: Resource, body: Body) -> None:
         """An object is gone."""
@@ -115,10 +115,7 @@ class Operator:
                 self.queue.forget(dropped)
                 self.queue.add(dropped)  # so that nothing is kept of it
         else:
-            drop = self.cache.drop_pod if resource is resources.POD else self.cache.drop_child
-            key = drop(body)
-            if key is not None:
-                self.queue.add(key)
+            self.feed.drop(resource.kind, body)
 
     def _put_accelerator(self, body: Body) -> None:
         self.inventory.shown(body)
@@ -151,13 +148,19 @@ class Operator:
 
     async def _work(self) -> None:
         await self._list_first()
-        for follower in self.followers:
+        for follower in (*self.followers, *self.pods):
             await follower.listed.wait()
         self.inventory.count()
         log.info("watching", extra={"deployments": len(self.cache.all_keys())})
         async with asyncio.TaskGroup() as group:
             group.create_task(self.inventory.run())
             group.create_task(self.queue.run())
+
+    async def _follow_pods(self, pods: Follower) -> None:
+        """Follow pods once all that may control one is known."""
+        for follower in self.followers:
+            await follower.listed.wait()
+        await pods.run()
 
     async def _resync(self) -> None:
         """List everything now and then: a watch that was cut off for too long has missed deletions."""
@@ -175,7 +178,7 @@ class Operator:
     async def _list_all(self) -> bool:
         """Whether every kind could be listed."""
         try:
-            for resource, namespace in places(self.settings):
+            for resource, namespace in places(self.settings, (*WATCHED, *EDITABLE)):
                 await self._relist(resource, namespace)
         except KubeError as error:
             log.warning("could not list: %s", error.message)
@@ -183,11 +186,12 @@ class Operator:
         return True
 
     async def _relist(self, resource: Resource, namespace: str | None) -> None:
-        selector = LABEL_DEPLOYMENT if resource in LABELLED else None
-        items, version = await self.api.list_all(resource, namespace, selector)
-        for body in items:
-            self.put(resource, body)
-        uids = [body["metadata"]["uid"] for body in items]
+        selectors = [("labelSelector", LABEL_DEPLOYMENT)] if resource in LABELLED else []
+        uids, version = set(), ""
+        async for page, version in self.api.pages(resource, namespace, selectors):  # noqa: B007
+            for body in page:
+                self.put(resource, body)
+                uids.add(body["metadata"]["uid"])
         if resource is resources.TURBOACCELERATOR:
             if self.cache.keep_accelerators(uids, version):
                 self._wake_all()
@@ -196,8 +200,11 @@ class Operator:
             for lost in self.cache.drafts.keep(uids, version, namespace):
                 self._wake_all(lost)
             return
-        for key in self.cache.keep_only(resource.kind, uids, version, namespace):
-            self.queue.add(key)
+        if resource is resources.TURBODEPLOYMENT:
+            for key in self.cache.keep_only(resource.kind, uids, version, namespace):
+                self.queue.add(key)
+            return
+        self.feed.keep_only(resource.kind, uids, version, namespace)
 
     # kopf
 
@@ -228,17 +235,13 @@ class Operator:
         return self.queue.num_waiting
 
 
-WATCHED = (
-    resources.TURBODEPLOYMENT,
-    resources.TURBOACCELERATOR,
-    resources.TURBODRAFT,
-    resources.POD,
-    *resources.CHILDREN.values(),
-)
-# Of these the API server sends only what bears our label: pods of strangers are most of a cluster.
-LABELLED = (resources.POD, *resources.CHILDREN.values())
-# What supply is counted by, whoever it belongs to: kept as a few amounts, so not by the framework.
-FOLLOWED = (resources.NODE, resources.POD, resources.QUOTA)
+# What pods come from: all are watched, since one may lose its label, and kept where they are ours.
+EDITABLE = (resources.CHILDREN["Deployment"], resources.CHILDREN["Job"])
+# Of these the API server sends only what bears our label: one that lost it is found by its name.
+LABELLED = tuple(resource for resource in resources.CHILDREN.values() if resource not in EDITABLE)
+WATCHED = (resources.TURBODEPLOYMENT, resources.TURBOACCELERATOR, resources.TURBODRAFT, *LABELLED)
+# Kept as a few fields or not at all, whoever it belongs to: so not by the framework.
+FOLLOWED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
 
 
 def places(settings: Settings, watched: tuple[Resource, ...] = WATCHED) -> list[tuple[Resource, str | None]]:
@@ -283,11 +286,11 @@ async def serve(settings: Settings) -> None:
                     f"The API server does not know {resource.kind}: install the "
                     "CustomResourceDefinitions first (the chart does, unless crds.install is false)."
                 )
-        for resource, namespace in places(settings, (*WATCHED, *FOLLOWED)):
+        for resource, namespace in places(settings, (*WATCHED, *FOLLOWED, resources.POD)):
             # The framework would try for a minute, and say so many times.
             await api.check_list(resource, namespace)
         if settings.apply_catalogue:
-            await shipped.apply(api)
+            await shipped.apply(api, settings.operator_namespace or api.namespace)
         await Operator(settings, api).run()
 
 

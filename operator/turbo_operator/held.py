@@ -36,8 +36,15 @@ class Gone:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[str, str]] = {}  # kind, and resource version of the deletion
 
-    def __contains__(self, uid: str) -> bool:
-        return uid in self._seen
+    def hides(self, meta: Mapping[str, Any]) -> bool:
+        """Whether an object with this metadata is from before its deletion.
+
+        A watch by label calls it a deletion too when an object loses the label, at that very version; what is
+        deleted in truth is never seen at this version or a newer one. So whatever is lives.
+        """
+        _, at = self._seen.get(meta["uid"], (None, None))
+        version = meta["resourceVersion"]
+        return at is not None and version != at and not is_newer(version, at)
 
     def add(self, kind: str, uid: str, version: str) -> None:
         """One is gone, as of a version."""
@@ -65,7 +72,7 @@ class HeldDrafts:
         meta = body["metadata"]
         place = (meta["namespace"], meta["name"])
         held = self._held.get(place)
-        if meta["uid"] in self._gone or not supersedes(meta, held):
+        if self._gone.hides(meta) or not supersedes(meta, held):
             return False
         self._held[place] = Held(meta["resourceVersion"], meta["uid"], view)
         return view != (None if held is None else held.value)

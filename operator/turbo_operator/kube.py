@@ -63,6 +63,10 @@ class RefusedError(KubeError):
     """The object breaks a rule, a quota or a policy: the same request will be refused again."""
 
 
+class StrangerError(RefusedError):
+    """An object of somebody else's bears a name that we need."""
+
+
 class Kube:
     """A connection to one API server. Raises KubeError and its children, and nothing else of the network.
 
@@ -87,8 +91,11 @@ class Kube:
         path = resource.path(meta.get("namespace"), meta["name"], "status")
         return await self._apply(resource, path, wanted, True)
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete this very object, its dependants in the background; one that is gone already is no error."""
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
+        """Delete this very object, its dependants in the background; one that is gone already is no error.
+
+        The object as it stands then where a finalizer of somebody's holds it; None where it is gone.
+        """
         options = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -96,9 +103,10 @@ class Kube:
             "preconditions": {"uid": uid},
         }
         try:
-            await self._request("DELETE", resource, resource.path(namespace, name), body=options)
+            there = await self._request("DELETE", resource, resource.path(namespace, name), body=options)
         except (GoneError, ConflictError):  # gone, or another object of the same name: not the one to delete
-            return
+            return None
+        return there if there["kind"] == resource.kind else None
 
     async def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
         """The object of that name, or None. A list of one: that needs no right beyond those of a watch."""

@@ -41,6 +41,8 @@ class Accelerator:
     efficiency: Mapping[str, float] = field(default_factory=dict)  # over `planner.coefficients`, by its names
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Mapping[str, Any], ...] = ()
+    # Labels of its nodes of a capacity type, where they are not those that clouds write.
+    capacity_selectors: Mapping[CapacityType, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,7 @@ class NodeSupply:
     allocatable: int
     free: int  # what pods of this TurboDeployment hold counts as free: a new plan may take their place
     host: Host | None = None  # free beside devices; None: not known, nothing is held against it
+    capacity_types: frozenset[CapacityType] = frozenset(CapacityType)  # whose pods may go there
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,7 @@ class ChildView:
     generation: int = 0
     pods: int = 0  # Deployments: pods that its controller counts, those that end left out
     unavailable_since: float | None = None  # Deployments: epoch seconds; None while it is available
-    # Deployments: what each of its pods is paid for as, by the template's labels.
+    # Deployments and ControllerRevisions: what each pod is paid for as, by the template's labels.
     accelerator: str | None = None
     accelerators: int = 1
     capacity_type: str = CapacityType.ON_DEMAND

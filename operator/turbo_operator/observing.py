@@ -22,7 +22,7 @@ def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment, now: fl
     `now` is in seconds since the epoch.
     """
     observed = cache.observe(key, td.metadata.uid)
-    facts, error = inspect.read(td, observed.children, cache.inspect_pods(key))
+    facts, error = inspect.read(td, observed.children, cache.pods.inspecting(key))
     owner = Owner(key.namespace, key.name)
     supply = supply_of(ledger.stock, owner, td.spec.template)
     free = None

@@ -99,6 +99,13 @@ class Plan:
     rejected: tuple[Rejected, ...] = ()
     # The cheapest that misses by little, or without a plan the one that misses by least; `detail` says what.
     nearest: Rejected | None = None
+    # Without a choice: the candidate that lacks nothing but room, of which as many replicas run as fit.
+    partial: Choice | None = None
+
+    @property
+    def served(self) -> Choice | None:
+        """What pods are made of: the choice, or as much of it as fits."""
+        return self.choice or self.partial
 
 
 @dataclass(frozen=True, slots=True)

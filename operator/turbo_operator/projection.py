@@ -6,6 +6,7 @@ be seen before its controller has written its status.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,6 @@ from turbo_operator.api import (
     LABEL_ACCELERATOR_COUNT,
     LABEL_CAPACITY_TYPE,
     LABEL_PLAN_HASH,
-    LABEL_ROLE,
-    ROLE_INSPECT,
-    ROLE_TRAIN,
     CapacityType,
     TurboDraft,
     epoch,
@@ -46,24 +44,23 @@ def child(body: Mapping[str, Any]) -> ChildView:
     kind = body["kind"]
     failed, reason, message = _failure(kind, status.get("conditions") or ())
     is_deployment = kind == "Deployment"
-    template = (
-        ((spec.get("template") or {}).get("metadata") or {}).get("labels") or {} if is_deployment else {}
-    )
+    template = (body.get("data") if kind == "ControllerRevision" else spec.get("template")) or {}
+    template_labels = (template.get("metadata") or {}).get("labels") or {}
     return ChildView(
         kind=kind,
         name=meta["name"],
         uid=meta["uid"],
         applied_hash=(meta.get("annotations") or {}).get(ANNOTATION_APPLIED_HASH),
-        plan_hash=(meta.get("labels") or {}).get(LABEL_PLAN_HASH),
+        plan_hash=_plan_hash(body),
         replicas=spec.get("replicas") if is_deployment else None,
         available_replicas=status.get("availableReplicas") or 0,
         observed_generation=status.get("observedGeneration") or 0,
         generation=meta.get("generation") or 0,
         pods=(status.get("replicas") or 0) if is_deployment else 0,
         unavailable_since=_since(status, "Available", "False") if is_deployment else None,
-        accelerator=template.get(LABEL_ACCELERATOR),
-        accelerators=_count(template),
-        capacity_type=template.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
+        accelerator=template_labels.get(LABEL_ACCELERATOR),
+        accelerators=_count(template_labels),
+        capacity_type=template_labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
         terminating="deletionTimestamp" in meta,
         finalizers=tuple(meta.get("finalizers") or ()),
         data=body.get("data") if kind in ("ConfigMap", "ControllerRevision") else None,
@@ -73,6 +70,24 @@ def child(body: Mapping[str, Any]) -> ChildView:
         reason=reason if failed else None,
         ended=_since(status, "Failed" if failed else "Complete", "True") if kind == "Job" else None,
     )
+
+
+def controller(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The owner reference of whatever controls an object, None when nothing does."""
+    for owner in body["metadata"].get("ownerReferences") or ():
+        if owner.get("controller"):
+            found: Mapping[str, Any] = owner
+            return found
+    return None
+
+
+def _plan_hash(body: Mapping[str, Any]) -> str | None:
+    """A variant's, from the name `NAME-HASH` that nobody can edit."""
+    owner, name = controller(body), body["metadata"]["name"]
+    if body["kind"] not in ("Deployment", "ControllerRevision") or owner is None:
+        return None
+    prefix = f"{owner['name']}-"
+    return name.removeprefix(prefix) if name.startswith(prefix) else None
 
 
 def draft(it: TurboDraft) -> DraftView:
@@ -109,10 +124,15 @@ def _failure(kind: str, conditions: Iterable[Mapping[str, Any]]) -> tuple[bool, 
 
 def pod(body: Mapping[str, Any]) -> PodView | InspectPod | TrainPod:
     """A pod of ours, by what it is there for."""
-    role = (body["metadata"].get("labels") or {}).get(LABEL_ROLE)
-    if role == ROLE_INSPECT:
-        return inspect_pod(body)
-    return train_pod(body) if role == ROLE_TRAIN else serving_pod(body)
+    job = _job(body["metadata"])
+    if not job:
+        return serving_pod(body)
+    return train_pod(body) if trains(job) else inspect_pod(body)
+
+
+def trains(job: str) -> bool:
+    """Whether a Job of ours trains, by its name, as `training.names` makes it: labels can be edited."""
+    return re.fullmatch(r".+-train-[0-9]+", job) is not None
 
 
 def serving_pod(body: Mapping[str, Any]) -> PodView:

@@ -19,6 +19,7 @@ from turbo_operator import (
     inspect,
     metrics,
     render,
+    revisions,
     status,
     trained,
     training,
@@ -34,24 +35,29 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
-from turbo_operator.cache import Cache, HeldChild, Key, controller
+from turbo_operator.cache import Cache, HeldChild, Key
 from turbo_operator.decision import Decision, Manifest, decide, restored, status_of
-from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError
+from turbo_operator.kube import ConflictError, GoneError, Kube, KubeError, RefusedError, StrangerError
 from turbo_operator.observed import ChildView, Observed
 from turbo_operator.observing import observe
 from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
 from turbo_operator.planning.answers import Plans
 from turbo_operator.planning.exhaustion import next_look
+from turbo_operator.projection import controller
 from turbo_operator.remembered import Memories
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
+from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
 from turbo_operator.stock.ledger import Ledger
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
 INSPECTING_SECONDS = 10.0
 LIVE_SECONDS = 60.0  # between two looks at what is measured and paid
+ROLLOUT_SECONDS = 10.0  # and at a rollout: that there is room again is no event of its own
+STRANGER_SECONDS = 3.0  # and while an object of somebody else's is in the way: no watch shows it
+REFUSED_SECONDS = 30.0  # and while the API server refuses a child, which the spec alone may not mend
 # What these hold cannot be changed; their names say what is in them.
 IMMUTABLE = frozenset({"ControllerRevision", "Job"})
 
@@ -90,6 +96,8 @@ class Reconciler:
         try:
             next_look = await self._look(key, body)
             result = "done"
+        except _DeletedError:  # meanwhile: its event is on its way
+            next_look, result = None, "done"
         finally:
             metrics.RECONCILE_SECONDS.labels(result).observe(time.monotonic() - start)
         return next_look
@@ -102,6 +110,7 @@ class Reconciler:
             gauges.forget(key)  # nothing is looked at that they could follow
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
+        await revisions.restore(self._api, self._cache, key, td)
         now = self._clock()
         edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
@@ -123,15 +132,16 @@ class Reconciler:
         memory.gains = gains
         if await self._announce(key, body, td, observed, decision, now):
             return 0.0
+        if decision.takeover.rolled_back and decision.takeover.rollout != td.status.rollout:
+            # why is written down before the pods that say so are gone
+            await self._write_status(key, body, status_of(td, observed, decision, now))
+            return 0.0
         if decision.training_job is not None:  # what it may cost is written down before it runs
             new = status_of(td, observed, decision, now)
             if new.training != td.status.training:
                 await self._write_status(key, body, new)
                 return 0.0
-        done = await self._bring_about(key, body, td, observed, decision, now)
-        if done is None:
-            return resync  # what was refused waits for a change
-        return min(resync, self._next_look(td, observed, done, now))
+        return min(resync, await self._bring_about(key, body, td, observed, decision, now))
 
     async def _training(
         self,
@@ -183,8 +193,11 @@ class Reconciler:
         """Seconds until something may be different that no event tells of."""
         if observed.model is None:
             return INSPECTING_SECONDS
-        waiting = next_look(td, observed.pods, now)
-        looks = [LIVE_SECONDS] if waiting is None else [LIVE_SECONDS, waiting]
+        deadline = td.spec.rollout.progress_deadline_seconds
+        left = seconds_left(decision.takeover.rollout, now, deadline)
+        looks = [LIVE_SECONDS, *(due for due in (next_look(td, observed.pods, now), left) if due is not None)]
+        if decision.takeover.rollout is not None or decision.takeover.waits is not None:
+            looks.append(ROLLOUT_SECONDS)
         # loads grow old, and windows pass
         if td.spec.scaling_policy == ScalingPolicy.METRICS or decision.trial is not None:
             looks.append(self._settings.scrape_seconds)
@@ -198,11 +211,9 @@ class Reconciler:
         observed: Observed,
         decision: Decision,
         now: float,
-    ) -> Decision | None:
-        """Write what was decided; what has come of it, None where the API server refused a child. Raises what
-        only time can mend.
-        """
-        refused: str | None = None
+    ) -> float:
+        """Write what was decided; the seconds until the next look. Raises what only time can mend."""
+        refused: RefusedError | None = None
         broken: KubeError | None = None
         try:
             await self._write_children(key, td, decision.children)
@@ -210,18 +221,20 @@ class Reconciler:
             wanted = (*decision.children, *decision.trial_children)
             await self._prune(key, td, wanted, decision.step.keep)
             decision = await self._write_training(key, td, decision)
-        except RefusedError as error:  # a matter for the user: shown, and tried again when something changes
-            refused = error.message
+        except RefusedError as error:  # a matter for the user: shown, and tried again now and then
+            refused = error
             log.warning("refused: %s", error.message, extra={"object": str(key)})
         except KubeError as error:  # a matter of time: the status is written all the same
             broken = error
-        new = status_of(td, observed, decision, now, refused)
+        new = status_of(td, observed, decision, now, None if refused is None else _said(refused))
         gauges.show(key, observed, decision.plan, decision.scale, now)
         gauges.show_training(key, new.training, observed.trainings)
         await self._write_status(key, body, new)
         if broken is not None:
             raise broken
-        return decision if refused is None else None
+        if refused is not None:
+            return STRANGER_SECONDS if isinstance(refused, StrangerError) else REFUSED_SECONDS
+        return self._next_look(td, observed, decision, now)
 
     async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
         """Apply what is missing or different, in order. Raises the first error."""
@@ -242,7 +255,7 @@ class Reconciler:
             await self._write_children(key, td, decision.trial_children)
         except RefusedError as error:
             log.warning("refused: %s", error.message, extra={"object": str(key)})
-            return replace(decision, trial=None, judgement=judgement.refused(error.message))
+            return replace(decision, trial=None, judgement=judgement.refused(_said(error)))
         return decision
 
     async def _prune(
@@ -254,14 +267,21 @@ class Reconciler:
         held = self._cache.children(key, td.metadata.uid)
         places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, td, wanted, held)
         places.add(("Job", keep or ""))
-        for place, child in held.items():
+        # A Deployment before its ControllerRevision: it is never without one.
+        for place, child in sorted(held.items(), key=lambda item: item[0][0] != "Deployment"):
             if place not in places:
                 await self._remove(key, child.view)
 
     async def _remove(self, key: Key, child: ChildView) -> None:
-        await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
-        self._cache.deleted(key, child)
-        log.info("removed", extra={"object": str(key), "kind": child.kind, "child": child.name})
+        if child.terminating:  # it was asked for, and a finalizer of somebody's holds it
+            return
+        there = await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
+        if there is None:
+            self._cache.deleted(key, child)
+        else:
+            self._cache.put_child(there)
+        done = "removed" if there is None else "removal requested"
+        log.info(done, extra={"object": str(key), "kind": child.kind, "child": child.name})
 
     async def _write_training(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
         """Make the Job that trains, or the TurboDraft of one that is done; the answer tells a refusal."""
@@ -277,7 +297,7 @@ class Reconciler:
                 await trained.publish(self._api, td, made)
         except RefusedError as error:
             log.warning("refused: %s", error.message, extra={"object": str(key)})
-            return replace(decision, step=decision.step.refused(error.message))
+            return replace(decision, step=decision.step.refused(_said(error)))
         return decision
 
     def _stale_jobs(
@@ -288,7 +308,7 @@ class Reconciler:
         held: Mapping[tuple[str, str], HeldChild],
     ) -> set[tuple[str, str]]:
         """Inspect Jobs that are removed although one of the name is wanted: the next look makes it anew."""
-        pods = self._cache.inspect_pods(key)
+        pods = self._cache.pods.inspecting(key)
         return {
             _place(manifest)
             for manifest in wanted
@@ -309,7 +329,7 @@ class Reconciler:
                 if owner is not None and (owner["kind"], owner["name"]) == (TURBODEPLOYMENT, key.name):
                     what = f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed"
                     raise ConflictError(409, "Leftover", what)
-                raise RefusedError(
+                raise StrangerError(
                     409,
                     "AlreadyExists",
                     f"{kind} {name} is there already and belongs to somebody else: delete it, or rename this "
@@ -343,8 +363,8 @@ class Reconciler:
         }
         try:
             self._cache.put_deployment(await self._api.apply_status(DEPLOYMENTS, wanted))
-        except GoneError:  # deleted meanwhile: its event is on its way
-            return
+        except GoneError as error:
+            raise _DeletedError(key) from error
         gauges.count_training(key, (body.get("status") or {}).get("training"), new.training)
         ready = new.condition(ConditionType.READY)
         if ready is not None:
@@ -352,13 +372,20 @@ class Reconciler:
             log.info("status", extra={"object": str(key), **said})
 
 
+class _DeletedError(Exception):
+    """The TurboDeployment is gone, says the API server."""
+
+
+def _said(error: RefusedError) -> str:
+    """In a sentence, who refused what."""
+    return error.message if isinstance(error, StrangerError) else f"The API server refused: {error.message}"
+
+
 def _is_to_be_written(manifest: Manifest, held: HeldChild | None, futile: Set[tuple[str, str]]) -> bool:
     if held is None:
         return True
-    if manifest["kind"] in IMMUTABLE:
-        return False
     if held.view.applied_hash != _hash(manifest):
-        return True
+        return manifest["kind"] not in IMMUTABLE
     return not owns(held.fields, manifest) and (held.view.uid, _hash(manifest)) not in futile
 
 

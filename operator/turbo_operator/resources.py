@@ -43,6 +43,7 @@ TURBOACCELERATOR = Resource(_ACCELERATOR, GROUP, VERSION, PLURALS[_ACCELERATOR],
 TURBODRAFT = Resource(_DRAFT, GROUP, VERSION, PLURALS[_DRAFT])
 POD = Resource("Pod", "", "v1", "pods")
 NODE = Resource("Node", "", "v1", "nodes", namespaced=False)
+REPLICASET = Resource("ReplicaSet", "apps", "v1", "replicasets")
 QUOTA = Resource("ResourceQuota", "", "v1", "resourcequotas")
 
 # The children of a TurboDeployment, by kind.

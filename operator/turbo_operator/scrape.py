@@ -1,8 +1,8 @@
 """The only mouth to runtimes: reads the load of every pod that serves, and how far each is that trains, a
 small document, every few seconds.
 
-A pod that does not answer in time, or answers what is no load, keeps its last load, which grows old: silence
-is never a load of zero.
+A pod that does not answer in time, or answers what is no load or with a redirect, keeps its last load, which
+grows old: silence is never a load of zero.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import TypeVar
 
 import aiohttp
@@ -65,7 +66,7 @@ class Scraper:
 
     async def scrape(self, session: aiohttp.ClientSession) -> None:
         """Ask every pod once."""
-        pods, training = self._cache.answering_pods(), self._cache.training_pods()
+        pods, training = self._cache.pods.answering(), self._cache.pods.training()
         answers, told = await asyncio.gather(
             asyncio.gather(*(self._ask(session, pod, LOAD_PATH, Load.from_json) for _, pod in pods)),
             asyncio.gather(
@@ -73,7 +74,7 @@ class Scraper:
             ),
         )
         for (key, trainer), heard in zip(training, told, strict=True):
-            if heard is not None and self._cache.put_progress(key, trainer.name, heard[1]):
+            if heard is not None and self._cache.pods.put_progress(key, trainer.name, heard[1]):
                 self._wake(key)
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
         news: set[Key] = set()
@@ -81,7 +82,7 @@ class Scraper:
             if answer is not None:
                 at, load = answer
                 by_deployment[key].append(load)
-                if self._cache.put_load(key, pod.name, at, load):
+                if self._cache.pods.put_load(key, pod.name, at, load):
                     news.add(key)
         self._report(by_deployment)
         for key in by_deployment:
@@ -103,8 +104,11 @@ class Scraper:
         """When it answered (epoch seconds), and what."""
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
         try:
-            async with self._turns, session.get(f"http://{host}:{PORT}{path}") as answer:
-                answer.raise_for_status()
+            # A redirect would lead to where the operator may go, and whoever chose the pod's image may not.
+            url = f"http://{host}:{PORT}{path}"
+            async with self._turns, session.get(url, allow_redirects=False) as answer:
+                if answer.status != HTTPStatus.OK:
+                    raise ValueError(f"its status is {answer.status}")
                 document = read(await _text(answer))
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             metrics.SCRAPES.labels("failed").inc()

@@ -24,7 +24,7 @@ PORT = 8000
 PORT_NAME = "http"
 
 HEALTH_PATH = "/health"  # the server process and its engine are alive
-READY_PATH = "/ready"  # the model is loaded and the pod is not draining
+READY_PATH = "/ready"  # the model is loaded, the engine finishes steps, and the pod is not draining
 LOAD_PATH = "/load"  # `Load` as JSON
 METRICS_PATH = "/metrics"
 VERSION_PATH = "/version"
@@ -59,6 +59,7 @@ SPEC_NUM_ACCEPTED_TOKENS_PER_POS = "vllm:spec_decode_num_accepted_tokens_per_pos
 GUARANTEE_INFO = "turbo:guarantee_info"  # label guarantee: bytes | law; value 1
 SPEEDUP = "turbo:speedup"  # lately, over no speculation; absent while it is not known
 CHOSEN_DRAFTS = "turbo:chosen_drafts"  # label drafts: how many were verified for an answer in a step
+HEARTBEAT_AGE = "turbo:engine_heartbeat_age_seconds"  # since the engine last finished a step or a rest
 DRAFT_PROBLEM = "turbo:draft_problem"  # 1 while drafts are not what was asked for; /version says why
 DRAFT_INFO = "turbo:draft_info"  # labels draft and version: of the draft weights in use; value 1
 # Counters with the label draft: of requests that chose it, what SPEC_NUM_* count of all.
@@ -157,6 +158,10 @@ class RuntimeConfig:
         type=str,
     )
     request_seconds: float = _flag(600.0, "longest time for the answers to one request, queueing included")
+    step_timeout_seconds: float = _flag(
+        60.0,
+        "an engine that finishes no step for so long, once it is ready, is ended, and the server with it",
+    )
     connection_seconds: float = _flag(
         300.0, "after about so long a connection is closed, so that clients spread; 0 keeps it"
     )
@@ -235,6 +240,8 @@ class RuntimeConfig:
             return f"--audit-share must lie between 0 (no audit) and 1 (every answer), not {self.audit_share}"
         if not 0 < self.request_seconds < math.inf:
             return f"--request-seconds must be a number above 0, not {self.request_seconds}"
+        if not 1 <= self.step_timeout_seconds < math.inf:  # an idle engine is heard of every half second
+            return f"--step-timeout-seconds must be 1 or more, not {self.step_timeout_seconds}"
         for name in ("connection_seconds", "drain_seconds", "endpoint_seconds"):
             if not 0 <= getattr(self, name) < math.inf:
                 return f"--{name.replace('_', '-')} must be 0 or more, not {getattr(self, name)}"

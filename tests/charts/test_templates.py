@@ -14,6 +14,7 @@ import yaml
 
 from turbo_dev.shell import CommandError
 from turbo_operator import settings
+from turbo_operator.shipped import MEMORY_NAME
 
 Render = Callable[..., list[dict[str, Any]]]
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -26,7 +27,15 @@ def one(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
 
 def operator_settings(objects: list[dict[str, Any]]) -> settings.Settings:
     (container,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
-    return settings.read({variable["name"]: variable["value"] for variable in container["env"]})
+    return settings.read({variable["name"]: _value(variable, objects) for variable in container["env"]})
+
+
+def _value(variable: dict[str, Any], objects: list[dict[str, Any]]) -> str:
+    """As the container has it: the kubelet fills in what names a field of the pod."""
+    if "value" in variable:
+        return str(variable["value"])
+    assert variable["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.namespace"}}
+    return str(one(objects, "Deployment")["metadata"]["namespace"])
 
 
 def test_lint_finds_nothing(helm: Callable[..., str], chart: str) -> None:
@@ -107,7 +116,11 @@ def test_keep_marks_the_crds_alone(render: Render, keep: str, policy: str | None
 
 def test_named_namespaces_get_roles_and_the_cluster_none(render: Render) -> None:
     objects = render("--set=watchNamespaces={a,b}")
-    roles = {item["metadata"]["namespace"] for item in objects if item["kind"] == "RoleBinding"}
+    roles = {
+        item["metadata"]["namespace"]
+        for item in objects
+        if item["kind"] == "RoleBinding" and item["roleRef"]["kind"] == "ClusterRole"
+    }
     assert roles == {"a", "b"}
     # What is left for the whole cluster has no namespace: the accelerators, and the nodes that have them.
     binding = one(objects, "ClusterRoleBinding")
@@ -121,6 +134,27 @@ def test_named_namespaces_get_roles_and_the_cluster_none(render: Render) -> None
         "turboaccelerators/status": ["patch"],
         "nodes": ["list", "watch"],
     }
+
+
+def test_the_operator_may_remember_what_it_has_shipped_in_its_own_namespace_alone(render: Render) -> None:
+    objects = render("--set=watchNamespaces={a,b}")
+    role = one(objects, "Role")
+    assert role["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [MEMORY_NAME],
+            "verbs": ["list", "create", "patch"],
+        }
+    ]
+    assert role["metadata"]["namespace"] == operator_settings(objects).operator_namespace
+    (binding,) = (
+        item for item in objects if item["kind"] == "RoleBinding" and item["roleRef"]["kind"] == "Role"
+    )
+    assert binding["metadata"]["namespace"] == role["metadata"]["namespace"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"][0]["name"] == one(objects, "ServiceAccount")["metadata"]["name"]
+    assert "Role" not in {item["kind"] for item in render("--set=accelerators.apply=false")}
 
 
 def test_no_role_reads_secrets_or_uses_wildcards(render: Render) -> None:

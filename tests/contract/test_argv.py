@@ -35,6 +35,7 @@ CONFIGS = st.builds(
     drafts=st.none() | WORDS,
     capture=st.none() | WORDS,
     request_seconds=st.floats(1e-3, 1e6),
+    step_timeout_seconds=st.floats(1, 1e6),
     connection_seconds=SECONDS,
     drain_seconds=SECONDS,
     endpoint_seconds=SECONDS,
@@ -53,6 +54,7 @@ def test_every_field_is_drawn_above() -> None:
 
 def test_defaults_are_left_out_so_that_new_ones_change_no_old_pod() -> None:
     assert RuntimeConfig("m").to_argv() == ["m"]
+    assert RuntimeConfig("m", step_timeout_seconds=60.0).to_argv() == ["m"]
     assert RuntimeConfig("m", port=1).to_argv() == ["m", "--port=1"]
 
 
@@ -67,6 +69,8 @@ def test_defaults_are_left_out_so_that_new_ones_change_no_old_pod() -> None:
         (["m", "--max-step-tokens=0"], "--max-step-tokens"),
         (["m", "--request-seconds=0"], "--request-seconds"),
         (["m", "--connection-seconds=-1"], "--connection-seconds"),
+        (["m", "--step-timeout-seconds=0.9"], "--step-timeout-seconds"),
+        (["m", "--step-timeout-seconds=inf"], "--step-timeout-seconds"),
         (["m", "--api-keys="], "--api-keys"),
         (["m", "--threads=0"], "--threads"),
         (["m", "--max-model-len=-1"], "--max-model-len"),

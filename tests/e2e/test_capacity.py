@@ -51,6 +51,15 @@ class Hall:
         for number in range(count):
             self.cluster.access.apply(gpu_node(f"{accelerator}-{number}", accelerator, gpus))
 
+    def node_with(self, accelerator: str, name: str, labels: dict[str, str], *taints: dict[str, str]) -> str:
+        """A node of one GPU with further labels and taints; its name."""
+        node = gpu_node(f"{accelerator}-{name}", accelerator, 1)
+        node["metadata"]["labels"] |= labels
+        node["spec"]["taints"] += taints
+        self.cluster.access.apply(node)
+        found: str = node["metadata"]["name"]
+        return found
+
     def deploy(self, *allowed: str, **spec: Any) -> None:
         accelerators = {"allowed": list(allowed)} | spec.pop("accelerators", {})
         self.cluster.create_deployment(self.namespace, model=MODEL, accelerators=accelerators, **spec)
@@ -191,6 +200,45 @@ def test_no_capacity_until_a_node_is_added(hall: Hall) -> None:
     assert hall.serving() == []
     hall.nodes(h100, 1)
     hall.until_ready(1)
+
+
+SPOT_PRICE = {
+    "pricing": {"perAcceleratorHour": {"onDemand": "2.50", "spot": "1.00"}, "source": "set by the test"}
+}
+
+
+def test_a_spot_replica_waits_for_a_spot_node_beside_one_on_demand(hall: Hall) -> None:
+    h100 = hall.accelerator("h100", "2.50", **SPOT_PRICE)
+    hall.node_with(h100, "plain", {})
+    hall.cluster.start(hall.namespace)
+    hall.deploy(h100, accelerators={"capacityTypes": ["Spot"]})
+    said = hall.until_said("PlanFeasible", "False", "NoCapacity")["message"]
+    assert f"no free {h100} (Spot), and 1 node of another capacity type" in said
+    assert hall.serving() == []
+    azure = {"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}
+    spot = hall.node_with(h100, "spot", {azure["key"]: "spot"}, azure)
+    body = hall.until_ready(1)
+    assert [pod["spec"]["nodeName"] for pod in hall.serving()] == [spot]
+    assert body["status"]["plan"]["capacityType"] == "Spot"
+    hall.until(lambda: hall.counts(h100)["nodes"] == 2, "nodes of both capacity types are counted")
+
+
+def test_elastic_replicas_go_only_where_their_capacity_type_is(hall: Hall) -> None:
+    """Nothing but the scheduler holds them off: of an elastic class no node is counted."""
+    cheap = {"capacityTypes": {"spot": {"nodeSelector": {"pool": "cheap"}}}}
+    h100 = hall.accelerator("h100", "2.50", provisioning="Elastic", **SPOT_PRICE, **cheap)
+    plain = hall.node_with(h100, "plain", {"karpenter.sh/capacity-type": "spot"})
+    spot = hall.node_with(h100, "cheap", {"pool": "cheap"})
+    hall.cluster.start(hall.namespace)
+    hall.deploy(h100, replicas=2, accelerators={"capacityTypes": ["Spot"]})
+    hall.until(lambda: "didn't match" in hall.condition("Available")["message"], "the second one waits")
+    assert {pod["spec"].get("nodeName") for pod in hall.serving()} == {spot, None}
+    hall.cluster.create_deployment(hall.namespace, "other", model=MODEL, accelerators={"allowed": [h100]})
+    hall.cluster.until_ready(hall.namespace, "other")
+    others = [
+        pod for pod in hall.serving() if pod["metadata"]["labels"]["serving.turbo.dev/deployment"] == "other"
+    ]
+    assert [pod["spec"]["nodeName"] for pod in others] == [plain]
 
 
 def test_what_others_hold_is_not_planned_with(hall: Hall) -> None:

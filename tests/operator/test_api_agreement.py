@@ -199,6 +199,12 @@ _accelerators = st.fixed_dictionaries(
         "perNode": _values([1, 8, 1024], st.integers(0, 1025)),
         "interconnectGBps": _money,
         "networkGBps": _money,
+        "capacityTypes": _some(
+            **dict.fromkeys(
+                ("onDemand", "spot", "reserved"),
+                st.sampled_from([{"nodeSelector": {"pool": "cheap"}}, {"nodeSelector": {}}, {}]),
+            )
+        ),
         "provisioning": st.sampled_from(["Fixed", "Elastic"]),
         "max": _values([0, 100_000], st.integers(-1, 0)),
         "efficiency": _some(

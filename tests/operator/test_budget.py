@@ -117,6 +117,16 @@ def test_a_replica_goes_only_where_its_cores_and_memory_are_free() -> None:
     assert spread.room(Supply(tuple(nodes)), NOW) == 1
 
 
+def test_nodes_of_another_capacity_type_are_no_room() -> None:
+    spot, both = frozenset({CapacityType.SPOT}), frozenset(CapacityType)
+    supply = Supply(
+        (NodeSupply("a", 8, 3, capacity_types=spot), NodeSupply("b", 8, 2, capacity_types=both)),
+    )
+    kinds = (CapacityType.SPOT, CapacityType.ON_DEMAND)
+    assert [Footprint(H100, kind, 1).room(supply, NOW) for kind in kinds] == [5, 2]
+    assert [Footprint(H100, kind, 4, nodes=2).room(supply, NOW) for kind in kinds] == [1, 0]
+
+
 def test_what_a_pod_takes_beside_a_device_is_the_plans_or_the_templates() -> None:
     asked = Resources.model_validate({"requests": {"cpu": "500m", "memory": "1Gi"}})
     assert beside(H100, 7, None) == Host(2000, 7)

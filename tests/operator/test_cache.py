@@ -47,11 +47,28 @@ def child(
 def pod(name: str, version: int, ready: bool = True, role: str = "serving", **status: Any) -> dict[str, Any]:
     body = child("Pod", name, version, uid=name)
     body["metadata"]["labels"] |= {f"{GROUP}/role": role, f"{GROUP}/plan-hash": "abc"}
-    body["metadata"]["ownerReferences"] = [
-        {"kind": "Job", "name": "chat-inspect-1", "uid": "j", "controller": True}
-    ]
+    owner = {"kind": "ReplicaSet", "name": "chat-abc-1", "uid": "rs", "controller": True}
+    if role == "inspect":
+        owner = {"kind": "Job", "name": "chat-inspect-1", "uid": "j", "controller": True}
+    body["metadata"]["ownerReferences"] = [owner]
     ready_condition = {"type": "Ready", "status": "True" if ready else "False"}
     body["status"] = {"phase": "Running", "podIP": "10.0.0.9", "conditions": [ready_condition], **status}
+    return body
+
+
+def with_roots() -> Cache:
+    """A cache that knows what the pods come from."""
+    cache = Cache()
+    cache.put_child(child("Deployment", "chat-abc", uid="d"))
+    cache.put_child(child("Job", "chat-inspect-1", uid="j"))
+    cache.pods.put_replica_set(replica_set())
+    return cache
+
+
+def replica_set() -> dict[str, Any]:
+    body = child("ReplicaSet", "chat-abc-1", uid="rs")
+    owner = {"kind": "Deployment", "name": "chat-abc", "uid": "d", "controller": True}
+    body["metadata"]["ownerReferences"] = [owner]
     return body
 
 
@@ -84,25 +101,58 @@ def test_a_child_that_another_object_controls_is_not_observed() -> None:
 
 def test_what_a_list_shows_that_was_taken_before_its_deletion_does_not_come_back() -> None:
     cache = Cache()
-    old_pod, old_child = pod("p", version=5), child(version=5)
-    cache.put_pod(old_pod)
-    cache.put_child(old_child)
-    cache.drop_pod(pod("p", version=8))
+    old = child(version=5)
+    cache.put_child(old)
     cache.drop_child(child(version=8))
-    cache.put_pod(old_pod)
-    cache.put_child(old_child)
-    for kind, uid in (("Pod", "p"), ("Service", "u1")):
-        assert cache.keep_only(kind, [uid], "6") == set()
-    assert cache.observe(KEY, "td").pods == ()
+    cache.put_child(old)
+    assert cache.keep_only("Service", ["u1"], "6") == set()
     assert cache.observe(KEY, "td").children == ()
 
 
-def test_an_object_without_our_label_belongs_to_nobody() -> None:
+def test_a_child_is_known_by_its_owner_whatever_its_labels_say() -> None:
     cache = Cache()
-    body = child()
-    body["metadata"]["labels"] = {"app": "chat"}
-    assert cache.put_child(body).key is None
-    assert cache.observe(KEY, "td").children == ()
+    for labels in ({}, {f"{GROUP}/deployment": "other"}):
+        ours, strangers = child(uid="ours"), child(name="theirs", uid="theirs")
+        ours["metadata"]["labels"] = labels
+        del strangers["metadata"]["ownerReferences"]
+        cache.put_child(ours)
+        assert cache.put_child(strangers) == set()
+        assert cache.drop_child(strangers) == set()
+        assert [view.uid for view in cache.observe(KEY, "td").children] == ["ours"]
+
+
+def test_a_child_that_is_given_away_is_ours_no_longer() -> None:
+    cache = with_roots()
+    cache.pods.put(pod("p", 1))
+    disowned = child("Deployment", "chat-abc", version=2, uid="d")
+    del disowned["metadata"]["ownerReferences"]
+    assert cache.put_child(disowned) == {KEY}
+    assert [view.kind for view in cache.observe(KEY, "td").children] == ["Job"]
+    assert cache.observe(KEY, "td").pods == ()
+
+
+def test_a_child_that_lost_the_label_of_its_watch_comes_back_by_any_sight_of_it_since() -> None:
+    """A watch by label calls it a deletion, at the version at which the label went."""
+    cache = Cache()
+    cache.put_child(child(version=5))
+    assert cache.drop_child(child(version=8)) == {KEY}
+    assert cache.put_child(child(version=7)) == set()
+    assert cache.put_child(child(version=8)) == {KEY}
+
+
+def test_a_deletion_that_comes_after_a_newer_sight_of_the_child_was_a_label_lost_and_put_back() -> None:
+    cache = Cache()
+    cache.put_child(child(version=9))
+    assert cache.drop_child(child(version=8)) == set()
+    assert len(cache.observe(KEY, "td").children) == 1
+
+
+def test_a_variant_s_hash_is_read_from_its_name() -> None:
+    cache = Cache()
+    body = child("Deployment", "chat-abc")
+    body["metadata"]["labels"][f"{GROUP}/plan-hash"] = "edited"
+    cache.put_child(body)
+    assert cache.observe(KEY, "td").children[0].plan_hash == "abc"
 
 
 def test_the_deletion_of_an_earlier_object_does_not_remove_its_successor() -> None:
@@ -123,10 +173,10 @@ def test_a_full_list_drops_what_it_does_not_show_but_nothing_newer() -> None:
 
 
 def test_a_status_that_changes_nothing_we_look_at_wakes_nobody() -> None:
-    cache = Cache()
-    assert cache.put_pod(pod("a", 1)) == (KEY, True)
-    assert cache.put_pod(pod("a", 2, qosClass="Burstable")) == (KEY, False)
-    assert cache.put_pod(pod("a", 3, ready=False)) == (KEY, True)
+    cache = with_roots()
+    assert cache.pods.put(pod("a", 1)) == {KEY}
+    assert cache.pods.put(pod("a", 2, qosClass="Burstable")) == set()
+    assert cache.pods.put(pod("a", 3, ready=False)) == {KEY}
 
 
 def deployment(version: int, uid: str = "td", **status: Any) -> dict[str, Any]:
@@ -138,11 +188,11 @@ def test_the_answer_to_a_write_that_arrives_after_the_deletion_does_not_bring_th
     cache = Cache()
     cache.put_deployment(deployment(5))
     assert cache.drop_deployment(deployment(7)) == KEY
-    assert cache.put_deployment(deployment(6, url="late")).changed is False
+    assert cache.put_deployment(deployment(6, url="late")) == set()
     assert cache.all_keys() == []
     cache.keep_only("TurboDeployment", [], "6")  # a list from before the deletion
-    assert cache.put_deployment(deployment(6)).changed is False
-    assert cache.put_deployment(deployment(9, uid="its successor")).changed is True
+    assert cache.put_deployment(deployment(6)) == set()
+    assert cache.put_deployment(deployment(9, uid="its successor")) == {KEY}
 
 
 def test_the_late_deletion_of_an_earlier_deployment_drops_nothing() -> None:
@@ -200,12 +250,16 @@ def test_a_deleted_accelerator_stays_deleted_whatever_list_arrives_late() -> Non
 
 
 def test_nothing_is_kept_of_what_is_gone() -> None:
-    cache = Cache()
-    cache.put_child(child(version=1))
-    cache.put_pod(pod("a", 2))
+    cache = with_roots()
+    cache.pods.put(pod("a", 2))
+    cache.pods.put(pod("of a Job", 3, role="inspect"))
     cache.children(Key("team", "never heard of"), "u")
-    cache.drop_child(child(version=3))
-    cache.drop_pod(pod("a", 4))
+    for kind, name, uid in (("Deployment", "chat-abc", "d"), ("Job", "chat-inspect-1", "j")):
+        cache.drop_child(child(kind, name, version=4, uid=uid))
+    cache.pods.drop_replica_set(replica_set())
+    assert len(cache.observe(KEY, "td").pods) == 1  # it ends, and is paid meanwhile
+    cache.pods.drop(pod("a", 5))
+    cache.pods.drop(pod("of a Job", 6))
     sizes = {name: len(value) for name, value in vars(cache).items() if hasattr(value, "__len__")}
     assert set(sizes.values()) == {0}
 
@@ -233,10 +287,10 @@ def test_what_we_deleted_is_kept_in_mind_until_a_list_of_its_kind_and_place_show
 
 def test_inspect_pods_are_not_serving_pods() -> None:
     ended = {"name": "inspect", "state": {"terminated": {"exitCode": 0, "message": "{}"}}}
-    cache = Cache()
-    cache.put_pod(pod("i", 1, ready=False, role="inspect", containerStatuses=[ended]))
+    cache = with_roots()
+    cache.pods.put(pod("i", 1, ready=False, role="inspect", containerStatuses=[ended]))
     assert cache.observe(KEY, "td").pods == ()
-    (seen,) = cache.inspect_pods(KEY)
+    (seen,) = cache.pods.inspecting(KEY)
     assert (seen.job, seen.succeeded, seen.message) == ("chat-inspect-1", True, "{}")
 
 
@@ -245,18 +299,18 @@ def waiting(reason: str, **last: Any) -> dict[str, Any]:
 
 
 def test_a_crash_loop_by_lack_of_memory_says_so_and_a_start_says_nothing() -> None:
-    cache = Cache()
+    cache = with_roots()
     killed = waiting("CrashLoopBackOff", terminated={"reason": "OOMKilled", "exitCode": 137})
-    cache.put_pod(pod("killed", 1, ready=False, containerStatuses=[killed]))
-    cache.put_pod(pod("pulling", 2, ready=False, containerStatuses=[waiting("ErrImagePull")]))
-    cache.put_pod(pod("starting", 3, ready=False, containerStatuses=[waiting("ContainerCreating")]))
+    cache.pods.put(pod("killed", 1, ready=False, containerStatuses=[killed]))
+    cache.pods.put(pod("pulling", 2, ready=False, containerStatuses=[waiting("ErrImagePull")]))
+    cache.pods.put(pod("starting", 3, ready=False, containerStatuses=[waiting("ContainerCreating")]))
     unscheduled = {
         "type": "PodScheduled",
         "status": "False",
         "reason": "Unschedulable",
         "message": "0/3 nodes",
     }
-    cache.put_pod(pod("unscheduled", 4, ready=False, conditions=[unscheduled]))
+    cache.pods.put(pod("unscheduled", 4, ready=False, conditions=[unscheduled]))
     reasons = {view.name: (view.reason, view.message) for view in cache.observe(KEY, "td").pods}
     assert reasons == {
         "killed": ("OOMKilled", "container turbo ran out of memory"),
@@ -267,25 +321,25 @@ def test_a_crash_loop_by_lack_of_memory_says_so_and_a_start_says_nothing() -> No
 
 
 def test_a_load_stays_with_its_pod_and_goes_with_it() -> None:
-    cache = Cache()
-    cache.put_pod(pod("p", 1))
-    assert not cache.put_load(KEY, "p", 100.0, LOAD)
-    assert not cache.put_pod(pod("p", 2)).changed
+    cache = with_roots()
+    cache.pods.put(pod("p", 1))
+    assert not cache.pods.put_load(KEY, "p", 100.0, LOAD)
+    assert cache.pods.put(pod("p", 2)) == set()
     assert cache.observe(KEY, "td").pods[0].load == LoadSample(100.0, LOAD)
-    cache.drop_pod(pod("p", 2))
-    assert not cache.put_load(KEY, "p", 115.0, LOAD)
+    cache.pods.drop(pod("p", 2))
+    assert not cache.pods.put_load(KEY, "p", 115.0, LOAD)
     successor = pod("p", 3)
     successor["metadata"]["uid"] = "another"
-    cache.put_pod(successor)
+    cache.pods.put(successor)
     assert cache.observe(KEY, "td").pods[0].load is None
 
 
 def test_the_output_per_second_is_what_was_said_since() -> None:
-    cache = Cache()
-    cache.put_pod(pod("p", 1))
+    cache = with_roots()
+    cache.pods.put(pod("p", 1))
 
     def rate(at: float, generated: int) -> float | None:
-        cache.put_load(KEY, "p", at, replace(LOAD, generated_tokens=generated))
+        cache.pods.put_load(KEY, "p", at, replace(LOAD, generated_tokens=generated))
         sample = cache.observe(KEY, "td").pods[0].load
         assert sample is not None
         return sample.tokens_per_second
@@ -305,10 +359,12 @@ def test_what_was_under_way_adds_up_over_time() -> None:
 
 
 def test_a_load_that_tells_of_another_draft_is_news() -> None:
-    cache = Cache()
-    cache.put_pod(pod("p", 1))
-    assert cache.put_load(KEY, "p", 1.0, LOAD) is False
-    assert cache.put_load(KEY, "p", 2.0, replace(LOAD, draft_version="a")) is True
-    assert cache.put_load(KEY, "p", 3.0, replace(LOAD, draft_version="a")) is False
-    assert cache.put_load(KEY, "p", 4.0, replace(LOAD, draft_version="a", draft_problem="broken")) is True
-    assert cache.put_load(KEY, "p", 5.0, LOAD) is True
+    cache = with_roots()
+    cache.pods.put(pod("p", 1))
+    assert cache.pods.put_load(KEY, "p", 1.0, LOAD) is False
+    assert cache.pods.put_load(KEY, "p", 2.0, replace(LOAD, draft_version="a")) is True
+    assert cache.pods.put_load(KEY, "p", 3.0, replace(LOAD, draft_version="a")) is False
+    assert (
+        cache.pods.put_load(KEY, "p", 4.0, replace(LOAD, draft_version="a", draft_problem="broken")) is True
+    )
+    assert cache.pods.put_load(KEY, "p", 5.0, LOAD) is True

@@ -128,7 +128,7 @@ class Server(Kube):
 
 
 def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_up_nothing_else() -> None:
-    cache, ledger, server = Cache(), Ledger(), Server()
+    cache, ledger, server = Cache(), Ledger(lambda _: None), Server()
     cache.put_deployment(server.deployment)
     elastic = replace(CORES, provisioning=Provisioning.ELASTIC)
     cache.put_accelerator({"metadata": {**META, "name": "cpu", "uid": "a"}}, elastic)

@@ -47,7 +47,7 @@ def observed_with(it: TurboDeployment, *drafts: DraftView) -> Observed:
     for number, each in enumerate(drafts, 1):
         meta = {"namespace": "team", "name": each.name, "uid": each.name, "resourceVersion": str(number)}
         cache.drafts.put({"metadata": meta}, each)
-    return replace(observe(cache, Ledger(), Key("team", "chat"), it, NOW), model=FACTS)
+    return replace(observe(cache, Ledger(lambda _: None), Key("team", "chat"), it, NOW), model=FACTS)
 
 
 def test_the_newest_draft_is_tried_and_none_that_is_in_use_or_was_turned_down() -> None:

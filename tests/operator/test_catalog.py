@@ -97,10 +97,12 @@ def test_a_users_accelerator_is_a_row_of_what_it_says() -> None:
                 "quantity": "1500m",
                 "memoryGiB": "2.5",
                 "pricing": {"perAcceleratorHour": {"onDemand": "0.04"}},
+                "capacityTypes": {"spot": {"nodeSelector": {"pool": "cheap"}}},
             },
         }
     )
     row = as_row(mine)
     assert (row.quantity, row.memory_bytes) == (Decimal("1.5"), int(2.5 * GIB))
     assert row.prices.get("OnDemand") == Decimal("0.04")
+    assert row.capacity_selectors == {"Spot": {"pool": "cheap"}}
     assert catalogue()["cpu"].prices.get("OnDemand") is None

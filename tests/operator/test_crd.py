@@ -139,7 +139,13 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             },
         },
         "planPolicy": {"minSavingFraction": "0.25"},
-        "rollout": {"canary": {"answering": "90s", "window": "5m", "minGain": "1.05"}},
+        "rollout": {
+            "maxSurge": 0,
+            "maxUnavailable": 2,
+            "minReadySeconds": 5,
+            "progressDeadline": "20m",
+            "canary": {"answering": "90s", "window": "5m", "minGain": "1.05"},
+        },
         "drain": {"timeout": "1m30s"},
         "suspend": False,
         "template": {
@@ -275,14 +281,36 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
         "ENGINE",
         "ACCELERATOR",
         "READY",
+        "STATUS",
         "SPECULATION",
         "GAIN",
         "$/1M",
         "AGE",
     ]
-    assert row.split()[1:6] == ["hf://acme/tiny", "Turbo", "h100", "2/3", "Suffix:8"]
+    assert row.split()[1:7] == ["hf://acme/tiny", "Turbo", "h100", "2/3", "ModelLoading", "Suffix:8"]
     _, wide = cluster.kubectl("get", "td", "shown", "-n", NAMESPACE, "-o", "wide").splitlines()
-    assert wide.split()[-5:-1] == ["12.00", "12345678", "http://shown.crd.svc/v1", "ModelLoading"]
+    assert wide.split()[-4:-1] == ["12.00", "12345678", "http://shown.crd.svc/v1"]
+
+
+@pytest.mark.cluster
+def test_a_row_without_a_plan_says_why(cluster: Access) -> None:
+    cluster.apply(deployment("broken", SMALLEST))
+    conditions = tuple(
+        api.Condition(
+            type=kind,
+            status="False",
+            reason=reason,
+            message="It cannot be read.",
+            last_transition_time="2026-01-01T00:00:00Z",
+            observed_generation=1,
+        )
+        for kind, reason in (("ModelInspected", "InspectionFailed"), ("Ready", "InvalidSpec"))
+    )
+    write_status(cluster, "broken", api.TurboDeploymentStatus(conditions=conditions))
+    header, row = cluster.kubectl("get", "td", "broken", "-n", NAMESPACE).splitlines()
+    start = header.index("STATUS")
+    assert row[start:].split()[0] == "InvalidSpec"
+    assert row[:start].split() == ["broken", "hf://acme/tiny"]
 
 
 @pytest.mark.cluster

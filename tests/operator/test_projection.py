@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbo_operator.api import GROUP, epoch
+from turbo_operator.api import epoch
 from turbo_operator.observed import ChildView, TrainPod
 from turbo_operator.projection import child, pod
 
@@ -14,9 +14,10 @@ AT, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 def trains(state: dict[str, Any] | None = None, **status: Any) -> TrainPod:
     containers = [] if state is None else [{"name": "train", "state": state}]
     node = {} if status.get("phase") == "Pending" and state is None else {"nodeName": "n"}
+    owner = {"kind": "Job", "name": "chat-train-1", "uid": "j", "controller": True}
     seen = pod(
         {
-            "metadata": {"name": "p", "creationTimestamp": AT, "labels": {f"{GROUP}/role": "train"}},
+            "metadata": {"name": "p", "creationTimestamp": AT, "ownerReferences": [owner]},
             "spec": node,
             "status": {"containerStatuses": containers, **status},
         }

@@ -66,7 +66,7 @@ class World:
     def __init__(self) -> None:
         self.server, self.cache, self.now = Server(), Cache(), NOW
         api: Any = self.server
-        self.reconciler = Reconciler(self.cache, Ledger(), api, SETTINGS, lambda: self.now)
+        self.reconciler = Reconciler(self.cache, Ledger(lambda _: None), api, SETTINGS, lambda: self.now)
         row = replace(CORES, provisioning=Provisioning.ELASTIC)
         self.cache.put_accelerator({"metadata": {"name": "cpu", "uid": "a", "resourceVersion": "1"}}, row)
 
@@ -93,9 +93,9 @@ class World:
     def pod_of(self, job: str, **status: Any) -> None:
         """Its pod, as a watch shows it."""
         labels = {LABEL_DEPLOYMENT: "chat", LABEL_ROLE: "train"}
-        owner = {"kind": "Job", "name": job, "uid": "j", "controller": True}
+        owner = {"kind": "Job", "name": job, "uid": self.jobs[job], "controller": True}
         meta = {"name": f"{job}-p", "namespace": "team", "uid": "p", "resourceVersion": "9", "labels": labels}
-        self.cache.put_pod(
+        self.cache.pods.put(
             {"metadata": {**meta, "ownerReferences": [owner]}, "spec": {"nodeName": "n"}, "status": status}
         )
 

@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY
 from turbo_operator.api import GROUP
 from turbo_operator.cache import Cache, Key
 from turbo_operator.observed import LoadSample
+from turbo_operator.pods import Root
 from turbo_operator.scrape import NUM_CONNECTIONS, Scraper
 from turbo_runtime.contract import LOAD_PATH, PORT, Load, StepTime
 from turbo_runtime.training_contract import PROGRESS_PATH, TrainingProgress
@@ -26,6 +27,7 @@ LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)
 
 def pod(name: str, address: str, ready: bool = True) -> dict[str, Any]:
     labels = {f"{GROUP}/deployment": KEY.name, f"{GROUP}/role": "serving", f"{GROUP}/plan-hash": "abc"}
+    owner = {"kind": "ReplicaSet", "name": "chat-abc-1", "uid": "rs", "controller": True}
     return {
         "metadata": {
             "namespace": KEY.namespace,
@@ -33,6 +35,7 @@ def pod(name: str, address: str, ready: bool = True) -> dict[str, Any]:
             "uid": name,
             "resourceVersion": "1",
             "labels": labels,
+            "ownerReferences": [owner],
         },
         "status": {
             "phase": "Running",
@@ -40,6 +43,13 @@ def pod(name: str, address: str, ready: bool = True) -> dict[str, Any]:
             "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
         },
     }
+
+
+def with_root() -> Cache:
+    """A cache that knows what controls the pods."""
+    cache = Cache()
+    cache.pods.put_root("rs", Root(KEY, "td", "abc"))
+    return cache
 
 
 @contextlib.asynccontextmanager
@@ -82,14 +92,14 @@ async def test_loads_come_from_pods_that_answer_and_the_others_are_unknown() -> 
         await asyncio.sleep(30)
         return web.Response(text=LOAD.to_json())
 
-    cache = Cache()
+    cache = with_root()
     answers = {"good": good, "nonsense": nonsense, "silent": silent, "hollow": hollow, "endless": endless}
     async with contextlib.AsyncExitStack() as servers:
         for number, (name, answer) in enumerate(answers.items(), 31):
             await servers.enter_async_context(runtime(f"127.0.0.{number}", answer))
-            cache.put_pod(pod(name, f"127.0.0.{number}"))
-        cache.put_pod(pod("refusing", "127.0.0.41"))
-        cache.put_pod(pod("loading", "127.0.0.31", ready=False))
+            cache.pods.put(pod(name, f"127.0.0.{number}"))
+        cache.pods.put(pod("refusing", "127.0.0.41"))
+        cache.pods.put(pod("loading", "127.0.0.31", ready=False))
         clock = iter((100.0, 110.0)).__next__
         scraper = Scraper(cache, period=1000, timeout=3, wake=pytest.fail, clock=clock)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as session:
@@ -101,6 +111,32 @@ async def test_loads_come_from_pods_that_answer_and_the_others_are_unknown() -> 
     samples = {each.name: each.load for each in cache.observe(KEY, "td").pods}
     assert samples.pop("good") == LoadSample(100.0, LOAD)
     assert set(samples.values()) == {None}
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_pod_that_answers_with_a_redirect_leads_nowhere_and_is_unknown(status: int) -> None:
+    """Its image is the user's choice, and the operator reaches what that user does not."""
+    led: list[str] = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        led.append(request.path)
+        return web.Response(text=LOAD.to_json())
+
+    async def redirect(_: web.Request) -> web.Response:
+        headers = {"Location": f"http://127.0.0.56:{PORT}/metadata"}
+        return web.Response(status=status, headers=headers, text=LOAD.to_json())
+
+    cache = Cache()
+    cache.put_pod(pod("cunning", "127.0.0.55"))
+    scraper = Scraper(cache, period=1000, timeout=5, wake=pytest.fail, clock=lambda: 100.0)
+    async with (
+        runtime("127.0.0.55", redirect),
+        runtime("127.0.0.56", elsewhere, "/metadata"),
+        aiohttp.ClientSession() as session,
+    ):
+        await scraper.scrape(session)
+    assert led == []
+    assert [each.load for each in cache.observe(KEY, "td").pods] == [None]
 
 
 @pytest.mark.parametrize(
@@ -118,10 +154,10 @@ async def test_a_load_wakes_whoever_scales_by_it_and_a_first_step_time_everybody
         return web.Response(text=replace(LOAD, step_times=step_times).to_json())
 
     woken: list[Key] = []
-    cache = Cache()
+    cache = with_root()
     meta = {"namespace": KEY.namespace, "name": KEY.name, "uid": "td", "resourceVersion": "1"}
     cache.put_deployment({"metadata": meta, "spec": {"scaling": {"policy": policy}}})
-    cache.put_pod(pod("good", "127.0.0.53"))
+    cache.pods.put(pod("good", "127.0.0.53"))
     scraper = Scraper(cache, period=1000, timeout=5, wake=woken.append, clock=lambda: 100.0)
     async with runtime("127.0.0.53", good), aiohttp.ClientSession() as session:
         await scraper.scrape(session)
@@ -137,23 +173,23 @@ async def test_a_pod_is_asked_until_it_has_drained() -> None:
         asked += 1
         return web.Response(text=LOAD.to_json())
 
-    cache = Cache()
-    cache.put_pod(pod("good", "127.0.0.54"))
+    cache = with_root()
+    cache.pods.put(pod("good", "127.0.0.54"))
     scraper = Scraper(cache, period=1000, timeout=5, wake=pytest.fail, clock=lambda: 100.0)
     async with runtime("127.0.0.54", good), aiohttp.ClientSession() as session:
         await scraper.scrape(session)
         drains = pod("good", "127.0.0.54", ready=False)
         drains["metadata"] |= {"resourceVersion": "2", "deletionTimestamp": "2026-01-01T00:00:00Z"}
-        cache.put_pod(drains)
+        cache.pods.put(drains)
         await scraper.scrape(session)
-        cache.drop_pod(drains)
+        cache.pods.drop(drains)
         await scraper.scrape(session)
     assert asked == 2
 
 
 async def test_pods_that_do_not_answer_keep_no_other_from_being_asked() -> None:
     """A node that is cut off takes more pods with it than are asked at the same time."""
-    cache, woken = Cache(), asyncio.Event()
+    cache, woken = with_root(), asyncio.Event()
 
     async def good(_: web.Request) -> web.Response:
         return web.Response(text=replace(LOAD, step_times=(StepTime(1, 1, 64, 0.01),)).to_json())
@@ -164,8 +200,8 @@ async def test_pods_that_do_not_answer_keep_no_other_from_being_asked() -> None:
 
     async with runtime("127.0.0.31", silent), runtime("127.0.0.32", good):
         for number in range(2 * NUM_CONNECTIONS):
-            cache.put_pod(pod(f"cut-off-{number}", "127.0.0.31"))
-        cache.put_pod(pod("well", "127.0.0.32"))
+            cache.pods.put(pod(f"cut-off-{number}", "127.0.0.31"))
+        cache.pods.put(pod("well", "127.0.0.32"))
         scraper = Scraper(cache, 1000, 0.5, wake=lambda _: woken.set(), clock=lambda: 100.0)
         loop = asyncio.create_task(scraper.run())
         await asyncio.wait_for(woken.wait(), 10)
@@ -181,8 +217,8 @@ async def test_the_loop_goes_on_until_it_is_cancelled() -> None:
         asked.put_nowait(None)
         return web.Response(text=LOAD.to_json())
 
-    cache = Cache()
-    cache.put_pod(pod("good", "127.0.0.51"))
+    cache = with_root()
+    cache.pods.put(pod("good", "127.0.0.51"))
     scraper = Scraper(cache, period=0.01, timeout=1.0, wake=pytest.fail, clock=lambda: 100.0)
     async with runtime("127.0.0.51", good):
         task = asyncio.create_task(scraper.run())
@@ -201,12 +237,12 @@ async def test_how_far_a_training_is_is_read_and_wakes_at_a_tenth_of_a_stage() -
         return web.Response(text=TrainingProgress("answers", done, 100, "prompts").to_json())
 
     body = pod("trainer", "127.0.0.91", ready=False)
-    body["metadata"]["labels"][f"{GROUP}/role"] = "train"
+    body["metadata"]["ownerReferences"][0] |= {"kind": "Job", "name": "chat-train-1"}
     body["status"]["containerStatuses"] = [
         {"name": "train", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}
     ]
-    cache, woken = Cache(), []
-    cache.put_pod(body)
+    cache, woken = with_root(), []
+    cache.pods.put(body)
     scraper = Scraper(cache, 1.0, 1.0, woken.append, lambda: 7.0)
     async with runtime("127.0.0.91", answer, PROGRESS_PATH), aiohttp.ClientSession() as session:
         await scraper.scrape(session)
@@ -217,9 +253,9 @@ async def test_how_far_a_training_is_is_read_and_wakes_at_a_tenth_of_a_stage() -
         done = 50
         await scraper.scrape(session)
         assert woken == [KEY, KEY]
-    (seen,) = cache.observe(KEY, "u").trainings
+    (seen,) = cache.observe(KEY, "td").trainings
     assert seen.progress == TrainingProgress("answers", 50, 100, "prompts")
-    assert cache.observe(KEY, "u").pods == ()
+    assert cache.observe(KEY, "td").pods == ()
     body["metadata"]["resourceVersion"] = "2"
-    cache.put_pod(body)  # what a watch shows does not know it
-    assert cache.observe(KEY, "u").trainings == (seen,)
+    cache.pods.put(body)  # what a watch shows does not know it
+    assert cache.observe(KEY, "td").trainings == (seen,)

@@ -4,6 +4,7 @@ A field exists only once it works.
 """
 
 from turbo_operator.api.accelerator import (
+    CapacityTypes,
     Efficiency,
     Pricing,
     TurboAccelerator,
@@ -77,6 +78,7 @@ from turbo_operator.api.names import (
     Provisioning,
     ReadyReason,
     ReconcilingReason,
+    RolloutReason,
     ScalingReason,
     StalledReason,
     TrainingReason,
@@ -150,6 +152,7 @@ __all__ = [
     "Canary",
     "CanaryReason",
     "CapacityType",
+    "CapacityTypes",
     "Capture",
     "Condition",
     "ConditionType",
@@ -196,6 +199,7 @@ __all__ = [
     "RejectedPlan",
     "Resources",
     "Rollout",
+    "RolloutReason",
     "RolloutStatus",
     "ScaleEvent",
     "Scaling",

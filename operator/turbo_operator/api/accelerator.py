@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from turbo_operator.api.deployment import Metadata
-from turbo_operator.api.fields import CEL_RULES, Amount, Quantity, Record, Rule, Text, quantity, refusal
+from turbo_operator.api.fields import (
+    CEL_RULES,
+    Amount,
+    LabelValue,
+    Quantity,
+    Record,
+    Rule,
+    Text,
+    quantity,
+    refusal,
+)
 from turbo_operator.api.names import API_VERSION, TURBOACCELERATOR, Provisioning
 from turbo_operator.api.status import StatusRecord
 from turbo_operator.api.template import NodeSelector, Toleration
@@ -115,6 +126,34 @@ class Efficiency(Record):
     """Fixed time of one layer of one step."""
 
 
+class CapacityNodes(Record):
+    """Nodes of one capacity type."""
+
+    node_selector: Annotated[Mapping[str, LabelValue], Field(max_length=8)]
+    """Labels that they have, all of them; nodes that do not are of another capacity type."""
+
+    rules = (
+        Rule(
+            "self.nodeSelector.size() > 0",
+            "name a label that these nodes have and no others, or leave this capacity type out",
+            lambda it: len(it.node_selector) > 0,
+            "nodeSelector",
+        ),
+    )
+
+
+class CapacityTypes(Record):
+    """How nodes of each capacity type are told; one left out is told by the labels of Karpenter, EKS, GKE and
+    AKS."""
+
+    on_demand: CapacityNodes | None = None
+    """Nodes on demand. Default: those that are neither spot nor reserved."""
+    spot: CapacityNodes | None = None
+    """Spot or preemptible nodes."""
+    reserved: CapacityNodes | None = None
+    """Reserved or committed nodes."""
+
+
 class TurboAcceleratorSpec(Record):
     """One class of accelerator."""
 
@@ -133,6 +172,8 @@ class TurboAcceleratorSpec(Record):
     """Labels of the nodes that have it."""
     tolerations: Annotated[tuple[Toleration, ...], Field(max_length=16)] | None = None
     """Taints of the nodes that have it."""
+    capacity_types: CapacityTypes | None = None
+    """How nodes of each capacity type are told. Default: by the labels of Karpenter, EKS, GKE and AKS."""
     memory_gib: Annotated[MemoryGiB, Field(alias="memoryGiB")]
     """Memory of one accelerator in GiB."""
     memory_bandwidth_gbps: Annotated[_Rate | None, Field(alias="memoryBandwidthGBps")] = None

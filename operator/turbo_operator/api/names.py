@@ -87,6 +87,13 @@ class ReadyReason(StrEnum):
     ROLLED_BACK = "RolledBack"  # the plan made no progress, and the one before it serves
 
 
+class RolloutReason(StrEnum):
+    """How the takeover of a new plan has ended badly."""
+
+    ROLLED_BACK = "RolledBack"  # the plan that served before serves on, until the spec changes
+    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"  # there is none to go back to: it is tried on
+
+
 class PlanReason(StrEnum):
     """Why a plan, or a rejected candidate, is feasible or not."""
 
@@ -241,6 +248,7 @@ class ReconcilingReason(StrEnum):
     """Why Reconciling is False; else it carries the reason of the condition that holds it up."""
 
     IN_FORCE = "InForce"
+    PROGRESSING = "Progressing"  # Ready, and not all replicas are there yet or not all others gone
 
 
 class StalledReason(StrEnum):
@@ -248,3 +256,5 @@ class StalledReason(StrEnum):
 
     PROGRESSING = "Progressing"
     NEEDS_CHANGE = "NeedsChange"
+    ROLLED_BACK = "RolledBack"
+    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"

@@ -11,6 +11,7 @@ from turbo_operator.api import (
     API_VERSION,
     TURBOACCELERATOR,
     CapacityType,
+    CapacityTypes,
     Efficiency,
     Pricing,
     TurboAccelerator,
@@ -75,11 +76,23 @@ def as_row(accelerator: TurboAccelerator) -> Accelerator:
         },
         node_selector=dict(spec.node_selector or {}),
         tolerations=tuple(toleration.dump() for toleration in spec.tolerations or ()),
+        capacity_selectors=_selectors(spec.capacity_types),
     )
 
 
 def _giga(rate: Decimal | None) -> float | None:
     return None if rate is None else float(rate) * 1e9
+
+
+def _selectors(nodes: CapacityTypes | None) -> dict[CapacityType, dict[str, str]]:
+    if nodes is None:
+        return {}
+    written = {
+        CapacityType.ON_DEMAND: nodes.on_demand,
+        CapacityType.SPOT: nodes.spot,
+        CapacityType.RESERVED: nodes.reserved,
+    }
+    return {kind: dict(each.node_selector) for kind, each in written.items() if each is not None}
 
 
 def _prices(pricing: Pricing | None) -> dict[CapacityType, Decimal]:

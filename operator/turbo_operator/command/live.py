@@ -54,10 +54,11 @@ async def _listed(context: str | None, namespaces: frozenset[str | None]) -> Clu
                 raise BadInputError(
                     f"the cluster does not know {resource.kind}: install the chart, or its CRDs, first."
                 )
-        cluster = Cluster(Cache(), Ledger(), server.namespace)
-        await _read_all(server, cluster)
+        cache = Cache()
+        cluster = Cluster(cache, Ledger(cache.pods.owner_of), server.namespace)
         for namespace in {each or server.namespace for each in namespaces}:
             await _read_namespace(server, cluster, namespace)
+        await _read_all(server, cluster)
         return cluster
 
 
@@ -70,7 +71,7 @@ async def _read_all(server: Kube, cluster: Cluster) -> None:
         for body in await _list(server, resource, None):
             cluster.ledger.put(resource.kind, body)
             if resource is resources.POD:
-                cluster.cache.put_pod(body)
+                cluster.cache.pods.put(body)
 
 
 async def _read_namespace(server: Kube, cluster: Cluster, namespace: str) -> None:
@@ -81,8 +82,10 @@ async def _read_namespace(server: Kube, cluster: Cluster, namespace: str) -> Non
     for body in await _list(server, resources.QUOTA, namespace):
         cluster.ledger.put(resources.QUOTA.kind, body)
     for resource in resources.CHILDREN.values():
-        for body in await _list(server, resource, namespace, api.LABEL_DEPLOYMENT):
+        for body in await _list(server, resource, namespace):
             cluster.cache.put_child(body)
+    for body in await _list(server, resources.REPLICASET, namespace, api.LABEL_DEPLOYMENT):
+        cluster.cache.pods.put_replica_set(body)
 
 
 async def _list(

@@ -21,6 +21,7 @@ class Abilities:
 
     engines: frozenset[str]
     methods: frozenset[str]
+    trained: frozenset[str]  # methods whose drafts join the suffix drafts as pods run, once there are any
     placements: frozenset[str]  # of a draft that takes memory
     accelerators_per_replica: int
     nodes_per_replica: int
@@ -65,6 +66,7 @@ class Abilities:
 NOW = Abilities(
     engines=frozenset({EngineName.TURBO}),
     methods=frozenset({str(Method.SUFFIX), OFF}),
+    trained=frozenset({str(Method.TURBO_HEADS)}),
     placements=frozenset(),
     accelerators_per_replica=1,
     nodes_per_replica=1,

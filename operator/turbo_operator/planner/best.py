@@ -12,6 +12,7 @@ from turbo_operator.planned import Capacity, Choice, Predicted, Running
 from turbo_operator.planner import capacity, judge, memory
 from turbo_operator.planner.prediction import cost_per_hour
 from turbo_operator.planner.request import computed_in, element_bytes
+from turbo_operator.planner.stock import MICRO
 from turbo_operator.planner.weigh import Weighing, host_memory
 
 
@@ -23,6 +24,30 @@ def best_pair(of: Weighing, min_saving_fraction: Decimal, running: Running | Non
     share = 1.0 - float(min_saving_fraction)
     before, after = _measure(of, stays), _measure(of, best)
     return stays if after > before * share or after == before else best
+
+
+def partial_pair(of: Weighing, running: Running | None) -> tuple[int, int] | None:
+    """The pair that lacks nothing but room, and how many of its replicas fit; None without any.
+
+    What runs stays, even where no replica fits any more; where nothing runs it is the one that comes closest.
+    """
+    stock, replicas = of.stock, np.maximum(of.verdict.replicas, 1.0)
+    fitting = np.minimum(np.minimum(stock.room, stock.within_total), stock.affordable)
+    short = of.verdict.is_(PlanReason.NO_CAPACITY) & ~of.lacking[stock.candidate]
+    short &= ~np.isnan(stock.price) | of.request.only_one
+    if of.request.max_per_million is not None:
+        per_million = judge.per_million_tokens(
+            of.request, of.speeds, stock.candidate, replicas, stock.cost(replicas)
+        )
+        short &= per_million <= float(of.request.max_per_million * MICRO)
+    stays = _running(of, running)
+    if stays is not None:
+        return (stays, int(fitting[stays])) if short[stays] else None
+    share = np.where(short & (fitting >= 1.0), fitting / replicas, 0.0)[of.order]
+    if running is not None or not share.any():
+        return None
+    pair = int(of.order[int(np.argmax(share))])
+    return pair, int(fitting[pair])
 
 
 def _running(of: Weighing, running: Running | None) -> int | None:

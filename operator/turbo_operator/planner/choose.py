@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,14 +13,14 @@ from turbo_operator.observed import Accelerator, Supply
 from turbo_operator.planned import Plan, Rejected, Running, Weighed
 from turbo_operator.planner import explain, judge, rows
 from turbo_operator.planner.abilities import NOW
-from turbo_operator.planner.best import best_pair, choice_of, fewest_as_fast
+from turbo_operator.planner.best import best_pair, choice_of, fewest_as_fast, partial_pair
 from turbo_operator.planner.nearest import least_missed, nearest
 from turbo_operator.planner.parallelism import contradiction, unfit
 from turbo_operator.planner.performance import Calibrations
 from turbo_operator.planner.prediction import predicted
 from turbo_operator.planner.request import Request, request
 from turbo_operator.planner.together import together
-from turbo_operator.planner.weigh import Case, weigh
+from turbo_operator.planner.weigh import Case, Weighing, weigh
 from turbo_runtime.contract import ModelShape
 
 NOTHING_LEFT = (
@@ -75,7 +76,7 @@ def plan(
         if not told:
             unread = spec.speculation.draft_model is not None and draft is None
             return Plan(None, replicas, PlanReason.NOT_YET_SUPPORTED, UNREAD if unread else NOTHING_LEFT)
-        return _infeasible(told, near, replicas, catalogue)
+        return _partly(of, running, _infeasible(told, near, replicas, catalogue))
     mixed = together(of, best)
     told = told if mixed is None else (*told, mixed)
     choice = choice_of(of, best, count, does)
@@ -151,6 +152,20 @@ def _refusal(asked: Request, draft: ModelShape | None) -> tuple[PlanReason, str]
         return PlanReason.NO_PROFILE, "There is no TurboAccelerator: create one to choose from."
     said = contradiction(asked)
     return None if said is None else (PlanReason.INVALID_PARALLELISM, said)
+
+
+def _partly(of: Weighing, running: Running | None, plan: Plan) -> Plan:
+    """The plan with what runs of it all the same, where it lacks nothing but room."""
+    pair = partial_pair(of, running)
+    if pair is None:
+        return plan
+    place, fitting = pair
+    wanted = int(of.verdict.replicas[place])
+    (does,) = predicted(of, np.array([place]), np.array([float(max(fitting, 1))]))
+    name = of.it.accelerator_of(int(of.stock.candidate[place])).name
+    detail = f"{plan.detail} {fitting} of {explain.count(wanted, 'replica')} on {name} can run until then."
+    partial = choice_of(of, place, fitting, does)
+    return replace(plan, replicas=wanted, detail=detail, partial=partial)
 
 
 def _absent(name: str) -> Rejected:

@@ -169,12 +169,20 @@ def _there(of: Weighing, pair: int, accelerator: Accelerator) -> str:
             )
     waited = supply is not None and supply.exhausted_until is not None
     if accelerator.provisioning == Provisioning.FIXED:
-        nodes = len(supply.nodes) if supply else 0
-        free = sum(node.free for node in supply.nodes) if supply else 0
-        on = explain.count(nodes, "node")
-        there = f"{free} {name} free on {on}, enough for {holds}" if free else f"no free {name}"
+        kind = of.request.capacity_types[of.stock.capacity_type[pair]]
+        all_nodes = supply.nodes if supply else ()
+        nodes = [node for node in all_nodes if kind in node.capacity_types]
+        free = sum(node.free for node in nodes)
+        on = explain.count(len(nodes), "node")
+        what = f"{name}{explain.paid_as(kind)}"
+        there = f"{free} {what} free on {on}, enough for {holds}" if free else f"no free {what}"
         if free and have < _without_host(of, pair, supply):
             there += f", each with {_beside(of, pair)} beside"
+        if others := {node.name for node in all_nodes} - {node.name for node in nodes}:
+            there += (
+                f", and {explain.count(len(others), 'node')} of another capacity type (told by labels: name "
+                f"yours in spec.capacityTypes of TurboAccelerator {name})"
+            )
         return (
             f"the cluster has {there}: ask for fewer, allow another class, or write provisioning: Elastic on "
             f"TurboAccelerator {name} where nodes can be added."

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from turbo_operator.api import DraftPlacement, Method, Mode, Placement, Speculation
 from turbo_operator.api.names import OFF
+from turbo_operator.planner.abilities import NOW
 from turbo_operator.planner.engines import Engine
 from turbo_runtime.contract import ModelShape
 
@@ -108,8 +109,10 @@ def options(
         return (Draft(OFF, None, 0, ORDER[OFF]),)
     found: list[Draft] = []
     # A trained draft drafts beside the suffix drafter, and what it gains is measured where it runs: until
-    # then nothing is assumed of it.
-    wanted = Method.SUFFIX if speculation.draft_ref else speculation.method
+    # then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
+    wanted = speculation.method
+    if speculation.draft_ref or (wanted in NOW.trained and wanted in engine.methods):
+        wanted = Method.SUFFIX
     for method in sorted(engine.methods, key=ORDER.__getitem__):
         if method == OFF:
             if speculation.mode == Mode.AUTO:

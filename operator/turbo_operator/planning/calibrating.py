@@ -13,7 +13,7 @@ from turbo_operator.observed import Observed
 from turbo_operator.planner.calibration import DRIFT, Calibration, Filter, calibrate
 from turbo_operator.planner.online import Online
 from turbo_operator.planner.replica import replica
-from turbo_operator.planning.question import running
+from turbo_operator.planning.question import plan_in_place, running
 
 STEP = 0.05  # of a factor: what a new pod's start tells beside the others changes no plan for less
 MOST_KEPT = 16  # engines and accelerators
@@ -34,7 +34,8 @@ def heard(
     epoch.
     """
     kept = tuple(_faded(each) if _is_over(each, now) else each for each in td.status.calibrations)
-    runs = running(td.status.plan, observed)
+    plan = plan_in_place(td, observed)
+    runs = running(plan)
     row = observed.accelerators.get(runs.accelerator) if runs is not None else None
     if runs is None or row is None or observed.model is None:
         return kept, None
@@ -43,8 +44,7 @@ def heard(
         return kept, None
     of = (str(runs.engine), runs.accelerator)
     mine = next((each for each in kept if (each.engine, each.accelerator) == of), None)
-    in_force = td.status.plan.hash if td.status.plan else None
-    pods = [pod for pod in observed.pods if pod.plan_hash == in_force]
+    pods = [pod for pod in observed.pods if plan is not None and pod.plan_hash == plan.hash]
     points = [point for pod in pods if pod.load is not None for point in pod.load.load.step_times or ()]
     start = _start(mine, calibrate(points, *one))
     faded = mine is not None and mine not in td.status.calibrations

@@ -18,11 +18,15 @@ BACKOFF_TIMEOUTS = 10
 
 def exhausted(td: TurboDeployment, pods: Iterable[PodView], now: float) -> Mapping[str, float]:
     """By accelerator, the time (seconds since the epoch) until which no more of it is planned."""
-    found = {each.accelerator: epoch(each.until) for each in td.status.exhausted}
+    backoff = BACKOFF_TIMEOUTS * _timeout(td)
+    found = {
+        # No wait gives more than a backoff from now: whatever is later comes of a clock or a hand that erred.
+        each.accelerator: min(_instant(each.until), now + backoff)
+        for each in td.status.exhausted
+    }
     plan = td.status.plan
     if plan is not None and plan.accelerator is not None:
         for since in _waiting(plan.hash, pods):
-            backoff = BACKOFF_TIMEOUTS * _timeout(td)
             if now - since >= _timeout(td):
                 until = since + backoff * (1 + (now - since) // backoff)
                 found[plan.accelerator] = max(until, found.get(plan.accelerator, until))
@@ -34,6 +38,14 @@ def next_look(td: TurboDeployment, pods: Iterable[PodView], now: float) -> float
     waits = [since + _timeout(td) for since in _waiting(td.status.plan.hash, pods)] if td.status.plan else []
     times = [*waits, *exhausted(td, pods, now).values()]
     return min((at - now for at in times if at > now), default=None)
+
+
+def _instant(stamp: str) -> float:
+    """Seconds since the epoch; of a text that is no time, or one out of range, a time that is long past."""
+    try:
+        return epoch(stamp)
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _waiting(plan_hash: str | None, pods: Iterable[PodView]) -> list[float]:

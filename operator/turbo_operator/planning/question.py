@@ -21,6 +21,9 @@ from turbo_operator.planned import Plan, Running, Weighed
 from turbo_operator.planner.calibration import Calibration
 from turbo_runtime.contract import ModelShape
 
+# A variant whose Deployment was deleted is made again from its frozen template.
+VARIANT_KINDS = frozenset({"Deployment", "ControllerRevision"})
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -45,7 +48,7 @@ class Asked:
 
 def asked(td: TurboDeployment, shape: ModelShape, observed: Observed) -> Asked:
     """The question that a TurboDeployment and what is seen of it come to."""
-    now = running(td.status.plan, observed)
+    now = running(plan_in_place(td, observed))
     factors = calibrations(td.status.calibrations)
     draft = draft_shape(td.spec)
     return Asked(td.spec, shape, observed.accelerators, observed.supply, now, factors, draft)
@@ -108,11 +111,16 @@ def calibrations(kept: Iterable[Calibrated]) -> Mapping[tuple[str, str], Calibra
     }
 
 
-def running(plan: PlanStatus | None, observed: Observed) -> Running | None:
-    """Which candidate runs: the plan in force, while there is a Deployment of it."""
-    if plan is None or plan.hash is None or plan.accelerator is None:
-        return None
-    if not any(child.kind == "Deployment" and child.plan_hash == plan.hash for child in observed.children):
+def plan_in_place(td: TurboDeployment, observed: Observed) -> PlanStatus | None:
+    """The plan of the status that there is a variant of: the latest, else the one that serves."""
+    there = {child.plan_hash for child in observed.children if child.kind in VARIANT_KINDS}
+    plans = (td.status.plan, td.status.serving_plan)
+    return next((plan for plan in plans if plan is not None and plan.hash in there - {None}), None)
+
+
+def running(plan: PlanStatus | None) -> Running | None:
+    """Which candidate a plan of the status is."""
+    if plan is None or plan.accelerator is None:
         return None
     try:
         return Running(

@@ -42,9 +42,11 @@ __all__ = [
     "job_name",
     "names_of_trial",
     "plan_hash",
+    "revision",
     "source_hash",
     "training_job",
     "url",
+    "variant_name",
 ]
 
 

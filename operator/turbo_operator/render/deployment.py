@@ -25,6 +25,7 @@ def deployment(td: TurboDeployment, variant: Variant, template: Mapping[str, Any
                 "replicas": variant.replicas,
                 "selector": {"matchLabels": {**serving_selector(td), LABEL_PLAN_HASH: variant.plan_hash}},
                 "template": template,
+                "minReadySeconds": td.spec.rollout.min_ready_seconds,
                 "progressDeadlineSeconds": PROGRESS_SECONDS,
                 "revisionHistoryLimit": KEPT_REPLICA_SETS,
             },

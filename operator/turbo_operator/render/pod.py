@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from turbo_operator.api import Template, TurboDeployment
+from turbo_operator.capacity_types import build_constraint
+from turbo_operator.planned import Choice
 from turbo_operator.render import source
 
 USER_ID = 65532  # of the runtime image; any other would do as well
@@ -24,6 +26,15 @@ def variables(td: TurboDeployment) -> list[dict[str, Any]]:
         {key: value for key, value in variable.dump().items() if value != ""}
         for variable in overlay.env or ()
     ]
+
+
+def pod_spec_for(td: TurboDeployment, container: dict[str, Any], choice: Choice) -> dict[str, Any]:
+    """A pod that goes only where the accelerator and the capacity type of the choice are."""
+    accelerator = choice.accelerator
+    constraint = build_constraint(accelerator, choice.capacity_type)
+    tolerations = [dict(each) for each in (*accelerator.tolerations, *constraint.tolerations)]
+    spec = pod_spec(td, container, tolerations, dict(accelerator.node_selector))
+    return {**spec, "affinity": constraint.affinity}
 
 
 def pod_spec(

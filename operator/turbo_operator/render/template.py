@@ -27,12 +27,13 @@ from turbo_operator.api import (
     quantity,
 )
 from turbo_operator.budget import DEVICE_POD_CORES
+from turbo_operator.capacity_types import build_constraint
 from turbo_operator.observed import DraftView, identity
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render import capture, drafts, keys, source
 from turbo_operator.render.identity import digest, labels
-from turbo_operator.render.pod import USER_ID, pod_spec, variables
+from turbo_operator.render.pod import USER_ID, pod_spec_for, variables
 from turbo_operator.settings import Settings
 from turbo_runtime.contract import HEALTH_PATH, PORT, PORT_NAME, READY_PATH, ModelFacts, RuntimeConfig
 
@@ -81,6 +82,8 @@ def plan_hash(
     # What is not asked for is left out, so that what runs keeps its name.
     if choice.capacity_type != CapacityType.ON_DEMAND:
         material["capacityType"] = choice.capacity_type
+    if selectors := build_constraint(accelerator, choice.capacity_type).selectors:
+        material["capacitySelectors"] = {kind: dict(each) for kind, each in selectors.items()}
     if ref := keys.reference(td):
         material["apiKeys"] = ref.dump()
     if wanted := capture.wanted(td):
@@ -147,8 +150,7 @@ def pod_template(
         "readinessProbe": _probe(READY_PATH, 5, 2),
         "livenessProbe": _probe(HEALTH_PATH, 10, 6),
     }
-    tolerations = [dict(each) for each in accelerator.tolerations]
-    spec = pod_spec(td, container, tolerations, dict(accelerator.node_selector))
+    spec = pod_spec_for(td, container, choice)
     spec["volumes"] += keys.volumes(td) + capture.volumes(td) + drafts.volumes(td, claim, trial)
     spec["containers"][0]["volumeMounts"] += keys.mounts(td) + capture.mounts(td) + drafts.mounts(claim)
     if capture.wanted(td):  # a claim belongs to root where its driver is not told otherwise

@@ -24,7 +24,7 @@ from turbo_operator.planner.memory import on_cpu
 from turbo_operator.render import drafts, source
 from turbo_operator.render.identity import labels, metadata, sealed
 from turbo_operator.render.inspection import TERMINATION_LOG
-from turbo_operator.render.pod import USER_ID, pod_spec, variables
+from turbo_operator.render.pod import USER_ID, pod_spec_for, variables
 from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
 from turbo_operator.training import Begin, Made, draft_name, dtype, folder, job_name, threads
@@ -60,8 +60,7 @@ def training_job(td: TurboDeployment, begin: Begin, facts: ModelFacts, settings:
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources(td, choice),
     }
-    tolerations = [dict(each) for each in accelerator.tolerations]
-    spec = pod_spec(td, container, tolerations, dict(accelerator.node_selector))
+    spec = pod_spec_for(td, container, choice)
     prompts, prompts_mount = _prompts(td, training)
     claim = training.pvc.claim_name
     spec["volumes"] += [{"name": "drafts", "persistentVolumeClaim": {"claimName": claim}}, prompts]

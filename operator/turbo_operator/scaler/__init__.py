@@ -30,7 +30,7 @@ def scale(
 ) -> Scale:
     """The replicas to ask for, by the spec's policy; none while it is suspended.
 
-    `present` is what the Deployment asks for now (None: there is none), `supply` what the cluster has of the
+    `present` is what was asked for last (None: nothing was), `supply` what the cluster has of the
     plan's accelerator (None: not known), `now` in seconds since the epoch. Loads older than `fresh_seconds`
     count as missing. `history` is that of the answer before; None after a start.
     """
@@ -52,8 +52,8 @@ def scale(
 
 
 def _as_planned(spec: TurboDeploymentSpec, plan: Plan | None, present: int | None, history: History) -> Scale:
-    if plan is None or plan.choice is None:
-        kept = present if present is not None else spec.scaling.min_replicas or 1
+    if plan is None or plan.served is None:
+        kept = present or spec.scaling.min_replicas or 1
         return Scale(kept, ScalingReason.PLANNED, "What runs is kept while no plan is feasible.", history)
     detail = f"The plan needs {counted(plan.replicas)} for spec.workload and spec.targets."
     return Scale(plan.replicas, ScalingReason.PLANNED, detail, history)

@@ -32,12 +32,13 @@ def autoscale(
     fresh_seconds: float,
 ) -> Scale:
     """The replicas that the load asks for within all bounds; what runs while no plan is feasible."""
-    if plan is None or plan.choice is None:
-        kept = present if present is not None else spec.scaling.min_replicas or 1
+    choice = plan.served if plan is not None else None
+    if plan is None or choice is None:
+        kept = present or spec.scaling.min_replicas or 1
         return Scale(kept, ScalingReason.STABLE, "What runs is kept while no plan is feasible.", history)
     least = limits.least(spec, plan)
     at = least if present is None else present
-    signal = signals.read(spec, plan.choice.capacity, pods, now, fresh_seconds)
+    signal = signals.read(spec, choice.capacity, pods, now, fresh_seconds)
     up, down = spec.scaling.behavior.scale_up, spec.scaling.behavior.scale_down
     up_window, down_window = pace.window(up, pace.UP_WINDOW), pace.window(down, pace.DOWN_WINDOW)
     high = signal.high if signal.complete else max(signal.high, at)
@@ -48,9 +49,7 @@ def autoscale(
     slowest = pace.floor(down, history.events, at, now)
     fastest = pace.ceiling(up, history.events, at, now)
     asked = max(least, min(max(wanted, slowest), fastest))
-    limit = limits.tightest(
-        limits.most(spec, plan.choice), limits.growth(spec, plan.choice, supply, pods, at, now)
-    )
+    limit = limits.tightest(limits.most(spec, choice), limits.growth(spec, choice, supply, pods, at, now))
     replicas = asked if limit is None else min(asked, limit.replicas)
 
     # Replicas that are added are added for the load, though it asked for more than the bound allows.

@@ -28,11 +28,12 @@ from turbo_operator.planned import Plan
 from turbo_operator.render import url
 from turbo_operator.render.identity import serving_selector
 from turbo_operator.scaler import Scale
-from turbo_operator.status import conditions, drafting, figures
-from turbo_operator.status.conditions import Verdict
+from turbo_operator.status import conditions, drafting, figures, reconciling
+from turbo_operator.status.conditions import Verdict, failure, in_force
+from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
 from turbo_operator.training import Step
 
-__all__ = ["compute", "invalid"]
+__all__ = ["Takeover", "compute", "failure", "in_force", "invalid"]
 
 NO_TRAINING = Step()
 
@@ -48,18 +49,21 @@ def compute(
     calibrations: tuple[Calibrated, ...] = (),
     judgement: Judgement | None = None,
     step: Step = NO_TRAINING,
+    takeover: Takeover = NO_TAKEOVER,
 ) -> TurboDeploymentStatus:
     """The whole status. `plan` is None until the model is known, `plan_hash` while no plan is feasible.
 
-    `refused` is what the API server said when it took a child of ours not; `calibrations` what pods have told
+    `refused` says in a sentence why a child of ours was not taken; `calibrations` what pods have told
     of their speed, `judgement` what the trial of a new draft has come to, `step` one look at the training of
-    drafts; `now` is in seconds since the epoch.
+    drafts, `takeover` how far the plan is in taking over; `now` is in seconds since the epoch.
     """
     serving = [pod for pod in observed.pods if conditions.serves(pod)]
     trial = judgement.variant if judgement is not None else None
-    scale = conditions.in_force(td, scale, plan_hash, observed.pods)
-    verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused, trial)
-    verdicts |= drafting.verdicts(td, observed, plan, plan_hash, judgement, step.told)
+    scale = in_force(td, scale, plan_hash)
+    verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused, trial, takeover)
+    verdicts |= reconciling.verdicts(td, observed, scale, verdicts, takeover, refused)
+    verdicts |= drafting.verdicts(td, observed, plan, takeover.target or plan_hash, judgement, step.told)
+    latest = figures.plan(td.status.plan, plan, plan_hash)
     return TurboDeploymentStatus(
         observed_generation=td.metadata.generation,
         url=url(td),
@@ -68,7 +72,9 @@ def compute(
         desired_replicas=scale.replicas,
         selector=",".join(f"{key}={value}" for key, value in sorted(serving_selector(td).items())),
         model=figures.model(observed),
-        plan=figures.plan(td.status.plan, plan, plan_hash),
+        plan=latest,
+        serving_plan=figures.serving_plan(td.status, latest, takeover.serving),
+        rollout=takeover.rollout,
         draft=figures.draft(observed),
         canary=figures.canary(judgement),
         turned_down=figures.turned_down(td.status, judgement, now),

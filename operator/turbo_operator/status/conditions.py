@@ -16,9 +16,8 @@ from turbo_operator.api import (
     ModelInspectedReason,
     PlanReason,
     ReadyReason,
-    ReconcilingReason,
+    ScalingPolicy,
     ScalingReason,
-    StalledReason,
     TurboDeployment,
 )
 from turbo_operator.observed import Observed, PodView
@@ -27,6 +26,8 @@ from turbo_operator.planner import money
 from turbo_operator.render import url
 from turbo_operator.scaler import Scale
 from turbo_operator.status.paid import ENDED, cost_per_hour, is_there
+from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
+from turbo_operator.status.takeover import failure as failure_of
 from turbo_operator.training import is_training_job
 
 MAX_QUOTED = 500  # characters of another program's message
@@ -53,10 +54,6 @@ POD_REASONS: Mapping[str, AvailableReason] = {
 }
 
 WAITING = frozenset({AvailableReason.WAITING_FOR_ACCELERATOR, AvailableReason.QUOTA_EXCEEDED})
-NO_ROOM = (
-    ", and holds its place until the new one answers: make room for both, or set spec.suspend to true until "
-    "its pods have ended"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +73,18 @@ def verdicts(
     plan_hash: str | None,
     refused: str | None,
     trial: str | None = None,
+    takeover: Takeover = NO_TAKEOVER,
 ) -> dict[ConditionType, Verdict]:
-    """One verdict for each condition; `scale` is the one in force, `trial` the plan hash of pods that try a
-    draft.
+    """One verdict for each condition but Reconciling and Stalled; `scale` is the one in force, `trial` the
+    plan hash of pods that try a draft.
     """
     serving = [pod for pod in observed.pods if serves(pod)]
-    current = [pod for pod in serving if plan_hash is None or pod.plan_hash in (plan_hash, trial)]
+    mine = (plan_hash or takeover.target, trial)
+    current = [pod for pod in serving if mine[0] is None or pod.plan_hash in mine]
     inspected = _inspected(td, observed)
     feasible = _feasible(plan, inspected)
-    available = _available(scale, observed, serving, current, feasible, plan_hash)
-    ready = _ready(td, scale, current, inspected, feasible, available, observed, plan_hash, refused)
-    stalled = _stalled(inspected, feasible, refused)
+    available = _available(scale, observed, serving, current, feasible, plan_hash, takeover)
+    ready = _ready(td, scale, current, inspected, feasible, available, observed, plan_hash, refused, takeover)
     return {
         ConditionType.READY: ready,
         ConditionType.PLAN_FEASIBLE: feasible,
@@ -95,9 +93,7 @@ def verdicts(
         ConditionType.WITHIN_BUDGET: _within_budget(
             observed, td.spec.cost.max_per_hour if td.spec.cost else None
         ),
-        ConditionType.SCALING_ACTIVE: _scaling(scale),
-        ConditionType.RECONCILING: _reconciling(ready, feasible, stalled),
-        ConditionType.STALLED: stalled,
+        ConditionType.SCALING_ACTIVE: _scaling(td, scale),
     }
 
 
@@ -106,20 +102,24 @@ def serves(pod: PodView) -> bool:
     return is_there(pod) and not pod.terminating
 
 
-def in_force(td: TurboDeployment, scale: Scale, plan_hash: str | None, pods: Sequence[PodView]) -> Scale:
+def in_force(td: TurboDeployment, scale: Scale, plan_hash: str | None) -> Scale:
     """What the pods are measured against: the spec, or while it has no plan what the last feasible one took.
 
-    A suspension says how many pods are still to end.
+    A suspension is no such plan.
     """
-    num_there = sum(is_there(pod) for pod in pods)
-    if scale.reason == ScalingReason.SUSPENDED and num_there:
-        yet = "1 pod has" if num_there == 1 else f"{num_there} pods have"
-        return dataclasses.replace(scale, detail=f"{scale.detail} {yet} yet to end.")
-    last = td.status.plan
+    last = td.status.serving_plan or td.status.plan
     if plan_hash is None and last is not None and last.hash and last.replicas is not None:
-        wanted = last.replicas if td.status.desired_replicas is None else td.status.desired_replicas
+        wanted = td.status.desired_replicas or last.replicas
         return dataclasses.replace(scale, replicas=min(scale.replicas, wanted))
     return scale
+
+
+def suspended(scale: Scale, pods: Sequence[PodView]) -> str:
+    """The sentence of a suspension, with how many pods are still to end."""
+    num_there = sum(is_there(pod) for pod in pods)
+    if not num_there:
+        return scale.detail
+    return f"{scale.detail} {'1 pod has' if num_there == 1 else f'{num_there} pods have'} yet to end."
 
 
 def _inspected(td: TurboDeployment, observed: Observed) -> Verdict:
@@ -156,30 +156,42 @@ def _available(
     current: Sequence[PodView],
     feasible: Verdict,
     plan_hash: str | None,
+    takeover: Takeover,
 ) -> Verdict:
     """Whether enough pods answer, of whichever variant: all but the one that a node's drain may take."""
     if scale.reason == ScalingReason.SUSPENDED:
-        return Verdict("False", AvailableReason.SUSPENDED, scale.detail)
-    ready = sum(pod.ready for pod in serving)
+        return Verdict("False", AvailableReason.SUSPENDED, suspended(scale, observed.pods))
+    ready = min(sum(pod.ready for pod in serving), scale.replicas)
+    missing = _missing(scale, ready, current, takeover)
     if ready >= _minimum(scale.replicas):
-        message = f"{ready} of {scale.replicas} replicas answer.{_missing(scale, ready, current)}"
+        message = f"{ready} of {scale.replicas} replicas answer.{missing}"
         return Verdict("True", AvailableReason.MINIMUM_REPLICAS, message)
     if plan_hash is None and not serving:
-        return Verdict("False", AvailableReason.NO_PLAN, f"Nothing runs. {feasible.message}")
-    return _held_up(scale, observed, current or serving, plan_hash)
+        message = f"0 of {scale.replicas} replicas answer. {feasible.message}"
+        return Verdict("False", AvailableReason.NO_PLAN, message)
+    found = _held_up(scale, observed, current or serving, plan_hash or takeover.target, ready)
+    if takeover.waits and found.reason == AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
+        message = f"{ready} of {scale.replicas} replicas answer. {takeover.waits}"
+        return Verdict("False", AvailableReason.WAITING_FOR_ACCELERATOR, message)
+    return found
 
 
-def _missing(scale: Scale, ready: int, pods: Sequence[PodView]) -> str:
+def _missing(scale: Scale, ready: int, pods: Sequence[PodView], takeover: Takeover) -> str:
     """What holds up those that do not answer yet, to be said after how many do; nothing where all do."""
-    failing = _first_failing(pods) if ready < scale.replicas else None
-    return f" {failing.message}" if failing else ""
+    if ready >= scale.replicas:
+        return ""
+    failing = _first_failing(pods)
+    why = failing.message if failing else takeover.waits
+    return f" {why}" if why else ""
 
 
 def _minimum(replicas: int) -> int:
     return replicas if replicas <= 1 else replicas - 1
 
 
-def _held_up(scale: Scale, observed: Observed, pods: Sequence[PodView], plan_hash: str | None) -> Verdict:
+def _held_up(
+    scale: Scale, observed: Observed, pods: Sequence[PodView], plan_hash: str | None, ready: int
+) -> Verdict:
     """What the first failing pod says, else why its ReplicaSet makes none, else that the model loads.
 
     A pod that has ended is quoted only where there is no other.
@@ -193,8 +205,17 @@ def _held_up(scale: Scale, observed: Observed, pods: Sequence[PodView], plan_has
     ended = [pod for pod in observed.pods if pod.phase in ENDED and plan_hash in (None, pod.plan_hash)]
     if not pods and (failed := _first_failing(ended)):
         return failed
-    message = f"{sum(pod.ready for pod in pods)} of {scale.replicas} replicas answer; others start or load."
+    message = f"{ready} of {scale.replicas} replicas answer; others start or load."
     return Verdict("False", AvailableReason.MODEL_LOADING, message)
+
+
+def failure(observed: Observed, plan_hash: str) -> str:
+    """What holds up the pods of a variant, as a sentence; empty where they say nothing."""
+    failing = _first_failing(pod for pod in observed.pods if serves(pod) and pod.plan_hash == plan_hash)
+    if failing:
+        return failing.message
+    of_variant = (child for child in observed.children if child.plan_hash == plan_hash)
+    return next((sentence(child.message) for child in of_variant if child.message), "")
 
 
 def _first_failing(pods: Iterable[PodView]) -> Verdict | None:
@@ -218,15 +239,18 @@ def _ready(
     observed: Observed,
     plan_hash: str | None,
     refused: str | None,
+    takeover: Takeover,
 ) -> Verdict:
     """Whether what runs serves the spec, or its last feasible plan; else the first thing that holds it up."""
     if refused:
-        return Verdict("False", ReadyReason.REFUSED, f"The API server refused: {sentence(refused)}")
+        return Verdict("False", ReadyReason.REFUSED, sentence(refused))
     if scale.reason == ScalingReason.SUSPENDED:
-        return Verdict("False", ReadyReason.SUSPENDED, scale.detail)
+        return Verdict("False", ReadyReason.SUSPENDED, available.message)
     if inspected.status == "Unknown":  # whether the new spec can be served is not known yet
         return Verdict("False", inspected.reason, inspected.message)
-    ready = sum(pod.ready for pod in current)
+    if takeover.rolled_back and scale.replicas:
+        return Verdict("False", ReadyReason.ROLLED_BACK, failure_of(td, takeover))
+    ready = min(sum(pod.ready for pod in current), scale.replicas)
     if scale.replicas == 0 and plan_hash is not None:
         message = f"Nothing answers at {url(td)}: 0 replicas are asked for, and the plan is feasible."
         return Verdict("True", ReadyReason.SCALED_TO_ZERO, message)
@@ -234,23 +258,31 @@ def _ready(
         still = (
             "" if plan_hash is not None else f" It is the last feasible plan that serves. {feasible.message}"
         )
-        missing = _missing(scale, ready, current)
+        missing = _missing(scale, ready, current, takeover)
         message = f"{ready} of {scale.replicas} replicas serve {td.served_name} at {url(td)}.{missing}{still}"
         return Verdict("True", ReadyReason.SERVING, message)
     if plan_hash is None:
         cause = inspected if inspected.status != "True" else feasible
         return Verdict("False", cause.reason, cause.message)
     if available.status == "True":  # the old variant answers while the new one comes up
-        cause = _held_up(scale, observed, current, plan_hash)
-        before = f"The plan before it serves on{NO_ROOM if cause.reason in WAITING else ''}."
-        return Verdict("False", cause.reason, f"{before} {cause.message}")
+        if takeover.waits:
+            message = f"The plan before it serves on. {takeover.waits}"
+            return Verdict("False", AvailableReason.WAITING_FOR_ACCELERATOR, message)
+        cause = _held_up(scale, observed, current, plan_hash, ready)
+        return Verdict("False", cause.reason, f"The plan before it serves on. {cause.message}")
     return Verdict("False", available.reason, available.message)
 
 
-def _scaling(scale: Scale) -> Verdict:
+def _scaling(td: TurboDeployment, scale: Scale) -> Verdict:
     idle = (ScalingReason.SUSPENDED, ScalingReason.HOLDING_NO_METRICS)  # as a HorizontalPodAutoscaler says it
     active: Literal["True", "False"] = "False" if scale.reason in idle else "True"
-    return Verdict(active, scale.reason, scale.detail)
+    message = scale.detail
+    if td.spec.scaling_policy != ScalingPolicy.EXTERNAL and td.spec.replicas != 1 and not td.spec.suspend:
+        message += (
+            f" spec.replicas of {td.spec.replicas} is not followed: kubectl scale and other autoscalers "
+            "decide under spec.scaling.policy External alone."
+        )
+    return Verdict(active, scale.reason, message)
 
 
 def _within_budget(observed: Observed, ceiling: Decimal | None) -> Verdict:
@@ -267,34 +299,19 @@ def _within_budget(observed: Observed, ceiling: Decimal | None) -> Verdict:
     return Verdict("False", BudgetReason.OVER_BUDGET, said)
 
 
-def _reconciling(ready: Verdict, feasible: Verdict, stalled: Verdict) -> Verdict:
-    """In kstatus' sense: whether the spec is not in force yet, though it may come to that by itself.
-
-    Ready does not say it: it is True also of the last feasible plan.
-    """
-    for cause in (ready, feasible):
-        if cause.status == "True":
-            continue
-        if stalled.status == "True":
-            return Verdict("False", stalled.reason, stalled.message)
-        waits: Literal["True", "False"] = "False" if cause.reason == ReadyReason.SUSPENDED else "True"
-        return Verdict(waits, cause.reason, cause.message)
-    return Verdict("False", ReconcilingReason.IN_FORCE, "What runs is what the spec asks for.")
-
-
-def _stalled(inspected: Verdict, feasible: Verdict, refused: str | None) -> Verdict:
-    """In kstatus' sense: whether nothing will get better unless somebody changes something."""
-    if refused:
-        return Verdict("True", StalledReason.NEEDS_CHANGE, f"The API server refused: {sentence(refused)}")
-    for cause in (inspected, feasible):
-        if cause.status == "False" and cause.reason != PlanReason.NO_CAPACITY:  # nodes come, and pods go
-            return Verdict("True", StalledReason.NEEDS_CHANGE, cause.message)
-    return Verdict("False", StalledReason.PROGRESSING, "Nothing waits for a change of the spec.")
-
-
 def sentence(text: str | None) -> str:
     """Another program's message on one line, bounded, with a full stop; empty stays empty."""
-    line = " ".join((text or "").split())
+    line = _without_echo(" ".join((text or "").split()))
     if len(line) > MAX_QUOTED:
         line = line[: MAX_QUOTED - 3] + "..."
     return line if not line or line[-1] in ".!?" else f"{line}."
+
+
+def _without_echo(line: str) -> str:
+    """Kubernetes repeats the end of some sentences: `claim "models" not found. not found.`"""
+    parts: list[str] = []
+    for part in line.split(". "):
+        said = part.rstrip(".")
+        if not (said and parts and parts[-1].endswith(said)):
+            parts.append(part)
+    return ". ".join(parts)

@@ -104,7 +104,7 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
         )
         for row in new.rejected[:MAX_REJECTED]
     )
-    choice = new.choice
+    choice = new.served
     if choice is None:
         kept = old or PlanStatus()
         return kept.model_copy(
@@ -127,6 +127,17 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
         detail=_bounded(new.detail),
         rejected=rejected,
     )
+
+
+def serving_plan(
+    old: TurboDeploymentStatus, latest: PlanStatus | None, serving: str | None
+) -> PlanStatus | None:
+    """The plan of the pods that serve, without what was rejected for it; None where none has served."""
+    if serving is None:
+        return None
+    known = (latest, old.serving_plan, old.plan)
+    found = next((plan for plan in known if plan is not None and plan.hash == serving), None)
+    return (found or PlanStatus(hash=serving)).model_copy(update={"rejected": ()})
 
 
 def _bounded(sentence: str) -> str:

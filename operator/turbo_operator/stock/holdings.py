@@ -5,16 +5,31 @@ Pure.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 from typing import Any
 
-from turbo_operator.api import LABEL_ACCELERATOR, LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_TRAIN, quantity
+from turbo_operator.api import (
+    LABEL_ACCELERATOR,
+    LABEL_CAPACITY_TYPE,
+    LABEL_DEPLOYMENT,
+    LABEL_ROLE,
+    ROLE_TRAIN,
+    CapacityType,
+)
 from turbo_operator.stock.supply import Amounts, Holding, Node, Owner, Quota
 
-_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d{1,2}")  # 1e3
+# Every form that Kubernetes takes; our own API (`api.quantity`) does with fewer.
+_QUANTITY = re.compile(
+    r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))"
+    r"(?:[eE](?P<exponent>[+-]?\d{1,9})|(?P<binary>[KMGTPE])i|(?P<decimal>[numkMGTPE]?))",
+    re.ASCII,
+)
+_DECIMAL_EXPONENTS = {"": 0, "n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_BINARY_UNITS = {letter: 1024**power for power, letter in enumerate("KMGTPE", start=1)}
+_LARGEST = Decimal(2**63 - 1)  # Kubernetes takes whatever is larger for this
+_THOUSANDTH = Decimal("0.001")
 _BINDING_TAINTS = {"NoSchedule", "NoExecute"}
 # Scopes that every serving pod falls under: it has requests and no deadline. Others depend on its class.
 _OUR_SCOPES = {"NotTerminating", "NotBestEffort"}
@@ -55,6 +70,7 @@ def holding(body: Mapping[str, Any]) -> Holding | None:
         limits=_effective(spec, "limits"),
         leaving="deletionTimestamp" in meta,
         accelerator=labels.get(LABEL_ACCELERATOR),
+        capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
     )
 
 
@@ -68,17 +84,29 @@ def quota(body: Mapping[str, Any]) -> Quota | None:
 
 
 def amounts(raw: Mapping[str, Any] | None, path: str) -> dict[str, int]:
-    """Quantities by resource in thousandths, rounded up as the API server does; ValueError names a field."""
-    return {name: math.ceil(_value(str(text), f"{path}.{name}") * 1000) for name, text in (raw or {}).items()}
+    """Quantities by resource in thousandths, rounded away from 0 as the API server does.
+
+    ValueError names the field of one that is no quantity.
+    """
+    return {name: _thousandths(str(text), f"{path}.{name}") for name, text in (raw or {}).items()}
 
 
-def _value(text: str, path: str) -> Decimal:
-    try:
-        return quantity(text)
-    except ValueError as error:
-        if _EXPONENT.fullmatch(text):  # a third form, which our API does without
-            return Decimal(text)
-        raise ValueError(f"{path}: {error}") from error
+def _thousandths(text: str, path: str) -> int:
+    parts = _QUANTITY.fullmatch(text)
+    if parts is None:
+        raise ValueError(f"{path}: {text!r} is no quantity: write it like 4, 400m or 1.5Gi")
+    number, exponent, binary = parts["number"], parts["exponent"], parts["binary"]
+    if exponent is None:
+        exponent = _DECIMAL_EXPONENTS[parts["decimal"] or ""]
+    # Bounded before any arithmetic: an exponent of nine digits is soon written and never computed.
+    value = _bounded(Decimal(f"{number}e{exponent}"))
+    if binary is not None:
+        value = _bounded(value * _BINARY_UNITS[binary])
+    return int(value.quantize(_THOUSANDTH, ROUND_UP) * 1000)
+
+
+def _bounded(value: Decimal) -> Decimal:
+    return max(-_LARGEST, min(value, _LARGEST))
 
 
 def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from turbo_operator.api import PlanReason, label_value
+from turbo_operator.api import CapacityType, PlanReason, label_value
 from turbo_operator.observed import NodeSupply
 from turbo_operator.planned import Plan
 from turbo_operator.stock.supply import Owner, Quota, Stock, room
@@ -69,11 +69,12 @@ def concerns(plan: Plan, owner: Owner, change: Change, stock: Stock) -> bool:
     placed = [each for each in stock.own.get(owner, ()) if each.node is not None]
     missing = plan.replicas - sum(each.accelerator == made_for for each in placed)
     there = stock.supply.get(choice.accelerator.name, ())
-    return missing > 0 and room(there, choice.accelerators_per_replica) < missing
+    return missing > 0 and room(there, choice.accelerators_per_replica, choice.capacity_type) < missing
 
 
-def _free(nodes: Iterable[NodeSupply]) -> Mapping[str, int]:
-    return {node.name: node.free for node in nodes}
+def _free(nodes: Iterable[NodeSupply]) -> Mapping[tuple[str, CapacityType], int]:
+    """By node and capacity type: a node that becomes one of another type is lost to the one it had."""
+    return {(node.name, kind): node.free for node in nodes for kind in node.capacity_types}
 
 
 def _hosted(nodes: Iterable[NodeSupply]) -> Mapping[tuple[str, str], int]:

@@ -1,9 +1,9 @@
 """What the cluster has of each accelerator: nodes, less what pods hold on them, within quotas. Pure.
 
 What a TurboDeployment's own pods hold counts as free for it, since a new plan may take their place. On nodes
-that take no new pods that is what its pods of the same accelerator hold, unless they are leaving. Amounts of
-resources are whole thousandths, so that they add up exactly. What is not seen (pods of namespaces that are
-not watched) is not counted.
+that take no new pods of a capacity type that is what its pods of the same accelerator and type hold, unless
+they are leaving. Amounts of resources are whole thousandths, so that they add up exactly. What is not seen
+(pods of namespaces that are not watched) is not counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from turbo_operator.api import Template, label_value
+from turbo_operator.api import CapacityType, Template, label_value
+from turbo_operator.capacity_types import NodeClassifier
 from turbo_operator.observed import Accelerator, Host, NodeSupply, Supply
 
 Amounts = Mapping[str, int]  # by resource, in thousandths of its unit
@@ -57,6 +58,7 @@ class Holding:
     limits: Amounts
     leaving: bool = False  # told to end
     accelerator: str | None = None  # that it was made for, as its label says
+    capacity_type: str = CapacityType.ON_DEMAND
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class Stock:
     own: Mapping[Owner, tuple[Holding, ...]] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
     supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
-    # By accelerator: the nodes that would be open, were their taints tolerated.
+    # By accelerator: the nodes that would be open to more, were their taints tolerated.
     tainted: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
 
 
@@ -99,14 +101,16 @@ def take_stock(
     supply: dict[str, tuple[NodeSupply, ...]] = {}
     tainted: dict[str, tuple[Node, ...]] = {}
     for name, accelerator in accelerators.items():
+        classifier = NodeClassifier(accelerator)
         rows: list[NodeSupply] = []
         closed: list[Node] = []
         for node in by_name.values():
             if not node.takes_pods or not _matches(node, accelerator.node_selector):
                 continue
-            if _tolerated(node, accelerator.tolerations):
-                rows.append(_on_node(accelerator, node, held.get(node.name, {}), {}))
-            else:
+            types = _open_to(node, accelerator.node_selector, accelerator.tolerations, classifier)
+            if types:
+                rows.append(_on_node(accelerator, node, held.get(node.name, {}), {}, types))
+            if types != classifier.classify(node.labels):
                 closed.append(node)
         supply[name], tainted[name] = tuple(rows), tuple(closed)
     return Stock(
@@ -131,9 +135,11 @@ def supply_of(stock: Stock, owner: Owner, overlay: Template | None = None) -> di
     }
 
 
-def room(nodes: Iterable[NodeSupply], accelerators_per_replica: int) -> int:
-    """Replicas that what is free holds, each on one node."""
-    return sum(node.free // accelerators_per_replica for node in nodes)
+def room(nodes: Iterable[NodeSupply], accelerators_per_replica: int, capacity_type: CapacityType) -> int:
+    """Replicas of a capacity type that what is free holds, each on one node."""
+    return sum(
+        node.free // accelerators_per_replica for node in nodes if capacity_type in node.capacity_types
+    )
 
 
 def unit(accelerator: Accelerator) -> Amounts:
@@ -163,18 +169,22 @@ def _nodes(
     if not own:
         return base
     rows = {node.name: node for node in base}
-    staying = _by_node(
+    staying = [
         each for each in mine if each.accelerator == label_value(accelerator.name) and not each.leaving
-    )
+    ]
+    kept: list[NodeSupply] = []
     for name, amounts in own.items():
         node = stock.nodes.get(name)
         if node is None or not _matches(node, selector):
             continue
-        if name in rows:
-            rows[name] = _on_node(accelerator, node, stock.held[name], amounts)
-        elif kept := _units(accelerator, staying.get(name, {})):  # takes no new pods; ours need not leave
-            rows[name] = NodeSupply(name, kept, kept)
-    return tuple(rows[name] for name in sorted(rows))
+        types = rows[name].capacity_types if name in rows else frozenset()
+        if types:
+            rows[name] = _on_node(accelerator, node, stock.held[name], amounts, types)
+        for kind in sorted(set(CapacityType) - types):  # takes no new pods of it; ours need not leave
+            there = _by_node(each for each in staying if (each.node, each.capacity_type) == (name, kind))
+            if units := _units(accelerator, there.get(name, {})):
+                kept.append(NodeSupply(name, units, units, None, frozenset({kind})))
+    return tuple(sorted((*rows.values(), *kept), key=lambda row: row.name))
 
 
 def _under(
@@ -185,20 +195,40 @@ def _under(
     A template mostly narrows what is counted already, and every look at its TurboDeployment comes here.
     """
     name, tolerations = accelerator.name, (*accelerator.tolerations, *more)
+    rows: dict[str, NodeSupply] = {}
     if any(selector[key] != value for key, value in accelerator.node_selector.items()):
-        rows, further = [], tuple(stock.nodes.values())  # other nodes altogether
+        further = tuple(stock.nodes.values())  # other nodes altogether
     else:
-        rows = [row for row in stock.supply[name] if _matches(stock.nodes[row.name], selector)]
+        rows = {row.name: row for row in stock.supply[name] if _matches(stock.nodes[row.name], selector)}
         further = stock.tainted[name] if more else ()
-    rows += [
-        _on_node(accelerator, node, stock.held.get(node.name, {}), {})
-        for node in further
-        if is_open(node, selector, tolerations)
-    ]
-    return tuple(sorted(rows, key=lambda row: row.name))
+    classifier = NodeClassifier(accelerator)
+    for node in further:
+        if types := _open_to(node, selector, tolerations, classifier):
+            rows[node.name] = _on_node(accelerator, node, stock.held.get(node.name, {}), {}, types)
+    return tuple(rows[name] for name in sorted(rows))
 
 
-def _on_node(accelerator: Accelerator, node: Node, held: Amounts, own: Amounts) -> NodeSupply:
+def _open_to(
+    node: Node,
+    selector: Mapping[str, str],
+    tolerations: Sequence[Mapping[str, Any]],
+    classifier: NodeClassifier,
+) -> frozenset[CapacityType]:
+    """The capacity types whose new pods may go to the node, were it empty."""
+    return frozenset(
+        kind
+        for kind in classifier.classify(node.labels)
+        if is_open(node, selector, (*tolerations, *classifier.constraints[kind].tolerations))
+    )
+
+
+def _on_node(
+    accelerator: Accelerator,
+    node: Node,
+    held: Amounts,
+    own: Amounts,
+    capacity_types: frozenset[CapacityType],
+) -> NodeSupply:
     left = {
         name: node.allocatable[name] - held.get(name, 0) + own.get(name, 0)
         for name in (*unit(accelerator), CPU, MEMORY)
@@ -207,7 +237,8 @@ def _on_node(accelerator: Accelerator, node: Node, held: Amounts, own: Amounts) 
     host = None
     if accelerator.resource_name != CPU and CPU in left and MEMORY in left:
         host = Host(max(0, left[CPU]), max(0, left[MEMORY] // 1000))
-    return NodeSupply(node.name, _units(accelerator, node.allocatable), _units(accelerator, left), host)
+    have, free = _units(accelerator, node.allocatable), _units(accelerator, left)
+    return NodeSupply(node.name, have, free, host, capacity_types)
 
 
 def _units(accelerator: Accelerator, amounts: Amounts) -> int:

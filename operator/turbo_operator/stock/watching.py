@@ -1,4 +1,4 @@
-"""Lists and then watches one kind, for as long as the operator runs: what the ledger is fed by.
+"""Lists and then watches one kind, for as long as the operator runs.
 
 Not by the framework's watches, since those take a list in one piece, and every pod of a cluster in one piece
 is more than the operator's memory.
@@ -8,30 +8,45 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping, Set
+from typing import Any, Protocol
 
+from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.kube import Kube, KubeError
 from turbo_operator.resources import Resource
-from turbo_operator.stock.ledger import Ledger, Place
 
 RETRY_SECONDS = 5.0
 PAUSE_SECONDS = 0.5  # after a watch has ended: a server that stops ends each at once
 GONE = 410  # the version to go on from is older than what the API server remembers
 
-# Pods that have ended hold nothing.
-ALIVE = ("fieldSelector", "status.phase!=Succeeded,status.phase!=Failed")
+# By kind. A ReplicaSet that its Deployment controls bears the labels of that one's selector.
+SELECTORS = {"ReplicaSet": (("labelSelector", LABEL_DEPLOYMENT),)}
 
 log = logging.getLogger(__name__)
 
 
-class Follower:
-    """Keeps what `ledger` holds of a kind like the cluster, in one namespace or with None in all."""
+class Store(Protocol):
+    """Whatever keeps what is followed."""
 
-    def __init__(self, api: Kube, ledger: Ledger, resource: Resource, namespace: str | None) -> None:
+    def put(self, kind: str, body: Mapping[str, Any], /) -> None:
+        """An object as it is now."""
+
+    def drop(self, kind: str, body: Mapping[str, Any], /) -> None:
+        """It is gone."""
+
+    def keep_only(self, kind: str, uids: Set[str], version: str, namespace: str | None, /) -> None:
+        """Drop what a full list, taken at a version, does not show."""
+
+
+class Follower:
+    """Keeps what `store` holds of a kind like the cluster, in one namespace or with None in all."""
+
+    def __init__(self, api: Kube, store: Store, resource: Resource, namespace: str | None) -> None:
         self._api = api
-        self._ledger = ledger
+        self._store = store
         self._resource = resource
         self._namespace = namespace
-        self._selectors = (ALIVE,) if resource.kind == "Pod" else ()
+        self._selectors = SELECTORS.get(resource.kind, ())
         self.listed = asyncio.Event()
 
     async def run(self) -> None:
@@ -53,10 +68,12 @@ class Follower:
 
     async def _list(self) -> str:
         kind, version = self._resource.kind, ""
-        there: set[Place] = set()
+        there: set[str] = set()
         async for page, version in self._api.pages(self._resource, self._namespace, self._selectors):  # noqa: B007
-            there.update(self._ledger.put(kind, body) for body in page)
-        self._ledger.keep_only(kind, there, self._namespace)
+            for body in page:
+                self._store.put(kind, body)
+                there.add(body["metadata"]["uid"])
+        self._store.keep_only(kind, there, version, self._namespace)
         return version
 
     async def _watch(self, version: str) -> str:
@@ -65,7 +82,7 @@ class Follower:
         async for change, body in events:
             version = body["metadata"]["resourceVersion"]
             if change == "DELETED":
-                self._ledger.drop(self._resource.kind, body)
+                self._store.drop(self._resource.kind, body)
             elif change != "BOOKMARK":
-                self._ledger.put(self._resource.kind, body)
+                self._store.put(self._resource.kind, body)
         return version

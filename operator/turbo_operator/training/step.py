@@ -60,6 +60,6 @@ class Step:
     made: Made | None = None
 
     def refused(self, message: str) -> Step:
-        """The same where the API server did not take the Job or the TurboDraft: serving goes on."""
-        told = Told("False", TrainingReason.REFUSED, f"The API server refused: {message}")
+        """The same where the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
+        told = Told("False", TrainingReason.REFUSED, message)
         return replace(self, told=told)

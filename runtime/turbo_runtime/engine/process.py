@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Protocol
@@ -39,7 +40,9 @@ class Outbox(Protocol):
         """Send without waiting."""
 
 
-def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_dir: str) -> None:
+def run_engine(
+    config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_dir: str, beat: Callable[[], None]
+) -> None:
     """Main function of the engine process.
 
     Exports the tokenizer into `tokenizer_dir` first, then loads the model and sends Ready, then one Step per
@@ -60,7 +63,7 @@ def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_di
             tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
             engine, ready = start_engine(config, began, tokenizer)
         outbox.put(ready)
-        serve(engine, inbox, outbox)
+        serve(engine, inbox, outbox, beat)
     except ModelError as error:
         outbox.put(Failed(str(error)))
     except Exception as error:  # the last thing this process does is to say why
@@ -68,14 +71,16 @@ def run_engine(config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_di
         outbox.put(Failed(f"the engine failed: {type(error).__name__}: {error}"))
 
 
-def serve(engine: Engine, inbox: Inbox, outbox: Outbox) -> None:
-    """Take messages, compute and tell, until Stop comes."""
+def serve(engine: Engine, inbox: Inbox, outbox: Outbox, beat: Callable[[], None]) -> None:
+    """Take messages, compute and tell, until Stop comes. `beat` is called at every turn, at rest too."""
     patience = REST_SECONDS
     told: EngineStats | None = None
     while True:
+        beat()
         taken = 0
         # idle: wait for a message; busy: take what is there and compute on
         while engine.idle or (taken < MOST_MESSAGES and not inbox.empty()):
+            beat()
             if engine.idle and (stats := engine.stats()) != told:  # a cancel or a rest changed it
                 outbox.put(Step((), stats))
                 told = stats

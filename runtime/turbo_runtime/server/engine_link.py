@@ -1,10 +1,11 @@
 """The server's end of the two queues: starts the engine process, hands events to whoever waits for them,
-notices its death.
+notices its death, and ends it when it hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import multiprocessing
 import signal
 import threading
@@ -16,6 +17,7 @@ from turbo_runtime.contract import RuntimeConfig
 from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
 from turbo_runtime.server.arrivals import Arrivals
 from turbo_runtime.server.engine_process import EngineMain, child_main
+from turbo_runtime.server.watchdog import Watchdog
 
 LAST_WORDS_SECONDS = 2.0  # how long messages of a dead engine are waited for
 ABANDONED = "abandoned"  # finish reason, beside the engine's: it will say nothing more of this answer
@@ -39,14 +41,17 @@ class EngineLink:
         )  # a fork would copy the threads' locks in whatever state they are
         self._inbox = context.Queue()
         self._outbox = context.Queue()
+        self._beats = context.RawValue(ctypes.c_uint64, 0)
         self._process = context.Process(
             target=child_main,
-            args=(engine, config, self._inbox, self._outbox, tokenizer_dir),
+            args=(engine, config, self._inbox, self._outbox, tokenizer_dir, self._beats),
             name="turbo engine",
         )
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, Arrivals] = {}
         self._stopping = False
+        self._hung = ""  # why it was ended from here; empty if it was not
+        self._watchdog = Watchdog(config.step_timeout_seconds)
         self.stats = EngineStats()
         self.ready: asyncio.Future[Ready] = self._loop.create_future()
         self.ended: asyncio.Future[str] = self._loop.create_future()
@@ -62,6 +67,16 @@ class EngineLink:
     def alive(self) -> bool:
         """Whether the engine can still answer; also true while it loads."""
         return not self.ended.done()
+
+    @property
+    def silent_seconds(self) -> float:
+        """For how long the engine has finished no step and no rest; 0 while it loads."""
+        return self._watchdog.silent
+
+    @property
+    def late(self) -> bool:
+        """Whether the engine has been silent for so long that requests should go elsewhere."""
+        return self._watchdog.late
 
     @property
     def outstanding(self) -> int:
@@ -128,6 +143,7 @@ class EngineLink:
         elif isinstance(message, Ready):
             self._follow(message.stats)
             self.ready.set_result(message)
+            self._watch()
         elif isinstance(message, Failed):
             self._end(message.error)
         elif isinstance(message, _EngineExited):
@@ -157,12 +173,32 @@ class EngineLink:
         # An engine killed while it wrote leaves the outbox locked, and the mark then never arrives.
         self._loop.call_later(LAST_WORDS_SECONDS, lambda: self._end(self._obituary()))
 
+    def _watch(self) -> None:
+        """Look at the heartbeat now and from now on. Loading takes as long as it takes: it is never called
+        before Ready.
+        """
+        if self._stopping or self.ended.done():
+            return
+        self._watchdog.look(self._beats.value, self._loop.time())
+        if not self._watchdog.expired:
+            self._loop.call_later(self._watchdog.period, self._watch)
+            return
+        self._hung = (
+            f"The engine process has not finished a step for {self._watchdog.limit:g} s and was ended. If a "
+            "step may take that long here, lower --max-step-tokens or raise --step-timeout-seconds."
+        )
+        self._process.kill()  # also ends a process that is stopped
+        # one that is stuck in a driver does not end even so
+        self._loop.call_later(LAST_WORDS_SECONDS, self._end, self._hung)
+
     def _end(self, sentence: str) -> None:
         if not self.ended.done():
             self.ended.set_result(sentence)
             self.fail_all(sentence)
 
     def _obituary(self) -> str:
+        if self._hung:
+            return self._hung
         self._process.join()
         code = self._process.exitcode
         assert code is not None

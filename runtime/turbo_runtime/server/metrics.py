@@ -133,6 +133,9 @@ class Metrics:
             _TOKENS,
         )
         self._speedup = self._info(contract.SPEEDUP, "tokens per second lately over those without drafts")
+        self._heartbeat_age = self._info(
+            contract.HEARTBEAT_AGE, "seconds since the engine last finished a step or a rest"
+        )
         self._draft_problem = self._info(
             contract.DRAFT_PROBLEM, "1 while drafts are not what was asked for, or there are none for a fault"
         )
@@ -201,6 +204,10 @@ class Metrics:
         self._running.set(load.running_requests)
         self._waiting.set(load.waiting_requests)
         self._kv_usage.set(load.kv_cache_usage)
+
+    def observe_heartbeat(self, age: float) -> None:
+        """Set for how long the engine has been silent; never called before it is ready."""
+        self._heartbeat_age.labels(self._model).set(age)
 
     def announce(self, guarantee: contract.Guarantee) -> None:
         """Export which guarantee holds on this machine."""

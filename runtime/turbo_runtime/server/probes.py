@@ -24,8 +24,11 @@ def probe_routes(service: Service) -> APIRouter:
 
     @router.get(contract.READY_PATH)
     async def ready() -> Response:
-        alive = service.engine.alive
-        reason = service.phase.value if alive else service.engine.ended.result()
+        engine, reason = service.engine, service.phase.value
+        if not engine.alive:
+            reason = engine.ended.result()
+        elif engine.late:
+            reason = f"the engine has not finished a step for {engine.silent_seconds:.0f} s"
         return JSONResponse({"status": reason}, status_code=200 if service.ready else 503)
 
     @router.get(contract.LOAD_PATH)
@@ -40,6 +43,7 @@ def probe_routes(service: Service) -> APIRouter:
         now = service.load_now()
         if now is not None:
             service.metrics.observe_load(now)
+            service.metrics.observe_heartbeat(service.engine.silent_seconds)
         if (capture := service.capture) is not None:
             service.metrics.follow_capture(capture.outcomes, capture.size, capture.problem)
         return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)

@@ -91,7 +91,7 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether a load balancer should send requests here."""
-        return self.phase is Phase.SERVING and self.engine.alive
+        return self.phase is Phase.SERVING and self.engine.alive and not self.engine.late
 
     @property
     def draining(self) -> bool:

@@ -39,6 +39,22 @@ def test_it_names_the_cheapest_that_fits_its_price_and_the_time_that_the_money_b
     assert document["detail"] == "A draft is trained on l4 for 0.8048 $/h."
 
 
+def test_heads_to_be_trained_are_served_with_suffix_drafts_until_the_first_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mode in ("Auto", "Required"):
+        wanted = {**speculation(), "method": "TurboHeads", "mode": mode}
+        file = written(tmp_path, deployment(speculation=wanted))
+        assert cli.plan(["-f", file, "-o", "json"]) == 0
+        document = answer(capsys)
+        assert document["choice"]["method"] == "Suffix"
+        assert document["training"]["accelerator"] is not None
+        assert cli.plan(["-f", file]) == 0
+        shown = capsys.readouterr().out
+        assert "with Suffix drafts of up to 8 tokens" in shown
+        assert "TurboHeads is not supported" not in shown
+
+
 def test_an_accelerator_of_no_such_name_is_told_with_its_field(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,7 @@ def test_no_plan_breaks_memory_budget_or_supply(
     if wanted.cost and wanted.cost.max_per_hour is not None:
         assert choice.predicted.cost_per_hour is not None
         assert choice.predicted.cost_per_hour <= wanted.cost.max_per_hour
-    assert all(made.replicas <= bound for bound in room(wanted, row, supply))
+    assert all(made.replicas <= bound for bound in room(wanted, row, supply, choice.capacity_type))
     asked = demand(wanted)
     # Under External the load decides which candidate, somebody else how many.
     if asked.tokens_per_second and asked.concurrency and wanted.scaling_policy != "External":

@@ -88,6 +88,30 @@ def test_modes_close_what_they_name() -> None:
     assert OFF not in [each.method for each in required]
 
 
+TRAINING = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
+SOURCES = {"training": {"training": TRAINING}, "a draft": {"draftRef": {"name": "a"}}, "nothing yet": {}}
+
+
+@pytest.mark.parametrize("mode", ["Auto", "Required"])
+@pytest.mark.parametrize("source", SOURCES)
+def test_heads_are_planned_as_the_suffix_drafts_that_they_draft_beside(mode: str, source: str) -> None:
+    heads = spec(speculation={"mode": mode, "method": "TurboHeads", **SOURCES[source]})
+    suffix = spec(speculation={"mode": mode, "method": "Suffix"})
+    there = named(fast("a", 80, "1.00"))
+    made = plan(heads, MIDDLE, there)
+    assert made.choice is not None
+    assert made.choice.method == Method.SUFFIX
+    assert made.choice == plan(suffix, MIDDLE, there).choice
+
+
+def test_only_an_engine_that_has_heads_drafts_for_them() -> None:
+    assert SHAPE is not None
+    asked = Speculation.model_validate({"method": "TurboHeads", "training": TRAINING})
+    turbo, vllm = ([each.method for each in options(asked, engine, SHAPE, None)] for engine in ENGINES)
+    assert turbo == ["Suffix", OFF]
+    assert vllm == [OFF]
+
+
 def test_a_pass_of_a_head_costs_a_fraction_of_the_model() -> None:
     assert SHAPE is not None
     for method in (Method.EAGLE3, Method.MTP, Method.TURBO_HEADS):

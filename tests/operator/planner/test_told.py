@@ -288,6 +288,18 @@ def test_one_replica_without_a_free_accelerator_is_told_in_the_singular() -> Non
     assert "1 replica of a is needed, and the cluster has no free a: ask for fewer" in made.detail
 
 
+def test_nodes_of_another_capacity_type_are_told_with_the_field_that_names_them() -> None:
+    on_demand = frozenset({CapacityType.ON_DEMAND})
+    supply = {"a": Supply((NodeSupply("n1", 8, 8, capacity_types=on_demand),))}
+    card = named(replace(fast("a", 80, "1.00"), prices={CapacityType.SPOT: Decimal(1)}))
+    made = plan(spec(accelerators={"capacityTypes": ["Spot"]}), SMALL, card, supply)
+    assert (made.choice, made.reason) == (None, PlanReason.NO_CAPACITY)
+    assert (
+        "the cluster has no free a (Spot), and 1 node of another capacity type (told by labels: name yours "
+        "in spec.capacityTypes of TurboAccelerator a): ask for fewer"
+    ) in made.detail
+
+
 def test_what_only_costs_more_is_not_called_dearer_where_speed_decides() -> None:
     there = named(fast("a", 80, "1.00"), fast("b", 80, "2.00"))
     cost = {"objective": "Latency", "maxPerHour": "2.00"}

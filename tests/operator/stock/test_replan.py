@@ -96,6 +96,16 @@ def test_cores_and_memory_that_are_freed_beside_accelerators_wake_whoever_was_re
     assert not is_woken(plan(2, NO_L4), beside(8_000, l4=0), beside(32_000, l4=0))  # none is free
 
 
+def test_a_node_that_becomes_one_of_another_capacity_type_wakes_whom_it_is_lost_and_gained_for() -> None:
+    def as_(kind: str) -> Stock:
+        labels = {"product": "L4", "karpenter.sh/capacity-type": kind}
+        return take_stock({"l4": L4}, [Node("L4", labels, (), True, {GPU: 1000})], [])
+
+    assert is_woken(plan(2, NO_L4), as_("on-demand"), as_("spot"))
+    assert is_woken(plan(1, choice=chosen(L4)), as_("on-demand"), as_("spot"))
+    assert not is_woken(plan(1, choice=chosen(L4)), as_("on-demand"), as_("on-demand"))
+
+
 def test_quotas_of_other_namespaces_wake_nobody_here() -> None:
     elsewhere = replace(stock(4), quotas=(Quota("elsewhere", {GPU: 1}, {}),))
     assert not is_woken(plan(2), stock(4), elsewhere)

@@ -80,6 +80,10 @@ class Outbox:
         self.steps.append((len(self._inbox.waits), item))
 
 
+def no_beat() -> None:
+    pass
+
+
 def test_a_message_that_comes_amid_an_audit_is_served_after_one_small_step_and_before_the_rest(
     make: Make, exact: PagedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,7 +91,7 @@ def test_a_message_that_comes_amid_an_audit_is_served_after_one_small_step_and_b
     inbox = Inbox({0: asked("a", 30), 6: asked("b", 30), 200: Stop()})
     outbox = Outbox(inbox)
     passes = Passes(exact, monkeypatch)
-    serve(server, inbox, outbox)
+    serve(server, inbox, outbox, no_beat)
     # after the first answer a rest begins the audit: two steps for the prompt, one for each token
     assert inbox.waits[:7] == [REST_SECONDS, REST_SECONDS, 0, 0, 0, 0, 0]
     told = [(look, event.request_id) for look, step in outbox.steps for event in step.events]
@@ -111,7 +115,7 @@ def test_a_stop_amid_an_audit_ends_at_once(
     def computed(share: float) -> int:
         server, inbox = make(share=share), Inbox({0: asked("a", 30), 5: Stop()})
         passes.tokens.clear()
-        serve(server, inbox, Outbox(inbox))
+        serve(server, inbox, Outbox(inbox), no_beat)
         assert server.audit.pending == (share > 0)
         return len(passes.tokens)
 

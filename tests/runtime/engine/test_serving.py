@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from types import SimpleNamespace
 from typing import cast
 
@@ -51,9 +52,13 @@ class Outbox:
         self.said.append(item)
 
 
+def no_beat() -> None:
+    pass
+
+
 def test_steps_are_computed_however_many_messages_come() -> None:
     engine = Busy([Step((), EngineStats())])
-    serve(cast("Engine", engine), Flood(3 * MOST_MESSAGES + 5), Outbox())
+    serve(cast("Engine", engine), Flood(3 * MOST_MESSAGES + 5), Outbox(), no_beat)
     assert engine.taken == [MOST_MESSAGES] * 3 + [5]
 
 
@@ -62,7 +67,7 @@ def test_a_step_without_news_is_not_told() -> None:
     token = Step((TokenEvent("r", (1,)),), running)
     steps = [Step((), waiting), Step((), waiting), Step((), running), token, token, Step((), running)]
     outbox = Outbox()
-    serve(cast("Engine", Busy(steps)), Flood(len(steps) * MOST_MESSAGES), outbox)
+    serve(cast("Engine", Busy(steps)), Flood(len(steps) * MOST_MESSAGES), outbox, no_beat)
     assert outbox.said == [steps[0], steps[2], token, token]
 
 
@@ -83,8 +88,49 @@ class Idle:
 
 def test_an_idle_engine_tells_what_a_cancel_left() -> None:
     outbox = Outbox()
-    serve(cast("Engine", Idle()), Flood(2), outbox)
+    serve(cast("Engine", Idle()), Flood(2), outbox, no_beat)
     assert outbox.said == [
         Step((), EngineStats(running_requests=1, kv_blocks_used=1)),
         Step((), EngineStats()),
     ]
+
+
+class Tiring:
+    """An engine and its inbox: busy for three steps without a message, then at rest three times, then ended.
+    Notes each in `turns`.
+    """
+
+    audit = SimpleNamespace(pending=False)
+
+    def __init__(self) -> None:
+        self.turns: list[str] = []
+
+    @property
+    def idle(self) -> bool:
+        return self.turns.count("step") == 3
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
+
+    def step(self) -> Step:
+        self.turns.append("step")
+        return Step((), EngineStats())
+
+    def rest(self) -> None:
+        self.turns.append("rest")
+
+    def empty(self) -> bool:
+        return True
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Stop:
+        assert block
+        assert timeout is not None
+        if self.turns.count("rest") < 3:
+            raise queue.Empty
+        return Stop()
+
+
+def test_there_is_a_beat_before_each_step_and_before_each_wait_of_an_idle_engine() -> None:
+    engine = Tiring()
+    serve(cast("Engine", engine), engine, Outbox(), lambda: engine.turns.append("beat"))
+    assert engine.turns == [*["beat", "step"] * 3, "beat", *["beat", "rest"] * 3, "beat"]

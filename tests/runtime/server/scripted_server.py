@@ -3,7 +3,7 @@
 The engine echoes. Its greedy answer is the prompt's own tokens and then the end-of-sequence token; a
 sampled answer is the prompt rotated by seed + choice. With speculation a step brings three tokens, without
 it one. Half of a prompt is always found in the cache. Some words make it misbehave: a prompt that starts
-with `hold` is repeated slowly until max_tokens,
+with `hold` is repeated slowly until max_tokens, with `stuck` its step never ends,
 `fail` is answered with an error and `crash` ends the process. A model named `unloadable` fails to load,
 `vanishing` dies while it loads, and `slow` waits for a Stop. What the engine is told is written to the file
 that SCRIPTED_ENGINE_LOG names.
@@ -15,6 +15,7 @@ import json
 import os
 import queue
 import sys
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,6 +44,7 @@ TEMPLATE = (
     "{{ raise_exception('an assistant does not speak first') }}{% endif %}{{ m.content }}{% endfor %}"
 )
 SLOW_STEP_SECONDS = 0.02
+REST_SECONDS = 0.1  # between two beats of an idle engine
 STEP_TIMES = (StepTime(1, 1, 256, 0.01), StepTime(8, 1, 256, 0.0125), StepTime(1, 512, 0, 0.25))
 
 
@@ -107,9 +109,9 @@ class Script:
 
 
 class Engine:
-    def __init__(self, config: RuntimeConfig, inbox, outbox, tokenizer_dir: str, log: TextIO) -> None:
+    def __init__(self, config: RuntimeConfig, inbox, outbox, tokenizer_dir: str, beat, log: TextIO) -> None:
         self.tokenizer = write_tokenizer(Path(tokenizer_dir))
-        self.inbox, self.outbox = inbox, outbox
+        self.inbox, self.outbox, self.beat = inbox, outbox, beat
         self.eos = self.tokenizer.token_to_id(EOS)
         self.running: dict[str, Script] = {}
         self.begun = self.generated = self.prompts = self.prompted = self.drafts = self.drafted = (
@@ -131,14 +133,19 @@ class Engine:
 
     def run(self) -> None:
         while self.listen():
+            self.beat()
             if self.running:
                 self.step()
 
     def listen(self) -> bool:
-        """Take in what the server says; False once it says Stop. Waits while there is nothing to do."""
-        pace = SLOW_STEP_SECONDS if any(script.slow for script in self.running.values()) else 0.0
+        """Take in what the server says; False once it says Stop. Waits a little while there is nothing to
+        do.
+        """
+        pace = REST_SECONDS
+        if self.running:
+            pace = SLOW_STEP_SECONDS if any(script.slow for script in self.running.values()) else 0.0
         try:
-            message = self.inbox.get(timeout=pace) if self.running else self.inbox.get()
+            message = self.inbox.get(timeout=pace)
             while True:
                 print(message, file=self.log, flush=True)
                 if isinstance(message, Stop):
@@ -155,6 +162,8 @@ class Engine:
         text = self.tokenizer.decode(list(submit.prompt))
         if text.startswith("crash"):
             os._exit(3)
+        if text.startswith("stuck"):
+            time.sleep(3600)
         self.prompts += 1
         self.prompted += len(submit.prompt)
         self.running[submit.request_id] = Script(submit, text, self.eos)
@@ -200,7 +209,7 @@ class Engine:
         self.outbox.put(Step(events, stats))
 
 
-def scripted_engine(config: RuntimeConfig, inbox, outbox, tokenizer_dir: str) -> None:
+def scripted_engine(config: RuntimeConfig, inbox, outbox, tokenizer_dir: str, beat) -> None:
     if config.model == "unloadable":
         outbox.put(Failed("There is no model at unloadable."))
         return
@@ -210,7 +219,7 @@ def scripted_engine(config: RuntimeConfig, inbox, outbox, tokenizer_dir: str) ->
         inbox.get()
         return
     with Path(os.environ["SCRIPTED_ENGINE_LOG"]).open("a", encoding="utf-8") as log:
-        Engine(config, inbox, outbox, tokenizer_dir, log).run()
+        Engine(config, inbox, outbox, tokenizer_dir, beat, log).run()
 
 
 if __name__ == "__main__":

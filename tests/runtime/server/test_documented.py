@@ -69,6 +69,8 @@ def test_the_fields_of_a_load_are_documented_and_no_others() -> None:
 def test_every_flag_of_a_limit_has_its_default_on_the_page() -> None:
     config = contract.RuntimeConfig("m")
     assert f"`--request-seconds`, queueing included (default {config.request_seconds:g})" in PAGE
+    assert f"`--step-timeout-seconds` (default {config.step_timeout_seconds:g})" in PAGE
+    assert f"`--max-step-tokens` tokens (default {config.max_step_tokens})" in PAGE
     assert f"`--connection-seconds` (default {config.connection_seconds:g}," in PAGE
     assert f"`--max-running` (default {config.max_running})" in PAGE
     assert f"`--max-waiting` (default {config.max_waiting})" in PAGE

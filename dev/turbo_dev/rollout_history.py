@@ -1,0 +1,391 @@
+"""Random histories of one TurboDeployment's rollouts, and the laws that every step of them must keep.
+
+A world of Deployments, pods and accelerators that fail, hang, flap and are evicted, with a controller and a
+scheduler that lag. What the planner says is written into it, and judged by what there is at that instant.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from turbo_operator.api import CapacityType, RolloutReason, RolloutStatus
+from turbo_operator.budget import Footprint
+from turbo_operator.observed import Accelerator
+from turbo_operator.rollout import (
+    Bounds,
+    Progress,
+    Step,
+    VariantState,
+    Wanted,
+    follow,
+    has_taken_over,
+    next_step,
+    serving_variant,
+)
+
+Planner = Callable[[Sequence[VariantState], Wanted, Footprint | None, Bounds, float], Step]
+
+TICK = 5.0  # seconds
+DEADLINE = 60.0
+EVENTFUL = 60  # ticks in which anything may happen
+QUIET = 140  # in which it has to come to rest
+PRICES = {"a100": Decimal(2), "h100": Decimal(3), "l40s": Decimal(1)}
+SIZES = {"a100": 1, "h100": 1, "l40s": 2}  # accelerators of a replica
+
+
+class BrokenLawError(AssertionError):
+    """A step did what no step may do."""
+
+
+@dataclass(slots=True)
+class Pod:
+    """One pod of a variant."""
+
+    placed: bool = False
+    age: int = 0  # ticks since a node took it
+    ready: bool = False
+    hung: bool = False
+    ending: int | None = None  # ticks until it is gone
+
+
+@dataclass(slots=True)
+class Deployment:
+    """One variant."""
+
+    accelerator: str
+    starts_in: int | None  # ticks after which a pod is ready; None: never
+    replicas: int = 0
+    exists: bool = True
+    pods: list[Pod] = field(default_factory=list)
+    seen: bool = True  # whether its controller has seen the replicas
+    counted: int = 0  # available replicas, as its controller wrote them
+    silent_since: float | None = None
+
+    @property
+    def alive(self) -> list[Pod]:
+        """Pods that are there to stay."""
+        return [pod for pod in self.pods if pod.ending is None]
+
+
+@dataclass(slots=True)
+class World:
+    """One TurboDeployment and its cluster; everything random comes from `dice`."""
+
+    dice: random.Random
+    planner: Planner = next_step
+    now: float = 1_700_000_000.0
+    variants: dict[str, Deployment] = field(default_factory=dict)
+    qualities: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    nodes: dict[str, int] = field(default_factory=dict)  # accelerators that nodes have
+    wanted: str = ""
+    replicas: int = 1
+    bounds: Bounds = field(default_factory=Bounds)
+    serving: str | None = None
+    rollout: RolloutStatus | None = None
+    generation: int = 0
+    proven: str | None = None  # the checker's own record of who had all replicas available last
+    last: Step | None = None
+
+    # What may happen
+
+    def begin(self) -> None:
+        """Accelerators, limits and a first plan."""
+        dice = self.dice
+        self.replicas = dice.randint(1, 4)
+        tight = dice.random() < 0.5
+        self.nodes = {name: dice.randint(2, 6) if tight else 40 for name in PRICES}
+        self.bounds = Bounds(
+            max_surge=dice.choice((None, None, None, 0, 1, 2)),
+            max_total=dice.choice((None, None, 2, 4, 8)),
+            max_per_hour=dice.choice((None, None, Decimal(4), Decimal(9))),
+            stock=dict(self.nodes),
+        )
+        unavailable = dice.choice((None, None, 1, 2) if self.bounds.max_surge == 0 else (None, None, 0, 1, 2))
+        self.bounds = Bounds(
+            self.bounds.max_surge,
+            unavailable,
+            self.bounds.max_total,
+            self.bounds.max_per_hour,
+            self.bounds.stock,
+        )
+        self.change_plan(works=dice.random() < 0.8)
+
+    def change_plan(self, works: bool) -> None:
+        """Another plan hash, which works or not."""
+        self.generation += 1
+        self.wanted = f"v1{self.generation:03}"
+        name = self.dice.choice(sorted(PRICES)) if self.dice.random() < 0.5 else sorted(PRICES)[0]
+        self.qualities[self.wanted] = (name, self.dice.randint(1, 3) if works else None)
+
+    def something_happens(self) -> None:
+        """One random event, or none."""
+        dice = self.dice
+        pods = [pod for each in self.variants.values() for pod in each.alive]
+        what = dice.random()
+        if what < 0.06:
+            self.change_plan(works=dice.random() < 0.6)
+        elif what < 0.09:
+            self.replicas = dice.randint(0, 4)
+        elif what < 0.11:
+            self.generation += 1  # the spec changes and the plan does not: what failed is tried again
+        elif what < 0.13 and self.variants:
+            victim = self.variants[dice.choice(sorted(self.variants))]
+            victim.replicas, victim.seen = 0, False  # somebody scales a child
+        elif what < 0.14 and self.variants:
+            victim = self.variants[dice.choice(sorted(self.variants))]
+            victim.exists, victim.replicas, victim.counted = False, 0, 0  # or deletes it
+            for pod in victim.alive:
+                pod.ending = 1
+        elif what < 0.30 and pods:
+            pod = dice.choice(pods)
+            kind = dice.randrange(4)
+            if kind == 0:
+                pod.ready, pod.hung = False, True
+            elif kind == 1:
+                pod.ready, pod.age = False, 0  # its container starts again
+            elif kind == 2:
+                pod.ending = 0  # evicted
+            else:
+                pod.hung = False
+
+    def controllers_act(self, lag: bool) -> None:
+        """Deployments make and end pods, the scheduler places them, kubelets run them."""
+        for each in self.variants.values():
+            if lag and self.dice.random() < 0.3:
+                continue
+            each.seen = True
+            surplus = len(each.alive) - (each.replicas if each.exists else 0)
+            order = sorted(each.alive, key=lambda pod: (pod.placed, pod.ready, pod.age))
+            for pod in order[: max(0, surplus)]:
+                pod.ending = self.dice.randint(0, 3) if pod.placed else 0
+            each.pods += [Pod() for _ in range(-surplus)]
+            each.counted = sum(pod.ready for pod in each.alive)
+            self._note_silence(each)
+        for each in self.variants.values():
+            for pod in each.alive:
+                if not pod.placed:
+                    pod.placed = (
+                        self.held(each.accelerator) + SIZES[each.accelerator] <= self.nodes[each.accelerator]
+                    )
+                else:
+                    pod.age += 1
+                    pod.ready = not pod.hung and each.starts_in is not None and pod.age >= each.starts_in
+            each.pods = [pod for pod in each.pods if pod.ending != 0]
+            for pod in each.pods:
+                if pod.ending is not None:
+                    pod.ending -= 1
+                    pod.ready = False
+
+    def _note_silence(self, each: Deployment) -> None:
+        if each.replicas and each.counted < each.replicas:
+            each.silent_since = each.silent_since or self.now
+        else:
+            each.silent_since = None
+
+    def held(self, accelerator: str) -> int:
+        """Accelerators that pods on nodes hold."""
+        return sum(
+            SIZES[accelerator] * sum(pod.placed for pod in each.pods)
+            for each in self.variants.values()
+            if each.accelerator == accelerator
+        )
+
+    # What the operator sees and does
+
+    def states(self) -> tuple[VariantState, ...]:
+        """The variants as an operator sees them."""
+        return tuple(
+            VariantState(
+                name,
+                each.replicas if each.exists else 0,
+                min(each.counted, each.replicas) if each.exists and each.seen else 0,
+                sum(pod.ending is not None for pod in each.pods),
+                each.exists,
+                footprint(each.accelerator),
+                each.silent_since,
+                any(not pod.placed for pod in each.alive),
+                len(each.pods),
+                each.seen or not each.exists,
+            )
+            for name, each in sorted(self.variants.items())
+        )
+
+    def look(self) -> Step:
+        """One look of the operator; raises BrokenLawError where its step breaks a law."""
+        states = self.states()
+        by_hash = {state.plan_hash: state for state in states}
+        self.serving = serving_variant(states, self.wanted, self.serving)
+        new = by_hash.get(self.wanted, VariantState(self.wanted, exists=False))
+        rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
+        if self.replicas:
+            pods = self.variants[self.wanted].alive if self.wanted in self.variants else []
+            progress = Progress(
+                self.wanted,
+                str(self.generation),
+                new.replicas,
+                new.available,
+                any(pod.placed and not pod.ready for pod in pods),
+                any(not pod.placed for pod in pods),
+            )
+            self.rollout = follow(self.rollout, progress, self.serving, self.now, DEADLINE)
+            rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
+        wanted = Wanted(self.wanted, self.replicas, self.serving, rolled_back)
+        mine = footprint(self.qualities[self.wanted][0])
+        step = self.planner(states, wanted, mine, self.bounds, self.now)
+        self.judge(states, step)
+        again = self.planner(_after(states, step), wanted, mine, self.bounds, self.now)
+        _law(again.replicas == step.replicas, f"a second call changes {step.replicas} to {again.replicas}")
+        if has_taken_over(states, step.target, step.fitting) and not rolled_back:
+            self.serving = self.proven = step.target
+        elif self.proven is None and self.serving is not None:
+            self.proven = self.serving
+        self.write(step)
+        self.last = step
+        return step
+
+    def write(self, step: Step) -> None:
+        """Apply a step: what it does not name is removed."""
+        for name in [name for name in self.variants if name not in step.replicas]:
+            for pod in self.variants[name].alive:
+                pod.ending = 1
+            self.variants[name].exists = False
+            if not self.variants[name].pods:
+                del self.variants[name]
+        for variant in step.variants:
+            each = self.variants.get(variant.plan_hash)
+            if each is None:
+                each = self.variants[variant.plan_hash] = Deployment(*self.qualities[variant.plan_hash])
+            if not each.exists or each.replicas != variant.replicas:
+                each.exists, each.seen, each.replicas = True, False, variant.replicas
+
+    # The laws
+
+    def judge(self, states: Sequence[VariantState], step: Step) -> None:
+        """What one step must keep, whatever it is made by."""
+        before = {state.plan_hash: state for state in states}
+        after = step.replicas
+        fits = self.bounds.most(footprint(self.qualities[step.target or self.wanted][0]), self.replicas)
+        answered = sum(state.available for state in states)
+        stays = sum(min(state.available, after.get(name, 0)) for name, state in before.items())
+        least = min(self.replicas, fits) - self._may_miss()
+        _law(stays >= min(answered, least), f"{answered} answered, {stays} stay, and {least} must")
+        grows = any(count > (before[name].replicas if name in before else 0) for name, count in after.items())
+        if grows:
+            surge = 1 if self.bounds.max_surge is None else self.bounds.max_surge
+            total = sum(after.values())
+            _law(total <= self.replicas + surge, f"{total} replicas of {self.replicas} wanted, surge {surge}")
+            self._within_bounds(before, after)
+        keeper = self.proven
+        if keeper in before and step.target != keeper:
+            ready = has_taken_over(states, step.target, step.fitting)
+            _law(keeper in after or ready, f"{keeper} served last and is removed")
+
+    def _within_bounds(self, before: Mapping[str, VariantState], after: Mapping[str, int]) -> None:
+        """Accelerators and money of all pods that there are or will be."""
+        grown = []
+        for name in {*before, *after}:
+            state = before.get(name) or VariantState(name, exists=False)
+            grown.append(
+                (footprint(self.qualities[name][0]), max(state.held, after.get(name, 0) + state.ending))
+            )
+        was = self.bounds.exceeded([(footprint(self.qualities[n][0]), s.held) for n, s in before.items()])
+        if was is None:
+            broken = self.bounds.exceeded(grown)
+            _law(broken is None, f"what is asked for and what ends come to more than is allowed: {broken}")
+
+    def _may_miss(self) -> int:
+        if self.bounds.max_unavailable is not None:
+            return self.bounds.max_unavailable
+        unlimited = self.bounds.max_total is None and self.bounds.max_per_hour is None
+        if unlimited and min(self.nodes.values()) >= 40 and self.bounds.max_surge != 0:
+            return 0
+        return 1 if self.replicas > 1 else 0
+
+    def rests(self) -> bool:
+        """Whether all is as wanted, or the step says what it waits for."""
+        step = self.last
+        if step is None:
+            return False
+        alone = {name for name, each in self.variants.items() if each.pods or each.replicas}
+        rolled_back = self.rollout is not None and self.rollout.reason is not None
+        if self.replicas == 0:
+            return not alone
+        target = self.variants.get(step.target or "")
+        complete = target is not None and sum(pod.ready for pod in target.alive) == step.fitting > 0
+        if complete and alone == {step.target}:
+            return step.fitting == self.replicas or step.waits is not None
+        return (rolled_back and self.serving is None) or step.waits is not None
+
+
+def history(seed: int, planner: Planner = next_step) -> World:
+    """One history from its seed to its rest; raises BrokenLawError where a law is broken or it never ends."""
+    world = World(random.Random(seed), planner)
+    world.begin()
+    for _ in range(EVENTFUL):
+        world.something_happens()
+        _tick(world, lag=True)
+    for each in world.variants.values():
+        for pod in each.pods:
+            pod.hung = False
+    for _ in range(QUIET):
+        _tick(world, lag=False)
+        if world.rests() and _tick_changes_nothing(world):
+            return world
+    raise BrokenLawError(f"it never ends: {world.last}, {world.states()}")
+
+
+def footprint(accelerator: str) -> Footprint:
+    """What one replica holds."""
+    row = Accelerator(
+        accelerator,
+        "nvidia.com/gpu",
+        Decimal(1),
+        1 << 30,
+        prices={CapacityType.ON_DEMAND: PRICES[accelerator]},
+    )
+    return Footprint(row, CapacityType.ON_DEMAND, SIZES[accelerator])
+
+
+def _tick(world: World, lag: bool) -> None:
+    world.now += TICK
+    world.controllers_act(lag)
+    if not lag or world.dice.random() < 0.8:
+        world.look()
+
+
+def _tick_changes_nothing(world: World) -> bool:
+    before = world.last
+    for _ in range(3):
+        _tick(world, lag=False)
+    return before is not None and world.last is not None and world.last.replicas == before.replicas
+
+
+def _after(states: Sequence[VariantState], step: Step) -> tuple[VariantState, ...]:
+    """The states as they are at once after the step: nothing else has happened yet."""
+    by_hash = {state.plan_hash: state for state in states}
+    found = [state for state in states if state.plan_hash not in step.replicas and state.pods]
+    for variant in step.variants:
+        old = by_hash.get(variant.plan_hash) or VariantState(variant.plan_hash)
+        found.append(
+            VariantState(
+                variant.plan_hash,
+                variant.replicas,
+                min(old.available, variant.replicas),
+                old.ending,
+                True,
+                old.footprint,
+                old.silent_since,
+                old.unschedulable,
+                old.pods,
+                old.seen and old.exists and old.replicas == variant.replicas,
+            )
+        )
+    return tuple(found)
+
+
+def _law(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise BrokenLawError(sentence)

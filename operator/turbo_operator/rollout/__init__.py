@@ -1,0 +1,25 @@
+"""How one plan takes over from another, within bounds, and how it goes back. Pure."""
+
+from turbo_operator.rollout.bounds import Bounds, Holding, bounds_of, footprint_of
+from turbo_operator.rollout.planner import Step, Wanted, has_taken_over, next_step, serving_variant
+from turbo_operator.rollout.progress import Progress, follow, seconds_left
+from turbo_operator.rollout.variants import Variant, VariantState, asked_replicas, variant_states
+
+__all__ = [
+    "Bounds",
+    "Holding",
+    "Progress",
+    "Step",
+    "Variant",
+    "VariantState",
+    "Wanted",
+    "asked_replicas",
+    "bounds_of",
+    "follow",
+    "footprint_of",
+    "has_taken_over",
+    "next_step",
+    "seconds_left",
+    "serving_variant",
+    "variant_states",
+]

@@ -1,0 +1,113 @@
+"""What all variants together may hold: accelerators, money and what the cluster has. Pure."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from turbo_operator.api import CapacityType, TurboDeployment, label_value
+from turbo_operator.budget import Footprint, beside
+from turbo_operator.observed import Accelerator, Observed, TrainPod
+from turbo_operator.planned import Choice
+
+Holding = tuple[Footprint | None, int]  # what one replica holds, and of how many
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits of one TurboDeployment; None or absent is no limit."""
+
+    max_surge: int | None = None  # as written in the spec
+    max_unavailable: int | None = None
+    max_total: int | None = None  # accelerators
+    max_per_hour: Decimal | None = None  # US dollars
+    # By accelerator: how many of them nodes and quotas leave, those that its own pods hold included.
+    stock: Mapping[str, int] = field(default_factory=dict)
+    reserved: tuple[Holding, ...] = ()  # by what holds some in addition to the replicas: trainings
+
+    def exceeded(self, holdings: Iterable[Holding]) -> str | None:
+        """The first limit that these holdings and what is reserved break, as a clause; None where none is.
+
+        A holding whose accelerator is not known counts for nothing: nobody can tell what it costs.
+        """
+        accelerators: defaultdict[str, int] = defaultdict(int)
+        total, cost = 0, Decimal(0)
+        for footprint, replicas in holdings:
+            if footprint is not None and replicas > 0:
+                accelerators[footprint.accelerator.name] += footprint.accelerators(replicas)
+                total += footprint.accelerators(replicas)
+                cost += footprint.cost_per_hour(replicas) or Decimal(0)
+        for footprint, number in self.reserved:  # stock leaves those out already
+            if footprint is not None:
+                total += footprint.accelerators(number)
+                cost += footprint.cost_per_hour(number) or Decimal(0)
+        if self.max_total is not None and total > self.max_total:
+            return f"spec.accelerators.maxTotal is {self.max_total}"
+        if self.max_per_hour is not None and cost > self.max_per_hour:
+            return f"spec.cost.maxPerHour is {self.max_per_hour}"
+        for name, count in sorted(accelerators.items()):
+            if count > self.stock.get(name, count):
+                return f"the cluster and its quotas hold {self.stock[name]} of {name}"
+        return None
+
+    def most(self, footprint: Footprint | None, replicas: int) -> int:
+        """As many of `replicas` as fit alone."""
+        return next(
+            (count for count in range(replicas, 0, -1) if self.exceeded([(footprint, count)]) is None), 0
+        )
+
+
+def footprint_of(td: TurboDeployment, choice: Choice) -> Footprint:
+    """What one replica of a plan holds, the cores and memory beside its devices included."""
+    resources = td.spec.template.resources if td.spec.template else None
+    return Footprint(
+        choice.accelerator,
+        choice.capacity_type,
+        choice.accelerators_per_replica,
+        choice.nodes,
+        beside(choice.accelerator, choice.host_memory_bytes, resources),
+    )
+
+
+def bounds_of(
+    td: TurboDeployment, observed: Observed, footprints: Iterable[Footprint | None], now: float
+) -> Bounds:
+    """The limits of the spec and of what is seen; `footprints` are those of all variants, the wanted one too.
+
+    `now` is in epoch seconds.
+    """
+    stock: dict[str, int] = {}
+    for footprint in footprints:
+        supply = (observed.supply or {}).get(footprint.accelerator.name) if footprint is not None else None
+        room = footprint.room(supply, now) if footprint is not None and supply is not None else None
+        if footprint is not None and room is not None:
+            name = footprint.accelerator.name
+            stock[name] = max(stock.get(name, 0), footprint.accelerators(room))
+    rollout, accelerators, cost = td.spec.rollout, td.spec.accelerators, td.spec.cost
+    return Bounds(
+        rollout.max_surge,
+        rollout.max_unavailable,
+        accelerators.max_total if accelerators else None,
+        cost.max_per_hour if cost else None,
+        stock,
+        reserved(td, observed),
+    )
+
+
+def reserved(td: TurboDeployment, observed: Observed) -> tuple[Holding, ...]:
+    """What the training that runs holds; one without a pod yet holds what it was begun with."""
+    pods = [pod for pod in observed.trainings if pod.exit_code is None]
+    rows = {label_value(name): row for name, row in observed.accelerators.items()}
+    if pods:
+        return tuple((_training_footprint(pod, rows), 1) for pod in pods)
+    state = td.status.training
+    row = observed.accelerators.get(state.accelerator or "") if state and state.result is None else None
+    return ((Footprint(row, CapacityType.ON_DEMAND, 1), 1),) if row is not None else ()
+
+
+def _training_footprint(pod: TrainPod, rows: Mapping[str, Accelerator]) -> Footprint | None:
+    row = rows.get(pod.accelerator or "")
+    capacity_type = next((each for each in CapacityType if each == pod.capacity_type), None)
+    return Footprint(row, capacity_type, pod.accelerators) if row and capacity_type else None

@@ -1,0 +1,348 @@
+"""From the variants as they are to the next step of a rollout. Pure and stateless, like the planner of
+LeaderWorkerSet: an operator that dies in the middle goes on from what it sees.
+
+With n wanted replicas that fit, s of maxSurge and u of maxUnavailable, each step has
+
+    old = max(0, n - available(new) - u)    of the replicas that serve now, never more than they are
+    new = min(n, n + s - old - others)      as far as accelerators and money allow
+
+The difficulty lies in what is not ours to order: pods that end still hold their accelerators, so that
+nothing grows into a place before it is empty; counts lag behind writes, so that a count of an older
+generation is none; and where there is no room for a surge, somebody has to go first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from turbo_operator.api import Provisioning
+from turbo_operator.budget import Footprint
+from turbo_operator.rollout.bounds import Bounds
+from turbo_operator.rollout.variants import Variant, VariantState
+
+# Longer than a liveness probe takes to end a container that hangs: after that, what does not answer may go
+# before its successor is there.
+SILENT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the rollout is to come to."""
+
+    plan_hash: str | None  # to serve; None while there is no feasible plan
+    replicas: int
+    serving: str | None = None  # the last variant that had all its replicas available
+    rolled_back: bool = False  # the plan made no progress: what served before serves on
+    canary: str | None = None  # a variant that one pod tries a draft with
+    canary_makes_room: bool = False  # no place is left for its pod in addition to the replicas
+
+
+@dataclass(frozen=True, slots=True)
+class _Slack:
+    """maxSurge and maxUnavailable in force, and why there is no room for the surge, as a clause."""
+
+    surge: int
+    unavailable: int
+    crowded: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The variants that shall exist, in the order in which they are to be written; every other one goes."""
+
+    variants: tuple[Variant, ...]
+    target: str | None  # the variant that all replicas shall be of
+    fitting: int  # of the wanted replicas, those that have room
+    waits: str | None = None  # what holds it up that is not a pod, as a sentence
+    waits_for_spec: bool = False  # whether nothing but a change of the spec helps
+
+    @property
+    def replicas(self) -> Mapping[str, int]:
+        """By plan hash."""
+        return {variant.plan_hash: variant.replicas for variant in self.variants}
+
+
+def serving_variant(states: Sequence[VariantState], wanted: str | None, recorded: str | None) -> str | None:
+    """The variant that serves until another one has all its replicas available.
+
+    It is the recorded one while it is there, else the one with most available replicas, an older one before
+    the wanted one; None where none has ever answered.
+    """
+    if any(state.plan_hash == recorded for state in states):
+        return recorded
+    answering = [state for state in states if state.available > 0]
+    older = [state for state in answering if state.plan_hash != wanted]
+    found = max(older or answering, key=lambda state: (state.available, state.plan_hash), default=None)
+    return None if found is None else found.plan_hash
+
+
+def has_taken_over(states: Iterable[VariantState], plan_hash: str | None, replicas: int) -> bool:
+    """Whether a variant has all its replicas available, of which there must be one."""
+    return replicas > 0 and any(
+        state.plan_hash == plan_hash and state.available >= replicas for state in states
+    )
+
+
+def next_step(
+    states: Sequence[VariantState],
+    wanted: Wanted,
+    footprint: Footprint | None,
+    bounds: Bounds,
+    now: float,
+) -> Step:
+    """The next step; the same again where nothing has changed. `footprint` is what one replica of the wanted
+    plan holds, `now` is in epoch seconds.
+    """
+    target = _target(states, wanted)
+    if target is None:
+        return Step((), None, 0)
+    by_hash = {state.plan_hash: state for state in states}
+    new = by_hash.get(target) or VariantState(target, exists=False)
+    if target == wanted.plan_hash and footprint is not None:
+        new = replace(new, footprint=footprint)
+    others = _in_order(states, wanted, target)
+    # What runs is never taken away for want of room: its pods may only be between two nodes.
+    fitting = max(bounds.most(new.footprint, wanted.replicas), min(new.replicas, wanted.replicas))
+    if fitting == 0:
+        return _at_zero(new, others, wanted, bounds)
+    if wanted.canary is not None and wanted.canary != target:
+        canary = by_hash.get(wanted.canary) or VariantState(wanted.canary, exists=False)
+        step = _with_canary(new, replace(canary, footprint=new.footprint), others, wanted, fitting, bounds)
+        if step is not None:
+            return step
+    return _rolled(new, others, wanted, fitting, bounds, now)
+
+
+def _target(states: Sequence[VariantState], wanted: Wanted) -> str | None:
+    """The wanted plan; without one, or where it failed, what served before it."""
+    if wanted.plan_hash is not None and not wanted.rolled_back:
+        return wanted.plan_hash
+    if wanted.serving is not None:
+        return wanted.serving
+    kept = max(states, key=lambda state: (state.available, state.replicas, state.plan_hash), default=None)
+    return None if kept is None else kept.plan_hash
+
+
+def _in_order(states: Iterable[VariantState], wanted: Wanted, target: str) -> list[VariantState]:
+    """All but the target, the one that serves last: what is of less use gives way first."""
+    others = [state for state in states if state.plan_hash != target]
+    others.sort(key=lambda state: (state.plan_hash == wanted.serving, state.available, state.plan_hash))
+    return others
+
+
+def _at_zero(new: VariantState, others: Sequence[VariantState], wanted: Wanted, bounds: Bounds) -> Step:
+    """Nothing of the new variant can be, or nothing is asked for: then the others end first, so that they do
+    even where the API server refuses the new one. Where something is asked for, what serves serves on.
+    """
+    kept = [
+        Variant(
+            state.plan_hash, min(state.replicas, wanted.replicas) if state.plan_hash == wanted.serving else 0
+        )
+        for state in others
+        if _stays(state, wanted)
+    ]
+    broken = bounds.exceeded([(new.footprint, 1)]) if wanted.replicas else None
+    waits = f"No replica fits: {broken}." if broken else None
+    return Step((*kept, Variant(new.plan_hash, 0)), new.plan_hash, 0, waits, _is_of_spec(broken))
+
+
+def _is_of_spec(broken: str | None) -> bool:
+    """Whether a limit is the user's own."""
+    return broken is not None and broken.startswith("spec.")
+
+
+def _stays(state: VariantState, wanted: Wanted) -> bool:
+    """Whether a variant without replicas is still to be kept: it serves, or its pods have yet to end."""
+    return state.plan_hash == wanted.serving or (state.exists and (state.held > 0 or not state.seen))
+
+
+def _rolled(
+    new: VariantState,
+    others: Sequence[VariantState],
+    wanted: Wanted,
+    fitting: int,
+    bounds: Bounds,
+    now: float,
+) -> Step:
+    serving = next((state for state in others if state.plan_hash == wanted.serving), None)
+    slack = _slack(new, serving, others, fitting, bounds, now)
+    old = _kept(new, others, wanted, fitting, slack, bounds)
+    replicas = _grown(new, others, old, fitting, slack.surge, bounds)
+    is_over = has_taken_over([new], new.plan_hash, fitting)
+    kept = [
+        Variant(state.plan_hash, old[state.plan_hash])
+        for state in others
+        if old[state.plan_hash] > 0
+        or (_stays(state, wanted) and not (is_over and state.held == 0 and state.seen))
+    ]
+    waits, broken = None, None
+    if fitting < wanted.replicas:
+        broken = bounds.exceeded([(new.footprint, fitting + 1)])
+        waits = f"{fitting} of {wanted.replicas} replicas fit: {broken}."
+    unmoved = replicas == new.replicas and all(each.replicas == old[each.plan_hash] for each in others)
+    if replicas < fitting and unmoved and not any(each.ending for each in others):
+        held = [(each.footprint, each.held) for each in others]
+        crowded = slack.crowded or bounds.exceeded([*held, (new.footprint, replicas + 1)])
+        if crowded:
+            broken = crowded
+            waits = (
+                f"The new plan waits for room beside the one that serves: {crowded}. Make room, or write "
+                "spec.rollout.maxUnavailable: 1, with which a replica goes before its successor is there."
+            )
+    variants = (Variant(new.plan_hash, replicas), *kept)
+    return Step(variants, new.plan_hash, fitting, waits, _is_of_spec(broken))
+
+
+def _slack(
+    new: VariantState,
+    serving: VariantState | None,
+    others: Sequence[VariantState],
+    fitting: int,
+    bounds: Bounds,
+    now: float,
+) -> _Slack:
+    """maxSurge and maxUnavailable in force: as written, else by whether one replica more has room.
+
+    It depends on what the rollout is from and to, never on how far it is: what went first is not missed.
+    """
+    old = serving or next((state for state in reversed(others) if state.replicas > 0), None)
+    surge = 1 if bounds.max_surge is None else bounds.max_surge
+    crowded = None
+    if surge == 0:
+        crowded = "spec.rollout.maxSurge is 0"
+    elif _finds_no_node(new):
+        crowded = "no node has room for its pod"
+    elif old is not None:
+        # The mixtures on the way lie between these two.
+        ways = [[(old.footprint, fitting + 1 - count), (new.footprint, count)] for count in (1, fitting)]
+        crowded = next((broken for way in ways if (broken := bounds.exceeded(way))), None)
+    written = bounds.max_unavailable
+    if crowded is None or old is None:
+        # Even where all may go at once, nobody needs to be without an answer.
+        return _Slack(surge, min(written or 0, fitting - 1), None)
+    if bounds.max_surge is None:
+        surge = 0
+    if written is None:
+        answers = any(state.available for state in others)
+        is_silent = serving is not None and not answers and _is_silent(serving, now)
+        written = 1 if fitting > 1 or is_silent else 0
+    return _Slack(surge, written, crowded)
+
+
+def _is_silent(serving: VariantState, now: float) -> bool:
+    """Whether it does not answer anyway; one without replicas has gone first."""
+    if not serving.exists:
+        return False
+    since = serving.silent_since
+    return serving.replicas == 0 or (since is not None and now - since >= SILENT_SECONDS)
+
+
+def _finds_no_node(new: VariantState) -> bool:
+    """Whether a pod of it waits for a node that will not come; an elastic cluster may be adding one."""
+    fixed = new.footprint is None or new.footprint.accelerator.provisioning == Provisioning.FIXED
+    return fixed and new.unschedulable and new.available < new.replicas
+
+
+def _kept(
+    new: VariantState,
+    others: Sequence[VariantState],
+    wanted: Wanted,
+    fitting: int,
+    slack: _Slack,
+    bounds: Bounds,
+) -> dict[str, int]:
+    """The other variants' replicas: of no use are those that never served, and what the new one replaces.
+
+    The one that serves gets back what somebody else took away.
+    """
+    spare = sum(state.available for state in (new, *others)) - (fitting - slack.unavailable)
+    is_settled = all(state.seen for state in (new, *others))
+    old: dict[str, int] = {}
+    for state in others:
+        goal, replicas = 0, state.replicas
+        if state.plan_hash == wanted.serving:
+            goal = max(0, fitting - new.available)
+            # One that goes first must make room, else it goes for nothing.
+            if new.available < fitting and _fits(new, state, goal - slack.unavailable, bounds):
+                goal = max(0, goal - slack.unavailable)
+            used = max(new.replicas, new.available) + sum(old.values())
+            held = [
+                (each.footprint, each.held_with(old.get(each.plan_hash, 0)))
+                for each in others
+                if each != state
+            ]
+            held.append((new.footprint, new.held))
+            while (
+                is_settled
+                and replicas < goal
+                and replicas + used < fitting + slack.surge
+                and bounds.exceeded([*held, (state.footprint, replicas + 1 + state.ending)]) is None
+            ):
+                replicas += 1
+        replicas = min(replicas, max(goal, state.available - max(spare, 0)))
+        spare -= state.available - min(state.available, replicas)
+        old[state.plan_hash] = replicas
+    return old
+
+
+def _fits(new: VariantState, old: VariantState, replicas: int, bounds: Bounds) -> bool:
+    """Whether one more of the new variant has room once the old one has so many."""
+    count = max(new.available, new.replicas if new.replicas > new.available else new.available + 1)
+    return bounds.exceeded([(new.footprint, count), (old.footprint, max(0, replicas))]) is None
+
+
+def _grown(
+    new: VariantState,
+    others: Sequence[VariantState],
+    old: Mapping[str, int],
+    fitting: int,
+    surge: int,
+    bounds: Bounds,
+) -> int:
+    """Replicas of the new variant: none grows into a place that another one still holds."""
+    total = sum(old.values())
+    allowed = max(surge, 1 if bounds.max_surge is None else bounds.max_surge)
+    # What answers stays, whatever else has to go.
+    kept = max(min(new.replicas, fitting, max(0, fitting + allowed - total)), min(new.available, fitting))
+    after = [(state.footprint, old[state.plan_hash]) for state in others]
+    while kept > new.available and others and bounds.exceeded([*after, (new.footprint, kept)]) is not None:
+        kept -= 1
+    held = [(state.footprint, state.held_with(old[state.plan_hash])) for state in others]
+    replicas = kept
+    is_settled = all(state.seen for state in (new, *others))
+    while (
+        is_settled
+        and replicas < min(fitting, fitting + surge - total)
+        and bounds.exceeded([*held, (new.footprint, replicas + 1 + new.ending)]) is None
+    ):
+        replicas += 1
+    return replicas
+
+
+def _with_canary(
+    new: VariantState,
+    canary: VariantState,
+    others: Sequence[VariantState],
+    wanted: Wanted,
+    fitting: int,
+    bounds: Bounds,
+) -> Step | None:
+    """With one pod of the canary, in place of one of several replicas; None while anything is under way."""
+    if any(state.held for state in others if state.plan_hash != canary.plan_hash):
+        return None
+    surge = 1 if bounds.max_surge is None else bounds.max_surge
+    both = [(new.footprint, fitting), (canary.footprint, 1)]
+    has_room = surge > 0 and bounds.exceeded(both) is None and not wanted.canary_makes_room
+    takes_place = fitting > 1 and (canary.available > 0 or (not has_room and bounds.max_unavailable != 0))
+    if not has_room and not takes_place:
+        return None
+    if not canary.exists and new.available < (fitting - 1 if takes_place else fitting):
+        return None
+    # Its Deployment comes first, so that one that is refused costs no replica.
+    kept = fitting - 1 if takes_place and canary.exists else fitting
+    held = [(new.footprint, new.held_with(kept)), (canary.footprint, 1 + canary.ending)]
+    is_there = canary.exists and canary.replicas > 0
+    replicas = 1 if is_there or bounds.exceeded(held) is None else 0
+    grown = _grown(new, [canary], {canary.plan_hash: replicas}, kept, 1, bounds)
+    return Step((Variant(new.plan_hash, grown), Variant(canary.plan_hash, replicas)), new.plan_hash, fitting)

@@ -1,0 +1,78 @@
+"""Whether the plan that takes over makes progress, and when it goes back. Pure.
+
+What must survive the operator is in the status: which plan takes over, when it last got on, and that it was
+rolled back. A plan that was rolled back stays so until the spec changes, its replicas apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from turbo_operator.api import RolloutReason, RolloutStatus, epoch, rfc3339
+from turbo_operator.observed import PodView
+from turbo_operator.rollout.variants import ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the wanted variant is."""
+
+    plan_hash: str
+    spec_hash: str  # of the spec that the plan was made for
+    replicas: int  # that its Deployment asks for
+    available: int
+    has_placed: bool = False  # whether a node has one of its pods that is not ready
+    is_waiting: bool = False  # whether one of its pods waits for a node
+    failure: str = ""  # what its first failing pod says, as a sentence
+
+    @classmethod
+    def of_pods(
+        cls, plan_hash: str, spec_hash: str, replicas: int, available: int, pods: Iterable[PodView]
+    ) -> Progress:
+        """From the pods of the variant."""
+        unready = [pod for pod in pods if not (pod.ready or pod.terminating or pod.phase in ENDED)]
+        return cls(
+            plan_hash,
+            spec_hash,
+            replicas,
+            available,
+            any(pod.pending_since is None for pod in unready),
+            any(pod.pending_since is not None for pod in unready),
+        )
+
+
+def follow(
+    old: RolloutStatus | None, progress: Progress, serving: str | None, now: float, deadline_seconds: float
+) -> RolloutStatus | None:
+    """The rollout's status now; None once the wanted variant serves. `now` is in epoch seconds.
+
+    The deadline counts while a replica that is asked for is not available though a node has, or could have,
+    its pod: waiting for room or for a node is no failure of the plan.
+    """
+    if progress.plan_hash == serving:
+        return None
+    state = old
+    if state is None or (state.plan_hash, state.spec_hash) != (progress.plan_hash, progress.spec_hash):
+        state = RolloutStatus(plan_hash=progress.plan_hash, spec_hash=progress.spec_hash)
+    if state.reason == RolloutReason.ROLLED_BACK:
+        return state
+    if progress.available > state.available_replicas:
+        update = {"available_replicas": progress.available, "reason": None, "message": None}
+        return state.model_copy(update={**update, "last_progress_time": rfc3339(now)})
+    since = state.last_progress_time
+    if progress.replicas <= progress.available or (progress.is_waiting and not progress.has_placed):
+        return state if since is None else state.model_copy(update={"last_progress_time": None})
+    if since is None:
+        return state.model_copy(update={"last_progress_time": rfc3339(now)}) if progress.has_placed else state
+    if state.reason is not None or now - epoch(since) < deadline_seconds:
+        return state
+    reason = RolloutReason.PROGRESS_DEADLINE_EXCEEDED if serving is None else RolloutReason.ROLLED_BACK
+    return state.model_copy(update={"reason": reason, "message": progress.failure or None})
+
+
+def seconds_left(state: RolloutStatus | None, now: float, deadline_seconds: float) -> float | None:
+    """Seconds until the deadline; None where none runs."""
+    if state is None or state.last_progress_time is None or state.reason is not None:
+        return None
+    return max(0.0, epoch(state.last_progress_time) + deadline_seconds - now)

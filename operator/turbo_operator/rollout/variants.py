@@ -1,0 +1,115 @@
+"""The variants of a TurboDeployment as they stand: each a Deployment and its frozen pod template.
+
+Pure. A variant is named by its plan hash. It exists while its ControllerRevision does, with or without the
+Deployment: what somebody deleted can be made again from the frozen template.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from turbo_operator.api import CapacityType, label_value
+from turbo_operator.budget import Footprint
+from turbo_operator.observed import Accelerator, ChildView, PodView
+
+ENDED = frozenset({"Failed", "Succeeded"})  # phases of a pod that holds nothing any more
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A Deployment that shall exist, and with how many pods."""
+
+    plan_hash: str
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class VariantState:
+    """One variant as it is seen."""
+
+    plan_hash: str
+    replicas: int = 0  # that its Deployment asks for; 0 where there is none
+    available: int = 0  # of them, ready for minReadySeconds; 0 while its controller has not seen it as it is
+    ending: int = 0  # pods that were told to end and still hold their accelerators
+    exists: bool = True  # whether there is a Deployment
+    footprint: Footprint | None = None  # of one replica; None where its accelerator is not known
+    silent_since: float | None = None  # epoch seconds since when too few are available; None: enough are
+    unschedulable: bool = False  # whether one of its pods waits for a node
+    pods: int = 0  # that there are, ending ones included
+    seen: bool = True  # whether its controller has seen the replicas: until then its pods may yet change
+
+    @property
+    def held(self) -> int:
+        """Replicas whose accelerators it holds or asks for."""
+        return max(self.replicas + self.ending, self.pods)
+
+    def held_with(self, replicas: int) -> int:
+        """The same once its Deployment asks for so many; what it gives up it holds until pods are gone."""
+        return max(self.held, replicas + self.ending)
+
+
+def variant_states(
+    children: Iterable[ChildView], pods: Sequence[PodView], accelerators: Mapping[str, Accelerator]
+) -> tuple[VariantState, ...]:
+    """Every variant, by plan hash; also one of which only pods are left."""
+    of_variants = [child for child in children if child.plan_hash]
+    deployments = {child.plan_hash or "": child for child in of_variants if child.kind == "Deployment"}
+    revisions = {child.plan_hash or "": child for child in of_variants if child.kind == "ControllerRevision"}
+    there: defaultdict[str, list[PodView]] = defaultdict(list)
+    for pod in pods:
+        if pod.plan_hash and pod.phase not in ENDED:
+            there[pod.plan_hash].append(pod)
+    rows = {label_value(name): row for name, row in accelerators.items()}
+    return tuple(
+        _state(
+            plan_hash,
+            deployments.get(plan_hash),
+            _footprint(
+                deployments.get(plan_hash) or revisions.get(plan_hash) or there[plan_hash][0],
+                rows,
+            ),
+            there.get(plan_hash, ()),
+        )
+        for plan_hash in sorted({*deployments, *revisions, *there})
+    )
+
+
+def asked_replicas(states: Iterable[VariantState]) -> int | None:
+    """Replicas that all Deployments ask for; None where there is none."""
+    existing = [state.replicas for state in states if state.exists]
+    return sum(existing) if existing else None
+
+
+def _footprint(child: ChildView | PodView, rows: Mapping[str, Accelerator]) -> Footprint | None:
+    """What one replica holds, as the labels of its template, or of a pod, say."""
+    row = rows.get(child.accelerator or "")
+    capacity_type = next((each for each in CapacityType if each == child.capacity_type), None)
+    return Footprint(row, capacity_type, child.accelerators) if row and capacity_type else None
+
+
+def _state(
+    plan_hash: str, deployment: ChildView | None, footprint: Footprint | None, pods: Sequence[PodView]
+) -> VariantState:
+    ending = sum(pod.terminating for pod in pods)
+    if deployment is None:
+        return VariantState(plan_hash, ending=ending, exists=False, footprint=footprint, pods=len(pods))
+    replicas = deployment.replicas or 0
+    was_seen = deployment.observed_generation >= deployment.generation
+    return VariantState(
+        plan_hash,
+        replicas,
+        # Counts of an older generation prove nothing.
+        min(deployment.available_replicas, replicas) if was_seen else 0,
+        ending,
+        footprint=footprint,
+        silent_since=deployment.unavailable_since,
+        unschedulable=any(_finds_no_node(pod) for pod in pods),
+        pods=max(len(pods), deployment.pods + ending),
+        seen=was_seen,
+    )
+
+
+def _finds_no_node(pod: PodView) -> bool:
+    return pod.pending_since is not None and not pod.terminating and pod.reason == "Unschedulable"

@@ -1,0 +1,245 @@
+"""What others do to our children, by mistake or not, is put right, and what is not ours does not count."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from turbo_operator import resources
+from turbo_operator.api import GROUP
+
+pytestmark = pytest.mark.cluster
+
+DEPLOYMENT, REVISION = resources.CHILDREN["Deployment"], resources.CHILDREN["ControllerRevision"]
+SERVICE, POD = resources.CHILDREN["Service"], resources.POD
+LABEL = f"{GROUP}/deployment"
+SOON = 5.0
+OTHER_PLAN = {"speculation": {"maxDraftTokens": 4}}
+
+
+class Served:
+    """A TurboDeployment that serves in a namespace of its own."""
+
+    def __init__(self, cluster: Any, namespace: str, **spec: Any) -> None:
+        self.cluster = cluster
+        self.namespace = cluster.namespace(namespace)
+        self.operator = cluster.start(self.namespace)
+        cluster.create_deployment(self.namespace, **spec)
+        self.plan = cluster.until_ready(self.namespace, replicas=spec.get("replicas", 1))["status"]["plan"][
+            "hash"
+        ]
+        self.variant = f"chat-{self.plan}"
+
+    def kubectl(self, *arguments: str) -> str:
+        said: str = self.cluster.access.kubectl(*arguments, "-n", self.namespace)
+        return said
+
+    def restart(self) -> None:
+        self.operator.stop()
+        self.operator = self.cluster.start(self.namespace)
+
+    def write(self, **spec: Any) -> None:
+        self.cluster.api.patch(resources.TURBODEPLOYMENT, self.namespace, "chat", {"spec": spec})
+
+    def child(self, resource: Any, name: str = "") -> dict[str, Any] | None:
+        found: dict[str, Any] | None = self.cluster.api.get(resource, self.namespace, name or self.variant)
+        return found
+
+    def label(self, resource: Any, name: str = "") -> str | None:
+        child = self.child(resource, name)
+        assert child is not None
+        label: str | None = (child["metadata"].get("labels") or {}).get(LABEL)
+        return label
+
+    def pods(self) -> list[dict[str, Any]]:
+        return [
+            pod
+            for pod in self.cluster.api.list(POD, self.namespace)
+            if pod["metadata"].get("labels", {}).get(f"{GROUP}/role") == "serving"
+            and "deletionTimestamp" not in pod["metadata"]
+        ]
+
+    def status(self) -> dict[str, Any]:
+        told: dict[str, Any] = self.cluster.deployment(self.namespace)["status"]
+        return told
+
+    def soon(self, holds: Any, what: str) -> None:
+        self.cluster.until(holds, what, SOON)
+
+    def variants(self) -> list[str]:
+        return [each["metadata"]["name"] for each in self.cluster.api.list(DEPLOYMENT, self.namespace)]
+
+    def until_ready(self, replicas: int = 1) -> None:
+        self.soon(
+            lambda: self.cluster.is_ready(self.cluster.deployment(self.namespace), replicas),
+            f"{replicas} ready: {self.status()}",
+        )
+
+
+def test_a_child_whose_label_is_overwritten_is_brought_back_and_followed_on(cluster: Any) -> None:
+    served = Served(cluster, "overwritten")
+    served.kubectl("label", "--overwrite", "deployment", served.variant, f"{LABEL}=other")
+    served.kubectl("scale", "deployment", served.variant, "--replicas=0")
+    served.soon(lambda: served.label(DEPLOYMENT) == "chat", "the label is ours again")
+    served.soon(lambda: len(served.pods()) == 1, "there is a pod again")
+    served.until_ready()
+
+
+@pytest.mark.parametrize("is_down", [False, True])
+def test_a_child_that_lost_its_label_is_rolled_out_like_any_other(cluster: Any, is_down: bool) -> None:
+    served = Served(cluster, f"unlabelled-{is_down}".lower())
+    if is_down:
+        served.operator.stop()
+    served.kubectl("label", "deployment", served.variant, f"{LABEL}-")
+    if is_down:
+        served.write(**OTHER_PLAN)
+        size = served.operator.log.stat().st_size
+        served.operator = cluster.start(served.namespace)
+        cluster.until(lambda: "watching" in served.operator.log.read_bytes()[size:].decode(), "it has listed")
+    else:
+        served.soon(lambda: served.label(DEPLOYMENT) == "chat", "the label is back")
+        served.write(**OTHER_PLAN)
+    served.soon(
+        lambda: len(served.variants()) == 1 and served.variant not in served.variants(), "the old one is gone"
+    )
+    served.until_ready()
+
+
+@pytest.mark.parametrize("kind", ["Service", "PodDisruptionBudget", "ConfigMap"])
+def test_a_child_that_left_its_watch_for_lack_of_a_label_gets_it_back(cluster: Any, kind: str) -> None:
+    served = Served(cluster, f"unwatched-{kind}".lower())
+    resource, name = resources.CHILDREN[kind], "chat-model" if kind == "ConfigMap" else "chat"
+    for _ in range(2):
+        served.kubectl("label", kind, name, f"{LABEL}-")
+        served.soon(lambda: served.label(resource, name) == "chat", "the label is back")
+
+
+def test_a_pod_whose_label_goes_and_comes_is_counted_again(cluster: Any) -> None:
+    served = Served(cluster, "pod-label")
+    (pod,) = served.pods()
+    name = pod["metadata"]["name"]
+    served.kubectl("label", "pod", name, f"{LABEL}-")
+    served.kubectl("label", "pod", name, f"{LABEL}=chat")
+    served.soon(lambda: len(served.pods()) == 1, "one pod is left")
+    served.until_ready()
+
+
+def test_a_strangers_pod_with_our_labels_is_no_replica(cluster: Any) -> None:
+    served = Served(cluster, "strangers-pod", replicas=2)
+    labels = served.pods()[0]["metadata"]["labels"]
+    del labels["pod-template-hash"]
+    container = {"name": "c", "image": "theirs"}
+    theirs = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "theirs", "namespace": served.namespace, "labels": labels},
+        "spec": {"containers": [container]},
+    }
+    cluster.kubelet.refused.add("theirs")
+    cluster.api.create(POD, theirs)
+    # a controller owns it, so that no ReplicaSet takes it for its own
+    owner = {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u", "controller": True}
+    cluster.api.patch(POD, served.namespace, "theirs", {"metadata": {"ownerReferences": [owner]}})
+    served.write(replicas=1)
+    served.until_ready(1)
+    assert served.status()["replicas"] == 1
+
+
+def test_a_deployment_that_a_finalizer_of_somebodys_holds_is_not_forgotten(cluster: Any) -> None:
+    served = Served(cluster, "finalizer")
+    hold = {"metadata": {"finalizers": ["example.com/hold"]}}
+    cluster.api.patch(DEPLOYMENT, served.namespace, served.variant, hold)
+    served.write(**OTHER_PLAN)
+
+    def is_leaving() -> bool:
+        there = served.child(DEPLOYMENT)
+        return there is not None and "deletionTimestamp" in there["metadata"]
+
+    served.cluster.until(is_leaving, "its removal is requested")
+    time.sleep(1)
+    log = served.operator.log.read_text()
+    said = [line for line in log.splitlines() if f"child={served.variant}" in line]
+    assert [line for line in said if "removal requested" in line]
+    assert not [line for line in said if "removed" in line and "kind=Deployment" in line]
+    deletes = [
+        event
+        for event in cluster.writes(served.namespace)
+        if event["verb"] == "delete" and event["objectRef"]["resource"] == "deployments"
+    ]
+    assert len(deletes) == 1
+    cluster.api.patch(DEPLOYMENT, served.namespace, served.variant, {"metadata": {"finalizers": None}})
+    served.soon(lambda: served.child(DEPLOYMENT) is None, "it is gone")
+    served.soon(
+        lambda: any(
+            "removed" in line and "kind=Deployment" in line and f"child={served.variant}" in line
+            for line in served.operator.log.read_text().splitlines()
+        ),
+        "the log says so",
+    )
+
+
+@pytest.mark.parametrize("how", ["unlabelled", "deleted"])
+def test_a_variant_whose_revision_goes_serves_on_while_the_next_one_starts(cluster: Any, how: str) -> None:
+    served = Served(cluster, f"revision-{how}", replicas=2)
+    before = served.child(DEPLOYMENT)
+    names = {pod["metadata"]["name"] for pod in served.pods()}
+    cluster.kubelet.refused.add("chat-")
+    try:
+        served.write(**OTHER_PLAN)
+        served.soon(lambda: len(served.variants()) == 2, "the next one is there")
+        if how == "deleted":
+            served.kubectl("delete", "controllerrevision", served.variant)
+        else:
+            served.kubectl("label", "controllerrevision", served.variant, f"{LABEL}-")
+        served.soon(
+            lambda: (
+                (there := served.child(REVISION)) is not None
+                and served.label(REVISION) == "chat"
+                and "deletionTimestamp" not in there["metadata"]
+            ),
+            "the revision is back",
+        )
+        time.sleep(1)
+        after = served.child(DEPLOYMENT)
+        assert before is not None
+        assert after is not None
+        assert after["metadata"]["generation"] == before["metadata"]["generation"]
+        assert names <= {pod["metadata"]["name"] for pod in served.pods()}
+    finally:
+        cluster.kubelet.refused.discard("chat-")
+    served.cluster.until_ready(served.namespace, replicas=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [
+        ("Deployment", {"template": {"spec": {"nodeSelector": {"theirs": "yes"}}}}),
+        ("Deployment", {"paused": True}),
+        ("Deployment", {"strategy": {"type": "Recreate", "rollingUpdate": None}}),
+        ("Service", {"selector": {"theirs": "yes"}}),
+        ("Service", {"ports": [{"name": "theirs", "port": 81}]}),
+    ],
+    ids=json.dumps,
+)
+def test_a_field_that_somebody_adds_to_a_child_is_taken_out_again(
+    cluster: Any, kind: str, theirs: dict[str, Any]
+) -> None:
+    served = Served(cluster, f"added-{kind}-{next(iter(theirs))}".lower())
+    resource, name = resources.CHILDREN[kind], served.variant if kind == "Deployment" else "chat"
+    before = served.child(resource, name)
+    assert before is not None
+    cluster.api.patch(resource, served.namespace, name, {"spec": theirs})
+
+    def is_back() -> bool:
+        now = served.child(resource, name)
+        assert now is not None
+        return bool(now["spec"] == before["spec"])
+
+    served.soon(is_back, f"it is as before: {served.child(resource, name)}")
+    cluster.until_ready(served.namespace)
+    written = len(cluster.writes(served.namespace))
+    time.sleep(1)
+    assert len(cluster.writes(served.namespace)) == written

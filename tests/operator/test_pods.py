@@ -1,0 +1,128 @@
+"""Whose a pod is: what controls it says so, in whatever order that is seen, and its labels do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator.api import GROUP
+from turbo_operator.observed import PodView, TrainPod
+from turbo_operator.pods import Key, Pods, Root
+from turbo_operator.stock.supply import Owner
+
+KEY = Key("team", "chat")
+LABELS = {f"{GROUP}/deployment": "chat", f"{GROUP}/role": "serving", f"{GROUP}/plan-hash": "abc"}
+
+
+def body(
+    name: str, kind: str = "", uid: str = "", controller: str = "", labels: dict[str, str] = LABELS
+) -> dict[str, Any]:
+    owner = {"kind": kind, "name": controller, "uid": uid, "controller": True}
+    owners = [owner] if kind else []
+    return {
+        "metadata": {
+            "namespace": "team",
+            "name": name,
+            "uid": name,
+            "labels": labels,
+            "ownerReferences": owners,
+        }
+    }
+
+
+POD = body("p", "ReplicaSet", "rs", "chat-abc-1")
+SET = body("rs", "Deployment", "d", "chat-abc")
+ROOT = Root(KEY, "td", "abc")
+
+
+def names(pods: Pods) -> list[str]:
+    return [view.name for view in pods.of(KEY, "td")]
+
+
+@given(st.permutations(["pod", "set", "root"]))
+def test_a_pod_is_found_whatever_order_the_watches_come_in_and_the_last_one_wakes(order: list[str]) -> None:
+    pods = Pods()
+    woken = set()
+    for each in order:
+        assert names(pods) == []
+        if each == "pod":
+            woken = pods.put(POD)
+        elif each == "set":
+            woken = pods.put_replica_set(SET)
+        else:
+            pods.put_root("d", ROOT)
+    assert names(pods) == ["p"]
+    assert woken == {KEY} or order[-1] == "root"  # a child that is new wakes by itself
+    assert pods.owner_of("p") == Owner("team", "chat")
+    assert pods.of(KEY, "an earlier one") == []
+
+
+def test_a_strangers_pod_with_our_labels_is_not_ours() -> None:
+    pods = Pods()
+    pods.put_root("d", ROOT)
+    for stranger in (body("bare"), body("theirs", "ReplicaSet", "other", "other-1")):
+        assert pods.put(stranger) == set()
+        assert pods.owner_of(stranger["metadata"]["uid"]) is None
+    assert names(pods) == []
+
+
+def test_a_pod_whose_labels_come_and_go_is_ours_as_long_as_its_replica_set_has_it() -> None:
+    pods = Pods()
+    pods.put_root("d", ROOT)
+    pods.put_replica_set(SET)
+    pods.put(POD)
+    assert pods.put(body("p", labels={})) == {KEY}  # let go
+    assert names(pods) == []
+    assert pods.put(POD) == {KEY}  # taken again
+    assert names(pods) == ["p"]
+
+
+def test_a_pod_of_a_job_needs_no_label_and_trains_if_its_job_does() -> None:
+    pods = Pods()
+    pods.put_root("j", Root(KEY, "td", "", trains=True))
+    assert pods.put(body("t", "Job", "j", "chat-train-1", labels={})) == {KEY}
+    (view,) = pods.of(KEY, "td")
+    assert isinstance(view, TrainPod)
+    assert pods.owner_of("t") == Owner("team", "chat").trainer
+
+
+def test_a_pod_runs_the_plan_of_its_deployment_whatever_its_label_says() -> None:
+    pods = Pods()
+    pods.put(body("p", "ReplicaSet", "rs", "chat-abc-1", labels=LABELS | {f"{GROUP}/plan-hash": "edited"}))
+    pods.put_replica_set(SET)
+    pods.put_root("d", ROOT)
+    (view,) = pods.of(KEY, "td")
+    assert isinstance(view, PodView)
+    assert view.plan_hash == "abc"
+
+
+def test_pods_end_after_what_controls_them_and_a_full_list_shows_them_gone() -> None:
+    pods = Pods()
+    pods.put_root("d", ROOT)
+    pods.put_replica_set(SET)
+    pods.put(POD)
+    pods.drop_root("d")
+    assert pods.keep_only("ReplicaSet", set(), None) == set()
+    assert names(pods) == ["p"]
+    assert pods.keep_only("Pod", set(), "elsewhere") == set()
+    assert pods.keep_only("Pod", set(), "team") == {KEY}
+    assert len(pods) == 0
+
+
+def test_a_replica_set_that_its_deployment_lets_go_takes_its_pods_along() -> None:
+    pods = Pods()
+    pods.put_root("d", ROOT)
+    pods.put_replica_set(SET)
+    pods.put(POD)
+    assert pods.put_replica_set(body("rs")) == {KEY}
+    assert names(pods) == []
+
+
+def test_nothing_is_kept_of_strangers_pods_without_our_label() -> None:
+    pods = Pods()
+    for number in range(100):
+        pods.put(body(f"p{number}", "ReplicaSet", "other", "other-1", labels={"app": "other"}))
+        pods.put(body(f"j{number}", "Job", "other", "other", labels={}))
+    assert len(pods) == 0

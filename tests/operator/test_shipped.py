@@ -1,0 +1,121 @@
+"""What is shipped at a start, by what was shipped before; on a cluster of dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from turbo_operator import shipped
+from turbo_operator.catalog import shipped_objects
+from turbo_operator.kube import Kube, KubeError, RefusedError
+from turbo_operator.resources import TURBOACCELERATOR, Resource
+from turbo_operator.shipped import MEMORY_NAME
+
+NAMESPACE = "turbo-system"
+ALL = {entry["metadata"]["name"] for entry in shipped_objects()}
+FORBIDDEN = RefusedError(403, "Forbidden", "may not patch configmaps")
+
+
+class FakeKube(Kube):
+    """Keeps accelerators and the one ConfigMap; `refusal` is what it says to whoever comes for the latter."""
+
+    def __init__(self) -> None:
+        self.accelerators: dict[str, Mapping[str, Any]] = {}
+        self.memory: Mapping[str, Any] | None = None
+        self.read_refusal: KubeError | None = None
+        self.write_refusal: KubeError | None = None
+
+    async def list_all(self, *_: object) -> tuple[list[dict[str, Any]], str]:
+        return [dict(each) for each in self.accelerators.values()], "1"
+
+    async def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
+        assert (resource.kind, namespace, name) == ("ConfigMap", NAMESPACE, MEMORY_NAME)
+        if self.read_refusal is not None:
+            raise self.read_refusal
+        return None if self.memory is None else dict(self.memory)
+
+    async def apply(
+        self, resource: Resource, wanted: Mapping[str, Any], *, force: bool = True
+    ) -> dict[str, Any]:
+        if resource is TURBOACCELERATOR:
+            assert not force, "a user's edit wins"
+            self.accelerators[wanted["metadata"]["name"]] = wanted
+        elif self.write_refusal is not None:
+            raise self.write_refusal
+        else:
+            assert (resource.kind, wanted["metadata"]["namespace"]) == ("ConfigMap", NAMESPACE)
+            self.memory = wanted
+        return dict(wanted)
+
+
+@pytest.fixture
+async def api() -> FakeKube:
+    """After the first start."""
+    fake = FakeKube()
+    await shipped.apply(fake, NAMESPACE)
+    assert set(fake.accelerators) == ALL
+    assert fake.memory is not None
+    assert set(fake.memory["data"]) == ALL
+    return fake
+
+
+async def test_a_deleted_one_stays_away_also_when_another_version_of_it_is_shipped(
+    api: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = [{**each, "spec": {**each["spec"], "memoryGiB": 1}} for each in shipped_objects()]
+    monkeypatch.setattr(shipped, "shipped_objects", lambda: later)
+    del api.accelerators["h100"]
+    await shipped.apply(api, NAMESPACE)
+    assert set(api.accelerators) == ALL - {"h100"}
+    assert {each["spec"]["memoryGiB"] for each in api.accelerators.values()} == {1}
+
+
+async def test_what_a_later_version_brings_is_created_and_what_it_no_longer_ships_is_not_forgotten(
+    api: FakeKube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = shipped_objects()
+    brought = {**objects[0], "metadata": {"name": "brought-later"}}
+    monkeypatch.setattr(shipped, "shipped_objects", lambda: (*objects[1:], brought))
+    await shipped.apply(api, NAMESPACE)
+    assert set(api.accelerators) == ALL | {"brought-later"}
+    assert api.memory is not None
+    assert set(api.memory["data"]) == ALL | {"brought-later"}
+
+
+async def test_where_no_accelerator_is_left_all_are_shipped_anew(api: FakeKube) -> None:
+    """The kinds were removed with all their objects, and the ConfigMap outlived them."""
+    api.accelerators.clear()
+    await shipped.apply(api, NAMESPACE)
+    assert set(api.accelerators) == ALL
+
+
+async def test_a_memory_that_may_not_be_read_is_not_written_over(
+    api: FakeKube, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory, api.read_refusal = api.memory, FORBIDDEN
+    del api.accelerators["h100"]
+    await shipped.apply(api, NAMESPACE)
+    assert set(api.accelerators) == ALL
+    assert api.memory is memory
+    assert "deleted TurboAccelerators come back: may not patch configmaps" in caplog.text
+
+
+@pytest.mark.parametrize("refusal", [FORBIDDEN, KubeError(0, "Unreachable", "no connection")])
+async def test_a_memory_that_cannot_be_written_is_told_of_and_nothing_else_fails(
+    refusal: KubeError, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = FakeKube()
+    api.write_refusal = refusal
+    await shipped.apply(api, NAMESPACE)
+    assert set(api.accelerators) == ALL
+    assert f"that are deleted come back: {refusal.message}" in caplog.text
+
+
+async def test_while_the_api_server_cannot_be_reached_nothing_comes_back(api: FakeKube) -> None:
+    api.read_refusal = KubeError(0, "Unreachable", "no connection")
+    del api.accelerators["h100"]
+    with pytest.raises(KubeError, match="no connection"):
+        await shipped.apply(api, NAMESPACE)
+    assert "h100" not in api.accelerators
