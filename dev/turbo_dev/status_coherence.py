@@ -151,7 +151,7 @@ def _counts(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
             continue
         number, total = int(told[1]), int(told[2])
         # Ready may count the pods of the plan alone, Available counts all.
-        agrees = number == ready if kind == "Available" else number <= ready
+        agrees = number == min(ready, total) if kind == "Available" else number <= ready
         if not agrees or total != wanted:
             yield f"{kind} says '{told[0]}', and readyReplicas is {ready}, desiredReplicas {wanted}."
 
