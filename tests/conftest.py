@@ -17,7 +17,7 @@ from hypothesis import settings
 from turbo_dev.access import Access, from_context
 from turbo_dev.binaries import GoMissingError
 from turbo_dev.cluster import Cluster, NotRootError
-from turbo_dev.controlplane import ControlPlane
+from turbo_dev.controlplane import ControlPlane, Settings
 from turbo_operator import crd
 
 # How long an example takes says how busy the machine is. Where a change is judged, the same ones are tried
@@ -60,7 +60,8 @@ def fake_gpu_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Acces
     if os.environ.get("TURBO_TEST_CONTEXT"):
         pytest.skip("fake GPU nodes are put into the embedded cluster only; TURBO_TEST_CONTEXT names another")
     try:
-        plane = ControlPlane(tmp_path_factory.mktemp("fake-gpu-cluster"), kwok=True)
+        directory = tmp_path_factory.mktemp("fake-gpu-cluster")
+        plane = ControlPlane(directory, kwok=True, settings=Settings(audit_level="RequestResponse"))
         with plane as access:
             yield access
     except GoMissingError as missing:

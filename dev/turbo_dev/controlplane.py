@@ -205,6 +205,7 @@ class ControlPlane:
             "--kubelet-preferred-address-types=InternalIP",
             f"--audit-policy-file={self._directory / 'audit-policy.json'}",
             f"--audit-log-path={self.access.audit_log}",
+            "--audit-log-maxsize=100000",  # one file: it is turned over at 100 MB otherwise
             "--allow-privileged=true",
         ]
 
@@ -259,6 +260,7 @@ def _audit_policy(level: str) -> str:
             "apiVersion": "audit.k8s.io/v1",
             "kind": "Policy",
             "omitStages": ["RequestReceived"],
+            "omitManagedFields": True,
             "rules": [
                 {"level": "None", "verbs": ["get", "list", "watch"]},
                 {

@@ -19,24 +19,19 @@ from typing import Any
 import pytest
 import yaml
 
+from turbo_dev import pod_reports
 from turbo_dev.access import Access, kubeconfig
 from turbo_dev.api import Api, ApiRefusalError
+from turbo_dev.audit_reader import StatusReader
 from turbo_dev.binaries import GoMissingError, ensure
 from turbo_dev.controlplane import ControlPlane, Settings, free_port
 from turbo_dev.shell import run
 from turbo_operator import resources
-from turbo_operator.api import API_VERSION, rfc3339
-from turbo_runtime.contract import ModelFacts, ModelShape
+from turbo_operator.api import API_VERSION
 
 ROOT = Path(__file__).parents[2]
 RELEASE, SYSTEM = "turbo", "turbo-system"
 PATIENCE = 90.0
-FACTS = ModelFacts(
-    shape=ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "Q4_1"),
-    digest="sha256:" + "0" * 64,
-    revision=None,
-    weight_bytes=98_000_000,
-)
 
 
 class Kubelet(threading.Thread):
@@ -68,34 +63,14 @@ class Kubelet(threading.Thread):
             return
         if status.get("phase") in ("Running", "Succeeded", "Failed"):
             return
-        names = [container["name"] for container in pod["spec"]["containers"]]
-        if meta["labels"]["serving.turbo.dev/role"] == "inspect":
+        now = time.time()
+        if pod_reports.inspects(pod):
             why = self.unreadable.get(meta["labels"]["serving.turbo.dev/deployment"])
-            end = {"exitCode": 0, "message": FACTS.to_json(), "reason": "Completed"}
-            if why is not None:
-                end = {"exitCode": 1, "message": why, "reason": "Error"}
-            state, phase, ready = {"terminated": end}, "Failed" if why else "Succeeded", "False"
-        elif not self._serves:
-            return
+            report = pod_reports.inspected(pod, now, why)
+        elif self._serves:
+            report = pod_reports.running(pod, now)
         else:
-            state, phase, ready = {"running": {"startedAt": rfc3339(time.time())}}, "Running", "True"
-        report = {
-            "phase": phase,
-            "podIP": "127.0.0.2",
-            "podIPs": [{"ip": "127.0.0.2"}],
-            "conditions": [{"type": kind, "status": ready} for kind in ("Ready", "ContainersReady")],
-            "containerStatuses": [
-                {
-                    "name": name,
-                    "state": state,
-                    "ready": ready == "True",
-                    "restartCount": 0,
-                    "image": "x",
-                    "imageID": "x",
-                }
-                for name in names
-            ],
-        }
+            return
         try:
             self._api.patch(resources.POD, meta["namespace"], meta["name"], {"status": report}, "status")
         except ApiRefusalError as error:
@@ -276,7 +251,21 @@ def until(holds: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any
 
 
 @pytest.fixture(scope="session")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def statuses() -> list[StatusReader]:
+    """Of the control planes that were started."""
+    return []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _coherent_statuses(statuses: list[StatusReader]) -> Iterator[None]:
+    """No status that the tests of a module have seen contradicts itself."""
+    yield
+    found = [sentence for reader in statuses for sentence in reader.contradictions()]
+    assert not found, "\n".join(found)
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory, statuses: list[StatusReader]) -> Iterator[Cluster]:
     """A control plane whose audit log holds bodies, with CRDs and the chart's role; no operator runs."""
     if os.environ.get("TURBO_TEST_CONTEXT"):
         pytest.skip(
@@ -286,21 +275,23 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     try:
         control_plane = ControlPlane(directory / "plane", settings=Settings(audit_level="RequestResponse"))
         with control_plane as access:
-            yield from _manned(Cluster(access, _install(access, directory), directory))
+            yield from _manned(Cluster(access, _install(access, directory), directory), statuses)
     except GoMissingError as missing:
         pytest.skip(f"no Kubernetes: {missing}")
 
 
 @pytest.fixture(scope="session")
-def gpu_plane(fake_gpu_cluster: Access, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def gpu_plane(
+    fake_gpu_cluster: Access, tmp_path_factory: pytest.TempPathFactory, statuses: list[StatusReader]
+) -> Iterator[Cluster]:
     """The same with KWOK for nodes: a pod that a node takes runs, and one that none takes waits."""
     directory = tmp_path_factory.mktemp("operator-gpus")
-    yield from _manned(
-        Cluster(fake_gpu_cluster, _install(fake_gpu_cluster, directory), directory, serves=False)
-    )
+    cluster = Cluster(fake_gpu_cluster, _install(fake_gpu_cluster, directory), directory, serves=False)
+    yield from _manned(cluster, statuses)
 
 
-def _manned(cluster: Cluster) -> Iterator[Cluster]:
+def _manned(cluster: Cluster, statuses: list[StatusReader]) -> Iterator[Cluster]:
+    statuses.append(StatusReader(cluster.access, cluster.user))
     cluster.kubelet.start()
     try:
         yield cluster

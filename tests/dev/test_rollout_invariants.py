@@ -1,0 +1,355 @@
+"""Each invariant of a rollout, kept and broken on purpose, in audit logs written by hand."""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+import pytest
+
+from turbo_dev.rollout_invariants import Judge, unfinished
+
+OPERATOR, KUBELET, USER = "system:serviceaccount:turbo-system:turbo", "kubelet", "user"
+START = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+OLD, NEW = "aaaa", "bbbb"
+ROLLOUT = {"minReadySeconds": 1}
+
+
+class Log:
+    """Writes audit events as the API server does; `chat` of the namespace `team` is what they are about."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.seconds = 0.0
+        self.revision = 0
+        self.accelerator("gpu", "2.00")
+        self.spec(**{"replicas": 1, "rollout": ROLLOUT} | spec)
+
+    def write(
+        self,
+        user: str,
+        verb: str,
+        resource: str,
+        name: str,
+        body: dict[str, Any] | None,
+        subresource: str = "",
+        namespace: str = "team",
+    ) -> None:
+        """One write; `body` None is a deletion whose answer says only that it worked."""
+        self.revision += 1
+        self.seconds += 0.001
+        answer: dict[str, Any] = {"kind": "Status", "status": "Success"}
+        if body is not None:
+            meta = {"name": name, "namespace": namespace, "resourceVersion": str(self.revision)}
+            answer = body | {"metadata": body.get("metadata", {}) | meta}
+        stamp = (START + datetime.timedelta(seconds=self.seconds)).isoformat().replace("+00:00", "Z")
+        target = {"resource": resource, "name": name, "namespace": namespace, "subresource": subresource}
+        self.events.append(
+            {
+                "stageTimestamp": stamp,
+                "user": {"username": user},
+                "verb": verb,
+                "requestURI": "/apis",
+                "objectRef": target,
+                "responseStatus": {"code": 200},
+                "responseObject": answer,
+            }
+        )
+
+    def wait(self, seconds: float) -> None:
+        self.seconds += seconds
+
+    def spec(self, status: dict[str, Any] | None = None, **spec: Any) -> None:
+        body = {"metadata": {"generation": 1, "uid": "u"}, "spec": spec} | (
+            {"status": status} if status else {}
+        )
+        self.write(USER, "update", "turbodeployments", "chat", body)
+
+    def accelerator(self, name: str, price: str, provisioning: str = "Elastic") -> None:
+        pricing = {"perAcceleratorHour": {"onDemand": price}}
+        spec = {"resourceName": "nvidia.com/gpu", "provisioning": provisioning, "pricing": pricing}
+        spec["nodeSelector"] = {"class": name}
+        self.write(USER, "create", "turboaccelerators", name, {"spec": spec}, namespace="")
+
+    def node(self, name: str, gpus: int) -> None:
+        status = {"allocatable": {"nvidia.com/gpu": str(gpus)}}
+        body = {"metadata": {"labels": {"class": "gpu"}}, "status": status}
+        self.write(USER, "create", "nodes", name, body, namespace="")
+
+    def quota(self, gpus: int) -> None:
+        spec = {"hard": {"requests.nvidia.com/gpu": str(gpus)}}
+        self.write(USER, "create", "resourcequotas", "gpus", {"spec": spec})
+
+    def labels(self, plan_hash: str, **more: str) -> dict[str, str]:
+        mine = {"deployment": "chat", "role": "serving", "plan-hash": plan_hash, "accelerator": "gpu"}
+        return {f"serving.turbo.dev/{name}": value for name, value in (mine | more).items()}
+
+    def scale(self, plan_hash: str, replicas: int, **labels: str) -> None:
+        """The operator applies the Deployment of a variant, and the first time its ControllerRevision."""
+        own = self.labels(plan_hash, **labels)
+        if not any(event["objectRef"]["name"] == f"chat-{plan_hash}" for event in self.events):
+            self.write(
+                OPERATOR, "patch", "controllerrevisions", f"chat-{plan_hash}", {"metadata": {"labels": own}}
+            )
+        body = {
+            "metadata": {"labels": own},
+            "spec": {"replicas": replicas, "template": {"metadata": {"labels": own}}},
+        }
+        self.write(OPERATOR, "patch", "deployments", f"chat-{plan_hash}", body)
+
+    def remove(self, plan_hash: str, *resources: str) -> None:
+        for resource in resources or ("deployments", "controllerrevisions"):
+            self.write(OPERATOR, "delete", resource, f"chat-{plan_hash}", None)
+
+    def pod(self, name: str, plan_hash: str, ready: bool = True, **meta: Any) -> None:
+        conditions = [{"type": "Ready", "status": str(ready)}]
+        body = {
+            "metadata": {"labels": self.labels(plan_hash)} | meta,
+            "status": {"phase": "Running", "conditions": conditions},
+        }
+        self.write(KUBELET, "patch", "pods", name, body, "status")
+
+    def end(self, name: str, plan_hash: str) -> None:
+        self.pod(name, plan_hash, False, deletionTimestamp="now", deletionGracePeriodSeconds=30)
+
+    def gone(self, name: str, plan_hash: str) -> None:
+        meta = {"labels": self.labels(plan_hash), "deletionTimestamp": "now", "deletionGracePeriodSeconds": 0}
+        self.write(KUBELET, "delete", "pods", name, {"metadata": meta})
+
+    def broken(self, lag: float = 0.0) -> list[str]:
+        """Names of the invariants that were broken."""
+        return [each.invariant for each in Judge(OPERATOR, lag).follow(self.events)]
+
+
+def serving(plan_hash: str = OLD, replicas: int = 1, **spec: Any) -> Log:
+    """A log in which a variant has all its replicas available."""
+    log = Log(replicas=replicas, **spec)
+    log.scale(plan_hash, replicas)
+    for number in range(replicas):
+        log.pod(f"{plan_hash}-{number}", plan_hash)
+    log.wait(5)
+    return log
+
+
+def test_a_rollout_with_a_surge_breaks_nothing() -> None:
+    log = serving(replicas=2)
+    log.scale(NEW, 1)
+    log.pod("new-0", NEW)
+    log.wait(5)
+    log.scale(OLD, 1)
+    log.end("aaaa-0", OLD)
+    log.gone("aaaa-0", OLD)
+    log.scale(NEW, 2)
+    log.pod("new-1", NEW)
+    log.wait(5)
+    log.scale(OLD, 0)
+    log.end("aaaa-1", OLD)
+    log.gone("aaaa-1", OLD)
+    log.remove(OLD)
+    assert log.broken() == []
+
+
+def test_taking_a_pod_that_answers_too_early_is_caught() -> None:
+    log = serving()
+    log.scale(NEW, 1)
+    log.pod("new-0", NEW, ready=False)
+    log.wait(5)
+    log.scale(OLD, 0)
+    assert log.broken() == ["availability"]
+
+
+def test_with_max_unavailable_a_single_pod_may_go_first_and_without_a_surge_it_may_not() -> None:
+    for rollout, broken in (
+        ({"maxSurge": 0, "maxUnavailable": 1}, []),
+        ({"maxSurge": 0}, ["availability"]),
+    ):
+        log = serving(rollout=ROLLOUT | rollout)
+        log.scale(OLD, 0)
+        assert log.broken() == broken
+
+
+def test_of_two_one_may_go_first_only_where_there_is_no_room_for_a_third() -> None:
+    for room, broken in ((2, []), (3, ["availability"])):
+        log = serving(replicas=2)
+        log.quota(room)
+        log.scale(OLD, 1)
+        assert log.broken() == broken
+    for nodes, broken in ((2, []), (3, ["availability"])):
+        log = Log(replicas=2)
+        log.accelerator("gpu", "2.00", "Fixed")
+        log.node("big", nodes)
+        log.scale(OLD, 2)
+        log.pod("old-0", OLD)
+        log.pod("old-1", OLD)
+        log.wait(5)
+        log.scale(OLD, 1)
+        assert log.broken() == broken
+
+
+def test_pods_that_do_not_answer_may_go_at_any_time() -> None:
+    log = serving(replicas=2)
+    log.pod("aaaa-0", OLD, ready=False)
+    log.scale(OLD, 1)
+    assert log.broken() == []
+    log.scale(OLD, 0)
+    assert log.broken() == ["availability"]
+
+
+def test_a_write_is_right_where_it_was_right_a_moment_ago() -> None:
+    log = serving()
+    log.scale(NEW, 1)
+    log.pod("new-0", NEW)
+    log.wait(5)
+    log.pod("new-0", NEW, ready=False)
+    log.wait(0.5)
+    log.scale(OLD, 0)
+    assert log.broken(lag=1.0) == []
+    assert log.broken(lag=0.1) == ["availability"]
+
+
+def test_more_replicas_than_the_surge_allows_are_caught() -> None:
+    log = serving(replicas=2)
+    log.scale(NEW, 2)
+    assert log.broken() == ["surge"]
+    log = serving(replicas=2, rollout=ROLLOUT | {"maxSurge": 2})
+    log.scale(NEW, 2)
+    assert log.broken() == []
+
+
+def test_a_pod_that_tries_a_draft_is_none_of_the_surge_and_holds_its_accelerator() -> None:
+    log = serving(replicas=2, accelerators={"maxTotal": 4}, rollout=ROLLOUT | {"maxSurge": 1})
+    log.scale(NEW, 1)
+    log.scale("cccc", 1, **{"draft-version": "1"})
+    assert log.broken() == []
+    log.scale("cccc", 2, **{"draft-version": "1"})
+    assert log.broken() == ["max-total"]
+
+
+@pytest.mark.parametrize(
+    ("name", "spec"),
+    [
+        ("max-total", {"accelerators": {"maxTotal": 2}}),
+        ("budget", {"cost": {"maxPerHour": "5.00"}}),
+        ("quota", {}),
+    ],
+)
+def test_a_bound_on_accelerators_counts_pods_that_end_until_they_are_gone(
+    name: str, spec: dict[str, Any]
+) -> None:
+    log = serving(replicas=2, **spec)
+    log.quota(2)
+    log.pod("aaaa-0", OLD, ready=False)
+    log.scale(OLD, 1)
+    log.end("aaaa-0", OLD)
+    before = list(log.events)
+    log.scale(NEW, 1)
+    assert name in log.broken()
+    log.events = before
+    log.gone("aaaa-0", OLD)
+    log.scale(NEW, 1)
+    assert log.broken() == []
+
+
+def test_the_quota_is_one_for_all_of_a_namespace() -> None:
+    log = serving()
+    log.quota(2)
+    other = {"metadata": {"labels": log.labels("dddd", deployment="other")}}
+    spec = {"replicas": 2, "template": other}
+    log.write(USER, "create", "turbodeployments", "other", {"spec": {"replicas": 2}, "metadata": {}})
+    log.write(OPERATOR, "patch", "deployments", "other-dddd", other | {"spec": spec})
+    assert log.broken() == ["quota"]
+
+
+def test_a_job_that_trains_holds_its_accelerator_until_it_has_ended() -> None:
+    log = serving(accelerators={"maxTotal": 1})
+    own = {"metadata": {"labels": log.labels("", role="train")}}
+    body = own | {"spec": {"template": own}}
+    log.write(OPERATOR, "patch", "jobs", "chat-train-1", body)
+    assert log.broken() == ["max-total"]
+
+
+def test_removing_what_served_last_is_caught_and_so_is_its_revision() -> None:
+    log = serving()
+    log.pod("aaaa-0", OLD, ready=False)
+    log.scale(OLD, 0)
+    log.gone("aaaa-0", OLD)
+    log.scale(NEW, 1)
+    log.remove(OLD)
+    assert log.broken() == ["keeps-last", "keeps-last"]
+
+
+def test_what_served_may_go_once_another_has_all_its_replicas_for_min_ready_seconds() -> None:
+    for seconds, broken in ((3, ["keeps-last"]), (10, [])):
+        log = serving(rollout={"minReadySeconds": 5, "maxSurge": 0, "maxUnavailable": 1})
+        log.scale(OLD, 0)
+        log.gone("aaaa-0", OLD)
+        log.scale(NEW, 1)
+        log.pod("new-0", NEW)
+        log.wait(seconds)
+        log.remove(OLD, "controllerrevisions")
+        assert log.broken() == broken
+
+
+def test_a_deployment_that_goes_before_its_pods_is_caught() -> None:
+    log = serving()
+    log.scale(NEW, 1)
+    log.pod("new-0", NEW)
+    log.wait(5)
+    log.scale(OLD, 0)
+    log.end("aaaa-0", OLD)
+    log.remove(OLD)
+    assert log.broken() == ["drained"]
+
+
+def test_what_others_than_the_operator_do_is_not_held_against_it() -> None:
+    log = serving()
+    log.write("gc", "delete", "deployments", "chat-aaaa", None)
+    log.gone("aaaa-0", OLD)
+    assert log.broken() == []
+
+
+def condition(kind: str, status: str, reason: str) -> dict[str, Any]:
+    said = {"type": kind, "status": status, "reason": reason, "message": "So it is."}
+    return said | {"observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"}
+
+
+def status(reconciling: tuple[str, str], ready: int = 1, replicas: int = 1) -> dict[str, Any]:
+    conditions = [
+        condition("Ready", "True", "Serving"),
+        condition("Available", "True", "MinimumReplicas"),
+        condition("Reconciling", *reconciling),
+        condition("Stalled", "False", "Progressing"),
+    ]
+    counts = {"replicas": replicas, "readyReplicas": ready, "desiredReplicas": 1, "observedGeneration": 1}
+    return counts | {"conditions": conditions}
+
+
+def ends(log: Log) -> list[str]:
+    judge = Judge(OPERATOR)
+    judge.follow(log.events)
+    return [each.detail for each in unfinished(judge.state)]
+
+
+def test_a_rollout_ends_alone_and_in_force() -> None:
+    log = serving()
+    log.spec(status(("False", "InForce")), replicas=1)
+    assert ends(log) == []
+    log.spec(status(("False", "Unknown")), replicas=1)
+    assert "All its replicas serve" in ends(log)[0]
+
+
+def test_a_rollout_that_does_not_end_says_what_it_waits_for() -> None:
+    log = serving()
+    log.scale(NEW, 1)
+    log.spec(status(("True", "WaitingForAccelerator")), replicas=1)
+    assert ends(log) == []
+    log.spec(status(("False", "InForce")), replicas=1)
+    assert "InForce, and its variants are {'chat-aaaa': 1, 'chat-bbbb': 1}" in ends(log)[0]
+    log.spec(status(("False", "Suspended")), replicas=1)
+    assert "does not say what it waits for" in ends(log)[0]
+
+
+def test_a_status_that_counts_other_pods_than_there_are_is_caught() -> None:
+    log = serving()
+    log.spec(status(("True", "ModelLoading"), replicas=2), replicas=1)
+    assert "replicas is 2, and 1 are there." in ends(log)
