@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,9 @@ def test_a_plan_that_cannot_start_goes_back_while_the_last_pod_stands_still_and_
         chat.change(engine={"image": "turbo-runtime:none"}, rollout={"progressDeadline": "60s"})
         chat.until(lambda: chat.status()["plan"]["hash"] != old, "the new plan is made")
         tried = chat.status()["plan"]["hash"]
-        chat.until(lambda: chat.says("Ready", "False", "ImagePull"), "its pod has no image")
+        chat.until(lambda: any(map(lacks_image, chat.pods())), "its pod has no image")
+        chat.until(lambda: chat.condition("Ready")[0] == "False", "the status says that it is not ready")
+        told = chat.condition("Ready")
         (last,) = [pod for pod in chat.pods() if served.is_ready(pod)]
         with podprocesses.stopped(podprocesses.find(served.uid(last))):
             frozen = time.monotonic()
@@ -62,6 +65,12 @@ def test_a_plan_that_cannot_start_goes_back_while_the_last_pod_stands_still_and_
         assert "turbo-runtime:none" in message
     assert chat.condition("Available")[0] == "True"
     assert list(chat.variants()) == [f"chat-{old}"]
+    assert told[1] == "ImagePull", told
+
+
+def lacks_image(pod: dict[str, Any]) -> bool:
+    states = [each["state"] for each in pod["status"].get("containerStatuses", ())]
+    return any("Image" in state.get("waiting", {}).get("reason", "") for state in states)
 
 
 def test_a_good_plan_takes_over_on_a_full_node_and_no_request_fails(chat: Served) -> None:
