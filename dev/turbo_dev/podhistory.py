@@ -20,7 +20,7 @@ _STREAM_SECONDS = "3"  # after so long the API server ends a watch; the next one
 class PodHistory:
     """Serving pods, for as long as the context lasts: also those that end, until their containers have.
 
-    After that the scheduler and the kubelet give their places away, though the objects are there for a moment.
+    After that scheduler and kubelet give their places away, though the objects are there for a moment.
     """
 
     def __init__(self, access: Access, namespace: str, name: str) -> None:
