@@ -150,8 +150,9 @@ def _counts(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
         if told is None:
             continue
         number, total = int(told[1]), int(told[2])
-        # Ready may count the pods of the plan alone, Available counts all.
-        agrees = number == ready if kind == "Available" else number <= ready
+        # Ready may count the pods of the plan alone, Available counts all; those beyond the wanted ones may
+        # be left out.
+        agrees = number in (ready, min(ready, wanted)) if kind == "Available" else number <= ready
         if not agrees or total != wanted:
             yield f"{kind} says '{told[0]}', and readyReplicas is {ready}, desiredReplicas {wanted}."
 
@@ -169,7 +170,7 @@ def _in_force(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
             f"desiredReplicas {wanted}."
         )
     rollout = status.get("rollout")
-    if rollout:
+    if rollout and wanted > 0:  # with no replica nothing takes over
         yield f"Reconciling is False for InForce, and the rollout to {rollout.get('planHash')} is not over."
 
 
