@@ -334,7 +334,7 @@ def test_a_rollout_ends_alone_and_in_force() -> None:
     log = serving()
     log.spec(status(("False", "InForce")), replicas=1)
     assert ends(log) == []
-    log.spec(status(("False", "Unknown")), replicas=1)
+    log.spec(status(("False", "Suspended")), replicas=1)
     assert "All its replicas serve" in ends(log)[0]
 
 
