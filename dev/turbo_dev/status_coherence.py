@@ -150,9 +150,8 @@ def _counts(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
         if told is None:
             continue
         number, total = int(told[1]), int(told[2])
-        # Ready may count the pods of the plan alone, Available counts all; those beyond the wanted ones may
-        # be left out.
-        agrees = number in (ready, min(ready, wanted)) if kind == "Available" else number <= ready
+        # Ready may count the pods of the plan alone, Available counts all.
+        agrees = number == min(ready, total) if kind == "Available" else number <= ready
         if not agrees or total != wanted:
             yield f"{kind} says '{told[0]}', and readyReplicas is {ready}, desiredReplicas {wanted}."
 
