@@ -74,6 +74,10 @@ format: setup ## Format and mend what ruff can
 test: setup ## All tests that this machine can run; skipped ones are listed with the reason
 	@$(PY) -m pytest $(ARGS)
 
+.PHONY: test-full
+test-full: setup ## The same, with what takes too long for every change
+	@TURBO_TEST_FULL=1 $(PY) -m pytest $(ARGS)
+
 .PHONY: bench
 bench: setup ## make bench NAME=lossless [ARGS="--json FILE ..."]
 	@test -n "$(NAME)" || { echo "NAME is missing; one of:"; ls benchmarks/*.py | xargs -n1 basename -s .py | grep -v harness; exit 2; }

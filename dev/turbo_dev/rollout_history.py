@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from turbo_operator.api import CapacityType, RolloutReason, RolloutStatus
+from turbo_dev.simulated_variants import PRICES, SIZES, Deployment, Pod, footprint
+from turbo_operator.api import RolloutReason, RolloutStatus
 from turbo_operator.budget import Footprint
-from turbo_operator.observed import Accelerator
 from turbo_operator.rollout import (
     Bounds,
     Progress,
@@ -32,42 +32,10 @@ TICK = 5.0  # seconds
 DEADLINE = 60.0
 EVENTFUL = 60  # ticks in which anything may happen
 QUIET = 140  # in which it has to come to rest
-PRICES = {"a100": Decimal(2), "h100": Decimal(3), "l40s": Decimal(1)}
-SIZES = {"a100": 1, "h100": 1, "l40s": 2}  # accelerators of a replica
 
 
 class BrokenLawError(AssertionError):
     """A step did what no step may do."""
-
-
-@dataclass(slots=True)
-class Pod:
-    """One pod of a variant."""
-
-    placed: bool = False
-    age: int = 0  # ticks since a node took it
-    ready: bool = False
-    hung: bool = False
-    ending: int | None = None  # ticks until it is gone
-
-
-@dataclass(slots=True)
-class Deployment:
-    """One variant."""
-
-    accelerator: str
-    starts_in: int | None  # ticks after which a pod is ready; None: never
-    replicas: int = 0
-    exists: bool = True
-    pods: list[Pod] = field(default_factory=list)
-    seen: bool = True  # whether its controller has seen the replicas
-    counted: int = 0  # available replicas, as its controller wrote them
-    silent_since: float | None = None
-
-    @property
-    def alive(self) -> list[Pod]:
-        """Pods that are there to stay."""
-        return [pod for pod in self.pods if pod.ending is None]
 
 
 @dataclass(slots=True)
@@ -88,6 +56,7 @@ class World:
     generation: int = 0
     proven: str | None = None  # the checker's own record of who had all replicas available last
     last: Step | None = None
+    met: set[str] = field(default_factory=set)  # what has happened, in words
 
     # What may happen
 
@@ -97,19 +66,13 @@ class World:
         self.replicas = dice.randint(1, 4)
         tight = dice.random() < 0.5
         self.nodes = {name: dice.randint(2, 6) if tight else 40 for name in PRICES}
+        surge = dice.choice((None, None, None, 0, 1, 2))
         self.bounds = Bounds(
-            max_surge=dice.choice((None, None, None, 0, 1, 2)),
+            max_surge=surge,
+            max_unavailable=dice.choice((None, None, 1, 2) if surge == 0 else (None, None, 0, 1, 2)),
             max_total=dice.choice((None, None, 2, 4, 8)),
             max_per_hour=dice.choice((None, None, Decimal(4), Decimal(9))),
             stock=dict(self.nodes),
-        )
-        unavailable = dice.choice((None, None, 1, 2) if self.bounds.max_surge == 0 else (None, None, 0, 1, 2))
-        self.bounds = Bounds(
-            self.bounds.max_surge,
-            unavailable,
-            self.bounds.max_total,
-            self.bounds.max_per_hour,
-            self.bounds.stock,
         )
         self.change_plan(works=dice.random() < 0.8)
 
@@ -242,9 +205,30 @@ class World:
             self.serving = self.proven = step.target
         elif self.proven is None and self.serving is not None:
             self.proven = self.serving
+        self.note(by_hash, step, rolled_back)
         self.write(step)
         self.last = step
         return step
+
+    def note(self, before: Mapping[str, VariantState], step: Step, rolled_back: bool) -> None:
+        """What the step is an instance of."""
+        lowered = any(
+            name != step.target and before[name].available > count
+            for name, count in step.replicas.items()
+            if name in before
+        )
+        answering = sum(state.available for state in before.values())
+        self.met |= {
+            word
+            for word, holds in (
+                ("rolled back", rolled_back),
+                ("waited", step.waits is not None),
+                ("went first", lowered and answering <= self.replicas),
+                ("surged", sum(step.replicas.values()) > self.replicas > 0),
+                ("took over", self.generation > 1 and self.proven == self.wanted),
+            )
+            if holds
+        }
 
     def write(self, step: Step) -> None:
         """Apply a step: what it does not name is removed."""
@@ -335,18 +319,6 @@ def history(seed: int, planner: Planner = next_step) -> World:
         if world.rests() and _tick_changes_nothing(world):
             return world
     raise BrokenLawError(f"it never ends: {world.last}, {world.states()}")
-
-
-def footprint(accelerator: str) -> Footprint:
-    """What one replica holds."""
-    row = Accelerator(
-        accelerator,
-        "nvidia.com/gpu",
-        Decimal(1),
-        1 << 30,
-        prices={CapacityType.ON_DEMAND: PRICES[accelerator]},
-    )
-    return Footprint(row, CapacityType.ON_DEMAND, SIZES[accelerator])
 
 
 def _tick(world: World, lag: bool) -> None:

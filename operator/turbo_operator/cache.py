@@ -17,7 +17,7 @@ from typing import Any
 from turbo_operator.api import TURBOACCELERATOR, TURBODEPLOYMENT
 from turbo_operator.held import Gone, Held, HeldDrafts, is_newer, supersedes
 from turbo_operator.observed import Accelerator, ChildView, Observed, PodView, TrainPod
-from turbo_operator.ownership import owned_fields
+from turbo_operator.ownership import added_fields, owned_fields
 from turbo_operator.pods import Key, Pods, Root
 from turbo_operator.projection import child, controller, trains
 
@@ -37,6 +37,7 @@ class HeldChild:
     resource_version: str
     owner_uid: str  # of the TurboDeployment that controls it
     fields: Mapping[str, Any]  # that we own, as FieldsV1
+    added: tuple[str, ...]  # fields of somebody else that have no place in it
 
     @property
     def place(self) -> _Place:
@@ -149,6 +150,7 @@ class Cache:
             resource_version=meta["resourceVersion"],
             owner_uid=owner["uid"],
             fields=owned_fields(meta.get("managedFields") or ()),
+            added=added_fields(body["kind"], meta.get("managedFields") or ()),
         )
         if before is not None and replace(before, resource_version=new.resource_version) == new:
             self._hold(new)

@@ -85,6 +85,16 @@ class Kube:
         path = resource.path(meta.get("namespace"), meta["name"])
         return await self._apply(resource, path, wanted, force)
 
+    async def replace(self, resource: Resource, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Write the whole object in the place of the one at its resource version; returns it as it stands.
+
+        Unlike an apply it removes what others have added. ConflictError where that one has changed since.
+        """
+        meta = body["metadata"]
+        path = resource.path(meta["namespace"], meta["name"])
+        query = [("fieldManager", FIELD_MANAGER)]
+        return await self._request("PUT", resource, path, query=query, body=dict(body))
+
     async def apply_status(self, resource: Resource, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Server-side apply of `wanted`'s status alone; returns the object as it stands then."""
         meta = wanted["metadata"]

@@ -3,7 +3,7 @@
 The API server records who owns which field. Whoever changes or removes a field of ours becomes, or leaves
 behind, another owner (or none): our entry then lacks a path that we want. So drift is a loss of ownership,
 exactly: no comparison of values is needed, which defaults, normal forms of quantities and fields of others
-would all make wrong.
+would all make wrong. What others add to what pods are made of, or to whom traffic goes, is drift too.
 
 Source: kubernetes.io/docs/reference/using-api/server-side-apply (field management), and the FieldsV1 format
 of sigs.k8s.io/structured-merge-diff: `f:NAME` a field, `k:{...}` a list item by its keys, `v:...` an item
@@ -12,8 +12,9 @@ of a set.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from turbo_operator.api import FIELD_MANAGER
@@ -31,6 +32,48 @@ def owned_fields(managed: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
             fields: Mapping[str, Any] = entry.get("fieldsV1", {})
             return fields
     return {}
+
+
+def added_fields(kind: str, managed: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Paths below `spec` that others own and we do not, where they change what a child of the kind does."""
+    entries = list(managed)
+    ours = owned_fields(entries).get("f:spec", {})
+    paths: set[str] = set()
+    for entry in entries:
+        # What a subresource writes is its own: a scale is missed by `owns`.
+        if entry.get("manager") != FIELD_MANAGER and not entry.get("subresource"):
+            paths.update(_beyond(entry.get("fieldsV1", {}).get("f:spec", {}), ours))
+    return tuple(sorted(path for path in paths if _counts(kind, path)))
+
+
+def replaced(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The object with the spec that is wanted and nothing else in it but notes of others on its pods."""
+    spec = copy.deepcopy(dict(wanted["spec"]))
+    template = there["spec"].get("template")
+    if template is not None:
+        notes = template["metadata"].get("annotations") or {}
+        meta = spec["template"]["metadata"]
+        meta["annotations"] = {**notes, **(meta.get("annotations") or {})}
+    return {**there, "spec": spec}
+
+
+def _beyond(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: str = "") -> Iterator[str]:
+    for name, node in theirs.items():
+        here, parts = f"{path}/{name}", node.keys() - {"."}
+        if name == ".":
+            continue
+        if name not in ours and not parts:
+            yield here
+        elif name not in ours or ours[name]:
+            yield from _beyond(node, ours.get(name, {}), here)
+
+
+def _counts(kind: str, path: str) -> bool:
+    if kind == "Deployment":  # kubectl rollout restart annotates pods, and an upgrade of nodes may
+        return not path.startswith(("/f:replicas", "/f:template/f:metadata/f:annotations"))
+    if kind == "Service":
+        return path.startswith(("/f:selector", "/f:ports"))
+    return kind == "PodDisruptionBudget"
 
 
 def owns(fields: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from turbo_operator import (
+    additions,
     canary,
     gauges,
     inspect,
@@ -245,6 +246,7 @@ class Reconciler:
         for manifest in wanted:
             if _is_to_be_written(manifest, held.get(_place(manifest)), futile):
                 await self._apply(key, manifest, held.get(_place(manifest)), futile)
+            await additions.take_out(self._api, self._cache, key, td, manifest, futile)
 
     async def _write_trial(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
         """Make what a draft is tried on; the answer tells a refusal."""

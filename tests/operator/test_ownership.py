@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from turbo_operator.ownership import owned_fields, owns
+from turbo_operator.ownership import added_fields, owned_fields, owns, replaced
 
 WANTED: dict[str, Any] = {
     "apiVersion": "apps/v1",
@@ -118,3 +118,60 @@ def test_only_our_own_apply_of_the_main_resource_counts() -> None:
     ]
     assert owned_fields(entries) == OWNED
     assert owned_fields(entries[:2]) == {}
+
+
+def by(manager: str, spec: dict[str, Any], **more: str) -> dict[str, Any]:
+    return {"manager": manager, "operation": "Update", "fieldsV1": {"f:spec": spec}, **more}
+
+
+OURS = {"manager": "turbo-operator", "operation": "Apply", "fieldsV1": OWNED}
+
+
+@pytest.mark.parametrize(
+    ("entry", "paths"),
+    [
+        (by("kubectl-patch", {"f:paused": {}}), ("/f:paused",)),
+        (
+            by("kubectl-patch", {"f:template": {"f:spec": {"f:nodeSelector": {}}}}),
+            ("/f:template/f:spec/f:nodeSelector",),
+        ),
+        (
+            by(
+                "kubectl-edit",
+                {"f:template": {"f:spec": {"f:containers": {'k:{"name":"proxy"}': {".": {}}}}}},
+            ),
+            ('/f:template/f:spec/f:containers/k:{"name":"proxy"}',),
+        ),
+        (by("kubectl-edit", {"f:template": {"f:spec": {"f:tolerations": {}}}}), ()),  # ours too
+        (by("kubectl-scale", {"f:replicas": {}}), ()),
+        (by("keda", {"f:paused": {}}, subresource="scale"), ()),
+        (by("turbo-operator", {"f:strategy": {}}), ()),  # a default that we put back
+        (by("kubectl-rollout", {"f:template": {"f:metadata": {"f:annotations": {"f:restartedAt": {}}}}}), ()),
+        ({"manager": "argocd", "fieldsV1": {"f:metadata": {"f:annotations": {"f:team": {}}}}}, ()),
+    ],
+)
+def test_a_field_of_the_spec_that_is_somebody_elses_alone_was_added(
+    entry: dict[str, Any], paths: tuple[str, ...]
+) -> None:
+    assert added_fields("Deployment", [OURS, entry]) == paths
+
+
+def test_of_a_service_only_what_moves_traffic_counts() -> None:
+    entry = by("cloud", {"f:selector": {"f:theirs": {}}, "f:externalTrafficPolicy": {}})
+    assert added_fields("Service", [OURS, entry]) == ("/f:selector/f:theirs",)
+    assert added_fields("ConfigMap", [OURS, entry]) == ()
+
+
+def test_what_is_written_in_whole_keeps_notes_of_others_and_nothing_else_of_theirs() -> None:
+    notes = {"annotations": {"restartedAt": "now"}, "labels": {"theirs": "yes"}}
+    live = {
+        "metadata": {"annotations": {"team": "theirs"}},
+        "spec": {"paused": True, "template": {"metadata": notes}},
+    }
+    wanted = {"spec": {"template": {"metadata": {"labels": {"ours": "yes"}}}}}
+    assert replaced(live, wanted) == {
+        "metadata": {"annotations": {"team": "theirs"}},
+        "spec": {
+            "template": {"metadata": {"labels": {"ours": "yes"}, "annotations": {"restartedAt": "now"}}}
+        },
+    }

@@ -327,6 +327,25 @@ def test_the_service_selects_serving_pods_of_all_variants_and_no_inspecting_one(
     assert children["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == selector
 
 
+def test_traffic_goes_by_the_owners_uid_once_no_variant_is_left_that_was_made_without_it() -> None:
+    label = "serving.turbo.dev/owner-uid"
+    fresh = rendered(BASE)["ControllerRevision"]["data"]
+    bare = {
+        **fresh,
+        "metadata": {"labels": {k: v for k, v in fresh["metadata"]["labels"].items() if k != label}},
+    }
+    views = {
+        name: ChildView("ControllerRevision", f"chat-{name}", name, None, plan_hash=name, data=data)
+        for name, data in (("fresh", fresh), ("bare", bare))
+    }
+    for there, by_uid in (((), True), (("fresh",), True), (("bare",), False), (("fresh", "bare"), False)):
+        children = rendered(BASE, CPU, SETTINGS, *(views[name] for name in there))
+        assert (children["Service"]["spec"]["selector"].get(label) == "u-1") == by_uid
+        budget = children["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]
+        assert budget == children["Service"]["spec"]["selector"]
+        assert label not in children["Deployment"]["spec"]["selector"]["matchLabels"]
+
+
 def test_the_inspect_job_goes_when_its_answer_is_kept() -> None:
     before = [each["kind"] for each in render.children(BASE, Observed({}), None, (), SETTINGS)]
     after = rendered(BASE)

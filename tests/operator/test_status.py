@@ -86,7 +86,9 @@ def test_a_ready_pod_makes_it_ready() -> None:
     assert said(new, ConditionType.STALLED)[0] == "False"
     assert (new.replicas, new.ready_replicas, new.observed_generation) == (1, 1, 3)
     assert new.url == "http://chat.team.svc/v1"
-    assert new.selector == "serving.turbo.dev/deployment=chat,serving.turbo.dev/role=serving"
+    assert new.selector == ",".join(
+        f"serving.turbo.dev/{each}" for each in ("deployment=chat", "owner-uid=u", "role=serving")
+    )
     assert new.plan is not None
     assert new.plan.hash == HASH
     assert new.plan.predicted is not None

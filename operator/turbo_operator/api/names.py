@@ -29,6 +29,7 @@ LABEL_ACCELERATOR = f"{GROUP}/accelerator"
 LABEL_ACCELERATOR_COUNT = f"{GROUP}/accelerator-count"  # of one pod
 LABEL_CAPACITY_TYPE = f"{GROUP}/capacity-type"
 LABEL_DRAFT_VERSION = f"{GROUP}/draft-version"  # of a pod that a new draft is tried on
+LABEL_OWNER_UID = f"{GROUP}/owner-uid"  # of a serving pod: of its TurboDeployment, which nobody else's has
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_INSTANCE = "app.kubernetes.io/instance"
@@ -194,6 +195,7 @@ class TrainingReason(StrEnum):
     WAITING_FOR_ACCELERATOR = "WaitingForAccelerator"  # none has room, or the pod waits for a node
     NO_ACCELERATOR = "NoAccelerator"  # none will do, whatever room there is
     PRICE_UNKNOWN = "PriceUnknown"  # maxCost is set, and what it is to be spent on has no price
+    WAITING_FOR_BUDGET = "WaitingForBudget"  # with the replicas it would be above maxPerHour or maxTotal
     OVER_BUDGET = "OverBudget"  # maxCost is spent
     TRAINING_FAILED = "TrainingFailed"
     TRAINING_DISABLED = "TrainingDisabled"

@@ -16,6 +16,7 @@ from turbo_operator.render import capture, drafts
 from turbo_operator.render.deployment import deployment, revision
 from turbo_operator.render.deployment import name as variant_name
 from turbo_operator.render.identity import configmap as configmap_of
+from turbo_operator.render.identity import traffic_selector
 from turbo_operator.render.inspection import (
     FACTS_KEY,
     SOURCE_KEY,
@@ -65,7 +66,8 @@ def children(
     frozen template. The inspect Job exists only until its answer is kept in the ConfigMap. `trying` is a
     draft that a variant of its own is for.
     """
-    wanted: list[dict[str, Any]] = [service(td), pdb(td)]
+    selector = traffic_selector(td, observed.children)
+    wanted: list[dict[str, Any]] = [service(td, selector), pdb(td, selector)]
     if observed.model is None:
         wanted.append(inspect_job(td, settings))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from turbo_operator.api import (
@@ -17,11 +17,13 @@ from turbo_operator.api import (
     LABEL_INSTANCE,
     LABEL_MANAGED_BY,
     LABEL_NAME,
+    LABEL_OWNER_UID,
     LABEL_ROLE,
     ROLE_SERVING,
     TURBODEPLOYMENT,
     TurboDeployment,
 )
+from turbo_operator.observed import ChildView
 
 APP_NAME = "turbo"
 
@@ -55,8 +57,19 @@ def labels(td: TurboDeployment, role: str, **more: str) -> dict[str, str]:
 
 
 def serving_selector(td: TurboDeployment) -> dict[str, str]:
-    """Labels by which the serving pods of all variants are found; inspecting pods bear another role."""
+    """Labels that the serving pods of all variants have always had; inspecting pods bear another role."""
     return {LABEL_DEPLOYMENT: td.metadata.name, LABEL_ROLE: ROLE_SERVING}
+
+
+def traffic_selector(td: TurboDeployment, children: Iterable[ChildView]) -> dict[str, str]:
+    """Labels by which the serving pods of all variants are found, and hardly a stranger's.
+
+    The owner's uid is among them as soon as no variant is left whose pods were made without it.
+    """
+    frozen = [child.data or {} for child in children if child.kind == "ControllerRevision"]
+    if all(LABEL_OWNER_UID in template.get("metadata", {}).get("labels", {}) for template in frozen):
+        return {**serving_selector(td), LABEL_OWNER_UID: td.metadata.uid}
+    return serving_selector(td)
 
 
 def metadata(td: TurboDeployment, name: str, child_labels: Mapping[str, str]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator.api import ROLE_SERVING, TurboDeployment
-from turbo_operator.render.identity import labels, metadata, sealed, serving_selector
+from turbo_operator.render.identity import labels, metadata, sealed
 
 
-def pdb(td: TurboDeployment) -> dict[str, Any]:
+def pdb(td: TurboDeployment, selector: Mapping[str, str]) -> dict[str, Any]:
     """`NAME`: one pod at a time leaves for a node's sake; one that does not serve holds up no drain."""
     return sealed(
         {
@@ -17,7 +18,7 @@ def pdb(td: TurboDeployment) -> dict[str, Any]:
             "metadata": metadata(td, td.metadata.name, labels(td, ROLE_SERVING)),
             "spec": {
                 "maxUnavailable": 1,
-                "selector": {"matchLabels": serving_selector(td)},
+                "selector": {"matchLabels": dict(selector)},
                 "unhealthyPodEvictionPolicy": "AlwaysAllow",
             },
         }

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator.api import ROLE_SERVING, TurboDeployment
-from turbo_operator.render.identity import labels, metadata, sealed, serving_selector
+from turbo_operator.render.identity import labels, metadata, sealed
 from turbo_runtime.contract import PORT_NAME
 
 SERVICE_PORT = 80
 
 
-def service(td: TurboDeployment) -> dict[str, Any]:
+def service(td: TurboDeployment, selector: Mapping[str, str]) -> dict[str, Any]:
     """`NAME`: port 80 of it is the OpenAI API."""
     port = {"name": PORT_NAME, "port": SERVICE_PORT, "targetPort": PORT_NAME, "protocol": "TCP"}
     return sealed(
@@ -19,7 +20,7 @@ def service(td: TurboDeployment) -> dict[str, Any]:
             "apiVersion": "v1",
             "kind": "Service",
             "metadata": metadata(td, td.metadata.name, labels(td, ROLE_SERVING)),
-            "spec": {"selector": serving_selector(td), "ports": [port]},
+            "spec": {"selector": dict(selector), "ports": [port]},
         }
     )
 

@@ -18,6 +18,7 @@ from turbo_operator.api import (
     LABEL_ACCELERATOR_COUNT,
     LABEL_CAPACITY_TYPE,
     LABEL_DRAFT_VERSION,
+    LABEL_OWNER_UID,
     LABEL_PLAN_HASH,
     ROLE_SERVING,
     CapacityType,
@@ -164,6 +165,7 @@ def pod_template(
         ROLE_SERVING,
         **{
             LABEL_PLAN_HASH: variant,
+            LABEL_OWNER_UID: td.metadata.uid,
             LABEL_ACCELERATOR: label_value(accelerator.name),
             # By these three and the catalogue's prices anybody can tell what a pod costs.
             LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica),

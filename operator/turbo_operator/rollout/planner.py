@@ -181,7 +181,8 @@ def _rolled(
         broken = bounds.exceeded([(new.footprint, fitting + 1)])
         waits = f"{fitting} of {wanted.replicas} replicas fit: {broken}."
     unmoved = replicas == new.replicas and all(each.replicas == old[each.plan_hash] for each in others)
-    if replicas < fitting and unmoved and not any(each.ending for each in others):
+    is_short = replicas < fitting or _finds_no_node(new)
+    if is_short and unmoved and any(old.values()) and not any(each.ending for each in others):
         held = [(each.footprint, each.held) for each in others]
         crowded = slack.crowded or bounds.exceeded([*held, (new.footprint, replicas + 1)])
         if crowded:

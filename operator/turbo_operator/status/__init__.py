@@ -26,7 +26,7 @@ from turbo_operator.canary import Judgement
 from turbo_operator.observed import Observed
 from turbo_operator.planned import Plan
 from turbo_operator.render import url
-from turbo_operator.render.identity import serving_selector
+from turbo_operator.render.identity import traffic_selector
 from turbo_operator.scaler import Scale
 from turbo_operator.status import conditions, drafting, figures, reconciling
 from turbo_operator.status.conditions import Verdict, failure, in_force
@@ -64,13 +64,14 @@ def compute(
     verdicts |= reconciling.verdicts(td, observed, scale, verdicts, takeover, refused)
     verdicts |= drafting.verdicts(td, observed, plan, takeover.target or plan_hash, judgement, step.told)
     latest = figures.plan(td.status.plan, plan, plan_hash)
+    selector = traffic_selector(td, observed.children)
     return TurboDeploymentStatus(
         observed_generation=td.metadata.generation,
         url=url(td),
         replicas=len(serving),
         ready_replicas=sum(pod.ready for pod in serving),
         desired_replicas=scale.replicas,
-        selector=",".join(f"{key}={value}" for key, value in sorted(serving_selector(td).items())),
+        selector=",".join(f"{key}={value}" for key, value in sorted(selector.items())),
         model=figures.model(observed),
         plan=latest,
         serving_plan=figures.serving_plan(td.status, latest, takeover.serving),

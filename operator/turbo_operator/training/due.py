@@ -21,6 +21,7 @@ from turbo_operator.api import (
 from turbo_operator.observed import Observed, TrainPod
 from turbo_operator.planned import Choice, Plan
 from turbo_operator.planner import money
+from turbo_operator.rollout import Bounds, footprint_of
 from turbo_operator.training import names
 from turbo_operator.training.machine import dtype
 from turbo_operator.training.question import planned_on
@@ -114,6 +115,8 @@ def _begun(it: Case, served: Served, ask: Ask, answer: Plan) -> Step:
     if isinstance(found, Told):
         return Step(found, it.state)
     choice = planned_on(found, it.observed)
+    if (unaffordable := _unaffordable(td, served.choice, choice)) is not None:
+        return Step(unaffordable, it.state)
     name, price = choice.accelerator.name, choice.predicted.cost_per_hour
     work = names.work_hash(td, training, served.model.digest, choice.accelerator, ask.dtype)
     old = _unfinished(it)
@@ -145,6 +148,25 @@ def _begun(it: Case, served: Served, ask: Ask, answer: Plan) -> Step:
     message = f"Training {new.number} {began} on {name}{'' if price is None else f' for {money(price)} $/h'}."
     begin = Begin(new.number, work, choice, served.choice, deadline)
     return Step(Told("False", TrainingReason.TRAINING, message), new, begin=begin)
+
+
+def _unaffordable(td: TurboDeployment, serving: Choice, choice: Choice) -> Told | None:
+    """Why a training waits: with the replicas it would cost, or hold, more than the spec allows."""
+    replicas = td.status.desired_replicas or 1
+    cost, accelerators = td.spec.cost, td.spec.accelerators
+    bounds = Bounds(
+        max_total=accelerators.max_total if accelerators else None,
+        max_per_hour=cost.max_per_hour if cost else None,
+    )
+    broken = bounds.exceeded([(footprint_of(td, serving), replicas), (footprint_of(td, choice), 1)])
+    if broken is None:
+        return None
+    message = (
+        f"A training on {choice.accelerator.name} waits: {broken}, which holds for the "
+        f"{'replica' if replicas == 1 else f'{replicas} replicas'} and the training together. Raise it, or "
+        "train while fewer replicas run."
+    )
+    return Told("False", TrainingReason.WAITING_FOR_BUDGET, message)
 
 
 def chosen(training: Training, answer: Plan) -> Choice | Told:

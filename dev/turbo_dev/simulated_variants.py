@@ -1,0 +1,57 @@
+"""Variants of a simulated rollout: Deployments, their pods, and what a replica holds and costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import cache
+
+from turbo_operator.api import CapacityType
+from turbo_operator.budget import Footprint
+from turbo_operator.observed import Accelerator
+
+PRICES = {"a100": Decimal(2), "h100": Decimal(3), "l40s": Decimal(1)}
+SIZES = {"a100": 1, "h100": 1, "l40s": 2}  # accelerators of a replica
+
+
+@dataclass(slots=True)
+class Pod:
+    """One pod of a variant."""
+
+    placed: bool = False
+    age: int = 0  # ticks since a node took it
+    ready: bool = False
+    hung: bool = False
+    ending: int | None = None  # ticks until it is gone
+
+
+@dataclass(slots=True)
+class Deployment:
+    """One variant."""
+
+    accelerator: str
+    starts_in: int | None  # ticks after which a pod is ready; None: never
+    replicas: int = 0
+    exists: bool = True
+    pods: list[Pod] = field(default_factory=list)
+    seen: bool = True  # whether its controller has seen the replicas
+    counted: int = 0  # available replicas, as its controller wrote them
+    silent_since: float | None = None
+
+    @property
+    def alive(self) -> list[Pod]:
+        """Pods that are there to stay."""
+        return [pod for pod in self.pods if pod.ending is None]
+
+
+@cache
+def footprint(accelerator: str) -> Footprint:
+    """What one replica holds."""
+    row = Accelerator(
+        accelerator,
+        "nvidia.com/gpu",
+        Decimal(1),
+        1 << 30,
+        prices={CapacityType.ON_DEMAND: PRICES[accelerator]},
+    )
+    return Footprint(row, CapacityType.ON_DEMAND, SIZES[accelerator])

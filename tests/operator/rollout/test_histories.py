@@ -1,0 +1,80 @@
+"""The laws of a rollout over random histories, and planners that break them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from turbo_dev.rollout_history import BrokenLawError, Planner, history
+from turbo_operator.budget import Footprint
+from turbo_operator.rollout import Bounds, Step, Variant, VariantState, Wanted, next_step
+
+# `make test-full` tries ten thousand.
+HISTORIES, AT_A_TIME = 10_000 if "TURBO_TEST_FULL" in os.environ else 1_000, 500
+ENOUGH = 60  # histories in which a broken planner is caught for certain: most catch it
+
+
+@pytest.mark.parametrize("first", range(0, HISTORIES, AT_A_TIME))
+def test_every_law_is_kept_at_every_step_and_every_history_ends(first: int) -> None:
+    """Available replicas, surge, accelerators, stock, dollars, the variant that serves; a second call."""
+    for seed in range(first, first + AT_A_TIME):
+        try:
+            history(seed)
+        except BrokenLawError as error:
+            pytest.fail(f"seed {seed}: {error}")
+
+
+def drops_early(
+    states: Sequence[VariantState], wanted: Wanted, footprint: Footprint | None, bounds: Bounds, now: float
+) -> Step:
+    """The new variant is there, so the others go."""
+    step = next_step(states, wanted, footprint, bounds, now)
+    if len(step.variants) < 2 or wanted.replicas == 0:
+        return step
+    return replace(step, variants=(Variant(step.target or "", wanted.replicas),))
+
+
+def surges_over_the_budget(
+    states: Sequence[VariantState], wanted: Wanted, footprint: Footprint | None, bounds: Bounds, now: float
+) -> Step:
+    """No limit is known but the surge."""
+    free = Bounds(bounds.max_surge, bounds.max_unavailable)
+    return next_step(states, wanted, footprint, free, now)
+
+
+def never_ends(
+    states: Sequence[VariantState], wanted: Wanted, footprint: Footprint | None, bounds: Bounds, now: float
+) -> Step:
+    """The variant that served stays as it is, whoever is there."""
+    step = next_step(states, wanted, footprint, bounds, now)
+    before = {state.plan_hash: state.replicas for state in states}
+    kept = [
+        Variant(each.plan_hash, max(each.replicas, before.get(each.plan_hash, 0)))
+        if each.plan_hash != step.target
+        else each
+        for each in step.variants
+    ]
+    return replace(step, variants=tuple(kept))
+
+
+@pytest.mark.parametrize("planner", [drops_early, surges_over_the_budget, never_ends])
+def test_a_planner_that_is_broken_on_purpose_is_caught(planner: Planner) -> None:
+    caught = []
+    for seed in range(ENOUGH):
+        try:
+            history(seed, planner)
+        except BrokenLawError as error:
+            caught.append(str(error))
+    assert len(caught) > ENOUGH / 10, caught
+
+
+def test_histories_meet_all_that_they_are_about() -> None:
+    """Else they would prove nothing: rollbacks, waits, surges and places that are given up first."""
+    seen = set()
+    for seed in range(100):
+        world = history(seed)
+        seen |= world.met
+    assert seen >= {"rolled back", "waited", "went first", "surged", "took over"}

@@ -1,0 +1,210 @@
+"""The next step of a rollout, case by case: who grows, who gives way, and what is waited for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+
+from turbo_dev.simulated_variants import footprint
+from turbo_operator.rollout import Bounds, Step, VariantState, Wanted, next_step, serving_variant
+
+NOW = 1_700_000_000.0
+ROOMY = Bounds()
+A100 = footprint("a100")
+
+
+def variant(name: str, replicas: int, available: int | None = None, **more: object) -> VariantState:
+    ready = replicas if available is None else available
+    pods = {"pods": replicas, "footprint": A100} | more
+    return VariantState(name, replicas, ready, **pods)  # type: ignore[arg-type]
+
+
+def step(*states: VariantState, replicas: int, bounds: Bounds = ROOMY, wanted: Wanted | None = None) -> Step:
+    serving = serving_variant(states, "new", "old" if any(s.plan_hash == "old" for s in states) else None)
+    asked = wanted or Wanted("new", replicas, serving)
+    return next_step(states, asked, A100, bounds, NOW)
+
+
+def test_a_first_plan_gets_all_its_replicas_at_once() -> None:
+    assert step(replicas=3).replicas == {"new": 3}
+
+
+def test_with_room_the_new_variant_grows_by_the_surge_and_the_old_one_gives_up_what_is_replaced() -> None:
+    assert step(variant("old", 2), replicas=2).replicas == {"new": 1, "old": 2}
+    assert step(variant("old", 2), variant("new", 1, 0), replicas=2).replicas == {"new": 1, "old": 2}
+    assert step(variant("old", 2), variant("new", 1), replicas=2).replicas == {"new": 2, "old": 1}
+    assert step(variant("old", 1), variant("new", 2, 1), replicas=2).replicas == {"new": 2, "old": 1}
+    assert step(variant("old", 1), variant("new", 2), replicas=2).replicas == {"new": 2, "old": 0}
+
+
+def test_a_written_surge_is_used_in_whole() -> None:
+    assert step(variant("old", 3), replicas=3, bounds=Bounds(max_surge=2)).replicas == {"new": 2, "old": 3}
+
+
+def test_the_variant_that_serves_goes_only_when_its_successor_has_all_replicas_and_its_pods_are_gone() -> (
+    None
+):
+    ending = variant("old", 0, 0, pods=1, ending=1)
+    assert step(ending, variant("new", 1), replicas=1).replicas == {"new": 1, "old": 0}
+    gone = variant("old", 0, 0, pods=0)
+    assert step(gone, variant("new", 1, 0), replicas=1).replicas["old"] == 1, "the new one has failed: back"
+    assert step(gone, variant("new", 1), replicas=1).replicas == {"new": 1}
+
+
+def test_without_room_one_replica_goes_first_and_nothing_grows_into_a_place_that_is_still_held() -> None:
+    full = Bounds(max_total=2)
+    assert step(variant("old", 2), replicas=2, bounds=full).replicas == {"new": 0, "old": 1}
+    ending = variant("old", 1, ending=1, pods=2)
+    assert step(ending, variant("new", 0), replicas=2, bounds=full).replicas == {"new": 0, "old": 1}
+    assert step(variant("old", 1), variant("new", 0), replicas=2, bounds=full).replicas == {
+        "new": 1,
+        "old": 1,
+    }
+
+
+def test_a_single_replica_that_answers_waits_for_room_and_says_so() -> None:
+    full = Bounds(max_total=1)
+    first = step(variant("old", 1), variant("new", 0), replicas=1, bounds=full)
+    assert first.replicas == {"new": 0, "old": 1}
+    assert first.waits is not None
+    assert "spec.accelerators.maxTotal is 1" in first.waits
+    assert "maxUnavailable: 1" in first.waits
+    assert first.waits_for_spec
+    stocked = step(variant("old", 1), variant("new", 0), replicas=1, bounds=Bounds(stock={"a100": 1}))
+    assert stocked.waits is not None
+    assert not stocked.waits_for_spec, "a node may come"
+
+
+def test_a_single_replica_goes_first_where_that_is_written_or_where_it_does_not_answer_anyway() -> None:
+    written = Bounds(max_total=1, max_unavailable=1)
+    assert step(variant("old", 1), variant("new", 0), replicas=1, bounds=written).replicas["old"] == 0
+    full = Bounds(max_total=1)
+    stopped = variant("old", 1, 0, silent_since=NOW - 25)
+    assert step(stopped, variant("new", 0), replicas=1, bounds=full).replicas["old"] == 1
+    silent = variant("old", 1, 0, silent_since=NOW - 61)
+    assert step(silent, variant("new", 0), replicas=1, bounds=full).replicas["old"] == 0
+    gone = variant("old", 0, 0, pods=0)
+    assert step(gone, variant("new", 0), replicas=1, bounds=full).replicas == {"new": 1, "old": 0}
+
+
+def test_a_written_max_unavailable_takes_no_answer_away_where_there_is_room() -> None:
+    assert step(variant("old", 1), replicas=1, bounds=Bounds(max_unavailable=1)).replicas == {
+        "new": 1,
+        "old": 1,
+    }
+    many = step(variant("old", 4), replicas=4, bounds=Bounds(max_unavailable=2))
+    assert many.replicas == {"new": 3, "old": 2}
+
+
+def test_no_replica_goes_first_for_a_successor_that_would_still_have_no_room() -> None:
+    other = footprint("h100")
+    elsewhere = Bounds(stock={"a100": 2, "h100": 0})
+    states = (variant("old", 2), variant("new", 0, footprint=other))
+    found = next_step(states, Wanted("new", 2, "old"), other, elsewhere, NOW)
+    assert found.replicas == {"old": 2, "new": 0}
+    assert found.waits is not None
+
+
+def test_dollars_of_all_variants_and_of_what_is_reserved_stay_within_the_budget() -> None:
+    tight = Bounds(max_per_hour=Decimal(5))
+    assert step(variant("old", 2), replicas=2, bounds=tight).replicas == {"new": 0, "old": 1}
+    training = Bounds(max_per_hour=Decimal(7), reserved=((A100, 1),))
+    assert step(variant("old", 2), replicas=2, bounds=training).replicas == {"new": 0, "old": 1}
+    assert step(variant("old", 2), replicas=2, bounds=Bounds(max_per_hour=Decimal(6))).replicas["new"] == 1
+
+
+def test_as_many_as_fit_run_and_the_rest_waits_with_its_reason() -> None:
+    found = step(replicas=3, bounds=Bounds(stock={"a100": 2}))
+    assert found.replicas == {"new": 2}
+    assert found.waits == "2 of 3 replicas fit: the cluster and its quotas hold 2 of a100."
+
+
+def test_what_runs_is_never_taken_away_for_want_of_room() -> None:
+    assert step(variant("new", 2), replicas=2, bounds=Bounds(stock={"a100": 0})).replicas == {"new": 2}
+
+
+def test_a_variant_that_never_answered_goes_at_once() -> None:
+    broken = variant("broken", 2, 0)
+    assert step(broken, replicas=2).replicas == {"new": 2, "broken": 0}
+
+
+def test_a_plan_that_was_rolled_back_goes_to_zero_and_the_one_before_it_gets_its_replicas_back() -> None:
+    back = Wanted("new", 2, "old", rolled_back=True)
+    assert step(variant("old", 2), variant("new", 1, 0), replicas=2, wanted=back).replicas == {
+        "old": 2,
+        "new": 0,
+    }
+    full = Bounds(max_total=2)
+    held = step(variant("old", 1), variant("new", 1, 0), replicas=2, wanted=back, bounds=full)
+    assert held.replicas == {"old": 1, "new": 0}
+    freed = variant("new", 0, 0, pods=0)
+    assert step(variant("old", 1), freed, replicas=2, wanted=back, bounds=full).replicas == {"old": 2}
+
+
+def test_without_a_plan_what_serves_is_kept_and_made_again_where_somebody_took_it_away() -> None:
+    lost = VariantState("old", exists=False, footprint=A100)
+    assert step(lost, replicas=2, wanted=Wanted(None, 2, "old")).replicas == {"old": 2}
+    assert step(variant("old", 0), replicas=2, wanted=Wanted(None, 2, "old")).replicas == {"old": 2}
+
+
+def test_what_serves_is_made_again_in_the_middle_of_a_rollout() -> None:
+    lost = VariantState("old", exists=False, footprint=A100)
+    assert step(lost, variant("new", 1, 0), replicas=2).replicas == {"new": 1, "old": 2}
+
+
+def test_where_nothing_is_asked_for_all_stand_at_zero_and_the_plan_that_serves_is_kept() -> None:
+    olds = (variant("broken", 2, 0), variant("old", 2))
+    found = step(*olds, replicas=0)
+    assert found.replicas == {"broken": 0, "old": 0, "new": 0}
+    assert [each.plan_hash for each in found.variants][-1] == "new", "pods end even where it is refused"
+    rest = (variant("broken", 0, pods=0), variant("old", 0, pods=0), variant("new", 0, pods=0))
+    assert step(*rest, replicas=0).replicas == {"old": 0, "new": 0}
+
+
+def test_counts_that_a_controller_has_not_seen_yet_let_nothing_grow() -> None:
+    lowered = variant("old", 1, 0, seen=False)
+    assert step(lowered, variant("new", 0), replicas=2, bounds=Bounds(max_total=2)).replicas["new"] == 0
+
+
+def test_a_pod_that_finds_no_node_of_a_fixed_cluster_is_no_room_for_a_surge() -> None:
+    waiting = variant("new", 1, 0, unschedulable=True)
+    assert step(variant("old", 2), waiting, replicas=2).replicas == {"new": 1, "old": 1}
+    alone = step(variant("old", 1), waiting, replicas=1)
+    assert alone.replicas == {"new": 1, "old": 1}
+    assert alone.waits is not None
+    assert "no node has room" in alone.waits
+
+
+def test_the_serving_variant_is_the_recorded_one_else_an_older_one_that_answers() -> None:
+    states = (variant("old", 1), variant("older", 2), variant("new", 3))
+    assert serving_variant(states, "new", "old") == "old"
+    assert serving_variant(states, "new", None) == "older"
+    assert serving_variant(states[2:], "new", "lost") == "new"
+    assert serving_variant((variant("new", 1, 0),), "new", None) is None
+
+
+def test_a_canary_stands_beside_a_single_replica_and_takes_the_place_of_one_of_several() -> None:
+    def tried(
+        *states: VariantState, replicas: int, bounds: Bounds = ROOMY, room: bool = False
+    ) -> dict[str, int]:
+        wanted = Wanted("new", replicas, "new", canary="try", canary_makes_room=room)
+        return dict(next_step(states, wanted, A100, bounds, NOW).replicas)
+
+    one, two, starting = variant("new", 1), variant("new", 2), variant("try", 1, 0)
+    assert tried(one, replicas=1) == {"new": 1, "try": 1}
+    assert tried(one, variant("try", 1), replicas=1) == {"new": 1, "try": 1}
+    assert tried(two, starting, replicas=2) == {"new": 2, "try": 1}
+    assert tried(two, variant("try", 1), replicas=2) == {"new": 1, "try": 1}
+    full = Bounds(max_total=2)
+    assert tried(two, replicas=2, bounds=full) == {"new": 2, "try": 0}
+    assert tried(two, variant("try", 0), replicas=2, bounds=full) == {"new": 1, "try": 0}
+    assert tried(variant("new", 1), variant("try", 0), replicas=2, bounds=full) == {"new": 1, "try": 1}
+    assert tried(two, starting, replicas=2, room=True) == {"new": 1, "try": 1}
+    assert tried(one, replicas=1, bounds=Bounds(max_total=1)) == {"new": 1}, "no place for it"
+    assert tried(two, variant("old", 1), replicas=2) == {"new": 2, "old": 0}, "a rollout ends first"
+
+
+def test_the_same_again_changes_nothing() -> None:
+    first = step(variant("old", 2), replicas=2)
+    after = (variant("old", 2), replace(VariantState("new", 1), pods=0))
+    assert step(*after, replicas=2).replicas == first.replicas
