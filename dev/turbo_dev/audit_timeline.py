@@ -323,5 +323,5 @@ def describe(write: Write) -> str:
         counts = [status.get(name) for name in ("desiredReplicas", "replicas", "readyReplicas")]
         return f"{write}: plans {hashes}, {counts}, {told}, rollout {status.get('rollout')}"
     if write.resource == "turbodeployments":
-        return f"{write}: generation {write.body['metadata']['generation']}, {spec}"
+        return f"{write}: generation {write.body['metadata'].get('generation')}, {spec}"
     return str(write)

@@ -65,6 +65,12 @@ class Log:
         )
         self.write(USER, "update", "turbodeployments", "chat", body)
 
+    def told(self, status: dict[str, Any]) -> None:
+        """The operator writes the status."""
+        spec = {"replicas": 1, "rollout": ROLLOUT}
+        body = {"metadata": {"generation": 1, "uid": "u"}, "spec": spec, "status": status}
+        self.write(OPERATOR, "patch", "turbodeployments", "chat", body, "status")
+
     def accelerator(self, name: str, price: str, provisioning: str = "Elastic") -> None:
         pricing = {"perAcceleratorHour": {"onDemand": price}}
         spec = {"resourceName": "nvidia.com/gpu", "provisioning": provisioning, "pricing": pricing}
@@ -334,7 +340,7 @@ def test_a_rollout_ends_alone_and_in_force() -> None:
     log = serving()
     log.spec(status(("False", "InForce")), replicas=1)
     assert ends(log) == []
-    log.spec(status(("False", "Unknown")), replicas=1)
+    log.spec(status(("False", "Suspended")), replicas=1)
     assert "All its replicas serve" in ends(log)[0]
 
 
@@ -353,3 +359,18 @@ def test_a_status_that_counts_other_pods_than_there_are_is_caught() -> None:
     log = serving()
     log.spec(status(("True", "ModelLoading"), replicas=2), replicas=1)
     assert "replicas is 2, and 1 are there." in ends(log)
+
+
+def test_what_waits_for_a_change_of_the_spec_and_goes_on_without_is_caught() -> None:
+    log = serving()
+    stalled = status(("False", "NeedsChange"))
+    stalled["conditions"][3] = condition("Stalled", "True", "NeedsChange")
+    log.told(stalled)
+    log.wait(5)
+    log.told(status(("True", "ModelLoading")))
+    assert log.broken() == ["stalled"]
+    log = serving()
+    log.told(stalled)
+    log.wait(5)
+    log.told(status(("True", "ModelLoading")) | {"observedGeneration": 2})
+    assert log.broken() == []

@@ -34,7 +34,7 @@ PROGRESS_SECONDS = 6
 REST_SECONDS = PROGRESS_SECONDS + 4.0  # without a write by the operator or a step of the kubelet
 LOOK_SECONDS = 0.5  # between two looks at all objects
 IMPATIENCE_SECONDS = 12.0
-PATIENCE = 240.0
+PATIENCE = 400.0
 FREE, TIGHT, QUOTA, TOTAL, BUDGET = BOUNDS = ("free", "tight", "quota", "total", "budget")
 ROLLOUTS: tuple[dict[str, int], ...] = (
     {},
