@@ -11,6 +11,7 @@ from turbo_operator import canary, render, rollout, scaler, status, training
 from turbo_operator.api import (
     Calibrated,
     RolloutReason,
+    RolloutStatus,
     ScaleEvent,
     TurboDeployment,
     TurboDeploymentStatus,
@@ -130,22 +131,35 @@ def _roll(
     serving = rollout.serving_variant(
         [state for state in states if state.plan_hash != tried], plan_hash, recorded
     )
-    progress = td.status.rollout
-    if plan_hash is not None and scale.replicas > 0:
-        progress = rollout.follow(
-            td.status.rollout,
-            _progress(td, observed, plan_hash, states),
-            serving,
-            now,
-            td.spec.rollout.progress_deadline_seconds,
-        )
+    progress = _followed(td, observed, plan_hash, states, scale, serving, now)
     rolled_back = progress is not None and progress.reason == RolloutReason.ROLLED_BACK
     wanted = rollout.Wanted(plan_hash, scale.replicas, serving, rolled_back, tried, makes_room)
     step = rollout.next_step(states, wanted, footprint, bounds, now)
     if step.target == plan_hash and rollout.has_taken_over(states, plan_hash, step.fitting):
         serving, progress = plan_hash, None
-    takeover = Takeover(step.target, serving, progress, step.waits, step.waits_for_spec)
+    takeover = Takeover(plan_hash, step.target, serving, progress, step.waits, step.waits_for_spec)
     return takeover, step.variants
+
+
+def _followed(
+    td: TurboDeployment,
+    observed: Observed,
+    plan_hash: str | None,
+    states: Sequence[VariantState],
+    scale: Scale,
+    serving: str | None,
+    now: float,
+) -> RolloutStatus | None:
+    """The rollout's status before the step; a suspension ends it, so that what was given up is tried anew."""
+    last = td.status.rollout
+    if td.spec.suspend or (last is not None and plan_hash not in (None, last.plan_hash)):
+        last = None
+    if plan_hash is None or td.spec.suspend:
+        return last
+    if scale.replicas == 0:
+        return last if last is not None and last.reason == RolloutReason.ROLLED_BACK else None
+    progress = _progress(td, observed, plan_hash, states)
+    return rollout.follow(last, progress, serving, now, td.spec.rollout.progress_deadline_seconds)
 
 
 def _progress(

@@ -149,6 +149,24 @@ class Engine(Record):
         | None
     ) = None
     """Image of the engine. Default: the one that the operator was installed with."""
+    step_timeout: Duration | None = None
+    """Longest time of one step, after which an engine is taken to hang and its pod starts again. Default:
+    60s; more for a large model on few cores, of which one long prompt can take that long.
+    """
+
+    rules = (
+        Rule(
+            "!has(self.stepTimeout) || duration(self.stepTimeout) >= duration('1s')",
+            "write at least 1s for stepTimeout",
+            lambda it: it.step_timeout is None or seconds(it.step_timeout) >= 1,
+            "stepTimeout",
+        ),
+    )
+
+    @property
+    def step_timeout_seconds(self) -> float | None:
+        """The same in seconds."""
+        return None if self.step_timeout is None else seconds(self.step_timeout)
 
 
 class Drain(Record):

@@ -101,7 +101,8 @@ def runtime_config(
 ) -> RuntimeConfig:
     """What `turbo serve` is told: the same commit, arithmetic and threads for all, hence the same bytes."""
     cpu = choice.accelerator.resource_name == CPU
-    return RuntimeConfig(
+    timeout = td.spec.engine.step_timeout_seconds
+    config = RuntimeConfig(
         model=source.argument(td),
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
         served_name=td.served_name,
@@ -117,6 +118,7 @@ def runtime_config(
         api_keys=keys.argument(td),
         capture=capture.argument(td),
     )
+    return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout)
 
 
 def pod_template(
@@ -145,8 +147,8 @@ def pod_template(
         "env": [*source.environment(td), *variables(td)],
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources(td, choice),
-        # Readiness is the model being loaded; a busy engine answers liveness from the server process, so
-        # slowness is no death.
+        # Readiness is the model being loaded; the server process answers for a busy engine, so that slowness
+        # is no death below spec.engine.stepTimeout.
         "startupProbe": _probe(READY_PATH, STARTUP_PERIOD_SECONDS, STARTUP_SECONDS // STARTUP_PERIOD_SECONDS),
         "readinessProbe": _probe(READY_PATH, 5, 2),
         "livenessProbe": _probe(HEALTH_PATH, 10, 6),

@@ -248,7 +248,7 @@ def _ready(
         return Verdict("False", ReadyReason.SUSPENDED, available.message)
     if inspected.status == "Unknown":  # whether the new spec can be served is not known yet
         return Verdict("False", inspected.reason, inspected.message)
-    if takeover.rolled_back and scale.replicas:
+    if takeover.rolled_back:
         return Verdict("False", ReadyReason.ROLLED_BACK, failure_of(td, takeover))
     ready = min(sum(pod.ready for pod in current), scale.replicas)
     if scale.replicas == 0 and plan_hash is not None:

@@ -55,15 +55,14 @@ def _stalled(
     """Whether nothing will get better unless somebody changes something."""
     if refused:
         return Verdict("True", StalledReason.NEEDS_CHANGE, sentence(refused))
+    for reason, stalled in _GIVEN_UP.items():
+        if takeover.is_over(reason):
+            return Verdict("True", stalled, failure(td, takeover))
     for cause in (verdicts[ConditionType.MODEL_INSPECTED], verdicts[ConditionType.PLAN_FEASIBLE]):
         if cause.status == "False" and cause.reason != PlanReason.NO_CAPACITY:  # nodes come, and pods go
             return Verdict("True", StalledReason.NEEDS_CHANGE, cause.message)
-    if scale.replicas:
-        for reason, stalled in _GIVEN_UP.items():
-            if takeover.is_over(reason):
-                return Verdict("True", stalled, failure(td, takeover))
-        if takeover.waits and takeover.waits_for_spec:
-            return Verdict("True", StalledReason.NEEDS_CHANGE, takeover.waits)
+    if scale.replicas and takeover.waits and takeover.waits_for_spec:
+        return Verdict("True", StalledReason.NEEDS_CHANGE, takeover.waits)
     return Verdict("False", StalledReason.PROGRESSING, "Nothing waits for a change of the spec.")
 
 
@@ -107,7 +106,7 @@ def _left(observed: Observed, scale: Scale, takeover: Takeover) -> str | None:
         number = len(others) or len(there) - scale.replicas
         pods = "1 pod has" if number == 1 else f"{number} pods have"
         return f"{pods} yet to end, or to take the place of another: {surplus[0].name}."
-    if takeover.rollout is not None and scale.replicas:
+    if takeover.rollout is not None:
         return f"The replicas of plan {takeover.rollout.plan_hash} have yet to prove themselves available."
     return None
 

@@ -11,6 +11,7 @@ from turbo_operator.api import RolloutReason, RolloutStatus, TurboDeployment
 class Takeover:
     """How far the plan of the spec is in taking over from the one that serves."""
 
+    wanted: str | None = None  # hash of the plan of the spec; None while it has none
     target: str | None = None  # plan hash of the variant that all replicas shall be of
     serving: str | None = None  # and of the last one that had all of them available
     rollout: RolloutStatus | None = None  # None where both are the same
@@ -18,8 +19,9 @@ class Takeover:
     waits_for_spec: bool = False  # whether nothing but a change of the spec helps
 
     def is_over(self, reason: RolloutReason) -> bool:
-        """Whether it has ended so."""
-        return self.rollout is not None and self.rollout.reason == reason
+        """Whether the takeover of the plan of the spec has ended so."""
+        rollout = self.rollout
+        return rollout is not None and (rollout.plan_hash, rollout.reason) == (self.wanted, reason)
 
     @property
     def rolled_back(self) -> bool:

@@ -1,0 +1,226 @@
+"""Faults of a pod, of a child and of the node, on a real node: each heals by itself, or says what is missing.
+
+Under one request a second that nobody retries.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from turbo_dev import podprocesses, release, served
+from turbo_dev.calls import Pulse
+from turbo_dev.cluster import Cluster
+from turbo_dev.node import PAUSE_IMAGE
+from turbo_dev.served import DEPLOYMENT, NAMESPACE, Served
+from turbo_operator import resources
+from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_SERVING
+
+pytestmark = [pytest.mark.node, pytest.mark.model]
+
+CLIENT_SECONDS = 20.0
+SOON = 5.0
+HOLD = "example.com/hold"
+# A pod that ends serves on until load balancers know, and its last requests are short.
+LEAVE_SECONDS = 60.0
+ROLLOUT = {"minReadySeconds": 2}
+STEP_SECONDS = 20  # that one step of the engine may take
+
+
+@pytest.fixture(scope="module")
+def chat(node_cluster: Cluster) -> Iterator[Served]:
+    """One replica that serves on a node that has room for two."""
+    served.install(node_cluster)
+    chat = Served(node_cluster, "chat")
+    chat.create(rollout=ROLLOUT, engine={"stepTimeout": f"{STEP_SECONDS}s"})
+    chat.until(chat.in_force, "it serves")
+    yield chat
+    chat.remove()
+    release.uninstall(node_cluster.access)
+
+
+@pytest.fixture
+def pulse(chat: Served) -> Iterator[Pulse]:
+    with Pulse(chat.target(CLIENT_SECONDS)) as pulse:
+        chat.until(lambda: pulse.answered_since(0.0), "it answers")
+        yield pulse
+
+
+def variant(chat: Served) -> dict[str, Any]:
+    (found,) = chat.variants().values()
+    return found
+
+
+def pause(name: str, cores: str, labels: dict[str, str] | None = None) -> dict[str, Any]:
+    """A pod that does nothing."""
+    container = {"name": "pause", "image": PAUSE_IMAGE, "resources": {"requests": {"cpu": cores}}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels or {}},
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [container]},
+    }
+
+
+def until_answered(chat: Served, pulse: Pulse) -> None:
+    since = time.monotonic()
+    chat.until(lambda: pulse.answered_since(since), "a new request is answered")
+
+
+def test_a_pod_whose_engine_stands_still_leaves_the_service_and_starts_again(
+    chat: Served, pulse: Pulse
+) -> None:
+    (pod,) = chat.pods()
+    (engine,) = podprocesses.find(served.uid(pod), podprocesses.ENGINE)
+    os.kill(engine, signal.SIGSTOP)
+    chat.until(lambda: not chat.endpoints(), "it leaves the Service", STEP_SECONDS)
+
+    def container() -> dict[str, Any]:
+        (now,) = chat.pods()
+        found: dict[str, Any] = now["status"]["containerStatuses"][0]
+        return found
+
+    chat.until(lambda: container()["restartCount"] == 1, "its container is started again", STEP_SECONDS)
+    assert served.uid(chat.pods()[0]) == served.uid(pod)
+    assert (
+        f"has not finished a step for {STEP_SECONDS} s" in container()["lastState"]["terminated"]["message"]
+    )
+    chat.until(chat.in_force, "it serves again")
+    until_answered(chat, pulse)
+
+
+def test_a_child_that_is_renamed_by_its_label_and_scaled_to_nothing_serves_again(
+    chat: Served, pulse: Pulse
+) -> None:
+    name = variant(chat)["metadata"]["name"]
+    chat.access.kubectl("label", "--overwrite", "deployment", name, f"{LABEL_DEPLOYMENT}=theirs")
+    chat.access.kubectl("scale", "deployment", name, "--replicas=0")
+    chat.until(lambda: variant(chat)["spec"]["replicas"] == 1, "its replica is asked for again", SOON)
+    assert variant(chat)["metadata"]["labels"][LABEL_DEPLOYMENT] == "chat"
+    chat.until(chat.in_force, "it serves again")
+    until_answered(chat, pulse)
+
+
+def test_a_pod_whose_label_goes_and_comes_is_counted_again(chat: Served, pulse: Pulse) -> None:
+    (pod,) = chat.pods()
+    name = pod["metadata"]["name"]
+    chat.access.kubectl("label", "pod", name, f"{LABEL_DEPLOYMENT}-")
+    chat.until(lambda: bool(chat.pods()), "another takes its place")
+    chat.access.kubectl("label", "pod", name, f"{LABEL_DEPLOYMENT}=chat")
+    chat.until(lambda: len(chat.pods()) == 1, "one is left")
+
+    def is_told() -> bool:
+        status = chat.status()
+        counts = (status["replicas"], status["readyReplicas"])
+        return counts == (1, 1) and chat.condition("Available")[2].startswith("1 of 1")
+
+    chat.until(is_told, "the status counts one", SOON)
+    until_answered(chat, pulse)
+
+
+def test_a_strangers_pod_with_the_labels_of_a_serving_one_gets_no_request(chat: Served, pulse: Pulse) -> None:
+    (ours,) = chat.endpoints()
+    labels = {LABEL_DEPLOYMENT: "chat", LABEL_ROLE: ROLE_SERVING}
+    chat.api.create(resources.POD, pause("theirs", "10m", labels))
+    try:
+        chat.access.kubectl("wait", "pod/theirs", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=60s")
+        end = time.monotonic() + SOON
+        while time.monotonic() < end:
+            assert chat.endpoints() == {ours}
+            time.sleep(0.5)
+        assert chat.status()["replicas"] == 1
+    finally:
+        chat.access.kubectl("delete", "pod", "theirs", "-n", NAMESPACE, "--timeout=60s")
+    assert pulse.failures == []
+
+
+def test_a_held_variant_ends_its_pods_and_the_status_names_what_holds_it(chat: Served, pulse: Pulse) -> None:
+    old = variant(chat)["metadata"]["name"]
+    hold = {"metadata": {"finalizers": [HOLD]}}
+    chat.api.patch(DEPLOYMENT, NAMESPACE, old, hold)
+    try:
+        chat.access.kubectl("label", "deployment", old, f"{LABEL_DEPLOYMENT}-")
+        chat.change(speculation={"maxDraftTokens": 4})
+        new = f"chat-{_new_hash(chat, old)}"
+        chat.until(
+            lambda: "deletionTimestamp" in chat.variants()[old]["metadata"], "the old variant is deleted"
+        )
+        chat.until(
+            lambda: [pod["metadata"]["name"].startswith(f"{new}-") for pod in chat.pods()] == [True],
+            "its pods end",
+        )
+        assert chat.variants()[old]["spec"]["replicas"] == 0
+        chat.until(lambda: HOLD in chat.condition("Reconciling")[2], "the status names the finalizer", SOON)
+        assert chat.condition("Reconciling")[0] == "True"
+    finally:
+        chat.api.patch(DEPLOYMENT, NAMESPACE, old, {"metadata": {"finalizers": None}})
+    chat.until(chat.in_force, "nothing holds it any more", SOON)
+    assert list(chat.variants()) == [new]
+    created = [
+        line
+        for line in chat.operator_log().splitlines()
+        if "created" in line and new in line and '"Deployment"' in line
+    ]
+    assert len(created) == 1, created
+    assert pulse.failures == []
+
+
+def _new_hash(chat: Served, old: str) -> str:
+    chat.until(lambda: f"chat-{chat.status()['plan']['hash']}" != old, "the new plan is made")
+    found: str = chat.status()["plan"]["hash"]
+    return found
+
+
+def test_a_third_replica_waits_for_room_and_a_deleted_child_is_made_again(chat: Served, pulse: Pulse) -> None:
+    chat.change(replicas=3)
+    chat.until(lambda: chat.status()["readyReplicas"] == 2, "two serve")
+    chat.until(lambda: chat.condition("Available")[2].startswith("2 of 3"), "the third is missed")
+    assert "the cluster and its quotas hold 2 of cpu" in chat.condition("Available")[2]
+    assert chat.condition("Available")[0] == "True"
+    gone = variant(chat)["metadata"]
+    chat.access.kubectl("delete", "deployment", gone["name"], "-n", NAMESPACE, "--wait=false")
+
+    def is_back() -> bool:
+        found = chat.variants().get(gone["name"])
+        return found is not None and found["metadata"]["uid"] != gone["uid"]
+
+    chat.until(is_back, "it is made again", SOON)
+    chat.until(lambda: chat.status()["readyReplicas"] == 2, "two serve again")
+    until_answered(chat, pulse)
+
+
+def test_an_object_gets_the_replicas_that_have_room_and_says_so(node_cluster: Cluster, chat: Served) -> None:
+    chat.change(replicas=1)
+    chat.until(chat.in_force, "one is left")
+    other = Served(node_cluster, "other")
+    try:
+        other.create(replicas=2, rollout=ROLLOUT)
+        other.until(lambda: other.status().get("readyReplicas") == 1, "one of two serves")
+        other.until(lambda: other.condition("Available")[2].startswith("1 of 2"), "the second is missed")
+        assert "hold" in other.condition("Available")[2]
+        assert len(other.pods()) == 1
+    finally:
+        other.remove()
+
+
+def test_a_suspended_one_whose_place_is_taken_says_so_and_serves_when_it_is_free(
+    chat: Served, pulse: Pulse
+) -> None:
+    chat.change(suspend=True)
+    chat.until(lambda: not chat.pods(), "its pod is gone", LEAVE_SECONDS)
+    chat.api.create(resources.POD, pause("rival", "1500m"))
+    try:
+        chat.access.kubectl("wait", "pod/rival", "-n", NAMESPACE, "--for=condition=Ready", "--timeout=60s")
+        chat.change(suspend=False)
+        chat.until(lambda: chat.condition("Available")[2].startswith("0 of 1"), "it has no place", SOON)
+        assert chat.condition("Available")[0] == "False"
+    finally:
+        chat.access.kubectl("delete", "pod", "rival", "-n", NAMESPACE, "--timeout=60s")
+    chat.until(lambda: bool(chat.pods()), "its pod is made", SOON)
+    chat.until(chat.in_force, "it serves again")
+    until_answered(chat, pulse)
