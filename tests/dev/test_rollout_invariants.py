@@ -213,6 +213,19 @@ def test_a_write_is_right_where_it_was_right_a_moment_ago() -> None:
     assert log.broken(lag=0.1) == ["availability"]
 
 
+def test_an_answer_that_is_logged_late_makes_nothing_later() -> None:
+    log = serving()
+    log.scale(NEW, 1)
+    log.pod("new-0", NEW)
+    log.wait(60)
+    log.pod("new-0", NEW, ready=False)
+    log.wait(5)
+    log.scale(OLD, 0)
+    late = next(event for event in log.events if event["objectRef"]["resource"] == "pods")
+    late["stageTimestamp"] = "2026-01-01T00:02:00Z"
+    assert log.broken(lag=1.0) == ["availability"]
+
+
 def test_more_replicas_than_the_surge_allows_are_caught() -> None:
     log = serving(replicas=2)
     log.scale(NEW, 2)
