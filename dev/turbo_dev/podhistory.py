@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from turbo_operator import resources
 from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_SERVING
+from turbo_operator.rollout.variants import ENDED
 
 from .access import Access
 from .api import Api
@@ -17,7 +18,10 @@ _STREAM_SECONDS = "3"  # after so long the API server ends a watch; the next one
 
 
 class PodHistory:
-    """Serving pods, those that end included, for as long as the context lasts."""
+    """Serving pods, for as long as the context lasts: also those that end, until their containers have.
+
+    After that scheduler and kubelet give their places away, though the objects are there for a moment.
+    """
 
     def __init__(self, access: Access, namespace: str, name: str) -> None:
         """Nothing is watched before the context is entered."""
@@ -28,14 +32,14 @@ class PodHistory:
         self._thread = threading.Thread(target=self._watch)
         self._there: set[str] = set()
         self._version = ""
-        self.sizes: list[int] = []  # after each pod that came or went
+        self.sizes: list[int] = []  # after each event
         self.error: Exception | None = None
 
     def __enter__(self) -> Self:
         listed = self._api.send("GET", self._path, labelSelector=self._selector)
+        for pod in listed["items"]:
+            self._take({"type": "ADDED", "object": pod})
         self._version = listed["metadata"]["resourceVersion"]
-        self._there = {pod["metadata"]["uid"] for pod in listed["items"]}
-        self.sizes.append(len(self._there))
         self._thread.start()
         return self
 
@@ -65,10 +69,10 @@ class PodHistory:
             raise ValueError(f"the watch of pods ended: {event['object']}")
         meta = event["object"]["metadata"]
         self._version = meta["resourceVersion"]
-        if event["type"] == "ADDED":
-            self._there.add(meta["uid"])
-        elif event["type"] == "DELETED":
+        if event["type"] == "BOOKMARK":
+            return
+        if event["type"] == "DELETED" or event["object"]["status"]["phase"] in ENDED:
             self._there.discard(meta["uid"])
         else:
-            return
+            self._there.add(meta["uid"])
         self.sizes.append(len(self._there))

@@ -78,14 +78,14 @@ def test_a_pod_whose_engine_stands_still_leaves_the_service_and_starts_again(
     (pod,) = chat.pods()
     (engine,) = podprocesses.find(served.uid(pod), podprocesses.ENGINE)
     os.kill(engine, signal.SIGSTOP)
-    chat.until(lambda: not chat.endpoints(), "it leaves the Service", STEP_SECONDS)
+    chat.until(lambda: not chat.endpoints(), "it leaves the Service", 2 * STEP_SECONDS)
 
     def container() -> dict[str, Any]:
         (now,) = chat.pods()
         found: dict[str, Any] = now["status"]["containerStatuses"][0]
         return found
 
-    chat.until(lambda: container()["restartCount"] == 1, "its container is started again", STEP_SECONDS)
+    chat.until(lambda: container()["restartCount"] == 1, "its container is started again", 2 * STEP_SECONDS)
     assert served.uid(chat.pods()[0]) == served.uid(pod)
     assert (
         f"has not finished a step for {STEP_SECONDS} s" in container()["lastState"]["terminated"]["message"]
