@@ -148,7 +148,8 @@ def seconds(stamp: str) -> float:
 def read_writes(events: Iterable[Body]) -> list[Write]:
     """The writes of audit events, in the order of etcd; what was refused or only tried is left out.
 
-    The answer to a deletion may hold no revision: it then follows all that was answered before it.
+    The answer to a deletion may hold no revision: it then follows all that was answered before it. A busy
+    API server may say much later that it has answered: what was written before has happened before.
     """
     writes = []
     for event in events:
@@ -161,7 +162,11 @@ def read_writes(events: Iterable[Body]) -> list[Write]:
         latest = max(latest, write.revision)
         ordered.append(write if write.revision else replace(write, revision=latest))
     ordered.sort(key=lambda write: write.revision)
-    return ordered
+    earliest, timed = float("inf"), []
+    for write in reversed(ordered):
+        earliest = min(earliest, write.time)
+        timed.append(replace(write, time=earliest))
+    return timed[::-1]
 
 
 def replay(writes: Iterable[Write]) -> Iterator[tuple[State, Write, State]]:
@@ -323,5 +328,5 @@ def describe(write: Write) -> str:
         counts = [status.get(name) for name in ("desiredReplicas", "replicas", "readyReplicas")]
         return f"{write}: plans {hashes}, {counts}, {told}, rollout {status.get('rollout')}"
     if write.resource == "turbodeployments":
-        return f"{write}: generation {write.body['metadata']['generation']}, {spec}"
+        return f"{write}: generation {write.body['metadata'].get('generation')}, {spec}"
     return str(write)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from turbo_dev import pod_reports
@@ -23,6 +24,7 @@ Step = tuple[float, str]  # after how many seconds, and what happens then
 
 _LOOK_SECONDS = 0.2
 _BEAT_SECONDS = 10.0
+_NUM_WORKERS = 8
 _MAX_MISHAPS = 2  # of the pods of one plan that works
 _PLANS = {"works": 68, "slow": 8, "crashes": 10, "image": 7, "hangs": 7}  # and their weights
 _MISHAPS = ("flap", "evict", "delete", "crash-once")
@@ -49,12 +51,13 @@ class ChaosKubelet(threading.Thread):
         """Until it is told to stop; what goes wrong is kept in `problem`."""
         heart = threading.Thread(target=self._beat, daemon=True)
         heart.start()
+        pool = ThreadPoolExecutor(_NUM_WORKERS)
         try:
             while not self.stopping.is_set():
                 pods = self._api.send("GET", resources.POD.path(), labelSelector=LABEL_DEPLOYMENT)["items"]
                 mine = [pod for pod in pods if pod["metadata"]["namespace"] in self._namespaces]
-                for pod in mine:
-                    self._follow(pod)
+                due = [(pod, what) for pod in mine for what in self._due_steps(pod)]
+                list(pool.map(self._take, *zip(*due, strict=True)) if due else ())
                 there = {pod["metadata"]["uid"] for pod in mine}
                 self._due = {uid: steps for uid, steps in self._due.items() if uid in there}
                 self.stopping.wait(_LOOK_SECONDS)
@@ -63,6 +66,7 @@ class ChaosKubelet(threading.Thread):
             raise
         finally:
             self.stopping.set()
+            pool.shutdown()
             heart.join(10)
 
     @property
@@ -81,20 +85,23 @@ class ChaosKubelet(threading.Thread):
                 self._api.send("PATCH", path, body, "application/strategic-merge-patch+json")
             self.stopping.wait(_BEAT_SECONDS)
 
-    def _follow(self, pod: Body) -> None:
+    def _due_steps(self, pod: Body) -> list[str]:
+        """What is to happen to a pod now."""
         uid, now = pod["metadata"]["uid"], time.time()
         inspects = pod_reports.inspects(pod)
         if not inspects and "nodeName" not in pod["spec"]:
-            return  # nothing happens to it before a node has it
+            return []  # nothing happens to it before a node has it
         if uid not in self._due:
             fate = [(0.0, "inspect")] if inspects else self._fate(pod)
             self._due[uid] = [(now + seconds, what) for seconds, what in fate]
         steps = self._due[uid]
         if "deletionTimestamp" in pod["metadata"] and not any(what == "end" for _, what in steps):
             steps[:] = [(now + self._dice(pod, "end").uniform(0.0, 1.5), "end")]
-        for step in [step for step in steps if step[0] <= now]:
-            steps.remove(step)
-            self._take(pod, step[1], now)
+        due = next((step for step in steps if step[0] <= now), None)
+        if due is None:
+            return []
+        steps.remove(due)
+        return [due[1]]
 
     def _fate(self, pod: Body) -> list[Step]:
         """What is to happen to a pod that has come to a node."""
@@ -135,7 +142,8 @@ class ChaosKubelet(threading.Thread):
         name, plan = (meta["labels"].get(label, "") for label in (LABEL_DEPLOYMENT, LABEL_PLAN_HASH))
         return f"{meta['namespace']}/{name}/{plan}"
 
-    def _take(self, pod: Body, what: str, now: float) -> None:
+    def _take(self, pod: Body, what: str) -> None:
+        now = time.time()
         reports = {
             "inspect": pod_reports.inspected(pod, now),
             "run": pod_reports.running(pod, now, ready=False),

@@ -19,12 +19,10 @@ def wanted(state: State, owner: Key) -> int:
     body = state.deployments.get(owner)
     if body is None or body["spec"].get("suspend"):
         return 0
-    desired = (body.get("status") or {}).get("desiredReplicas")
     spec = body["spec"]
     if "workload" in spec or (spec.get("scaling") or {}).get("policy") not in (None, "External"):
-        return int(desired or 0)
-    replicas = int(spec.get("replicas", 1))
-    return replicas if desired is None else min(replicas, int(desired) or replicas)
+        return int((body.get("status") or {}).get("desiredReplicas") or 0)
+    return int(spec.get("replicas", 1))
 
 
 def max_surge(state: State, owner: Key) -> int:

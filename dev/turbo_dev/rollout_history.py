@@ -172,6 +172,7 @@ class World:
                 any(not pod.placed for pod in each.alive),
                 len(each.pods),
                 each.seen or not each.exists,
+                sum(pod.ready for pod in each.alive),
             )
             for name, each in sorted(self.variants.items())
         )
@@ -251,15 +252,19 @@ class World:
         """What one step must keep, whatever it is made by."""
         before = {state.plan_hash: state for state in states}
         after = step.replicas
-        fits = self.bounds.most(footprint(self.qualities[step.target or self.wanted][0]), self.replicas)
-        answered = sum(state.available for state in states)
-        stays = sum(min(state.available, after.get(name, 0)) for name, state in before.items())
-        least = min(self.replicas, fits) - self._may_miss()
+        answered = sum(state.answering for state in states)
+        stays = sum(min(state.answering, after.get(name, 0)) for name, state in before.items())
+        least = self.replicas - self._may_miss()
         _law(stays >= min(answered, least), f"{answered} answered, {stays} stay, and {least} must")
         grows = any(count > (before[name].replicas if name in before else 0) for name, count in after.items())
         if grows:
             surge = 1 if self.bounds.max_surge is None else self.bounds.max_surge
-            total = sum(after.values())
+            now = {name: state.replicas for name, state in before.items()}
+            total = 0
+            for variant in step.variants:  # one is written after the other
+                now[variant.plan_hash] = variant.replicas
+                total = max(total, sum(now.values()))
+            total = total if total > sum(state.replicas for state in states) else 0
             _law(total <= self.replicas + surge, f"{total} replicas of {self.replicas} wanted, surge {surge}")
             self._within_bounds(before, after)
         keeper = self.proven
@@ -353,6 +358,7 @@ def _after(states: Sequence[VariantState], step: Step) -> tuple[VariantState, ..
                 old.unschedulable,
                 old.pods,
                 old.seen and old.exists and old.replicas == variant.replicas,
+                min(old.ready, variant.replicas),
             )
         )
     return tuple(found)

@@ -47,6 +47,11 @@ class _Record:
 
     last_available: float | None = None  # when any of its replicas was available
     last_full: float | None = None  # when all that were wanted were
+    # When it had been so for long enough that nobody can have missed it.
+    proven_available: float | None = None
+    proven_full: float | None = None
+    available_since: float | None = None
+    full_since: float | None = None
 
 
 class Judge:
@@ -91,6 +96,8 @@ class Judge:
     def _judge(self, owner: Key, before: State, write: Write, after: State) -> None:
         if write.resource == "controllerrevisions" and write.body is None:
             self._check(self._keeps_last, "keeps-last", owner, before, write, write.key[1])
+        if write.resource == "turbodeployments":
+            self._check(_stays_stalled, "stalled", owner, before, write, write.body)
         if write.resource not in ("deployments", "jobs"):
             return
         kind = write.resource.capitalize()[:-1]
@@ -127,17 +134,29 @@ class Judge:
     def _remember(self, owner: Key, state: State) -> None:
         replicas = wanted(state, owner)
         for name, variant in state.variants(owner).items():
-            num_available = _num_available(state, owner, name, _CLOCK_STEP)
+            num_available = min(_num_available(state, owner, name, _CLOCK_STEP), variant.replicas)
             record = self._records.setdefault((owner[0], name), _Record())
-            if num_available > 0 and not variant.is_trial:
-                record.last_available = state.time
-                if num_available >= replicas > 0:
-                    record.last_full = state.time
+            if variant.is_trial:
+                continue
+            if num_available == 0:
+                record.available_since = record.full_since = None
+                continue
+            record.last_available = state.time
+            record.available_since = state.time if record.available_since is None else record.available_since
+            if state.time - record.available_since >= self._lag:
+                record.proven_available = state.time
+            if not num_available >= replicas > 0:
+                record.full_since = None
+                continue
+            record.last_full = state.time
+            record.full_since = state.time if record.full_since is None else record.full_since
+            if state.time - record.full_since >= self._lag:
+                record.proven_full = state.time
 
     def _keeps_last(self, now: State, seen: State, owner: Key, name: str) -> str | None:
         """Whether the last variant that served stays until another one has all its replicas available."""
         mine = self._records.get((owner[0], name))
-        if mine is None or mine.last_available is None or wanted(seen, owner) == 0:
+        if mine is None or mine.proven_available is None or wanted(seen, owner) == 0:
             return None
         others = [
             self._records[owner[0], other]
@@ -145,12 +164,12 @@ class Judge:
             if other != name and (owner[0], other) in self._records
         ]
         recently = now.time - self._lag
-        if mine.last_full is not None:
-            since = min(mine.last_full, recently)
+        if mine.proven_full is not None:
+            since = min(mine.proven_full, recently)
             kept = all(other.last_full is None or other.last_full < since for other in others)
             what = "all its replicas"
         else:
-            since = min(mine.last_available, recently)
+            since = min(mine.proven_available, recently)
             kept = all(other.last_available is None or other.last_available < since for other in others)
             what = "a replica"
         return f"{name} was the last variant with {what} available, and is removed." if kept else None
@@ -201,6 +220,20 @@ def _stays_available(now: State, seen: State, owner: Key, what: tuple[Workload, 
         f"{lowered.name} goes from {lowered.replicas} to {asks} replicas, {num_available} of which are "
         f"available: {staying} ready ones stay, and {least} must."
     )
+
+
+def _stays_stalled(now: State, seen: State, owner: Key, body: Body | None) -> str | None:
+    """What waits for a change of the spec does not go on without one."""
+    old, new = now.deployments[owner].get("status") or {}, (body or {}).get("status") or {}
+    spec_changed = seen.deployments[owner]["spec"] != now.deployments[owner]["spec"]
+    before = next((each for each in old.get("conditions", ()) if each["type"] == "Stalled"), None)
+    after = next((each for each in new.get("conditions", ()) if each["type"] == "Stalled"), None)
+    if before is None or after is None or spec_changed:
+        return None
+    waited = (before["status"], before["reason"]) == ("True", "NeedsChange")
+    if not waited or after["status"] == "True" or old["observedGeneration"] != new["observedGeneration"]:
+        return None
+    return f"It said that only a change helps ('{before['message']}'), and went on without one."
 
 
 def _is_empty(now: State, _: State, owner: Key, variant: Workload) -> str | None:

@@ -169,7 +169,7 @@ def _in_force(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
             f"desiredReplicas {wanted}."
         )
     rollout = status.get("rollout")
-    if rollout:
+    if rollout and wanted > 0:  # with no replica nothing takes over
         yield f"Reconciling is False for InForce, and the rollout to {rollout.get('planHash')} is not over."
 
 

@@ -65,6 +65,12 @@ class Log:
         )
         self.write(USER, "update", "turbodeployments", "chat", body)
 
+    def told(self, status: dict[str, Any]) -> None:
+        """The operator writes the status."""
+        spec = {"replicas": 1, "rollout": ROLLOUT}
+        body = {"metadata": {"generation": 1, "uid": "u"}, "spec": spec, "status": status}
+        self.write(OPERATOR, "patch", "turbodeployments", "chat", body, "status")
+
     def accelerator(self, name: str, price: str, provisioning: str = "Elastic") -> None:
         pricing = {"perAcceleratorHour": {"onDemand": price}}
         spec = {"resourceName": "nvidia.com/gpu", "provisioning": provisioning, "pricing": pricing}
@@ -207,6 +213,19 @@ def test_a_write_is_right_where_it_was_right_a_moment_ago() -> None:
     assert log.broken(lag=0.1) == ["availability"]
 
 
+def test_an_answer_that_is_logged_late_makes_nothing_later() -> None:
+    log = serving()
+    log.scale(NEW, 1)
+    log.pod("new-0", NEW)
+    log.wait(60)
+    log.pod("new-0", NEW, ready=False)
+    log.wait(5)
+    log.scale(OLD, 0)
+    late = next(event for event in log.events if event["objectRef"]["resource"] == "pods")
+    late["stageTimestamp"] = "2026-01-01T00:02:00Z"
+    assert log.broken(lag=1.0) == ["availability"]
+
+
 def test_more_replicas_than_the_surge_allows_are_caught() -> None:
     log = serving(replicas=2)
     log.scale(NEW, 2)
@@ -334,7 +353,7 @@ def test_a_rollout_ends_alone_and_in_force() -> None:
     log = serving()
     log.spec(status(("False", "InForce")), replicas=1)
     assert ends(log) == []
-    log.spec(status(("False", "Unknown")), replicas=1)
+    log.spec(status(("False", "Suspended")), replicas=1)
     assert "All its replicas serve" in ends(log)[0]
 
 
@@ -353,3 +372,18 @@ def test_a_status_that_counts_other_pods_than_there_are_is_caught() -> None:
     log = serving()
     log.spec(status(("True", "ModelLoading"), replicas=2), replicas=1)
     assert "replicas is 2, and 1 are there." in ends(log)
+
+
+def test_what_waits_for_a_change_of_the_spec_and_goes_on_without_is_caught() -> None:
+    log = serving()
+    stalled = status(("False", "NeedsChange"))
+    stalled["conditions"][3] = condition("Stalled", "True", "NeedsChange")
+    log.told(stalled)
+    log.wait(5)
+    log.told(status(("True", "ModelLoading")))
+    assert log.broken() == ["stalled"]
+    log = serving()
+    log.told(stalled)
+    log.wait(5)
+    log.told(status(("True", "ModelLoading")) | {"observedGeneration": 2})
+    assert log.broken() == []

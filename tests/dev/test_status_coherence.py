@@ -78,6 +78,11 @@ def test_a_status_that_holds_together_has_no_contradiction() -> None:
     under_way = {"plan": {"hash": "bbbb"}, "rollout": {"planHash": "bbbb"}, "replicas": 3}
     assert contradictions(body(*IN_ROLLOUT, **under_way)) == []
     assert contradictions(body(*ROLLED_BACK, **BACK)) == []
+    two_too_many = condition("Available", "True", "MinimumReplicas", "2 of 2 replicas answer.")
+    assert contradictions(body(*IN_ROLLOUT, two_too_many, replicas=4, readyReplicas=4)) == []
+    at_zero = condition("Ready", "True", "ScaledToZero"), condition("Available", "True", "MinimumReplicas")
+    none = {"replicas": 0, "readyReplicas": 0, "desiredReplicas": 0}
+    assert contradictions(body(*at_zero, **none, rollout={"planHash": "aaaa"}, servingPlan=None)) == []
     asleep = body(*SUSPENDED, replicas=0, readyReplicas=0, desiredReplicas=0)
     asleep["spec"]["suspend"] = True
     assert contradictions(asleep) == []

@@ -131,6 +131,7 @@ def test_a_pod_whose_label_goes_and_comes_is_counted_again(cluster: Any) -> None
     (pod,) = served.pods()
     name = pod["metadata"]["name"]
     served.kubectl("label", "pod", name, f"{LABEL}-")
+    served.soon(lambda: len(served.pods()) == 2, "another one is in its place")
     served.kubectl("label", "pod", name, f"{LABEL}=chat")
     served.soon(lambda: len(served.pods()) == 1, "one pod is left")
     served.until_ready()
@@ -147,7 +148,6 @@ def test_a_strangers_pod_with_our_labels_is_no_replica(cluster: Any) -> None:
         "metadata": {"name": "theirs", "namespace": served.namespace, "labels": labels},
         "spec": {"containers": [container]},
     }
-    cluster.kubelet.refused.add("theirs")
     cluster.api.create(POD, theirs)
     # a controller owns it, so that no ReplicaSet takes it for its own
     owner = {"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "u", "controller": True}

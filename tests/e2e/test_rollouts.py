@@ -29,12 +29,12 @@ NUM_DEPLOYMENTS, NUM_CHANGES = 50, 4  # of each
 GPU, PRICE = "nvidia.com/gpu", "2.50"
 ROOMY, SCARCE = "storm-roomy", "storm-scarce"
 NODES = {ROOMY: (4, 50), SCARCE: (2, 8)}  # and the GPUs of each
-LAG_SECONDS = 5.0  # of the operator behind the API server on a busy machine
+LAG_SECONDS = 8.0  # of the operator behind the API server on a busy machine
 PROGRESS_SECONDS = 6
 REST_SECONDS = PROGRESS_SECONDS + 4.0  # without a write by the operator or a step of the kubelet
 LOOK_SECONDS = 0.5  # between two looks at all objects
 IMPATIENCE_SECONDS = 12.0
-PATIENCE = 240.0
+PATIENCE = 400.0
 FREE, TIGHT, QUOTA, TOTAL, BUDGET = BOUNDS = ("free", "tight", "quota", "total", "budget")
 ROLLOUTS: tuple[dict[str, int], ...] = (
     {},

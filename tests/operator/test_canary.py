@@ -29,7 +29,7 @@ from turbo_dev.trials import (
     up,
 )
 from turbo_operator import canary, status, training
-from turbo_operator.api import CanaryReason, ConditionType, TurboDeployment
+from turbo_operator.api import Canary, CanaryReason, ConditionType, TurboDeployment
 from turbo_operator.canary import Judgement
 from turbo_operator.decision import decide
 from turbo_operator.gains import Gains
@@ -77,9 +77,9 @@ def test_a_draft_that_gains_more_is_promoted_and_one_that_gains_less_is_not() ->
 
 @given(st.floats(0.2, 5.0), st.floats(0.2, 5.0))
 def test_no_draft_is_promoted_that_gains_less_than_what_was_there(new: float, old: float) -> None:
-    judgement = tried(new, old)
+    judgement, asked = tried(new, old), old * float(Canary().min_gain)
     assert judgement.over
-    assert (judgement.reason == CanaryReason.PROMOTED) == (new >= old) or abs(new / old - 1) < 1e-6
+    assert (judgement.reason == CanaryReason.PROMOTED) == (new >= asked) or abs(new / asked - 1) < 1e-6
 
 
 def test_nothing_is_judged_before_enough_was_answered_long_enough_and_audited() -> None:

@@ -166,12 +166,18 @@ def test_a_new_plan_that_finds_no_room_beside_the_old_one_says_what_makes_some()
     ready = computed(td(), pod("old", variant="v1old"), waits).condition(ConditionType.READY)
     assert ready is not None
     assert (ready.status, ready.reason) == ("False", AvailableReason.WAITING_FOR_ACCELERATOR)
-    assert "The plan before it serves on, and holds its place until the new one answers" in ready.message
-    assert "spec.suspend" in ready.message
+    assert ready.message.startswith("The plan before it serves on. Pod new: Unschedulable")
     loads = computed(td(), pod("old", variant="v1old"), pod("new", ready=False))
     other = loads.condition(ConditionType.READY)
     assert other is not None
-    assert "spec.suspend" not in other.message
+    assert other.reason == AvailableReason.MODEL_LOADING
+
+
+def test_what_kubernetes_says_twice_is_quoted_once() -> None:
+    failing = pod(ready=False, reason="Unschedulable", message='claim "models" not found. not found.')
+    available = computed(td(), failing).condition(ConditionType.AVAILABLE)
+    assert available is not None
+    assert available.message == 'Pod p: Unschedulable: claim "models" not found.'
 
 
 def test_an_infeasible_spec_leaves_the_last_plan_ready_and_says_so() -> None:

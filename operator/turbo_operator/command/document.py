@@ -8,6 +8,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Any
 
+from turbo_operator.command import serving
 from turbo_operator.command.question import Answer, Change
 from turbo_operator.command.words import signed
 from turbo_operator.planned import Choice, Plan, Predicted, Rejected
@@ -23,6 +24,8 @@ def as_document(answer: Answer) -> dict[str, Any]:
         "nearest": answer.plan.nearest and _rejected(answer.plan.nearest),
         "rejected": [_rejected(row) for row in answer.plan.rejected],
     }
+    if serving.is_apart(answer.question.td):
+        document |= serving.as_document(answer.question.td)
     if answer.training:
         choice = answer.training.choice
         document["training"] = {

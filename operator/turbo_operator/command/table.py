@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turbo_operator.api import Provenance
+from turbo_operator.command import serving
 from turbo_operator.command.question import Answer, Change
 from turbo_operator.command.words import UNKNOWN, candidate, dollars, duration, rate, signed
 from turbo_operator.planned import Choice, Plan, Predicted, Rejected
@@ -64,6 +65,8 @@ def show(answer: Answer) -> None:
     left = len(plan.rejected[NUM_REJECTED:])
     if left:
         console.print(Text(f"  -o json also has {count(left, 'candidate')} more."))
+    for line in serving.sentences(question.td):
+        console.print(Text(line))
     if answer.training:
         console.print(Text(answer.training.detail))
     if answer.changes:

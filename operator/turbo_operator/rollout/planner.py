@@ -1,9 +1,9 @@
 """From the variants as they are to the next step of a rollout. Pure and stateless, like the planner of
 LeaderWorkerSet: an operator that dies in the middle goes on from what it sees.
 
-With n wanted replicas that fit, s of maxSurge and u of maxUnavailable, each step has
+With n wanted replicas, s of maxSurge and u of maxUnavailable, each step has
 
-    old = max(0, n - available(new) - u)    of the replicas that serve now, never more than they are
+    old = max(0, n - available(new) - u)    of the variant that serves now
     new = min(n, n + s - old - others)      as far as accelerators and money allow
 
 The difficulty lies in what is not ours to order: pods that end still hold their accelerators, so that
@@ -71,9 +71,9 @@ def serving_variant(states: Sequence[VariantState], wanted: str | None, recorded
     """
     if any(state.plan_hash == recorded for state in states):
         return recorded
-    answering = [state for state in states if state.available > 0]
+    answering = [state for state in states if state.answering > 0]
     older = [state for state in answering if state.plan_hash != wanted]
-    found = max(older or answering, key=lambda state: (state.available, state.plan_hash), default=None)
+    found = max(older or answering, key=lambda state: (state.answering, state.plan_hash), default=None)
     return None if found is None else found.plan_hash
 
 
@@ -120,14 +120,14 @@ def _target(states: Sequence[VariantState], wanted: Wanted) -> str | None:
         return wanted.plan_hash
     if wanted.serving is not None:
         return wanted.serving
-    kept = max(states, key=lambda state: (state.available, state.replicas, state.plan_hash), default=None)
+    kept = max(states, key=lambda state: (state.answering, state.replicas, state.plan_hash), default=None)
     return None if kept is None else kept.plan_hash
 
 
 def _in_order(states: Iterable[VariantState], wanted: Wanted, target: str) -> list[VariantState]:
     """All but the target, the one that serves last: what is of less use gives way first."""
     others = [state for state in states if state.plan_hash != target]
-    others.sort(key=lambda state: (state.plan_hash == wanted.serving, state.available, state.plan_hash))
+    others.sort(key=lambda state: (state.plan_hash == wanted.serving, state.answering, state.plan_hash))
     return others
 
 
@@ -166,9 +166,9 @@ def _rolled(
     now: float,
 ) -> Step:
     serving = next((state for state in others if state.plan_hash == wanted.serving), None)
-    slack = _slack(new, serving, others, fitting, bounds, now)
-    old = _kept(new, others, wanted, fitting, slack, bounds)
-    replicas = _grown(new, others, old, fitting, slack.surge, bounds)
+    slack = _slack(new, serving, others, wanted.replicas, fitting, bounds, now)
+    old = _kept(new, others, wanted, slack, bounds)
+    replicas = _grown(new, others, old, wanted.replicas, fitting, slack.surge, bounds)
     is_over = has_taken_over([new], new.plan_hash, fitting)
     kept = [
         Variant(state.plan_hash, old[state.plan_hash])
@@ -182,23 +182,40 @@ def _rolled(
         waits = f"{fitting} of {wanted.replicas} replicas fit: {broken}."
     unmoved = replicas == new.replicas and all(each.replicas == old[each.plan_hash] for each in others)
     is_short = replicas < fitting or _finds_no_node(new)
-    if is_short and unmoved and any(old.values()) and not any(each.ending for each in others):
+    is_settled = all(each.seen and each.held <= each.replicas for each in others) and new.seen
+    if is_short and unmoved and is_settled and any(old.values()):
         held = [(each.footprint, each.held) for each in others]
         crowded = slack.crowded or bounds.exceeded([*held, (new.footprint, replicas + 1)])
         if crowded:
             broken = crowded
             waits = (
                 f"The new plan waits for room beside the one that serves: {crowded}. Make room, or write "
-                "spec.rollout.maxUnavailable: 1, with which a replica goes before its successor is there."
+                f"spec.rollout.maxUnavailable: {1 + wanted.replicas - fitting}, with which a replica goes "
+                "before its successor is there."
             )
-    variants = (Variant(new.plan_hash, replicas), *kept)
+    variants = _ordered(Variant(new.plan_hash, replicas), new, kept, others)
     return Step(variants, new.plan_hash, fitting, waits, _is_of_spec(broken))
+
+
+def _ordered(
+    variant: Variant, new: VariantState, kept: Sequence[Variant], others: Iterable[VariantState]
+) -> tuple[Variant, ...]:
+    """As they are to be written: what is lowered before what is raised, so that there are never too many.
+
+    A new Deployment comes first all the same: one that is refused costs no replica. It was given no place
+    that is only about to be empty.
+    """
+    before = {state.plan_hash: state.replicas for state in others}
+    lowered = [each for each in kept if each.replicas <= before[each.plan_hash]]
+    raised = [each for each in kept if each.replicas > before[each.plan_hash]]
+    return (*lowered, variant, *raised) if new.exists else (variant, *lowered, *raised)
 
 
 def _slack(
     new: VariantState,
     serving: VariantState | None,
     others: Sequence[VariantState],
+    asked: int,
     fitting: int,
     bounds: Bounds,
     now: float,
@@ -221,13 +238,13 @@ def _slack(
     written = bounds.max_unavailable
     if crowded is None or old is None:
         # Even where all may go at once, nobody needs to be without an answer.
-        return _Slack(surge, min(written or 0, fitting - 1), None)
+        return _Slack(surge, min(written or 0, asked - 1), None)
     if bounds.max_surge is None:
         surge = 0
     if written is None:
-        answers = any(state.available for state in others)
+        answers = any(state.answering for state in (new, *others))
         is_silent = serving is not None and not answers and _is_silent(serving, now)
-        written = 1 if fitting > 1 or is_silent else 0
+        written = 1 if asked > 1 or is_silent else 0
     return _Slack(surge, written, crowded)
 
 
@@ -249,7 +266,6 @@ def _kept(
     new: VariantState,
     others: Sequence[VariantState],
     wanted: Wanted,
-    fitting: int,
     slack: _Slack,
     bounds: Bounds,
 ) -> dict[str, int]:
@@ -257,15 +273,15 @@ def _kept(
 
     The one that serves gets back what somebody else took away.
     """
-    spare = sum(state.available for state in (new, *others)) - (fitting - slack.unavailable)
+    spare = new.available + sum(state.answering for state in others) - (wanted.replicas - slack.unavailable)
     is_settled = all(state.seen for state in (new, *others))
     old: dict[str, int] = {}
     for state in others:
         goal, replicas = 0, state.replicas
         if state.plan_hash == wanted.serving:
-            goal = max(0, fitting - new.available)
+            goal = max(0, wanted.replicas - new.available)
             # One that goes first must make room, else it goes for nothing.
-            if new.available < fitting and _fits(new, state, goal - slack.unavailable, bounds):
+            if new.available < wanted.replicas and _fits(new, state, goal - slack.unavailable, bounds):
                 goal = max(0, goal - slack.unavailable)
             used = max(new.replicas, new.available) + sum(old.values())
             held = [
@@ -277,12 +293,12 @@ def _kept(
             while (
                 is_settled
                 and replicas < goal
-                and replicas + used < fitting + slack.surge
+                and replicas + used < wanted.replicas + slack.surge
                 and bounds.exceeded([*held, (state.footprint, replicas + 1 + state.ending)]) is None
             ):
                 replicas += 1
-        replicas = min(replicas, max(goal, state.available - max(spare, 0)))
-        spare -= state.available - min(state.available, replicas)
+        replicas = min(replicas, max(goal, state.answering - max(spare, 0)))
+        spare -= state.answering - min(state.answering, replicas)
         old[state.plan_hash] = replicas
     return old
 
@@ -297,15 +313,18 @@ def _grown(
     new: VariantState,
     others: Sequence[VariantState],
     old: Mapping[str, int],
+    asked: int,
     fitting: int,
     surge: int,
     bounds: Bounds,
 ) -> int:
     """Replicas of the new variant: none grows into a place that another one still holds."""
     total = sum(old.values())
+    if not new.exists:  # it is made before the others are lowered
+        total = sum(max(state.replicas, old[state.plan_hash]) for state in others)
     allowed = max(surge, 1 if bounds.max_surge is None else bounds.max_surge)
     # What answers stays, whatever else has to go.
-    kept = max(min(new.replicas, fitting, max(0, fitting + allowed - total)), min(new.available, fitting))
+    kept = max(min(new.replicas, fitting, max(0, asked + allowed - total)), min(new.available, fitting))
     after = [(state.footprint, old[state.plan_hash]) for state in others]
     while kept > new.available and others and bounds.exceeded([*after, (new.footprint, kept)]) is not None:
         kept -= 1
@@ -314,7 +333,7 @@ def _grown(
     is_settled = all(state.seen for state in (new, *others))
     while (
         is_settled
-        and replicas < min(fitting, fitting + surge - total)
+        and replicas < min(fitting, asked + surge - total)
         and bounds.exceeded([*held, (new.footprint, replicas + 1 + new.ending)]) is None
     ):
         replicas += 1
@@ -345,5 +364,5 @@ def _with_canary(
     held = [(new.footprint, new.held_with(kept)), (canary.footprint, 1 + canary.ending)]
     is_there = canary.exists and canary.replicas > 0
     replicas = 1 if is_there or bounds.exceeded(held) is None else 0
-    grown = _grown(new, [canary], {canary.plan_hash: replicas}, kept, 1, bounds)
+    grown = _grown(new, [canary], {canary.plan_hash: replicas}, kept, kept, 1, bounds)
     return Step((Variant(new.plan_hash, grown), Variant(canary.plan_hash, replicas)), new.plan_hash, fitting)

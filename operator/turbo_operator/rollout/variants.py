@@ -39,6 +39,12 @@ class VariantState:
     unschedulable: bool = False  # whether one of its pods waits for a node
     pods: int = 0  # that there are, ending ones included
     seen: bool = True  # whether its controller has seen the replicas: until then its pods may yet change
+    ready: int = 0  # pods that answer now, for however long
+
+    @property
+    def answering(self) -> int:
+        """Replicas that are missed once they are gone. Its controller counts later than pods become ready."""
+        return max(self.available, min(self.ready, self.replicas))
 
     @property
     def held(self) -> int:
@@ -108,6 +114,7 @@ def _state(
         unschedulable=any(_finds_no_node(pod) for pod in pods),
         pods=max(len(pods), deployment.pods + ending),
         seen=was_seen,
+        ready=sum(pod.ready and not pod.terminating for pod in pods),
     )
 
 

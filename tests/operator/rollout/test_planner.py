@@ -101,7 +101,9 @@ def test_a_written_max_unavailable_takes_no_answer_away_where_there_is_room() ->
         "old": 1,
     }
     many = step(variant("old", 4), replicas=4, bounds=Bounds(max_unavailable=2))
-    assert many.replicas == {"new": 3, "old": 2}
+    assert many.replicas == {"new": 1, "old": 2}, "it is made before the others are lowered"
+    after = step(variant("old", 2), variant("new", 1, 0), replicas=4, bounds=Bounds(max_unavailable=2))
+    assert after.replicas == {"new": 3, "old": 2}
 
 
 def test_no_replica_goes_first_for_a_successor_that_would_still_have_no_room() -> None:
@@ -133,7 +135,31 @@ def test_what_runs_is_never_taken_away_for_want_of_room() -> None:
 
 def test_a_variant_that_never_answered_goes_at_once() -> None:
     broken = variant("broken", 2, 0)
-    assert step(broken, replicas=2).replicas == {"new": 2, "broken": 0}
+    assert step(broken, replicas=2).replicas == {"new": 1, "broken": 0}
+    assert step(variant("broken", 0, pods=0), variant("new", 1, 0), replicas=2).replicas == {"new": 2}
+
+
+def test_what_is_lowered_is_written_before_what_is_raised_and_a_new_deployment_before_both() -> None:
+    first = step(variant("broken", 2, 0), replicas=2)
+    assert [each.plan_hash for each in first.variants] == ["new", "broken"]
+    later = step(variant("old", 2), variant("new", 1), replicas=2)
+    assert [each.plan_hash for each in later.variants] == ["old", "new"]
+
+
+def test_replicas_that_do_not_fit_at_all_count_as_missing_ones() -> None:
+    """With 2 of 3 that fit, the one that may be missing is missing already."""
+    full = Bounds(max_total=2)
+    waits = step(variant("old", 2), variant("new", 0), replicas=3, bounds=full)
+    assert waits.replicas == {"new": 0, "old": 2}
+    assert "spec.rollout.maxUnavailable: 2" in str(waits.waits)
+    written = Bounds(max_total=2, max_unavailable=2)
+    assert step(variant("old", 2), variant("new", 0), replicas=3, bounds=written).replicas["old"] == 1
+
+
+def test_pods_that_answer_count_before_their_controller_has_counted_them() -> None:
+    late = variant("old", 2, 0, ready=2)
+    assert step(late, variant("new", 1, 0), replicas=2).replicas == {"new": 1, "old": 2}
+    assert serving_variant((late, variant("new", 1, 0)), "new", None) == "old"
 
 
 def test_a_plan_that_was_rolled_back_goes_to_zero_and_the_one_before_it_gets_its_replicas_back() -> None:

@@ -1,0 +1,66 @@
+"""What all variants and trainings may hold together."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+from turbo_dev.simulated_variants import footprint
+from turbo_operator.api import CapacityType, TurboDeployment, parse
+from turbo_operator.budget import Footprint
+from turbo_operator.observed import Accelerator, NodeSupply, Observed, Supply, TrainPod
+from turbo_operator.rollout import Bounds, bounds_of
+
+NOW = 1_700_000_000.0
+CPU = Accelerator("cpu", "cpu", Decimal(1), 1 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
+ONE = Footprint(CPU, CapacityType.ON_DEMAND, 1)
+
+
+def td(status: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat"},
+            "spec": {"model": {"uri": "pvc://models/chat"}, **spec},
+            "status": status or {},
+        }
+    )
+
+
+def test_accelerators_dollars_and_stock_bound_what_variants_hold_together() -> None:
+    a100, l40s = footprint("a100"), footprint("l40s")  # 2 $ for 1 accelerator, 1 $ each for 2
+    bounds = Bounds(max_total=4, max_per_hour=Decimal(6), stock={"a100": 2})
+    assert bounds.exceeded([(a100, 2), (l40s, 1)]) is None
+    assert bounds.exceeded([(a100, 1), (l40s, 2)]) == "spec.accelerators.maxTotal is 4"
+    assert Bounds(max_per_hour=Decimal(5)).exceeded([(a100, 3)]) == "spec.cost.maxPerHour is 5"
+    assert Bounds(stock={"a100": 2}).exceeded([(a100, 3)]) == "the cluster and its quotas hold 2 of a100"
+    assert bounds.exceeded([(None, 9)]) is None, "nobody can tell what it holds"
+    assert (bounds.most(a100, 5), bounds.most(l40s, 5), bounds.most(None, 5)) == (2, 2, 5)
+
+
+def test_stock_is_what_nodes_and_quotas_leave() -> None:
+    supply = {"cpu": Supply((NodeSupply("n", 4, 3), NodeSupply("m", 4, 1)), quota=2)}
+    found = bounds_of(td(), Observed({"cpu": CPU}, supply), (ONE, None), NOW)
+    assert found.stock == {"cpu": 2}
+    assert bounds_of(td(), Observed({"cpu": CPU}), (ONE,), NOW).stock == {}
+
+
+def test_a_training_is_reserved_from_its_beginning_to_its_end() -> None:
+    def reserved(status: dict[str, Any], *pods: TrainPod) -> int:
+        observed = Observed({"cpu": CPU}, trainings=pods)
+        return len(bounds_of(td({"training": status}), observed, (), NOW).reserved)
+
+    begun = {"number": 1, "work": "w", "specHash": "s", "accelerator": "cpu"}
+    pod = TrainPod("t", "chat-train-1", "Running", accelerator="cpu")
+    assert reserved(begun) == 1
+    assert reserved(begun, pod) == 1
+    assert reserved({**begun, "result": "Trained"}) == 0
+    assert reserved({**begun, "result": "Trained"}, pod) == 1, "its pod is still there"
+
+
+def test_what_is_reserved_counts_for_dollars_and_accelerators_and_is_no_stock() -> None:
+    held = ((footprint("a100"), 1),)
+    assert Bounds(max_total=2, reserved=held).exceeded([(footprint("a100"), 2)]) is not None
+    assert Bounds(max_per_hour=Decimal(5), reserved=held).exceeded([(footprint("a100"), 2)]) is not None
+    assert Bounds(stock={"a100": 2}, reserved=held).exceeded([(footprint("a100"), 2)]) is None

@@ -1,0 +1,97 @@
+"""When a plan makes no progress, and what is no failure of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from turbo_operator.api import RolloutReason, RolloutStatus, rfc3339
+from turbo_operator.observed import PodView
+from turbo_operator.rollout import Progress, follow, seconds_left
+
+NOW = 1_700_000_000.0
+DEADLINE = 600.0
+FAILING = Progress("new", "spec", 2, 0, has_placed=True, failure="Pod p: ImagePullBackOff: no such image.")
+
+
+def begun(at: float = NOW, available: int = 0) -> RolloutStatus:
+    return RolloutStatus(
+        plan_hash="new", spec_hash="spec", available_replicas=available, last_progress_time=rfc3339(at)
+    )
+
+
+def test_the_clock_begins_when_a_node_has_a_pod_that_is_not_ready() -> None:
+    nothing = Progress("new", "spec", 2, 0)
+    assert follow(None, nothing, "old", NOW, DEADLINE) == RolloutStatus(plan_hash="new", spec_hash="spec")
+    assert follow(None, FAILING, "old", NOW, DEADLINE) == begun()
+
+
+def test_a_plan_without_progress_goes_back_with_what_its_pod_said() -> None:
+    assert follow(begun(), FAILING, "old", NOW + DEADLINE - 1, DEADLINE) == begun()
+    back = follow(begun(), FAILING, "old", NOW + DEADLINE, DEADLINE)
+    assert back is not None
+    assert (back.reason, back.message) == (RolloutReason.ROLLED_BACK, FAILING.failure)
+    # its pods are gone, and it stays so
+    gone = Progress("new", "spec", 0, 0)
+    assert follow(back, gone, "old", NOW + 10 * DEADLINE, DEADLINE) == back
+    assert follow(back, replace(gone, spec_hash="other"), "old", NOW, DEADLINE) == RolloutStatus(
+        plan_hash="new", spec_hash="other"
+    )
+
+
+def test_a_first_plan_has_none_to_go_back_to_and_is_tried_on() -> None:
+    late = follow(begun(), FAILING, None, NOW + DEADLINE, DEADLINE)
+    assert late is not None
+    assert late.reason == RolloutReason.PROGRESS_DEADLINE_EXCEEDED
+    up = follow(late, replace(FAILING, available=1), None, NOW + 2 * DEADLINE, DEADLINE)
+    assert up is not None
+    assert (up.reason, up.available_replicas) == (None, 1)
+
+
+def test_one_more_available_replica_is_progress_and_the_same_one_again_is_none() -> None:
+    first = follow(begun(), replace(FAILING, available=1), "old", NOW + 500, DEADLINE)
+    assert first == begun(NOW + 500, 1)
+    flapped = follow(first, FAILING, "old", NOW + 900, DEADLINE)
+    assert flapped == first
+    again = follow(flapped, replace(FAILING, available=1), "old", NOW + 1000, DEADLINE)
+    assert again == first, "it was available before"
+
+
+@pytest.mark.parametrize(
+    "waiting",
+    [
+        replace(FAILING, has_placed=False, is_waiting=True),  # for a node
+        replace(FAILING, replicas=1, available=1),  # for others to end
+    ],
+)
+def test_waiting_for_room_is_no_failure(waiting: Progress) -> None:
+    state = begun(available=1)
+    found = follow(state, waiting, "old", NOW + 5 * DEADLINE, DEADLINE)
+    assert found == state.model_copy(update={"last_progress_time": None})
+    assert follow(found, replace(FAILING, available=1), "old", NOW + 6 * DEADLINE, DEADLINE) == begun(
+        NOW + 6 * DEADLINE, 1
+    )
+
+
+def test_there_is_no_rollout_once_the_plan_serves() -> None:
+    assert follow(begun(), replace(FAILING, available=2), "new", NOW, DEADLINE) is None
+
+
+def test_the_next_look_is_due_at_the_deadline() -> None:
+    assert seconds_left(begun(), NOW + 100, DEADLINE) == 500
+    assert seconds_left(begun(), NOW + 2 * DEADLINE, DEADLINE) == 0
+    assert seconds_left(None, NOW, DEADLINE) is None
+
+
+def test_progress_is_read_from_pods_that_are_there_to_stay() -> None:
+    placed = PodView("a", "new", "Running", False, None, None, None)
+    unplaced = PodView("b", "new", "Pending", False, None, "Unschedulable", None, pending_since=NOW)
+    ready = replace(placed, ready=True)
+    for pods, expected in (
+        ((placed, unplaced), (True, True)),
+        ((unplaced, ready), (False, True)),
+        ((replace(placed, terminating=True), replace(placed, phase="Failed")), (False, False)),
+    ):
+        found = Progress.of_pods("new", "spec", 2, 0, pods)
+        assert (found.has_placed, found.is_waiting) == expected
