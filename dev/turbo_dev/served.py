@@ -19,7 +19,7 @@ from .cluster import Cluster
 
 NAMESPACE = volume.NAMESPACE
 DEPLOYMENT = resources.CHILDREN["Deployment"]
-PATIENCE_SECONDS = 240.0
+PATIENCE_SECONDS = 600.0  # two pods load one after the other, on cores that are asked for much else
 
 
 def install(cluster: Cluster) -> None:
