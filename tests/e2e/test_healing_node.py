@@ -178,10 +178,7 @@ def _new_hash(chat: Served, old: str) -> str:
 
 def test_a_third_replica_waits_for_room_and_a_deleted_child_is_made_again(chat: Served, pulse: Pulse) -> None:
     chat.change(replicas=3)
-    chat.until(lambda: chat.status()["readyReplicas"] == 2, "two serve")
-    chat.until(lambda: chat.condition("Available")[2].startswith("2 of 3"), "the third is missed")
-    assert "the cluster and its quotas hold 2 of cpu" in chat.condition("Available")[2]
-    assert chat.condition("Available")[0] == "True"
+    chat.until(lambda: len(chat.pods()) == 2, "there is a second one")
     gone = variant(chat)["metadata"]
     chat.access.kubectl("delete", "deployment", gone["name"], "-n", NAMESPACE, "--wait=false")
 
@@ -190,7 +187,11 @@ def test_a_third_replica_waits_for_room_and_a_deleted_child_is_made_again(chat: 
         return found is not None and found["metadata"]["uid"] != gone["uid"]
 
     chat.until(is_back, "it is made again", SOON)
-    chat.until(lambda: chat.status()["readyReplicas"] == 2, "two serve again")
+    chat.until(lambda: chat.status()["readyReplicas"] == 2, "two serve")
+    chat.until(lambda: chat.condition("Available")[2].startswith("2 of 3"), "the third is missed")
+    assert "the cluster and its quotas hold 2 of cpu" in chat.condition("Available")[2]
+    assert chat.condition("Available")[0] == "True"
+    assert len(chat.pods()) == 2
     until_answered(chat, pulse)
 
 

@@ -75,6 +75,14 @@ def test_a_single_replica_that_answers_waits_for_room_and_says_so() -> None:
     assert not stocked.waits_for_spec, "a node may come"
 
 
+def test_a_rollout_whose_own_pod_has_yet_to_start_waits_for_that_and_not_for_room() -> None:
+    for written in (None, 1):
+        full = Bounds(max_total=2, max_unavailable=written)
+        found = step(variant("old", 1), variant("new", 1, 0), replicas=2, bounds=full)
+        assert found.replicas == {"new": 1, "old": 1}
+        assert (found.waits, found.waits_for_spec) == (None, False)
+
+
 def test_a_single_replica_goes_first_where_that_is_written_or_where_it_does_not_answer_anyway() -> None:
     written = Bounds(max_total=1, max_unavailable=1)
     assert step(variant("old", 1), variant("new", 0), replicas=1, bounds=written).replicas["old"] == 0
