@@ -67,9 +67,9 @@ class Rollout(Record):
             "maxUnavailable",
         ),
         Rule(
-            "duration(self.progressDeadline) > duration(string(self.minReadySeconds) + 's')",
+            "duration(self.progressDeadline).getSeconds() > self.minReadySeconds",
             "write a progressDeadline above minReadySeconds, within which no pod counts as available",
-            lambda it: seconds(it.progress_deadline) > it.min_ready_seconds,
+            lambda it: int(seconds(it.progress_deadline)) > it.min_ready_seconds,
             "progressDeadline",
         ),
     )
