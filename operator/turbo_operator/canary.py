@@ -14,12 +14,12 @@ from turbo_operator.api.status import MAX_TURNED_DOWN
 from turbo_operator.gains import LEAST_SECONDS, Answering, Gains, Trial
 from turbo_operator.observed import ChildView, DraftView, Observed, PodView, identity
 from turbo_operator.planned import Choice
+from turbo_operator.rollout import ENDED
 from turbo_operator.scaler import limits
 
 # What ends a trial whatever was measured: pods of the same template but for the draft do not fail so.
 _FAILING = frozenset({"CrashLoopBackOff", "OOMKilled"})
 _REFUSING_SECONDS = 60.0  # that a pod must refuse a draft for: it tries again by itself
-_ENDED = frozenset({"Failed", "Succeeded"})  # of a pod that another one replaces
 _UNDER_WAY = frozenset(
     {CanaryReason.STARTING, CanaryReason.TRYING, CanaryReason.WAITING_FOR_BUDGET, CanaryReason.REFUSED}
 )
@@ -111,7 +111,7 @@ def makes_room(
     """
     if trial is None or choice is None or replicas < 2:
         return False
-    pods = [pod for pod in _pods(observed, trial.variant) if pod.phase not in _ENDED]
+    pods = [pod for pod in _pods(observed, trial.variant) if pod.phase not in ENDED]
     if not pods:
         made = _deployment(observed, trial.variant)
         return made is not None and made.is_over_quota
@@ -154,7 +154,7 @@ def _timed(trial: Trial, draft: DraftView, pods: Sequence[PodView], now: float) 
     """
     if trial.began is not None:
         return trial
-    placed = any(pod.pending_since is None and pod.phase not in _ENDED for pod in pods)
+    placed = any(pod.pending_since is None and pod.phase not in ENDED for pod in pods)
     began = now if _using(draft, pods) else None
     return dataclasses.replace(trial, since=trial.since if placed else now, began=began)
 
@@ -187,7 +187,7 @@ def judge(
         return Judgement(draft, trial.variant, reason, detail)
 
     for pod in pods:
-        if pod.reason in _FAILING and pod.phase not in _ENDED:
+        if pod.reason in _FAILING and pod.phase not in ENDED:
             return judged(CanaryReason.POD_FAILED, f"Pod {pod.name} with {draft.version}: {pod.reason}.")
         problem = pod.load.load.draft_problem if pod.load else None
         ready = now - pod.ready_since if pod.ready_since is not None else 0.0

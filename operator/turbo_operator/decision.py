@@ -46,6 +46,7 @@ class Decision:
     trial: Trial | None
     children: tuple[Manifest, ...]  # all but those of the trial
     trial_children: tuple[Manifest, ...]
+    kept: frozenset[str]  # names of variants that shall exist, whether or not their template is at hand
     step: training.Step  # of the training of a draft
     training_job: Manifest | None  # that it begins
 
@@ -101,6 +102,7 @@ def decide(
         trial,
         tuple(each for each in children if each["metadata"]["name"] not in own),
         tuple(each for each in children if each["metadata"]["name"] in own),
+        frozenset(render.variant_name(td, variant.plan_hash) for variant in variants),
         step,
         job,
     )
@@ -135,7 +137,7 @@ def _roll(
     rolled_back = progress is not None and progress.reason == RolloutReason.ROLLED_BACK
     wanted = rollout.Wanted(plan_hash, scale.replicas, serving, rolled_back, tried, makes_room)
     step = rollout.next_step(states, wanted, footprint, bounds, now)
-    if step.target == plan_hash and rollout.has_taken_over(states, plan_hash, step.fitting):
+    if step.target == plan_hash and step.is_over:
         serving, progress = plan_hash, None
     takeover = Takeover(plan_hash, step.target, serving, progress, step.waits, step.waits_for_spec)
     return takeover, step.variants
@@ -168,12 +170,21 @@ def _progress(
     state = next((each for each in states if each.plan_hash == plan_hash), None)
     progress = rollout.Progress.of_pods(
         plan_hash,
-        digest(td.spec.model_dump(mode="json", exclude={"replicas"}))[:16],
+        digest(td.spec.model_dump(mode="json", exclude={"replicas"}, exclude_defaults=True))[:16],
         state.replicas if state is not None else 0,
         state.available if state is not None else 0,
         [pod for pod in observed.pods if pod.plan_hash == plan_hash],
     )
-    return dataclasses.replace(progress, failure=status.failure(observed, plan_hash))
+    made = next(
+        (each for each in observed.children if each.kind == "Deployment" and each.plan_hash == plan_hash),
+        None,
+    )
+    is_refused = made is not None and made.message is not None and not made.is_over_quota
+    return dataclasses.replace(
+        progress,
+        has_placed=progress.has_placed or is_refused,  # no node is waited for, but a policy or a webhook
+        failure=status.failure(observed, plan_hash),
+    )
 
 
 def status_of(

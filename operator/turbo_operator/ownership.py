@@ -49,6 +49,8 @@ def added_fields(kind: str, managed: Iterable[Mapping[str, Any]]) -> tuple[str, 
 def replaced(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The object with the spec that is wanted and nothing else in it but notes of others on its pods."""
     spec = copy.deepcopy(dict(wanted["spec"]))
+    if wanted["kind"] == "Service":  # its type and what the API server has given it are not ours
+        spec = {**there["spec"], **spec}
     template = there["spec"].get("template")
     if template is not None:
         notes = template["metadata"].get("annotations") or {}

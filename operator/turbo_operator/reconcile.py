@@ -111,13 +111,16 @@ class Reconciler:
             gauges.forget(key)  # nothing is looked at that they could follow
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
-        await revisions.restore(self._api, self._cache, key, td)
+        try:
+            await revisions.restore(self._api, self._cache, key, td)
+        except RefusedError as error:  # its Deployment stays as it is
+            log.warning("refused: %s", error.message, extra={"object": str(key)})
         now = self._clock()
         edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
         plan = await self.plans.ask(key, td, observed, edition, now)
         memory = self._memories.of(key, td.metadata.uid)
-        gains, judgement = canary.look(td, observed, plan.choice if plan else None, memory.gains, now)
+        gains, judgement = canary.look(td, observed, plan.served if plan else None, memory.gains, now)
         observed = canary.with_judged(observed, gains, judgement)
         step = await self._training(key, td, observed, plan, edition, now)
         history = memory.history or restored(td.status.scale_history)
@@ -197,7 +200,8 @@ class Reconciler:
         deadline = td.spec.rollout.progress_deadline_seconds
         left = seconds_left(decision.takeover.rollout, now, deadline)
         looks = [LIVE_SECONDS, *(due for due in (next_look(td, observed.pods, now), left) if due is not None)]
-        if decision.takeover.rollout is not None or decision.takeover.waits is not None:
+        rollout = decision.takeover.rollout
+        if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
             looks.append(ROLLOUT_SECONDS)
         # loads grow old, and windows pass
         if td.spec.scaling_policy == ScalingPolicy.METRICS or decision.trial is not None:
@@ -220,7 +224,7 @@ class Reconciler:
             await self._write_children(key, td, decision.children)
             decision = await self._write_trial(key, td, decision)
             wanted = (*decision.children, *decision.trial_children)
-            await self._prune(key, td, wanted, decision.step.keep)
+            await self._prune(key, td, wanted, {*decision.kept, decision.step.keep or ""})
             decision = await self._write_training(key, td, decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again now and then
             refused = error
@@ -246,6 +250,7 @@ class Reconciler:
         for manifest in wanted:
             if _is_to_be_written(manifest, held.get(_place(manifest)), futile):
                 await self._apply(key, manifest, held.get(_place(manifest)), futile)
+        for manifest in wanted:  # last: what serves does not wait for it
             await additions.take_out(self._api, self._cache, key, td, manifest, futile)
 
     async def _write_trial(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
@@ -260,15 +265,13 @@ class Reconciler:
             return replace(decision, trial=None, judgement=judgement.refused(_said(error)))
         return decision
 
-    async def _prune(
-        self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest], keep: str | None
-    ) -> None:
-        """Remove what is not wanted, once that was applied: what is to go may be all that still serves. The
-        Job `keep` stays.
+    async def _prune(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest], keep: Set[str]) -> None:
+        """Remove what is not wanted, once that was applied: what is to go may be all that still serves. What
+        bears a name in `keep` stays: variants whose template is not at hand, and a Job.
         """
         held = self._cache.children(key, td.metadata.uid)
         places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, td, wanted, held)
-        places.add(("Job", keep or ""))
+        places |= {(kind, name) for kind in ("Deployment", "ControllerRevision", "Job") for name in keep}
         # A Deployment before its ControllerRevision: it is never without one.
         for place, child in sorted(held.items(), key=lambda item: item[0][0] != "Deployment"):
             if place not in places:

@@ -168,10 +168,23 @@ def test_what_is_written_in_whole_keeps_notes_of_others_and_nothing_else_of_thei
         "metadata": {"annotations": {"team": "theirs"}},
         "spec": {"paused": True, "template": {"metadata": notes}},
     }
-    wanted = {"spec": {"template": {"metadata": {"labels": {"ours": "yes"}}}}}
+    wanted = {"kind": "Deployment", "spec": {"template": {"metadata": {"labels": {"ours": "yes"}}}}}
     assert replaced(live, wanted) == {
         "metadata": {"annotations": {"team": "theirs"}},
         "spec": {
             "template": {"metadata": {"labels": {"ours": "yes"}, "annotations": {"restartedAt": "now"}}}
         },
+    }
+
+
+def test_a_service_keeps_what_is_not_ours_when_it_is_written_in_whole() -> None:
+    """Its type may be the user's, and its address is the API server's."""
+    spec = {"type": "LoadBalancer", "clusterIP": "10.0.0.1", "selector": {"a": "b", "theirs": "c"}}
+    live = {"kind": "Service", "metadata": {"uid": "u"}, "spec": spec}
+    wanted = {"kind": "Service", "metadata": {}, "spec": {"selector": {"a": "b"}, "ports": []}}
+    assert replaced(live, wanted)["spec"] == {
+        "type": "LoadBalancer",
+        "clusterIP": "10.0.0.1",
+        "selector": {"a": "b"},
+        "ports": [],
     }

@@ -126,8 +126,8 @@ async def test_a_pod_that_answers_with_a_redirect_leads_nowhere_and_is_unknown(s
         headers = {"Location": f"http://127.0.0.56:{PORT}/metadata"}
         return web.Response(status=status, headers=headers, text=LOAD.to_json())
 
-    cache = Cache()
-    cache.put_pod(pod("cunning", "127.0.0.55"))
+    cache = with_root()
+    cache.pods.put(pod("cunning", "127.0.0.55"))
     scraper = Scraper(cache, period=1000, timeout=5, wake=pytest.fail, clock=lambda: 100.0)
     async with (
         runtime("127.0.0.55", redirect),

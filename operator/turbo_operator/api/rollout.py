@@ -66,6 +66,12 @@ class Rollout(Record):
             lambda it: it.max_surge != 0 or it.max_unavailable != 0,
             "maxUnavailable",
         ),
+        Rule(
+            "duration(self.progressDeadline).getSeconds() > self.minReadySeconds",
+            "write a progressDeadline above minReadySeconds, within which no pod counts as available",
+            lambda it: int(seconds(it.progress_deadline)) > it.min_ready_seconds,
+            "progressDeadline",
+        ),
     )
 
     @property

@@ -174,7 +174,8 @@ class RolloutStatus(StatusRecord):
     last_progress_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     """When one more became available, or a node took its first pod (RFC 3339, UTC); absent until then."""
     reason: _Name | None = None
-    """RolledBack once it made no progress for spec.rollout.progressDeadline; absent until then."""
+    """RolledBack once it made no progress for spec.rollout.progressDeadline; where no plan served before it
+    ProgressDeadlineExceeded. Absent until then."""
     message: _Sentence | None = None
     """What its first failing pod said then."""
 

@@ -26,7 +26,7 @@ def deployment(td: TurboDeployment, variant: Variant, template: Mapping[str, Any
                 "selector": {"matchLabels": {**serving_selector(td), LABEL_PLAN_HASH: variant.plan_hash}},
                 "template": template,
                 "minReadySeconds": td.spec.rollout.min_ready_seconds,
-                "progressDeadlineSeconds": PROGRESS_SECONDS,
+                "progressDeadlineSeconds": PROGRESS_SECONDS + td.spec.rollout.min_ready_seconds,
                 "revisionHistoryLimit": KEPT_REPLICA_SETS,
             },
         }

@@ -25,6 +25,9 @@ class Bounds:
     max_per_hour: Decimal | None = None  # US dollars
     # By accelerator: how many of them nodes and quotas leave, those that its own pods hold included.
     stock: Mapping[str, int] = field(default_factory=dict)
+    by_type: Mapping[tuple[str, CapacityType], int] = field(
+        default_factory=dict
+    )  # of these, by capacity type
     reserved: tuple[Holding, ...] = ()  # by what holds some in addition to the replicas: trainings
 
     def exceeded(self, holdings: Iterable[Holding]) -> str | None:
@@ -32,24 +35,37 @@ class Bounds:
 
         A holding whose accelerator is not known counts for nothing: nobody can tell what it costs.
         """
-        accelerators: defaultdict[str, int] = defaultdict(int)
-        total, cost = 0, Decimal(0)
-        for footprint, replicas in holdings:
-            if footprint is not None and replicas > 0:
-                accelerators[footprint.accelerator.name] += footprint.accelerators(replicas)
-                total += footprint.accelerators(replicas)
-                cost += footprint.cost_per_hour(replicas) or Decimal(0)
-        for footprint, number in self.reserved:  # stock leaves those out already
-            if footprint is not None:
-                total += footprint.accelerators(number)
-                cost += footprint.cost_per_hour(number) or Decimal(0)
-        if self.max_total is not None and total > self.max_total:
-            return f"spec.accelerators.maxTotal is {self.max_total}"
-        if self.max_per_hour is not None and cost > self.max_per_hour:
-            return f"spec.cost.maxPerHour is {self.max_per_hour}"
-        for name, count in sorted(accelerators.items()):
+        held = [(each, number) for each, number in holdings if each is not None and number > 0]
+        reserved = [(each, number) for each, number in self.reserved if each is not None]
+        if broken := self._spent(held):
+            return f"spec.{broken}"
+        if broken := self._spent([*held, *reserved]):
+            return f"with the training that runs, {broken} of the spec"
+        by_name: defaultdict[str, int] = defaultdict(int)
+        by_type: defaultdict[tuple[str, CapacityType], int] = defaultdict(int)
+        for footprint, number in held:  # trainings are no longer in stock
+            name, count = footprint.accelerator.name, footprint.accelerators(number)
+            by_name[name] += count
+            by_type[name, footprint.capacity_type] += count
+        for name, count in sorted(by_name.items()):
             if count > self.stock.get(name, count):
                 return f"the cluster and its quotas hold {self.stock[name]} of {name}"
+        for (name, kind), count in sorted(by_type.items()):
+            if count > self.by_type.get((name, kind), count):
+                paid = "" if kind == CapacityType.ON_DEMAND else f" ({kind})"
+                return f"the cluster and its quotas hold {self.by_type[name, kind]} of {name}{paid}"
+        return None
+
+    def _spent(self, holdings: Iterable[tuple[Footprint, int]]) -> str | None:
+        """Which of the user's own limits these break."""
+        total, cost = 0, Decimal(0)
+        for footprint, number in holdings:
+            total += footprint.accelerators(number)
+            cost += footprint.cost_per_hour(number) or Decimal(0)
+        if self.max_total is not None and total > self.max_total:
+            return f"accelerators.maxTotal is {self.max_total}"
+        if self.max_per_hour is not None and cost > self.max_per_hour:
+            return f"cost.maxPerHour is {self.max_per_hour}"
         return None
 
     def most(self, footprint: Footprint | None, replicas: int) -> int:
@@ -79,12 +95,17 @@ def bounds_of(
     `now` is in epoch seconds.
     """
     stock: dict[str, int] = {}
+    by_type: dict[tuple[str, CapacityType], int] = {}
     for footprint in footprints:
         supply = (observed.supply or {}).get(footprint.accelerator.name) if footprint is not None else None
-        room = footprint.room(supply, now) if footprint is not None and supply is not None else None
-        if footprint is not None and room is not None:
-            name = footprint.accelerator.name
-            stock[name] = max(stock.get(name, 0), footprint.accelerators(room))
+        if footprint is None or supply is None:
+            continue
+        name, room = footprint.accelerator.name, footprint.room(supply, now)
+        if supply.quota is not None:
+            stock[name] = supply.quota
+        if room is not None:
+            place = name, footprint.capacity_type
+            by_type[place] = max(by_type.get(place, 0), footprint.accelerators(room))
     rollout, accelerators, cost = td.spec.rollout, td.spec.accelerators, td.spec.cost
     return Bounds(
         rollout.max_surge,
@@ -92,11 +113,12 @@ def bounds_of(
         accelerators.max_total if accelerators else None,
         cost.max_per_hour if cost else None,
         stock,
-        reserved(td, observed),
+        by_type,
+        trainings_holding(td, observed),
     )
 
 
-def reserved(td: TurboDeployment, observed: Observed) -> tuple[Holding, ...]:
+def trainings_holding(td: TurboDeployment, observed: Observed) -> tuple[Holding, ...]:
     """What the training that runs holds; one without a pod yet holds what it was begun with."""
     pods = [pod for pod in observed.trainings if pod.exit_code is None]
     rows = {label_value(name): row for name, row in observed.accelerators.items()}

@@ -56,6 +56,7 @@ class Step:
     fitting: int  # of the wanted replicas, those that have room
     waits: str | None = None  # what holds it up that is not a pod, as a sentence
     waits_for_spec: bool = False  # whether nothing but a change of the spec helps
+    is_over: bool = False  # whether the target serves: nothing of another variant is needed any more
 
     @property
     def replicas(self) -> Mapping[str, int]:
@@ -104,8 +105,8 @@ def next_step(
     others = _in_order(states, wanted, target)
     # What runs is never taken away for want of room: its pods may only be between two nodes.
     fitting = max(bounds.most(new.footprint, wanted.replicas), min(new.replicas, wanted.replicas))
-    if fitting == 0:
-        return _at_zero(new, others, wanted, bounds)
+    if wanted.replicas == 0:
+        return _at_zero(new, others, wanted)
     if wanted.canary is not None and wanted.canary != target:
         canary = by_hash.get(wanted.canary) or VariantState(wanted.canary, exists=False)
         step = _with_canary(new, replace(canary, footprint=new.footprint), others, wanted, fitting, bounds)
@@ -131,20 +132,12 @@ def _in_order(states: Iterable[VariantState], wanted: Wanted, target: str) -> li
     return others
 
 
-def _at_zero(new: VariantState, others: Sequence[VariantState], wanted: Wanted, bounds: Bounds) -> Step:
-    """Nothing of the new variant can be, or nothing is asked for: then the others end first, so that they do
-    even where the API server refuses the new one. Where something is asked for, what serves serves on.
+def _at_zero(new: VariantState, others: Sequence[VariantState], wanted: Wanted) -> Step:
+    """Nothing is asked for: the others end first, so that they do even where the API server refuses the new
+    one. What serves stays at 0, since nothing has taken over from it.
     """
-    kept = [
-        Variant(
-            state.plan_hash, min(state.replicas, wanted.replicas) if state.plan_hash == wanted.serving else 0
-        )
-        for state in others
-        if _stays(state, wanted)
-    ]
-    broken = bounds.exceeded([(new.footprint, 1)]) if wanted.replicas else None
-    waits = f"No replica fits: {broken}." if broken else None
-    return Step((*kept, Variant(new.plan_hash, 0)), new.plan_hash, 0, waits, _is_of_spec(broken))
+    kept = [Variant(state.plan_hash, 0) for state in others if _stays(state, wanted)]
+    return Step((*kept, Variant(new.plan_hash, 0)), new.plan_hash, 0)
 
 
 def _is_of_spec(broken: str | None) -> bool:
@@ -169,7 +162,8 @@ def _rolled(
     slack = _slack(new, serving, others, wanted.replicas, fitting, bounds, now)
     old = _kept(new, others, wanted, slack, bounds)
     replicas = _grown(new, others, old, wanted.replicas, fitting, slack.surge, bounds)
-    is_over = has_taken_over([new], new.plan_hash, fitting)
+    is_needed = fitting < wanted.replicas and any(state.replicas for state in others)
+    is_over = has_taken_over([new], new.plan_hash, fitting) and not is_needed
     kept = [
         Variant(state.plan_hash, old[state.plan_hash])
         for state in others
@@ -194,7 +188,7 @@ def _rolled(
                 "before its successor is there."
             )
     variants = _ordered(Variant(new.plan_hash, replicas), new, kept, others)
-    return Step(variants, new.plan_hash, fitting, waits, _is_of_spec(broken))
+    return Step(variants, new.plan_hash, fitting, waits, _is_of_spec(broken), is_over)
 
 
 def _ordered(
@@ -290,8 +284,11 @@ def _kept(
                 if each != state
             ]
             held.append((new.footprint, new.held))
+            # Where as few as may be missing are, they went first, for a pod that has found its node since.
+            may_miss = 0 if new.replicas == 0 or not state.exists else _may_miss(wanted, bounds)
             while (
                 is_settled
+                and state.replicas + may_miss < goal
                 and replicas < goal
                 and replicas + used < wanted.replicas + slack.surge
                 and bounds.exceeded([*held, (state.footprint, replicas + 1 + state.ending)]) is None
@@ -301,6 +298,13 @@ def _kept(
         spare -= state.answering - min(state.answering, replicas)
         old[state.plan_hash] = replicas
     return old
+
+
+def _may_miss(wanted: Wanted, bounds: Bounds) -> int:
+    """Replicas that go first at most, where there is no room for a surge."""
+    if bounds.max_unavailable is not None:
+        return bounds.max_unavailable
+    return 1 if wanted.replicas > 1 else 0
 
 
 def _fits(new: VariantState, old: VariantState, replicas: int, bounds: Bounds) -> bool:
@@ -365,4 +369,9 @@ def _with_canary(
     is_there = canary.exists and canary.replicas > 0
     replicas = 1 if is_there or bounds.exceeded(held) is None else 0
     grown = _grown(new, [canary], {canary.plan_hash: replicas}, kept, kept, 1, bounds)
-    return Step((Variant(new.plan_hash, grown), Variant(canary.plan_hash, replicas)), new.plan_hash, fitting)
+    return Step(
+        (Variant(new.plan_hash, grown), Variant(canary.plan_hash, replicas)),
+        new.plan_hash,
+        fitting,
+        is_over=has_taken_over([new], new.plan_hash, fitting),
+    )

@@ -60,12 +60,12 @@ def follow(
     if progress.available > state.available_replicas:
         update = {"available_replicas": progress.available, "reason": None, "message": None}
         return state.model_copy(update={**update, "last_progress_time": rfc3339(now)})
-    since = state.last_progress_time
+    since = _began(state, now)
     if progress.replicas <= progress.available or (progress.is_waiting and not progress.has_placed):
         return state if since is None else state.model_copy(update={"last_progress_time": None})
     if since is None:
         return state.model_copy(update={"last_progress_time": rfc3339(now)}) if progress.has_placed else state
-    if state.reason is not None or now - epoch(since) < deadline_seconds:
+    if state.reason is not None or now - since < deadline_seconds:
         return state
     reason = RolloutReason.PROGRESS_DEADLINE_EXCEEDED if serving is None else RolloutReason.ROLLED_BACK
     return state.model_copy(update={"reason": reason, "message": progress.failure or None})
@@ -73,6 +73,17 @@ def follow(
 
 def seconds_left(state: RolloutStatus | None, now: float, deadline_seconds: float) -> float | None:
     """Seconds until the deadline; None where none runs."""
-    if state is None or state.last_progress_time is None or state.reason is not None:
+    since = _began(state, now) if state is not None and state.reason is None else None
+    return None if since is None else max(0.0, since + deadline_seconds - now)
+
+
+def _began(state: RolloutStatus, now: float) -> float | None:
+    """Since when there was no progress, in epoch seconds: never in the future, whatever a clock or a hand has
+    written.
+    """
+    if state.last_progress_time is None:
         return None
-    return max(0.0, epoch(state.last_progress_time) + deadline_seconds - now)
+    try:
+        return min(epoch(state.last_progress_time), now)
+    except (ValueError, OverflowError):
+        return now

@@ -24,8 +24,9 @@ from turbo_operator.observed import Observed, PodView
 from turbo_operator.planned import Plan
 from turbo_operator.planner import money
 from turbo_operator.render import url
+from turbo_operator.rollout import ENDED
 from turbo_operator.scaler import Scale
-from turbo_operator.status.paid import ENDED, cost_per_hour, is_there
+from turbo_operator.status.paid import cost_per_hour, is_there
 from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
 from turbo_operator.status.takeover import failure as failure_of
 from turbo_operator.training import is_training_job

@@ -8,8 +8,8 @@ from decimal import Decimal
 from turbo_operator.api import CapacityType, label_value
 from turbo_operator.budget import Footprint
 from turbo_operator.observed import Accelerator, Observed, PodView
+from turbo_operator.rollout import ENDED
 
-ENDED = frozenset({"Failed", "Succeeded"})  # phases of a pod that runs no more and that a new one replaces
 FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
 
 

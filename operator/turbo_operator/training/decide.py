@@ -44,7 +44,7 @@ def decide(
         off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.enabled is false"
         message = f"{off}: nothing is trained, and drafts stay."
         return Step(Told("False", TrainingReason.TRAINING_DISABLED, message), state)
-    choice = plan.choice if plan is not None else None
+    choice = plan.served if plan is not None else None
     served = None
     if observed.model is not None and choice is not None and choice.method != OFF:
         served = Served(observed.model, choice)

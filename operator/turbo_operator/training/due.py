@@ -21,7 +21,7 @@ from turbo_operator.api import (
 from turbo_operator.observed import Observed, TrainPod
 from turbo_operator.planned import Choice, Plan
 from turbo_operator.planner import money
-from turbo_operator.rollout import Bounds, footprint_of
+from turbo_operator.rollout import ENDED, Bounds, footprint_of
 from turbo_operator.training import names
 from turbo_operator.training.machine import dtype
 from turbo_operator.training.question import planned_on
@@ -115,7 +115,7 @@ def _begun(it: Case, served: Served, ask: Ask, answer: Plan) -> Step:
     if isinstance(found, Told):
         return Step(found, it.state)
     choice = planned_on(found, it.observed)
-    if (unaffordable := _unaffordable(td, served.choice, choice)) is not None:
+    if (unaffordable := _unaffordable(it, served.choice, choice)) is not None:
         return Step(unaffordable, it.state)
     name, price = choice.accelerator.name, choice.predicted.cost_per_hour
     work = names.work_hash(td, training, served.model.digest, choice.accelerator, ask.dtype)
@@ -150,9 +150,10 @@ def _begun(it: Case, served: Served, ask: Ask, answer: Plan) -> Step:
     return Step(Told("False", TrainingReason.TRAINING, message), new, begin=begin)
 
 
-def _unaffordable(td: TurboDeployment, serving: Choice, choice: Choice) -> Told | None:
+def _unaffordable(it: Case, serving: Choice, choice: Choice) -> Told | None:
     """Why a training waits: with the replicas it would cost, or hold, more than the spec allows."""
-    replicas = td.status.desired_replicas or 1
+    td, there = it.td, sum(bool(pod.plan_hash) and pod.phase not in ENDED for pod in it.observed.pods)
+    replicas = max(td.status.desired_replicas or 1, there)  # a rollout or a canary may have one more
     cost, accelerators = td.spec.cost, td.spec.accelerators
     bounds = Bounds(
         max_total=accelerators.max_total if accelerators else None,

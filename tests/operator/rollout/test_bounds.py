@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -43,7 +44,20 @@ def test_stock_is_what_nodes_and_quotas_leave() -> None:
     supply = {"cpu": Supply((NodeSupply("n", 4, 3), NodeSupply("m", 4, 1)), quota=2)}
     found = bounds_of(td(), Observed({"cpu": CPU}, supply), (ONE, None), NOW)
     assert found.stock == {"cpu": 2}
-    assert bounds_of(td(), Observed({"cpu": CPU}), (ONE,), NOW).stock == {}
+    assert found.by_type == {("cpu", CapacityType.ON_DEMAND): 2}
+    assert bounds_of(td(), Observed({"cpu": CPU}), (ONE,), NOW) == Bounds()
+
+
+def test_room_of_one_capacity_type_is_none_of_another() -> None:
+    spot = replace(ONE, capacity_type=CapacityType.SPOT)
+    nodes = (
+        NodeSupply("n", 4, 4, capacity_types=frozenset({CapacityType.ON_DEMAND})),
+        NodeSupply("m", 4, 1, capacity_types=frozenset({CapacityType.SPOT})),
+    )
+    found = bounds_of(td(), Observed({"cpu": CPU}, {"cpu": Supply(nodes)}), (ONE, spot), NOW)
+    assert found.exceeded([(ONE, 4), (spot, 1)]) is None
+    assert found.exceeded([(spot, 2)]) == "the cluster and its quotas hold 1 of cpu (Spot)"
+    assert found.most(spot, 4) == 1
 
 
 def test_a_training_is_reserved_from_its_beginning_to_its_end() -> None:
@@ -61,6 +75,7 @@ def test_a_training_is_reserved_from_its_beginning_to_its_end() -> None:
 
 def test_what_is_reserved_counts_for_dollars_and_accelerators_and_is_no_stock() -> None:
     held = ((footprint("a100"), 1),)
-    assert Bounds(max_total=2, reserved=held).exceeded([(footprint("a100"), 2)]) is not None
+    broken = Bounds(max_total=2, reserved=held).exceeded([(footprint("a100"), 2)])
+    assert broken == "with the training that runs, accelerators.maxTotal is 2 of the spec"
     assert Bounds(max_per_hour=Decimal(5), reserved=held).exceeded([(footprint("a100"), 2)]) is not None
     assert Bounds(stock={"a100": 2}, reserved=held).exceeded([(footprint("a100"), 2)]) is None

@@ -238,6 +238,33 @@ def test_a_canary_stands_beside_a_single_replica_and_takes_the_place_of_one_of_s
     assert tried(two, variant("old", 1), replicas=2) == {"new": 2, "old": 0}, "a rollout ends first"
 
 
+def test_a_plan_of_which_fewer_replicas_fit_than_are_wanted_does_not_take_over_from_one_that_has_more() -> (
+    None
+):
+    elsewhere = Bounds(stock={"h100": 2})
+    states = (variant("old", 3), variant("new", 2, footprint=footprint("h100")))
+    found = next_step(states, Wanted("new", 5, "old"), footprint("h100"), elsewhere, NOW)
+    assert (found.replicas, found.is_over) == ({"old": 3, "new": 2}, False)
+    alone = (variant("old", 0, pods=0), variant("new", 2, footprint=footprint("h100")))
+    ended = next_step(alone, Wanted("new", 2, "old"), footprint("h100"), elsewhere, NOW)
+    assert (ended.replicas, ended.is_over) == ({"new": 2}, True)
+
+
+def test_what_serves_gets_its_replicas_back_where_nothing_of_the_new_plan_fits() -> None:
+    other = footprint("h100")
+    none = Bounds(stock={"a100": 2, "h100": 0})
+    for old in (variant("old", 0, pods=0), VariantState("old", exists=False, footprint=A100)):
+        states = (old, variant("new", 0, footprint=other))
+        found = next_step(states, Wanted("new", 2, "old"), other, none, NOW)
+        assert found.replicas == {"old": 2, "new": 0}
+        assert "hold 0 of h100" in str(found.waits)
+
+
+def test_a_replica_that_went_first_is_not_given_back_once_its_successor_has_a_node() -> None:
+    placed = variant("new", 1, 0)
+    assert step(variant("old", 1), placed, replicas=2).replicas == {"new": 2, "old": 1}
+
+
 def test_the_same_again_changes_nothing() -> None:
     first = step(variant("old", 2), replicas=2)
     after = (variant("old", 2), replace(VariantState("new", 1), pods=0))

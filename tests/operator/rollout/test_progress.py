@@ -95,3 +95,11 @@ def test_progress_is_read_from_pods_that_are_there_to_stay() -> None:
     ):
         found = Progress.of_pods("new", "spec", 2, 0, pods)
         assert (found.has_placed, found.is_waiting) == expected
+
+
+def test_a_stamp_that_no_clock_of_ours_can_have_written_holds_nothing_up() -> None:
+    ahead = begun(NOW + 1e8)
+    assert follow(ahead, FAILING, "old", NOW, DEADLINE) == ahead
+    assert seconds_left(ahead, NOW, DEADLINE) == DEADLINE
+    odd = begun().model_copy(update={"last_progress_time": "yesterday"})
+    assert seconds_left(odd, NOW, DEADLINE) == DEADLINE

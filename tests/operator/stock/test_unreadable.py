@@ -45,7 +45,7 @@ async def follow(
     resource: Resource, listed: Sequence[dict[str, Any]], changes: Sequence[Event] = ()
 ) -> Ledger:
     """What the ledger holds when a follower has seen the list and every change."""
-    api, ledger = FakeKube(listed, changes), Ledger()
+    api, ledger = FakeKube(listed, changes), Ledger(lambda _: None)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         task = group.create_task(Follower(api, ledger, resource, None).run())
         await api.shown.wait()
@@ -55,12 +55,12 @@ async def follow(
 
 
 def body(name: str, **fields: Any) -> dict[str, Any]:
-    return {"metadata": {"namespace": "team", "name": name, "resourceVersion": "1"}, **fields}
+    return {"metadata": {"namespace": "team", "name": name, "uid": name, "resourceVersion": "1"}, **fields}
 
 
 def node(name: str, gpus: str) -> dict[str, Any]:
     return {
-        "metadata": {"name": name, "resourceVersion": "1"},
+        "metadata": {"name": name, "uid": name, "resourceVersion": "1"},
         "status": {"allocatable": {GPU: gpus}},
     }
 
@@ -128,7 +128,7 @@ async def test_an_object_counts_again_when_it_is_mended_and_is_told_of_again_whe
     await follow(resources.NODE, [node("n", "4")], [odd, odd, good, odd])
     assert len(complaints(caplog)) == 2
     gone = await follow(resources.NODE, [node("n", "lots")], [("DELETED", node("n", "lots"))])
-    gone.keep_only("Node", set(), None)
+    gone.keep_only("Node", set(), "11", None)
     assert list(gone.stock.nodes) == []
 
 
