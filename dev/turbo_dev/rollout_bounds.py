@@ -98,16 +98,18 @@ def stays_in_budget(now: State, seen: State, owner: Key, _: None, more: int = 0)
 
 
 def stays_in_quota(now: State, seen: State, owner: Key, _: None, more: int = 0) -> str | None:
-    """By resource, over all TurboDeployments of the namespace."""
+    """By resource, what it asks for and what pods of all others of the namespace hold. What those ask for and
+    have no pods of yet is nobody's: the API server gives it to whoever comes first.
+    """
     for hard in [hard for (namespace, _), hard in seen.quotas.items() if namespace == owner[0]]:
         for name, most in hard.items():
             resource = name.removeprefix("requests.")
             if resource in ("cpu", "memory", "pods") or not name.startswith("requests."):
                 continue
-            held = sum(
-                _held_of(now, seen, other, resource, more if other == owner else 0)
+            held = _held_of(now, seen, owner, resource, more) + sum(
+                _held_of(_without_asking(now, other), seen, other, resource, 0)
                 for other in seen.deployments
-                if other[0] == owner[0]
+                if other[0] == owner[0] and other != owner
             )
             if held > int(most):
                 return (
@@ -115,6 +117,15 @@ def stays_in_quota(now: State, seen: State, owner: Key, _: None, more: int = 0) 
                     f"{_told(now, seen, owner)}."
                 )
     return None
+
+
+def _without_asking(now: State, owner: Key) -> State:
+    """The same with Deployments that ask for nothing: what is left are pods."""
+    asked = {
+        place: replace(each, replicas=0) if each.owner == owner else each
+        for place, each in now.workloads.items()
+    }
+    return replace(now, workloads=asked)
 
 
 def _held_of(now: State, seen: State, owner: Key, resource: str, more: int) -> int:

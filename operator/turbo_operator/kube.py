@@ -62,9 +62,19 @@ class ConflictError(KubeError):
 class RefusedError(KubeError):
     """The object breaks a rule, a quota or a policy: the same request will be refused again."""
 
+    @property
+    def sentence(self) -> str:
+        """Who refused what."""
+        return f"The API server refused: {self.message}"
+
 
 class StrangerError(RefusedError):
     """An object of somebody else's bears a name that we need."""
+
+    @property
+    def sentence(self) -> str:
+        """Who has the name; nobody was asked for anything."""
+        return self.message
 
 
 class Kube:

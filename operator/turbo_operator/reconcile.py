@@ -231,7 +231,7 @@ class Reconciler:
             log.warning("refused: %s", error.message, extra={"object": str(key)})
         except KubeError as error:  # a matter of time: the status is written all the same
             broken = error
-        new = status_of(td, observed, decision, now, None if refused is None else _said(refused))
+        new = status_of(td, observed, decision, now, refused.sentence if refused else None)
         gauges.show(key, observed, decision.plan, decision.scale, now)
         gauges.show_training(key, new.training, observed.trainings)
         await self._write_status(key, body, new)
@@ -262,7 +262,7 @@ class Reconciler:
             await self._write_children(key, td, decision.trial_children)
         except RefusedError as error:
             log.warning("refused: %s", error.message, extra={"object": str(key)})
-            return replace(decision, trial=None, judgement=judgement.refused(_said(error)))
+            return replace(decision, trial=None, judgement=judgement.refused(error.sentence))
         return decision
 
     async def _prune(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest], keep: Set[str]) -> None:
@@ -302,7 +302,7 @@ class Reconciler:
                 await trained.publish(self._api, td, made)
         except RefusedError as error:
             log.warning("refused: %s", error.message, extra={"object": str(key)})
-            return replace(decision, step=decision.step.refused(_said(error)))
+            return replace(decision, step=decision.step.refused(error.sentence))
         return decision
 
     def _stale_jobs(
@@ -379,11 +379,6 @@ class Reconciler:
 
 class _DeletedError(Exception):
     """The TurboDeployment is gone, says the API server."""
-
-
-def _said(error: RefusedError) -> str:
-    """In a sentence, who refused what."""
-    return error.message if isinstance(error, StrangerError) else f"The API server refused: {error.message}"
 
 
 def _is_to_be_written(manifest: Manifest, held: HeldChild | None, futile: Set[tuple[str, str]]) -> bool:

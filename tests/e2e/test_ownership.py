@@ -111,7 +111,7 @@ def test_a_child_that_lost_its_label_is_rolled_out_like_any_other(cluster: Any, 
     else:
         served.soon(lambda: served.label(DEPLOYMENT) == "chat", "the label is back")
         served.write(**OTHER_PLAN)
-    served.soon(
+    cluster.until(  # in force for longer than minReadySeconds
         lambda: len(served.variants()) == 1 and served.variant not in served.variants(), "the old one is gone"
     )
     served.until_ready()

@@ -175,7 +175,9 @@ def _rolled(
         broken = bounds.exceeded([(new.footprint, fitting + 1)])
         waits = f"{fitting} of {wanted.replicas} replicas fit: {broken}."
     unmoved = replicas == new.replicas and all(each.replicas == old[each.plan_hash] for each in others)
-    is_short = replicas < fitting or _finds_no_node(new)
+    # A pod of the new plan that starts takes the next step once it is available, room or not.
+    starts = new.available < new.replicas
+    is_short = (replicas < fitting and not starts) or _finds_no_node(new)
     is_settled = all(each.seen and each.held <= each.replicas for each in others) and new.seen
     if is_short and unmoved and is_settled and any(old.values()):
         held = [(each.footprint, each.held) for each in others]
