@@ -76,7 +76,8 @@ def explain(argv: list[str]) -> int:
     """`turbo explain NAME`: the same for a live object. 0 feasible, 2 infeasible, 1 bad input."""
     parser = argparse.ArgumentParser(
         prog="turbo explain",
-        description="Print the plan of a TurboDeployment of a cluster, as its operator makes it.",
+        description="Print the plan of a TurboDeployment of a cluster, as its operator makes it, and the "
+        "one that serves where that is another.",
         epilog=_STATUS,
     )
     parser.add_argument("name", metavar="NAME", help="the TurboDeployment")

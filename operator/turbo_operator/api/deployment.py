@@ -150,8 +150,8 @@ class Engine(Record):
     ) = None
     """Image of the engine. Default: the one that the operator was installed with."""
     step_timeout: Duration | None = None
-    """Longest time of one step, after which an engine is taken to hang and its pod starts again. Default:
-    60s; more for a large model on few cores, of which one long prompt can take that long.
+    """Longest time that a step may take before the engine counts as hung and its pod is restarted. Default:
+    60s. Raise it if one step of 512 tokens can take that long, as with a large model on few cores.
     """
 
     rules = (

@@ -49,7 +49,8 @@ def _described(plan: PlanStatus) -> str:
         if value is not None
     ]
     what = f"{plan.accelerator or 'an unknown accelerator'} with {plan.method or 'unknown'} drafts"
-    return f"{what}, {plan.reason or 'its reason is not known'}; predicted {', '.join(figures) or 'nothing'}."
+    why = plan.reason or "unknown"
+    return f"{what}, as {why}; predicted {', '.join(figures) or 'nothing'}."
 
 
 def _plain(plan: PlanStatus) -> dict[str, Any]:

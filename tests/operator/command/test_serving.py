@@ -41,8 +41,8 @@ def test_one_plan_is_told_once() -> None:
 def test_a_plan_that_takes_over_and_the_one_that_serves_are_told_with_their_predictions() -> None:
     rollout = {"planHash": "v1new", "specHash": "s"}
     assert serving.sentences(td(plan=NEW, servingPlan=OLD, rollout=rollout)) == (
-        "Plan v1new takes over: h100 with Suffix drafts, Feasible; predicted 3.93 $/h.",
-        "Plan v1old serves: l4 with Suffix drafts, Feasible; predicted 12.3ms per output token, 0.80 $/h.",
+        "Plan v1new takes over: h100 with Suffix drafts, as Feasible; predicted 3.93 $/h.",
+        "Plan v1old serves: l4 with Suffix drafts, as Feasible; predicted 12.3ms per output token, 0.80 $/h.",
     )
 
 
