@@ -21,7 +21,14 @@ from turbo_dev.served import DEPLOYMENT, NAMESPACE, Served
 from turbo_operator import resources
 from turbo_operator.api import LABEL_DEPLOYMENT, LABEL_ROLE, ROLE_SERVING
 
-pytestmark = [pytest.mark.node, pytest.mark.model]
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.model,
+    pytest.mark.skipif(
+        "TURBO_TEST_FULL" not in os.environ,
+        reason="repairs on the real node take ten minutes: make test-full",
+    ),
+]
 
 CLIENT_SECONDS = 20.0
 SOON = 5.0
