@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.model,
     pytest.mark.skipif(
         "TURBO_TEST_FULL" not in os.environ,
-        reason="repairs on the real node take ten minutes: make test-full",
+        reason="repairs on a real node take minutes: make test-full",
     ),
 ]
 
