@@ -56,6 +56,10 @@ class Bounds:
                 return f"the cluster and its quotas hold {self.by_type[name, kind]} of {name}{paid}"
         return None
 
+    def is_overspent(self, holdings: Iterable[Holding]) -> bool:
+        """Whether these alone break one of the user's own limits."""
+        return self._spent([(each, number) for each, number in holdings if each is not None]) is not None
+
     def _spent(self, holdings: Iterable[tuple[Footprint, int]]) -> str | None:
         """Which of the user's own limits these break."""
         total, cost = 0, Decimal(0)

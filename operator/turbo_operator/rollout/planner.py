@@ -159,6 +159,11 @@ def _rolled(
     now: float,
 ) -> Step:
     serving = next((state for state in others if state.plan_hash == wanted.serving), None)
+    if serving is not None and bounds.is_overspent(
+        [(serving.footprint, min(serving.replicas, wanted.replicas))]
+    ):
+        # A limit that was lowered below what serves: the way to keep it again is to take over, without a gap.
+        bounds = replace(bounds, max_total=None, max_per_hour=None)
     slack = _slack(new, serving, others, wanted.replicas, fitting, bounds, now)
     old = _kept(new, others, wanted, slack, bounds)
     replicas = _grown(new, others, old, wanted.replicas, fitting, slack.surge, bounds)

@@ -265,6 +265,20 @@ def test_a_replica_that_went_first_is_not_given_back_once_its_successor_has_a_no
     assert step(variant("old", 1), placed, replicas=2).replicas == {"new": 2, "old": 1}
 
 
+def test_a_limit_that_was_lowered_below_what_serves_is_reached_by_a_takeover_without_a_gap() -> None:
+    cheap = footprint("l40s")  # 2 $ a replica, and 3 for an h100
+    cut = Bounds(max_per_hour=Decimal(5))
+
+    def moved(*states: VariantState) -> dict[str, int]:
+        return dict(next_step(states, Wanted("new", 2, "old"), cheap, cut, NOW).replicas)
+
+    old, new = footprint("h100"), {"footprint": cheap}
+    assert moved(variant("old", 2, footprint=old)) == {"new": 1, "old": 2}
+    assert moved(variant("old", 2, footprint=old), variant("new", 1, **new)) == {"new": 2, "old": 1}
+    lowered = Bounds(max_total=2)  # from 4: what is too many goes at once
+    assert step(variant("old", 4), replicas=2, bounds=lowered).replicas == {"new": 0, "old": 1}
+
+
 def test_the_same_again_changes_nothing() -> None:
     first = step(variant("old", 2), replicas=2)
     after = (variant("old", 2), replace(VariantState("new", 1), pods=0))
