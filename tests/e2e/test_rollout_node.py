@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +15,13 @@ from turbo_dev.cluster import Cluster
 from turbo_dev.podhistory import PodHistory
 from turbo_dev.served import Served
 
-pytestmark = [pytest.mark.node, pytest.mark.model]
+pytestmark = [
+    pytest.mark.node,
+    pytest.mark.model,
+    pytest.mark.skipif(
+        "TURBO_TEST_FULL" not in os.environ, reason="rollouts on a real node take minutes: make test-full"
+    ),
+]
 
 NUM_CLIENTS, CLIENT_SECONDS = 8, 120.0
 STOP_SECONDS = 25.0
