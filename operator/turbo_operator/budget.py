@@ -7,11 +7,13 @@ none is allowed, None where nothing bounds them.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_operator.api import CapacityType, Provisioning, Resources, quantity
-from turbo_operator.observed import Accelerator, Host, NodeSupply, Supply
+from turbo_operator.api import CapacityType, Provisioning, Resources, Template, label_value, quantity
+from turbo_operator.observed import Accelerator, ChildView, Host, NodeSupply, PodView, Supply, TrainPod
+from turbo_operator.planned import Choice
 
 DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is on a device
 
@@ -120,3 +122,28 @@ class Footprint:
             return node.allocatable
         cores = node.host.millicores // max(1, self.host.millicores)
         return min(cores, node.host.memory_bytes // max(1, self.host.memory_bytes))
+
+
+def footprint_of(choice: Choice, template: Template | None) -> Footprint:
+    """The footprint of one replica of a plan, cores and memory in addition to its devices included."""
+    return Footprint(
+        choice.accelerator,
+        choice.capacity_type,
+        choice.accelerators_per_replica,
+        choice.nodes,
+        beside(choice.accelerator, choice.host_memory_bytes, template.resources if template else None),
+    )
+
+
+def labeled_footprint(
+    labeled: ChildView | PodView | TrainPod, accelerators: Mapping[str, Accelerator]
+) -> Footprint | None:
+    """The footprint of one pod by the labels of the pod or its template; None where they name none that is
+    known. `accelerators` are the catalog's, by name.
+    """
+    name = labeled.accelerator
+    row = accelerators.get(name or "") or next(
+        (row for key, row in accelerators.items() if label_value(key) == name), None
+    )
+    capacity_type = next((each for each in CapacityType if each == labeled.capacity_type), None)
+    return Footprint(row, capacity_type, labeled.accelerators) if row and capacity_type else None

@@ -17,6 +17,7 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     epoch,
 )
+from turbo_operator.budget import footprint_of
 from turbo_operator.canary import Judgement
 from turbo_operator.gains import Trial
 from turbo_operator.observed import Observed
@@ -127,7 +128,7 @@ def _roll(
 ) -> tuple[Takeover, tuple[rollout.Variant, ...]]:
     """The next step between two plans, and what the status keeps of it."""
     choice = plan.served if plan is not None else None
-    footprint = rollout.footprint_of(td, choice) if choice is not None else None
+    footprint = footprint_of(choice, td.spec.template) if choice is not None else None
     bounds = rollout.bounds_of(td, observed, (footprint, *(state.footprint for state in states)), now)
     recorded = td.status.serving_plan.hash if td.status.serving_plan is not None else None
     serving = rollout.serving_variant(

@@ -69,11 +69,11 @@ class RefusedError(KubeError):
 
 
 class StrangerError(RefusedError):
-    """An object of somebody else's bears a name that we need."""
+    """Another owner's object already has a name that the operator needs."""
 
     @property
     def sentence(self) -> str:
-        """Who has the name; nobody was asked for anything."""
+        """The operator's own message: the API server rejected nothing."""
         return self.message
 
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 async def restore(api: Kube, cache: Cache, key: Key, td: TurboDeployment) -> None:
-    """Put what is missing into the cache; the API server is asked only where something is."""
+    """Put missing ControllerRevisions into the cache. Calls the API server only if one is missing."""
     held = cache.children(key, td.metadata.uid)
     for (kind, name), child in held.items():
         plan_hash = child.view.plan_hash

@@ -15,7 +15,7 @@ from turbo_dev.trainings import CORES, NOW, seen, td
 from turbo_operator import render
 from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, Provisioning, TurboDeployment
 from turbo_operator.cache import Cache, Key
-from turbo_operator.kube import KubeError
+from turbo_operator.kube import GoneError, KubeError
 from turbo_operator.reconcile import Reconciler
 from turbo_operator.resources import CHILDREN, TURBODEPLOYMENT
 from turbo_operator.settings import Settings
@@ -32,6 +32,7 @@ class Server:
         self.objects: dict[tuple[str, str], dict[str, Any]] = {}
         self.deleted: list[str] = []
         self.unable = False  # to take a status
+        self.gone = False  # the TurboDeployment is: its event has yet to come
         self._versions = itertools.count(1)
 
     async def apply(self, resource: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -45,6 +46,8 @@ class Server:
         return body
 
     async def apply_status(self, resource: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        if self.gone:
+            raise GoneError(404, "NotFound", "there is no such object")
         if self.unable:
             raise KubeError(500, "Unable", "no status is taken")
         body = self.objects[resource.kind, wanted["metadata"]["name"]]
@@ -183,3 +186,11 @@ async def test_what_a_training_that_waits_was_told_is_among_what_a_count_may_out
     await world.written(asked(enabled=False))
     await world.settled()
     assert world.reconciler.answers(KEY) == [world.reconciler.plans.last(KEY)]
+
+
+async def test_an_object_that_is_gone_is_not_looked_at_again_until_its_event_comes() -> None:
+    """The status of one that was deleted is refused with 404: asking again at once would never end."""
+    world = World()
+    await world.written(td(absent=True))
+    world.server.gone = True
+    assert await world.reconciler.reconcile(KEY) is None

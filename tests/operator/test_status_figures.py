@@ -195,3 +195,13 @@ def test_the_replica_that_is_missing_says_why() -> None:
         assert condition is not None
         assert condition.status == "True"
         assert "Pod b: Unschedulable: 0/3 nodes." in condition.message
+
+
+@pytest.mark.parametrize(("policy", "ignored"), [("Metrics", True), ("Planned", True), ("External", False)])
+def test_replicas_that_nobody_follows_are_told(policy: str, ignored: bool) -> None:
+    active = computed(td(replicas=5, scaling={"policy": policy})).condition(ConditionType.SCALING_ACTIVE)
+    assert active is not None
+    assert ("spec.replicas of 5 is not followed" in active.message) == ignored
+    default = computed(td(scaling={"policy": policy})).condition(ConditionType.SCALING_ACTIVE)
+    assert default is not None
+    assert "not followed" not in default.message

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turbo_operator.api import DraftMethod, TurboDeployment
-from turbo_operator.observed import ChildView, DraftView
+from turbo_operator.observed import DraftView
 from turbo_operator.planned import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render.identity import configmap
@@ -85,11 +85,6 @@ def after_trial(
         if each["name"] == _VOLUME
     }
     return _file(draft, named, target_digest, mounted.pop() if len(mounted) == 1 else "")
-
-
-def are_tried(td: TurboDeployment, children: Sequence[ChildView]) -> bool:
-    """Whether pods that a draft is or was tried on are there: their file is for as long."""
-    return any(each.kind == "ConfigMap" and each.name == configmap_name(td, True) for each in children)
 
 
 def _file(

@@ -1,6 +1,6 @@
 """How one plan takes over from another, within bounds, and how it goes back. Pure."""
 
-from turbo_operator.rollout.bounds import Bounds, Holding, bounds_of, footprint_of
+from turbo_operator.rollout.bounds import Bounds, Holding, bounds_of
 from turbo_operator.rollout.planner import Step, Wanted, has_taken_over, next_step, serving_variant
 from turbo_operator.rollout.progress import Progress, follow, seconds_left
 from turbo_operator.rollout.variants import ENDED, Variant, VariantState, asked_replicas, variant_states
@@ -17,7 +17,6 @@ __all__ = [
     "asked_replicas",
     "bounds_of",
     "follow",
-    "footprint_of",
     "has_taken_over",
     "next_step",
     "seconds_left",

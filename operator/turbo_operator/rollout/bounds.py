@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from turbo_operator.api import CapacityType, TurboDeployment, label_value
-from turbo_operator.budget import Footprint, beside
-from turbo_operator.observed import Accelerator, Observed, TrainPod
-from turbo_operator.planned import Choice
+from turbo_operator.api import CapacityType, TurboDeployment
+from turbo_operator.budget import Footprint, labeled_footprint
+from turbo_operator.observed import Observed
 
 Holding = tuple[Footprint | None, int]  # what one replica holds, and of how many
 
@@ -79,18 +78,6 @@ class Bounds:
         )
 
 
-def footprint_of(td: TurboDeployment, choice: Choice) -> Footprint:
-    """What one replica of a plan holds, the cores and memory beside its devices included."""
-    resources = td.spec.template.resources if td.spec.template else None
-    return Footprint(
-        choice.accelerator,
-        choice.capacity_type,
-        choice.accelerators_per_replica,
-        choice.nodes,
-        beside(choice.accelerator, choice.host_memory_bytes, resources),
-    )
-
-
 def bounds_of(
     td: TurboDeployment, observed: Observed, footprints: Iterable[Footprint | None], now: float
 ) -> Bounds:
@@ -125,15 +112,8 @@ def bounds_of(
 def trainings_holding(td: TurboDeployment, observed: Observed) -> tuple[Holding, ...]:
     """What the training that runs holds; one without a pod yet holds what it was begun with."""
     pods = [pod for pod in observed.trainings if pod.exit_code is None]
-    rows = {label_value(name): row for name, row in observed.accelerators.items()}
     if pods:
-        return tuple((_training_footprint(pod, rows), 1) for pod in pods)
+        return tuple((labeled_footprint(pod, observed.accelerators), 1) for pod in pods)
     state = td.status.training
     row = observed.accelerators.get(state.accelerator or "") if state and state.result is None else None
     return ((Footprint(row, CapacityType.ON_DEMAND, 1), 1),) if row is not None else ()
-
-
-def _training_footprint(pod: TrainPod, rows: Mapping[str, Accelerator]) -> Footprint | None:
-    row = rows.get(pod.accelerator or "")
-    capacity_type = next((each for each in CapacityType if each == pod.capacity_type), None)
-    return Footprint(row, capacity_type, pod.accelerators) if row and capacity_type else None

@@ -165,11 +165,11 @@ def _rolled(
         # A limit that was lowered below what serves: the way to keep it again is to take over, without a gap.
         bounds = replace(bounds, max_total=None, max_per_hour=None)
     slack = _slack(new, serving, others, wanted.replicas, fitting, bounds, now)
-    old = _kept(new, others, wanted, slack, bounds)
+    old = _old_replicas(new, others, wanted, slack, bounds)
     replicas = _grown(new, others, old, wanted.replicas, fitting, slack.surge, bounds)
     is_needed = fitting < wanted.replicas and any(state.replicas for state in others)
     is_over = has_taken_over([new], new.plan_hash, fitting) and not is_needed
-    kept = [
+    remaining = [
         Variant(state.plan_hash, old[state.plan_hash])
         for state in others
         if old[state.plan_hash] > 0
@@ -194,7 +194,7 @@ def _rolled(
                 f"spec.rollout.maxUnavailable: {1 + wanted.replicas - fitting}, with which a replica goes "
                 "before its successor is there."
             )
-    variants = _ordered(Variant(new.plan_hash, replicas), new, kept, others)
+    variants = _ordered(Variant(new.plan_hash, replicas), new, remaining, others)
     return Step(variants, new.plan_hash, fitting, waits, _is_of_spec(broken), is_over)
 
 
@@ -250,7 +250,7 @@ def _slack(
 
 
 def _is_silent(serving: VariantState, now: float) -> bool:
-    """Whether it does not answer anyway; one without replicas has gone first."""
+    """Whether the serving variant has not answered for SILENT_SECONDS, or was already scaled to zero."""
     if not serving.exists:
         return False
     since = serving.silent_since
@@ -263,16 +263,16 @@ def _finds_no_node(new: VariantState) -> bool:
     return fixed and new.unschedulable and new.available < new.replicas
 
 
-def _kept(
+def _old_replicas(
     new: VariantState,
     others: Sequence[VariantState],
     wanted: Wanted,
     slack: _Slack,
     bounds: Bounds,
 ) -> dict[str, int]:
-    """The other variants' replicas: of no use are those that never served, and what the new one replaces.
+    """Replicas of the other variants: none for one that never served, or that the new one replaces.
 
-    The one that serves gets back what somebody else took away.
+    Restores replicas of the serving variant that somebody else removed.
     """
     spare = new.available + sum(state.answering for state in others) - (wanted.replicas - slack.unavailable)
     is_settled = all(state.seen for state in (new, *others))
@@ -308,7 +308,7 @@ def _kept(
 
 
 def _may_miss(wanted: Wanted, bounds: Bounds) -> int:
-    """Replicas that go first at most, where there is no room for a surge."""
+    """Maximum number of replicas to stop first if there is no room for a surge."""
     if bounds.max_unavailable is not None:
         return bounds.max_unavailable
     return 1 if wanted.replicas > 1 else 0
@@ -335,12 +335,12 @@ def _grown(
         total = sum(max(state.replicas, old[state.plan_hash]) for state in others)
     allowed = max(surge, 1 if bounds.max_surge is None else bounds.max_surge)
     # What answers stays, whatever else has to go.
-    kept = max(min(new.replicas, fitting, max(0, asked + allowed - total)), min(new.available, fitting))
+    floor = max(min(new.replicas, fitting, max(0, asked + allowed - total)), min(new.available, fitting))
     after = [(state.footprint, old[state.plan_hash]) for state in others]
-    while kept > new.available and others and bounds.exceeded([*after, (new.footprint, kept)]) is not None:
-        kept -= 1
+    while floor > new.available and others and bounds.exceeded([*after, (new.footprint, floor)]) is not None:
+        floor -= 1
     held = [(state.footprint, state.held_with(old[state.plan_hash])) for state in others]
-    replicas = kept
+    replicas = floor
     is_settled = all(state.seen for state in (new, *others))
     while (
         is_settled

@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from turbo_operator.api import CapacityType, label_value
-from turbo_operator.budget import Footprint
+from turbo_operator.budget import Footprint, labeled_footprint
 from turbo_operator.observed import Accelerator, ChildView, PodView
 
 ENDED = frozenset({"Failed", "Succeeded"})  # phases of a pod that holds nothing any more
@@ -43,16 +42,16 @@ class VariantState:
 
     @property
     def answering(self) -> int:
-        """Replicas that are missed once they are gone. Its controller counts later than pods become ready."""
+        """Replicas that serve now. Pods become ready before the Deployment controller counts them."""
         return max(self.available, min(self.ready, self.replicas))
 
     @property
     def held(self) -> int:
-        """Replicas whose accelerators it holds or asks for."""
+        """Replicas whose accelerators it holds or requests."""
         return max(self.replicas + self.ending, self.pods)
 
     def held_with(self, replicas: int) -> int:
-        """The same once its Deployment asks for so many; what it gives up it holds until pods are gone."""
+        """`held` once it requests `replicas`. Removed replicas count until their pods are gone."""
         return max(self.held, replicas + self.ending)
 
 
@@ -67,14 +66,12 @@ def variant_states(
     for pod in pods:
         if pod.plan_hash and pod.phase not in ENDED:
             there[pod.plan_hash].append(pod)
-    rows = {label_value(name): row for name, row in accelerators.items()}
     return tuple(
         _state(
             plan_hash,
             deployments.get(plan_hash),
-            _footprint(
-                deployments.get(plan_hash) or revisions.get(plan_hash) or there[plan_hash][0],
-                rows,
+            labeled_footprint(
+                deployments.get(plan_hash) or revisions.get(plan_hash) or there[plan_hash][0], accelerators
             ),
             there.get(plan_hash, ()),
         )
@@ -86,13 +83,6 @@ def asked_replicas(states: Iterable[VariantState]) -> int | None:
     """Replicas that all Deployments ask for; None where there is none."""
     existing = [state.replicas for state in states if state.exists]
     return sum(existing) if existing else None
-
-
-def _footprint(child: ChildView | PodView, rows: Mapping[str, Accelerator]) -> Footprint | None:
-    """What one replica holds, as the labels of its template, or of a pod, say."""
-    row = rows.get(child.accelerator or "")
-    capacity_type = next((each for each in CapacityType if each == child.capacity_type), None)
-    return Footprint(row, capacity_type, child.accelerators) if row and capacity_type else None
 
 
 def _state(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from turbo_operator.api import Accelerators, TurboDeploymentSpec
-from turbo_operator.budget import Footprint, beside
+from turbo_operator.budget import footprint_of
 from turbo_operator.observed import PodView, Supply
 from turbo_operator.planned import Choice, Plan
 
@@ -40,7 +40,7 @@ def most(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
 
 def bought(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
     """The tighter bound of money and of accelerators: None where there is none."""
-    footprint = footprint_of(choice)
+    footprint = footprint_of(choice, spec.template)
     bounds: list[Limit] = []
     if spec.cost is not None and spec.cost.max_per_hour is not None:
         affordable = footprint.affordable(spec.cost.max_per_hour)
@@ -65,9 +65,7 @@ def growth(
     """The bound on more replicas by what there is; it never takes away what runs."""
     bounds: list[Limit] = []
     if supply is not None:
-        resources = spec.template.resources if spec.template else None
-        host = beside(choice.accelerator, choice.host_memory_bytes, resources)
-        room = replace(footprint_of(choice), host=host).room(supply, now)
+        room = footprint_of(choice, spec.template).room(supply, now)
         if room is not None:
             said = f"the cluster and its quotas hold no more replicas on {choice.accelerator.name}"
             bounds.append(Limit(max(room, present), said))
@@ -87,11 +85,6 @@ def stuck_pods(spec: TurboDeploymentSpec, pods: Sequence[PodView], now: float) -
         for pod in pods
         if pod.pending_since is not None and not pod.terminating and now - pod.pending_since > timeout
     )
-
-
-def footprint_of(choice: Choice) -> Footprint:
-    """What one replica of the chosen candidate holds."""
-    return Footprint(choice.accelerator, choice.capacity_type, choice.accelerators_per_replica, choice.nodes)
 
 
 def tightest(*bounds: Limit | None) -> Limit | None:

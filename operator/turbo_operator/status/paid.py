@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from decimal import Decimal
 
-from turbo_operator.api import CapacityType, label_value
-from turbo_operator.budget import Footprint
-from turbo_operator.observed import Accelerator, Observed, PodView
+from turbo_operator.budget import labeled_footprint
+from turbo_operator.observed import Observed, PodView, TrainPod
 from turbo_operator.rollout import ENDED
 
 FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
@@ -22,27 +21,21 @@ def cost_per_hour(observed: Observed) -> Decimal | None:
     """US dollars per hour of the pods that hold accelerators, one that trains included; None where one's
     price is not known.
     """
-    by_label = {label_value(name): row for name, row in observed.accelerators.items()}
-    held = Counter(
-        (pod.accelerator, pod.capacity_type, pod.accelerators)
-        for pod in observed.pods
-        if is_there(pod) and pod.pending_since is None
-    )
-    held.update(
-        (pod.accelerator, pod.capacity_type, pod.accelerators) for pod in observed.trainings if pod.runs
-    )
+    held: defaultdict[tuple[str | None, str, int], list[PodView | TrainPod]] = defaultdict(list)
+    for pod in observed.pods:
+        if is_there(pod) and pod.pending_since is None:
+            held[pod.accelerator, pod.capacity_type, pod.accelerators].append(pod)
+    for trainer in observed.trainings:
+        if trainer.runs:
+            held[trainer.accelerator, trainer.capacity_type, trainer.accelerators].append(trainer)
     total = Decimal(0)
-    for (name, capacity_type, accelerators), pods in held.items():
-        cost = _cost(by_label.get(name or ""), capacity_type, accelerators, pods)
+    for pods in held.values():  # together, since whole nodes may be bought
+        footprint = labeled_footprint(pods[0], observed.accelerators)
+        cost = footprint.cost_per_hour(len(pods)) if footprint is not None else None
         if cost is None:
             return None
         total += cost
     return total
-
-
-def _cost(row: Accelerator | None, capacity_type: str, accelerators: int, pods: int) -> Decimal | None:
-    known = next((each for each in CapacityType if each == capacity_type), None)
-    return None if row is None or known is None else Footprint(row, known, accelerators).cost_per_hour(pods)
 
 
 def cost_per_million_tokens(cost: Decimal | None, tokens_per_second: float | None) -> Decimal | None:

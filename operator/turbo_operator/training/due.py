@@ -18,10 +18,11 @@ from turbo_operator.api import (
     TurboDeployment,
     label_value,
 )
+from turbo_operator.budget import footprint_of
 from turbo_operator.observed import Observed, TrainPod
 from turbo_operator.planned import Choice, Plan
 from turbo_operator.planner import money
-from turbo_operator.rollout import ENDED, Bounds, footprint_of
+from turbo_operator.rollout import ENDED, Bounds
 from turbo_operator.training import names
 from turbo_operator.training.machine import dtype
 from turbo_operator.training.question import planned_on
@@ -159,7 +160,9 @@ def _unaffordable(it: Case, serving: Choice, choice: Choice) -> Told | None:
         max_total=accelerators.max_total if accelerators else None,
         max_per_hour=cost.max_per_hour if cost else None,
     )
-    broken = bounds.exceeded([(footprint_of(td, serving), replicas), (footprint_of(td, choice), 1)])
+    broken = bounds.exceeded(
+        [(footprint_of(each, td.spec.template), count) for each, count in ((serving, replicas), (choice, 1))]
+    )
     if broken is None:
         return None
     message = (
