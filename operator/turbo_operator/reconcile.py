@@ -111,10 +111,7 @@ class Reconciler:
             gauges.forget(key)  # nothing is looked at that they could follow
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
-        try:
-            await revisions.restore(self._api, self._cache, key, td)
-        except RefusedError as error:  # its Deployment stays as it is
-            log.warning("refused: %s", error.message, extra={"object": str(key)})
+        refused = await revisions.restore(self._api, self._cache, key, td)
         now = self._clock()
         edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
@@ -145,7 +142,7 @@ class Reconciler:
             if new.training != td.status.training:
                 await self._write_status(key, body, new)
                 return 0.0
-        return min(resync, await self._bring_about(key, body, td, observed, decision, now))
+        return min(resync, await self._bring_about(key, body, td, observed, decision, now, refused))
 
     async def _training(
         self,
@@ -216,9 +213,12 @@ class Reconciler:
         observed: Observed,
         decision: Decision,
         now: float,
+        refused: RefusedError | None,
     ) -> float:
-        """Write what was decided; the seconds until the next look. Raises what only time can mend."""
-        refused: RefusedError | None = None
+        """Write what was decided; the seconds until the next look. Raises what only time can mend.
+
+        `refused` is what the API server has refused before.
+        """
         broken: KubeError | None = None
         try:
             await self._write_children(key, td, decision.children)
@@ -228,9 +228,10 @@ class Reconciler:
             decision = await self._write_training(key, td, decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again now and then
             refused = error
-            log.warning("refused: %s", error.message, extra={"object": str(key)})
         except KubeError as error:  # a matter of time: the status is written all the same
             broken = error
+        if refused is not None:
+            log.warning("refused: %s", refused.message, extra={"object": str(key)})
         new = status_of(td, observed, decision, now, refused.sentence if refused else None)
         gauges.show(key, observed, decision.plan, decision.scale, now)
         gauges.show_training(key, new.training, observed.trainings)

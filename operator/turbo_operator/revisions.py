@@ -12,7 +12,7 @@ from typing import Any
 from turbo_operator import render
 from turbo_operator.api import TurboDeployment
 from turbo_operator.cache import Cache, Key
-from turbo_operator.kube import Kube
+from turbo_operator.kube import Kube, RefusedError
 from turbo_operator.resources import CHILDREN
 
 DEPLOYMENT, REVISION = CHILDREN["Deployment"], CHILDREN["ControllerRevision"]
@@ -20,17 +20,27 @@ DEPLOYMENT, REVISION = CHILDREN["Deployment"], CHILDREN["ControllerRevision"]
 log = logging.getLogger(__name__)
 
 
-async def restore(api: Kube, cache: Cache, key: Key, td: TurboDeployment) -> None:
-    """Put missing ControllerRevisions into the cache. Calls the API server only if one is missing."""
+async def restore(api: Kube, cache: Cache, key: Key, td: TurboDeployment) -> RefusedError | None:
+    """Put missing ControllerRevisions into the cache. Calls the API server only if one is missing.
+
+    Returns why one was refused; its Deployment stays as it is.
+    """
+    refused: RefusedError | None = None
     held = cache.children(key, td.metadata.uid)
     for (kind, name), child in held.items():
         plan_hash = child.view.plan_hash
         if kind != DEPLOYMENT.kind or plan_hash is None or child.view.terminating:
             continue
-        if (REVISION.kind, name) not in held:
+        if (REVISION.kind, name) in held:
+            continue
+        try:
             there = await api.find(REVISION, key.namespace, name) or await _remake(api, key, td, plan_hash)
-            if there is not None:
-                cache.put_child(there)
+        except RefusedError as error:
+            refused = error
+            continue
+        if there is not None:
+            cache.put_child(there)
+    return refused
 
 
 async def _remake(api: Kube, key: Key, td: TurboDeployment, plan_hash: str) -> dict[str, Any] | None:
@@ -38,5 +48,6 @@ async def _remake(api: Kube, key: Key, td: TurboDeployment, plan_hash: str) -> d
     deployment = await api.find(DEPLOYMENT, key.namespace, name)
     if deployment is None:  # gone meanwhile: its event is on its way
         return None
+    made = await api.apply(REVISION, render.revision(td, plan_hash, deployment["spec"]["template"]))
     log.info("created", extra={"object": str(key), "kind": REVISION.kind, "child": name})
-    return await api.apply(REVISION, render.revision(td, plan_hash, deployment["spec"]["template"]))
+    return made

@@ -223,6 +223,39 @@ def test_a_variant_whose_revision_goes_serves_on_while_the_next_one_starts(clust
     served.cluster.until_ready(served.namespace, replicas=2)
 
 
+def test_a_revision_that_is_refused_is_told_of_and_its_variant_serves_on(cluster: Any) -> None:
+    served = Served(cluster, "revision-refused")
+    cluster.kubelet.refused.add("chat-")
+    counted = "count/controllerrevisions.apps"
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "revisions", "namespace": served.namespace},
+        "spec": {"hard": {counted: "1"}},
+    }
+    try:
+        served.write(**OTHER_PLAN)
+        served.soon(lambda: len(served.variants()) == 2, "the next one is there")
+        cluster.api.create(resources.QUOTA, quota)
+
+        def counts() -> bool:
+            stored = cluster.api.get(resources.QUOTA, served.namespace, "revisions")
+            return (stored.get("status", {}).get("used") or {}).get(counted) == "2"
+
+        served.soon(counts, "the quota counts them")
+        served.kubectl("delete", "controllerrevision", served.variant)
+
+        def is_told() -> bool:
+            ready = cluster.condition(cluster.deployment(served.namespace), "Ready")
+            return ready["reason"] == "Refused" and counted in ready["message"]
+
+        served.soon(is_told, "the status tells of it")
+        assert served.child(DEPLOYMENT) is not None
+        served.kubectl("delete", "resourcequota", "revisions")
+    finally:
+        cluster.kubelet.refused.discard("chat-")
+
+
 @pytest.mark.parametrize(
     ("kind", "theirs"),
     [
