@@ -83,6 +83,7 @@ def node_cluster() -> Iterator[Cluster]:
         cluster.down()
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run side by side, those that share a cluster follow one another, and so do those of a file.
 
