@@ -73,11 +73,11 @@ format: setup ## Format and mend what ruff can
 
 .PHONY: test
 test: setup ## All tests that this machine can run; skipped ones are listed with the reason
-	@$(PY) -m pytest -n $(LANES) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(PY) -m pytest -n $(LANES) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 .PHONY: test-full
 test-full: setup ## The same, with what takes too long for every change
-	@TURBO_TEST_FULL=1 $(PY) -m pytest -n $(LANES) --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@TURBO_TEST_FULL=1 $(PY) -m pytest -n $(LANES) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 .PHONY: bench
 bench: setup ## make bench NAME=lossless [ARGS="--json FILE ..."]

@@ -10,10 +10,12 @@ import os
 import signal
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from turbo_dev import lanes
 from turbo_dev.access import Access, from_context
 from turbo_dev.binaries import GoMissingError
 from turbo_dev.cluster import Cluster, NotRootError
@@ -83,21 +85,14 @@ def node_cluster() -> Iterator[Cluster]:
         cluster.down()
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, those that share a cluster follow one another, and so do those of a file.
-
-    The longest come first: what a pod takes to start is time that the others use.
-    """
-    order = {"node": 0, "cluster": 1}
-    items.sort(key=lambda item: order.get(_group(item), len(order)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    """The longest lanes first: see turbo_dev.lanes."""
+    items.sort(key=lambda item: lanes.order(item.path))
 
 
-def _group(item: pytest.Item) -> str:
-    kinds = (kind for kind in ("node", "cluster") if item.get_closest_marker(kind))
-    return next(kinds, item.nodeid.partition("::")[0])
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> lanes.Lanes:
+    """Where tests run side by side (`make test`), those that share a cluster follow one another."""
+    return lanes.Lanes(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
