@@ -18,7 +18,7 @@ from hypothesis import settings
 from turbo_dev import lanes
 from turbo_dev.access import Access, from_context
 from turbo_dev.binaries import GoMissingError
-from turbo_dev.cluster import Cluster, NotRootError
+from turbo_dev.cluster import Cluster, NotRootError, of_this_process
 from turbo_dev.controlplane import ControlPlane, Settings
 from turbo_operator import crd
 
@@ -75,7 +75,7 @@ def node_cluster() -> Iterator[Cluster]:
     """The whole embedded cluster with a real node, in its sandbox; one for the whole run."""
     if os.environ.get("TURBO_TEST_CONTEXT"):
         pytest.skip("images are put straight on the embedded node; TURBO_TEST_CONTEXT names another cluster")
-    cluster = Cluster(f"test-{os.getpid()}")
+    cluster = of_this_process()
     try:
         cluster.up()
         yield cluster
@@ -90,6 +90,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: lanes.order(item.path))
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> lanes.Lanes:
     """Where tests run side by side (`make test`), those that share a cluster follow one another."""
     return lanes.Lanes(config, log)

@@ -121,3 +121,12 @@ class Cluster:
 def names() -> list[str]:
     """The clusters that are up or were left half down."""
     return sorted(path.name.removeprefix("cluster-") for path in cache_root().glob("cluster-*"))
+
+
+def of_this_process() -> Cluster:
+    """The cluster of a test run. What runs left that died before they took theirs down is removed first."""
+    for name in names():
+        kind, _, pid = name.partition("-")
+        if kind == "test" and pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            Cluster(name).down()
+    return Cluster(f"test-{os.getpid()}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from turbo_dev.simulated_variants import PRICES, SIZES, Deployment, Pod, footprint
@@ -53,6 +53,7 @@ class World:
     bounds: Bounds = field(default_factory=Bounds)
     serving: str | None = None
     rollout: RolloutStatus | None = None
+    over_limits: bool = False  # what served when the rollout began was above a limit that was lowered
     generation: int = 0
     proven: str | None = None  # the checker's own record of who had all replicas available last
     last: Step | None = None
@@ -83,6 +84,15 @@ class World:
         name = self.dice.choice(sorted(PRICES)) if self.dice.random() < 0.5 else sorted(PRICES)[0]
         self.qualities[self.wanted] = (name, self.dice.randint(1, 3) if works else None)
 
+    def lower_a_limit(self) -> None:
+        """A limit that some replicas of another plan keep, whatever serves."""
+        self.change_plan(works=self.dice.random() < 0.8)
+        one, count = footprint(self.qualities[self.wanted][0]), self.dice.randint(1, max(1, self.replicas))
+        if self.dice.random() < 0.5:
+            self.bounds = replace(self.bounds, max_per_hour=one.cost_per_hour(count))
+        else:
+            self.bounds = replace(self.bounds, max_total=one.accelerators(count))
+
     def something_happens(self) -> None:
         """One random event, or none."""
         dice = self.dice
@@ -92,6 +102,8 @@ class World:
             self.change_plan(works=dice.random() < 0.6)
         elif what < 0.09:
             self.replicas = dice.randint(0, 4)
+        elif what < 0.10:
+            self.lower_a_limit()
         elif what < 0.11:
             self.generation += 1  # the spec changes and the plan does not: what failed is tried again
         elif what < 0.13 and self.variants:
@@ -193,10 +205,12 @@ class World:
                 new.available,
                 any(pod.placed and not pod.ready for pod in pods),
                 any(not pod.placed for pod in pods),
+                over_limits=self.bounds.is_overspent((each.footprint, each.replicas) for each in states),
             )
             self.rollout = follow(self.rollout, progress, self.serving, self.now, DEADLINE)
             rolled_back = self.rollout is not None and self.rollout.reason == RolloutReason.ROLLED_BACK
-        wanted = Wanted(self.wanted, self.replicas, self.serving, rolled_back)
+        self.over_limits = self.rollout is not None and bool(self.rollout.over_limits)
+        wanted = Wanted(self.wanted, self.replicas, self.serving, rolled_back, over_limits=self.over_limits)
         mine = footprint(self.qualities[self.wanted][0])
         step = self.planner(states, wanted, mine, self.bounds, self.now)
         self.judge(states, step)
@@ -226,6 +240,7 @@ class World:
                 ("waited", step.waits is not None),
                 ("went first", lowered and answering <= self.replicas),
                 ("surged", sum(step.replicas.values()) > self.replicas > 0),
+                ("above a lowered limit", self.over_limits),
                 ("took over", self.generation > 1 and self.proven == self.wanted),
             )
             if holds
@@ -254,7 +269,11 @@ class World:
         after = step.replicas
         answered = sum(state.answering for state in states)
         stays = sum(min(state.answering, after.get(name, 0)) for name, state in before.items())
-        least = self.replicas - self._may_miss()
+        asked = self.replicas
+        if self.over_limits and step.target is not None:  # more may not serve
+            one = footprint(self.qualities[step.target][0])
+            asked = max(step.fitting, self.bounds.without_stock.most(one, asked))
+        least = asked - self._may_miss()
         _law(stays >= min(answered, least), f"{answered} answered, {stays} stay, and {least} must")
         grows = any(count > (before[name].replicas if name in before else 0) for name, count in after.items())
         if grows:
@@ -266,23 +285,31 @@ class World:
                 total = max(total, sum(now.values()))
             total = total if total > sum(state.replicas for state in states) else 0
             _law(total <= self.replicas + surge, f"{total} replicas of {self.replicas} wanted, surge {surge}")
-            self._within_bounds(before, after)
+            self._within_bounds(before, step)
         keeper = self.proven
         if keeper in before and step.target != keeper:
             ready = has_taken_over(states, step.target, step.fitting)
             _law(keeper in after or ready, f"{keeper} served last and is removed")
 
-    def _within_bounds(self, before: Mapping[str, VariantState], after: Mapping[str, int]) -> None:
-        """Accelerators and money of all pods that there are or will be."""
-        grown = []
+    def _within_bounds(self, before: Mapping[str, VariantState], step: Step) -> None:
+        """Accelerators and money of all pods that there are or will be. Above a limit that was lowered
+        nothing grows but what takes over.
+        """
+        after, grown = step.replicas, []
+        took_over = all(
+            count <= (before[name].replicas if name in before else 0)
+            for name, count in after.items()
+            if name != step.target
+        )
+        bounds = self.bounds.without_limits if self.over_limits and took_over else self.bounds
         for name in {*before, *after}:
             state = before.get(name) or VariantState(name, exists=False)
             grown.append(
                 (footprint(self.qualities[name][0]), max(state.held, after.get(name, 0) + state.ending))
             )
-        was = self.bounds.exceeded([(footprint(self.qualities[n][0]), s.held) for n, s in before.items()])
-        if was is None:
-            broken = self.bounds.exceeded(grown)
+        was = bounds.exceeded([(footprint(self.qualities[n][0]), s.held) for n, s in before.items()])
+        if was is None or (self.over_limits and not took_over):
+            broken = bounds.exceeded(grown)
             _law(broken is None, f"what is asked for and what ends come to more than is allowed: {broken}")
 
     def _may_miss(self) -> int:

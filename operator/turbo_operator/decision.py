@@ -134,9 +134,18 @@ def _roll(
     serving = rollout.serving_variant(
         [state for state in states if state.plan_hash != tried], plan_hash, recorded
     )
-    progress = _followed(td, observed, plan_hash, states, scale, serving, now)
+    over_limits = bounds.is_overspent((state.footprint, state.replicas) for state in states)
+    progress = _followed(td, observed, plan_hash, states, scale, serving, over_limits, now)
     rolled_back = progress is not None and progress.reason == RolloutReason.ROLLED_BACK
-    wanted = rollout.Wanted(plan_hash, scale.replicas, serving, rolled_back, tried, makes_room)
+    wanted = rollout.Wanted(
+        plan_hash,
+        scale.replicas,
+        serving,
+        rolled_back,
+        tried,
+        makes_room,
+        bool(progress is not None and progress.over_limits),
+    )
     step = rollout.next_step(states, wanted, footprint, bounds, now)
     if step.target == plan_hash and step.is_over:
         serving, progress = plan_hash, None
@@ -151,6 +160,7 @@ def _followed(
     states: Sequence[VariantState],
     scale: Scale,
     serving: str | None,
+    over_limits: bool,
     now: float,
 ) -> RolloutStatus | None:
     """The rollout's status before the step; a suspension ends it, so that what was given up is tried anew."""
@@ -161,7 +171,7 @@ def _followed(
         return last
     if scale.replicas == 0:
         return last if last is not None and last.reason == RolloutReason.ROLLED_BACK else None
-    progress = _progress(td, observed, plan_hash, states)
+    progress = dataclasses.replace(_progress(td, observed, plan_hash, states), over_limits=over_limits)
     return rollout.follow(last, progress, serving, now, td.spec.rollout.progress_deadline_seconds)
 
 

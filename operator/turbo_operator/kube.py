@@ -22,7 +22,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from yaml import YAMLError
 
 from turbo_operator import metrics
-from turbo_operator.api import FIELD_MANAGER
+from turbo_operator.api import FIELD_MANAGER, TURBODEPLOYMENT
 from turbo_operator.resources import Resource
 from turbo_operator.yaml_text import described
 
@@ -70,6 +70,13 @@ class RefusedError(KubeError):
 
 class StrangerError(RefusedError):
     """Another owner's object already has a name that the operator needs."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        message = (
+            f"{kind} {name} is there already and belongs to somebody else: delete it, or rename this "
+            f"{TURBODEPLOYMENT}."
+        )
+        super().__init__(409, "AlreadyExists", message)
 
     @property
     def sentence(self) -> str:

@@ -112,6 +112,7 @@ class Reconciler:
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
         refused = await revisions.restore(self._api, self._cache, key, td)
+        why = refused.sentence if refused else None
         now = self._clock()
         edition = self.plans.edition(key)
         observed = observe(self._cache, self._ledger, key, td, now)
@@ -127,18 +128,18 @@ class Reconciler:
         memory.history, memory.online = decision.scale.history, decision.online
         if judgement is not None and judgement.over:
             # told before pods are changed: who dies in between goes on from there
-            await self._write_status(key, body, status_of(td, observed, decision, now))
+            await self._write_status(key, body, status_of(td, observed, decision, now, why))
             memory.gains = gains
             return 0.0
         memory.gains = gains
-        if await self._announce(key, body, td, observed, decision, now):
+        if await self._announce(key, body, td, observed, decision, now, why):
             return 0.0
         if decision.takeover.rolled_back and decision.takeover.rollout != td.status.rollout:
             # why is written down before the pods that say so are gone
-            await self._write_status(key, body, status_of(td, observed, decision, now))
+            await self._write_status(key, body, status_of(td, observed, decision, now, why))
             return 0.0
         if decision.training_job is not None:  # what it may cost is written down before it runs
-            new = status_of(td, observed, decision, now)
+            new = status_of(td, observed, decision, now, why)
             if new.training != td.status.training:
                 await self._write_status(key, body, new)
                 return 0.0
@@ -170,6 +171,7 @@ class Reconciler:
         observed: Observed,
         decision: Decision,
         now: float,
+        why: str | None,
     ) -> bool:
         """Write a new plan to the status before anything is made of it; whether that was to be done.
 
@@ -182,7 +184,7 @@ class Reconciler:
         if decision.plan_hash in (None, told, memory.announced):
             return False
         memory.announced = decision.plan_hash
-        new = status_of(td, observed, decision, now)
+        new = status_of(td, observed, decision, now, why)
         try:
             await self._write_status(key, body, new)
         except KubeError as error:
@@ -239,7 +241,8 @@ class Reconciler:
         if broken is not None:
             raise broken
         if refused is not None:
-            return STRANGER_SECONDS if isinstance(refused, StrangerError) else REFUSED_SECONDS
+            again = STRANGER_SECONDS if isinstance(refused, StrangerError) else REFUSED_SECONDS
+            return min(again, self._next_look(td, observed, decision, now))
         return self._next_look(td, observed, decision, now)
 
     async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
@@ -335,12 +338,7 @@ class Reconciler:
                 if owner is not None and (owner["kind"], owner["name"]) == (TURBODEPLOYMENT, key.name):
                     what = f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed"
                     raise ConflictError(409, "Leftover", what)
-                raise StrangerError(
-                    409,
-                    "AlreadyExists",
-                    f"{kind} {name} is there already and belongs to somebody else: delete it, or rename this "
-                    f"{TURBODEPLOYMENT}.",
-                )
+                raise StrangerError(kind, name)
             self._cache.put_child(there)
 
     async def _apply(

@@ -1,7 +1,8 @@
-"""A Deployment of ours whose ControllerRevision is not seen: what its pods are made of must not be lost.
+"""A variant is a Deployment and the ControllerRevision of its template: where one of the two is not seen, the
+other one must not be lost.
 
-One that lost its label stands there still, and is found by its name. One that is gone is made again of what
-the Deployment runs, so that no pod rolls.
+What lost its label stands there still, and is found by its name. A ControllerRevision that is gone is made
+again of what the Deployment runs, so that no pod rolls; a Deployment that is gone is the rollout's matter.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import Any
 from turbo_operator import render
 from turbo_operator.api import TurboDeployment
 from turbo_operator.cache import Cache, Key
-from turbo_operator.kube import Kube, RefusedError
+from turbo_operator.kube import Kube, RefusedError, StrangerError
+from turbo_operator.projection import controller
 from turbo_operator.resources import CHILDREN
 
 DEPLOYMENT, REVISION = CHILDREN["Deployment"], CHILDREN["ControllerRevision"]
@@ -21,33 +23,42 @@ log = logging.getLogger(__name__)
 
 
 async def restore(api: Kube, cache: Cache, key: Key, td: TurboDeployment) -> RefusedError | None:
-    """Put missing ControllerRevisions into the cache. Calls the API server only if one is missing.
+    """Put what is missing of variants into the cache. Calls the API server only if something is missing.
 
-    Returns why one was refused; its Deployment stays as it is.
+    Returns why a ControllerRevision cannot be had; its Deployment stays as it is.
     """
     refused: RefusedError | None = None
     held = cache.children(key, td.metadata.uid)
     for (kind, name), child in held.items():
         plan_hash = child.view.plan_hash
-        if kind != DEPLOYMENT.kind or plan_hash is None or child.view.terminating:
+        if plan_hash is None or child.view.terminating:
             continue
-        if (REVISION.kind, name) in held:
-            continue
-        try:
-            there = await api.find(REVISION, key.namespace, name) or await _remake(api, key, td, plan_hash)
-        except RefusedError as error:
-            refused = error
-            continue
-        if there is not None:
-            cache.put_child(there)
+        if kind == REVISION.kind and (DEPLOYMENT.kind, name) not in held:
+            there = await api.find(DEPLOYMENT, key.namespace, name)
+            if there is not None and _is_ours(there, td):
+                cache.put_child(there)
+        if kind == DEPLOYMENT.kind and (REVISION.kind, name) not in held:
+            try:
+                await _restore_revision(api, cache, key, td, plan_hash)
+            except RefusedError as error:
+                refused = error
     return refused
 
 
-async def _remake(api: Kube, key: Key, td: TurboDeployment, plan_hash: str) -> dict[str, Any] | None:
+async def _restore_revision(api: Kube, cache: Cache, key: Key, td: TurboDeployment, plan_hash: str) -> None:
     name = render.variant_name(td, plan_hash)
-    deployment = await api.find(DEPLOYMENT, key.namespace, name)
-    if deployment is None:  # gone meanwhile: its event is on its way
-        return None
-    made = await api.apply(REVISION, render.revision(td, plan_hash, deployment["spec"]["template"]))
-    log.info("created", extra={"object": str(key), "kind": REVISION.kind, "child": name})
-    return made
+    there = await api.find(REVISION, key.namespace, name)
+    if there is not None and not _is_ours(there, td):
+        raise StrangerError(REVISION.kind, name)
+    if there is None:
+        deployment = await api.find(DEPLOYMENT, key.namespace, name)
+        if deployment is None:  # gone meanwhile: its event is on its way
+            return
+        there = await api.apply(REVISION, render.revision(td, plan_hash, deployment["spec"]["template"]))
+        log.info("created", extra={"object": str(key), "kind": REVISION.kind, "child": name})
+    cache.put_child(there)
+
+
+def _is_ours(body: dict[str, Any], td: TurboDeployment) -> bool:
+    owner = controller(body)
+    return owner is not None and owner["uid"] == td.metadata.uid

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from turbo_dev.cluster import Cluster, names
+from turbo_dev.cluster import Cluster, names, of_this_process
 from turbo_dev.controlplane import NODE_NAME
 from turbo_dev.node import PAUSE_IMAGE
 from turbo_dev.shell import run
@@ -79,3 +80,16 @@ def test_another_cluster_stands_beside_it_and_leaves_nothing_when_it_goes(node_c
     assert beside.name not in names()
     assert node_cluster.healthy()
     assert not beside.down()
+
+
+def test_what_a_run_that_died_has_left_is_removed_by_the_next_one() -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    dead, living = Cluster(f"test-{ended.pid}"), Cluster("test-1")
+    for each in (dead, living):
+        each.directory.mkdir(parents=True)
+    try:
+        assert of_this_process().name == f"test-{os.getpid()}"
+        assert (dead.directory.exists(), living.directory.exists()) == (False, True)
+    finally:
+        living.down()

@@ -50,7 +50,8 @@ class Served:
 
     def label(self, resource: Any, name: str = "") -> str | None:
         child = self.child(resource, name)
-        assert child is not None
+        if child is None:
+            return None
         label: str | None = (child["metadata"].get("labels") or {}).get(LABEL)
         return label
 
@@ -221,6 +222,27 @@ def test_a_variant_whose_revision_goes_serves_on_while_the_next_one_starts(clust
     finally:
         cluster.kubelet.refused.discard("chat-")
     served.cluster.until_ready(served.namespace, replicas=2)
+
+
+def test_a_revision_that_lost_its_owner_is_told_of_and_its_variant_serves_on(cluster: Any) -> None:
+    served = Served(cluster, "revision-disowned")
+    cluster.kubelet.refused.add("chat-")
+    try:
+        served.write(**OTHER_PLAN)
+        served.soon(lambda: len(served.variants()) == 2, "the next one is there")
+        cluster.api.patch(REVISION, served.namespace, served.variant, {"metadata": {"ownerReferences": None}})
+
+        def is_told() -> bool:
+            ready = cluster.condition(cluster.deployment(served.namespace), "Ready")
+            return f"ControllerRevision {served.variant} is there already" in ready["message"]
+
+        served.soon(is_told, "the status tells of it")
+        assert served.child(DEPLOYMENT) is not None
+        served.kubectl("delete", "controllerrevision", served.variant)
+        served.soon(lambda: served.label(REVISION) == "chat", "it is made again")
+    finally:
+        cluster.kubelet.refused.discard("chat-")
+    served.cluster.until_ready(served.namespace)
 
 
 def test_a_revision_that_is_refused_is_told_of_and_its_variant_serves_on(cluster: Any) -> None:

@@ -169,6 +169,9 @@ class RolloutStatus(StatusRecord):
     """The plan that takes over."""
     spec_hash: _Name
     """Hash of the spec, its replicas left out, that the plan was made for."""
+    over_limits: bool | None = None
+    """Whether what served when it began was above a limit of the spec, which was lowered: to keep the limit
+    again without a gap, the rollout may go above it on the way. Absent where it was not."""
     available_replicas: _Count = 0
     """The most of its replicas that were available at once."""
     last_progress_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from turbo_operator.api import CapacityType, TurboDeployment
@@ -55,6 +55,16 @@ class Bounds:
                 return f"the cluster and its quotas hold {self.by_type[name, kind]} of {name}{paid}"
         return None
 
+    @property
+    def without_limits(self) -> Bounds:
+        """What the cluster has alone."""
+        return replace(self, max_total=None, max_per_hour=None)
+
+    @property
+    def without_stock(self) -> Bounds:
+        """The user's own limits alone."""
+        return replace(self, stock={}, by_type={})
+
     def is_overspent(self, holdings: Iterable[Holding]) -> bool:
         """Whether these alone break one of the user's own limits."""
         return self._spent([(each, number) for each, number in holdings if each is not None]) is not None
@@ -83,15 +93,19 @@ def bounds_of(
 ) -> Bounds:
     """The limits of the spec and of what is seen; `footprints` are those of all variants, the wanted one too.
 
-    `now` is in epoch seconds.
+    Labels do not tell what a pod needs of its node beside accelerators: it counts as what is known for
+    another one of its accelerator. `now` is in epoch seconds.
     """
+    known = [each for each in footprints if each is not None]
+    hosts = {each.accelerator.name: each.host for each in known if each.host is not None}
     stock: dict[str, int] = {}
     by_type: dict[tuple[str, CapacityType], int] = {}
-    for footprint in footprints:
-        supply = (observed.supply or {}).get(footprint.accelerator.name) if footprint is not None else None
-        if footprint is None or supply is None:
+    for footprint in known:
+        name = footprint.accelerator.name
+        supply = (observed.supply or {}).get(name)
+        if supply is None:
             continue
-        name, room = footprint.accelerator.name, footprint.room(supply, now)
+        room = replace(footprint, host=footprint.host or hosts.get(name)).room(supply, now)
         if supply.quota is not None:
             stock[name] = supply.quota
         if room is not None:

@@ -36,6 +36,7 @@ class Wanted:
     rolled_back: bool = False  # the plan made no progress: what served before serves on
     canary: str | None = None  # a variant that one pod tries a draft with
     canary_makes_room: bool = False  # no place is left for its pod in addition to the replicas
+    over_limits: bool = False  # what served when the rollout began was above a limit of the spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def _target(states: Sequence[VariantState], wanted: Wanted) -> str | None:
     if wanted.serving is not None:
         return wanted.serving
     kept = max(states, key=lambda state: (state.answering, state.replicas, state.plan_hash), default=None)
-    return None if kept is None else kept.plan_hash
+    return wanted.plan_hash if kept is None else kept.plan_hash  # rather one that failed than none at all
 
 
 def _in_order(states: Iterable[VariantState], wanted: Wanted, target: str) -> list[VariantState]:
@@ -159,15 +160,15 @@ def _rolled(
     now: float,
 ) -> Step:
     serving = next((state for state in others if state.plan_hash == wanted.serving), None)
-    if serving is not None and bounds.is_overspent(
-        [(serving.footprint, min(serving.replicas, wanted.replicas))]
-    ):
-        # A limit that was lowered below what serves: the way to keep it again is to take over, without a gap.
-        bounds = replace(bounds, max_total=None, max_per_hour=None)
-    slack = _slack(new, serving, others, wanted.replicas, fitting, bounds, now)
-    old = _old_replicas(new, others, wanted, slack, bounds)
-    replicas = _grown(new, others, old, wanted.replicas, fitting, slack.surge, bounds)
-    is_needed = fitting < wanted.replicas and any(state.replicas for state in others)
+    asked, on_the_way = wanted.replicas, bounds
+    if wanted.over_limits:
+        # A limit was lowered below what serves: to take over, without a gap, is how it is kept again.
+        asked = max(1, fitting, bounds.without_stock.most(new.footprint, asked))
+        on_the_way = bounds.without_limits
+    slack = _slack(new, serving, others, asked, fitting, on_the_way, now)
+    old = _old_replicas(new, others, replace(wanted, replicas=asked), slack, bounds, on_the_way)
+    replicas = _grown(new, others, old, asked, fitting, slack.surge, on_the_way)
+    is_needed = fitting < asked and any(state.replicas for state in others)
     is_over = has_taken_over([new], new.plan_hash, fitting) and not is_needed
     remaining = [
         Variant(state.plan_hash, old[state.plan_hash])
@@ -186,14 +187,17 @@ def _rolled(
     is_settled = all(each.seen and each.held <= each.replicas for each in others) and new.seen
     if is_short and unmoved and is_settled and any(old.values()):
         held = [(each.footprint, each.held) for each in others]
-        crowded = slack.crowded or bounds.exceeded([*held, (new.footprint, replicas + 1)])
+        crowded = slack.crowded or on_the_way.exceeded([*held, (new.footprint, replicas + 1)])
         if crowded:
             broken = crowded
-            waits = (
-                f"The new plan waits for room beside the one that serves: {crowded}. Make room, or write "
-                f"spec.rollout.maxUnavailable: {1 + wanted.replicas - fitting}, with which a replica goes "
-                "before its successor is there."
-            )
+            waits = f"The new plan waits for room beside the one that serves: {crowded}. Make room"
+            may_go = 1 + asked - fitting
+            if may_go > slack.unavailable:
+                waits += (
+                    f", or write spec.rollout.maxUnavailable: {may_go}, with which a replica goes before its "
+                    "successor is there"
+                )
+            waits += "."
     variants = _ordered(Variant(new.plan_hash, replicas), new, remaining, others)
     return Step(variants, new.plan_hash, fitting, waits, _is_of_spec(broken), is_over)
 
@@ -269,10 +273,12 @@ def _old_replicas(
     wanted: Wanted,
     slack: _Slack,
     bounds: Bounds,
+    on_the_way: Bounds,
 ) -> dict[str, int]:
     """Replicas of the other variants: none for one that never served, or that the new one replaces.
 
-    Restores replicas of the serving variant that somebody else removed.
+    Restores replicas of the serving variant that somebody else removed, within `bounds`; `on_the_way` is what
+    the new one may grow to.
     """
     spare = new.available + sum(state.answering for state in others) - (wanted.replicas - slack.unavailable)
     is_settled = all(state.seen for state in (new, *others))
@@ -282,7 +288,7 @@ def _old_replicas(
         if state.plan_hash == wanted.serving:
             goal = max(0, wanted.replicas - new.available)
             # One that goes first must make room, else it goes for nothing.
-            if new.available < wanted.replicas and _fits(new, state, goal - slack.unavailable, bounds):
+            if new.available < wanted.replicas and _fits(new, state, goal - slack.unavailable, on_the_way):
                 goal = max(0, goal - slack.unavailable)
             used = max(new.replicas, new.available) + sum(old.values())
             held = [
@@ -290,7 +296,8 @@ def _old_replicas(
                 for each in others
                 if each != state
             ]
-            held.append((new.footprint, new.held))
+            # Above a lowered limit the new one takes all its places, whoever else is restored.
+            held.append((new.footprint, max(new.held, wanted.replicas if wanted.over_limits else 0)))
             # Where as few as may be missing are, they went first, for a pod that has found its node since.
             may_miss = 0 if new.replicas == 0 or not state.exists else _may_miss(wanted, bounds)
             while (

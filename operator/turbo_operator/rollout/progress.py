@@ -22,23 +22,26 @@ class Progress:
     spec_hash: str  # of the spec that the plan was made for
     replicas: int  # that its Deployment asks for
     available: int
-    has_placed: bool = False  # whether a node has one of its pods that is not ready
+    has_placed: bool = False  # whether a node has, or had, one of its pods that is not ready
     is_waiting: bool = False  # whether one of its pods waits for a node
     failure: str = ""  # what its first failing pod says, as a sentence
+    over_limits: bool = False  # whether what runs is above a limit of the spec
 
     @classmethod
     def of_pods(
         cls, plan_hash: str, spec_hash: str, replicas: int, available: int, pods: Iterable[PodView]
     ) -> Progress:
-        """From the pods of the variant."""
-        unready = [pod for pod in pods if not (pod.ready or pod.terminating or pod.phase in ENDED)]
+        """From the pods of the variant. One that a node failed counts: the next one may wait for a moment
+        only, and fail in the same way.
+        """
+        unready = [pod for pod in pods if not (pod.ready or pod.terminating)]
         return cls(
             plan_hash,
             spec_hash,
             replicas,
             available,
-            any(pod.pending_since is None for pod in unready),
-            any(pod.pending_since is not None for pod in unready),
+            any(pod.pending_since is None or pod.phase in ENDED for pod in unready),
+            any(pod.pending_since is not None and pod.phase not in ENDED for pod in unready),
         )
 
 
@@ -54,7 +57,11 @@ def follow(
         return None
     state = old
     if state is None or (state.plan_hash, state.spec_hash) != (progress.plan_hash, progress.spec_hash):
-        state = RolloutStatus(plan_hash=progress.plan_hash, spec_hash=progress.spec_hash)
+        state = RolloutStatus(
+            plan_hash=progress.plan_hash,
+            spec_hash=progress.spec_hash,
+            over_limits=progress.over_limits or None,
+        )
     if state.reason == RolloutReason.ROLLED_BACK:
         return state
     if progress.available > state.available_replicas:

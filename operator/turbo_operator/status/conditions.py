@@ -212,7 +212,8 @@ def _held_up(
 
 def failure(observed: Observed, plan_hash: str) -> str:
     """What holds up the pods of a variant, as a sentence; empty where they say nothing."""
-    failing = _first_failing(pod for pod in observed.pods if serves(pod) and pod.plan_hash == plan_hash)
+    pods = [pod for pod in observed.pods if pod.plan_hash == plan_hash and not pod.terminating]
+    failing = _first_failing(filter(serves, pods)) or _first_failing(pods)  # else one that has ended
     if failing:
         return failing.message
     of_variant = (child for child in observed.children if child.plan_hash == plan_hash)

@@ -9,7 +9,7 @@ from typing import Any
 from turbo_dev.simulated_variants import footprint
 from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.budget import Footprint
-from turbo_operator.observed import Accelerator, NodeSupply, Observed, Supply, TrainPod
+from turbo_operator.observed import Accelerator, Host, NodeSupply, Observed, Supply, TrainPod
 from turbo_operator.rollout import Bounds, bounds_of
 
 NOW = 1_700_000_000.0
@@ -58,6 +58,15 @@ def test_room_of_one_capacity_type_is_none_of_another() -> None:
     assert found.exceeded([(ONE, 4), (spot, 1)]) is None
     assert found.exceeded([(spot, 2)]) == "the cluster and its quotas hold 1 of cpu (Spot)"
     assert found.most(spot, 4) == 1
+
+
+def test_what_a_node_has_beside_its_accelerators_bounds_pods_whose_labels_do_not_tell() -> None:
+    gpu = replace(CPU, name="gpu", resource_name="nvidia.com/gpu")
+    planned = Footprint(gpu, CapacityType.ON_DEMAND, 1, host=Host(2000, 10 << 30))
+    nodes = (NodeSupply("n", 8, 8, host=Host(64_000, 20 << 30)),)
+    observed = Observed({"gpu": gpu}, {"gpu": Supply(nodes)})
+    labeled = replace(planned, host=None)
+    assert bounds_of(td(), observed, (planned, labeled), NOW).most(planned, 8) == 2
 
 
 def test_a_training_is_reserved_from_its_beginning_to_its_end() -> None:

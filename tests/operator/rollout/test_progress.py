@@ -91,10 +91,24 @@ def test_progress_is_read_from_pods_that_are_there_to_stay() -> None:
     for pods, expected in (
         ((placed, unplaced), (True, True)),
         ((unplaced, ready), (False, True)),
-        ((replace(placed, terminating=True), replace(placed, phase="Failed")), (False, False)),
+        ((replace(placed, terminating=True),), (False, False)),
+        ((replace(placed, phase="Failed", reason="UnexpectedAdmissionError"), unplaced), (True, True)),
     ):
         found = Progress.of_pods("new", "spec", 2, 0, pods)
         assert (found.has_placed, found.is_waiting) == expected
+
+
+def test_a_plan_whose_pods_nodes_fail_again_and_again_goes_back() -> None:
+    """As a kubelet does that has no healthy device: the pod ends as Failed, and another one is made."""
+    failed = PodView("a", "new", "Failed", False, None, "UnexpectedAdmissionError", "no healthy devices")
+    unplaced = PodView("b", "new", "Pending", False, None, "Unschedulable", None, pending_since=NOW)
+    state: RolloutStatus | None = None
+    for seconds in range(0, 1200, 60):
+        pods = (failed, unplaced) if seconds % 300 == 0 else (failed,)
+        progress = Progress.of_pods("new", "spec", 1, 0, pods)
+        state = follow(state, progress, "old", NOW + seconds, DEADLINE)
+    assert state is not None
+    assert state.reason == RolloutReason.ROLLED_BACK
 
 
 def test_a_stamp_that_no_clock_of_ours_can_have_written_holds_nothing_up() -> None:
