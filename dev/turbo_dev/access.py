@@ -43,13 +43,15 @@ class Access:
         """`kubectl get ... -o json`, parsed."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
-    def writes(self) -> Iterator[dict[str, Any]]:
-        """The audit events of all completed writes so far, oldest first (empty where there is no log)."""
+    def writes(self, text: str = "") -> Iterator[dict[str, Any]]:
+        """The audit events of all completed writes so far whose line holds `text`, oldest first (empty where
+        there is no log).
+        """
         if self.audit_log is None or not self.audit_log.exists():
             return
         with self.audit_log.open(encoding="utf-8") as lines:
             for line in lines:
-                if line.endswith("\n"):  # the last line may still be on its way
+                if text in line and line.endswith("\n"):  # the last line may still be on its way
                     yield json.loads(line)
 
 

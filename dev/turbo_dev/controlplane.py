@@ -254,7 +254,9 @@ def _direct(ca: Path) -> urllib.request.OpenerDirector:
 
 
 def _audit_policy(level: str) -> str:
-    """Every completed write with user, verb and object; reads, and leases that only say "alive", left out."""
+    """Every completed write with user, verb and object; reads, leases that only say "alive", and what
+    controllers write at every change of a pod's address left out.
+    """
     return json.dumps(
         {
             "apiVersion": "audit.k8s.io/v1",
@@ -267,6 +269,21 @@ def _audit_policy(level: str) -> str:
                     "level": "None",
                     "userGroups": ["system:nodes"],
                     "resources": [{"group": "coordination.k8s.io"}],
+                },
+                {
+                    "level": "None",
+                    "users": [
+                        "kwok",
+                        *(
+                            f"system:serviceaccount:kube-system:{name}-controller"
+                            for name in ("endpoint", "endpointslice")
+                        ),
+                    ],
+                    "resources": [
+                        {"group": "", "resources": ["endpoints", "events"]},
+                        {"group": "coordination.k8s.io"},
+                        {"group": "discovery.k8s.io"},
+                    ],
                 },
                 {"level": level},
             ],

@@ -206,7 +206,7 @@ class Cluster:
         """The audit events of the operator's writes in a namespace."""
         return [
             event
-            for event in self.access.writes()
+            for event in self.access.writes(f'"namespace":"{namespace}"')
             if event["user"]["username"] == self.user and event["objectRef"].get("namespace") == namespace
         ]
 

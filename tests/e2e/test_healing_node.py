@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from turbo_dev import podprocesses, release, served
+from turbo_dev import podprocesses, release, served, sizes
 from turbo_dev.calls import Pulse
 from turbo_dev.cluster import Cluster
 from turbo_dev.node import PAUSE_IMAGE
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.node,
     pytest.mark.model,
     pytest.mark.skipif(
-        "TURBO_TEST_FULL" not in os.environ,
+        not sizes.IS_FULL,
         reason="repairs on a real node take minutes: make test-full",
     ),
 ]

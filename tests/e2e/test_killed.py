@@ -140,7 +140,7 @@ class Life:
         """What the audit log shows of writes that changed nothing or failed."""
         seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         found = []
-        for event in self.cluster.access.writes():
+        for event in self.cluster.access.writes(f'"namespace":"{self.namespace}"'):
             where = event["objectRef"]
             if where.get("namespace") != self.namespace:
                 continue

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from turbo_dev import podprocesses, release, served
+from turbo_dev import podprocesses, release, served, sizes
 from turbo_dev.calls import Crowd, describe
 from turbo_dev.cluster import Cluster
 from turbo_dev.podhistory import PodHistory
@@ -18,9 +17,7 @@ from turbo_dev.served import Served
 pytestmark = [
     pytest.mark.node,
     pytest.mark.model,
-    pytest.mark.skipif(
-        "TURBO_TEST_FULL" not in os.environ, reason="rollouts on a real node take minutes: make test-full"
-    ),
+    pytest.mark.skipif(not sizes.IS_FULL, reason="rollouts on a real node take minutes: make test-full"),
 ]
 
 NUM_CLIENTS, CLIENT_SECONDS = 8, 120.0

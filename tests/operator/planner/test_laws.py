@@ -26,6 +26,7 @@ from turbo_dev.plan_referee import (
     planned,
     room,
 )
+from turbo_dev.sizes import size
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.observed import Accelerator, Supply
 from turbo_operator.planned import Choice, Running
@@ -34,9 +35,10 @@ from turbo_operator.planner.demand import demand
 from turbo_operator.planner.judge import CODES
 from turbo_runtime.contract import ModelShape
 
-several = settings(max_examples=50)  # of laws that compare plans, each of which takes its time
+several = settings(max_examples=size(25, 50))  # of laws that compare plans, each of which takes its time
 
 
+@settings(max_examples=size(50, 100))
 @given(specs(), models, catalogues, supplies)
 def test_no_plan_breaks_memory_budget_or_supply(
     wanted: TurboDeploymentSpec,
@@ -50,10 +52,10 @@ def test_no_plan_breaks_memory_budget_or_supply(
         return
     row = choice.accelerator
     assert choice.memory_bytes <= row.memory_bytes
-    size = 4 if choice.dtype == "float32" else 2
-    one_request = memory.kv_bytes(model, size, 1, choice.max_model_len) * choice.max_model_len
+    width = 4 if choice.dtype == "float32" else 2
+    one_request = memory.kv_bytes(model, width, 1, choice.max_model_len) * choice.max_model_len
     assert choice.kv_cache_bytes >= one_request
-    assert choice.kv_cache_bytes + model.parameters * size <= memory.usable(row)
+    assert choice.kv_cache_bytes + model.parameters * width <= memory.usable(row)
     if wanted.cost and wanted.cost.max_per_hour is not None:
         assert choice.predicted.cost_per_hour is not None
         assert choice.predicted.cost_per_hour <= wanted.cost.max_per_hour
@@ -214,6 +216,7 @@ def running(choice: Choice) -> Running:
     )
 
 
+@settings(max_examples=size(50, 100))
 @given(specs(), models, catalogues, supplies)
 def test_every_accelerator_asked_for_is_chosen_or_rejected_with_a_sentence(
     wanted: TurboDeploymentSpec,

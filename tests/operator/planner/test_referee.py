@@ -17,12 +17,13 @@ from turbo_dev.plan_cases import (
     supplies,
 )
 from turbo_dev.plan_referee import brute_force, planned
+from turbo_dev.sizes import size
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.observed import Accelerator, Supply
 from turbo_runtime.contract import ModelShape
 
 
-@settings(max_examples=300)
+@settings(max_examples=size(100, 300))
 @given(specs(), models, catalogues, supplies)
 def test_the_choice_is_the_best_of_all_candidates(
     wanted: TurboDeploymentSpec,
@@ -33,7 +34,7 @@ def test_the_choice_is_the_best_of_all_candidates(
     agree(wanted, model, there, supply)
 
 
-@settings(max_examples=100)
+@settings(max_examples=size(40, 100))
 @given(roomy(), st.sampled_from((SMALL, MIDDLE)))
 def test_the_choice_is_the_best_where_many_are_feasible(
     case: tuple[TurboDeploymentSpec, dict[str, Accelerator]], model: ModelShape

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from turbo_dev.rollout_history import BrokenLawError, Planner, history
+from turbo_dev.sizes import size
 from turbo_operator.budget import Footprint
 from turbo_operator.rollout import Bounds, Step, Variant, VariantState, Wanted, next_step
 
-# `make test-full` tries ten thousand.
-HISTORIES, AT_A_TIME = 10_000 if "TURBO_TEST_FULL" in os.environ else 1_000, 500
+HISTORIES, AT_A_TIME = size(500, 10_000), 250
 ENOUGH = 60  # histories in which a broken planner is caught for certain: most catch it
 
 
