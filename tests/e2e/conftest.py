@@ -27,7 +27,7 @@ from turbo_dev.binaries import GoMissingError, ensure
 from turbo_dev.controlplane import ControlPlane, Settings, free_port
 from turbo_dev.shell import run
 from turbo_operator import resources
-from turbo_operator.api import API_VERSION
+from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT
 
 ROOT = Path(__file__).parents[2]
 RELEASE, SYSTEM = "turbo", "turbo-system"
@@ -51,21 +51,18 @@ class Kubelet(threading.Thread):
 
     def run(self) -> None:
         while not self.stopping.is_set():
-            for pod in self._api.send("GET", "/api/v1/pods", labelSelector="serving.turbo.dev/deployment")[
-                "items"
-            ]:
+            pending = {"labelSelector": LABEL_DEPLOYMENT, "fieldSelector": "status.phase=Pending"}
+            for pod in self._api.send("GET", "/api/v1/pods", **pending)["items"]:
                 self._report(pod)
             self.stopping.wait(0.1)
 
     def _report(self, pod: dict[str, Any]) -> None:
-        meta, status = pod["metadata"], pod.get("status", {})
+        meta = pod["metadata"]
         if any(part in meta["name"] for part in self.refused) or "deletionTimestamp" in meta:
-            return
-        if status.get("phase") in ("Running", "Succeeded", "Failed"):
             return
         now = time.time()
         if pod_reports.inspects(pod):
-            why = self.unreadable.get(meta["labels"]["serving.turbo.dev/deployment"])
+            why = self.unreadable.get(meta["labels"][LABEL_DEPLOYMENT])
             report = pod_reports.inspected(pod, now, why)
         elif self._serves:
             report = pod_reports.running(pod, now)
