@@ -73,7 +73,7 @@ def deployment() -> dict[str, Any]:
             "accelerators": {"allowed": ["small"]},
             "capture": {"pvc": {"claimName": "kept"}},
             "speculation": {"training": training},
-            "rollout": {"canary": {"answering": "20s", "window": "30s", "minGain": "1.05"}},
+            "rollout": {"canary": {"answering": "10s", "window": "15s", "minGain": "1.05"}},
         },
     }
 
