@@ -23,7 +23,7 @@ from turbo_operator.observed import Accelerator, Supply
 from turbo_runtime.contract import ModelShape
 
 
-@settings(max_examples=size(100, 300))
+@settings(max_examples=size(50, 300))
 @given(specs(), models, catalogues, supplies)
 def test_the_choice_is_the_best_of_all_candidates(
     wanted: TurboDeploymentSpec,
@@ -34,7 +34,7 @@ def test_the_choice_is_the_best_of_all_candidates(
     agree(wanted, model, there, supply)
 
 
-@settings(max_examples=size(40, 100))
+@settings(max_examples=size(20, 100))
 @given(roomy(), st.sampled_from((SMALL, MIDDLE)))
 def test_the_choice_is_the_best_where_many_are_feasible(
     case: tuple[TurboDeploymentSpec, dict[str, Accelerator]], model: ModelShape
