@@ -26,7 +26,7 @@ from turbo_runtime.engine.start import start_engine
 from turbo_runtime.training_contract import DraftFacts
 
 FLAGS = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
-FLAGS += ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "80"]
+FLAGS += ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "20"]
 MACHINE = ["--threads", "1", "--device", "cpu", "--dtype", "float32"]
 pytestmark = pytest.mark.usefixtures("threads_as_before")
 STAGES = ("answers", "states", "training", "evaluation", "gain")
@@ -87,7 +87,7 @@ def test_the_folder_holds_the_artefact_its_evaluation_and_a_report(done: tuple[P
     assert {file.name for file in out.iterdir()} == files
     config = read_config(out)
     assert config.heads == 3
-    assert config.training["request"]["recipe"]["epochs"] == 80
+    assert config.training["request"]["recipe"]["epochs"] == 20
     found = json.loads((out / "evaluation.json").read_text())
     assert set(found["domains"]) == {"left", "right"}
     for domain in found["domains"].values():
