@@ -16,7 +16,7 @@ CONTEXT ?=
 REGISTRY ?=
 NAME ?=
 ARGS ?=
-LANES ?= 3
+LANES ?= 2
 
 .PHONY: help
 help: ## Show this list

@@ -90,13 +90,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: lanes.order(item.path))
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Side by side with others, what shares no cluster uses the time that those leave: they wait for pods."""
-    is_side_by_side = "PYTEST_XDIST_WORKER" in os.environ
-    if is_side_by_side and lanes.lane_of(item.path) not in lanes.SHARED and os.nice(0) == 0:
-        os.nice(5)
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> lanes.Lanes:
     """Where tests run side by side (`make test`), those that share a cluster follow one another."""
