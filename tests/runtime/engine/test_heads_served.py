@@ -74,7 +74,13 @@ def test_answers_are_those_without_drafts_in_company_chunks_and_preemption(
         assert answers == alone
         stats = server.stats()
         assert 0 < stats.accepted_tokens < stats.draft_tokens
-        assert set(drafters.sources) == ({"heads"} if drafter == "heads" else {"heads", "suffix"})
+        assert drafters.sources["heads"] > 0
+        if drafter == "heads":
+            assert drafters.sources["suffix"] == 0
+        elif (
+            wanted[0].params.temperature == 0.0
+        ):  # sampled answers need not repeat; it depends on the machine
+            assert drafters.sources["suffix"] > 0
         if blocks == FEW_BLOCKS:
             assert stats.preemptions > 0
 
