@@ -9,8 +9,8 @@ from pathlib import Path
 _ROOT = Path("/sys/fs/cgroup")
 _REMOVE_SECONDS = 10.0
 _WANTED = ("cpu", "cpuset", "memory", "pids", "io", "hugetlb")
-# A node's pods together are one group beside each single process of the machine: without more than the usual
-# share of the processor they starve where it is busy.
+# All pods of a node share one cgroup, which by default weighs as much as one process of the host: on a busy
+# machine they would starve.
 _SHARES = {"cpu.shares": "8192", "cpu.weight": "800"}  # in v1 and v2; usual are 1024 and 100
 
 

@@ -236,7 +236,7 @@ def test_a_revision_that_lost_its_owner_is_told_of_and_its_variant_serves_on(clu
             ready = cluster.condition(cluster.deployment(served.namespace), "Ready")
             return f"ControllerRevision {served.variant} is there already" in ready["message"]
 
-        served.soon(is_told, "the status tells of it")
+        served.soon(is_told, "the status reports it")
         assert served.child(DEPLOYMENT) is not None
         served.kubectl("delete", "controllerrevision", served.variant)
         served.soon(lambda: served.label(REVISION) == "chat", "it is made again")
@@ -271,7 +271,7 @@ def test_a_revision_that_is_refused_is_told_of_and_its_variant_serves_on(cluster
             ready = cluster.condition(cluster.deployment(served.namespace), "Ready")
             return ready["reason"] == "Refused" and counted in ready["message"]
 
-        served.soon(is_told, "the status tells of it")
+        served.soon(is_told, "the status reports it")
         assert served.child(DEPLOYMENT) is not None
         served.kubectl("delete", "resourcequota", "revisions")
     finally:

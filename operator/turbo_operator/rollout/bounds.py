@@ -93,8 +93,8 @@ def bounds_of(
 ) -> Bounds:
     """The limits of the spec and of what is seen; `footprints` are those of all variants, the wanted one too.
 
-    Labels do not tell what a pod needs of its node beside accelerators: it counts as what is known for
-    another one of its accelerator. `now` is in epoch seconds.
+    Labels do not hold the cores and memory that a pod requests: those of another footprint of the same
+    accelerator count. `now` is in epoch seconds.
     """
     known = [each for each in footprints if each is not None]
     hosts = {each.accelerator.name: each.host for each in known if each.host is not None}

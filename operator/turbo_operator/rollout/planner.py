@@ -296,7 +296,7 @@ def _old_replicas(
                 for each in others
                 if each != state
             ]
-            # Above a lowered limit the new one takes all its places, whoever else is restored.
+            # Above a lowered limit the new variant gets all its replicas before any is restored.
             held.append((new.footprint, max(new.held, wanted.replicas if wanted.over_limits else 0)))
             # Where as few as may be missing are, they went first, for a pod that has found its node since.
             may_miss = 0 if new.replicas == 0 or not state.exists else _may_miss(wanted, bounds)

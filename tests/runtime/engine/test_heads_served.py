@@ -60,6 +60,7 @@ def test_answers_are_those_without_drafts_in_company_chunks_and_preemption(
     step_tokens: int,
 ) -> None:
     wanted, alone = asked
+    sources: Counter[str] = Counter()
     for control in (EveryDraft(), RandomDrafts(3)):
         drafters = Counting(InUse(drafter, HeadsSource(tiny_heads, make_engine().noise)))
         server = make_engine(drafters, control, blocks=blocks, step_tokens=step_tokens)
@@ -75,14 +76,11 @@ def test_answers_are_those_without_drafts_in_company_chunks_and_preemption(
         stats = server.stats()
         assert 0 < stats.accepted_tokens < stats.draft_tokens
         assert drafters.sources["heads"] > 0
-        if drafter == "heads":
-            assert drafters.sources["suffix"] == 0
-        elif (
-            wanted[0].params.temperature == 0.0
-        ):  # sampled answers need not repeat; it depends on the machine
-            assert drafters.sources["suffix"] > 0
+        sources += drafters.sources
         if blocks == FEW_BLOCKS:
             assert stats.preemptions > 0
+    # Together: how often memory is the surer one for sampled answers depends on the machine.
+    assert set(sources) == ({"heads"} if drafter == "heads" else {"heads", "suffix"})
 
 
 def test_heads_that_know_the_answers_shorten_them(
