@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,17 +42,6 @@ class Access:
     def get(self, *arguments: str) -> Any:
         """`kubectl get ... -o json`, parsed."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
-
-    def writes(self, text: str = "") -> Iterator[dict[str, Any]]:
-        """The audit events of all completed writes so far whose line holds `text`, oldest first (empty where
-        there is no log).
-        """
-        if self.audit_log is None or not self.audit_log.exists():
-            return
-        with self.audit_log.open(encoding="utf-8") as lines:
-            for line in lines:
-                if text in line and line.endswith("\n"):  # the last line may still be on its way
-                    yield json.loads(line)
 
 
 def load(path: Path) -> Access:

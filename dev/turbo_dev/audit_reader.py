@@ -10,16 +10,16 @@ from turbo_dev.status_coherence import check_writes
 
 
 class AuditReader:
-    """Reads the events whose line holds `text`."""
+    """Reads the completed writes whose line holds `text`; `access` is the way into a cluster of ours."""
 
-    def __init__(self, access: Access, text: str) -> None:
+    def __init__(self, access: Access, text: str = "") -> None:
         assert access.audit_log is not None
         self._path = access.audit_log
         self._text = text.encode()
         self._read_bytes = 0
 
     def read(self) -> list[dict[str, Any]]:
-        """The events since this was last asked."""
+        """The events since this was last asked, oldest first."""
         with self._path.open("rb") as log:
             log.seek(self._read_bytes)
             lines = [line for line in log if line.endswith(b"\n")]  # the last one may still be on its way

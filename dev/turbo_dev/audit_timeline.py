@@ -178,6 +178,18 @@ def replay(writes: Iterable[Write]) -> Iterator[tuple[State, Write, State]]:
         yield before, write, state
 
 
+def serving_pod_counts(events: Iterable[Body], owner: Key, since: float) -> list[int]:
+    """Serving pods of a TurboDeployment that had not ended, after each write from `since` (epoch seconds) on.
+
+    A pod that terminates counts until its containers have ended: only then are its places given away.
+    """
+    return [
+        sum(pod.workload[0] == "Deployment" and not pod.ended for pod in state.pods_of(owner))
+        for _, write, state in replay(read_writes(events))
+        if write.time >= since
+    ]
+
+
 def _write(event: Body) -> Write | None:
     target, answer = event.get("objectRef") or {}, event.get("responseStatus") or {}
     verb = event["verb"]

@@ -35,7 +35,8 @@ _USERS = {
 class Settings:
     """What differs between a control plane on loopback and one in a sandbox.
 
-    `audit_level` is the API server's audit level for writes ("Metadata", "Request" or "RequestResponse");
+    `audit_level` is the API server's audit level for writes other than pods' ("Metadata", "Request" or
+    "RequestResponse");
     `qps` is the request rate of controller manager and scheduler: their defaults (20/s, 50/s) alone make
     3,000 pods take 150 s.
     """
@@ -284,6 +285,11 @@ def _audit_policy(level: str) -> str:
                         {"group": "coordination.k8s.io"},
                         {"group": "discovery.k8s.io"},
                     ],
+                },
+                # with bodies at any level: how many pods there were at once is asked of every cluster
+                {
+                    "level": "RequestResponse",
+                    "resources": [{"group": "", "resources": ["pods", "pods/status"]}],
                 },
                 {"level": level},
             ],

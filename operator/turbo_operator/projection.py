@@ -81,6 +81,12 @@ def controller(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
+def is_controlled_by(body: Mapping[str, Any], uid: str) -> bool:
+    """Whether the object of that uid controls it."""
+    owner = controller(body)
+    return owner is not None and owner["uid"] == uid
+
+
 def _plan_hash(body: Mapping[str, Any]) -> str | None:
     """A variant's, from the name `NAME-HASH` that nobody can edit."""
     owner, name = controller(body), body["metadata"]["name"]

@@ -45,7 +45,7 @@ from turbo_operator.ownership import owns
 from turbo_operator.planned import Plan
 from turbo_operator.planning.answers import Plans
 from turbo_operator.planning.exhaustion import next_look
-from turbo_operator.projection import controller
+from turbo_operator.projection import controller, is_controlled_by
 from turbo_operator.remembered import Memories
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
@@ -333,9 +333,9 @@ class Reconciler:
             there = await self._api.find(CHILDREN[kind], key.namespace, name)
             if there is None:
                 continue
-            owner = controller(there)
-            if owner is None or owner["uid"] != td.metadata.uid:
-                if owner is not None and (owner["kind"], owner["name"]) == (TURBODEPLOYMENT, key.name):
+            if not is_controlled_by(there, td.metadata.uid):
+                owner = controller(there) or {}
+                if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, key.name):
                     what = f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed"
                     raise ConflictError(409, "Leftover", what)
                 raise StrangerError(kind, name)

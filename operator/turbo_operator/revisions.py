@@ -8,13 +8,12 @@ again of what the Deployment runs, so that no pod rolls; a Deployment that is go
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 from turbo_operator import render
 from turbo_operator.api import TurboDeployment
 from turbo_operator.cache import Cache, Key
 from turbo_operator.kube import Kube, RefusedError, StrangerError
-from turbo_operator.projection import controller
+from turbo_operator.projection import is_controlled_by
 from turbo_operator.resources import CHILDREN
 
 DEPLOYMENT, REVISION = CHILDREN["Deployment"], CHILDREN["ControllerRevision"]
@@ -35,7 +34,7 @@ async def restore(api: Kube, cache: Cache, key: Key, td: TurboDeployment) -> Ref
             continue
         if kind == REVISION.kind and (DEPLOYMENT.kind, name) not in held:
             there = await api.find(DEPLOYMENT, key.namespace, name)
-            if there is not None and _is_ours(there, td):
+            if there is not None and is_controlled_by(there, td.metadata.uid):
                 cache.put_child(there)
         if kind == DEPLOYMENT.kind and (REVISION.kind, name) not in held:
             try:
@@ -48,7 +47,7 @@ async def restore(api: Kube, cache: Cache, key: Key, td: TurboDeployment) -> Ref
 async def _restore_revision(api: Kube, cache: Cache, key: Key, td: TurboDeployment, plan_hash: str) -> None:
     name = render.variant_name(td, plan_hash)
     there = await api.find(REVISION, key.namespace, name)
-    if there is not None and not _is_ours(there, td):
+    if there is not None and not is_controlled_by(there, td.metadata.uid):
         raise StrangerError(REVISION.kind, name)
     if there is None:
         deployment = await api.find(DEPLOYMENT, key.namespace, name)
@@ -57,8 +56,3 @@ async def _restore_revision(api: Kube, cache: Cache, key: Key, td: TurboDeployme
         there = await api.apply(REVISION, render.revision(td, plan_hash, deployment["spec"]["template"]))
         log.info("created", extra={"object": str(key), "kind": REVISION.kind, "child": name})
     cache.put_child(there)
-
-
-def _is_ours(body: dict[str, Any], td: TurboDeployment) -> bool:
-    owner = controller(body)
-    return owner is not None and owner["uid"] == td.metadata.uid

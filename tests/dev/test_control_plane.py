@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from turbo_dev.access import Access
+from turbo_dev.audit_reader import AuditReader
 from turbo_dev.shell import CommandError
 
 pytestmark = pytest.mark.cluster
@@ -23,7 +24,7 @@ def test_an_applied_object_is_there_and_its_write_is_in_the_audit_log(control_pl
     if control_plane.audit_log is not None:
         written = [
             (event["user"]["username"], event["verb"])
-            for event in control_plane.writes()
+            for event in AuditReader(control_plane, '"audited"').read()
             if event["objectRef"].get("name") == "audited"
         ]
         assert written == [("turbo-admin", "patch")]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from turbo_dev.audit_timeline import serving_pod_counts
 from turbo_dev.rollout_invariants import Judge, unfinished
 
 OPERATOR, KUBELET, USER = "system:serviceaccount:turbo-system:turbo", "kubelet", "user"
@@ -58,6 +59,11 @@ class Log:
 
     def wait(self, seconds: float) -> None:
         self.seconds += seconds
+
+    @property
+    def now(self) -> float:
+        """In seconds since the epoch."""
+        return START.timestamp() + self.seconds
 
     def spec(self, status: dict[str, Any] | None = None, **spec: Any) -> None:
         body = {"metadata": {"generation": 1, "uid": "u"}, "spec": spec} | (
@@ -135,6 +141,19 @@ def serving(plan_hash: str = OLD, replicas: int = 1, **spec: Any) -> Log:
         log.pod(f"{plan_hash}-{number}", plan_hash)
     log.wait(5)
     return log
+
+
+def test_a_pod_counts_until_its_containers_have_ended_and_not_before_it_was_asked() -> None:
+    log = serving(replicas=3)
+    log.gone("aaaa-2", OLD)
+    log.wait(1)
+    began = log.now
+    log.pod("bbbb-0", NEW, ready=False)
+    log.end("aaaa-0", OLD)
+    log.gone("aaaa-0", OLD)
+    log.pod("bbbb-1", NEW)
+    assert serving_pod_counts(log.events, ("team", "chat"), began) == [3, 3, 2, 3]
+    assert serving_pod_counts(log.events, ("team", "other"), began) == [0, 0, 0, 0]
 
 
 def test_a_rollout_with_a_surge_breaks_nothing() -> None:

@@ -22,7 +22,7 @@ import yaml
 from turbo_dev import pod_reports
 from turbo_dev.access import Access, kubeconfig
 from turbo_dev.api import Api, ApiRefusalError
-from turbo_dev.audit_reader import StatusReader
+from turbo_dev.audit_reader import AuditReader, StatusReader
 from turbo_dev.binaries import GoMissingError, ensure
 from turbo_dev.controlplane import ControlPlane, Settings, free_port
 from turbo_dev.shell import run
@@ -103,7 +103,9 @@ class Cluster:
     def __init__(self, access: Access, role: Path, directory: Path, serves: bool = True) -> None:
         self.access = access
         self.api = Api(access)
-        self.kubelet = Kubelet(self.api, serves)
+        self.kubelet = Kubelet(
+            Api(access), serves
+        )  # one client a thread: httpx may close the other's connection
         self._role = role
         self._directory = directory
         self._running: list[OperatorProcess] = []
@@ -201,11 +203,12 @@ class Cluster:
 
     def writes(self, namespace: str) -> list[dict[str, Any]]:
         """The audit events of the operator's writes in a namespace."""
-        return [
-            event
-            for event in self.access.writes(f'"namespace":"{namespace}"')
-            if event["user"]["username"] == self.user and event["objectRef"].get("namespace") == namespace
-        ]
+        return [event for event in self.all_writes(namespace) if event["user"]["username"] == self.user]
+
+    def all_writes(self, namespace: str) -> list[dict[str, Any]]:
+        """The audit events of everybody's writes in a namespace."""
+        events = AuditReader(self.access, f'"namespace":"{namespace}"').read()
+        return [event for event in events if event["objectRef"].get("namespace") == namespace]
 
 
 def turbo_deployment(namespace: str, name: str = "chat", **spec: Any) -> dict[str, Any]:

@@ -140,11 +140,8 @@ class Life:
         """What the audit log shows of writes that changed nothing or failed."""
         seen: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
         found = []
-        for event in self.cluster.access.writes(f'"namespace":"{self.namespace}"'):
-            where = event["objectRef"]
-            if where.get("namespace") != self.namespace:
-                continue
-            code = event["responseStatus"]["code"]
+        for event in self.cluster.all_writes(self.namespace):
+            where, code = event["objectRef"], event["responseStatus"]["code"]
             name = "/".join(where.get(part, "") for part in ("resource", "name", "subresource"))
             said = f"{event['verb']} {name} {code}"
             ours = event["user"]["username"] == self.cluster.user

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from turbo_dev import pod_reports
 from turbo_operator import resources
 from turbo_operator.api import GROUP
 
@@ -63,9 +64,20 @@ class Served:
             and "deletionTimestamp" not in pod["metadata"]
         ]
 
+    def pod_names(self) -> set[str]:
+        return {pod["metadata"]["name"] for pod in self.pods()}
+
     def status(self) -> dict[str, Any]:
         told: dict[str, Any] = self.cluster.deployment(self.namespace)["status"]
         return told
+
+    def written_statuses(self) -> list[dict[str, Any]]:
+        """What the operator has written to the status up to now."""
+        return [
+            event["requestObject"]["status"]
+            for event in self.cluster.writes(self.namespace)
+            if event["objectRef"].get("subresource") == "status"
+        ]
 
     def soon(self, holds: Any, what: str) -> None:
         self.cluster.until(holds, what, SOON)
@@ -191,11 +203,43 @@ def test_a_deployment_that_a_finalizer_of_somebodys_holds_is_not_forgotten(clust
     )
 
 
+@pytest.mark.parametrize("is_down", [False, True])
+def test_what_serves_and_loses_its_label_in_the_middle_of_a_rollout_serves_on(
+    cluster: Any, is_down: bool
+) -> None:
+    in_place = {"maxSurge": 0, "maxUnavailable": 1, "minReadySeconds": 0}
+    served = Served(cluster, f"amid-rollout-{is_down}".lower(), replicas=3, rollout=in_place)
+    old = served.pod_names()
+    cluster.kubelet.refused.add("chat-")
+    try:
+        served.write(**OTHER_PLAN)
+        served.soon(lambda: len(served.pod_names() - old) == 1, "the first pod of the next one is there")
+        (first,) = (pod for pod in served.pods() if pod["metadata"]["name"] not in old)
+        report = {"status": pod_reports.running(first, time.time())}
+        cluster.api.patch(POD, served.namespace, first["metadata"]["name"], report, "status")
+        served.soon(lambda: len(old & served.pod_names()) == 1, "another one goes for the next")
+        served.soon(lambda: len(served.pod_names() - old) == 2, "and its second one is to come")
+        if is_down:
+            served.operator.stop()
+        served.kubectl("label", "deployment", served.variant, f"{LABEL}-")
+        if is_down:
+            served.operator = cluster.start(served.namespace)
+        cluster.until(lambda: served.label(DEPLOYMENT) == "chat", "the label is back")
+        cluster.until(served.rested, "nothing more is written")
+        now = served.child(DEPLOYMENT)
+        assert now is not None
+        assert now["spec"]["replicas"] == 1
+        assert len(old & served.pod_names()) == 1
+    finally:
+        cluster.kubelet.refused.discard("chat-")
+    served.cluster.until_ready(served.namespace, replicas=3)
+
+
 @pytest.mark.parametrize("how", ["unlabelled", "deleted"])
 def test_a_variant_whose_revision_goes_serves_on_while_the_next_one_starts(cluster: Any, how: str) -> None:
     served = Served(cluster, f"revision-{how}", replicas=2)
     before, replica_sets = served.child(DEPLOYMENT), served.replica_sets()
-    names = {pod["metadata"]["name"] for pod in served.pods()}
+    names = served.pod_names()
     cluster.kubelet.refused.add("chat-")
     try:
         served.write(**OTHER_PLAN)
@@ -218,7 +262,7 @@ def test_a_variant_whose_revision_goes_serves_on_while_the_next_one_starts(clust
         assert after is not None
         assert after["spec"] == before["spec"]
         assert served.replica_sets() >= replica_sets
-        assert names <= {pod["metadata"]["name"] for pod in served.pods()}
+        assert names <= served.pod_names()
     finally:
         cluster.kubelet.refused.discard("chat-")
     served.cluster.until_ready(served.namespace, replicas=2)
@@ -238,6 +282,11 @@ def test_a_revision_that_lost_its_owner_is_told_of_and_its_variant_serves_on(clu
 
         served.soon(is_told, "the status reports it")
         assert served.child(DEPLOYMENT) is not None
+        num_statuses = len(served.written_statuses())
+        served.write(speculation={"maxDraftTokens": 6})  # a new plan is announced before anything is made
+        served.soon(lambda: len(served.written_statuses()) > num_statuses + 1, "the new plan is told")
+        for status in served.written_statuses()[num_statuses:]:
+            assert "is there already" in cluster.condition({"status": status}, "Ready")["message"]
         served.kubectl("delete", "controllerrevision", served.variant)
         served.soon(lambda: served.label(REVISION) == "chat", "it is made again")
     finally:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from turbo_dev import podprocesses, release, served, sizes
+from turbo_dev.audit_reader import AuditReader
+from turbo_dev.audit_timeline import serving_pod_counts
 from turbo_dev.calls import Crowd, describe
 from turbo_dev.cluster import Cluster
-from turbo_dev.podhistory import PodHistory
 from turbo_dev.served import Served
 
 pytestmark = [
@@ -80,16 +81,14 @@ def lacks_image(pod: dict[str, Any]) -> bool:
 def test_a_good_plan_takes_over_on_a_full_node_and_no_request_fails(chat: Served) -> None:
     old = chat.status()["servingPlan"]["hash"]
     start, half = time.monotonic(), NUM_CLIENTS // 2
+    began = time.time()
     stalled: set[str] = set()
 
     def is_over() -> bool:
         stalled.add(chat.condition("Stalled")[0])
         return chat.in_force()
 
-    with (
-        PodHistory(chat.access, served.NAMESPACE, chat.name) as history,
-        Crowd(chat.target(CLIENT_SECONDS), half, reconnecting=half) as crowd,
-    ):
+    with Crowd(chat.target(CLIENT_SECONDS), half, reconnecting=half) as crowd:
         chat.change(
             engine={"image": None}, speculation={"maxDraftTokens": 4}, rollout={"progressDeadline": "10m"}
         )
@@ -98,7 +97,10 @@ def test_a_good_plan_takes_over_on_a_full_node_and_no_request_fails(chat: Served
         in_force = time.monotonic()
         chat.until(lambda: crowd.calls[-1].start > in_force, "the new pods answer")
     assert crowd.failures == [], describe(crowd.failures, start)
-    assert max(history.sizes) == 2, history.sizes
+    events = AuditReader(chat.access, '"pods"').read()
+    counts = serving_pod_counts(events, (served.NAMESPACE, chat.name), began)
+    assert len(counts) > 4, "the log shows two pods go and two come"
+    assert max(counts) == 2, counts
     assert new != old
     assert list(chat.variants()) == [f"chat-{new}"]
     assert [served.is_ready(pod) for pod in chat.pods()] == [True, True]
