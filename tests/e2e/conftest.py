@@ -43,7 +43,7 @@ class Kubelet(threading.Thread):
 
     def __init__(self, api: Api, serves: bool = True) -> None:
         super().__init__(daemon=True)
-        self._api = api
+        self.api = api
         self._serves = serves
         self.refused: set[str] = set()
         self.unreadable: dict[str, str] = {}  # by name of the TurboDeployment: how its inspection fails
@@ -52,7 +52,7 @@ class Kubelet(threading.Thread):
     def run(self) -> None:
         while not self.stopping.is_set():
             pending = {"labelSelector": LABEL_DEPLOYMENT, "fieldSelector": "status.phase=Pending"}
-            for pod in self._api.send("GET", "/api/v1/pods", **pending)["items"]:
+            for pod in self.api.send("GET", "/api/v1/pods", **pending)["items"]:
                 self._report(pod)
             self.stopping.wait(0.1)
 
@@ -69,7 +69,7 @@ class Kubelet(threading.Thread):
         else:
             return
         try:
-            self._api.patch(resources.POD, meta["namespace"], meta["name"], {"status": report}, "status")
+            self.api.patch(resources.POD, meta["namespace"], meta["name"], {"status": report}, "status")
         except ApiRefusalError as error:
             if error.status not in (404, 409):  # gone or changed since the list
                 raise
@@ -103,9 +103,8 @@ class Cluster:
     def __init__(self, access: Access, role: Path, directory: Path, serves: bool = True) -> None:
         self.access = access
         self.api = Api(access)
-        self.kubelet = Kubelet(
-            Api(access), serves
-        )  # one client a thread: httpx may close the other's connection
+        # Two threads at one httpx client may close each other's connections.
+        self.kubelet = Kubelet(Api(access), serves)
         self._role = role
         self._directory = directory
         self._running: list[OperatorProcess] = []
@@ -299,6 +298,7 @@ def _manned(cluster: Cluster, statuses: list[StatusReader]) -> Iterator[Cluster]
     finally:
         cluster.kubelet.stopping.set()
         cluster.kubelet.join(10)
+        cluster.kubelet.api.client.close()
         cluster.stop_all()
         cluster.api.client.close()
 
