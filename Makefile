@@ -54,7 +54,7 @@ images: setup ## Build the images (REGISTRY=host/path pushes them and prints the
 
 .PHONY: generate
 generate: setup ## Write the CRDs, and what commands print in the documents
-	@$(PY) -m turbo_operator.crd
+	@$(PY) -m turbo_operator.api.crd
 	@$(PY) -m turbo_dev.transcripts
 
 .PHONY: lint
@@ -64,7 +64,7 @@ lint: setup ## ruff, mypy --strict, import-linter, generated files, uv.lock
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/lint-imports
-	@$(PY) -m turbo_operator.crd --check
+	@$(PY) -m turbo_operator.api.crd --check
 
 .PHONY: format
 format: setup ## Format and mend what ruff can

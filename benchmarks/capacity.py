@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from turbo_dev.replay import replay
 from turbo_dev.typical import CASES, CURVES, FURTHER, Case, seen, trace
-from turbo_operator.planner.capacity import capacity, saturated
+from turbo_operator.planner.performance.capacity import capacity, saturated
 
 BARS = (Bar("error_pct_max", at_most=10),)
 HALVINGS = 10

@@ -29,17 +29,17 @@ from peers.weights import float32_folder
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.distill.answers import Asked, Said
-from turbo_runtime.distill.deal import deal
-from turbo_runtime.distill.gain import WARM_UP, Run, Way, runs, ways
-from turbo_runtime.distill.kept import read_kept
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.distill.data.response_store import read_kept
+from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.split import deal
+from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run, Way, runs, ways
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.served import Served
-from turbo_runtime.drafters.heads.artefact import load_heads
+from turbo_runtime.distill.target import Served
+from turbo_runtime.drafters.heads.checkpoint import load_heads
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.engine.quiet import quiet_libraries
-from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.engine.startup.library_logging import quiet_libraries
+from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import read_prompts
 
 BARS = (

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.request import Step, Submit, TokenEvent
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.messages import Step, Submit, TokenEvent
 
 if TYPE_CHECKING:  # torch comes in only after the threads are settled
-    from turbo_runtime.engine.goodput.control import Control
-    from turbo_runtime.engine.grammar import Grammars
     from turbo_runtime.engine.loop import Engine
+    from turbo_runtime.sampling.grammar.matcher import Grammars
+    from turbo_runtime.speculation.controller import Control
 
 Encode = Callable[[str], list[int]]
 Decode = Callable[[Sequence[int]], str]
@@ -25,7 +25,7 @@ def tokenizer(config: RuntimeConfig) -> tuple[Encode, Decode]:
     """(chat prompt -> ids, ids -> text), from the files that the server would read."""
     from transformers import AutoTokenizer
 
-    from turbo_runtime.engine.tokenizer import export_tokenizer
+    from turbo_runtime.models.tokenizer import export_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         export_tokenizer(config.model, config.revision, Path(folder))
@@ -46,12 +46,12 @@ def fresh(
 
     `limits` are `blocks`, and those of the scheduler that should differ.
     """
-    from turbo_runtime.drafters.drafters import Drafters
-    from turbo_runtime.engine.arithmetic import padded_rows
-    from turbo_runtime.engine.blocks import BlockLedger
-    from turbo_runtime.engine.goodput.control import Control
+    from turbo_runtime.drafters.proposer import Drafters
     from turbo_runtime.engine.loop import Engine
     from turbo_runtime.engine.scheduler import Scheduler
+    from turbo_runtime.kv_cache.block_pool import BlockLedger
+    from turbo_runtime.models.matmul import padded_rows
+    from turbo_runtime.speculation.controller import Control
 
     old = engine.scheduler
     scheduler = Scheduler(

@@ -30,8 +30,8 @@ from harness import Bar, arguments, finish
 from turbo_dev.model import ensure
 from turbo_dev.progress import step
 from turbo_dev.server_process import ServerProcess
-from turbo_runtime import contract
-from turbo_runtime.contract import Load
+from turbo_runtime.contract import endpoints
+from turbo_runtime.contract.load import Load
 from turbo_runtime.engine.process import REST_SECONDS
 
 BARS = (
@@ -78,7 +78,7 @@ def main() -> int:
         figures["kv_cache_held"] = _held_when_idle(server.url)
         # Idle so long, the engine has looked into its books, and has ended if they are wrong.
         time.sleep(2 * REST_SECONDS)
-        figures["alive_afterwards"] = httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
+        figures["alive_afterwards"] = httpx.get(server.url + endpoints.HEALTH_PATH).status_code == 200
         with step("SIGTERM under load", "1 min"):
             ended = asyncio.run(
                 under_load(server.url, wanted, lambda: server.process.send_signal(signal.SIGTERM))
@@ -123,7 +123,7 @@ def _held_when_idle(url: str) -> float:
     """The used share of the KV cache once nothing runs or waits; prefixes that nobody uses do not count."""
     give_up = time.monotonic() + IDLE_SECONDS
     while True:
-        load = Load.from_json(httpx.get(url + contract.LOAD_PATH).text)
+        load = Load.from_json(httpx.get(url + endpoints.LOAD_PATH).text)
         running = load.running_requests + load.waiting_requests
         late = time.monotonic() > give_up
         if running and late:

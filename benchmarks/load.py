@@ -28,10 +28,10 @@ from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.quiet import quiet_libraries
-from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
-from turbo_runtime.engine.threads import settle_threads
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.engine.startup.library_logging import quiet_libraries
+from turbo_runtime.engine.startup.threads import settle_threads
+from turbo_runtime.messages import Drafting, SamplingParams, Submit
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
@@ -73,7 +73,7 @@ def main() -> int:
     options = parser.parse_args()
     settle_threads(options.threads)
     quiet_libraries()
-    from turbo_runtime.engine.start import start_engine
+    from turbo_runtime.engine.startup.builder import start_engine
 
     config = RuntimeConfig(
         str(ensure()),

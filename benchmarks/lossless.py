@@ -17,10 +17,10 @@ from harness import Bar, arguments, finish
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.quiet import quiet_libraries
-from turbo_runtime.engine.request import EngineStats
-from turbo_runtime.engine.threads import settle_threads
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.engine.startup.library_logging import quiet_libraries
+from turbo_runtime.engine.startup.threads import settle_threads
+from turbo_runtime.messages import EngineStats
 
 BARS = (
     Bar("requests", at_least=2000),
@@ -102,7 +102,7 @@ def _tiny(rows: Rows, count: int) -> int:
 def _real(config: RuntimeConfig, rows: Rows, count: int) -> dict[str, float]:
     from proofs import real
 
-    from turbo_runtime.engine.start import start_engine
+    from turbo_runtime.engine.startup.builder import start_engine
 
     engine, ready = start_engine(config, time.monotonic())
     say(f"   {ready.dtype}, guarantee {ready.guarantee}, products: {ready.arithmetic}")

@@ -31,13 +31,13 @@ from engines import Encode, WhileFull, as_new, fresh, run, tokenizer
 from harness import Bar, arguments, finish, prompts
 
 from turbo_dev.model import ensure
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.request import EngineStats, SamplingParams, Submit
-from turbo_runtime.engine.threads import settle_threads
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.engine.startup.threads import settle_threads
+from turbo_runtime.messages import EngineStats, SamplingParams, Submit
 
 if TYPE_CHECKING:
-    from turbo_runtime.engine.goodput.control import Control
     from turbo_runtime.engine.loop import Engine
+    from turbo_runtime.speculation.controller import Control
 
 DRAFTING = ("off", "auto")
 CONCURRENT = (1, 8, 32)
@@ -83,7 +83,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16"), default="auto")
     options = parser.parse_args()
     settle_threads(options.threads)
-    from turbo_runtime.engine.start import start_engine
+    from turbo_runtime.engine.startup.builder import start_engine
 
     config = RuntimeConfig(
         str(ensure()),
@@ -177,7 +177,7 @@ def _ask(prompt: list[int], pair: int, number: int, params: SamplingParams) -> S
 
 def _twin(engine: Engine) -> Engine:
     """The same weights with a cache of its own, so that steps of the two can be taken in turn."""
-    from turbo_runtime.engine.attention import KVPool
+    from turbo_runtime.models.attention import KVPool
 
     twin, pool = copy(engine), engine.model.pool
     twin.model = copy(engine.model)
@@ -235,7 +235,7 @@ def _first_token(engine: Engine, request: Submit, arithmetic: str) -> float:
 @contextmanager
 def _free(engine: Engine) -> Iterator[None]:
     """The engine as a machine has it where rows are not found to hold."""
-    from turbo_runtime.engine.check import set_free
+    from turbo_runtime.engine.startup.invariance_check import set_free
 
     rule, forms = engine.model.rule, [(one, one.form) for one in engine.model.decoder.products()]
     set_free(engine.model)

@@ -36,9 +36,9 @@ from turbo_dev.controlplane import ControlPlane, free_port
 from turbo_dev.shell import run
 from turbo_operator import api, planner, resources
 from turbo_operator.catalog import catalogue, shapes, shipped_objects
-from turbo_operator.observed import Accelerator
-from turbo_operator.render.inspection import configmap
-from turbo_runtime.contract import ModelFacts, ModelShape
+from turbo_operator.render.inspect_job import configmap
+from turbo_operator.snapshot import Accelerator
+from turbo_runtime.contract.model import ModelFacts, ModelShape
 
 BARS = (
     Bar("plans_without_a_candidate", at_most=0),

@@ -44,7 +44,7 @@ from peers.weights import float32_folder, float32_gguf
 
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
-from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.contract.config import RuntimeConfig
 
 BARS = (
     Bar("byte_differences", at_most=0),

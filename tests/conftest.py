@@ -20,7 +20,7 @@ from turbo_dev.access import Access, from_context
 from turbo_dev.binaries import GoMissingError
 from turbo_dev.cluster import Cluster, NotRootError, of_this_process
 from turbo_dev.controlplane import ControlPlane, Settings
-from turbo_operator import crd
+from turbo_operator.api import crd
 
 # How long an example takes says how busy the machine is. Where a change is judged, the same ones are tried
 # every time.

@@ -46,7 +46,7 @@ def test_the_operator_imports_where_torch_and_transformers_are_not_installed() -
     assert (
         run_python(
             "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
-            "import turbo_operator.handlers, turbo_operator.cli; print('ok')"
+            "import turbo_operator.controller.handlers, turbo_operator.cli.commands; print('ok')"
         )
         == "ok"
     )
@@ -54,7 +54,7 @@ def test_the_operator_imports_where_torch_and_transformers_are_not_installed() -
 
 def test_turbo_plan_imports_neither_kopf_nor_kubernetes_nor_scipy() -> None:
     loaded = run_python(
-        "import sys, turbo_operator.cli, turbo_cli\n"
+        "import sys, turbo_operator.cli.commands, turbo_cli\n"
         "print([m for m in ('kopf', 'kubernetes', 'scipy', 'torch', 'transformers') if m in sys.modules])"
     )
     assert loaded == "[]"
@@ -62,7 +62,7 @@ def test_turbo_plan_imports_neither_kopf_nor_kubernetes_nor_scipy() -> None:
 
 def test_importing_the_server_loads_no_torch() -> None:
     assert (
-        run_python("import sys, turbo_runtime.server, turbo_runtime.cli; print('torch' in sys.modules)")
+        run_python("import sys, turbo_runtime.server, turbo_runtime.cli.serve; print('torch' in sys.modules)")
         == "False"
     )
 

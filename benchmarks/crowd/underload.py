@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 
 from crowd.outcomes import completed
-from turbo_runtime import contract
-from turbo_runtime.contract import Load
+from turbo_runtime.contract import endpoints
+from turbo_runtime.contract.load import Load
 
 ARRIVAL_SECONDS = 30.0
 PATIENCE_SECONDS = 180.0
@@ -29,7 +29,7 @@ async def under_load(
         try:
             async with asyncio.timeout(within):
                 while inside < len(asked):
-                    load = Load.from_json((await client.get(contract.LOAD_PATH)).text)
+                    load = Load.from_json((await client.get(endpoints.LOAD_PATH)).text)
                     inside = load.running_requests + load.waiting_requests
                     await asyncio.sleep(0.05)
         except TimeoutError:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from measurements.served import accelerator_name, family, served_shape
-from turbo_operator.observed import Accelerator
-from turbo_operator.planner import memory, steptime
-from turbo_operator.planner.coefficients import Coefficients
-from turbo_operator.planner.performance import kinds
-from turbo_operator.planner.steptime import Machine, Work
-from turbo_runtime.contract import ModelShape
+from turbo_operator.planner.performance import memory, step_time
+from turbo_operator.planner.performance.candidate_curves import kinds
+from turbo_operator.planner.performance.coefficients import Coefficients
+from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.snapshot import Accelerator
+from turbo_runtime.contract.model import ModelShape
 
 Numbers = NDArray[np.float64]
 Words = NDArray[np.str_]
@@ -69,7 +69,7 @@ class Deployment:
     def work(self, tokens: float) -> Work:
         """What a pass does, the cache in the mean over requests of `tokens` tokens."""
         weights = memory.weights(self.shape, ELEMENT)
-        return steptime.work(self.shape, weights.dense, weights.expert, self._cached(tokens, slides=True))
+        return step_time.work(self.shape, weights.dense, weights.expert, self._cached(tokens, slides=True))
 
     def most_rows(self, tokens: float, max_running: float, max_step_tokens: float) -> float:
         """Requests of `tokens` tokens each that each group's memory holds beside the activations of the

@@ -25,10 +25,10 @@ from measurements.deployed import (
     word,
 )
 from measurements.served import family, served_shape
-from turbo_operator.observed import Accelerator
-from turbo_operator.planner import steptime
-from turbo_operator.planner.coefficients import Coefficients
-from turbo_operator.planner.steptime import Machine, Work
+from turbo_operator.planner.performance import step_time
+from turbo_operator.planner.performance.coefficients import Coefficients
+from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.snapshot import Accelerator
 
 # In a fit, of a first token's error against that of a later one: it scatters twice as much.
 FIRST_WEIGHT = 0.5
@@ -82,11 +82,11 @@ def predicted(rows: Rows, coefficients: Coefficients) -> Times:
     """The planner's times for each row."""
     machine, work = replace(rows.machine, coefficients=coefficients), rows.work
     each = rows.requests / machine.data
-    decode = steptime.decode_seconds(machine, work, each, 0.0, rows.prompt + rows.answer / 2.0)
-    prefill = steptime.prefill_seconds(machine, work, rows.prompt)
+    decode = step_time.decode_seconds(machine, work, each, 0.0, rows.prompt + rows.answer / 2.0)
+    prefill = step_time.prefill_seconds(machine, work, rows.prompt)
     return Times(
-        first=np.asarray(steptime.time_to_first_token(machine, work, decode, prefill, rows.requests)),
-        token=np.asarray(steptime.time_per_output_token(decode, prefill, rows.requests, rows.answer)),
+        first=np.asarray(step_time.time_to_first_token(machine, work, decode, prefill, rows.requests)),
+        token=np.asarray(step_time.time_per_output_token(decode, prefill, rows.requests, rows.answer)),
     )
 
 
@@ -184,6 +184,6 @@ def _end_to_end(
 def _least_seconds(found: Deployment, rows: float, length: float) -> float:
     """What reading weights and cache once takes at the memory's full bandwidth: no step is shorter."""
     machine, work = found.machine(), found.work(length)
-    experts = work.expert_bytes / machine.data * steptime.distinct(work, rows * machine.data)
+    experts = work.expert_bytes / machine.data * step_time.distinct(work, rows * machine.data)
     weights = (work.dense_bytes + experts) / machine.tensor
     return float((weights + rows * length * work.kv_bytes) / machine.bandwidth)

@@ -23,10 +23,10 @@ from measurements.deployed import (
     word,
 )
 from measurements.served import SIXTEEN_BITS, family
-from turbo_operator.observed import Accelerator
-from turbo_operator.planner import memory, steptime
-from turbo_operator.planner.coefficients import Coefficients
-from turbo_operator.planner.steptime import Machine, Work
+from turbo_operator.planner.performance import memory, step_time
+from turbo_operator.planner.performance.coefficients import Coefficients
+from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.snapshot import Accelerator
 
 # TensorRT-LLM's defaults.
 MOST_ROWS = 2048  # max_batch_size
@@ -69,10 +69,12 @@ class Saturated:
         """Output tokens per second."""
         machine = replace(self.machine, coefficients=coefficients)
         context = self.prompt + self.answer / 2.0
-        decode = steptime.decode_seconds(machine, self.work, self.requests / self.stages, 0.0, context)
+        decode = step_time.decode_seconds(machine, self.work, self.requests / self.stages, 0.0, context)
         together = np.clip(STEP_TOKENS / self.prompt, 1.0, self.requests / self.stages)
-        prefill = steptime.prefill_seconds(machine, self.work, self.prompt, together) / together / self.stages
-        return np.asarray(steptime.saturated_tokens_per_second(decode, prefill, self.requests, self.answer))
+        prefill = (
+            step_time.prefill_seconds(machine, self.work, self.prompt, together) / together / self.stages
+        )
+        return np.asarray(step_time.saturated_tokens_per_second(decode, prefill, self.requests, self.answer))
 
     def errors(self, coefficients: Coefficients) -> Numbers:
         """[n, 1] of predicted over measured."""

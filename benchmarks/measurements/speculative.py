@@ -27,11 +27,11 @@ from measurements.deployed import (
 )
 from measurements.served import SIXTEEN_BITS, family
 from turbo_operator.api import Method
-from turbo_operator.observed import Accelerator
-from turbo_operator.planner import speculation, steptime
-from turbo_operator.planner.coefficients import Coefficients
-from turbo_operator.planner.steptime import Machine, Work
-from turbo_runtime.contract import ModelShape
+from turbo_operator.planner.performance import speculation, step_time
+from turbo_operator.planner.performance.coefficients import Coefficients
+from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.snapshot import Accelerator
+from turbo_runtime.contract.model import ModelShape
 
 # A method's own code captures no graphs: Python launches some thirty kernels of a layer, one after the other,
 # which takes half a millisecond.
@@ -115,10 +115,10 @@ class Speculative:
         eager = np.where(np.isin(self.words["engine"], EAGER_ENGINES), EAGER_LAYER_SECONDS, 0.0)
         layer: Any = coefficients.layer_seconds + eager
         machine = replace(self.machine, coefficients=replace(coefficients, layer_seconds=layer))
-        plain = np.asarray(steptime.decode_seconds(machine, self.work, self.requests, 0.0, CONTEXT))
+        plain = np.asarray(step_time.decode_seconds(machine, self.work, self.requests, 0.0, CONTEXT))
         verified = np.array([how.verified for how in self.drafting])
-        step = steptime.decode_seconds(machine, self.work, self.requests, verified, CONTEXT)
-        small = np.asarray(steptime.decode_seconds(machine, self.small, self.requests, 0.0, CONTEXT))
+        step = step_time.decode_seconds(machine, self.work, self.requests, verified, CONTEXT)
+        small = np.asarray(step_time.decode_seconds(machine, self.small, self.requests, 0.0, CONTEXT))
         drafts = np.array(
             [
                 float(speculation.draft_seconds(how.method, how.passes, shape, one, other))

@@ -10,7 +10,7 @@ import numpy as np
 from measurements.deployed import Mask, Numbers, Words
 from measurements.endtoend import Rows, Times, throughput
 from measurements.fit import Fit, Measured
-from turbo_operator.planner.calibration import mean_ratio
+from turbo_operator.planner.performance.calibration import mean_ratio
 
 SEEDS = 6
 

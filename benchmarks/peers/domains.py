@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peers.contest import PLAIN, Contest
-from turbo_runtime.distill.looping import loops
+from turbo_runtime.distill.data.repetition import loops
 
 _AT_ONCE = 8  # prompts answered together while answers are looked at
 

@@ -10,12 +10,12 @@ from engines import fresh
 
 from peers.domains import trimmed
 from turbo_dev.fitting import fit, say, words_of, write
-from turbo_runtime.distill.looping import loops
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.heads.artefact import Target
-from turbo_runtime.drafters.load import DraftLoader
+from turbo_runtime.distill.data.repetition import loops
+from turbo_runtime.drafters.heads.checkpoint import Target
+from turbo_runtime.drafters.loader import DraftLoader
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.request import Submit
+from turbo_runtime.messages import Submit
 
 _HEADS, _RANK = 4, 64
 _STEPS, _RATE = 120, 0.006

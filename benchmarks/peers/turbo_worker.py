@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, cast
 from engines import fresh, run
 
 from peers.worker import Answerer, Job, Result, Setup, serve
-from turbo_runtime.contract import DType, RuntimeConfig
-from turbo_runtime.engine.request import Drafting, SamplingParams, Submit
-from turbo_runtime.engine.threads import settle_threads
+from turbo_runtime.contract.config import DType, RuntimeConfig
+from turbo_runtime.engine.startup.threads import settle_threads
+from turbo_runtime.messages import Drafting, SamplingParams, Submit
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def load(setup: Setup) -> Answerer:
     """The engine as `turbo serve` starts it."""
     settle_threads(setup.threads)
-    from turbo_runtime.engine.start import start_engine
+    from turbo_runtime.engine.startup.builder import start_engine
 
     config = RuntimeConfig(
         setup.model,

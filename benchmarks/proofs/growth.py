@@ -14,15 +14,15 @@ from pathlib import Path
 from engines import run
 
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, grammars, network
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.memory import Memory
+from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.recent_outputs import Memory
 from turbo_runtime.drafters.suffix import Suffix
-from turbo_runtime.engine.blocks import PROMPT_TILE, BlockLedger
-from turbo_runtime.engine.check import check_arithmetic
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import Grammar, SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, BlockLedger
+from turbo_runtime.messages import Grammar, SamplingParams, Submit
+from turbo_runtime.models.runner import PagedModel
 
 TOGETHER, BLOCKS, STEP_TOKENS = 16, 384, 512
 REMEMBERED_BYTES, REMEMBERED_TOKENS = 1 << 20, 512

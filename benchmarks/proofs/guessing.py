@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
-from turbo_runtime.drafters.draft import Draft, Evidence, Want
-from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.drafters.interface import Draft, Evidence, Want
+from turbo_runtime.drafters.proposer import Drafters
 
 
 class Guessing(Drafters):

@@ -13,8 +13,8 @@ from turbo_dev.coupling import (
     own_law,
     sample,
 )
-from turbo_runtime.engine.request import SamplingParams
-from turbo_runtime.engine.verify import verify
+from turbo_runtime.messages import SamplingParams
+from turbo_runtime.speculation.verification import verify
 
 TEMPERATURES = (0.7, 1.0, 1.6)
 SAMPLED = 20_000  # tokens

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_runtime.engine import loop
-from turbo_runtime.engine.blocks import blocks_for
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import Chunk
-from turbo_runtime.engine.request import EngineStats, SamplingParams, Submit
+from turbo_runtime.kv_cache.block_pool import blocks_for
+from turbo_runtime.messages import EngineStats, SamplingParams, Submit
+from turbo_runtime.models.runner import Chunk
 
 ANSWER_TOKENS, MATE_TOKENS = 64, 24
 BROKEN_REQUESTS = 6

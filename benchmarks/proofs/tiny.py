@@ -17,19 +17,19 @@ from engines import Answer, run
 from proofs.guessing import Guessing
 from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, grammars, network
-from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.drafters.heads.drafter import HeadsSource
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.heads.source import HeadsSource
-from turbo_runtime.drafters.load import InUse
+from turbo_runtime.drafters.loader import InUse
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine import loop
-from turbo_runtime.engine.blocks import BlockLedger, blocks_for
-from turbo_runtime.engine.check import check_arithmetic
-from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import EngineStats, SamplingParams, Submit
-from turbo_runtime.engine.sampling.noise import Noise
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.kv_cache.block_pool import BlockLedger, blocks_for
+from turbo_runtime.messages import EngineStats, SamplingParams, Submit
+from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.sampling.grammar.matcher import Grammars
+from turbo_runtime.sampling.noise import Noise
 
 BLOCKS, FEW_BLOCKS = 32 * blocks_for(POSITIONS), blocks_for(POSITIONS) + 8
 STEP_TOKENS = (48, 160, 512)

@@ -8,15 +8,15 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, network
-from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.audit import AuditTerms
-from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger
-from turbo_runtime.engine.check import check_arithmetic, set_free
-from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic, set_free
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockLedger
+from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.sampling.grammar.matcher import Grammars
 
 BLOCKS = 64
 # rows are proven equal; they are not held to be; they differ by far more

@@ -15,13 +15,13 @@ from functools import partial
 import torch
 from scipy import stats
 
-from turbo_runtime.drafters.draft import Coupling, Draft, Want
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.request import SamplingParams
-from turbo_runtime.engine.sampling.answer import AnswerLaw
-from turbo_runtime.engine.sampling.noise import Noise, answer_key
-from turbo_runtime.engine.sampling.step import AnswerRows, TokenAt, tokens_of_step
-from turbo_runtime.engine.verify import Verdict, verify
+from turbo_runtime.drafters.interface import Coupling, Draft, Want
+from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling.noise import Noise, answer_key
+from turbo_runtime.sampling.sampler import AnswerLaw
+from turbo_runtime.sampling.step import AnswerRows, TokenAt, tokens_of_step
+from turbo_runtime.speculation.verification import Verdict, verify
 
 Verifier = Callable[..., Verdict]
 

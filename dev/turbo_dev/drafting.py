@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Iterable, Sequence
 
-from turbo_runtime.engine.goodput.control import Control
-from turbo_runtime.engine.goodput.cost import StepShape
+from turbo_runtime.speculation.controller import Control
+from turbo_runtime.speculation.step_cost import StepShape
 
 
 class EveryDraft(Control):

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.heads.artefact import HeadsConfig, Target, save_heads
+from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.engine.batch import Part
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.part import Part
-from turbo_runtime.engine.request import Submit
-from turbo_runtime.engine.speculation import Speculation
-from turbo_runtime.engine.verify import Verdict
+from turbo_runtime.engine.speculator import Speculation
+from turbo_runtime.messages import Submit
+from turbo_runtime.speculation.verification import Verdict
 
 from .drafting import NoDraft
 

@@ -8,17 +8,11 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator.api import (
-    CapacityType,
-    EngineName,
-    PlanReason,
-    Provenance,
-    TurboDeploymentSpec,
-)
-from turbo_operator.observed import Accelerator, LoadSample, PodView
-from turbo_operator.planned import Capacity, Choice, Plan, Predicted
-from turbo_operator.scaler import History, Scale, scale
-from turbo_runtime.contract import Load
+from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance, TurboDeploymentSpec
+from turbo_operator.autoscaler import History, Scale, scale
+from turbo_operator.plan import Capacity, Choice, Plan, Predicted
+from turbo_operator.snapshot import Accelerator, LoadSample, PodView
+from turbo_runtime.contract.load import Load
 
 H100 = Accelerator(
     "h100", "nvidia.com/gpu", Decimal(1), 80 << 30, prices={CapacityType.ON_DEMAND: Decimal("2.00")}

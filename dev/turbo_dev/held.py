@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from turbo_operator.api import LABEL_PLAN_HASH
-from turbo_operator.observed import ChildView
+from turbo_operator.snapshot import ChildView
 
 
 def held(rendered: Iterable[Mapping[str, Any]]) -> tuple[ChildView, ...]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbo_operator.observed import LoadSample, PodView
-from turbo_runtime.contract import Load
+from turbo_operator.snapshot import LoadSample, PodView
+from turbo_runtime.contract.load import Load
 
 
 def load(seconds: float, plain_seconds: float, **more: Any) -> Load:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import CapacityType, Provisioning, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, NodeSupply, Supply
-from turbo_runtime.contract import ModelShape
+from turbo_operator.snapshot import Accelerator, NodeSupply, Supply
+from turbo_runtime.contract.model import ModelShape
 
 GIB = 1 << 30
 NAMES = ("alpha", "beta", "gamma", "delta")

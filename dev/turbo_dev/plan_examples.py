@@ -8,9 +8,9 @@ from typing import Any
 
 from turbo_operator.api import CapacityType, PlanReason, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator
-from turbo_operator.planned import Plan, Rejected
-from turbo_runtime.contract import ModelShape
+from turbo_operator.plan import Plan, Rejected
+from turbo_operator.snapshot import Accelerator
+from turbo_runtime.contract.model import ModelShape
 
 GIB = 1 << 30
 NAMES = ("alpha", "beta", "gamma", "delta")

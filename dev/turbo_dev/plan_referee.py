@@ -17,12 +17,13 @@ from turbo_dev.plan_cases import (
     NOW,
 )
 from turbo_operator.api import CapacityType, EngineName, Provisioning, TurboDeploymentSpec
-from turbo_operator.observed import Accelerator, Supply
-from turbo_operator.planned import Plan
-from turbo_operator.planner import capacity, plan, steptime
-from turbo_operator.planner.coefficients import BY_ENGINE
+from turbo_operator.plan import Plan
+from turbo_operator.planner import plan
 from turbo_operator.planner.demand import Demand, demand
-from turbo_runtime.contract import ModelShape
+from turbo_operator.planner.performance import capacity, step_time
+from turbo_operator.planner.performance.coefficients import BY_ENGINE
+from turbo_operator.snapshot import Accelerator, Supply
+from turbo_runtime.contract.model import ModelShape
 
 
 @dataclass(frozen=True)
@@ -196,15 +197,15 @@ def curve(model: ModelShape, row: Accelerator, size: int, slots: int, asked: Dem
     coefficients = BY_ENGINE[EngineName.TURBO].over(row.efficiency)
     rate = row.flops["bf16"] / (16 if size == 4 and row.resource_name != "cpu" else 1)
     assert row.memory_bandwidth is not None
-    machine = steptime.Machine(row.memory_bandwidth, rate, rate, rate, math.inf, 1.0, coefficients)
+    machine = step_time.Machine(row.memory_bandwidth, rate, rate, rate, math.inf, 1.0, coefficients)
     dense = float((model.parameters - model.embedding_parameters) * size)
     per_token = float(2 * model.layers * model.kv_heads * model.head_dim * size)
-    work = steptime.work(model, dense, 0.0, per_token)
+    work = step_time.work(model, dense, 0.0, per_token)
     states = capacity.rows(np.array([float(slots)]))
     decode = [
-        float(steptime.decode_seconds(machine, work, float(each), 0.0, asked.held)) for each in states[0]
+        float(step_time.decode_seconds(machine, work, float(each), 0.0, asked.held)) for each in states[0]
     ]
-    read = float(steptime.prefill_seconds(machine, work, asked.prompt.mean))
+    read = float(step_time.prefill_seconds(machine, work, asked.prompt.mean))
     return capacity.Engines(
         rows=states,
         decode=np.array([decode]),

@@ -10,10 +10,10 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
-from turbo_runtime.engine.request import Submit
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence, StepPlan, Work
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
+from turbo_runtime.messages import Submit
 
 VOCABULARY = 50
 WRONG = VOCABULARY  # a drafted token that no answer has

@@ -8,7 +8,7 @@ from functools import cache
 
 from turbo_operator.api import CapacityType
 from turbo_operator.budget import Footprint
-from turbo_operator.observed import Accelerator
+from turbo_operator.snapshot import Accelerator
 
 PRICES = {"a100": Decimal(2), "h100": Decimal(3), "l40s": Decimal(1)}
 SIZES = {"a100": 1, "h100": 1, "l40s": 2}  # accelerators of a replica

@@ -13,9 +13,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from turbo_runtime.engine.attention import IMPLEMENTATION, register
-from turbo_runtime.engine.grammar import Grammars
-from turbo_runtime.engine.request import Grammar
+from turbo_runtime.messages import Grammar
+from turbo_runtime.models.attention import IMPLEMENTATION, register
+from turbo_runtime.sampling.grammar.matcher import Grammars
 
 END = 0
 VOCABULARY = 270  # 256 bytes, an end and a few merges, padded

@@ -6,22 +6,15 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator import training
 from turbo_operator.api import CapacityType, TrainingStatus, TurboDeployment, parse
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import (
-    Accelerator,
-    ChildView,
-    DraftView,
-    NodeSupply,
-    Observed,
-    Supply,
-    TrainPod,
-)
-from turbo_operator.planned import Plan
-from turbo_operator.planning import question as planner_question
-from turbo_runtime.contract import Load, ModelFacts
-from turbo_runtime.training_contract import DomainWorth, DraftFacts, MeasuredGain
+from turbo_operator.drafts import training
+from turbo_operator.plan import Plan
+from turbo_operator.planner import inputs as planner_question
+from turbo_operator.snapshot import Accelerator, ChildView, DraftView, NodeSupply, Observed, Supply, TrainPod
+from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.training import DomainWorth, DraftFacts, MeasuredGain
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from turbo_dev.trainings import CORES, FACTS, MODEL, promoted, record
-from turbo_operator import canary, render
+from turbo_operator import render
 from turbo_operator.api import TurboDeployment, parse
-from turbo_operator.canary import Judgement
-from turbo_operator.decision import Decision, decide
-from turbo_operator.gains import Gains
-from turbo_operator.observed import ChildView, DraftView, Observed, PodView
-from turbo_operator.planned import Choice, Plan
+from turbo_operator.autoscaler import History
+from turbo_operator.controller.decision import Decision, decide
+from turbo_operator.drafts import canary
+from turbo_operator.drafts.canary import Judgement
+from turbo_operator.drafts.speedup import Gains
+from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import plan as plan_of
-from turbo_operator.scaler import History
 from turbo_operator.settings import Settings
+from turbo_operator.snapshot import ChildView, DraftView, Observed, PodView
 
 SETTINGS = Settings(runtime_image="r:1")
 NOW = 1_700_000_000.0

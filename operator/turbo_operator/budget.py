@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from turbo_operator.api import CapacityType, Provisioning, Resources, Template, label_value, quantity
-from turbo_operator.observed import Accelerator, ChildView, Host, NodeSupply, PodView, Supply, TrainPod
-from turbo_operator.planned import Choice
+from turbo_operator.plan import Choice
+from turbo_operator.snapshot import Accelerator, ChildView, Host, NodeSupply, PodView, Supply, TrainPod
 
 DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is on a device
 

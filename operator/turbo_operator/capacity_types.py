@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any, Literal, NamedTuple
 
 from turbo_operator.api import CapacityType
-from turbo_operator.observed import Accelerator
+from turbo_operator.snapshot import Accelerator
 
 Selectors = Mapping[CapacityType, Mapping[str, str]]
 

@@ -10,7 +10,7 @@ from heapq import nlargest
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.capture.folder import is_segment, read
+from turbo_runtime.capture.segment_store import is_segment, read
 
 CAPTURED = "captured"
 MAX_CAPTURED = 5000

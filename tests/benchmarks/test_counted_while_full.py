@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engines import WhileFull
 
-from turbo_runtime.engine.request import EngineStats, Step, TokenEvent
+from turbo_runtime.messages import EngineStats, Step, TokenEvent
 
 
 def step(*events: tuple[str, int, bool]) -> Step:

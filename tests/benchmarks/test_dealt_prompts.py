@@ -15,13 +15,13 @@ from peers.worker import Job, Result
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import VOCABULARY, network
-from turbo_runtime.drafters.draft import Coupling, Want
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.blocks import BlockLedger
+from turbo_runtime.drafters.interface import Coupling, Want
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.kv_cache.block_pool import BlockLedger
+from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.models.runner import PagedModel
 
 PROMPTS = [[number, 7] for number in range(60)]
 WANTED = Wanted(prompts=20, tokens=100, warm=4, learn=12, runs=5, answer_tokens=40, stop=[0])

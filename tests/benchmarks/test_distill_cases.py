@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from distill import Case, same
 
-from turbo_runtime.distill.gain import Run
+from turbo_runtime.distill.evaluation.speedup_benchmark import Run
 
 FIRST = [
     Run("none", 0, ((1, 2), (3, 4)), 4.0, 0, 0),

@@ -14,7 +14,7 @@ import yaml
 
 from turbo_dev.shell import CommandError
 from turbo_operator import settings
-from turbo_operator.shipped import MEMORY_NAME
+from turbo_operator.controller.catalog_sync import MEMORY_NAME
 
 Render = Callable[..., list[dict[str, Any]]]
 DIGEST = "sha256:" + "0123456789abcdef" * 4

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from turbo_operator.planner.abilities import NOW
-from turbo_runtime.engine.source import ARCHITECTURES
+from turbo_operator.planner.capabilities import NOW
+from turbo_runtime.model_files.source import ARCHITECTURES
 from turbo_runtime.shapes.families import FAMILIES
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.contract.config import RuntimeConfig
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 SECONDS = st.floats(0, 1e6)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.contract import TERMINATION_MESSAGE_BYTES
-from turbo_runtime.training_contract import (
+from turbo_runtime.contract.endpoints import TERMINATION_MESSAGE_BYTES
+from turbo_runtime.contract.training import (
     MOST_DOMAINS,
     DomainWorth,
     DraftFacts,

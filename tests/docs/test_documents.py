@@ -16,10 +16,10 @@ import yaml
 
 from turbo_dev import transcripts
 from turbo_dev.access import Access
-from turbo_operator.api import names
-from turbo_runtime import contract
+from turbo_operator.api import constants
 from turbo_runtime.capture.settings import read_settings
-from turbo_runtime.distill import cli
+from turbo_runtime.cli import distill
+from turbo_runtime.contract import metrics as contract_metrics
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -104,7 +104,7 @@ DISTILLATIONS = [words[2:] for _, words in commands() if words[:2] == ["turbo", 
 def test_every_distillation_shown_is_one_that_the_command_takes() -> None:
     assert DISTILLATIONS
     for words in DISTILLATIONS:
-        cli.parser().parse_args(words)
+        distill.parser().parse_args(words)
 
 
 def test_every_capture_setting_shown_is_one_that_the_server_takes(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_links_between_documents_lead_somewhere(document: Path) -> None:
 def test_operations_names_every_condition_and_reason_there_is() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     enums = [
-        value for value in vars(names).values() if isinstance(value, type) and issubclass(value, StrEnum)
+        value for value in vars(constants).values() if isinstance(value, type) and issubclass(value, StrEnum)
     ]
     words = {str(member) for enum in enums for member in enum if enum is not StrEnum}
     assert {word for word in words if f"`{word}`" not in text} == set()
@@ -148,7 +148,7 @@ def test_operations_names_every_metric_of_the_runtime() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     metrics = [
         value
-        for value in vars(contract).values()
+        for value in vars(contract_metrics).values()
         if isinstance(value, str) and value.startswith(("vllm:", "turbo:"))
     ]
     assert {metric for metric in metrics if f"`{metric}`" not in text} == set()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from turbo_operator import cli
+from turbo_operator.cli import commands
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "plans.md"
 ROWS = re.findall(
@@ -32,7 +32,7 @@ def asked(shown: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[
     file.write_text("---\n".join(ours))
     nodes.write_text("---\n".join(theirs))
     held = ["--nodes", str(nodes)] if theirs else []
-    status = cli.plan(["-f", str(file), *held, "-o", "json"])
+    status = commands.plan(["-f", str(file), *held, "-o", "json"])
     (answer,) = json.loads(capsys.readouterr().out)
     assert status == (0 if answer["feasible"] else 2)
     found: dict[str, Any] = answer

@@ -130,7 +130,7 @@ class Cluster:
         program = [
             sys.executable,
             "-c",
-            "import sys; from turbo_operator.cli import operator; sys.exit(operator([]))",
+            "import sys; from turbo_operator.cli.commands import operator; sys.exit(operator([]))",
         ]
         if kill_at is not None:
             program = [sys.executable, str(Path(__file__).with_name("killed_operator.py")), kill_at]

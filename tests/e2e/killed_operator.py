@@ -15,8 +15,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from turbo_operator import reconcile
-from turbo_operator.kube import Kube
+from turbo_operator.controller import reconcile
+from turbo_operator.controller.kube import Kube
 
 PHASES: dict[str, tuple[Any, str]] = {
     "observe": (reconcile, "observe"),
@@ -63,7 +63,9 @@ def main() -> int:
     phase, number, moment = sys.argv[1].split(":")
     owner, name = PHASES[phase]
     setattr(owner, name, killing(getattr(owner, name), int(number), moment))
-    from turbo_operator.cli import operator  # after the wrapping, like any other user of those functions
+    from turbo_operator.cli.commands import (
+        operator,  # after the wrapping, like any other user of those functions
+    )
 
     return operator([])
 

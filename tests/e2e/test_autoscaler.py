@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from turbo_operator import resources
-from turbo_runtime.contract import LOAD_PATH, PORT, Load
+from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
+from turbo_runtime.contract.load import Load
 
 pytestmark = pytest.mark.cluster
 

@@ -26,8 +26,9 @@ from turbo_dev.cores import accelerator
 from turbo_dev.model import FILE
 from turbo_dev.shell import CommandError
 from turbo_operator.api import API_VERSION
-from turbo_operator.gains import WINDOW_SECONDS, Answering
-from turbo_runtime.contract import LOAD_PATH, PORT, Load
+from turbo_operator.drafts.speedup import WINDOW_SECONDS, Answering
+from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
+from turbo_runtime.contract.load import Load
 
 pytestmark = [pytest.mark.node, pytest.mark.model]
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from turbo_dev.fakenodes import gpu_node
-from turbo_operator import cli, resources
+from turbo_operator import resources
 from turbo_operator.api import API_VERSION
+from turbo_operator.cli import commands
 
 pytestmark = pytest.mark.cluster
 
@@ -68,7 +69,7 @@ def test_status_explain_and_a_plan_from_files_agree(gpu_cluster: Any, ask: Any, 
     told = gpu_cluster.deployment(namespace)["status"]["plan"]
     assert told["accelerator"] == "many", "there is one few only, and two are asked for"
 
-    status, live = ask(cli.explain, "chat", "-n", namespace)
+    status, live = ask(commands.explain, "chat", "-n", namespace)
     assert status == 0
     assert same_as(told, live)
 
@@ -83,7 +84,7 @@ def test_status_explain_and_a_plan_from_files_agree(gpu_cluster: Any, ask: Any, 
     (tmp_path / "facts.json").write_text(facts)
     file = saved("td.yaml", "td", "chat", "-n", namespace)
     status, offline = ask(
-        cli.plan,
+        commands.plan,
         *("-f", file, "--model", str(tmp_path / "facts.json")),
         *("--catalogue", saved("catalogue.yaml", "turboaccelerators")),
         *("--nodes", saved("nodes.yaml", "nodes,pods,resourcequotas", "-A")),
@@ -91,7 +92,7 @@ def test_status_explain_and_a_plan_from_files_agree(gpu_cluster: Any, ask: Any, 
     assert status == 0
     assert {**offline, "model": live["model"]} == live
 
-    status, against = ask(cli.plan, "-f", file, "--context", "turbo")
+    status, against = ask(commands.plan, "-f", file, "--context", "turbo")
     assert (status, against) == (0, live)
 
 
@@ -115,12 +116,12 @@ def same_as(told: dict[str, Any], live: dict[str, Any]) -> bool:
 
 def test_what_cannot_be_explained_is_refused_in_a_sentence(gpu_cluster: Any, ask: Any) -> None:
     namespace = gpu_cluster.namespace("unexplained")
-    assert ask(cli.explain, "chat", "-n", namespace) == (
+    assert ask(commands.explain, "chat", "-n", namespace) == (
         1,
         f"turbo explain: there is no TurboDeployment chat in namespace {namespace}.\n",
     )
     gpu_cluster.create_deployment(namespace)
-    status, said = ask(cli.explain, "chat", "-n", namespace)
+    status, said = ask(commands.explain, "chat", "-n", namespace)
     assert status == 1
     assert "its model is unknown" in said
 
@@ -144,7 +145,7 @@ def test_a_file_is_planned_against_the_cluster_before_it_is_applied(
             },
         }
         path.write_text(json.dumps(body))
-        status, found = ask(cli.plan, "-f", str(path), "--context", "turbo")
+        status, found = ask(commands.plan, "-f", str(path), "--context", "turbo")
         assert status == expected, found
     assert found["reason"] == "NoCapacity"
     assert gpu_cluster.api.get(resources.TURBODEPLOYMENT, namespace, "chat") is None

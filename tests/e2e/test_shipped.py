@@ -11,7 +11,7 @@ import pytest
 
 from turbo_operator import resources
 from turbo_operator.catalog import shipped_objects
-from turbo_operator.shipped import MEMORY_NAME as MEMORY
+from turbo_operator.controller.catalog_sync import MEMORY_NAME as MEMORY
 
 pytestmark = pytest.mark.cluster
 

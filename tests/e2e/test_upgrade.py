@@ -14,7 +14,8 @@ from turbo_dev.api import ApiRefusalError
 from turbo_dev.audit_reader import StatusReader
 from turbo_dev.shell import CommandError, run
 from turbo_dev.status_coherence import contradictions
-from turbo_operator import crd, resources
+from turbo_operator import resources
+from turbo_operator.api import crd
 
 pytestmark = pytest.mark.cluster
 

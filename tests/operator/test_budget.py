@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import CapacityType, Provisioning, Resources
 from turbo_operator.budget import Footprint, beside
-from turbo_operator.observed import Accelerator, Host, NodeSupply, Supply
+from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Supply
 
 PRICES = {CapacityType.ON_DEMAND: Decimal("2.50"), CapacityType.SPOT: Decimal("0.90")}
 H100 = Accelerator("h100", "nvidia.com/gpu", Decimal(1), 80 << 30, per_node=8, prices=PRICES)

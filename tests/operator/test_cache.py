@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, GROUP, CapacityType
-from turbo_operator.cache import Cache, Key
-from turbo_operator.observed import Accelerator, LoadSample, Occupancy
-from turbo_runtime.contract import Load
+from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.snapshot import Accelerator, LoadSample, Occupancy
+from turbo_runtime.contract.load import Load
 
 KEY = Key("team", "chat")
 LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)

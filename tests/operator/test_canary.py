@@ -28,14 +28,15 @@ from turbo_dev.trials import (
     td,
     up,
 )
-from turbo_operator import canary, status, training
+from turbo_operator import status
 from turbo_operator.api import Canary, CanaryReason, ConditionType, TurboDeployment
-from turbo_operator.canary import Judgement
-from turbo_operator.decision import decide
-from turbo_operator.gains import Gains
-from turbo_operator.observed import ChildView
-from turbo_operator.scaler import History
-from turbo_runtime.contract import RuntimeConfig
+from turbo_operator.autoscaler import History
+from turbo_operator.controller.decision import decide
+from turbo_operator.drafts import canary, training
+from turbo_operator.drafts.canary import Judgement
+from turbo_operator.drafts.speedup import Gains
+from turbo_operator.snapshot import ChildView
+from turbo_runtime.contract.config import RuntimeConfig
 
 
 def tried(

@@ -29,13 +29,13 @@ from turbo_dev.trials import (
     variant_of,
 )
 from turbo_operator.api import API_VERSION, CanaryReason, Provisioning, TurboDeployment
-from turbo_operator.cache import Cache, Key
-from turbo_operator.gains import Gains
-from turbo_operator.kube import Kube, RefusedError
-from turbo_operator.observed import DraftView, Observed
-from turbo_operator.reconcile import Reconciler
+from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.kube import Kube, RefusedError
+from turbo_operator.controller.reconcile import Reconciler
+from turbo_operator.drafts.speedup import Gains
+from turbo_operator.inventory.store import Ledger
 from turbo_operator.resources import Resource
-from turbo_operator.stock.ledger import Ledger
+from turbo_operator.snapshot import DraftView, Observed
 
 CANARY_FILE = "chat-drafts-canary"
 

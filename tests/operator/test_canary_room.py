@@ -11,10 +11,10 @@ from turbo_dev.held import held
 from turbo_dev.loads import load, pod
 from turbo_dev.trainings import promoted
 from turbo_dev.trials import NOW, OLD, STABLE, TRY, children, decided, look, replicas, seen, td, up
-from turbo_operator import canary
 from turbo_operator.api import CanaryReason, TurboDeployment
-from turbo_operator.gains import Gains
-from turbo_operator.observed import ChildView, Observed, PodView
+from turbo_operator.drafts import canary
+from turbo_operator.drafts.speedup import Gains
+from turbo_operator.snapshot import ChildView, Observed, PodView
 
 PENDING = 600.0  # spec.accelerators.pendingTimeout by default
 QUOTA = 'pods "chat-x" is forbidden: exceeded quota: gpus'

@@ -23,14 +23,15 @@ from turbo_dev.trials import (
     turned_down,
     variant_of,
 )
-from turbo_operator import canary, status
+from turbo_operator import status
 from turbo_operator.api import CanaryReason, ConditionType, TurboDeployment
-from turbo_operator.cache import Cache, Key
-from turbo_operator.canary import Judgement
-from turbo_operator.gains import Gains
-from turbo_operator.observed import DraftView, Observed
-from turbo_operator.observing import observe
-from turbo_operator.stock.ledger import Ledger
+from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.snapshot_builder import observe
+from turbo_operator.drafts import canary
+from turbo_operator.drafts.canary import Judgement
+from turbo_operator.drafts.speedup import Gains
+from turbo_operator.inventory.store import Ledger
+from turbo_operator.snapshot import DraftView, Observed
 
 # What pods would load otherwise, each by itself.
 CHANGES: list[dict[str, Any]] = [

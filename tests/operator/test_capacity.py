@@ -14,7 +14,8 @@ from turbo_dev.replay import Replica, replay, replay_closed
 from turbo_dev.sizes import size
 from turbo_dev.typical import CASES, CURVES, Case, Curve, drawn, seen, trace
 from turbo_operator.api import TurboDeploymentSpec
-from turbo_operator.planner.capacity import (
+from turbo_operator.planner.demand import Bound, Demand, Lengths, demand
+from turbo_operator.planner.performance.capacity import (
     Engines,
     Numbers,
     capacity,
@@ -24,7 +25,6 @@ from turbo_operator.planner.capacity import (
     saturated,
     served,
 )
-from turbo_operator.planner.demand import Bound, Demand, Lengths, demand
 
 SEARCHED = 0.005  # of the saturated rate: the steps in which a capacity is sought, and more
 

@@ -16,14 +16,15 @@ from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.budget import Footprint
 from turbo_operator.capacity_types import LABELS, TAINTS, build_constraint
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, Supply
-from turbo_operator.planned import Choice
+from turbo_operator.drafts.training import Begin
+from turbo_operator.drafts.training.manifests import training_job
+from turbo_operator.inventory.supply import Holding, Node, Owner, is_open, supply_of, take_stock
+from turbo_operator.plan import Choice
 from turbo_operator.planner import plan
 from turbo_operator.render.template import pod_template
 from turbo_operator.settings import Settings
-from turbo_operator.stock.supply import Holding, Node, Owner, is_open, supply_of, take_stock
-from turbo_operator.training import Begin
-from turbo_runtime.contract import ModelFacts
+from turbo_operator.snapshot import Accelerator, Supply
+from turbo_runtime.contract.model import ModelFacts
 
 ON_DEMAND, SPOT, RESERVED = CapacityType.ON_DEMAND, CapacityType.SPOT, CapacityType.RESERVED
 GIB = 1 << 30
@@ -141,7 +142,7 @@ def test_the_templates_selector_narrows_a_capacity_type_further() -> None:
 def test_a_training_goes_where_its_capacity_type_is() -> None:
     begin = Begin(1, "w", chosen(SPOT), chosen(ON_DEMAND), None)
     trains = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
-    job = render.training_job(
+    job = training_job(
         td(SPOT, speculation={"training": trains}), begin, FACTS, Settings(runtime_image="r:1")
     )
     spec = job["spec"]["template"]["spec"]

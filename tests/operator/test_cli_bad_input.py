@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from turbo_dev.plan_files import MODEL, accelerator, deployment, written
-from turbo_operator import cli
+from turbo_operator.cli import commands
 from turbo_operator.yaml_text import documents
 
 
@@ -39,7 +39,7 @@ from turbo_operator.yaml_text import documents
 def test_bad_input_ends_with_1_and_names_the_field(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], spec: dict[str, Any], said: str
 ) -> None:
-    assert cli.plan(["-f", written(tmp_path, deployment(**spec))]) == 1
+    assert commands.plan(["-f", written(tmp_path, deployment(**spec))]) == 1
     assert said in capsys.readouterr().err
 
 
@@ -68,24 +68,24 @@ def test_a_file_without_a_deployment_is_bad_input(
 ) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    assert cli.plan(["-f", str(path)]) == 1
+    assert commands.plan(["-f", str(path)]) == 1
     assert said in capsys.readouterr().err
 
 
 def test_a_missing_file_and_binary_weights_are_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.plan(["-f", str(tmp_path / "none.yaml")]) == 1
+    assert commands.plan(["-f", str(tmp_path / "none.yaml")]) == 1
     assert "none.yaml: No such file or directory." in capsys.readouterr().err
     weights = tmp_path / "model.gguf"
     weights.write_bytes(b"GGUF\xff\xfe\x00")
-    assert cli.plan(["-f", written(tmp_path, deployment()), "--model", str(weights)]) == 1
+    assert commands.plan(["-f", written(tmp_path, deployment()), "--model", str(weights)]) == 1
     assert "turbo inspect" in capsys.readouterr().err
-    assert cli.plan(["-f", written(tmp_path, deployment()), "--model", str(tmp_path)]) == 1
+    assert commands.plan(["-f", written(tmp_path, deployment()), "--model", str(tmp_path)]) == 1
     assert f"--model {tmp_path}: there is no config.json in this folder" in capsys.readouterr().err
     for text in ("[" * 100_000, '{"hidden_size": ' + "9" * 6000 + "}", "{"):
         (config := tmp_path / "config.json").write_text(text)
-        assert cli.plan(["-f", written(tmp_path, deployment()), "--model", str(tmp_path)]) == 1
+        assert commands.plan(["-f", written(tmp_path, deployment()), "--model", str(tmp_path)]) == 1
         assert f"--model {config} is no JSON; give a config.json" in capsys.readouterr().err
 
 
@@ -93,10 +93,10 @@ def test_standard_input_that_is_closed_or_no_utf_8_is_bad_input(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", None)
-    assert cli.plan(["-f", "-"]) == 1
+    assert commands.plan(["-f", "-"]) == 1
     assert "standard input is closed: name a file." in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
-    assert cli.plan(["-f", "-"]) == 1
+    assert commands.plan(["-f", "-"]) == 1
     assert "standard input is no YAML: it is no UTF-8." in capsys.readouterr().err
 
 
@@ -104,7 +104,7 @@ def test_standard_input_that_is_closed_or_no_utf_8_is_bad_input(
 def test_an_empty_name_is_bad_input_of_its_flag(
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.plan(["-f", written(tmp_path, deployment()), flag, ""]) == 1
+    assert commands.plan(["-f", written(tmp_path, deployment()), flag, ""]) == 1
     assert f"turbo plan: {flag}: write " in capsys.readouterr().err
 
 
@@ -113,7 +113,7 @@ def test_what_is_no_yaml_is_told_with_its_flag(
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (junk := tmp_path / "junk").write_text("{\n")
-    assert cli.plan(["-f", written(tmp_path, deployment()), flag, str(junk)]) == 1
+    assert commands.plan(["-f", written(tmp_path, deployment()), flag, str(junk)]) == 1
     assert f"{flag} {junk} is no YAML: line 2, column 1: " in capsys.readouterr().err
 
 
@@ -124,7 +124,7 @@ def test_one_wrong_object_keeps_no_other_from_its_plan(
     unknown["metadata"]["name"], wrong["metadata"]["name"] = "unknown", "wrong"
     del nameless["metadata"]["name"]
     file = written(tmp_path, unknown, wrong, deployment(), nameless)
-    assert cli.plan(["-f", file, "-o", "json"]) == 1
+    assert commands.plan(["-f", file, "-o", "json"]) == 1
     said = capsys.readouterr()
     assert [plan["name"] for plan in json.loads(said.out)] == ["chat"]
     first, second, third = said.err.splitlines()
@@ -141,7 +141,9 @@ def test_a_change_that_one_object_does_not_take_keeps_no_other_from_its_plan(
     few = deployment(scaling={"maxReplicas": 3})
     few["metadata"]["name"] = "few"
     assert (
-        cli.plan(["-f", written(tmp_path, few, deployment()), "--what-if", "minReplicas=5", "-o", "json"])
+        commands.plan(
+            ["-f", written(tmp_path, few, deployment()), "--what-if", "minReplicas=5", "-o", "json"]
+        )
         == 1
     )
     said = capsys.readouterr()
@@ -157,8 +159,8 @@ def test_a_field_that_is_merged_and_written_is_written_once() -> None:
 
 
 def test_a_wrong_flag_is_bad_input_and_not_infeasible(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.plan(["--nonsense"]) == 1
-    assert cli.plan(["--help"]) == 0
+    assert commands.plan(["--nonsense"]) == 1
+    assert commands.plan(["--help"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_a_wrong_flag_is_bad_input_and_not_infeasible(capsys: pytest.CaptureFixt
 def test_a_change_that_is_none_is_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: str, said: str
 ) -> None:
-    assert cli.plan(["-f", written(tmp_path, deployment()), "--what-if", asked]) == 1
+    assert commands.plan(["-f", written(tmp_path, deployment()), "--what-if", asked]) == 1
     assert f"--what-if {asked}: " in (refusal := capsys.readouterr().err)
     assert said in refusal
 
@@ -185,7 +187,7 @@ def test_a_catalogue_without_accelerators_is_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = written(tmp_path, deployment())
-    assert cli.plan(["-f", file, "--catalogue", file]) == 1
+    assert commands.plan(["-f", file, "--catalogue", file]) == 1
     assert f"--catalogue {file}: there is no object of kind TurboAccelerator" in capsys.readouterr().err
 
 
@@ -194,6 +196,6 @@ def test_two_objects_of_one_name_are_bad_input(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], twice: dict[str, Any]
 ) -> None:
     file = written(tmp_path, twice, twice)
-    assert cli.plan(["-f", file]) == 1
+    assert commands.plan(["-f", file]) == 1
     assert f"document 2 ({twice['kind']}): there is a {twice['kind']} " in (said := capsys.readouterr().err)
     assert f"in {file}, document 1 already" in said

@@ -11,7 +11,8 @@ import pytest
 
 from turbo_dev.access import Access
 from turbo_dev.shell import CommandError
-from turbo_operator import api, crd
+from turbo_operator import api
+from turbo_operator.api import crd
 
 NAMESPACE = "crd"
 ROOT = Path(__file__).parents[2]

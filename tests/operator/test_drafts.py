@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from turbo_dev.held import held
-from turbo_operator import render, scaler, status
+from turbo_operator import autoscaler, render, status
 from turbo_operator.api import (
     CapacityType,
     Condition,
@@ -21,16 +21,18 @@ from turbo_operator.api import (
     parse,
     parse_draft,
 )
-from turbo_operator.cache import Cache
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, DraftView, LoadSample, Observed, PodView
-from turbo_operator.planned import Plan
+from turbo_operator.controller.cache.projection import draft as as_view
+from turbo_operator.controller.cache.store import Cache
+from turbo_operator.plan import Plan
 from turbo_operator.planner import plan as plan_of
-from turbo_operator.projection import draft as as_view
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import Load, ModelFacts, RuntimeConfig
-from turbo_runtime.drafters.selection import read_selection
+from turbo_operator.snapshot import Accelerator, DraftView, LoadSample, Observed, PodView
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.drafters.config import read_selection
 
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
@@ -173,7 +175,7 @@ def verdict(draft: DraftView | None, *loads: Load | None, it: TurboDeployment = 
         for n, load in enumerate(loads)
     )
     observed = Observed({"cpu": CPU}, None, (), pods, model=FACTS, draft=draft)
-    new = status.compute(it, observed, scaler.scale(it.spec), plan, variant, 1_700_000_000.0)
+    new = status.compute(it, observed, autoscaler.scale(it.spec), plan, variant, 1_700_000_000.0)
     found = new.condition("DraftReady")
     used = found is not None and found.reason in ("InUse", "Loading", "RefusedByEngine")
     assert (new.draft is not None) == (used or (draft is not None and draft.gone))
@@ -278,7 +280,7 @@ def test_further_drafts_are_named_to_pods_as_they_run_and_one_that_does_not_fit_
         observed = Observed({}, model=FACTS, draft=DRAFT, named=(("latex", further),))
         made = render.children(both, observed, planned(both).choice, (), Settings(runtime_image="r:1"))
         (file,) = [each for each in made if each["metadata"]["name"] == "chat-drafts"]
-        told = status.compute(both, observed, scaler.scale(both.spec), planned(both), "v1", 0.0)
+        told = status.compute(both, observed, autoscaler.scale(both.spec), planned(both), "v1", 0.0)
         ready = told.condition(ConditionType.DRAFT_READY)
         assert ready is not None
         return json.loads(file["data"]["drafts.json"]), ready.message

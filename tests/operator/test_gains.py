@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.loads import load, pod
-from turbo_operator.gains import WINDOW_SECONDS, Answering, Gains, Trial
+from turbo_operator.drafts.speedup import WINDOW_SECONDS, Answering, Gains, Trial
 
 WARM = 20.0
 

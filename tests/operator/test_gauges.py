@@ -6,14 +6,14 @@ from decimal import Decimal
 
 from prometheus_client import REGISTRY
 
-from turbo_operator import gauges
 from turbo_operator.api import CapacityType, ScalingReason, TrainingStatus
-from turbo_operator.cache import Key
-from turbo_operator.observed import Accelerator, LoadSample, NodeSupply, Observed, PodView, TrainPod
-from turbo_operator.scaler import History, Scale
-from turbo_operator.stock.supply import Stock
-from turbo_runtime.contract import Load
-from turbo_runtime.training_contract import TrainingProgress
+from turbo_operator.autoscaler import History, Scale
+from turbo_operator.controller import deployment_metrics
+from turbo_operator.controller.cache.store import Key
+from turbo_operator.inventory.supply import Stock
+from turbo_operator.snapshot import Accelerator, LoadSample, NodeSupply, Observed, PodView, TrainPod
+from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.training import TrainingProgress
 
 KEY = Key("team", "chat")
 NOW = 1_700_000_000.0
@@ -31,7 +31,7 @@ def pod(name: str, rate: float | None = None, **more: object) -> PodView:
 
 
 def show(*pods: PodView) -> None:
-    gauges.show(KEY, Observed({"h100": H100}, pods=pods), None, SCALE, NOW)
+    deployment_metrics.show(KEY, Observed({"h100": H100}, pods=pods), None, SCALE, NOW)
 
 
 def value(name: str, **labels: str) -> float | None:
@@ -47,9 +47,9 @@ def test_present_cost_is_that_of_the_pods_that_hold_accelerators() -> None:
 
 
 def test_the_gain_is_shown_while_it_is_known() -> None:
-    gauges.show(KEY, Observed({}, gain=1.5), None, SCALE, NOW)
+    deployment_metrics.show(KEY, Observed({}, gain=1.5), None, SCALE, NOW)
     assert value("turbo_deployment_gain") == 1.5
-    gauges.show(KEY, Observed({}), None, SCALE, NOW)
+    deployment_metrics.show(KEY, Observed({}), None, SCALE, NOW)
     assert value("turbo_deployment_gain") is None
 
 
@@ -65,8 +65,8 @@ def test_what_is_not_known_is_absent_again() -> None:
 
 def test_figures_go_with_their_object() -> None:
     show(pod("a", 100.0))
-    gauges.forget(KEY)
-    gauges.forget(KEY)
+    deployment_metrics.forget(KEY)
+    deployment_metrics.forget(KEY)
     assert value("turbo_deployment_cost_per_hour", load="present") is None
     assert value("turbo_desired_replicas") is None
 
@@ -75,16 +75,18 @@ def test_prices_of_nodes_bear_opencosts_name_and_cores_are_no_gpus() -> None:
     nodes = (NodeSupply("n", 8, 8),)
     catalogue = {"h100": H100, "cpu": CORES}
     one = Stock(catalogue, supply={"h100": nodes, "cpu": nodes})
-    gauges.show_prices(Stock(), one)
+    deployment_metrics.show_prices(Stock(), one)
     labels = {"node": "n", "accelerator": "h100"}
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) == 3.6
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "accelerator": "cpu"}) is None
-    held = gauges.NODE_GPU_HOURLY_COST.labels("n", "h100")
+    held = deployment_metrics.NODE_GPU_HOURLY_COST.labels("n", "h100")
     two = Stock(catalogue, supply={"h100": (*nodes, NodeSupply("m", 8, 8)), "cpu": ()})
-    gauges.show_prices(one, two)
-    assert gauges.NODE_GPU_HOURLY_COST.labels("n", "h100") is held  # at no moment was it taken away
+    deployment_metrics.show_prices(one, two)
+    assert (
+        deployment_metrics.NODE_GPU_HOURLY_COST.labels("n", "h100") is held
+    )  # at no moment was it taken away
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "node": "m"}) == 3.6
-    gauges.show_prices(two, Stock(catalogue, supply={"h100": (), "cpu": ()}))
+    deployment_metrics.show_prices(two, Stock(catalogue, supply={"h100": (), "cpu": ()}))
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) is None
 
 
@@ -94,28 +96,30 @@ def test_a_training_is_told_while_it_runs_and_counted_once_when_it_ends() -> Non
 
     begun = TrainingStatus(number=1, work="a", spec_hash="b", spent="0.25")
     runs = TrainPod("t", "chat-train-1", "Running", progress=TrainingProgress("answers", 1, 4, "prompts"))
-    gauges.show_training(KEY, begun, (runs,))
+    deployment_metrics.show_training(KEY, begun, (runs,))
     assert value("turbo_training_progress", stage="answers") == 0.25
     assert value("turbo_training_spent_dollars") == 0.25
     before = ended()
     done = begun.model_copy(update={"result": "Trained"})
-    gauges.show_training(KEY, done, ())
+    deployment_metrics.show_training(KEY, done, ())
     for old, new in ((None, begun), (begun, done), (done, done), (done, None)):
-        gauges.count_training(KEY, None if old is None else old.dump(), new)
+        deployment_metrics.count_training(KEY, None if old is None else old.dump(), new)
     assert ended() == before + 1
     assert value("turbo_training_progress", stage="answers") is None
-    gauges.forget(KEY)
+    deployment_metrics.forget(KEY)
     assert value("turbo_training_spent_dollars") is None
     assert value("turbo_trainings_total", result="Trained") is None
-    gauges.count_training(KEY, begun.dump(), done)
+    deployment_metrics.count_training(KEY, begun.dump(), done)
     assert ended() == 1
 
 
 def test_a_pod_that_trains_is_paid_for_while_it_runs() -> None:
     trains = TrainPod("t", "chat-train-1", "Running", accelerator="h100")
     both = Observed({"h100": H100}, pods=(pod("a", 100.0),), trainings=(trains,))
-    gauges.show(KEY, both, None, SCALE, NOW)
+    deployment_metrics.show(KEY, both, None, SCALE, NOW)
     assert value("turbo_deployment_cost_per_hour", load="present") == 7.2
     ended = TrainPod("t", "chat-train-1", "Failed", exit_code=1, accelerator="h100")
-    gauges.show(KEY, Observed({"h100": H100}, pods=both.pods, trainings=(ended,)), None, SCALE, NOW)
+    deployment_metrics.show(
+        KEY, Observed({"h100": H100}, pods=both.pods, trainings=(ended,)), None, SCALE, NOW
+    )
     assert value("turbo_deployment_cost_per_hour", load="present") == 3.6

@@ -10,10 +10,11 @@ from typing import Any
 from kubernetes.aio.client import ApiClient, Configuration
 from prometheus_client import REGISTRY
 
-from turbo_operator import gauges, resources
-from turbo_operator.cache import Key
-from turbo_operator.handlers import Operator
-from turbo_operator.kube import Kube
+from turbo_operator import resources
+from turbo_operator.controller import deployment_metrics
+from turbo_operator.controller.cache.store import Key
+from turbo_operator.controller.handlers import Operator
+from turbo_operator.controller.kube import Kube
 from turbo_operator.settings import Settings
 
 KEY = Key("team", "gone")
@@ -33,7 +34,7 @@ async def working() -> AsyncIterator[Operator]:
     async with ApiClient(Configuration(host="http://127.0.0.1:9")) as client:
         operator = Operator(Settings(runtime_image="turbo"), Kube(client))
         operator.cache.put_deployment(BODY)
-        gauges.DESIRED_REPLICAS.labels(KEY.namespace, KEY.name).set(2)
+        deployment_metrics.DESIRED_REPLICAS.labels(KEY.namespace, KEY.name).set(2)
         task = asyncio.create_task(operator.queue.run())
         yield operator
         task.cancel()

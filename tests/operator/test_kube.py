@@ -11,7 +11,8 @@ import pytest
 from aiohttp.client_reqrep import ConnectionKey
 
 from turbo_operator.api import ANNOTATION_APPLIED_HASH
-from turbo_operator.kube import (
+from turbo_operator.controller.catalog_sync import needs_write
+from turbo_operator.controller.kube import (
     ConflictError,
     GoneError,
     KubeError,
@@ -21,7 +22,6 @@ from turbo_operator.kube import (
     in_cluster_server,
 )
 from turbo_operator.resources import CHILDREN, TURBOACCELERATOR, TURBODEPLOYMENT
-from turbo_operator.shipped import needs_write
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from turbo_operator.ownership import added_fields, owned_fields, owns, replaced
+from turbo_operator.controller.field_ownership import added_fields, owned_fields, owns, replaced
 
 WANTED: dict[str, Any] = {
     "apiVersion": "apps/v1",

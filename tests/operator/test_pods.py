@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator.api import GROUP
-from turbo_operator.observed import PodView, TrainPod
-from turbo_operator.pods import Key, Pods, Root
-from turbo_operator.stock.supply import Owner
+from turbo_operator.controller.cache.pods import Key, Pods, Root
+from turbo_operator.inventory.supply import Owner
+from turbo_operator.snapshot import PodView, TrainPod
 
 KEY = Key("team", "chat")
 LABELS = {f"{GROUP}/deployment": "chat", f"{GROUP}/role": "serving", f"{GROUP}/plan-hash": "abc"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from turbo_operator.api import epoch
-from turbo_operator.observed import ChildView, TrainPod
-from turbo_operator.projection import child, pod
+from turbo_operator.controller.cache.projection import child, pod
+from turbo_operator.snapshot import ChildView, TrainPod
 
 AT, LATER = "2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z"
 

@@ -14,12 +14,12 @@ from prometheus_client import REGISTRY
 from turbo_dev.trainings import CORES, NOW, seen, td
 from turbo_operator import render
 from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, Provisioning, TurboDeployment
-from turbo_operator.cache import Cache, Key
-from turbo_operator.kube import GoneError, KubeError
-from turbo_operator.reconcile import Reconciler
+from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.kube import GoneError, KubeError
+from turbo_operator.controller.reconcile import Reconciler
+from turbo_operator.inventory.store import Ledger
 from turbo_operator.resources import CHILDREN, TURBODEPLOYMENT
 from turbo_operator.settings import Settings
-from turbo_operator.stock.ledger import Ledger
 
 KEY = Key("team", "chat")
 SETTINGS = Settings(runtime_image="r:1")

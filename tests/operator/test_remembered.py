@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from turbo_operator.cache import Key
-from turbo_operator.remembered import Memories, Remembered
-from turbo_operator.scaler import Event, History
+from turbo_operator.autoscaler import Event, History
+from turbo_operator.controller.cache.store import Key
+from turbo_operator.controller.memo import Memories, Remembered
 
 KEY = Key("team", "chat")
 PAST = History(events=(Event(0.0, 1, 8, "Scaling"),), present=8)

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 from turbo_operator import render
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, MAX_NAME_LENGTH, CapacityType, TurboDeployment, parse
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, ChildView, Observed
-from turbo_operator.planned import Choice
+from turbo_operator.plan import Choice
 from turbo_operator.planner import plan
 from turbo_operator.render.template import runtime_config
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import HEALTH_PATH, READY_PATH, ModelFacts, RuntimeConfig
+from turbo_operator.snapshot import Accelerator, ChildView, Observed
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.endpoints import HEALTH_PATH, READY_PATH
+from turbo_runtime.contract.model import ModelFacts
 
 GIB = 1 << 30
 SETTINGS = Settings(runtime_image="registry.example/runtime:1")

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from turbo_dev.access import Access
-from turbo_operator import planner, render, training
+from turbo_operator import planner, render
 from turbo_operator.api import CapacityType, TurboDeployment, parse, quantity
 from turbo_operator.catalog import catalogue, shapes
-from turbo_operator.observed import Accelerator, LoadSample, Observed, PodView
-from turbo_operator.planning.question import answer, plan_of
-from turbo_operator.render.training import SCRIPT
+from turbo_operator.drafts import training
+from turbo_operator.drafts.training.manifests import SCRIPT, training_job
+from turbo_operator.planner.inputs import answer, plan_of
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import Load, ModelFacts
+from turbo_operator.snapshot import Accelerator, LoadSample, Observed, PodView
+from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.model import ModelFacts
 
 SETTINGS = Settings(runtime_image="registry.example/runtime:1")
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
@@ -110,7 +112,7 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
     children = [
         *render.children(td, Observed({}), None, (), SETTINGS),
         *render.children(td, observed, choice, variants, SETTINGS),
-        *([render.training_job(td, begin, FACTS, SETTINGS)] if begin else []),
+        *([training_job(td, begin, FACTS, SETTINGS)] if begin else []),
     ]
     kinds = {child["kind"] for child in children}
     assert kinds == {"Service", "PodDisruptionBudget", "Job", "ConfigMap", "ControllerRevision", "Deployment"}
@@ -148,7 +150,7 @@ def training_of(name: str) -> dict[str, Any]:
     td = parsed(name)
     begin = begun(td, seen())
     assert begin is not None
-    return render.training_job(td, begin, FACTS, SETTINGS)["spec"]
+    return training_job(td, begin, FACTS, SETTINGS)["spec"]
 
 
 def assert_kept(wanted: Any, kept: Any, path: str) -> None:

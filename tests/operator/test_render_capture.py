@@ -13,13 +13,14 @@ from turbo_dev.held import held
 from turbo_operator import render
 from turbo_operator.api import CapacityType, InvalidObject, TurboDeployment, parse
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, Observed
-from turbo_operator.planned import Choice
+from turbo_operator.plan import Choice
 from turbo_operator.planner import plan
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
+from turbo_operator.snapshot import Accelerator, Observed
 from turbo_runtime.capture.settings import CaptureSettings, read_settings
-from turbo_runtime.contract import ModelFacts, RuntimeConfig
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.model import ModelFacts
 
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None

@@ -14,12 +14,14 @@ from aiohttp import web
 from prometheus_client import REGISTRY
 
 from turbo_operator.api import GROUP
-from turbo_operator.cache import Cache, Key
-from turbo_operator.observed import LoadSample
-from turbo_operator.pods import Root
-from turbo_operator.scrape import NUM_CONNECTIONS, Scraper
-from turbo_runtime.contract import LOAD_PATH, PORT, Load, StepTime
-from turbo_runtime.training_contract import PROGRESS_PATH, TrainingProgress
+from turbo_operator.controller.cache.pods import Root
+from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.scraper import NUM_CONNECTIONS, Scraper
+from turbo_operator.snapshot import LoadSample
+from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
+from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.model import StepTime
+from turbo_runtime.contract.training import PROGRESS_PATH, TrainingProgress
 
 KEY = Key("team", "chat")
 LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)

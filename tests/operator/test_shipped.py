@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from turbo_operator import shipped
 from turbo_operator.catalog import shipped_objects
-from turbo_operator.kube import Kube, KubeError, RefusedError
+from turbo_operator.controller import catalog_sync
+from turbo_operator.controller.catalog_sync import MEMORY_NAME
+from turbo_operator.controller.kube import Kube, KubeError, RefusedError
 from turbo_operator.resources import TURBOACCELERATOR, Resource
-from turbo_operator.shipped import MEMORY_NAME
 
 NAMESPACE = "turbo-system"
 ALL = {entry["metadata"]["name"] for entry in shipped_objects()}
@@ -54,7 +54,7 @@ class FakeKube(Kube):
 async def api() -> FakeKube:
     """After the first start."""
     fake = FakeKube()
-    await shipped.apply(fake, NAMESPACE)
+    await catalog_sync.apply(fake, NAMESPACE)
     assert set(fake.accelerators) == ALL
     assert fake.memory is not None
     assert set(fake.memory["data"]) == ALL
@@ -65,9 +65,9 @@ async def test_a_deleted_one_stays_away_also_when_another_version_of_it_is_shipp
     api: FakeKube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     later = [{**each, "spec": {**each["spec"], "memoryGiB": 1}} for each in shipped_objects()]
-    monkeypatch.setattr(shipped, "shipped_objects", lambda: later)
+    monkeypatch.setattr(catalog_sync, "shipped_objects", lambda: later)
     del api.accelerators["h100"]
-    await shipped.apply(api, NAMESPACE)
+    await catalog_sync.apply(api, NAMESPACE)
     assert set(api.accelerators) == ALL - {"h100"}
     assert {each["spec"]["memoryGiB"] for each in api.accelerators.values()} == {1}
 
@@ -77,8 +77,8 @@ async def test_what_a_later_version_brings_is_created_and_what_it_no_longer_ship
 ) -> None:
     objects = shipped_objects()
     brought = {**objects[0], "metadata": {"name": "brought-later"}}
-    monkeypatch.setattr(shipped, "shipped_objects", lambda: (*objects[1:], brought))
-    await shipped.apply(api, NAMESPACE)
+    monkeypatch.setattr(catalog_sync, "shipped_objects", lambda: (*objects[1:], brought))
+    await catalog_sync.apply(api, NAMESPACE)
     assert set(api.accelerators) == ALL | {"brought-later"}
     assert api.memory is not None
     assert set(api.memory["data"]) == ALL | {"brought-later"}
@@ -87,7 +87,7 @@ async def test_what_a_later_version_brings_is_created_and_what_it_no_longer_ship
 async def test_where_no_accelerator_is_left_all_are_shipped_anew(api: FakeKube) -> None:
     """The kinds were removed with all their objects, and the ConfigMap outlived them."""
     api.accelerators.clear()
-    await shipped.apply(api, NAMESPACE)
+    await catalog_sync.apply(api, NAMESPACE)
     assert set(api.accelerators) == ALL
 
 
@@ -96,7 +96,7 @@ async def test_a_memory_that_may_not_be_read_is_not_written_over(
 ) -> None:
     memory, api.read_refusal = api.memory, FORBIDDEN
     del api.accelerators["h100"]
-    await shipped.apply(api, NAMESPACE)
+    await catalog_sync.apply(api, NAMESPACE)
     assert set(api.accelerators) == ALL
     assert api.memory is memory
     assert "deleted TurboAccelerators come back: may not patch configmaps" in caplog.text
@@ -108,7 +108,7 @@ async def test_a_memory_that_cannot_be_written_is_told_of_and_nothing_else_fails
 ) -> None:
     api = FakeKube()
     api.write_refusal = refusal
-    await shipped.apply(api, NAMESPACE)
+    await catalog_sync.apply(api, NAMESPACE)
     assert set(api.accelerators) == ALL
     assert f"that are deleted come back: {refusal.message}" in caplog.text
 
@@ -117,5 +117,5 @@ async def test_while_the_api_server_cannot_be_reached_nothing_comes_back(api: Fa
     api.read_refusal = KubeError(0, "Unreachable", "no connection")
     del api.accelerators["h100"]
     with pytest.raises(KubeError, match="no connection"):
-        await shipped.apply(api, NAMESPACE)
+        await catalog_sync.apply(api, NAMESPACE)
     assert "h100" not in api.accelerators

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator import scaler, status
+from turbo_operator import autoscaler, status
 from turbo_operator.api import (
     AvailableReason,
     CapacityType,
@@ -24,9 +24,9 @@ from turbo_operator.api import (
     parse,
 )
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, ChildView, Observed, PodView, Supply
 from turbo_operator.planner import plan as plan_of
-from turbo_runtime.contract import ModelFacts
+from turbo_operator.snapshot import Accelerator, ChildView, Observed, PodView, Supply
+from turbo_runtime.contract.model import ModelFacts
 
 GIB = 1 << 30
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
@@ -70,7 +70,7 @@ def computed(
     plan = plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator}, supply) if facts else None
     variant = HASH if plan and plan.choice else None
     observed = Observed({"cpu": accelerator}, supply, children, pods, model=facts, model_error=error)
-    return status.compute(it, observed, scaler.scale(it.spec), plan, variant, now, refused)
+    return status.compute(it, observed, autoscaler.scale(it.spec), plan, variant, now, refused)
 
 
 def said(it: TurboDeploymentStatus, kind: ConditionType) -> tuple[str, str]:
@@ -293,7 +293,7 @@ def test_five_rejected_candidates_are_kept() -> None:
     many = {f"a{index}": replace(CPU, name=f"a{index}") for index in range(9)}
     it = td()
     plan = plan_of(it.spec, FACTS.shape, many)
-    new = status.compute(it, Observed(many, model=FACTS), scaler.scale(it.spec), plan, HASH, NOW)
+    new = status.compute(it, Observed(many, model=FACTS), autoscaler.scale(it.spec), plan, HASH, NOW)
     assert new.plan is not None
     assert len(new.plan.rejected) == 5
 

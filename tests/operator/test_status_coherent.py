@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 
 from turbo_dev.status_coherence import contradictions, impossible_changes
 from turbo_operator.api import CapacityType, TurboDeployment, parse
+from turbo_operator.autoscaler import History
 from turbo_operator.catalog import shapes
-from turbo_operator.decision import decide, status_of
-from turbo_operator.observed import Accelerator, ChildView, NodeSupply, Observed, PodView, Supply
-from turbo_operator.planning.question import plan_of
+from turbo_operator.controller.decision import decide, status_of
+from turbo_operator.planner.inputs import plan_of
 from turbo_operator.render import plan_hash
-from turbo_operator.scaler import History
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import ModelFacts
+from turbo_operator.snapshot import Accelerator, ChildView, NodeSupply, Observed, PodView, Supply
+from turbo_runtime.contract.model import ModelFacts
 
 GIB = 1 << 30
 NOW = 1_700_000_000.0

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator import scaler, status
+from turbo_operator import autoscaler, status
 from turbo_operator.api import (
     LABEL_ACCELERATOR,
     LABEL_ACCELERATOR_COUNT,
@@ -22,12 +22,13 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
-from turbo_operator.observed import Accelerator, LoadSample, Observed, PodView, Supply
-from turbo_operator.planned import Plan, Rejected
+from turbo_operator.controller.cache.projection import serving_pod
+from turbo_operator.plan import Plan, Rejected
 from turbo_operator.planner import plan as plan_of
-from turbo_operator.projection import serving_pod
-from turbo_operator.status import figures, paid
-from turbo_runtime.contract import Load, ModelFacts, ModelShape
+from turbo_operator.snapshot import Accelerator, LoadSample, Observed, PodView, Supply
+from turbo_operator.status import cost, fields
+from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.model import ModelFacts, ModelShape
 
 NOW = 1_700_000_000.0
 HASH = "v1new"
@@ -58,7 +59,7 @@ def pod(name: str, rate: float | None = None, **more: Any) -> PodView:
 def computed(it: TurboDeployment, *pods: PodView, **more: Any) -> TurboDeploymentStatus:
     seen = Observed({"cpu": CPU}, pods=pods, model=FACTS, **more)
     plan = plan_of(it.spec, SHAPE, {"cpu": CPU})
-    scale = scaler.scale(it.spec, plan, pods, now=NOW)
+    scale = autoscaler.scale(it.spec, plan, pods, now=NOW)
     return status.compute(it, seen, scale, plan, HASH, NOW)
 
 
@@ -73,9 +74,9 @@ def test_the_plan_is_told_with_how_it_is_paid_for_and_what_its_figures_rest_on()
 
 def test_rejected_rows_name_engine_capacity_type_and_nodes() -> None:
     row = Rejected("h100", 8, "Off", PlanReason.NO_CAPACITY, "There is none.", "VLLM", "Spot", nodes=2)
-    told = figures.plan(None, Plan(None, 1, PlanReason.NO_CAPACITY, "None.", (row,) * 9), None)
+    told = fields.plan(None, Plan(None, 1, PlanReason.NO_CAPACITY, "None.", (row,) * 9), None)
     assert told is not None
-    assert len(told.rejected) == figures.MAX_REJECTED
+    assert len(told.rejected) == fields.MAX_REJECTED
     first = told.rejected[0]
     assert (first.engine, first.capacity_type, first.tensor, first.nodes) == ("VLLM", "Spot", 8, 2)
 
@@ -88,7 +89,7 @@ def test_a_sentence_that_is_too_long_for_the_status_is_cut() -> None:
         Plan(None, 1, PlanReason.NO_PROFILE, said, (row,)),
         replace(plan_of(td().spec, SHAPE, {"cpu": CPU}), detail=said, rejected=(row,)),
     ):
-        told = figures.plan(None, new, None)
+        told = fields.plan(None, new, None)
         assert told is not None
         assert TurboDeploymentStatus.model_validate({"plan": told.dump()}).plan == told
         assert told.detail is not None
@@ -103,7 +104,7 @@ def test_a_pod_whose_label_says_that_it_holds_nothing_is_paid_for_all_the_same()
         "status": {"phase": "Running"},
     }
     view = replace(serving_pod(body), plan_hash=HASH)
-    assert paid.cost_per_hour(Observed({"cpu": whole}, pods=(view,))) == Decimal("0.16")
+    assert cost.cost_per_hour(Observed({"cpu": whole}, pods=(view,))) == Decimal("0.16")
 
 
 def test_what_runs_is_told_with_its_cost_at_the_present_load() -> None:
@@ -180,7 +181,7 @@ def test_a_shortage_of_nodes_is_not_the_users_to_mend() -> None:
     it = td()
     plan = Plan(None, 1, PlanReason.NO_CAPACITY, "There is no h100.")
     seen = Observed({"cpu": CPU}, model=FACTS)
-    told = status.compute(it, seen, scaler.scale(it.spec, plan), plan, None, NOW)
+    told = status.compute(it, seen, autoscaler.scale(it.spec, plan), plan, None, NOW)
     assert [told.condition(kind).status for kind in (ConditionType.PLAN_FEASIBLE, ConditionType.STALLED)] == [
         "False",
         "False",

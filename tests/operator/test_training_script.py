@@ -6,7 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from turbo_operator.render.training import SCRIPT
+from turbo_operator.drafts.training.manifests import SCRIPT
 
 
 def test_work_of_other_trainings_goes_and_what_is_trained_stays(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from turbo_operator.workqueue import WorkQueue
+from turbo_operator.controller.workqueue import WorkQueue
 
 
 @contextlib.asynccontextmanager

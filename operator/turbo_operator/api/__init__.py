@@ -12,32 +12,7 @@ from turbo_operator.api.accelerator import (
     TurboAcceleratorStatus,
 )
 from turbo_operator.api.capture import Capture
-from turbo_operator.api.demands import (
-    Accelerators,
-    Cost,
-    Latency,
-    Lengths,
-    Objective,
-    Parallelism,
-    PlanPolicy,
-    Targets,
-    Workload,
-)
-from turbo_operator.api.deployment import (
-    Drain,
-    DType,
-    Engine,
-    EngineType,
-    Metadata,
-    Model,
-    TokenSecretRef,
-    TurboDeployment,
-    TurboDeploymentSpec,
-)
-from turbo_operator.api.draft import DraftMethod, TurboDraft, TurboDraftSpec
-from turbo_operator.api.fields import quantity, seconds
-from turbo_operator.api.instants import epoch, rfc3339
-from turbo_operator.api.names import (
+from turbo_operator.api.constants import (
     ANNOTATION_APPLIED_HASH,
     API_VERSION,
     FIELD_MANAGER,
@@ -85,7 +60,30 @@ from turbo_operator.api.names import (
     TrainingReason,
     label_value,
 )
+from turbo_operator.api.deployment import (
+    Drain,
+    DType,
+    Engine,
+    EngineType,
+    Metadata,
+    Model,
+    TokenSecretRef,
+    TurboDeployment,
+    TurboDeploymentSpec,
+)
+from turbo_operator.api.draft import DraftMethod, TurboDraft, TurboDraftSpec
 from turbo_operator.api.parsing import InvalidObject, parse, parse_accelerator, parse_draft
+from turbo_operator.api.requirements import (
+    Accelerators,
+    Cost,
+    Latency,
+    Lengths,
+    Objective,
+    Parallelism,
+    PlanPolicy,
+    Targets,
+    Workload,
+)
 from turbo_operator.api.rollout import Canary, Rollout
 from turbo_operator.api.scaling import (
     Behavior,
@@ -116,7 +114,9 @@ from turbo_operator.api.status import (
     TurnedDown,
 )
 from turbo_operator.api.template import EnvVar, Resources, Template, Toleration
+from turbo_operator.api.timestamps import epoch, rfc3339
 from turbo_operator.api.training import Prompts, Training, Trigger
+from turbo_operator.api.validation import quantity, seconds
 
 __all__ = [
     "ANNOTATION_APPLIED_HASH",

@@ -8,8 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
+from turbo_operator.api.constants import API_VERSION, TURBOACCELERATOR, Provisioning
 from turbo_operator.api.deployment import Metadata
-from turbo_operator.api.fields import (
+from turbo_operator.api.status import StatusRecord
+from turbo_operator.api.template import NodeSelector, Toleration
+from turbo_operator.api.validation import (
     CEL_RULES,
     Amount,
     LabelValue,
@@ -20,9 +23,6 @@ from turbo_operator.api.fields import (
     quantity,
     refusal,
 )
-from turbo_operator.api.names import API_VERSION, TURBOACCELERATOR, Provisioning
-from turbo_operator.api.status import StatusRecord
-from turbo_operator.api.template import NodeSelector, Toleration
 
 _MEMORY_MESSAGE = 'write GiB above 0, whole or as a string, like 80 or "22.5"'
 

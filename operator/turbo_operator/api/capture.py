@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from turbo_operator.api.fields import (
+from turbo_operator.api.validation import (
     Amount,
     ObjectName,
     Quantity,

@@ -9,7 +9,9 @@ from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from turbo_operator.api.capture import Capture
-from turbo_operator.api.demands import (
+from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
+from turbo_operator.api.model_uri import ModelURI
+from turbo_operator.api.requirements import (
     Accelerators,
     Cost,
     Objective,
@@ -18,15 +20,13 @@ from turbo_operator.api.demands import (
     Targets,
     Workload,
 )
-from turbo_operator.api.fields import Duration, ObjectName, Record, Rule, Text, seconds
-from turbo_operator.api.model_uri import ModelURI
-from turbo_operator.api.names import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
 from turbo_operator.api.rollout import Rollout
 from turbo_operator.api.scaling import Scaling, ScalingPolicy
 from turbo_operator.api.server import Server
 from turbo_operator.api.speculation import Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import Template
+from turbo_operator.api.validation import Duration, ObjectName, Record, Rule, Text, seconds
 
 
 class Metadata(Record):

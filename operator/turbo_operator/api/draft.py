@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from turbo_operator.api.fields import Amount, ObjectName, Record, Text
-from turbo_operator.api.names import API_VERSION, TURBODRAFT
+from turbo_operator.api.constants import API_VERSION, TURBODRAFT
+from turbo_operator.api.validation import Amount, ObjectName, Record, Text
 
 _Digest = Annotated[
     str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from turbo_operator.api.fields import Rule, Text
+from turbo_operator.api.validation import Rule, Text
 
 _HUB = r"hf://[A-Za-z0-9][-A-Za-z0-9_.]{0,95}/[A-Za-z0-9][-A-Za-z0-9_.]{0,95}"
 _CLAIM = r"pvc://[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?(/[^/\s]+)*/?"

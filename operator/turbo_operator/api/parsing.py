@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 from turbo_operator.api.accelerator import TurboAccelerator
 from turbo_operator.api.deployment import TurboDeployment
 from turbo_operator.api.draft import TurboDraft
-from turbo_operator.api.fields import Record
+from turbo_operator.api.validation import Record
 
 
 class InvalidObject(ValueError):  # noqa: N818  named after what it is, like the condition that it becomes

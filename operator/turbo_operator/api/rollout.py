@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.fields import Amount, Duration, Record, Rule, seconds
+from turbo_operator.api.validation import Amount, Duration, Record, Rule, seconds
 
 Ratio = Annotated[Decimal, Amount('write a ratio as a string, like "1.05"', positive=True)]
 

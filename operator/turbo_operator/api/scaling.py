@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.fields import Record, Rule
+from turbo_operator.api.validation import Record, Rule
 
 _Replicas = Annotated[int, Field(strict=True, ge=1, le=1000)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from turbo_operator.api.fields import ObjectName, Record, Text
+from turbo_operator.api.validation import ObjectName, Record, Text
 
 
 class ApiKeysSecretRef(Record):

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.fields import ObjectName, Record, Rule, Text
 from turbo_operator.api.model_uri import ModelURI
 from turbo_operator.api.training import Training
+from turbo_operator.api.validation import ObjectName, Record, Rule, Text
 
 
 class Mode(StrEnum):

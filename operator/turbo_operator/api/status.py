@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, computed_field
 from pydantic.alias_generators import to_camel
 
-from turbo_operator.api.fields import Record
-from turbo_operator.api.names import OFF
+from turbo_operator.api.constants import OFF
+from turbo_operator.api.validation import Record
 
 _Name = Annotated[str, Field(max_length=253)]
 MAX_SENTENCE = 2048

@@ -11,7 +11,16 @@ from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetJsonSchemaH
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from turbo_operator.api.fields import CEL_RULES, LabelValue, ObjectName, Quantity, Record, Rule, Text, refusal
+from turbo_operator.api.validation import (
+    CEL_RULES,
+    LabelValue,
+    ObjectName,
+    Quantity,
+    Record,
+    Rule,
+    Text,
+    refusal,
+)
 
 OWN_PREFIXES = ("serving.turbo.dev/", "app.kubernetes.io/")
 

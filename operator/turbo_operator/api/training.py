@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.fields import Amount, ObjectName, Record, Rule, Text, seconds
+from turbo_operator.api.validation import Amount, ObjectName, Record, Rule, Text, seconds
 
 _PATH = Text(
     512,

@@ -18,7 +18,7 @@ from turbo_operator.api import (
     parse_accelerator,
     quantity,
 )
-from turbo_operator.observed import Accelerator
+from turbo_operator.snapshot import Accelerator
 
 GIB = 1 << 30
 

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from turbo_runtime.contract import ModelFacts, ModelShape
+from turbo_runtime.contract.model import ModelFacts, ModelShape
 from turbo_runtime.shapes import UnknownShapeError, from_config
 
 __all__ = ["UnknownShapeError", "configuration", "from_config", "from_document", "names", "shipped"]

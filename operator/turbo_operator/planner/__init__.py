@@ -1,7 +1,7 @@
 """From a spec, a model's shape and the catalogue to one plan with reasons. Pure: no client, no clock."""
 
-from turbo_operator.api.names import OFF
-from turbo_operator.planner.choose import frontier, plan
-from turbo_operator.planner.explain import money
+from turbo_operator.api.constants import OFF
+from turbo_operator.planner.explanation.messages import money
+from turbo_operator.planner.solver import frontier, plan
 
 __all__ = ["OFF", "frontier", "money", "plan"]

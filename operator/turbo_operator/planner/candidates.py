@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbo_operator.api import EngineName, EngineType, Method, Placement, TurboDeploymentSpec
-from turbo_operator.observed import Accelerator, Supply
-from turbo_operator.planner import memory, speculation
 from turbo_operator.planner.engines import ENGINES, Engine
+from turbo_operator.planner.performance import memory, speculation
+from turbo_operator.planner.performance.speculation import Draft
 from turbo_operator.planner.request import Request, computed_in
-from turbo_operator.planner.speculation import Draft
-from turbo_runtime.contract import ModelShape
+from turbo_operator.snapshot import Accelerator, Supply
+from turbo_runtime.contract.model import ModelShape
 
 Numbers = NDArray[np.float64]
 Indices = NDArray[np.int64]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from turbo_operator.api import TurboDeploymentSpec
-from turbo_operator.api.demands import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
-from turbo_operator.api.demands import Lengths as WrittenLengths
+from turbo_operator.api.requirements import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
+from turbo_operator.api.requirements import Lengths as WrittenLengths
 
 P95_OF_MEAN = 3.0
 WALL = 0.06  # share of the lengths that are as long as the 95th percentile

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from turbo_operator.api import OFF, EngineName, Method
-from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.contract.config import RuntimeConfig
 
 _TURBO = RuntimeConfig(model="")
 

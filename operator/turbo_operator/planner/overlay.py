@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from turbo_operator.api import Resources, quantity
-from turbo_operator.observed import Accelerator
-from turbo_operator.planner.explain import gib
-from turbo_operator.planner.memory import on_cpu
+from turbo_operator.planner.explanation.messages import gib
+from turbo_operator.planner.performance.memory import on_cpu
+from turbo_operator.snapshot import Accelerator
 
 
 def contradiction(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from turbo_operator.observed import Accelerator, Supply
 from turbo_operator.planner.candidates import per_node
-from turbo_operator.planner.memory import on_cpu
+from turbo_operator.planner.performance.memory import on_cpu
 from turbo_operator.planner.request import Request
+from turbo_operator.snapshot import Accelerator, Supply
 
 
 def contradiction(request: Request) -> str | None:

@@ -7,14 +7,14 @@ import math
 import numpy as np
 
 from turbo_operator.api import TurboDeploymentSpec
-from turbo_operator.observed import Accelerator
-from turbo_operator.planned import Running
-from turbo_operator.planner import memory, performance, steptime
-from turbo_operator.planner.coefficients import NAMES, Coefficients
+from turbo_operator.plan import Running
 from turbo_operator.planner.engines import ENGINES
+from turbo_operator.planner.performance import candidate_curves, memory, step_time
+from turbo_operator.planner.performance.coefficients import NAMES, Coefficients
+from turbo_operator.planner.performance.step_time import Machine, Work
 from turbo_operator.planner.request import computed_in, element_bytes, request
-from turbo_operator.planner.steptime import Machine, Work
-from turbo_runtime.contract import ModelShape
+from turbo_operator.snapshot import Accelerator
+from turbo_runtime.contract.model import ModelShape
 
 
 def replica(
@@ -32,7 +32,7 @@ def replica(
     dtype = computed_in(asked.dtype, shape, memory.on_cpu(accelerator))
     element = float(element_bytes(dtype))
     number = next(place for place, each in enumerate(ENGINES) if each.name == running.engine)
-    engine, own = ENGINES[number], performance.rates((accelerator,), asked, np.array([element]))
+    engine, own = ENGINES[number], candidate_curves.rates((accelerator,), asked, np.array([element]))
     machine = Machine(
         bandwidth=float(own.bandwidth[0]),
         flops=float(own.flops[number, 0]),
@@ -44,4 +44,4 @@ def replica(
     )
     held = memory.weights(shape, element, engine.quantized)
     cache = memory.kv_bytes(shape, element, float(running.tensor), asked.demand.held, engine.forgets)
-    return machine, steptime.work(shape, held.dense, held.expert, cache)
+    return machine, step_time.work(shape, held.dense, held.expert, cache)

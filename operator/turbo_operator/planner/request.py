@@ -5,18 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal
 
-from turbo_operator.api import (
-    CapacityType,
-    DType,
-    Objective,
-    Resources,
-    TurboDeploymentSpec,
-)
+from turbo_operator.api import CapacityType, DType, Objective, Resources, TurboDeploymentSpec
 from turbo_operator.api.scaling import ScalingPolicy
-from turbo_operator.planner.abilities import NOW
+from turbo_operator.planner.capabilities import NOW
 from turbo_operator.planner.demand import Demand, demand, overlong
-from turbo_operator.planner.memory import ELEMENT_BYTES
-from turbo_runtime.contract import ModelShape
+from turbo_operator.planner.performance.memory import ELEMENT_BYTES
+from turbo_runtime.contract.model import ModelShape
 
 MOST_REPLICAS = 1000  # as many as the scale subresource takes
 

@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turbo_operator.api import TurboDeployment
-from turbo_operator.observed import DraftView, Observed
-from turbo_operator.planned import Choice
-from turbo_operator.render import capture, drafts
+from turbo_operator.plan import Choice
+from turbo_operator.render import capture, draft_volume
 from turbo_operator.render.deployment import deployment, revision
 from turbo_operator.render.deployment import name as variant_name
-from turbo_operator.render.identity import configmap as configmap_of
-from turbo_operator.render.identity import traffic_selector
-from turbo_operator.render.inspection import (
+from turbo_operator.render.inspect_job import (
     FACTS_KEY,
     SOURCE_KEY,
     configmap,
@@ -26,13 +23,15 @@ from turbo_operator.render.inspection import (
     inspect_job,
     job_name,
 )
+from turbo_operator.render.metadata import configmap as configmap_of
+from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.render.pdb import pdb
 from turbo_operator.render.service import service, url
 from turbo_operator.render.source import source_hash
 from turbo_operator.render.template import plan_hash, pod_template
-from turbo_operator.render.training import training_job
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
+from turbo_operator.snapshot import DraftView, Observed
 
 __all__ = [
     "FACTS_KEY",
@@ -45,7 +44,6 @@ __all__ = [
     "plan_hash",
     "revision",
     "source_hash",
-    "training_job",
     "url",
     "variant_name",
 ]
@@ -74,9 +72,9 @@ def children(
         wanted.append(configmap(td, observed.model))
     wanted += capture.configmaps(td)
     if observed.model is not None:
-        wanted += drafts.configmaps(td, observed.draft, observed.named, observed.model.digest)
+        wanted += draft_volume.configmaps(td, observed.draft, observed.named, observed.model.digest)
         if trying is not None:
-            wanted += drafts.configmaps(td, trying, observed.named, observed.model.digest, trial=True)
+            wanted += draft_volume.configmaps(td, trying, observed.named, observed.model.digest, trial=True)
     frozen = _frozen_templates(observed)
     wanted += _mounted_yet(
         td, observed, wanted, [frozen[v.plan_hash] for v in variants if v.plan_hash in frozen]
@@ -114,15 +112,15 @@ def _mounted_yet(
             data = child.data or {}
             if child.name == capture.configmap_name(td):
                 data = capture.stopped(data)
-            elif child.name == drafts.configmap_name(td, trial=True):
-                data = drafts.after_trial(td, templates, observed.draft, observed.named, digest)
+            elif child.name == draft_volume.configmap_name(td, trial=True):
+                data = draft_volume.after_trial(td, templates, observed.draft, observed.named, digest)
             kept.append(configmap_of(td, child.name, data))
     return kept
 
 
 def names_of_trial(td: TurboDeployment, variant: str) -> frozenset[str]:
     """Of the children that are there for nothing but the variant that a draft is tried on."""
-    return frozenset({variant_name(td, variant), drafts.configmap_name(td, trial=True)})
+    return frozenset({variant_name(td, variant), draft_volume.configmap_name(td, trial=True)})
 
 
 def _fresh_template(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator.api import Capture, TurboDeployment
-from turbo_operator.render.identity import configmap
+from turbo_operator.render.metadata import configmap
 
 FOLDER, FILE = "/etc/turbo-capture", "capture.json"
 CLAIM_PATH = "/capture"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator.api import LABEL_PLAN_HASH, ROLE_SERVING, TurboDeployment
-from turbo_operator.render.identity import labels, metadata, sealed, serving_selector
+from turbo_operator.render.metadata import labels, metadata, sealed, serving_selector
 from turbo_operator.rollout import Variant
 
 PROGRESS_SECONDS = 3600  # as long as a start may take

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator.api import ROLE_SERVING, TurboDeployment
-from turbo_operator.render.identity import labels, metadata, sealed
+from turbo_operator.render.metadata import labels, metadata, sealed
 
 
 def pdb(td: TurboDeployment, selector: Mapping[str, str]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from turbo_operator.api import Template, TurboDeployment
 from turbo_operator.capacity_types import build_constraint
-from turbo_operator.planned import Choice
+from turbo_operator.plan import Choice
 from turbo_operator.render import source
 
 USER_ID = 65532  # of the runtime image; any other would do as well

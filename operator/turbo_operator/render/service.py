@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator.api import ROLE_SERVING, TurboDeployment
-from turbo_operator.render.identity import labels, metadata, sealed
-from turbo_runtime.contract import PORT_NAME
+from turbo_operator.render.metadata import labels, metadata, sealed
+from turbo_runtime.contract.endpoints import PORT_NAME
 
 SERVICE_PORT = 80
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from turbo_operator.api import TurboDeployment
-from turbo_operator.render.identity import short
+from turbo_operator.render.metadata import short
 
 MODELS_PATH = "/models"  # where a claim is mounted
 CACHE_PATH = "/cache"  # where a hub's files are kept for the life of a pod

@@ -29,14 +29,16 @@ from turbo_operator.api import (
 )
 from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.capacity_types import build_constraint
-from turbo_operator.observed import DraftView, identity
-from turbo_operator.planned import Choice
+from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
-from turbo_operator.render import capture, drafts, keys, source
-from turbo_operator.render.identity import digest, labels
+from turbo_operator.render import api_keys_volume, capture, draft_volume, source
+from turbo_operator.render.metadata import digest, labels
 from turbo_operator.render.pod import USER_ID, pod_spec_for, variables
 from turbo_operator.settings import Settings
-from turbo_runtime.contract import HEALTH_PATH, PORT, PORT_NAME, READY_PATH, ModelFacts, RuntimeConfig
+from turbo_operator.snapshot import DraftView, identity
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.endpoints import HEALTH_PATH, PORT, PORT_NAME, READY_PATH
+from turbo_runtime.contract.model import ModelFacts
 
 # A later operator that hashes other things takes the next prefix, and keeps computing this one for the
 # variants that bear it.
@@ -63,7 +65,7 @@ def plan_hash(
     """Hash of all that shapes a serving pod: never of replicas, prices, predictions or rejects, nor of which
     draft of a claim it is, but for pods that one is tried on.
     """
-    claim = drafts.claim(td, draft, choice)
+    claim = draft_volume.claim(td, draft, choice)
     accelerator = choice.accelerator
     material: dict[str, Any] = {
         "argv": _hashed(runtime_config(td, choice, facts, claim)),
@@ -85,7 +87,7 @@ def plan_hash(
         material["capacityType"] = choice.capacity_type
     if selectors := build_constraint(accelerator, choice.capacity_type).selectors:
         material["capacitySelectors"] = {kind: dict(each) for kind, each in selectors.items()}
-    if ref := keys.reference(td):
+    if ref := api_keys_volume.reference(td):
         material["apiKeys"] = ref.dump()
     if wanted := capture.wanted(td):
         material["capture"] = wanted.pvc.dump()  # the rest reaches pods as they run
@@ -112,10 +114,10 @@ def runtime_config(
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
         speculation="off" if choice.method == OFF else "suffix",
-        drafts=drafts.argument(claim),
+        drafts=draft_volume.argument(claim),
         max_draft_tokens=choice.max_draft_tokens,
         drain_seconds=td.spec.drain.timeout_seconds,
-        api_keys=keys.argument(td),
+        api_keys=api_keys_volume.argument(td),
         capture=capture.argument(td),
     )
     return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout)
@@ -132,7 +134,7 @@ def pod_template(
     trial: bool = False,
 ) -> dict[str, Any]:
     """The template of the pods of `variant`, a plan hash; of a `trial`, those that the draft is tried on."""
-    claim = drafts.claim(td, draft, choice)
+    claim = draft_volume.claim(td, draft, choice)
     config = runtime_config(td, choice, facts, claim)
     if trial:
         config = dataclasses.replace(config, audit_share=TRIAL_AUDIT_SHARE)
@@ -154,8 +156,12 @@ def pod_template(
         "livenessProbe": _probe(HEALTH_PATH, 10, 6),
     }
     spec = pod_spec_for(td, container, choice)
-    spec["volumes"] += keys.volumes(td) + capture.volumes(td) + drafts.volumes(td, claim, trial)
-    spec["containers"][0]["volumeMounts"] += keys.mounts(td) + capture.mounts(td) + drafts.mounts(claim)
+    spec["volumes"] += (
+        api_keys_volume.volumes(td) + capture.volumes(td) + draft_volume.volumes(td, claim, trial)
+    )
+    spec["containers"][0]["volumeMounts"] += (
+        api_keys_volume.mounts(td) + capture.mounts(td) + draft_volume.mounts(claim)
+    )
     if capture.wanted(td):  # a claim belongs to root where its driver is not told otherwise
         spec["securityContext"] |= {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
     grace = config.drain_seconds + config.endpoint_seconds + GRACE_SLACK_SECONDS

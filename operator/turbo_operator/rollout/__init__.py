@@ -3,10 +3,9 @@
 from turbo_operator.rollout.bounds import Bounds, Holding, bounds_of
 from turbo_operator.rollout.planner import Step, Wanted, has_taken_over, next_step, serving_variant
 from turbo_operator.rollout.progress import Progress, follow, seconds_left
-from turbo_operator.rollout.variants import ENDED, Variant, VariantState, asked_replicas, variant_states
+from turbo_operator.rollout.variants import Variant, VariantState, asked_replicas, variant_states
 
 __all__ = [
-    "ENDED",
     "Bounds",
     "Holding",
     "Progress",

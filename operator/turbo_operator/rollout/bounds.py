@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from turbo_operator.api import CapacityType, TurboDeployment
 from turbo_operator.budget import Footprint, labeled_footprint
-from turbo_operator.observed import Observed
+from turbo_operator.snapshot import Observed
 
 Holding = tuple[Footprint | None, int]  # what one replica holds, and of how many
 

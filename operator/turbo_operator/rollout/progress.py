@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from turbo_operator.api import RolloutReason, RolloutStatus, epoch, rfc3339
-from turbo_operator.observed import PodView
-from turbo_operator.rollout.variants import ENDED
+from turbo_operator.snapshot import ENDED_PHASES, PodView
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,8 @@ class Progress:
             spec_hash,
             replicas,
             available,
-            any(pod.pending_since is None or pod.phase in ENDED for pod in unready),
-            any(pod.pending_since is not None and pod.phase not in ENDED for pod in unready),
+            any(pod.pending_since is None or pod.phase in ENDED_PHASES for pod in unready),
+            any(pod.pending_since is not None and pod.phase not in ENDED_PHASES for pod in unready),
         )
 
 

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from turbo_operator.budget import Footprint, labeled_footprint
-from turbo_operator.observed import Accelerator, ChildView, PodView
-
-ENDED = frozenset({"Failed", "Succeeded"})  # phases of a pod that holds nothing any more
+from turbo_operator.snapshot import ENDED_PHASES, Accelerator, ChildView, PodView
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def variant_states(
     revisions = {child.plan_hash or "": child for child in of_variants if child.kind == "ControllerRevision"}
     there: defaultdict[str, list[PodView]] = defaultdict(list)
     for pod in pods:
-        if pod.plan_hash and pod.phase not in ENDED:
+        if pod.plan_hash and pod.phase not in ENDED_PHASES:
             there[pod.plan_hash].append(pod)
     return tuple(
         _state(

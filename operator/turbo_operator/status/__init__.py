@@ -22,16 +22,18 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     rfc3339,
 )
-from turbo_operator.canary import Judgement
-from turbo_operator.observed import Observed
-from turbo_operator.planned import Plan
+from turbo_operator.api.conditions import ConditionState
+from turbo_operator.autoscaler import Scale
+from turbo_operator.drafts import conditions as draft_conditions
+from turbo_operator.drafts.canary import Judgement
+from turbo_operator.drafts.training import Step
+from turbo_operator.plan import Plan
 from turbo_operator.render import url
-from turbo_operator.render.identity import traffic_selector
-from turbo_operator.scaler import Scale
-from turbo_operator.status import conditions, drafting, figures, reconciling
-from turbo_operator.status.conditions import Verdict, failure, in_force
+from turbo_operator.render.metadata import traffic_selector
+from turbo_operator.snapshot import Observed
+from turbo_operator.status import conditions, fields, reconciling
+from turbo_operator.status.conditions import failure, in_force
 from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
-from turbo_operator.training import Step
 
 __all__ = ["Takeover", "compute", "failure", "in_force", "invalid"]
 
@@ -57,13 +59,15 @@ def compute(
     of their speed, `judgement` what the trial of a new draft has come to, `step` one look at the training of
     drafts, `takeover` how far the plan is in taking over; `now` is in seconds since the epoch.
     """
-    serving = [pod for pod in observed.pods if conditions.serves(pod)]
+    serving = [pod for pod in observed.pods if pod.is_serving]
     trial = judgement.variant if judgement is not None else None
     scale = in_force(td, scale, plan_hash)
     verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused, trial, takeover)
     verdicts |= reconciling.verdicts(td, observed, scale, verdicts, takeover, refused)
-    verdicts |= drafting.verdicts(td, observed, plan, takeover.target or plan_hash, judgement, step.told)
-    latest = figures.plan(td.status.plan, plan, plan_hash)
+    target = takeover.target or plan_hash
+    gain = fields.shown_gain(td.status.observed, observed)
+    verdicts |= draft_conditions.verdicts(td, observed, plan, target, judgement, step.told, gain)
+    latest = fields.plan(td.status.plan, plan, plan_hash)
     selector = traffic_selector(td, observed.children)
     return TurboDeploymentStatus(
         observed_generation=td.metadata.generation,
@@ -72,18 +76,18 @@ def compute(
         ready_replicas=sum(pod.ready for pod in serving),
         desired_replicas=scale.replicas,
         selector=",".join(f"{key}={value}" for key, value in sorted(selector.items())),
-        model=figures.model(observed),
+        model=fields.model(observed),
         plan=latest,
-        serving_plan=figures.serving_plan(td.status, latest, takeover.serving),
+        serving_plan=fields.serving_plan(td.status, latest, takeover.serving),
         rollout=takeover.rollout,
-        draft=figures.draft(observed),
-        canary=figures.canary(judgement),
-        turned_down=figures.turned_down(td.status, judgement, now),
+        draft=fields.draft(observed),
+        canary=fields.canary(judgement),
+        turned_down=fields.turned_down(td.status, judgement, now),
         training=step.state,
-        observed=figures.live(td.status.observed, observed, now),
+        observed=fields.live(td.status.observed, observed, now),
         calibrations=calibrations,
-        scale_history=figures.scale_history(td.status, scale, now),
-        exhausted=figures.exhausted(observed),
+        scale_history=fields.scale_history(td.status, scale, now),
+        exhausted=fields.exhausted(observed),
         conditions=_conditions(verdicts, td.status.conditions, td.metadata.generation, now),
     )
 
@@ -97,9 +101,9 @@ def invalid(document: Mapping[str, Any], problem: str, now: float) -> TurboDeplo
     generation = document["metadata"].get("generation", 0)
     message = f"The spec cannot be read: {problem}."
     verdicts = {
-        ConditionType.READY: Verdict("False", ReadyReason.INVALID_SPEC, message),
-        ConditionType.RECONCILING: Verdict("False", StalledReason.NEEDS_CHANGE, message),
-        ConditionType.STALLED: Verdict("True", StalledReason.NEEDS_CHANGE, message),
+        ConditionType.READY: ConditionState("False", ReadyReason.INVALID_SPEC, message),
+        ConditionType.RECONCILING: ConditionState("False", StalledReason.NEEDS_CHANGE, message),
+        ConditionType.STALLED: ConditionState("True", StalledReason.NEEDS_CHANGE, message),
     }
     new = _conditions(verdicts, old.conditions, generation, now)
     kept = tuple(each for each in old.conditions if each.type not in verdicts)
@@ -114,7 +118,7 @@ def _old_status(raw: Any) -> TurboDeploymentStatus:
 
 
 def _conditions(
-    verdicts: Mapping[ConditionType, Verdict], old: Sequence[Condition], generation: int, now: float
+    verdicts: Mapping[ConditionType, ConditionState], old: Sequence[Condition], generation: int, now: float
 ) -> tuple[Condition, ...]:
     before = {condition.type: condition for condition in old}
     stamp = rfc3339(now)

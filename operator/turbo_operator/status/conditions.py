@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
-from enum import StrEnum
 from typing import Literal
 
 from turbo_operator.api import (
@@ -20,18 +18,16 @@ from turbo_operator.api import (
     ScalingReason,
     TurboDeployment,
 )
-from turbo_operator.observed import Observed, PodView
-from turbo_operator.planned import Plan
+from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.autoscaler import Scale
+from turbo_operator.drafts.training import is_training_job
+from turbo_operator.plan import Plan
 from turbo_operator.planner import money
 from turbo_operator.render import url
-from turbo_operator.rollout import ENDED
-from turbo_operator.scaler import Scale
-from turbo_operator.status.paid import cost_per_hour, is_there
+from turbo_operator.snapshot import ENDED_PHASES, Observed, PodView
+from turbo_operator.status.cost import cost_per_hour
 from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
 from turbo_operator.status.takeover import failure as failure_of
-from turbo_operator.training import is_training_job
-
-MAX_QUOTED = 500  # characters of another program's message
 
 # What a pod says, and what it means for the user.
 POD_REASONS: Mapping[str, AvailableReason] = {
@@ -57,15 +53,6 @@ POD_REASONS: Mapping[str, AvailableReason] = {
 WAITING = frozenset({AvailableReason.WAITING_FOR_ACCELERATOR, AvailableReason.QUOTA_EXCEEDED})
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A condition without its bookkeeping."""
-
-    status: Literal["True", "False", "Unknown"]
-    reason: StrEnum | str
-    message: str
-
-
 def verdicts(
     td: TurboDeployment,
     observed: Observed,
@@ -75,11 +62,11 @@ def verdicts(
     refused: str | None,
     trial: str | None = None,
     takeover: Takeover = NO_TAKEOVER,
-) -> dict[ConditionType, Verdict]:
+) -> dict[ConditionType, ConditionState]:
     """One verdict for each condition but Reconciling and Stalled; `scale` is the one in force, `trial` the
     plan hash of pods that try a draft.
     """
-    serving = [pod for pod in observed.pods if serves(pod)]
+    serving = [pod for pod in observed.pods if pod.is_serving]
     mine = (plan_hash or takeover.target, trial)
     current = [pod for pod in serving if mine[0] is None or pod.plan_hash in mine]
     inspected = _inspected(td, observed)
@@ -98,11 +85,6 @@ def verdicts(
     }
 
 
-def serves(pod: PodView) -> bool:
-    """Whether it is a serving pod that is there to stay."""
-    return is_there(pod) and not pod.terminating
-
-
 def in_force(td: TurboDeployment, scale: Scale, plan_hash: str | None) -> Scale:
     """What the pods are measured against: the spec, or while it has no plan what the last feasible one took.
 
@@ -117,37 +99,37 @@ def in_force(td: TurboDeployment, scale: Scale, plan_hash: str | None) -> Scale:
 
 def suspended(scale: Scale, pods: Sequence[PodView]) -> str:
     """The sentence of a suspension, with how many pods are still to end."""
-    num_there = sum(is_there(pod) for pod in pods)
+    num_there = sum(pod.is_present for pod in pods)
     if not num_there:
         return scale.detail
     return f"{scale.detail} {'1 pod has' if num_there == 1 else f'{num_there} pods have'} yet to end."
 
 
-def _inspected(td: TurboDeployment, observed: Observed) -> Verdict:
+def _inspected(td: TurboDeployment, observed: Observed) -> ConditionState:
     facts = observed.model
     if facts is not None:
         shape = facts.shape
         message = f"{shape.architecture} of {shape.parameters / 1e6:.1f} million parameters, {facts.digest}."
-        return Verdict("True", ModelInspectedReason.INSPECTED, message)
+        return ConditionState("True", ModelInspectedReason.INSPECTED, message)
     jobs = [child for child in observed.children if child.kind == "Job"]
     job = next((child for child in jobs if not is_training_job(td, child.name)), None)
     error = sentence(observed.model_error or (job.message if job else None))
     if job is not None and (job.failed or (job.complete and error)):
         message = f"The model could not be read. {error or 'The Job left no message.'}"
         remedy = f" Correct spec.model, or delete the Job {job.name} to try again."
-        return Verdict("False", ModelInspectedReason.INSPECT_FAILED, message + remedy)
+        return ConditionState("False", ModelInspectedReason.INSPECT_FAILED, message + remedy)
     message = "The inspect Job reads the model's shape."
     if error:
         message = f"{message} Its last attempt said: {error}"
-    return Verdict("Unknown", ModelInspectedReason.INSPECTING, message)
+    return ConditionState("Unknown", ModelInspectedReason.INSPECTING, message)
 
 
-def _feasible(plan: Plan | None, inspected: Verdict) -> Verdict:
+def _feasible(plan: Plan | None, inspected: ConditionState) -> ConditionState:
     if plan is None:
-        return Verdict(
+        return ConditionState(
             "Unknown", PlanReason.MODEL_UNKNOWN, f"There is nothing to plan yet. {inspected.message}"
         )
-    return Verdict("False" if plan.choice is None else "True", plan.reason, plan.detail)
+    return ConditionState("False" if plan.choice is None else "True", plan.reason, plan.detail)
 
 
 def _available(
@@ -155,25 +137,25 @@ def _available(
     observed: Observed,
     serving: Sequence[PodView],
     current: Sequence[PodView],
-    feasible: Verdict,
+    feasible: ConditionState,
     plan_hash: str | None,
     takeover: Takeover,
-) -> Verdict:
+) -> ConditionState:
     """Whether enough pods answer, of whichever variant: all but the one that a node's drain may take."""
     if scale.reason == ScalingReason.SUSPENDED:
-        return Verdict("False", AvailableReason.SUSPENDED, suspended(scale, observed.pods))
+        return ConditionState("False", AvailableReason.SUSPENDED, suspended(scale, observed.pods))
     ready = min(sum(pod.ready for pod in serving), scale.replicas)
     missing = _missing(scale, ready, current, takeover)
     if ready >= _minimum(scale.replicas):
         message = f"{ready} of {scale.replicas} replicas answer.{missing}"
-        return Verdict("True", AvailableReason.MINIMUM_REPLICAS, message)
+        return ConditionState("True", AvailableReason.MINIMUM_REPLICAS, message)
     if plan_hash is None and not serving:
         message = f"0 of {scale.replicas} replicas answer. {feasible.message}"
-        return Verdict("False", AvailableReason.NO_PLAN, message)
+        return ConditionState("False", AvailableReason.NO_PLAN, message)
     found = _held_up(scale, observed, current or serving, plan_hash or takeover.target, ready)
     if takeover.waits and found.reason == AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
         message = f"{ready} of {scale.replicas} replicas answer. {takeover.waits}"
-        return Verdict("False", AvailableReason.WAITING_FOR_ACCELERATOR, message)
+        return ConditionState("False", AvailableReason.WAITING_FOR_ACCELERATOR, message)
     return found
 
 
@@ -192,7 +174,7 @@ def _minimum(replicas: int) -> int:
 
 def _held_up(
     scale: Scale, observed: Observed, pods: Sequence[PodView], plan_hash: str | None, ready: int
-) -> Verdict:
+) -> ConditionState:
     """What the first failing pod says, else why its ReplicaSet makes none, else that the model loads.
 
     A pod that has ended is quoted only where there is no other.
@@ -202,25 +184,27 @@ def _held_up(
     for child in observed.children:
         if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
             why = AvailableReason.QUOTA_EXCEEDED if child.is_over_quota else ReadyReason.REFUSED
-            return Verdict("False", why, f"No pod can be made: {sentence(child.message)}")
-    ended = [pod for pod in observed.pods if pod.phase in ENDED and plan_hash in (None, pod.plan_hash)]
+            return ConditionState("False", why, f"No pod can be made: {sentence(child.message)}")
+    ended = [pod for pod in observed.pods if pod.phase in ENDED_PHASES and plan_hash in (None, pod.plan_hash)]
     if not pods and (failed := _first_failing(ended)):
         return failed
     message = f"{ready} of {scale.replicas} replicas answer; others start or load."
-    return Verdict("False", AvailableReason.MODEL_LOADING, message)
+    return ConditionState("False", AvailableReason.MODEL_LOADING, message)
 
 
 def failure(observed: Observed, plan_hash: str) -> str:
     """What holds up the pods of a variant, as a sentence; empty where they say nothing."""
     pods = [pod for pod in observed.pods if pod.plan_hash == plan_hash and not pod.terminating]
-    failing = _first_failing(filter(serves, pods)) or _first_failing(pods)  # else one that has ended
+    failing = _first_failing(pod for pod in pods if pod.is_serving) or _first_failing(
+        pods
+    )  # else one that has ended
     if failing:
         return failing.message
     of_variant = (child for child in observed.children if child.plan_hash == plan_hash)
     return next((sentence(child.message) for child in of_variant if child.message), "")
 
 
-def _first_failing(pods: Iterable[PodView]) -> Verdict | None:
+def _first_failing(pods: Iterable[PodView]) -> ConditionState | None:
     failing = sorted((pod for pod in pods if not pod.ready and pod.reason), key=lambda pod: pod.name)
     failing.sort(key=lambda pod: pod.reason not in POD_REASONS)  # stable: by name among equals
     if not failing:
@@ -228,54 +212,54 @@ def _first_failing(pods: Iterable[PodView]) -> Verdict | None:
     pod = failing[0]
     reason = POD_REASONS.get(pod.reason or "", AvailableReason.MODEL_LOADING)
     said = sentence(pod.message) or "it left no message."
-    return Verdict("False", reason, f"Pod {pod.name}: {pod.reason}: {said}")
+    return ConditionState("False", reason, f"Pod {pod.name}: {pod.reason}: {said}")
 
 
 def _ready(
     td: TurboDeployment,
     scale: Scale,
     current: Sequence[PodView],
-    inspected: Verdict,
-    feasible: Verdict,
-    available: Verdict,
+    inspected: ConditionState,
+    feasible: ConditionState,
+    available: ConditionState,
     observed: Observed,
     plan_hash: str | None,
     refused: str | None,
     takeover: Takeover,
-) -> Verdict:
+) -> ConditionState:
     """Whether what runs serves the spec, or its last feasible plan; else the first thing that holds it up."""
     if refused:
-        return Verdict("False", ReadyReason.REFUSED, sentence(refused))
+        return ConditionState("False", ReadyReason.REFUSED, sentence(refused))
     if scale.reason == ScalingReason.SUSPENDED:
-        return Verdict("False", ReadyReason.SUSPENDED, available.message)
+        return ConditionState("False", ReadyReason.SUSPENDED, available.message)
     if inspected.status == "Unknown":  # whether the new spec can be served is not known yet
-        return Verdict("False", inspected.reason, inspected.message)
+        return ConditionState("False", inspected.reason, inspected.message)
     if takeover.rolled_back:
-        return Verdict("False", ReadyReason.ROLLED_BACK, failure_of(td, takeover))
+        return ConditionState("False", ReadyReason.ROLLED_BACK, failure_of(td, takeover))
     ready = min(sum(pod.ready for pod in current), scale.replicas)
     if scale.replicas == 0 and plan_hash is not None:
         message = f"Nothing answers at {url(td)}: 0 replicas are asked for, and the plan is feasible."
-        return Verdict("True", ReadyReason.SCALED_TO_ZERO, message)
+        return ConditionState("True", ReadyReason.SCALED_TO_ZERO, message)
     if ready >= _minimum(scale.replicas) and (plan_hash is not None or ready):
         still = (
             "" if plan_hash is not None else f" It is the last feasible plan that serves. {feasible.message}"
         )
         missing = _missing(scale, ready, current, takeover)
         message = f"{ready} of {scale.replicas} replicas serve {td.served_name} at {url(td)}.{missing}{still}"
-        return Verdict("True", ReadyReason.SERVING, message)
+        return ConditionState("True", ReadyReason.SERVING, message)
     if plan_hash is None:
         cause = inspected if inspected.status != "True" else feasible
-        return Verdict("False", cause.reason, cause.message)
+        return ConditionState("False", cause.reason, cause.message)
     if available.status == "True":  # the old variant answers while the new one comes up
         if takeover.waits:
             message = f"The plan before it serves on. {takeover.waits}"
-            return Verdict("False", AvailableReason.WAITING_FOR_ACCELERATOR, message)
+            return ConditionState("False", AvailableReason.WAITING_FOR_ACCELERATOR, message)
         cause = _held_up(scale, observed, current, plan_hash, ready)
-        return Verdict("False", cause.reason, f"The plan before it serves on. {cause.message}")
-    return Verdict("False", available.reason, available.message)
+        return ConditionState("False", cause.reason, f"The plan before it serves on. {cause.message}")
+    return ConditionState("False", available.reason, available.message)
 
 
-def _scaling(td: TurboDeployment, scale: Scale) -> Verdict:
+def _scaling(td: TurboDeployment, scale: Scale) -> ConditionState:
     idle = (ScalingReason.SUSPENDED, ScalingReason.HOLDING_NO_METRICS)  # as a HorizontalPodAutoscaler says it
     active: Literal["True", "False"] = "False" if scale.reason in idle else "True"
     message = scale.detail
@@ -284,36 +268,18 @@ def _scaling(td: TurboDeployment, scale: Scale) -> Verdict:
             f" spec.replicas of {td.spec.replicas} is not followed: kubectl scale and other autoscalers "
             "decide under spec.scaling.policy External alone."
         )
-    return Verdict(active, scale.reason, message)
+    return ConditionState(active, scale.reason, message)
 
 
-def _within_budget(observed: Observed, ceiling: Decimal | None) -> Verdict:
+def _within_budget(observed: Observed, ceiling: Decimal | None) -> ConditionState:
     """Whether what runs now, of whichever variant, costs no more than spec.cost.maxPerHour."""
     if ceiling is None:
-        return Verdict("True", BudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
+        return ConditionState("True", BudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")
     cost = cost_per_hour(observed)
     if cost is None:
         message = "What runs has no price: write spec.pricing.perAcceleratorHour on its TurboAccelerator."
-        return Verdict("Unknown", BudgetReason.PRICE_UNKNOWN, message)
+        return ConditionState("Unknown", BudgetReason.PRICE_UNKNOWN, message)
     said = f"What runs costs {money(cost)} $/h, and spec.cost.maxPerHour is {money(ceiling)}."
     if cost <= ceiling:
-        return Verdict("True", BudgetReason.WITHIN_BUDGET, said)
-    return Verdict("False", BudgetReason.OVER_BUDGET, said)
-
-
-def sentence(text: str | None) -> str:
-    """Another program's message on one line, bounded, with a full stop; empty stays empty."""
-    line = _without_echo(" ".join((text or "").split()))
-    if len(line) > MAX_QUOTED:
-        line = line[: MAX_QUOTED - 3] + "..."
-    return line if not line or line[-1] in ".!?" else f"{line}."
-
-
-def _without_echo(line: str) -> str:
-    """Kubernetes repeats the end of some sentences: `claim "models" not found. not found.`"""
-    parts: list[str] = []
-    for part in line.split(". "):
-        said = part.rstrip(".")
-        if not (said and parts and parts[-1].endswith(said)):
-            parts.append(part)
-    return ". ".join(parts)
+        return ConditionState("True", BudgetReason.WITHIN_BUDGET, said)
+    return ConditionState("False", BudgetReason.OVER_BUDGET, said)

@@ -17,10 +17,9 @@ from turbo_operator.api import (
     StalledReason,
     TurboDeployment,
 )
-from turbo_operator.observed import ChildView, Observed
-from turbo_operator.scaler import Scale
-from turbo_operator.status.conditions import Verdict, sentence, serves
-from turbo_operator.status.paid import is_there
+from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.autoscaler import Scale
+from turbo_operator.snapshot import ChildView, Observed
 from turbo_operator.status.takeover import Takeover, failure
 
 _GIVEN_UP = {
@@ -33,10 +32,10 @@ def verdicts(
     td: TurboDeployment,
     observed: Observed,
     scale: Scale,
-    verdicts: Mapping[ConditionType, Verdict],
+    verdicts: Mapping[ConditionType, ConditionState],
     takeover: Takeover,
     refused: str | None,
-) -> dict[ConditionType, Verdict]:
+) -> dict[ConditionType, ConditionState]:
     """Reconciling and Stalled, from the other `verdicts`."""
     stalled = _stalled(td, scale, verdicts, takeover, refused)
     return {
@@ -48,55 +47,57 @@ def verdicts(
 def _stalled(
     td: TurboDeployment,
     scale: Scale,
-    verdicts: Mapping[ConditionType, Verdict],
+    verdicts: Mapping[ConditionType, ConditionState],
     takeover: Takeover,
     refused: str | None,
-) -> Verdict:
+) -> ConditionState:
     """Whether nothing will get better unless somebody changes something."""
     if refused:
-        return Verdict("True", StalledReason.NEEDS_CHANGE, sentence(refused))
+        return ConditionState("True", StalledReason.NEEDS_CHANGE, sentence(refused))
     for reason, stalled in _GIVEN_UP.items():
         if takeover.is_over(reason):
-            return Verdict("True", stalled, failure(td, takeover))
+            return ConditionState("True", stalled, failure(td, takeover))
     for cause in (verdicts[ConditionType.MODEL_INSPECTED], verdicts[ConditionType.PLAN_FEASIBLE]):
         if cause.status == "False" and cause.reason != PlanReason.NO_CAPACITY:  # nodes come, and pods go
-            return Verdict("True", StalledReason.NEEDS_CHANGE, cause.message)
+            return ConditionState("True", StalledReason.NEEDS_CHANGE, cause.message)
     if scale.replicas and takeover.waits and takeover.waits_for_spec:
-        return Verdict("True", StalledReason.NEEDS_CHANGE, takeover.waits)
-    return Verdict("False", StalledReason.PROGRESSING, "Nothing waits for a change of the spec.")
+        return ConditionState("True", StalledReason.NEEDS_CHANGE, takeover.waits)
+    return ConditionState("False", StalledReason.PROGRESSING, "Nothing waits for a change of the spec.")
 
 
 def _reconciling(
     observed: Observed,
     scale: Scale,
-    verdicts: Mapping[ConditionType, Verdict],
+    verdicts: Mapping[ConditionType, ConditionState],
     takeover: Takeover,
-    stalled: Verdict,
-) -> Verdict:
+    stalled: ConditionState,
+) -> ConditionState:
     """Whether the spec is not in force yet, though it may come to that by itself.
 
     Ready does not say it: it is True also of the last feasible plan, and while the last replica starts.
     """
     if stalled.status == "True":
-        return Verdict("False", stalled.reason, stalled.message)
+        return ConditionState("False", stalled.reason, stalled.message)
     for kind in (ConditionType.READY, ConditionType.PLAN_FEASIBLE):
         cause = verdicts[kind]
         if cause.status != "True":
-            rests = cause.reason == ReadyReason.SUSPENDED and not any(map(is_there, observed.pods))
+            rests = cause.reason == ReadyReason.SUSPENDED and not any(pod.is_present for pod in observed.pods)
             waits: Literal["True", "False"] = "False" if rests else "True"
-            return Verdict(waits, cause.reason, cause.message)
-    ready = sum(pod.ready for pod in observed.pods if serves(pod))
+            return ConditionState(waits, cause.reason, cause.message)
+    ready = sum(pod.ready for pod in observed.pods if pod.is_serving)
     if ready < scale.replicas:
-        return Verdict("True", ReconcilingReason.PROGRESSING, verdicts[ConditionType.AVAILABLE].message)
+        return ConditionState(
+            "True", ReconcilingReason.PROGRESSING, verdicts[ConditionType.AVAILABLE].message
+        )
     left = _left(observed, scale, takeover)
     if left is not None:
-        return Verdict("True", ReconcilingReason.PROGRESSING, left)
-    return Verdict("False", ReconcilingReason.IN_FORCE, "What runs is what the spec asks for.")
+        return ConditionState("True", ReconcilingReason.PROGRESSING, left)
+    return ConditionState("False", ReconcilingReason.IN_FORCE, "What runs is what the spec asks for.")
 
 
 def _left(observed: Observed, scale: Scale, takeover: Takeover) -> str | None:
     """What there is beyond the wanted replicas, in a sentence."""
-    there = [pod for pod in observed.pods if is_there(pod)]
+    there = [pod for pod in observed.pods if pod.is_present]
     others = [pod for pod in there if takeover.target is not None and pod.plan_hash != takeover.target]
     surplus = others or (there if len(there) > scale.replicas else [])
     held = _held_by_finalizers(observed.children)

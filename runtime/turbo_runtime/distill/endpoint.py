@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
-from turbo_runtime.command.address import ServerError
-from turbo_runtime.command.client import Server
-from turbo_runtime.command.workers import work_off
-from turbo_runtime.distill.answers import Asked
+from turbo_runtime.client.address import ServerError
+from turbo_runtime.client.client import Server
+from turbo_runtime.client.thread_pool import work_off
+from turbo_runtime.distill.data.responses import Asked
 from turbo_runtime.distill.errors import DistillError, MayPassError
-from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.messages import SamplingParams
 
 AT_ONCE = 32  # requests
 _PATH, _TOKENS = "/v1/completions", "return_token_ids"  # the latter is vLLM's; others may refuse it

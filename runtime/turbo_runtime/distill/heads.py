@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.answers import Said
-from turbo_runtime.distill.evaluate import taken_of
+from turbo_runtime.distill.data.examples import UNKNOWN, Lessons, Places
+from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.evaluation.acceptance import taken_of
 from turbo_runtime.distill.loss import Words, chance_of_acceptance
-from turbo_runtime.distill.places import UNKNOWN, Lessons, Places
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.served import LIKELIEST, Served
-from turbo_runtime.drafters.heads.artefact import HeadsConfig, save_heads, tensors_digest
+from turbo_runtime.distill.target import LIKELIEST, Served
+from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, save_heads, tensors_digest
+from turbo_runtime.drafters.heads.drafter import HeadsSource
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.heads.source import HeadsSource
-from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.messages import SamplingParams
 
 _AT_ONCE = 256  # rows that are looked at together where nothing is learnt from them
 _SURENESS_STEPS, _SURENESS_RATE = 300, 0.01

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from turbo_runtime.distill.places import UNKNOWN, Lessons
+from turbo_runtime.distill.data.examples import UNKNOWN, Lessons
 from turbo_runtime.distill.recipe import Recipe
 
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from turbo_runtime.distill.answers import Said
-from turbo_runtime.distill.places import Lessons, Places
+from turbo_runtime.distill.data.examples import Lessons, Places
+from turbo_runtime.distill.data.responses import Said
 from turbo_runtime.drafters.heads.module import Heads
 
 

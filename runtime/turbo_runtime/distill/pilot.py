@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turbo_runtime.distill.answers import Said
+from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.shards import JUDGES_SHARE, Reader, Shards, fitting
+from turbo_runtime.distill.data.vocabulary import choose_vocabulary, counted
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.method import Method
 from turbo_runtime.distill.progress import Advance
 from turbo_runtime.distill.recipe import AUTO, OTHERWISE, Recipe
-from turbo_runtime.distill.shards import JUDGES_SHARE, Reader, Shards, fitting
-from turbo_runtime.distill.train import Training
-from turbo_runtime.distill.vocabulary import choose_vocabulary, counted
+from turbo_runtime.distill.trainer import Training
 
 ANSWERS, EPOCHS = 96, 2  # that each method learns from, and how often
 LEAST = 1.05  # tokens in the time of one, below which no draft pays

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
-from turbo_runtime.training_contract import TrainingProgress
+from turbo_runtime.contract.training import TrainingProgress
 
 LIVE_SECONDS, LOG_SECONDS = (
     0.2,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from turbo_runtime.contract import HEALTH_PATH
-from turbo_runtime.training_contract import PROGRESS_PATH, TrainingProgress
+from turbo_runtime.contract.endpoints import HEALTH_PATH
+from turbo_runtime.contract.training import PROGRESS_PATH, TrainingProgress
 
 
 @contextmanager

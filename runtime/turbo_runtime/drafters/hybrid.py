@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from turbo_runtime.drafters.draft import Bid, Draft, Evidence, Offer, Source, Want
+from turbo_runtime.drafters.interface import Bid, Draft, Evidence, Offer, Source, Want
 
 LEAST_SURVIVAL = 0.02  # whatever the caller says: with less there is no hope
 

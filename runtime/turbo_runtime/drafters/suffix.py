@@ -21,10 +21,10 @@ from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
 from turbo_runtime.drafters.calibration import Calibration
-from turbo_runtime.drafters.draft import Coupling, Offer, Proposal, Want
-from turbo_runtime.drafters.history import History, Reader
-from turbo_runtime.drafters.memory import Memory
-from turbo_runtime.engine.sampling.noise import position_key, token_exponential
+from turbo_runtime.drafters.interface import Coupling, Offer, Proposal, Want
+from turbo_runtime.drafters.recent_outputs import Memory
+from turbo_runtime.drafters.rolling_index import History, Reader
+from turbo_runtime.sampling.noise import position_key, token_exponential
 
 REQUEST_TOKENS = 1 << 14  # of a live request that are known, its newest; about 2 MB
 _UNSEEN = 3.5  # sightings of something else that we have not had, after a match of one token; longer: fewer

@@ -22,17 +22,17 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
-from turbo_runtime.contract import Guarantee
-from turbo_runtime.engine.blocks import PROMPT_TILE
-from turbo_runtime.engine.grammar import SpentError
-from turbo_runtime.engine.grammar_text import GrammarError
-from turbo_runtime.engine.laws import Laws
-from turbo_runtime.engine.model import Chunk, PagedModel
-from turbo_runtime.engine.request import Submit
-from turbo_runtime.engine.sampling.answer import AnswerLaw, NoTokenError
+from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence
-from turbo_runtime.engine.verify import verify
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
+from turbo_runtime.messages import Submit
+from turbo_runtime.models.runner import Chunk, PagedModel
+from turbo_runtime.sampling.grammar.compiler import GrammarError
+from turbo_runtime.sampling.grammar.matcher import SpentError
+from turbo_runtime.sampling.registry import Laws
+from turbo_runtime.sampling.sampler import AnswerLaw, NoTokenError
+from turbo_runtime.speculation.verification import verify
 
 log = logging.getLogger(__name__)
 

@@ -9,24 +9,24 @@ from __future__ import annotations
 import logging
 import time
 
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.arithmetic import padded_rows
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.audit import Audit, AuditTerms
-from turbo_runtime.engine.counters import Counters
-from turbo_runtime.engine.goodput.control import Control
-from turbo_runtime.engine.grammar import Grammars, SpentError
-from turbo_runtime.engine.grammar_text import GrammarError
-from turbo_runtime.engine.laws import Laws
-from turbo_runtime.engine.model import Forward, PagedModel
-from turbo_runtime.engine.part import Part, compute, lay_out
-from turbo_runtime.engine.request import Cancel, EngineStats, Step, Submit, TokenEvent
-from turbo_runtime.engine.sampling.answer import NOT_FINITE, NoTokenError
-from turbo_runtime.engine.sampling.noise import Noise
-from turbo_runtime.engine.sampling.step import TokenAt, tokens_of_step
+from turbo_runtime.engine.batch import Part, compute, lay_out
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence
-from turbo_runtime.engine.speculation import Speculation
-from turbo_runtime.engine.verify import verify
+from turbo_runtime.engine.speculator import Speculation
+from turbo_runtime.engine.stats import Counters
+from turbo_runtime.messages import Cancel, EngineStats, Step, Submit, TokenEvent
+from turbo_runtime.models.matmul import padded_rows
+from turbo_runtime.models.runner import Forward, PagedModel
+from turbo_runtime.sampling.grammar.compiler import GrammarError
+from turbo_runtime.sampling.grammar.matcher import Grammars, SpentError
+from turbo_runtime.sampling.noise import Noise
+from turbo_runtime.sampling.registry import Laws
+from turbo_runtime.sampling.sampler import NOT_FINITE, NoTokenError
+from turbo_runtime.sampling.step import TokenAt, tokens_of_step
+from turbo_runtime.speculation.controller import Control
+from turbo_runtime.speculation.verification import verify
 
 log = logging.getLogger(__name__)
 

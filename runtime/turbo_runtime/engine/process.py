@@ -9,10 +9,10 @@ from pathlib import Path
 from queue import Empty
 from typing import TYPE_CHECKING, Protocol
 
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.quiet import quiet_libraries
-from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit
-from turbo_runtime.engine.threads import settle_threads
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.engine.startup.library_logging import quiet_libraries
+from turbo_runtime.engine.startup.threads import settle_threads
+from turbo_runtime.messages import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
@@ -52,10 +52,10 @@ def run_engine(
     settle_threads(config.threads)
     quiet_libraries()
     # torch comes in only here, after those
-    from turbo_runtime.engine.gguf_once import gguf_parsed_once
-    from turbo_runtime.engine.source import ModelError
-    from turbo_runtime.engine.start import start_engine
-    from turbo_runtime.engine.tokenizer import export_tokenizer
+    from turbo_runtime.engine.startup.builder import start_engine
+    from turbo_runtime.model_files.source import ModelError
+    from turbo_runtime.models.gguf_cache import gguf_parsed_once
+    from turbo_runtime.models.tokenizer import export_tokenizer
 
     try:
         began = time.monotonic()

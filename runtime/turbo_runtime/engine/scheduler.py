@@ -23,11 +23,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
-from turbo_runtime.engine.fairness import ANSWER_WEIGHT, FairQueue
-from turbo_runtime.engine.prefix import PrefixCache, block_keys
-from turbo_runtime.engine.request import Submit
+from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
 from turbo_runtime.engine.sequence import Sequence, StepPlan, Work
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
+from turbo_runtime.kv_cache.prefix_cache import PrefixCache, block_keys
+from turbo_runtime.messages import Submit
 
 MOST_TOLD = 64  # tokens of prompts in a step whose log probabilities are told: each a look at the vocabulary
 

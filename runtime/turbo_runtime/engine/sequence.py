@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from turbo_runtime.engine.blocks import BLOCK_SIZE
-from turbo_runtime.engine.request import Submit
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
+from turbo_runtime.messages import Submit
 
 
 @dataclass(slots=True, eq=False)

@@ -11,20 +11,20 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from turbo_runtime.capture.capture import HEADER as CAPTURE_HEADER
-from turbo_runtime.capture.capture import Asked
-from turbo_runtime.server.beside import Wanted
+from turbo_runtime.capture.recorder import HEADER as CAPTURE_HEADER
+from turbo_runtime.capture.recorder import Asked
+from turbo_runtime.protocol import ChatRequest, CompletionRequest, parse_chat, parse_completion
+from turbo_runtime.protocol.errors import ApiError, cut, unavailable
 from turbo_runtime.server.bodies import LARGE_BODY_BYTES, json_object, read_body
-from turbo_runtime.server.choice_of_draft import DRAFT_HEADER, chosen_draft
-from turbo_runtime.server.delivery import EventStream, WholeReply
-from turbo_runtime.server.errors import ApiError, cut, unavailable
-from turbo_runtime.server.jobs import Job, chat_job, completion_job, least_tokens
-from turbo_runtime.server.leaving import unless_client_leaves
-from turbo_runtime.server.model import ServedModel
-from turbo_runtime.server.replies import Reply
-from turbo_runtime.server.requests import ChatRequest, CompletionRequest, parse_chat, parse_completion
+from turbo_runtime.server.disconnect import unless_client_leaves
+from turbo_runtime.server.draft_selection import DRAFT_HEADER, chosen_draft
+from turbo_runtime.server.preprocessing import Job, chat_job, completion_job, least_tokens
+from turbo_runtime.server.responses.openai import Reply
+from turbo_runtime.server.responses.serializers import ChatShape, CompletionShape
+from turbo_runtime.server.responses.streaming import EventStream, WholeReply
+from turbo_runtime.server.served_model import ServedModel
 from turbo_runtime.server.service import Service
-from turbo_runtime.server.shapes import ChatShape, CompletionShape
+from turbo_runtime.server.thread_offload import Wanted
 
 Checked = TypeVar("Checked", ChatRequest, CompletionRequest)
 

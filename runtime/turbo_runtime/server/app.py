@@ -9,8 +9,8 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
+from turbo_runtime.protocol.errors import ApiError
 from turbo_runtime.server.api import api_routes
-from turbo_runtime.server.errors import ApiError
 from turbo_runtime.server.openapi import OPENAPI_PATH, openapi_document
 from turbo_runtime.server.probes import probe_routes
 from turbo_runtime.server.service import Service

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from fastapi import Request
 
-from turbo_runtime.server.errors import ApiError, cut, invalid
+from turbo_runtime.protocol.errors import ApiError, cut, invalid
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
 READ_BYTES = 4 * MAX_BODY_BYTES  # who is still sending when the connection closes may not see the reply

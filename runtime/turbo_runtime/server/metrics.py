@@ -16,8 +16,8 @@ from prometheus_client import (
     generate_latest,
 )
 
-from turbo_runtime import contract
-from turbo_runtime.engine.request import DraftStats, EngineStats
+from turbo_runtime.contract import load, metrics
+from turbo_runtime.messages import DraftStats, EngineStats
 
 # Seconds. Wide: the same names serve a CPU node and a large GPU.
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
@@ -38,124 +38,124 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._model = model_name
         self._seen = EngineStats()
-        self._running = self._gauge(contract.NUM_REQUESTS_RUNNING, "requests decoded together now")
-        self._waiting = self._gauge(contract.NUM_REQUESTS_WAITING, "requests queued now")
-        self._kv_usage = self._gauge(contract.KV_CACHE_USAGE, "used share of the KV cache, 0 to 1")
+        self._running = self._gauge(metrics.NUM_REQUESTS_RUNNING, "requests decoded together now")
+        self._waiting = self._gauge(metrics.NUM_REQUESTS_WAITING, "requests queued now")
+        self._kv_usage = self._gauge(metrics.KV_CACHE_USAGE, "used share of the KV cache, 0 to 1")
         self._counters = {
             "begun_prompt_tokens": self._counter(
-                contract.PROMPT_TOKENS,
+                metrics.PROMPT_TOKENS,
                 "tokens of prompts, cached ones too, counted with their first answer token",
             ),
-            "generated_tokens": self._counter(contract.GENERATION_TOKENS, "tokens generated"),
-            "preemptions": self._counter(contract.NUM_PREEMPTIONS, "requests put back for want of KV cache"),
-            "drafts": self._counter(contract.SPEC_NUM_DRAFTS, "verification passes with a drafted token"),
-            "draft_tokens": self._counter(contract.SPEC_NUM_DRAFT_TOKENS, "tokens drafted"),
-            "accepted_tokens": self._counter(contract.SPEC_NUM_ACCEPTED_TOKENS, "drafted tokens accepted"),
+            "generated_tokens": self._counter(metrics.GENERATION_TOKENS, "tokens generated"),
+            "preemptions": self._counter(metrics.NUM_PREEMPTIONS, "requests put back for want of KV cache"),
+            "drafts": self._counter(metrics.SPEC_NUM_DRAFTS, "verification passes with a drafted token"),
+            "draft_tokens": self._counter(metrics.SPEC_NUM_DRAFT_TOKENS, "tokens drafted"),
+            "accepted_tokens": self._counter(metrics.SPEC_NUM_ACCEPTED_TOKENS, "drafted tokens accepted"),
             "prefix_cache_queries": self._counter(
-                contract.PREFIX_CACHE_QUERIES, "prompt tokens looked up in the prefix cache"
+                metrics.PREFIX_CACHE_QUERIES, "prompt tokens looked up in the prefix cache"
             ),
             "prefix_cache_hits": self._counter(
-                contract.PREFIX_CACHE_HITS, "prompt tokens found in the prefix cache"
+                metrics.PREFIX_CACHE_HITS, "prompt tokens found in the prefix cache"
             ),
-            "step_seconds": self._counter(contract.STEP_SECONDS, "seconds of the engine's steps"),
-            "forward_seconds": self._counter(contract.FORWARD_SECONDS, "seconds of them in the model"),
+            "step_seconds": self._counter(metrics.STEP_SECONDS, "seconds of the engine's steps"),
+            "forward_seconds": self._counter(metrics.FORWARD_SECONDS, "seconds of them in the model"),
             "answering_seconds": self._counter(
-                contract.ANSWERING_SECONDS, "seconds of steps that brought answers tokens"
+                metrics.ANSWERING_SECONDS, "seconds of steps that brought answers tokens"
             ),
             "plain_answering_seconds": self._counter(
-                contract.PLAIN_ANSWERING_SECONDS, "seconds that as many tokens would take without drafts"
+                metrics.PLAIN_ANSWERING_SECONDS, "seconds that as many tokens would take without drafts"
             ),
-            "audits": self._counter(contract.AUDITS, "answers replayed without speculation"),
+            "audits": self._counter(metrics.AUDITS, "answers replayed without speculation"),
             "audit_mismatches": self._counter(
-                contract.AUDIT_MISMATCHES, "replayed answers that came out otherwise"
+                metrics.AUDIT_MISMATCHES, "replayed answers that came out otherwise"
             ),
         }
         self._by_place = {
             "accepted_per_position": self._labelled(
-                contract.SPEC_NUM_ACCEPTED_TOKENS_PER_POS,
+                metrics.SPEC_NUM_ACCEPTED_TOKENS_PER_POS,
                 "drafted tokens accepted at a position",
-                contract.POSITION_LABEL,
+                metrics.POSITION_LABEL,
             ),
             "chosen_drafts": self._labelled(
-                contract.CHOSEN_DRAFTS,
+                metrics.CHOSEN_DRAFTS,
                 "how often so many drafts were verified for an answer in a step",
-                contract.DRAFTS_LABEL,
+                metrics.DRAFTS_LABEL,
             ),
         }
         self._by_draft = {
             "drafts": self._labelled(
-                contract.DRAFTS_BY_DRAFT,
+                metrics.DRAFTS_BY_DRAFT,
                 "verification passes with a drafted token, of requests by the draft they have",
-                contract.DRAFT_LABEL,
+                metrics.DRAFT_LABEL,
             ),
             "draft_tokens": self._labelled(
-                contract.DRAFT_TOKENS_BY_DRAFT, "tokens drafted for them", contract.DRAFT_LABEL
+                metrics.DRAFT_TOKENS_BY_DRAFT, "tokens drafted for them", metrics.DRAFT_LABEL
             ),
             "accepted_tokens": self._labelled(
-                contract.ACCEPTED_TOKENS_BY_DRAFT, "of these, tokens accepted", contract.DRAFT_LABEL
+                metrics.ACCEPTED_TOKENS_BY_DRAFT, "of these, tokens accepted", metrics.DRAFT_LABEL
             ),
             "own_draft_tokens": self._labelled(
-                contract.OWN_DRAFT_TOKENS_BY_DRAFT,
+                metrics.OWN_DRAFT_TOKENS_BY_DRAFT,
                 "tokens drafted for them by the draft's own layers",
-                contract.DRAFT_LABEL,
+                metrics.DRAFT_LABEL,
             ),
             "own_accepted_tokens": self._labelled(
-                contract.OWN_ACCEPTED_TOKENS_BY_DRAFT, "of these, tokens accepted", contract.DRAFT_LABEL
+                metrics.OWN_ACCEPTED_TOKENS_BY_DRAFT, "of these, tokens accepted", metrics.DRAFT_LABEL
             ),
         }
         self._success = self._labelled(
-            contract.REQUEST_SUCCESS, "answers finished, by reason", contract.FINISHED_REASON_LABEL
+            metrics.REQUEST_SUCCESS, "answers finished, by reason", metrics.FINISHED_REASON_LABEL
         )
         self._first_token = self._histogram(
-            contract.TIME_TO_FIRST_TOKEN, "seconds to the first token", _FIRST_TOKEN
+            metrics.TIME_TO_FIRST_TOKEN, "seconds to the first token", _FIRST_TOKEN
         )
         self._inter_token = self._histogram(
-            contract.INTER_TOKEN_LATENCY, "seconds between steps of an answer", _PER_TOKEN
+            metrics.INTER_TOKEN_LATENCY, "seconds between steps of an answer", _PER_TOKEN
         )
         self._per_token = self._histogram(
-            contract.REQUEST_TIME_PER_OUTPUT_TOKEN,
+            metrics.REQUEST_TIME_PER_OUTPUT_TOKEN,
             "seconds per token after the first, of a complete answer",
             _PER_TOKEN,
         )
-        self._whole = self._histogram(contract.E2E_REQUEST_LATENCY, "seconds of a complete answer", _WHOLE)
+        self._whole = self._histogram(metrics.E2E_REQUEST_LATENCY, "seconds of a complete answer", _WHOLE)
         self._queue = self._histogram(
-            contract.REQUEST_QUEUE_TIME, "seconds until the engine took a request in", _WHOLE
+            metrics.REQUEST_QUEUE_TIME, "seconds until the engine took a request in", _WHOLE
         )
         self._prompt = self._histogram(
-            contract.REQUEST_PROMPT_TOKENS, "tokens of a complete answer's prompt", _TOKENS
+            metrics.REQUEST_PROMPT_TOKENS, "tokens of a complete answer's prompt", _TOKENS
         )
         self._answer = self._histogram(
-            contract.REQUEST_GENERATION_TOKENS, "tokens of a complete answer", _TOKENS
+            metrics.REQUEST_GENERATION_TOKENS, "tokens of a complete answer", _TOKENS
         )
         self._iteration = self._histogram(
-            contract.ITERATION_TOKENS,
+            metrics.ITERATION_TOKENS,
             "tokens of an engine step: of answers, and of prompts that it finished",
             _TOKENS,
         )
-        self._speedup = self._info(contract.SPEEDUP, "tokens per second lately over those without drafts")
+        self._speedup = self._info(metrics.SPEEDUP, "tokens per second lately over those without drafts")
         self._heartbeat_age = self._info(
-            contract.HEARTBEAT_AGE, "seconds since the engine last finished a step or a rest"
+            metrics.HEARTBEAT_AGE, "seconds since the engine last finished a step or a rest"
         )
         self._draft_problem = self._info(
-            contract.DRAFT_PROBLEM, "1 while drafts are not what was asked for, or there are none for a fault"
+            metrics.DRAFT_PROBLEM, "1 while drafts are not what was asked for, or there are none for a fault"
         )
         self._captures = self._labelled(
-            contract.CAPTURE_PROMPTS,
+            metrics.CAPTURE_PROMPTS,
             "prompts by whether they were kept to learn from",
-            contract.OUTCOME_LABEL,
+            metrics.OUTCOME_LABEL,
         )
         self._captured: dict[str, int] = {}
         self._capture_bytes = self._info(
-            contract.CAPTURE_BYTES, "bytes of the folder that prompts are kept in"
+            metrics.CAPTURE_BYTES, "bytes of the folder that prompts are kept in"
         )
         self._capture_problem = self._info(
-            contract.CAPTURE_PROBLEM, "1 while prompts are not kept as was asked for"
+            metrics.CAPTURE_PROBLEM, "1 while prompts are not kept as was asked for"
         )
         self._draft_info = self._info(
-            contract.DRAFT_INFO,
+            metrics.DRAFT_INFO,
             "the version of the draft weights in use",
-            contract.DRAFT_LABEL,
-            contract.VERSION_LABEL,
+            metrics.DRAFT_LABEL,
+            metrics.VERSION_LABEL,
         )
 
     def follow(self, stats: EngineStats) -> None:
@@ -199,7 +199,7 @@ class Metrics:
         self._capture_bytes.labels(self._model).set(size)
         self._capture_problem.labels(self._model).set(1 if problem else 0)
 
-    def observe_load(self, load: contract.Load) -> None:
+    def observe_load(self, load: load.Load) -> None:
         """Set the gauges."""
         self._running.set(load.running_requests)
         self._waiting.set(load.waiting_requests)
@@ -209,12 +209,12 @@ class Metrics:
         """Set for how long the engine has been silent; never called before it is ready."""
         self._heartbeat_age.labels(self._model).set(age)
 
-    def announce(self, guarantee: contract.Guarantee) -> None:
+    def announce(self, guarantee: load.Guarantee) -> None:
         """Export which guarantee holds on this machine."""
         Gauge(
-            contract.GUARANTEE_INFO,
+            metrics.GUARANTEE_INFO,
             "bytes: the same text as without speculation; law: the same distribution",
-            [contract.GUARANTEE_LABEL],
+            [metrics.GUARANTEE_LABEL],
             registry=self._registry,
         ).labels(guarantee).set(1)
 
@@ -242,19 +242,19 @@ class Metrics:
         return generate_latest(self._registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(name, text, [contract.MODEL_LABEL], registry=self._registry).labels(self._model)
+        return Gauge(name, text, [metrics.MODEL_LABEL], registry=self._registry).labels(self._model)
 
     def _info(self, name: str, text: str, *labels: str) -> Gauge:
         """A gauge that is not there until it is set."""
-        return Gauge(name, text, [contract.MODEL_LABEL, *labels], registry=self._registry)
+        return Gauge(name, text, [metrics.MODEL_LABEL, *labels], registry=self._registry)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, [contract.MODEL_LABEL], registry=self._registry).labels(self._model)
+        return Counter(name, text, [metrics.MODEL_LABEL], registry=self._registry).labels(self._model)
 
     def _labelled(self, name: str, text: str, label: str) -> Counter:
-        return Counter(name, text, [contract.MODEL_LABEL, label], registry=self._registry)
+        return Counter(name, text, [metrics.MODEL_LABEL, label], registry=self._registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, [contract.MODEL_LABEL], registry=self._registry, buckets=buckets).labels(
+        return Histogram(name, text, [metrics.MODEL_LABEL], registry=self._registry, buckets=buckets).labels(
             self._model
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from turbo_runtime import contract
-from turbo_runtime.server.requests import ChatRequest, CompletionRequest
-from turbo_runtime.server.unsupported import CHAT, COMPLETION, Unsupported
+from turbo_runtime.contract import endpoints
+from turbo_runtime.protocol import ChatRequest, CompletionRequest
+from turbo_runtime.protocol.unsupported import CHAT, COMPLETION, Unsupported
 from turbo_runtime.version import turbo_version
 
 OPENAPI_PATH = "/openapi.json"
@@ -52,11 +52,11 @@ def openapi_document() -> Json:
     for schema in schemas.values():
         _let_null_mean_absent(schema)
     gets = {
-        contract.HEALTH_PATH: "whether server and engine are alive",
-        contract.READY_PATH: "whether requests should be sent here",
-        contract.LOAD_PATH: "what runs and waits",
-        contract.METRICS_PATH: "Prometheus metrics",
-        contract.VERSION_PATH: "what is served and what it promises",
+        endpoints.HEALTH_PATH: "whether server and engine are alive",
+        endpoints.READY_PATH: "whether requests should be sent here",
+        endpoints.LOAD_PATH: "what runs and waits",
+        endpoints.METRICS_PATH: "Prometheus metrics",
+        endpoints.VERSION_PATH: "what is served and what it promises",
         "/v1/models": "the one served model",
     }
     return {

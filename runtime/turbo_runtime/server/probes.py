@@ -6,8 +6,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from turbo_runtime import contract
-from turbo_runtime.server.errors import still_loading
+from turbo_runtime.contract import endpoints
+from turbo_runtime.protocol.errors import still_loading
 from turbo_runtime.server.service import Service
 from turbo_runtime.version import turbo_version
 
@@ -16,13 +16,13 @@ def probe_routes(service: Service) -> APIRouter:
     """`/health`, `/ready`, `/load`, `/metrics` and `/version`."""
     router = APIRouter()
 
-    @router.get(contract.HEALTH_PATH)
+    @router.get(endpoints.HEALTH_PATH)
     async def health() -> Response:
         if service.engine.alive:
             return JSONResponse({"status": "alive"})
         return JSONResponse({"status": service.engine.ended.result()}, status_code=503)
 
-    @router.get(contract.READY_PATH)
+    @router.get(endpoints.READY_PATH)
     async def ready() -> Response:
         engine, reason = service.engine, service.phase.value
         if not engine.alive:
@@ -31,14 +31,14 @@ def probe_routes(service: Service) -> APIRouter:
             reason = f"the engine has not finished a step for {engine.silent_seconds:.0f} s"
         return JSONResponse({"status": reason}, status_code=200 if service.ready else 503)
 
-    @router.get(contract.LOAD_PATH)
+    @router.get(endpoints.LOAD_PATH)
     async def load() -> Response:
         now = service.load_now()
         if now is None:
             raise still_loading(service.name)
         return Response(now.to_json(), media_type="application/json")
 
-    @router.get(contract.METRICS_PATH)
+    @router.get(endpoints.METRICS_PATH)
     async def metrics() -> Response:
         now = service.load_now()
         if now is not None:
@@ -48,7 +48,7 @@ def probe_routes(service: Service) -> APIRouter:
             service.metrics.follow_capture(capture.outcomes, capture.size, capture.problem)
         return Response(service.metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get(contract.VERSION_PATH)
+    @router.get(endpoints.VERSION_PATH)
     async def version() -> Response:
         model = service.loaded
         if model is None:

@@ -6,19 +6,20 @@ import asyncio
 from enum import Enum
 from pathlib import Path
 
-from turbo_runtime.capture.capture import Capture
-from turbo_runtime.contract import Load, RuntimeConfig
-from turbo_runtime.server.admission import Limits
-from turbo_runtime.server.answers import Answers
-from turbo_runtime.server.beside import Beside
-from turbo_runtime.server.engine_link import EngineLink
-from turbo_runtime.server.errors import still_loading, unauthorized, unavailable
-from turbo_runtime.server.jobs import Job
-from turbo_runtime.server.keys import ApiKeys
+from turbo_runtime.capture.recorder import Capture
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.load import Load
+from turbo_runtime.protocol.errors import still_loading, unauthorized, unavailable
+from turbo_runtime.server.admission.policy import Limits
+from turbo_runtime.server.admission.slots import Place, Places
+from turbo_runtime.server.api_keys import ApiKeys
+from turbo_runtime.server.engine_client.client import EngineLink
 from turbo_runtime.server.metrics import Metrics
-from turbo_runtime.server.model import ServedModel, served_name
-from turbo_runtime.server.places import Place, Places
-from turbo_runtime.server.tokenizer import ServedTokenizer
+from turbo_runtime.server.preprocessing import Job
+from turbo_runtime.server.responses.request_output import Answers
+from turbo_runtime.server.served_model import ServedModel, served_name
+from turbo_runtime.server.thread_offload import Beside
+from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
 
 class Phase(Enum):

@@ -10,11 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turbo_runtime.contract import ModelShape
+from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.shapes.config_reader import (
+    Config,
+    Dimensions,
+    UnknownShapeError,
+    Words,
+    decoder,
+    dimensions,
+)
 from turbo_runtime.shapes.families import FAMILIES, Family
 from turbo_runtime.shapes.quantization import Quantization, quantization
 from turbo_runtime.shapes.weights import modules, tied
-from turbo_runtime.shapes.words import Config, Dimensions, UnknownShapeError, Words, decoder, dimensions
 
 __all__ = ["Counted", "Described", "UnknownShapeError", "describe", "from_config"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from turbo_runtime.shapes.words import UnknownShapeError
+from turbo_runtime.shapes.config_reader import UnknownShapeError
 
 BITS = {"fp8": 8, "int8": 8, "int4": 4, "mxfp4": 4, "nvfp4": 4}  # of one weight, its scales apart
 

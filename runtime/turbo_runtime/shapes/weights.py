@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from turbo_runtime.shapes.config_reader import Dimensions, Experts, Latent, Words
 from turbo_runtime.shapes.families import Bias, Family
-from turbo_runtime.shapes.words import Dimensions, Experts, Latent, Words
 
 
 @dataclass(frozen=True, slots=True)

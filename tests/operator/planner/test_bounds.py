@@ -8,8 +8,8 @@ import pytest
 
 from turbo_dev.plan_examples import GIB, LOAD, MIDDLE, SHORT, SMALL, fast, named, row_of, spec
 from turbo_operator.api import PlanReason, Provenance
-from turbo_operator.observed import Host, NodeSupply, Supply
 from turbo_operator.planner import plan
+from turbo_operator.snapshot import Host, NodeSupply, Supply
 
 
 def test_too_few_external_replicas_serve_and_the_plan_says_so() -> None:

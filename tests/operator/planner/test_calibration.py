@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.planner import steptime
-from turbo_operator.planner.calibration import PATIENCE, Calibration, Filter, calibrate
-from turbo_operator.planner.coefficients import Coefficients
-from turbo_operator.planner.steptime import Machine, Work
-from turbo_runtime.contract import StepTime
+from turbo_operator.planner.performance import step_time
+from turbo_operator.planner.performance.calibration import PATIENCE, Calibration, Filter, calibrate
+from turbo_operator.planner.performance.coefficients import Coefficients
+from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_runtime.contract.model import StepTime
 
 MACHINE = Machine(3.35e12, 989e12, 989e12, 989e12, math.inf, 1.0, Coefficients())
 WORK = Work(15e9, 0.0, 15e9, 0.0, 4.0 * 32 * 4096, 131072.0, 32 * 4096 * 2.0, 32.0, 0.0, 0.0, 0.0)
@@ -20,12 +20,12 @@ factors = st.floats(0.2, 5.0)
 
 
 def decodes(rows: int, context: int, factor: float, drafts: int = 0) -> StepTime:
-    seconds = float(steptime.decode_seconds(MACHINE, WORK, float(rows), float(drafts), float(context)))
+    seconds = float(step_time.decode_seconds(MACHINE, WORK, float(rows), float(drafts), float(context)))
     return StepTime(rows=rows, tokens=1 + drafts, context=context, seconds=factor * seconds)
 
 
 def reads(tokens: int, factor: float) -> StepTime:
-    seconds = float(steptime.prefill_seconds(MACHINE, WORK, float(tokens)))
+    seconds = float(step_time.prefill_seconds(MACHINE, WORK, float(tokens)))
     return StepTime(rows=1, tokens=tokens, context=0, seconds=factor * seconds)
 
 

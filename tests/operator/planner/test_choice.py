@@ -20,8 +20,8 @@ from turbo_dev.plan_examples import (
 )
 from turbo_operator.api import CapacityType, PlanReason
 from turbo_operator.catalog import catalogue
-from turbo_operator.observed import Supply
 from turbo_operator.planner import plan
+from turbo_operator.snapshot import Supply
 
 
 def test_a_dearer_accelerator_of_the_same_size_is_rejected_as_dearer() -> None:

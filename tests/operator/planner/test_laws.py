@@ -28,12 +28,13 @@ from turbo_dev.plan_referee import (
 )
 from turbo_dev.sizes import size
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
-from turbo_operator.observed import Accelerator, Supply
-from turbo_operator.planned import Choice, Running
-from turbo_operator.planner import frontier, memory
+from turbo_operator.plan import Choice, Running
+from turbo_operator.planner import frontier
 from turbo_operator.planner.demand import demand
-from turbo_operator.planner.judge import CODES
-from turbo_runtime.contract import ModelShape
+from turbo_operator.planner.feasibility import CODES
+from turbo_operator.planner.performance import memory
+from turbo_operator.snapshot import Accelerator, Supply
+from turbo_runtime.contract.model import ModelShape
 
 several = settings(max_examples=size(25, 50))  # of laws that compare plans, each of which takes its time
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import CapacityType, EngineName, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, LoadSample, PodView
-from turbo_operator.planned import Running
-from turbo_operator.planner import online, steptime
-from turbo_operator.planner.calibration import Calibration
-from turbo_operator.planner.online import Online
+from turbo_operator.plan import Running
+from turbo_operator.planner.performance import online_calibration, step_time
+from turbo_operator.planner.performance.calibration import Calibration
+from turbo_operator.planner.performance.online_calibration import Online
 from turbo_operator.planner.replica import replica
-from turbo_runtime.contract import Load
+from turbo_operator.snapshot import Accelerator, LoadSample, PodView
+from turbo_runtime.contract.load import Load
 
 L4 = Accelerator("l4", "nvidia.com/gpu", Decimal(1), 24 << 30, memory_bandwidth=300e9, flops={"bf16": 121e12})
 RUNNING = Running(EngineName.TURBO, "l4", CapacityType.ON_DEMAND, 1, 1, "Off", None)
@@ -37,10 +37,10 @@ IDLE = Load(0, 0, 0, 0, 0.0, 100_000, 0, 0, 0, 0, "bytes", draining=False, promp
 
 @functools.cache
 def decode(rows: int, context: int) -> float:
-    return float(steptime.decode_seconds(MACHINE, WORK, rows, 0.0, float(context)))
+    return float(step_time.decode_seconds(MACHINE, WORK, rows, 0.0, float(context)))
 
 
-READ = float(steptime.prefill_seconds(MACHINE, WORK, PROMPT))
+READ = float(step_time.prefill_seconds(MACHINE, WORK, PROMPT))
 
 
 def samples(rate: float, factor: float, seconds: float, seed: int = 1) -> Iterator[LoadSample]:
@@ -134,7 +134,7 @@ def test_small_wanderings_make_no_plan_anew(factors: list[float]) -> None:
         known = replace(known, filter=known.filter.told(factor, 1.0, START + 60.0 * step))
         known = known.heard([], MACHINE, WORK, None)
         told.add(known.told)
-    assert told <= {0.0, online.STEP, -online.STEP}
+    assert told <= {0.0, online_calibration.STEP, -online_calibration.STEP}
     assert len(told) <= 2
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from turbo_operator.api import CapacityType, EngineName, PlanReason, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator, NodeSupply, Supply
-from turbo_operator.planned import Running
+from turbo_operator.plan import Running
 from turbo_operator.planner import plan
+from turbo_operator.snapshot import Accelerator, NodeSupply, Supply
 
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None

@@ -11,11 +11,12 @@ import pytest
 
 from turbo_operator.api import CapacityType, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
-from turbo_operator.observed import Accelerator
-from turbo_operator.planner import capacity, memory, performance, plan, speculation
+from turbo_operator.planner import plan
 from turbo_operator.planner.candidates import Candidates, Indices, candidates, room
+from turbo_operator.planner.performance import candidate_curves, capacity, memory, speculation
 from turbo_operator.planner.request import Request, request
-from turbo_runtime.contract import ModelShape
+from turbo_operator.snapshot import Accelerator
+from turbo_runtime.contract.model import ModelShape
 
 GIB = 1 << 30
 CARD = Accelerator(
@@ -63,7 +64,9 @@ def sent(hub_id: str) -> float:
 def curves(it: Candidates, what: Request) -> tuple[capacity.Engines, Indices]:
     # As much memory as it takes: the same states are looked at for any number of stages.
     held = replace(room(it, what, None), slots=np.full(len(it), float(SLOTS)))
-    return performance.engines(it, held, performance.rates((CARD,), what, np.array([2.0])), what, None, {})
+    return candidate_curves.engines(
+        it, held, candidate_curves.rates((CARD,), what, np.array([2.0])), what, None, {}
+    )
 
 
 def curve(it: Candidates, what: Request) -> capacity.Engines:
@@ -74,7 +77,7 @@ def curve(it: Candidates, what: Request) -> capacity.Engines:
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_a_request_alone_waits_for_all_stages_and_all_hops(hub_id: str, number: int) -> None:
     one, several = (curve(*stages(hub_id, each)) for each in (1, number))
-    hops = (number - 1) * sent(hub_id) + number * performance.HOP_SECONDS
+    hops = (number - 1) * sent(hub_id) + number * candidate_curves.HOP_SECONDS
     uneven = number * -(-shape(hub_id).layers // number) / shape(hub_id).layers
     assert several.decode[0, 0] == pytest.approx(one.decode[0, 0] * uneven + hops)
 

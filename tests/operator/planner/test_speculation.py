@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from turbo_dev.plan_examples import MIDDLE, SMALL, fast, named, spec
 from turbo_operator.api import Method, Placement, PlanReason, Speculation
 from turbo_operator.catalog import shapes
-from turbo_operator.planner import plan, speculation
+from turbo_operator.planner import plan
 from turbo_operator.planner.engines import ENGINES, OFF
-from turbo_operator.planner.speculation import PRIORS, Draft, committed, fastest, options
+from turbo_operator.planner.performance import speculation
+from turbo_operator.planner.performance.speculation import PRIORS, Draft, committed, fastest, options
 
 SHAPE = shapes.shipped("Qwen/Qwen3-8B")
 assert SHAPE is not None

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.planner import steptime
-from turbo_operator.planner.coefficients import BY_ENGINE, NAMES, Coefficients
-from turbo_operator.planner.steptime import Machine, Work
-from turbo_runtime.contract import ModelShape
+from turbo_operator.planner.performance import step_time
+from turbo_operator.planner.performance.coefficients import BY_ENGINE, NAMES, Coefficients
+from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_runtime.contract.model import ModelShape
 
 RATES = ("bandwidth", "flops", "expert_flops", "attention_flops", "link")
 
@@ -63,24 +63,24 @@ NEARLY = 1.0 + 1e-12
 def test_more_requests_drafts_or_context_never_make_a_pass_shorter(
     machine: Machine, work: Work, rows: float, drafts: float, context: float
 ) -> None:
-    here = steptime.decode_seconds(machine, work, rows, drafts, context)
-    assert here <= steptime.decode_seconds(machine, work, rows + 1, drafts, context) * NEARLY
-    assert here <= steptime.decode_seconds(machine, work, rows, drafts + 1, context) * NEARLY
-    assert here <= steptime.decode_seconds(machine, work, rows, drafts, context + 1) * NEARLY
+    here = step_time.decode_seconds(machine, work, rows, drafts, context)
+    assert here <= step_time.decode_seconds(machine, work, rows + 1, drafts, context) * NEARLY
+    assert here <= step_time.decode_seconds(machine, work, rows, drafts + 1, context) * NEARLY
+    assert here <= step_time.decode_seconds(machine, work, rows, drafts, context + 1) * NEARLY
 
 
 @given(machines, works, prompts)
 def test_a_longer_prompt_never_takes_less_time(machine: Machine, work: Work, prompt: float) -> None:
-    here = steptime.prefill_seconds(machine, work, prompt)
-    assert here <= steptime.prefill_seconds(machine, work, prompt + 1) * NEARLY
+    here = step_time.prefill_seconds(machine, work, prompt)
+    assert here <= step_time.prefill_seconds(machine, work, prompt + 1) * NEARLY
 
 
 @given(machines, works, prompts, st.integers(1, 64).map(float))
 def test_prompts_read_together_take_more_than_one_and_less_than_each_by_itself(
     machine: Machine, work: Work, prompt: float, number: float
 ) -> None:
-    alone = steptime.prefill_seconds(machine, work, prompt)
-    together = steptime.prefill_seconds(machine, work, prompt, number)
+    alone = step_time.prefill_seconds(machine, work, prompt)
+    together = step_time.prefill_seconds(machine, work, prompt, number)
     assert alone <= together * NEARLY
     assert together <= number * alone * NEARLY
 
@@ -97,10 +97,10 @@ def test_faster_hardware_is_never_slower(
     faster: float,
 ) -> None:
     better = replace(machine, **{rate: faster * getattr(machine, rate)})
-    assert steptime.decode_seconds(better, work, rows, drafts, context) <= NEARLY * steptime.decode_seconds(
+    assert step_time.decode_seconds(better, work, rows, drafts, context) <= NEARLY * step_time.decode_seconds(
         machine, work, rows, drafts, context
     )
-    assert steptime.prefill_seconds(better, work, prompt) <= NEARLY * steptime.prefill_seconds(
+    assert step_time.prefill_seconds(better, work, prompt) <= NEARLY * step_time.prefill_seconds(
         machine, work, prompt
     )
 
@@ -117,7 +117,7 @@ def test_a_pass_takes_no_less_than_any_part_of_its_work(
         tokens * work.expert_flops / machine.tensor / machine.expert_flops / c.expert_flops,
         work.layers * c.layer_seconds,
     )
-    assert steptime.decode_seconds(machine, work, rows, drafts, context) * NEARLY >= max(parts)
+    assert step_time.decode_seconds(machine, work, rows, drafts, context) * NEARLY >= max(parts)
 
 
 @given(machines, works, rows, contexts)
@@ -126,7 +126,7 @@ def test_a_dense_model_pays_nothing_for_experts(
 ) -> None:
     dense = replace(work, active=0.0, expert_bytes=0.0, expert_flops=0.0)
     dear = replace(machine.coefficients, expert_bandwidth=1e-9, expert_flops=1e-9, expert_layer_seconds=1e9)
-    assert steptime.decode_seconds(machine, dense, rows, 0.0, context) == steptime.decode_seconds(
+    assert step_time.decode_seconds(machine, dense, rows, 0.0, context) == step_time.decode_seconds(
         replace(machine, coefficients=dear), dense, rows, 0.0, context
     )
 
@@ -134,7 +134,7 @@ def test_a_dense_model_pays_nothing_for_experts(
 @given(st.sampled_from([8 / 256, 2 / 8]), st.integers(1, 10_000))
 def test_tokens_need_some_experts_and_never_more_than_there_are(active: float, tokens: int) -> None:
     work = Work(0, 0, 0, 0, 0, 0, 0, 1.0, active, 0, 0)
-    share = steptime.distinct(work, float(tokens))
+    share = step_time.distinct(work, float(tokens))
     assert active - 1e-12 <= share <= min(1.0, tokens * active) + 1e-12
 
 
@@ -153,21 +153,21 @@ def test_arrays_are_told_as_their_elements_are(
         **{f.name: column(of[0], f.name) for f in fields(Machine) if f.name != "coefficients"},
     )
     work = Work(**{f.name: column(of[1], f.name) for f in fields(Work)})
-    decode = steptime.decode_seconds(machine, work, *(np.array(each) for each in of[2:5]))
-    prefill = steptime.prefill_seconds(machine, work, np.array(of[5]))
-    assert decode == pytest.approx([steptime.decode_seconds(*each[:5]) for each in cases])
-    assert prefill == pytest.approx([steptime.prefill_seconds(each[0], each[1], each[5]) for each in cases])
+    decode = step_time.decode_seconds(machine, work, *(np.array(each) for each in of[2:5]))
+    prefill = step_time.prefill_seconds(machine, work, np.array(of[5]))
+    assert decode == pytest.approx([step_time.decode_seconds(*each[:5]) for each in cases])
+    assert prefill == pytest.approx([step_time.prefill_seconds(each[0], each[1], each[5]) for each in cases])
 
 
 @given(st.floats(1e-3, 1.0), st.floats(1e-3, 1.0), rows, prompts)
 def test_accepting_every_token_of_a_plain_pass_is_decoding_without_drafts(
     decode: float, prefill: float, rows: float, answer: float
 ) -> None:
-    plain = steptime.time_per_output_token(decode, prefill, rows, answer)
-    assert plain == steptime.time_per_output_token(decode, prefill, rows, answer, 1.0)
-    assert steptime.time_per_output_token(decode, prefill, rows, answer, 2.0) < plain
-    assert steptime.saturated_tokens_per_second(decode, prefill, rows, answer, 2.0) > (
-        steptime.saturated_tokens_per_second(decode, prefill, rows, answer)
+    plain = step_time.time_per_output_token(decode, prefill, rows, answer)
+    assert plain == step_time.time_per_output_token(decode, prefill, rows, answer, 1.0)
+    assert step_time.time_per_output_token(decode, prefill, rows, answer, 2.0) < plain
+    assert step_time.saturated_tokens_per_second(decode, prefill, rows, answer, 2.0) > (
+        step_time.saturated_tokens_per_second(decode, prefill, rows, answer)
     )
 
 
@@ -177,12 +177,12 @@ def test_a_pass_worked_out_by_hand() -> None:
         "LlamaForCausalLM", 8_030_261_248, 32, 4096, 32, 8, 128, 128_256, 131_072, "bfloat16",
         embedding_parameters=525_336_576,
     )  # fmt: skip
-    work = steptime.work(shape, 2.0 * 7_504_924_672, 0.0, 2.0 * 32 * 8 * 128 * 2)
+    work = step_time.work(shape, 2.0 * 7_504_924_672, 0.0, 2.0 * 32 * 8 * 128 * 2)
     coefficients = Coefficients(bandwidth=0.93, flops=0.59, layer_seconds=62e-6)
     machine = Machine(3.35e12, 989e12, 989e12, 989e12, math.inf, 1.0, coefficients)
     read = (15.009849344e9 + 8 * 1000 * 131_072) / (3.35e12 * 0.93)
     computed = 8 * (15.009849344e9 + 4 * 32 * 4096 * 1000) / (989e12 * 0.59)
-    found = steptime.decode_seconds(machine, work, 8.0, 0.0, 1000.0)
+    found = step_time.decode_seconds(machine, work, 8.0, 0.0, 1000.0)
     assert found == pytest.approx(read + computed + 32 * 62e-6)
     assert found == pytest.approx(7.35e-3, rel=0.01)
 
@@ -192,10 +192,10 @@ def test_few_activations_go_to_every_accelerator_and_many_around_a_ring() -> Non
     silent = Coefficients(layer_seconds=0.0, flops=1.0)
     machine = Machine(1e12, 1e15, 1e15, 1e15, 450e9, 8.0, silent)
     few = 2 * 80 * 7 * 100 * 16_384 / 450e9
-    assert steptime.decode_seconds(machine, work, 100.0, 0.0, 1.0) == pytest.approx(few)
+    assert step_time.decode_seconds(machine, work, 100.0, 0.0, 1.0) == pytest.approx(few)
     size = 1000 * 16_384.0
-    many = 2 * 80 * (7 * steptime.WHOLE + 2 * 7 / 8 * (size - steptime.WHOLE)) / 450e9
-    assert steptime.decode_seconds(machine, work, 1000.0, 0.0, 1.0) == pytest.approx(many)
+    many = 2 * 80 * (7 * step_time.WHOLE + 2 * 7 / 8 * (size - step_time.WHOLE)) / 450e9
+    assert step_time.decode_seconds(machine, work, 1000.0, 0.0, 1.0) == pytest.approx(many)
 
 
 @pytest.mark.parametrize("engine", sorted(BY_ENGINE))

@@ -25,11 +25,11 @@ from turbo_dev.plan_examples import (
 )
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
 from turbo_operator.catalog import catalogue
-from turbo_operator.observed import NodeSupply, Supply
-from turbo_operator.planned import Running
+from turbo_operator.plan import Running
 from turbo_operator.planner import plan
-from turbo_operator.planner.abilities import NOW
+from turbo_operator.planner.capabilities import NOW
 from turbo_operator.planner.demand import demand, overlong
+from turbo_operator.snapshot import NodeSupply, Supply
 
 
 def test_a_pinned_degree_that_does_not_divide_the_heads_is_refused() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from turbo_dev.simulated_variants import footprint
 from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.budget import Footprint
-from turbo_operator.observed import Accelerator, Host, NodeSupply, Observed, Supply, TrainPod
 from turbo_operator.rollout import Bounds, bounds_of
+from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Observed, Supply, TrainPod
 
 NOW = 1_700_000_000.0
 CPU = Accelerator("cpu", "cpu", Decimal(1), 1 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})

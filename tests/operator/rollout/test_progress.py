@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from turbo_operator.api import RolloutReason, RolloutStatus, rfc3339
-from turbo_operator.observed import PodView
 from turbo_operator.rollout import Progress, follow, seconds_left
+from turbo_operator.snapshot import PodView
 
 NOW = 1_700_000_000.0
 DEADLINE = 600.0

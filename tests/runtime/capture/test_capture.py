@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from turbo_runtime.capture import capture as module
-from turbo_runtime.capture import folder
-from turbo_runtime.capture.capture import Asked, Capture
-from turbo_runtime.capture.folder import delete_tenant, read, segments
+from turbo_runtime.capture import recorder as module
+from turbo_runtime.capture import segment_store
+from turbo_runtime.capture.recorder import Asked, Capture
+from turbo_runtime.capture.segment_store import delete_tenant, read, segments
 
 
 def until(holds: Callable[[], object]) -> None:
@@ -81,11 +81,11 @@ def test_a_list_of_the_deleted_that_cannot_be_read_stops_nothing_and_is_told(
 ) -> None:
     kept.offer(asked("one"), None)
     until(lambda: kept.outcomes["kept"] == 1)
-    (tmp_path / "kept" / folder.DELETED).write_text("[]")
+    (tmp_path / "kept" / segment_store.DELETED).write_text("[]")
     until(lambda: "does not say whose prompts" in kept.problem)
     kept.offer(asked("two"), None)
     until(lambda: kept.outcomes["kept"] == 2)
-    (tmp_path / "kept" / folder.DELETED).unlink()
+    (tmp_path / "kept" / segment_store.DELETED).unlink()
     until(lambda: kept.problem == "")
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.capture import folder
-from turbo_runtime.capture.folder import delete_tenant, expire, line, opened, read, segments
-from turbo_runtime.command.capture import capture
+from turbo_runtime.capture import segment_store
+from turbo_runtime.capture.segment_store import delete_tenant, expire, line, opened, read, segments
+from turbo_runtime.cli.capture import capture
 
 DAY = 86_400.0
 NOW = 1_790_000_000.0
@@ -47,7 +47,7 @@ def test_a_tenants_prompts_are_deleted_and_the_others_stay(tmp_path: Path) -> No
     assert delete_tenant(tmp_path, "a", NOW) == (4, 0)
     assert [row["tenant"] for row in read(first)] == ["b", "b"]
     assert not second.exists()
-    assert folder.deletions(tmp_path) == {"a": NOW}
+    assert segment_store.deletions(tmp_path) == {"a": NOW}
 
 
 def test_a_segment_that_is_written_is_left_to_its_writer(tmp_path: Path) -> None:

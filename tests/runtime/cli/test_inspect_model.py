@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from turbo_runtime.contract import ModelFacts, ModelShape
-from turbo_runtime.engine.source import ModelError
-from turbo_runtime.inspect import inspect_model
+from turbo_runtime.contract.model import ModelFacts, ModelShape
+from turbo_runtime.model_files.inspector import inspect_model
+from turbo_runtime.model_files.source import ModelError
 
 CONFIG = {
     "architectures": ["MistralForCausalLM"],

@@ -13,8 +13,8 @@ import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from turbo_runtime.cli import inspect, serve
-from turbo_runtime.server.model import served_name
+from turbo_runtime.cli.serve import inspect, serve
+from turbo_runtime.server.served_model import served_name
 
 # No hub is there: the discard port of this machine refuses at once.
 NO_HUB = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -57,7 +57,7 @@ def test_a_sigterm_before_the_server_is_there_ends_it_with_0(tmp_path: Path, fir
     if first and subprocess.run([*isolated, "true"], capture_output=True).returncode:
         pytest.skip("no PID namespaces here")
     runtime = Path(__file__).resolve().parents[3] / "runtime"
-    program = "import sys; from turbo_runtime.cli import serve; sys.exit(serve(sys.argv[1:]))"
+    program = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"
     process = subprocess.Popen(
         [*(isolated if first else []), sys.executable, "-c", program, str(tmp_path / "model")],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{runtime}"},
@@ -103,7 +103,7 @@ def test_a_folder_that_is_no_model_is_permanent(tmp_path: Path, files: dict[str,
 
 def test_a_hub_that_cannot_be_reached_is_a_sentence_and_may_pass(tmp_path: Path) -> None:
     message = tmp_path / "termination"
-    code = "import sys; from turbo_runtime.cli import inspect; sys.exit(inspect(sys.argv[1:]))"
+    code = "import sys; from turbo_runtime.cli.serve import inspect; sys.exit(inspect(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "foo/bar", f"--termination-message={message}"]
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
     assert ended.returncode == 1

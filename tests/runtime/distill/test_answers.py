@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.distill.answers import GROUP, Asked, Said, answer_all
+from turbo_runtime.distill.data.responses import GROUP, Asked, Said, answer_all
 
 ASKED = [Asked("training", "d", (number, 1)) for number in range(2 * GROUP + 5)]
 

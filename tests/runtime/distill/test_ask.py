@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.distill.answers import Asked, read_asked, write_asked
-from turbo_runtime.distill.ask import ask
+from turbo_runtime.distill.data.prompt_set import ask
+from turbo_runtime.distill.data.responses import Asked, read_asked, write_asked
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.prompts import Prompt, PromptsError
 

@@ -14,16 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.artefact_digest import artefact_digest
-from turbo_runtime.contract import (
-    PERMANENT_ERROR,
-    TERMINATION_MESSAGE_BYTES,
-    RuntimeConfig,
-)
-from turbo_runtime.distill import cli, distill, heads
-from turbo_runtime.drafters.heads.artefact import read_config
-from turbo_runtime.engine.start import start_engine
-from turbo_runtime.training_contract import DraftFacts
+from turbo_runtime.checkpoint_digest import artefact_digest
+from turbo_runtime.cli import distill
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
+from turbo_runtime.contract.training import DraftFacts
+from turbo_runtime.distill import heads, pipeline
+from turbo_runtime.drafters.heads.checkpoint import read_config
+from turbo_runtime.engine.startup.builder import start_engine
 
 FLAGS = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 FLAGS += ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "20"]
@@ -149,7 +147,7 @@ def test_killed_at_random_points_of_all_stages_the_artefact_has_the_same_digest(
         assert process.stderr is not None
         reached = next((line for line in process.stderr if line.startswith(f"{stage} ")), "")
         if stage == "training":  # somewhere behind its first checkpoint
-            wait_for(folder / "killed" / "work" / distill.CHECKPOINT)
+            wait_for(folder / "killed" / "work" / pipeline.CHECKPOINT)
         time.sleep(lots.uniform(0, 1.5))  # somewhere within the stage, or soon after it
         process.send_signal(signal.SIGKILL)
         process.stderr.close()
@@ -170,13 +168,13 @@ def test_killed_while_it_writes_the_result_it_comes_to_the_same(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        where = {"record": (distill.Record, "write"), "report": (distill, "write_report")}
-        where |= {"save_heads": (heads, "save_heads"), "remove": (distill.Work, "remove")}
+        where = {"record": (pipeline.Record, "write"), "report": (pipeline, "write_report")}
+        where |= {"save_heads": (heads, "save_heads"), "remove": (pipeline.Work, "remove")}
         patched.setattr(*where[last], dies)
         with pytest.raises(KeyboardInterrupt):
-            cli.distill(arguments(folder, out, "--no-gain"))
+            distill.distill(arguments(folder, out, "--no-gain"))
     assert (folder / out / "config.json").is_file() == (last == "remove")
-    assert cli.distill(arguments(folder, out, "--no-gain")) == 0
+    assert distill.distill(arguments(folder, out, "--no-gain")) == 0
     assert artefact_digest(folder / out) == artefact_digest(done[0])
     assert not (folder / out / "work").exists()
 
@@ -187,13 +185,13 @@ def test_two_at_a_time_are_refused(
     seen: list[int] = []
 
     def meanwhile(*_: object) -> None:
-        seen.append(cli.distill(arguments(folder, "two", "--no-gain")))
+        seen.append(distill.distill(arguments(folder, "two", "--no-gain")))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(distill, "answer_all", meanwhile)
+        patched.setattr(pipeline, "answer_all", meanwhile)
         with pytest.raises(KeyboardInterrupt):
-            cli.distill(arguments(folder, "two", "--no-gain"))
+            distill.distill(arguments(folder, "two", "--no-gain"))
     assert seen == [1]
     assert "another process works in" in capsys.readouterr().err
 
@@ -211,7 +209,7 @@ def test_a_wrong_flag_is_named(
     folder: Path, flags: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.distill(arguments(folder, "wrong", *flags))
+        distill.distill(arguments(folder, "wrong", *flags))
     assert ended.value.code == 2
     assert told in capsys.readouterr().err
     assert not (folder / "wrong").exists()
@@ -223,7 +221,9 @@ def test_too_few_prompts_are_told_before_the_model_is_loaded(
     few = tmp_path / "few.jsonl"
     few.write_text('{"prompt": "a"}\n' * 4)
     assert (
-        cli.distill([str(folder / "model"), "--prompts", str(few), "--out", str(tmp_path / "out"), *FLAGS])
+        distill.distill(
+            [str(folder / "model"), "--prompts", str(few), "--out", str(tmp_path / "out"), *FLAGS]
+        )
         == PERMANENT_ERROR
     )
     told = "4 prompts, 1 of them unlike, leave none for the part 'held-out'; give more prompts"
@@ -240,11 +240,11 @@ def test_prompts_that_are_too_long_are_named_and_the_advice_can_be_followed(
     )
     wanted = [str(folder / "model"), "--prompts", str(long), "--out", str(tmp_path / "out"), *MACHINE]
     wanted += ["--completions", "--epochs", "1", "--no-gain"]
-    assert cli.distill([*wanted, "--max-tokens", "200"]) == PERMANENT_ERROR
+    assert distill.distill([*wanted, "--max-tokens", "200"]) == PERMANENT_ERROR
     told = capsys.readouterr().err
     assert "and 6 more are longer: leave them out, lower --max-tokens" in told
     mended = ["--max-tokens", "20", "--temperature", "0.9", "--domain", "letters"]
-    assert cli.distill([*wanted, *mended]) == 0
+    assert distill.distill([*wanted, *mended]) == 0
     assert read_config(tmp_path / "out").domain == "letters"
     assert set(json.loads((tmp_path / "out" / "evaluation.json").read_text())["domains"]) == {"letters"}
 
@@ -256,7 +256,7 @@ def test_a_chat_that_nobody_can_ask_is_told_before_the_model_is_loaded(
     roles = ["user"] * 8 + ["bot"]
     file.write_text("".join(json.dumps({"messages": [{"role": r, "content": "a"}]}) + "\n" for r in roles))
     asked = [str(folder / "model"), "--prompts", str(file), "--out", str(tmp_path / "out")]
-    assert cli.distill(asked) == PERMANENT_ERROR
+    assert distill.distill(asked) == PERMANENT_ERROR
     told = capsys.readouterr().err
     assert "prompt chats-9: Invalid 'messages[0].role'" in told
     assert "loaded" not in told
@@ -272,15 +272,15 @@ def test_what_was_saved_of_a_training_and_was_damaged_is_done_again_and_told(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(distill.Distillation, "_evaluate", dies)
+        patched.setattr(pipeline.Distillation, "_evaluate", dies)
         with pytest.raises(KeyboardInterrupt):
-            cli.distill(arguments(folder, "damaged", "--no-gain"))
+            distill.distill(arguments(folder, "damaged", "--no-gain"))
     work = folder / "damaged" / "work"
     assert stat.S_IMODE(work.stat().st_mode) == 0o700  # it tells prompts
-    saved = work / distill.CHECKPOINT
-    for file in (saved, work / distill.ASKED, work / distill.MACHINE, work / "seconds.json"):
+    saved = work / pipeline.CHECKPOINT
+    for file in (saved, work / pipeline.ASKED, work / pipeline.MACHINE, work / "seconds.json"):
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    assert cli.distill(arguments(folder, "damaged", "--no-gain")) == 0
+    assert distill.distill(arguments(folder, "damaged", "--no-gain")) == 0
     assert re.search(rf"{saved} cannot be read \(.+\): training begins anew\n", capsys.readouterr().err)
     assert artefact_digest(folder / "damaged") == artefact_digest(done[0])
 
@@ -288,7 +288,7 @@ def test_what_was_saved_of_a_training_and_was_damaged_is_done_again_and_told(
 def test_answers_cannot_be_kept_of_what_is_done_without(
     done: tuple[Path, str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.distill(arguments(folder, "whole", "--keep-answers")) == PERMANENT_ERROR
+    assert distill.distill(arguments(folder, "whole", "--keep-answers")) == PERMANENT_ERROR
     assert "is done already and its answers were not kept; name another folder" in capsys.readouterr().err
 
 
@@ -301,7 +301,7 @@ def test_what_can_never_be_written_or_asked_is_told_in_one_sentence(
         (("--out", str(file)), f"{file} is a file; name a folder with --out"),
         (("--max-tokens", "99999"), "leaves no room for a prompt, of 256 together: lower --max-tokens"),
     ):
-        assert cli.distill(arguments(folder, "never", *flags)) == PERMANENT_ERROR
+        assert distill.distill(arguments(folder, "never", *flags)) == PERMANENT_ERROR
         err = capsys.readouterr().err
         assert told in err, err
 
@@ -314,5 +314,5 @@ def test_weights_can_be_read_by_the_user_that_serves(done: tuple[Path, str]) -> 
 def test_a_free_port_for_progress_is_told(
     done: tuple[Path, str], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.distill(arguments(folder, "whole", "--progress-port", "0")) == 0
+    assert distill.distill(arguments(folder, "whole", "--progress-port", "0")) == 0
     assert "progress is told on port " in capsys.readouterr().err

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from turbo_operator.api import parse_draft
-from turbo_runtime.artefact_digest import artefact_digest
-from turbo_runtime.command.drafts import drafts
+from turbo_runtime.checkpoint_digest import artefact_digest
+from turbo_runtime.cli.drafts import drafts
 
 
 def draft(

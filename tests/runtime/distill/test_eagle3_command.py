@@ -11,14 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 from turbo_dev.tiny_engine import network, write
-from turbo_runtime.artefact_digest import artefact_digest
-from turbo_runtime.command.drafts import drafts
-from turbo_runtime.contract import PERMANENT_ERROR, RuntimeConfig
-from turbo_runtime.distill import cli, pilot
-from turbo_runtime.distill.answers import Asked, Said
-from turbo_runtime.distill.served import Served
-from turbo_runtime.drafters.heads.artefact import HeadsError, read_config
-from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.checkpoint_digest import artefact_digest
+from turbo_runtime.cli import distill
+from turbo_runtime.cli.drafts import drafts
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR
+from turbo_runtime.distill import pilot
+from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.target import Served
+from turbo_runtime.drafters.heads.checkpoint import HeadsError, read_config
+from turbo_runtime.messages import SamplingParams
 
 pytestmark = pytest.mark.usefixtures("threads_as_before")
 LAYERS, WIDTH = 8, 32
@@ -39,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, out: str, model: str = "model", *flags: str) -> int:
     prompts = str(folder / "prompts.jsonl")
-    return cli.distill(
+    return distill.distill(
         [str(folder / model), "--prompts", prompts, "--out", str(folder / out), *FLAGS, *flags]
     )
 

@@ -11,15 +11,15 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from turbo_runtime.distill.answers import Asked, Said
+from turbo_runtime.distill.data.examples import Places
+from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.shards import Reader, Shards
+from turbo_runtime.distill.data.texts import Text, Texts
 from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
 from turbo_runtime.distill.eagle3.method import Eagle3Student
-from turbo_runtime.distill.places import Places
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.shards import Reader, Shards
-from turbo_runtime.distill.texts import Text, Texts
-from turbo_runtime.distill.train import Training, read_state
-from turbo_runtime.drafters.heads.artefact import tensors_digest
+from turbo_runtime.distill.trainer import Training, read_state
+from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 
 WIDTH, WORDS, DEPTH = 24, 12, 3
 RECIPE = Recipe(method="eagle3", depth=DEPTH, epochs=4, rows=40, rate=0.01)

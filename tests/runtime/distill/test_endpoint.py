@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from turbo_runtime.command.client import Server
+from turbo_runtime.client.client import Server
 from turbo_runtime.distill import endpoint
-from turbo_runtime.distill.answers import Asked
+from turbo_runtime.distill.data.responses import Asked
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DistillError, MayPassError
-from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.messages import SamplingParams
 
 ASKED = [Asked("training", "d", (first, 2, 3), choice) for first in (7, 9) for choice in (0, 1)]
 LAW, AGAIN = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.distill.answers import Asked, Said
-from turbo_runtime.distill.evaluate import evaluate
+from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.evaluation.acceptance import evaluate
 
 HEADS = 3
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from turbo_runtime.artefact_digest import artefact_digest
-from turbo_runtime.contract import PERMANENT_ERROR
-from turbo_runtime.distill import cli
-from turbo_runtime.distill.answers import Said
-from turbo_runtime.distill.kept import ANSWERS_FILE, read_kept, write_kept
+from turbo_runtime.checkpoint_digest import artefact_digest
+from turbo_runtime.cli import distill
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR
+from turbo_runtime.distill.data.response_store import ANSWERS_FILE, read_kept, write_kept
+from turbo_runtime.distill.data.responses import Said
 from turbo_runtime.distill.recipe import TRAINING
-from turbo_runtime.drafters.heads.artefact import read_config
+from turbo_runtime.drafters.heads.checkpoint import read_config
 
 DRAWN = ["--completions", "--max-tokens", "40", "--temperature", "0.8"]
 SHORT = ["--rows", "64", "--depth", "3", "--markov-rank", "8", "--epochs", "2", "--no-gain"]
@@ -52,7 +52,7 @@ def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
     kept: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from_both = ["--answers", *map(str, kept.values()), "--keep-answers"]
-    assert cli.distill(learnt(folder, "both", *from_both)) == 0
+    assert distill.distill(learnt(folder, "both", *from_both)) == 0
     told = capsys.readouterr().err
     assert "\nstates " in told
     assert not [line for line in told.splitlines() if line.startswith("answers ")]
@@ -64,7 +64,7 @@ def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
         assert both[domain]["measured_on"] == evaluated(out)[domain]["measured_on"]
     assert both["left"]["measured_on"] != both["right"]["measured_on"]
     turned = ["--answers", *map(str, reversed(kept.values())), "--keep-answers"]
-    assert cli.distill(learnt(folder, "turned", *turned)) == 0
+    assert distill.distill(learnt(folder, "turned", *turned)) == 0
     assert artefact_digest(folder / "turned") == artefact_digest(folder / "both")
 
 
@@ -135,7 +135,7 @@ def test_what_is_no_kept_answer_is_refused_by_name(
         (given / "config.json").write_text(config)
     if broken == "a line":
         (given / ANSWERS_FILE).write_text(f'{answers[0]}\n{{"part": "training"}}\n')
-    assert cli.distill(learnt(folder, "refused", "--answers", str(given))) == PERMANENT_ERROR
+    assert distill.distill(learnt(folder, "refused", "--answers", str(given))) == PERMANENT_ERROR
     assert told in capsys.readouterr().err
     assert not (folder / "refused").exists()
 
@@ -148,7 +148,7 @@ def test_answers_are_either_kept_or_asked_for(folder: Path, capsys: pytest.Captu
         ([], "one of the arguments --prompts --answers is required"),
     ):
         with pytest.raises(SystemExit) as ended:
-            cli.distill(learnt(folder, "either", *flags))
+            distill.distill(learnt(folder, "either", *flags))
         assert ended.value.code == 2
         assert told in capsys.readouterr().err
 
@@ -157,10 +157,10 @@ def test_answers_that_were_kept_are_learnt_from_as_they_were_drawn(
     kept: dict[str, Path], folder: Path, tmp_path: Path
 ) -> None:
     given = [str(folder / "model"), "--answers", *map(str, kept.values()), *MACHINE, *SHORT]
-    assert cli.distill([*given, "--out", str(tmp_path / "as-drawn")]) == 0
+    assert distill.distill([*given, "--out", str(tmp_path / "as-drawn")]) == 0
     recipe = read_config(tmp_path / "as-drawn").training["request"]["recipe"]
     assert (recipe["temperature"], recipe["max_tokens"]) == (0.8, 40)
-    assert cli.distill([*given, "--out", str(tmp_path / "typed"), "--temperature", "0.5"]) == 0
+    assert distill.distill([*given, "--out", str(tmp_path / "typed"), "--temperature", "0.5"]) == 0
     assert read_config(tmp_path / "typed").training["request"]["recipe"]["temperature"] == 0.5
 
 
@@ -170,5 +170,5 @@ def test_a_token_that_the_model_has_not_is_refused_by_name(
     (tmp_path / "config.json").write_text((kept["left"] / "config.json").read_text())
     said = read_kept([kept["left"]], read_config(kept["left"]).target_digest).said
     write_kept(tmp_path, [replace(one, tokens=(*one.tokens, 1 << 20)) for one in said])
-    assert cli.distill(learnt(folder, "beyond", "--answers", str(tmp_path))) == PERMANENT_ERROR
+    assert distill.distill(learnt(folder, "beyond", "--answers", str(tmp_path))) == PERMANENT_ERROR
     assert "of the answers that were kept one has a token that none of" in capsys.readouterr().err

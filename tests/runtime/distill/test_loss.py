@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from turbo_runtime.distill.data.examples import UNKNOWN, Lessons
 from turbo_runtime.distill.loss import Words, chance_of_acceptance, guessing
-from turbo_runtime.distill.places import UNKNOWN, Lessons
 from turbo_runtime.distill.recipe import Recipe
 
 VOCABULARY = torch.tensor([2, 3, 5, 7])

@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.distill.answers import Asked, Said
-from turbo_runtime.distill.places import UNKNOWN, Places
-from turbo_runtime.distill.shards import Reader, Shards
+from turbo_runtime.distill.data.examples import UNKNOWN, Places
+from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.shards import Reader, Shards
 
 ANSWERS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=6)
 

@@ -7,10 +7,10 @@ import io
 import httpx
 import pytest
 
+from turbo_runtime.contract.training import TrainingProgress
 from turbo_runtime.distill import progress
 from turbo_runtime.distill.progress import Progress, Stage, spell
 from turbo_runtime.distill.progress_server import told_on
-from turbo_runtime.training_contract import TrainingProgress
 
 
 class Terminal(io.StringIO):

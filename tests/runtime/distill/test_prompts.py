@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.distill.chat import turns
-from turbo_runtime.distill.deal import deal
+from turbo_runtime.distill.data.chat import turns
+from turbo_runtime.distill.data.split import deal
 from turbo_runtime.prompts import Prompt, PromptsError, read_prompts
 
 SHARES = {"held-out": 0.2, "judges": 0.1, "training": 1.0}

@@ -17,20 +17,20 @@ from turbo_dev.drafting import EveryDraft
 from turbo_dev.fitting import Said as Stated
 from turbo_dev.fitting import fit, say, words_of
 from turbo_dev.tiny_engine import write
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.distill import gain
-from turbo_runtime.distill.answers import Asked, Said
-from turbo_runtime.distill.evaluate import evaluate, taken_of
-from turbo_runtime.distill.gain import Run, Way, gain_of, runs, ways
-from turbo_runtime.distill.places import Places
-from turbo_runtime.distill.served import LIKELIEST, Served, _likeliest
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.distill.data.examples import Places
+from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.evaluation import speedup_benchmark
+from turbo_runtime.distill.evaluation.acceptance import evaluate, taken_of
+from turbo_runtime.distill.evaluation.speedup_benchmark import Run, Way, gain_of, runs, ways
+from turbo_runtime.distill.target import LIKELIEST, Served, _likeliest
 from turbo_runtime.drafters import hybrid
+from turbo_runtime.drafters.heads.drafter import HeadsSource
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.heads.source import HeadsSource
-from turbo_runtime.drafters.load import InUse
-from turbo_runtime.engine.blocks import BLOCK_SIZE
-from turbo_runtime.engine.request import SamplingParams, Submit
-from turbo_runtime.engine.speculation import Speculation
+from turbo_runtime.drafters.loader import InUse
+from turbo_runtime.engine.speculator import Speculation
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
+from turbo_runtime.messages import SamplingParams, Submit
 from turbo_runtime.prompts import Prompt
 
 LENGTHS = (4, 17, 64, 100)
@@ -157,12 +157,14 @@ def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = count()
-    monkeypatch.setattr(gain, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))  # a step takes 1 s
+    monkeypatch.setattr(
+        speedup_benchmark, "time", SimpleNamespace(perf_counter=lambda: next(ticks))
+    )  # a step takes 1 s
     answers = served.answer(asked(), params(0.0), params(0.0))
     first, *others = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
 
     def run(company: list[Said], batch: int) -> Run:
-        bench = gain._Bench(served.engine(InUse("off")), params(0.0))
+        bench = speedup_benchmark._Bench(served.engine(InUse("off")), params(0.0))
         return run_of(bench.answer("none", 0, [first], company, batch))
 
     alone, accompanied = run([], 3), run(others, 3)
@@ -178,14 +180,14 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
     first, second, *others = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
     did: list[tuple[str, int, list[Said]]] = []
     counted: list[tuple[int, int]] = []  # of one engine
-    remember, answer = gain._Bench.remember, gain._Bench.answer
+    remember, answer = speedup_benchmark._Bench.remember, speedup_benchmark._Bench.answer
 
-    def remembers(bench: gain._Bench, known: list[Said]) -> None:
+    def remembers(bench: speedup_benchmark._Bench, known: list[Said]) -> None:
         did.append(("remember", id(bench), known))
         remember(bench, known)
 
     def answers_all(
-        bench: gain._Bench, way: str, number: int, told: list[Said], *more: Any
+        bench: speedup_benchmark._Bench, way: str, number: int, told: list[Said], *more: Any
     ) -> Iterator[Run | None]:
         did.append(("answer", id(bench), told))
         run = run_of(answer(bench, way, number, told, *more))
@@ -194,8 +196,8 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
         assert (stats.drafts, stats.accepted_tokens) == tuple(map(sum, zip(*counted, strict=True)))
         yield run
 
-    monkeypatch.setattr(gain._Bench, "remember", remembers)
-    monkeypatch.setattr(gain._Bench, "answer", answers_all)
+    monkeypatch.setattr(speedup_benchmark._Bench, "remember", remembers)
+    monkeypatch.setattr(speedup_benchmark._Bench, "answer", answers_all)
     way = {"memory": Way("suffix")}
     for number, run in enumerate(runs(served, way, [first], others, [second], params(0.0), 1, rounds=2)):
         assert (run.round, run.answers) == (number, (first.tokens,))
@@ -217,9 +219,9 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
     first = Said(asked()[0], answers[0])
     stepped: list[str] = []
     held: dict[str, range] = {}
-    answer = gain._Bench.answer
+    answer = speedup_benchmark._Bench.answer
 
-    def answers_all(bench: gain._Bench, way: str, *more: Any) -> Iterator[Run | None]:
+    def answers_all(bench: speedup_benchmark._Bench, way: str, *more: Any) -> Iterator[Run | None]:
         ledger = bench._engine.scheduler.ledger
         held[way] = ledger.blocks
         for run in answer(bench, way, *more):
@@ -228,7 +230,7 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
                 bench._engine.scheduler.check()
             yield run
 
-    monkeypatch.setattr(gain._Bench, "answer", answers_all)
+    monkeypatch.setattr(speedup_benchmark._Bench, "answer", answers_all)
     monkeypatch.setattr(Served, "holds", lambda served, *asked: together)
     of_two = {"none": Way("off"), "memory": Way("suffix")}
     found = runs(served, of_two, [first], [], [], params(0.0), 1, rounds=2)

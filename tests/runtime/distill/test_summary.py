@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from turbo_runtime.distill.evaluate import Evaluation
-from turbo_runtime.distill.gain import Gain
-from turbo_runtime.distill.record import DomainRecord, Record
-from turbo_runtime.distill.summary import summary
+from turbo_runtime.distill.evaluation.acceptance import Evaluation
+from turbo_runtime.distill.evaluation.record import DomainRecord, Record
+from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
+from turbo_runtime.distill.evaluation.summary import summary
 
 
 def record(count: int, gains: dict[int, tuple[float, float]], left_out: int = 0) -> Record:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbo_runtime.distill.answers import Asked, Said
+from turbo_runtime.distill.data.examples import Lessons, Places
+from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.shards import Reader, Shards
 from turbo_runtime.distill.heads import HeadsStudent
-from turbo_runtime.distill.places import Lessons, Places
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.shards import Reader, Shards
-from turbo_runtime.distill.train import Training, read_state
-from turbo_runtime.drafters.heads.artefact import tensors_digest
+from turbo_runtime.distill.trainer import Training, read_state
+from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 from turbo_runtime.drafters.heads.module import Heads
 
 WIDTH, WORDS = 16, 12

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from turbo_runtime.distill.places import Places
-from turbo_runtime.distill.vocabulary import choose_vocabulary, counted
+from turbo_runtime.distill.data.examples import Places
+from turbo_runtime.distill.data.vocabulary import choose_vocabulary, counted
 
 ANSWERS = [(3, 3, 3, 9), (3, 9, 5, 5)]
 

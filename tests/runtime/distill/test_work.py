@@ -8,7 +8,7 @@ import pytest
 
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.work import Request, Work, captured_before
+from turbo_runtime.distill.workspace import Request, Work, captured_before
 from turbo_runtime.prompts import Prompt
 
 ASKED = [Prompt("pod-1", "captured", written="hello", captured_at=5.0)]

@@ -7,11 +7,11 @@ from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
-from turbo_runtime.drafters.draft import Coupling, Offer, Want
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.guard import Guarded
+from turbo_runtime.drafters.fail_safe import Guarded
 from turbo_runtime.drafters.hybrid import propose
-from turbo_runtime.drafters.load import InUse
+from turbo_runtime.drafters.interface import Coupling, Offer, Want
+from turbo_runtime.drafters.loader import InUse
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.drafters.suffix import Suffix
 
 TOKENS = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]

@@ -12,9 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from turbo_dev.fitting import Said, fit, words_of
-from turbo_runtime.drafters.draft import Coupling, Draft, Want
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.heads.artefact import (
+from turbo_runtime.drafters.heads.checkpoint import (
     WEIGHTS_FILE,
     HeadsConfig,
     HeadsError,
@@ -22,12 +20,14 @@ from turbo_runtime.drafters.heads.artefact import (
     load_heads,
     save_heads,
 )
+from turbo_runtime.drafters.heads.drafter import HeadsSource
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.heads.source import HeadsSource
-from turbo_runtime.drafters.load import InUse
-from turbo_runtime.engine.sampling.draw import greedy_tokens, sampled_tokens
-from turbo_runtime.engine.sampling.noise import Noise, answer_key, position_key
-from turbo_runtime.engine.verify import verify
+from turbo_runtime.drafters.interface import Coupling, Draft, Want
+from turbo_runtime.drafters.loader import InUse
+from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.sampling.draw import greedy_tokens, sampled_tokens
+from turbo_runtime.sampling.noise import Noise, answer_key, position_key
+from turbo_runtime.speculation.verification import verify
 
 VOCABULARY, WIDTH, HEADS, RANK = 61, 32, 3, 8
 PROMPT, ANSWER = 6, 24

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.drafters.draft import Coupling, Draft, Evidence, Offer, Want
 from turbo_runtime.drafters.hybrid import LEAST_SURVIVAL, propose
+from turbo_runtime.drafters.interface import Coupling, Draft, Evidence, Offer, Want
 
 Script = dict[int, tuple[int, float]]  # the token before -> what follows, and how surely
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.drafters.draft import Coupling, Draft, Want
 from turbo_runtime.drafters.hybrid import propose
-from turbo_runtime.drafters.memory import Memory
+from turbo_runtime.drafters.interface import Coupling, Draft, Want
+from turbo_runtime.drafters.recent_outputs import Memory
 from turbo_runtime.drafters.suffix import REQUEST_TOKENS, Suffix
 
 texts = st.lists(st.integers(0, 3), max_size=40)

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbo_runtime.drafters.draft import Coupling, Want
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.heads.artefact import HeadsConfig, Target, save_heads
+from turbo_runtime.drafters.config import Selection, SelectionError, read_selection
+from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.load import DraftLoader, InUse
-from turbo_runtime.drafters.selection import Selection, SelectionError, read_selection
-from turbo_runtime.drafters.watch import LOOK_SECONDS, RETRY_SECONDS, WatchedFile
-from turbo_runtime.engine.request import Drafting
-from turbo_runtime.engine.sampling.noise import Noise
+from turbo_runtime.drafters.interface import Coupling, Want
+from turbo_runtime.drafters.loader import DraftLoader, InUse
+from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.reload import LOOK_SECONDS, RETRY_SECONDS, WatchedFile
+from turbo_runtime.messages import Drafting
+from turbo_runtime.sampling.noise import Noise
 
 VOCABULARY, WIDTH = 40, 8
 ROWS = torch.linspace(-1, 1, VOCABULARY * WIDTH).view(VOCABULARY, WIDTH)

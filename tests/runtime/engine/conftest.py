@@ -11,17 +11,17 @@ import torch
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.fitting import Said, fit, say, words_of
 from turbo_dev.tiny_engine import VOCABULARY, grammars, network
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.engine.blocks import BlockLedger
-from turbo_runtime.engine.check import check_arithmetic
-from turbo_runtime.engine.goodput.control import Control
-from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.kv_cache.block_pool import BlockLedger
+from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.sampling.grammar.matcher import Grammars
+from turbo_runtime.speculation.controller import Control
 
 BLOCKS, LONGEST, TOKENS = 160, 208, 40
 LENGTHS = (4, 9, 13, 17, 6, 21, 11, 30, 100, 148)  # of prompts: in one block, in several tiles and chunks

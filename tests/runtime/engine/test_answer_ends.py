@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.request import Grammar, Submit, TokenEvent
+from turbo_runtime.messages import Grammar, Submit, TokenEvent
+from turbo_runtime.sampling.grammar.matcher import Grammars
 
 MakeEngine, Ask = Callable[..., Engine], Callable[[float], list[Submit]]
 

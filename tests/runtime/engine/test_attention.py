@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from turbo_runtime.engine.attention import CacheShape, KVPool, PagedStep, Rule, Span
-from turbo_runtime.engine.attention import rows as row_wise
-from turbo_runtime.engine.attention.check import _Trial, row_counts_that_hold, tiles_are_rows, tiles_hold
-from turbo_runtime.engine.attention.items import padded_queries
-from turbo_runtime.engine.attention.rows import ROW_COUNTS, RowAttention
-from turbo_runtime.engine.attention.spans import Spans
-from turbo_runtime.engine.attention.split_kv import SplitKVItems
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, blocks_for
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, blocks_for
+from turbo_runtime.models.attention import CacheShape, KVPool, PagedStep, Rule, Span
+from turbo_runtime.models.attention import rows as row_wise
+from turbo_runtime.models.attention.check import _Trial, row_counts_that_hold, tiles_are_rows, tiles_hold
+from turbo_runtime.models.attention.items import padded_queries
+from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention
+from turbo_runtime.models.attention.spans import Spans
+from turbo_runtime.models.attention.split_kv import SplitKVItems
 
 HEADS, KV_HEADS, KEY, NARROW = 6, 2, 16, 8
 LENGTH = 290

@@ -24,11 +24,11 @@ from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_dev.tiny_engine import VOCABULARY, WANTED
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.audit import MOST_WAITING, Audit, AuditTerms
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
-from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import Cancel, Grammar
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
+from turbo_runtime.messages import Cancel, Grammar
+from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.sampling.grammar.matcher import Grammars
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,12 +10,12 @@ import pytest
 
 from turbo_dev.audited import BLOCKS, asked, block_keys, engine, finish_audits, model, requests, run, terms
 from turbo_dev.tiny_engine import WANTED
-from turbo_runtime.engine.blocks import PROMPT_TILE
-from turbo_runtime.engine.grammar import Grammars
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import Chunk, Forward, PagedModel
 from turbo_runtime.engine.process import REST_SECONDS, serve
-from turbo_runtime.engine.request import Failed, Ready, Step, Stop, Submit
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
+from turbo_runtime.messages import Failed, Ready, Step, Stop, Submit
+from turbo_runtime.models.runner import Chunk, Forward, PagedModel
+from turbo_runtime.sampling.grammar.matcher import Grammars
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,14 +9,14 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import network
-from turbo_runtime.drafters.draft import Draft, Want
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.blocks import BlockLedger
-from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.drafters.interface import Draft, Want
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import SamplingParams, Submit, TokenEvent
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.kv_cache.block_pool import BlockLedger
+from turbo_runtime.messages import SamplingParams, Submit, TokenEvent
+from turbo_runtime.models.runner import PagedModel
 
 POISON = 7
 BLOCKS, LENGTH = 64, 200

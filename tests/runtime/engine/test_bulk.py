@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from turbo_dev.tiny_engine import network
-from turbo_runtime.engine.arithmetic import BULK, COUNTS, RowProduct
-from turbo_runtime.engine.blocks import blocks_for
-from turbo_runtime.engine.check import ArithmeticReport, check_arithmetic
-from turbo_runtime.engine.check_bulk import take_up_bulk
-from turbo_runtime.engine.model import Chunk, PagedModel
+from turbo_runtime.engine.startup.bulk_check import take_up_bulk
+from turbo_runtime.engine.startup.invariance_check import ArithmeticReport, check_arithmetic
+from turbo_runtime.kv_cache.block_pool import blocks_for
+from turbo_runtime.models.matmul import BULK, COUNTS, RowProduct
+from turbo_runtime.models.runner import Chunk, PagedModel
 
 LONGEST, STEP = 640, 600
 

@@ -9,13 +9,13 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import network
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.attention.check import tiles_are_rows
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockLedger
+from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.models.attention.check import tiles_are_rows
+from turbo_runtime.models.runner import PagedModel
 
 LENGTH = 256
 BLOCKS = 64

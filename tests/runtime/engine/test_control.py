@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from turbo_runtime.contract import StepTime
-from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
-from turbo_runtime.engine.goodput.cost import StepShape
-from turbo_runtime.engine.goodput.gate import Gate, SharedGate
+from turbo_runtime.contract.model import StepTime
+from turbo_runtime.speculation.controller import Control, Outcome, StepTimes
+from turbo_runtime.speculation.gate import Gate, SharedGate
+from turbo_runtime.speculation.step_cost import StepShape
 
 CONTEXT = 256  # tokens behind every answer
 DRAFTING = 0.0002  # seconds of asking

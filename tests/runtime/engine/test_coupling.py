@@ -22,10 +22,10 @@ from turbo_dev.coupling import (
     own_law,
     sample,
 )
-from turbo_runtime.engine.request import SamplingParams
-from turbo_runtime.engine.sampling.answer import AnswerLaw
-from turbo_runtime.engine.sampling.noise import Noise, answer_key, position_key
-from turbo_runtime.engine.verify import Verdict, verify
+from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling.noise import Noise, answer_key, position_key
+from turbo_runtime.sampling.sampler import AnswerLaw
+from turbo_runtime.speculation.verification import Verdict, verify
 
 MODELS = all_models()
 

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from turbo_runtime.engine.request import SamplingParams
-from turbo_runtime.engine.sampling.candidates import keep_candidates
-from turbo_runtime.engine.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
-from turbo_runtime.engine.sampling.noise import (
-    BLOCK,
-    Noise,
-    answer_key,
-    position_key,
-    token_exponential,
-)
+from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling.draw import NOTHING, greedy_tokens, sampled_tokens
+from turbo_runtime.sampling.noise import BLOCK, Noise, answer_key, position_key, token_exponential
+from turbo_runtime.sampling.truncation import keep_candidates
 
 matrices = st.tuples(st.integers(1, 5), st.integers(1, 200), st.integers(0, 2**31)).map(
     lambda shape: (

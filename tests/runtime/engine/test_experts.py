@@ -12,10 +12,10 @@ from torch import Tensor
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
-from turbo_runtime.engine.arithmetic import Form, padded_rows
-from turbo_runtime.engine.check import first_that_holds
-from turbo_runtime.engine.layers.experts import Experts
-from turbo_runtime.engine.layers.mlp import GatedMLP
+from turbo_runtime.engine.startup.invariance_check import first_that_holds
+from turbo_runtime.models.layers.experts import Experts
+from turbo_runtime.models.layers.mlp import GatedMLP
+from turbo_runtime.models.matmul import Form, padded_rows
 
 WIDTH, ROWS = 32, 150
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbo_dev.simulated import Simulation
-from turbo_runtime.engine.blocks import BlockLedger
-from turbo_runtime.engine.fairness import ANSWER_WEIGHT, FairQueue
-from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.kv_cache.block_pool import BlockLedger
+from turbo_runtime.messages import SamplingParams, Submit
 
 MAX_LENGTH = 128
 

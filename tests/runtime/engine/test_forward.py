@@ -22,12 +22,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from turbo_runtime.engine.arithmetic import COUNTS
-from turbo_runtime.engine.attention import IMPLEMENTATION, register
-from turbo_runtime.engine.blocks import PROMPT_TILE, blocks_for
-from turbo_runtime.engine.check import check_arithmetic, set_free
-from turbo_runtime.engine.layers.lean import LEAN_ARCHITECTURES
-from turbo_runtime.engine.model import Chunk, PagedModel
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic, set_free
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
+from turbo_runtime.models.attention import IMPLEMENTATION, register
+from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES
+from turbo_runtime.models.matmul import COUNTS
+from turbo_runtime.models.runner import Chunk, PagedModel
 
 SIZES = {
     "hidden_size": 48,

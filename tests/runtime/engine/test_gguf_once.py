@@ -8,10 +8,10 @@ import gguf
 import numpy as np
 import pytest
 
-from turbo_runtime.engine.gguf_once import gguf_parsed_once
-from turbo_runtime.engine.load import load_config
-from turbo_runtime.engine.source import find
-from turbo_runtime.inspect import inspect_model
+from turbo_runtime.model_files.inspector import inspect_model
+from turbo_runtime.model_files.source import find
+from turbo_runtime.models.gguf_cache import gguf_parsed_once
+from turbo_runtime.models.loader import load_config
 
 
 @pytest.fixture

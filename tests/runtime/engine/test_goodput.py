@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.contract import StepTime
-from turbo_runtime.engine.goodput.choose import choose
-from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
-from turbo_runtime.engine.goodput.cost import StepCost, StepShape
-from turbo_runtime.engine.goodput.gate import Gate
-from turbo_runtime.engine.goodput.meter import Meter
+from turbo_runtime.contract.model import StepTime
+from turbo_runtime.speculation.controller import Control, Outcome, StepTimes
+from turbo_runtime.speculation.draft_length import choose
+from turbo_runtime.speculation.gate import Gate
+from turbo_runtime.speculation.meter import Meter
+from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
 SEEDS = (StepTime(1, 1, 256, 0.020), StepTime(8, 1, 256, 0.030), StepTime(1, 128, 0, 0.180))
 

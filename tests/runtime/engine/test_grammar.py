@@ -13,12 +13,12 @@ import torch
 from tokenizers import Tokenizer
 
 from turbo_dev import tiny_engine
-from turbo_runtime.engine.grammar import MOST_CHARACTERS, GrammarError, Grammars
-from turbo_runtime.engine.request import Grammar, SamplingParams
-from turbo_runtime.engine.sampling.answer import AnswerLaw, NoTokenError
-from turbo_runtime.engine.sampling.noise import Noise, answer_key
-from turbo_runtime.engine.sampling.step import AnswerRows, tokens_of_step
-from turbo_runtime.engine.verify import verify
+from turbo_runtime.messages import Grammar, SamplingParams
+from turbo_runtime.sampling.grammar.matcher import MOST_CHARACTERS, GrammarError, Grammars
+from turbo_runtime.sampling.noise import Noise, answer_key
+from turbo_runtime.sampling.sampler import AnswerLaw, NoTokenError
+from turbo_runtime.sampling.step import AnswerRows, tokens_of_step
+from turbo_runtime.speculation.verification import verify
 
 END = 0
 PROMPT = (5, 6)

@@ -8,10 +8,10 @@ from threading import Event
 import pytest
 
 from turbo_dev.tiny_engine import END, VOCABULARY, tokenizer
-from turbo_runtime.engine import grammar as module
-from turbo_runtime.engine.grammar import GrammarError, Grammars
-from turbo_runtime.engine.grammar_trial import GrammarTrial
-from turbo_runtime.engine.request import Grammar
+from turbo_runtime.messages import Grammar
+from turbo_runtime.sampling.grammar import matcher as module
+from turbo_runtime.sampling.grammar.matcher import GrammarError, Grammars
+from turbo_runtime.sampling.grammar.sandbox import GrammarTrial
 
 HUGE = '{"type": "integer", "multipleOf": 999983}'  # as many states; minutes and gigabytes
 

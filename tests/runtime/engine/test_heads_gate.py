@@ -14,18 +14,18 @@ import pytest
 import torch
 
 from turbo_dev.drafting import EveryDraft
-from turbo_runtime.contract import StepTime
-from turbo_runtime.drafters.draft import Coupling, Draft, Evidence, Offer, Proposal, Want
-from turbo_runtime.drafters.drafters import Drafters
+from turbo_runtime.contract.model import StepTime
+from turbo_runtime.drafters.heads.drafter import HeadsSource
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.heads.source import HeadsSource
-from turbo_runtime.drafters.load import InUse
-from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
-from turbo_runtime.engine.goodput.cost import StepShape
+from turbo_runtime.drafters.interface import Coupling, Draft, Evidence, Offer, Proposal, Want
+from turbo_runtime.drafters.loader import InUse
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.request import DEFAULT_DRAFT, Drafting, Submit
-from turbo_runtime.engine.speculation import Speculation
-from turbo_runtime.engine.verify import Verdict
+from turbo_runtime.engine.speculator import Speculation
+from turbo_runtime.messages import DEFAULT_DRAFT, Drafting, Submit
+from turbo_runtime.speculation.controller import Control, Outcome, StepTimes
+from turbo_runtime.speculation.step_cost import StepShape
+from turbo_runtime.speculation.verification import Verdict
 
 ANSWERS, PLAIN, ROW = 8, 0.090, 0.002  # seconds of a step, and of each drafted row more
 SEEDS = (StepTime(1, 1, 0, PLAIN - 7 * ROW), StepTime(8, 1, 0, PLAIN), StepTime(1, 128, 0, PLAIN + 120 * ROW))

@@ -10,14 +10,14 @@ import torch
 
 from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
-from turbo_runtime.drafters.draft import Draft, Want
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters.heads.checkpoint import Target
+from turbo_runtime.drafters.heads.drafter import HeadsSource
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.heads.source import HeadsSource
-from turbo_runtime.drafters.load import InUse
+from turbo_runtime.drafters.interface import Draft, Want
+from turbo_runtime.drafters.loader import InUse
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.request import Drafting, Submit
+from turbo_runtime.messages import Drafting, Submit
 
 MakeEngine = Callable[..., Engine]
 FEW_BLOCKS = 14  # the longest sequence may have 13

@@ -11,17 +11,17 @@ import pytest
 import torch
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from turbo_operator.planner.memory import kv_bytes
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.arithmetic import COUNTS
-from turbo_runtime.engine.blocks import BLOCK_SIZE
-from turbo_runtime.engine.check import first_that_holds
-from turbo_runtime.engine.head_product import HeadProduct
-from turbo_runtime.engine.load import check_config, load_model
-from turbo_runtime.engine.model import PagedModel, kv_bytes_per_block
-from turbo_runtime.engine.source import ModelError, find
-from turbo_runtime.engine.start import start_engine
-from turbo_runtime.inspect import inspect_model
+from turbo_operator.planner.performance.memory import kv_bytes
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.engine.startup.builder import start_engine
+from turbo_runtime.engine.startup.invariance_check import first_that_holds
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
+from turbo_runtime.model_files.inspector import inspect_model
+from turbo_runtime.model_files.source import ModelError, find
+from turbo_runtime.models.head_product import HeadProduct
+from turbo_runtime.models.loader import check_config, load_model
+from turbo_runtime.models.matmul import COUNTS
+from turbo_runtime.models.runner import PagedModel, kv_bytes_per_block
 
 HEADS, RANK, ROPE, LAYERS = 4, 24, 8, 2
 CONFIG = DeepseekV3Config(

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbo_runtime.engine.request import SamplingParams
-from turbo_runtime.engine.sampling import processors as module
-from turbo_runtime.engine.sampling.answer import AnswerLaw, NoTokenError
-from turbo_runtime.engine.sampling.candidates import keep_candidates
-from turbo_runtime.engine.sampling.noise import Noise, answer_key, position_key
-from turbo_runtime.engine.sampling.processors import Processors
-from turbo_runtime.engine.sampling.step import AnswerRows, tokens_of_step
-from turbo_runtime.engine.verify import verify
+from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling import processors as module
+from turbo_runtime.sampling.noise import Noise, answer_key, position_key
+from turbo_runtime.sampling.processors import Processors
+from turbo_runtime.sampling.sampler import AnswerLaw, NoTokenError
+from turbo_runtime.sampling.step import AnswerRows, tokens_of_step
+from turbo_runtime.sampling.truncation import keep_candidates
+from turbo_runtime.speculation.verification import verify
 
 VOCABULARY = 23
 NOISE = Noise(VOCABULARY)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger, BrokenLedger, OutOfBlocks, blocks_for
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockLedger, BrokenLedger, OutOfBlocks, blocks_for
 
 SIZE = 12
 moves = st.lists(st.tuples(st.integers(0, 3), st.integers(0, SIZE * BLOCK_SIZE + 20)), max_size=40)

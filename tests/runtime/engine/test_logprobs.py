@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from turbo_runtime.engine.sampling.logprobs import PromptLogprobs, token_logprobs
+from turbo_runtime.sampling.logprobs import PromptLogprobs, token_logprobs
 
 rows = st.lists(st.integers(-40, 40), min_size=1, max_size=40).map(lambda row: torch.tensor(row) / 8)
 

@@ -9,14 +9,14 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import network
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.blocks import BLOCK_SIZE, BlockLedger
-from turbo_runtime.engine.check import check_arithmetic
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.microbenchmark import CONTEXT, REPEATS, ROWS, measure_steps
-from turbo_runtime.engine.model import Chunk, PagedModel
-from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.engine.startup.microbenchmark import CONTEXT, REPEATS, ROWS, measure_steps
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockLedger
+from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.models.runner import Chunk, PagedModel
 
 LENGTH = 512
 PATIENCE_SECONDS = 60.0  # a machine that stands still for a second must not fail this

@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from turbo_dev.fitting import say, write
-from turbo_runtime.drafters import watch
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.drafters import reload
+from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.load import DraftLoader
-from turbo_runtime.drafters.watch import WatchedFile
+from turbo_runtime.drafters.loader import DraftLoader
+from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.reload import WatchedFile
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.request import DEFAULT_DRAFT, DraftStats, Submit
+from turbo_runtime.messages import DEFAULT_DRAFT, DraftStats, Submit
 
 MakeEngine = Callable[..., Engine]
 PATIENCE_SECONDS = 60
@@ -76,7 +76,7 @@ def bench(
     alone = {one.request_id: say(make_engine(), [one])[0].tokens for one in wanted}
     (folder / "drafts.json").write_text(json.dumps(SELECTIONS[0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(watch, "LOOK_SECONDS", 0.0)
+        patch.setattr(reload, "LOOK_SECONDS", 0.0)
         file = WatchedFile(folder / "drafts.json", DraftLoader(target, make_engine().noise).load)
         drafters = Drafters(file.wait(time.monotonic()), file=file)
         yield Bench(wanted, alone, make_engine(drafters, blocks=40, step_tokens=96), file)  # type: ignore[arg-type]

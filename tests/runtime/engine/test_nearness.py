@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbo_runtime.engine.request import SamplingParams
-from turbo_runtime.engine.sampling.answer import AnswerLaw
-from turbo_runtime.engine.sampling.noise import Noise, answer_key
+from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling.noise import Noise, answer_key
+from turbo_runtime.sampling.sampler import AnswerLaw
 
 VOCABULARY = 300
 CONTEXT = (5, 6, 7, 5, 8)

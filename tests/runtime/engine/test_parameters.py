@@ -13,14 +13,14 @@ import torch
 from turbo_dev import tiny_engine
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import VOCABULARY, WANTED, network
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.blocks import BlockLedger
-from turbo_runtime.engine.check import check_arithmetic
-from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import Cancel, Grammar, SamplingParams, Submit, TokenEvent
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.kv_cache.block_pool import BlockLedger
+from turbo_runtime.messages import Cancel, Grammar, SamplingParams, Submit, TokenEvent
+from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.sampling.grammar.matcher import Grammars
 
 LENGTH = 200
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.simulated import Simulation, answer_to
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, blocks_for
-from turbo_runtime.engine.goodput.demand import Demand
-from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.scheduler import MOST_TOLD, Scheduler
 from turbo_runtime.engine.sequence import StepPlan, Work
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockLedger, blocks_for
+from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.speculation.demand import Demand
 
 MAX_LENGTH = 160
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from turbo_dev.simulated import Simulation, answer_to
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, OutOfBlocks
-from turbo_runtime.engine.prefix import block_keys
-from turbo_runtime.engine.request import SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence, Work
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, OutOfBlocks
+from turbo_runtime.kv_cache.prefix_cache import block_keys
+from turbo_runtime.messages import SamplingParams, Submit
 
 MAX_LENGTH = 256
 BASE = tuple(random.Random(3).choices(range(50), k=MAX_LENGTH))

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from turbo_dev.drafting import NoDraft
-from turbo_runtime.drafters.draft import Coupling, Want
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.drafters.load import InUse
-from turbo_runtime.engine.goodput.control import Control, Outcome, StepTimes
-from turbo_runtime.engine.goodput.cost import StepShape
+from turbo_runtime.drafters.interface import Coupling, Want
+from turbo_runtime.drafters.loader import InUse
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.reading import Reading
-from turbo_runtime.engine.request import SamplingParams, Submit
+from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.speculation.background_indexer import Reading
+from turbo_runtime.speculation.controller import Control, Outcome, StepTimes
+from turbo_runtime.speculation.step_cost import StepShape
 
 MakeEngine = Callable[..., Engine]
 

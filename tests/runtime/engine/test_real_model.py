@@ -10,16 +10,16 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.model import ensure
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine.blocks import BlockLedger
-from turbo_runtime.engine.check import check_arithmetic
-from turbo_runtime.engine.load import load_model
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import EngineStats, SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.source import find
-from turbo_runtime.engine.start import choose_dtype
+from turbo_runtime.engine.startup.builder import choose_dtype
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.kv_cache.block_pool import BlockLedger
+from turbo_runtime.messages import EngineStats, SamplingParams, Submit
+from turbo_runtime.model_files.source import find
+from turbo_runtime.models.loader import load_model
+from turbo_runtime.models.runner import PagedModel
 
 pytestmark = pytest.mark.model
 

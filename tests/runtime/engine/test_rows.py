@@ -8,19 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.engine import arithmetic, check
-from turbo_runtime.engine.arithmetic import (
-    BULK,
-    COUNTS,
-    FORMS,
-    FREE_FORMS,
-    PLAIN,
-    Form,
-    RowProduct,
-    padded_rows,
-)
-from turbo_runtime.engine.check import NotProvenError, first_that_holds, rows_hold
-from turbo_runtime.engine.layers.transformers_modules import replace_linears
+from turbo_runtime.engine.startup import invariance_check
+from turbo_runtime.engine.startup.invariance_check import NotProvenError, first_that_holds, rows_hold
+from turbo_runtime.models import matmul
+from turbo_runtime.models.layers.transformers_backend import replace_linears
+from turbo_runtime.models.matmul import BULK, COUNTS, FORMS, FREE_FORMS, PLAIN, Form, RowProduct, padded_rows
 
 SHAPES = [(64, 48), (192, 96), (96, 256)]
 ALL_FORMS = (*FORMS, *FREE_FORMS)
@@ -123,17 +115,17 @@ def test_a_form_that_adds_up_in_another_order_at_one_count_is_passed_over(
 def test_where_weights_cannot_be_packed_another_form_is_taken(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = arithmetic._laid_out
+    real = matmul._laid_out
 
-    def without_packing(rows: Tensor, layout: arithmetic.Layout) -> Tensor:
+    def without_packing(rows: Tensor, layout: matmul.Layout) -> Tensor:
         if layout == "packed":
             raise error
         return real(rows, layout)
 
-    monkeypatch.setattr(arithmetic, "_laid_out", without_packing)
+    monkeypatch.setattr(matmul, "_laid_out", without_packing)
     layer = product(64, 48)
     assert first_that_holds(layer, in_an_hour()) in FORMS[1:]
-    assert not check._adopts(layer, FORMS[0])
+    assert not invariance_check._adopts(layer, FORMS[0])
     assert layer.form == PLAIN
     torch.testing.assert_close(layer(torch.ones(3, 48)), product(64, 48)(torch.ones(3, 48)))
 

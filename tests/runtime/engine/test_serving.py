@@ -8,7 +8,7 @@ from typing import cast
 
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.process import MOST_MESSAGES, serve
-from turbo_runtime.engine.request import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
+from turbo_runtime.messages import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
 
 
 class Flood:

@@ -11,16 +11,16 @@ from llguidance import LLParserLimits
 
 from turbo_dev.drafting import EveryDraft, NoDraft
 from turbo_dev.tiny_engine import grammars, network
-from turbo_runtime.drafters.draft import Draft, Want
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine import grammar_text
-from turbo_runtime.engine.blocks import BlockLedger
-from turbo_runtime.engine.check import check_arithmetic
-from turbo_runtime.engine.grammar import Grammars
+from turbo_runtime.drafters.interface import Draft, Want
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import Cancel, Grammar, SamplingParams, Submit
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.kv_cache.block_pool import BlockLedger
+from turbo_runtime.messages import Cancel, Grammar, SamplingParams, Submit
+from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.sampling.grammar import compiler
+from turbo_runtime.sampling.grammar.matcher import Grammars
 
 COSTLY = Grammar("regex", "[ab]*a[ab]{60}c")  # each token is a state that was not there before
 STATES = 260
@@ -41,7 +41,7 @@ def model() -> Iterator[PagedModel]:
 @pytest.fixture
 def few_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Grammars]:
     """Of what one answer needs half as much again, for all that come."""
-    monkeypatch.setattr(grammar_text, "LIMITS", LLParserLimits(max_lexer_states=STATES, verbose_errors=False))
+    monkeypatch.setattr(compiler, "LIMITS", LLParserLimits(max_lexer_states=STATES, verbose_errors=False))
     made = grammars(tmp_path)
     yield made
     made.close()
@@ -98,7 +98,7 @@ def test_no_answer_fails_for_what_others_or_drafts_spent(model: PagedModel, few_
 def test_an_answer_that_is_too_much_by_itself_fails_at_the_same_token_with_any_drafts(
     model: PagedModel, few_states: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grammar_text, "LIMITS", LLParserLimits(max_lexer_states=70, verbose_errors=False))
+    monkeypatch.setattr(compiler, "LIMITS", LLParserLimits(max_lexer_states=70, verbose_errors=False))
     requests = [ask(number) for number in range(3)]
     plain = run(engine(model, few_states, drafts=False), requests)
     assert all(error and "too costly" in error for _, error in plain.values())

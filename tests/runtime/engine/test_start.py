@@ -13,16 +13,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from turbo_dev.fitting import write
-from turbo_runtime.contract import DType, RuntimeConfig
-from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.contract.config import DType, RuntimeConfig
+from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.engine import start
-from turbo_runtime.engine.attention import Rule
-from turbo_runtime.engine.blocks import BLOCK_SIZE, PROMPT_TILE
-from turbo_runtime.engine.request import DraftStats
-from turbo_runtime.engine.source import ModelError
-from turbo_runtime.engine.start import choose_device, choose_dtype, size_cache, start_engine
-from turbo_runtime.inspect import inspect_model
+from turbo_runtime.engine.startup import builder
+from turbo_runtime.engine.startup.builder import choose_device, choose_dtype, size_cache, start_engine
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
+from turbo_runtime.messages import DraftStats
+from turbo_runtime.model_files.inspector import inspect_model
+from turbo_runtime.model_files.source import ModelError
+from turbo_runtime.models.attention import Rule
 
 LONGEST = 256
 SIZES = LlamaConfig(
@@ -78,7 +78,7 @@ def test_the_engine_is_measured_before_it_is_ready_and_its_cache_is_empty_then(
     config: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a machine that stands still for a second must not fail this
-    monkeypatch.setattr(start, "measure_steps", partial(start.measure_steps, limit_seconds=60))
+    monkeypatch.setattr(builder, "measure_steps", partial(builder.measure_steps, limit_seconds=60))
     engine, ready = start_engine(replace(config, max_step_tokens=100), time.monotonic())
     assert ready.step_times is not None
     # three run at most, and none is longer than the model's 256 positions
@@ -99,7 +99,7 @@ def test_reading_the_digest_counts_as_loading_not_as_the_check(
         time.sleep(slow)
         return inspect_model(model, revision)
 
-    monkeypatch.setattr(start, "inspect_model", slowly)
+    monkeypatch.setattr(builder, "inspect_model", slowly)
     _, ready = start_engine(config, time.monotonic())
     assert ready.load_seconds >= slow
 
@@ -173,7 +173,7 @@ def test_a_cache_that_shortens_the_context_is_told(
 def test_where_nothing_is_proven_in_time_ready_says_why_it_promises_less(
     config: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "check_arithmetic", partial(start.check_arithmetic, limit_seconds=0))
+    monkeypatch.setattr(builder, "check_arithmetic", partial(builder.check_arithmetic, limit_seconds=0))
     _, ready = start_engine(config, time.monotonic())
     assert (ready.guarantee, ready.law_reason) == ("law", "the start-up check took too long")
 
@@ -200,6 +200,6 @@ def test_bfloat16_is_chosen_where_the_cpu_multiplies_it_faster(
     vendor: str, flags: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     info = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu {flags} sse\n\n"
-    monkeypatch.setattr(start, "cpu_info", lambda: info + info.replace("0", "1", 1))
+    monkeypatch.setattr(builder, "cpu_info", lambda: info + info.replace("0", "1", 1))
     assert choose_dtype("auto", torch.device("cpu")) == dtype
     assert choose_dtype("float32", torch.device("cpu")) == torch.float32

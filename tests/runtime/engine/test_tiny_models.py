@@ -18,18 +18,18 @@ from transformers import (
 )
 
 from turbo_dev.drafting import EveryDraft, NoDraft, RandomDrafts
-from turbo_runtime.drafters.drafters import Drafters
-from turbo_runtime.engine import check
-from turbo_runtime.engine.arithmetic import padded_rows
-from turbo_runtime.engine.attention import IMPLEMENTATION, Rule, register
-from turbo_runtime.engine.blocks import BlockLedger
-from turbo_runtime.engine.check import check_arithmetic
-from turbo_runtime.engine.goodput.control import Control
+from turbo_runtime.drafters.proposer import Drafters
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.model import PagedModel
-from turbo_runtime.engine.request import Cancel, SamplingParams, Submit
-from turbo_runtime.engine.sampling.answer import AnswerLaw
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup import invariance_check
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.kv_cache.block_pool import BlockLedger
+from turbo_runtime.messages import Cancel, SamplingParams, Submit
+from turbo_runtime.models.attention import IMPLEMENTATION, Rule, register
+from turbo_runtime.models.matmul import padded_rows
+from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.sampling.sampler import AnswerLaw
+from turbo_runtime.speculation.controller import Control
 
 SIZES = {
     "hidden_size": 32,
@@ -302,7 +302,7 @@ def test_what_only_makes_it_faster_costs_no_guarantee_where_time_is_short(
     paged: tuple[str, PagedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = paged[1].rule
-    monkeypatch.setattr(check, "FURTHER_SHARE", 0.0)
+    monkeypatch.setattr(invariance_check, "FURTHER_SHARE", 0.0)
     report = check_arithmetic(paged[1], max_step_tokens=64, limit_seconds=60)
     found, paged[1].rule = paged[1].rule, before
     assert report.guarantee == "bytes", report.reason

@@ -21,8 +21,9 @@ from typing import Any, TextIO
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from turbo_runtime.contract import RuntimeConfig, StepTime
-from turbo_runtime.engine.request import (
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.model import StepTime
+from turbo_runtime.messages import (
     Cancel,
     DraftStats,
     EngineStats,
@@ -34,7 +35,7 @@ from turbo_runtime.engine.request import (
     TokenEvent,
     TokenLogprob,
 )
-from turbo_runtime.server.run import run_server
+from turbo_runtime.server.lifecycle import run_server
 
 EOS = "<|end|>"
 TEMPLATE = (

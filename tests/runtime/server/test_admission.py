@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.request import SamplingParams, Submit
-from turbo_runtime.server.admission import Admission, Limits
-from turbo_runtime.server.engine_link import EngineLink
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.server.admission.policy import Admission, Limits
+from turbo_runtime.server.engine_client.client import EngineLink
 
 PLENTY = 1 << 30
 KEYS = "flood:sk-flood-1\ncalm:sk-calm-01\n"

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from turbo_runtime.engine.request import SamplingParams, Submit, TokenEvent
-from turbo_runtime.server.answer import Piece
-from turbo_runtime.server.answers import Answers
-from turbo_runtime.server.arrivals import AT_ONCE, Arrivals
-from turbo_runtime.server.errors import ApiError
-from turbo_runtime.server.formats import AnswerReader
-from turbo_runtime.server.jobs import Job
+from turbo_runtime.messages import SamplingParams, Submit, TokenEvent
+from turbo_runtime.parsers import AnswerReader
+from turbo_runtime.protocol.errors import ApiError
+from turbo_runtime.server.engine_client.event_buffer import AT_ONCE, Arrivals
+from turbo_runtime.server.preprocessing import Job
+from turbo_runtime.server.responses.output import Piece
+from turbo_runtime.server.responses.request_output import Answers
 
 MODEL: Any = SimpleNamespace(
     tokenizer=SimpleNamespace(

@@ -18,14 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from turbo_runtime.server.admission import Limits
-from turbo_runtime.server.beside import Beside
-from turbo_runtime.server.errors import ApiError
-from turbo_runtime.server.jobs import completion_job
-from turbo_runtime.server.leaving import unless_client_leaves
-from turbo_runtime.server.places import Places
-from turbo_runtime.server.requests import parse_completion
-from turbo_runtime.server.token_bytes import longest_token
+from turbo_runtime.protocol import parse_completion
+from turbo_runtime.protocol.errors import ApiError
+from turbo_runtime.server.admission.policy import Limits
+from turbo_runtime.server.admission.slots import Places
+from turbo_runtime.server.disconnect import unless_client_leaves
+from turbo_runtime.server.preprocessing import completion_job
+from turbo_runtime.server.thread_offload import Beside
+from turbo_runtime.tokenization.token_bytes import longest_token
 
 LONG = "zqxj" * 100_000
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from turbo_dev.server_process import PATIENCE_SECONDS
-from turbo_runtime.capture.folder import delete_tenant, read, segments
+from turbo_runtime.capture.segment_store import delete_tenant, read, segments
 from turbo_runtime.prompts import CAPTURED, read_prompts
 
 KEYS = {"alice": "sk-alice-1", "bob": "sk-bob-0001"}

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from turbo_dev.server_process import PATIENCE_SECONDS
-from turbo_runtime import contract
+from turbo_runtime.contract import endpoints
 
 BODIES: dict[str, dict[str, Any]] = {
     "chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4},
@@ -22,7 +22,7 @@ def chosen(launch: Callable[..., Any]) -> Any:
     """A server whose engine has told of its drafts, `default` and `latex`."""
     server = launch()
     assert say(server, "completions").status_code == 200
-    assert httpx.get(server.url + contract.VERSION_PATH).json()["drafts"] == {
+    assert httpx.get(server.url + endpoints.VERSION_PATH).json()["drafts"] == {
         "default": "heads-3",
         "latex": "latex-1",
     }
@@ -75,7 +75,7 @@ def test_another_name_is_refused_and_those_there_are_listed(
 
 def test_a_server_without_named_drafts_has_the_default_alone(launch: Callable[..., Any]) -> None:
     server = launch()
-    assert httpx.get(server.url + contract.VERSION_PATH).json()["drafts"] == {"default": None}
+    assert httpx.get(server.url + endpoints.VERSION_PATH).json()["drafts"] == {"default": None}
     reply = say(server, "completions", "latex")
     assert reply.status_code == 400
     assert "with one of 'default', or" in reply.json()["error"]["message"]

@@ -29,11 +29,11 @@ from openai.types.shared import ReasoningEffort
 from openai.types.shared_params import FunctionDefinition
 from openai.types.shared_params.response_format_json_schema import JSONSchema
 
-from turbo_runtime.server.requests import ChatRequest
-from turbo_runtime.server.requests.base import StreamOptions
-from turbo_runtime.server.requests.messages import Message
-from turbo_runtime.server.requests.structure import NamedSchema
-from turbo_runtime.server.requests.tools import Function, Tool, ToolCallSent
+from turbo_runtime.protocol import ChatRequest
+from turbo_runtime.protocol.base import StreamOptions
+from turbo_runtime.protocol.messages import Message
+from turbo_runtime.protocol.structure import NamedSchema
+from turbo_runtime.protocol.tools import Function, Tool, ToolCallSent
 
 USER = {"role": "user", "content": "hello"}
 TOOL = {"type": "function", "function": {"name": "f"}}

@@ -22,16 +22,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.command.address import Address, ServerError
-from turbo_runtime.command.bench import bench
-from turbo_runtime.command.chat import chat
-from turbo_runtime.command.client import Server
-from turbo_runtime.command.conversation import Conversation, field_value
-from turbo_runtime.command.figures import percentile
-from turbo_runtime.command.stream import Progress, answer
-from turbo_runtime.command.workload import made_prompts, read_prompts
+from turbo_runtime.cli.bench import bench
+from turbo_runtime.cli.chat import chat
+from turbo_runtime.cli.conversation import Conversation, field_value
+from turbo_runtime.cli.figures import percentile
+from turbo_runtime.cli.workload import made_prompts, read_prompts
+from turbo_runtime.client.address import Address, ServerError
+from turbo_runtime.client.client import Server
+from turbo_runtime.client.stream import Progress, answer
 
-CHAT = "import sys; from turbo_runtime.command.chat import chat; sys.exit(chat(sys.argv[1:]))"
+CHAT = "import sys; from turbo_runtime.cli.chat import chat; sys.exit(chat(sys.argv[1:]))"
 PATIENCE_SECONDS = 30
 
 

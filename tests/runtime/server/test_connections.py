@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.server import connections
+from turbo_runtime.server.admission.drain_rate import LONGEST_WAIT_SECONDS, DrainRate
 from turbo_runtime.server.connections import ABORT, protocol, send_in_time, send_whole
-from turbo_runtime.server.queueing import LONGEST_WAIT_SECONDS, DrainRate
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:

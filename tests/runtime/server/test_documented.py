@@ -9,18 +9,19 @@ from typing import Any
 import httpx
 import pytest
 
-from turbo_runtime import contract
-from turbo_runtime.command.address import KEY_VARIABLE
-from turbo_runtime.command.bench import bench
-from turbo_runtime.command.chat import chat
-from turbo_runtime.command.conversation import HELP
+from turbo_runtime.cli.bench import bench
+from turbo_runtime.cli.chat import chat
+from turbo_runtime.cli.conversation import HELP
+from turbo_runtime.client.address import KEY_VARIABLE
+from turbo_runtime.contract import endpoints, load
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.protocol import ChatRequest, CompletionRequest
+from turbo_runtime.protocol.sampling import MAX_CHOICES, MAX_DRAFT_TOKENS, MAX_LOGPROBS, MAX_STOPS
+from turbo_runtime.protocol.unsupported import CHAT, COMPLETION
+from turbo_runtime.server.api_keys import LEAST_KEY_LENGTH
 from turbo_runtime.server.bodies import BODY_SECONDS, MAX_BODY_BYTES, READ_BYTES
 from turbo_runtime.server.connections import HEADER_SECONDS, IDLE_SECONDS, STALL_SECONDS
-from turbo_runtime.server.keys import LEAST_KEY_LENGTH
 from turbo_runtime.server.openapi import OPENAPI_PATH, openapi_document
-from turbo_runtime.server.requests import ChatRequest, CompletionRequest
-from turbo_runtime.server.requests.sampling import MAX_CHOICES, MAX_DRAFT_TOKENS, MAX_LOGPROBS, MAX_STOPS
-from turbo_runtime.server.unsupported import CHAT, COMPLETION
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "server.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
@@ -50,11 +51,11 @@ def test_bounds_are_the_codes() -> None:
 
 def test_every_path_of_the_contract_is_documented() -> None:
     for path in (
-        contract.HEALTH_PATH,
-        contract.READY_PATH,
-        contract.LOAD_PATH,
-        contract.METRICS_PATH,
-        contract.VERSION_PATH,
+        endpoints.HEALTH_PATH,
+        endpoints.READY_PATH,
+        endpoints.LOAD_PATH,
+        endpoints.METRICS_PATH,
+        endpoints.VERSION_PATH,
         OPENAPI_PATH,
     ):
         assert f"| `GET {path}` |" in PAGE
@@ -63,11 +64,11 @@ def test_every_path_of_the_contract_is_documented() -> None:
 def test_the_fields_of_a_load_are_documented_and_no_others() -> None:
     rows = re.findall(r"^\| (`.+?`) \|", SECTIONS["What `/load` says"], re.M)
     named = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    assert sorted(named) == sorted(contract.Load.__dataclass_fields__)
+    assert sorted(named) == sorted(load.Load.__dataclass_fields__)
 
 
 def test_every_flag_of_a_limit_has_its_default_on_the_page() -> None:
-    config = contract.RuntimeConfig("m")
+    config = RuntimeConfig("m")
     assert f"`--request-seconds`, queueing included (default {config.request_seconds:g})" in PAGE
     assert f"`--step-timeout-seconds` (default {config.step_timeout_seconds:g})" in PAGE
     assert f"`--max-step-tokens` tokens (default {config.max_step_tokens})" in PAGE

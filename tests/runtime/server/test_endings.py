@@ -13,10 +13,10 @@ import httpx
 import openai
 import pytest
 
-from turbo_runtime import contract
-from turbo_runtime.contract import RuntimeConfig
+from turbo_runtime.contract import endpoints
+from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.app import build_app
-from turbo_runtime.server.engine_link import EngineLink
+from turbo_runtime.server.engine_client.client import EngineLink
 from turbo_runtime.server.service import Service
 
 HOLD = {"model": "echo", "prompt": "hold", "temperature": 0}
@@ -55,7 +55,7 @@ def test_a_client_that_leaves_cancels_its_answers(launch, stream: bool) -> None:
     until(server, "Cancel")
     log = server.engine_log.read_text()
     assert log.count("Submit(") == log.count("Cancel(") == 2
-    assert 'finished_reason="abort",model_name="echo"' in httpx.get(server.url + contract.METRICS_PATH).text
+    assert 'finished_reason="abort",model_name="echo"' in httpx.get(server.url + endpoints.METRICS_PATH).text
 
 
 def test_a_stop_string_cancels_the_rest_of_its_answer(launch, connect_to) -> None:
@@ -120,9 +120,9 @@ def test_sigterm_serves_on_then_finishes_what_runs_and_exits_0(launch, connect_t
         until(server, "Submit")
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("Draining")
-        assert httpx.get(server.url + contract.READY_PATH).status_code == 503
-        assert httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
-        assert httpx.get(server.url + contract.LOAD_PATH).json()["draining"] is True
+        assert httpx.get(server.url + endpoints.READY_PATH).status_code == 503
+        assert httpx.get(server.url + endpoints.HEALTH_PATH).status_code == 200
+        assert httpx.get(server.url + endpoints.LOAD_PATH).json()["draining"] is True
         late = client.completions.with_raw_response.create(model="echo", prompt="still", temperature=0)
         assert late.parse().choices[0].text == "still"
         assert late.headers["connection"] == "close"
@@ -198,7 +198,7 @@ async def test_a_server_without_its_engine_is_neither_alive_nor_ready() -> None:
     sentence = await engine.ended
     transport = httpx.ASGITransport(app=build_app(service))
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-        for path in (contract.HEALTH_PATH, contract.READY_PATH):
+        for path in (endpoints.HEALTH_PATH, endpoints.READY_PATH):
             reply = await client.get(path)
             assert (reply.status_code, reply.json()) == (503, {"status": sentence})
         reply = await client.post("/v1/completions", json={"model": "echo", "prompt": "x"})

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
-from turbo_runtime.engine.request import Grammar
-from turbo_runtime.server.formats import AnswerReader, MakeReader, OutputFormat, Said
-from turbo_runtime.server.formats.bare import BareJson
-from turbo_runtime.server.formats.said import Reader
-from turbo_runtime.server.formats.tagged import deepseek, hermes
-from turbo_runtime.server.formats.thinking import after_thinking
+from turbo_runtime.messages import Grammar
+from turbo_runtime.parsers import AnswerReader, MakeReader, OutputFormat, Said
+from turbo_runtime.parsers.base import Reader
+from turbo_runtime.parsers.json_tool_calls import BareJson
+from turbo_runtime.parsers.reasoning import after_thinking
+from turbo_runtime.parsers.tagged_tool_calls import deepseek, hermes
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln {1}", "days": 2}}'
 R1 = (

@@ -18,12 +18,12 @@ import pytest
 
 from turbo_dev import tiny_engine
 from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
-from turbo_runtime import contract
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.engine.request import Ready
-from turbo_runtime.server.engine_link import EngineLink
+from turbo_runtime.contract import endpoints, metrics
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.messages import Ready
+from turbo_runtime.server.engine_client.client import EngineLink
 
-SERVE = "import sys; from turbo_runtime.cli import serve; sys.exit(serve(sys.argv[1:]))"
+SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"
 LIMIT_SECONDS = 5
 FLAG = f"--step-timeout-seconds={LIMIT_SECONDS}"
 HUNG = f"The engine process has not finished a step for {LIMIT_SECONDS} s and was ended"
@@ -37,21 +37,21 @@ def in_background(work: Any) -> Iterator[Future[Any]]:
 
 
 def ready(server: Any) -> httpx.Response:
-    return httpx.get(server.url + contract.READY_PATH)
+    return httpx.get(server.url + endpoints.READY_PATH)
 
 
 def until_ready_is(server: Any, status: int) -> httpx.Response:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while (reply := ready(server)).status_code != status:
-        assert time.monotonic() < deadline, f"{contract.READY_PATH} answers {reply.status_code} {reply.text}"
+        assert time.monotonic() < deadline, f"{endpoints.READY_PATH} answers {reply.status_code} {reply.text}"
         time.sleep(0.05)
     return reply
 
 
 def silence(server: Any) -> float:
-    page = httpx.get(server.url + contract.METRICS_PATH).text
+    page = httpx.get(server.url + endpoints.METRICS_PATH).text
     lines = page.splitlines()
-    return next(float(line.split()[-1]) for line in lines if line.startswith(contract.HEARTBEAT_AGE + "{"))
+    return next(float(line.split()[-1]) for line in lines if line.startswith(metrics.HEARTBEAT_AGE + "{"))
 
 
 def test_an_idle_engine_that_hangs_leaves_its_service_and_then_ends_the_server(launch) -> None:
@@ -61,7 +61,7 @@ def test_an_idle_engine_that_hangs_leaves_its_service_and_then_ends_the_server(l
     os.kill(server.engine_pid(), signal.SIGSTOP)
     reply = until_ready_is(server, 503)
     assert "has not finished a step for" in reply.json()["status"]
-    assert httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
+    assert httpx.get(server.url + endpoints.HEALTH_PATH).status_code == 200
     assert silence(server) >= LIMIT_SECONDS / 2
     assert server.exit_status() == 1
     assert server.said.splitlines()[-1].startswith(f"turbo serve: {HUNG}")
@@ -148,7 +148,7 @@ def test_the_heartbeat_does_not_count_before_the_model_is_loaded(launch) -> None
     os.kill(server.engine_pid(), signal.SIGSTOP)
     time.sleep(3)
     assert ready(server).json() == {"status": "loading the model"}
-    assert httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
+    assert httpx.get(server.url + endpoints.HEALTH_PATH).status_code == 200
     server.process.send_signal(signal.SIGINT)
     assert server.exit_status() == 0  # the engine that reads nothing is not waited for
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-BENCH = "import sys; from turbo_runtime.command.bench import bench; sys.exit(bench(sys.argv[1:]))"
+BENCH = "import sys; from turbo_runtime.cli.bench import bench; sys.exit(bench(sys.argv[1:]))"
 PATIENCE_SECONDS = 30
 AT_ONCE_SECONDS = 5  # of the 300 that a request may wait for its first token
 

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from turbo_runtime.server.errors import ApiError
-from turbo_runtime.server.requests import parse_chat, parse_completion
+from turbo_runtime.protocol import parse_chat, parse_completion
+from turbo_runtime.protocol.errors import ApiError
 
 MANY = 300_000
 HELLO = {"role": "user", "content": "hello"}

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.server.answer import Piece
-from turbo_runtime.server.beside import Beside
-from turbo_runtime.server.delivery import WholeReply
-from turbo_runtime.server.formats import Said
+from turbo_runtime.parsers import Said
 from turbo_runtime.server.json_parts import AT_ONCE, json_parts
-from turbo_runtime.server.replies import sse
+from turbo_runtime.server.responses.openai import sse
+from turbo_runtime.server.responses.output import Piece
+from turbo_runtime.server.responses.streaming import WholeReply
+from turbo_runtime.server.thread_offload import Beside
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -11,14 +11,14 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from turbo_runtime import contract
-from turbo_runtime.engine.request import DraftStats, EngineStats
+from turbo_runtime.contract import endpoints, load, metrics, model
+from turbo_runtime.messages import DraftStats, EngineStats
 from turbo_runtime.server.metrics import Metrics
 
 
 def samples(server) -> dict[tuple[str, ...], float]:
     """Metric values by name and label values, the model's left out."""
-    page = httpx.get(server.url + contract.METRICS_PATH).text
+    page = httpx.get(server.url + endpoints.METRICS_PATH).text
     return {
         (
             sample.name,
@@ -30,25 +30,25 @@ def samples(server) -> dict[tuple[str, ...], float]:
 
 
 def test_a_loaded_server_is_alive_and_ready(server) -> None:
-    assert httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
-    assert httpx.get(server.url + contract.READY_PATH).json() == {"status": "serving"}
+    assert httpx.get(server.url + endpoints.HEALTH_PATH).status_code == 200
+    assert httpx.get(server.url + endpoints.READY_PATH).json() == {"status": "serving"}
 
 
 def test_a_loading_server_is_alive_and_not_ready(launch) -> None:
     server = launch(model="slow", ready=False)
-    assert httpx.get(server.url + contract.HEALTH_PATH).status_code == 200
-    ready = httpx.get(server.url + contract.READY_PATH)
+    assert httpx.get(server.url + endpoints.HEALTH_PATH).status_code == 200
+    ready = httpx.get(server.url + endpoints.READY_PATH)
     assert (ready.status_code, ready.json()) == (503, {"status": "loading the model"})
-    for path in (contract.LOAD_PATH, contract.VERSION_PATH):
+    for path in (endpoints.LOAD_PATH, endpoints.VERSION_PATH):
         assert httpx.get(server.url + path).status_code == 503
-    assert httpx.get(server.url + contract.METRICS_PATH).status_code == 200
+    assert httpx.get(server.url + endpoints.METRICS_PATH).status_code == 200
     reply = httpx.post(f"{server.url}/v1/completions", json={"model": "slow", "prompt": "x"})
     assert reply.status_code == 503
     assert reply.headers["retry-after"] == "5"
 
 
 def test_version_tells_what_is_served_and_what_it_promises(server) -> None:
-    version = httpx.get(server.url + contract.VERSION_PATH).json()
+    version = httpx.get(server.url + endpoints.VERSION_PATH).json()
     assert version["model"] == "echo"
     assert (version["guarantee"], version["law_reason"]) == ("bytes", None)
     assert version["arithmetic"] == {"576x576": "X @ Wt"}
@@ -61,7 +61,7 @@ def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to)
     server = launch()
     with connect_to(server) as client:
         client.completions.create(model="echo", prompt="abcde", temperature=0)
-        idle = contract.Load.from_json(httpx.get(server.url + contract.LOAD_PATH).text)
+        idle = load.Load.from_json(httpx.get(server.url + endpoints.LOAD_PATH).text)
         assert (idle.running_requests, idle.waiting_requests, idle.running_tokens) == (0, 0, 0)
         assert (idle.drafts, idle.draft_tokens, idle.accepted_tokens, idle.generated_tokens) == (2, 8, 4, 6)
         assert (idle.acceptance_length, idle.kv_cache_tokens, idle.guarantee) == (3, 16384, "bytes")
@@ -69,13 +69,13 @@ def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to)
         assert idle.speedup == 1.75
         assert (idle.max_running, idle.prompts, idle.prompt_tokens) == (32, 1, 5)
         assert idle.step_times == (
-            contract.StepTime(1, 1, 256, 0.01),
-            contract.StepTime(8, 1, 256, 0.0125),
-            contract.StepTime(1, 512, 0, 0.25),
+            model.StepTime(1, 1, 256, 0.01),
+            model.StepTime(8, 1, 256, 0.0125),
+            model.StepTime(1, 512, 0, 0.25),
         )
         with client.completions.create(model="echo", prompt="hold", max_tokens=900, stream=True) as stream:
             next(iter(stream))
-            busy = contract.Load.from_json(httpx.get(server.url + contract.LOAD_PATH).text)
+            busy = load.Load.from_json(httpx.get(server.url + endpoints.LOAD_PATH).text)
         assert (busy.running_requests, busy.running_tokens) == (1, 16)
         assert busy.kv_cache_usage == 1 / 1024
 
@@ -86,36 +86,36 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
         client.completions.create(model="echo", prompt="abcde", temperature=0, max_tokens=9)
         client.completions.create(model="echo", prompt="abcde", temperature=0, max_tokens=4)
     seen = samples(server)
-    assert seen[(contract.PROMPT_TOKENS + "_total",)] == 10
-    assert seen[(contract.GENERATION_TOKENS + "_total",)] == 10
-    assert seen[(contract.SPEC_NUM_DRAFTS + "_total",)] == 4
-    assert seen[(contract.SPEC_NUM_DRAFT_TOKENS + "_total",)] == 16
-    assert seen[(contract.SPEC_NUM_ACCEPTED_TOKENS + "_total",)] == 6
-    assert seen[(contract.SPEC_NUM_ACCEPTED_TOKENS_PER_POS + "_total", "0")] > 0
-    assert seen[(contract.REQUEST_SUCCESS + "_total", "stop")] == 1
-    assert seen[(contract.REQUEST_SUCCESS + "_total", "length")] == 1
-    assert seen[(contract.TIME_TO_FIRST_TOKEN + "_count",)] == 2
-    assert seen[(contract.INTER_TOKEN_LATENCY + "_count",)] == 2  # one for each later step
-    assert seen[(contract.REQUEST_TIME_PER_OUTPUT_TOKEN + "_count",)] == 2
-    assert seen[(contract.E2E_REQUEST_LATENCY + "_count",)] == 2
-    assert seen[(contract.NUM_REQUESTS_RUNNING,)] == 0
-    assert seen[(contract.NUM_REQUESTS_WAITING,)] == 0
-    assert seen[(contract.KV_CACHE_USAGE,)] == 0
-    assert seen[(contract.GUARANTEE_INFO, "bytes")] == 1
-    assert seen[(contract.PREFIX_CACHE_QUERIES + "_total",)] == 10
-    assert seen[(contract.PREFIX_CACHE_HITS + "_total",)] == 5
-    assert seen[(contract.REQUEST_QUEUE_TIME + "_sum",)] == 1
-    assert seen[(contract.REQUEST_PROMPT_TOKENS + "_sum",)] == 10
-    assert seen[(contract.REQUEST_GENERATION_TOKENS + "_sum",)] == 10
-    assert seen[(contract.ITERATION_TOKENS + "_sum",)] == 20  # the answers' and their prompts'
-    assert seen[(contract.ITERATION_TOKENS + "_count",)] == 4
-    assert seen[(contract.CHOSEN_DRAFTS + "_total", "4")] == 4
-    assert seen[(contract.STEP_SECONDS + "_total",)] == 2
-    assert seen[(contract.FORWARD_SECONDS + "_total",)] == 1
-    assert seen[(contract.SPEEDUP,)] == 1.75
-    assert seen[(contract.DRAFT_INFO, "default", "heads-3")] == 1
-    assert seen[(contract.AUDITS + "_total",)] == 2
-    assert seen[(contract.AUDIT_MISMATCHES + "_total",)] == 1
+    assert seen[(metrics.PROMPT_TOKENS + "_total",)] == 10
+    assert seen[(metrics.GENERATION_TOKENS + "_total",)] == 10
+    assert seen[(metrics.SPEC_NUM_DRAFTS + "_total",)] == 4
+    assert seen[(metrics.SPEC_NUM_DRAFT_TOKENS + "_total",)] == 16
+    assert seen[(metrics.SPEC_NUM_ACCEPTED_TOKENS + "_total",)] == 6
+    assert seen[(metrics.SPEC_NUM_ACCEPTED_TOKENS_PER_POS + "_total", "0")] > 0
+    assert seen[(metrics.REQUEST_SUCCESS + "_total", "stop")] == 1
+    assert seen[(metrics.REQUEST_SUCCESS + "_total", "length")] == 1
+    assert seen[(metrics.TIME_TO_FIRST_TOKEN + "_count",)] == 2
+    assert seen[(metrics.INTER_TOKEN_LATENCY + "_count",)] == 2  # one for each later step
+    assert seen[(metrics.REQUEST_TIME_PER_OUTPUT_TOKEN + "_count",)] == 2
+    assert seen[(metrics.E2E_REQUEST_LATENCY + "_count",)] == 2
+    assert seen[(metrics.NUM_REQUESTS_RUNNING,)] == 0
+    assert seen[(metrics.NUM_REQUESTS_WAITING,)] == 0
+    assert seen[(metrics.KV_CACHE_USAGE,)] == 0
+    assert seen[(metrics.GUARANTEE_INFO, "bytes")] == 1
+    assert seen[(metrics.PREFIX_CACHE_QUERIES + "_total",)] == 10
+    assert seen[(metrics.PREFIX_CACHE_HITS + "_total",)] == 5
+    assert seen[(metrics.REQUEST_QUEUE_TIME + "_sum",)] == 1
+    assert seen[(metrics.REQUEST_PROMPT_TOKENS + "_sum",)] == 10
+    assert seen[(metrics.REQUEST_GENERATION_TOKENS + "_sum",)] == 10
+    assert seen[(metrics.ITERATION_TOKENS + "_sum",)] == 20  # the answers' and their prompts'
+    assert seen[(metrics.ITERATION_TOKENS + "_count",)] == 4
+    assert seen[(metrics.CHOSEN_DRAFTS + "_total", "4")] == 4
+    assert seen[(metrics.STEP_SECONDS + "_total",)] == 2
+    assert seen[(metrics.FORWARD_SECONDS + "_total",)] == 1
+    assert seen[(metrics.SPEEDUP,)] == 1.75
+    assert seen[(metrics.DRAFT_INFO, "default", "heads-3")] == 1
+    assert seen[(metrics.AUDITS + "_total",)] == 2
+    assert seen[(metrics.AUDIT_MISMATCHES + "_total",)] == 1
 
 
 @pytest.mark.parametrize("reason", ["stop", "length", "abort", "error"])
@@ -126,10 +126,10 @@ def test_only_complete_answers_are_measured_whole(reason: str) -> None:
     assert f'vllm:request_success_total{{finished_reason="{reason}",model_name="m"}} 1.0' in page
     complete = float(reason in ("stop", "length"))
     for name in (
-        contract.E2E_REQUEST_LATENCY,
-        contract.REQUEST_TIME_PER_OUTPUT_TOKEN,
-        contract.REQUEST_PROMPT_TOKENS,
-        contract.REQUEST_GENERATION_TOKENS,
+        metrics.E2E_REQUEST_LATENCY,
+        metrics.REQUEST_TIME_PER_OUTPUT_TOKEN,
+        metrics.REQUEST_PROMPT_TOKENS,
+        metrics.REQUEST_GENERATION_TOKENS,
     ):
         assert f'{name}_count{{model_name="m"}} {complete}' in page
 
@@ -147,7 +147,7 @@ def test_a_steps_tokens_are_those_it_brought_and_the_prompts_it_finished() -> No
 
 def test_what_is_not_known_is_no_metric(launch) -> None:
     seen = {name for name, *_ in samples(launch())}
-    assert not seen & {contract.SPEEDUP, contract.DRAFT_INFO}
+    assert not seen & {metrics.SPEEDUP, metrics.DRAFT_INFO}
 
 
 def test_drafts_without_a_version_are_no_version() -> None:
@@ -190,10 +190,10 @@ def test_a_problem_of_the_drafts_is_a_metric_until_it_is_mended() -> None:
 
 def test_version_tells_the_drafts_in_use(launch, connect_to) -> None:
     server = launch()
-    assert httpx.get(server.url + contract.VERSION_PATH).json()["draft_version"] is None
+    assert httpx.get(server.url + endpoints.VERSION_PATH).json()["draft_version"] is None
     with connect_to(server) as client:
         client.completions.create(model="echo", prompt="abc")
-    told = httpx.get(server.url + contract.VERSION_PATH).json()
+    told = httpx.get(server.url + endpoints.VERSION_PATH).json()
     assert (told["draft_version"], told["draft_problem"]) == ("heads-3", "heads-4 is no folder")
     assert told["drafts"] == {"default": "heads-3", "latex": "latex-1"}
 
@@ -201,10 +201,10 @@ def test_version_tells_the_drafts_in_use(launch, connect_to) -> None:
 def test_every_metric_is_documented_and_no_other(server) -> None:
     page = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:vllm|turbo):\w+)`", page))
-    lines = httpx.get(server.url + contract.METRICS_PATH).text.splitlines()
+    lines = httpx.get(server.url + endpoints.METRICS_PATH).text.splitlines()
     served = {line.split()[2] for line in lines if line.startswith("# TYPE ")}
-    suffixed = {name.removesuffix("_total") for name in served} | {contract.ITERATION_TOKENS}
-    assert named == suffixed - {contract.ITERATION_TOKENS.removesuffix("_total")}
+    suffixed = {name.removesuffix("_total") for name in served} | {metrics.ITERATION_TOKENS}
+    assert named == suffixed - {metrics.ITERATION_TOKENS.removesuffix("_total")}
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> None:

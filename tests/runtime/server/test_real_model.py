@@ -17,16 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from turbo_dev import model
-from turbo_runtime import contract
-from turbo_runtime.server.detokenize import REPLACEMENT, Detokenizer
-from turbo_runtime.server.tokenizer import ServedTokenizer
+from turbo_runtime.contract import endpoints, metrics
+from turbo_runtime.tokenization.detokenizer import REPLACEMENT, Detokenizer
+from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
 pytestmark = pytest.mark.model
 
-SERVE = "import sys; from turbo_runtime.cli import serve; sys.exit(serve(sys.argv[1:]))"
+SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"
 BUSY_MACHINE_SECONDS = 300  # loading and checking take half a minute of two idle cores
 EXPORT = (
-    "import sys; from pathlib import Path; from turbo_runtime.engine.tokenizer import export_tokenizer; "
+    "import sys; from pathlib import Path; from turbo_runtime.models.tokenizer import export_tokenizer; "
     "export_tokenizer(sys.argv[1], None, Path(sys.argv[2]))"
 )
 COPY = (
@@ -155,9 +155,9 @@ def test_several_answers_of_one_seed_differ_and_can_be_asked_again(smollm2: open
 
 def test_log_version_metrics_and_replies_agree_on_the_guarantee(real: Any, smollm2: openai.OpenAI) -> None:
     guarantee = real.wait_for(r"guarantee on this machine: (\w+)")
-    assert httpx.get(real.url + contract.VERSION_PATH).json()["guarantee"] == guarantee
-    metrics = httpx.get(real.url + contract.METRICS_PATH).text
-    assert f'{contract.GUARANTEE_INFO}{{guarantee="{guarantee}"}} 1.0' in metrics
+    assert httpx.get(real.url + endpoints.VERSION_PATH).json()["guarantee"] == guarantee
+    metrics = httpx.get(real.url + endpoints.METRICS_PATH).text
+    assert f'{metrics.GUARANTEE_INFO}{{guarantee="{guarantee}"}} 1.0' in metrics
     reply = smollm2.completions.create(model="smollm2", prompt="Hi", max_tokens=1)
     assert reply.turbo["guarantee"] == guarantee
     assert reply.system_fingerprint.endswith(f"-{guarantee}")
@@ -167,18 +167,18 @@ def test_while_idle_answers_are_replayed_and_none_comes_out_otherwise(
     real: Any, smollm2: openai.OpenAI
 ) -> None:
     def count(name: str) -> float:
-        page = httpx.get(real.url + contract.METRICS_PATH).text
+        page = httpx.get(real.url + endpoints.METRICS_PATH).text
         (value,) = re.findall(rf"^{name}_total\{{.*\}} (\S+)$", page, re.MULTILINE)
         return float(value)
 
-    before = count(contract.AUDITS), count(contract.GENERATION_TOKENS)
+    before = count(metrics.AUDITS), count(metrics.GENERATION_TOKENS)
     smollm2.completions.create(model="smollm2", prompt="The sea", seed=1, max_tokens=8)
     deadline = time.monotonic() + BUSY_MACHINE_SECONDS
-    while count(contract.AUDITS) == before[0]:
+    while count(metrics.AUDITS) == before[0]:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert count(contract.AUDIT_MISMATCHES) == 0
-    assert count(contract.GENERATION_TOKENS) <= before[1] + 8  # a replay is no traffic
+    assert count(metrics.AUDIT_MISMATCHES) == 0
+    assert count(metrics.GENERATION_TOKENS) <= before[1] + 8  # a replay is no traffic
 
 
 @settings(deadline=None)

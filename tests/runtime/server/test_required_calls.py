@@ -10,9 +10,9 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 from pydantic import BaseModel
 
-from turbo_runtime.engine.request import Grammar
-from turbo_runtime.server.formats.thinking import after_thinking
-from turbo_runtime.server.requests import parse_chat
+from turbo_runtime.messages import Grammar
+from turbo_runtime.parsers.reasoning import after_thinking
+from turbo_runtime.protocol import parse_chat
 
 NUMBER = {"type": "integer"}
 TREE = {

@@ -18,12 +18,12 @@ import torch
 from turbo_dev import tiny_engine
 from turbo_dev.fitting import write
 from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
-from turbo_runtime import contract
-from turbo_runtime.drafters.heads.artefact import Target
+from turbo_runtime.contract import endpoints, metrics
+from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.inspect import inspect_model
+from turbo_runtime.model_files.inspector import inspect_model
 
-SERVE = "import sys; from turbo_runtime.cli import serve; sys.exit(serve(sys.argv[1:]))"
+SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"
 CLIENTS = 6
 STEP_SECONDS = 0.1
 
@@ -97,8 +97,8 @@ def text(reply: dict[str, Any]) -> str:
 
 def version(url: str) -> str:
     """Of the drafts in use, as metrics have it."""
-    lines = httpx.get(url + contract.METRICS_PATH).text.splitlines()
-    (line,) = [line for line in lines if line.startswith(contract.DRAFT_INFO + "{")]
+    lines = httpx.get(url + endpoints.METRICS_PATH).text.splitlines()
+    (line,) = [line for line in lines if line.startswith(metrics.DRAFT_INFO + "{")]
     return line.partition('version="')[2].partition('"')[0]
 
 
@@ -163,14 +163,14 @@ def test_clients_notice_nothing_of_swapped_broken_and_missing_drafts(
 
 def drafts(url: str) -> dict[str, str | None]:
     """Those that a request can choose, with their versions."""
-    found: dict[str, str | None] = httpx.get(url + contract.VERSION_PATH).json()["drafts"]
+    found: dict[str, str | None] = httpx.get(url + endpoints.VERSION_PATH).json()["drafts"]
     return found
 
 
 def counted(url: str, draft: str) -> float:
     """Tokens drafted for requests that have it."""
-    lines = httpx.get(url + contract.METRICS_PATH).text.splitlines()
-    begin = f'{contract.DRAFT_TOKENS_BY_DRAFT}_total{{draft="{draft}"'
+    lines = httpx.get(url + endpoints.METRICS_PATH).text.splitlines()
+    begin = f'{metrics.DRAFT_TOKENS_BY_DRAFT}_total{{draft="{draft}"'
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(begin))
 
 
@@ -196,13 +196,13 @@ def test_a_request_chooses_among_drafts_that_change_while_it_is_served(
     swap(folder, heads="v2", named={"latex": "nowhere", "sql": "v1"})
     until(lambda: drafts(url) == {"default": "v2", "latex": "v2", "sql": "v1"})
     server.wait_for(r"^drafts stay as they are: the draft latex: \S*nowhere/config.json cannot be read")
-    assert "the draft latex: " in httpx.get(url + contract.VERSION_PATH).json()["draft_problem"]
+    assert "the draft latex: " in httpx.get(url + endpoints.VERSION_PATH).json()["draft_problem"]
     for draft in ("default", "latex", "sql"):
         answer(draft)
     assert post(url, 0, speculation=True, draft="json").status_code == 400
-    assert 'draft="json"' not in httpx.get(url + contract.METRICS_PATH).text
+    assert 'draft="json"' not in httpx.get(url + endpoints.METRICS_PATH).text
 
     swap(folder, heads="v2")
     until(lambda: drafts(url) == {"default": "v2"})
-    assert httpx.get(url + contract.VERSION_PATH).json()["draft_problem"] is None
+    assert httpx.get(url + endpoints.VERSION_PATH).json()["draft_problem"] is None
     answer("default")

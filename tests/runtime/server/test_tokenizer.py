@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
-from turbo_runtime.server.chat_template import ChatTemplate, TemplateRefusalError
-from turbo_runtime.server.tokenizer import ServedTokenizer
+from turbo_runtime.tokenization.chat_template import ChatTemplate, TemplateRefusalError
+from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
 MESSAGES = [
     {"role": "system", "content": "Be brief."},

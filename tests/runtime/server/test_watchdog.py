@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.server.watchdog import PERIOD_SECONDS, Watchdog
+from turbo_runtime.server.engine_client.watchdog import PERIOD_SECONDS, Watchdog
 
 LIMITS = st.floats(1, 1e4)
 PAUSES = st.floats(0, 1e5)  # between two looks: on time, late, or after a night of suspension

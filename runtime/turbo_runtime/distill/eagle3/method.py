@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from turbo_runtime.distill.answers import Said
-from turbo_runtime.distill.eagle3.artefact import save_eagle3
+from turbo_runtime.distill.data.examples import Lessons
+from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.texts import Text, Texts
+from turbo_runtime.distill.eagle3.checkpoint import save_eagle3
 from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.loss import Words
-from turbo_runtime.distill.places import Lessons
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.served import LIKELIEST, Served
-from turbo_runtime.distill.texts import Text, Texts
-from turbo_runtime.drafters.heads.artefact import tensors_digest
-from turbo_runtime.engine.request import SamplingParams
+from turbo_runtime.distill.target import LIKELIEST, Served
+from turbo_runtime.drafters.heads.checkpoint import tensors_digest
+from turbo_runtime.messages import SamplingParams
 
 _HEAD = 64  # dimensions of an attention head where the target's own are of another kind
 

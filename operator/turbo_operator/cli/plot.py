@@ -1,0 +1,230 @@
+"""`--plot FILE`: cost against latency of every candidate, the frontier, the choice and what was asked for.
+
+The only module that knows matplotlib, which takes seconds to load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from turbo_operator.api import PlanReason, TurboDeploymentSpec
+from turbo_operator.cli.errors import BadInputError
+from turbo_operator.cli.formatting import candidate, duration
+from turbo_operator.cli.plan_query import Answer
+from turbo_operator.plan import Plan, Predicted, Weighed
+from turbo_operator.planner import money
+from turbo_operator.planner.explanation.messages import count
+
+PANEL = (10.0, 6.0)  # inches
+FORMATS = (".png", ".svg", ".pdf")
+NUM_NAMED = 6  # corners of the frontier that bear their names
+APART = 1.15  # times the cost of the one below
+# Okabe and Ito's palette, told apart by people who see colours differently; with the shapes 56 accelerators.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p")
+DARK, CHOSEN = "#333333", "#C00000"
+
+Point = tuple[float, float]  # seconds per output token, dollars per hour
+Points = Sequence[tuple[Weighed, Point]]
+
+
+def draw(answers: Sequence[tuple[Answer, Sequence[Weighed]]], file: str) -> None:
+    """Write one panel per answer and its candidates to `file`, in the format that its ending names."""
+    if Path(file).suffix.lower() not in FORMATS:
+        raise BadInputError(f"--plot {file}: end the name in .png, .svg or .pdf.")
+    try:
+        figure(answers).savefig(file, dpi=130)
+    except OSError as error:
+        raise BadInputError(f"--plot {file}: {error.strerror}.") from error
+
+
+def figure(answers: Sequence[tuple[Answer, Sequence[Weighed]]]) -> Figure:
+    """The figure; an answer without a candidate whose price and speed are known has its sentence instead."""
+    drawn = Figure(figsize=(PANEL[0], PANEL[1] * len(answers)), layout="constrained")
+    FigureCanvasAgg(drawn)  # no window, whatever the machine has
+    panels = drawn.subplots(len(answers), 1, squeeze=False)[:, 0]
+    for axes, (answer, candidates) in zip(panels, answers, strict=True):
+        points = _points(candidates)
+        if points:
+            _panel(axes, answer, points)
+        else:
+            _empty_panel(axes, answer)
+    return drawn
+
+
+def _empty_panel(axes: Axes, answer: Answer) -> None:
+    axes.set_axis_off()
+    _title(axes, answer, "no candidate has both a price and a speed, so there is nothing to draw")
+    axes.text(0.0, 0.95, fill(answer.plan.detail, 100), transform=axes.transAxes, va="top", fontsize=10)
+
+
+def frontier(points: Points) -> Points:
+    """Those that no other beats in both, the fastest first."""
+    best: list[tuple[Weighed, Point]] = []
+    for each, place in sorted(points, key=lambda pair: pair[1]):
+        if not best or place[1] < best[-1][1][1]:
+            best.append((each, place))
+    return best
+
+
+def _points(candidates: Iterable[Weighed]) -> Points:
+    points = []
+    for each in candidates:
+        seconds, cost = each.predicted.time_per_output_token, each.predicted.cost_per_hour
+        if seconds is not None and cost:  # the axes are logarithmic: what costs nothing has no place on them
+            points.append((each, (seconds, float(cost))))
+    return points
+
+
+def _panel(axes: Axes, answer: Answer, points: Points) -> None:
+    spec = answer.question.td.spec
+    legend = _scatter(axes, points)
+    feasible = [pair for pair in points if pair[0].reason == PlanReason.FEASIBLE]
+    best = frontier(feasible or points)
+    seconds, costs = zip(*(place for _, place in best), strict=True)
+    style, name = ("-", "frontier") if feasible else (":", "frontier, none feasible")
+    legend += axes.step(seconds, costs, style, where="post", color=DARK, linewidth=1.2, label=name)
+    for each, place in _apart(best):
+        name = candidate(each.accelerator, each.tensor, each.nodes, each.engine, each.capacity_type)
+        axes.annotate(name, place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
+    _asked_for(axes, spec)
+    title = _choice(axes, answer.plan)
+    _title(axes, answer, title)
+    _axis(axes, spec)
+    axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
+
+
+def _title(axes: Axes, answer: Answer, about: str) -> None:
+    name = f"{answer.question.td.metadata.name}: {answer.question.model}"
+    axes.set_title(f"{name}\n{about}", loc="left", fontsize=10)
+
+
+def _apart(corners: Points) -> Points:
+    """A few corners, the cheapest first, whose names do not lie upon each other."""
+    found: list[tuple[Weighed, Point]] = []
+    for each, place in reversed(corners):
+        if not found or place[1] >= found[-1][1][1] * APART:
+            found.append((each, place))
+    return found[:NUM_NAMED]
+
+
+def _scatter(axes: Axes, points: Points) -> list[Line2D]:
+    """The candidates, filled, hollow or small by whether they may be chosen; the legend that says so."""
+    names = sorted({each.accelerator for each, _ in points})
+    legend = [
+        Line2D([], [], linestyle="", marker="o", color=DARK, label="feasible"),
+        Line2D([], [], linestyle="", marker="o", color=DARK, fillstyle="none", label="misses what is asked"),
+        Line2D([], [], linestyle="", marker="o", color=DARK, markersize=3, label="not supported yet"),
+    ]
+    for number, name in enumerate(names):
+        colour, shape = COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)]
+        legend.append(Line2D([], [], linestyle="", marker=shape, color=colour, label=name))
+        own = [(each.reason, place) for each, place in points if each.accelerator == name]
+        for places, look in (
+            ([place for reason, place in own if reason == PlanReason.NOT_YET_SUPPORTED], (colour, 12)),
+            ([place for reason, place in own if reason not in _SOLID], ("none", 30)),
+            ([place for reason, place in own if reason == PlanReason.FEASIBLE], (colour, 46)),
+        ):
+            face, size = look
+            if places:
+                axes.scatter(
+                    [seconds for seconds, _ in places],
+                    [cost for _, cost in places],
+                    marker=shape,
+                    s=size,
+                    facecolors=face,
+                    edgecolors=colour,
+                    zorder=3,
+                )
+    return legend
+
+
+_SOLID = {PlanReason.NOT_YET_SUPPORTED, PlanReason.FEASIBLE}
+
+
+def _asked_for(axes: Axes, spec: TurboDeploymentSpec) -> None:
+    """The target and the budget as lines: what is left of the one and below the other will do."""
+    target = spec.targets.time_per_output_token if spec.targets else None
+    style: dict[str, Any] = {"color": CHOSEN, "linestyle": "--", "linewidth": 1.0}
+    words: dict[str, Any] = {"fontsize": 8, "color": CHOSEN}
+    if target is not None:
+        axes.axvline(target.max_seconds, **style)
+        axes.annotate(
+            f"target {target.max}",
+            (target.max_seconds, 0.99),
+            xycoords=axes.get_xaxis_transform(),
+            xytext=(3, 0),
+            textcoords="offset points",
+            rotation=90,  # or it would run out of the panel where the target is at its edge
+            va="top",
+            **words,
+        )
+    budget = spec.cost.max_per_hour if spec.cost else None
+    if budget is not None:
+        axes.axhline(float(budget), **style)
+        axes.text(  # on the left, where what is fast and cheap would be
+            0.01,
+            float(budget),
+            f"budget {money(budget)} $/h",
+            transform=axes.get_yaxis_transform(),
+            va="bottom",
+            **words,
+        )
+
+
+def _choice(axes: Axes, plan: Plan) -> str:
+    """Ring the choice, or without one what comes nearest, where it has a place; what it is, for the title."""
+    choice, near = plan.choice, plan.nearest
+    if choice is not None:
+        chosen = "chosen (ringed)" if _ring(axes, choice.predicted) else "chosen"
+        name = candidate(
+            choice.accelerator.name, choice.tensor, choice.nodes, choice.engine, choice.capacity_type
+        )
+        return f"{chosen}: {name}, {choice.method}, {_does(plan.replicas, choice.predicted)}"
+    none = f"no plan is feasible: {plan.reason}"
+    if near is None or near.predicted is None or not _ring(axes, near.predicted):
+        return none
+    name = candidate(near.accelerator, near.tensor, near.nodes, near.engine, near.capacity_type)
+    return f"{none}; nearest (ringed): {name}, {near.method}, {_does(near.replicas or 0, near.predicted)}"
+
+
+def _ring(axes: Axes, predicted: Predicted) -> bool:
+    """Ring a place; whether there is one."""
+    seconds, cost = predicted.time_per_output_token, predicted.cost_per_hour
+    if seconds is None or not cost:
+        return False
+    ring: dict[str, Any] = {"facecolors": "none", "edgecolors": CHOSEN, "linewidths": 2}
+    axes.scatter([seconds], [float(cost)], marker="o", s=220, **ring)
+    return True
+
+
+def _does(replicas: int, predicted: Predicted) -> str:
+    cost = predicted.cost_per_hour
+    price = "of unknown price" if cost is None else f"{money(cost)} $/h"
+    pods, seconds = count(replicas, "replica"), predicted.time_per_output_token
+    return f"{pods}, {price}, {duration(seconds)} per token"
+
+
+def _axis(axes: Axes, spec: TurboDeploymentSpec) -> None:
+    target = spec.targets.time_per_output_token if spec.targets else None
+    share = f", {target.percentile} % of requests" if target else ""
+    axes.set_xlabel(f"time per output token{share}")
+    axes.set_ylabel("US dollars per hour, all replicas")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.4g}"))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_minor_locator(NullLocator())
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)

@@ -1,0 +1,1 @@
+"""Reconciles TurboDeployments: all I/O of the operator."""

@@ -1,0 +1,1 @@
+"""What the watches have shown, projected to the fields that are used."""

@@ -1,0 +1,88 @@
+"""Lists and then watches one kind, for as long as the operator runs.
+
+Not by the framework's watches, since those take a list in one piece, and every pod of a cluster in one piece
+is more than the operator's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Set
+from typing import Any, Protocol
+
+from turbo_operator.api import LABEL_DEPLOYMENT
+from turbo_operator.controller.kube import Kube, KubeError
+from turbo_operator.resources import Resource
+
+RETRY_SECONDS = 5.0
+PAUSE_SECONDS = 0.5  # after a watch has ended: a server that stops ends each at once
+GONE = 410  # the version to go on from is older than what the API server remembers
+
+# By kind. A ReplicaSet that its Deployment controls bears the labels of that one's selector.
+SELECTORS = {"ReplicaSet": (("labelSelector", LABEL_DEPLOYMENT),)}
+
+log = logging.getLogger(__name__)
+
+
+class Store(Protocol):
+    """Whatever keeps what is followed."""
+
+    def put(self, kind: str, body: Mapping[str, Any], /) -> None:
+        """An object as it is now."""
+
+    def drop(self, kind: str, body: Mapping[str, Any], /) -> None:
+        """It is gone."""
+
+    def keep_only(self, kind: str, uids: Set[str], version: str, namespace: str | None, /) -> None:
+        """Drop what a full list, taken at a version, does not show."""
+
+
+class Follower:
+    """Keeps what `store` holds of a kind like the cluster, in one namespace or with None in all."""
+
+    def __init__(self, api: Kube, store: Store, resource: Resource, namespace: str | None) -> None:
+        self._api = api
+        self._store = store
+        self._resource = resource
+        self._namespace = namespace
+        self._selectors = SELECTORS.get(resource.kind, ())
+        self.listed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Follow until cancelled: a new list after what cannot be gone on from."""
+        version: str | None = None
+        while True:
+            try:
+                if version is None:
+                    version = await self._list()
+                    self.listed.set()
+                version = await self._watch(version)
+            except KubeError as error:
+                if error.status == GONE:
+                    version = None
+                else:
+                    log.warning("%s cannot be watched: %s", self._resource.plural, error.message)
+                    await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _list(self) -> str:
+        kind, version = self._resource.kind, ""
+        there: set[str] = set()
+        async for page, version in self._api.pages(self._resource, self._namespace, self._selectors):  # noqa: B007
+            for body in page:
+                self._store.put(kind, body)
+                there.add(body["metadata"]["uid"])
+        self._store.keep_only(kind, there, version, self._namespace)
+        return version
+
+    async def _watch(self, version: str) -> str:
+        """The version to go on from."""
+        events = self._api.watch(self._resource, self._namespace, version, self._selectors)
+        async for change, body in events:
+            version = body["metadata"]["resourceVersion"]
+            if change == "DELETED":
+                self._store.drop(self._resource.kind, body)
+            elif change != "BOOKMARK":
+                self._store.put(self._resource.kind, body)
+        return version

@@ -1,0 +1,169 @@
+"""Figures of each TurboDeployment as gauges, and the prices of nodes under OpenCost's name.
+
+A figure that is not known is absent, never zero; those of a TurboDeployment go with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+
+from turbo_operator.api import CapacityType, Provenance, TrainingReason, TrainingStatus
+from turbo_operator.autoscaler import Scale
+from turbo_operator.controller.cache.store import Key
+from turbo_operator.inventory.supply import CPU, Stock
+from turbo_operator.plan import Plan, Predicted
+from turbo_operator.snapshot import Observed, TrainPod
+from turbo_operator.status import cost
+
+_OBJECT = ["namespace", "name"]
+PLANNED, PRESENT = "planned", "present"
+UNKNOWN = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
+
+COST_PER_HOUR = Gauge(
+    "turbo_deployment_cost_per_hour",
+    "US dollars per hour of a TurboDeployment, by load: planned, or present for the pods that run.",
+    [*_OBJECT, "load"],
+)
+COST_PER_MILLION_TOKENS = Gauge(
+    "turbo_deployment_cost_per_million_tokens",
+    "US dollars of a million output tokens of a TurboDeployment, by load: planned or present.",
+    [*_OBJECT, "load"],
+)
+TOKENS_PER_SECOND = Gauge(
+    "turbo_deployment_tokens_per_second",
+    "Output tokens per second of a TurboDeployment, by load: planned or present.",
+    [*_OBJECT, "load"],
+)
+GAIN = Gauge(
+    "turbo_deployment_gain",
+    "Speed of answers over that without drafts, of all pods in the last ten minutes.",
+    _OBJECT,
+)
+DESIRED_REPLICAS = Gauge("turbo_desired_replicas", "Replicas that are wanted now.", _OBJECT)
+TIME_TO_FIRST_TOKEN = Gauge(
+    "turbo_deployment_predicted_time_to_first_token_seconds",
+    "Time to first token that the plan expects, at the target's percentile.",
+    _OBJECT,
+)
+TIME_PER_OUTPUT_TOKEN = Gauge(
+    "turbo_deployment_predicted_time_per_output_token_seconds",
+    "Time per output token that the plan expects, at the target's percentile.",
+    _OBJECT,
+)
+TRAINING_PROGRESS = Gauge(
+    "turbo_training_progress",
+    "Share of the stage, by name, that the training of a draft is at.",
+    [*_OBJECT, "stage"],
+)
+TRAINING_SPENT = Gauge(
+    "turbo_training_spent_dollars",
+    "US dollars that the training that runs, or the last one, has cost, counted now and then.",
+    _OBJECT,
+)
+TRAININGS = Counter(
+    "turbo_trainings",
+    "Trainings that ended, by result: Trained, OverBudget, TrainingFailed.",
+    [*_OBJECT, "result"],
+)
+NODE_GPU_HOURLY_COST = Gauge(
+    "node_gpu_hourly_cost",
+    "US dollars per hour of one accelerator of this node, on demand, as its TurboAccelerator says.",
+    ["node", "accelerator"],
+)
+
+_BY_LOAD = (COST_PER_HOUR, COST_PER_MILLION_TOKENS, TOKENS_PER_SECOND)
+_BY_OBJECT = (GAIN, DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, TRAINING_SPENT)
+ENDS = (TrainingReason.TRAINED, TrainingReason.OVER_BUDGET, TrainingReason.TRAINING_FAILED)
+_stages: dict[Key, set[str]] = {}  # that a gauge is set for
+
+
+def show(key: Key, observed: Observed, plan: Plan | None, scale: Scale, now: float) -> None:
+    """Set what is known of one TurboDeployment, and take away what is not."""
+    expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
+    paid, rate = cost.cost_per_hour(observed), cost.tokens_per_second(observed, now)
+    figures: Mapping[tuple[Gauge, str | None], Decimal | float | None] = {
+        (COST_PER_HOUR, PLANNED): expected.cost_per_hour,
+        (COST_PER_HOUR, PRESENT): paid,
+        (COST_PER_MILLION_TOKENS, PLANNED): expected.cost_per_million_tokens,
+        (COST_PER_MILLION_TOKENS, PRESENT): cost.cost_per_million_tokens(paid, rate),
+        (TOKENS_PER_SECOND, PLANNED): expected.tokens_per_second,
+        (TOKENS_PER_SECOND, PRESENT): rate,
+        (GAIN, None): observed.gain,
+        (DESIRED_REPLICAS, None): float(scale.replicas),
+        (TIME_TO_FIRST_TOKEN, None): expected.time_to_first_token,
+        (TIME_PER_OUTPUT_TOKEN, None): expected.time_per_output_token,
+    }
+    for (gauge, load), value in figures.items():
+        _set(gauge, (key.namespace, key.name) if load is None else (key.namespace, key.name, load), value)
+
+
+def show_training(key: Key, new: TrainingStatus | None, pods: Sequence[TrainPod]) -> None:
+    """Set how far a training is and what it has cost."""
+    place = (key.namespace, key.name)
+    told = next((pod.progress for pod in pods if pod.runs and pod.progress), None)
+    stage = "" if told is None else told.stage[:40]
+    for before in _stages.pop(key, set()) - {stage}:
+        _set(TRAINING_PROGRESS, (*place, before), None)
+    if told is not None:
+        _stages[key] = {stage}
+        _set(TRAINING_PROGRESS, (*place, stage), told.done / told.total if told.total > 0 else 0.0)
+    _set(TRAINING_SPENT, place, float(new.spent) if new is not None and new.spent else None)
+
+
+def count_training(key: Key, old: Mapping[str, Any] | None, new: TrainingStatus | None) -> None:
+    """Count one that has ended since `old`, which the status held before `new` was written there."""
+    last = None if old is None else (old.get("number"), old.get("result"))
+    if new is not None and new.work and new.result and last != (new.number, new.result):
+        TRAININGS.labels(key.namespace, key.name, new.result).inc()
+
+
+def forget(key: Key) -> None:
+    """The TurboDeployment is gone, or cannot be read: nothing is known of it."""
+    for stage in _stages.pop(key, set()):
+        _set(TRAINING_PROGRESS, (key.namespace, key.name, stage), None)
+    for gauge in _BY_LOAD:
+        for load in (PLANNED, PRESENT):
+            _set(gauge, (key.namespace, key.name, load), None)
+    for gauge in _BY_OBJECT:
+        _set(gauge, (key.namespace, key.name), None)
+    for result in ENDS:
+        _remove(TRAININGS, (key.namespace, key.name, result))
+
+
+def show_prices(before: Stock, after: Stock) -> None:
+    """The price of one accelerator on each node that has it; cores are no GPU.
+
+    Only what differs is touched: Prometheus may ask at any moment, from another thread.
+    """
+    old, new = _prices(before), _prices(after)
+    for labels in old.keys() | new.keys():
+        if old.get(labels) != new.get(labels):
+            _set(NODE_GPU_HOURLY_COST, labels, new.get(labels))
+
+
+def _prices(stock: Stock) -> dict[tuple[str, str], Decimal]:
+    """By node and accelerator."""
+    return {
+        (node.name, name): price
+        for name, row in stock.accelerators.items()
+        if row.resource_name != CPU and (price := row.prices.get(CapacityType.ON_DEMAND)) is not None
+        for node in stock.supply[name]
+    }
+
+
+def _set(gauge: Gauge, labels: tuple[str, ...], value: Decimal | float | None) -> None:
+    if value is not None:
+        gauge.labels(*labels).set(float(value))
+    else:
+        _remove(gauge, labels)
+
+
+def _remove(metric: Gauge | Counter, labels: tuple[str, ...]) -> None:
+    try:
+        metric.remove(*labels)
+    except KeyError:  # was not there
+        return

@@ -1,0 +1,58 @@
+"""A variant is a Deployment and the ControllerRevision of its template: where one of the two is not seen, the
+other one must not be lost.
+
+What lost its label stands there still, and is found by its name. A ControllerRevision that is gone is made
+again of what the Deployment runs, so that no pod rolls; a Deployment that is gone is the rollout's matter.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from turbo_operator import render
+from turbo_operator.api import TurboDeployment
+from turbo_operator.controller.cache.projection import is_controlled_by
+from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.kube import Kube, RefusedError, StrangerError
+from turbo_operator.resources import CHILDREN
+
+DEPLOYMENT, REVISION = CHILDREN["Deployment"], CHILDREN["ControllerRevision"]
+
+log = logging.getLogger(__name__)
+
+
+async def restore(api: Kube, cache: Cache, key: Key, td: TurboDeployment) -> RefusedError | None:
+    """Put what is missing of variants into the cache. Calls the API server only if something is missing.
+
+    Returns why a ControllerRevision cannot be had; its Deployment stays as it is.
+    """
+    refused: RefusedError | None = None
+    held = cache.children(key, td.metadata.uid)
+    for (kind, name), child in held.items():
+        plan_hash = child.view.plan_hash
+        if plan_hash is None or child.view.terminating:
+            continue
+        if kind == REVISION.kind and (DEPLOYMENT.kind, name) not in held:
+            there = await api.find(DEPLOYMENT, key.namespace, name)
+            if there is not None and is_controlled_by(there, td.metadata.uid):
+                cache.put_child(there)
+        if kind == DEPLOYMENT.kind and (REVISION.kind, name) not in held:
+            try:
+                await _restore_revision(api, cache, key, td, plan_hash)
+            except RefusedError as error:
+                refused = error
+    return refused
+
+
+async def _restore_revision(api: Kube, cache: Cache, key: Key, td: TurboDeployment, plan_hash: str) -> None:
+    name = render.variant_name(td, plan_hash)
+    there = await api.find(REVISION, key.namespace, name)
+    if there is not None and not is_controlled_by(there, td.metadata.uid):
+        raise StrangerError(REVISION.kind, name)
+    if there is None:
+        deployment = await api.find(DEPLOYMENT, key.namespace, name)
+        if deployment is None:  # gone meanwhile: its event is on its way
+            return
+        there = await api.apply(REVISION, render.revision(td, plan_hash, deployment["spec"]["template"]))
+        log.info("created", extra={"object": str(key), "kind": REVISION.kind, "child": name})
+    cache.put_child(there)

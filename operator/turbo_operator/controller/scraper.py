@@ -1,0 +1,141 @@
+"""The only mouth to runtimes: reads the load of every pod that serves, and how far each is that trains, a
+small document, every few seconds.
+
+A pod that does not answer in time, or answers what is no load or with a redirect, keeps its last load, which
+grows old: silence is never a load of zero.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TypeVar
+
+import aiohttp
+
+from turbo_operator import metrics
+from turbo_operator.api import ScalingPolicy
+from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.snapshot import PodView, TrainPod
+from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
+from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.training import PROGRESS_PATH, TrainingProgress
+
+_Document = TypeVar("_Document")
+
+NUM_CONNECTIONS = 64  # pods asked at the same time
+MAX_BYTES = 64 * 1024  # of an answer; a load has a few hundred
+
+log = logging.getLogger(__name__)
+
+
+class Scraper:
+    """Keeps the loads in `cache` fresh: every `period` seconds, `timeout` seconds for one pod's answer.
+
+    `wake` is called with every TurboDeployment for which a load decides something; `clock` gives seconds
+    since the epoch.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        period: float,
+        timeout: float,
+        wake: Callable[[Key], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._cache = cache
+        self._period = period
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._wake = wake
+        self._clock = clock
+        self._reported: set[Key] = set()
+        # Before a request's time begins to count: of connections that are waited for, those of pods that do
+        # not answer would use up the time of all others.
+        self._turns = asyncio.Semaphore(NUM_CONNECTIONS)
+
+    async def run(self) -> None:
+        """Scrape until cancelled."""
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, timeout=self._timeout) as session:
+            while True:
+                await self.scrape(session)
+                await asyncio.sleep(self._period)
+
+    async def scrape(self, session: aiohttp.ClientSession) -> None:
+        """Ask every pod once."""
+        pods, training = self._cache.pods.answering(), self._cache.pods.training()
+        answers, told = await asyncio.gather(
+            asyncio.gather(*(self._ask(session, pod, LOAD_PATH, Load.from_json) for _, pod in pods)),
+            asyncio.gather(
+                *(self._ask(session, pod, PROGRESS_PATH, TrainingProgress.from_json) for _, pod in training)
+            ),
+        )
+        for (key, trainer), heard in zip(training, told, strict=True):
+            if heard is not None and self._cache.pods.put_progress(key, trainer.name, heard[1]):
+                self._wake(key)
+        by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
+        news: set[Key] = set()
+        for (key, pod), answer in zip(pods, answers, strict=True):
+            if answer is not None:
+                at, load = answer
+                by_deployment[key].append(load)
+                if self._cache.pods.put_load(key, pod.name, at, load):
+                    news.add(key)
+        self._report(by_deployment)
+        for key in by_deployment:
+            if key in news or self._follows_load(key):
+                self._wake(key)
+
+    def _follows_load(self, key: Key) -> bool:
+        body = self._cache.deployment(key)
+        scaling = (body or {}).get("spec", {}).get("scaling", {})
+        return bool(scaling.get("policy") == ScalingPolicy.METRICS)
+
+    async def _ask(
+        self,
+        session: aiohttp.ClientSession,
+        pod: PodView | TrainPod,
+        path: str,
+        read: Callable[[str], _Document],
+    ) -> tuple[float, _Document] | None:
+        """When it answered (epoch seconds), and what."""
+        host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
+        try:
+            # A redirect would lead to where the operator may go, and whoever chose the pod's image may not.
+            url = f"http://{host}:{PORT}{path}"
+            async with self._turns, session.get(url, allow_redirects=False) as answer:
+                if answer.status != HTTPStatus.OK:
+                    raise ValueError(f"its status is {answer.status}")
+                document = read(await _text(answer))
+        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+            metrics.SCRAPES.labels("failed").inc()
+            log.debug("%s of pod %s is unknown: %r", path, pod.name, error)
+            return None
+        metrics.SCRAPES.labels("ok").inc()
+        return self._clock(), document
+
+    def _report(self, loads: dict[Key, list[Load]]) -> None:
+        """The sums per TurboDeployment as gauges; one that nobody answers for has none."""
+        for key in self._reported - loads.keys():
+            for state in ("running", "waiting"):
+                metrics.DEPLOYMENT_REQUESTS.remove(key.namespace, key.name, state)
+        for key, known in loads.items():
+            running = sum(load.running_requests for load in known)
+            waiting = sum(load.waiting_requests for load in known)
+            metrics.DEPLOYMENT_REQUESTS.labels(key.namespace, key.name, "running").set(running)
+            metrics.DEPLOYMENT_REQUESTS.labels(key.namespace, key.name, "waiting").set(waiting)
+        self._reported = set(loads)
+
+
+async def _text(answer: aiohttp.ClientResponse) -> str:
+    """The body; ValueError when it is longer than any load: the pod's image is the user's choice."""
+    body = bytearray()
+    async for chunk in answer.content.iter_chunked(MAX_BYTES):
+        body += chunk
+        if len(body) > MAX_BYTES:
+            raise ValueError(f"an answer of more than {MAX_BYTES} bytes is no load")
+    return body.decode()

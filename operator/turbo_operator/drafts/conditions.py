@@ -1,0 +1,118 @@
+"""What a status says of drafts: whether pods use the one that they should, what has become of a new one, and
+whether drafts make answers faster at all. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from turbo_operator.api import (
+    OFF,
+    CanaryReason,
+    ConditionType,
+    DraftMethod,
+    DraftReason,
+    EffectReason,
+    TurboDeployment,
+)
+from turbo_operator.api.conditions import ConditionState, sentence
+from turbo_operator.drafts.canary import Judgement
+from turbo_operator.plan import Plan
+from turbo_operator.render.draft_volume import unusable
+from turbo_operator.snapshot import Observed, PodView
+
+
+def verdicts(
+    td: TurboDeployment,
+    observed: Observed,
+    plan: Plan | None,
+    plan_hash: str | None,
+    judgement: Judgement | None,
+    told: ConditionState | None,
+    gain: str | None,
+) -> dict[ConditionType, ConditionState]:
+    """Those of the conditions on drafts that have something to say; `gain` is what the status shows."""
+    pods = [pod for pod in observed.pods if pod.is_serving and plan_hash in (None, pod.plan_hash)]
+    found = {
+        ConditionType.DRAFT_READY: _ready(td, observed, plan, pods),
+        ConditionType.DRAFT_TRAINED: told,
+        ConditionType.DRAFT_PROMOTED: _promoted(td, judgement),
+        ConditionType.SPECULATION_EFFECTIVE: _effective(plan, gain),
+    }
+    return {kind: verdict for kind, verdict in found.items() if verdict is not None}
+
+
+def _promoted(td: TurboDeployment, judgement: Judgement | None) -> ConditionState | None:
+    """What has become of the newest draft of the deployment; what was said last holds until there is news."""
+    if judgement is not None:
+        over: Literal["True", "False"] = "True" if judgement.reason == CanaryReason.PROMOTED else "False"
+        return ConditionState(
+            over if judgement.over else "Unknown", judgement.reason, sentence(judgement.detail)
+        )
+    last = td.status.condition(ConditionType.DRAFT_PROMOTED)
+    if last is None or last.status == "Unknown" or td.spec.speculation.draft_ref is not None:
+        return None
+    return ConditionState(last.status, last.reason, last.message)
+
+
+def _effective(plan: Plan | None, gain: str | None) -> ConditionState:
+    if plan is not None and plan.choice is not None and plan.choice.method == OFF:
+        return ConditionState("False", EffectReason.DISABLED, "The plan is one without speculation.")
+    if gain is None:
+        said = "Too little was answered in the last ten minutes to tell what drafts gain."
+        return ConditionState("Unknown", EffectReason.INSUFFICIENT_SAMPLES, said)
+    said = f"Pods answer {gain} times as fast as they would without drafts."
+    return ConditionState("True" if float(gain) >= 1 else "False", EffectReason.MEASURED, said)
+
+
+def _ready(
+    td: TurboDeployment, observed: Observed, plan: Plan | None, current: Sequence[PodView]
+) -> ConditionState | None:
+    """Whether pods draft with the draft that they should; None where there is none."""
+    ref, draft, model = td.spec.speculation.draft_ref, observed.draft, observed.model
+    if ref is None and draft is None:
+        return None
+    name = ref.name if ref is not None else draft.name if draft is not None else ""
+    named = f"TurboDraft {name}"
+    if draft is None or draft.gone:
+        message = f"There is no {named} in this namespace that can be read: apply it, or name another."
+        if draft is not None:
+            message += f" Meanwhile pods draft on with {draft.version}."
+        return ConditionState("False", DraftReason.NOT_FOUND, message)
+    if draft.method != DraftMethod.TURBO_HEADS:
+        message = f"{named} drafts by {draft.method}, which the engine Turbo cannot yet: train TurboHeads."
+        return ConditionState("False", DraftReason.NOT_YET_SUPPORTED, message)
+    if model is not None and draft.target_digest != model.digest:
+        message = (
+            f"{named} was trained for the model {draft.target_digest}, and {model.digest} is served: name "
+            "one that was trained for it."
+        )
+        return ConditionState("False", DraftReason.WRONG_TARGET, message)
+    if plan is not None and plan.choice is not None and plan.choice.method == OFF:
+        message = f"{named} is not used: the plan is one without speculation."
+        return ConditionState("False", DraftReason.DRAFTS_OFF, message)
+    if model is not None and (problem := _further(observed, draft.claim_name, model.digest)):
+        return ConditionState("False", DraftReason.NOT_FOUND, problem)
+    ready = sorted((pod for pod in current if pod.ready), key=lambda pod: pod.name)
+    for pod in ready:
+        if pod.load and pod.load.load.draft_problem:
+            message = f"Pod {pod.name}: {sentence(pod.load.load.draft_problem)} It serves on without it."
+            return ConditionState("False", DraftReason.REFUSED_BY_ENGINE, message)
+    using = sum(pod.load is not None and pod.load.load.draft_version == draft.version for pod in ready)
+    told = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
+    if ready and using == len(ready):
+        return ConditionState("True", DraftReason.IN_USE, told)
+    return ConditionState("Unknown", DraftReason.LOADING, told)
+
+
+def _further(observed: Observed, claim: str, target_digest: str) -> str | None:
+    """What is wrong with the first of the further drafts that pods cannot use, in a sentence."""
+    for name, draft in observed.named:
+        if draft is None:
+            return (
+                f"There is no TurboDraft for namedDrafts {name} that can be read: apply it or name another."
+            )
+        if why := unusable(draft, target_digest, claim):
+            return f"TurboDraft {draft.name}, for namedDrafts {name}, {why}: name another."
+    return None

@@ -1,0 +1,199 @@
+"""The Job that trains a draft, and the TurboDraft that comes of it. Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turbo_operator.api import (
+    API_VERSION,
+    FIELD_MANAGER,
+    LABEL_ACCELERATOR,
+    LABEL_ACCELERATOR_COUNT,
+    LABEL_CAPACITY_TYPE,
+    LABEL_DEPLOYMENT,
+    LABEL_MANAGED_BY,
+    ROLE_TRAIN,
+    TURBODRAFT,
+    DraftMethod,
+    Template,
+    Training,
+    TurboDeployment,
+    label_value,
+)
+from turbo_operator.drafts.training import Begin, Made, draft_name, dtype, folder, job_name, threads
+from turbo_operator.planner.performance.memory import on_cpu
+from turbo_operator.render import draft_volume, source
+from turbo_operator.render.inspect_job import TERMINATION_LOG
+from turbo_operator.render.metadata import labels, metadata, sealed
+from turbo_operator.render.pod import USER_ID, pod_spec_for, variables
+from turbo_operator.render.template import resources
+from turbo_operator.settings import Settings
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR, PORT, PORT_NAME
+from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.training import DomainWorth
+
+CONTAINER = "train"
+PROMPTS_PATH, PROMPTS_FILE = "/prompts", "prompts.jsonl"
+# Pods that may end badly, each followed by a pause of 10 s, doubled up to ten minutes; what is done stays so.
+RETRIES = 20
+GRACE_SECONDS = 30
+# What other trainings of a deployment of this name have left half done serves nobody, and tells prompts.
+SCRIPT = (
+    'for work in "${0%/*}"/[0-9]*/work; do [ "$work" = "$0/work" ] || rm -rf "$work"; done; '
+    'exec turbo distill "$@"'
+)
+
+
+def training_job(td: TurboDeployment, begin: Begin, facts: ModelFacts, settings: Settings) -> dict[str, Any]:
+    """`NAME-train-NUMBER`: pods, one after the other, that run `turbo distill` into the same folder."""
+    training = td.spec.speculation.training
+    if training is None:
+        raise ValueError("nothing is to be trained")
+    choice, overlay = begin.choice, td.spec.template or Template()
+    accelerator = choice.accelerator
+    container = {
+        "name": CONTAINER,
+        "image": td.spec.engine.image or settings.runtime_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": ["sh", "-c", SCRIPT, _out(td, training, begin)],
+        "args": _arguments(td, training, begin, facts),
+        "env": [*source.environment(td), *variables(td)],
+        "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
+        "resources": resources(td, choice),
+    }
+    spec = pod_spec_for(td, container, choice)
+    prompts, prompts_mount = _prompts(td, training)
+    claim = training.pvc.claim_name
+    spec["volumes"] += [{"name": "drafts", "persistentVolumeClaim": {"claimName": claim}}, prompts]
+    spec["containers"][0]["volumeMounts"] += [
+        {"name": "drafts", "mountPath": f"{draft_volume.CLAIM_PATH}/{claim}"},
+        prompts_mount,
+    ]
+    # a claim belongs to root where its driver is not told otherwise
+    spec["securityContext"] |= {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
+    spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
+    if overlay.runtime_class_name:
+        spec["runtimeClassName"] = overlay.runtime_class_name
+    own = labels(
+        td,
+        ROLE_TRAIN,
+        **{
+            LABEL_ACCELERATOR: label_value(accelerator.name),
+            LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica),
+            LABEL_CAPACITY_TYPE: choice.capacity_type,
+        },
+    )
+    meta: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
+    if overlay.annotations:
+        meta["annotations"] = dict(overlay.annotations)
+    job: dict[str, Any] = {
+        "backoffLimit": RETRIES,
+        "podFailurePolicy": {
+            "rules": [
+                {
+                    "action": "FailJob",
+                    "onExitCodes": {
+                        "containerName": CONTAINER,
+                        "operator": "In",
+                        "values": [PERMANENT_ERROR],
+                    },
+                },
+                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+            ]
+        },
+        "template": {"metadata": meta, "spec": spec},
+    }
+    if begin.deadline_seconds is not None:
+        job["activeDeadlineSeconds"] = begin.deadline_seconds
+    return sealed(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": metadata(td, job_name(td, begin.number), labels(td, ROLE_TRAIN)),
+            "spec": job,
+        }
+    )
+
+
+def _arguments(td: TurboDeployment, training: Training, begin: Begin, facts: ModelFacts) -> list[str]:
+    """Model, arithmetic and threads as served, so that answers are those that are served."""
+    choice, serving = begin.choice, begin.serving
+    revision = (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None
+    arguments = [
+        source.argument(td),
+        *([f"--revision={revision}"] if revision else []),
+        f"--prompts={_prompts_path(td, training)}",
+        f"--out={_out(td, training, begin)}",
+        f"--domain={training.domain or td.metadata.name}",
+        f"--max-tokens={training.answer_tokens}",
+        f"--device={'cpu' if on_cpu(choice.accelerator) else 'cuda'}",
+        f"--dtype={dtype(serving)}",
+        f"--threads={threads(td, choice.accelerator)}",
+        f"--max-model-len={serving.max_model_len}",
+        f"--progress-port={PORT}",
+        f"--termination-message={TERMINATION_LOG}",
+    ]
+    # speeds of another machine than the one that serves say nothing
+    return arguments if choice.accelerator.name == serving.accelerator.name else [*arguments, "--no-gain"]
+
+
+def _out(td: TurboDeployment, training: Training, begin: Begin) -> str:
+    """The folder of the artefact, as its container has it."""
+    return f"{draft_volume.CLAIM_PATH}/{training.pvc.claim_name}/{folder(td, begin.number, begin.work)}"
+
+
+def _prompts_path(td: TurboDeployment, training: Training) -> str:
+    prompts = training.prompts
+    if prompts.captured is not None:
+        return f"{PROMPTS_PATH}/{td.metadata.name}"
+    return f"{PROMPTS_PATH}/{prompts.pvc.path if prompts.pvc else PROMPTS_FILE}"
+
+
+def _prompts(td: TurboDeployment, training: Training) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The volume of the prompts, and where its container has it."""
+    mount = {"name": "prompts", "mountPath": PROMPTS_PATH, "readOnly": True}
+    prompts = training.prompts
+    if (ref := prompts.config_map_ref) is not None:
+        items = [{"key": ref.key, "path": PROMPTS_FILE}]
+        return {"name": "prompts", "configMap": {"name": ref.name, "items": items}}, mount
+    claim = prompts.pvc or (td.spec.capture.pvc if td.spec.capture else None)
+    assert claim is not None  # captured prompts ask for spec.capture, by a rule of the API's
+    # Not read-only as a volume: the claim may be the one that drafts are written to.
+    return {"name": "prompts", "persistentVolumeClaim": {"claimName": claim.claim_name}}, mount
+
+
+def turbo_draft(td: TurboDeployment, training: Training, made: Made) -> dict[str, Any]:
+    """`NAME-draft-NUMBER`. Nobody owns it: draft and folder outlive the TurboDeployment."""
+    facts = made.facts
+    return {
+        "apiVersion": API_VERSION,
+        "kind": TURBODRAFT,
+        "metadata": {
+            "name": draft_name(td, made.number),
+            "namespace": td.metadata.namespace,
+            "labels": {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_DEPLOYMENT: td.metadata.name},
+        },
+        "spec": {
+            "method": DraftMethod.TURBO_HEADS if facts.method == "heads" else DraftMethod.EAGLE3,
+            "location": {"claimName": training.pvc.claim_name, "path": folder(td, made.number, made.work)},
+            "version": facts.version,
+            "digest": facts.digest,
+            "targetDigest": facts.target_digest,
+            "deployment": td.metadata.name,
+            "domain": facts.domain,
+            "evaluation": [_evaluated(worth) for worth in facts.worth],
+        },
+    }
+
+
+def _evaluated(worth: DomainWorth) -> dict[str, Any]:
+    length = worth.acceptance_length
+    return {
+        "domain": worth.domain,
+        **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
+        "acceptancePerPosition": [f"{share:.3f}" for share in worth.acceptance_per_position],
+        "gains": [
+            {"batch": gain.batch, "before": f"{gain.before:.3f}", "after": f"{gain.after:.3f}"}
+            for gain in worth.gains
+        ],
+    }

@@ -1,0 +1,80 @@
+"""What the parts of a training are called, by its number, and the hashes that tell two trainings apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+
+from turbo_operator.api import Training, TurboDeployment
+from turbo_operator.drafts.training.hardware import threads
+from turbo_operator.snapshot import Accelerator
+from turbo_runtime.version import turbo_version
+
+
+def job_name(td: TurboDeployment, number: int) -> str:
+    """`NAME-train-NUMBER`."""
+    return f"{td.metadata.name}-train-{number}"
+
+
+def draft_name(td: TurboDeployment, number: int) -> str:
+    """`NAME-draft-NUMBER`."""
+    return f"{td.metadata.name}-draft-{number}"
+
+
+def folder(td: TurboDeployment, number: int, work: str) -> str:
+    """`NAME/NUMBER-WORK`, below the root of the claim of drafts: folders outlive a TurboDeployment, and one
+    that was begun otherwise is of no use.
+    """
+    return f"{td.metadata.name}/{number}-{work}"
+
+
+def is_training_job(td: TurboDeployment, name: str) -> bool:
+    """Whether a Job of that name trains."""
+    return _number_in(f"{td.metadata.name}-train-", name) is not None
+
+
+def last_draft(td: TurboDeployment, names: Iterable[str]) -> int:
+    """The largest number of a TurboDraft among the names; 0 where there is none."""
+    return max((_number_in(f"{td.metadata.name}-draft-", name) or 0 for name in names), default=0)
+
+
+def _number_in(prefix: str, name: str) -> int | None:
+    """The number that follows the prefix; None where none does."""
+    rest = name.removeprefix(prefix)
+    return int(rest) if name.startswith(prefix) and rest.isascii() and rest.isdecimal() else None
+
+
+def spec_hash(training: Training) -> str:
+    """Of all that is asked: what ended badly waits for another one."""
+    return _hash(training.dump())
+
+
+def work_hash(
+    td: TurboDeployment, training: Training, model_digest: str, accelerator: Accelerator, dtype: str
+) -> str:
+    """Of what decides the draft, as far as the operator knows it, and of whose it is: a folder that was begun
+    by one is of no use to another, as `turbo distill` would say of it.
+
+    The version of Turbo is the image's, so the operator's own counts only where it brings the image. What
+    prompts say is not known; a TurboDeployment that is made again may well bring others under their name.
+    """
+    return _hash(
+        [
+            td.metadata.uid,
+            model_digest,
+            training.prompts.dump(),
+            training.domain or td.metadata.name,
+            training.answer_tokens,
+            training.pvc.dump(),
+            accelerator.name,
+            threads(td, accelerator),
+            dtype,
+            td.spec.engine.image or turbo_version(),
+        ]
+    )
+
+
+def _hash(value: object) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,56 @@
+"""What one look at a training comes to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from turbo_operator.api import TrainingReason, TrainingStatus
+from turbo_operator.api.conditions import ConditionState
+from turbo_operator.plan import Choice
+from turbo_runtime.contract.training import DraftFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What the planner is to choose."""
+
+    pinned: str  # the only accelerator that will do, whether it has room or not; empty: the best of all
+    dtype: str  # that it computes in
+    passed_over: tuple[str, ...] = ()  # accelerators of which no more is to be had than nodes have free
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A Job that shall be; one of its name that was rendered otherwise, of which no pod ran, makes room."""
+
+    number: int
+    work: str  # hash of what decides the draft
+    choice: Choice  # what it runs on; the memory is that of a training
+    serving: Choice  # what the model is served as
+    deadline_seconds: int | None  # that the money left buys; None: no bound
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A TurboDraft that is to be applied."""
+
+    number: int
+    work: str
+    facts: DraftFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is told, what the status keeps, and what is to be done; all of nothing where none is asked for."""
+
+    told: ConditionState | None = None
+    state: TrainingStatus | None = None
+    asks: Ask | None = None
+    begin: Begin | None = None
+    keep: str | None = None  # the Job that stays; every other one that trains goes
+    made: Made | None = None
+
+    def refused(self, message: str) -> Step:
+        """The same where the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
+        told = ConditionState("False", TrainingReason.REFUSED, message)
+        return replace(self, told=told)

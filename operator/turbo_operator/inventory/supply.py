@@ -1,0 +1,292 @@
+"""What the cluster has of each accelerator: nodes, less what pods hold on them, within quotas. Pure.
+
+What a TurboDeployment's own pods hold counts as free for it, since a new plan may take their place. On nodes
+that take no new pods of a capacity type that is what its pods of the same accelerator and type hold, unless
+they are leaving. Amounts of resources are whole thousandths, so that they add up exactly. What is not seen
+(pods of namespaces that are not watched) is not counted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from turbo_operator.api import CapacityType, Template, label_value
+from turbo_operator.capacity_types import NodeClassifier
+from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Supply
+
+Amounts = Mapping[str, int]  # by resource, in thousandths of its unit
+
+CPU, MEMORY = "cpu", "memory"
+# Of a quota, what counts a resource of that name; extended resources are counted by their requests alone.
+_QUOTA_PREFIXES = ("", "requests.", "limits.")
+
+
+class Owner(NamedTuple):
+    """The TurboDeployment that a pod belongs to."""
+
+    namespace: str
+    name: str
+
+    @property
+    def trainer(self) -> Owner:
+        """Of its pods that train a draft: neither these nor those that serve are room for the other."""
+        return Owner(self.namespace, f"{self.name}/train")  # no object has such a name
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node as far as pods are placed by it."""
+
+    name: str
+    labels: Mapping[str, str]
+    taints: tuple[Mapping[str, str], ...]  # those of effect NoSchedule and NoExecute
+    takes_pods: bool  # ready and not cordoned
+    allocatable: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What one pod that has not ended holds: on its node, or while it has none, of quotas alone."""
+
+    owner: Owner | None  # None: a stranger
+    node: str | None
+    requests: Amounts
+    limits: Amounts
+    leaving: bool = False  # told to end
+    accelerator: str | None = None  # that it was made for, as its label says
+    capacity_type: str = CapacityType.ON_DEMAND
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """A ResourceQuota that serving pods fall under."""
+
+    namespace: str
+    hard: Amounts
+    used: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """The cluster at one moment, for everybody; `supply_of` is one TurboDeployment's share of it."""
+
+    accelerators: Mapping[str, Accelerator] = field(default_factory=dict)
+    nodes: Mapping[str, Node] = field(default_factory=dict)
+    held: Mapping[str, Amounts] = field(default_factory=dict)  # by node
+    own: Mapping[Owner, tuple[Holding, ...]] = field(default_factory=dict)
+    quotas: tuple[Quota, ...] = ()
+    supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
+    # By accelerator: the nodes that would be open to more, were their taints tolerated.
+    tainted: Mapping[str, tuple[Node, ...]] = field(default_factory=dict)
+
+
+def take_stock(
+    accelerators: Mapping[str, Accelerator],
+    nodes: Iterable[Node],
+    holdings: Iterable[Holding],
+    quotas: Iterable[Quota] = (),
+) -> Stock:
+    """What `nodes` have of each accelerator while `holdings` hold what they hold."""
+    by_name = {node.name: node for node in sorted(nodes, key=lambda node: node.name)}
+    there = tuple(holdings)
+    held = _by_node(there)
+    own: defaultdict[Owner, list[Holding]] = defaultdict(list)
+    for holding in there:
+        if holding.owner is not None:
+            own[holding.owner].append(holding)
+    supply: dict[str, tuple[NodeSupply, ...]] = {}
+    tainted: dict[str, tuple[Node, ...]] = {}
+    for name, accelerator in accelerators.items():
+        classifier = NodeClassifier(accelerator)
+        rows: list[NodeSupply] = []
+        closed: list[Node] = []
+        for node in by_name.values():
+            if not node.takes_pods or not _matches(node, accelerator.node_selector):
+                continue
+            types = _open_to(node, accelerator.node_selector, accelerator.tolerations, classifier)
+            if types:
+                rows.append(_on_node(accelerator, node, held.get(node.name, {}), {}, types))
+            if types != classifier.classify(node.labels):
+                closed.append(node)
+        supply[name], tainted[name] = tuple(rows), tuple(closed)
+    return Stock(
+        dict(accelerators),
+        by_name,
+        held,
+        {owner: tuple(each) for owner, each in own.items()},
+        tuple(quotas),
+        supply,
+        tainted,
+    )
+
+
+def supply_of(stock: Stock, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
+    """What the TurboDeployment `owner` may plan with, by accelerator; its template narrows the nodes."""
+    mine = stock.own.get(owner, ())
+    own = _by_node(mine)
+    quotas = [quota for quota in stock.quotas if quota.namespace == owner.namespace]
+    return {
+        name: Supply(_nodes(stock, accelerator, mine, own, overlay), _quota(accelerator, quotas, mine))
+        for name, accelerator in stock.accelerators.items()
+    }
+
+
+def room(nodes: Iterable[NodeSupply], accelerators_per_replica: int, capacity_type: CapacityType) -> int:
+    """Replicas of a capacity type that what is free holds, each on one node."""
+    return sum(
+        node.free // accelerators_per_replica for node in nodes if capacity_type in node.capacity_types
+    )
+
+
+def unit(accelerator: Accelerator) -> Amounts:
+    """What one accelerator takes of a node; of `cpu` its memory too, which is the machine's."""
+    amounts = {accelerator.resource_name: max(1, math.ceil(accelerator.quantity * 1000))}
+    if accelerator.resource_name == CPU:
+        amounts[MEMORY] = max(1, accelerator.memory_bytes * 1000)
+    return amounts
+
+
+def is_open(node: Node, selector: Mapping[str, str], tolerations: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a new pod with this selector and these tolerations may go to the node, were it empty."""
+    return node.takes_pods and _matches(node, selector) and _tolerated(node, tolerations)
+
+
+def _nodes(
+    stock: Stock,
+    accelerator: Accelerator,
+    mine: Sequence[Holding],
+    own: Mapping[str, Amounts],
+    overlay: Template | None,
+) -> tuple[NodeSupply, ...]:
+    selector, base = accelerator.node_selector, stock.supply[accelerator.name]
+    if overlay is not None and (overlay.node_selector or overlay.tolerations):
+        selector = {**selector, **(overlay.node_selector or {})}
+        base = _under(stock, accelerator, selector, [each.dump() for each in overlay.tolerations or ()])
+    if not own:
+        return base
+    rows = {node.name: node for node in base}
+    staying = [
+        each for each in mine if each.accelerator == label_value(accelerator.name) and not each.leaving
+    ]
+    kept: list[NodeSupply] = []
+    for name, amounts in own.items():
+        node = stock.nodes.get(name)
+        if node is None or not _matches(node, selector):
+            continue
+        types = rows[name].capacity_types if name in rows else frozenset()
+        if types:
+            rows[name] = _on_node(accelerator, node, stock.held[name], amounts, types)
+        for kind in sorted(set(CapacityType) - types):  # takes no new pods of it; ours need not leave
+            there = _by_node(each for each in staying if (each.node, each.capacity_type) == (name, kind))
+            if units := _units(accelerator, there.get(name, {})):
+                kept.append(NodeSupply(name, units, units, None, frozenset({kind})))
+    return tuple(sorted((*rows.values(), *kept), key=lambda row: row.name))
+
+
+def _under(
+    stock: Stock, accelerator: Accelerator, selector: Mapping[str, str], more: Sequence[Mapping[str, Any]]
+) -> tuple[NodeSupply, ...]:
+    """The nodes under a template's whole selector and its further tolerations, with nobody's pods as free.
+
+    A template mostly narrows what is counted already, and every look at its TurboDeployment comes here.
+    """
+    name, tolerations = accelerator.name, (*accelerator.tolerations, *more)
+    rows: dict[str, NodeSupply] = {}
+    if any(selector[key] != value for key, value in accelerator.node_selector.items()):
+        further = tuple(stock.nodes.values())  # other nodes altogether
+    else:
+        rows = {row.name: row for row in stock.supply[name] if _matches(stock.nodes[row.name], selector)}
+        further = stock.tainted[name] if more else ()
+    classifier = NodeClassifier(accelerator)
+    for node in further:
+        if types := _open_to(node, selector, tolerations, classifier):
+            rows[node.name] = _on_node(accelerator, node, stock.held.get(node.name, {}), {}, types)
+    return tuple(rows[name] for name in sorted(rows))
+
+
+def _open_to(
+    node: Node,
+    selector: Mapping[str, str],
+    tolerations: Sequence[Mapping[str, Any]],
+    classifier: NodeClassifier,
+) -> frozenset[CapacityType]:
+    """The capacity types whose new pods may go to the node, were it empty."""
+    return frozenset(
+        kind
+        for kind in classifier.classify(node.labels)
+        if is_open(node, selector, (*tolerations, *classifier.constraints[kind].tolerations))
+    )
+
+
+def _on_node(
+    accelerator: Accelerator,
+    node: Node,
+    held: Amounts,
+    own: Amounts,
+    capacity_types: frozenset[CapacityType],
+) -> NodeSupply:
+    left = {
+        name: node.allocatable[name] - held.get(name, 0) + own.get(name, 0)
+        for name in (*unit(accelerator), CPU, MEMORY)
+        if name in node.allocatable
+    }
+    host = None
+    if accelerator.resource_name != CPU and CPU in left and MEMORY in left:
+        host = Host(max(0, left[CPU]), max(0, left[MEMORY] // 1000))
+    have, free = _units(accelerator, node.allocatable), _units(accelerator, left)
+    return NodeSupply(node.name, have, free, host, capacity_types)
+
+
+def _units(accelerator: Accelerator, amounts: Amounts) -> int:
+    """Whole accelerators in these amounts; never negative."""
+    return max(0, min(amounts.get(name, 0) // each for name, each in unit(accelerator).items()))
+
+
+def _quota(accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[Holding]) -> int | None:
+    """Accelerators that the tightest quota leaves, what is held already included; None without one."""
+    left: list[int] = []
+    for quota in quotas:
+        for name, each in unit(accelerator).items():
+            for prefix in _QUOTA_PREFIXES:
+                counted = prefix + name
+                if counted in quota.hard:
+                    held = sum(_counted(holding, prefix).get(name, 0) for holding in mine)
+                    left.append(max(0, quota.hard[counted] - quota.used.get(counted, 0) + held) // each)
+    return min(left, default=None)
+
+
+def _counted(holding: Holding, prefix: str) -> Amounts:
+    return holding.limits if prefix == "limits." else holding.requests
+
+
+def _matches(node: Node, selector: Mapping[str, str]) -> bool:
+    return all(node.labels.get(key) == value for key, value in selector.items())
+
+
+def _tolerated(node: Node, tolerations: Sequence[Mapping[str, Any]]) -> bool:
+    return all(any(_tolerates(each, taint) for each in tolerations) for taint in node.taints)
+
+
+def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
+    """As the scheduler compares: no key stands for every key, no effect for every effect."""
+    if toleration.get("effect") not in (None, taint["effect"]):
+        return False
+    if toleration.get("key") not in (None, taint["key"]):
+        return False
+    if toleration.get("operator") == "Exists":
+        return True
+    return toleration.get("key") is not None and (toleration.get("value") or "") == taint.get("value", "")
+
+
+def _by_node(holdings: Iterable[Holding]) -> dict[str, dict[str, int]]:
+    total: dict[str, dict[str, int]] = {}
+    for holding in holdings:
+        if holding.node is not None:
+            node = total.setdefault(holding.node, {})
+            for name, amount in holding.requests.items():
+                node[name] = node.get(name, 0) + amount
+    return total

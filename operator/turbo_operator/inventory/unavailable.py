@@ -1,0 +1,61 @@
+"""Which accelerators a pod has waited for in vain, and until when they are passed over. Pure.
+
+Read from the pods that wait, by what Kubernetes says since when, and from the status, which remembers it
+after such a pod has made way for the next best class. So an operator that starts anew knows as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from turbo_operator.api import Accelerators, TurboDeployment, epoch
+from turbo_operator.snapshot import PodView
+
+# After a wait of pendingTimeout, so many of them pass before the class is tried again; while the pod goes on
+# waiting, as many again and again.
+BACKOFF_TIMEOUTS = 10
+
+
+def exhausted(td: TurboDeployment, pods: Iterable[PodView], now: float) -> Mapping[str, float]:
+    """By accelerator, the time (seconds since the epoch) until which no more of it is planned."""
+    backoff = BACKOFF_TIMEOUTS * _timeout(td)
+    found = {
+        # No wait gives more than a backoff from now: whatever is later comes of a clock or a hand that erred.
+        each.accelerator: min(_instant(each.until), now + backoff)
+        for each in td.status.exhausted
+    }
+    plan = td.status.plan
+    if plan is not None and plan.accelerator is not None:
+        for since in _waiting(plan.hash, pods):
+            if now - since >= _timeout(td):
+                until = since + backoff * (1 + (now - since) // backoff)
+                found[plan.accelerator] = max(until, found.get(plan.accelerator, until))
+    return {name: until for name, until in found.items() if until > now}
+
+
+def next_look(td: TurboDeployment, pods: Iterable[PodView], now: float) -> float | None:
+    """Seconds until `exhausted` says something else; None where nothing is waited for."""
+    waits = [since + _timeout(td) for since in _waiting(td.status.plan.hash, pods)] if td.status.plan else []
+    times = [*waits, *exhausted(td, pods, now).values()]
+    return min((at - now for at in times if at > now), default=None)
+
+
+def _instant(stamp: str) -> float:
+    """Seconds since the epoch; of a text that is no time, or one out of range, a time that is long past."""
+    try:
+        return epoch(stamp)
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _waiting(plan_hash: str | None, pods: Iterable[PodView]) -> list[float]:
+    """Since when each pod of the plan has waited for a node."""
+    return [
+        pod.pending_since
+        for pod in pods
+        if pod.pending_since is not None and not pod.terminating and pod.plan_hash == plan_hash
+    ]
+
+
+def _timeout(td: TurboDeployment) -> float:
+    return (td.spec.accelerators or Accelerators()).pending_timeout_seconds

@@ -1,0 +1,139 @@
+"""From nodes, pods and quotas as the API server keeps them to the few bytes that supply is counted by.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from decimal import ROUND_UP, Decimal
+from typing import Any
+
+from turbo_operator.api import (
+    LABEL_ACCELERATOR,
+    LABEL_CAPACITY_TYPE,
+    LABEL_DEPLOYMENT,
+    LABEL_ROLE,
+    ROLE_TRAIN,
+    CapacityType,
+)
+from turbo_operator.inventory.supply import Amounts, Holding, Node, Owner, Quota
+
+# Every form that Kubernetes takes; our own API (`api.quantity`) does with fewer.
+_QUANTITY = re.compile(
+    r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+))"
+    r"(?:[eE](?P<exponent>[+-]?\d{1,9})|(?P<binary>[KMGTPE])i|(?P<decimal>[numkMGTPE]?))",
+    re.ASCII,
+)
+_DECIMAL_EXPONENTS = {"": 0, "n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_BINARY_UNITS = {letter: 1024**power for power, letter in enumerate("KMGTPE", start=1)}
+_LARGEST = Decimal(2**63 - 1)  # Kubernetes takes whatever is larger for this
+_THOUSANDTH = Decimal("0.001")
+_BINDING_TAINTS = {"NoSchedule", "NoExecute"}
+# Scopes that every serving pod falls under: it has requests and no deadline. Others depend on its class.
+_OUR_SCOPES = {"NotTerminating", "NotBestEffort"}
+
+
+def node(body: Mapping[str, Any]) -> Node:
+    """A node."""
+    meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
+    ready = any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in status.get("conditions") or ()
+    )
+    return Node(
+        name=meta["name"],
+        labels=dict(meta.get("labels") or {}),
+        taints=tuple(
+            {name: taint[name] for name in ("key", "value", "effect") if name in taint}
+            for taint in spec.get("taints") or ()
+            if taint["effect"] in _BINDING_TAINTS
+        ),
+        takes_pods=ready and not spec.get("unschedulable"),
+        allocatable=amounts(status.get("allocatable"), "status.allocatable"),
+    )
+
+
+def holding(body: Mapping[str, Any]) -> Holding | None:
+    """What a pod holds; None when it has ended."""
+    meta, spec = body["metadata"], body.get("spec") or {}
+    if (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return None
+    labels = meta.get("labels") or {}
+    deployment = labels.get(LABEL_DEPLOYMENT)
+    owner = Owner(meta["namespace"], deployment) if deployment else None
+    return Holding(
+        owner=owner.trainer if owner and labels.get(LABEL_ROLE) == ROLE_TRAIN else owner,
+        node=spec.get("nodeName") or None,
+        requests=_effective(spec, "requests"),
+        limits=_effective(spec, "limits"),
+        leaving="deletionTimestamp" in meta,
+        accelerator=labels.get(LABEL_ACCELERATOR),
+        capacity_type=labels.get(LABEL_CAPACITY_TYPE, CapacityType.ON_DEMAND),
+    )
+
+
+def quota(body: Mapping[str, Any]) -> Quota | None:
+    """A ResourceQuota; None for one that serving pods may not fall under, by its scopes."""
+    spec, status = body.get("spec") or {}, body.get("status") or {}
+    if spec.get("scopeSelector") or not _OUR_SCOPES.issuperset(spec.get("scopes") or ()):
+        return None
+    hard, used = amounts(spec.get("hard"), "spec.hard"), amounts(status.get("used"), "status.used")
+    return Quota(body["metadata"]["namespace"], hard, used)
+
+
+def amounts(raw: Mapping[str, Any] | None, path: str) -> dict[str, int]:
+    """Quantities by resource in thousandths, rounded away from 0 as the API server does.
+
+    ValueError names the field of one that is no quantity.
+    """
+    return {name: _thousandths(str(text), f"{path}.{name}") for name, text in (raw or {}).items()}
+
+
+def _thousandths(text: str, path: str) -> int:
+    parts = _QUANTITY.fullmatch(text)
+    if parts is None:
+        raise ValueError(f"{path}: {text!r} is no quantity: write it like 4, 400m or 1.5Gi")
+    number, exponent, binary = parts["number"], parts["exponent"], parts["binary"]
+    if exponent is None:
+        exponent = _DECIMAL_EXPONENTS[parts["decimal"] or ""]
+    # Bounded before any arithmetic: an exponent of nine digits is soon written and never computed.
+    value = _bounded(Decimal(f"{number}e{exponent}"))
+    if binary is not None:
+        value = _bounded(value * _BINARY_UNITS[binary])
+    return int(value.quantize(_THOUSANDTH, ROUND_UP) * 1000)
+
+
+def _bounded(value: Decimal) -> Decimal:
+    return max(-_LARGEST, min(value, _LARGEST))
+
+
+def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:
+    """As the scheduler counts: what runs together, or the largest that runs before it, and the overhead."""
+    beside: Amounts = {}  # sidecars that were started so far
+    most: Amounts = {}
+    for each in spec.get("initContainers") or ():
+        running = _sum((beside, _part(each, part, "spec.initContainers")))
+        if each.get("restartPolicy") == "Always":
+            beside = running
+        most = _larger(most, running)
+    containers = (_part(each, part, "spec.containers") for each in spec.get("containers") or ())
+    whole = _larger(most, _sum((beside, *containers))) | _part(spec, part, "spec")
+    return _sum((whole, amounts(spec.get("overhead"), "spec.overhead")))
+
+
+def _larger(one: Amounts, other: Amounts) -> dict[str, int]:
+    return {name: max(one.get(name, 0), other.get(name, 0)) for name in one.keys() | other.keys()}
+
+
+def _part(holder: Mapping[str, Any], part: str, path: str) -> dict[str, int]:
+    return amounts((holder.get("resources") or {}).get(part), f"{path}.resources.{part}")
+
+
+def _sum(parts: Iterable[Amounts]) -> dict[str, int]:
+    total: dict[str, int] = {}
+    for part in parts:
+        for name, amount in part.items():
+            total[name] = total.get(name, 0) + amount
+    return total

@@ -1,0 +1,125 @@
+"""What is decided, as plain, frozen records that cross between the rooms: candidates and the `Plan`.
+
+Pure: no client, no clock. Money is in US dollars as `Decimal`, memory in bytes, times in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from turbo_operator.api.constants import CapacityType, EngineName, Placement, Provenance
+from turbo_operator.snapshot import Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What a plan is expected to do at the load that it was made for; without one, a request alone and as
+    many tokens as it can yield.
+    """
+
+    time_to_first_token: float | None  # at the target's percentile; None where the accelerator has no profile
+    time_per_output_token: float | None  # at the target's percentile
+    tokens_per_second: float | None  # output tokens of all replicas at the planned load; None of no replicas
+    capacity_tokens_per_second: float | None  # of all replicas while the targets hold
+    cost_per_hour: Decimal | None  # of all replicas, whole nodes where those are bought
+    cost_per_million_tokens: Decimal | None  # output tokens, at the planned load
+    provenance: Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What one replica does while the targets hold."""
+
+    requests_per_second: float
+    concurrency: int  # requests decoded together then
+    tokens: int  # held in the KV cache by those, prompt and answer: the autoscaler's supply
+    tokens_per_second: float  # output tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A candidate that was not chosen, and why: an enum reason and a sentence."""
+
+    accelerator: str
+    tensor: int
+    method: str
+    reason: str  # a PlanReason
+    detail: str
+    engine: str = EngineName.TURBO
+    capacity_type: str = CapacityType.ON_DEMAND
+    nodes: int = 1  # of one replica, each with `tensor` accelerators
+    replicas: int | None = None
+    predicted: Predicted | None = None  # None where it was refused before it could be told
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The chosen candidate of a feasible plan. All but the last fields are of one replica."""
+
+    engine: EngineName
+    accelerator: Accelerator
+    capacity_type: CapacityType
+    tensor: int
+    nodes: int  # of one replica; pipeline stages where it is more than one
+    accelerators_per_replica: int  # draft's own included
+    method: str  # Suffix, TurboHeads, EAGLE3, DraftModel, MTP or Off
+    placement: Placement | None  # None without a draft that takes memory
+    max_draft_tokens: int
+    dtype: str  # float32 or bfloat16: what the runtime is told
+    memory_bytes: int  # estimated need per accelerator, KV pool and reserve included
+    max_model_len: int
+    kv_cache_bytes: int  # of memory_bytes: the pool that the runtime is told to make, per accelerator
+    host_memory_bytes: int  # memory of one replica's container; on cpu the accelerator's own
+    capacity: Capacity | None  # None where the accelerator has no profile
+    predicted: Predicted  # of all replicas
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """Which candidate runs now: a better one must be worth the move."""
+
+    engine: EngineName
+    accelerator: str
+    capacity_type: CapacityType
+    tensor: int
+    nodes: int
+    method: str
+    placement: Placement | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The planner's answer. `choice` is None when nothing is feasible; `reason` and `detail` say why."""
+
+    choice: Choice | None
+    replicas: int
+    reason: str  # a PlanReason
+    detail: str  # a full sentence for the condition
+    rejected: tuple[Rejected, ...] = ()
+    # The cheapest that misses by little, or without a plan the one that misses by least; `detail` says what.
+    nearest: Rejected | None = None
+    # Without a choice: the candidate that lacks nothing but room, of which as many replicas run as fit.
+    partial: Choice | None = None
+
+    @property
+    def served(self) -> Choice | None:
+        """What pods are made of: the choice, or as much of it as fits."""
+        return self.choice or self.partial
+
+
+@dataclass(frozen=True, slots=True)
+class Weighed:
+    """A candidate on the plane of cost and latency: what `planner.frontier` gives for the same arguments as
+    `planner.plan`, every candidate that could be predicted once.
+    """
+
+    engine: EngineName
+    accelerator: str
+    capacity_type: CapacityType
+    tensor: int
+    nodes: int
+    method: str
+    replicas: int
+    predicted: Predicted
+    reason: str  # a PlanReason: Feasible where it may be chosen

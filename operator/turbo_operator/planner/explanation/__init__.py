@@ -1,0 +1,1 @@
+"""Why a plan was chosen, and why other candidates were rejected."""

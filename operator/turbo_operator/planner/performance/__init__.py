@@ -1,0 +1,1 @@
+"""How fast a candidate is: step times, memory, speculation, and queueing."""

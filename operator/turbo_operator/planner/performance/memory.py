@@ -1,0 +1,190 @@
+"""What one accelerator must hold to serve a model, and what it can hold. Pure arithmetic, in bytes.
+
+    weights / t + draft + KV cache of one full-length request / t + activations of the largest pass
+        <=  0.95 x memory - reserve
+
+t accelerators share every layer; where stages divide the layers, the largest must fit. A plan whose
+accelerators hold that can answer the longest request it promises; the memory that is left becomes more KV
+cache, hence more requests at a time. 0.95 leaves room for fragmentation; the reserve is what a process holds
+before the first weight. Every engine sets aside what a pass of the most tokens that it takes needs before it
+gives the rest to the cache.
+
+Functions of `tensor`, `stages` and element sizes are elementwise: each may be a number or an array, broadcast
+against the others, so that all candidates of a plan are one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbo_operator.snapshot import Accelerator
+from turbo_runtime.contract.model import ModelShape
+
+Numbers = float | NDArray[np.float64]
+
+GIB = 1 << 30
+USABLE_SHARE = 0.95
+DEVICE_RESERVE = 2 * GIB  # CUDA context, captured graphs, workspaces of libraries and of attention, samplers
+# Two interpreters (measured: 0.74 GiB for the engine's with torch, less for the server's).
+CPU_RESERVE = 3 * GIB // 2
+KV_GRAIN = GIB // 64  # the pool is counted in these: its size in GiB is an exact decimal of few digits
+BLOCK_TOKENS = 16  # slack of one block: a request's last block is rarely full
+LOGIT_BYTES = 4  # logits are verified in float32 whatever the weights are
+CPU_RESOURCE = "cpu"
+
+ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Of one quantised weight, its share of the scales included: one per block of 128 x 128 or per channel of
+# 8-bit types, 20 bits per 128 of int4 (AWQ, GPTQ), 8 bits per 32 of mxfp4 and per 16 of nvfp4.
+QUANTIZED_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.52, "mxfp4": 0.53125, "nvfp4": 0.5625}
+
+
+def on_cpu(accelerator: Accelerator) -> bool:
+    """Whether the accelerator is cores and container memory rather than a device with memory of its own."""
+    return accelerator.resource_name == CPU_RESOURCE
+
+
+def reserve(accelerator: Accelerator) -> int:
+    """Bytes that a process holds before the first weight."""
+    return CPU_RESERVE if on_cpu(accelerator) else DEVICE_RESERVE
+
+
+def usable(accelerator: Accelerator) -> int:
+    """Bytes of `accelerator` that weights, KV cache and activations may fill; never negative."""
+    return max(0, int(USABLE_SHARE * accelerator.memory_bytes) - reserve(accelerator))
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Bytes of a model's weights over all its accelerators."""
+
+    dense: Numbers  # all but the next two
+    expert: Numbers  # routed experts
+    embedding: Numbers  # a table that is looked up: held, not read in a pass
+
+    @property
+    def total(self) -> Numbers:
+        """All of them."""
+        return self.dense + self.expert + self.embedding
+
+
+def weights(shape: ModelShape, element: Numbers, quantized: bool = True) -> Weights:
+    """The weights as they are served: `element` bytes for each that is not quantised.
+
+    Quantised ones are routed experts first, as in every published format. With `quantized` False all are
+    converted to the element's type.
+    """
+    per_quantized = QUANTIZED_BYTES.get(shape.quantization or "") if quantized else None
+    count = shape.quantized_parameters if per_quantized is not None else 0
+    of_experts = min(count, shape.expert_parameters)
+    of_dense = count - of_experts
+    dense = shape.parameters - shape.expert_parameters - shape.embedding_parameters
+    small = per_quantized or 0.0
+    return Weights(
+        dense=(dense - of_dense) * element + of_dense * small,
+        expert=(shape.expert_parameters - of_experts) * element + of_experts * small,
+        embedding=shape.embedding_parameters * element,
+    )
+
+
+def largest_stage(layers: int, stages: Numbers) -> Numbers:
+    """Share of a model's layers in the largest of its stages: 31 of 61 in two."""
+    return np.ceil(layers / stages) / layers
+
+
+def stage_bytes(shape: ModelShape, held: Weights, element: Numbers, stages: Numbers) -> Numbers:
+    """Bytes of the weights in the largest of `stages` stages: its layers and, where there are several, the
+    embedding or the head. Where those are one table, the first stage and the last hold a copy each.
+    """
+    head = float(shape.vocab_size * shape.hidden_size) * element
+    between = held.total - held.embedding - head
+    return np.where(np.equal(stages, 1.0), held.total, between * largest_stage(shape.layers, stages) + head)
+
+
+def cached_elements(shape: ModelShape, tensor: Numbers) -> Numbers:
+    """Elements of one layer's cache for one token on one of `tensor` accelerators.
+
+    KV heads divide over the accelerators as far as they go and are replicated beyond; a latent (MLA) is whole
+    on each.
+    """
+    if shape.kv_latent:
+        return float(shape.kv_latent) + 0.0 * tensor
+    return 2.0 * shape.head_dim * np.ceil(shape.kv_heads / tensor)
+
+
+def cached_layers(shape: ModelShape, tokens: Numbers, slides: bool) -> Numbers:
+    """Layers that hold a token's cache, in the mean over `tokens` tokens of one request.
+
+    `slides`: whether the engine forgets what a sliding window has passed.
+    """
+    if not (slides and shape.sliding_window):
+        return float(shape.layers) + 0.0 * tokens
+    kept = np.minimum(1.0, shape.sliding_window / np.maximum(tokens, 1.0))
+    return shape.layers - shape.sliding_layers * (1.0 - kept)
+
+
+def kv_bytes(
+    shape: ModelShape, element: Numbers, tensor: Numbers, tokens: Numbers, slides: bool = False
+) -> Numbers:
+    """Bytes of one cached token on one accelerator, in the mean over a request of `tokens` tokens."""
+    return cached_elements(shape, tensor) * cached_layers(shape, tokens, slides) * element
+
+
+def whole_grains(amount: Numbers) -> Numbers:
+    """The least multiple of the pool's grain that is not below."""
+    return np.ceil(amount / KV_GRAIN) * KV_GRAIN
+
+
+def request_tokens(max_model_len: int, max_draft_tokens: Numbers) -> Numbers:
+    """Tokens of cache that the longest request may come to, with its drafts and the slack of a block."""
+    return max_model_len + max_draft_tokens + 1.0 + BLOCK_TOKENS
+
+
+def mlp_width(shape: ModelShape) -> float:
+    """Inner elements of one token in the widest MLP. Where they are not known, at most as many as a layer's
+    active weights allow: as though three matrices of the MLP were all of them.
+    """
+    if shape.mlp_width:
+        return float(shape.mlp_width)
+    idle = 1.0 - shape.experts_per_token / shape.experts if shape.experts else 0.0
+    tables = shape.embedding_parameters + shape.vocab_size * shape.hidden_size
+    active = shape.parameters - tables - shape.expert_parameters * idle
+    return max(0.0, active) / shape.layers / (3.0 * shape.hidden_size)
+
+
+def activation_bytes(
+    shape: ModelShape,
+    element: Numbers,
+    tensor: Numbers,
+    max_running: Numbers,
+    max_step_tokens: Numbers,
+    drafts: Numbers,
+) -> Numbers:
+    """What a pass of the most tokens, with `drafts` drafts of every running request, holds at its peak on one
+    of `tensor` accelerators.
+
+    Each has whole what goes from layer to layer, once as it is and once normalised. Beside that there are
+    an MLP's two branches and their product, which the accelerators share; or, after the last layer, the
+    logits of the tokens that are verified.
+    """
+    tokens = np.maximum(max_step_tokens, drafts + 1.0)
+    between = 2.0 * shape.hidden_size * tokens * element
+    inside = 3.0 * mlp_width(shape) * tokens * element / tensor
+    logits = LOGIT_BYTES * shape.vocab_size * np.minimum(max_running * (drafts + 1.0), tokens)
+    found: Numbers = between + np.maximum(inside, logits)
+    return found
+
+
+def second_head(shape: ModelShape) -> int:
+    """Weights laid out twice on cores: a head that shares the embedding's, as its products need it."""
+    return shape.vocab_size * shape.hidden_size
+
+
+def longest_model_len(room: float, per_token: float, max_draft_tokens: int) -> int:
+    """The longest request in tokens of which one fits into `room` bytes; 0 when none does."""
+    if room < 0:
+        return 0
+    tokens = int(room // KV_GRAIN * KV_GRAIN // per_token)
+    return max(0, tokens - int(request_tokens(0, max_draft_tokens)))

@@ -1,0 +1,192 @@
+"""What drafts of each method are taken to gain and to cost before anything is measured. Pure.
+
+Time per output token is T(B, k) / tau(k): a step that verifies k drafts of each of B requests takes T and
+commits tau tokens to each. tau follows from the chance that the draft at each position is accepted. k is
+chosen per number of requests, 0 included, so that no draft makes a plan slower by construction.
+
+Acceptance lengths are the smallest among published rows of the method (all of them count the bonus token).
+Suffix is taken to gain nothing: how often a text repeats itself is a property of the traffic, and no saving
+is stated until it is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbo_operator.api import DraftPlacement, Method, Mode, Placement, Speculation
+from turbo_operator.api.constants import OFF
+from turbo_operator.planner.capabilities import NOW
+from turbo_operator.planner.engines import Engine
+from turbo_runtime.contract.model import ModelShape
+
+Numbers = NDArray[np.float64]
+
+DEPTH = 5  # drafts of one step in those rows: EAGLE's tree, Medusa's heads, the assistant's default
+REDUCED_VOCABULARY = 32_000  # of an EAGLE3 head
+DRAFTS = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24, 32, 48, 64)  # those tried, up to the ceiling
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What a method is assumed to reach."""
+
+    acceptance_length: float  # tau at `depth` drafts
+    depth: int
+    source: str
+
+
+SPEC_BENCH = "Spec-Bench leaderboard (Apache-2.0), commit fd2c1cd7, Vicuna 7B to 33B"
+PRIORS = {
+    Method.TURBO_HEADS: Prior(2.32, DEPTH, f"{SPEC_BENCH}: Medusa"),
+    # EAGLE3's rows there draft trees, which accept more than the one chain that is planned: the first EAGLE's
+    # smallest is taken instead.
+    Method.EAGLE3: Prior(3.39, DEPTH, f"{SPEC_BENCH}: EAGLE"),
+    Method.DRAFT_MODEL: Prior(2.01, DEPTH, f"{SPEC_BENCH}: SpS, a 68M draft"),
+    # The second token is accepted in 85 to 90 % of the steps; 1.8 times the tokens per second came of it.
+    Method.MTP: Prior(1.85, 1, "the DeepSeek-V3 technical report, arXiv:2412.19437, section 5.4.3"),
+}
+
+
+def acceptance(prior: Prior) -> float:
+    """The chance per position, the same at each, at which `depth` drafts commit the prior's length."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        reached = sum(middle**position for position in range(prior.depth + 1))
+        low, high = (middle, high) if reached < prior.acceptance_length else (low, middle)
+    return low
+
+
+ACCEPTANCE = {method: acceptance(prior) for method, prior in PRIORS.items()}
+
+
+def committed(method: str, drafts: int) -> float:
+    """Tokens that a step with so many drafts commits to each request (tau), the bonus token included."""
+    chance = ACCEPTANCE.get(Method(method)) if method != OFF else None
+    if chance is None:
+        return 1.0
+    return float(sum(chance**position for position in range(drafts + 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One way to speculate."""
+
+    method: str
+    placement: Placement | None  # None where nothing of it takes memory
+    max_draft_tokens: int
+    order: int  # of preference at equal cost: a method before none, the cheaper one first
+
+    @property
+    def gains(self) -> bool:
+        """Whether anything is assumed of its acceptance."""
+        return self.method != OFF and Method(self.method) in PRIORS
+
+    def drafts(self) -> tuple[int, ...]:
+        """Numbers of drafts that are tried beside none; empty where none is assumed to be accepted."""
+        return tuple(k for k in DRAFTS if k <= self.max_draft_tokens) if self.gains else ()
+
+
+# At equal cost a method that is there for nothing comes first, the larger draft later, none last.
+ORDER = {
+    str(method): place
+    for place, method in enumerate(
+        (Method.SUFFIX, Method.TURBO_HEADS, Method.EAGLE3, Method.MTP, Method.DRAFT_MODEL)
+    )
+} | {OFF: 5}
+
+
+def options(
+    speculation: Speculation, engine: Engine, shape: ModelShape, draft: ModelShape | None
+) -> tuple[Draft, ...]:
+    """The ways that the spec leaves open with this engine, the preferred one first."""
+    ceiling = speculation.max_draft_tokens
+    if speculation.mode == Mode.DISABLED or ceiling == 0:
+        return (Draft(OFF, None, 0, ORDER[OFF]),)
+    found: list[Draft] = []
+    # A trained draft drafts beside the suffix drafter, and what it gains is measured where it runs: until
+    # then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
+    wanted = speculation.method
+    if speculation.draft_ref or (wanted in NOW.trained and wanted in engine.methods):
+        wanted = Method.SUFFIX
+    for method in sorted(engine.methods, key=ORDER.__getitem__):
+        if method == OFF:
+            if speculation.mode == Mode.AUTO:
+                found.append(Draft(OFF, None, 0, ORDER[OFF]))
+            continue
+        if wanted not in (Method.AUTO, method):
+            continue
+        if method == Method.DRAFT_MODEL:
+            if draft is not None:
+                found += [
+                    Draft(method, placement, ceiling, ORDER[method])
+                    for placement in Placement
+                    if speculation.placement in (DraftPlacement.AUTO, placement)
+                ]
+        elif method == Method.MTP:
+            if shape.mtp_layers:
+                found.append(
+                    Draft(method, Placement.COLOCATED, min(ceiling, shape.mtp_layers), ORDER[method])
+                )
+        else:
+            placement = None if method == Method.SUFFIX else Placement.COLOCATED
+            found.append(Draft(method, placement, ceiling, ORDER[method]))
+    return tuple(found)
+
+
+def head_parameters(method: str, shape: ModelShape, max_draft_tokens: int) -> int:
+    """Weights that drafting adds beside the model's own: heads, a layer, or the model's own MTP layers."""
+    layer = layer_parameters(shape)
+    if method == Method.TURBO_HEADS:
+        return max_draft_tokens * shape.hidden_size**2
+    if method == Method.EAGLE3:
+        return layer + 3 * shape.hidden_size**2 + REDUCED_VOCABULARY * shape.hidden_size
+    if method == Method.MTP:
+        return shape.mtp_layers * (layer + 2 * shape.hidden_size**2)
+    return 0
+
+
+def layer_parameters(shape: ModelShape) -> int:
+    """Weights of one layer in the mean."""
+    tables = shape.vocab_size * shape.hidden_size
+    return max(1, shape.parameters - tables - shape.embedding_parameters) // shape.layers
+
+
+def pass_share(method: str, shape: ModelShape) -> float:
+    """One pass of the drafting layer and its head, as a share of one pass of the model."""
+    vocabulary = REDUCED_VOCABULARY if method == Method.EAGLE3 else shape.vocab_size
+    return (1.0 + vocabulary * shape.hidden_size / layer_parameters(shape)) / shape.layers
+
+
+def draft_seconds(method: str, drafts: int, shape: ModelShape, plain: Numbers, draft: Numbers) -> Numbers:
+    """Time to make `drafts` drafts, of a pass of the model without any (`plain`) and one of the draft model.
+
+    Heads draft all positions in one pass; the others need one pass for each.
+    """
+    if method == Method.DRAFT_MODEL:
+        return drafts * draft
+    passes = 1 if method == Method.TURBO_HEADS else drafts
+    return passes * pass_share(method, shape) * plain
+
+
+def fastest(
+    method: Draft,
+    step: Callable[[float], Numbers],
+    drafting: Callable[[int], Numbers],
+) -> tuple[Numbers, NDArray[np.int64]]:
+    """Seconds per committed token and request with the best number of drafts, and that number.
+
+    `step(k)` is a pass that verifies k drafts, `drafting(k)` what making them takes, both over the same
+    candidates and rows. No drafts are always among those tried.
+    """
+    best = step(0.0)
+    number = np.zeros(best.shape, np.int64)
+    for k in method.drafts():
+        seconds = (step(float(k)) + drafting(k)) / committed(method.method, k)
+        number = np.where(seconds < best, k, number)
+        best = np.minimum(seconds, best)
+    return best, number

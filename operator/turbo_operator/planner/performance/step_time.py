@@ -1,0 +1,172 @@
+"""How long one forward pass takes: a sum of bytes, flops and fixed work. Pure.
+
+    t_dec(B, k) = (dense bytes + KV bytes) / (BW e_b) + expert bytes x distinct(B (k+1)) / (BW e_be)
+                + (dense flops / F + attention flops / F16) / e_f + expert flops / (F e_fe)
+                + (c_L + c_Lm) L + exchanged bytes / (link e_f)
+    t_pre       = max(flops' time, weights' time) + (c_L + c_Lm) L + exchanged bytes / (link e_f)
+
+The terms are added: their maximum, the usual roofline, misses the cost of verification by three times the
+error. All functions are elementwise: every number of `Machine` and every argument may be an array, broadcast
+against the others, so that all candidates of a plan are one call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from turbo_operator.planner.performance.coefficients import Coefficients
+from turbo_runtime.contract.model import ModelShape
+
+Numbers = float | NDArray[np.float64]
+
+ACTIVATION_BYTES = 2  # of one element that accelerators exchange
+WHOLE = 4e6  # bytes of a decoding pass's sum that accelerators send to every other at once
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The accelerators of one replica as a step sees them. All rates are of one of them, per second.
+
+    Attention and dense layers are shared by groups of `tensor` accelerators; `data` such groups, each with
+    requests of its own, share the routed experts.
+    """
+
+    bandwidth: Numbers  # bytes of its memory
+    flops: Numbers  # dense, in the type that dense layers are computed in
+    expert_flops: Numbers  # the same for routed experts
+    attention_flops: Numbers  # the same for attention: in 16 bits, whatever the weights are
+    link: Numbers  # bytes, one way, between the accelerators of one replica; inf for one alone
+    tensor: Numbers  # accelerators that share every layer
+    coefficients: Coefficients  # of numbers or arrays
+    data: Numbers = 1.0  # groups of them
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one pass of a model reads and computes, over all the accelerators of a group."""
+
+    dense_bytes: Numbers  # weights that every pass reads
+    expert_bytes: Numbers  # routed experts of all layers
+    dense_flops: Numbers  # of one token
+    expert_flops: Numbers  # of one token
+    attention_flops: Numbers  # of one token for each that it looks at, were every layer to look at it
+    kv_bytes: Numbers  # of one cached token on one accelerator
+    summed_bytes: Numbers  # activations of one token, once in every layer
+    layers: Numbers
+    active: Numbers  # share of the routed experts that a token goes to; 0: dense
+    window: Numbers  # tokens that sliding layers look at
+    sliding: Numbers  # share of the layers that slide
+
+
+def work(shape: ModelShape, dense_bytes: Numbers, expert_bytes: Numbers, kv_bytes: Numbers) -> Work:
+    """The work of a model whose weights take so many bytes; see `memory` for those."""
+    dense = shape.parameters - shape.expert_parameters - shape.embedding_parameters
+    active = shape.experts_per_token / shape.experts if shape.experts else 0.0
+    return Work(
+        dense_bytes=dense_bytes,
+        expert_bytes=expert_bytes,
+        dense_flops=2.0 * dense,
+        expert_flops=2.0 * shape.expert_parameters * active,
+        attention_flops=4.0 * shape.layers * shape.heads * shape.head_dim,
+        kv_bytes=kv_bytes,
+        summed_bytes=float(shape.layers * shape.hidden_size * ACTIVATION_BYTES),
+        layers=float(shape.layers),
+        active=active,
+        window=float(shape.sliding_window),
+        sliding=shape.sliding_layers / shape.layers,
+    )
+
+
+def distinct(work: Work, tokens: Numbers) -> Numbers:
+    """The share of the routed experts that `tokens` tokens together need."""
+    return 1.0 - (1.0 - work.active) ** tokens
+
+
+def _computed(machine: Machine, work: Work, tokens: Numbers, groups: Numbers, seen: Numbers) -> Numbers:
+    """Products of `tokens` tokens of each of `groups` groups that look at `seen` tokens each."""
+    it, c = machine, machine.coefficients
+    looked = seen * (1.0 - work.sliding) + np.minimum(seen, work.window) * work.sliding
+    dense = work.dense_flops / it.flops + work.attention_flops * looked / it.attention_flops
+    experts = work.expert_flops * groups / it.data / (it.expert_flops * c.expert_flops)
+    return tokens / it.tensor * (dense / c.flops + experts)
+
+
+def _weights(machine: Machine, work: Work, tokens: Numbers) -> Numbers:
+    """Reads the weights that `tokens` tokens of all groups together need."""
+    it, c = machine, machine.coefficients
+    experts = work.expert_bytes / it.data * distinct(work, tokens) / c.expert_bandwidth
+    return (work.dense_bytes / c.bandwidth + experts) / it.tensor / it.bandwidth
+
+
+def _fixed(machine: Machine, work: Work) -> Numbers:
+    c = machine.coefficients
+    return (c.layer_seconds + np.where(work.active, c.expert_layer_seconds, 0.0)) * work.layers
+
+
+def _exchanged(machine: Machine, work: Work, tokens: Numbers, groups: Numbers, whole: float) -> Numbers:
+    """Sums activations twice in a layer: within each group, then over all of them.
+
+    Of each sum the first `whole` bytes go to every other accelerator at once, which is quick; the rest around
+    a ring, which is less.
+    """
+
+    def sent(size: Numbers, among: Numbers) -> Numbers:
+        others = among - 1.0
+        return others * np.minimum(size, whole) + 2.0 * others / among * np.maximum(size - whole, 0.0)
+
+    one = tokens * work.summed_bytes / work.layers
+    both = sent(one, machine.tensor) + sent(one * groups, machine.tensor * machine.data)
+    return work.layers * both / (machine.link * machine.coefficients.flops)
+
+
+def decode_seconds(machine: Machine, work: Work, rows: Numbers, drafts: Numbers, context: Numbers) -> Numbers:
+    """One pass over `rows` requests of each group that verifies `drafts` drafts of each.
+
+    `context`: cached tokens of each request.
+    """
+    it, c = machine, machine.coefficients
+    tokens = rows * (drafts + 1.0)
+    cache = rows * context * work.kv_bytes / (it.bandwidth * c.bandwidth)
+    return (
+        _weights(it, work, tokens * it.data)
+        + cache
+        + _computed(it, work, tokens, it.data, context)
+        + _fixed(it, work)
+        + _exchanged(it, work, tokens, it.data, WHOLE)
+    )
+
+
+def prefill_seconds(machine: Machine, work: Work, prompt: Numbers, prompts: Numbers = 1.0) -> Numbers:
+    """The pass that reads `prompt` tokens of one request, or of each of `prompts` of one group."""
+    tokens = prompt * prompts
+    computed = _computed(machine, work, tokens, 1.0, prompt / 2.0)
+    read = _weights(machine, work, tokens)
+    return np.maximum(computed, read) + _fixed(machine, work) + _exchanged(machine, work, tokens, 1.0, 0.0)
+
+
+def time_per_output_token(
+    decode: Numbers, prefill: Numbers, rows: Numbers, answer: Numbers, accepted: Numbers = 1.0
+) -> Numbers:
+    """Mean seconds of one output token: the prefills of the other rows, of all groups, interrupt the decode.
+
+    `accepted`: tokens committed per pass, the bonus token included (tau).
+    """
+    return decode / accepted + (rows - 1.0) * prefill / answer
+
+
+def time_to_first_token(
+    machine: Machine, work: Work, decode: Numbers, prefill: Numbers, rows: Numbers
+) -> Numbers:
+    """Mean seconds to the first token while `rows` requests of all groups are kept running."""
+    c = machine.coefficients
+    return c.prefill_layer_seconds * work.layers + decode + prefill * (1.0 + c.prefill_wait * (rows - 1.0))
+
+
+def saturated_tokens_per_second(
+    decode: Numbers, prefill: Numbers, rows: Numbers, answer: Numbers, accepted: Numbers = 1.0
+) -> Numbers:
+    """Output tokens per second of `rows` requests that are replaced as they end."""
+    return rows * answer / (answer * decode / accepted + rows * prefill)

@@ -1,1 +1,0 @@
-"""From an object and what was seen of it to the question that the planner is asked, and its answer."""

@@ -1,0 +1,248 @@
+"""What is seen, as plain, frozen records that cross between the rooms; what is decided is in `planned`.
+
+Pure: no client, no clock. Records are projections: a few fields of what the API server holds, never its raw
+dictionaries. Memory is in bytes, money in US dollars per hour as `Decimal`, times in seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from turbo_operator.api import CapacityType, DraftStatus, Provisioning
+from turbo_runtime.contract.load import Load
+from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.training import TrainingProgress
+
+ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing any more
+
+
+@dataclass(frozen=True, slots=True)
+class Accelerator:
+    """One row of the catalogue: a TurboAccelerator as the planner sees it.
+
+    Rates are of one accelerator, in bytes and floating-point operations per second; None is unknown. What an
+    accelerator of resource `cpu` has is that many cores' share of the machine.
+    """
+
+    name: str
+    resource_name: str  # nvidia.com/gpu, cpu, ...
+    quantity: Decimal  # of the resource that makes one accelerator; of cpu, cores
+    memory_bytes: int
+    memory_bandwidth: float | None = None
+    flops: Mapping[str, float] = field(default_factory=dict)  # dense, by type: bf16, fp8, int8, fp4
+    link_bandwidth: float | None = None  # one way, between accelerators of a node
+    network_bandwidth: float | None = None  # one way, per accelerator, between nodes
+    per_node: int | None = None  # accelerators of a node
+    prices: Mapping[CapacityType, Decimal] = field(default_factory=dict)  # of one accelerator for an hour
+    price_per_node: bool = False  # nodes are bought whole: what is left over on one is paid too
+    price_source: str | None = None
+    provisioning: Provisioning = Provisioning.FIXED
+    most: int | None = None  # Elastic: accelerators that the cluster may grow to; None is no bound
+    efficiency: Mapping[str, float] = field(default_factory=dict)  # over `planner.coefficients`, by its names
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: tuple[Mapping[str, Any], ...] = ()
+    # Labels of its nodes of a capacity type, where they are not those that clouds write.
+    capacity_selectors: Mapping[CapacityType, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """Cores and memory beside accelerators: what a node has free, or what one pod takes."""
+
+    millicores: int
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSupply:
+    """A node that an accelerator's pods may go to, in accelerators: what it has, and what no pod holds."""
+
+    name: str
+    allocatable: int
+    free: int  # what pods of this TurboDeployment hold counts as free: a new plan may take their place
+    host: Host | None = None  # free beside devices; None: not known, nothing is held against it
+    capacity_types: frozenset[CapacityType] = frozenset(CapacityType)  # whose pods may go there
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What the cluster has of one accelerator, and how much of it the namespace's quota leaves."""
+
+    nodes: tuple[NodeSupply, ...] = ()
+    quota: int | None = None  # accelerators that quotas leave this TurboDeployment; None: no quota
+    # Elastic: a pod waited for one longer than pendingTimeout; until then (epoch seconds) no more are planned
+    exhausted_until: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    """A pod of a deployment: enough to say what holds it up and how it does."""
+
+    name: str
+    plan_hash: str
+    phase: str
+    ready: bool
+    ip: str | None
+    reason: str | None  # the first failing container's or scheduling reason, as Kubernetes says it
+    message: str | None
+    terminating: bool = False
+    pending_since: float | None = None  # of a pod that no node has taken yet
+    ready_since: float | None = None
+    placed_since: float | None = None  # when a node took it
+    load: LoadSample | None = None  # the latest that was read
+    # What it is paid for as, from its labels; a name is there as `label_value` holds it.
+    accelerator: str | None = None
+    accelerators: int = 1
+    capacity_type: str = CapacityType.ON_DEMAND
+
+    @property
+    def is_present(self) -> bool:
+        """Whether it is a serving pod that has not ended."""
+        return bool(self.plan_hash) and self.phase not in ENDED_PHASES
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether it is a serving pod that is there to stay."""
+        return self.is_present and not self.terminating
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """What a pod had under way, integrated over the time since its first sample."""
+
+    request_seconds: float = 0.0  # running requests
+    squared_seconds: float = 0.0  # their square: over request_seconds, how many a request runs among
+    token_seconds: float = 0.0  # tokens that they held in the KV cache
+
+    def then(self, before: Load, after: Load, seconds: float) -> Occupancy:
+        """With `seconds` more, over which the load went straight from one to the other."""
+        one, two = before.running_requests, after.running_requests
+        tokens = before.running_tokens + after.running_tokens
+        return Occupancy(
+            self.request_seconds + seconds * (one + two) / 2.0,
+            self.squared_seconds + seconds * (one * one + two * two) / 2.0,
+            self.token_seconds + seconds * tokens / 2.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadSample:
+    """A pod's load, when it was read, and what has been since the samples before."""
+
+    at: float
+    load: Load
+    tokens_per_second: float | None = None  # of output; None of a first sample, or after a restart
+    occupancy: Occupancy = Occupancy()
+
+    @classmethod
+    def after(cls, before: LoadSample | None, at: float, load: Load) -> LoadSample:
+        """The sample that follows `before` (None: the first one): counters of one process only grow."""
+        if before is None or at <= before.at or load.generated_tokens < before.load.generated_tokens:
+            return cls(at, load)
+        seconds = at - before.at
+        rate = (load.generated_tokens - before.load.generated_tokens) / seconds
+        return cls(at, load, rate, before.occupancy.then(before.load, load, seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class ChildView:
+    """A child object of ours as it stands: identity and the hash of what we last applied to it."""
+
+    kind: str
+    name: str
+    uid: str
+    applied_hash: str | None  # annotation serving.turbo.dev/applied-hash
+    plan_hash: str | None = None  # Deployments and ControllerRevisions
+    replicas: int | None = None  # Deployments: spec.replicas
+    available_replicas: int = 0
+    observed_generation: int = 0
+    generation: int = 0
+    pods: int = 0  # Deployments: pods that its controller counts, those that end left out
+    unavailable_since: float | None = None  # Deployments: epoch seconds; None while it is available
+    # Deployments and ControllerRevisions: what each pod is paid for as, by the template's labels.
+    accelerator: str | None = None
+    accelerators: int = 1
+    capacity_type: str = CapacityType.ON_DEMAND
+    terminating: bool = False
+    finalizers: tuple[str, ...] = ()
+    data: Mapping[str, Any] | None = None  # ConfigMap: data; ControllerRevision: the frozen pod template
+    failed: bool = False  # Jobs
+    complete: bool = False  # Jobs
+    message: str | None = None  # ReplicaFailure or Job failure, as Kubernetes says it
+    reason: str | None = None  # of a Job that failed
+    ended: float | None = None  # of a Job: when it failed or was complete, in seconds since the epoch
+
+    @property
+    def is_over_quota(self) -> bool:
+        """Whether a quota lets it make no pod."""
+        return "quota" in (self.message or "").lower()
+
+
+@dataclass(frozen=True, slots=True)
+class DraftView:
+    """A TurboDraft."""
+
+    name: str
+    method: str
+    claim_name: str
+    path: str
+    version: str
+    target_digest: str
+    gone: bool = False  # it is known from the status alone
+    digest: str = ""  # of its configuration and tensors
+    deployment: str | None = None  # the TurboDeployment whose candidate it is
+    created: float = 0.0  # seconds since the epoch
+
+
+def identity(draft: DraftView | DraftStatus) -> tuple[str, ...]:
+    """What makes it another draft where it differs: its name, and what pods load."""
+    return draft.name, draft.version, draft.claim_name, draft.path, draft.digest
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPod:
+    """A pod that trains a draft."""
+
+    name: str
+    job: str
+    phase: str
+    ip: str | None = None
+    exit_code: int | None = None  # None: it has not ended
+    reason: str | None = None  # what holds it up or ended it, as Kubernetes says it
+    message: str | None = None  # what its container left, or what Kubernetes says of the reason
+    started: float | None = None  # when its container began and ended, in seconds since the epoch
+    ended: float | None = None
+    pending_since: float | None = None  # of a pod that no node has taken yet
+    placed_since: float | None = None  # when a node took it
+    terminating: bool = False
+    accelerator: str | None = None  # as of a serving pod
+    accelerators: int = 1
+    capacity_type: str = CapacityType.ON_DEMAND
+    progress: TrainingProgress | None = None  # the latest that was read
+
+    @property
+    def runs(self) -> bool:
+        """Whether its container runs."""
+        return self.phase == "Running" and self.exit_code is None
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything one reconcile looks at, read once from the cache; no API call is made to build it."""
+
+    accelerators: Mapping[str, Accelerator]
+    supply: Mapping[str, Supply] | None = None  # by accelerator; None: not known, nothing is held against it
+    children: tuple[ChildView, ...] = ()
+    pods: tuple[PodView, ...] = ()
+    model: ModelFacts | None = None  # from the inspect Job
+    model_error: str | None = None  # why there is none, in a sentence
+    draft: DraftView | None = None  # the one that is asked for
+    named: tuple[tuple[str, DraftView | None], ...] = ()  # further ones that requests may choose, by name
+    drafts: tuple[DraftView, ...] = ()  # candidates of this TurboDeployment, oldest first
+    gain: float | None = None  # of what serves over no drafts, measured under load; None: not known
+    trainings: tuple[TrainPod, ...] = ()  # pods that train a draft
+    # `supply` for a training, which takes no serving pod's place; None where no draft is trained.
+    free: Mapping[str, Supply] | None = None

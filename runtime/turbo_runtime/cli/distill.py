@@ -1,0 +1,352 @@
+"""`turbo distill`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from turbo_runtime.client.address import ServerError
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
+from turbo_runtime.distill.data.chat import turns
+from turbo_runtime.distill.data.split import deal
+from turbo_runtime.distill.errors import DistillError, MayPassError
+from turbo_runtime.distill.progress import Progress, spell
+from turbo_runtime.distill.progress_server import told_on
+from turbo_runtime.distill.recipe import HEADS, METHODS, OTHERWISE, Recipe
+from turbo_runtime.distill.workspace import Request, Work, captured_before, drawn_by
+from turbo_runtime.engine.startup.threads import settle_threads
+from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
+from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
+
+_DOMAIN = "draft"
+MEMORY_GIB = 1.0
+MAX_RUNNING = 32
+_ASKING = ("held_out", "judges", "variants", "variant_temperature", "completions", "max_captured")
+TERMINATED = 128 + signal.SIGTERM  # as a shell tells of it
+
+_EPILOG = """\
+Answers are the model's own, drawn with the settings above: give those that it is served with. After Ctrl-C
+or a kill the same command goes on: some answers, some seconds of training or the stage in progress are done
+again. Exit status: 0 when done, or done before; 1 when it failed and may work later; 2 for a wrong command
+line; 3 when trying again cannot help.
+"""
+
+
+def distill(argv: list[str]) -> int:
+    """`turbo distill MODEL --prompts FILE --out DIR`."""
+    command = parser()
+    options = command.parse_args(argv)
+    if options.answers and options.endpoint:
+        command.error("--from asks for new answers, and --answers takes those that are there; leave one out")
+    if options.answers and (asking := [name for name in _ASKING if getattr(options, name) is not None]):
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in asking)
+        command.error(f"--answers takes prompts and answers as they were dealt and drawn; leave out {told}")
+    # a container's first process has no default actions: it would work on until it is killed
+    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        recipe = _recipe(options, drawn_by(options.answers))
+        prompts, parts = _prompts(options, recipe) if options.prompts else ([], {})
+        if not recipe.words + recipe.law + recipe.variation:
+            raise DistillError("--words, --law and --variation are all 0: there is nothing to learn from")
+        find(options.model, options.revision)
+        settle_threads(options.threads)
+        # what brings torch comes only now: the threads are settled, what is wrong with the command is said
+        from turbo_runtime.engine.startup.library_logging import quiet_libraries
+        from turbo_runtime.models.gguf_cache import gguf_parsed_once
+
+        quiet_libraries()
+        progress = Progress()
+        with gguf_parsed_once(), told_on(options.progress_port, lambda: progress.now) as port:
+            if options.progress_port == 0:
+                progress.say(f"progress is told on port {port}")
+            _run(options, recipe, prompts, parts, progress)
+        from turbo_runtime.distill.evaluation.manifest import draft_facts
+
+        _leave(options.termination_message, draft_facts(options.out).to_json())
+        return 0
+    except (HubUnreachableError, MayPassError, ServerError, OSError) as error:
+        return _failed(options, error, 1)
+    except (PromptsError, ModelError, DistillError) as error:
+        return _failed(options, error, PERMANENT_ERROR)
+    except KeyboardInterrupt:
+        print(f"turbo distill: stopped; the same command goes on with {options.out}", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _prompts(
+    options: argparse.Namespace, recipe: Recipe
+) -> tuple[list[Prompt], Mapping[str, Sequence[Prompt]]]:
+    """All of them, and by part."""
+    # traffic goes on: what was there at first is what is learnt from
+    before = captured_before(options.out, options.prompts)
+    newest = (options.max_captured or MAX_CAPTURED) if before is None else 0
+    domain, chat = options.domain or "", not options.completions
+    found = read_prompts(options.prompts, chat=chat, captured=newest, domain=domain)
+    for prompt in found:
+        if prompt.messages:
+            turns(prompt)  # what is wrong with it is told before the model is loaded
+    prompts = [*found, *(before or ())]
+    parts = deal(prompts, recipe.seed, recipe.shares)
+    if short := [name for name, some in parts.items() if not some]:
+        unlike = len({prompt.content for prompt in prompts})
+        which = f", {unlike} of them unlike," if unlike < len(prompts) else ""
+        raise PromptsError(
+            f"{len(prompts)} prompts{which} leave none for the part '{short[0]}'; give more prompts: some "
+            "hundreds of one kind are what a draft learns from"
+        )
+    return prompts, parts
+
+
+def _failed(options: argparse.Namespace, error: Exception, status: int) -> int:
+    print(f"turbo distill: {error}", file=sys.stderr)
+    _leave(options.termination_message, str(error))
+    return status
+
+
+def _leave(file: Path | None, text: str) -> None:
+    if file is not None:
+        file.write_bytes(text.encode()[:TERMINATION_MESSAGE_BYTES])
+
+
+def _run(
+    options: argparse.Namespace,
+    recipe: Recipe,
+    prompts: Sequence[Prompt],
+    parts: Mapping[str, Sequence[Prompt]],
+    progress: Progress,
+) -> None:
+    from turbo_runtime.distill.data.response_store import ANSWERS_FILE, read_kept
+    from turbo_runtime.distill.evaluation.summary import summary
+    from turbo_runtime.distill.pipeline import Distillation, Options
+    from turbo_runtime.distill.target import Served
+    from turbo_runtime.engine.startup.builder import choose_device, choose_dtype
+    from turbo_runtime.model_files.inspector import inspect_model
+
+    device = choose_device(options.device)
+    dtype = str(choose_dtype(options.dtype, device)).removeprefix("torch.")
+    try:
+        facts = inspect_model(options.model, options.revision)
+    except ValueError as error:  # as `turbo inspect` tells it
+        raise DistillError(f"cannot inspect {options.model}: {error}") from error
+    captured = [prompt for prompt in prompts if prompt.captured_at is not None]
+    kept = read_kept(options.answers, facts.digest or "")
+    asked = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
+    source = "endpoint" if options.endpoint else "engine"
+    request = Request.of(
+        facts.digest or "",
+        [*asked, *kept.lines],
+        recipe,
+        domain=options.domain or _DOMAIN,
+        threads=options.threads or len(os.sched_getaffinity(0)),
+        device=device.type,
+        dtype=dtype,
+        memory_gib=options.memory_gib,
+        answers_from="kept" if kept.said else source,
+        captured=bool(captured or kept.captures),
+    )
+    work = Work(options.out, request)
+    if work.is_done:
+        work.tidy()
+        if options.keep_answers and not (options.out / ANSWERS_FILE).is_file():
+            raise DistillError(
+                f"{options.out} is done already and its answers were not kept; name another folder with --out"
+            )
+        progress.say(f"{options.out} is done already")
+        return
+    config = RuntimeConfig(
+        options.model,
+        revision=options.revision,
+        device=device.type,  # type: ignore[arg-type]  # one of the two that choose_device has
+        dtype=dtype,  # type: ignore[arg-type]  # likewise
+        threads=options.threads,
+        max_model_len=options.max_model_len,
+        max_running=MAX_RUNNING,
+        audit_share=0.0,
+    )
+    with progress.stage("model", 1, "loaded") as advance:
+        served = Served(config)
+        advance()
+    how = Options(not options.no_gain, options.keep_answers, options.endpoint)
+    with work.taken():
+        if work.is_done:
+            progress.say(f"{options.out} was done meanwhile")
+            work.remove()
+            return
+        if captured and captured_before(options.out, options.prompts) is None:
+            work.keep_captured(options.prompts, captured)
+        active = facts.shape.active_parameters
+        record = Distillation(served, options.model, active, parts, kept, recipe, work, how, progress).run()
+    for line in summary(record):
+        progress.say(line)
+    progress.say(
+        f"{options.out}: {record.method}, evaluation and report.html in {spell(sum(record.seconds.values()))}"
+    )
+
+
+def _recipe(options: argparse.Namespace, drawn: Mapping[str, Any]) -> Recipe:
+    """What is typed, before what kept answers were drawn with, before what the method has by itself."""
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
+    typed = {name: value for name, value in given.items() if value is not None}
+    return Recipe(**{**OTHERWISE[options.method], **drawn, **typed})
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="turbo distill",
+        usage="turbo distill MODEL (--prompts FILE ... | --answers DIR ...) --out DIR [options]",
+        description="Train a draft for MODEL from its own answers to your prompts, and measure its worth.",
+        epilog=_EPILOG,
+    )
+    help_of = {name: spec.metadata["help"] for name, spec in RuntimeConfig.__dataclass_fields__.items()}
+    parser.add_argument("model", metavar="MODEL", help=help_of["model"])
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--prompts",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help='JSON lines with "prompt" or "messages", and "domain" if there are several; or folders of them',
+    )
+    source.add_argument(
+        "--answers",
+        type=Path,
+        nargs="+",
+        default=(),
+        metavar="DIR",
+        help="learn from the --keep-answers of earlier drafts of MODEL, instead of asking",
+    )
+    parser.add_argument(
+        "--max-captured",
+        type=_count(1),
+        help=f"of prompts kept by `turbo serve --capture` the newest so many (default: {MAX_CAPTURED})",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artefact")
+    parser.add_argument(
+        "--domain",
+        help="what the draft is for, in a word, and the domain of captured prompts and of those of a single "
+        f"file that name none themselves (default: {_DOMAIN}, and the file's name)",
+    )
+    parser.add_argument(
+        "--completions",
+        action="store_true",
+        default=None,
+        help="take prompts as they are, without the chat template",
+    )
+    parser.add_argument(
+        "--no-gain",
+        action="store_true",
+        help="measure no speeds: for a machine that will not serve the draft",
+    )
+    parser.add_argument(
+        "--keep-answers",
+        action="store_true",
+        help="leave the answers in DIR/answers.jsonl: they tell prompts",
+    )
+    answers = parser.add_argument_group("answers")
+    answers.add_argument(
+        "--from",
+        dest="endpoint",
+        default="",
+        metavar="URL",
+        help="ask a server of the OpenAI API that serves MODEL (vLLM, Turbo; its key in OPENAI_API_KEY) "
+        "instead of the model in this process",
+    )
+    _add(answers, "temperature", _within(0, 2), "of the answers, 0 for greedy ones")
+    _add(answers, "top_p", _within(0.01, 1), "of the answers")
+    _add(answers, "top_k", _count(0), "of the answers; 0 keeps all")
+    _add(answers, "max_tokens", _count(2), "of an answer, at most")
+    _add(
+        answers,
+        "variants",
+        _count(0, 64),
+        "further answers, drawn at random, to each prompt that is trained on",
+    )
+    _add(answers, "variant_temperature", _within(0, 2), "of those, where --temperature is lower")
+    _add(answers, "held_out", _within(0.01, 0.5), "share of the prompts that heads are evaluated on")
+    _add(answers, "judges", _within(0.01, 0.4), "share of the prompts that confidences are learnt from")
+    draft = parser.add_argument_group("draft")
+    draft.add_argument(
+        "--method",
+        default=HEADS,
+        choices=METHODS,
+        help="heads are for the engine Turbo, eagle3 is for vLLM and SGLang, auto trains whichever a pilot on"
+        " some of the answers says to pay more (default: heads)",
+    )
+    most: Any = RuntimeConfig.__dataclass_fields__["max_draft_tokens"].default
+    _add(draft, "depth", _count(1, most), "tokens that are drafted at once")
+    _add(draft, "markov_rank", _count(0, 4096), "of the term by which heads follow the token before")
+    _add(draft, "vocabulary", _count(2), "tokens that can be drafted, at most")
+    training = parser.add_argument_group("training")
+    _add(training, "epochs", _count(1), "times that everything is learnt from")
+    _add(training, "rows", _count(1), "places of one step")
+    _add(training, "rate", _within(1e-8, 1), "of learning, at its highest")
+    _add(training, "weight_decay", _within(0, 1), "of AdamW")
+    _add(training, "warm_up", _within(0, 0.9), "share of the steps over which the rate rises")
+    _add(training, "head_decay", _within(0, 1), "how much less each further head counts")
+    _add(training, "words", _within(0, 100), "weight of the cross-entropy with what was said")
+    _add(training, "law", _within(0, 100), "weight of the cross-entropy with the model's own probabilities")
+    _add(training, "variation", _within(0, 100), "weight of the total variation from them")
+    _add(training, "seed", _count(0), "of everything that is drawn")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--progress-port",
+        type=_count(0, 65535),
+        help="tell on this port over HTTP how far it is; 0 takes a free one",
+    )
+    machine.add_argument(
+        "--termination-message",
+        type=Path,
+        metavar="FILE",
+        help="write to FILE what was made, as JSON, or the error",
+    )
+    machine.add_argument("--revision", help=help_of["revision"])
+    machine.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help=help_of["device"])
+    machine.add_argument(
+        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the model"
+    )
+    machine.add_argument("--threads", type=_count(1), help="CPU threads (default: allowed cores)")
+    machine.add_argument("--max-model-len", type=_count(2), help=help_of["max_model_len"])
+    machine.add_argument(
+        "--memory-gib",
+        type=_within(0.01, 4096),
+        default=MEMORY_GIB,
+        help=f"for hidden states; of more answers than fit they are computed anew (default: {MEMORY_GIB:g})",
+    )
+    return parser
+
+
+def _add(group: Any, name: str, kind: Callable[[str], float], text: str) -> None:
+    told = f"{Recipe.__dataclass_fields__[name].default:g}"
+    told += "".join(f"; {method}: {other[name]:g}" for method, other in OTHERWISE.items() if other.get(name))
+    group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: {told})")
+
+
+def _within(least: float, most: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"must lie between {least:g} and {most:g}, not {text}")
+        return value
+
+    return number
+
+
+def _count(least: int, most: int = 1 << 40) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        value = int(text)
+        if not least <= value <= most:
+            bound = f"at least {least}" if most == 1 << 40 else f"between {least} and {most}"
+            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
+        return value
+
+    return count

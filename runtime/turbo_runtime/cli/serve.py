@@ -1,0 +1,63 @@
+"""`turbo serve` and `turbo inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR
+from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
+
+INSPECT_MAY_PASS = 1
+
+
+def serve(argv: list[str]) -> int:
+    """`turbo serve MODEL [FLAGS]`: see RuntimeConfig."""
+    # A container's first process has no default actions: until the server has its own, a second from here,
+    # the kernel would drop a SIGTERM, and the pod would load on until it is killed. Nothing was let in yet.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        config = RuntimeConfig.from_argv(argv)
+        find(config.model, config.revision)  # a path with nothing there is told before anything starts
+        from turbo_runtime.server.lifecycle import run_server
+
+        return run_server(config)
+    except ModelError as error:
+        print(f"turbo serve: {error}", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def inspect(argv: list[str]) -> int:
+    """`turbo inspect MODEL`: the model's shape and digest as one line of JSON."""
+    parser = argparse.ArgumentParser(
+        prog="turbo inspect",
+        description="Print a model's shape and digest as JSON, without loading its weights.",
+        epilog="Exit status: 0 when done; 1 when it failed and may work later, such as when the hub cannot "
+        "be reached; 2 for a wrong command line; 3 when trying again cannot help, such as for a file that is "
+        "not there or a format that is not served.",
+    )
+    parser.add_argument(
+        "model", metavar="MODEL", help=RuntimeConfig.__dataclass_fields__["model"].metadata["help"]
+    )
+    parser.add_argument("--revision", help="commit, tag or branch of a hub id")
+    parser.add_argument(
+        "--termination-message", type=Path, metavar="FILE", help="write the JSON, or the error, to FILE too"
+    )
+    options = parser.parse_args(argv)
+    from turbo_runtime.model_files.inspector import inspect_model
+
+    try:
+        text, status = inspect_model(options.model, options.revision).to_json(), 0
+    except (HubUnreachableError, OSError) as error:
+        text, status = f"Cannot inspect {options.model}: {error}", INSPECT_MAY_PASS
+    except ValueError as error:
+        text, status = f"Cannot inspect {options.model}: {error}", PERMANENT_ERROR
+    print(text, file=sys.stderr if status else sys.stdout)
+    if options.termination_message is not None:
+        options.termination_message.write_text(text, encoding="utf-8")
+    return status

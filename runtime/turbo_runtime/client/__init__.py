@@ -1,0 +1,1 @@
+"""A client for any server with OpenAI's API."""

@@ -1,0 +1,15 @@
+"""Port, paths, and exit codes of the runtime's processes."""
+
+from __future__ import annotations
+
+PORT = 8000
+PORT_NAME = "http"
+
+HEALTH_PATH = "/health"  # the server process and its engine are alive
+READY_PATH = "/ready"  # the model is loaded, the engine finishes steps, and the pod is not draining
+LOAD_PATH = "/load"  # `Load` as JSON
+METRICS_PATH = "/metrics"
+VERSION_PATH = "/version"
+
+PERMANENT_ERROR = 3  # exit status of `turbo inspect` and `turbo distill` when trying again cannot help
+TERMINATION_MESSAGE_BYTES = 4096  # Kubernetes' bound; `ModelFacts` and `DraftFacts` as JSON must fit

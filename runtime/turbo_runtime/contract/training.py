@@ -1,0 +1,73 @@
+"""What a training tells whoever runs it: how far it is, and what it has made. The standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+from turbo_runtime.contract.codec import from_json
+
+PROGRESS_PATH = "/progress"  # `TrainingProgress` as JSON
+MOST_DOMAINS = 6  # of a draft's worth, so that it fits a termination message
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredGain:
+    """Speeds over no drafts at so many requests at a time, where a draft was trained."""
+
+    batch: int
+    before: float  # from memory alone
+    after: float  # with the draft
+
+
+@dataclass(frozen=True, slots=True)
+class DomainWorth:
+    """What a draft is worth on one kind of traffic, on prompts that it has not learnt from."""
+
+    domain: str
+    acceptance_length: float | None = None  # None: no answer was left to measure it on
+    acceptance_per_position: tuple[float, ...] = ()
+    gains: tuple[MeasuredGain, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DraftFacts:
+    """What `turbo distill` writes as its pod's termination message."""
+
+    method: str  # heads or eagle3
+    version: str
+    digest: str  # of the artefact
+    target_digest: str
+    domain: str
+    captured: int  # captured prompts that it learnt from
+    worth: tuple[DomainWorth, ...]  # at most `MOST_DOMAINS` of them
+
+    def to_json(self) -> str:
+        """One line of JSON, under `TERMINATION_MESSAGE_BYTES`."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> DraftFacts:
+        """Raises ValueError with a sentence when the text is no such document."""
+        return from_json(cls, text)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingProgress:
+    """The body of `PROGRESS_PATH`: how far `turbo distill` is."""
+
+    stage: str
+    done: int
+    total: int
+    unit: str
+    left_seconds: float | None = None  # of the stage; None: not known yet
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainingProgress:
+        """Raises ValueError with a sentence when the text is no such document."""
+        return from_json(cls, text)

@@ -1,0 +1,1 @@
+"""What a draft learns from: prompts, responses, and training examples."""

@@ -1,0 +1,167 @@
+"""The artefact on disk: written by training, read and refused in one sentence by the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from turbo_runtime.atomic_write import write_whole, write_whole_by
+from turbo_runtime.drafters.heads.module import Heads, shapes_of
+
+KIND = "turbo-heads"
+FORMAT = 1  # of the folder; another number, another reader
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "heads.safetensors"
+_VOCABULARY = "vocabulary"
+
+
+class HeadsError(ValueError):
+    """The artefact cannot be used; one sentence says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsConfig:
+    """`config.json`."""
+
+    version: str  # of this artefact, whatever its maker calls it
+    heads: int  # tokens drafted at once
+    width: int  # of the target's hidden state
+    markov_rank: int
+    vocabulary_size: int  # tokens that can be drafted
+    target_vocabulary_size: int
+    target_digest: str  # of the target, as `turbo inspect` states it
+    domain: str = ""  # what the heads were trained on, in a word
+    training: dict[str, Any] = field(default_factory=dict)  # facts of it: the engine reads none
+    kind: str = KIND
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The parts of the model served that heads share."""
+
+    digest: str
+    embedding: Tensor  # (vocabulary, width)
+    output_rows: Callable[[Tensor], Tensor]  # ids (n,) -> those rows (n, width) of the LM head
+
+
+def save_heads(folder: Path, config: HeadsConfig, heads: Heads) -> None:
+    """Write an artefact; the folder is complete or, at its first writing, without a configuration."""
+    tensors = {name: value.detach().contiguous().cpu() for name, value in heads.state_dict().items()}
+    tensors[_VOCABULARY] = heads.vocabulary.cpu()
+    write_whole_by(folder / WEIGHTS_FILE, lambda scratch: save_file(tensors, scratch))
+    write_whole(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+
+def tensors_digest(learnt: nn.Module, vocabulary: Tensor) -> str:
+    """sha256 over everything that was learnt and the vocabulary it was learnt for, in hex."""
+    digest = hashlib.sha256()
+    for name, value in sorted({**learnt.state_dict(), _VOCABULARY: vocabulary}.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
+    """Heads in evaluation mode, of the target's dtype, on its device. Raises HeadsError."""
+    config = read_config(folder)
+    _check_target(folder, config, target)
+    try:
+        (folder / WEIGHTS_FILE).open("rb").close()  # safetensors calls any trouble a missing file
+        # not mapped: whoever copies over the file while it is in use would end the process
+        tensors = load_file(folder / WEIGHTS_FILE, backend="pread")
+    except (OSError, SafetensorError) as error:
+        raise HeadsError(f"{folder / WEIGHTS_FILE} cannot be read: {error}; copy the folder again") from error
+    vocabulary = tensors.pop(_VOCABULARY, torch.empty(0))
+    _check_vocabulary(folder, config, vocabulary)
+    # before such heads are made: a damaged configuration may ask for more than there is memory
+    expected = shapes_of(config.width, config.vocabulary_size, config.heads, config.markov_rank)
+    found = {name: tuple(value.shape) for name, value in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+        raise HeadsError(
+            f"{folder / WEIGHTS_FILE}: {wrong[0]} is {found.get(wrong[0], 'missing')} and its configuration "
+            f"wants {expected.get(wrong[0], 'no such tensor')}; train the heads again"
+        )
+    if not all(bool(value.isfinite().all()) for value in tensors.values()):
+        raise HeadsError(f"{folder / WEIGHTS_FILE} has values that are no numbers; train the heads again")
+    heads = Heads(
+        target.embedding,
+        target.output_rows(vocabulary.to(target.embedding.device)),
+        vocabulary,
+        heads=config.heads,
+        markov_rank=config.markov_rank,
+    )
+    heads.load_state_dict(tensors)
+    return config, heads.to(target.embedding.dtype).eval().requires_grad_(False)
+
+
+def read_config(folder: Path) -> HeadsConfig:
+    """`config.json` of an artefact. Raises HeadsError."""
+    path = folder / CONFIG_FILE
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HeadsError(f"{path} cannot be read: {error}; name a folder of Turbo heads") from error
+    if isinstance(document, dict) and "speculators_model_type" in document:
+        raise HeadsError(
+            f"{folder}: the engine Turbo cannot draft with method {document['speculators_model_type']}; "
+            "serve with the engine vLLM, or train Turbo heads"
+        )
+    if not isinstance(document, dict) or document.get("kind") != KIND:
+        raise HeadsError(f'{path}: kind is not "{KIND}"; name a folder of Turbo heads')
+    if document.get("format") != FORMAT:
+        raise HeadsError(
+            f"{path}: format {document.get('format')} is unknown, this version reads {FORMAT}; "
+            "train the heads with this version"
+        )
+    values = {}
+    for each in dataclasses.fields(HeadsConfig):
+        if each.name not in document and each.default is dataclasses.MISSING and each.name != "training":
+            raise HeadsError(f"{path}: {each.name} is missing; train the heads again")
+        values[each.name] = document.get(each.name, {} if each.name == "training" else each.default)
+    for name in ("heads", "width", "markov_rank", "vocabulary_size", "target_vocabulary_size"):
+        value = values[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < (name != "markov_rank"):
+            raise HeadsError(f"{path}: {name} cannot be {value!r}; train the heads again")
+    for name in ("version", "target_digest", "domain"):
+        if not isinstance(values[name], str):
+            raise HeadsError(f"{path}: {name} cannot be {values[name]!r}; train the heads again")
+    return HeadsConfig(**values)
+
+
+def _check_target(folder: Path, config: HeadsConfig, target: Target) -> None:
+    if config.target_digest != target.digest:
+        raise HeadsError(
+            f"{folder}: these heads belong to the model {config.target_digest}, and {target.digest} is "
+            "served; name heads that were trained for it"
+        )
+    vocabulary, width = target.embedding.shape
+    for name, said, served in (
+        ("width", config.width, width),
+        ("target_vocabulary_size", config.target_vocabulary_size, vocabulary),
+    ):
+        if said != served:
+            raise HeadsError(
+                f"{folder}: {name} is {said} and the model has {served}; name heads that were trained for it"
+            )
+
+
+def _check_vocabulary(folder: Path, config: HeadsConfig, ids: Tensor) -> None:
+    fits = ids.dtype == torch.int64 and ids.shape == (config.vocabulary_size,)
+    if fits:
+        fits = bool((ids.diff() > 0).all() and ids[0] >= 0 and ids[-1] < config.target_vocabulary_size)
+    if not fits:
+        raise HeadsError(
+            f"{folder / WEIGHTS_FILE}: {_VOCABULARY} must be {config.vocabulary_size} ascending token ids of "
+            f"the target's {config.target_vocabulary_size}; train the heads again"
+        )

@@ -1,0 +1,1 @@
+"""What an engine does before its first step: load, check, measure, size."""

@@ -1,0 +1,204 @@
+"""From a RuntimeConfig to an engine, checked and measured: device, dtype, memory, model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from turbo_runtime.contract.config import DType, RuntimeConfig
+from turbo_runtime.drafters.heads.checkpoint import Target
+from turbo_runtime.drafters.loader import DraftLoader, InUse
+from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.reload import WatchedFile
+from turbo_runtime.engine.audit import AuditTerms
+from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.bulk_check import take_up_bulk
+from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.engine.startup.microbenchmark import measure_steps
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockLedger, blocks_for
+from turbo_runtime.messages import Drafting, Ready
+from turbo_runtime.model_files.inspector import inspect_model
+from turbo_runtime.model_files.source import ModelError, find
+from turbo_runtime.models.loader import load_model, longest
+from turbo_runtime.models.matmul import padded_rows
+from turbo_runtime.models.runner import PagedModel, kv_bytes_per_block
+from turbo_runtime.models.tokenizer import ExportedTokenizer
+from turbo_runtime.sampling.grammar.matcher import Grammars
+from turbo_runtime.speculation.controller import Control
+
+log = logging.getLogger(__name__)
+
+DEFAULT_KV_BYTES = 4 << 30
+KV_SHARE_OF_FREE_MEMORY = 0.5
+
+
+def start_engine(
+    config: RuntimeConfig, began: float, tokenizer: ExportedTokenizer | None = None
+) -> tuple[Engine, Ready]:
+    """Load, check, measure; `began` (monotonic) is when loading began. Without `tokenizer` answers that ask
+    for a grammar are refused. Raises ModelError with a sentence.
+    """
+    torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device)
+    digest = inspect_model(config.model, config.revision).digest
+    weights = load_model(find(config.model, config.revision), dtype, device)
+    blocks, length = size_cache(config, weights.config, dtype, free_memory(device))
+    model = PagedModel(weights, blocks=blocks, max_length=length)
+    loaded = time.monotonic()
+    report = check_arithmetic(model, config.max_step_tokens)
+    report = take_up_bulk(model, report, config.max_step_tokens)
+    checked = time.monotonic()
+    ledger = BlockLedger(blocks)
+    steps = measure_steps(
+        model, ledger, max_running=config.max_running, max_step_tokens=config.max_step_tokens
+    )
+    measured = time.monotonic()
+    scheduler = Scheduler(
+        ledger,
+        max_running=config.max_running,
+        max_step_tokens=config.max_step_tokens,
+        max_draft_tokens=config.max_draft_tokens if config.speculation != "off" else 0,
+        max_length=length,
+        shared_tile=model.rule.shared_tile,
+    )
+    ready = Ready(
+        guarantee=report.guarantee,
+        law_reason=report.reason,
+        arithmetic=report.forms,
+        device=device.type,
+        dtype=str(dtype).removeprefix("torch."),
+        max_model_len=length,
+        kv_blocks=blocks,
+        block_size=BLOCK_SIZE,
+        vocab_size=model.vocabulary,
+        eos_token_ids=_end_ids(weights.generation_config),
+        digest=digest,
+        load_seconds=loaded - began,
+        check_seconds=checked - loaded,
+        step_times=steps,
+        measure_seconds=measured - checked,
+    )
+    grammars = None
+    if tokenizer:
+        grammars = Grammars(tokenizer.file, model.vocabulary, tokenizer.end_ids | {*ready.eos_token_ids})
+    engine = Engine(
+        model,
+        scheduler,
+        Drafters(InUse(config.speculation)),
+        grammars,
+        Control(steps, padded_rows),
+        AuditTerms(config.audit_share, report.guarantee),
+    )
+    if config.drafts:
+        engine.speculation.drafters = _follow(Path(config.drafts), engine, digest, config.speculation)
+    return engine, replace(ready, stats=engine.stats())
+
+
+def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Drafters:
+    """Drafters that do what the file says, now and later; `until_then` where it cannot be used yet."""
+    decoder = engine.model.decoder
+    target = Target(digest, decoder.embedding, decoder.output_rows)
+    file = WatchedFile(path, DraftLoader(target, engine.noise, until_then).load)
+    return Drafters(file.wait(time.monotonic()) or InUse(until_then), file=file)
+
+
+def _end_ids(generation_config: object) -> tuple[int, ...]:
+    """Tokens that end an answer by the model's own generation config."""
+    ids = getattr(generation_config, "eos_token_id", None)
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is CUDA where there is one."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted not in ("cpu", "cuda"):
+        raise ModelError(f"--device must be auto, cpu or cuda, not {wanted}")
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ModelError("--device=cuda: no CUDA device is usable here; use --device=cpu")
+    return torch.device(wanted)
+
+
+def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it faster than float32."""
+    if wanted == "auto":
+        fast = device.type == "cuda" or is_bfloat16_fast(cpu_info())
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+
+
+def is_bfloat16_fast(info: str) -> bool:
+    """By what Linux says of the CPU. Intel's tiles (AMX) and AMD's AVX-512 multiply two in the time of one;
+    Intel's AVX-512, which is all there is where a virtual machine hides the tiles, does not: a step of 512
+    tokens took 1.5 times as long as in float32 (family 6, model 207). Elsewhere it is emulated.
+    """
+    facts: dict[str, str] = {}
+    for line in info.splitlines():
+        name, _, value = line.partition(":")
+        facts.setdefault(name.strip(), value.strip())
+    flags = facts.get("flags", "").split()
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == "AuthenticAMD")
+
+
+def cpu_info() -> str:
+    """Empty where Linux does not say."""
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+
+
+def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, free: int) -> tuple[int, int]:
+    """(blocks, longest sequence in tokens) for `free` bytes of memory; raises ModelError if not one sequence
+    fits.
+    """
+    length = longest(model_config)
+    if config.max_model_len is not None:
+        if config.max_model_len > length:
+            raise ModelError(f"--max-model-len={config.max_model_len} is above the model's own {length}")
+        length = config.max_model_len
+    per_block = kv_bytes_per_block(model_config, dtype, BLOCK_SIZE)
+    if config.kv_cache_gib is None:
+        budget = min(DEFAULT_KV_BYTES, int(free * KV_SHARE_OF_FREE_MEMORY))
+    else:
+        budget = int(config.kv_cache_gib * (1 << 30))
+    blocks = min(budget // per_block, config.max_running * blocks_for(length))
+    if blocks >= blocks_for(length):
+        return blocks, length
+    fits = blocks * BLOCK_SIZE
+    if config.max_model_len is not None or fits < BLOCK_SIZE:
+        raise ModelError(
+            f"the KV cache holds {fits} tokens and a sequence may have {length}; "
+            "raise --kv-cache-gib or lower --max-model-len"
+        )
+    log.warning(
+        "the KV cache holds %d tokens, so that is the context, and not the model's own %d: raise "
+        "--kv-cache-gib if there is the memory, or set --max-model-len",
+        fits,
+        length,
+    )
+    return blocks, fits
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that may still be used: of the GPU, or of this machine and of this process's control group,
+    whichever is less.
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")  # a container sees its own group here
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return max(0, free)

@@ -1,0 +1,100 @@
+"""The start-up micro-benchmark: how long a forward pass takes on this machine, at three points.
+
+The planner scales its step-time model by them: decoding one row, decoding several, and a chunk of a prompt.
+The passes are those of serving: the same model in the same forms, the same threads, the same paged pool.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+
+from turbo_runtime.contract.model import StepTime
+from turbo_runtime.kv_cache.block_pool import BlockLedger, blocks_for
+from turbo_runtime.models.matmul import COUNTS
+from turbo_runtime.models.runner import Chunk, PagedModel
+from turbo_runtime.sampling.draw import greedy_tokens
+
+log = logging.getLogger(__name__)
+
+LIMIT_SECONDS = 2.0  # of all passes together: a pod that starts is waited for
+REPEATS = 9  # passes of one point at most; fewer where they take too long
+CONTEXT = 256  # cached tokens of a decoded row
+ROWS = 8  # of the second point
+
+
+class _TooSlow(Exception):  # noqa: N818  an outcome
+    pass
+
+
+def measure_steps(
+    model: PagedModel,
+    ledger: BlockLedger,
+    *,
+    max_running: int,
+    max_step_tokens: int,
+    limit_seconds: float = LIMIT_SECONDS,
+) -> tuple[StepTime, ...] | None:
+    """Median times of a pass that decodes one row, one that decodes up to `ROWS` rows (left out where only
+    one fits), and one over the longest chunk of a prompt that the time allows. None, and a line in the log,
+    where one pass takes longer than its point's share of `limit_seconds`.
+
+    Blocks of `ledger` are borrowed and given back; what is left in their slots is written over in serving.
+    """
+    longest = model.max_length
+    context = min(CONTEXT, longest - 1)
+    each = blocks_for(context + 1)
+    several = min(ROWS, max_running, max_step_tokens, ledger.num_free // each)
+    chunk = min(max_step_tokens, longest)
+    blocks = ledger.take(max(several * each, blocks_for(chunk)))
+    try:
+        model.pool.clear(blocks)
+        bench = _Bench(model, blocks, limit_seconds / 3)
+        decoding = [bench.point(rows, 1, context) for rows in sorted({1, several})]
+        return (*decoding, bench.prompt(chunk))
+    except _TooSlow as outcome:
+        log.warning("Micro-benchmark left out: %s", outcome)
+        return None
+    finally:
+        ledger.release(blocks)
+
+
+class _Bench:
+    """Passes over borrowed blocks, `share` seconds of them for each point."""
+
+    def __init__(self, model: PagedModel, blocks: list[int], share: float) -> None:
+        self._model, self._blocks, self._share = model, blocks, share
+
+    def point(self, rows: int, tokens: int, context: int) -> StepTime:
+        """The median of as many passes as there is time for after a warm-up, one at least."""
+        began = time.perf_counter()
+        warm_up = self._pass(rows, tokens, context)
+        if warm_up > self._share:
+            raise _TooSlow(
+                f"a pass over {rows} x {tokens} tokens took {warm_up:.2f} s, "
+                f"and {self._share:.2f} s are there for it and its repetitions"
+            )
+        times = [self._pass(rows, tokens, context)]
+        while len(times) < REPEATS and time.perf_counter() - began + min(times) < self._share:
+            times.append(self._pass(rows, tokens, context))
+        return StepTime(rows, tokens, context, statistics.median(times))
+
+    def prompt(self, most: int) -> StepTime:
+        """A prompt's first chunk, doubled for as long as there is time for three passes over the double."""
+        tokens = min(COUNTS[-1], most)
+        while tokens < most and 3 * 2 * self._pass(1, tokens, 0) < self._share:
+            tokens = min(2 * tokens, most)
+        return self.point(1, tokens, 0)
+
+    def _pass(self, rows: int, tokens: int, context: int) -> float:
+        """Seconds of one pass. Its greedy tokens are taken, as in serving: then a GPU has finished too."""
+        each = blocks_for(context + tokens)
+        prompt = context or tokens  # decoded rows follow a prompt
+        new = [(17 + 31 * i) % self._model.vocabulary for i in range(tokens)]
+        chunks = [
+            Chunk(new, context, self._blocks[row * each : (row + 1) * each], 1, prompt) for row in range(rows)
+        ]
+        began = time.perf_counter()
+        greedy_tokens(self._model.forward(chunks).logits).tolist()
+        return time.perf_counter() - began

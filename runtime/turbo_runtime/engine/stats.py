@@ -1,0 +1,85 @@
+"""What happened in the engine since it started, counted in place: a step counts several times per answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.drafters.interface import Draft
+from turbo_runtime.messages import DraftStats
+from turbo_runtime.speculation.verification import Verdict
+
+
+@dataclass(slots=True)
+class Counters:
+    """The fields of `EngineStats` of the same names, which says what they are."""
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    begun_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    chosen_drafts: list[int] = field(default_factory=list)
+    step_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    audits: int = 0
+    audit_mismatches: int = 0
+    _by_draft: dict[str, DraftStats] = field(default_factory=dict)
+
+    def count_prompt(self, tokens: int) -> None:
+        """An answer was taken in."""
+        self.prompts += 1
+        self.prompt_tokens += tokens
+
+    def count_verdict(self, verdict: Verdict, drafted: int, draft: Draft, chosen: str) -> None:
+        """One answer's part of a step: so many tokens were verified, the first ones of `draft` or what a
+        grammar forced; `chosen`: the trained draft it has.
+        """
+        self.generated_tokens += len(verdict.tokens)
+        _reach(self.chosen_drafts, drafted + 1)
+        self.chosen_drafts[drafted] += 1
+        if drafted:
+            self.drafts += 1
+            self.draft_tokens += drafted
+            self.accepted_tokens += verdict.accepted
+            _reach(self.accepted_per_position, drafted)
+            for position in range(verdict.accepted):
+                self.accepted_per_position[position] += 1
+            before = self._by_draft.get(chosen, DraftStats(chosen))
+            own, own_accepted = (
+                draft.drafted_by(HeadsSource.name, length) for length in (drafted, verdict.accepted)
+            )
+            self._by_draft[chosen] = replace(
+                before,
+                drafts=before.drafts + 1,
+                draft_tokens=before.draft_tokens + drafted,
+                accepted_tokens=before.accepted_tokens + verdict.accepted,
+                own_draft_tokens=before.own_draft_tokens + own,
+                own_accepted_tokens=before.own_accepted_tokens + own_accepted,
+            )
+
+    def count_step(self, seconds: float, forward_seconds: float) -> None:
+        """A step took so long, of it in the model."""
+        self.step_seconds += seconds
+        self.forward_seconds += forward_seconds
+
+    def count_audit(self, held: bool) -> None:
+        """An answer was replayed."""
+        self.audits += 1
+        self.audit_mismatches += not held
+
+    def by_draft(self, versions: Mapping[str, str]) -> tuple[DraftStats, ...]:
+        """Of the drafts in use, whose `versions` these are; the others are forgotten."""
+        self._by_draft = {
+            name: replace(self._by_draft.get(name, DraftStats(name)), version=version)
+            for name, version in versions.items()
+        }
+        return tuple(self._by_draft.values())
+
+
+def _reach(counts: list[int], length: int) -> None:
+    counts += [0] * (length - len(counts))

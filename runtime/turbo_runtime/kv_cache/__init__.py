@@ -1,0 +1,1 @@
+"""Accounting of KV cache blocks, without torch."""

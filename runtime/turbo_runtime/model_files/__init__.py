@@ -1,0 +1,1 @@
+"""Finds and inspects the files of a model, without torch."""

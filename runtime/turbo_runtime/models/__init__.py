@@ -1,0 +1,1 @@
+"""Model weights, layers, and attention."""

@@ -1,0 +1,107 @@
+"""Attention of many positions at once: a tile of them a call, against the keys up to its end.
+
+Under `bytes` a tile is aligned and computed whole, so that every call has a fixed shape.
+
+All rows of such a tile are computed against the keys up to the tile's end, with a mask, whichever of them are
+wanted now: so a position's arithmetic does not depend on how the prompt was cut up into steps. Rows that are
+not wanted hold some other row of the step; no product mixes rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
+from turbo_runtime.models.attention.pool import KVPool
+from turbo_runtime.models.attention.spans import Ints, Spans
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Positions first to before `end`, computed in one call against all keys before `end`."""
+
+    first: int
+    end: int
+    place: int  # of its first row in what `attend` returns, in tokens
+
+
+class TileAttention:
+    """The tiles of one step, worked out once and used by every layer."""
+
+    def __init__(self, pool: KVPool, spans: Spans, *, aligned: bool) -> None:
+        """Aligned tiles, each computed whole however little of it a span has; else they begin where the span
+        does, and the last ends with it. On a device a span is one of these: a call costs more there than
+        scores that nobody reads.
+        """
+        self._pool = pool
+        self._sources: list[tuple[Tensor, list[_Tile]]] = []  # blocks, and the tiles that read them
+        self._masks: dict[int, Tensor] = {}  # rows of a tile -> its mask
+        queries: list[Ints] = []
+        answers: list[Ints] = []
+        place = 0
+        for index in range(len(spans.count)):
+            span = spans.select(slice(index, index + 1))
+            start, end, row = int(span.start[0]), int(span.end[0]), int(span.row[0])
+            size = PROMPT_TILE if aligned or pool.device.type == "cpu" else end - start
+            tiles = list(_tiles(start, end, place, size, aligned=aligned))
+            position = np.arange(tiles[0].first, tiles[-1].end)
+            queries.append(np.clip(position, start, end - 1) - start + row)
+            answers.append(place + np.arange(start, end) - tiles[0].first)
+            logical = np.arange(blocks_for(tiles[-1].end))
+            blocks = span.block_at(np.zeros_like(logical), logical, pool.scratch)
+            self._sources.append((torch.from_numpy(blocks).to(pool.device), tiles))
+            place += len(position)
+        group = np.arange(pool.group)
+        wanted = np.concatenate(queries)[:, None] * pool.group + group
+        self._queries = torch.from_numpy(wanted.ravel()).to(pool.device)
+        self.padded = place * pool.group  # rows of what `attend` returns
+        # (tokens, group): where each query of a token stands in it
+        self.answers = np.concatenate(answers)[:, None] * pool.group + group
+        longest: dict[int, int] = {}
+        for tile in (tile for _, tiles in self._sources for tile in tiles):
+            rows = tile.end - tile.first
+            longest[rows] = max(longest.get(rows, 0), tile.end)
+        self._masks = {rows: causal_tail(rows, keys, pool) for rows, keys in longest.items()}
+
+    def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
+        """Queries (KV heads, tokens * group, width) of the whole step -> (KV heads, padded, value width)."""
+        pool = self._pool
+        query = queries.index_select(1, self._queries)[None]
+        out = query.new_empty(1, pool.kv_heads, self.padded, pool.value_width)
+        for blocks, tiles in self._sources:
+            keys, values = pool.gather(layer, blocks)
+            if pool.shape.latent:
+                # the kernel that never holds all scores wants values as wide as keys; they lead the keys
+                values = keys
+            for tile in tiles:
+                rows = tile.end - tile.first
+                here = slice(tile.place * pool.group, (tile.place + rows) * pool.group)
+                out[:, :, here] = F.scaled_dot_product_attention(
+                    query[:, :, here],
+                    keys[None, :, : tile.end],
+                    values[None, :, : tile.end],
+                    attn_mask=self._masks[rows][:, -tile.end :],
+                    scale=scaling,
+                )[..., : pool.value_width]
+        return out[0]
+
+
+def _tiles(start: int, end: int, place: int, size: int, *, aligned: bool) -> Iterator[_Tile]:
+    begin = start // size * size if aligned else start
+    for first in range(begin, end, size):
+        yield _Tile(first, first + size if aligned else min(first + size, end), place + first - begin)
+
+
+def causal_tail(rows: int, keys: int, pool: KVPool) -> Tensor:
+    """(rows * group, keys): zeros, but -inf where a key comes after the row, whose position is one of the
+    last `rows`.
+    """
+    later = torch.ones(rows, keys, dtype=torch.bool, device=pool.device).triu_(keys - rows + 1)
+    mask = torch.zeros(rows, keys, dtype=pool.dtype, device=pool.device).masked_fill_(later, float("-inf"))
+    return mask.repeat_interleave(pool.group, dim=0)

@@ -1,0 +1,112 @@
+"""Any other decoder-only architecture, by transformers' own modules: their attention goes through the paged
+pool, and every `nn.Linear` computes by a form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from turbo_runtime.models.attention import PagedStep
+from turbo_runtime.models.layers.rowwise import RowWise
+from turbo_runtime.models.matmul import RowProduct
+
+
+class RowLinear(nn.Module):
+    """Stands in for an `nn.Linear`, with the same weights."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        bias = None if linear.bias is None else linear.bias.detach()
+        self.product = RowProduct(linear.weight.detach(), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out)."""
+        return self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], -1)
+
+
+class ModuleDecoder:
+    """The whole model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """`model` was made with `attn_implementation=IMPLEMENTATION`; its linear layers are replaced."""
+        self._products = [layer.product for layer in replace_linears(model)]
+        self._body = model.get_decoder()
+        self._head = model.get_output_embeddings()
+        self.embedding: Tensor = model.get_input_embeddings().weight.detach()
+        self._inner = int(model.config.intermediate_size)
+
+    def output_rows(self, ids: Tensor) -> Tensor:
+        """ids (n) -> those rows (n, width) of the LM head."""
+        rows: Tensor = self._head.product.output_rows(ids)
+        return rows
+
+    def products(self) -> Iterable[RowProduct]:
+        """Every product with weights, the LM head included."""
+        return self._products
+
+    def row_wise(self) -> Iterable[RowWise]:
+        """Norms and activations, one of a kind."""
+        seen: set[tuple[str, int]] = set()
+        for name, module in self._body.named_modules():
+            width = self._inner if name.endswith("act_fn") else _width_of(module)
+            key = (type(module).__name__, width)
+            if width and key not in seen:
+                seen.add(key)
+                yield RowWise(key[0], width, module)
+
+    def hidden(
+        self, tokens: Tensor, step: PagedStep, tap: Callable[[int, Tensor], None] | None = None
+    ) -> Tensor:
+        """tokens (rows) -> (rows, width), after the final norm."""
+        with _tapped(self._body, tap):
+            hidden: Tensor = self._body(
+                input_ids=tokens[None], position_ids=step.positions[None], use_cache=False, paged_step=step
+            ).last_hidden_state
+        return hidden[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(rows, width) -> (rows, vocabulary)."""
+        logits: Tensor = self._head(hidden)
+        return logits
+
+
+@contextmanager
+def _tapped(body: Any, tap: Callable[[int, Tensor], None] | None) -> Iterator[None]:
+    hooks = [_hook(layer, number, tap) for number, layer in enumerate(body.layers)] if tap else []
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hook(layer: nn.Module, number: int, tap: Callable[[int, Tensor], None]) -> Any:
+    def told(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tap(number, (args[0] if args else kwargs["hidden_states"])[0])
+
+    return layer.register_forward_pre_hook(told, with_kwargs=True)
+
+
+def replace_linears(model: nn.Module) -> list[RowLinear]:
+    """Put a `RowLinear` in the place of every `nn.Linear` of the model, the LM head included, and return them
+    all.
+    """
+    replaced: list[RowLinear] = []
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                layer = RowLinear(child)
+                setattr(parent, name, layer)
+                replaced.append(layer)
+    return replaced
+
+
+def _width_of(module: nn.Module) -> int:
+    """Row width of a norm, 0 for every other module."""
+    weight = getattr(module, "weight", None)
+    return int(weight.shape[0]) if isinstance(weight, Tensor) and weight.dim() == 1 else 0

@@ -1,0 +1,103 @@
+"""A model over the paged pool: one flat batch in, logits and hidden rows of those that need them out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from turbo_runtime.models.attention import KVPool, PagedStep, Rule, Span, cache_shape
+from turbo_runtime.models.layers.decoder import build_decoder
+from turbo_runtime.models.matmul import padded_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One sequence's tokens of a step: committed ones that are not computed yet, then drafts."""
+
+    tokens: Sequence[int]
+    start: int  # position of the first
+    table: list[int]  # blocks for start + len(tokens) tokens
+    logit_rows: int  # of the last tokens, how many need logits
+    prompt_length: int  # tokens of the sequence's prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The rows that were asked for, in the order of the chunks."""
+
+    logits: Tensor  # (rows, vocabulary) float32
+    hidden: Tensor  # (rows, width), after the final norm
+    streams: Tensor | None = (
+        None  # (tokens of all chunks, layers asked for x width): what entered those layers
+    )
+    broken: frozenset[int] = frozenset()  # numbers of the chunks with a state that is NaN or infinite
+
+
+class PagedModel:
+    """Owns the weights and the KV tensors; what a slot means is the scheduler's."""
+
+    def __init__(self, model: PreTrainedModel, *, blocks: int, max_length: int) -> None:
+        """`blocks` of KV cache; `max_length` tokens bound one sequence. The weights are taken out of
+        `model`.
+        """
+        self.config = config = model.config
+        self.vocabulary = int(config.vocab_size)
+        self.device = model.device
+        self.max_length = max_length
+        self.rule = Rule()  # the start-up check says what holds
+        self.pool = KVPool(
+            cache_shape(config),
+            layers=config.num_hidden_layers,
+            blocks=blocks,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        self.decoder = build_decoder(model, max_length)
+
+    @torch.inference_mode()
+    def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
+        """Compute all chunks in one pass. Of `layers` the residual stream is told that enters them.
+
+        A broken chunk leaves zeros in its slots: whoever reads its blocks later, and be it in slots that are
+        masked, would get NaN from them.
+        """
+        tokens = [token for chunk in chunks for token in chunk.tokens]
+        rows = padded_rows(len(tokens))
+        spans = [Span(c.start, len(c.tokens), c.table, c.prompt_length) for c in chunks]
+        step = PagedStep(self.pool, spans, rows, self.rule)
+        tokens += [0] * (rows - len(tokens))
+        streams: dict[int, Tensor] = {}
+
+        def tap(layer: int, entering: Tensor) -> None:
+            if layer in layers:
+                streams[layer] = entering
+
+        hidden = self.decoder.hidden(torch.tensor(tokens, device=self.device), step, tap if layers else None)
+        finite = hidden[: step.tokens].isfinite().all(1)
+        wanted = hidden.index_select(0, torch.tensor(list(_logit_rows(chunks)), device=self.device).int())
+        logits = torch.empty(0, self.vocabulary, device=self.device)
+        if len(wanted):
+            logits = self.decoder.logits(wanted).float()
+        told = torch.cat([streams[layer][: step.tokens] for layer in layers], 1) if layers else None
+        if bool(finite.all()):
+            return Forward(logits, wanted, told)
+        broken = step.spans_without(finite)
+        step.clear(broken)
+        return Forward(logits, wanted, told, broken)
+
+
+def _logit_rows(chunks: Sequence[Chunk]) -> Iterator[int]:
+    end = 0
+    for chunk in chunks:
+        end += len(chunk.tokens)
+        yield from range(end - chunk.logit_rows, end)
+
+
+def kv_bytes_per_block(config: Any, dtype: torch.dtype, block_size: int) -> int:
+    """Memory of one block over all layers."""
+    return int(config.num_hidden_layers) * cache_shape(config).elements * dtype.itemsize * block_size

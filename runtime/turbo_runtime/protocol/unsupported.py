@@ -1,0 +1,105 @@
+"""The OpenAI API's parameters that this server does not take, each with the values that change nothing and
+what to do instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from turbo_runtime.protocol.errors import ApiError, cut, invalid
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """`harmless` values mean what the server does anyway, so they are let through; null always is."""
+
+    remedy: str
+    harmless: tuple[Any, ...] = ()
+
+    def accepts(self, value: Any) -> bool:
+        """Whether the value asks for nothing that the server lacks."""
+        # `True == 1` in Python, but logprobs=true and logprobs=1 are not the same request
+        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.harmless)
+
+
+_LEAVE_OUT = "leave it out"
+_TOOLS = "use 'tools' and 'tool_choice'"
+_TEXT_ONLY = "this server takes and gives text only; leave it out"
+
+_GUIDED = "use 'structured_outputs' or 'response_format'"
+# vLLM's, some of them of its earlier versions
+_VLLM: Mapping[str, Unsupported] = {
+    "best_of": Unsupported("use `n` and choose yourself, by `logprobs` perhaps", (1,)),
+    "guided_choice": Unsupported(_GUIDED),
+    "guided_decoding_backend": Unsupported("there is one only; leave it out"),
+    "guided_grammar": Unsupported(_GUIDED),
+    "guided_json": Unsupported(_GUIDED),
+    "guided_regex": Unsupported(_GUIDED),
+    "priority": Unsupported("tenants take turns; leave it out", (0,)),
+    "skip_special_tokens": Unsupported("special tokens are never told; leave it out", (True,)),
+    "truncate_prompt_tokens": Unsupported("send a shorter prompt"),
+    "use_beam_search": Unsupported("use `n` and `temperature`", (False,)),
+}
+
+CHAT: Mapping[str, Unsupported] = {
+    **_VLLM,
+    "add_generation_prompt": Unsupported(_LEAVE_OUT, (True,)),
+    "audio": Unsupported(_TEXT_ONLY),
+    "function_call": Unsupported(_TOOLS, ("none", "auto")),
+    "functions": Unsupported(_TOOLS, ([],)),
+    "modalities": Unsupported(_TEXT_ONLY, (["text"],)),
+    "moderation": Unsupported(_LEAVE_OUT),
+    "prediction": Unsupported("drafts are found by the server itself; leave it out"),
+    "prompt": Unsupported("send it to /v1/completions, or use 'messages'"),
+    "prompt_cache_options": Unsupported("the prompt cache needs none; leave it out"),
+    "prompt_cache_retention": Unsupported("the cache keeps what it has room for; leave it out"),
+    "service_tier": Unsupported(_LEAVE_OUT, ("auto", "default")),
+    "store": Unsupported("this server stores nothing; leave it out", (False,)),
+    "verbosity": Unsupported("ask for it in a message", ("medium",)),
+    "web_search_options": Unsupported("put what was found into a message"),
+}
+
+COMPLETION: Mapping[str, Unsupported] = {
+    **_VLLM,
+    "messages": Unsupported("send them to /v1/chat/completions, or use 'prompt'"),
+    "suffix": Unsupported("put the whole context into `prompt`", ("",)),
+}
+
+
+def keep_supported(
+    body: Mapping[str, Any], unsupported: Mapping[str, Unsupported], known: Iterable[str]
+) -> dict[str, Any]:
+    """The fields of `body` that are for this server; null ones are left out, as if never sent.
+
+    Raises ApiError (400) for the first field that asks for what the server lacks, or that nobody knows.
+    """
+    known = set(known)
+    kept: dict[str, Any] = {}
+    for name, value in body.items():
+        if value is None and (name in known or name in unsupported):
+            continue
+        if name in known:
+            kept[name] = value
+        elif name not in unsupported:
+            raise _unknown(name, known)
+        elif not unsupported[name].accepts(value):
+            raise _refused(name, unsupported[name])
+    return kept
+
+
+def _refused(name: str, entry: Unsupported) -> ApiError:
+    allowed = " or ".join(repr(value) for value in entry.harmless)
+    only = f" (only {allowed} is accepted, which changes nothing)" if allowed else ""
+    return invalid(
+        name, f"'{name}' is not supported by this server{only}: {entry.remedy}.", "unsupported_parameter"
+    )
+
+
+def _unknown(name: str, known: Iterable[str]) -> ApiError:
+    name = cut(name)
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "leave it out."
+    return invalid(name, f"There is no parameter '{name}'; {hint}", "unknown_parameter")

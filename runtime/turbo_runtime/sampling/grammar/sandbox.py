@@ -1,0 +1,133 @@
+"""Grammars are compiled on trial first, in a process that ends when one takes too long or too much memory.
+
+llguidance bounds most of what a grammar may cost, but not all (`multipleOf` of a large prime takes as many
+states), and a thread in it cannot be stopped. What the trial got through is compiled again by the engine, in
+about the same time and memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from turbo_runtime.messages import Grammar
+from turbo_runtime.sampling.grammar.compiler import GrammarError, compile_grammar, read_tokenizer
+
+MOST_BYTES = 1 << 30  # beyond what the process holds before it compiles
+
+
+class SlowGrammarError(GrammarError):
+    """It takes more than the time it was given."""
+
+
+class GrammarTrial:
+    """Asks the process, which starts with the first grammar, and again with the next after it was ended."""
+
+    def __init__(
+        self,
+        tokenizer_file: Path,
+        vocabulary: int,
+        end_ids: Sequence[int],
+        most_bytes: int = MOST_BYTES,
+    ) -> None:
+        """The tokenizer is that of the engine."""
+        self._arguments = json.dumps([str(tokenizer_file), vocabulary, list(end_ids), most_bytes])
+        self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()  # `close` comes from another thread
+        self._closed = False
+
+    def start(self) -> None:
+        """Start the process, unless it runs; it reads the tokenizer then."""
+        with self._lock:
+            self._running()
+
+    def begin(self, grammar: Grammar, seconds: float) -> None:
+        """Compile, for so long at most; `end` must follow, and tells what came of it."""
+        with self._lock:
+            to = self._running().stdin
+            assert to
+            with suppress(BrokenPipeError):  # it has ended: `end` says so
+                to.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
+                to.flush()
+
+    def end(self, grammar: Grammar, seconds: float) -> None:
+        """Wait for the grammar that was begun. Raises GrammarError where it must not be compiled."""
+        process = self._process
+        if process is None:
+            raise GrammarError("the engine ends")
+        assert process.stdout
+        said = process.stdout.readline()
+        if said:
+            if error := json.loads(said):
+                raise GrammarError(error)
+            return
+        ended = process.wait()
+        with self._lock:
+            if self._closed:
+                raise GrammarError("the engine ends")
+            self._drop()
+        if ended == -signal.SIGALRM:
+            raise SlowGrammarError(f"the grammar takes more than {seconds:.0f} s to compile; simplify it")
+        raise GrammarError(f"the {grammar.kind} takes too much memory to compile; simplify it")
+
+    def close(self) -> None:
+        """End the process for good, from any thread."""
+        with self._lock:
+            self._closed = True
+            self._drop()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._closed:
+            raise GrammarError("the engine ends")
+        if self._process is None or self._process.poll() is not None:
+            self._drop()
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", __name__, self._arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,  # what it dies of may tell of the grammar, which is not for logs
+                start_new_session=True,  # it ends with its input, not at the terminal's Ctrl-C
+                encoding="utf-8",
+            )
+        return self._process
+
+    def _drop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe:
+                with suppress(BrokenPipeError):  # of what it did not read
+                    pipe.close()
+
+
+def main(file: str, vocabulary: int, end_ids: Sequence[int], most_bytes: int) -> None:
+    """The process: one line in for each grammar, one out: why it cannot be used, or an empty sentence."""
+    tokenizer = read_tokenizer(Path(file), vocabulary, end_ids)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + most_bytes, held + most_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for line in sys.stdin:
+        kind, text, seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # the signal ends the process, also amid foreign code
+        error = ""
+        try:
+            # the first mask is made too: some grammars put their work off until then
+            compile_grammar(tokenizer, Grammar(kind, text)).compute_bitmask()
+        except GrammarError as refusal:
+            error = str(refusal)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        print(json.dumps(error), flush=True)
+
+
+if __name__ == "__main__":
+    main(*json.loads(sys.argv[1]))

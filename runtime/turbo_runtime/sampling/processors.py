@@ -1,0 +1,126 @@
+"""What changes an answer's logits before its law is read from them: masks, bias, penalties, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling.noise import Noise
+
+
+class Processors:
+    """The processors of one answer, and what they remember of its prompt and of the answer so far."""
+
+    def __init__(
+        self, params: SamplingParams, prompt: Sequence[int], stop_ids: Collection[int], noise: Noise
+    ) -> None:
+        """Vocabulary and device are those of `noise`. Raises ValueError with a sentence for a token that is
+        not in the vocabulary. What costs time or memory is made with the first row: many may wait for theirs.
+        """
+        vocabulary, device = noise.vocabulary, noise.device
+        _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocabulary)
+        _check_ids("bad_words", (token for run in params.bad_words for token in run), vocabulary)
+        if not all(params.bad_words):
+            raise ValueError("bad_words holds an empty run of tokens; leave it out")
+        self._params = params
+        self._biased = torch.tensor([token for token, _ in params.logit_bias], device=device).long()
+        self._bias = torch.tensor([bias for _, bias in params.logit_bias], device=device)
+        self._never = torch.tensor(
+            [run[0] for run in params.bad_words if len(run) == 1], device=device
+        ).long()
+        self._runs = [run for run in params.bad_words if len(run) > 1]
+        stops = [token for token in stop_ids if 0 <= token < vocabulary]
+        self._stops = torch.tensor(stops, device=device).long()
+        self._answer: list[int] = []
+        self._prompt = prompt
+        self._device = device
+        self._penalises = bool(
+            params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
+        )
+        self._penalties: Penalties | None = None  # made with the first row
+
+    @property
+    def idle(self) -> bool:
+        """Whether no row of this answer is ever changed."""
+        p = self._params
+        return not (p.logit_bias or p.bad_words or p.min_tokens or self._penalises)
+
+    @property
+    def gain(self) -> float:
+        """By what a difference between two rows grows at most: the repetition penalty multiplies."""
+        return max(self._params.repetition_penalty, 1 / self._params.repetition_penalty)
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """The answer goes on with these tokens."""
+        self._answer.extend(tokens)
+        if self._penalties is not None:
+            self._penalties.read(tokens)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Processed logits (vocabulary,) float32 of the row after what was read, as a copy."""
+        row = logits.clone()
+        row[self._never] = -torch.inf
+        for run in self._runs:
+            if tuple(self._answer[1 - len(run) :]) == run[:-1]:
+                row[run[-1]] = -torch.inf
+        if len(self._answer) < self._params.min_tokens:
+            row[self._stops] = -torch.inf
+        row.index_add_(0, self._biased, self._bias)
+        if not self._penalises:
+            return row
+        if self._penalties is None:
+            self._penalties = Penalties(self._params, self._prompt, self._device)
+            self._penalties.read(self._answer)
+        return self._penalties.apply(row)
+
+
+class Penalties:
+    """Repetition, frequency and presence, of the tokens that they can concern."""
+
+    def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
+        self._params = params
+        met = prompt if params.repetition_penalty != 1.0 else ()
+        self._of_prompt = np.unique(np.fromiter(met, np.int64, len(met)))
+        self._place: dict[int, int] = {}  # of the answer's tokens in both, which begin with the prompt's:
+        self._ids = torch.from_numpy(self._of_prompt).to(device)
+        self._counts = torch.zeros(len(self._ids), device=device)  # how often the answer has them
+
+    def read(self, tokens: Sequence[int]) -> None:
+        """The answer goes on with these tokens."""
+        self._meet(tokens)
+        places = torch.tensor([self._place[token] for token in tokens], device=self._ids.device).long()
+        self._counts.index_add_(0, places, torch.ones(len(tokens), device=places.device))
+
+    def apply(self, row: Tensor) -> Tensor:
+        """The row (vocabulary,) with all three, changed in place."""
+        values, counts = row.index_select(0, self._ids), self._counts
+        penalty = self._params.repetition_penalty
+        values = torch.where(values > 0, values / penalty, values * penalty)
+        values -= counts * self._params.frequency_penalty
+        values -= (counts > 0) * self._params.presence_penalty
+        return row.index_copy_(0, self._ids, values)
+
+    def _meet(self, tokens: Sequence[int]) -> None:
+        new: list[int] = []
+        for token in tokens:
+            if token not in self._place:
+                place = int(self._of_prompt.searchsorted(token))
+                if place == len(self._of_prompt) or self._of_prompt[place] != token:
+                    place = len(self._ids) + len(new)
+                    new.append(token)
+                self._place[token] = place
+        if new:
+            self._ids = torch.cat([self._ids, torch.tensor(new, device=self._ids.device)])
+            self._counts = torch.cat([self._counts, self._counts.new_zeros(len(new))])
+
+
+def _check_ids(name: str, tokens: Iterable[int], vocabulary: int) -> None:
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise ValueError(
+                f"{name} names token {token}; the model's ids lie between 0 and {vocabulary - 1}"
+            )

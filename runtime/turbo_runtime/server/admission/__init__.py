@@ -1,0 +1,1 @@
+"""Which requests the server admits, and when a rejected client retries."""

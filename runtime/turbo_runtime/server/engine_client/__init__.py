@@ -1,0 +1,1 @@
+"""The server's connection to the engine process."""

@@ -1,7 +1,0 @@
-"""What a client may send: the fields of both endpoints, their types and ranges."""
-
-from turbo_runtime.server.requests.chat import ChatRequest
-from turbo_runtime.server.requests.completion import CompletionRequest
-from turbo_runtime.server.requests.parsing import parse_chat, parse_completion
-
-__all__ = ["ChatRequest", "CompletionRequest", "parse_chat", "parse_completion"]

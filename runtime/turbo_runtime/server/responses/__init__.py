@@ -1,0 +1,1 @@
+"""A response from token events to OpenAI's formats."""

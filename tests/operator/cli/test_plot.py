@@ -1,0 +1,158 @@
+"""The plot shows cost against latency of every candidate, and the choice by name."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
+from turbo_operator.cli import commands, inputs, plot
+from turbo_operator.cli.plan_query import ask, candidates
+from turbo_operator.plan import Predicted, Weighed
+
+TURBODEPLOYMENT = """
+apiVersion: serving.turbo.dev/v1alpha1
+kind: TurboDeployment
+metadata: {name: chat}
+spec:
+  model: {uri: "hf://Qwen/Qwen3-8B", maxModelLen: 8192}
+  workload: {requestsPerSecond: "4"}
+  targets: {timePerOutputToken: {max: 60ms}}
+  cost: {maxPerHour: "20"}
+  accelerators: {allowed: [slow, fast]}
+"""
+ACCELERATOR = """
+---
+apiVersion: serving.turbo.dev/v1alpha1
+kind: TurboAccelerator
+metadata: {{name: {name}}}
+spec:
+  resourceName: nvidia.com/gpu
+  memoryGiB: 80
+  memoryBandwidthGBps: "{bandwidth}"
+  tflops: {{bf16: "{tflops}"}}
+  pricing: {{perAcceleratorHour: {{onDemand: "{price}"}}}}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> str:
+    path = tmp_path / "td.yaml"
+    slow = ACCELERATOR.format(name="slow", bandwidth=1000, tflops=300, price="1.00")
+    fast = ACCELERATOR.format(name="fast", bandwidth=4000, tflops=900, price="9.00")
+    path.write_text(TURBODEPLOYMENT + slow + fast)
+    return str(path)
+
+
+def test_the_file_is_a_picture_and_the_answer_is_still_shown(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "plan.png"
+    assert commands.plan(["-f", file, "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "slow" in capsys.readouterr().out
+
+
+def test_title_lines_and_points_say_what_was_asked_and_chosen(file: str) -> None:
+    [question] = inputs.from_files(inputs.given(file), None).questions
+    found = ask(question)
+    assert found.plan.choice is not None
+    drawn = plot.figure([(found, candidates(question))])
+    (axes,) = drawn.axes
+    title = axes.get_title(loc="left")
+    assert "chat" in title
+    assert f"chosen (ringed): {found.plan.choice.accelerator.name}" in title
+    words = {text.get_text().strip() for text in axes.texts}
+    assert {"target 60ms", "budget 20.00 $/h"} <= words
+    legend = axes.get_legend()
+    assert legend is not None
+    assert {"slow", "fast", "frontier"} <= {text.get_text() for text in legend.get_texts()}
+
+
+def test_where_nothing_is_feasible_the_nearest_is_ringed_and_corners_are_named(file: str) -> None:
+    path = Path(file)
+    path.write_text(path.read_text().replace('maxPerHour: "20"', 'maxPerHour: "0.10"'))
+    [question] = inputs.from_files(inputs.given(file), None).questions
+    found = ask(question)
+    assert found.plan.choice is None
+    (axes,) = plot.figure([(found, candidates(question))]).axes
+    assert "nearest (ringed): slow, Suffix, 2 replicas, 2.00 $/h" in axes.get_title(loc="left")
+    assert {"slow", "fast"} <= {text.get_text().split(",")[0].split(" x")[0] for text in axes.texts}
+
+
+def test_no_two_accelerators_look_alike_whether_they_may_be_chosen_or_not(file: str) -> None:
+    """With more of them than colours, only shapes tell small points apart."""
+    path = Path(file)
+    names = [f"more-{number}" for number in range(8)]
+    rows = (ACCELERATOR.format(name=name, bandwidth=2000, tflops=600, price="2.00") for name in names)
+    text = path.read_text().replace("[slow, fast]", f"[{', '.join(names)}]")
+    path.write_text(text.replace("accelerators:", "engine: {type: VLLM}\n  accelerators:") + "".join(rows))
+    [question] = inputs.from_files(inputs.given(file), None).questions
+    found = candidates(question)
+    assert {each.reason for each in found} == {PlanReason.NOT_YET_SUPPORTED}
+    (axes,) = plot.figure([(ask(question), found)]).axes
+    looks = {
+        (points.get_paths()[0].vertices.tobytes(), points.get_edgecolor().tobytes())
+        for points in axes.collections
+        if points.get_sizes()[0] < 100  # no ring
+    }
+    assert len(looks) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("plan.xyz", "end the name in .png"), ("none/plan.png", "No such file")]
+)
+def test_a_file_that_cannot_be_written_is_bad_input(
+    file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, said: str
+) -> None:
+    assert commands.plan(["-f", file, "--plot", str(tmp_path / name)]) == 1
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.out == ""
+
+
+def test_without_any_speed_the_plot_says_why_it_is_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = Path(__file__).parents[3] / "examples" / "smollm2.yaml"
+    model = ["--model", "HuggingFaceTB/SmolLM2-135M-Instruct"]
+    text = example.read_text().replace("name: cpu", "name: cores").replace("[cpu]", "[cores]")
+    path = tmp_path / "td.yaml"
+    path.write_text(text)
+    assert commands.plan(["-f", str(path), *model, "--plot", str(tmp_path / "plan.svg")]) == 0
+    assert "Feasible" in capsys.readouterr().out
+    assert (tmp_path / "plan.svg").stat().st_size > 0
+
+
+def weighed(place: tuple[float, float], reason: PlanReason) -> tuple[Weighed, tuple[float, float]]:
+    predicted = Predicted(0.1, place[0], 1.0, 1.0, Decimal(place[1]), None, Provenance.ROOFLINE)
+    each: Any = Weighed(EngineName.TURBO, "x", CapacityType.ON_DEMAND, 1, 1, "Off", 1, predicted, reason)
+    return each, place
+
+
+PLACES = st.lists(
+    st.builds(
+        weighed,
+        st.tuples(st.floats(0.001, 1.0), st.integers(1, 9).map(float)),
+        st.just(PlanReason.FEASIBLE),
+    ),
+    max_size=12,
+)
+
+
+@given(PLACES)
+def test_the_frontier_is_what_no_candidate_beats_in_both(
+    points: list[tuple[Weighed, tuple[float, float]]],
+) -> None:
+    places = [place for _, place in points]
+    beaten = {
+        place for place in places if any(o != place and o[0] <= place[0] and o[1] <= place[1] for o in places)
+    }
+    found = [place for _, place in plot.frontier(points)]
+    assert set(found) == set(places) - beaten
+    assert found == sorted(found)

@@ -1,0 +1,57 @@
+"""`turbo plan` and `turbo explain` keep the plan that was tried and the one that serves apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from turbo_operator.api import TurboDeployment, parse
+from turbo_operator.cli import serving
+
+OLD = {
+    "hash": "v1old",
+    "accelerator": "l4",
+    "method": "Suffix",
+    "reason": "Feasible",
+    "predicted": {"timePerOutputToken": "12.3ms", "costPerHour": "0.80"},
+    "rejected": [
+        {"accelerator": "h100", "tensor": 1, "method": "Off", "reason": "Dearer", "detail": "Dear."}
+    ],
+}
+NEW = {**OLD, "hash": "v1new", "accelerator": "h100", "predicted": {"costPerHour": "3.93"}}
+
+
+def td(**status: Any) -> TurboDeployment:
+    return parse(
+        {
+            "apiVersion": "serving.turbo.dev/v1alpha1",
+            "kind": "TurboDeployment",
+            "metadata": {"name": "chat"},
+            "spec": {"model": {"uri": "pvc://models/chat"}},
+            "status": status,
+        }
+    )
+
+
+def test_one_plan_is_told_once() -> None:
+    assert serving.sentences(td(plan=OLD, servingPlan=OLD)) == ()
+    assert serving.sentences(td(plan=OLD)) == ()
+    assert serving.sentences(td()) == ()
+
+
+def test_a_plan_that_takes_over_and_the_one_that_serves_are_told_with_their_predictions() -> None:
+    rollout = {"planHash": "v1new", "specHash": "s"}
+    assert serving.sentences(td(plan=NEW, servingPlan=OLD, rollout=rollout)) == (
+        "Plan v1new takes over: h100 with Suffix drafts, as Feasible; predicted 3.93 $/h.",
+        "Plan v1old serves: l4 with Suffix drafts, as Feasible; predicted 12.3ms per output token, 0.80 $/h.",
+    )
+
+
+def test_a_plan_that_was_rolled_back_is_told_with_what_its_pod_said() -> None:
+    message = "Pod p: ImagePullBackOff: no such image."
+    rollout = {"planHash": "v1new", "specHash": "s", "reason": "RolledBack", "message": message}
+    it = td(plan=NEW, servingPlan=OLD, rollout=rollout)
+    assert f"was rolled back ({message})" in serving.sentences(it)[0]
+    found = serving.as_document(it)
+    assert (found["tried"]["hash"], found["serving"]["hash"]) == ("v1new", "v1old")
+    assert found["rollout"]["reason"] == "RolledBack"
+    assert "rejected" not in found["serving"]

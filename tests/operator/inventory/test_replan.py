@@ -1,0 +1,111 @@
+"""A change of the cluster wakes those whose plan it may change, and nobody else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+
+import pytest
+
+from turbo_dev.fleet import chosen
+from turbo_operator.api import PlanReason
+from turbo_operator.inventory.impact import Change, concerns, moved
+from turbo_operator.inventory.supply import Holding, Node, Owner, Quota, Stock, take_stock
+from turbo_operator.plan import Choice, Plan, Rejected
+from turbo_operator.snapshot import Accelerator
+
+GPU = "nvidia.com/gpu"
+ME = Owner("team", "chat")
+H100 = Accelerator("h100", GPU, Decimal(1), 80 << 30, node_selector={"product": "H100"})
+L4 = Accelerator("l4", GPU, Decimal(1), 24 << 30, node_selector={"product": "L4"})
+CHOICE = chosen(H100)
+NO_L4 = Rejected("l4", 1, "Off", PlanReason.NO_CAPACITY, "There is none.")
+
+
+def stock(
+    h100: int = 0, l4: int = 0, mine: int = 0, quota: int | None = None, others: Sequence[str | None] = ()
+) -> Stock:
+    """`mine` are its pods on H100s, `others` what further pods of its were made for; None is to inspect."""
+    nodes = [
+        Node(product, {"product": product}, (), True, {GPU: count * 1000})
+        for product, count in (("H100", h100), ("L4", l4))
+    ]
+    pods = [Holding(ME, "H100", {GPU: 1000}, {}, accelerator="h100")] * mine
+    pods += [Holding(ME, "L4", {"cpu": 100}, {}, accelerator=other) for other in others]
+    quotas = [] if quota is None else [Quota("team", {GPU: quota}, {})]
+    return take_stock({"h100": H100, "l4": L4}, nodes, pods, quotas)
+
+
+def plan(replicas: int = 2, *rejected: Rejected, choice: Choice | None = CHOICE) -> Plan:
+    reason = PlanReason.FEASIBLE if choice else PlanReason.NO_CAPACITY
+    return Plan(choice, replicas, reason, "So it is.", rejected)
+
+
+def is_woken(it: Plan, before: Stock, after: Stock) -> bool:
+    change = moved(before, after)
+    return bool(change) and concerns(it, ME, change, after)
+
+
+def test_the_same_stock_is_no_change() -> None:
+    assert not moved(stock(4, 2), stock(4, 2))
+    assert moved(stock(4, 2), stock(3, 3)) == Change(frozenset({"l4"}), frozenset({"h100"}), frozenset())
+
+
+@pytest.mark.parametrize(
+    ("it", "before", "after", "woken"),
+    [
+        (plan(2), stock(4), stock(3), False),  # enough is left
+        (plan(2), stock(4), stock(1), True),
+        (plan(2), stock(4, mine=2), stock(2, mine=2), False),  # all of its pods have their place
+        (plan(2), stock(4, mine=1), stock(1, mine=1), True),
+        (plan(2), stock(4, mine=1), stock(0, mine=1, others=[None]), True),  # that one serves nobody
+        (plan(2), stock(4), stock(1, others=["l4", "l4"]), True),  # those are of the plan before
+        (plan(2), stock(1), stock(4), False),  # more of what it has is no other plan
+        (plan(2), stock(4, 0), stock(4, 1), False),
+        (plan(2, NO_L4), stock(4, 0), stock(4, 1), True),
+        (plan(2, NO_L4), stock(4, 1), stock(4, 0), False),
+        (plan(2, choice=None), stock(1), stock(2), True),
+        (plan(2, choice=None), stock(2), stock(1), False),
+        (plan(2), stock(4, quota=3), stock(4, quota=2), True),
+        (plan(2), stock(4), stock(4, quota=2), True),
+    ],
+)
+def test_who_is_planned_anew(it: Plan, before: Stock, after: Stock, woken: bool) -> None:
+    assert is_woken(it, before, after) is woken
+
+
+def test_whoever_was_refused_some_is_woken_by_it_whatever_its_condition_names_first() -> None:
+    """The nearest refusal may be of money, and what is short elsewhere be within it."""
+    dear = Rejected("h100", 1, "Off", PlanReason.OVER_BUDGET, "It costs more.")
+    it = Plan(None, 1, PlanReason.OVER_BUDGET, "Nearest: it costs more.", (dear, NO_L4))
+    assert is_woken(it, stock(4, 0), stock(4, 1))
+    assert not is_woken(it, stock(4, 0), stock(5, 0))
+
+
+def test_cores_and_memory_that_are_freed_beside_accelerators_wake_whoever_was_refused_those() -> None:
+    def beside(memory: int, l4: int = 1) -> Stock:
+        has = {GPU: 1000, "cpu": 8000, "memory": 64_000}
+        node = Node("L4", {"product": "L4"}, (), True, has)
+        other = Holding(None, "L4", {GPU: 1000 - l4 * 1000, "memory": 64_000 - memory}, {})
+        return take_stock({"l4": L4}, [node], [other])
+
+    assert is_woken(plan(2, NO_L4), beside(8_000), beside(32_000))
+    assert not is_woken(plan(2, NO_L4), beside(32_000), beside(8_000))
+    assert not is_woken(plan(2), beside(8_000), beside(32_000))
+    assert not is_woken(plan(2, NO_L4), beside(8_000, l4=0), beside(32_000, l4=0))  # none is free
+
+
+def test_a_node_that_becomes_one_of_another_capacity_type_wakes_whom_it_is_lost_and_gained_for() -> None:
+    def as_(kind: str) -> Stock:
+        labels = {"product": "L4", "karpenter.sh/capacity-type": kind}
+        return take_stock({"l4": L4}, [Node("L4", labels, (), True, {GPU: 1000})], [])
+
+    assert is_woken(plan(2, NO_L4), as_("on-demand"), as_("spot"))
+    assert is_woken(plan(1, choice=chosen(L4)), as_("on-demand"), as_("spot"))
+    assert not is_woken(plan(1, choice=chosen(L4)), as_("on-demand"), as_("on-demand"))
+
+
+def test_quotas_of_other_namespaces_wake_nobody_here() -> None:
+    elsewhere = replace(stock(4), quotas=(Quota("elsewhere", {GPU: 1}, {}),))
+    assert not is_woken(plan(2), stock(4), elsewhere)

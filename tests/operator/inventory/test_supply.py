@@ -1,0 +1,348 @@
+"""Supply: nodes less what pods hold, one's own pods as free, within quotas; and who is to be planned anew."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turbo_operator.api import CapacityType, Template
+from turbo_operator.inventory import usage
+from turbo_operator.inventory.store import Ledger
+from turbo_operator.inventory.supply import (
+    Holding,
+    Node,
+    Owner,
+    Quota,
+    Stock,
+    is_open,
+    room,
+    supply_of,
+    take_stock,
+)
+from turbo_operator.snapshot import Accelerator, Host
+
+GIB = 1 << 30
+GPU = "nvidia.com/gpu"
+MINE, THEIRS = Owner("team", "chat"), Owner("team", "other")
+H100 = Accelerator("h100", GPU, Decimal(1), 80 * GIB, node_selector={"product": "H100"})
+CORES = Accelerator("cpu", "cpu", Decimal(2), 4 * GIB)
+CATALOGUE = {"h100": H100, "cpu": CORES}
+
+
+def node(name: str = "n", gpus: int = 8, cores: int = 16, memory: int = 64, **more: Any) -> Node:
+    room = {GPU: gpus * 1000, "cpu": cores * 1000, "memory": memory * GIB * 1000}
+    fields = {"labels": {"product": "H100"}, "taints": (), "takes_pods": True, "allocatable": room}
+    return Node(name, **(fields | more))
+
+
+def pod(
+    gpus: int = 1,
+    on: str | None = "n",
+    owner: Owner | None = None,
+    resource: str = GPU,
+    leaving: bool = False,
+) -> Holding:
+    amounts = {resource: gpus * 1000}
+    return Holding(owner, on, amounts, amounts, leaving, "h100")
+
+
+def free(stock: Stock, owner: Owner = MINE, accelerator: str = "h100") -> list[int]:
+    return [each.free for each in supply_of(stock, owner)[accelerator].nodes]
+
+
+def test_cores_and_memory_that_no_pod_holds_are_told_beside_devices() -> None:
+    """A node with free GPUs and no memory left for the process that feeds them takes no pod."""
+    amounts = {GPU: 1000, "cpu": 2000, "memory": 20 * GIB * 1000}
+    pods = [Holding(owner, "n", amounts, amounts, accelerator="h100") for owner in (MINE, THEIRS, None)]
+    stock = take_stock(CATALOGUE, [node(), node("bare", allocatable={GPU: 8000})], pods)
+    bare, full = supply_of(stock, Owner("team", "nobody"))["h100"].nodes
+    assert (full.free, full.host) == (5, Host(10_000, 4 * GIB))
+    assert supply_of(stock, MINE)["h100"].nodes[1].host == Host(12_000, 24 * GIB)  # its own may make way
+    assert bare.host is None
+    assert [each.host for each in stock.supply["cpu"]] == [None, None]  # they are the accelerator
+
+
+owners = st.sampled_from([None, MINE, THEIRS])
+placed = st.builds(pod, st.integers(0, 8), st.sampled_from(["a", "b", None]), owners)
+
+
+@given(st.lists(placed, max_size=12), st.integers(0, 8), st.integers(0, 8))
+def test_free_is_what_strangers_leave_and_never_below_nothing(
+    pods: list[Holding], gpus_a: int, gpus_b: int
+) -> None:
+    """The model of it in one line: allocatable less what pods of others hold, on each node."""
+    stock = take_stock(CATALOGUE, [node("a", gpus_a), node("b", gpus_b)], pods)
+    for owner in (MINE, THEIRS):
+        foreign = {
+            name: sum(
+                each.requests[GPU] // 1000 for each in pods if each.node == name and each.owner != owner
+            )
+            for name in ("a", "b")
+        }
+        expected = [max(0, gpus_a - foreign["a"]), max(0, gpus_b - foreign["b"])]
+        assert free(stock, owner) == expected
+
+
+@given(st.lists(placed, max_size=12))
+def test_to_a_stranger_nothing_that_is_held_is_free(pods: list[Holding]) -> None:
+    stock = take_stock(CATALOGUE, [node("a"), node("b")], pods)
+    assert free(stock, Owner("team", "nobody")) == [each.free for each in stock.supply["h100"]]
+
+
+def test_cores_are_bounded_by_the_memory_that_goes_with_them() -> None:
+    stock = take_stock(CATALOGUE, [node("a", cores=16, memory=9), node("b", cores=3, memory=64)], [])
+    assert free(stock, accelerator="cpu") == [2, 1]
+
+
+@pytest.mark.parametrize(
+    "closed",
+    [
+        {"takes_pods": False},
+        {"labels": {"product": "L4"}},
+        {"taints": ({"key": "gpu", "value": "x", "effect": "NoSchedule"},)},
+    ],
+)
+def test_a_node_that_takes_no_such_pod_counts_for_nobody(closed: dict[str, Any]) -> None:
+    assert free(take_stock(CATALOGUE, [node(**closed)], [])) == []
+
+
+def test_what_runs_on_a_cordoned_node_need_not_leave_it_and_nothing_else_there_is_free() -> None:
+    stock = take_stock(CATALOGUE, [node(takes_pods=False)], [pod(2, owner=MINE), pod(1, owner=THEIRS)])
+    assert free(stock) == [2]
+    assert free(stock, THEIRS) == [1]
+    assert stock.supply["h100"] == ()
+
+
+def test_the_cores_of_a_pod_that_holds_gpus_are_none_to_plan_with_where_no_pod_on_cores_may_go() -> None:
+    amounts = {GPU: 1000, "cpu": 4000, "memory": 32 * GIB * 1000}
+    mine = [Holding(MINE, "n", amounts, amounts, accelerator="h100")]
+    tainted = node(taints=({"key": "gpu", "value": "x", "effect": "NoSchedule"},))
+    for closed in (tainted, node(takes_pods=False)):
+        stock = take_stock(CATALOGUE, [closed], mine)
+        assert free(stock) == [1]
+        assert free(stock, accelerator="cpu") == []
+    assert free(take_stock(CATALOGUE, [node()], mine), accelerator="cpu") == [8]
+
+
+def test_what_a_pod_leaves_on_a_node_that_takes_no_other_is_no_place_to_plan_with() -> None:
+    """A drain, or a dead node, whose pods are told to end and stay for as long as it is dead."""
+    pods = [pod(2, owner=MINE), pod(1, owner=MINE, leaving=True)]
+    assert free(take_stock(CATALOGUE, [node(takes_pods=False)], pods)) == [2]
+    assert free(take_stock(CATALOGUE, [node()], pods)) == [8]
+
+
+@pytest.mark.parametrize(
+    ("toleration", "open_"),
+    [
+        ({"operator": "Exists"}, True),
+        ({"key": "gpu", "operator": "Exists"}, True),
+        ({"key": "gpu", "operator": "Exists", "effect": "NoExecute"}, False),
+        ({"key": "gpu", "value": "x"}, True),
+        ({"key": "gpu", "operator": "Equal", "value": "y"}, False),
+        ({"key": "cpu", "operator": "Exists"}, False),
+    ],
+)
+def test_a_taint_is_tolerated_as_the_scheduler_compares(toleration: dict[str, Any], open_: bool) -> None:
+    tainted = node(taints=({"key": "gpu", "value": "x", "effect": "NoSchedule"},))
+    assert is_open(tainted, {}, (toleration,)) is open_
+
+
+taint_sets = st.lists(st.sampled_from(["gpu", "pool"]), unique=True).map(
+    lambda keys: tuple({"key": key, "effect": "NoSchedule"} for key in keys)
+)
+label_sets = st.fixed_dictionaries(
+    {}, optional={"product": st.sampled_from(["H100", "L4"]), "zone": st.sampled_from(["y", "z"])}
+)
+overlays = st.fixed_dictionaries(
+    {},
+    optional={
+        "nodeSelector": label_sets,
+        "tolerations": st.lists(st.sampled_from(["gpu", "pool"]), max_size=2).map(
+            lambda keys: [{"key": key, "operator": "Exists"} for key in keys]
+        ),
+    },
+)
+
+
+@given(st.lists(st.tuples(label_sets, taint_sets, st.booleans()), max_size=6), overlays)
+def test_a_template_leaves_the_nodes_that_its_pods_may_go_to(
+    nodes: list[tuple[dict[str, str], tuple[dict[str, str], ...], bool]], overlay: dict[str, Any]
+) -> None:
+    there = [
+        node(str(place), labels=labels, taints=taints, takes_pods=ready)
+        for place, (labels, taints, ready) in enumerate(nodes)
+    ]
+    template = Template.model_validate(overlay)
+    tolerated = [{"key": "gpu", "operator": "Exists"}]
+    h100 = replace(H100, tolerations=tuple(tolerated))
+    found = supply_of(take_stock({"h100": h100}, there, []), MINE, template)["h100"].nodes
+    selector = {**h100.node_selector, **overlay.get("nodeSelector", {})}
+    tolerated += overlay.get("tolerations", [])
+    assert [each.name for each in found] == [
+        each.name for each in there if is_open(each, selector, tolerated)
+    ]
+
+
+def test_the_templates_selector_narrows_the_nodes_and_its_tolerations_widen_them() -> None:
+    taint = ({"key": "gpu", "value": "x", "effect": "NoSchedule"},)
+    stock = take_stock(
+        CATALOGUE, [node("a", taints=taint), node("b", labels={"product": "H100", "zone": "z"})], []
+    )
+    zone = Template.model_validate({"nodeSelector": {"zone": "z"}})
+    assert [each.name for each in supply_of(stock, MINE, zone)["h100"].nodes] == ["b"]
+    anywhere = Template.model_validate({"tolerations": [{"operator": "Exists"}]})
+    assert [each.name for each in supply_of(stock, MINE, anywhere)["h100"].nodes] == ["a", "b"]
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 4))
+def test_a_quota_leaves_what_it_has_left_and_what_we_hold_of_it(hard: int, used: int, mine: int) -> None:
+    quota = Quota("team", {"requests." + GPU: hard * 1000}, {"requests." + GPU: (used + mine) * 1000})
+    elsewhere = Quota("elsewhere", {"requests." + GPU: 0}, {})
+    pods = [pod(mine, on=None, owner=MINE)]
+    supply = supply_of(take_stock(CATALOGUE, [], pods, [quota, elsewhere]), MINE)
+    assert supply["h100"].quota == max(0, hard - used)
+    assert supply["cpu"].quota is None
+
+
+def test_the_tightest_quota_counts_and_limits_count_too() -> None:
+    quotas = [
+        Quota("team", {"cpu": 8000}, {}),
+        Quota("team", {"limits.memory": 9 * GIB * 1000}, {"limits.memory": GIB * 1000}),
+    ]
+    assert supply_of(take_stock(CATALOGUE, [], [], quotas), MINE)["cpu"].quota == 2
+
+
+def test_replicas_do_not_straddle_nodes() -> None:
+    stock = take_stock(CATALOGUE, [node("a", 3), node("b", 5)], [])
+    assert room(stock.supply["h100"], 2, CapacityType.ON_DEMAND) == 3
+
+
+# Projections
+
+
+def raw_pod(**spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "p", "namespace": "team", "labels": {}}, "spec": spec, "status": {}}
+
+
+def container(**requests: str) -> dict[str, Any]:
+    return {"name": "c", "resources": {"requests": requests}}
+
+
+FIRST, BESIDE = container(cpu="3"), {**container(cpu="250m"), "restartPolicy": "Always"}
+
+
+@pytest.mark.parametrize(
+    ("before", "cpu"),
+    [
+        ([], 1500),
+        ([BESIDE], 1750),
+        ([FIRST, BESIDE], 3000),  # what is first has ended when the other starts
+        ([BESIDE, FIRST], 3250),
+        ([BESIDE, BESIDE, FIRST, BESIDE], 3500),
+    ],
+)
+def test_a_pod_holds_what_the_scheduler_counts(before: list[dict[str, Any]], cpu: int) -> None:
+    body = raw_pod(
+        nodeName="n",
+        containers=[container(cpu="500m"), container(cpu="1", memory="1Gi")],
+        initContainers=before,
+        overhead={"cpu": "100m"},
+    )
+    held = usage.holding(body)
+    assert held is not None
+    assert held.requests == {"cpu": cpu + 100, "memory": GIB * 1000}
+    assert (held.owner, held.node, held.leaving) == (None, "n", False)
+    body["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    told = usage.holding(body)
+    assert told is not None
+    assert told.leaving
+
+
+def test_amounts_of_the_whole_pod_go_before_those_of_its_containers() -> None:
+    held = usage.holding(
+        raw_pod(containers=[container(cpu="1", memory="1Ki")], resources={"requests": {"cpu": "4"}})
+    )
+    assert held is not None
+    assert held.requests == {"cpu": 4000, "memory": 1024 * 1000}
+
+
+def test_what_serves_and_what_trains_are_no_room_for_each_other() -> None:
+    pods = [pod(2, owner=MINE), pod(owner=MINE.trainer), pod(owner=THEIRS.trainer)]
+    stock = take_stock(CATALOGUE, [node()], pods)
+    assert (free(stock), free(stock, MINE.trainer)) == ([6], [5])
+
+
+def test_a_pod_that_trains_is_told_by_its_role() -> None:
+    for role, owner in (("serving", MINE), ("train", MINE.trainer)):
+        body = raw_pod(containers=[container(cpu="1")])
+        labels = {"serving.turbo.dev/deployment": MINE.name, "serving.turbo.dev/role": role}
+        body["metadata"] = {**body["metadata"], "namespace": MINE.namespace, "labels": labels}
+        held = usage.holding(body)
+        assert held is not None
+        assert held.owner == owner
+        assert held.requests == {"cpu": 1000}
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_a_pod_that_has_ended_holds_nothing(phase: str) -> None:
+    assert usage.holding(raw_pod(containers=[]) | {"status": {"phase": phase}}) is None
+
+
+def test_a_node_takes_pods_when_it_is_ready_and_not_cordoned() -> None:
+    body = {
+        "metadata": {"name": "n"},
+        "spec": {"taints": [{"key": "a", "effect": "PreferNoSchedule"}, {"key": "b", "effect": "NoExecute"}]},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}], "allocatable": {GPU: "8"}},
+    }
+    seen = usage.node(body)
+    assert seen == Node("n", {}, ({"key": "b", "effect": "NoExecute"},), True, {GPU: 8000})
+    assert not usage.node({**body, "spec": {"unschedulable": True}}).takes_pods
+    assert not usage.node({**body, "status": {}}).takes_pods
+
+
+def test_a_quota_of_other_pods_is_left_out() -> None:
+    body = {"metadata": {"name": "q", "namespace": "team"}, "spec": {"hard": {"cpu": "1"}}}
+    assert usage.quota(body) == Quota("team", {"cpu": 1000}, {})
+    assert usage.quota({**body, "spec": {"scopes": ["BestEffort"]}}) is None
+    assert usage.quota({**body, "spec": {"scopes": ["NotTerminating"]}}) is not None
+
+
+# The ledger
+
+
+def raw_node(name: str, gpus: int) -> dict[str, Any]:
+    ready = [{"type": "Ready", "status": "True"}]
+    return {
+        "metadata": {"name": name, "uid": name, "labels": {"product": "H100"}},
+        "status": {"conditions": ready, "allocatable": {GPU: str(gpus)}},
+    }
+
+
+def test_the_ledger_moves_only_when_something_that_counts_has_changed() -> None:
+    ledger = Ledger(lambda _: None)
+    ledger.put("Node", raw_node("a", 8))
+    ledger.take_stock(CATALOGUE)
+    heartbeat = raw_node("a", 8)
+    heartbeat["status"]["conditions"].append({"type": "MemoryPressure", "status": "False"})
+    ledger.put("Node", heartbeat)
+    assert not ledger.moved
+    ledger.put("Node", raw_node("a", 7))
+    assert ledger.moved
+
+
+def test_what_a_full_list_does_not_show_is_gone_in_its_namespace_alone() -> None:
+    ledger = Ledger(lambda _: None)
+    ledger.put("Node", raw_node("a", 8))
+    for namespace in ("team", "elsewhere"):
+        body = raw_pod(nodeName="a", containers=[container(**{GPU: "2"})])
+        ledger.put("Pod", {**body, "metadata": {"name": "p", "uid": namespace, "namespace": namespace}})
+    ledger.take_stock(CATALOGUE)
+    assert free(ledger.stock) == [4]
+    ledger.keep_only("Pod", set(), "1", "team")
+    ledger.take_stock(CATALOGUE)
+    assert free(ledger.stock) == [6]

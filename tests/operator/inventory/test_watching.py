@@ -1,0 +1,145 @@
+"""Following a kind on a real HTTP server: a list in pages, changes in order, a new list where it must be."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from aiohttp import web
+from kubernetes.aio.client import ApiClient, Configuration
+
+from turbo_operator import resources
+from turbo_operator.controller.cache import reflector
+from turbo_operator.controller.cache.reflector import Follower
+from turbo_operator.controller.kube import Kube
+from turbo_operator.inventory.store import Ledger
+
+GPU = "nvidia.com/gpu"
+CUT = b"the connection is reset"
+
+
+def pod(name: str, version: int, gpus: int = 1, **more: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": name, "namespace": "team", "uid": name, "resourceVersion": str(version), **more},
+        "spec": {
+            "nodeName": "n",
+            "containers": [{"name": "c", "resources": {"requests": {GPU: str(gpus)}}}],
+        },
+        "status": {"phase": "Running"},
+    }
+
+
+class Server:
+    """Answers lists in pages, and watches with one script after the other; then watches stay silent."""
+
+    def __init__(self, pages: list[list[dict[str, Any]]], *watches: list[dict[str, Any] | bytes]) -> None:
+        self.pages = pages
+        self.watches = list(watches)
+        self.asked: list[dict[str, str]] = []
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        query = dict(request.query)
+        self.asked.append(query)
+        if "watch" not in query:
+            number = int(query.get("continue", 0))
+            token = {"continue": str(number + 1)} if number + 1 < len(self.pages) else {}
+            items = self.pages[number]
+            return web.json_response({"items": items, "metadata": {"resourceVersion": "10", **token}})
+        stream = web.StreamResponse()
+        await stream.prepare(request)
+        if not self.watches:
+            await asyncio.sleep(60)
+        for event in self.watches.pop(0):
+            if event is CUT:
+                assert request.transport is not None
+                request.transport.abort()
+                break
+            text = event if isinstance(event, bytes) else json.dumps(event).encode()
+            await stream.write(text + b"\n")
+        return stream
+
+
+@contextlib.asynccontextmanager
+async def following(server: Server) -> AsyncIterator[Ledger]:
+    application = web.Application()
+    application.router.add_get("/api/v1/namespaces/team/pods", server.answer)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    ledger = Ledger(lambda _: None)
+    async with ApiClient(Configuration(host=f"http://127.0.0.1:{port}")) as client:
+        follower = Follower(Kube(client), ledger, resources.POD, "team")
+        task = asyncio.create_task(follower.run())
+        try:
+            await asyncio.wait_for(follower.listed.wait(), 10)
+            yield ledger
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+            await runner.cleanup()
+
+
+def held(ledger: Ledger) -> int:
+    ledger.take_stock({})
+    return ledger.stock.held.get("n", {}).get(GPU, 0) // 1000
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110  the server asked is another task's
+            await asyncio.sleep(0.01)
+
+
+async def test_every_page_is_read_before_it_counts_as_listed() -> None:
+    server = Server([[pod("a", 1)], [pod("b", 2, gpus=2)]])
+    async with following(server) as ledger:
+        assert held(ledger) == 3
+
+
+async def test_changes_come_in_their_order_and_the_next_watch_goes_on_from_the_last() -> None:
+    long = "x" * 300_000  # one object is one line, and may be longer than any buffer
+    first = [
+        {"type": "ADDED", "object": pod("b", 11, gpus=4, annotations={"a": long})},
+        {"type": "MODIFIED", "object": pod("a", 12, gpus=2)},
+        {"type": "DELETED", "object": pod("b", 13)},
+        {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": "20"}}},
+    ]
+    server = Server([[pod("a", 1)]], first)
+    async with following(server) as ledger:
+        await until(lambda: server.asked[-1].get("resourceVersion") == "20")
+        assert held(ledger) == 2
+
+
+async def test_a_version_that_is_too_old_takes_a_new_list_and_what_it_does_not_show_is_gone() -> None:
+    expired = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}
+    server = Server([[pod("a", 1), pod("b", 2)]], [expired])
+    async with following(server) as ledger:
+        server.pages = [[pod("a", 1)]]
+        await until(lambda: [("watch" in query) for query in server.asked][-3:] == [True, False, True])
+        assert held(ledger) == 1
+
+
+@pytest.mark.parametrize(
+    "broken", [CUT, b"<html>Bad Gateway</html>", b'"a string"', b'{"kind": "Pod"}', b'{"type": "ERROR"}']
+)
+async def test_a_watch_that_breaks_in_whatever_way_is_followed_by_another(
+    broken: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reflector, "RETRY_SECONDS", 0.0)
+    server = Server([[pod("a", 1)]], [broken], [{"type": "ADDED", "object": pod("b", 12, gpus=2)}])
+    async with following(server) as ledger:
+        await until(lambda: held(ledger) == 3)
+
+
+async def test_a_server_that_ends_every_watch_at_once_is_not_asked_without_a_pause() -> None:
+    server = Server([[pod("a", 1)]], *([] for _ in range(1000)))
+    async with following(server):
+        await asyncio.sleep(0.5)
+    assert len(server.asked) <= 10
