@@ -31,11 +31,11 @@ from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.response_store import read_kept
-from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.data.split import deal
 from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run, Way, runs, ways
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.target import Served
+from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads.checkpoint import load_heads
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.engine.startup.library_logging import quiet_libraries
@@ -68,16 +68,16 @@ class Trained:
     """A draft, and what it was learnt from."""
 
     heads: Heads
-    answers: list[Said]  # not those to prompts held out
+    answers: list[Completion]  # not those to prompts held out
     seconds: dict[str, float]
 
     @property
-    def known(self) -> list[Said]:
+    def known(self) -> list[Completion]:
         """What is in the memory, as in that of a server that has said it."""
         return [one for one in self.answers if one.asked.part == "training"]
 
     @property
-    def warm_up(self) -> list[Said]:
+    def warm_up(self) -> list[Completion]:
         """What is asked before the clock."""
         return [one for one in self.answers if one.asked.part == "judges"][:WARM_UP]
 
@@ -147,7 +147,7 @@ def main() -> int:
         if len(domains) > 1 and not options.quick:
             out = work / f"all-{'-'.join(sorted(domains))}"
             drafts["all"] = _distill(folder, out, "all", options.dtype, ["--answers", *drafts.values()])
-        served = Served(
+        served = TargetModel(
             RuntimeConfig(
                 str(folder),
                 dtype=options.dtype,
@@ -204,44 +204,44 @@ def _distill(folder: Path, out: Path, domain: str, dtype: str, source: Sequence[
     return out
 
 
-def _read(served: Served, out: Path) -> Trained:
+def _read(served: TargetModel, out: Path) -> Trained:
     _, heads = load_heads(out, served.target)
     answers = read_kept([out], served.target.digest).said
     record = json.loads((out / "evaluation.json").read_text(encoding="utf-8"))
     return Trained(heads, [one for one in answers if one.asked.part != "held-out"], record["seconds"])
 
 
-def _params(served: Served, temperature: float) -> SamplingParams:
+def _params(served: TargetModel, temperature: float) -> SamplingParams:
     return SamplingParams(
         temperature=temperature, seed=SEED, max_tokens=ANSWER_TOKENS, stop_token_ids=served.stop_ids
     )
 
 
-def _asked(served: Served, trained: Trained, file: Path, domain: str) -> dict[float, list[Said]]:
+def _asked(served: TargetModel, trained: Trained, file: Path, domain: str) -> dict[float, list[Completion]]:
     """By temperature the model's answers to the prompts that `turbo distill` held out, looping ones left out.
     Exits where too few are new to be measured.
     """
     recipe = Recipe(held_out=HELD_OUT, judges=JUDGES, seed=SEED)
     prompts = deal(read_prompts([file]), recipe.seed, recipe.shares)["held-out"]
-    held = [Asked("held-out", domain, served.encode(prompt)) for prompt in prompts]
+    held = [TokenizedPrompt("held-out", domain, served.encode(prompt)) for prompt in prompts]
     found = {}
     for temperature in sorted({_temperature(domain), TEMPERATURE}):
         params = _params(served, temperature)
         told = served.answer(held, params, params)
-        found[temperature] = [one for one in map(Said, held, told) if not one.looping]
+        found[temperature] = [one for one in map(Completion, held, told) if not one.looping]
         if len(_unseen(found[temperature], trained)) < ROUNDS:
             sys.exit(f"{file}: of the answers to prompts held out hardly any is new; give more prompts")
     return found
 
 
-def _unseen(said: Sequence[Said], *trained: Trained) -> list[Said]:
+def _unseen(said: Sequence[Completion], *trained: Trained) -> list[Completion]:
     learnt = {one.tokens for draft in trained for one in draft.answers}
     return [one for one in said if one.tokens not in learnt]
 
 
 def _cases(
-    served: Served,
-    asked: dict[str, dict[float, list[Said]]],
+    served: TargetModel,
+    asked: dict[str, dict[float, list[Completion]]],
     trained: dict[str, Trained],
     options: argparse.Namespace,
 ) -> Iterator[Case]:
@@ -277,7 +277,7 @@ def _cases(
                 yield cases[1].joined(found, same(found, told))
 
 
-def _enough(said: Sequence[Said]) -> list[Said]:
+def _enough(said: Sequence[Completion]) -> list[Completion]:
     """The first ones, so many that a case is measured on enough."""
     tokens = 0
     for number, one in enumerate(said):
@@ -343,8 +343,8 @@ def _rows(cases: Sequence[Case]) -> list[dict[str, Any]]:
 
 def _over_transformers(
     folder: Path,
-    served: Served,
-    asked: dict[str, dict[float, list[Said]]],
+    served: TargetModel,
+    asked: dict[str, dict[float, list[Completion]]],
     trained: dict[str, Trained],
     threads: int,
     logs: Path,

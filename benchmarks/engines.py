@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.messages import Step, Submit, TokenEvent
+from turbo_runtime.messages import GenerationRequest, StepOutput, TokenEvent
 
 if TYPE_CHECKING:  # torch comes in only after the threads are settled
     from turbo_runtime.engine.loop import Engine
     from turbo_runtime.sampling.grammar.matcher import Grammars
-    from turbo_runtime.speculation.controller import Control
+    from turbo_runtime.speculation.controller import GoodputController
 
 Encode = Callable[[str], list[int]]
 Decode = Callable[[Sequence[int]], str]
@@ -39,23 +39,23 @@ def tokenizer(config: RuntimeConfig) -> tuple[Encode, Decode]:
 
 
 def fresh(
-    engine: Engine, grammars: Grammars | None = None, control: Control | None = None, **limits: int
+    engine: Engine, grammars: Grammars | None = None, control: GoodputController | None = None, **limits: int
 ) -> Engine:
     """The same weights and what is known of step times, nothing else kept: no drafts, no prefix and no credit
     from an earlier run. `control` chooses drafts instead, with all that it knows.
 
     `limits` are `blocks`, and those of the scheduler that should differ.
     """
-    from turbo_runtime.drafters.proposer import Drafters
+    from turbo_runtime.drafters.proposer import Proposer
     from turbo_runtime.engine.loop import Engine
     from turbo_runtime.engine.scheduler import Scheduler
-    from turbo_runtime.kv_cache.block_pool import BlockLedger
+    from turbo_runtime.kv_cache.block_pool import BlockPool
     from turbo_runtime.models.matmul import padded_rows
-    from turbo_runtime.speculation.controller import Control
+    from turbo_runtime.speculation.controller import GoodputController
 
     old = engine.scheduler
     scheduler = Scheduler(
-        BlockLedger(limits.get("blocks", old.ledger.num_blocks)),
+        BlockPool(limits.get("blocks", old.ledger.num_blocks)),
         max_running=limits.get("max_running", old.max_running),
         max_step_tokens=limits.get("max_step_tokens", old.max_step_tokens),
         max_draft_tokens=limits.get("max_draft_tokens", old.max_draft_tokens),
@@ -63,9 +63,9 @@ def fresh(
         shared_tile=old.shared_tile,
     )
     if control is None:
-        control = Control(None, padded_rows)
+        control = GoodputController(None, padded_rows)
         control.cost = engine.speculation.control.cost
-    return Engine(engine.model, scheduler, Drafters(), grammars, control)
+    return Engine(engine.model, scheduler, Proposer(), grammars, control)
 
 
 @dataclass
@@ -88,11 +88,11 @@ class Answer:
 
 def run(
     engine: Engine,
-    requests: Iterable[Submit],
+    requests: Iterable[GenerationRequest],
     at_a_time: int,
     *,
     check: bool = False,
-    watch: Callable[[Step], None] | None = None,
+    watch: Callable[[StepOutput], None] | None = None,
 ) -> dict[str, Answer]:
     """Answers by request id, with `at_a_time` requests in the engine while there are so many; `check`
     looks at every block after every step.
@@ -133,7 +133,7 @@ class WhileFull:
         self._written = defaultdict[str, int](int)  # tokens of the answers in progress
         self.tokens, self.seconds = 0, 0.0
 
-    def see(self, step: Step, at: float) -> None:
+    def see(self, step: StepOutput, at: float) -> None:
         """What a step brought, which ended `at` seconds after the run's beginning."""
         before, self._at = self._at, at
         full = self._first <= self._ended < self._last
@@ -146,6 +146,6 @@ class WhileFull:
                 self.tokens += written if full else 0
 
 
-def as_new(request: Submit, request_id: str, **params: Any) -> Submit:
+def as_new(request: GenerationRequest, request_id: str, **params: Any) -> GenerationRequest:
     """The request under another id, some of its parameters changed."""
     return replace(request, request_id=request_id, params=replace(request.params, **params))

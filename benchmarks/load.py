@@ -31,7 +31,7 @@ from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.startup.library_logging import quiet_libraries
 from turbo_runtime.engine.startup.threads import settle_threads
-from turbo_runtime.messages import Drafting, SamplingParams, Submit
+from turbo_runtime.messages import Drafting, GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
@@ -96,13 +96,13 @@ def main() -> int:
     return finish("load", figures, rows, bars, options)
 
 
-def _requests(config: RuntimeConfig, stop: Sequence[int]) -> list[Submit]:
+def _requests(config: RuntimeConfig, stop: Sequence[int]) -> list[GenerationRequest]:
     encode, _ = tokenizer(config)
     params = SamplingParams(temperature=0.0, stop_token_ids=frozenset(stop))
     lengths = random.Random(0)
     rows = sorted(prompts(), key=lambda row: row["id"][::-1])  # an order that mixes the domains
     return [
-        Submit(
+        GenerationRequest(
             row["id"],
             tuple(encode(row["prompt"])),
             replace(params, max_tokens=lengths.randint(SHORTEST, LONGEST)),
@@ -112,7 +112,7 @@ def _requests(config: RuntimeConfig, stop: Sequence[int]) -> list[Submit]:
 
 
 def _speeds(
-    engine: Engine, requests: Sequence[Submit], runs: int
+    engine: Engine, requests: Sequence[GenerationRequest], runs: int
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
     rows, figures, outside = [], dict[str, float](), list[float]()
     for at_a_time in CONCURRENCY:
@@ -147,7 +147,9 @@ def _speeds(
     return rows, figures
 
 
-def _measured(engine: Engine, requests: Sequence[Submit], at_a_time: int, drafting: Drafting) -> Measured:
+def _measured(
+    engine: Engine, requests: Sequence[GenerationRequest], at_a_time: int, drafting: Drafting
+) -> Measured:
     server = fresh(engine)
     asked = [as_new(request, request.request_id, drafting=drafting) for request in requests]
     with _timed_forward(server) as inside:

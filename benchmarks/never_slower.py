@@ -33,11 +33,11 @@ from harness import Bar, arguments, finish, prompts
 from turbo_dev.model import ensure
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.startup.threads import settle_threads
-from turbo_runtime.messages import EngineStats, SamplingParams, Submit
+from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
-    from turbo_runtime.speculation.controller import Control
+    from turbo_runtime.speculation.controller import GoodputController
 
 DRAFTING = ("off", "auto")
 CONCURRENT = (1, 8, 32)
@@ -124,7 +124,7 @@ def main() -> int:
         ratios = []
         for pair in range(options.pairs + 1):
             prompt = tuple(noise.randrange(ready.vocab_size) for _ in range(count))
-            request = Submit(f"first-{pair}", prompt, SamplingParams(max_tokens=1))
+            request = GenerationRequest(f"first-{pair}", prompt, SamplingParams(max_tokens=1))
             order = ("law", "bytes") if pair % 2 else ("bytes", "law")
             times = {arithmetic: _first_token(engine, request, arithmetic) for arithmetic in order}
             ratios.append(times["bytes"] / times["law"])
@@ -171,8 +171,8 @@ def _pick(noise: random.Random) -> str:
     return f"{noise.choice(KINDS)} about a {noise.choice(HEROES)} {noise.choice(PLACES)}"
 
 
-def _ask(prompt: list[int], pair: int, number: int, params: SamplingParams) -> Submit:
-    return Submit(f"{pair}-{number}", tuple(prompt), replace(params, seed=1000 * pair + number))
+def _ask(prompt: list[int], pair: int, number: int, params: SamplingParams) -> GenerationRequest:
+    return GenerationRequest(f"{pair}-{number}", tuple(prompt), replace(params, seed=1000 * pair + number))
 
 
 def _twin(engine: Engine) -> Engine:
@@ -189,8 +189,8 @@ def _twin(engine: Engine) -> Engine:
 
 def _answered(
     engines: Mapping[str, Engine],
-    known: Mapping[str, Control],
-    requests: list[Submit],
+    known: Mapping[str, GoodputController],
+    requests: list[GenerationRequest],
     at_a_time: int,
     turn: int,
 ) -> tuple[dict[str, float], EngineStats]:
@@ -224,7 +224,7 @@ def _answered(
     return {name: seen.tokens / seen.seconds for name, seen in counted.items()}, servers["auto"].stats()
 
 
-def _first_token(engine: Engine, request: Submit, arithmetic: str) -> float:
+def _first_token(engine: Engine, request: GenerationRequest, arithmetic: str) -> float:
     server = fresh(engine)
     with _free(engine) if arithmetic == "law" else nullcontext():
         began = time.perf_counter()

@@ -38,7 +38,7 @@ from turbo_operator import api, planner, resources
 from turbo_operator.catalog import catalogue, shapes, shipped_objects
 from turbo_operator.render.inspect_job import configmap
 from turbo_operator.snapshot import Accelerator
-from turbo_runtime.contract.model import ModelFacts, ModelShape
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 BARS = (
     Bar("plans_without_a_candidate", at_most=0),
@@ -261,7 +261,7 @@ def _install(access: Access, folder: Path) -> Path:
 
 def _create(client: httpx.Client, number: int) -> None:
     """The TurboDeployments, each with another load, and beside each the ConfigMap of its inspect Job."""
-    facts = ModelFacts(_shape(FLEET_MODEL), "sha256:" + "0" * 64, None, 16_000_000_000)
+    facts = ModelInfo(_shape(FLEET_MODEL), "sha256:" + "0" * 64, None, 16_000_000_000)
 
     def create(index: int) -> None:
         load = {"inputTokens": {"mean": 200 + index}, "requestsPerSecond": f"{1 + index % 50}"}

@@ -16,7 +16,7 @@ from measurements.served import accelerator_name, family, served_shape
 from turbo_operator.planner.performance import memory, step_time
 from turbo_operator.planner.performance.candidate_curves import kinds
 from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
 
@@ -66,7 +66,7 @@ class Deployment:
             coefficients=GENERAL,
         )
 
-    def work(self, tokens: float) -> Work:
+    def work(self, tokens: float) -> ForwardCost:
         """What a pass does, the cache in the mean over requests of `tokens` tokens."""
         weights = memory.weights(self.shape, ELEMENT)
         return step_time.work(self.shape, weights.dense, weights.expert, self._cached(tokens, slides=True))
@@ -112,7 +112,7 @@ def deployment(
     return Deployment(shape, accelerator, tensor, data, stages, cache_bytes)
 
 
-def stacked(records: Sequence[Machine] | Sequence[Work]) -> dict[str, Any]:
+def stacked(records: Sequence[Machine] | Sequence[ForwardCost]) -> dict[str, Any]:
     """Every number of the records as one array."""
     return {
         field.name: np.array([getattr(record, field.name) for record in records], float)

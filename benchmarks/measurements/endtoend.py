@@ -27,7 +27,7 @@ from measurements.deployed import (
 from measurements.served import family, served_shape
 from turbo_operator.planner.performance import step_time
 from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
 
 # In a fit, of a first token's error against that of a later one: it scatters twice as much.
@@ -39,7 +39,7 @@ class Rows:
     """n measured rows; every array has n elements. Times in seconds."""
 
     machine: Machine
-    work: Work
+    work: ForwardCost
     requests: Numbers  # kept running, of all groups
     prompt: Numbers
     answer: Numbers
@@ -125,7 +125,7 @@ def end_to_end(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Rows |
     requests, prompt, answer, first, token = np.array(numbers, float).T
     return Rows(
         Machine(coefficients=GENERAL, **stacked(machines)),
-        Work(**stacked(works)),
+        ForwardCost(**stacked(works)),
         requests,
         prompt,
         answer,
@@ -137,7 +137,7 @@ def end_to_end(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Rows |
 
 def _end_to_end(
     line: Mapping[str, str | None], catalogue: Mapping[str, Accelerator]
-) -> str | tuple[Machine, Work, tuple[float, ...], dict[str, str]]:
+) -> str | tuple[Machine, ForwardCost, tuple[float, ...], dict[str, str]]:
     if word(line, "mode") != "agg":
         return "disaggregated"
     if word(line, "model_has_mtp_head") not in ("0", "0.0"):

@@ -25,7 +25,7 @@ from measurements.deployed import (
 from measurements.served import SIXTEEN_BITS, family
 from turbo_operator.planner.performance import memory, step_time
 from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
 
 # TensorRT-LLM's defaults.
@@ -41,7 +41,7 @@ class Saturated:
     """n measured rows; every array has n elements."""
 
     machine: Machine
-    work: Work
+    work: ForwardCost
     requests: Numbers  # decoded together: what the memory holds
     stages: Numbers  # groups of layers, each with a share of the requests under way
     prompt: Numbers
@@ -126,7 +126,7 @@ def saturated(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Saturat
     requests, stages_of, prompts, answers, throughputs = np.array(columns, float).T
     return Saturated(
         Machine(coefficients=GENERAL, **stacked(machines)),
-        Work(**stacked(works)),
+        ForwardCost(**stacked(works)),
         requests,
         stages_of,
         prompts,

@@ -29,7 +29,7 @@ from measurements.served import SIXTEEN_BITS, family
 from turbo_operator.api import Method
 from turbo_operator.planner.performance import speculation, step_time
 from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
 
@@ -83,8 +83,8 @@ class Speculative:
     """n measured rows; every array has n elements."""
 
     machine: Machine
-    work: Work
-    small: Work  # of a pass of the draft model, were there one
+    work: ForwardCost
+    small: ForwardCost  # of a pass of the draft model, were there one
     requests: Numbers
     accepted: Numbers  # tokens committed per step
     measured: Numbers  # speed-up
@@ -181,8 +181,8 @@ def speculative(path: Path, catalogue: Mapping[str, Accelerator]) -> tuple[Specu
     requests, accepted, measured = np.array(columns, float).T
     return Speculative(
         Machine(coefficients=GENERAL, **stacked([each.machine() for each in deployments])),
-        Work(**stacked([each.work(CONTEXT) for each in deployments])),
-        Work(**stacked([replace(each, shape=SMALL).work(CONTEXT) for each in deployments])),
+        ForwardCost(**stacked([each.work(CONTEXT) for each in deployments])),
+        ForwardCost(**stacked([replace(each, shape=SMALL).work(CONTEXT) for each in deployments])),
         requests,
         accepted,
         measured,

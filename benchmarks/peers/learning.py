@@ -13,9 +13,9 @@ from turbo_dev.fitting import fit, say, words_of, write
 from turbo_runtime.distill.data.repetition import loops
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.loader import DraftLoader
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.messages import Submit
+from turbo_runtime.messages import GenerationRequest
 
 _HEADS, _RANK = 4, 64
 _STEPS, _RATE = 120, 0.006
@@ -33,7 +33,7 @@ class Learning:
         self._folder = folder
         self._learnt: dict[tuple[tuple[int, ...], ...], Path] = {}  # files that name heads
 
-    def drafters(self, requests: Sequence[Submit]) -> Drafters:
+    def drafters(self, requests: Sequence[GenerationRequest]) -> Proposer:
         """Suffix and heads."""
         key = tuple(request.prompt for request in requests)
         if key not in self._learnt:
@@ -43,9 +43,9 @@ class Learning:
         in_use = DraftLoader(self._target, self._engine.noise).load(self._learnt[key])
         if in_use.problem:
             raise RuntimeError(in_use.problem)
-        return Drafters(in_use)
+        return Proposer(in_use)
 
-    def _learn(self, requests: Sequence[Submit], folder: Path) -> None:
+    def _learn(self, requests: Sequence[GenerationRequest], folder: Path) -> None:
         stop = list(requests[0].params.stop_token_ids)
         said = say(fresh(self._engine), requests)
         said = [one for one in said if not loops(trimmed(one.tokens, stop))] or said

@@ -15,7 +15,7 @@ from engines import fresh, run
 from peers.worker import Answerer, Job, Result, Setup, serve
 from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.engine.startup.threads import settle_threads
-from turbo_runtime.messages import Drafting, SamplingParams, Submit
+from turbo_runtime.messages import Drafting, GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
@@ -70,14 +70,16 @@ def _answer(engine: Engine, job: Job, instructions: str) -> Result:
     )
 
 
-def requests(job: Job, prompts: list[list[int]], name: str) -> list[Submit]:
+def requests(job: Job, prompts: list[list[int]], name: str) -> list[GenerationRequest]:
     params = SamplingParams(
         temperature=0.0,
         max_tokens=job.max_tokens,
         stop_token_ids=frozenset(job.stop),
         drafting=cast("Drafting", job.variant),
     )
-    return [Submit(f"{name}{number}", tuple(prompt), params) for number, prompt in enumerate(prompts)]
+    return [
+        GenerationRequest(f"{name}{number}", tuple(prompt), params) for number, prompt in enumerate(prompts)
+    ]
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ from pathlib import Path
 from engines import run
 
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, grammars, network
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.recent_outputs import Memory
-from turbo_runtime.drafters.suffix import Suffix
+from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
-from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, BlockLedger
-from turbo_runtime.messages import Grammar, SamplingParams, Submit
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, BlockPool
+from turbo_runtime.messages import GenerationRequest, Grammar, SamplingParams
+from turbo_runtime.models.runner import ModelRunner
 
 TOGETHER, BLOCKS, STEP_TOKENS = 16, 384, 512
 REMEMBERED_BYTES, REMEMBERED_TOKENS = 1 << 20, 512
@@ -37,17 +37,17 @@ class Growth:
     def __init__(self, folder: Path) -> None:
         self._grammars = grammars(folder)
         self._memory = Memory(most_tokens=REMEMBERED_TOKENS, most_bytes=REMEMBERED_BYTES)
-        model = PagedModel(network(), blocks=BLOCKS, max_length=POSITIONS)
-        check_arithmetic(model, STEP_TOKENS)
+        model = ModelRunner(network(), blocks=BLOCKS, max_length=POSITIONS)
+        check_batch_invariance(model, STEP_TOKENS)
         scheduler = Scheduler(
-            BlockLedger(BLOCKS),
+            BlockPool(BLOCKS),
             max_running=TOGETHER,
             max_step_tokens=STEP_TOKENS,
             max_draft_tokens=4,
             max_length=POSITIONS,
             shared_tile=model.rule.shared_tile,
         )
-        drafters = Drafters(suffix=Suffix(self._memory))
+        drafters = Proposer(suffix=SuffixDrafter(self._memory))
         self.engine = Engine(model, scheduler, drafters, self._grammars)
         self._asked = 0
 
@@ -80,7 +80,7 @@ class Growth:
         """End the grammars' thread."""
         self._grammars.close()
 
-    def _requests(self, count: int) -> Iterator[Submit]:
+    def _requests(self, count: int) -> Iterator[GenerationRequest]:
         first = self._asked
         self._asked += count
         for number in range(first, first + count):
@@ -92,7 +92,7 @@ class Growth:
             params = SamplingParams(
                 temperature=1.0, seed=number, max_tokens=ANSWER_TOKENS, grammar=grammar, logprobs=number % 3
             )
-            yield Submit(f"r{number}", tuple(prompt), params, tenant=f"t{tenant}")
+            yield GenerationRequest(f"r{number}", tuple(prompt), params, tenant=f"t{tenant}")
 
 
 def resident_mib() -> float:

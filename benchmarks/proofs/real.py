@@ -15,7 +15,7 @@ from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.kv_cache.block_pool import blocks_for
-from turbo_runtime.messages import EngineStats, SamplingParams, Submit
+from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
 from turbo_runtime.models.runner import Chunk
 
 ANSWER_TOKENS, MATE_TOKENS = 64, 24
@@ -42,7 +42,7 @@ class Mix:
 MIXES = (Mix(8, 1, 32, 512), Mix(8, 4, 32, 512), Mix(3, 16, 32, 512), Mix(12, 32, 32, 96), Mix(8, 8, 2, 160))
 
 
-def requests_of(encode: Encode, count: int, stop: Sequence[int]) -> list[Submit]:
+def requests_of(encode: Encode, count: int, stop: Sequence[int]) -> list[GenerationRequest]:
     """Prompts of all domains: greedy and sampled in turn, each sampled one with a seed of its own."""
     rows = prompts()
     chosen = [rows[number * len(rows) // count] for number in range(count)]
@@ -50,11 +50,11 @@ def requests_of(encode: Encode, count: int, stop: Sequence[int]) -> list[Submit]
     for number, row in enumerate(chosen):
         params = SAMPLING[number // 2 % len(SAMPLING)] if number % 2 else SamplingParams(temperature=0.0)
         params = replace(params, seed=number, max_tokens=ANSWER_TOKENS, stop_token_ids=frozenset(stop))
-        requests.append(Submit(row["id"], tuple(encode(row["prompt"])), params))
+        requests.append(GenerationRequest(row["id"], tuple(encode(row["prompt"])), params))
     return requests
 
 
-def alone(engine: Engine, requests: Sequence[Submit]) -> dict[str, Answer]:
+def alone(engine: Engine, requests: Sequence[GenerationRequest]) -> dict[str, Answer]:
     """Every answer without drafts, one at a time, none of them with a cached prompt."""
     return {
         r.request_id: run(fresh(engine), [as_new(r, r.request_id, drafting="off")], 1)[r.request_id]
@@ -62,7 +62,9 @@ def alone(engine: Engine, requests: Sequence[Submit]) -> dict[str, Answer]:
     }
 
 
-def mixed(engine: Engine, requests: Sequence[Submit], mix: Mix) -> tuple[dict[str, Answer], EngineStats]:
+def mixed(
+    engine: Engine, requests: Sequence[GenerationRequest], mix: Mix
+) -> tuple[dict[str, Answer], EngineStats]:
     """Every answer with drafts, in another order, a stranger with every third request."""
     longest = max(len(r.prompt) for r in requests) + ANSWER_TOKENS
     server = fresh(
@@ -73,7 +75,7 @@ def mixed(engine: Engine, requests: Sequence[Submit], mix: Mix) -> tuple[dict[st
         max_step_tokens=mix.step_tokens,
         max_draft_tokens=mix.drafts,
     )
-    crowd: list[Submit] = []
+    crowd: list[GenerationRequest] = []
     for number, request in enumerate(reversed(requests)):
         crowd.append(request)
         if number % 3 == 0:
@@ -81,7 +83,7 @@ def mixed(engine: Engine, requests: Sequence[Submit], mix: Mix) -> tuple[dict[st
     return run(server, crowd, mix.batch + 2, check=True), server.stats()
 
 
-def caught(engine: Engine, requests: Sequence[Submit], answers: dict[str, Answer]) -> int:
+def caught(engine: Engine, requests: Sequence[GenerationRequest], answers: dict[str, Answer]) -> int:
     """How many of the broken verifiers give any other answer."""
     few = requests[:BROKEN_REQUESTS]
 
@@ -102,7 +104,7 @@ class _Mate:
 
 
 def compared_logits(
-    engine: Engine, requests: Sequence[Submit], answers: dict[str, Answer]
+    engine: Engine, requests: Sequence[GenerationRequest], answers: dict[str, Answer]
 ) -> tuple[int, int]:
     """How many positions were looked at, and of them those whose logits are not bit-equal in all of: at once,
     in chunks, row by row, as verification beside mates.

@@ -17,17 +17,17 @@ from engines import Answer, run
 from proofs.guessing import Guessing
 from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, grammars, network
-from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.loader import InUse
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine import loop
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
-from turbo_runtime.kv_cache.block_pool import BlockLedger, blocks_for
-from turbo_runtime.messages import EngineStats, SamplingParams, Submit
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
+from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
+from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
 from turbo_runtime.sampling.noise import Noise
 
@@ -63,8 +63,8 @@ class Tiny:
     """The model, the requests, and what each answer is."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = PagedModel(network(), blocks=BLOCKS, max_length=POSITIONS)
-        report = check_arithmetic(self.model, max_step_tokens=max(STEP_TOKENS), limit_seconds=60)
+        self.model = ModelRunner(network(), blocks=BLOCKS, max_length=POSITIONS)
+        report = check_batch_invariance(self.model, max_step_tokens=max(STEP_TOKENS), limit_seconds=60)
         if report.guarantee != "bytes":
             raise RuntimeError(f"this machine's products are not exact: {report.reason}")
         self.grammars: Grammars = grammars(folder)
@@ -76,7 +76,7 @@ class Tiny:
     def engine(self, way: Way) -> Engine:
         """An engine that remembers nothing."""
         scheduler = Scheduler(
-            BlockLedger(way.blocks),
+            BlockPool(way.blocks),
             max_running=way.batch,
             max_step_tokens=way.step_tokens,
             max_draft_tokens=way.drafts,
@@ -85,22 +85,24 @@ class Tiny:
         )
         return Engine(self.model, scheduler, self._drafters(way), self.grammars)
 
-    def _drafters(self, way: Way) -> Drafters:
+    def _drafters(self, way: Way) -> Proposer:
         if way.drafter == "guess":
             known = {name: answer.tokens for name, answer in self.alone.items()}
             return Guessing(known, VOCABULARY, wrong=0.2, seed=way.batch)
         if way.drafter in ("off", "suffix"):
-            return Drafters(InUse("off" if way.drafter == "off" else "suffix"))
+            return Proposer(ActiveDrafts("off" if way.drafter == "off" else "suffix"))
         decoder, every = self.model.decoder, torch.arange(VOCABULARY)
         heads = Heads(
             decoder.embedding, decoder.output_rows(every), every, heads=HEADS, markov_rank=4
         ).requires_grad_(False)
-        return Drafters(
-            InUse("heads" if way.drafter == "heads" else "auto", HeadsSource(heads, Noise(VOCABULARY)))
+        return Proposer(
+            ActiveDrafts(
+                "heads" if way.drafter == "heads" else "auto", HeadsDrafter(heads, Noise(VOCABULARY))
+            )
         )
 
 
-def _requests() -> list[Submit]:
+def _requests() -> list[GenerationRequest]:
     """Prompts of 5 to 190 tokens; half of them begin with the same tiles, at two tenants."""
     generator = torch.Generator().manual_seed(4)
 
@@ -113,7 +115,9 @@ def _requests() -> list[Submit]:
         own = some(5 + 11 * number % 40) * 2
         prompt = shared[: 64 + 33 * (number % 3)] + own[:40] if copy % 2 else own
         params = SamplingParams(**{"seed": number, "max_tokens": 40, **wanted})
-        found.append(Submit(f"r{number}", tuple(prompt), params, choice=copy, tenant="ab"[number % 2]))
+        found.append(
+            GenerationRequest(f"r{number}", tuple(prompt), params, choice=copy, tenant="ab"[number % 2])
+        )
     return found
 
 

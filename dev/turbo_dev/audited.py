@@ -8,14 +8,14 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, WANTED, network
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.audit import AuditTerms
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic, set_free
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockLedger
-from turbo_runtime.messages import SamplingParams, Submit
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, set_free
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool
+from turbo_runtime.messages import GenerationRequest, SamplingParams
+from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
 BLOCKS = 64
@@ -25,11 +25,11 @@ KINDS = {"exact": torch.float32, "loose": torch.float32, "coarse": torch.bfloat1
 PROMPT = tuple(torch.randint(1, VOCABULARY, (40,), generator=torch.Generator().manual_seed(8)).tolist() * 2)
 
 
-def model(kind: str) -> PagedModel:
+def model(kind: str) -> ModelRunner:
     """The tiny model of that kind; AssertionError where this machine cannot have it exact."""
-    made = PagedModel(network().to(KINDS[kind]), blocks=BLOCKS, max_length=POSITIONS)
+    made = ModelRunner(network().to(KINDS[kind]), blocks=BLOCKS, max_length=POSITIONS)
     if kind == "exact":
-        report = check_arithmetic(made, max_step_tokens=64, limit_seconds=60)
+        report = check_batch_invariance(made, max_step_tokens=64, limit_seconds=60)
         assert report.guarantee == "bytes", report.reason
     else:
         set_free(made)
@@ -41,36 +41,36 @@ def terms(kind: str, share: float) -> AuditTerms:
     return AuditTerms(share, "bytes" if kind == "exact" else "law")
 
 
-def engine(model: PagedModel, grammars: Grammars | None, audit: AuditTerms, blocks: int = BLOCKS) -> Engine:
+def engine(model: ModelRunner, grammars: Grammars | None, audit: AuditTerms, blocks: int = BLOCKS) -> Engine:
     """Verifies all that is drafted."""
     scheduler = Scheduler(
-        BlockLedger(blocks),
+        BlockPool(blocks),
         max_running=6,
         max_step_tokens=64,
         max_draft_tokens=8,
         max_length=min(POSITIONS, blocks * BLOCK_SIZE),
         shared_tile=model.rule.shared_tile,
     )
-    return Engine(model, scheduler, Drafters(), grammars, EveryDraft(), audit)
+    return Engine(model, scheduler, Proposer(), grammars, EveryDraft(), audit)
 
 
-def requests() -> list[Submit]:
+def requests() -> list[GenerationRequest]:
     """Every parameter; the prompts repeat themselves, so that there is something to draft."""
     generator = torch.Generator().manual_seed(4)
     found = []
     for number, wanted in enumerate(WANTED):
         prompt = torch.randint(1, VOCABULARY, (5 + 7 * number % 40,), generator=generator).tolist()
         params = SamplingParams(**{"seed": number, "max_tokens": 40, **wanted})
-        found.append(Submit(f"r{number}", tuple(prompt * 2), params, choice=number % 3))
+        found.append(GenerationRequest(f"r{number}", tuple(prompt * 2), params, choice=number % 3))
     return found
 
 
-def asked(name: str = "r", tokens: int = 12, **params: Any) -> Submit:
+def asked(name: str = "r", tokens: int = 12, **params: Any) -> GenerationRequest:
     """One answer to the prompt."""
-    return Submit(name, PROMPT, SamplingParams(seed=3, max_tokens=tokens, **params))
+    return GenerationRequest(name, PROMPT, SamplingParams(seed=3, max_tokens=tokens, **params))
 
 
-def run(server: Engine, *submits: Submit) -> dict[str, tuple[int, ...]]:
+def run(server: Engine, *submits: GenerationRequest) -> dict[str, tuple[int, ...]]:
     """The answers."""
     for submit in submits:
         server.accept(submit)

@@ -15,37 +15,37 @@ from functools import partial
 import torch
 from scipy import stats
 
-from turbo_runtime.drafters.interface import Coupling, Draft, Want
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise, answer_key
-from turbo_runtime.sampling.sampler import AnswerLaw
+from turbo_runtime.sampling.sampler import Sampler
 from turbo_runtime.sampling.step import AnswerRows, TokenAt, tokens_of_step
-from turbo_runtime.speculation.verification import Verdict, verify
+from turbo_runtime.speculation.verification import VerificationResult, verify
 
-Verifier = Callable[..., Verdict]
+Verifier = Callable[..., VerificationResult]
 
 
 def accepts_without_comparing(
     token_at: TokenAt, drafts: Sequence[int], *, stop_ids: Collection[int], room: int
-) -> Verdict:
+) -> VerificationResult:
     """Takes the drafts for right, the token behind them for the bonus."""
     del stop_ids
     tokens = (*drafts, token_at(len(drafts)))[:room]
-    return Verdict(tokens, min(len(drafts), room), "length" if len(tokens) == room else None)
+    return VerificationResult(tokens, min(len(drafts), room), "length" if len(tokens) == room else None)
 
 
-def skips_the_correction(token_at: TokenAt, drafts: Sequence[int], **rest: object) -> Verdict:
+def skips_the_correction(token_at: TokenAt, drafts: Sequence[int], **rest: object) -> VerificationResult:
     """Where a draft is wrong, says what the row behind the wrong draft says."""
     verdict = verify(token_at, drafts, **rest)  # type: ignore[arg-type]
     if verdict.accepted == len(drafts):
         return verdict
-    return Verdict(
+    return VerificationResult(
         (*verdict.tokens[:-1], token_at(verdict.accepted + 1)), verdict.accepted, verdict.finish_reason
     )
 
 
-def reuses_the_row_before(token_at: TokenAt, drafts: Sequence[int], **rest: object) -> Verdict:
+def reuses_the_row_before(token_at: TokenAt, drafts: Sequence[int], **rest: object) -> VerificationResult:
     """Off by one: row and noise of the position before, where there is one."""
     return verify(lambda row: token_at(max(0, row - 1)), drafts, **rest)  # type: ignore[arg-type]
 
@@ -157,15 +157,15 @@ class Sampled:
 
 def sample(verifier: Verifier, limit: int, params: SamplingParams, length: int = 3000) -> Sampled:
     """Through the real drafter, noise, law and rows."""
-    noise, drafters = Noise(len(TABLE)), Drafters()
-    law = AnswerLaw(params, (0,), answer_key(5, (0,), 0), noise)
+    noise, drafters = Noise(len(TABLE)), Proposer()
+    law = Sampler(params, (0,), answer_key(5, (0,), 0), noise)
     coupling = Coupling(law.key, params.temperature)
     result = Sampled([0])
     while len(result.tokens) <= length:
         tokens = result.tokens
         draft = Draft()
         if limit:
-            (draft,) = drafters.propose([Want("r", tokens, 1, limit, "", coupling)])
+            (draft,) = drafters.propose([DraftRequest("r", tokens, 1, limit, "", coupling)])
         drafts = list(draft.tokens)
         rows = TABLE[torch.tensor([tokens[-1], *drafts])]
         (token_at,) = tokens_of_step(rows, [AnswerRows(law, tokens, drafts, 0)], noise)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Iterable, Sequence
 
-from turbo_runtime.speculation.controller import Control
+from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.speculation.step_cost import StepShape
 
 
-class EveryDraft(Control):
+class EveryDraft(GoodputController):
     """Everything that is proposed is verified."""
 
     def __init__(self) -> None:

@@ -18,12 +18,12 @@ from torch.nn import Parameter
 
 from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.proposer import Drafters
-from turbo_runtime.engine.batch import Part
+from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.engine.batch import BatchEntry
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.speculator import Speculation
-from turbo_runtime.messages import Submit
-from turbo_runtime.speculation.verification import Verdict
+from turbo_runtime.engine.speculator import Speculator
+from turbo_runtime.messages import GenerationRequest
+from turbo_runtime.speculation.verification import VerificationResult
 
 from .drafting import NoDraft
 
@@ -38,7 +38,7 @@ class Said:
     states: Tensor  # (tokens, width)
 
 
-def say(engine: Engine, requests: Sequence[Submit]) -> list[Said]:
+def say(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Said]:
     """Answers of an engine that has nothing to do, all at once and without drafts."""
     recorder = _Recorder()
     before, engine.speculation = engine.speculation, recorder
@@ -56,12 +56,12 @@ def say(engine: Engine, requests: Sequence[Submit]) -> list[Said]:
     ]
 
 
-class _Recorder(Speculation):
+class _Recorder(Speculator):
     def __init__(self) -> None:
-        super().__init__(Drafters(), NoDraft())
+        super().__init__(Proposer(), NoDraft())
         self.states: defaultdict[str, list[Tensor]] = defaultdict(list)
 
-    def observe(self, part: Part, verdict: Verdict, state: Tensor) -> None:
+    def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
         super().observe(part, verdict, state)
         self.states[part.work.sequence.submit.request_id].append(state.clone())
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance, TurboDeploymentSpec
-from turbo_operator.autoscaler import History, Scale, scale
+from turbo_operator.autoscaler import History, ScalingDecision, scale
 from turbo_operator.plan import Capacity, Choice, Plan, Predicted
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView
 from turbo_runtime.contract.load import Load
@@ -93,12 +93,12 @@ class Fleet:
     now: float = START
     history: History = field(default_factory=History)
     ready_at: list[float] = field(default_factory=list)
-    answers: list[Scale] = field(default_factory=list)
+    answers: list[ScalingDecision] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ready_at = self.ready_at or [self.now] * self.present
 
-    def look(self, demand: float, silent: bool = False) -> Scale:
+    def look(self, demand: float, silent: bool = False) -> ScalingDecision:
         """One look of the autoscaler at pods that share a demand in tokens; time goes on by a period."""
         ready = [at for at in self.ready_at if at <= self.now]
         pods = list(spread(demand, len(ready), self.now)) if ready else []

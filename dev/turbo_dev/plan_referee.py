@@ -262,7 +262,7 @@ def output(asked: Demand, engine: capacity.Engines, replicas: int) -> float:
     return most if planned is None else min(most, planned * asked.answer.mean)
 
 
-def at_share(asked: Demand, engine: capacity.Engines, replicas: int) -> capacity.Served:
+def at_share(asked: Demand, engine: capacity.Engines, replicas: int) -> capacity.ReplicaPerformance:
     """What one replica does at its share of the load."""
     if asked.concurrency is not None:
         return capacity.closed(engine, asked, np.array([max(1.0, asked.concurrency / replicas)]))

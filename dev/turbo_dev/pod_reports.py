@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator.api import LABEL_ROLE, ROLE_INSPECT, rfc3339
-from turbo_runtime.contract.model import ModelFacts, ModelShape
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 Body = Mapping[str, Any]
 
 # A model that no test needs, as `turbo inspect` tells of it.
-FACTS = ModelFacts(
+FACTS = ModelInfo(
     shape=ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "Q4_1"),
     digest="sha256:" + "0" * 64,
     revision=None,

@@ -11,9 +11,9 @@ import random
 from dataclasses import dataclass, field
 
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.sequence import Sequence, StepPlan, Work
+from turbo_runtime.engine.sequence import ScheduledTokens, SchedulerOutput, Sequence
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
-from turbo_runtime.messages import Submit
+from turbo_runtime.messages import GenerationRequest
 
 VOCABULARY = 50
 WRONG = VOCABULARY  # a drafted token that no answer has
@@ -33,7 +33,7 @@ def extended(history: int, token: int) -> int:
     return hash((history, token))
 
 
-def answer_to(submit: Submit, max_length: int) -> list[int]:
+def answer_to(submit: GenerationRequest, max_length: int) -> list[int]:
     """The answer that any engine must give."""
     history = 0
     for token in submit.prompt:
@@ -60,7 +60,7 @@ class Simulation:
         """Whether nothing runs or waits."""
         return not (self.scheduler.running or self.scheduler.waiting)
 
-    def step(self) -> StepPlan:
+    def step(self) -> SchedulerOutput:
         """Plan, compute, commit; end what is through. AssertionError where a slot holds something else than
         what its reader computed or may share.
         """
@@ -78,13 +78,13 @@ class Simulation:
         while not self.idle:
             self.step()
 
-    def _drafts(self, work: Work) -> list[int]:
+    def _drafts(self, work: ScheduledTokens) -> list[int]:
         """Right tokens, then wrong ones, no more than granted."""
         verified = self.luck.randint(0, work.draft_limit)
         right = self.luck.randint(0, verified)
         return _next_tokens(work.sequence, right) + [WRONG] * (verified - right)
 
-    def _compute(self, work: Work, drafted: list[int]) -> None:
+    def _compute(self, work: ScheduledTokens, drafted: list[int]) -> None:
         sequence = work.sequence
         tenant, tiles = sequence.submit.tenant, sequence.prompt_length // PROMPT_TILE * PROMPT_TILE
         history = 0
@@ -103,7 +103,7 @@ class Simulation:
                 f"position {position} of {sequence.submit.request_id} is lost"
             )
 
-    def _commit(self, work: Work, drafted: list[int]) -> None:
+    def _commit(self, work: ScheduledTokens, drafted: list[int]) -> None:
         sequence, room = work.sequence, self.scheduler.room(work.sequence)
         committed: list[int] = []
         if work.yields:

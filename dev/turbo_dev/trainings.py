@@ -11,22 +11,22 @@ from turbo_operator.catalog import shapes
 from turbo_operator.drafts import training
 from turbo_operator.plan import Plan
 from turbo_operator.planner import inputs as planner_question
-from turbo_operator.snapshot import Accelerator, ChildView, DraftView, NodeSupply, Observed, Supply, TrainPod
+from turbo_operator.snapshot import Accelerator, ChildView, DraftView, NodeSupply, Snapshot, Supply, TrainPod
 from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelFacts
-from turbo_runtime.contract.training import DomainWorth, DraftFacts, MeasuredGain
+from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.training import DomainEvaluation, DraftManifest, MeasuredGain
 
 NOW = 1_800_000_000.0
 HOUR = 3600.0
 MODEL = "sha256:ab"
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
-FACTS = ModelFacts(SHAPE, MODEL, None, 270_000_000)
+FACTS = ModelInfo(SHAPE, MODEL, None, 270_000_000)
 CORES = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 L4 = Accelerator("l4", "nvidia.com/gpu", Decimal(1), 24 << 30, prices={CapacityType.ON_DEMAND: Decimal(1)})
 ROOM = {name: Supply((NodeSupply("n", 4, 4),)) for name in ("cpu", "l4")}
-WORTH = DomainWorth("chat", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),))
-MADE = DraftFacts("heads", "chat-1", "sha256:" + "1" * 64, MODEL, "chat", 0, (WORTH,))
+WORTH = DomainEvaluation("chat", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),))
+MADE = DraftManifest("heads", "chat-1", "sha256:" + "1" * 64, MODEL, "chat", 0, (WORTH,))
 LOAD = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False)
 
 
@@ -73,10 +73,10 @@ def promoted(draft: DraftView) -> dict[str, Any]:
     return {"draft": record(draft)}
 
 
-def seen(**more: Any) -> Observed:
+def seen(**more: Any) -> Snapshot:
     """A cluster with room on both accelerators."""
     facts: dict[str, Any] = {"accelerators": {"cpu": CORES, "l4": L4}, "model": FACTS}
-    return Observed(**(facts | {"supply": ROOM, "free": ROOM} | more))
+    return Snapshot(**(facts | {"supply": ROOM, "free": ROOM} | more))
 
 
 def draft(number: int = 1, created: float = NOW, target: str = MODEL) -> DraftView:
@@ -104,7 +104,7 @@ def pending(since: float | None = None, placed: float | None = None, **more: Any
     return pod(**(facts | {"pending_since": since, "placed_since": placed} | more))
 
 
-def look(it: TurboDeployment, observed: Observed, now: float = NOW) -> training.Step:
+def look(it: TurboDeployment, observed: Snapshot, now: float = NOW) -> training.TrainingDecision:
     """As the reconcile does: the planner is asked where a step asks."""
     plan: Plan | None = None
     if observed.model is not None:
@@ -116,7 +116,7 @@ def look(it: TurboDeployment, observed: Observed, now: float = NOW) -> training.
     return training.decide(it, observed, plan, planner_question.answer(asked, now), now)
 
 
-def reason(step: training.Step) -> str:
+def reason(step: training.TrainingDecision) -> str:
     """What is told, in a word."""
     message = told(step)
     assert message.endswith((".", "!", "?")), message
@@ -124,7 +124,7 @@ def reason(step: training.Step) -> str:
     return str(step.told.reason)
 
 
-def told(step: training.Step) -> str:
+def told(step: training.TrainingDecision) -> str:
     """What is told, in a sentence."""
     assert step.told is not None
     return step.told.message

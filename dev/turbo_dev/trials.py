@@ -10,12 +10,12 @@ from turbo_operator.api import TurboDeployment, parse
 from turbo_operator.autoscaler import History
 from turbo_operator.controller.decision import Decision, decide
 from turbo_operator.drafts import canary
-from turbo_operator.drafts.canary import Judgement
-from turbo_operator.drafts.speedup import Gains
+from turbo_operator.drafts.canary import CanaryVerdict
+from turbo_operator.drafts.speedup import SpeedupTracker
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import plan as plan_of
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import ChildView, DraftView, Observed, PodView
+from turbo_operator.snapshot import ChildView, DraftView, PodView, Snapshot
 
 SETTINGS = Settings(runtime_image="r:1")
 NOW = 1_700_000_000.0
@@ -78,9 +78,9 @@ def chosen(it: TurboDeployment) -> Choice:
     return choice
 
 
-def seen(*pods: PodView, drafts: tuple[DraftView, ...] = (OLD, NEW), now: DraftView | None = OLD) -> Observed:
+def seen(*pods: PodView, drafts: tuple[DraftView, ...] = (OLD, NEW), now: DraftView | None = OLD) -> Snapshot:
     """Pods and candidates; `now` is what pods are to use."""
-    return Observed({CORES.name: CORES}, None, (), pods, model=FACTS, draft=now, drafts=drafts)
+    return Snapshot({CORES.name: CORES}, None, (), pods, model=FACTS, draft=now, drafts=drafts)
 
 
 def variant_of(it: TurboDeployment, one: DraftView = NEW) -> str:
@@ -97,13 +97,19 @@ WITH_OLD = td(promoted(OLD))
 TRY, STABLE = variant_of(WITH_OLD), stable_of(WITH_OLD)
 
 
-def look(it: TurboDeployment, observed: Observed, gains: Gains, now: float) -> tuple[Gains, Judgement | None]:
+def look(
+    it: TurboDeployment, observed: Snapshot, gains: SpeedupTracker, now: float
+) -> tuple[SpeedupTracker, CanaryVerdict | None]:
     """What has become of the trial."""
-    return canary.look(it, observed, planned(it).choice, gains, now)
+    return canary.update_canary(it, observed, planned(it).choice, gains, now)
 
 
 def decided(
-    it: TurboDeployment, observed: Observed, gains: Gains, judgement: Judgement | None, now: float = NOW
+    it: TurboDeployment,
+    observed: Snapshot,
+    gains: SpeedupTracker,
+    judgement: CanaryVerdict | None,
+    now: float = NOW,
 ) -> Decision:
     """What is made of it."""
     observed = canary.with_judged(observed, gains, judgement)
@@ -112,7 +118,11 @@ def decided(
 
 
 def children(
-    it: TurboDeployment, observed: Observed, gains: Gains, judgement: Judgement | None, now: float = NOW
+    it: TurboDeployment,
+    observed: Snapshot,
+    gains: SpeedupTracker,
+    judgement: CanaryVerdict | None,
+    now: float = NOW,
 ) -> dict[str, dict[str, Any]]:
     """The children that shall be, by kind and name."""
     made = decided(it, observed, gains, judgement, now)

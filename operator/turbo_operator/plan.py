@@ -109,7 +109,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Weighed:
+class EvaluatedCandidate:
     """A candidate on the plane of cost and latency: what `planner.frontier` gives for the same arguments as
     `planner.plan`, every candidate that could be predicted once.
     """

@@ -13,7 +13,7 @@ from typing import Any
 
 from turbo_operator.api import CapacityType, DraftStatus, Provisioning
 from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 from turbo_runtime.contract.training import TrainingProgress
 
 ENDED_PHASES = frozenset({"Failed", "Succeeded"})  # of a pod that holds nothing any more
@@ -230,14 +230,14 @@ class TrainPod:
 
 
 @dataclass(frozen=True, slots=True)
-class Observed:
+class Snapshot:
     """Everything one reconcile looks at, read once from the cache; no API call is made to build it."""
 
     accelerators: Mapping[str, Accelerator]
     supply: Mapping[str, Supply] | None = None  # by accelerator; None: not known, nothing is held against it
     children: tuple[ChildView, ...] = ()
     pods: tuple[PodView, ...] = ()
-    model: ModelFacts | None = None  # from the inspect Job
+    model: ModelInfo | None = None  # from the inspect Job
     model_error: str | None = None  # why there is none, in a sentence
     draft: DraftView | None = None  # the one that is asked for
     named: tuple[tuple[str, DraftView | None], ...] = ()  # further ones that requests may choose, by name

@@ -67,7 +67,7 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
-class Submit:
+class GenerationRequest:
     """A new answer to compute; `choice` is its index among the n answers to one prompt."""
 
     request_id: str
@@ -85,14 +85,14 @@ class Submit:
 
 
 @dataclass(frozen=True, slots=True)
-class Cancel:
+class Abort:
     """The client left, or the server found a stop string: drop the request; no event follows."""
 
     request_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class Shutdown:
     """End the engine process after the current step."""
 
 
@@ -163,7 +163,7 @@ class EngineStats:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepOutput:
     """All that one engine step has to say; one message whatever the batch."""
 
     events: tuple[TokenEvent, ...]
@@ -171,7 +171,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
+class EngineReady:
     """The model is loaded; the start-up check and the micro-benchmark have run."""
 
     guarantee: Guarantee
@@ -193,7 +193,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class EngineFailed:
     """The engine cannot start or go on; the process ends after this message."""
 
     error: str

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from engines import WhileFull
 
-from turbo_runtime.messages import EngineStats, Step, TokenEvent
+from turbo_runtime.messages import EngineStats, StepOutput, TokenEvent
 
 
-def step(*events: tuple[str, int, bool]) -> Step:
+def step(*events: tuple[str, int, bool]) -> StepOutput:
     """What a step told: (request, tokens, whether the answer ended) of each."""
     told = [TokenEvent(name, (1,) * tokens, "stop" if ended else None) for name, tokens, ended in events]
-    return Step(tuple(told), EngineStats())
+    return StepOutput(tuple(told), EngineStats())
 
 
 def test_seconds_are_those_between_the_first_answers_and_the_last_and_tokens_of_what_ends_in_them() -> None:

@@ -15,13 +15,13 @@ from peers.worker import Job, Result
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import VOCABULARY, network
-from turbo_runtime.drafters.interface import Coupling, Want
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Coupling, DraftRequest
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.kv_cache.block_pool import BlockLedger
-from turbo_runtime.messages import SamplingParams, Submit
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.kv_cache.block_pool import BlockPool
+from turbo_runtime.messages import GenerationRequest, SamplingParams
+from turbo_runtime.models.runner import ModelRunner
 
 PROMPTS = [[number, 7] for number in range(60)]
 WANTED = Wanted(prompts=20, tokens=100, warm=4, learn=12, runs=5, answer_tokens=40, stop=[0])
@@ -52,23 +52,23 @@ def test_what_is_learnt_from_is_asked_nobody() -> None:
 def engine() -> Iterator[Engine]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    model = PagedModel(network(), blocks=64, max_length=128)
+    model = ModelRunner(network(), blocks=64, max_length=128)
     scheduler = Scheduler(
-        BlockLedger(64), max_running=8, max_step_tokens=128, max_draft_tokens=4, max_length=128
+        BlockPool(64), max_running=8, max_step_tokens=128, max_draft_tokens=4, max_length=128
     )
-    yield Engine(model, scheduler, Drafters(), control=EveryDraft())
+    yield Engine(model, scheduler, Proposer(), control=EveryDraft())
     torch.set_num_threads(before)
 
 
 def test_heads_are_fitted_once_and_remember_nothing_between_runs(engine: Engine, tmp_path: Path) -> None:
     params = SamplingParams(temperature=0.0, max_tokens=20)
-    requests = [Submit(f"l{n}", (n + 1, n + 2, n + 3), params) for n in range(6)]
+    requests = [GenerationRequest(f"l{n}", (n + 1, n + 2, n + 3), params) for n in range(6)]
     learning = Learning(engine, "tiny", tmp_path)
     first, second = learning.drafters(requests), learning.drafters(requests)
     first.finish("old", [1, 2, 3, 4, 5, 6], 1, "")
     assert (first.version, second.num_bytes) == ("fitted", 0)
     width = engine.model.decoder.embedding.shape[1]
-    want = Want("r", [9, 8, 7], 3, 4, "", Coupling(0, 0.0), torch.ones(width), "heads")
+    want = DraftRequest("r", [9, 8, 7], 3, 4, "", Coupling(0, 0.0), torch.ones(width), "heads")
     draft = first.propose([want])[0]
     assert draft.drafter == "heads"
     assert draft == second.propose([want])[0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_runtime.contract.endpoints import TERMINATION_MESSAGE_BYTES
 from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelFacts, ModelShape, StepTime
+from turbo_runtime.contract.model import ModelInfo, ModelShape, StepTime
 
 COUNTS = st.integers(0, 1 << 53)
 STEP_TIMES = st.builds(StepTime, rows=COUNTS, tokens=COUNTS, context=COUNTS, seconds=st.floats(0, 1e6))
@@ -47,7 +47,7 @@ OPTIONAL = [name for name, spec in Load.__dataclass_fields__.items() if spec.def
 REQUIRED = [name for name in Load.__dataclass_fields__ if name not in OPTIONAL]
 WORDS = st.text(max_size=100)
 FACTS = st.builds(
-    ModelFacts,
+    ModelInfo,
     shape=st.builds(
         ModelShape,
         architecture=WORDS,
@@ -94,31 +94,31 @@ def test_load_survives(load: Load) -> None:
 
 
 @given(facts=FACTS)
-def test_model_facts_survive_on_one_line(facts: ModelFacts) -> None:
+def test_model_facts_survive_on_one_line(facts: ModelInfo) -> None:
     assert "\n" not in facts.to_json()
-    assert ModelFacts.from_json(facts.to_json()) == facts
+    assert ModelInfo.from_json(facts.to_json()) == facts
 
 
 def test_model_facts_fit_a_termination_message() -> None:
     longest = {spec.name: 1 << 62 for spec in dataclasses.fields(ModelShape)}
     shape = ModelShape(**{**longest, **dict.fromkeys(("architecture", "dtype", "quantization"), "A" * 64)})
-    facts = ModelFacts(shape, "sha256:" + "f" * 64, "f" * 40, 1 << 60)
+    facts = ModelInfo(shape, "sha256:" + "f" * 64, "f" * 40, 1 << 60)
     assert len(facts.to_json().encode()) <= TERMINATION_MESSAGE_BYTES
 
 
 @given(facts=FACTS)
-def test_what_an_older_version_wrote_of_a_model_is_a_dense_one_without_windows(facts: ModelFacts) -> None:
+def test_what_an_older_version_wrote_of_a_model_is_a_dense_one_without_windows(facts: ModelInfo) -> None:
     document = json.loads(facts.to_json())
     newer = [spec.name for spec in dataclasses.fields(ModelShape) if spec.default is not dataclasses.MISSING]
     for name in newer:
         del document["shape"][name]
-    shape = ModelFacts.from_json(json.dumps(document)).shape
+    shape = ModelInfo.from_json(json.dumps(document)).shape
     assert not any(getattr(shape, name) for name in newer)
     assert shape.max_served == shape.max_position
 
 
 @given(facts=FACTS)
-def test_the_longest_served_request_is_within_context_and_window(facts: ModelFacts) -> None:
+def test_the_longest_served_request_is_within_context_and_window(facts: ModelInfo) -> None:
     shape = facts.shape
     assert shape.max_served <= shape.max_position
     assert shape.max_served == shape.max_position or shape.sliding_layers
@@ -146,7 +146,7 @@ def test_what_an_older_runtime_does_not_say_is_unknown_and_never_zero(load: Load
 
 @pytest.mark.parametrize("text", ["", "[]", "5", "{", '"x"', "[" * 20_000, "1" * 5000])
 def test_what_is_no_document_is_told_in_a_sentence(text: str) -> None:
-    for kind in (Load, ModelFacts):
+    for kind in (Load, ModelInfo):
         with pytest.raises(ValueError, match=rf"^{kind.__name__}: "):
             kind.from_json(text)
 
@@ -199,7 +199,7 @@ def test_a_step_time_that_is_none_is_refused_by_name(point: object, said: str) -
 @pytest.mark.parametrize("shape", [None, [], "small", {"layers": "2"}, {"kv_heads": 0}])
 def test_facts_whose_shape_is_none_are_refused(shape: object) -> None:
     whole = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
-    document = json.loads(ModelFacts(whole, "sha256:00", None, 4000).to_json())
+    document = json.loads(ModelInfo(whole, "sha256:00", None, 4000).to_json())
     wrong = document["shape"] | shape if isinstance(shape, dict) else shape
     with pytest.raises(ValueError, match=r"cannot be|expected an object"):
-        ModelFacts.from_json(json.dumps(document | {"shape": wrong}))
+        ModelInfo.from_json(json.dumps(document | {"shape": wrong}))

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from turbo_runtime.contract.endpoints import TERMINATION_MESSAGE_BYTES
 from turbo_runtime.contract.training import (
     MOST_DOMAINS,
-    DomainWorth,
-    DraftFacts,
+    DomainEvaluation,
+    DraftManifest,
     MeasuredGain,
     TrainingProgress,
 )
@@ -18,7 +18,7 @@ WORDS = st.text(max_size=40)
 COUNTS = st.integers(0, 1 << 40)
 RATIOS = st.floats(0, 100)
 FACTS = st.builds(
-    DraftFacts,
+    DraftManifest,
     method=st.sampled_from(["heads", "eagle3"]),
     version=WORDS,
     digest=WORDS,
@@ -27,7 +27,7 @@ FACTS = st.builds(
     captured=COUNTS,
     worth=st.lists(
         st.builds(
-            DomainWorth,
+            DomainEvaluation,
             domain=WORDS,
             acceptance_length=st.none() | RATIOS,
             acceptance_per_position=st.lists(RATIOS, max_size=8).map(tuple),
@@ -41,16 +41,16 @@ FACTS = st.builds(
 
 
 @given(facts=FACTS)
-def test_facts_of_a_draft_survive_on_one_line(facts: DraftFacts) -> None:
+def test_facts_of_a_draft_survive_on_one_line(facts: DraftManifest) -> None:
     assert "\n" not in facts.to_json()
-    assert DraftFacts.from_json(facts.to_json()) == facts
+    assert DraftManifest.from_json(facts.to_json()) == facts
 
 
 def test_facts_of_a_draft_fit_a_termination_message() -> None:
     gains = tuple(MeasuredGain(batch, 12.3456, 12.3456) for batch in (1, 8, 32))
-    worth = DomainWorth("d" * 63, 12.3456, (0.1234,) * 8, gains)
+    worth = DomainEvaluation("d" * 63, 12.3456, (0.1234,) * 8, gains)
     digest = "sha256:" + "f" * 64
-    facts = DraftFacts(
+    facts = DraftManifest(
         "eagle3", "d" * 63 + "-01234567", digest, digest, "d" * 63, 99_999, (worth,) * MOST_DOMAINS
     )
     assert len(facts.to_json().encode()) < TERMINATION_MESSAGE_BYTES

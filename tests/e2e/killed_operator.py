@@ -63,9 +63,7 @@ def main() -> int:
     phase, number, moment = sys.argv[1].split(":")
     owner, name = PHASES[phase]
     setattr(owner, name, killing(getattr(owner, name), int(number), moment))
-    from turbo_operator.cli.commands import (
-        operator,  # after the wrapping, like any other user of those functions
-    )
+    from turbo_operator.cli.commands import operator
 
     return operator([])
 

@@ -26,7 +26,7 @@ from turbo_dev.cores import accelerator
 from turbo_dev.model import FILE
 from turbo_dev.shell import CommandError
 from turbo_operator.api import API_VERSION
-from turbo_operator.drafts.speedup import WINDOW_SECONDS, Answering
+from turbo_operator.drafts.speedup import WINDOW_SECONDS, GenerationStats
 from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
 from turbo_runtime.contract.load import Load
 
@@ -153,10 +153,10 @@ class Watch(threading.Thread):
 
     def gain(self) -> float | None:
         """Of all pods, over the window that the operator shows."""
-        first: dict[str, Answering] = {}
-        done, since = Answering(), time.monotonic() - WINDOW_SECONDS
+        first: dict[str, GenerationStats] = {}
+        done, since = GenerationStats(), time.monotonic() - WINDOW_SECONDS
         for at, name, load in list(self.told):
-            now = Answering.of(load)
+            now = GenerationStats.of(load)
             if now is None:
                 continue
             if at > since and name in first:

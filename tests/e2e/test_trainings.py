@@ -11,7 +11,7 @@ import pytest
 
 from turbo_operator import resources
 from turbo_operator.api import rfc3339
-from turbo_runtime.contract.training import DomainWorth, DraftFacts, MeasuredGain
+from turbo_runtime.contract.training import DomainEvaluation, DraftManifest, MeasuredGain
 
 pytestmark = pytest.mark.cluster
 
@@ -22,14 +22,14 @@ TRAINING = {
     "prompts": {"configMapRef": {"name": "prompts"}},
     "maxCost": "5.00",
 }
-MADE = DraftFacts(
+MADE = DraftManifest(
     "heads",
     "chat-4f21c9aa",
     "sha256:" + "1" * 64,
     MODEL,
     "chat",
     0,
-    (DomainWorth("prompts", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),)),),
+    (DomainEvaluation("prompts", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),)),),
 )
 
 

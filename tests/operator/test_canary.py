@@ -33,8 +33,8 @@ from turbo_operator.api import Canary, CanaryReason, ConditionType, TurboDeploym
 from turbo_operator.autoscaler import History
 from turbo_operator.controller.decision import decide
 from turbo_operator.drafts import canary, training
-from turbo_operator.drafts.canary import Judgement
-from turbo_operator.drafts.speedup import Gains
+from turbo_operator.drafts.canary import CanaryVerdict
+from turbo_operator.drafts.speedup import SpeedupTracker
 from turbo_operator.snapshot import ChildView
 from turbo_runtime.contract.config import RuntimeConfig
 
@@ -48,11 +48,11 @@ def tried(
     minutes: int = 6,
     usual: float = 0.0,
     **trying: Any,
-) -> Judgement:
+) -> CanaryVerdict:
     """What is said in the end of a draft with the gain `new`, beside pods with the gain `old`, whose answers
     differ too by the share `usual`.
     """
-    gains, judgement = Gains(), None
+    gains, judgement = SpeedupTracker(), None
     version = trying.pop("version", NEW.version)
     for minute in range(minutes):
         seconds = 20.0 * minute
@@ -117,7 +117,7 @@ def test_a_pod_that_goes_on_refusing_the_draft_ends_its_trial_and_trouble_with_a
     def said(version: str, ready_for: float) -> CanaryReason:
         told = load(0.0, 0.0, draft_version=version, draft_problem="heads.safetensors cannot be read")
         pods = seen(pod("t", told, TRY, ready_since=NOW - ready_for))
-        _, judgement = look(WITH_OLD, pods, Gains(), NOW)
+        _, judgement = look(WITH_OLD, pods, SpeedupTracker(), NOW)
         assert judgement is not None
         return judgement.reason
 
@@ -128,21 +128,21 @@ def test_a_pod_that_goes_on_refusing_the_draft_ends_its_trial_and_trouble_with_a
 
 def test_a_draft_whose_pod_does_not_start_is_turned_down() -> None:
     broken = pod("t", load(0.0, 0.0), variant=TRY, ready=False, reason="CrashLoopBackOff", load=None)
-    _, judgement = look(WITH_OLD, seen(broken), Gains(), NOW)
+    _, judgement = look(WITH_OLD, seen(broken), SpeedupTracker(), NOW)
     assert judgement is not None
     assert judgement.reason == CanaryReason.POD_FAILED
 
 
 def test_a_pod_that_a_node_has_ended_says_nothing_of_the_draft() -> None:
     ended = pod("t", load(0.0, 0.0), TRY, ready=False, reason="OOMKilled", load=None, phase="Failed")
-    _, judgement = look(WITH_OLD, seen(ended), Gains(), NOW)
+    _, judgement = look(WITH_OLD, seen(ended), SpeedupTracker(), NOW)
     assert judgement is not None
     assert judgement.reason == CanaryReason.STARTING
 
 
 def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> None:
     loads = pod("t", load(0.0, 0.0), TRY, ready=False, load=None)
-    gains, first = look(WITH_OLD, seen(loads), Gains(), NOW)
+    gains, first = look(WITH_OLD, seen(loads), SpeedupTracker(), NOW)
     _, judgement = look(WITH_OLD, seen(loads), gains, NOW + canary.GIVE_UP_SECONDS)
     assert first is not None
     assert judgement is not None
@@ -157,22 +157,22 @@ def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> N
     ],
 )
 def test_a_second_pod_that_the_budget_does_not_hold_is_not_made(bound: dict[str, Any], name: str) -> None:
-    gains, judgement = look(td(promoted(OLD), **bound), seen(), Gains(), NOW)
+    gains, judgement = look(td(promoted(OLD), **bound), seen(), SpeedupTracker(), NOW)
     assert judgement is not None
     assert (judgement.reason, judgement.over, gains.trial) == (CanaryReason.WAITING_FOR_BUDGET, False, None)
     assert name in judgement.detail
-    _, of_two = look(td({**promoted(OLD), "desiredReplicas": 2}, **bound), seen(), Gains(), NOW)
+    _, of_two = look(td({**promoted(OLD), "desiredReplicas": 2}, **bound), seen(), SpeedupTracker(), NOW)
     assert of_two is not None
     assert of_two.reason == CanaryReason.STARTING  # one of the two makes room
 
 
 def test_nothing_is_tried_where_no_pod_is_wanted() -> None:
     for spec in ({"replicas": 0}, {"suspend": True}):
-        assert look(td(promoted(OLD), **spec), seen(), Gains(), NOW)[1] is None
+        assert look(td(promoted(OLD), **spec), seen(), SpeedupTracker(), NOW)[1] is None
 
 
 def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None:
-    gains, judgement = look(WITH_OLD, seen(), Gains(), NOW)
+    gains, judgement = look(WITH_OLD, seen(), SpeedupTracker(), NOW)
     observed = replace(seen(), children=(up(STABLE),))
     made = children(WITH_OLD, observed, gains, judgement)
     assert named(made) == '{"heads": "/drafts/drafts/chat/chat-draft-1", "version": "chat-draft-1"}\n'
@@ -192,8 +192,8 @@ def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None
 
 def test_a_promotion_changes_the_file_of_running_pods_and_nothing_else_of_them() -> None:
     observed = replace(seen(), children=(up(STABLE), up(TRY)))
-    promoted = Judgement(NEW, TRY, CanaryReason.PROMOTED, "Faster.")
-    made = children(WITH_OLD, observed, Gains(), promoted)
+    promoted = CanaryVerdict(NEW, TRY, CanaryReason.PROMOTED, "Faster.")
+    made = children(WITH_OLD, observed, SpeedupTracker(), promoted)
     assert named(made) == '{"heads": "/drafts/drafts/chat/chat-draft-2", "version": "chat-draft-2"}\n'
     assert f"Deployment chat-{STABLE}" in made
     assert f"Deployment chat-{TRY}" not in made
@@ -204,7 +204,7 @@ def test_the_first_draft_needs_no_rollout_either() -> None:
     before = td()
     without = stable_of(before, None)
     assert without == STABLE
-    gains, _ = look(before, seen(now=None), Gains(), NOW)
+    gains, _ = look(before, seen(now=None), SpeedupTracker(), NOW)
     made = children(before, replace(seen(now=None), children=(up(without),)), gains, None)
     assert named(made) == "{}\n"
 
@@ -212,15 +212,15 @@ def test_the_first_draft_needs_no_rollout_either() -> None:
 def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_down_and_why() -> None:
     observed = seen()
 
-    def after(it: TurboDeployment, judgement: Judgement | None) -> Any:
-        judged = canary.with_judged(observed, Gains(), judgement)
+    def after(it: TurboDeployment, judgement: CanaryVerdict | None) -> Any:
+        judged = canary.with_judged(observed, SpeedupTracker(), judgement)
         made = decide(it, judged, SETTINGS, NOW, planned(it), History(), judgement=judgement)
         return status.compute(it, judged, made.scale, made.plan, made.plan_hash, NOW, judgement=judgement)
 
-    trying = after(WITH_OLD, Judgement(NEW, TRY, CanaryReason.TRYING, "It warms up."))
+    trying = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.TRYING, "It warms up."))
     assert (trying.draft.name, trying.canary.name) == (OLD.name, NEW.name)
     assert trying.condition(ConditionType.DRAFT_PROMOTED).status == "Unknown"
-    bad = after(WITH_OLD, Judgement(NEW, TRY, CanaryReason.NO_GAIN, "It is slower."))
+    bad = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.NO_GAIN, "It is slower."))
     assert (bad.draft.name, bad.canary) == (OLD.name, None)
     assert [(each.name, each.reason, each.message) for each in bad.turned_down] == [
         (NEW.name, "NoGain", "It is slower.")
@@ -228,7 +228,7 @@ def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_dow
     later = after(td(bad.dump()), None)
     assert later.condition(ConditionType.DRAFT_PROMOTED).reason == "NoGain"
     assert later.turned_down == bad.turned_down
-    good = after(WITH_OLD, Judgement(NEW, TRY, CanaryReason.PROMOTED, "It is faster."))
+    good = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.PROMOTED, "It is faster."))
     assert (good.draft.name, good.canary, good.turned_down) == (NEW.name, None, ())
     assert good.condition(ConditionType.DRAFT_PROMOTED).status == "True"
 

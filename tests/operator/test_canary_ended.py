@@ -32,20 +32,20 @@ from turbo_operator.api import API_VERSION, CanaryReason, Provisioning, TurboDep
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube, RefusedError
 from turbo_operator.controller.reconcile import Reconciler
-from turbo_operator.drafts.speedup import Gains
-from turbo_operator.inventory.store import Ledger
+from turbo_operator.drafts.speedup import SpeedupTracker
+from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import Resource
-from turbo_operator.snapshot import DraftView, Observed
+from turbo_operator.snapshot import DraftView, Snapshot
 
 CANARY_FILE = "chat-drafts-canary"
 
 
-def rejected(now: DraftView | None, tried: DraftView = NEW, **told: Any) -> tuple[TurboDeployment, Observed]:
+def rejected(now: DraftView | None, tried: DraftView = NEW, **told: Any) -> tuple[TurboDeployment, Snapshot]:
     """After a verdict against a draft whose pod stands in for a replica that finds no place."""
     it = td({**({} if now is None else promoted(now)), "desiredReplicas": 2, **told}, replicas=2)
     variant = variant_of(it, tried)
     before = replace(seen(drafts=(tried,), now=now), children=(up(STABLE, 2),))
-    gains, judgement = look(it, before, Gains(), NOW)
+    gains, judgement = look(it, before, SpeedupTracker(), NOW)
     made = children(it, before, gains, judgement)
     assert f"Deployment chat-{variant}" in made
     there = (up(STABLE, 2, 1), up(variant), *held(made.values()))
@@ -55,7 +55,7 @@ def rejected(now: DraftView | None, tried: DraftView = NEW, **told: Any) -> tupl
 
 def test_a_pod_that_tried_a_draft_in_vain_drafts_as_all_others_do_while_it_stands_in_for_one() -> None:
     it, observed = rejected(OLD)
-    made = children(it, observed, Gains(), None)
+    made = children(it, observed, SpeedupTracker(), None)
     assert f"Deployment chat-{TRY}" in made
     assert named(made, CANARY_FILE) == named(made)
     assert NEW.path not in named(made, CANARY_FILE)
@@ -68,14 +68,14 @@ def test_it_drafts_with_no_trained_one_where_it_can_have_none_of_those_in_use(
     now: DraftView | None, tried: DraftView
 ) -> None:
     it, observed = rejected(now, tried)
-    assert named(children(it, observed, Gains(), None), CANARY_FILE) == "{}\n"
+    assert named(children(it, observed, SpeedupTracker(), None), CANARY_FILE) == "{}\n"
 
 
 def test_a_pod_of_an_earlier_trial_does_not_take_up_the_draft_that_is_tried_next() -> None:
     it, observed = rejected(OLD)
     third = replace(NEW, name="chat-draft-3", version="3", path="chat/3", digest="sha256:3")
     observed = replace(observed, drafts=(NEW, third))
-    gains, judgement = look(it, observed, Gains(), NOW)
+    gains, judgement = look(it, observed, SpeedupTracker(), NOW)
     assert judgement is not None
     assert judgement.draft == third
     made = children(it, observed, gains, judgement)
@@ -128,14 +128,14 @@ class Server(Kube):
 
 
 def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_up_nothing_else() -> None:
-    cache, ledger, server = Cache(), Ledger(lambda _: None), Server()
+    cache, ledger, server = Cache(), InventoryStore(lambda _: None), Server()
     cache.put_deployment(server.deployment)
     elastic = replace(CORES, provisioning=Provisioning.ELASTIC)
     cache.put_accelerator({"metadata": {**META, "name": "cpu", "uid": "a"}}, elastic)
     ledger.take_stock(cache.accelerators())
     for each in (OLD, NEW):
         cache.drafts.put({"metadata": {**META, "name": each.name, "uid": each.name}}, each)
-    model = children(WITH_OLD, seen(), Gains(), None)["ConfigMap chat-model"]
+    model = children(WITH_OLD, seen(), SpeedupTracker(), None)["ConfigMap chat-model"]
     for name in ("chat-model", "chat-unwanted"):
         cache.put_child({**model, "metadata": {**model["metadata"], **META, "name": name, "uid": name}})
     operator = Reconciler(cache, ledger, server, SETTINGS, lambda: NOW)

@@ -13,8 +13,8 @@ from turbo_dev.trainings import promoted
 from turbo_dev.trials import NOW, OLD, STABLE, TRY, children, decided, look, replicas, seen, td, up
 from turbo_operator.api import CanaryReason, TurboDeployment
 from turbo_operator.drafts import canary
-from turbo_operator.drafts.speedup import Gains
-from turbo_operator.snapshot import ChildView, Observed, PodView
+from turbo_operator.drafts.speedup import SpeedupTracker
+from turbo_operator.snapshot import ChildView, PodView, Snapshot
 
 PENDING = 600.0  # spec.accelerators.pendingTimeout by default
 QUOTA = 'pods "chat-x" is forbidden: exceeded quota: gpus'
@@ -35,7 +35,7 @@ def asked(it: TurboDeployment, stable: ChildView, trying: ChildView | None, *pod
     """Replicas of each variant in the next step."""
     there = (stable,) if trying is None else (stable, trying, FILE)
     observed = replace(seen(*pods), children=there)
-    gains, judgement = look(it, observed, Gains(), NOW)
+    gains, judgement = look(it, observed, SpeedupTracker(), NOW)
     return replicas(children(it, observed, gains, judgement))
 
 
@@ -84,7 +84,7 @@ def test_a_draft_that_never_ran_waits_however_long_and_says_what_for(
 ) -> None:
     it = several()
     observed = replace(seen(*pods), children=(up(STABLE, 3), up(TRY, 1, 0, message)))
-    gains, _ = look(it, observed, Gains(), NOW)
+    gains, _ = look(it, observed, SpeedupTracker(), NOW)
     gains, judgement = look(it, observed, gains, NOW + 3 * canary.GIVE_UP_SECONDS)
     assert judgement is not None
     assert judgement.reason == CanaryReason.STARTING
@@ -95,10 +95,10 @@ def test_a_draft_that_never_ran_waits_however_long_and_says_what_for(
 METRICS = {"scaling": {"policy": "Metrics", "minReplicas": 1, "maxReplicas": 8}}
 
 
-def after_the_verdict(*there: ChildView) -> Observed:
+def after_the_verdict(*there: ChildView) -> Snapshot:
     """What is left of a trial: nothing is tried, the status has its verdict, and pods are as they were."""
     it = several()
-    gains, judgement = look(it, seen(), Gains(), NOW)
+    gains, judgement = look(it, seen(), SpeedupTracker(), NOW)
     made = children(it, replace(seen(), children=(up(STABLE, 3),)), gains, judgement)
     return replace(seen(drafts=(OLD,)), children=(*there, *held(made.values())))
 
@@ -107,16 +107,16 @@ def test_after_a_verdict_the_autoscaler_holds_the_replicas_until_the_place_is_fi
     it = td({**promoted(OLD), "desiredReplicas": 3}, **METRICS)
     for there in ((up(STABLE, 2), up(TRY)), (up(STABLE, 3, 2), up(TRY))):
         observed = after_the_verdict(*there)
-        assert decided(it, observed, Gains(), None).scale.replicas == 3
-        assert replicas(children(it, observed, Gains(), None)) == {STABLE: 3, TRY: 1}
+        assert decided(it, observed, SpeedupTracker(), None).scale.replicas == 3
+        assert replicas(children(it, observed, SpeedupTracker(), None)) == {STABLE: 3, TRY: 1}
     filled = after_the_verdict(up(STABLE, 3), up(TRY))
-    assert replicas(children(it, filled, Gains(), None)) == {STABLE: 3, TRY: 0}  # its pods end first
+    assert replicas(children(it, filled, SpeedupTracker(), None)) == {STABLE: 3, TRY: 0}  # its pods end first
     gone = replace(filled, children=(up(STABLE, 3),))
-    assert replicas(children(it, gone, Gains(), None)) == {STABLE: 3}
+    assert replicas(children(it, gone, SpeedupTracker(), None)) == {STABLE: 3}
 
 
 def test_the_autoscaler_counts_the_pod_that_tries() -> None:
     it = td({**promoted(OLD), "desiredReplicas": 3}, **METRICS)
     observed = replace(seen(), children=(up(STABLE, 2), up(TRY), FILE))
-    gains, judgement = look(it, observed, Gains(), NOW)
+    gains, judgement = look(it, observed, SpeedupTracker(), NOW)
     assert decided(it, observed, gains, judgement).scale.replicas == 3

@@ -26,12 +26,12 @@ from turbo_dev.trials import (
 from turbo_operator import status
 from turbo_operator.api import CanaryReason, ConditionType, TurboDeployment
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.snapshot_builder import observe
+from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.drafts import canary
-from turbo_operator.drafts.canary import Judgement
-from turbo_operator.drafts.speedup import Gains
-from turbo_operator.inventory.store import Ledger
-from turbo_operator.snapshot import DraftView, Observed
+from turbo_operator.drafts.canary import CanaryVerdict
+from turbo_operator.drafts.speedup import SpeedupTracker
+from turbo_operator.inventory.store import InventoryStore
+from turbo_operator.snapshot import DraftView, Snapshot
 
 # What pods would load otherwise, each by itself.
 CHANGES: list[dict[str, Any]] = [
@@ -42,13 +42,15 @@ CHANGES: list[dict[str, Any]] = [
 ]
 
 
-def observed_with(it: TurboDeployment, *drafts: DraftView) -> Observed:
+def observed_with(it: TurboDeployment, *drafts: DraftView) -> Snapshot:
     """What is seen where the cluster has those."""
     cache = Cache()
     for number, each in enumerate(drafts, 1):
         meta = {"namespace": "team", "name": each.name, "uid": each.name, "resourceVersion": str(number)}
         cache.drafts.put({"metadata": meta}, each)
-    return replace(observe(cache, Ledger(lambda _: None), Key("team", "chat"), it, NOW), model=FACTS)
+    return replace(
+        build_snapshot(cache, InventoryStore(lambda _: None), Key("team", "chat"), it, NOW), model=FACTS
+    )
 
 
 def test_the_newest_draft_is_tried_and_none_that_is_in_use_or_was_turned_down() -> None:
@@ -92,8 +94,8 @@ def test_the_draft_in_use_stays_as_it_was_while_what_was_changed_under_its_name_
 
 
 def test_what_is_turned_down_is_remembered_with_all_that_pods_would_load() -> None:
-    over = Judgement(NEW, "v1try", CanaryReason.NO_GAIN, "It is slower.")
-    made = decided(WITH_OLD, seen(), Gains(), over)
+    over = CanaryVerdict(NEW, "v1try", CanaryReason.NO_GAIN, "It is slower.")
+    made = decided(WITH_OLD, seen(), SpeedupTracker(), over)
     told = status.compute(WITH_OLD, seen(), made.scale, made.plan, made.plan_hash, NOW, judgement=over)
     assert canary.candidate(td(told.dump()), seen()) is None
 
@@ -113,8 +115,8 @@ def test_a_draft_that_was_named_by_hand_stays_in_use_as_drafts_are_trained_and_i
     assert there.draft == mine
     assert gone.draft == replace(mine, gone=True, created=0.0)
 
-    def said(observed: Observed) -> str:
-        made = decided(it, observed, Gains(), None)
+    def said(observed: Snapshot) -> str:
+        made = decided(it, observed, SpeedupTracker(), None)
         told = status.compute(it, observed, made.scale, planned(it), STABLE, NOW)
         ready = told.condition(ConditionType.DRAFT_READY)
         assert ready is not None

@@ -16,22 +16,22 @@ from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.budget import Footprint
 from turbo_operator.capacity_types import LABELS, TAINTS, build_constraint
 from turbo_operator.catalog import shapes
-from turbo_operator.drafts.training import Begin
+from turbo_operator.drafts.training import JobRequest
 from turbo_operator.drafts.training.manifests import training_job
-from turbo_operator.inventory.supply import Holding, Node, Owner, is_open, supply_of, take_stock
+from turbo_operator.inventory.supply import Node, Owner, PodUsage, is_open, supply_of, take_stock
 from turbo_operator.plan import Choice
 from turbo_operator.planner import plan
 from turbo_operator.render.template import pod_template
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, Supply
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 
 ON_DEMAND, SPOT, RESERVED = CapacityType.ON_DEMAND, CapacityType.SPOT, CapacityType.RESERVED
 GIB = 1 << 30
 GPU = "nvidia.com/gpu"
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
-FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
 MINE = Owner("team", "chat")
 PRICES = {kind: Decimal("0.80") for kind in CapacityType}
 CARD = Accelerator("l4", GPU, Decimal(1), 24 * GIB, prices=PRICES, node_selector={"gpu": "l4"})
@@ -140,7 +140,7 @@ def test_the_templates_selector_narrows_a_capacity_type_further() -> None:
 
 
 def test_a_training_goes_where_its_capacity_type_is() -> None:
-    begin = Begin(1, "w", chosen(SPOT), chosen(ON_DEMAND), None)
+    begin = JobRequest(1, "w", chosen(SPOT), chosen(ON_DEMAND), None)
     trains = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
     job = training_job(
         td(SPOT, speculation={"training": trains}), begin, FACTS, Settings(runtime_image="r:1")
@@ -221,7 +221,7 @@ def test_pods_that_run_on_nodes_of_another_capacity_type_need_not_leave() -> Non
 
     def room(kind: CapacityType, **more: Any) -> int | None:
         amounts = {GPU: 2000}
-        mine = Holding(MINE, "n", amounts, amounts, accelerator="l4", **more)
+        mine = PodUsage(MINE, "n", amounts, amounts, accelerator="l4", **more)
         supply: Supply = supply_of(take_stock({"l4": CARD}, [spot], [mine]), MINE)["l4"]
         return Footprint(CARD, kind, 1).room(supply, 0.0)
 

@@ -28,16 +28,16 @@ from turbo_operator.plan import Plan
 from turbo_operator.planner import plan as plan_of
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import Accelerator, DraftView, LoadSample, Observed, PodView
+from turbo_operator.snapshot import Accelerator, DraftView, LoadSample, PodView, Snapshot
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 from turbo_runtime.drafters.config import read_selection
 
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
 MODEL = "sha256:ab"
-FACTS = ModelFacts(SHAPE, MODEL, None, 270_000_000)
+FACTS = ModelInfo(SHAPE, MODEL, None, 270_000_000)
 CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 DIGEST = f"sha256:{'0' * 64}"
 DRAFT = DraftView("support", "TurboHeads", "drafts", "chat/support-1", "support-1", MODEL, digest=DIGEST)
@@ -69,7 +69,7 @@ def hash_of(draft: DraftView | None, it: TurboDeployment = WITH) -> str:
 
 def children(draft: DraftView | None, it: TurboDeployment = WITH) -> dict[str, dict[str, Any]]:
     variant = Variant(hash_of(draft, it), 1)
-    observed = Observed({}, model=FACTS, draft=draft)
+    observed = Snapshot({}, model=FACTS, draft=draft)
     made = render.children(it, observed, planned(it).choice, (variant,), Settings(runtime_image="r:1"))
     return {f"{each['kind']} {each['metadata']['name']}": each for each in made}
 
@@ -115,7 +115,7 @@ def test_while_pods_of_an_earlier_plan_mount_it_the_file_that_names_the_draft_st
     old = hash_of(DRAFT)
     plain = td()
     variants = (Variant(hash_of(None, plain), 1), Variant(old, 1))
-    observed = Observed({}, children=held(before.values()), model=FACTS)
+    observed = Snapshot({}, children=held(before.values()), model=FACTS)
     made = render.children(plain, observed, planned(plain).choice, variants, Settings(runtime_image="r:1"))
     (kept,) = [each for each in made if each["metadata"]["name"] == "chat-drafts"]
     assert kept == before["ConfigMap chat-drafts"]
@@ -174,7 +174,7 @@ def verdict(draft: DraftView | None, *loads: Load | None, it: TurboDeployment = 
         )
         for n, load in enumerate(loads)
     )
-    observed = Observed({"cpu": CPU}, None, (), pods, model=FACTS, draft=draft)
+    observed = Snapshot({"cpu": CPU}, None, (), pods, model=FACTS, draft=draft)
     new = status.compute(it, observed, autoscaler.scale(it.spec), plan, variant, 1_700_000_000.0)
     found = new.condition("DraftReady")
     used = found is not None and found.reason in ("InUse", "Loading", "RefusedByEngine")
@@ -277,7 +277,7 @@ def test_further_drafts_are_named_to_pods_as_they_run_and_one_that_does_not_fit_
     assert hash_of(DRAFT, both) == hash_of(DRAFT, WITH)
 
     def seen(further: DraftView | None) -> tuple[dict[str, Any], str]:
-        observed = Observed({}, model=FACTS, draft=DRAFT, named=(("latex", further),))
+        observed = Snapshot({}, model=FACTS, draft=DRAFT, named=(("latex", further),))
         made = render.children(both, observed, planned(both).choice, (), Settings(runtime_image="r:1"))
         (file,) = [each for each in made if each["metadata"]["name"] == "chat-drafts"]
         told = status.compute(both, observed, autoscaler.scale(both.spec), planned(both), "v1", 0.0)

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.loads import load, pod
-from turbo_operator.drafts.speedup import WINDOW_SECONDS, Answering, Gains, Trial
+from turbo_operator.drafts.speedup import WINDOW_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
 
 WARM = 20.0
 
 
 def test_the_gain_is_of_what_pods_did_since_they_were_first_heard() -> None:
-    gains = Gains().heard([pod("a", load(1000.0, 9000.0))], 0.0, WARM)
+    gains = SpeedupTracker().heard([pod("a", load(1000.0, 9000.0))], 0.0, WARM)
     assert gains.overall is None
     gains = gains.heard([pod("a", load(1040.0, 9080.0))], 60.0, WARM)
     assert gains.overall == 2.0
@@ -23,14 +23,14 @@ def test_the_gain_is_of_what_pods_did_since_they_were_first_heard() -> None:
 
 
 def test_what_is_older_than_the_window_does_not_count() -> None:
-    gains = Gains().heard([pod("a", load(0.0, 0.0))], 0.0, WARM)
+    gains = SpeedupTracker().heard([pod("a", load(0.0, 0.0))], 0.0, WARM)
     gains = gains.heard([pod("a", load(20.0, 100.0))], 1.0, WARM)
     gains = gains.heard([pod("a", load(40.0, 120.0))], 1.0 + WINDOW_SECONDS, WARM)
     assert gains.overall == 1.0
 
 
 def test_a_pod_that_started_anew_counts_from_nothing_and_one_that_is_silent_loses_nothing() -> None:
-    gains = Gains().heard([pod("a", load(100.0, 100.0))], 0.0, WARM)
+    gains = SpeedupTracker().heard([pod("a", load(100.0, 100.0))], 0.0, WARM)
     gains = gains.heard([pod("a", load(30.0, 90.0))], 60.0, WARM)
     assert gains.overall == 3.0
     silent = replace(pod("a", load(0.0, 0.0)), load=None)
@@ -40,11 +40,13 @@ def test_a_pod_that_started_anew_counts_from_nothing_and_one_that_is_silent_lose
 
 def test_a_runtime_that_tells_no_seconds_counts_for_nothing() -> None:
     old = replace(load(1.0, 1.0), answering_seconds=None)
-    assert Gains().heard([pod("a", old)], 0.0, WARM).heard([pod("a", old)], 60.0, WARM).overall is None
+    assert (
+        SpeedupTracker().heard([pod("a", old)], 0.0, WARM).heard([pod("a", old)], 60.0, WARM).overall is None
+    )
 
 
 def test_a_trial_counts_both_sides_from_when_its_pod_is_warm() -> None:
-    gains = Gains(trial=Trial("v1try", 0.0))
+    gains = SpeedupTracker(trial=CanaryRun("v1try", 0.0))
     stable, trying = pod("a", load(100.0, 100.0)), pod("t", load(5.0, 5.0), variant="v1try")
     gains = gains.heard([stable, trying], 0.0, WARM)
     for now, (seconds, plain) in enumerate(((25.0, 25.0), (45.0, 85.0)), 1):
@@ -52,9 +54,11 @@ def test_a_trial_counts_both_sides_from_when_its_pod_is_warm() -> None:
         trying = pod("t", load(seconds, plain), "v1try")
         gains = gains.heard([stable, trying], float(now), WARM)
     assert gains.trial is not None
-    assert gains.trial.warm == Answering(25.0, 25.0)  # its whole life: it has had the draft from its start
-    assert gains.trial.tried == Answering(20.0, 60.0)
-    assert gains.trial.stable == Answering(30.0, 60.0)
+    assert gains.trial.warm == GenerationStats(
+        25.0, 25.0
+    )  # its whole life: it has had the draft from its start
+    assert gains.trial.tried == GenerationStats(20.0, 60.0)
+    assert gains.trial.stable == GenerationStats(30.0, 60.0)
 
 
 @given(
@@ -63,7 +67,7 @@ def test_a_trial_counts_both_sides_from_when_its_pod_is_warm() -> None:
 def test_whatever_pods_say_the_seconds_counted_are_those_that_passed(
     steps: list[tuple[float, float, bool]],
 ) -> None:
-    gains = Gains().heard([pod("a", load(0.0, 0.0))], 0.0, WARM)
+    gains = SpeedupTracker().heard([pod("a", load(0.0, 0.0))], 0.0, WARM)
     at = plain = all_seconds = all_plain = 0.0
     for number, (more, more_plain, anew) in enumerate(steps):
         if anew and more < at:  # a process that has already done more than before cannot be told apart
@@ -73,6 +77,6 @@ def test_whatever_pods_say_the_seconds_counted_are_those_that_passed(
         at, plain = at + more, plain + more_plain
         all_seconds, all_plain = all_seconds + more, all_plain + more_plain
         gains = gains.heard([pod("a", load(at, plain))], number * 1.0, WARM)
-    counted = sum((each for _, each in gains.recent), Answering())
+    counted = sum((each for _, each in gains.recent), GenerationStats())
     assert abs(counted.seconds - all_seconds) < 1e-6
     assert abs(counted.plain_seconds - all_plain) < 1e-6

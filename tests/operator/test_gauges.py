@@ -7,11 +7,11 @@ from decimal import Decimal
 from prometheus_client import REGISTRY
 
 from turbo_operator.api import CapacityType, ScalingReason, TrainingStatus
-from turbo_operator.autoscaler import History, Scale
+from turbo_operator.autoscaler import History, ScalingDecision
 from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Key
-from turbo_operator.inventory.supply import Stock
-from turbo_operator.snapshot import Accelerator, LoadSample, NodeSupply, Observed, PodView, TrainPod
+from turbo_operator.inventory.supply import ClusterInventory
+from turbo_operator.snapshot import Accelerator, LoadSample, NodeSupply, PodView, Snapshot, TrainPod
 from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.training import TrainingProgress
 
@@ -21,7 +21,7 @@ PRICES = {CapacityType.ON_DEMAND: Decimal("3.60")}
 H100 = Accelerator("h100", "nvidia.com/gpu", Decimal(1), 80 << 30, prices=PRICES)
 CORES = Accelerator("cpu", "cpu", Decimal(1), 4 << 30, prices=PRICES)
 LOAD = Load(1, 0, 10, 0, 0.5, 1000, 0, 0, 0, 40, "bytes", False)
-SCALE = Scale(2, ScalingReason.PLANNED, "Two.", History())
+SCALE = ScalingDecision(2, ScalingReason.PLANNED, "Two.", History())
 
 
 def pod(name: str, rate: float | None = None, **more: object) -> PodView:
@@ -31,7 +31,7 @@ def pod(name: str, rate: float | None = None, **more: object) -> PodView:
 
 
 def show(*pods: PodView) -> None:
-    deployment_metrics.show(KEY, Observed({"h100": H100}, pods=pods), None, SCALE, NOW)
+    deployment_metrics.show(KEY, Snapshot({"h100": H100}, pods=pods), None, SCALE, NOW)
 
 
 def value(name: str, **labels: str) -> float | None:
@@ -47,9 +47,9 @@ def test_present_cost_is_that_of_the_pods_that_hold_accelerators() -> None:
 
 
 def test_the_gain_is_shown_while_it_is_known() -> None:
-    deployment_metrics.show(KEY, Observed({}, gain=1.5), None, SCALE, NOW)
+    deployment_metrics.show(KEY, Snapshot({}, gain=1.5), None, SCALE, NOW)
     assert value("turbo_deployment_gain") == 1.5
-    deployment_metrics.show(KEY, Observed({}), None, SCALE, NOW)
+    deployment_metrics.show(KEY, Snapshot({}), None, SCALE, NOW)
     assert value("turbo_deployment_gain") is None
 
 
@@ -74,19 +74,19 @@ def test_figures_go_with_their_object() -> None:
 def test_prices_of_nodes_bear_opencosts_name_and_cores_are_no_gpus() -> None:
     nodes = (NodeSupply("n", 8, 8),)
     catalogue = {"h100": H100, "cpu": CORES}
-    one = Stock(catalogue, supply={"h100": nodes, "cpu": nodes})
-    deployment_metrics.show_prices(Stock(), one)
+    one = ClusterInventory(catalogue, supply={"h100": nodes, "cpu": nodes})
+    deployment_metrics.show_prices(ClusterInventory(), one)
     labels = {"node": "n", "accelerator": "h100"}
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) == 3.6
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "accelerator": "cpu"}) is None
     held = deployment_metrics.NODE_GPU_HOURLY_COST.labels("n", "h100")
-    two = Stock(catalogue, supply={"h100": (*nodes, NodeSupply("m", 8, 8)), "cpu": ()})
+    two = ClusterInventory(catalogue, supply={"h100": (*nodes, NodeSupply("m", 8, 8)), "cpu": ()})
     deployment_metrics.show_prices(one, two)
     assert (
         deployment_metrics.NODE_GPU_HOURLY_COST.labels("n", "h100") is held
     )  # at no moment was it taken away
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", {**labels, "node": "m"}) == 3.6
-    deployment_metrics.show_prices(two, Stock(catalogue, supply={"h100": (), "cpu": ()}))
+    deployment_metrics.show_prices(two, ClusterInventory(catalogue, supply={"h100": (), "cpu": ()}))
     assert REGISTRY.get_sample_value("node_gpu_hourly_cost", labels) is None
 
 
@@ -115,11 +115,11 @@ def test_a_training_is_told_while_it_runs_and_counted_once_when_it_ends() -> Non
 
 def test_a_pod_that_trains_is_paid_for_while_it_runs() -> None:
     trains = TrainPod("t", "chat-train-1", "Running", accelerator="h100")
-    both = Observed({"h100": H100}, pods=(pod("a", 100.0),), trainings=(trains,))
+    both = Snapshot({"h100": H100}, pods=(pod("a", 100.0),), trainings=(trains,))
     deployment_metrics.show(KEY, both, None, SCALE, NOW)
     assert value("turbo_deployment_cost_per_hour", load="present") == 7.2
     ended = TrainPod("t", "chat-train-1", "Failed", exit_code=1, accelerator="h100")
     deployment_metrics.show(
-        KEY, Observed({"h100": H100}, pods=both.pods, trainings=(ended,)), None, SCALE, NOW
+        KEY, Snapshot({"h100": H100}, pods=both.pods, trainings=(ended,)), None, SCALE, NOW
     )
     assert value("turbo_deployment_cost_per_hour", load="present") == 3.6

@@ -9,10 +9,10 @@ from turbo_operator.api import TurboDeployment, parse
 from turbo_operator.controller.cache.projection import InspectPod
 from turbo_operator.controller.model_inspection import is_stale, read
 from turbo_operator.snapshot import ChildView
-from turbo_runtime.contract.model import ModelFacts, ModelShape
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 SHAPE = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
-FACTS = ModelFacts(SHAPE, "sha256:00", None, 4000)
+FACTS = ModelInfo(SHAPE, "sha256:00", None, 4000)
 
 
 def deployment(uri: str = "pvc://models/m.gguf") -> TurboDeployment:

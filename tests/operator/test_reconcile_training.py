@@ -17,7 +17,7 @@ from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, Provis
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import GoneError, KubeError
 from turbo_operator.controller.reconcile import Reconciler
-from turbo_operator.inventory.store import Ledger
+from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import CHILDREN, TURBODEPLOYMENT
 from turbo_operator.settings import Settings
 
@@ -69,7 +69,9 @@ class World:
     def __init__(self) -> None:
         self.server, self.cache, self.now = Server(), Cache(), NOW
         api: Any = self.server
-        self.reconciler = Reconciler(self.cache, Ledger(lambda _: None), api, SETTINGS, lambda: self.now)
+        self.reconciler = Reconciler(
+            self.cache, InventoryStore(lambda _: None), api, SETTINGS, lambda: self.now
+        )
         row = replace(CORES, provisioning=Provisioning.ELASTIC)
         self.cache.put_accelerator({"metadata": {"name": "cpu", "uid": "a", "resourceVersion": "1"}}, row)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turbo_operator.autoscaler import Event, History
 from turbo_operator.controller.cache.store import Key
-from turbo_operator.controller.memo import Memories, Remembered
+from turbo_operator.controller.memo import Memo, Memories
 
 KEY = Key("team", "chat")
 PAST = History(events=(Event(0.0, 1, 8, "Scaling"),), present=8)
@@ -15,8 +15,8 @@ def test_the_same_object_has_its_past_and_one_made_again_under_its_name_has_none
     first = memories.of(KEY, "first")
     first.history, first.announced = PAST, "plan"
     assert memories.of(KEY, "first").history == PAST
-    assert memories.of(KEY, "second") == Remembered("second")
-    assert memories.of(KEY, "first") == Remembered("first")
+    assert memories.of(KEY, "second") == Memo("second")
+    assert memories.of(KEY, "first") == Memo("first")
 
 
 def test_of_what_is_gone_nothing_is_kept() -> None:

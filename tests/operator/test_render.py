@@ -20,16 +20,16 @@ from turbo_operator.planner import plan
 from turbo_operator.render.template import runtime_config
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import Accelerator, ChildView, Observed
+from turbo_operator.snapshot import Accelerator, ChildView, Snapshot
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import HEALTH_PATH, READY_PATH
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 
 GIB = 1 << 30
 SETTINGS = Settings(runtime_image="registry.example/runtime:1")
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
-FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
 CPU = Accelerator("cpu", "cpu", Decimal(2), 6 * GIB, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 CARD = Accelerator(
     "l4",
@@ -64,7 +64,7 @@ def rendered(
 ) -> dict[str, dict[str, Any]]:
     choice = chosen(it, accelerator)
     variant = Variant(render.plan_hash(it, choice, FACTS), it.spec.replicas)
-    observed = Observed({}, children=children, model=FACTS)
+    observed = Snapshot({}, children=children, model=FACTS)
     return {each["kind"]: each for each in render.children(it, observed, choice, [variant], settings)}
 
 
@@ -83,7 +83,7 @@ def test_the_same_input_gives_the_same_bytes_and_names_that_fit(
     it = td(name, replicas=replicas)
     once, again = rendered(it, accelerator), rendered(it, accelerator)
     assert json.dumps(once, sort_keys=True) == json.dumps(again, sort_keys=True)
-    for child in (*once.values(), render.children(it, Observed({}), None, (), SETTINGS)[-1]):
+    for child in (*once.values(), render.children(it, Snapshot({}), None, (), SETTINGS)[-1]):
         assert len(child["metadata"]["name"]) <= MAX_NAME_LENGTH + 13
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == ("u-1", True, False)
@@ -171,7 +171,7 @@ def test_another_default_image_leaves_a_frozen_template_alone() -> None:
 def test_an_old_variant_is_rendered_from_its_revision() -> None:
     old = rendered(BASE)["ControllerRevision"]
     view = ChildView("ControllerRevision", "chat-v1old", "r", None, plan_hash="v1old", data=old["data"])
-    observed = Observed({}, children=(view,), model=FACTS)
+    observed = Snapshot({}, children=(view,), model=FACTS)
     it = td(drain={"timeout": "9s"})
     variants = [Variant(render.plan_hash(it, chosen(it), FACTS), 1), Variant("v1old", 2)]
     children = render.children(it, observed, chosen(it), variants, SETTINGS)
@@ -229,7 +229,7 @@ def test_a_device_is_asked_for_where_it_is() -> None:
 
 
 def test_every_pod_is_locked_down_and_can_write_only_where_it_must() -> None:
-    job = render.children(BASE, Observed({}), None, (), SETTINGS)[-1]
+    job = render.children(BASE, Snapshot({}), None, (), SETTINGS)[-1]
     assert job["kind"] == "Job"
     for spec in (pod(BASE), job["spec"]["template"]["spec"]):
         assert spec["automountServiceAccountToken"] is False
@@ -251,7 +251,7 @@ def test_a_hub_model_is_pinned_to_its_commit_and_its_token_stays_a_reference() -
     resolved = replace(FACTS, revision="0123abc")
     choice = chosen(it)
     variant = Variant(render.plan_hash(it, choice, resolved), 1)
-    children = render.children(it, Observed({}, model=resolved), choice, [variant], SETTINGS)
+    children = render.children(it, Snapshot({}, model=resolved), choice, [variant], SETTINGS)
     container = children[-1]["spec"]["template"]["spec"]["containers"][0]
     assert RuntimeConfig.from_argv(container["args"]).revision == "0123abc"
     token = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "t"}}}
@@ -284,7 +284,7 @@ def test_each_key_and_each_secret_has_pods_of_its_own_and_another_object_none() 
     assert len({render.plan_hash(it, chosen(it), FACTS) for it in (BASE, *asked)}) == 4
     nothing = td(server={})
     assert render.plan_hash(nothing, chosen(nothing), FACTS) == render.plan_hash(BASE, chosen(BASE), FACTS)
-    job = render.children(asked[0], Observed({}), None, (), SETTINGS)[-1]
+    job = render.children(asked[0], Snapshot({}), None, (), SETTINGS)[-1]
     assert job["kind"] == "Job"
     assert "secret" not in json.dumps(job)  # who reads the model's shape serves nobody
 
@@ -322,7 +322,7 @@ def test_the_service_selects_serving_pods_of_all_variants_and_no_inspecting_one(
     children = rendered(BASE)
     selector = children["Service"]["spec"]["selector"]
     pod_labels = children["Deployment"]["spec"]["template"]["metadata"]["labels"]
-    job = render.children(BASE, Observed({}), None, (), SETTINGS)[-1]
+    job = render.children(BASE, Snapshot({}), None, (), SETTINGS)[-1]
     assert selector.items() <= pod_labels.items()
     assert not selector.items() <= job["spec"]["template"]["metadata"]["labels"].items()
     assert "serving.turbo.dev/plan-hash" not in selector
@@ -349,12 +349,12 @@ def test_traffic_goes_by_the_owners_uid_once_no_variant_is_left_that_was_made_wi
 
 
 def test_the_inspect_job_goes_when_its_answer_is_kept() -> None:
-    before = [each["kind"] for each in render.children(BASE, Observed({}), None, (), SETTINGS)]
+    before = [each["kind"] for each in render.children(BASE, Snapshot({}), None, (), SETTINGS)]
     after = rendered(BASE)
     assert before == ["Service", "PodDisruptionBudget", "Job"]
     assert "Job" not in after
     kept = after["ConfigMap"]["data"]
-    assert ModelFacts.from_json(kept[render.FACTS_KEY]) == FACTS
+    assert ModelInfo.from_json(kept[render.FACTS_KEY]) == FACTS
     assert kept[render.SOURCE_KEY] == render.source_hash(BASE)
 
 
@@ -377,7 +377,7 @@ def test_the_inspecting_pod_bears_the_overlay_and_fails_at_once_where_trying_aga
         "labels": {"cost": "team-a"},
         "annotations": {"sidecar.istio.io/inject": "false"},
     }
-    job = render.children(td(template=overlay), Observed({}), None, (), SETTINGS)[-1]
+    job = render.children(td(template=overlay), Snapshot({}), None, (), SETTINGS)[-1]
     pod = job["spec"]["template"]
     assert pod["metadata"]["annotations"] == overlay["annotations"]
     assert pod["metadata"]["labels"]["cost"] == "team-a"

@@ -18,14 +18,14 @@ from turbo_operator.drafts.training.manifests import SCRIPT, training_job
 from turbo_operator.planner.inputs import answer, plan_of
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import Accelerator, LoadSample, Observed, PodView
+from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot
 from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 
 SETTINGS = Settings(runtime_image="registry.example/runtime:1")
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
-FACTS = ModelFacts(SHAPE, "sha256:ab", "0123abc", 270_000_000)
+FACTS = ModelInfo(SHAPE, "sha256:ab", "0123abc", 270_000_000)
 CPU = Accelerator("cpu", "cpu", Decimal("1.5"), 4 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 
 SPECS: dict[str, dict[str, Any]] = {
@@ -110,7 +110,7 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
     observed = seen()
     begin = begun(td, observed)
     children = [
-        *render.children(td, Observed({}), None, (), SETTINGS),
+        *render.children(td, Snapshot({}), None, (), SETTINGS),
         *render.children(td, observed, choice, variants, SETTINGS),
         *([training_job(td, begin, FACTS, SETTINGS)] if begin else []),
     ]
@@ -126,14 +126,14 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
         assert_kept(child, kept, child["kind"])
 
 
-def seen() -> Observed:
+def seen() -> Snapshot:
     """A model and a pod that has kept prompts enough."""
     load = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False, captured=300)
     pod = PodView("p", "v1", "Running", True, None, None, None, load=LoadSample(0.0, load))
-    return Observed({**catalogue(), "cpu": CPU}, model=FACTS, pods=(pod,))
+    return Snapshot({**catalogue(), "cpu": CPU}, model=FACTS, pods=(pod,))
 
 
-def begun(td: TurboDeployment, observed: Observed) -> training.Begin | None:
+def begun(td: TurboDeployment, observed: Snapshot) -> training.JobRequest | None:
     """The training that is due; None where none is asked for."""
     plan = plan_of(td, FACTS.shape, observed, 0.0)
     asks = training.decide(td, observed, plan, None, 0.0).asks
@@ -201,7 +201,7 @@ def render_role_of_service() -> str:
     """What the Service selects."""
     td = parsed("trained-on-a-configmap")
     (found,) = (
-        each for each in render.children(td, Observed({}), None, (), SETTINGS) if each["kind"] == "Service"
+        each for each in render.children(td, Snapshot({}), None, (), SETTINGS) if each["kind"] == "Service"
     )
     role: str = found["spec"]["selector"]["serving.turbo.dev/role"]
     return role

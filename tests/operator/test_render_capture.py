@@ -17,14 +17,14 @@ from turbo_operator.plan import Choice
 from turbo_operator.planner import plan
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import Accelerator, Observed
+from turbo_operator.snapshot import Accelerator, Snapshot
 from turbo_runtime.capture.settings import CaptureSettings, read_settings
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
-FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
 CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 WHOLE = {"pvc": {"claimName": "kept"}, "sampleFraction": "0.25", "maxSize": "2Gi", "maxAge": "48h"}
 
@@ -48,7 +48,7 @@ def chosen(it: TurboDeployment) -> Choice:
 
 def children(it: TurboDeployment) -> dict[str, dict[str, Any]]:
     variant = Variant(render.plan_hash(it, chosen(it), FACTS), 1)
-    observed = Observed({}, model=FACTS)
+    observed = Snapshot({}, model=FACTS)
     made = render.children(it, observed, chosen(it), (variant,), Settings(runtime_image="r:1"))
     return {f"{each['kind']} {each['metadata']['name']}": each for each in made}
 
@@ -116,7 +116,7 @@ def test_pods_that_go_keep_nothing_more_while_they_are_there() -> None:
     old = render.plan_hash(td(**WHOLE), chosen(td(**WHOLE)), FACTS)
     off = td(**WHOLE, enabled=False)
     variants = (Variant(render.plan_hash(off, chosen(off), FACTS), 1), Variant(old, 1))
-    observed = Observed({}, children=held(before.values()), model=FACTS)
+    observed = Snapshot({}, children=held(before.values()), model=FACTS)
     made = render.children(off, observed, chosen(off), variants, Settings(runtime_image="r:1"))
     (kept,) = [each for each in made if each["metadata"]["name"] == "chat-capture"]
     settings = json.loads(kept["data"]["capture.json"])

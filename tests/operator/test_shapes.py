@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator.catalog import UnknownShapeError, shapes
-from turbo_runtime.contract.model import ModelFacts, ModelShape
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -312,14 +312,14 @@ def test_a_hub_id_is_found_in_any_case_and_an_unknown_one_is_not() -> None:
 
 def test_a_configuration_and_what_inspect_prints_give_the_same_shape() -> None:
     from_config = shapes.from_document(json.dumps(CONFIG), "config.json")
-    facts = ModelFacts(from_config, "sha256:ab", None, 1)
+    facts = ModelInfo(from_config, "sha256:ab", None, 1)
     assert shapes.from_document(facts.to_json(), "facts.json") == from_config
     assert from_config == shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 
 
 def test_what_an_older_inspect_printed_is_read_as_a_dense_model_of_unknown_mlps() -> None:
     now = shapes.from_config(CONFIG, "x")
-    facts = json.loads(ModelFacts(now, "sha256:ab", None, 1).to_json())
+    facts = json.loads(ModelInfo(now, "sha256:ab", None, 1).to_json())
     older = [each.name for each in dataclasses.fields(now) if each.default is dataclasses.MISSING]
     facts["shape"] = {name: facts["shape"][name] for name in older}
     assert shapes.from_document(json.dumps(facts), "facts.json") == dataclasses.replace(now, mlp_width=0)

@@ -25,13 +25,13 @@ from turbo_operator.api import (
 )
 from turbo_operator.catalog import shapes
 from turbo_operator.planner import plan as plan_of
-from turbo_operator.snapshot import Accelerator, ChildView, Observed, PodView, Supply
-from turbo_runtime.contract.model import ModelFacts
+from turbo_operator.snapshot import Accelerator, ChildView, PodView, Snapshot, Supply
+from turbo_runtime.contract.model import ModelInfo
 
 GIB = 1 << 30
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
-FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
 PRICES = {CapacityType.ON_DEMAND: Decimal("0.04")}
 CPU = Accelerator("cpu", "cpu", Decimal(2), 6 * GIB, prices=PRICES, price_source="mine")
 HASH = "v1new"
@@ -60,7 +60,7 @@ def computed(
     it: TurboDeployment,
     *pods: PodView,
     children: tuple[ChildView, ...] = (),
-    facts: ModelFacts | None = FACTS,
+    facts: ModelInfo | None = FACTS,
     error: str | None = None,
     now: float = NOW,
     refused: str | None = None,
@@ -69,7 +69,7 @@ def computed(
 ) -> TurboDeploymentStatus:
     plan = plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator}, supply) if facts else None
     variant = HASH if plan and plan.choice else None
-    observed = Observed({"cpu": accelerator}, supply, children, pods, model=facts, model_error=error)
+    observed = Snapshot({"cpu": accelerator}, supply, children, pods, model=facts, model_error=error)
     return status.compute(it, observed, autoscaler.scale(it.spec), plan, variant, now, refused)
 
 
@@ -293,7 +293,7 @@ def test_five_rejected_candidates_are_kept() -> None:
     many = {f"a{index}": replace(CPU, name=f"a{index}") for index in range(9)}
     it = td()
     plan = plan_of(it.spec, FACTS.shape, many)
-    new = status.compute(it, Observed(many, model=FACTS), autoscaler.scale(it.spec), plan, HASH, NOW)
+    new = status.compute(it, Snapshot(many, model=FACTS), autoscaler.scale(it.spec), plan, HASH, NOW)
     assert new.plan is not None
     assert len(new.plan.rejected) == 5
 

@@ -17,14 +17,14 @@ from turbo_operator.controller.decision import decide, status_of
 from turbo_operator.planner.inputs import plan_of
 from turbo_operator.render import plan_hash
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import Accelerator, ChildView, NodeSupply, Observed, PodView, Supply
-from turbo_runtime.contract.model import ModelFacts
+from turbo_operator.snapshot import Accelerator, ChildView, NodeSupply, PodView, Snapshot, Supply
+from turbo_runtime.contract.model import ModelInfo
 
 GIB = 1 << 30
 NOW = 1_700_000_000.0
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
-FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
 PRICES = {CapacityType.ON_DEMAND: Decimal("0.04")}
 CPU = Accelerator("cpu", "cpu", Decimal(2), 6 * GIB, prices=PRICES, price_source="mine")
 SETTINGS = Settings(runtime_image="runtime:1")
@@ -127,7 +127,7 @@ def test_no_status_contradicts_itself(history: list[tuple[Any, ...]]) -> None:
         spec_before = spec
         it = object_with(spec, status, generation)
         supply = None if free is None else {"cpu": Supply((NodeSupply("n", 4, free),))}
-        observed = Observed({"cpu": CPU}, supply, model=FACTS if known else None)
+        observed = Snapshot({"cpu": CPU}, supply, model=FACTS if known else None)
         plan = plan_of(it, FACTS.shape, observed, now) if known else None
         choice = plan.served if plan is not None else None
         wanted = plan_hash(it, choice, FACTS) if choice is not None else "v1none0000"

@@ -25,16 +25,16 @@ from turbo_operator.api import (
 from turbo_operator.controller.cache.projection import serving_pod
 from turbo_operator.plan import Plan, Rejected
 from turbo_operator.planner import plan as plan_of
-from turbo_operator.snapshot import Accelerator, LoadSample, Observed, PodView, Supply
+from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot, Supply
 from turbo_operator.status import cost, fields
 from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelFacts, ModelShape
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 NOW = 1_700_000_000.0
 HASH = "v1new"
 CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 SHAPE = ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "bfloat16")
-FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
 LOAD = Load(1, 0, 10, 0, 0.5, 1000, 0, 0, 0, 40, "bytes", False)
 
 
@@ -57,7 +57,7 @@ def pod(name: str, rate: float | None = None, **more: Any) -> PodView:
 
 
 def computed(it: TurboDeployment, *pods: PodView, **more: Any) -> TurboDeploymentStatus:
-    seen = Observed({"cpu": CPU}, pods=pods, model=FACTS, **more)
+    seen = Snapshot({"cpu": CPU}, pods=pods, model=FACTS, **more)
     plan = plan_of(it.spec, SHAPE, {"cpu": CPU})
     scale = autoscaler.scale(it.spec, plan, pods, now=NOW)
     return status.compute(it, seen, scale, plan, HASH, NOW)
@@ -104,7 +104,7 @@ def test_a_pod_whose_label_says_that_it_holds_nothing_is_paid_for_all_the_same()
         "status": {"phase": "Running"},
     }
     view = replace(serving_pod(body), plan_hash=HASH)
-    assert cost.cost_per_hour(Observed({"cpu": whole}, pods=(view,))) == Decimal("0.16")
+    assert cost.cost_per_hour(Snapshot({"cpu": whole}, pods=(view,))) == Decimal("0.16")
 
 
 def test_what_runs_is_told_with_its_cost_at_the_present_load() -> None:
@@ -180,7 +180,7 @@ def test_what_is_passed_over_is_remembered() -> None:
 def test_a_shortage_of_nodes_is_not_the_users_to_mend() -> None:
     it = td()
     plan = Plan(None, 1, PlanReason.NO_CAPACITY, "There is no h100.")
-    seen = Observed({"cpu": CPU}, model=FACTS)
+    seen = Snapshot({"cpu": CPU}, model=FACTS)
     told = status.compute(it, seen, autoscaler.scale(it.spec, plan), plan, None, NOW)
     assert [told.condition(kind).status for kind in (ConditionType.PLAN_FEASIBLE, ConditionType.STALLED)] == [
         "False",

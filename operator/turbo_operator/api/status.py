@@ -203,7 +203,7 @@ class Calibrated(StatusRecord):
     """When online is 1 again unless it is heard once more (RFC 3339, UTC); absent while it is 1."""
 
 
-class Live(StatusRecord):
+class ObservedMetrics(StatusRecord):
     """What is measured and paid now, in steps of ten per cent; absent is unknown."""
 
     tokens_per_second: _Name | None = None
@@ -229,7 +229,7 @@ class ScaleEvent(StatusRecord):
     """Why, in one word."""
 
 
-class Exhausted(StatusRecord):
+class UnavailableAccelerator(StatusRecord):
     """A TurboAccelerator that a pod has waited for in vain."""
 
     accelerator: _Name
@@ -292,7 +292,7 @@ class TrainingStatus(StatusRecord):
     """When it ended (RFC 3339, UTC)."""
 
 
-class TurnedDown(DraftStatus):
+class RejectedDraft(DraftStatus):
     """A draft that was tried and is not used."""
 
     reason: _Name
@@ -341,15 +341,15 @@ class TurboDeploymentStatus(StatusRecord):
     """The training that runs, or the last one."""
     canary: DraftStatus | None = None
     """A new one that is tried on a pod of its own, or waits to be."""
-    turned_down: Annotated[tuple[TurnedDown, ...], Field(max_length=MAX_TURNED_DOWN)] = ()
+    turned_down: Annotated[tuple[RejectedDraft, ...], Field(max_length=MAX_TURNED_DOWN)] = ()
     """The last drafts that were tried in vain, the latest last."""
-    observed: Live | None = None
+    observed: ObservedMetrics | None = None
     """What is measured and paid now."""
     calibrations: Annotated[tuple[Calibrated, ...], Field(max_length=16)] = ()
     """What pods have told of their speed, those of the latest plan first."""
     scale_history: Annotated[tuple[ScaleEvent, ...], Field(max_length=5)] = ()
     """The last changes of the number of replicas, the latest last."""
-    exhausted: Annotated[tuple[Exhausted, ...], Field(max_length=32)] = ()
+    exhausted: Annotated[tuple[UnavailableAccelerator, ...], Field(max_length=32)] = ()
     """Accelerators that are passed over for a while."""
     conditions: Annotated[
         tuple[Condition, ...],

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from turbo_operator.api import ScalingPolicy, ScalingReason, TurboDeploymentSpec
-from turbo_operator.autoscaler.decision import Scale, counted
+from turbo_operator.autoscaler.decision import ScalingDecision, counted
 from turbo_operator.autoscaler.history import Event, History
 from turbo_operator.autoscaler.metrics_policy import autoscale
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import PodView, Supply
 
-__all__ = ["NUM_MISSED", "Event", "History", "Scale", "scale"]
+__all__ = ["NUM_MISSED", "Event", "History", "ScalingDecision", "scale"]
 
 NUM_MISSED = 3  # scrapes after which a load is too old to count
 FRESH_SECONDS = 45.0  # the same at the default scrape period
@@ -27,7 +27,7 @@ def scale(
     present: int | None = None,
     supply: Supply | None = None,
     fresh_seconds: float = FRESH_SECONDS,
-) -> Scale:
+) -> ScalingDecision:
     """The replicas to ask for, by the spec's policy; none while it is suspended.
 
     `present` is what was asked for last (None: nothing was), `supply` what the cluster has of the
@@ -38,10 +38,10 @@ def scale(
     policy = spec.scaling_policy
     if spec.suspend:
         detail = "spec.suspend is true: no pod is wanted until it is false."
-        answer = Scale(0, ScalingReason.SUSPENDED, detail, history)
+        answer = ScalingDecision(0, ScalingReason.SUSPENDED, detail, history)
     elif policy == ScalingPolicy.EXTERNAL:
         detail = f"spec.replicas asks for {spec.replicas}; kubectl scale or an autoscaler may change it."
-        answer = Scale(spec.replicas, ScalingReason.EXTERNALLY_MANAGED, detail, history)
+        answer = ScalingDecision(spec.replicas, ScalingReason.EXTERNALLY_MANAGED, detail, history)
     elif policy == ScalingPolicy.PLANNED:
         answer = _as_planned(spec, plan, present, history)
     else:
@@ -51,9 +51,13 @@ def scale(
     return answer.remembered()
 
 
-def _as_planned(spec: TurboDeploymentSpec, plan: Plan | None, present: int | None, history: History) -> Scale:
+def _as_planned(
+    spec: TurboDeploymentSpec, plan: Plan | None, present: int | None, history: History
+) -> ScalingDecision:
     if plan is None or plan.served is None:
         kept = present or spec.scaling.min_replicas or 1
-        return Scale(kept, ScalingReason.PLANNED, "What runs is kept while no plan is feasible.", history)
+        return ScalingDecision(
+            kept, ScalingReason.PLANNED, "What runs is kept while no plan is feasible.", history
+        )
     detail = f"The plan needs {counted(plan.replicas)} for spec.workload and spec.targets."
-    return Scale(plan.replicas, ScalingReason.PLANNED, detail, history)
+    return ScalingDecision(plan.replicas, ScalingReason.PLANNED, detail, history)

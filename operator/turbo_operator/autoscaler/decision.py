@@ -9,7 +9,7 @@ from turbo_operator.autoscaler.history import History
 
 
 @dataclass(frozen=True, slots=True)
-class Scale:
+class ScalingDecision:
     """Replicas wanted, with the reason as an enum and a sentence, and what to remember for the next look.
 
     The sentence holds no figure that moves with every look: a status is written only when it differs.
@@ -20,7 +20,7 @@ class Scale:
     detail: str
     history: History
 
-    def remembered(self) -> Scale:
+    def remembered(self) -> ScalingDecision:
         """The same, its reason kept for the event that will be seen when the replicas have changed."""
         return replace(self, history=replace(self.history, reason=self.reason))
 

@@ -19,7 +19,7 @@ class Limit:
     sentence: str
 
 
-def least(spec: TurboDeploymentSpec, plan: Plan) -> int:
+def min_replicas(spec: TurboDeploymentSpec, plan: Plan) -> int:
     """The fewest replicas: spec.scaling.minReplicas, and what the plan needs for the workload."""
     return max(spec.scaling.min_replicas or 1, plan.replicas)
 
@@ -31,7 +31,7 @@ def least_by(spec: TurboDeploymentSpec, plan: Plan) -> str | None:
     return "the plan needs no fewer for spec.workload and spec.targets" if plan.replicas > 1 else None
 
 
-def most(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
+def max_replicas(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
     """The tightest bound that nothing may exceed, not even for what runs: None where there is none."""
     asked = spec.scaling.max_replicas
     bound = None if asked is None else Limit(asked, "spec.scaling.maxReplicas allows no more")

@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from turbo_runtime.contract.model import ModelFacts, ModelShape
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 from turbo_runtime.shapes import UnknownShapeError, from_config
 
 __all__ = ["UnknownShapeError", "configuration", "from_config", "from_document", "names", "shipped"]
@@ -34,7 +34,7 @@ def from_document(text: str, name: str) -> ModelShape:
     if "shape" not in document:
         return from_config(document, name)
     try:
-        return ModelFacts.from_json(text).shape
+        return ModelInfo.from_json(text).shape
     except (ValueError, TypeError) as error:
         raise UnknownShapeError(f"{name} is no output of `turbo inspect`: {error}.") from error
 

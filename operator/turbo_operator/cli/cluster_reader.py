@@ -14,9 +14,9 @@ from turbo_operator.controller import kube
 from turbo_operator.controller.cache.projection import draft
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube
-from turbo_operator.controller.snapshot_builder import observe
-from turbo_operator.inventory.store import Ledger
-from turbo_operator.snapshot import Accelerator, DraftView, Observed
+from turbo_operator.controller.snapshot_builder import build_snapshot
+from turbo_operator.inventory.store import InventoryStore
+from turbo_operator.snapshot import Accelerator, DraftView, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +24,17 @@ class Cluster:
     """What was listed. `namespace` is the context's own, `accelerators` the TurboAccelerators by name."""
 
     cache: Cache
-    ledger: Ledger
+    ledger: InventoryStore
     namespace: str
     accelerators: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def look(
         self, key: Key, td: api.TurboDeployment, now: float, overlay: Mapping[str, Accelerator] | None = None
-    ) -> Observed:
+    ) -> Snapshot:
         """What the operator sees of `td` at `now` (epoch seconds), with the accelerators of `overlay`."""
         accelerators = {**self.cache.accelerators(), **(overlay or {})}
         self.ledger.take_stock(accelerators)
-        return replace(observe(self.cache, self.ledger, key, td, now), accelerators=accelerators)
+        return replace(build_snapshot(self.cache, self.ledger, key, td, now), accelerators=accelerators)
 
 
 def listed(context: str | None, namespaces: Iterable[str | None]) -> Cluster:
@@ -56,7 +56,7 @@ async def _listed(context: str | None, namespaces: frozenset[str | None]) -> Clu
                     f"the cluster does not know {resource.kind}: install the chart, or its CRDs, first."
                 )
         cache = Cache()
-        cluster = Cluster(cache, Ledger(cache.pods.owner_of), server.namespace)
+        cluster = Cluster(cache, InventoryStore(cache.pods.owner_of), server.namespace)
         for namespace in {each or server.namespace for each in namespaces}:
             await _read_namespace(server, cluster, namespace)
         await _read_all(server, cluster)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from turbo_operator.cli.inputs import Asked
+    from turbo_operator.cli.inputs import PlanQueries
 
 FEASIBLE, BAD_INPUT, INFEASIBLE = 0, 1, 2
 _STATUS = (
@@ -147,7 +147,7 @@ def _run(
         return BAD_INPUT
 
 
-def _answer(parser: argparse.ArgumentParser, asked: Asked, options: argparse.Namespace) -> int:
+def _answer(parser: argparse.ArgumentParser, asked: PlanQueries, options: argparse.Namespace) -> int:
     from turbo_operator.cli.output import show
     from turbo_operator.cli.plan_query import ask
 

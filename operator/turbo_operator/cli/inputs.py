@@ -19,7 +19,7 @@ from turbo_operator.cli.overlay import laid_over
 from turbo_operator.cli.plan_query import Question, unread_replicas
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import Owner, supply_of
-from turbo_operator.snapshot import Observed
+from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
 
 
@@ -35,7 +35,7 @@ class Given:
 
 
 @dataclass(slots=True)
-class Asked:
+class PlanQueries:
     """What can be planned, and what is wrong with the other TurboDeployments of a file."""
 
     questions: list[Question] = field(default_factory=list)
@@ -87,12 +87,12 @@ def _unread(found: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
         yield f"{place}: {hint}"
 
 
-def from_files(given: Given, nodes_file: str | None) -> Asked:
+def from_files(given: Given, nodes_file: str | None) -> PlanQueries:
     """Over the shipped catalogue, and held against the nodes of a file where one is given."""
     shipped = {each["metadata"]["name"]: each for each in shipped_objects()}
     accelerators = catalogue() | laid_over(shipped, given.overlay)
     stock = stock_of(nodes_file, accelerators) if nodes_file is not None else None
-    asked = Asked(notes=[*given.notes])
+    asked = PlanQueries(notes=[*given.notes])
     for found in given.deployments:
         with asked.keeping_problems():
             td = manifests.deployment(found)
@@ -100,16 +100,16 @@ def from_files(given: Given, nodes_file: str | None) -> Asked:
             owner = Owner(td.metadata.namespace, td.metadata.name)
             supply = None if stock is None else supply_of(stock, owner, td.spec.template)
             free = None if stock is None else supply_of(stock, owner.trainer, td.spec.template)
-            observed = Observed(accelerators, supply, free=free)
+            observed = Snapshot(accelerators, supply, free=free)
             asked.questions.append(_question(given, found, found.body, td, observed, time.time()))
     return asked
 
 
-def against_cluster(given: Given, context: str) -> Asked:
+def against_cluster(given: Given, context: str) -> PlanQueries:
     """As the operator of the context's cluster would plan them, were they applied now."""
     from turbo_operator.cli import cluster_reader
 
-    asked, written = Asked(notes=[*given.notes]), []
+    asked, written = PlanQueries(notes=[*given.notes]), []
     for found in given.deployments:
         with asked.keeping_problems():
             written.append((found, td := manifests.deployment(found)))
@@ -137,7 +137,7 @@ def _idle(found: Found, td: api.TurboDeployment) -> list[str]:
 
 
 def _question(
-    given: Given, found: Found, body: dict[str, Any], td: api.TurboDeployment, observed: Observed, now: float
+    given: Given, found: Found, body: dict[str, Any], td: api.TurboDeployment, observed: Snapshot, now: float
 ) -> Question:
     known = observed.model.shape if observed.model else None
     try:
@@ -147,7 +147,7 @@ def _question(
     return Question(body, td, given.model or td.spec.model.uri, shape, observed, now)
 
 
-def of_object(name: str, namespace: str | None, context: str | None) -> Asked:
+def of_object(name: str, namespace: str | None, context: str | None) -> PlanQueries:
     """A live object as its operator sees it; BadInputError where there is none, or its model is unknown."""
     from turbo_operator.cli import cluster_reader
 
@@ -165,7 +165,7 @@ def of_object(name: str, namespace: str | None, context: str | None) -> Asked:
     if observed.model is None:
         why = observed.model_error or "Its inspect Job is not done."
         raise BadInputError(f"{key} has no plan yet, since its model is unknown. {why}")
-    return Asked([Question(body, td, td.spec.model.uri, observed.model.shape, observed, now)])
+    return PlanQueries([Question(body, td, td.spec.model.uri, observed.model.shape, observed, now)])
 
 
 def _namespace(body: dict[str, Any]) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 from turbo_operator.cli import manifests
 from turbo_operator.cli.errors import BadInputError
 from turbo_operator.inventory import usage
-from turbo_operator.inventory.supply import Stock, take_stock
+from turbo_operator.inventory.supply import ClusterInventory, take_stock
 from turbo_operator.snapshot import Accelerator
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -20,7 +20,7 @@ KINDS = frozenset(_READERS)
 _REMEDY = ": write it as kubectl get -o yaml does."
 
 
-def stock_of(source: str, accelerators: Mapping[str, Accelerator]) -> Stock:
+def stock_of(source: str, accelerators: Mapping[str, Accelerator]) -> ClusterInventory:
     """What the nodes of a file have of each accelerator, less what its pods hold, within its quotas.
 
     Objects of other kinds are passed over. BadInputError where there is no node, or one is not as the API

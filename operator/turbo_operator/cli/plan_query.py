@@ -13,9 +13,9 @@ from turbo_operator.cli import whatif
 from turbo_operator.cli.errors import BadInputError
 from turbo_operator.cli.formatting import trained_on
 from turbo_operator.drafts import training
-from turbo_operator.plan import Choice, Plan, Weighed
+from turbo_operator.plan import Choice, EvaluatedCandidate, Plan
 from turbo_operator.planner.inputs import answer, frontier_of, plan_of
-from turbo_operator.snapshot import Observed
+from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
 
 
@@ -27,7 +27,7 @@ class Question:
     td: api.TurboDeployment  # the document, parsed
     model: str  # what the shape was read from
     shape: ModelShape
-    observed: Observed  # accelerators, what there is of them, what runs
+    observed: Snapshot  # accelerators, what there is of them, what runs
     now: float  # seconds since the epoch
 
 
@@ -76,7 +76,7 @@ def _training(question: Question, plan: Plan) -> TrainedOn | None:
         return None
     if wanted.trigger.gain_below is None and training.fitting(observed):
         return None
-    ask = training.Ask(wanted.accelerator or "", training.dtype(serving))
+    ask = training.AcceleratorQuery(wanted.accelerator or "", training.dtype(serving))
     found = answer(training.question(td, observed, question.shape, ask), question.now)
     return TrainedOn(found.choice, trained_on(wanted, found))
 
@@ -122,7 +122,7 @@ def _difference(base: Plan, other: Plan) -> Decimal | None:
     return None if before is None or after is None else after - before
 
 
-def candidates(question: Question) -> tuple[Weighed, ...]:
+def candidates(question: Question) -> tuple[EvaluatedCandidate, ...]:
     """Every candidate that could be predicted, for the plot."""
     return frontier_of(question.td, question.shape, question.observed, question.now)
 

@@ -20,7 +20,7 @@ from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.cli.errors import BadInputError
 from turbo_operator.cli.formatting import candidate, duration
 from turbo_operator.cli.plan_query import Answer
-from turbo_operator.plan import Plan, Predicted, Weighed
+from turbo_operator.plan import EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner import money
 from turbo_operator.planner.explanation.messages import count
 
@@ -34,10 +34,10 @@ SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p")
 DARK, CHOSEN = "#333333", "#C00000"
 
 Point = tuple[float, float]  # seconds per output token, dollars per hour
-Points = Sequence[tuple[Weighed, Point]]
+Points = Sequence[tuple[EvaluatedCandidate, Point]]
 
 
-def draw(answers: Sequence[tuple[Answer, Sequence[Weighed]]], file: str) -> None:
+def draw(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]], file: str) -> None:
     """Write one panel per answer and its candidates to `file`, in the format that its ending names."""
     if Path(file).suffix.lower() not in FORMATS:
         raise BadInputError(f"--plot {file}: end the name in .png, .svg or .pdf.")
@@ -47,7 +47,7 @@ def draw(answers: Sequence[tuple[Answer, Sequence[Weighed]]], file: str) -> None
         raise BadInputError(f"--plot {file}: {error.strerror}.") from error
 
 
-def figure(answers: Sequence[tuple[Answer, Sequence[Weighed]]]) -> Figure:
+def figure(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]]) -> Figure:
     """The figure; an answer without a candidate whose price and speed are known has its sentence instead."""
     drawn = Figure(figsize=(PANEL[0], PANEL[1] * len(answers)), layout="constrained")
     FigureCanvasAgg(drawn)  # no window, whatever the machine has
@@ -69,14 +69,14 @@ def _empty_panel(axes: Axes, answer: Answer) -> None:
 
 def frontier(points: Points) -> Points:
     """Those that no other beats in both, the fastest first."""
-    best: list[tuple[Weighed, Point]] = []
+    best: list[tuple[EvaluatedCandidate, Point]] = []
     for each, place in sorted(points, key=lambda pair: pair[1]):
         if not best or place[1] < best[-1][1][1]:
             best.append((each, place))
     return best
 
 
-def _points(candidates: Iterable[Weighed]) -> Points:
+def _points(candidates: Iterable[EvaluatedCandidate]) -> Points:
     points = []
     for each in candidates:
         seconds, cost = each.predicted.time_per_output_token, each.predicted.cost_per_hour
@@ -110,7 +110,7 @@ def _title(axes: Axes, answer: Answer, about: str) -> None:
 
 def _apart(corners: Points) -> Points:
     """A few corners, the cheapest first, whose names do not lie upon each other."""
-    found: list[tuple[Weighed, Point]] = []
+    found: list[tuple[EvaluatedCandidate, Point]] = []
     for each, place in reversed(corners):
         if not found or place[1] >= found[-1][1][1] * APART:
             found.append((each, place))

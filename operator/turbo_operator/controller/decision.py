@@ -17,11 +17,11 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     epoch,
 )
-from turbo_operator.autoscaler import Event, History, Scale
+from turbo_operator.autoscaler import Event, History, ScalingDecision
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts import canary, training
-from turbo_operator.drafts.canary import Judgement
-from turbo_operator.drafts.speedup import Trial
+from turbo_operator.drafts.canary import CanaryVerdict
+from turbo_operator.drafts.speedup import CanaryRun
 from turbo_operator.drafts.training.manifests import training_job
 from turbo_operator.plan import Plan
 from turbo_operator.planner.performance import calibration_history
@@ -29,7 +29,7 @@ from turbo_operator.planner.performance.online_calibration import Online
 from turbo_operator.render.metadata import digest
 from turbo_operator.rollout import VariantState
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import Observed
+from turbo_operator.snapshot import Snapshot
 from turbo_operator.status import Takeover
 
 Manifest = Mapping[str, Any]
@@ -39,32 +39,32 @@ Manifest = Mapping[str, Any]
 class Decision:
     """The children that shall be, and what the status tells of."""
 
-    scale: Scale
+    scale: ScalingDecision
     plan: Plan | None
     plan_hash: str | None
     takeover: Takeover  # how far the plan is in taking over from the one before
     calibrations: tuple[Calibrated, ...]  # what pods have told of their speed
     online: Online | None  # what that is known from
-    judgement: Judgement | None  # of the draft that is tried
-    trial: Trial | None
+    judgement: CanaryVerdict | None  # of the draft that is tried
+    trial: CanaryRun | None
     children: tuple[Manifest, ...]  # all but those of the trial
     trial_children: tuple[Manifest, ...]
     kept: frozenset[str]  # names of variants that shall exist, whether or not their template is at hand
-    step: training.Step  # of the training of a draft
+    step: training.TrainingDecision  # of the training of a draft
     training_job: Manifest | None  # that it begins
 
 
 def decide(
     td: TurboDeployment,
-    observed: Observed,
+    observed: Snapshot,
     settings: Settings,
     now: float,
     plan: Plan | None,
     history: History,
     online: Online | None = None,
-    step: training.Step = status.NO_TRAINING,
-    trial: Trial | None = None,
-    judgement: Judgement | None = None,
+    step: training.TrainingDecision = status.NO_TRAINING,
+    trial: CanaryRun | None = None,
+    judgement: CanaryVerdict | None = None,
 ) -> Decision:
     """The decision, pure: the same observation at the same time, after the same past: the same children."""
     plan_hash: str | None = None
@@ -86,7 +86,7 @@ def decide(
     tried = trial.variant if trial is not None else None
     makes_room = canary.makes_room(td, observed, choice, trial, scale.replicas, now)
     takeover, variants = _roll(td, observed, plan, plan_hash, states, scale, tried, makes_room, now)
-    calibrations, online = calibration_history.heard(td, observed, online, now)
+    calibrations, online = calibration_history.update_calibrations(td, observed, online, now)
     is_tried = judgement is not None and any(variant.plan_hash == tried for variant in variants)
     trying = judgement.draft if judgement is not None and is_tried else None
     children = render.children(td, observed, choice, variants, settings, trying)
@@ -119,11 +119,11 @@ def _present(td: TurboDeployment, states: Sequence[VariantState]) -> int | None:
 
 def _roll(
     td: TurboDeployment,
-    observed: Observed,
+    observed: Snapshot,
     plan: Plan | None,
     plan_hash: str | None,
     states: Sequence[VariantState],
-    scale: Scale,
+    scale: ScalingDecision,
     tried: str | None,
     makes_room: bool,
     now: float,
@@ -157,10 +157,10 @@ def _roll(
 
 def _followed(
     td: TurboDeployment,
-    observed: Observed,
+    observed: Snapshot,
     plan_hash: str | None,
     states: Sequence[VariantState],
-    scale: Scale,
+    scale: ScalingDecision,
     serving: str | None,
     over_limits: bool,
     now: float,
@@ -178,7 +178,7 @@ def _followed(
 
 
 def _progress(
-    td: TurboDeployment, observed: Observed, plan_hash: str, states: Sequence[VariantState]
+    td: TurboDeployment, observed: Snapshot, plan_hash: str, states: Sequence[VariantState]
 ) -> rollout.Progress:
     state = next((each for each in states if each.plan_hash == plan_hash), None)
     progress = rollout.Progress.of_pods(
@@ -201,7 +201,7 @@ def _progress(
 
 
 def status_of(
-    td: TurboDeployment, observed: Observed, decision: Decision, now: float, refused: str | None = None
+    td: TurboDeployment, observed: Snapshot, decision: Decision, now: float, refused: str | None = None
 ) -> TurboDeploymentStatus:
     """The status that tells of a decision; `refused` says in a sentence why a child of ours was not taken."""
     return status.compute(

@@ -12,11 +12,11 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 
 from turbo_operator.api import CapacityType, Provenance, TrainingReason, TrainingStatus
-from turbo_operator.autoscaler import Scale
+from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.controller.cache.store import Key
-from turbo_operator.inventory.supply import CPU, Stock
+from turbo_operator.inventory.supply import CPU, ClusterInventory
 from turbo_operator.plan import Plan, Predicted
-from turbo_operator.snapshot import Observed, TrainPod
+from turbo_operator.snapshot import Snapshot, TrainPod
 from turbo_operator.status import cost
 
 _OBJECT = ["namespace", "name"]
@@ -81,7 +81,7 @@ ENDS = (TrainingReason.TRAINED, TrainingReason.OVER_BUDGET, TrainingReason.TRAIN
 _stages: dict[Key, set[str]] = {}  # that a gauge is set for
 
 
-def show(key: Key, observed: Observed, plan: Plan | None, scale: Scale, now: float) -> None:
+def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision, now: float) -> None:
     """Set what is known of one TurboDeployment, and take away what is not."""
     expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
     paid, rate = cost.cost_per_hour(observed), cost.tokens_per_second(observed, now)
@@ -134,7 +134,7 @@ def forget(key: Key) -> None:
         _remove(TRAININGS, (key.namespace, key.name, result))
 
 
-def show_prices(before: Stock, after: Stock) -> None:
+def show_prices(before: ClusterInventory, after: ClusterInventory) -> None:
     """The price of one accelerator on each node that has it; cores are no GPU.
 
     Only what differs is touched: Prometheus may ask at any moment, from another thread.
@@ -145,7 +145,7 @@ def show_prices(before: Stock, after: Stock) -> None:
             _set(NODE_GPU_HOURLY_COST, labels, new.get(labels))
 
 
-def _prices(stock: Stock) -> dict[tuple[str, str], Decimal]:
+def _prices(stock: ClusterInventory) -> dict[tuple[str, str], Decimal]:
     """By node and accelerator."""
     return {
         (node.name, name): price

@@ -6,14 +6,14 @@ import logging
 
 from turbo_operator.api import TURBODRAFT, TurboDeployment
 from turbo_operator.controller.kube import Kube, RefusedError
-from turbo_operator.drafts.training import Made
+from turbo_operator.drafts.training import FinishedDraft
 from turbo_operator.drafts.training.manifests import turbo_draft
 from turbo_operator.resources import TURBODRAFT as DRAFTS
 
 log = logging.getLogger(__name__)
 
 
-async def publish(api: Kube, td: TurboDeployment, made: Made) -> None:
+async def publish(api: Kube, td: TurboDeployment, made: FinishedDraft) -> None:
     """Make it known; RefusedError where the API server refuses it, or somebody else's bears its name."""
     training = td.spec.speculation.training
     if training is None:

@@ -33,7 +33,7 @@ from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.reconcile import Reconciler
 from turbo_operator.controller.scraper import Scraper
 from turbo_operator.controller.workqueue import WorkQueue
-from turbo_operator.inventory.store import Ledger
+from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import Resource
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, DraftView
@@ -52,7 +52,7 @@ class Operator:
         self.settings = settings
         self.api = api
         self.cache = Cache()
-        self.ledger = Ledger(self.cache.pods.owner_of)
+        self.ledger = InventoryStore(self.cache.pods.owner_of)
         reconciler = Reconciler(self.cache, self.ledger, api, settings, time.time)
         self.queue: WorkQueue[Key] = WorkQueue(
             reconciler.reconcile, num_workers=settings.num_workers, expected=(KubeError,)

@@ -18,7 +18,7 @@ from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import GoneError, Kube, KubeError, RefusedError
 from turbo_operator.inventory.impact import concerns, moved
-from turbo_operator.inventory.store import Ledger
+from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import Owner
 from turbo_operator.plan import Plan
 from turbo_operator.resources import TURBOACCELERATOR as ACCELERATORS
@@ -36,7 +36,7 @@ class Inventory:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: InventoryStore,
         cache: Cache,
         api: Kube,
         plans: Callable[[Key], Sequence[Plan]],

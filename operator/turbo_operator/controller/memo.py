@@ -6,18 +6,18 @@ from dataclasses import dataclass, field
 
 from turbo_operator.autoscaler import History
 from turbo_operator.controller.cache.store import Key
-from turbo_operator.drafts.speedup import Gains
+from turbo_operator.drafts.speedup import SpeedupTracker
 from turbo_operator.planner.performance.online_calibration import Online
 
 
 @dataclass(slots=True)
-class Remembered:
+class Memo:
     """Of one object."""
 
     uid: str
     history: History | None = None  # of scaling; None before the first look
     online: Online | None = None  # of step times under load
-    gains: Gains = field(default_factory=Gains)
+    gains: SpeedupTracker = field(default_factory=SpeedupTracker)
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
     # Uid and hash of children whose apply changed nothing.
     futile: set[tuple[str, str]] = field(default_factory=set)
@@ -27,13 +27,13 @@ class Memories:
     """By key, of the object that bears it now: one that is made again under a name has no past."""
 
     def __init__(self) -> None:
-        self._kept: dict[Key, Remembered] = {}
+        self._kept: dict[Key, Memo] = {}
 
-    def of(self, key: Key, uid: str) -> Remembered:
+    def of(self, key: Key, uid: str) -> Memo:
         """What is remembered of this very object, to be written on."""
         kept = self._kept.get(key)
         if kept is None or kept.uid != uid:
-            kept = self._kept[key] = Remembered(uid)
+            kept = self._kept[key] = Memo(uid)
         return kept
 
     def forget(self, key: Key) -> None:

@@ -13,18 +13,18 @@ from turbo_operator import render
 from turbo_operator.api import TurboDeployment
 from turbo_operator.controller.cache.projection import InspectPod
 from turbo_operator.snapshot import ChildView
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 
 
 def read(
     td: TurboDeployment, children: Iterable[ChildView], pods: Sequence[InspectPod]
-) -> tuple[ModelFacts | None, str | None]:
+) -> tuple[ModelInfo | None, str | None]:
     """The model's facts, or None and, where something holds the answer up, a sentence that says what."""
     by_name = {(view.kind, view.name): view for view in children}
     kept = by_name.get(("ConfigMap", render.configmap_name(td)))
     if kept is not None and kept.data and kept.data.get(render.SOURCE_KEY) == render.source_hash(td):
         try:
-            facts = ModelFacts.from_json(kept.data.get(render.FACTS_KEY, ""))
+            facts = ModelInfo.from_json(kept.data.get(render.FACTS_KEY, ""))
         except ValueError:
             pass  # edited, or of another version: the Job answers anew and the ConfigMap is written again
         else:
@@ -35,7 +35,7 @@ def read(
     for pod in own:
         if pod.succeeded:
             try:
-                return ModelFacts.from_json(pod.message or ""), None
+                return ModelInfo.from_json(pod.message or ""), None
             except ValueError as error:
                 return None, f"Pod {pod.name} ended without the model's facts: {error}."
     said = next((pod for pod in own if pod.reason), None)

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from turbo_operator.api import TurboDeployment
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.plan import Plan
-from turbo_operator.planner.inputs import Asked, answer, asked
-from turbo_operator.snapshot import Observed
+from turbo_operator.planner.inputs import PlannerInputs, answer, asked
+from turbo_operator.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    asked: Asked
+    asked: PlannerInputs
     plan: Plan
     edition: int
     at: float  # seconds since the epoch
 
 
-class Plans:
+class PlanCache:
     """The last plan of each TurboDeployment. An answer is asked for anew after `resync_seconds`."""
 
     def __init__(self, resync_seconds: float) -> None:
@@ -50,14 +50,14 @@ class Plans:
         return self._editions[key]
 
     async def ask(
-        self, key: Key, td: TurboDeployment, observed: Observed, edition: int, now: float
+        self, key: Key, td: TurboDeployment, observed: Snapshot, edition: int, now: float
     ) -> Plan | None:
         """The plan for what was observed in this edition; None while the model is unknown."""
         if observed.model is None:
             return None
         return await self.answered(key, asked(td, observed.model.shape, observed), edition, now)
 
-    async def answered(self, key: Key, question: Asked, edition: int, now: float) -> Plan:
+    async def answered(self, key: Key, question: PlannerInputs, edition: int, now: float) -> Plan:
         """The plan for a question that was put together in this edition."""
         before = self._answers.get(key)
         if (

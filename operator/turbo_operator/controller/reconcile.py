@@ -45,17 +45,17 @@ from turbo_operator.controller.kube import (
     StrangerError,
 )
 from turbo_operator.controller.memo import Memories
-from turbo_operator.controller.plan_cache import Plans
-from turbo_operator.controller.snapshot_builder import observe
+from turbo_operator.controller.plan_cache import PlanCache
+from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.drafts import canary, training
-from turbo_operator.inventory.store import Ledger
+from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.unavailable import next_look
 from turbo_operator.plan import Plan
 from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
 from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import ChildView, Observed
+from turbo_operator.snapshot import ChildView, Snapshot
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
 INSPECTING_SECONDS = 10.0
@@ -73,15 +73,15 @@ class Reconciler:
     """Brings one TurboDeployment at a time to what it asks for. `clock` gives seconds since the epoch."""
 
     def __init__(
-        self, cache: Cache, ledger: Ledger, api: Kube, settings: Settings, clock: Callable[[], float]
+        self, cache: Cache, ledger: InventoryStore, api: Kube, settings: Settings, clock: Callable[[], float]
     ) -> None:
         self._cache = cache
         self._ledger = ledger
         self._api = api
         self._settings = settings
         self._clock = clock
-        self.plans = Plans(settings.resync_seconds)
-        self._rooms = Plans(settings.resync_seconds)  # for trainings
+        self.plans = PlanCache(settings.resync_seconds)
+        self._rooms = PlanCache(settings.resync_seconds)  # for trainings
         self._memories = Memories()
 
     def answers(self, key: Key) -> list[Plan]:
@@ -119,10 +119,12 @@ class Reconciler:
         why = refused.sentence if refused else None
         now = self._clock()
         edition = self.plans.edition(key)
-        observed = observe(self._cache, self._ledger, key, td, now)
+        observed = build_snapshot(self._cache, self._ledger, key, td, now)
         plan = await self.plans.ask(key, td, observed, edition, now)
         memory = self._memories.of(key, td.metadata.uid)
-        gains, judgement = canary.look(td, observed, plan.served if plan else None, memory.gains, now)
+        gains, judgement = canary.update_canary(
+            td, observed, plan.served if plan else None, memory.gains, now
+        )
         observed = canary.with_judged(observed, gains, judgement)
         step = await self._training(key, td, observed, plan, edition, now)
         history = memory.history or restored(td.status.scale_history)
@@ -153,11 +155,11 @@ class Reconciler:
         self,
         key: Key,
         td: TurboDeployment,
-        observed: Observed,
+        observed: Snapshot,
         plan: Plan | None,
         edition: int,
         now: float,
-    ) -> training.Step:
+    ) -> training.TrainingDecision:
         """What the training of a draft comes to; only one that is due asks the planner."""
         step = training.decide(td, observed, plan, None, now)
         if step.asks is None or observed.model is None:
@@ -172,7 +174,7 @@ class Reconciler:
         key: Key,
         body: Mapping[str, Any],
         td: TurboDeployment,
-        observed: Observed,
+        observed: Snapshot,
         decision: Decision,
         now: float,
         why: str | None,
@@ -196,7 +198,7 @@ class Reconciler:
             return False
         return True
 
-    def _next_look(self, td: TurboDeployment, observed: Observed, decision: Decision, now: float) -> float:
+    def _next_look(self, td: TurboDeployment, observed: Snapshot, decision: Decision, now: float) -> float:
         """Seconds until something may be different that no event tells of."""
         if observed.model is None:
             return INSPECTING_SECONDS
@@ -216,7 +218,7 @@ class Reconciler:
         key: Key,
         body: Mapping[str, Any],
         td: TurboDeployment,
-        observed: Observed,
+        observed: Snapshot,
         decision: Decision,
         now: float,
         refused: RefusedError | None,

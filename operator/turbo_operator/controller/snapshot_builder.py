@@ -10,13 +10,15 @@ import dataclasses
 from turbo_operator.api import DraftMethod, DraftStatus, TurboDeployment
 from turbo_operator.controller import model_inspection
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.inventory.store import Ledger
+from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import Owner, supply_of
 from turbo_operator.inventory.unavailable import exhausted
-from turbo_operator.snapshot import DraftView, Observed, identity
+from turbo_operator.snapshot import DraftView, Snapshot, identity
 
 
-def observe(cache: Cache, ledger: Ledger, key: Key, td: TurboDeployment, now: float) -> Observed:
+def build_snapshot(
+    cache: Cache, ledger: InventoryStore, key: Key, td: TurboDeployment, now: float
+) -> Snapshot:
     """All that one look at `td` sees: accelerators, what there is of them, children, pods, the model.
 
     `now` is in seconds since the epoch.

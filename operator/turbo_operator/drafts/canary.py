@@ -12,9 +12,9 @@ from turbo_operator import render
 from turbo_operator.api import OFF, Canary, CanaryReason, DraftMethod, ScalingPolicy, TurboDeployment
 from turbo_operator.api.status import MAX_TURNED_DOWN
 from turbo_operator.autoscaler import limits
-from turbo_operator.drafts.speedup import LEAST_SECONDS, Answering, Gains, Trial
+from turbo_operator.drafts.speedup import LEAST_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
 from turbo_operator.plan import Choice
-from turbo_operator.snapshot import ENDED_PHASES, ChildView, DraftView, Observed, PodView, identity
+from turbo_operator.snapshot import ENDED_PHASES, ChildView, DraftView, PodView, Snapshot, identity
 
 # What ends a trial whatever was measured: pods of the same template but for the draft do not fail so.
 _FAILING = frozenset({"CrashLoopBackOff", "OOMKilled"})
@@ -28,7 +28,7 @@ LAW_SHARE = 0.02
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class CanaryVerdict:
     """What a trial has come to."""
 
     draft: DraftView
@@ -41,12 +41,12 @@ class Judgement:
         """Whether there is nothing more to measure."""
         return self.reason not in _UNDER_WAY
 
-    def refused(self, message: str) -> Judgement:
+    def refused(self, message: str) -> CanaryVerdict:
         """The same where what it is tried on was not taken, for what `message` says: all else goes on."""
         return dataclasses.replace(self, reason=CanaryReason.REFUSED, detail=message)
 
 
-def candidate(td: TurboDeployment, observed: Observed) -> DraftView | None:
+def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
     """The draft to try: the newest of the deployment's that fits, is not in use nor older than what is, and
     was not turned down.
 
@@ -68,9 +68,9 @@ def candidate(td: TurboDeployment, observed: Observed) -> DraftView | None:
     return next((each for each in reversed(latest) if identity(each) not in known), None)
 
 
-def look(
-    td: TurboDeployment, observed: Observed, choice: Choice | None, gains: Gains, now: float
-) -> tuple[Gains, Judgement | None]:
+def update_canary(
+    td: TurboDeployment, observed: Snapshot, choice: Choice | None, gains: SpeedupTracker, now: float
+) -> tuple[SpeedupTracker, CanaryVerdict | None]:
     """What pods have gained, and what has become of the draft that is tried; None while none is.
 
     The gains hold a trial for as long as its variant shall exist.
@@ -83,7 +83,7 @@ def look(
         judgement = _unaffordable(td, choice, draft, variant)
         trial = gains.trial
         if trial is None or trial.variant != variant:
-            trial = Trial(variant, now)
+            trial = CanaryRun(variant, now)
     trial = trial if judgement is None else None
     gains = gains.trying(trial).heard(observed.pods, now, settings.answering_seconds)
     if draft is None or gains.trial is None:
@@ -93,15 +93,15 @@ def look(
     made = _deployment(observed, trial.variant)
     others = [pod for pod in observed.pods if pod.plan_hash != trial.variant]
     unmade = made.message if made is not None else None
-    judgement = judge(settings, draft, trial, pods, now, others, unmade)
+    judgement = evaluate_canary(settings, draft, trial, pods, now, others, unmade)
     return gains.trying(None if judgement.over else trial), judgement
 
 
 def makes_room(
     td: TurboDeployment,
-    observed: Observed,
+    observed: Snapshot,
     choice: Choice | None,
-    trial: Trial | None,
+    trial: CanaryRun | None,
     replicas: int,
     now: float,
 ) -> bool:
@@ -121,12 +121,12 @@ def makes_room(
     return has_gone or is_dear or bool(limits.stuck_pods(td.spec, pods, now))
 
 
-def _pods(observed: Observed, variant: str) -> list[PodView]:
+def _pods(observed: Snapshot, variant: str) -> list[PodView]:
     """Those that try, but for those that go."""
     return [pod for pod in observed.pods if pod.plan_hash == variant and not pod.terminating]
 
 
-def _deployment(observed: Observed, variant: str) -> ChildView | None:
+def _deployment(observed: Snapshot, variant: str) -> ChildView | None:
     """Whose pods those are; None while there is none."""
     of_variant = (child for child in observed.children if child.plan_hash == variant)
     return next((child for child in of_variant if child.kind == "Deployment"), None)
@@ -138,16 +138,18 @@ def _serves(td: TurboDeployment) -> bool:
     return not td.spec.suspend and not none
 
 
-def _unaffordable(td: TurboDeployment, choice: Choice, draft: DraftView, variant: str) -> Judgement | None:
+def _unaffordable(
+    td: TurboDeployment, choice: Choice, draft: DraftView, variant: str
+) -> CanaryVerdict | None:
     """Why a single replica gets no pod beside it; of several, one makes room."""
     limit = limits.bought(td.spec, choice)
     if (td.status.desired_replicas or 1) > 1 or limit is None or limit.replicas > 1:
         return None
     said = f"{draft.version} is tried on a pod beside the only one, and {limit.sentence}: raise it."
-    return Judgement(draft, variant, CanaryReason.WAITING_FOR_BUDGET, said)
+    return CanaryVerdict(draft, variant, CanaryReason.WAITING_FOR_BUDGET, said)
 
 
-def _timed(trial: Trial, draft: DraftView, pods: Sequence[PodView], now: float) -> Trial:
+def _timed(trial: CanaryRun, draft: DraftView, pods: Sequence[PodView], now: float) -> CanaryRun:
     """The day begins when a node has its pod: what waits for room costs nobody anything. The window begins
     when a pod first uses the draft.
     """
@@ -162,28 +164,28 @@ def _using(draft: DraftView, pods: Sequence[PodView]) -> bool:
     return any(pod.ready and pod.load and pod.load.load.draft_version == draft.version for pod in pods)
 
 
-def with_judged(observed: Observed, gains: Gains, judgement: Judgement | None) -> Observed:
+def with_judged(observed: Snapshot, gains: SpeedupTracker, judgement: CanaryVerdict | None) -> Snapshot:
     """What was seen, with the gain of all pods, and the draft that they are to use from now on."""
     promoted = judgement is not None and judgement.reason == CanaryReason.PROMOTED
     draft = judgement.draft if promoted and judgement is not None else observed.draft
     return dataclasses.replace(observed, draft=draft, gain=gains.overall)
 
 
-def judge(
+def evaluate_canary(
     settings: Canary,
     draft: DraftView,
-    trial: Trial,
+    trial: CanaryRun,
     pods: Sequence[PodView],
     now: float,
     others: Sequence[PodView],
     unmade: str | None,
-) -> Judgement:
+) -> CanaryVerdict:
     """What becomes of a draft, from its trial, the pods that try it and the `others`; `unmade` says why there
     is none that tries, `now` is in epoch seconds.
     """
 
-    def judged(reason: CanaryReason, detail: str) -> Judgement:
-        return Judgement(draft, trial.variant, reason, detail)
+    def judged(reason: CanaryReason, detail: str) -> CanaryVerdict:
+        return CanaryVerdict(draft, trial.variant, reason, detail)
 
     for pod in pods:
         if pod.reason in _FAILING and pod.phase not in ENDED_PHASES:
@@ -203,12 +205,12 @@ def judge(
     return judged(reason, said)
 
 
-def _by_rounding(tried: Answering, pods: Sequence[PodView], others: Sequence[PodView]) -> bool:
+def _by_rounding(tried: GenerationStats, pods: Sequence[PodView], others: Sequence[PodView]) -> bool:
     """Whether answers may differ for no fault of the draft: under `law` one may, or as many as of others."""
     if any(pod.load is not None and pod.load.load.guarantee == "bytes" for pod in pods):
         return False
-    told = [Answering.of(pod.load.load) for pod in others if pod.load is not None]
-    usual = sum((each for each in told if each is not None), Answering())
+    told = [GenerationStats.of(pod.load.load) for pod in others if pod.load is not None]
+    usual = sum((each for each in told if each is not None), GenerationStats())
     share = max(LAW_SHARE, usual.mismatches / usual.audits if usual.audits else 0.0)
     return tried.mismatches < 2 or tried.mismatches <= share * tried.audits
 
@@ -220,7 +222,7 @@ def _starting(draft: DraftView, pods: Sequence[PodView], unmade: str | None) -> 
     return CanaryReason.STARTING, f"A pod with {draft.version} starts beside the others.{held_up}"
 
 
-def _compared(settings: Canary, draft: DraftView, trial: Trial, now: float) -> tuple[CanaryReason, str]:
+def _compared(settings: Canary, draft: DraftView, trial: CanaryRun, now: float) -> tuple[CanaryReason, str]:
     needed, version = settings.answering_seconds, draft.version
     tried, stable = trial.tried, trial.stable
     new, old = tried.gain, stable.gain

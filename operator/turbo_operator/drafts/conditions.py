@@ -17,18 +17,18 @@ from turbo_operator.api import (
     TurboDeployment,
 )
 from turbo_operator.api.conditions import ConditionState, sentence
-from turbo_operator.drafts.canary import Judgement
+from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.plan import Plan
 from turbo_operator.render.draft_volume import unusable
-from turbo_operator.snapshot import Observed, PodView
+from turbo_operator.snapshot import PodView, Snapshot
 
 
 def verdicts(
     td: TurboDeployment,
-    observed: Observed,
+    observed: Snapshot,
     plan: Plan | None,
     plan_hash: str | None,
-    judgement: Judgement | None,
+    judgement: CanaryVerdict | None,
     told: ConditionState | None,
     gain: str | None,
 ) -> dict[ConditionType, ConditionState]:
@@ -43,7 +43,7 @@ def verdicts(
     return {kind: verdict for kind, verdict in found.items() if verdict is not None}
 
 
-def _promoted(td: TurboDeployment, judgement: Judgement | None) -> ConditionState | None:
+def _promoted(td: TurboDeployment, judgement: CanaryVerdict | None) -> ConditionState | None:
     """What has become of the newest draft of the deployment; what was said last holds until there is news."""
     if judgement is not None:
         over: Literal["True", "False"] = "True" if judgement.reason == CanaryReason.PROMOTED else "False"
@@ -67,7 +67,7 @@ def _effective(plan: Plan | None, gain: str | None) -> ConditionState:
 
 
 def _ready(
-    td: TurboDeployment, observed: Observed, plan: Plan | None, current: Sequence[PodView]
+    td: TurboDeployment, observed: Snapshot, plan: Plan | None, current: Sequence[PodView]
 ) -> ConditionState | None:
     """Whether pods draft with the draft that they should; None where there is none."""
     ref, draft, model = td.spec.speculation.draft_ref, observed.draft, observed.model
@@ -106,7 +106,7 @@ def _ready(
     return ConditionState("Unknown", DraftReason.LOADING, told)
 
 
-def _further(observed: Observed, claim: str, target_digest: str) -> str | None:
+def _further(observed: Snapshot, claim: str, target_digest: str) -> str | None:
     """What is wrong with the first of the further drafts that pods cannot use, in a sentence."""
     for name, draft in observed.named:
         if draft is None:

@@ -15,7 +15,7 @@ LEAST_SECONDS = 10.0  # of answering, below which a gain is not known
 
 
 @dataclass(frozen=True, slots=True)
-class Answering:
+class GenerationStats:
     """What pods did in a while."""
 
     seconds: float = 0.0  # of steps that brought answers tokens
@@ -24,7 +24,7 @@ class Answering:
     mismatches: int = 0  # of those: answers that were not the same without drafts
 
     @classmethod
-    def of(cls, load: Load) -> Answering | None:
+    def of(cls, load: Load) -> GenerationStats | None:
         """Since the pod's start; None of a runtime that does not tell."""
         if load.answering_seconds is None or load.plain_answering_seconds is None:
             return None
@@ -35,19 +35,19 @@ class Answering:
             load.audit_mismatches or 0,
         )
 
-    def __add__(self, other: Answering) -> Answering:
-        return Answering(
+    def __add__(self, other: GenerationStats) -> GenerationStats:
+        return GenerationStats(
             self.seconds + other.seconds,
             self.plain_seconds + other.plain_seconds,
             self.audits + other.audits,
             self.mismatches + other.mismatches,
         )
 
-    def since(self, before: Answering | None) -> Answering:
+    def since(self, before: GenerationStats | None) -> GenerationStats:
         """What came after `before`; all of it where the process has started anew meanwhile."""
         if before is None or self.seconds < before.seconds or self.audits < before.audits:
             return self
-        return Answering(
+        return GenerationStats(
             self.seconds - before.seconds,
             self.plain_seconds - before.plain_seconds,
             self.audits - before.audits,
@@ -61,33 +61,33 @@ class Answering:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class CanaryRun:
     """A new draft on a variant of its own, beside what serves."""
 
     variant: str  # plan hash of its pods, which says what they load
     since: float  # epoch seconds, when a node had its pod; until then, the last look
     began: float | None = None  # when a pod was first seen to use it
-    warm: Answering = Answering()  # by its pods before anything counts: their memory begins empty
-    tried: Answering = Answering()  # by its pods, since they were warm
-    stable: Answering = Answering()  # by all others, since then
+    warm: GenerationStats = GenerationStats()  # by its pods before anything counts: their memory begins empty
+    tried: GenerationStats = GenerationStats()  # by its pods, since they were warm
+    stable: GenerationStats = GenerationStats()  # by all others, since then
 
 
 @dataclass(frozen=True, slots=True)
-class Gains:
+class SpeedupTracker:
     """What is known of one deployment's pods."""
 
-    last: Mapping[str, Answering] = field(default_factory=dict)  # by pod, what it said last
-    recent: tuple[tuple[float, Answering], ...] = ()  # the increments of all pods, the latest last
-    trial: Trial | None = None
+    last: Mapping[str, GenerationStats] = field(default_factory=dict)  # by pod, what it said last
+    recent: tuple[tuple[float, GenerationStats], ...] = ()  # the increments of all pods, the latest last
+    trial: CanaryRun | None = None
 
-    def heard(self, pods: Sequence[PodView], now: float, warm_seconds: float) -> Gains:
+    def heard(self, pods: Sequence[PodView], now: float, warm_seconds: float) -> SpeedupTracker:
         """With what pods have said since the last look. What a pod did before it was first heard counts only
         where it bears the draft on trial, which it has had from its start.
         """
-        trial, last, together = self.trial, {}, Answering()
-        tried = stable = Answering()
+        trial, last, together = self.trial, {}, GenerationStats()
+        tried = stable = GenerationStats()
         for pod in pods:
-            told = Answering.of(pod.load.load) if pod.load else None
+            told = GenerationStats.of(pod.load.load) if pod.load else None
             if told is None:
                 if pod.name in self.last:
                     last[pod.name] = self.last[pod.name]
@@ -95,25 +95,27 @@ class Gains:
             last[pod.name] = told
             on_trial = trial is not None and pod.plan_hash == trial.variant
             new = pod.name not in self.last and not on_trial
-            more = Answering() if new else told.since(self.last.get(pod.name))
+            more = GenerationStats() if new else told.since(self.last.get(pod.name))
             together += more
             tried, stable = (tried + more, stable) if on_trial else (tried, stable + more)
         if trial is not None:
             trial = _counted(trial, tried, stable, warm_seconds)
-        recent = self.recent if together == Answering() else (*self.recent, (now, together))
-        return Gains(last, tuple(each for each in recent if each[0] > now - WINDOW_SECONDS), trial)
+        recent = self.recent if together == GenerationStats() else (*self.recent, (now, together))
+        return SpeedupTracker(last, tuple(each for each in recent if each[0] > now - WINDOW_SECONDS), trial)
 
-    def trying(self, trial: Trial | None) -> Gains:
+    def trying(self, trial: CanaryRun | None) -> SpeedupTracker:
         """With another trial, or none."""
         return replace(self, trial=trial)
 
     @property
     def overall(self) -> float | None:
         """Of all pods over the window; None where it is not known."""
-        return sum((each for _, each in self.recent), Answering()).gain
+        return sum((each for _, each in self.recent), GenerationStats()).gain
 
 
-def _counted(trial: Trial, tried: Answering, stable: Answering, warm_seconds: float) -> Trial:
+def _counted(
+    trial: CanaryRun, tried: GenerationStats, stable: GenerationStats, warm_seconds: float
+) -> CanaryRun:
     """A wrong answer counts from the start."""
     if trial.warm.seconds < warm_seconds:
         return replace(trial, warm=trial.warm + tried)

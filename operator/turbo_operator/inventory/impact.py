@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from turbo_operator.api import CapacityType, PlanReason, label_value
-from turbo_operator.inventory.supply import Owner, Quota, Stock, room
+from turbo_operator.inventory.supply import ClusterInventory, Owner, Quota, room
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import NodeSupply
 
@@ -29,7 +29,7 @@ class Change:
         return bool(self.grown or self.shrunk or self.quotas)
 
 
-def moved(before: Stock, after: Stock) -> Change:
+def moved(before: ClusterInventory, after: ClusterInventory) -> Change:
     """The change from one stock to the next."""
     names = before.supply.keys() | after.supply.keys()
     old = {name: _free(before.supply.get(name, ())) for name in names}
@@ -51,7 +51,7 @@ def moved(before: Stock, after: Stock) -> Change:
     )
 
 
-def concerns(plan: Plan, owner: Owner, change: Change, stock: Stock) -> bool:
+def concerns(plan: Plan, owner: Owner, change: Change, stock: ClusterInventory) -> bool:
     """Whether the TurboDeployment `owner`, whose last plan is `plan`, is to be planned anew.
 
     More of an accelerator matters to whoever was refused some; less of it to whoever runs on it and has not

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_operator.inventory import usage
-from turbo_operator.inventory.supply import Owner, Stock, take_stock
+from turbo_operator.inventory.supply import ClusterInventory, Owner, take_stock
 from turbo_operator.snapshot import Accelerator
 
 _READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
@@ -38,7 +38,7 @@ class _Unreadable:
     message: str
 
 
-class Ledger:
+class InventoryStore:
     """Who holds what. `moved` is set by whatever may change the stock, until the stock is taken again.
 
     `owner_of` says by uid whose a pod is, None for a stranger's.
@@ -46,7 +46,7 @@ class Ledger:
 
     def __init__(self, owner_of: Callable[[str], Owner | None]) -> None:
         self._owner_of = owner_of
-        self.stock = Stock()
+        self.stock = ClusterInventory()
         self.moved = True
         # By kind and uid the namespace and what it comes to.
         self._kept: dict[str, dict[str, tuple[str | None, Any]]] = {kind: {} for kind in _READERS}
@@ -73,7 +73,7 @@ class Ledger:
             if uid not in uids and namespace in (None, where):
                 self._set(kind, uid, None)
 
-    def take_stock(self, accelerators: Mapping[str, Accelerator]) -> Stock:
+    def take_stock(self, accelerators: Mapping[str, Accelerator]) -> ClusterInventory:
         """Count anew; returns the stock as it was before."""
         before = self.stock
         self.moved = False

@@ -49,7 +49,7 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
+class PodUsage:
     """What one pod that has not ended holds: on its node, or while it has none, of quotas alone."""
 
     owner: Owner | None  # None: a stranger
@@ -71,13 +71,13 @@ class Quota:
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class ClusterInventory:
     """The cluster at one moment, for everybody; `supply_of` is one TurboDeployment's share of it."""
 
     accelerators: Mapping[str, Accelerator] = field(default_factory=dict)
     nodes: Mapping[str, Node] = field(default_factory=dict)
     held: Mapping[str, Amounts] = field(default_factory=dict)  # by node
-    own: Mapping[Owner, tuple[Holding, ...]] = field(default_factory=dict)
+    own: Mapping[Owner, tuple[PodUsage, ...]] = field(default_factory=dict)
     quotas: tuple[Quota, ...] = ()
     supply: Mapping[str, tuple[NodeSupply, ...]] = field(default_factory=dict)  # with nobody's pods as free
     # By accelerator: the nodes that would be open to more, were their taints tolerated.
@@ -87,14 +87,14 @@ class Stock:
 def take_stock(
     accelerators: Mapping[str, Accelerator],
     nodes: Iterable[Node],
-    holdings: Iterable[Holding],
+    holdings: Iterable[PodUsage],
     quotas: Iterable[Quota] = (),
-) -> Stock:
+) -> ClusterInventory:
     """What `nodes` have of each accelerator while `holdings` hold what they hold."""
     by_name = {node.name: node for node in sorted(nodes, key=lambda node: node.name)}
     there = tuple(holdings)
     held = _by_node(there)
-    own: defaultdict[Owner, list[Holding]] = defaultdict(list)
+    own: defaultdict[Owner, list[PodUsage]] = defaultdict(list)
     for holding in there:
         if holding.owner is not None:
             own[holding.owner].append(holding)
@@ -113,7 +113,7 @@ def take_stock(
             if types != classifier.classify(node.labels):
                 closed.append(node)
         supply[name], tainted[name] = tuple(rows), tuple(closed)
-    return Stock(
+    return ClusterInventory(
         dict(accelerators),
         by_name,
         held,
@@ -124,7 +124,7 @@ def take_stock(
     )
 
 
-def supply_of(stock: Stock, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
+def supply_of(stock: ClusterInventory, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
     """What the TurboDeployment `owner` may plan with, by accelerator; its template narrows the nodes."""
     mine = stock.own.get(owner, ())
     own = _by_node(mine)
@@ -156,9 +156,9 @@ def is_open(node: Node, selector: Mapping[str, str], tolerations: Sequence[Mappi
 
 
 def _nodes(
-    stock: Stock,
+    stock: ClusterInventory,
     accelerator: Accelerator,
-    mine: Sequence[Holding],
+    mine: Sequence[PodUsage],
     own: Mapping[str, Amounts],
     overlay: Template | None,
 ) -> tuple[NodeSupply, ...]:
@@ -188,7 +188,10 @@ def _nodes(
 
 
 def _under(
-    stock: Stock, accelerator: Accelerator, selector: Mapping[str, str], more: Sequence[Mapping[str, Any]]
+    stock: ClusterInventory,
+    accelerator: Accelerator,
+    selector: Mapping[str, str],
+    more: Sequence[Mapping[str, Any]],
 ) -> tuple[NodeSupply, ...]:
     """The nodes under a template's whole selector and its further tolerations, with nobody's pods as free.
 
@@ -246,7 +249,7 @@ def _units(accelerator: Accelerator, amounts: Amounts) -> int:
     return max(0, min(amounts.get(name, 0) // each for name, each in unit(accelerator).items()))
 
 
-def _quota(accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[Holding]) -> int | None:
+def _quota(accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[PodUsage]) -> int | None:
     """Accelerators that the tightest quota leaves, what is held already included; None without one."""
     left: list[int] = []
     for quota in quotas:
@@ -259,7 +262,7 @@ def _quota(accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[Hol
     return min(left, default=None)
 
 
-def _counted(holding: Holding, prefix: str) -> Amounts:
+def _counted(holding: PodUsage, prefix: str) -> Amounts:
     return holding.limits if prefix == "limits." else holding.requests
 
 
@@ -282,7 +285,7 @@ def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
     return toleration.get("key") is not None and (toleration.get("value") or "") == taint.get("value", "")
 
 
-def _by_node(holdings: Iterable[Holding]) -> dict[str, dict[str, int]]:
+def _by_node(holdings: Iterable[PodUsage]) -> dict[str, dict[str, int]]:
     total: dict[str, dict[str, int]] = {}
     for holding in holdings:
         if holding.node is not None:

@@ -18,7 +18,7 @@ from turbo_operator.api import (
     ROLE_TRAIN,
     CapacityType,
 )
-from turbo_operator.inventory.supply import Amounts, Holding, Node, Owner, Quota
+from turbo_operator.inventory.supply import Amounts, Node, Owner, PodUsage, Quota
 
 # Every form that Kubernetes takes; our own API (`api.quantity`) does with fewer.
 _QUANTITY = re.compile(
@@ -55,7 +55,7 @@ def node(body: Mapping[str, Any]) -> Node:
     )
 
 
-def holding(body: Mapping[str, Any]) -> Holding | None:
+def holding(body: Mapping[str, Any]) -> PodUsage | None:
     """What a pod holds; None when it has ended."""
     meta, spec = body["metadata"], body.get("spec") or {}
     if (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
@@ -63,7 +63,7 @@ def holding(body: Mapping[str, Any]) -> Holding | None:
     labels = meta.get("labels") or {}
     deployment = labels.get(LABEL_DEPLOYMENT)
     owner = Owner(meta["namespace"], deployment) if deployment else None
-    return Holding(
+    return PodUsage(
         owner=owner.trainer if owner and labels.get(LABEL_ROLE) == ROLE_TRAIN else owner,
         node=spec.get("nodeName") or None,
         requests=_effective(spec, "requests"),

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from turbo_operator.api.constants import CapacityType
 from turbo_operator.budget import Footprint
 from turbo_operator.planner.candidates import Candidates, Indices
-from turbo_operator.planner.request import MOST_REPLICAS, Request
+from turbo_operator.planner.request import MOST_REPLICAS, Requirements
 from turbo_operator.snapshot import Host, Supply
 
 Numbers = NDArray[np.float64]
@@ -24,7 +24,7 @@ NOTHING = Supply()
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class Availability:
     """p pairs of a candidate and a capacity type; each array has p elements."""
 
     candidate: Indices
@@ -48,11 +48,11 @@ class Stock:
 
 def stock(
     it: Candidates,
-    request: Request,
+    request: Requirements,
     supply: Mapping[str, Supply] | None,
     now: float,
     hosts: Sequence[Host | None],
-) -> Stock:
+) -> Availability:
     """Every candidate with every capacity type that may be used; `hosts` is what a pod takes beside each of
     the accelerators.
     """
@@ -71,7 +71,7 @@ def stock(
         ]
     ).reshape(kinds, len(sizes), 6)
     terms = rows[:, which.reshape(-1)].reshape(kinds * len(it), 6)
-    return Stock(
+    return Availability(
         np.tile(np.arange(len(it)), kinds),
         np.repeat(np.arange(kinds), len(it)),
         *(terms[:, column] for column in range(6)),
@@ -87,7 +87,7 @@ def footprint(it: Candidates, index: int, capacity_type: CapacityType) -> Footpr
 
 def _terms(
     it: Candidates,
-    request: Request,
+    request: Requirements,
     supply: Mapping[str, Supply] | None,
     now: float,
     host: Host | None,

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from turbo_operator.api import EngineName, EngineType, Method, Placement, TurboDeploymentSpec
 from turbo_operator.planner.engines import ENGINES, Engine
 from turbo_operator.planner.performance import memory, speculation
-from turbo_operator.planner.performance.speculation import Draft
-from turbo_operator.planner.request import Request, computed_in
+from turbo_operator.planner.performance.speculation import SpeculationOption
+from turbo_operator.planner.request import Requirements, computed_in
 from turbo_operator.snapshot import Accelerator, Supply
 from turbo_runtime.contract.model import ModelShape
 
@@ -30,7 +30,7 @@ class Candidates:
     """c candidates; each array has c elements."""
 
     accelerators: tuple[Accelerator, ...]
-    drafts: tuple[Draft, ...]
+    drafts: tuple[SpeculationOption, ...]
     engine: Indices  # of ENGINES
     accelerator: Indices  # of `accelerators`
     tensor: Numbers  # accelerators that share every layer
@@ -55,20 +55,20 @@ class Candidates:
         """The accelerator of one candidate."""
         return self.accelerators[int(self.accelerator[index])]
 
-    def draft_of(self, index: int) -> Draft:
+    def draft_of(self, index: int) -> SpeculationOption:
         """How one candidate speculates."""
         return self.drafts[int(self.draft[index])]
 
 
 def candidates(
     spec: TurboDeploymentSpec,
-    request: Request,
+    request: Requirements,
     accelerators: Sequence[Accelerator],
     supply: Mapping[str, Supply] | None,
     draft: ModelShape | None,
 ) -> Candidates:
     """All that the spec leaves open, whether or not it fits."""
-    drafts: list[Draft] = []
+    drafts: list[SpeculationOption] = []
     rows: list[tuple[int, int, int, int, int]] = []
     engines = [
         (number, engine)
@@ -124,7 +124,7 @@ def per_node(accelerator: Accelerator, supply: Supply | None) -> int:
     return max((1, *(node.allocatable for node in supply.nodes))) if supply else 1
 
 
-def _layouts(request: Request, accelerator: Accelerator, supply: Supply | None) -> list[tuple[int, int]]:
+def _layouts(request: Requirements, accelerator: Accelerator, supply: Supply | None) -> list[tuple[int, int]]:
     """Pairs of tensor degree and nodes that could be; what is pinned is what there is."""
     if memory.on_cpu(accelerator):
         alone = request.tensor in (None, 1) and request.pipeline in (None, 1)
@@ -143,7 +143,7 @@ def _layouts(request: Request, accelerator: Accelerator, supply: Supply | None) 
     return found if stages is None else [*found, (degrees[-1], stages)]
 
 
-def _stages(request: Request, accelerator: Accelerator, tensor: int) -> int | None:
+def _stages(request: Requirements, accelerator: Accelerator, tensor: int) -> int | None:
     """The fewest nodes that hold the weights and one request, where one node does not; None where none do."""
     room = memory.usable(accelerator)
     for nodes in (1, *STAGES):
@@ -152,7 +152,7 @@ def _stages(request: Request, accelerator: Accelerator, tensor: int) -> int | No
     return None
 
 
-def _weights_and_cache(request: Request, tensor: int, nodes: int) -> float:
+def _weights_and_cache(request: Requirements, tensor: int, nodes: int) -> float:
     shape, length = request.shape, request.max_model_len
     element = memory.ELEMENT_BYTES[computed_in(request.dtype, shape, False)]
     held = memory.stage_bytes(shape, memory.weights(shape, element), element, nodes) / tensor
@@ -201,7 +201,7 @@ class Room:
         return taken
 
 
-def room(it: Candidates, request: Request, draft: ModelShape | None) -> Room:
+def room(it: Candidates, request: Requirements, draft: ModelShape | None) -> Room:
     """The memory of every candidate."""
     shape, length = request.shape, request.max_model_len
     rows = it.accelerators
@@ -256,7 +256,7 @@ def room(it: Candidates, request: Request, draft: ModelShape | None) -> Room:
 
 
 def _drafting(
-    it: Candidates, request: Request, element: Numbers, draft: ModelShape | None
+    it: Candidates, request: Requirements, element: Numbers, draft: ModelShape | None
 ) -> tuple[Numbers, Numbers]:
     """Bytes of the draft's weights and of its cache of one token, on each of the model's accelerators.
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from turbo_operator.api import EngineName, Objective, PlanReason, TurboDeploymentSpec
 from turbo_operator.budget import beside
 from turbo_operator.planner import capabilities, feasibility, overlay
-from turbo_operator.planner.availability import Stock, stock
+from turbo_operator.planner.availability import Availability, stock
 from turbo_operator.planner.candidates import Candidates, Indices, Room, candidates, chosen_from, room
 from turbo_operator.planner.engines import ENGINES
-from turbo_operator.planner.feasibility import Speed, Verdict
+from turbo_operator.planner.feasibility import Feasibility, Speed
 from turbo_operator.planner.performance import candidate_curves, capacity, memory
 from turbo_operator.planner.performance.candidate_curves import Calibrations, Rates
-from turbo_operator.planner.request import Request, computed_in, element_bytes
+from turbo_operator.planner.request import Requirements, computed_in, element_bytes
 from turbo_operator.snapshot import Accelerator, Host, Supply
 from turbo_runtime.contract.model import ModelShape
 
@@ -44,10 +44,10 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class Weighing:
+class PlanEvaluation:
     """Everything known of all candidates."""
 
-    request: Request
+    request: Requirements
     case: Case
     it: Candidates
     room: Room
@@ -56,8 +56,8 @@ class Weighing:
     lacking: Mask
     contradictions: Mapping[str, str]  # by accelerator: what a template says against the plan
     speeds: Speed
-    stock: Stock
-    verdict: Verdict
+    stock: Availability
+    verdict: Feasibility
     leading: Numbers  # of pairs: what the objective makes small, money apart
     order: Indices  # of pairs, the best first
 
@@ -72,7 +72,7 @@ class Weighing:
             self.case.calibrations,
         )
 
-    def served(self, places: Indices, replicas: Numbers) -> capacity.Served:
+    def served(self, places: Indices, replicas: Numbers) -> capacity.ReplicaPerformance:
         """What one of so many replicas of some candidates does at its share of the planned load; without
         one, what it yields at its capacity and how long a request alone takes.
         """
@@ -113,13 +113,13 @@ class Weighing:
         ), engines
 
 
-def weigh(
+def evaluate(
     spec: TurboDeploymentSpec,
-    request: Request,
+    request: Requirements,
     accelerators: tuple[Accelerator, ...],
     case: Case,
     every: bool = False,
-) -> Weighing:
+) -> PlanEvaluation:
     """All candidates; with `every` the speed of each, however little it matters."""
     it = candidates(spec, request, accelerators, case.supply, case.draft)
     held = room(it, request, case.draft)
@@ -134,7 +134,7 @@ def weigh(
     profiled = candidate_curves.known(it, of)
     lacking = _lacking(it, request.shape, said)
     terms = stock(it, request, case.supply, case.now, hosts(request, accelerators))
-    made = Weighing(
+    made = PlanEvaluation(
         request=request,
         case=case,
         it=it,
@@ -157,7 +157,7 @@ def weigh(
     return _ordered(made)
 
 
-def reconsidered(of: Weighing, request: Request, places: Indices) -> Weighing:
+def reconsidered(of: PlanEvaluation, request: Requirements, places: Indices) -> PlanEvaluation:
     """Some of the candidates, all of which fit, under another request."""
     it = chosen_from(of.it, places)
     made = replace(
@@ -175,17 +175,17 @@ def reconsidered(of: Weighing, request: Request, places: Indices) -> Weighing:
 
 
 def _judged(
-    request: Request,
+    request: Requirements,
     held: Room,
     profiled: Mask,
     lacking: Mask,
     speeds: Speed,
-    terms: Stock,
-) -> Verdict:
-    return feasibility.judge(request, held.fits, profiled, lacking, speeds, terms)
+    terms: Availability,
+) -> Feasibility:
+    return feasibility.check_feasibility(request, held.fits, profiled, lacking, speeds, terms)
 
 
-def _with_speed(of: Weighing, places: Indices) -> Weighing:
+def _with_speed(of: PlanEvaluation, places: Indices) -> PlanEvaluation:
     """The same with the speed of those candidates, and everything judged anew."""
     speeds = of.speeds
     if len(places):
@@ -203,7 +203,7 @@ def _with_speed(of: Weighing, places: Indices) -> Weighing:
     return replace(of, speeds=speeds, verdict=verdict)
 
 
-def _matters(of: Weighing) -> Mask:
+def _matters(of: PlanEvaluation) -> Mask:
     """[c] candidates that might cost less than the best that may be chosen, or be the only ones to do."""
     it, terms = of.it, of.stock
     feasible = of.verdict.is_(PlanReason.FEASIBLE) & ~of.lacking[terms.candidate]
@@ -219,7 +219,7 @@ def _matters(of: Weighing) -> Mask:
     return found
 
 
-def _ordered(of: Weighing) -> Weighing:
+def _ordered(of: PlanEvaluation) -> PlanEvaluation:
     """The same with its order."""
     objective, pairs = of.request.objective, of.stock.candidate
     leading = np.zeros(len(pairs))
@@ -261,7 +261,7 @@ def _lacking(it: Candidates, shape: ModelShape, said: Mapping[str, str]) -> Mask
     return found
 
 
-def lack(of: Weighing, place: int) -> str | None:
+def lack(of: PlanEvaluation, place: int) -> str | None:
     """What a candidate would need that there is not yet, as the end of a sentence."""
     it, now = of.it, capabilities.NOW
     engine, draft = it.engine_of(place), it.draft_of(place)
@@ -272,14 +272,14 @@ def lack(of: Weighing, place: int) -> str | None:
     )
 
 
-def host_memory(request: Request, accelerator: Accelerator, element: float) -> int:
+def host_memory(request: Requirements, accelerator: Accelerator, element: float) -> int:
     """Memory of one replica's container: on cores the accelerator's own, else twice the weights."""
     if memory.on_cpu(accelerator):
         return accelerator.memory_bytes
     return 2 * int(memory.weights(request.shape, element, quantized=False).total) + HOST_RESERVE
 
 
-def hosts(request: Request, accelerators: Sequence[Accelerator]) -> list[Host | None]:
+def hosts(request: Requirements, accelerators: Sequence[Accelerator]) -> list[Host | None]:
     """What one pod takes beside each of the accelerators."""
     return [
         beside(
@@ -296,7 +296,7 @@ def hosts(request: Request, accelerators: Sequence[Accelerator]) -> list[Host | 
 
 
 def _contradictions(
-    request: Request, accelerators: tuple[Accelerator, ...], element: Numbers
+    request: Requirements, accelerators: tuple[Accelerator, ...], element: Numbers
 ) -> dict[str, str]:
     found = {}
     for each, size in zip(accelerators, element, strict=True):

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbo_operator.api import CapacityType, PlanReason
-from turbo_operator.planner.availability import MICRO, Stock
+from turbo_operator.planner.availability import MICRO, Availability
 from turbo_operator.planner.candidates import Candidates
 from turbo_operator.planner.performance import capacity
-from turbo_operator.planner.request import Request
+from turbo_operator.planner.request import Requirements
 
 Numbers = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -49,7 +49,7 @@ class Speed:
         return cls(np.full(count, np.nan), np.full(count, np.nan), np.full(count, np.nan))
 
 
-def speed(engines: capacity.Engines, request: Request) -> Speed:
+def speed(engines: capacity.Engines, request: Requirements) -> Speed:
     """What one replica of each candidate takes while the targets hold."""
     demand = request.demand
     if demand.concurrency is None:
@@ -70,7 +70,7 @@ def speed(engines: capacity.Engines, request: Request) -> Speed:
     )
 
 
-def _keeps(engines: capacity.Engines, request: Request, running: Numbers) -> Mask:
+def _keeps(engines: capacity.Engines, request: Requirements, running: Numbers) -> Mask:
     """Whether the targets hold with `running` requests always under way on one replica.
 
     Of a throughput each request must get its share: more replicas bring no more requests.
@@ -85,7 +85,7 @@ def _keeps(engines: capacity.Engines, request: Request, running: Numbers) -> Mas
     return found
 
 
-def load(request: Request, speeds: Speed, replicas: Numbers) -> Numbers:
+def load(request: Requirements, speeds: Speed, replicas: Numbers) -> Numbers:
     """Of one replica: requests per second, or of a demand in concurrency those under way.
 
     What is not known is taken to be all that it can do.
@@ -96,7 +96,7 @@ def load(request: Request, speeds: Speed, replicas: Numbers) -> Numbers:
     return speeds.requests_per_second + 0.0 * each if request.rate is None else request.rate / each
 
 
-def output(request: Request, speeds: Speed, replicas: Numbers) -> Numbers:
+def output(request: Requirements, speeds: Speed, replicas: Numbers) -> Numbers:
     """Output tokens per second of all replicas at the planned load, and no more than they can do."""
     most = replicas * speeds.tokens_per_second
     if request.rate is None:
@@ -106,7 +106,7 @@ def output(request: Request, speeds: Speed, replicas: Numbers) -> Numbers:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Feasibility:
     """What becomes of p pairs."""
 
     replicas: Numbers  # that run
@@ -128,7 +128,7 @@ class Verdict:
         return found
 
 
-def needed(request: Request, speeds: Speed, candidate: NDArray[np.int64]) -> Numbers:
+def needed(request: Requirements, speeds: Speed, candidate: NDArray[np.int64]) -> Numbers:
     """[p] replicas that the load needs, at least the fewest; inf where no number does."""
     demand = request.demand
     wanted = [
@@ -151,14 +151,14 @@ def needed(request: Request, speeds: Speed, candidate: NDArray[np.int64]) -> Num
     return found
 
 
-def judge(
-    request: Request,
+def check_feasibility(
+    request: Requirements,
     fits: Mask,
     profiled: Mask,
     lacking: Mask,
     speeds: Speed,
-    of: Stock,
-) -> Verdict:
+    of: Availability,
+) -> Feasibility:
     """The verdict on every pair. `lacking`: candidates that cannot be rendered or run yet."""
     count = len(of.candidate)
     need = (
@@ -199,11 +199,11 @@ def judge(
         miss = np.where(unreached, need / most, miss)
     # Without a load nothing is known to be needed but what somebody asked for.
     compared = wanted if request.external and request.loaded else np.maximum(replicas, 1.0)
-    return Verdict(replicas, compared, code, miss, cost)
+    return Feasibility(replicas, compared, code, miss, cost)
 
 
 def _over_budget(
-    request: Request, speeds: Speed, of: Stock, replicas: Numbers, cost: Numbers
+    request: Requirements, speeds: Speed, of: Availability, replicas: Numbers, cost: Numbers
 ) -> tuple[Mask, Numbers]:
     over = replicas > of.affordable
     excess = np.ones(len(cost))
@@ -218,7 +218,7 @@ def _over_budget(
 
 
 def per_million_tokens(
-    request: Request, speeds: Speed, candidate: NDArray[np.int64], replicas: Numbers, cost: Numbers
+    request: Requirements, speeds: Speed, candidate: NDArray[np.int64], replicas: Numbers, cost: Numbers
 ) -> Numbers:
     """[p] micro-dollars of a million output tokens at the planned load; inf where there are none."""
     of_pairs = Speed(
@@ -232,7 +232,7 @@ def per_million_tokens(
     return found
 
 
-def _unpriced_will_do(request: Request, of: Stock) -> Mask:
+def _unpriced_will_do(request: Requirements, of: Availability) -> Mask:
     """Where cost can change neither the choice nor its feasibility, a price is not asked for."""
     on_demand = np.array([kind == CapacityType.ON_DEMAND for kind in request.capacity_types])
     found: Mask = on_demand[of.capacity_type] & request.only_one
@@ -240,7 +240,7 @@ def _unpriced_will_do(request: Request, of: Stock) -> Mask:
 
 
 def order(
-    it: Candidates, request: Request, of: Stock, verdict: Verdict, leading: Numbers
+    it: Candidates, request: Requirements, of: Availability, verdict: Feasibility, leading: Numbers
 ) -> NDArray[np.int64]:
     """The pairs, the best one first: that with the smallest `leading` [p], and of those the cheapest."""
     # What has no price comes after all that has one, and there the number of accelerators decides.

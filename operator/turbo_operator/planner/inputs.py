@@ -16,9 +16,9 @@ from turbo_operator.api import (
     TurboDeploymentSpec,
 )
 from turbo_operator.catalog import shapes
-from turbo_operator.plan import Plan, Running, Weighed
+from turbo_operator.plan import EvaluatedCandidate, Plan, Running
 from turbo_operator.planner.performance.calibration import Calibration
-from turbo_operator.snapshot import Accelerator, Observed, Supply
+from turbo_operator.snapshot import Accelerator, Snapshot, Supply
 from turbo_runtime.contract.model import ModelShape
 
 # A variant whose Deployment was deleted is made again from its frozen template.
@@ -26,7 +26,7 @@ VARIANT_KINDS = frozenset({"Deployment", "ControllerRevision"})
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PlannerInputs:
     """All that a plan depends on but the time; equal ones have the same answer while no time is up."""
 
     spec: TurboDeploymentSpec
@@ -37,7 +37,7 @@ class Asked:
     calibrations: Mapping[tuple[str, str], Calibration]  # by engine and accelerator
     draft: ModelShape | None  # of speculation.draftModel, where its shape is shipped
 
-    def is_but_for_the_count(self, other: Asked) -> bool:
+    def is_but_for_the_count(self, other: PlannerInputs) -> bool:
         """Whether the two differ at most in how many accelerators nodes have free and quotas leave."""
         mine, theirs = (
             {name: supply.exhausted_until for name, supply in (each.supply or {}).items()}
@@ -46,15 +46,15 @@ class Asked:
         return mine == theirs and replace(self, supply=None) == replace(other, supply=None)
 
 
-def asked(td: TurboDeployment, shape: ModelShape, observed: Observed) -> Asked:
+def asked(td: TurboDeployment, shape: ModelShape, observed: Snapshot) -> PlannerInputs:
     """The question that a TurboDeployment and what is seen of it come to."""
     now = running(plan_in_place(td, observed))
     factors = calibrations(td.status.calibrations)
     draft = draft_shape(td.spec)
-    return Asked(td.spec, shape, observed.accelerators, observed.supply, now, factors, draft)
+    return PlannerInputs(td.spec, shape, observed.accelerators, observed.supply, now, factors, draft)
 
 
-def answer(question: Asked, now: float) -> Plan:
+def answer(question: PlannerInputs, now: float) -> Plan:
     """The plan; `now` is in seconds since the epoch."""
     it = question
     return planner.plan(
@@ -69,14 +69,14 @@ def answer(question: Asked, now: float) -> Plan:
     )
 
 
-def plan_of(td: TurboDeployment, shape: ModelShape, observed: Observed, now: float) -> Plan:
+def plan_of(td: TurboDeployment, shape: ModelShape, observed: Snapshot, now: float) -> Plan:
     """Both at once."""
     return answer(asked(td, shape, observed), now)
 
 
 def frontier_of(
-    td: TurboDeployment, shape: ModelShape, observed: Observed, now: float
-) -> tuple[Weighed, ...]:
+    td: TurboDeployment, shape: ModelShape, observed: Snapshot, now: float
+) -> tuple[EvaluatedCandidate, ...]:
     """Every candidate that the same question weighs and could predict."""
     it = asked(td, shape, observed)
     return planner.frontier(
@@ -111,7 +111,7 @@ def calibrations(kept: Iterable[Calibrated]) -> Mapping[tuple[str, str], Calibra
     }
 
 
-def plan_in_place(td: TurboDeployment, observed: Observed) -> PlanStatus | None:
+def plan_in_place(td: TurboDeployment, observed: Snapshot) -> PlanStatus | None:
     """The plan of the status that there is a variant of: the latest, else the one that serves."""
     there = {child.plan_hash for child in observed.children if child.kind in VARIANT_KINDS}
     plans = (td.status.plan, td.status.serving_plan)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from turbo_operator.planner.candidates import per_node
 from turbo_operator.planner.performance.memory import on_cpu
-from turbo_operator.planner.request import Request
+from turbo_operator.planner.request import Requirements
 from turbo_operator.snapshot import Accelerator, Supply
 
 
-def contradiction(request: Request) -> str | None:
+def contradiction(request: Requirements) -> str | None:
     """What no accelerator can do; None where nothing."""
     tensor, pipeline, shape = request.tensor or 1, request.pipeline or 1, request.shape
     if shape.heads % tensor:
@@ -31,7 +31,7 @@ def contradiction(request: Request) -> str | None:
     return None
 
 
-def unfit(request: Request, accelerator: Accelerator, supply: Supply | None) -> str | None:
+def unfit(request: Requirements, accelerator: Accelerator, supply: Supply | None) -> str | None:
     """What this accelerator cannot do of what is pinned; None where nothing."""
     if on_cpu(accelerator):
         if request.tensor in (None, 1) and request.pipeline in (None, 1):

@@ -11,7 +11,7 @@ from turbo_operator.plan import Running
 from turbo_operator.planner.engines import ENGINES
 from turbo_operator.planner.performance import candidate_curves, memory, step_time
 from turbo_operator.planner.performance.coefficients import NAMES, Coefficients
-from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
 from turbo_operator.planner.request import computed_in, element_bytes, request
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
@@ -19,7 +19,7 @@ from turbo_runtime.contract.model import ModelShape
 
 def replica(
     spec: TurboDeploymentSpec, shape: ModelShape, accelerator: Accelerator, running: Running
-) -> tuple[Machine, Work] | None:
+) -> tuple[Machine, ForwardCost] | None:
     """Its accelerators and what a pass does; None where the speed of the accelerator is not stated.
 
     Nor is there one over several nodes: its passes overlap, and no measured step is one of theirs.

@@ -16,7 +16,7 @@ MOST_REPLICAS = 1000  # as many as the scale subresource takes
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Requirements:
     """A spec in numbers."""
 
     shape: ModelShape
@@ -94,7 +94,7 @@ class Request:
         return None if self.demand.concurrency else self.demand.tokens_per_second / self.demand.answer.mean
 
 
-def request(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]) -> Request:
+def request(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]) -> Requirements:
     """The spec's demands; `names` are the accelerators that there are, in order."""
     accelerators, cost, parallelism = spec.accelerators, spec.cost, spec.parallelism
     allowed = accelerators.allowed if accelerators else None
@@ -104,7 +104,7 @@ def request(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]
     one = allowed is not None and len(allowed) == 1 and capacity_types == (CapacityType.ON_DEMAND,)
     bounds = None if spec.scaling_policy == ScalingPolicy.EXTERNAL else spec.scaling  # not read there
     longest = spec.model.max_model_len or NOW.longest(shape)
-    return Request(
+    return Requirements(
         shape=shape,
         dtype=spec.model.dtype,
         max_model_len=longest,

@@ -11,13 +11,13 @@ from turbo_operator.api import Objective, PlanReason, Provenance
 from turbo_operator.plan import Capacity, Choice, Predicted, Running
 from turbo_operator.planner import feasibility
 from turbo_operator.planner.availability import MICRO
-from turbo_operator.planner.evaluation import Weighing, host_memory
+from turbo_operator.planner.evaluation import PlanEvaluation, host_memory
 from turbo_operator.planner.performance import capacity, memory
 from turbo_operator.planner.performance.prediction import cost_per_hour
 from turbo_operator.planner.request import computed_in, element_bytes
 
 
-def best_pair(of: Weighing, min_saving_fraction: Decimal, running: Running | None) -> int | None:
+def best_pair(of: PlanEvaluation, min_saving_fraction: Decimal, running: Running | None) -> int | None:
     """The pair to run: the first feasible one, unless what runs is nearly as good; None without any."""
     best, stays = of.first_feasible(), _running(of, running)
     if best is None or stays is None or not of.verdict.is_(PlanReason.FEASIBLE)[stays]:
@@ -27,7 +27,7 @@ def best_pair(of: Weighing, min_saving_fraction: Decimal, running: Running | Non
     return stays if after > before * share or after == before else best
 
 
-def partial_pair(of: Weighing, running: Running | None) -> tuple[int, int] | None:
+def partial_pair(of: PlanEvaluation, running: Running | None) -> tuple[int, int] | None:
     """The pair that lacks nothing but room, and how many of its replicas fit; None without any.
 
     What runs stays, even where no replica fits any more; where nothing runs it is the one that comes closest.
@@ -51,7 +51,7 @@ def partial_pair(of: Weighing, running: Running | None) -> tuple[int, int] | Non
     return pair, int(fitting[pair])
 
 
-def _running(of: Weighing, running: Running | None) -> int | None:
+def _running(of: PlanEvaluation, running: Running | None) -> int | None:
     """The pair that runs now."""
     if running is None:
         return None
@@ -72,7 +72,7 @@ def _running(of: Weighing, running: Running | None) -> int | None:
     return None
 
 
-def _measure(of: Weighing, pair: int) -> float:
+def _measure(of: PlanEvaluation, pair: int) -> float:
     """What the objective makes small."""
     replicas = of.verdict.wanted
     place = of.stock.candidate[pair]
@@ -86,7 +86,7 @@ def _measure(of: Weighing, pair: int) -> float:
     return float(of.stock.paid(replicas)[pair]) if np.isnan(cost) else cost
 
 
-def fewest_as_fast(of: Weighing, pair: int) -> int:
+def fewest_as_fast(of: PlanEvaluation, pair: int) -> int:
     """Replicas of the pair; for the fastest tokens no more than make them faster."""
     most = int(of.verdict.replicas[pair])
     if not of.request.expands or of.request.objective != Objective.LATENCY:
@@ -99,7 +99,7 @@ def fewest_as_fast(of: Weighing, pair: int) -> int:
     return int(counts[np.flatnonzero(token <= token.min())[0]])
 
 
-def choice_of(of: Weighing, pair: int, replicas: int, does: Predicted | None) -> Choice:
+def choice_of(of: PlanEvaluation, pair: int, replicas: int, does: Predicted | None) -> Choice:
     """The pair with so many replicas as a plan's choice; `does` is what they do, where it can be told."""
     asked, it = of.request, of.it
     place = int(of.stock.candidate[pair])
@@ -128,7 +128,7 @@ def choice_of(of: Weighing, pair: int, replicas: int, does: Predicted | None) ->
     )
 
 
-def _capacity(of: Weighing, place: int) -> Capacity | None:
+def _capacity(of: PlanEvaluation, place: int) -> Capacity | None:
     """What one replica does while the targets hold; None without a profile."""
     if not of.profiled[place]:
         return None

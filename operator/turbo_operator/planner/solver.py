@@ -9,17 +9,17 @@ import numpy as np
 
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.api.constants import OFF
-from turbo_operator.plan import Plan, Rejected, Running, Weighed
+from turbo_operator.plan import EvaluatedCandidate, Plan, Rejected, Running
 from turbo_operator.planner import feasibility
 from turbo_operator.planner.capabilities import NOW
-from turbo_operator.planner.evaluation import Case, Weighing, weigh
+from turbo_operator.planner.evaluation import Case, PlanEvaluation, evaluate
 from turbo_operator.planner.explanation import messages, rejections
 from turbo_operator.planner.explanation.mixture_advice import together
 from turbo_operator.planner.explanation.near_miss import least_missed, nearest
 from turbo_operator.planner.parallelism import contradiction, unfit
 from turbo_operator.planner.performance.candidate_curves import Calibrations
 from turbo_operator.planner.performance.prediction import predicted
-from turbo_operator.planner.request import Request, request
+from turbo_operator.planner.request import Requirements, request
 from turbo_operator.planner.selection import best_pair, choice_of, fewest_as_fast, partial_pair
 from turbo_operator.snapshot import Accelerator, Supply
 from turbo_runtime.contract.model import ModelShape
@@ -65,7 +65,7 @@ def plan(
         if (detail := unfit(asked, each, (supply or {}).get(each.name))) is not None
     )
     case = Case(supply, now, draft, calibrations or {})
-    of = weigh(spec, asked, there, case)
+    of = evaluate(spec, asked, there, case)
     best = best_pair(of, spec.plan_policy.min_saving_fraction, running)
     near = nearest(of, best)
     count = replicas if best is None else fewest_as_fast(of, best)
@@ -99,13 +99,13 @@ def frontier(
     now: float = 0.0,
     calibrations: Calibrations | None = None,
     draft: ModelShape | None = None,
-) -> tuple[Weighed, ...]:
+) -> tuple[EvaluatedCandidate, ...]:
     """Every candidate that could be predicted, the best one first; the arguments are those of `plan`."""
     asked = request(spec, shape, tuple(sorted(catalogue)))
     if _refusal(asked, draft) is not None:
         return ()
     there = tuple(catalogue[name] for name in asked.names if name in catalogue)
-    of = weigh(spec, asked, there, Case(supply, now, draft, calibrations or {}), every=True)
+    of = evaluate(spec, asked, there, Case(supply, now, draft, calibrations or {}), every=True)
     replicas = np.maximum(of.verdict.replicas, 1.0)
     pairs = of.order
     found = []
@@ -114,7 +114,7 @@ def frontier(
             continue
         place = int(of.stock.candidate[pair])
         found.append(
-            Weighed(
+            EvaluatedCandidate(
                 engine=of.it.engine_of(place).name,
                 accelerator=of.it.accelerator_of(place).name,
                 capacity_type=asked.capacity_types[of.stock.capacity_type[pair]],
@@ -129,7 +129,7 @@ def frontier(
     return tuple(found)
 
 
-def _refusal(asked: Request, draft: ModelShape | None) -> tuple[PlanReason, str] | None:
+def _refusal(asked: Requirements, draft: ModelShape | None) -> tuple[PlanReason, str] | None:
     """What no candidate can mend."""
     shape = asked.shape
     longest = NOW.longest(shape)
@@ -155,7 +155,7 @@ def _refusal(asked: Request, draft: ModelShape | None) -> tuple[PlanReason, str]
     return None if said is None else (PlanReason.INVALID_PARALLELISM, said)
 
 
-def _partly(of: Weighing, running: Running | None, plan: Plan) -> Plan:
+def _partly(of: PlanEvaluation, running: Running | None, plan: Plan) -> Plan:
     """The plan with what runs of it all the same, where it lacks nothing but room."""
     pair = partial_pair(of, running)
     if pair is None:

@@ -31,7 +31,7 @@ from turbo_operator.render.source import source_hash
 from turbo_operator.render.template import plan_hash, pod_template
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import DraftView, Observed
+from turbo_operator.snapshot import DraftView, Snapshot
 
 __all__ = [
     "FACTS_KEY",
@@ -51,7 +51,7 @@ __all__ = [
 
 def children(
     td: TurboDeployment,
-    observed: Observed,
+    observed: Snapshot,
     choice: Choice | None,
     variants: Sequence[Variant],
     settings: Settings,
@@ -91,7 +91,7 @@ def children(
 
 def _mounted_yet(
     td: TurboDeployment,
-    observed: Observed,
+    observed: Snapshot,
     wanted: Sequence[Mapping[str, Any]],
     templates: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ def names_of_trial(td: TurboDeployment, variant: str) -> frozenset[str]:
 def _fresh_template(
     td: TurboDeployment,
     choice: Choice,
-    observed: Observed,
+    observed: Snapshot,
     variant: str,
     settings: Settings,
     trying: DraftView | None,
@@ -142,7 +142,7 @@ def _fresh_template(
     return None
 
 
-def _frozen_templates(observed: Observed) -> dict[str, Mapping[str, Any]]:
+def _frozen_templates(observed: Snapshot) -> dict[str, Mapping[str, Any]]:
     """Pod templates by plan hash, as they were rendered when their variants were made."""
     return {
         child.plan_hash: child.data

@@ -10,7 +10,7 @@ from turbo_operator.render.metadata import digest, labels, metadata, sealed
 from turbo_operator.render.pod import pod_spec, variables
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 
 FACTS_KEY = "facts.json"  # ModelFacts as JSON
 SOURCE_KEY = "source"  # the source hash that they are good for
@@ -76,13 +76,13 @@ def inspect_job(td: TurboDeployment, settings: Settings) -> dict[str, Any]:
     )
 
 
-def facts_data(td: TurboDeployment, facts: ModelFacts) -> dict[str, str]:
+def facts_data(td: TurboDeployment, facts: ModelInfo) -> dict[str, str]:
     """What the ConfigMap holds."""
     data = {FACTS_KEY: facts.to_json(), SOURCE_KEY: source.source_hash(td)}
     return {**data, SEAL_KEY: digest(data)[:16]}
 
 
-def configmap(td: TurboDeployment, facts: ModelFacts) -> dict[str, Any]:
+def configmap(td: TurboDeployment, facts: ModelInfo) -> dict[str, Any]:
     """`NAME-model`: what the inspect Job found, so that its answer outlives its pod."""
     return sealed(
         {

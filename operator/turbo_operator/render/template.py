@@ -38,7 +38,7 @@ from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, identity
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import HEALTH_PATH, PORT, PORT_NAME, READY_PATH
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 
 # A later operator that hashes other things takes the next prefix, and keeps computing this one for the
 # variants that bear it.
@@ -57,7 +57,7 @@ STARTUP_SECONDS = 3600  # downloads and loads of large models; a crash ends it s
 def plan_hash(
     td: TurboDeployment,
     choice: Choice,
-    facts: ModelFacts,
+    facts: ModelInfo,
     draft: DraftView | None = None,
     *,
     trial: bool = False,
@@ -99,7 +99,7 @@ def plan_hash(
 
 
 def runtime_config(
-    td: TurboDeployment, choice: Choice, facts: ModelFacts, claim: str | None = None
+    td: TurboDeployment, choice: Choice, facts: ModelInfo, claim: str | None = None
 ) -> RuntimeConfig:
     """What `turbo serve` is told: the same commit, arithmetic and threads for all, hence the same bytes."""
     cpu = choice.accelerator.resource_name == CPU
@@ -126,7 +126,7 @@ def runtime_config(
 def pod_template(
     td: TurboDeployment,
     choice: Choice,
-    facts: ModelFacts,
+    facts: ModelInfo,
     variant: str,
     settings: Settings,
     draft: DraftView | None = None,

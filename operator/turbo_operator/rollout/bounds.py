@@ -9,7 +9,7 @@ from decimal import Decimal
 
 from turbo_operator.api import CapacityType, TurboDeployment
 from turbo_operator.budget import Footprint, labeled_footprint
-from turbo_operator.snapshot import Observed
+from turbo_operator.snapshot import Snapshot
 
 Holding = tuple[Footprint | None, int]  # what one replica holds, and of how many
 
@@ -89,7 +89,7 @@ class Bounds:
 
 
 def bounds_of(
-    td: TurboDeployment, observed: Observed, footprints: Iterable[Footprint | None], now: float
+    td: TurboDeployment, observed: Snapshot, footprints: Iterable[Footprint | None], now: float
 ) -> Bounds:
     """The limits of the spec and of what is seen; `footprints` are those of all variants, the wanted one too.
 
@@ -123,7 +123,7 @@ def bounds_of(
     )
 
 
-def trainings_holding(td: TurboDeployment, observed: Observed) -> tuple[Holding, ...]:
+def trainings_holding(td: TurboDeployment, observed: Snapshot) -> tuple[Holding, ...]:
     """What the training that runs holds; one without a pod yet holds what it was begun with."""
     pods = [pod for pod in observed.trainings if pod.exit_code is None]
     if pods:

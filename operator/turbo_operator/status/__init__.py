@@ -23,34 +23,34 @@ from turbo_operator.api import (
     rfc3339,
 )
 from turbo_operator.api.conditions import ConditionState
-from turbo_operator.autoscaler import Scale
+from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.drafts import conditions as draft_conditions
-from turbo_operator.drafts.canary import Judgement
-from turbo_operator.drafts.training import Step
+from turbo_operator.drafts.canary import CanaryVerdict
+from turbo_operator.drafts.training import TrainingDecision
 from turbo_operator.plan import Plan
 from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
-from turbo_operator.snapshot import Observed
+from turbo_operator.snapshot import Snapshot
 from turbo_operator.status import conditions, fields, reconciling
 from turbo_operator.status.conditions import failure, in_force
 from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
 
 __all__ = ["Takeover", "compute", "failure", "in_force", "invalid"]
 
-NO_TRAINING = Step()
+NO_TRAINING = TrainingDecision()
 
 
 def compute(
     td: TurboDeployment,
-    observed: Observed,
-    scale: Scale,
+    observed: Snapshot,
+    scale: ScalingDecision,
     plan: Plan | None,
     plan_hash: str | None,
     now: float,
     refused: str | None = None,
     calibrations: tuple[Calibrated, ...] = (),
-    judgement: Judgement | None = None,
-    step: Step = NO_TRAINING,
+    judgement: CanaryVerdict | None = None,
+    step: TrainingDecision = NO_TRAINING,
     takeover: Takeover = NO_TAKEOVER,
 ) -> TurboDeploymentStatus:
     """The whole status. `plan` is None until the model is known, `plan_hash` while no plan is feasible.

@@ -19,12 +19,12 @@ from turbo_operator.api import (
     TurboDeployment,
 )
 from turbo_operator.api.conditions import ConditionState, sentence
-from turbo_operator.autoscaler import Scale
+from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.drafts.training import is_training_job
 from turbo_operator.plan import Plan
 from turbo_operator.planner import money
 from turbo_operator.render import url
-from turbo_operator.snapshot import ENDED_PHASES, Observed, PodView
+from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
 from turbo_operator.status.cost import cost_per_hour
 from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
 from turbo_operator.status.takeover import failure as failure_of
@@ -55,8 +55,8 @@ WAITING = frozenset({AvailableReason.WAITING_FOR_ACCELERATOR, AvailableReason.QU
 
 def verdicts(
     td: TurboDeployment,
-    observed: Observed,
-    scale: Scale,
+    observed: Snapshot,
+    scale: ScalingDecision,
     plan: Plan | None,
     plan_hash: str | None,
     refused: str | None,
@@ -85,7 +85,7 @@ def verdicts(
     }
 
 
-def in_force(td: TurboDeployment, scale: Scale, plan_hash: str | None) -> Scale:
+def in_force(td: TurboDeployment, scale: ScalingDecision, plan_hash: str | None) -> ScalingDecision:
     """What the pods are measured against: the spec, or while it has no plan what the last feasible one took.
 
     A suspension is no such plan.
@@ -97,7 +97,7 @@ def in_force(td: TurboDeployment, scale: Scale, plan_hash: str | None) -> Scale:
     return scale
 
 
-def suspended(scale: Scale, pods: Sequence[PodView]) -> str:
+def suspended(scale: ScalingDecision, pods: Sequence[PodView]) -> str:
     """The sentence of a suspension, with how many pods are still to end."""
     num_there = sum(pod.is_present for pod in pods)
     if not num_there:
@@ -105,7 +105,7 @@ def suspended(scale: Scale, pods: Sequence[PodView]) -> str:
     return f"{scale.detail} {'1 pod has' if num_there == 1 else f'{num_there} pods have'} yet to end."
 
 
-def _inspected(td: TurboDeployment, observed: Observed) -> ConditionState:
+def _inspected(td: TurboDeployment, observed: Snapshot) -> ConditionState:
     facts = observed.model
     if facts is not None:
         shape = facts.shape
@@ -133,8 +133,8 @@ def _feasible(plan: Plan | None, inspected: ConditionState) -> ConditionState:
 
 
 def _available(
-    scale: Scale,
-    observed: Observed,
+    scale: ScalingDecision,
+    observed: Snapshot,
     serving: Sequence[PodView],
     current: Sequence[PodView],
     feasible: ConditionState,
@@ -159,7 +159,7 @@ def _available(
     return found
 
 
-def _missing(scale: Scale, ready: int, pods: Sequence[PodView], takeover: Takeover) -> str:
+def _missing(scale: ScalingDecision, ready: int, pods: Sequence[PodView], takeover: Takeover) -> str:
     """What holds up those that do not answer yet, to be said after how many do; nothing where all do."""
     if ready >= scale.replicas:
         return ""
@@ -173,7 +173,7 @@ def _minimum(replicas: int) -> int:
 
 
 def _held_up(
-    scale: Scale, observed: Observed, pods: Sequence[PodView], plan_hash: str | None, ready: int
+    scale: ScalingDecision, observed: Snapshot, pods: Sequence[PodView], plan_hash: str | None, ready: int
 ) -> ConditionState:
     """What the first failing pod says, else why its ReplicaSet makes none, else that the model loads.
 
@@ -192,7 +192,7 @@ def _held_up(
     return ConditionState("False", AvailableReason.MODEL_LOADING, message)
 
 
-def failure(observed: Observed, plan_hash: str) -> str:
+def failure(observed: Snapshot, plan_hash: str) -> str:
     """What holds up the pods of a variant, as a sentence; empty where they say nothing."""
     pods = [pod for pod in observed.pods if pod.plan_hash == plan_hash and not pod.terminating]
     failing = _first_failing(pod for pod in pods if pod.is_serving) or _first_failing(
@@ -217,12 +217,12 @@ def _first_failing(pods: Iterable[PodView]) -> ConditionState | None:
 
 def _ready(
     td: TurboDeployment,
-    scale: Scale,
+    scale: ScalingDecision,
     current: Sequence[PodView],
     inspected: ConditionState,
     feasible: ConditionState,
     available: ConditionState,
-    observed: Observed,
+    observed: Snapshot,
     plan_hash: str | None,
     refused: str | None,
     takeover: Takeover,
@@ -259,7 +259,7 @@ def _ready(
     return ConditionState("False", available.reason, available.message)
 
 
-def _scaling(td: TurboDeployment, scale: Scale) -> ConditionState:
+def _scaling(td: TurboDeployment, scale: ScalingDecision) -> ConditionState:
     idle = (ScalingReason.SUSPENDED, ScalingReason.HOLDING_NO_METRICS)  # as a HorizontalPodAutoscaler says it
     active: Literal["True", "False"] = "False" if scale.reason in idle else "True"
     message = scale.detail
@@ -271,7 +271,7 @@ def _scaling(td: TurboDeployment, scale: Scale) -> ConditionState:
     return ConditionState(active, scale.reason, message)
 
 
-def _within_budget(observed: Observed, ceiling: Decimal | None) -> ConditionState:
+def _within_budget(observed: Snapshot, ceiling: Decimal | None) -> ConditionState:
     """Whether what runs now, of whichever variant, costs no more than spec.cost.maxPerHour."""
     if ceiling is None:
         return ConditionState("True", BudgetReason.NO_BUDGET, "spec.cost.maxPerHour sets no ceiling.")

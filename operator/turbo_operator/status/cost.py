@@ -6,12 +6,12 @@ from collections import defaultdict
 from decimal import Decimal
 
 from turbo_operator.budget import labeled_footprint
-from turbo_operator.snapshot import Observed, PodView, TrainPod
+from turbo_operator.snapshot import PodView, Snapshot, TrainPod
 
 FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
 
 
-def cost_per_hour(observed: Observed) -> Decimal | None:
+def cost_per_hour(observed: Snapshot) -> Decimal | None:
     """US dollars per hour of the pods that hold accelerators, one that trains included; None where one's
     price is not known.
     """
@@ -39,7 +39,7 @@ def cost_per_million_tokens(cost: Decimal | None, tokens_per_second: float | Non
     return cost / Decimal(tokens_per_second) / 3600 * 1_000_000
 
 
-def tokens_per_second(observed: Observed, now: float) -> float | None:
+def tokens_per_second(observed: Snapshot, now: float) -> float | None:
     """Output tokens of all pods that answer; None where one of them has not said its load lately."""
     rates = [
         pod.load.tokens_per_second if pod.load is not None and now - pod.load.at <= FRESH_SECONDS else None

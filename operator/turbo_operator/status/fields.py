@@ -11,25 +11,25 @@ from turbo_operator.api import (
     CanaryReason,
     DraftMethod,
     DraftStatus,
-    Exhausted,
-    Live,
     ModelStatus,
+    ObservedMetrics,
     PlanStatus,
     Predicted,
+    RejectedDraft,
     RejectedPlan,
     ScaleEvent,
     ShapeStatus,
     TurboDeploymentStatus,
-    TurnedDown,
+    UnavailableAccelerator,
     rfc3339,
 )
 from turbo_operator.api.status import MAX_SENTENCE, MAX_TURNED_DOWN
-from turbo_operator.autoscaler import Scale
-from turbo_operator.drafts.canary import Judgement
+from turbo_operator.autoscaler import ScalingDecision
+from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.plan import Plan
 from turbo_operator.plan import Predicted as Prediction
 from turbo_operator.planner import money
-from turbo_operator.snapshot import DraftView, Observed
+from turbo_operator.snapshot import DraftView, Snapshot
 from turbo_operator.status.cost import cost_per_hour, cost_per_million_tokens, tokens_per_second
 
 MAX_REJECTED = 5
@@ -37,7 +37,7 @@ MAX_EVENTS = 5
 STEP = 0.10  # of the figure that stands in the status
 
 
-def model(observed: Observed) -> ModelStatus | None:
+def model(observed: Snapshot) -> ModelStatus | None:
     """The model as it was inspected; None until then."""
     facts = observed.model
     if facts is None:
@@ -46,7 +46,7 @@ def model(observed: Observed) -> ModelStatus | None:
     return ModelStatus(resolved_revision=facts.revision, digest=facts.digest, shape=shape)
 
 
-def draft(observed: Observed) -> DraftStatus | None:
+def draft(observed: Snapshot) -> DraftStatus | None:
     """The trained draft that pods use wherever they draft; None where there is none that fits."""
     found = observed.draft
     if found is None or found.method != DraftMethod.TURBO_HEADS:
@@ -56,18 +56,18 @@ def draft(observed: Observed) -> DraftStatus | None:
     return _draft(found)
 
 
-def canary(judgement: Judgement | None) -> DraftStatus | None:
+def canary(judgement: CanaryVerdict | None) -> DraftStatus | None:
     """The draft that is tried now, or waits to be."""
     return _draft(judgement.draft) if judgement is not None and not judgement.over else None
 
 
 def turned_down(
-    old: TurboDeploymentStatus, judgement: Judgement | None, now: float
-) -> tuple[TurnedDown, ...]:
+    old: TurboDeploymentStatus, judgement: CanaryVerdict | None, now: float
+) -> tuple[RejectedDraft, ...]:
     """The last drafts that were tried in vain."""
     if judgement is None or not judgement.over or judgement.reason == CanaryReason.PROMOTED:
         return old.turned_down
-    new = TurnedDown(
+    new = RejectedDraft(
         **dict(_draft(judgement.draft)),
         reason=judgement.reason,
         message=_bounded(judgement.detail),
@@ -157,16 +157,16 @@ def _predicted(prediction: Prediction) -> Predicted:
     )
 
 
-def live(old: Live | None, observed: Observed, now: float) -> Live | None:
+def live(old: ObservedMetrics | None, observed: Snapshot, now: float) -> ObservedMetrics | None:
     """What is measured and paid now; None where neither is known."""
-    old = old or Live()
+    old = old or ObservedMetrics()
     cost = cost_per_hour(observed)
     rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now))
     per_million = cost_per_million_tokens(cost, float(rate)) if rate is not None else None
     gain = shown_gain(old, observed)
     if cost is None and rate is None and gain is None:
         return None
-    return Live(
+    return ObservedMetrics(
         tokens_per_second=rate,
         gain=gain,
         cost_per_hour=None if cost is None else money(cost),
@@ -174,12 +174,12 @@ def live(old: Live | None, observed: Observed, now: float) -> Live | None:
     )
 
 
-def shown_gain(old: Live | None, observed: Observed) -> str | None:
+def shown_gain(old: ObservedMetrics | None, observed: Snapshot) -> str | None:
     """The gain of all pods, as it stands in the status."""
     return _stepped(old.gain if old is not None else None, observed.gain, "{:.2f}")
 
 
-def scale_history(old: TurboDeploymentStatus, scale: Scale, now: float) -> tuple[ScaleEvent, ...]:
+def scale_history(old: TurboDeploymentStatus, scale: ScalingDecision, now: float) -> tuple[ScaleEvent, ...]:
     """The last changes of what is wanted, the earliest first.
 
     Derived from the old status alone, so that a restarted operator adds nothing twice.
@@ -191,10 +191,10 @@ def scale_history(old: TurboDeploymentStatus, scale: Scale, now: float) -> tuple
     return (*old.scale_history, event)[-MAX_EVENTS:]
 
 
-def exhausted(observed: Observed) -> tuple[Exhausted, ...]:
+def exhausted(observed: Snapshot) -> tuple[UnavailableAccelerator, ...]:
     """The accelerators that a pod has waited for in vain, and until when they are passed over."""
     return tuple(
-        Exhausted(accelerator=name, until=rfc3339(supply.exhausted_until))
+        UnavailableAccelerator(accelerator=name, until=rfc3339(supply.exhausted_until))
         for name, supply in sorted((observed.supply or {}).items())
         if supply.exhausted_until is not None
     )

@@ -18,8 +18,8 @@ from turbo_operator.api import (
     TurboDeployment,
 )
 from turbo_operator.api.conditions import ConditionState, sentence
-from turbo_operator.autoscaler import Scale
-from turbo_operator.snapshot import ChildView, Observed
+from turbo_operator.autoscaler import ScalingDecision
+from turbo_operator.snapshot import ChildView, Snapshot
 from turbo_operator.status.takeover import Takeover, failure
 
 _GIVEN_UP = {
@@ -30,8 +30,8 @@ _GIVEN_UP = {
 
 def verdicts(
     td: TurboDeployment,
-    observed: Observed,
-    scale: Scale,
+    observed: Snapshot,
+    scale: ScalingDecision,
     verdicts: Mapping[ConditionType, ConditionState],
     takeover: Takeover,
     refused: str | None,
@@ -46,7 +46,7 @@ def verdicts(
 
 def _stalled(
     td: TurboDeployment,
-    scale: Scale,
+    scale: ScalingDecision,
     verdicts: Mapping[ConditionType, ConditionState],
     takeover: Takeover,
     refused: str | None,
@@ -66,8 +66,8 @@ def _stalled(
 
 
 def _reconciling(
-    observed: Observed,
-    scale: Scale,
+    observed: Snapshot,
+    scale: ScalingDecision,
     verdicts: Mapping[ConditionType, ConditionState],
     takeover: Takeover,
     stalled: ConditionState,
@@ -95,7 +95,7 @@ def _reconciling(
     return ConditionState("False", ReconcilingReason.IN_FORCE, "What runs is what the spec asks for.")
 
 
-def _left(observed: Observed, scale: Scale, takeover: Takeover) -> str | None:
+def _left(observed: Snapshot, scale: ScalingDecision, takeover: Takeover) -> str | None:
     """What there is beyond the wanted replicas, in a sentence."""
     there = [pod for pod in observed.pods if pod.is_present]
     others = [pod for pod in there if takeover.target is not None and pod.plan_hash != takeover.target]

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class CapturedPrompt:
     """What a request asked."""
 
     tenant: str
@@ -50,7 +50,7 @@ class Capture:
         self._settings = read_settings(path)
         self._redact = Redaction(self._settings.redact)
         self._lots = random.SystemRandom()
-        self._queue: queue.Queue[Asked | None] = queue.Queue(WAITING)
+        self._queue: queue.Queue[CapturedPrompt | None] = queue.Queue(WAITING)
         self.outcomes: dict[str, int] = dict.fromkeys(OUTCOMES, 0)
         self.size = 0  # bytes of the folder when it was last looked at
         self._problems: dict[str, str] = {}  # by what went wrong
@@ -68,7 +68,7 @@ class Capture:
         """Why prompts are not kept, or settings are not those of the file; empty where all is well."""
         return next(iter(self._problems.values()), "")
 
-    def offer(self, asked: Asked, header: str | None) -> None:
+    def offer(self, asked: CapturedPrompt, header: str | None) -> None:
         """A prompt that was let in; `header` is what its client said of being captured."""
         if header is not None and header.strip().lower() != "on":
             self._count("refused")
@@ -103,7 +103,7 @@ class Capture:
                 return
             self._count(self._keep(asked))
 
-    def _keep(self, asked: Asked) -> str:
+    def _keep(self, asked: CapturedPrompt) -> str:
         try:
             text = asked.text()
             if text is None:

@@ -20,7 +20,7 @@ from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.progress import Progress, spell
 from turbo_runtime.distill.progress_server import told_on
 from turbo_runtime.distill.recipe import HEADS, METHODS, OTHERWISE, Recipe
-from turbo_runtime.distill.workspace import Request, Work, captured_before, drawn_by
+from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by
 from turbo_runtime.engine.startup.threads import settle_threads
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
 from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
@@ -127,7 +127,7 @@ def _run(
     from turbo_runtime.distill.data.response_store import ANSWERS_FILE, read_kept
     from turbo_runtime.distill.evaluation.summary import summary
     from turbo_runtime.distill.pipeline import Distillation, Options
-    from turbo_runtime.distill.target import Served
+    from turbo_runtime.distill.target import TargetModel
     from turbo_runtime.engine.startup.builder import choose_device, choose_dtype
     from turbo_runtime.model_files.inspector import inspect_model
 
@@ -141,7 +141,7 @@ def _run(
     kept = read_kept(options.answers, facts.digest or "")
     asked = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
     source = "endpoint" if options.endpoint else "engine"
-    request = Request.of(
+    request = RunSpec.of(
         facts.digest or "",
         [*asked, *kept.lines],
         recipe,
@@ -153,7 +153,7 @@ def _run(
         answers_from="kept" if kept.said else source,
         captured=bool(captured or kept.captures),
     )
-    work = Work(options.out, request)
+    work = Workspace(options.out, request)
     if work.is_done:
         work.tidy()
         if options.keep_answers and not (options.out / ANSWERS_FILE).is_file():
@@ -173,7 +173,7 @@ def _run(
         audit_share=0.0,
     )
     with progress.stage("model", 1, "loaded") as advance:
-        served = Served(config)
+        served = TargetModel(config)
         advance()
     how = Options(not options.no_gain, options.keep_answers, options.endpoint)
     with work.taken():

@@ -63,7 +63,7 @@ class Draft:
         }
 
 
-def look(folders: Sequence[Path]) -> tuple[list[Draft], list[Path]]:
+def find_drafts(folders: Sequence[Path]) -> tuple[list[Draft], list[Path]]:
     """The drafts in folders or right below them, and the folders of those that are not done. Of one that is
     damaged a line goes to standard error. Raises DraftsError where there is neither.
     """

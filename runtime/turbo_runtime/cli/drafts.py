@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from turbo_runtime.checkpoint_digest import artefact_digest
-from turbo_runtime.cli.draft_folders import Draft, DraftsError, look, not_done, read
+from turbo_runtime.cli.draft_folders import Draft, DraftsError, find_drafts, not_done, read
 from turbo_runtime.client.terminal import printable
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 
@@ -31,7 +31,7 @@ def drafts(argv: list[str]) -> int:
     console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else _WIDE)
     try:
         if options.verb == "list":
-            found, begun = look(options.folders)
+            found, begun = find_drafts(options.folders)
             if found:
                 console.print(_listed(found))
                 console.print(_GAIN)

@@ -56,7 +56,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
+class ModelInfo:
     """What `turbo inspect MODEL` prints and writes as its pod's termination message: the shape, and which
     bytes it was read from.
     """
@@ -71,7 +71,7 @@ class ModelFacts:
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> ModelFacts:
+    def from_json(cls, text: str) -> ModelInfo:
         """Raises ValueError with a sentence when the text is no such document."""
         return from_json(cls, text)
 

@@ -22,7 +22,7 @@ class MeasuredGain:
 
 
 @dataclass(frozen=True, slots=True)
-class DomainWorth:
+class DomainEvaluation:
     """What a draft is worth on one kind of traffic, on prompts that it has not learnt from."""
 
     domain: str
@@ -32,7 +32,7 @@ class DomainWorth:
 
 
 @dataclass(frozen=True, slots=True)
-class DraftFacts:
+class DraftManifest:
     """What `turbo distill` writes as its pod's termination message."""
 
     method: str  # heads or eagle3
@@ -41,14 +41,14 @@ class DraftFacts:
     target_digest: str
     domain: str
     captured: int  # captured prompts that it learnt from
-    worth: tuple[DomainWorth, ...]  # at most `MOST_DOMAINS` of them
+    worth: tuple[DomainEvaluation, ...]  # at most `MOST_DOMAINS` of them
 
     def to_json(self) -> str:
         """One line of JSON, under `TERMINATION_MESSAGE_BYTES`."""
         return json.dumps(dataclasses.asdict(self), separators=(",", ":"), sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str) -> DraftFacts:
+    def from_json(cls, text: str) -> DraftManifest:
         """Raises ValueError with a sentence when the text is no such document."""
         return from_json(cls, text)
 

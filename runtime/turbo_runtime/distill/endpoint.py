@@ -10,7 +10,7 @@ from typing import Any
 from turbo_runtime.client.address import ServerError
 from turbo_runtime.client.client import Server
 from turbo_runtime.client.thread_pool import work_off
-from turbo_runtime.distill.data.responses import Asked
+from turbo_runtime.distill.data.responses import TokenizedPrompt
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.messages import SamplingParams
 
@@ -35,7 +35,7 @@ class Endpoint:
 
     def answer(
         self,
-        asked: Sequence[Asked],
+        asked: Sequence[TokenizedPrompt],
         params: SamplingParams,
         again: SamplingParams,
         answered: Callable[[], None] = lambda: None,
@@ -57,7 +57,7 @@ class Endpoint:
             raise failed(f"a prompt is not answered: {error}") from error
         return told
 
-    def _one(self, asked: Asked, params: SamplingParams) -> tuple[int, ...]:
+    def _one(self, asked: TokenizedPrompt, params: SamplingParams) -> tuple[int, ...]:
         pauses = list(_PAUSES)
         while True:
             tells_tokens = self._tells_tokens
@@ -71,7 +71,7 @@ class Endpoint:
                 else:
                     raise
 
-    def _said(self, asked: Asked, params: SamplingParams, tells_tokens: bool) -> tuple[int, ...]:
+    def _said(self, asked: TokenizedPrompt, params: SamplingParams, tells_tokens: bool) -> tuple[int, ...]:
         body: dict[str, Any] = {
             "model": self._model,
             "prompt": list(asked.prompt),

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.data.examples import UNKNOWN, Lessons, Places
-from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch, TrainingExamples
+from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.evaluation.acceptance import taken_of
 from turbo_runtime.distill.loss import Words, chance_of_acceptance
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.target import LIKELIEST, Served
+from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, save_heads, tensors_digest
-from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.messages import SamplingParams
 
@@ -35,28 +35,28 @@ class HeadsStudent:
         self._recipe = recipe
         self._words = Words(heads.vocabulary, len(heads.embedding))
 
-    def steps(self, said: Sequence[Said]) -> int:
+    def steps(self, said: Sequence[Completion]) -> int:
         """Of so many rows each."""
         return math.ceil(sum(len(one.tokens) - 1 for one in said) / self._recipe.rows)
 
-    def lessons(self, material: Places, lot: int) -> Iterator[Sequence[Lessons]]:
+    def lessons(self, material: TrainingExamples, lot: int) -> Iterator[Sequence[TrainingBatch]]:
         """Rows of all answers, mixed."""
         rows = material.teaching
         mixed = torch.randperm(len(rows), generator=torch.Generator().manual_seed(lot))
         for chosen in torch.split(rows[mixed.to(rows.device)], self._recipe.rows):
             yield [material.pick(chosen, self.depth)]
 
-    def review(self, material: Places) -> Iterator[Lessons]:
+    def review(self, material: TrainingExamples) -> Iterator[TrainingBatch]:
         """Some rows at a time."""
         for chosen in torch.split(material.teaching, _AT_ONCE):
             yield material.pick(chosen, self.depth)
 
-    def guess(self, lesson: Lessons) -> tuple[Tensor, Lessons]:
+    def guess(self, lesson: TrainingBatch) -> tuple[Tensor, TrainingBatch]:
         """All heads at once."""
         logits, _, _ = self.heads(lesson.hidden.float(), lesson.before)
         return logits, lesson
 
-    def settle(self, judges: Places) -> None:
+    def settle(self, judges: TrainingExamples) -> None:
         """The confidences, from answers that nothing else was learnt from: of what they have seen heads are
         far surer than of anything else. A head's is asked for only where all before it were right.
         """
@@ -78,7 +78,7 @@ class HeadsStudent:
             optimizer.step()
 
     @torch.no_grad()
-    def _clues(self, judges: Places) -> tuple[Tensor, Tensor, Tensor]:
+    def _clues(self, judges: TrainingExamples) -> tuple[Tensor, Tensor, Tensor]:
         """What confidences are told from (rows, heads, width + rank + 1), the chance that each head's token
         is accepted (rows, heads), and whether that is known: it is not behind an answer's end.
         """
@@ -97,19 +97,19 @@ class HeadsMethod:
 
     name = "heads"
 
-    def __init__(self, served: Served, recipe: Recipe, law: SamplingParams) -> None:
+    def __init__(self, served: TargetModel, recipe: Recipe, law: SamplingParams) -> None:
         """`law` is told beside the words."""
         self._served, self._recipe, self._law = served, recipe, law
         embedding = served.target.embedding
         self.row_bytes = embedding.shape[1] * embedding.itemsize + LIKELIEST * 8 + 16
 
-    def rows(self, said: Said) -> int:
+    def rows(self, said: Completion) -> int:
         """One for each of its tokens."""
         return len(said.tokens)
 
-    def read(self, said: Sequence[Said]) -> Places:
+    def read(self, said: Sequence[Completion]) -> TrainingExamples:
         """All in one."""
-        return Places.joined(list(self._served.places(said, self._law)))
+        return TrainingExamples.joined(list(self._served.places(said, self._law)))
 
     def student(self, vocabulary: Tensor) -> HeadsStudent:
         """Heads that say what the LM head says."""
@@ -118,9 +118,11 @@ class HeadsMethod:
         output = target.output_rows(vocabulary.to(target.embedding.device)).float()
         return HeadsStudent(self._made(output, vocabulary), self._recipe)
 
-    def taken(self, student: HeadsStudent, said: Sequence[Said]) -> Iterator[tuple[Said, list[int]]]:
+    def taken(
+        self, student: HeadsStudent, said: Sequence[Completion]
+    ) -> Iterator[tuple[Completion, list[int]]]:
         """As drafted by the source that serves."""
-        source = HeadsSource(self.heads(student), self._served.noise)
+        source = HeadsDrafter(self.heads(student), self._served.noise)
         left = list(said)
         for places in self._served.places(said, self._law):
             at = 0

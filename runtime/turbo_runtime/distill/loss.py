@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from turbo_runtime.distill.data.examples import UNKNOWN, Lessons
+from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch
 from turbo_runtime.distill.recipe import Recipe
 
 
@@ -23,7 +23,7 @@ class Words:
         return self._places[ids.long()]
 
 
-def guessing(logits: Tensor, lessons: Lessons, words: Words, recipe: Recipe) -> Tensor:
+def guessing(logits: Tensor, lessons: TrainingBatch, words: Words, recipe: Recipe) -> Tensor:
     """The loss of the guesses: logits (rows, heads, V) -> a scalar.
 
     Cross-entropy with the words, cross-entropy with the target's law (its probabilities outside the
@@ -49,7 +49,7 @@ def guessing(logits: Tensor, lessons: Lessons, words: Words, recipe: Recipe) -> 
     return (total * weight).sum() / weight.sum().clamp(min=1)
 
 
-def chance_of_acceptance(logits: Tensor, lessons: Lessons, words: Words, temperature: float) -> Tensor:
+def chance_of_acceptance(logits: Tensor, lessons: TrainingBatch, words: Words, temperature: float) -> Tensor:
     """The chance (rows, heads) that each head's token is accepted, all before it being right: whether it is
     the word that was said where the target is greedy, else that of two laws under the same Gumbel noise,
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from turbo_runtime.distill.data.examples import Lessons, Places
-from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.examples import TrainingBatch, TrainingExamples
+from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.drafters.heads.module import Heads
 
 
@@ -19,7 +19,7 @@ class Material(Protocol):
     """What some answers taught with: the places of their tokens, and whatever a method sees beside them."""
 
     @property
-    def places(self) -> Places:
+    def places(self) -> TrainingExamples:
         """One answer behind the other."""
 
 
@@ -49,7 +49,7 @@ class Student(Protocol[Taught, Lesson]):
     def guessers(self) -> Sequence[nn.Parameter]:
         """What guesses depend on."""
 
-    def steps(self, said: Sequence[Said]) -> int:
+    def steps(self, said: Sequence[Completion]) -> int:
         """How many steps of an optimiser one look at these answers takes."""
 
     def lessons(self, material: Taught, lot: int) -> Iterator[Sequence[Lesson]]:
@@ -58,7 +58,7 @@ class Student(Protocol[Taught, Lesson]):
     def review(self, material: Taught) -> Iterator[Lesson]:
         """Everything once, in order."""
 
-    def guess(self, lesson: Lesson) -> tuple[Tensor, Lessons]:
+    def guess(self, lesson: Lesson) -> tuple[Tensor, TrainingBatch]:
         """Logits (rows, depth, V), each token before a guessed one being known, and what they should say."""
 
     def settle(self, judges: Taught) -> None:
@@ -76,16 +76,16 @@ class Method(Protocol[Given, Learner]):
     def row_bytes(self) -> int:
         """Memory of one row of material."""
 
-    def rows(self, said: Said) -> int:
+    def rows(self, said: Completion) -> int:
         """How many rows of material an answer is."""
 
-    def read(self, said: Sequence[Said]) -> Given:
+    def read(self, said: Sequence[Completion]) -> Given:
         """The target reads them again."""
 
     def student(self, vocabulary: Tensor) -> Learner:
         """One that has learnt nothing yet."""
 
-    def taken(self, student: Learner, said: Sequence[Said]) -> Iterator[tuple[Said, list[int]]]:
+    def taken(self, student: Learner, said: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
         """For each answer, how many of the tokens drafted behind each of its tokens but the last are its own;
         the last one is never drafted.
         """

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.data.shards import JUDGES_SHARE, Reader, Shards, fitting
 from turbo_runtime.distill.data.vocabulary import choose_vocabulary, counted
 from turbo_runtime.distill.errors import DistillError
@@ -49,8 +49,8 @@ def settings(recipe: Recipe, method: str) -> Recipe:
 
 def pilot(
     method: Method[Any, Any],
-    learnt: Sequence[Said],
-    judges: Sequence[Said],
+    learnt: Sequence[Completion],
+    judges: Sequence[Completion],
     recipe: Recipe,
     most_rows: int,
     words: int,

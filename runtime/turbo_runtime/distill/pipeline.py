@@ -18,7 +18,13 @@ from turbo_runtime.atomic_write import write_whole_by
 from turbo_runtime.client.client import Server
 from turbo_runtime.distill.data.prompt_set import ask
 from turbo_runtime.distill.data.response_store import Kept, lot, write_kept
-from turbo_runtime.distill.data.responses import Asked, Said, answer_all, read_asked, write_asked
+from turbo_runtime.distill.data.responses import (
+    Completion,
+    TokenizedPrompt,
+    answer_all,
+    read_asked,
+    write_asked,
+)
 from turbo_runtime.distill.data.shards import JUDGES_SHARE, Reader, Shards, fitting
 from turbo_runtime.distill.data.vocabulary import choose_vocabulary, counted
 from turbo_runtime.distill.eagle3.method import Eagle3Method
@@ -41,9 +47,9 @@ from turbo_runtime.distill.method import Method, Student
 from turbo_runtime.distill.pilot import Pilot, best, pilot, settings
 from turbo_runtime.distill.progress import Progress
 from turbo_runtime.distill.recipe import AUTO, HEADS, HELD_OUT, JUDGES, TRAINED, TRAINING, Recipe
-from turbo_runtime.distill.target import Served
+from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.distill.trainer import Training, read_state
-from turbo_runtime.distill.workspace import Work
+from turbo_runtime.distill.workspace import Workspace
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import Prompt
@@ -69,13 +75,13 @@ class Distillation:
 
     def __init__(
         self,
-        served: Served,
+        served: TargetModel,
         model: str,
         active_parameters: int,
         parts: Mapping[str, Sequence[Prompt]],
         kept: Kept,
         recipe: Recipe,
-        work: Work,
+        work: Workspace,
         options: Options,
         progress: Progress,
     ) -> None:
@@ -158,7 +164,7 @@ class Distillation:
             return HeadsMethod(self._served, recipe, self._taught)
         return Eagle3Method(self._served, self._model, recipe, self._taught)
 
-    def _piloted(self, parts: Mapping[str, Sequence[Said]]) -> Recipe:
+    def _piloted(self, parts: Mapping[str, Sequence[Completion]]) -> Recipe:
         """The recipe of the method that a pilot says to pay; an earlier run's pilot counts."""
         words, judges = len(self._served.target.embedding), list(parts[JUDGES])
         pilots = self._work.read(PILOT)
@@ -182,7 +188,7 @@ class Distillation:
         self._progress.say(f"a pilot says that {chosen} pays most")
         return settings(self._recipe, chosen)
 
-    def _ask(self) -> list[Asked]:
+    def _ask(self) -> list[TokenizedPrompt]:
         room = self._served.ready.max_model_len - self._recipe.max_tokens
         asked, left_out = ask(self._prompts, self._served.encode, self._recipe, room)
         if left_out:
@@ -215,10 +221,10 @@ class Distillation:
             stop_token_ids=self._served.stop_ids,
         )
 
-    def _answers(self, asked: Sequence[Asked]) -> tuple[dict[str, list[Said]], int]:
+    def _answers(self, asked: Sequence[TokenizedPrompt]) -> tuple[dict[str, list[Completion]], int]:
         """By part those that can be learnt from, and how many cannot."""
         said = self._kept.said or self._answered(asked)
-        parts: dict[str, list[Said]] = {HELD_OUT: [], JUDGES: [], TRAINING: []}
+        parts: dict[str, list[Completion]] = {HELD_OUT: [], JUDGES: [], TRAINING: []}
         left_out = 0
         for one in said:
             if one.looping or len(one.tokens) < 2:
@@ -227,11 +233,11 @@ class Distillation:
                 parts[one.asked.part].append(one)
         return parts, left_out
 
-    def _answered(self, asked: Sequence[Asked]) -> list[Said]:
+    def _answered(self, asked: Sequence[TokenizedPrompt]) -> list[Completion]:
         """Asks what no earlier run has an answer to."""
         recipe = self._recipe
         params, again = (self._params(recipe.drawn_at(choice)) for choice in (0, 1))
-        answering: Served | Endpoint = self._served
+        answering: TargetModel | Endpoint = self._served
         if self._options.endpoint:
             server = Server.at(self._options.endpoint)
             answering = Endpoint(server, server.model(), self._served.tokenizer.encode_written)
@@ -250,7 +256,7 @@ class Distillation:
         params = self._params(recipe.taught_temperature)
         return params if recipe.temperature else dataclasses.replace(params, top_p=1.0, top_k=0)
 
-    def _train(self, parts: Mapping[str, Sequence[Said]]) -> Training[Any, Any]:
+    def _train(self, parts: Mapping[str, Sequence[Completion]]) -> Training[Any, Any]:
         recipe, method, words = self._recipe, self._method, len(self._served.target.embedding)
         shards = Shards.of(parts[TRAINING], method.rows, self._rows, recipe.seed)
         reader = Reader(shards, method.read)
@@ -297,10 +303,10 @@ class Distillation:
         return training
 
     def _evaluate(
-        self, student: Student[Any, Any], held_out: Sequence[Said], learnt: Collection[tuple[int, ...]]
+        self, student: Student[Any, Any], held_out: Sequence[Completion], learnt: Collection[tuple[int, ...]]
     ) -> dict[str, DomainRecord]:
         recipe = self._recipe
-        taken: dict[str, list[tuple[Said, list[int]]]] = {}
+        taken: dict[str, list[tuple[Completion, list[int]]]] = {}
         with self._work.stage(self._progress, "evaluation", len(held_out), "answers") as advance:
             for one, found in self._method.taken(student, held_out):
                 taken.setdefault(one.asked.domain, []).append((one, found))
@@ -315,7 +321,7 @@ class Distillation:
     def _gains(
         self,
         heads: Heads,
-        parts: Mapping[str, Sequence[Said]],
+        parts: Mapping[str, Sequence[Completion]],
         records: dict[str, DomainRecord],
         learnt: Collection[tuple[int, ...]],
     ) -> None:
@@ -347,7 +353,11 @@ class Distillation:
                 records[domain] = dataclasses.replace(before, gains=(*before.gains, gain))
 
     def _save(
-        self, student: Student[Any, Any], learnt: Sequence[Said], counts: Mapping[str, int], left_out: int
+        self,
+        student: Student[Any, Any],
+        learnt: Sequence[Completion],
+        counts: Mapping[str, int],
+        left_out: int,
     ) -> None:
         """The configuration comes last: without it the folder is no artefact yet."""
         request = self._work.request
@@ -378,11 +388,11 @@ def _instant(at: float) -> str:
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
 
 
-def _digest(said: Iterable[Said]) -> str:
+def _digest(said: Iterable[Completion]) -> str:
     """Of prompts and answers, whatever their order."""
     answers = json.dumps(sorted((one.asked.prompt, one.tokens) for one in said))
     return f"sha256:{hashlib.sha256(answers.encode()).hexdigest()}"
 
 
-def _evaluated(pairs: Sequence[tuple[Said, list[int]]], recipe: Recipe) -> Evaluation:
+def _evaluated(pairs: Sequence[tuple[Completion, list[int]]], recipe: Recipe) -> Evaluation:
     return evaluate([said for said, _ in pairs], [taken for _, taken in pairs], recipe.depth)

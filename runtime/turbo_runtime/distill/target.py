@@ -12,30 +12,30 @@ from torch import Tensor
 
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.chat import turns
-from turbo_runtime.distill.data.examples import Places
-from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.examples import TrainingExamples
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.data.texts import Text
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.drafters.heads.checkpoint import Target
-from turbo_runtime.drafters.loader import InUse
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.builder import start_engine
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockLedger, blocks_for
-from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import Chunk
 from turbo_runtime.models.tokenizer import export_tokenizer
 from turbo_runtime.prompts import Prompt, PromptsError
-from turbo_runtime.speculation.controller import Control
+from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.tokenization.chat_template import TemplateRefusalError
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
 LIKELIEST = 16  # tokens of the target's law that are kept of each place; the rest is never worth drafting
 
 
-class Served:
+class TargetModel:
     """A model, loaded, checked and measured once; every engine of it begins with nothing remembered."""
 
     def __init__(self, config: RuntimeConfig) -> None:
@@ -55,22 +55,22 @@ class Served:
         decoder = self.model.decoder
         return Target(self.ready.digest or "", decoder.embedding, decoder.output_rows)
 
-    def engine(self, in_use: InUse) -> Engine:
+    def engine(self, in_use: ActiveDrafts) -> Engine:
         """One that drafts with this and nothing else; only the newest may be used."""
         return self.engines([in_use])[0]
 
-    def engines(self, in_use: Sequence[InUse]) -> list[Engine]:
+    def engines(self, in_use: Sequence[ActiveDrafts]) -> list[Engine]:
         """One for each. Their steps may be taken in turn: each has its part of the KV cache. Only the newest
         may be used.
         """
         blocks = self._blocks // len(in_use)
-        return [self._engine_of(one, BlockLedger(blocks, blocks * part)) for part, one in enumerate(in_use)]
+        return [self._engine_of(one, BlockPool(blocks, blocks * part)) for part, one in enumerate(in_use)]
 
     def holds(self, engines: int, requests: int, tokens: int) -> bool:
         """Whether the KV cache has room for so many requests of so many tokens in each of so many engines."""
         return self._blocks // engines >= requests * blocks_for(tokens)
 
-    def _engine_of(self, in_use: InUse, ledger: BlockLedger) -> Engine:
+    def _engine_of(self, in_use: ActiveDrafts, ledger: BlockPool) -> Engine:
         first = self._engine.scheduler
         scheduler = Scheduler(
             ledger,
@@ -80,9 +80,9 @@ class Served:
             max_length=min(first.max_length, ledger.num_blocks * BLOCK_SIZE),
             shared_tile=first.shared_tile,
         )
-        control = Control(None, padded_rows)
+        control = GoodputController(None, padded_rows)
         control.cost = self._engine.speculation.control.cost
-        return Engine(self.model, scheduler, Drafters(in_use), None, control)
+        return Engine(self.model, scheduler, Proposer(in_use), None, control)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """The prompt in tokens, as the server would read it. Raises PromptsError."""
@@ -103,7 +103,7 @@ class Served:
 
     def answer(
         self,
-        asked: Sequence[Asked],
+        asked: Sequence[TokenizedPrompt],
         params: SamplingParams,
         again: SamplingParams,
         answered: Callable[[], None] = lambda: None,
@@ -111,10 +111,10 @@ class Served:
         """Answers without drafts, all together, `answered` hearing of each; further answers to a prompt are
         drawn with `again`.
         """
-        engine = self.engine(InUse("off"))
+        engine = self.engine(ActiveDrafts("off"))
         for number, one in enumerate(asked):
             law = again if one.choice else params
-            engine.accept(Submit(str(number), one.prompt, law, choice=one.choice))
+            engine.accept(GenerationRequest(str(number), one.prompt, law, choice=one.choice))
         told: list[list[int]] = [[] for _ in asked]
         while not engine.idle:
             for event in engine.step().events:
@@ -125,14 +125,14 @@ class Served:
                     answered()
         return [tuple(tokens) for tokens in told]
 
-    def places(self, said: Sequence[Said], law: SamplingParams) -> Iterator[Places]:
+    def places(self, said: Sequence[Completion], law: SamplingParams) -> Iterator[TrainingExamples]:
         """Every token of these answers with the state it was drawn from, some answers at a time: the target
         reads them again. What is kept beside each is the law by temperature, top-k and top-p.
         """
         for batch in self._batches(said):
             yield self._read(batch, law)[0]
 
-    def texts(self, said: Sequence[Said], law: SamplingParams, layers: Sequence[int]) -> Iterator[Text]:
+    def texts(self, said: Sequence[Completion], law: SamplingParams, layers: Sequence[int]) -> Iterator[Text]:
         """As `places`, with what entered those layers in place of the last hidden state, prompts included."""
         for batch in self._batches(said):
             places, streams = self._read(batch, law, layers)
@@ -142,10 +142,10 @@ class Served:
                 yield Text.of(one, streams[start:end].clone(), places, row)
                 start, row = end, row + len(one.tokens)
 
-    def _batches(self, said: Sequence[Said]) -> Iterator[list[Said]]:
+    def _batches(self, said: Sequence[Completion]) -> Iterator[list[Completion]]:
         """As many together as one step and the KV cache take."""
         scheduler = self._engine.scheduler
-        batch: list[Said] = []
+        batch: list[Completion] = []
         tokens = blocks = 0
         for one in said:
             length = _read_tokens(one)
@@ -158,11 +158,11 @@ class Served:
             yield batch
 
     def _read(
-        self, said: Sequence[Said], law: SamplingParams, layers: Sequence[int] = ()
-    ) -> tuple[Places, Tensor]:
+        self, said: Sequence[Completion], law: SamplingParams, layers: Sequence[int] = ()
+    ) -> tuple[TrainingExamples, Tensor]:
         """Places, and the streams (tokens read, layers x width) of prompts and answers."""
         most = self._engine.scheduler.max_step_tokens
-        ledger = BlockLedger(self._blocks)
+        ledger = BlockPool(self._blocks)
         states: list[Tensor] = []
         streams: list[Tensor] = []
         likely: list[Tensor] = []
@@ -178,7 +178,7 @@ class Served:
                 streams.append(forward.streams)
             likely.append(ids)
             chances.append(kept)
-        places = Places.of(
+        places = TrainingExamples.of(
             torch.cat(states), [one.tokens for one in said], torch.cat(likely), torch.cat(chances)
         )
         return places, torch.cat(streams) if streams else torch.empty(0)
@@ -202,12 +202,12 @@ def _likeliest(logits: Tensor, law: SamplingParams) -> tuple[Tensor, Tensor]:
     return top.indices.to(torch.int32), chances
 
 
-def _read_tokens(one: Said) -> int:
+def _read_tokens(one: Completion) -> int:
     """The last token is never read: nothing was drawn from its state."""
     return len(one.asked.prompt) + len(one.tokens) - 1
 
 
-def _passes(said: Sequence[Said], tables: Sequence[list[int]], most: int) -> Iterator[list[Chunk]]:
+def _passes(said: Sequence[Completion], tables: Sequence[list[int]], most: int) -> Iterator[list[Chunk]]:
     """One pass over several short answers, or several over one that is longer than a step."""
     chunks: list[Chunk] = []
     for one, table in zip(said, tables, strict=True):

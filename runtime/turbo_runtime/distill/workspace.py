@@ -30,7 +30,7 @@ _CAPTURED = "captured.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class RunSpec:
     """All that the bits of an artefact depend on, but for the machine's arithmetic."""
 
     target_digest: str
@@ -61,7 +61,7 @@ class Request:
         memory_gib: float,
         answers_from: str,
         captured: bool,
-    ) -> Request:
+    ) -> RunSpec:
         """`asked`: a text for each prompt, or kept answer, of all that counts of it; in any order."""
         digest = f"sha256:{hashlib.sha256(chr(0).join(sorted(asked)).encode()).hexdigest()}"
         facts = dataclasses.asdict(recipe)
@@ -94,10 +94,10 @@ class Request:
         )
 
 
-class Work:
+class Workspace:
     """The folder of one request."""
 
-    def __init__(self, out: Path, request: Request) -> None:
+    def __init__(self, out: Path, request: RunSpec) -> None:
         self.out, self.request = out, request
         self.folder = out / WORK
 

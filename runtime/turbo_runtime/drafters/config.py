@@ -21,7 +21,7 @@ class SelectionError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class DraftConfig:
     """`auto` drafts with everything there is, for each position what is surer."""
 
     drafter: Drafting = "auto"
@@ -30,7 +30,7 @@ class Selection:
     named: Mapping[str, Path] = field(default_factory=dict)  # folders of heads that a request may choose
 
 
-def read_selection(path: Path) -> Selection:
+def read_selection(path: Path) -> DraftConfig:
     """`{"drafter": "auto", "heads": "/path", "version": "7", "named": {"latex": "/path"}}`, each of them
     optional; a relative path counts from the file's folder. Raises SelectionError.
     """
@@ -53,7 +53,7 @@ def read_selection(path: Path) -> Selection:
     if not isinstance(version, str):
         raise SelectionError(f"{path}: version must be a string, not {version!r}")
     named = _named(path, document.get("named", {}))
-    return Selection(drafter, None if heads is None else path.parent / heads, version, named)
+    return DraftConfig(drafter, None if heads is None else path.parent / heads, version, named)
 
 
 def _named(path: Path, said: object) -> dict[str, Path]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import TypeVar
 
-from turbo_runtime.drafters.interface import Offer, Proposal, Source, Want
+from turbo_runtime.drafters.interface import CandidateStream, Drafter, DraftRequest, TokenCandidate
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ Said = TypeVar("Said")
 class Guarded:
     """The same source until it fails; from then on one that knows nothing."""
 
-    def __init__(self, source: Source, draft: str = "") -> None:
+    def __init__(self, source: Drafter, draft: str = "") -> None:
         """`draft`: which of several, for the sentence that tells of its failure."""
         self.source = source
         self.name, self.takes_time = source.name, source.takes_time
@@ -27,9 +27,9 @@ class Guarded:
         self.problem = ""  # why it gives no drafts any more; empty while it does
         self.seconds = 0.0  # that it was asked for drafts, in all
 
-    def begin(self, wants: Sequence[Want]) -> Proposal:
+    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
         """Read what is new in each want."""
-        nothing: Proposal = _Nothing(len(wants))
+        nothing: CandidateStream = _Nothing(len(wants))
         begun = self.timed(lambda: self.source.begin(wants), nothing)
         return nothing if self.problem else _GuardedProposal(self, begun, len(wants))
 
@@ -62,10 +62,10 @@ class Guarded:
 
 
 class _GuardedProposal:
-    def __init__(self, guard: Guarded, proposal: Proposal, wants: int) -> None:
+    def __init__(self, guard: Guarded, proposal: CandidateStream, wants: int) -> None:
         self._guard, self._proposal, self._wants = guard, proposal, wants
 
-    def offers(self, beside: Sequence[float]) -> list[Offer | None]:
+    def offers(self, beside: Sequence[float]) -> list[TokenCandidate | None]:
         return self._guard.timed(lambda: self._proposal.offers(beside), [None] * self._wants)
 
     def advance(self, tokens: Sequence[int | None]) -> None:
@@ -76,7 +76,7 @@ class _Nothing:
     def __init__(self, wants: int) -> None:
         self._wants = wants
 
-    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
+    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
         return [None] * self._wants
 
     def advance(self, tokens: Sequence[int | None]) -> None:

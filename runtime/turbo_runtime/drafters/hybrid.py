@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from turbo_runtime.drafters.interface import Bid, Draft, Evidence, Offer, Source, Want
+from turbo_runtime.drafters.interface import (
+    Draft,
+    Drafter,
+    DraftRequest,
+    LosingCandidate,
+    TokenCandidate,
+    TokenOrigin,
+)
 
 LEAST_SURVIVAL = 0.02  # whatever the caller says: with less there is no hope
 
 
-def propose(sources: Sequence[Source], wants: Sequence[Want], least: float = LEAST_SURVIVAL) -> list[Draft]:
+def propose(
+    sources: Sequence[Drafter], wants: Sequence[DraftRequest], least: float = LEAST_SURVIVAL
+) -> list[Draft]:
     """One draft for each want. Every source goes on behind what was drafted so far, whoever drafted it; those
     that take time come last, and are told how sure the others are. A draft ends where the chance that all of
     it is accepted falls below `least`.
@@ -19,7 +28,7 @@ def propose(sources: Sequence[Source], wants: Sequence[Want], least: float = LEA
     proposals = [source.begin(wants) for source in sources]
     growing = [_Growing(want.limit, max(least, LEAST_SURVIVAL)) for want in wants]
     while True:
-        offers: list[list[Offer | None]] = []
+        offers: list[list[TokenCandidate | None]] = []
         beside = [0.0] * len(wants)
         for proposal in proposals:
             offers.append(proposal.offers(beside))
@@ -44,12 +53,12 @@ class _Growing:
         self._limit, self._least = limit, least
         self._tokens: list[int] = []
         self._survival: list[float] = []
-        self._evidence: list[Evidence] = []
+        self._evidence: list[TokenOrigin] = []
         self._without = (
             1.0  # survival of the same tokens without sources that take time; 0: of others, or none
         )
 
-    def take(self, sources: Sequence[Source], offers: Sequence[Offer | None]) -> int | None:
+    def take(self, sources: Sequence[Drafter], offers: Sequence[TokenCandidate | None]) -> int | None:
         """The most confident offer's token, now part of the draft; None where the draft ends."""
         if len(self._tokens) == self._limit:
             return None
@@ -65,14 +74,16 @@ class _Growing:
         if survival < self._least:
             return None
         outbid = tuple(
-            Bid(source.name, offer.cell, offer.token) for source, offer in made if offer is not best
+            LosingCandidate(source.name, offer.cell, offer.token)
+            for source, offer in made
+            if offer is not best
         )
         self._tokens.append(best.token)
         self._survival.append(survival)
-        self._evidence.append(Evidence(surest.name, best.cell, self._instead(best.token, made), outbid))
+        self._evidence.append(TokenOrigin(surest.name, best.cell, self._instead(best.token, made), outbid))
         return best.token
 
-    def _instead(self, taken: int, made: Sequence[tuple[Source, Offer]]) -> int | None:
+    def _instead(self, taken: int, made: Sequence[tuple[Drafter, TokenCandidate]]) -> int | None:
         """What would have been drafted here without sources that take time."""
         free = [each for each in made if not each[0].takes_time]
         if not free or not self._without:
@@ -89,5 +100,5 @@ class _Growing:
         return Draft(tuple(self._tokens), tuple(self._survival), tuple(self._evidence))
 
 
-def _confidence(made: tuple[Source, Offer]) -> float:
+def _confidence(made: tuple[Drafter, TokenCandidate]) -> float:
     return made[1].confidence

@@ -27,7 +27,7 @@ class Coupling:
 
 
 @dataclass(frozen=True, slots=True)
-class Want:
+class DraftRequest:
     """One sequence that drafts are wanted for."""
 
     request_id: str
@@ -41,7 +41,7 @@ class Want:
     name: str = DEFAULT_DRAFT  # of the trained draft it chose
 
 
-class Bid(NamedTuple):
+class LosingCandidate(NamedTuple):
     """A token that another one was surer of."""
 
     source: str
@@ -49,7 +49,7 @@ class Bid(NamedTuple):
     token: int
 
 
-class Evidence(NamedTuple):
+class TokenOrigin(NamedTuple):
     """What a drafted token's confidence came from, so that its source learns what became of it; and what
     else there was in its place.
     """
@@ -57,7 +57,9 @@ class Evidence(NamedTuple):
     source: str
     cell: Hashable  # of the source's calibration
     instead: int | None = None  # the token drafted here without sources that take time; None: there is none
-    outbid: tuple[Bid, ...] = ()  # whose sources learn as well: else they would learn where they are sure
+    outbid: tuple[
+        LosingCandidate, ...
+    ] = ()  # whose sources learn as well: else they would learn where they are sure
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class Draft:
 
     tokens: tuple[int, ...] = ()
     survival: tuple[float, ...] = ()  # as long as `tokens`, never rising
-    evidence: tuple[Evidence, ...] = ()  # as long as `tokens`
+    evidence: tuple[TokenOrigin, ...] = ()  # as long as `tokens`
     name: str = DEFAULT_DRAFT  # of the trained draft that was asked, perhaps beside others
 
     @property
@@ -91,7 +93,7 @@ class Draft:
         )
 
 
-class Offer(NamedTuple):
+class TokenCandidate(NamedTuple):
     """One source's next token for one want."""
 
     token: int
@@ -99,10 +101,10 @@ class Offer(NamedTuple):
     cell: Hashable
 
 
-class Proposal(Protocol):
+class CandidateStream(Protocol):
     """One source's part in the drafts of a batch, which grow by a token of whichever source at a time."""
 
-    def offers(self, beside: Sequence[float], /) -> list[Offer | None]:
+    def offers(self, beside: Sequence[float], /) -> list[TokenCandidate | None]:
         """The next token for each want; None where the source knows nothing or the want's draft has ended.
         `beside`: for each want how sure others are of theirs; where that can hardly be more, a source that
         takes time may keep silent.
@@ -112,13 +114,13 @@ class Proposal(Protocol):
         """The token that each draft got; None ends the draft."""
 
 
-class Source(Protocol):
+class Drafter(Protocol):
     """Where drafts come from."""
 
     name: str
     takes_time: bool  # more than next to none
 
-    def begin(self, wants: Sequence[Want]) -> Proposal:
+    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
         """Read what is new in each want."""
 
     def learn(self, cell: Hashable, accepted: bool) -> None:

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from turbo_runtime.drafters.config import Selection, read_selection
+from turbo_runtime.drafters.config import DraftConfig, read_selection
 from turbo_runtime.drafters.heads.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Target, load_heads
-from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.file_stamp import Stamp, file_stamp
 from turbo_runtime.messages import Drafting
 from turbo_runtime.sampling.noise import Noise
@@ -24,28 +24,30 @@ Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
+class LoadedDraft:
     """A trained draft, ready to be asked."""
 
-    heads: HeadsSource
+    heads: HeadsDrafter
     version: str
 
 
 @dataclass(frozen=True, slots=True)
-class InUse:
+class ActiveDrafts:
     """What a deployment drafts with."""
 
     drafter: Drafting = "auto"
-    heads: HeadsSource | None = None
+    heads: HeadsDrafter | None = None
     version: str = ""
-    named: Mapping[str, Trained] = field(default_factory=dict)  # a request may choose one instead of `heads`
+    named: Mapping[str, LoadedDraft] = field(
+        default_factory=dict
+    )  # a request may choose one instead of `heads`
     problem: str = field(default="", compare=False)  # why it is not all that was asked for; empty if it is
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
     stamps: tuple[Stamp | None, ...]  # of its files when they were read
-    trained: Trained
+    trained: LoadedDraft
 
 
 class DraftLoader:
@@ -56,38 +58,40 @@ class DraftLoader:
     def __init__(self, target: Target, noise: Noise, until_then: Drafting = "auto") -> None:
         """`until_then` drafts where the first file's own draft cannot be loaded."""
         self._target, self._noise = target, noise
-        self._in_use = InUse(until_then)
+        self._in_use = ActiveDrafts(until_then)
         self._held: dict[Path, _Held] = {}
 
-    def load(self, path: Path) -> InUse:
+    def load(self, path: Path) -> ActiveDrafts:
         """What the file at `path` selects. Raises SelectionError where that cannot be followed."""
         selection, before = read_selection(path), self._in_use
         problems: list[str] = []
         default = _attempt(partial(self._default, selection), before, "", problems)
-        named: dict[str, Trained] = {}
+        named: dict[str, LoadedDraft] = {}
         for name, folder in selection.named.items():
             kept = before.named.get(name)
             trained = _attempt(partial(self._trained, folder), kept, f"the draft {name}: ", problems)
             if trained is not None:
                 named[name] = trained
-        self._in_use = InUse(default.drafter, default.heads, default.version, named, "; ".join(problems))
+        self._in_use = ActiveDrafts(
+            default.drafter, default.heads, default.version, named, "; ".join(problems)
+        )
         used = {id(self._in_use.heads), *(id(trained.heads) for trained in named.values())}
         self._held = {at: held for at, held in self._held.items() if id(held.trained.heads) in used}
         return self._in_use
 
-    def _default(self, selection: Selection) -> InUse:
+    def _default(self, selection: DraftConfig) -> ActiveDrafts:
         if selection.heads is None:
-            return InUse(selection.drafter, None, selection.version)
+            return ActiveDrafts(selection.drafter, None, selection.version)
         trained = self._trained(selection.heads)
-        return InUse(selection.drafter, trained.heads, selection.version or trained.version)
+        return ActiveDrafts(selection.drafter, trained.heads, selection.version or trained.version)
 
-    def _trained(self, folder: Path) -> Trained:
+    def _trained(self, folder: Path) -> LoadedDraft:
         """Raises HeadsError."""
         stamps = file_stamp(folder / CONFIG_FILE), file_stamp(folder / WEIGHTS_FILE)
         held = self._held.get(folder)
         if held is None or held.stamps != stamps:
             config, heads = load_heads(folder, self._target)
-            held = _Held(stamps, Trained(HeadsSource(heads, self._noise), config.version))
+            held = _Held(stamps, LoadedDraft(HeadsDrafter(heads, self._noise), config.version))
             self._held[folder] = held
         return held.trained
 

@@ -8,27 +8,27 @@ from dataclasses import replace
 
 from turbo_runtime.drafters.fail_safe import Guarded
 from turbo_runtime.drafters.hybrid import propose
-from turbo_runtime.drafters.interface import Bid, Draft, Want
-from turbo_runtime.drafters.loader import InUse
+from turbo_runtime.drafters.interface import Draft, DraftRequest, LosingCandidate
+from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.reload import WatchedFile
-from turbo_runtime.drafters.suffix import Suffix
+from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
 
 
-class Drafters:
+class Proposer:
     """Proposes for whole batches, and learns from what is committed."""
 
     def __init__(
         self,
-        in_use: InUse | None = None,
+        in_use: ActiveDrafts | None = None,
         *,
-        file: WatchedFile[InUse] | None = None,
-        suffix: Suffix | None = None,
+        file: WatchedFile[ActiveDrafts] | None = None,
+        suffix: SuffixDrafter | None = None,
     ) -> None:
         """`file` is followed by `poll`; `in_use` is what holds until it says something else."""
-        self._in_use = InUse() if in_use is None else in_use
+        self._in_use = ActiveDrafts() if in_use is None else in_use
         self._file = file
-        self._suffix = Suffix() if suffix is None else suffix
+        self._suffix = SuffixDrafter() if suffix is None else suffix
         self.heads_seconds: dict[Hashable, float] = {}  # of the last proposal, of those that were asked
         self._taken_up = 0  # times that drafts were taken into use
         self._guard()
@@ -88,7 +88,11 @@ class Drafters:
         return self._recent.attempt(lambda: self._suffix.read(most), 0)
 
     def propose(
-        self, wants: Sequence[Want], least: float = 0.0, pays: Callable[[Hashable], bool] = lambda _: True, /
+        self,
+        wants: Sequence[DraftRequest],
+        least: float = 0.0,
+        pays: Callable[[Hashable], bool] = lambda _: True,
+        /,
     ) -> list[Draft]:
         """One draft for each want, perhaps an empty one, which ends where less than `least` of it survives; a
         pass for all that want the same. Heads, which take time, are asked beside others where `pays` says so
@@ -127,8 +131,11 @@ class Drafters:
         verified, and so does what was outbid: the committed tokens are what they are.
         """
         for evidence, token, said in zip(draft.evidence, draft.tokens, committed, strict=False):
-            for name, cell, told in (Bid(evidence.source, evidence.cell, token), *evidence.outbid):
-                source = self._recent if name == Suffix.name else self._heads.get(draft.name)
+            for name, cell, told in (
+                LosingCandidate(evidence.source, evidence.cell, token),
+                *evidence.outbid,
+            ):
+                source = self._recent if name == SuffixDrafter.name else self._heads.get(draft.name)
                 if source is not None:
                     source.learn(cell, told == said)
             if token != said:

@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
 from turbo_runtime.drafters.calibration import Calibration
-from turbo_runtime.drafters.interface import Coupling, Offer, Proposal, Want
+from turbo_runtime.drafters.interface import CandidateStream, Coupling, DraftRequest, TokenCandidate
 from turbo_runtime.drafters.recent_outputs import Memory
 from turbo_runtime.drafters.rolling_index import History, Reader
 from turbo_runtime.sampling.noise import position_key, token_exponential
@@ -55,7 +55,7 @@ class _Request:
         return [(automaton, cursor, True) for automaton, cursor in self.own.repeats()]
 
 
-class Suffix:
+class SuffixDrafter:
     """The source `suffix`."""
 
     name = "suffix"
@@ -74,7 +74,7 @@ class Suffix:
         """Memory of all histories, those of live requests included."""
         return self.memory.num_bytes + sum(r.own.num_bytes for r in self._requests.values())
 
-    def begin(self, wants: Sequence[Want]) -> Proposal:
+    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
         """Read what is new in each want, and find where its end occurred."""
         return _SuffixProposal([self._walk(want) for want in wants])
 
@@ -119,7 +119,7 @@ class Suffix:
             request = self._requests[request_id] = _Request(read=max(0, len(tokens) - REQUEST_TOKENS))
         return request
 
-    def _walk(self, want: Want) -> _Walk:
+    def _walk(self, want: DraftRequest) -> _Walk:
         request, tokens = self._request(want.request_id, want.tokens), want.tokens
         matches: list[_Found] = []
         if (
@@ -142,7 +142,7 @@ class _SuffixProposal:
     def __init__(self, walks: Sequence[_Walk]) -> None:
         self._walks: list[_Walk | None] = [*walks]
 
-    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
+    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
         return [None if walk is None else walk.offer() for walk in self._walks]
 
     def advance(self, tokens: Sequence[int | None]) -> None:
@@ -164,7 +164,7 @@ class _Walk:
         self._matches, self._calibration = matches, calibration
         self._coupling, self._position = coupling, position
 
-    def offer(self) -> Offer | None:
+    def offer(self) -> TokenCandidate | None:
         sampled = self._coupling.temperature > 0
         best: list[tuple[int, int]] = []
         confidence, cell = 0.0, None
@@ -190,7 +190,7 @@ class _Walk:
         if not best:
             return None
         token = self._draw(best) if sampled and len(best) > 1 else best[0][0]
-        return Offer(token, confidence, cell)
+        return TokenCandidate(token, confidence, cell)
 
     def advance(self, token: int) -> None:
         # a match that has just come to nothing may begin again with the next token

@@ -26,12 +26,12 @@ from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
-from turbo_runtime.messages import Submit
-from turbo_runtime.models.runner import Chunk, PagedModel
+from turbo_runtime.messages import GenerationRequest
+from turbo_runtime.models.runner import Chunk, ModelRunner
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import SpentError
-from turbo_runtime.sampling.registry import Laws
-from turbo_runtime.sampling.sampler import AnswerLaw, NoTokenError
+from turbo_runtime.sampling.registry import SamplerRegistry
+from turbo_runtime.sampling.sampler import NoTokenError, Sampler
 from turbo_runtime.speculation.verification import verify
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class AuditTerms:
 
 @dataclass(frozen=True, slots=True)
 class _Finished:
-    submit: Submit
+    submit: GenerationRequest
     answer: tuple[int, ...]
     reason: str  # why it ended
 
@@ -63,14 +63,16 @@ class _Finished:
 @dataclass(frozen=True, slots=True)
 class _Replay:
     finished: _Finished
-    law: AnswerLaw
+    law: Sampler
     sequence: Sequence  # without keys: the prefix cache neither gives nor gets any of it
 
 
 class Audit:
     """Keeps answers until there is time, and replays them in small steps."""
 
-    def __init__(self, model: PagedModel, scheduler: Scheduler, laws: Laws, terms: AuditTerms) -> None:
+    def __init__(
+        self, model: ModelRunner, scheduler: Scheduler, laws: SamplerRegistry, terms: AuditTerms
+    ) -> None:
         self._model = model
         self._scheduler = scheduler
         self._laws = laws
@@ -89,7 +91,7 @@ class Audit:
         """The blocks that it holds."""
         return self._replay.sequence.table if self._replay else ()
 
-    def offer(self, submit: Submit, answer: Tokens[int], reason: str) -> None:
+    def offer(self, submit: GenerationRequest, answer: Tokens[int], reason: str) -> None:
         """An answer ended by itself.
 
         Whether it is taken depends on its id alone: no state, the same whatever the traffic, and no period

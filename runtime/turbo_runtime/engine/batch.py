@@ -7,22 +7,22 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from turbo_runtime.drafters.interface import Draft
-from turbo_runtime.engine.sequence import Work
+from turbo_runtime.engine.sequence import ScheduledTokens
 from turbo_runtime.messages import TokenLogprob
-from turbo_runtime.models.runner import Chunk, Forward, PagedModel
+from turbo_runtime.models.runner import Chunk, Forward, ModelRunner
 from turbo_runtime.sampling.logprobs import token_logprobs
-from turbo_runtime.sampling.sampler import AnswerLaw
+from turbo_runtime.sampling.sampler import Sampler
 from turbo_runtime.sampling.step import AnswerRows
 
 
 @dataclass(slots=True)
-class Part:
+class BatchEntry:
     """Its rows are those of prompt tokens whose log probabilities are wanted, then, where the work yields,
     one after the tokens so far and one after each draft.
     """
 
-    work: Work
-    law: AnswerLaw
+    work: ScheduledTokens
+    law: Sampler
     drafts: list[int] = field(default_factory=list)  # that are verified
     draft: Draft = field(default_factory=Draft)  # that was proposed, of which `drafts` are the first
     prompt: range = field(init=False)  # positions of the former
@@ -51,7 +51,7 @@ class Part:
         return tuple(token_logprobs(logits[self.first : self.first + len(tokens)], tokens, top))
 
 
-def compute(model: PagedModel, parts: list[Part]) -> Forward:
+def compute(model: ModelRunner, parts: list[BatchEntry]) -> Forward:
     """One pass over all parts; those that are `broken` say so afterwards.
 
     Where drafts were computed, the committed tokens are tried once more without any: a draft's state that is
@@ -69,7 +69,7 @@ def compute(model: PagedModel, parts: list[Part]) -> Forward:
     return forward
 
 
-def lay_out(parts: list[Part], logits: Tensor) -> None:
+def lay_out(parts: list[BatchEntry], logits: Tensor) -> None:
     """Tell each part where its rows are among the step's, and read those of prompts."""
     row = 0
     for part in parts:

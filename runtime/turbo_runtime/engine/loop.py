@@ -9,23 +9,23 @@ from __future__ import annotations
 import logging
 import time
 
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.audit import Audit, AuditTerms
-from turbo_runtime.engine.batch import Part, compute, lay_out
+from turbo_runtime.engine.batch import BatchEntry, compute, lay_out
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.sequence import Sequence
-from turbo_runtime.engine.speculator import Speculation
+from turbo_runtime.engine.speculator import Speculator
 from turbo_runtime.engine.stats import Counters
-from turbo_runtime.messages import Cancel, EngineStats, Step, Submit, TokenEvent
+from turbo_runtime.messages import Abort, EngineStats, GenerationRequest, StepOutput, TokenEvent
 from turbo_runtime.models.matmul import padded_rows
-from turbo_runtime.models.runner import Forward, PagedModel
+from turbo_runtime.models.runner import Forward, ModelRunner
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import Grammars, SpentError
 from turbo_runtime.sampling.noise import Noise
-from turbo_runtime.sampling.registry import Laws
+from turbo_runtime.sampling.registry import SamplerRegistry
 from turbo_runtime.sampling.sampler import NOT_FINITE, NoTokenError
 from turbo_runtime.sampling.step import TokenAt, tokens_of_step
-from turbo_runtime.speculation.controller import Control
+from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.speculation.verification import verify
 
 log = logging.getLogger(__name__)
@@ -39,19 +39,21 @@ class Engine:
 
     def __init__(
         self,
-        model: PagedModel,
+        model: ModelRunner,
         scheduler: Scheduler,
-        drafters: Drafters,
+        drafters: Proposer,
         grammars: Grammars | None = None,
-        control: Control | None = None,
+        control: GoodputController | None = None,
         audit: AuditTerms = NO_AUDIT,
     ) -> None:
         """`control`: by default one that has measured nothing yet."""
         self.model = model
         self.scheduler = scheduler
-        self.speculation = Speculation(drafters, Control(None, padded_rows) if control is None else control)
+        self.speculation = Speculator(
+            drafters, GoodputController(None, padded_rows) if control is None else control
+        )
         self.noise = Noise(model.vocabulary, model.device)
-        self.laws = Laws(self.noise, grammars)
+        self.laws = SamplerRegistry(self.noise, grammars)
         self.audit = Audit(model, scheduler, self.laws, audit)
         self._arrived: dict[str, float] = {}  # when an answer that waits for its first step came
         self._queued: dict[str, float] = {}  # how long one waited that has no token yet
@@ -64,9 +66,9 @@ class Engine:
         """Whether there is nothing to compute and nothing to tell."""
         return not (self.scheduler.running or self.scheduler.waiting or self.laws.compiling or self._events)
 
-    def accept(self, message: Submit | Cancel) -> None:
+    def accept(self, message: GenerationRequest | Abort) -> None:
         """Take one message of the server in; what is wrong with it becomes an event of the next step."""
-        if isinstance(message, Cancel):
+        if isinstance(message, Abort):
             sequence = self.scheduler.find(message.request_id)
             if sequence:  # else it ended while the message was under way
                 self._end(sequence)
@@ -85,7 +87,7 @@ class Engine:
         except ValueError as error:
             self._refuse(message, error)
 
-    def step(self) -> Step:
+    def step(self) -> StepOutput:
         """Compute one step for everything that runs."""
         self.speculation.drafters.poll(time.monotonic())
         self._checked = False
@@ -97,7 +99,7 @@ class Engine:
         self.audit.make_room()
         plan = self.scheduler.plan(self.speculation.demand.of)
         names = ((work, work.sequence.submit.request_id) for work in plan.work)
-        parts = [Part(work, self.laws[name]) for work, name in names if self.laws.ready(name)]
+        parts = [BatchEntry(work, self.laws[name]) for work, name in names if self.laws.ready(name)]
         if parts:
             began = time.perf_counter()
             self._note_start(parts)
@@ -121,7 +123,7 @@ class Engine:
             self._counters.count_step(seconds, after - before)
         elif self.laws.compiling:
             self.laws.wait(_COMPILE_WAIT_SECONDS)
-        return Step(tuple(self._take_events()), self.stats())
+        return StepOutput(tuple(self._take_events()), self.stats())
 
     def stats(self) -> EngineStats:
         """The state now, and the counters."""
@@ -174,12 +176,12 @@ class Engine:
             self._counters.count_audit(held)
             self._checked = False  # it had blocks too
 
-    def _check_ids(self, submit: Submit) -> None:
+    def _check_ids(self, submit: GenerationRequest) -> None:
         """An id without an embedding would fail the pass of everybody in the step."""
         if not all(0 <= token < self.model.vocabulary for token in submit.prompt):
             raise ValueError(f"token ids must lie between 0 and {self.model.vocabulary - 1}")
 
-    def _add(self, submit: Submit) -> None:
+    def _add(self, submit: GenerationRequest) -> None:
         """Queue an answer that has its law, or refuse it."""
         try:
             self.scheduler.add(submit)
@@ -188,14 +190,14 @@ class Engine:
             return
         self._counters.count_prompt(len(submit.prompt))
 
-    def _refuse(self, submit: Submit, error: ValueError) -> None:
+    def _refuse(self, submit: GenerationRequest, error: ValueError) -> None:
         self.laws.end(submit.request_id)
         self._arrived.pop(submit.request_id, None)
         self._events.append(
             TokenEvent(submit.request_id, finish_reason="error", error=str(error), refused=True)
         )
 
-    def _note_start(self, parts: list[Part]) -> None:
+    def _note_start(self, parts: list[BatchEntry]) -> None:
         now = time.monotonic()
         for part in parts:
             request_id = part.work.sequence.submit.request_id
@@ -203,7 +205,7 @@ class Engine:
             if arrived is not None:
                 self._queued[request_id] = now - arrived
 
-    def _advance(self, part: Part, token_at: TokenAt, forward: Forward) -> None:
+    def _advance(self, part: BatchEntry, token_at: TokenAt, forward: Forward) -> None:
         """Verify one sequence's rows, book the result, tell it; a failure takes only this sequence down."""
         drafts, law, sequence = part.drafts, part.law, part.work.sequence
         request_id = sequence.submit.request_id

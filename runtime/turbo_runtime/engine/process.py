@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Protocol
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.startup.library_logging import quiet_libraries
 from turbo_runtime.engine.startup.threads import settle_threads
-from turbo_runtime.messages import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit
+from turbo_runtime.messages import (
+    Abort,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    GenerationRequest,
+    Shutdown,
+    StepOutput,
+)
 
 if TYPE_CHECKING:
     from turbo_runtime.engine.loop import Engine
@@ -26,7 +34,7 @@ REST_SECONDS = 0.5  # without a message, after which an idle engine sees to itse
 class Inbox(Protocol):
     """What the server says: the receiving end of a multiprocessing queue."""
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Submit | Cancel | Stop:
+    def get(self, block: bool = True, timeout: float | None = None) -> GenerationRequest | Abort | Shutdown:
         """The next message; waits for one, `timeout` seconds at most, then raises queue.Empty."""
 
     def empty(self) -> bool:
@@ -36,7 +44,7 @@ class Inbox(Protocol):
 class Outbox(Protocol):
     """What the engine says: the sending end of a multiprocessing queue."""
 
-    def put(self, item: Ready | Step | Failed, /) -> None:
+    def put(self, item: EngineReady | StepOutput | EngineFailed, /) -> None:
         """Send without waiting."""
 
 
@@ -65,10 +73,10 @@ def run_engine(
         outbox.put(ready)
         serve(engine, inbox, outbox, beat)
     except ModelError as error:
-        outbox.put(Failed(str(error)))
+        outbox.put(EngineFailed(str(error)))
     except Exception as error:  # the last thing this process does is to say why
         log.exception("the engine failed")
-        outbox.put(Failed(f"the engine failed: {type(error).__name__}: {error}"))
+        outbox.put(EngineFailed(f"the engine failed: {type(error).__name__}: {error}"))
 
 
 def serve(engine: Engine, inbox: Inbox, outbox: Outbox, beat: Callable[[], None]) -> None:
@@ -82,7 +90,7 @@ def serve(engine: Engine, inbox: Inbox, outbox: Outbox, beat: Callable[[], None]
         while engine.idle or (taken < MOST_MESSAGES and not inbox.empty()):
             beat()
             if engine.idle and (stats := engine.stats()) != told:  # a cancel or a rest changed it
-                outbox.put(Step((), stats))
+                outbox.put(StepOutput((), stats))
                 told = stats
             try:
                 message = inbox.get(timeout=patience)
@@ -91,7 +99,7 @@ def serve(engine: Engine, inbox: Inbox, outbox: Outbox, beat: Callable[[], None]
                 # an audit goes on at once, with a look into the inbox after each small step of it
                 patience = 0.0 if engine.audit.pending else REST_SECONDS
                 continue
-            if isinstance(message, Stop):
+            if isinstance(message, Shutdown):
                 return
             patience = REST_SECONDS
             engine.accept(message)

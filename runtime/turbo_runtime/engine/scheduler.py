@@ -24,10 +24,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
-from turbo_runtime.engine.sequence import Sequence, StepPlan, Work
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
+from turbo_runtime.engine.sequence import ScheduledTokens, SchedulerOutput, Sequence
+from turbo_runtime.kv_cache.block_pool import (
+    BLOCK_SIZE,
+    PROMPT_TILE,
+    BlockPool,
+    CorruptBlockPoolError,
+    blocks_for,
+)
 from turbo_runtime.kv_cache.prefix_cache import PrefixCache, block_keys
-from turbo_runtime.messages import Submit
+from turbo_runtime.messages import GenerationRequest
 
 MOST_TOLD = 64  # tokens of prompts in a step whose log probabilities are told: each a look at the vocabulary
 
@@ -48,7 +54,7 @@ class Scheduler:
 
     def __init__(
         self,
-        ledger: BlockLedger,
+        ledger: BlockPool,
         *,
         max_running: int,
         max_step_tokens: int,
@@ -83,7 +89,7 @@ class Scheduler:
         """What a tenant got since it last had nothing here, in tokens of a prompt (`FairQueue`)."""
         return self._queue.service(tenant)
 
-    def add(self, submit: Submit) -> Sequence:
+    def add(self, submit: GenerationRequest) -> Sequence:
         """Queue a new answer. Raises ValueError if its prompt leaves no room for one token within
         `max_length`. How many may wait is the server's to say.
         """
@@ -121,7 +127,7 @@ class Scheduler:
         by_length = self.max_length - len(sequence.tokens)
         return min(by_length, sequence.submit.params.max_tokens - sequence.generated)
 
-    def plan(self, likely: Callable[[str], int] | None = None) -> StepPlan:
+    def plan(self, likely: Callable[[str], int] | None = None) -> SchedulerOutput:
         """Reserve budget and blocks for the next step. Empty only when nothing is queued or running.
 
         `likely`: drafts that a request will use, of which the prompts leave room; by default all that it
@@ -141,10 +147,12 @@ class Scheduler:
             self._compute(sequence, _chunk(sequence, draft), draft)
         self._admit(draft)
         counts, limits = draft.counts, self._grant_drafts(wanted, promised, draft.budget + promise)
-        work = (Work(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts)
-        return StepPlan(tuple(work), tuple(draft.preempted))
+        work = (
+            ScheduledTokens(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts
+        )
+        return SchedulerOutput(tuple(work), tuple(draft.preempted))
 
-    def fold(self, work: Work, committed: list[int]) -> None:
+    def fold(self, work: ScheduledTokens, committed: list[int]) -> None:
         """Book what a step brought: none for a prompt that is not through yet, else the tokens that
         verification committed, of however many of the granted drafts were verified.
 
@@ -183,12 +191,14 @@ class Scheduler:
             known = sequence.shared
             name = sequence.submit.request_id
             if sequence.table and sequence not in running:
-                raise BrokenLedger(f"request {name} waits and holds blocks {sequence.table}")
+                raise CorruptBlockPoolError(f"request {name} waits and holds blocks {sequence.table}")
             if sequence.table[:known] != self.prefixes.find(sequence.keys[:known]):
-                raise BrokenLedger(f"the first {known} blocks of request {name} are not those of the cache")
+                raise CorruptBlockPoolError(
+                    f"the first {known} blocks of request {name} are not those of the cache"
+                )
             for block in sequence.table[known:]:
                 if self.ledger.references(block) != 1 or self.ledger.is_kept(block):
-                    raise BrokenLedger(f"block {block} of request {name} is written and shared")
+                    raise CorruptBlockPoolError(f"block {block} of request {name} is written and shared")
 
     def _find_block(self, sequence: Sequence, draft: _Draft) -> bool:
         """The block that the next token of a decoding sequence needs, taken from the youngest if need be;

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
-from turbo_runtime.messages import Submit
+from turbo_runtime.messages import GenerationRequest
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """One answer being computed; only the scheduler changes it, and the audit those that it replays."""
 
-    submit: Submit
+    submit: GenerationRequest
     tokens: list[int]  # prompt and committed answer
     keys: tuple[bytes, ...]  # of the prompt's blocks that may be shared (`prefix.block_keys`)
     computed: int = 0  # leading tokens whose keys and values are in the cache
@@ -47,7 +47,7 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ScheduledTokens:
     """One sequence's part of a step: `count` committed tokens from position `start`, then up to `draft_limit`
     drafted ones.
     """
@@ -64,10 +64,10 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class StepPlan:
+class SchedulerOutput:
     """The work of one step and who had to give its blocks up for it. Blocks for every token of it are
     reserved.
     """
 
-    work: tuple[Work, ...]
+    work: tuple[ScheduledTokens, ...]
     preempted: tuple[Sequence, ...] = ()

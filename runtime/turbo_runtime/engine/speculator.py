@@ -8,22 +8,22 @@ from itertools import takewhile
 
 from torch import Tensor
 
-from turbo_runtime.drafters.interface import Coupling, Want
-from turbo_runtime.drafters.proposer import Drafters
-from turbo_runtime.engine.batch import Part
+from turbo_runtime.drafters.interface import Coupling, DraftRequest
+from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.engine.batch import BatchEntry
 from turbo_runtime.speculation.background_indexer import Reading
-from turbo_runtime.speculation.controller import Control, Outcome, StepTimes
+from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.demand import Demand
 from turbo_runtime.speculation.step_cost import StepShape
-from turbo_runtime.speculation.verification import Verdict
+from turbo_runtime.speculation.verification import VerificationResult
 
 _FORCED = 1.0  # chance that a token is accepted which the grammar leaves no choice about
 
 
-class Speculation:
+class Speculator:
     """Gives the parts of one step their drafts, then learns what became of them."""
 
-    def __init__(self, drafters: Drafters, control: Control) -> None:
+    def __init__(self, drafters: Proposer, control: GoodputController) -> None:
         self.drafters = drafters
         self.control = control
         self.demand = Demand()
@@ -31,12 +31,12 @@ class Speculation:
         self._shape = StepShape(0)  # of the step in progress, without drafts
         self._asked: set[str] = set()  # requests of it that the drafters were asked for
         self._heads: dict[str, Hashable | None] = {}  # those that draft for its requests, where they pay
-        self._outcomes: list[Outcome] = []  # of it
+        self._outcomes: list[DraftOutcome] = []  # of it
         self._ended: list[str] = []  # requests whose last step is still to be learnt from
         self._reading = Reading()
         self._read = self._drafting = 0.0  # seconds of it
 
-    def propose(self, parts: Sequence[Part]) -> None:
+    def propose(self, parts: Sequence[BatchEntry]) -> None:
         """Set `draft` and `drafts` of the parts: verified is what promises most tokens a second."""
         began = time.perf_counter()
         self._outcomes.clear()
@@ -54,7 +54,7 @@ class Speculation:
         for part, count in zip(drafting, counts, strict=True):
             del part.drafts[count:]
 
-    def observe(self, part: Part, verdict: Verdict, state: Tensor) -> None:
+    def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
         """What was committed for a part, and the hidden state that its last token was drawn from."""
         request_id = part.work.sequence.submit.request_id
         self.drafters.observe(part.draft, verdict.tokens)
@@ -67,7 +67,7 @@ class Speculation:
             for evidence, token, said in zip(verified.evidence, verified.tokens, verdict.tokens, strict=False)
         )
         asked, heads = request_id in self._asked, self._heads.get(request_id)
-        self._outcomes.append(Outcome(request_id, asked, drafted, won, heads, more, gained))
+        self._outcomes.append(DraftOutcome(request_id, asked, drafted, won, heads, more, gained))
         if self.drafters.use_hidden:
             self._hidden[request_id] = state.clone()  # not the view, which keeps everybody's rows
 
@@ -99,7 +99,7 @@ class Speculation:
         """What is done while there is nothing to compute, a little at a time."""
         self._reading.rest(self.drafters)
 
-    def _read_on(self, parts: Sequence[Part]) -> None:
+    def _read_on(self, parts: Sequence[BatchEntry]) -> None:
         """Read prompts while they are computed, so that they are known when their answers begin, and what
         was answered before.
         """
@@ -110,9 +110,9 @@ class Speculation:
                 self.drafters.expect(sequence.submit.request_id, sequence.tokens, params.drafting)
         self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
-    def _ask(self, able: Sequence[Part], answers: int) -> None:
+    def _ask(self, able: Sequence[BatchEntry], answers: int) -> None:
         """Give each part all that there is for it and may be worth a row of this step, of so many answers."""
-        wanting: list[Part] = []
+        wanting: list[BatchEntry] = []
         for part in able:
             forced = part.law.forced(part.work.sequence.tokens)
             part.drafts = _before_end(part, forced[: part.work.draft_limit])
@@ -130,10 +130,10 @@ class Speculation:
             part.draft = draft
             part.drafts = _before_end(part, part.law.allowed_prefix(part.work.sequence.tokens, draft.tokens))
 
-    def _want(self, part: Part) -> Want:
+    def _want(self, part: BatchEntry) -> DraftRequest:
         sequence, law = part.work.sequence, part.law
         submit = sequence.submit
-        return Want(
+        return DraftRequest(
             submit.request_id,
             sequence.tokens,
             sequence.prompt_length,
@@ -146,12 +146,12 @@ class Speculation:
         )
 
 
-def _before_end(part: Part, tokens: Iterable[int]) -> list[int]:
+def _before_end(part: BatchEntry, tokens: Iterable[int]) -> list[int]:
     """The tokens before one that ends the answer: that one is had for nothing, as the bonus of the others."""
     return list(takewhile(lambda token: token not in part.law.stop_ids, tokens))
 
 
-def _shape(parts: Sequence[Part]) -> StepShape:
+def _shape(parts: Sequence[BatchEntry]) -> StepShape:
     """The step without drafts. A part of several tokens is a prompt's, or one computed again."""
     works = [part.work for part in parts]
     return StepShape(

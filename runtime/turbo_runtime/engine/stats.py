@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.interface import Draft
 from turbo_runtime.messages import DraftStats
-from turbo_runtime.speculation.verification import Verdict
+from turbo_runtime.speculation.verification import VerificationResult
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class Counters:
         self.prompts += 1
         self.prompt_tokens += tokens
 
-    def count_verdict(self, verdict: Verdict, drafted: int, draft: Draft, chosen: str) -> None:
+    def count_verdict(self, verdict: VerificationResult, drafted: int, draft: Draft, chosen: str) -> None:
         """One answer's part of a step: so many tokens were verified, the first ones of `draft` or what a
         grammar forced; `chosen`: the trained draft it has.
         """
@@ -51,7 +51,7 @@ class Counters:
                 self.accepted_per_position[position] += 1
             before = self._by_draft.get(chosen, DraftStats(chosen))
             own, own_accepted = (
-                draft.drafted_by(HeadsSource.name, length) for length in (drafted, verdict.accepted)
+                draft.drafted_by(HeadsDrafter.name, length) for length in (drafted, verdict.accepted)
             )
             self._by_draft[chosen] = replace(
                 before,

@@ -24,11 +24,11 @@ class OutOfBlocks(Exception):  # noqa: N818  a condition that the scheduler plan
     """Fewer blocks are free than were asked for; nothing was taken."""
 
 
-class BrokenLedger(RuntimeError):  # noqa: N818  the name says what is wrong
+class CorruptBlockPoolError(RuntimeError):
     """A block is lost, given twice or shared wrongly: a bug, after which no answer can be trusted."""
 
 
-class BlockLedger:
+class BlockPool:
     """State and reference counts of `num_blocks` blocks."""
 
     def __init__(self, num_blocks: int, first: int = 0) -> None:
@@ -141,9 +141,13 @@ class BlockLedger:
         for block in self.blocks:
             references, kept = self._references[block], self._kept[block]
             if references != held[block]:
-                raise BrokenLedger(f"block {block} counts {references} holders and has {held[block]}")
+                raise CorruptBlockPoolError(
+                    f"block {block} counts {references} holders and has {held[block]}"
+                )
             idle = block in self._idle
             if idle != (kept and not references):
-                raise BrokenLedger(f"block {block}: idle {idle}, kept {kept}, {references} holders")
+                raise CorruptBlockPoolError(f"block {block}: idle {idle}, kept {kept}, {references} holders")
             if free[block] != (0 if references or idle else 1):
-                raise BrokenLedger(f"block {block} is {free[block]} times free with {references} holders")
+                raise CorruptBlockPoolError(
+                    f"block {block} is {free[block]} times free with {references} holders"
+                )

@@ -13,7 +13,13 @@ from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import islice
 
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, blocks_for
+from turbo_runtime.kv_cache.block_pool import (
+    BLOCK_SIZE,
+    PROMPT_TILE,
+    BlockPool,
+    CorruptBlockPoolError,
+    blocks_for,
+)
 
 
 def block_keys(scope: str, prompt: Sequence[int], tile: int = PROMPT_TILE) -> tuple[bytes, ...]:
@@ -39,7 +45,7 @@ class PrefixCache:
     never given up before those that follow it: what is cached is always reachable from the prompt's start.
     """
 
-    def __init__(self, ledger: BlockLedger) -> None:
+    def __init__(self, ledger: BlockPool) -> None:
         self.ledger = ledger
         self._block: dict[bytes, int] = {}
         self._key: dict[int, bytes] = {}
@@ -95,12 +101,12 @@ class PrefixCache:
         """Raise BrokenLedger unless exactly the cached blocks are kept."""
         for key, block in self._block.items():
             if self._key.get(block) != key:
-                raise BrokenLedger(f"block {block} is cached under two names")
+                raise CorruptBlockPoolError(f"block {block} is cached under two names")
         for block in self.ledger.blocks:
             if self.ledger.is_kept(block) != (block in self._key):
-                raise BrokenLedger(f"block {block} is kept without a name, or cached and not kept")
+                raise CorruptBlockPoolError(f"block {block} is kept without a name, or cached and not kept")
         if len(self._key) != len(self._block):
-            raise BrokenLedger(f"{len(self._key)} blocks have {len(self._block)} names")
+            raise CorruptBlockPoolError(f"{len(self._key)} blocks have {len(self._block)} names")
 
     def _evict_longest_idle(self) -> None:
         block = self.ledger.longest_idle

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from turbo_runtime.contract.model import ModelFacts, ModelShape
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 from turbo_runtime.model_files.source import ModelError
 
 _ARCHITECTURES = {
@@ -18,7 +18,7 @@ _ARCHITECTURES = {
 }
 
 
-def inspect_gguf(path: Path) -> ModelFacts:
+def inspect_gguf(path: Path) -> ModelInfo:
     """Facts of the file; raises ModelError with a sentence if it is no GGUF file of a language model."""
     import gguf  # here, since only this format needs it
 
@@ -76,7 +76,7 @@ def inspect_gguf(path: Path) -> ModelFacts:
     with path.open("rb") as file:
         head = file.read(reader.data_offset)
     digest = hashlib.sha256(f"{path.name}\0{size}\0".encode() + head)
-    return ModelFacts(shape, f"sha256:{digest.hexdigest()}", None, size)
+    return ModelInfo(shape, f"sha256:{digest.hexdigest()}", None, size)
 
 
 def _widest(lengths: int | list[int]) -> int:

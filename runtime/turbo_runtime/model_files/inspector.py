@@ -12,7 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
-from turbo_runtime.contract.model import ModelFacts
+from turbo_runtime.contract.model import ModelInfo
 from turbo_runtime.model_files.hub import hub_errors
 from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.shapes import UnknownShapeError, describe
@@ -78,7 +78,7 @@ class HubFolder:
             return bytes(file.read(count))
 
 
-def inspect_model(model: str, revision: str | None = None) -> ModelFacts:
+def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
     """Facts about MODEL as `turbo serve` takes it; raises ValueError (a ModelError where it can say more)
     or OSError, with a sentence. HubUnreachableError is the ModelError that may pass.
     """
@@ -94,7 +94,7 @@ def inspect_model(model: str, revision: str | None = None) -> ModelFacts:
         return inspect_folder(HubFolder(source.name, revision))
 
 
-def inspect_folder(files: Files) -> ModelFacts:
+def inspect_folder(files: Files) -> ModelInfo:
     """Facts from config.json and the heads of all *.safetensors."""
     sizes = files.sizes()
     if "config.json" not in sizes:
@@ -116,7 +116,7 @@ def inspect_folder(files: Files) -> ModelFacts:
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + head)
         entries = {it: entry for it, entry in json.loads(head).items() if it != "__metadata__"}
         tensors += (Tensor(it, entry["dtype"], prod(entry["shape"])) for it, entry in entries.items())
-    return ModelFacts(
+    return ModelInfo(
         described.shape(tally(tensors, described)),
         f"sha256:{digest.hexdigest()}",
         files.revision,

@@ -7,18 +7,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from turbo_runtime.models.matmul import COUNTS, Form, RowProduct
+from turbo_runtime.models.matmul import COUNTS, BatchInvariantLinear, MatmulKernel
 
 
-class HeadProduct(RowProduct):
+class HeadProduct(BatchInvariantLinear):
     """x (rows, heads * in) -> (rows, heads * out), all heads in one batched product."""
 
-    forms: ClassVar[tuple[Form, ...]] = (
-        Form("batched", "batched", COUNTS),
-        Form("batched, tiles of 4", "batched", (4,)),
-        Form("batched, tiles of 16", "batched", (16,)),
+    forms: ClassVar[tuple[MatmulKernel, ...]] = (
+        MatmulKernel("batched", "batched", COUNTS),
+        MatmulKernel("batched, tiles of 4", "batched", (4,)),
+        MatmulKernel("batched, tiles of 16", "batched", (16,)),
     )
-    free_forms: ClassVar[tuple[Form, ...]] = (Form("batched, any rows", "batched", None),)
+    free_forms: ClassVar[tuple[MatmulKernel, ...]] = (MatmulKernel("batched, any rows", "batched", None),)
 
     def __init__(self, weight: Tensor) -> None:
         """`weight` (heads, out, in); copied."""
@@ -38,7 +38,7 @@ class HeadProduct(RowProduct):
         """The same number of heads, each with `weight` (out, in)."""
         return HeadProduct(weight.expand(self.heads, -1, -1))
 
-    def use(self, form: Form) -> None:
+    def use(self, form: MatmulKernel) -> None:
         """Change how rows are cut; the layout is the same in all forms."""
         self.form = form
 

@@ -25,7 +25,7 @@ BULK = (256, 512)  # of a long prompt: pieces that are full, since their results
 
 
 @dataclass(frozen=True)
-class Form:
+class MatmulKernel:
     """One way to compute X @ W.T, X (rows, in).
 
     packed: W in the blocks that oneDNN's kernel reads, twice as fast as the others at 4 to 16 rows.
@@ -37,7 +37,7 @@ class Form:
     counts: tuple[int, ...] | None  # rows of one product, ascending; None: any
     bulk: tuple[int, ...] = ()  # more, each a multiple of the one before: nothing is padded up to them
 
-    def in_bulk(self) -> Form:
+    def in_bulk(self) -> MatmulKernel:
         """The same with full pieces of hundreds of rows."""
         return replace(self, name=f"{self.name}, in bulk", bulk=BULK)
 
@@ -61,15 +61,18 @@ class Form:
 
 # In the order they are tried; the first that holds is used. Tiles read the weights once each.
 FORMS = (
-    Form("packed", "packed", COUNTS),
-    Form("linear", "rows", COUNTS),
-    Form("transposed", "columns", COUNTS),
-    Form("transposed, tiles of 4", "columns", (4,)),
-    Form("transposed, tiles of 16", "columns", (16,)),
-    Form("linear, one row at a time", "rows", (1,)),
+    MatmulKernel("packed", "packed", COUNTS),
+    MatmulKernel("linear", "rows", COUNTS),
+    MatmulKernel("transposed", "columns", COUNTS),
+    MatmulKernel("transposed, tiles of 4", "columns", (4,)),
+    MatmulKernel("transposed, tiles of 16", "columns", (16,)),
+    MatmulKernel("linear, one row at a time", "rows", (1,)),
 )
 # Where rows may depend on their number.
-FREE_FORMS = (Form("packed, any rows", "packed", None), Form("linear, any rows", "rows", None))
+FREE_FORMS = (
+    MatmulKernel("packed, any rows", "packed", None),
+    MatmulKernel("linear, any rows", "rows", None),
+)
 PLAIN = FREE_FORMS[-1]
 
 
@@ -80,14 +83,14 @@ def padded_rows(rows: int) -> int:
     return rows - rest + padded
 
 
-class RowProduct:
+class BatchInvariantLinear:
     """x (rows, in) -> x @ weight.T + bias (rows, out), by one form."""
 
-    forms: ClassVar[tuple[Form, ...]] = FORMS
-    free_forms: ClassVar[tuple[Form, ...]] = FREE_FORMS
+    forms: ClassVar[tuple[MatmulKernel, ...]] = FORMS
+    free_forms: ClassVar[tuple[MatmulKernel, ...]] = FREE_FORMS
     heads = 1  # matrices of this shape side by side
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, form: Form = PLAIN) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, form: MatmulKernel = PLAIN) -> None:
         """`weight` (out, in) is kept as it is until a form wants another layout."""
         self.shape = (int(weight.shape[0]), int(weight.shape[1]))  # (out, in)
         self.dtype = weight.dtype
@@ -101,11 +104,11 @@ class RowProduct:
         """out x in."""
         return "{}x{}".format(*self.shape)
 
-    def like(self, weight: Tensor) -> RowProduct:
+    def like(self, weight: Tensor) -> BatchInvariantLinear:
         """The same product with another weight (out, in); a bias, if there is one, is zero."""
-        return RowProduct(weight, None if self.bias is None else torch.zeros_like(self.bias))
+        return BatchInvariantLinear(weight, None if self.bias is None else torch.zeros_like(self.bias))
 
-    def use(self, form: Form) -> None:
+    def use(self, form: MatmulKernel) -> None:
         """Change the form. The weights are laid out anew where it wants another layout, and the old ones let
         go. RuntimeError or AttributeError where this build of torch, or this processor, does not know it.
         """

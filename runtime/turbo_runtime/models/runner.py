@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from turbo_runtime.models.attention import KVPool, PagedStep, Rule, Span, cache_shape
+from turbo_runtime.models.attention import AttentionMetadata, KVPool, Rule, Span, cache_shape
 from turbo_runtime.models.layers.decoder import build_decoder
 from turbo_runtime.models.matmul import padded_rows
 
@@ -38,7 +38,7 @@ class Forward:
     broken: frozenset[int] = frozenset()  # numbers of the chunks with a state that is NaN or infinite
 
 
-class PagedModel:
+class ModelRunner:
     """Owns the weights and the KV tensors; what a slot means is the scheduler's."""
 
     def __init__(self, model: PreTrainedModel, *, blocks: int, max_length: int) -> None:
@@ -69,7 +69,7 @@ class PagedModel:
         tokens = [token for chunk in chunks for token in chunk.tokens]
         rows = padded_rows(len(tokens))
         spans = [Span(c.start, len(c.tokens), c.table, c.prompt_length) for c in chunks]
-        step = PagedStep(self.pool, spans, rows, self.rule)
+        step = AttentionMetadata(self.pool, spans, rows, self.rule)
         tokens += [0] * (rows - len(tokens))
         streams: dict[int, Tensor] = {}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from turbo_runtime.parsers.base import Reader, Said, ToolCall
+from turbo_runtime.parsers.base import ParsedDelta, Reader, ToolCall
 from turbo_runtime.parsers.json_tool_calls import PYTHON_TAG, BareJson
 from turbo_runtime.parsers.reasoning import CLOSE, PlainText, Thinking
 from turbo_runtime.parsers.tagged_tool_calls import DEEPSEEK_OPEN, HERMES_OPEN, deepseek, hermes
 
-__all__ = ["AnswerReader", "MakeReader", "OutputFormat", "Reader", "Said", "ToolCall"]
+__all__ = ["AnswerReader", "MakeReader", "OutputFormat", "ParsedDelta", "Reader", "ToolCall"]
 
 MakeReader = Callable[[Collection[str]], Reader]  # of calls of the tools with these names
 
@@ -58,16 +58,16 @@ class AnswerReader:
         """Whether the answer has made the only call that it may make."""
         return self._single and self.called
 
-    def push(self, text: str) -> Said:
+    def push(self, text: str) -> ParsedDelta:
         """What more text settles."""
         return self._told((self._thinking or self._content).push(text))
 
-    def flush(self) -> Said:
+    def flush(self) -> ParsedDelta:
         """What still waited, once no text follows."""
         return self._told((self._thinking or self._content).flush())
 
-    def _told(self, said: Said) -> Said:
+    def _told(self, said: ParsedDelta) -> ParsedDelta:
         if self.complete:
-            return Said()
+            return ParsedDelta()
         self.called = self.called or bool(said.calls)
-        return Said(said.content, said.reasoning, said.calls[:1]) if self._single else said
+        return ParsedDelta(said.content, said.reasoning, said.calls[:1]) if self._single else said

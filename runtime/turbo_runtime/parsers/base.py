@@ -19,15 +19,17 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class ParsedDelta:
     """A piece of an answer."""
 
     content: str = ""
     reasoning: str = ""
     calls: tuple[ToolCall, ...] = ()
 
-    def __add__(self, other: Said) -> Said:
-        return Said(self.content + other.content, self.reasoning + other.reasoning, self.calls + other.calls)
+    def __add__(self, other: ParsedDelta) -> ParsedDelta:
+        return ParsedDelta(
+            self.content + other.content, self.reasoning + other.reasoning, self.calls + other.calls
+        )
 
     def __bool__(self) -> bool:
         return bool(self.content or self.reasoning or self.calls)
@@ -36,10 +38,10 @@ class Said:
 class Reader(Protocol):
     """Tells text apart piece by piece; how the text is cut into pieces changes nothing."""
 
-    def push(self, text: str) -> Said:
+    def push(self, text: str) -> ParsedDelta:
         """What more text settles."""
 
-    def flush(self) -> Said:
+    def flush(self) -> ParsedDelta:
         """What still waited, once no text follows."""
 
 

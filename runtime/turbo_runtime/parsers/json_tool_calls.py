@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from turbo_runtime.parsers.base import JSON, Said, ToolCall, call_of
+from turbo_runtime.parsers.base import JSON, ParsedDelta, ToolCall, call_of
 
 PYTHON_TAG = "<|python_tag|>"
 _STARTS = ("{", PYTHON_TAG)
@@ -20,25 +20,25 @@ class BareJson:
         self._text = ""
         self._plain = False  # it has turned out to be no call
 
-    def push(self, text: str) -> Said:
+    def push(self, text: str) -> ParsedDelta:
         """See `Reader`."""
         if self._plain:
-            return Said(text)
+            return ParsedDelta(text)
         self._text += text
         begun = self._text.lstrip()
         if begun.startswith(_STARTS) or any(start.startswith(begun) for start in _STARTS):
-            return Said()
+            return ParsedDelta()
         self._plain = True
-        return Said(self._text)
+        return ParsedDelta(self._text)
 
-    def flush(self) -> Said:
+    def flush(self) -> ParsedDelta:
         """See `Reader`."""
         if self._plain:
-            return Said()
+            return ParsedDelta()
         try:
-            return Said(calls=_calls(self._text, self._offered))
+            return ParsedDelta(calls=_calls(self._text, self._offered))
         except (ValueError, RecursionError):
-            return Said(self._text)
+            return ParsedDelta(self._text)
 
 
 def _calls(text: str, offered: Collection[str]) -> tuple[ToolCall, ...]:

@@ -6,7 +6,7 @@ import json
 import re
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.parsers.base import Reader, Said, Trailing
+from turbo_runtime.parsers.base import ParsedDelta, Reader, Trailing
 from turbo_runtime.parsers.stop_strings import StopScanner
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -16,13 +16,13 @@ _SLASH_OR_PAIR = re.compile(r"\\.|/", re.DOTALL)  # a pair: a backslash and what
 class PlainText:
     """All is content."""
 
-    def push(self, text: str) -> Said:
+    def push(self, text: str) -> ParsedDelta:
         """See `Reader`."""
-        return Said(text)
+        return ParsedDelta(text)
 
-    def flush(self) -> Said:
+    def flush(self) -> ParsedDelta:
         """See `Reader`."""
-        return Said()
+        return ParsedDelta()
 
 
 class Thinking:
@@ -46,20 +46,20 @@ class Thinking:
         """Whether the answer is in the midst of its thoughts."""
         return self._state == "inside"
 
-    def push(self, text: str) -> Said:
+    def push(self, text: str) -> ParsedDelta:
         """See `Reader`."""
         if self._state == "before":
             self._start += text
             begun = self._start.lstrip()
             if not begun.startswith(OPEN):
                 if OPEN.startswith(begun):
-                    return Said()
+                    return ParsedDelta()
                 self._state, self._lead = "after", False
                 return self._content.push(self._start)
             self._state, text = "inside", begun.removeprefix(OPEN)
         if self._state == "inside":
             thought, closed = self._close.push(text)
-            said = Said(reasoning=self._thoughts.push(thought))
+            said = ParsedDelta(reasoning=self._thoughts.push(thought))
             if not closed:
                 return said
             self._state = "after"
@@ -69,11 +69,11 @@ class Thinking:
             self._lead = not text
         return self._content.push(text)
 
-    def flush(self) -> Said:
+    def flush(self) -> ParsedDelta:
         """See `Reader`."""
         if self._state == "before":
             return self._content.push(self._start) + self._content.flush()
-        return Said(reasoning=self._thoughts.push(self._close.flush())) + self._content.flush()
+        return ParsedDelta(reasoning=self._thoughts.push(self._close.flush())) + self._content.flush()
 
 
 def after_thinking(grammar: Grammar) -> Grammar | None:

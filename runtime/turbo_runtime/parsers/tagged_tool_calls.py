@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 
-from turbo_runtime.parsers.base import JSON, Said, ToolCall, Trailing, call_of
+from turbo_runtime.parsers.base import JSON, ParsedDelta, ToolCall, Trailing, call_of
 from turbo_runtime.parsers.stop_strings import StopScanner
 
 ReadCalls = Callable[[str], tuple[ToolCall, ...]]  # raises ValueError for a body that holds no calls
@@ -26,41 +26,41 @@ class Tagged:
         self._body: str | None = None  # of the call in progress
         self._space = Trailing(strip_start=False)
 
-    def push(self, text: str) -> Said:
+    def push(self, text: str) -> ParsedDelta:
         """See `Reader`."""
         passed, found = self._scanner.push(text)
         if self._body is None:
-            said = Said(self._space.push(passed))
+            said = ParsedDelta(self._space.push(passed))
             if not found:
                 return said
             self._body = ""
             return said + self._next(self._closing)
         self._body += passed
         if not found:
-            return Said()
+            return ParsedDelta()
         said = self._close(self._closing)
         return said + self._next(self._opening)
 
-    def flush(self) -> Said:
+    def flush(self) -> ParsedDelta:
         """See `Reader`."""
         rest = self._scanner.flush()
         if self._body is None:
-            return Said(self._space.push(rest) + self._space.flush())
+            return ParsedDelta(self._space.push(rest) + self._space.flush())
         self._body += rest
         return self._close("")  # a stop token may stand for the closing tag
 
-    def _next(self, tag: str) -> Said:
+    def _next(self, tag: str) -> ParsedDelta:
         after, self._scanner = self._scanner.after, StopScanner([tag])
         return self.push(after)
 
-    def _close(self, closing: str) -> Said:
+    def _close(self, closing: str) -> ParsedDelta:
         body, self._body = self._body or "", None
         try:
             calls = self._read(body)
         except (ValueError, RecursionError):
-            return Said(self._space.flush() + self._opening + body + closing)
+            return ParsedDelta(self._space.flush() + self._opening + body + closing)
         self._space = Trailing(strip_start=True)  # white space around calls is none of the text
-        return Said(calls=calls)
+        return ParsedDelta(calls=calls)
 
 
 def hermes(offered: Collection[str]) -> Tagged:

@@ -7,27 +7,27 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from llguidance import LLMatcher
 
-from turbo_runtime.messages import Submit
+from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.sampling.grammar.compiler import GrammarError
 from turbo_runtime.sampling.grammar.matcher import Compiling, GrammarMatcher, Grammars
 from turbo_runtime.sampling.noise import Noise, answer_key
-from turbo_runtime.sampling.sampler import AnswerLaw
+from turbo_runtime.sampling.sampler import Sampler
 
 log = logging.getLogger(__name__)
 
 
-class Laws:
+class SamplerRegistry:
     """Makes a law for each answer, keeps it while the answer lives; grammars compile on another thread."""
 
     def __init__(self, noise: Noise, grammars: Grammars | None) -> None:
         """Without `grammars`, answers that ask for one are refused."""
         self._noise = noise
         self._grammars = grammars
-        self._laws: dict[str, AnswerLaw] = {}
-        self._compiling: dict[str, tuple[Submit, Compiling]] = {}
+        self._laws: dict[str, Sampler] = {}
+        self._compiling: dict[str, tuple[GenerationRequest, Compiling]] = {}
         self._renewing: dict[str, Future[LLMatcher]] = {}
 
-    def __getitem__(self, request_id: str) -> AnswerLaw:
+    def __getitem__(self, request_id: str) -> Sampler:
         return self._laws[request_id]
 
     def __contains__(self, request_id: str) -> bool:
@@ -39,7 +39,7 @@ class Laws:
         """Whether any answer is held back."""
         return bool(self._compiling or self._renewing)
 
-    def begin(self, submit: Submit) -> bool:
+    def begin(self, submit: GenerationRequest) -> bool:
         """Whether the answer has its law now; False: it comes from `compiled` later. Raises ValueError with a
         sentence for parameters that cannot be served.
         """
@@ -51,7 +51,7 @@ class Laws:
         self._compiling[submit.request_id] = submit, self._grammars.compile(submit.params.grammar)
         return False
 
-    def again(self, submit: Submit) -> AnswerLaw | None:
+    def again(self, submit: GenerationRequest) -> Sampler | None:
         """A law for an answer that ended, at its beginning, which is the caller's own; None where its grammar
         is no longer kept.
         """
@@ -62,7 +62,7 @@ class Laws:
             return None
         return self._law(submit, self._grammars.compile(grammar).matcher())
 
-    def compiled(self) -> list[tuple[Submit, ValueError | None]]:
+    def compiled(self) -> list[tuple[GenerationRequest, ValueError | None]]:
         """Answers that were held back and have their law now, or the reason why they get none."""
         done = [name for name, (_, compiling) in self._compiling.items() if compiling.done]
         return [self._finish(*self._compiling.pop(name)) for name in done]
@@ -98,16 +98,18 @@ class Laws:
         self._laws.pop(request_id, None)
         self._renewing.pop(request_id, None)
 
-    def _finish(self, submit: Submit, compiling: Compiling) -> tuple[Submit, ValueError | None]:
+    def _finish(
+        self, submit: GenerationRequest, compiling: Compiling
+    ) -> tuple[GenerationRequest, ValueError | None]:
         try:
             self._make(submit, compiling.matcher())
         except ValueError as error:
             return submit, error
         return submit, None
 
-    def _make(self, submit: Submit, grammar: GrammarMatcher | None) -> None:
+    def _make(self, submit: GenerationRequest, grammar: GrammarMatcher | None) -> None:
         self._laws[submit.request_id] = self._law(submit, grammar)
 
-    def _law(self, submit: Submit, grammar: GrammarMatcher | None) -> AnswerLaw:
+    def _law(self, submit: GenerationRequest, grammar: GrammarMatcher | None) -> Sampler:
         key = answer_key(submit.params.seed, submit.prompt, submit.choice)
-        return AnswerLaw(submit.params, submit.prompt, key, self._noise, grammar)
+        return Sampler(submit.params, submit.prompt, key, self._noise, grammar)

@@ -26,7 +26,7 @@ class NoTokenError(ValueError):
     """There is no token where one is wanted; the text is a sentence for the user."""
 
 
-class AnswerLaw:
+class Sampler:
     """Draws the tokens of one answer, row by row. It reads the tokens before a row as they come, never back:
     a row is asked for only where the drafts before it were right, which makes them part of the answer.
     """

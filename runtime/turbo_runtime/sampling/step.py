@@ -12,7 +12,7 @@ from torch import Tensor
 
 from turbo_runtime.sampling.draw import greedy_tokens, sampled_tokens
 from turbo_runtime.sampling.noise import Noise, position_key
-from turbo_runtime.sampling.sampler import AnswerLaw
+from turbo_runtime.sampling.sampler import Sampler
 
 TokenAt = Callable[[int], int]
 
@@ -21,7 +21,7 @@ TokenAt = Callable[[int], int]
 class AnswerRows:
     """One answer's rows of a step: one after its tokens, and one after each draft."""
 
-    law: AnswerLaw
+    law: Sampler
     tokens: Sequence[int]  # prompt and answer so far
     drafts: Sequence[int]
     first: int  # of its len(drafts) + 1 rows among the step's

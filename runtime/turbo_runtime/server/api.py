@@ -12,13 +12,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from turbo_runtime.capture.recorder import HEADER as CAPTURE_HEADER
-from turbo_runtime.capture.recorder import Asked
+from turbo_runtime.capture.recorder import CapturedPrompt
 from turbo_runtime.protocol import ChatRequest, CompletionRequest, parse_chat, parse_completion
 from turbo_runtime.protocol.errors import ApiError, cut, unavailable
 from turbo_runtime.server.bodies import LARGE_BODY_BYTES, json_object, read_body
 from turbo_runtime.server.disconnect import unless_client_leaves
 from turbo_runtime.server.draft_selection import DRAFT_HEADER, chosen_draft
-from turbo_runtime.server.preprocessing import Job, chat_job, completion_job, least_tokens
+from turbo_runtime.server.preprocessing import PreparedRequest, chat_job, completion_job, least_tokens
 from turbo_runtime.server.responses.openai import Reply
 from turbo_runtime.server.responses.serializers import ChatShape, CompletionShape
 from turbo_runtime.server.responses.streaming import EventStream, WholeReply
@@ -61,7 +61,7 @@ async def _answer(
     service: Service,
     http: Request,
     parse: Callable[[Mapping[str, Any]], Checked],
-    job_of: Callable[[Checked, ServedModel, Wanted], Job],
+    job_of: Callable[[Checked, ServedModel, Wanted], PreparedRequest],
     shape: type[ChatShape] | type[CompletionShape],
 ) -> Response:
     tenant = service.tenant(http.headers.get("authorization"))
@@ -94,7 +94,7 @@ async def _answer(
     if service.capture is not None:
         told = http.headers.get(CAPTURE_HEADER)
         for prompt in job.prompts:
-            service.capture.offer(Asked(tenant, partial(model.tokenizer.written, prompt)), told)
+            service.capture.offer(CapturedPrompt(tenant, partial(model.tokenizer.written, prompt)), told)
     reply = Reply(shape(job, model.tokenizer.bytes_of), model, answers)
     if request.stream:
         return EventStream(reply, request.stream_options, service.writing)

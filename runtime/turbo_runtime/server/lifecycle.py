@@ -21,7 +21,7 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.api_keys import ApiKeys
 from turbo_runtime.server.app import build_app
 from turbo_runtime.server.connections import IDLE_SECONDS, Farewell, protocol
-from turbo_runtime.server.engine_client.client import STOP_SECONDS, EngineLink
+from turbo_runtime.server.engine_client.client import STOP_SECONDS, EngineClient
 from turbo_runtime.server.engine_client.process import EngineMain, turbo_engine
 from turbo_runtime.server.service import Phase, Service
 from turbo_runtime.server.thread_offload import still_running
@@ -86,7 +86,7 @@ async def _serve(
     tokenizer_dir: Path,
 ) -> int:
     signals = _signals()
-    engine = EngineLink(config, engine_main, str(tokenizer_dir))
+    engine = EngineClient(config, engine_main, str(tokenizer_dir))
     service = Service(config, engine, keys, capture)
     http = _Uvicorn(
         uvicorn.Config(

@@ -28,7 +28,7 @@ _TEMPLATES_OWN = frozenset({"messages", "tools", "documents", "add_generation_pr
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class PreparedRequest:
     """One HTTP request's work: `n` answers to each prompt. Answer i belongs to prompt i // n."""
 
     prompts: tuple[tuple[int, ...], ...]
@@ -54,7 +54,7 @@ class Job:
         return sum(map(len, self.prompts))
 
 
-def chat_job(request: ChatRequest, model: ServedModel, wanted: Wanted) -> Job:  # noqa: ARG001
+def chat_job(request: ChatRequest, model: ServedModel, wanted: Wanted) -> PreparedRequest:  # noqa: ARG001
     """Raises ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
     template = model.tokenizer.template
     if template is None:
@@ -111,7 +111,7 @@ def least_tokens(request: ChatRequest | CompletionRequest, model: ServedModel) -
     return sum(lengths) * request.n
 
 
-def completion_job(request: CompletionRequest, model: ServedModel, wanted: Wanted) -> Job:
+def completion_job(request: CompletionRequest, model: ServedModel, wanted: Wanted) -> PreparedRequest:
     """Raises ApiError (400) when a prompt is empty, holds an unknown token id, or fits no context."""
     for prompt in request.prompt:
         if isinstance(prompt, str):
@@ -139,7 +139,7 @@ def _job(
     reader: Callable[[], AnswerReader],
     grammar: Grammar | None,
     model: ServedModel,
-) -> Job:
+) -> PreparedRequest:
     seed = drawn_seed(request)
     for prompt in prompts:
         check_ids(prompt, field, model)
@@ -147,7 +147,7 @@ def _job(
     params = tuple(for_prompt(shared, len(prompt), request, field, model) for prompt in prompts)
     check_told(params, prompts, request.n)
     tells_prompt = request.prompt_logprobs is not None
-    return Job(prompts, params, seed, request.n, tuple(request.stop), reader, (), tells_prompt)
+    return PreparedRequest(prompts, params, seed, request.n, tuple(request.stop), reader, (), tells_prompt)
 
 
 def _render(request: ChatRequest, template: ChatTemplate) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turbo_runtime.messages import Ready
+from turbo_runtime.messages import EngineReady
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
 
@@ -13,7 +13,7 @@ class ServedModel:
     """Its name in the API, what the engine reported, and its tokenizer."""
 
     name: str
-    facts: Ready
+    facts: EngineReady
     tokenizer: ServedTokenizer
 
     @property

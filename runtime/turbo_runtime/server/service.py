@@ -11,14 +11,14 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.load import Load
 from turbo_runtime.protocol.errors import still_loading, unauthorized, unavailable
 from turbo_runtime.server.admission.policy import Limits
-from turbo_runtime.server.admission.slots import Place, Places
+from turbo_runtime.server.admission.slots import AdmissionSlot, AdmissionSlots
 from turbo_runtime.server.api_keys import ApiKeys
-from turbo_runtime.server.engine_client.client import EngineLink
+from turbo_runtime.server.engine_client.client import EngineClient
 from turbo_runtime.server.metrics import Metrics
-from turbo_runtime.server.preprocessing import Job
-from turbo_runtime.server.responses.request_output import Answers
+from turbo_runtime.server.preprocessing import PreparedRequest
+from turbo_runtime.server.responses.request_output import RequestOutput
 from turbo_runtime.server.served_model import ServedModel, served_name
-from turbo_runtime.server.thread_offload import Beside
+from turbo_runtime.server.thread_offload import ThreadOffload
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
 
@@ -37,7 +37,7 @@ class Service:
     def __init__(
         self,
         config: RuntimeConfig,
-        engine: EngineLink,
+        engine: EngineClient,
         keys: ApiKeys | None = None,
         capture: Capture | None = None,
     ) -> None:
@@ -49,8 +49,8 @@ class Service:
         self.name = served_name(config.model, config.served_name)
         self.metrics = Metrics(self.name)
         self.phase = Phase.LOADING
-        self.preparing = Beside(2)  # long prompts; each holds many times its size
-        self.writing = Beside(2)  # replies with logprobs
+        self.preparing = ThreadOffload(2)  # long prompts; each holds many times its size
+        self.writing = ThreadOffload(2)  # replies with logprobs
         self.cut: asyncio.Future[str] = asyncio.get_running_loop().create_future()  # why nobody is served on
         self._model: ServedModel | None = None
         engine.on_step = self.metrics.follow
@@ -66,12 +66,14 @@ class Service:
             self.phase = Phase.SERVING
         return self._model
 
-    def _places(self, kv_tokens: int) -> Places:
+    def _places(self, kv_tokens: int) -> AdmissionSlots:
         """What runs has its places and its tokens beside those that may wait. So the limit of tokens is above
         the longest prompt, and turns none away for good.
         """
         config = self.config
-        return Places(Limits(config.max_running + config.max_waiting, kv_tokens + config.max_waiting_tokens))
+        return AdmissionSlots(
+            Limits(config.max_running + config.max_waiting, kv_tokens + config.max_waiting_tokens)
+        )
 
     @property
     def admitted(self) -> int:
@@ -113,7 +115,7 @@ class Service:
             raise still_loading(self.name)
         return self._model
 
-    def answers(self, job: Job, model: ServedModel, place: Place) -> Answers:
+    def answers(self, job: PreparedRequest, model: ServedModel, place: AdmissionSlot) -> RequestOutput:
         """Hand a job that has a place to the engine.
 
         Raises ApiError: 429 or 400 where its tokens do not fit in, 503 as `open_model`.
@@ -121,7 +123,7 @@ class Service:
         if not self.engine.alive:  # it may have ended while the prompt was tokenised
             raise unavailable(self.engine.ended.result())
         place.settle(job.prompt_tokens * job.n)
-        return Answers(
+        return RequestOutput(
             job,
             model,
             self.engine,

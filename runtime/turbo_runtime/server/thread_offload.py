@@ -20,7 +20,7 @@ def still_running() -> bool:
     return any(thread.is_alive() for thread in _running)
 
 
-class Beside:
+class ThreadOffload:
     """A few pieces of work at a time, each in a thread: it holds many times its text's size.
 
     The threads are daemons, and no executor's: the end of the process waits for none of them.

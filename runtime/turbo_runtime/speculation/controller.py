@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.speculation.draft_length import choose
+from turbo_runtime.speculation.draft_length import select_draft_lengths
 from turbo_runtime.speculation.gate import Gate, SharedGate
 from turbo_runtime.speculation.meter import Meter
 from turbo_runtime.speculation.step_cost import StepCost, StepShape, Vector
@@ -29,7 +29,7 @@ _UNKNOWN = 0.01  # seconds that a step is taken for while none was measured
 _LATELY = 0.995  # share that a step leaves of the past in the live speed-up: about 200 steps count
 
 
-class Outcome(NamedTuple):
+class DraftOutcome(NamedTuple):
     """What a step did with one answer's draft."""
 
     request_id: str
@@ -57,7 +57,7 @@ class _Request:
     meter: Meter = field(default_factory=Meter)
 
 
-class Control:
+class GoodputController:
     """Chooses, and learns from every step."""
 
     def __init__(self, seeds: Sequence[StepTime] | None, padded: Callable[[int], int]) -> None:
@@ -137,7 +137,7 @@ class Control:
         # By a step of the answers alone, as the gate and the meter judge: over the time of a step with a
         # prompt's part in it, drafts would look almost free.
         extra = growing - growing[0]
-        counts = choose(survivals, answers, extra + decoding, drafting)
+        counts = select_draft_lengths(survivals, answers, extra + decoding, drafting)
         if any(counts) or self._since_drafts < self._explore_at:
             return counts
         self._explore_at = self._since_drafts + _EXPLORE_EVERY
@@ -156,12 +156,12 @@ class Control:
         """
         far = _CHEAPER * self._since_drafts / _EXPLORE_EVERY
         cheaper = np.maximum.accumulate(np.maximum(extra - far * doubt, 0.0))
-        counts = choose(survivals, answers, cheaper + decoding)
+        counts = select_draft_lengths(survivals, answers, cheaper + decoding)
         gained = sum(sum(chances[:count]) for chances, count in zip(survivals, counts, strict=True)) / answers
         lost = float(extra[sum(counts)]) / decoding - gained
         return counts if lost <= _EXPLORING * self._since_drafts else [0] * len(counts)
 
-    def learn(self, shape: StepShape, outcomes: Sequence[Outcome], times: StepTimes) -> None:
+    def learn(self, shape: StepShape, outcomes: Sequence[DraftOutcome], times: StepTimes) -> None:
         """A step that was `shape` without its drafts brought these outcomes, one for each answer that got
         tokens, in these times.
         """

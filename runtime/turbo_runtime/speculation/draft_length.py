@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def choose(
+def select_draft_lengths(
     survivals: Sequence[Sequence[float]],
     answers: int,
     seconds: Sequence[float] | NDArray[np.float64],

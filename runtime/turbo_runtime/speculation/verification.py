@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class VerificationResult:
     """What a step commits for one sequence."""
 
     tokens: tuple[int, ...]  # at least one: accepted drafts, then the correction or the bonus
@@ -22,7 +22,7 @@ class Verdict:
 
 def verify(
     token_at: Callable[[int], int], drafts: Sequence[int], *, stop_ids: Collection[int], room: int
-) -> Verdict:
+) -> VerificationResult:
     """Commit tokens row by row.
 
     `token_at(i)` is the engine's token after the context and the first i drafts (row i of len(drafts) + 1);
@@ -46,9 +46,9 @@ def verify(
         tokens.append(token)
         accepted += matches
         if token in stop_ids:
-            return Verdict(tuple(tokens), accepted, "stop")
+            return VerificationResult(tuple(tokens), accepted, "stop")
         if len(tokens) == room:
-            return Verdict(tuple(tokens), accepted, "length")
+            return VerificationResult(tuple(tokens), accepted, "length")
         if not matches:
             break
-    return Verdict(tuple(tokens), accepted)
+    return VerificationResult(tuple(tokens), accepted)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from turbo_dev.fleet import CAPACITY, FRESH, PERIOD, START, Fleet, loaded, planned, pod, spread, written
 from turbo_operator.api import ScalingReason
-from turbo_operator.autoscaler import Event, History, Scale, scale
+from turbo_operator.autoscaler import Event, History, ScalingDecision, scale
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import Host, NodeSupply, Supply
 from turbo_runtime.contract.load import Load
@@ -155,7 +155,7 @@ def test_a_silent_pod_holds_the_replicas_and_is_named() -> None:
 def test_a_pod_that_became_ready_just_now_is_not_silent_and_holds_the_others() -> None:
     hasty = written(scaling={"behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}}})
 
-    def asked(ready_for: float, load: float = 100, history: History | None = None) -> Scale:
+    def asked(ready_for: float, load: float = 100, history: History | None = None) -> ScalingDecision:
         pods = [pod("says", loaded(load)), pod("new", None, ready_since=START - ready_for)]
         return scale(hasty, planned(), pods, history, START, present=2)
 
@@ -254,7 +254,7 @@ def test_a_budget_that_is_cut_takes_replicas_at_once_even_without_metrics() -> N
 def test_a_supply_bounds_growth_and_takes_nothing_away(node: NodeSupply) -> None:
     supply = Supply((node,))
 
-    def asked(present: int) -> Scale:
+    def asked(present: int) -> ScalingDecision:
         pods = spread(90_000, 2, START)
         return scale(written(), planned(), pods, None, START, present=present, supply=supply)
 

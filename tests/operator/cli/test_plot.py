@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
 from turbo_operator.cli import commands, inputs, plot
 from turbo_operator.cli.plan_query import ask, candidates
-from turbo_operator.plan import Predicted, Weighed
+from turbo_operator.plan import EvaluatedCandidate, Predicted
 
 TURBODEPLOYMENT = """
 apiVersion: serving.turbo.dev/v1alpha1
@@ -129,9 +129,11 @@ def test_without_any_speed_the_plot_says_why_it_is_empty(
     assert (tmp_path / "plan.svg").stat().st_size > 0
 
 
-def weighed(place: tuple[float, float], reason: PlanReason) -> tuple[Weighed, tuple[float, float]]:
+def weighed(place: tuple[float, float], reason: PlanReason) -> tuple[EvaluatedCandidate, tuple[float, float]]:
     predicted = Predicted(0.1, place[0], 1.0, 1.0, Decimal(place[1]), None, Provenance.ROOFLINE)
-    each: Any = Weighed(EngineName.TURBO, "x", CapacityType.ON_DEMAND, 1, 1, "Off", 1, predicted, reason)
+    each: Any = EvaluatedCandidate(
+        EngineName.TURBO, "x", CapacityType.ON_DEMAND, 1, 1, "Off", 1, predicted, reason
+    )
     return each, place
 
 
@@ -147,7 +149,7 @@ PLACES = st.lists(
 
 @given(PLACES)
 def test_the_frontier_is_what_no_candidate_beats_in_both(
-    points: list[tuple[Weighed, tuple[float, float]]],
+    points: list[tuple[EvaluatedCandidate, tuple[float, float]]],
 ) -> None:
     places = [place for _, place in points]
     beaten = {

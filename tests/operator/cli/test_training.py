@@ -13,7 +13,7 @@ from turbo_dev.trainings import FACTS, NOW, draft, seen, td
 from turbo_operator import api
 from turbo_operator.cli import commands
 from turbo_operator.cli.plan_query import Question, ask
-from turbo_operator.snapshot import Observed
+from turbo_operator.snapshot import Snapshot
 
 
 def speculation(**training: Any) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def test_it_needs_room_on_the_nodes_of_a_file_beside_what_serves_and_says_what_l
         assert training["detail"].startswith("No accelerator can be had for a training. ") == (name is None)
 
 
-def explained(it: api.TurboDeployment, observed: Observed) -> bool:
+def explained(it: api.TurboDeployment, observed: Snapshot) -> bool:
     """Whether a training is told of."""
     return ask(Question({}, it, "model", FACTS.shape, observed, NOW)).training is not None
 

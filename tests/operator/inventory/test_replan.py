@@ -11,7 +11,7 @@ import pytest
 from turbo_dev.fleet import chosen
 from turbo_operator.api import PlanReason
 from turbo_operator.inventory.impact import Change, concerns, moved
-from turbo_operator.inventory.supply import Holding, Node, Owner, Quota, Stock, take_stock
+from turbo_operator.inventory.supply import ClusterInventory, Node, Owner, PodUsage, Quota, take_stock
 from turbo_operator.plan import Choice, Plan, Rejected
 from turbo_operator.snapshot import Accelerator
 
@@ -25,14 +25,14 @@ NO_L4 = Rejected("l4", 1, "Off", PlanReason.NO_CAPACITY, "There is none.")
 
 def stock(
     h100: int = 0, l4: int = 0, mine: int = 0, quota: int | None = None, others: Sequence[str | None] = ()
-) -> Stock:
+) -> ClusterInventory:
     """`mine` are its pods on H100s, `others` what further pods of its were made for; None is to inspect."""
     nodes = [
         Node(product, {"product": product}, (), True, {GPU: count * 1000})
         for product, count in (("H100", h100), ("L4", l4))
     ]
-    pods = [Holding(ME, "H100", {GPU: 1000}, {}, accelerator="h100")] * mine
-    pods += [Holding(ME, "L4", {"cpu": 100}, {}, accelerator=other) for other in others]
+    pods = [PodUsage(ME, "H100", {GPU: 1000}, {}, accelerator="h100")] * mine
+    pods += [PodUsage(ME, "L4", {"cpu": 100}, {}, accelerator=other) for other in others]
     quotas = [] if quota is None else [Quota("team", {GPU: quota}, {})]
     return take_stock({"h100": H100, "l4": L4}, nodes, pods, quotas)
 
@@ -42,7 +42,7 @@ def plan(replicas: int = 2, *rejected: Rejected, choice: Choice | None = CHOICE)
     return Plan(choice, replicas, reason, "So it is.", rejected)
 
 
-def is_woken(it: Plan, before: Stock, after: Stock) -> bool:
+def is_woken(it: Plan, before: ClusterInventory, after: ClusterInventory) -> bool:
     change = moved(before, after)
     return bool(change) and concerns(it, ME, change, after)
 
@@ -71,7 +71,9 @@ def test_the_same_stock_is_no_change() -> None:
         (plan(2), stock(4), stock(4, quota=2), True),
     ],
 )
-def test_who_is_planned_anew(it: Plan, before: Stock, after: Stock, woken: bool) -> None:
+def test_who_is_planned_anew(
+    it: Plan, before: ClusterInventory, after: ClusterInventory, woken: bool
+) -> None:
     assert is_woken(it, before, after) is woken
 
 
@@ -84,10 +86,10 @@ def test_whoever_was_refused_some_is_woken_by_it_whatever_its_condition_names_fi
 
 
 def test_cores_and_memory_that_are_freed_beside_accelerators_wake_whoever_was_refused_those() -> None:
-    def beside(memory: int, l4: int = 1) -> Stock:
+    def beside(memory: int, l4: int = 1) -> ClusterInventory:
         has = {GPU: 1000, "cpu": 8000, "memory": 64_000}
         node = Node("L4", {"product": "L4"}, (), True, has)
-        other = Holding(None, "L4", {GPU: 1000 - l4 * 1000, "memory": 64_000 - memory}, {})
+        other = PodUsage(None, "L4", {GPU: 1000 - l4 * 1000, "memory": 64_000 - memory}, {})
         return take_stock({"l4": L4}, [node], [other])
 
     assert is_woken(plan(2, NO_L4), beside(8_000), beside(32_000))
@@ -97,7 +99,7 @@ def test_cores_and_memory_that_are_freed_beside_accelerators_wake_whoever_was_re
 
 
 def test_a_node_that_becomes_one_of_another_capacity_type_wakes_whom_it_is_lost_and_gained_for() -> None:
-    def as_(kind: str) -> Stock:
+    def as_(kind: str) -> ClusterInventory:
         labels = {"product": "L4", "karpenter.sh/capacity-type": kind}
         return take_stock({"l4": L4}, [Node("L4", labels, (), True, {GPU: 1000})], [])
 

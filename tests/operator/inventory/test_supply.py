@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import CapacityType, Template
 from turbo_operator.inventory import usage
-from turbo_operator.inventory.store import Ledger
+from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import (
-    Holding,
+    ClusterInventory,
     Node,
     Owner,
+    PodUsage,
     Quota,
-    Stock,
     is_open,
     room,
     supply_of,
@@ -46,19 +46,19 @@ def pod(
     owner: Owner | None = None,
     resource: str = GPU,
     leaving: bool = False,
-) -> Holding:
+) -> PodUsage:
     amounts = {resource: gpus * 1000}
-    return Holding(owner, on, amounts, amounts, leaving, "h100")
+    return PodUsage(owner, on, amounts, amounts, leaving, "h100")
 
 
-def free(stock: Stock, owner: Owner = MINE, accelerator: str = "h100") -> list[int]:
+def free(stock: ClusterInventory, owner: Owner = MINE, accelerator: str = "h100") -> list[int]:
     return [each.free for each in supply_of(stock, owner)[accelerator].nodes]
 
 
 def test_cores_and_memory_that_no_pod_holds_are_told_beside_devices() -> None:
     """A node with free GPUs and no memory left for the process that feeds them takes no pod."""
     amounts = {GPU: 1000, "cpu": 2000, "memory": 20 * GIB * 1000}
-    pods = [Holding(owner, "n", amounts, amounts, accelerator="h100") for owner in (MINE, THEIRS, None)]
+    pods = [PodUsage(owner, "n", amounts, amounts, accelerator="h100") for owner in (MINE, THEIRS, None)]
     stock = take_stock(CATALOGUE, [node(), node("bare", allocatable={GPU: 8000})], pods)
     bare, full = supply_of(stock, Owner("team", "nobody"))["h100"].nodes
     assert (full.free, full.host) == (5, Host(10_000, 4 * GIB))
@@ -73,7 +73,7 @@ placed = st.builds(pod, st.integers(0, 8), st.sampled_from(["a", "b", None]), ow
 
 @given(st.lists(placed, max_size=12), st.integers(0, 8), st.integers(0, 8))
 def test_free_is_what_strangers_leave_and_never_below_nothing(
-    pods: list[Holding], gpus_a: int, gpus_b: int
+    pods: list[PodUsage], gpus_a: int, gpus_b: int
 ) -> None:
     """The model of it in one line: allocatable less what pods of others hold, on each node."""
     stock = take_stock(CATALOGUE, [node("a", gpus_a), node("b", gpus_b)], pods)
@@ -89,7 +89,7 @@ def test_free_is_what_strangers_leave_and_never_below_nothing(
 
 
 @given(st.lists(placed, max_size=12))
-def test_to_a_stranger_nothing_that_is_held_is_free(pods: list[Holding]) -> None:
+def test_to_a_stranger_nothing_that_is_held_is_free(pods: list[PodUsage]) -> None:
     stock = take_stock(CATALOGUE, [node("a"), node("b")], pods)
     assert free(stock, Owner("team", "nobody")) == [each.free for each in stock.supply["h100"]]
 
@@ -120,7 +120,7 @@ def test_what_runs_on_a_cordoned_node_need_not_leave_it_and_nothing_else_there_i
 
 def test_the_cores_of_a_pod_that_holds_gpus_are_none_to_plan_with_where_no_pod_on_cores_may_go() -> None:
     amounts = {GPU: 1000, "cpu": 4000, "memory": 32 * GIB * 1000}
-    mine = [Holding(MINE, "n", amounts, amounts, accelerator="h100")]
+    mine = [PodUsage(MINE, "n", amounts, amounts, accelerator="h100")]
     tainted = node(taints=({"key": "gpu", "value": "x", "effect": "NoSchedule"},))
     for closed in (tainted, node(takes_pods=False)):
         stock = take_stock(CATALOGUE, [closed], mine)
@@ -324,7 +324,7 @@ def raw_node(name: str, gpus: int) -> dict[str, Any]:
 
 
 def test_the_ledger_moves_only_when_something_that_counts_has_changed() -> None:
-    ledger = Ledger(lambda _: None)
+    ledger = InventoryStore(lambda _: None)
     ledger.put("Node", raw_node("a", 8))
     ledger.take_stock(CATALOGUE)
     heartbeat = raw_node("a", 8)
@@ -336,7 +336,7 @@ def test_the_ledger_moves_only_when_something_that_counts_has_changed() -> None:
 
 
 def test_what_a_full_list_does_not_show_is_gone_in_its_namespace_alone() -> None:
-    ledger = Ledger(lambda _: None)
+    ledger = InventoryStore(lambda _: None)
     ledger.put("Node", raw_node("a", 8))
     for namespace in ("team", "elsewhere"):
         body = raw_pod(nodeName="a", containers=[container(**{GPU: "2"})])

@@ -15,7 +15,7 @@ from turbo_operator import resources
 from turbo_operator.controller.cache.reflector import Follower
 from turbo_operator.controller.kube import Kube
 from turbo_operator.inventory import usage
-from turbo_operator.inventory.store import Ledger
+from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import Resource
 
 GPU = "nvidia.com/gpu"
@@ -43,9 +43,9 @@ class FakeKube(Kube):
 
 async def follow(
     resource: Resource, listed: Sequence[dict[str, Any]], changes: Sequence[Event] = ()
-) -> Ledger:
+) -> InventoryStore:
     """What the ledger holds when a follower has seen the list and every change."""
-    api, ledger = FakeKube(listed, changes), Ledger(lambda _: None)
+    api, ledger = FakeKube(listed, changes), InventoryStore(lambda _: None)
     async with asyncio.timeout(10), asyncio.TaskGroup() as group:
         task = group.create_task(Follower(api, ledger, resource, None).run())
         await api.shown.wait()

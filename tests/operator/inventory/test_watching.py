@@ -16,7 +16,7 @@ from turbo_operator import resources
 from turbo_operator.controller.cache import reflector
 from turbo_operator.controller.cache.reflector import Follower
 from turbo_operator.controller.kube import Kube
-from turbo_operator.inventory.store import Ledger
+from turbo_operator.inventory.store import InventoryStore
 
 GPU = "nvidia.com/gpu"
 CUT = b"the connection is reset"
@@ -64,7 +64,7 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def following(server: Server) -> AsyncIterator[Ledger]:
+async def following(server: Server) -> AsyncIterator[InventoryStore]:
     application = web.Application()
     application.router.add_get("/api/v1/namespaces/team/pods", server.answer)
     runner = web.AppRunner(application, shutdown_timeout=0.1)
@@ -72,7 +72,7 @@ async def following(server: Server) -> AsyncIterator[Ledger]:
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()
     port = runner.addresses[0][1]
-    ledger = Ledger(lambda _: None)
+    ledger = InventoryStore(lambda _: None)
     async with ApiClient(Configuration(host=f"http://127.0.0.1:{port}")) as client:
         follower = Follower(Kube(client), ledger, resources.POD, "team")
         task = asyncio.create_task(follower.run())
@@ -86,7 +86,7 @@ async def following(server: Server) -> AsyncIterator[Ledger]:
             await runner.cleanup()
 
 
-def held(ledger: Ledger) -> int:
+def held(ledger: InventoryStore) -> int:
     ledger.take_stock({})
     return ledger.stock.held.get("n", {}).get(GPU, 0) // 1000
 

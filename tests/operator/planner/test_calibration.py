@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from turbo_operator.planner.performance import step_time
 from turbo_operator.planner.performance.calibration import PATIENCE, Calibration, Filter, calibrate
 from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
 from turbo_runtime.contract.model import StepTime
 
 MACHINE = Machine(3.35e12, 989e12, 989e12, 989e12, math.inf, 1.0, Coefficients())
-WORK = Work(15e9, 0.0, 15e9, 0.0, 4.0 * 32 * 4096, 131072.0, 32 * 4096 * 2.0, 32.0, 0.0, 0.0, 0.0)
+WORK = ForwardCost(15e9, 0.0, 15e9, 0.0, 4.0 * 32 * 4096, 131072.0, 32 * 4096 * 2.0, 32.0, 0.0, 0.0, 0.0)
 factors = st.floats(0.2, 5.0)
 
 

@@ -23,17 +23,17 @@ from turbo_operator.api import (
 from turbo_operator.plan import Running
 from turbo_operator.planner.inputs import plan_of
 from turbo_operator.planner.performance.calibration import Filter
-from turbo_operator.planner.performance.calibration_history import heard
+from turbo_operator.planner.performance.calibration_history import update_calibrations
 from turbo_operator.planner.performance.online_calibration import Online
 from turbo_operator.planner.performance.step_time import decode_seconds, prefill_seconds
 from turbo_operator.planner.replica import replica
-from turbo_operator.snapshot import Accelerator, ChildView, LoadSample, Observed, PodView
+from turbo_operator.snapshot import Accelerator, ChildView, LoadSample, PodView, Snapshot
 from turbo_runtime.contract.load import Load
-from turbo_runtime.contract.model import ModelFacts, ModelShape, StepTime
+from turbo_runtime.contract.model import ModelInfo, ModelShape, StepTime
 
 NOW = 1_700_000_000.0
 SHAPE = ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "bfloat16")
-FACTS = ModelFacts(SHAPE, "sha256:ab", None, 270_000_000)
+FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
 CARD = Accelerator(
     "card",
     "nvidia.com/gpu",
@@ -76,25 +76,25 @@ def points(decode: float, prefill: float) -> tuple[StepTime, ...]:
     )
 
 
-def seen(*measured: tuple[float, float], row: Accelerator = CARD) -> Observed:
+def seen(*measured: tuple[float, float], row: Accelerator = CARD) -> Snapshot:
     pods = []
     for number, factors in enumerate(measured):
         load = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False, step_times=points(*factors))
         pods.append(
             PodView(f"p{number}", "v1a", "Running", True, "10.0.0.1", None, None, load=LoadSample(NOW, load))
         )
-    return Observed({row.name: row}, children=(DEPLOYMENT,), pods=tuple(pods), model=FACTS)
+    return Snapshot({row.name: row}, children=(DEPLOYMENT,), pods=tuple(pods), model=FACTS)
 
 
 def test_the_factors_of_the_running_pods_are_told() -> None:
-    told, _ = heard(td(), seen((1.5, 2.0), (1.5, 2.0)), None, NOW)
+    told, _ = update_calibrations(td(), seen((1.5, 2.0), (1.5, 2.0)), None, NOW)
     assert told == (
         Calibrated(engine="Turbo", accelerator="card", decode="1.500", prefill="2.000", online="1.000"),
     )
 
 
 def test_the_plan_rests_on_what_the_status_keeps_even_before_any_pod_has_spoken() -> None:
-    told, _ = heard(td(), seen((1.5, 2.0)), None, NOW)
+    told, _ = update_calibrations(td(), seen((1.5, 2.0)), None, NOW)
     before = plan_of(td(), SHAPE, seen(), NOW).choice
     after = plan_of(td(*told), SHAPE, seen(), NOW).choice
     assert before is not None
@@ -104,13 +104,13 @@ def test_the_plan_rests_on_what_the_status_keeps_even_before_any_pod_has_spoken(
     assert after.predicted.time_per_output_token is not None
     ratio = after.predicted.time_per_output_token / before.predicted.time_per_output_token
     assert ratio == pytest.approx(1.5, rel=0.1)
-    assert heard(td(*told), seen(), None, NOW)[0] == told
+    assert update_calibrations(td(*told), seen(), None, NOW)[0] == told
 
 
 def test_hardly_another_measurement_changes_nothing_and_another_one_does() -> None:
-    told, online = heard(td(), seen((1.5, 2.0)), None, NOW)
-    assert heard(td(*told), seen((1.52, 1.97)), online, NOW)[0] == told
-    (moved,), _ = heard(td(*told), seen((1.8, 2.0)), online, NOW)
+    told, online = update_calibrations(td(), seen((1.5, 2.0)), None, NOW)
+    assert update_calibrations(td(*told), seen((1.52, 1.97)), online, NOW)[0] == told
+    (moved,), _ = update_calibrations(td(*told), seen((1.8, 2.0)), online, NOW)
     assert moved.decode == "1.800"
 
 
@@ -123,8 +123,8 @@ def test_hardly_another_measurement_changes_nothing_and_another_one_does() -> No
     ids=["another accelerator", "no deployment of it"],
 )
 def test_what_does_not_run_any_more_is_not_forgotten(elsewhere: PlanStatus) -> None:
-    told, _ = heard(td(), seen((1.5, 2.0)), None, NOW)
-    assert heard(td(*told, plan=elsewhere), seen((1.8, 1.8)), None, NOW)[0] == told
+    told, _ = update_calibrations(td(), seen((1.5, 2.0)), None, NOW)
+    assert update_calibrations(td(*told, plan=elsewhere), seen((1.8, 1.8)), None, NOW)[0] == told
     # A token of this model takes 3.3 ms on paper.
     assert plan_of(td(plan=elsewhere, target="4ms"), SHAPE, seen(), NOW).choice is not None
     assert plan_of(td(*told, plan=elsewhere, target="4ms"), SHAPE, seen(), NOW).choice is None
@@ -132,7 +132,7 @@ def test_what_does_not_run_any_more_is_not_forgotten(elsewhere: PlanStatus) -> N
 
 def test_an_accelerator_without_rates_is_not_measured_against() -> None:
     unknown = Accelerator("card", "nvidia.com/gpu", Decimal(1), 24 << 30)
-    assert heard(td(), seen((1.5, 2.0), row=unknown), None, NOW) == ((), None)
+    assert update_calibrations(td(), seen((1.5, 2.0), row=unknown), None, NOW) == ((), None)
 
 
 def test_a_plan_that_leaves_an_accelerator_for_being_slow_does_not_come_back() -> None:
@@ -149,11 +149,11 @@ def test_a_plan_that_leaves_an_accelerator_for_being_slow_does_not_come_back() -
         # What one look announces, what the next one makes of it, and what its pods then say.
         for _ in range(3):
             pods = seen((slow[plan.accelerator or ""],) * 2).pods if plan is not None and deployments else ()
-            observed = Observed(cards, children=deployments, pods=pods, model=FACTS)
+            observed = Snapshot(cards, children=deployments, pods=pods, model=FACTS)
             asking = td(*calibrations, plan=plan or PlanStatus(), target="4ms")
             choice = plan_of(asking, SHAPE, observed, NOW).choice
             assert choice is not None
-            calibrations, online = heard(asking, observed, online, NOW)
+            calibrations, online = update_calibrations(asking, observed, online, NOW)
             if plan is None or plan.accelerator != choice.accelerator.name:
                 went.append(choice.accelerator.name)
                 plan = PLAN.model_copy(update={"accelerator": choice.accelerator.name})
@@ -166,7 +166,7 @@ def test_a_plan_that_leaves_an_accelerator_for_being_slow_does_not_come_back() -
 
 def test_what_one_accelerator_has_learnt_under_load_says_nothing_of_another() -> None:
     learnt = Online(told=math.log(1.5), of=("Turbo", "other"))
-    (told,), online = heard(td(), seen((1.5, 2.0)), learnt, NOW)
+    (told,), online = update_calibrations(td(), seen((1.5, 2.0)), learnt, NOW)
     assert told.online == "1.000"
     assert online is not None
     assert online.of == ("Turbo", "card")
@@ -189,7 +189,7 @@ def test_what_was_heard_under_load_fades_once_it_is_not_heard_again(
     elsewhere = PLAN.model_copy(update={"accelerator": accelerator})
     before = kept("1.822", hours)
     learnt = Online(filter=Filter(0.6), told=0.6, of=("Turbo", "card"))
-    (told,), _ = heard(td(before, plan=elsewhere), seen(), learnt, NOW)
+    (told,), _ = update_calibrations(td(before, plan=elsewhere), seen(), learnt, NOW)
     assert told == (before if counts else kept("1.000", None))
 
 
@@ -207,8 +207,8 @@ def after_an_hour_of_load(before: Calibrated, now: float, factor: float = 2.0) -
     told, online = (before,), None
     for sample in (first, last):
         serving = replace(pod, load=sample, ready_since=now - 2 * seconds)
-        there = Observed({CARD.name: CARD}, children=(DEPLOYMENT,), pods=(serving,), model=FACTS)
-        told, online = heard(td(*told), there, online, now)
+        there = Snapshot({CARD.name: CARD}, children=(DEPLOYMENT,), pods=(serving,), model=FACTS)
+        told, online = update_calibrations(td(*told), there, online, now)
     return told[0]
 
 
@@ -225,7 +225,7 @@ def test_what_is_heard_under_load_counts_for_days_and_is_seldom_written_anew() -
 
 @pytest.mark.parametrize(("factor", "written"), [(1e-9, "0.010"), (1e9, "100.000")])
 def test_a_factor_that_nothing_real_has_is_bounded(factor: float, written: str) -> None:
-    told, online = heard(td(), seen((factor, factor)), None, NOW)
+    told, online = update_calibrations(td(), seen((factor, factor)), None, NOW)
     assert [(each.decode, each.prefill) for each in told] == [(written, written)]
-    assert heard(td(*told), seen((factor, factor)), online, NOW)[0] == told
+    assert update_calibrations(td(*told), seen((factor, factor)), online, NOW)[0] == told
     assert plan_of(td(*told), SHAPE, seen(), NOW).choice is not None

@@ -14,7 +14,7 @@ from turbo_operator.catalog import shapes
 from turbo_operator.planner import plan
 from turbo_operator.planner.candidates import Candidates, Indices, candidates, room
 from turbo_operator.planner.performance import candidate_curves, capacity, memory, speculation
-from turbo_operator.planner.request import Request, request
+from turbo_operator.planner.request import Requirements, request
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
 
@@ -41,7 +41,7 @@ def shape(hub_id: str) -> ModelShape:
     return found
 
 
-def stages(hub_id: str, number: int, **fields: Any) -> tuple[Candidates, Request]:
+def stages(hub_id: str, number: int, **fields: Any) -> tuple[Candidates, Requirements]:
     """All ways to serve it with vLLM over so many nodes."""
     asked = TurboDeploymentSpec.model_validate(
         {
@@ -61,7 +61,7 @@ def sent(hub_id: str) -> float:
     return 2 * 2 * shape(hub_id).hidden_size / 1.25e9
 
 
-def curves(it: Candidates, what: Request) -> tuple[capacity.Engines, Indices]:
+def curves(it: Candidates, what: Requirements) -> tuple[capacity.Engines, Indices]:
     # As much memory as it takes: the same states are looked at for any number of stages.
     held = replace(room(it, what, None), slots=np.full(len(it), float(SLOTS)))
     return candidate_curves.engines(
@@ -69,7 +69,7 @@ def curves(it: Candidates, what: Request) -> tuple[capacity.Engines, Indices]:
     )
 
 
-def curve(it: Candidates, what: Request) -> capacity.Engines:
+def curve(it: Candidates, what: Requirements) -> capacity.Engines:
     return curves(it, what)[0]
 
 

@@ -15,7 +15,13 @@ from turbo_operator.catalog import shapes
 from turbo_operator.planner import plan
 from turbo_operator.planner.engines import ENGINES, OFF
 from turbo_operator.planner.performance import speculation
-from turbo_operator.planner.performance.speculation import PRIORS, Draft, committed, fastest, options
+from turbo_operator.planner.performance.speculation import (
+    PRIORS,
+    SpeculationOption,
+    committed,
+    fastest,
+    options,
+)
 
 SHAPE = shapes.shipped("Qwen/Qwen3-8B")
 assert SHAPE is not None
@@ -50,7 +56,7 @@ def test_drafting_is_never_slower_than_not(
 ) -> None:
     step = np.array([plain])
     best, number = fastest(
-        Draft(method, None, ceiling, 0),
+        SpeculationOption(method, None, ceiling, 0),
         lambda k: step * (1.0 + verify * k),
         lambda k: step * draft * k,
     )

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from turbo_operator.planner.performance import step_time
 from turbo_operator.planner.performance.coefficients import BY_ENGINE, NAMES, Coefficients
-from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
 from turbo_runtime.contract.model import ModelShape
 
 RATES = ("bandwidth", "flops", "expert_flops", "attention_flops", "link")
@@ -39,7 +39,7 @@ machines = st.builds(
     st.sampled_from([1, 4]),
 )
 works = st.builds(
-    Work,
+    ForwardCost,
     dense_bytes=st.floats(1e8, 1e12),
     expert_bytes=st.floats(1e9, 1e12),
     dense_flops=st.floats(1e8, 1e12),
@@ -61,7 +61,7 @@ NEARLY = 1.0 + 1e-12
 
 @given(machines, works, rows, drafts, contexts)
 def test_more_requests_drafts_or_context_never_make_a_pass_shorter(
-    machine: Machine, work: Work, rows: float, drafts: float, context: float
+    machine: Machine, work: ForwardCost, rows: float, drafts: float, context: float
 ) -> None:
     here = step_time.decode_seconds(machine, work, rows, drafts, context)
     assert here <= step_time.decode_seconds(machine, work, rows + 1, drafts, context) * NEARLY
@@ -70,14 +70,14 @@ def test_more_requests_drafts_or_context_never_make_a_pass_shorter(
 
 
 @given(machines, works, prompts)
-def test_a_longer_prompt_never_takes_less_time(machine: Machine, work: Work, prompt: float) -> None:
+def test_a_longer_prompt_never_takes_less_time(machine: Machine, work: ForwardCost, prompt: float) -> None:
     here = step_time.prefill_seconds(machine, work, prompt)
     assert here <= step_time.prefill_seconds(machine, work, prompt + 1) * NEARLY
 
 
 @given(machines, works, prompts, st.integers(1, 64).map(float))
 def test_prompts_read_together_take_more_than_one_and_less_than_each_by_itself(
-    machine: Machine, work: Work, prompt: float, number: float
+    machine: Machine, work: ForwardCost, prompt: float, number: float
 ) -> None:
     alone = step_time.prefill_seconds(machine, work, prompt)
     together = step_time.prefill_seconds(machine, work, prompt, number)
@@ -88,7 +88,7 @@ def test_prompts_read_together_take_more_than_one_and_less_than_each_by_itself(
 @given(machines, works, rows, drafts, contexts, prompts, st.sampled_from(RATES), st.floats(1.0, 8.0))
 def test_faster_hardware_is_never_slower(
     machine: Machine,
-    work: Work,
+    work: ForwardCost,
     rows: float,
     drafts: float,
     context: float,
@@ -107,7 +107,7 @@ def test_faster_hardware_is_never_slower(
 
 @given(machines, works, rows, drafts, contexts)
 def test_a_pass_takes_no_less_than_any_part_of_its_work(
-    machine: Machine, work: Work, rows: float, drafts: float, context: float
+    machine: Machine, work: ForwardCost, rows: float, drafts: float, context: float
 ) -> None:
     c, tokens = machine.coefficients, rows * (drafts + 1)
     parts = (
@@ -122,7 +122,7 @@ def test_a_pass_takes_no_less_than_any_part_of_its_work(
 
 @given(machines, works, rows, contexts)
 def test_a_dense_model_pays_nothing_for_experts(
-    machine: Machine, work: Work, rows: float, context: float
+    machine: Machine, work: ForwardCost, rows: float, context: float
 ) -> None:
     dense = replace(work, active=0.0, expert_bytes=0.0, expert_flops=0.0)
     dear = replace(machine.coefficients, expert_bandwidth=1e-9, expert_flops=1e-9, expert_layer_seconds=1e9)
@@ -133,7 +133,7 @@ def test_a_dense_model_pays_nothing_for_experts(
 
 @given(st.sampled_from([8 / 256, 2 / 8]), st.integers(1, 10_000))
 def test_tokens_need_some_experts_and_never_more_than_there_are(active: float, tokens: int) -> None:
-    work = Work(0, 0, 0, 0, 0, 0, 0, 1.0, active, 0, 0)
+    work = ForwardCost(0, 0, 0, 0, 0, 0, 0, 1.0, active, 0, 0)
     share = step_time.distinct(work, float(tokens))
     assert active - 1e-12 <= share <= min(1.0, tokens * active) + 1e-12
 
@@ -142,7 +142,7 @@ def test_tokens_need_some_experts_and_never_more_than_there_are(active: float, t
     st.lists(st.tuples(machines, works, rows, drafts, contexts, prompts), min_size=1, max_size=6),
 )
 def test_arrays_are_told_as_their_elements_are(
-    cases: list[tuple[Machine, Work, float, float, float, float]],
+    cases: list[tuple[Machine, ForwardCost, float, float, float, float]],
 ) -> None:
     def column(records: list[object], name: str) -> np.ndarray:
         return np.array([getattr(record, name) for record in records], float)
@@ -152,7 +152,7 @@ def test_arrays_are_told_as_their_elements_are(
         coefficients=Coefficients(),
         **{f.name: column(of[0], f.name) for f in fields(Machine) if f.name != "coefficients"},
     )
-    work = Work(**{f.name: column(of[1], f.name) for f in fields(Work)})
+    work = ForwardCost(**{f.name: column(of[1], f.name) for f in fields(ForwardCost)})
     decode = step_time.decode_seconds(machine, work, *(np.array(each) for each in of[2:5]))
     prefill = step_time.prefill_seconds(machine, work, np.array(of[5]))
     assert decode == pytest.approx([step_time.decode_seconds(*each[:5]) for each in cases])
@@ -188,7 +188,7 @@ def test_a_pass_worked_out_by_hand() -> None:
 
 
 def test_few_activations_go_to_every_accelerator_and_many_around_a_ring() -> None:
-    work = Work(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 80 * 16_384.0, 80.0, 0.0, 0.0, 0.0)
+    work = ForwardCost(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 80 * 16_384.0, 80.0, 0.0, 0.0, 0.0)
     silent = Coefficients(layer_seconds=0.0, flops=1.0)
     machine = Machine(1e12, 1e15, 1e15, 1e15, 450e9, 8.0, silent)
     few = 2 * 80 * 7 * 100 * 16_384 / 450e9

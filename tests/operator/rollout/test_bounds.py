@@ -10,7 +10,7 @@ from turbo_dev.simulated_variants import footprint
 from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.budget import Footprint
 from turbo_operator.rollout import Bounds, bounds_of
-from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Observed, Supply, TrainPod
+from turbo_operator.snapshot import Accelerator, Host, NodeSupply, Snapshot, Supply, TrainPod
 
 NOW = 1_700_000_000.0
 CPU = Accelerator("cpu", "cpu", Decimal(1), 1 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
@@ -42,10 +42,10 @@ def test_accelerators_dollars_and_stock_bound_what_variants_hold_together() -> N
 
 def test_stock_is_what_nodes_and_quotas_leave() -> None:
     supply = {"cpu": Supply((NodeSupply("n", 4, 3), NodeSupply("m", 4, 1)), quota=2)}
-    found = bounds_of(td(), Observed({"cpu": CPU}, supply), (ONE, None), NOW)
+    found = bounds_of(td(), Snapshot({"cpu": CPU}, supply), (ONE, None), NOW)
     assert found.stock == {"cpu": 2}
     assert found.by_type == {("cpu", CapacityType.ON_DEMAND): 2}
-    assert bounds_of(td(), Observed({"cpu": CPU}), (ONE,), NOW) == Bounds()
+    assert bounds_of(td(), Snapshot({"cpu": CPU}), (ONE,), NOW) == Bounds()
 
 
 def test_room_of_one_capacity_type_is_none_of_another() -> None:
@@ -54,7 +54,7 @@ def test_room_of_one_capacity_type_is_none_of_another() -> None:
         NodeSupply("n", 4, 4, capacity_types=frozenset({CapacityType.ON_DEMAND})),
         NodeSupply("m", 4, 1, capacity_types=frozenset({CapacityType.SPOT})),
     )
-    found = bounds_of(td(), Observed({"cpu": CPU}, {"cpu": Supply(nodes)}), (ONE, spot), NOW)
+    found = bounds_of(td(), Snapshot({"cpu": CPU}, {"cpu": Supply(nodes)}), (ONE, spot), NOW)
     assert found.exceeded([(ONE, 4), (spot, 1)]) is None
     assert found.exceeded([(spot, 2)]) == "the cluster and its quotas hold 1 of cpu (Spot)"
     assert found.most(spot, 4) == 1
@@ -64,14 +64,14 @@ def test_what_a_node_has_beside_its_accelerators_bounds_pods_whose_labels_do_not
     gpu = replace(CPU, name="gpu", resource_name="nvidia.com/gpu")
     planned = Footprint(gpu, CapacityType.ON_DEMAND, 1, host=Host(2000, 10 << 30))
     nodes = (NodeSupply("n", 8, 8, host=Host(64_000, 20 << 30)),)
-    observed = Observed({"gpu": gpu}, {"gpu": Supply(nodes)})
+    observed = Snapshot({"gpu": gpu}, {"gpu": Supply(nodes)})
     labeled = replace(planned, host=None)
     assert bounds_of(td(), observed, (planned, labeled), NOW).most(planned, 8) == 2
 
 
 def test_a_training_is_reserved_from_its_beginning_to_its_end() -> None:
     def reserved(status: dict[str, Any], *pods: TrainPod) -> int:
-        observed = Observed({"cpu": CPU}, trainings=pods)
+        observed = Snapshot({"cpu": CPU}, trainings=pods)
         return len(bounds_of(td({"training": status}), observed, (), NOW).reserved)
 
     begun = {"number": 1, "work": "w", "specHash": "s", "accelerator": "cpu"}

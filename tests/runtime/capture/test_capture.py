@@ -12,7 +12,7 @@ import pytest
 
 from turbo_runtime.capture import recorder as module
 from turbo_runtime.capture import segment_store
-from turbo_runtime.capture.recorder import Asked, Capture
+from turbo_runtime.capture.recorder import Capture, CapturedPrompt
 from turbo_runtime.capture.segment_store import delete_tenant, read, segments
 
 
@@ -33,8 +33,8 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Capture]:
     found.close()
 
 
-def asked(text: str | None, tenant: str = "a") -> Asked:
-    return Asked(tenant, lambda: text)
+def asked(text: str | None, tenant: str = "a") -> CapturedPrompt:
+    return CapturedPrompt(tenant, lambda: text)
 
 
 def rows(where: Path) -> list[dict[str, Any]]:
@@ -92,7 +92,7 @@ def test_a_list_of_the_deleted_that_cannot_be_read_stops_nothing_and_is_told(
 def test_a_prompt_that_waited_while_its_tenant_was_deleted_goes_too(kept: Capture, tmp_path: Path) -> None:
     kept.offer(asked("x", "b"), None)
     until(lambda: kept.outcomes["kept"] == 1)
-    before = Asked("a", lambda: "asked before", at=time.time() - 5)
+    before = CapturedPrompt("a", lambda: "asked before", at=time.time() - 5)
     delete_tenant(tmp_path / "kept", "a", time.time())
     kept.offer(before, None)
     kept.offer(asked("asked after"), None)
@@ -114,7 +114,7 @@ def test_the_bound_of_the_folder_holds_and_the_newest_prompts_stay(kept: Capture
 def test_what_no_text_says_and_what_comes_too_fast_is_counted(kept: Capture) -> None:
     kept.offer(asked(None), None)
     until(lambda: kept.outcomes["ambiguous"] == 1)
-    kept.offer(Asked("a", lambda: time.sleep(0.3) or "slow"), None)
+    kept.offer(CapturedPrompt("a", lambda: time.sleep(0.3) or "slow"), None)
     for _ in range(module.WAITING + 20):
         kept.offer(asked("fast"), None)
     assert kept.outcomes["overrun"] >= 19

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from turbo_runtime.contract.model import ModelFacts, ModelShape
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError
 
@@ -138,7 +138,7 @@ def test_latent_attention_is_read_beside_the_weights(tmp_path: Path) -> None:
     shape = stored(tmp_path, {"model.norm.weight": ("BF16", 8)}, **latent)
     assert (shape.kv_latent, shape.head_dim, shape.kv_heads) == (6, 5, 2)
     facts = inspect_model(str(tmp_path))
-    assert ModelFacts.from_json(facts.to_json()) == facts
+    assert ModelInfo.from_json(facts.to_json()) == facts
 
 
 def test_a_configuration_of_no_language_model_is_refused_in_a_sentence(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.distill.data.responses import GROUP, Asked, Said, answer_all
+from turbo_runtime.distill.data.responses import GROUP, Completion, TokenizedPrompt, answer_all
 
-ASKED = [Asked("training", "d", (number, 1)) for number in range(2 * GROUP + 5)]
+ASKED = [TokenizedPrompt("training", "d", (number, 1)) for number in range(2 * GROUP + 5)]
 
 
 class Model:
@@ -18,7 +18,9 @@ class Model:
     def __init__(self, lives: int = 99) -> None:
         self.lives, self.asked = lives, 0
 
-    def __call__(self, group: Sequence[Asked], answered: Callable[[], None]) -> list[tuple[int, ...]]:
+    def __call__(
+        self, group: Sequence[TokenizedPrompt], answered: Callable[[], None]
+    ) -> list[tuple[int, ...]]:
         if not self.lives:
             raise KeyboardInterrupt
         self.lives -= 1
@@ -33,7 +35,7 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(tmp_path: Path) -> N
         answer_all(ASKED, tmp_path, Model(lives=1), lambda *_: None)
     model, told = Model(), []
     said = answer_all(ASKED, tmp_path, model, lambda count, known: told.append((count, known)))
-    assert said == [Said(one, (*one.prompt, 7)) for one in ASKED]
+    assert said == [Completion(one, (*one.prompt, 7)) for one in ASKED]
     assert told == [(GROUP, True), *[(1, False)] * (GROUP + 5)]
     assert model.asked == GROUP + 5
 

@@ -18,7 +18,7 @@ from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
-from turbo_runtime.contract.training import DraftFacts
+from turbo_runtime.contract.training import DraftManifest
 from turbo_runtime.distill import heads, pipeline
 from turbo_runtime.drafters.heads.checkpoint import read_config
 from turbo_runtime.engine.startup.builder import start_engine
@@ -115,7 +115,7 @@ def test_a_pod_leaves_what_it_made_and_a_failed_one_why(
     left = tmp_path / "message"
     told = typed(folder, "whole", "--termination-message", str(left))
     assert told.returncode == 0, told.stderr
-    facts = DraftFacts.from_json(left.read_text())
+    facts = DraftManifest.from_json(left.read_text())
     assert (facts.digest, facts.version) == (artefact_digest(done[0]), read_config(done[0]).version)
     assert [worth.domain for worth in facts.worth] == ["left", "right"]
     assert [gain.batch for gain in facts.worth[0].gains] == [1, 8]
@@ -169,7 +169,7 @@ def test_killed_while_it_writes_the_result_it_comes_to_the_same(
 
     with monkeypatch.context() as patched:
         where = {"record": (pipeline.Record, "write"), "report": (pipeline, "write_report")}
-        where |= {"save_heads": (heads, "save_heads"), "remove": (pipeline.Work, "remove")}
+        where |= {"save_heads": (heads, "save_heads"), "remove": (pipeline.Workspace, "remove")}
         patched.setattr(*where[last], dies)
         with pytest.raises(KeyboardInterrupt):
             distill.distill(arguments(folder, out, "--no-gain"))

@@ -17,8 +17,8 @@ from turbo_runtime.cli.drafts import drafts
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.distill import pilot
-from turbo_runtime.distill.data.responses import Asked, Said
-from turbo_runtime.distill.target import Served
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
+from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads.checkpoint import HeadsError, read_config
 from turbo_runtime.messages import SamplingParams
 
@@ -129,13 +129,13 @@ def test_auto_trains_what_its_pilot_says_to_pay_and_keeps_what_it_found(
 
 
 def test_the_streams_are_those_that_transformers_feeds_to_the_layers(folder: Path) -> None:
-    served = Served(
+    served = TargetModel(
         RuntimeConfig(
             str(folder / "model"), device="cpu", dtype="float32", threads=1, max_running=8, max_step_tokens=64
         )
     )
     said = [
-        Said(Asked("training", "d", tuple(range(5, 5 + length))), (7, 9, 11, 200, 3))
+        Completion(TokenizedPrompt("training", "d", tuple(range(5, 5 + length))), (7, 9, 11, 200, 3))
         for length in (4, 30, 90)
     ]
     layers = (2, 4, 5)

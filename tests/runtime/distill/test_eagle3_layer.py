@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from turbo_runtime.distill.data.examples import Places
-from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.examples import TrainingExamples
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.data.shards import Reader, Shards
 from turbo_runtime.distill.data.texts import Text, Texts
 from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
@@ -103,18 +103,18 @@ def test_it_does_not_see_what_comes_later() -> None:
     assert not torch.equal(first[2:], again[2:])
 
 
-def answers(count: int, first: int) -> list[Said]:
+def answers(count: int, first: int) -> list[Completion]:
     """Each counts up in a step of its own, that only its prompt tells."""
     return [
-        Said(
-            Asked("training", "d", (number % 3, number % WORDS)),
+        Completion(
+            TokenizedPrompt("training", "d", (number % 3, number % WORDS)),
             tuple((number + (1 + number % 3) * at) % WORDS for at in range(1, 10)),
         )
         for number in range(first, first + count)
     ]
 
 
-def read(said: list[Said]) -> Texts:
+def read(said: list[Completion]) -> Texts:
     """Streams that tell nothing: attention to the prompt must."""
     texts = []
     for one in said:
@@ -124,7 +124,12 @@ def read(said: list[Said]) -> Texts:
         chances = torch.full((len(one.tokens), 1), 0.9)
         likely = torch.tensor(one.tokens)[:, None].int()
         texts.append(
-            Text.of(one, streams, Places.of(streams[-len(one.tokens) :], [one.tokens], likely, chances), 0)
+            Text.of(
+                one,
+                streams,
+                TrainingExamples.of(streams[-len(one.tokens) :], [one.tokens], likely, chances),
+                0,
+            )
         )
     return Texts(texts)
 

@@ -12,12 +12,12 @@ import pytest
 
 from turbo_runtime.client.client import Server
 from turbo_runtime.distill import endpoint
-from turbo_runtime.distill.data.responses import Asked
+from turbo_runtime.distill.data.responses import TokenizedPrompt
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.messages import SamplingParams
 
-ASKED = [Asked("training", "d", (first, 2, 3), choice) for first in (7, 9) for choice in (0, 1)]
+ASKED = [TokenizedPrompt("training", "d", (first, 2, 3), choice) for first in (7, 9) for choice in (0, 1)]
 LAW, AGAIN = (
     SamplingParams(temperature=0.0, seed=5, max_tokens=8),
     SamplingParams(seed=5, temperature=0.7, max_tokens=8),

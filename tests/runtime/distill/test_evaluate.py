@@ -5,14 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.evaluation.acceptance import evaluate
 
 HEADS = 3
 
 
-def said(length: int) -> Said:
-    return Said(Asked("held-out", "d", (1, 2)), tuple(range(length)))
+def said(length: int) -> Completion:
+    return Completion(TokenizedPrompt("held-out", "d", (1, 2)), tuple(range(length)))
 
 
 def test_a_draft_begins_behind_what_was_accepted() -> None:

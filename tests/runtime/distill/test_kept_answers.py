@@ -15,7 +15,7 @@ from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.distill.data.response_store import ANSWERS_FILE, read_kept, write_kept
-from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.recipe import TRAINING
 from turbo_runtime.drafters.heads.checkpoint import read_config
 
@@ -68,7 +68,7 @@ def test_answers_that_were_kept_make_one_draft_of_several_without_asking_again(
     assert artefact_digest(folder / "turned") == artefact_digest(folder / "both")
 
 
-def beside(source: Path, tmp_path: Path) -> tuple[Path, Path, str, tuple[Said, ...]]:
+def beside(source: Path, tmp_path: Path) -> tuple[Path, Path, str, tuple[Completion, ...]]:
     """A draft, another one of the same model, that model, and what the first has kept."""
     digest = read_config(source).target_digest
     other = tmp_path / "other"

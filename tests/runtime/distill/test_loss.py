@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbo_runtime.distill.data.examples import UNKNOWN, Lessons
+from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch
 from turbo_runtime.distill.loss import Words, chance_of_acceptance, guessing
 from turbo_runtime.distill.recipe import Recipe
 
@@ -23,7 +23,7 @@ def logits() -> Tensor:
 
 
 @pytest.fixture
-def lessons() -> Lessons:
+def lessons() -> TrainingBatch:
     generator = torch.Generator().manual_seed(2)
     wanted = torch.randint(0, TARGET, (ROWS, HEADS), generator=generator)
     wanted[3, 1:] = UNKNOWN
@@ -32,10 +32,10 @@ def lessons() -> Lessons:
     ).view(ROWS, HEADS, KEPT)
     chances = torch.rand(ROWS, HEADS, KEPT, generator=generator).sort(-1, descending=True).values / KEPT
     chances = chances * (wanted != UNKNOWN)[..., None]
-    return Lessons(torch.zeros(ROWS, 1), torch.zeros(ROWS, HEADS).long(), wanted, likely.int(), chances)
+    return TrainingBatch(torch.zeros(ROWS, 1), torch.zeros(ROWS, HEADS).long(), wanted, likely.int(), chances)
 
 
-def by_hand(logits: Tensor, lessons: Lessons, recipe: Recipe) -> float:
+def by_hand(logits: Tensor, lessons: TrainingBatch, recipe: Recipe) -> float:
     total = weights = 0.0
     for row in range(ROWS):
         for head in range(HEADS):
@@ -58,20 +58,20 @@ def by_hand(logits: Tensor, lessons: Lessons, recipe: Recipe) -> float:
 
 
 @pytest.mark.parametrize("kind", ["words", "law", "variation"])
-def test_each_loss_is_what_it_is_by_hand(logits: Tensor, lessons: Lessons, kind: str) -> None:
+def test_each_loss_is_what_it_is_by_hand(logits: Tensor, lessons: TrainingBatch, kind: str) -> None:
     recipe = replace(Recipe(words=0, law=0, variation=0), **{kind: 1.0})
     found = guessing(logits, lessons, WORDS, recipe)
     assert found.item() == pytest.approx(by_hand(logits, lessons, recipe), rel=1e-5)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.6])
-def test_they_add_up(logits: Tensor, lessons: Lessons, temperature: float) -> None:
+def test_they_add_up(logits: Tensor, lessons: TrainingBatch, temperature: float) -> None:
     recipe = Recipe(words=0.3, law=0.5, variation=2.0, temperature=temperature)
     found = guessing(logits, lessons, WORDS, recipe)
     assert found.item() == pytest.approx(by_hand(logits, lessons, recipe), rel=1e-5)
 
 
-def test_a_greedy_draft_is_taken_where_it_is_the_word(logits: Tensor, lessons: Lessons) -> None:
+def test_a_greedy_draft_is_taken_where_it_is_the_word(logits: Tensor, lessons: TrainingBatch) -> None:
     found = chance_of_acceptance(logits, lessons, WORDS, 0.0)
     assert found.tolist() == (VOCABULARY[logits.argmax(-1)] == lessons.wanted).float().tolist()
 
@@ -81,7 +81,7 @@ def test_a_sampled_one_as_often_as_both_laws_draw_it_with_the_same_noise() -> No
     p = torch.rand(TARGET, generator=generator).softmax(0)
     guesses = 2 * torch.randn(1, 1, len(VOCABULARY), generator=generator)
     ids = torch.arange(TARGET)
-    lessons = Lessons(
+    lessons = TrainingBatch(
         torch.zeros(1, 1),
         torch.zeros(1, 1).long(),
         torch.zeros(1, 1).long(),
@@ -99,7 +99,7 @@ def test_a_sampled_one_as_often_as_both_laws_draw_it_with_the_same_noise() -> No
 
 def test_ids_that_are_not_kept_count_as_one_rival(logits: Tensor) -> None:
     p = torch.tensor([0.5, 0.2])  # of ids 3 and 4; the draft cannot say 4
-    lessons = Lessons(
+    lessons = TrainingBatch(
         torch.zeros(1, 1),
         torch.zeros(1, 1).long(),
         torch.zeros(1, 1).long(),

@@ -9,17 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.distill.data.examples import UNKNOWN, Places
-from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.examples import UNKNOWN, TrainingExamples
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.data.shards import Reader, Shards
 
 ANSWERS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=6)
 
 
-def places_of(answers: list[list[int]]) -> Places:
+def places_of(answers: list[list[int]]) -> TrainingExamples:
     """States, likeliest ids and their chances tell which row they are of."""
     rows = torch.arange(sum(map(len, answers)))
-    return Places.of(rows[:, None].float(), answers, rows[:, None].int(), 1.0 / (1.0 + rows[:, None]))
+    return TrainingExamples.of(
+        rows[:, None].float(), answers, rows[:, None].int(), 1.0 / (1.0 + rows[:, None])
+    )
 
 
 @given(ANSWERS, st.integers(1, 5))
@@ -47,7 +49,10 @@ def test_a_row_is_taught_what_follows_it_in_its_own_answer(answers: list[list[in
 def test_shards_hold_every_answer_once_and_no_more_rows_than_there_is_room_for(
     answers: list[list[int]], most: int, seed: int
 ) -> None:
-    said = [Said(Asked("training", "d", (number,)), tuple(one)) for number, one in enumerate(answers)]
+    said = [
+        Completion(TokenizedPrompt("training", "d", (number,)), tuple(one))
+        for number, one in enumerate(answers)
+    ]
     shards = Shards.of(said, lambda one: len(one.tokens), most, seed)
     assert sorted(s.asked.prompt for part in shards.parts for s in part) == [s.asked.prompt for s in said]
     for part in shards.parts:
@@ -57,10 +62,10 @@ def test_shards_hold_every_answer_once_and_no_more_rows_than_there_is_room_for(
 
 
 def test_one_part_is_in_memory_at_a_time_and_read_again_only_after_another() -> None:
-    said = [Said(Asked("training", "d", (number,)), (1, 2, 3)) for number in range(4)]
-    read: list[weakref.ref[Places]] = []
+    said = [Completion(TokenizedPrompt("training", "d", (number,)), (1, 2, 3)) for number in range(4)]
+    read: list[weakref.ref[TrainingExamples]] = []
 
-    def places(some: Sequence[Said]) -> Places:
+    def places(some: Sequence[Completion]) -> TrainingExamples:
         assert all(one() is None for one in read)
         found = places_of([list(one.tokens) for one in some])
         read.append(weakref.ref(found))

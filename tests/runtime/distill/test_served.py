@@ -18,19 +18,19 @@ from turbo_dev.fitting import Said as Stated
 from turbo_dev.fitting import fit, say, words_of
 from turbo_dev.tiny_engine import write
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.distill.data.examples import Places
-from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.examples import TrainingExamples
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.evaluation import speedup_benchmark
 from turbo_runtime.distill.evaluation.acceptance import evaluate, taken_of
 from turbo_runtime.distill.evaluation.speedup_benchmark import Run, Way, gain_of, runs, ways
-from turbo_runtime.distill.target import LIKELIEST, Served, _likeliest
+from turbo_runtime.distill.target import LIKELIEST, TargetModel, _likeliest
 from turbo_runtime.drafters import hybrid
-from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.loader import InUse
-from turbo_runtime.engine.speculator import Speculation
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.engine.speculator import Speculator
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
-from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.prompts import Prompt
 
 LENGTHS = (4, 17, 64, 100)
@@ -39,13 +39,13 @@ SEED = 5
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TargetModel]:
     folder = tmp_path_factory.mktemp("tiny")
     write(folder)
     template = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
     before = torch.get_num_threads()
-    yield Served(
+    yield TargetModel(
         RuntimeConfig(
             str(folder), device="cpu", dtype="float32", threads=1, max_running=8, max_step_tokens=64
         )
@@ -53,7 +53,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     torch.set_num_threads(before)
 
 
-def test_a_chat_is_read_as_the_server_reads_it(served: Served) -> None:
+def test_a_chat_is_read_as_the_server_reads_it(served: TargetModel) -> None:
     parts = [{"type": "text", "text": "be "}, {"type": "text", "text": "brief"}]
     sent = Prompt("a", "d", ({"role": "developer", "content": parts},))
     assert served.encode(sent) == served.encode(
@@ -65,24 +65,28 @@ def params(temperature: float) -> SamplingParams:
     return SamplingParams(temperature=temperature, seed=SEED, max_tokens=40, stop_token_ids=frozenset({0}))
 
 
-def asked(temperature: float = 0.0) -> list[Asked]:
+def asked(temperature: float = 0.0) -> list[TokenizedPrompt]:
     generator = torch.Generator().manual_seed(8)
     prompts = [tuple(torch.randint(1, 250, (length,), generator=generator).tolist()) for length in LENGTHS]
-    return [Asked("training", "d", prompt, 0, temperature, SEED) for prompt in prompts]
+    return [TokenizedPrompt("training", "d", prompt, 0, temperature, SEED) for prompt in prompts]
 
 
-def stated(served: Served, temperature: float) -> list[Stated]:
+def stated(served: TargetModel, temperature: float) -> list[Stated]:
     """Answers and states as the engine has them while it answers."""
-    engine = served.engine(InUse("off"))
-    return say(engine, [Submit(str(n), one.prompt, params(temperature)) for n, one in enumerate(asked())])
+    engine = served.engine(ActiveDrafts("off"))
+    return say(
+        engine, [GenerationRequest(str(n), one.prompt, params(temperature)) for n, one in enumerate(asked())]
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_states_that_are_computed_anew_are_those_of_answering(served: Served, temperature: float) -> None:
+def test_states_that_are_computed_anew_are_those_of_answering(
+    served: TargetModel, temperature: float
+) -> None:
     told = stated(served, temperature)
-    said = [Said(one, tuple(known.tokens)) for one, known in zip(asked(), told, strict=True)]
+    said = [Completion(one, tuple(known.tokens)) for one, known in zip(asked(), told, strict=True)]
     assert [one.tokens for one in said] == served.answer(asked(), params(temperature), params(temperature))
-    places = Places.joined(list(served.places(said, params(temperature or 1.0))))
+    places = TrainingExamples.joined(list(served.places(said, params(temperature or 1.0))))
     assert len(places) == sum(len(one.tokens) for one in said)
     torch.testing.assert_close(
         places.hidden, torch.cat([known.states for known in told]), rtol=1e-4, atol=1e-4
@@ -95,31 +99,33 @@ def test_states_that_are_computed_anew_are_those_of_answering(served: Served, te
 
 
 @pytest.fixture(scope="module")
-def heads(served: Served) -> Heads:
+def heads(served: TargetModel) -> Heads:
     told = [*stated(served, 0.0)[::2], *stated(served, 0.8)[::2]]
     return fit(served.target, told, words_of(told), heads=HEADS, markov_rank=8, steps=150)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draft(
-    served: Served, heads: Heads, temperature: float, monkeypatch: pytest.MonkeyPatch
+    served: TargetModel, heads: Heads, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hybrid, "LEAST_SURVIVAL", 0.0)  # else it leaves out what it has no hope for
     answers = served.answer(asked(), params(temperature), params(temperature))
-    said = [Said(one, tokens) for one, tokens in zip(asked(temperature), answers, strict=True)]
-    source = HeadsSource(heads, served.noise)
+    said = [Completion(one, tokens) for one, tokens in zip(asked(temperature), answers, strict=True)]
+    source = HeadsDrafter(heads, served.noise)
     taken = []
     for one in said:
-        states = Places.joined(list(served.places([one], params(1.0)))).hidden
+        states = TrainingExamples.joined(list(served.places([one], params(1.0)))).hidden
         taken.append(taken_of(one, states, source))
     found = evaluate(said, taken, HEADS)
     assert sum(map(sum, taken)) > 5
-    engine = served.engine(InUse("heads", HeadsSource(heads, served.noise)))
-    engine.speculation = Speculation(engine.speculation.drafters, EveryDraft())
+    engine = served.engine(ActiveDrafts("heads", HeadsDrafter(heads, served.noise)))
+    engine.speculation = Speculator(engine.speculation.drafters, EveryDraft())
     steps = 0
     for number, one in enumerate(said):  # one by one: beside a prompt there may be no room for drafts
         engine.accept(
-            Submit(str(number), one.asked.prompt, replace(params(temperature), max_draft_tokens=HEADS))
+            GenerationRequest(
+                str(number), one.asked.prompt, replace(params(temperature), max_draft_tokens=HEADS)
+            )
         )
         while not engine.idle:
             steps += sum(bool(event.tokens) for event in engine.step().events)
@@ -128,10 +134,10 @@ def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draf
 
 
 def test_a_gain_is_over_the_same_prompts_without_drafts_and_counts_answers_that_differ(
-    served: Served, heads: Heads
+    served: TargetModel, heads: Heads
 ) -> None:
     answers = served.answer(asked(), params(0.0), params(0.0))
-    said = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
+    said = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
     found = list(runs(served, ways(heads), said, said[:1], said[1:2], params(0.0), 2))
     assert [run.round for run in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for each in range(0, 9, 3):
@@ -154,17 +160,17 @@ def run_of(steps: Iterator[Run | None]) -> Run:
 
 
 def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = count()
     monkeypatch.setattr(
         speedup_benchmark, "time", SimpleNamespace(perf_counter=lambda: next(ticks))
     )  # a step takes 1 s
     answers = served.answer(asked(), params(0.0), params(0.0))
-    first, *others = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
+    first, *others = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
 
-    def run(company: list[Said], batch: int) -> Run:
-        bench = speedup_benchmark._Bench(served.engine(InUse("off")), params(0.0))
+    def run(company: list[Completion], batch: int) -> Run:
+        bench = speedup_benchmark._Bench(served.engine(ActiveDrafts("off")), params(0.0))
         return run_of(bench.answer("none", 0, [first], company, batch))
 
     alone, accompanied = run([], 3), run(others, 3)
@@ -174,20 +180,20 @@ def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered
 
 
 def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = served.answer(asked(), params(0.0), params(0.0))
-    first, second, *others = [Said(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
-    did: list[tuple[str, int, list[Said]]] = []
+    first, second, *others = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
+    did: list[tuple[str, int, list[Completion]]] = []
     counted: list[tuple[int, int]] = []  # of one engine
     remember, answer = speedup_benchmark._Bench.remember, speedup_benchmark._Bench.answer
 
-    def remembers(bench: speedup_benchmark._Bench, known: list[Said]) -> None:
+    def remembers(bench: speedup_benchmark._Bench, known: list[Completion]) -> None:
         did.append(("remember", id(bench), known))
         remember(bench, known)
 
     def answers_all(
-        bench: speedup_benchmark._Bench, way: str, number: int, told: list[Said], *more: Any
+        bench: speedup_benchmark._Bench, way: str, number: int, told: list[Completion], *more: Any
     ) -> Iterator[Run | None]:
         did.append(("answer", id(bench), told))
         run = run_of(answer(bench, way, number, told, *more))
@@ -213,10 +219,10 @@ def test_each_run_begins_with_what_is_known_and_a_warm_up_that_is_not_counted(
 
 @pytest.mark.parametrize("together", [True, False])
 def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_holds_all(
-    served: Served, monkeypatch: pytest.MonkeyPatch, together: bool
+    served: TargetModel, monkeypatch: pytest.MonkeyPatch, together: bool
 ) -> None:
     answers = served.answer(asked(), params(0.0), params(0.0))
-    first = Said(asked()[0], answers[0])
+    first = Completion(asked()[0], answers[0])
     stepped: list[str] = []
     held: dict[str, range] = {}
     answer = speedup_benchmark._Bench.answer
@@ -231,7 +237,7 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
             yield run
 
     monkeypatch.setattr(speedup_benchmark._Bench, "answer", answers_all)
-    monkeypatch.setattr(Served, "holds", lambda served, *asked: together)
+    monkeypatch.setattr(TargetModel, "holds", lambda served, *asked: together)
     of_two = {"none": Way("off"), "memory": Way("suffix")}
     found = runs(served, of_two, [first], [], [], params(0.0), 1, rounds=2)
     for order in (["none", "memory"], ["memory", "none"]):
@@ -248,7 +254,7 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
     assert list(found) == []
 
 
-def test_the_cache_holds_requests_of_several_engines_in_parts_of_like_size(served: Served) -> None:
+def test_the_cache_holds_requests_of_several_engines_in_parts_of_like_size(served: TargetModel) -> None:
     blocks = served.model.pool.blocks
     assert served.holds(2, blocks // 2, BLOCK_SIZE)
     assert not served.holds(2, blocks // 2, BLOCK_SIZE + 1)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbo_runtime.distill.data.examples import Lessons, Places
-from turbo_runtime.distill.data.responses import Asked, Said
+from turbo_runtime.distill.data.examples import TrainingBatch, TrainingExamples
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.data.shards import Reader, Shards
 from turbo_runtime.distill.heads import HeadsStudent
 from turbo_runtime.distill.recipe import Recipe
@@ -32,18 +32,21 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def answers(count: int, first: int) -> list[Said]:
+def answers(count: int, first: int) -> list[Completion]:
     """Each counts up from where it begins, in steps of its own."""
     found = []
     for number in range(first, first + count):
         step = 1 + number % 3
         found.append(
-            Said(Asked("training", "d", (number,)), tuple((number + step * at) % WORDS for at in range(9)))
+            Completion(
+                TokenizedPrompt("training", "d", (number,)),
+                tuple((number + step * at) % WORDS for at in range(9)),
+            )
         )
     return found
 
 
-def read(said: Sequence[Said]) -> Places:
+def read(said: Sequence[Completion]) -> TrainingExamples:
     """A state that tells the token before and the step, as a model's would, but not for sure."""
     lots = torch.Generator().manual_seed(said[0].asked.prompt[0])
     states = torch.cat(
@@ -56,10 +59,10 @@ def read(said: Sequence[Said]) -> Places:
     )
     tokens = torch.tensor([token for one in said for token in one.tokens])
     chances = torch.full((len(tokens), 1), 0.9)
-    return Places.of(states, [one.tokens for one in said], tokens[:, None].int(), chances)
+    return TrainingExamples.of(states, [one.tokens for one in said], tokens[:, None].int(), chances)
 
 
-Trained = Training[Places, Lessons]
+Trained = Training[TrainingExamples, TrainingBatch]
 
 
 def training(recipe: Recipe = RECIPE) -> Trained:
@@ -159,10 +162,10 @@ def test_another_seed_learns_in_another_order() -> None:
 
 
 def test_where_answers_do_not_fit_in_memory_one_part_is_there_at_a_time() -> None:
-    alive: list[weakref.ref[Places]] = []
+    alive: list[weakref.ref[TrainingExamples]] = []
     trained = training()
 
-    def watched(some: Sequence[Said]) -> Places:
+    def watched(some: Sequence[Completion]) -> TrainingExamples:
         assert all(one() is None for one in alive)
         alive.append(weakref.ref(places := read(some)))
         return places

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from turbo_runtime.distill.data.examples import Places
+from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.vocabulary import choose_vocabulary, counted
 
 ANSWERS = [(3, 3, 3, 9), (3, 9, 5, 5)]
 
 
-def places(likely: list[int], chance: float) -> Places:
+def places(likely: list[int], chance: float) -> TrainingExamples:
     tokens = [token for one in ANSWERS for token in one]
     rows = len(tokens)
-    return Places.of(
+    return TrainingExamples.of(
         torch.zeros(rows, 2),
         ANSWERS,
         torch.tensor([likely] * rows).int(),

@@ -8,15 +8,15 @@ import pytest
 
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.workspace import Request, Work, captured_before
+from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before
 from turbo_runtime.prompts import Prompt
 
 ASKED = [Prompt("pod-1", "captured", written="hello", captured_at=5.0)]
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
-    request = Request.of(
+def work(tmp_path: Path) -> Workspace:
+    request = RunSpec.of(
         "sha256:0",
         [],
         Recipe(),
@@ -28,10 +28,10 @@ def work(tmp_path: Path) -> Work:
         answers_from="engine",
         captured=True,
     )
-    return Work(tmp_path / "out", request)
+    return Workspace(tmp_path / "out", request)
 
 
-def test_captured_prompts_are_those_that_were_there_at_first(work: Work, tmp_path: Path) -> None:
+def test_captured_prompts_are_those_that_were_there_at_first(work: Workspace, tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     folder.mkdir()
     assert captured_before(work.out, [folder]) is None
@@ -42,7 +42,7 @@ def test_captured_prompts_are_those_that_were_there_at_first(work: Work, tmp_pat
 
 
 def test_what_began_with_another_folder_of_captured_prompts_is_refused_by_name(
-    work: Work, tmp_path: Path
+    work: Workspace, tmp_path: Path
 ) -> None:
     for name in ("kept", "other"):
         (tmp_path / name).mkdir()
@@ -54,7 +54,7 @@ def test_what_began_with_another_folder_of_captured_prompts_is_refused_by_name(
         captured_before(work.out, [tmp_path / "other"])
 
 
-def test_what_is_written_is_read_and_what_a_disk_has_lost_is_nothing(work: Work) -> None:
+def test_what_is_written_is_read_and_what_a_disk_has_lost_is_nothing(work: Workspace) -> None:
     assert work.read("machine.json") is None
     work.write("machine.json", {"guarantee": "bytes"})
     assert work.read("machine.json") == {"guarantee": "bytes"}

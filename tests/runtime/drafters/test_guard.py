@@ -9,13 +9,13 @@ import pytest
 
 from turbo_runtime.drafters.fail_safe import Guarded
 from turbo_runtime.drafters.hybrid import propose
-from turbo_runtime.drafters.interface import Coupling, Offer, Want
-from turbo_runtime.drafters.loader import InUse
-from turbo_runtime.drafters.proposer import Drafters
-from turbo_runtime.drafters.suffix import Suffix
+from turbo_runtime.drafters.interface import Coupling, DraftRequest, TokenCandidate
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.suffix import SuffixDrafter
 
 TOKENS = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
-WANT = Want("r", TOKENS, 10, 4, "", Coupling(0, 0.0))
+WANT = DraftRequest("r", TOKENS, 10, 4, "", Coupling(0, 0.0))
 
 
 class Failing:
@@ -27,12 +27,12 @@ class Failing:
     def __init__(self, verb: str) -> None:
         self.verb, self.calls = verb, 0
 
-    def begin(self, wants: Sequence[Want]) -> Failing:
+    def begin(self, wants: Sequence[DraftRequest]) -> Failing:
         self._wants = len(wants)
         return self._or(self, "begin")
 
-    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
-        return self._or([Offer(9, 0.99, 0)] * self._wants, "offers")
+    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
+        return self._or([TokenCandidate(9, 0.99, 0)] * self._wants, "offers")
 
     def advance(self, tokens: Sequence[int | None]) -> None:
         self._or(None, "advance")
@@ -69,7 +69,7 @@ def test_a_failure_is_told_once_and_ends_the_drafts_of_that_source(
             VERBS[verb](source)
     assert len(caplog.records) == 1
     assert source.problem == "the drafter failing failed: ArithmeticError: too large"
-    (draft,) = propose([Guarded(Suffix()), source], [WANT])
+    (draft,) = propose([Guarded(SuffixDrafter()), source], [WANT])
     assert draft.drafter == "suffix"
     assert draft.tokens[:3] == (4, 5, 6)
 
@@ -77,7 +77,7 @@ def test_a_failure_is_told_once_and_ends_the_drafts_of_that_source(
 @pytest.mark.parametrize("verb", ["begin", "offers", "advance"])
 def test_the_others_draft_on_in_the_very_step(verb: str) -> None:
     failing = Failing(verb)
-    drafters = Drafters(InUse("auto", failing))  # type: ignore[arg-type]
+    drafters = Proposer(ActiveDrafts("auto", failing))  # type: ignore[arg-type]
     (draft,) = drafters.propose([WANT])
     assert "suffix" in {evidence.source for evidence in draft.evidence} or verb == "advance"
     assert "failing" in drafters.problem
@@ -89,8 +89,8 @@ def test_the_others_draft_on_in_the_very_step(verb: str) -> None:
 
 def test_an_offer_without_a_number_for_its_chance_is_none() -> None:
     class Unsure(Failing):
-        def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
-            return [Offer(9, float("nan"), 0)] * self._wants
+        def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
+            return [TokenCandidate(9, float("nan"), 0)] * self._wants
 
     (draft,) = propose([Unsure("")], [WANT])
     assert draft.tokens == ()

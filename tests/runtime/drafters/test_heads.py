@@ -20,11 +20,11 @@ from turbo_runtime.drafters.heads.checkpoint import (
     load_heads,
     save_heads,
 )
-from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.interface import Coupling, Draft, Want
-from turbo_runtime.drafters.loader import InUse
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.sampling.draw import greedy_tokens, sampled_tokens
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.speculation.verification import verify
@@ -89,7 +89,7 @@ class Run:
     rejected: int = 0
 
 
-def answer(model: Model, prompt: Sequence[int], temperature: float, drafters: Drafters, limit: int) -> Run:
+def answer(model: Model, prompt: Sequence[int], temperature: float, drafters: Proposer, limit: int) -> Run:
     """The engine's loop for one request, without a cache."""
     coupling = Coupling(answer_key(7, prompt, 0), temperature)
     run = Run(list(prompt))
@@ -99,7 +99,9 @@ def answer(model: Model, prompt: Sequence[int], temperature: float, drafters: Dr
     while len(run.tokens) < len(prompt) + ANSWER:
         draft = Draft()
         if limit:
-            (draft,) = drafters.propose([Want("r", run.tokens, len(prompt), limit, "", coupling, last)])
+            (draft,) = drafters.propose(
+                [DraftRequest("r", run.tokens, len(prompt), limit, "", coupling, last)]
+            )
         begin = len(run.tokens)
         logits, hidden = model.rows([*run.tokens, *draft.tokens])
         verdict = verify(
@@ -124,7 +126,7 @@ def prompts(count: int, seed: int) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def fitted(model: Model) -> Heads:
-    plain = Drafters(InUse("off"))
+    plain = Proposer(ActiveDrafts("off"))
     said = [answer(model, prompt, t, plain, 0).tokens for prompt in prompts(12, 1) for t in (0.0, 0.5)]
     known = [Said(tokens[PROMPT:], model.rows(tokens)[1][PROMPT - 1 : -1]) for tokens in said]
     words = words_of(known)[1:]  # one cannot be drafted
@@ -136,10 +138,10 @@ def fitted(model: Model) -> Heads:
 def test_drafts_are_taken_and_refused_and_answers_are_those_without(
     model: Model, fitted: Heads, drafter: str, temperature: float
 ) -> None:
-    drafters = Drafters(InUse(drafter, HeadsSource(fitted, model.noise)))  # type: ignore[arg-type]
+    drafters = Proposer(ActiveDrafts(drafter, HeadsDrafter(fitted, model.noise)))  # type: ignore[arg-type]
     accepted = rejected = 0
     for prompt in prompts(3, 1) + prompts(3, 9):
-        plain = answer(model, prompt, temperature, Drafters(InUse("off")), 0)
+        plain = answer(model, prompt, temperature, Proposer(ActiveDrafts("off")), 0)
         fast = answer(model, prompt, temperature, drafters, 4)
         assert fast.tokens == plain.tokens
         accepted, rejected = accepted + fast.accepted, rejected + fast.rejected
@@ -148,13 +150,13 @@ def test_drafts_are_taken_and_refused_and_answers_are_those_without(
 
 
 def test_a_batch_is_drafted_as_each_want_alone(model: Model, fitted: Heads) -> None:
-    source = HeadsSource(fitted, model.noise)
+    source = HeadsDrafter(fitted, model.noise)
     wants = []
     for number, prompt in enumerate(prompts(5, 3)):
         hidden = None if number == 2 else model.rows(prompt)[1][-2]
         coupling = Coupling(answer_key(number, prompt, 0), number * 0.4)
-        wants.append(Want(str(number), prompt, PROMPT, 1 + number, "", coupling, hidden))
-    drafters = Drafters(InUse("heads", source))
+        wants.append(DraftRequest(str(number), prompt, PROMPT, 1 + number, "", coupling, hidden))
+    drafters = Proposer(ActiveDrafts("heads", source))
     together = drafters.propose(wants)
     assert [d.tokens for d in together] == [drafters.propose([want])[0].tokens for want in wants]
     assert together[2].tokens == ()
@@ -168,11 +170,11 @@ def test_with_the_targets_own_law_the_coupled_draft_is_what_the_engine_draws(mod
     heads = Heads(
         model.target.embedding, model.target.output_rows(ids), ids, heads=1, markov_rank=RANK
     ).eval()
-    drafters = Drafters(InUse("heads", HeadsSource(heads, model.noise)))
+    drafters = Proposer(ActiveDrafts("heads", HeadsDrafter(heads, model.noise)))
     for number, prompt in enumerate(prompts(20, 5)):
         logits, hidden = model.rows(prompt)
         coupling = Coupling(answer_key(number, prompt, 0), number % 5 * 0.4)
-        (draft,) = drafters.propose([Want("r", prompt, PROMPT, 4, "", coupling, hidden[-1])])
+        (draft,) = drafters.propose([DraftRequest("r", prompt, PROMPT, 4, "", coupling, hidden[-1])])
         assert draft.tokens == (model.token(logits[-1], coupling, PROMPT),)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.drafters.hybrid import LEAST_SURVIVAL, propose
-from turbo_runtime.drafters.interface import Coupling, Draft, Evidence, Offer, Want
+from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest, TokenCandidate, TokenOrigin
 
 Script = dict[int, tuple[int, float]]  # the token before -> what follows, and how surely
 
@@ -21,13 +21,13 @@ class Scripted:
     def __init__(self, name: str, script: Script, *, takes_time: bool = False) -> None:
         self.name, self._script, self.takes_time = name, script, takes_time
 
-    def begin(self, wants: Sequence[Want]) -> Scripted:
+    def begin(self, wants: Sequence[DraftRequest]) -> Scripted:
         self._before: list[int | None] = [want.tokens[-1] for want in wants]
         return self
 
-    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
+    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
         known = [None if token is None else self._script.get(token) for token in self._before]
-        return [None if follow is None else Offer(*follow, cell=follow[0]) for follow in known]
+        return [None if follow is None else TokenCandidate(*follow, cell=follow[0]) for follow in known]
 
     def advance(self, tokens: Sequence[int | None]) -> None:
         self._before = list(tokens)
@@ -45,7 +45,7 @@ SCRIPTS = st.dictionaries(
 
 
 def draft(*sources: Scripted, last: int = 0, limit: int = 8) -> Draft:
-    (found,) = propose(sources, [Want("r", [last], 1, limit, "", Coupling(0, 0.0))])
+    (found,) = propose(sources, [DraftRequest("r", [last], 1, limit, "", Coupling(0, 0.0))])
     return found
 
 
@@ -88,14 +88,14 @@ def test_what_others_are_not_sure_enough_of_would_not_be_drafted(
         Scripted("free", {0: (5, 0.5), 5: (6, 0.3)}),
         Scripted("slow", {0: (5, 0.9), 5: (6, 0.9)}, takes_time=True),
     ]
-    (found,) = propose(sources, [Want("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
+    (found,) = propose(sources, [DraftRequest("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
     assert [evidence.instead for evidence in found.evidence] == instead
 
 
 def test_of_what_is_no_number_nothing_is_told() -> None:
     sources = [Scripted("free", {0: (5, math.nan)}), Scripted("slow", {0: (6, 0.9)}, takes_time=True)]
-    assert draft(*sources).evidence == (Evidence("slow", 6),)
-    assert draft(*sources[::-1]).evidence == (Evidence("slow", 6),)
+    assert draft(*sources).evidence == (TokenOrigin("slow", 6),)
+    assert draft(*sources[::-1]).evidence == (TokenOrigin("slow", 6),)
 
 
 @given(scripts=st.lists(SCRIPTS, min_size=1, max_size=3), least=st.floats(0, 1))
@@ -103,7 +103,7 @@ def test_without_sources_that_take_time_nothing_else_would_be_drafted(
     scripts: list[Script], least: float
 ) -> None:
     sources = [Scripted(str(number), script) for number, script in enumerate(scripts)]
-    (found,) = propose(sources, [Want("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
+    (found,) = propose(sources, [DraftRequest("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
     assert [evidence.instead for evidence in found.evidence] == list(found.tokens)
 
 
@@ -111,7 +111,7 @@ def test_without_sources_that_take_time_nothing_else_would_be_drafted(
 def test_what_is_told_of_the_others_is_what_they_draft_alone(
     free: Script, slow: Script, least: float
 ) -> None:
-    want = Want("r", [0], 1, 8, "", Coupling(0, 0.0))
+    want = DraftRequest("r", [0], 1, 8, "", Coupling(0, 0.0))
     (found,) = propose([Scripted("free", free), Scripted("slow", slow, takes_time=True)], [want], least)
     (alone,) = propose([Scripted("free", free)], [want], least)
     told = [evidence.instead for evidence in found.evidence]
@@ -126,7 +126,7 @@ def test_one_source_alone_drafts_what_it_knows() -> None:
     assert draft(TWO).tokens == (5,)
     assert draft(TWO).drafter == "two"
     assert draft(TWO, last=99) == Draft()
-    assert propose([], [Want("r", [0], 1, 4, "", Coupling(0, 0.0))]) == [Draft()]
+    assert propose([], [DraftRequest("r", [0], 1, 4, "", Coupling(0, 0.0))]) == [Draft()]
 
 
 def test_a_draft_ends_at_its_limit_and_where_it_would_hardly_survive() -> None:
@@ -137,7 +137,9 @@ def test_a_draft_ends_at_its_limit_and_where_it_would_hardly_survive() -> None:
 
 
 def test_the_drafts_of_a_batch_have_each_their_own_length() -> None:
-    wants = [Want(str(n), [last], 1, limit, "", Coupling(0, 0.0)) for n, (last, limit) in enumerate(_CASES)]
+    wants = [
+        DraftRequest(str(n), [last], 1, limit, "", Coupling(0, 0.0)) for n, (last, limit) in enumerate(_CASES)
+    ]
     together = propose([ONE, TWO], wants)
     assert together == [draft(ONE, TWO, last=last, limit=limit) for last, limit in _CASES]
     assert [len(found.tokens) for found in together] == [4, 0, 1, 2]

@@ -15,9 +15,9 @@ from turbo_runtime.drafters import loader as loading
 from turbo_runtime.drafters.config import MOST_NAMED, SelectionError, read_selection
 from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.interface import Coupling, Draft, Evidence, Offer, Want
-from turbo_runtime.drafters.loader import DraftLoader, InUse, Trained
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest, TokenCandidate, TokenOrigin
+from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, LoadedDraft
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.reload import LOOK_SECONDS, RETRY_SECONDS, WatchedFile
 from turbo_runtime.messages import Drafting
 from turbo_runtime.sampling.noise import Noise
@@ -38,9 +38,9 @@ def loader() -> DraftLoader:
     return DraftLoader(TARGET, Noise(VOCABULARY))
 
 
-def want(name: str, request_id: str = "r", drafting: Drafting = "auto") -> Want:
+def want(name: str, request_id: str = "r", drafting: Drafting = "auto") -> DraftRequest:
     hidden = torch.ones(WIDTH)
-    return Want(request_id, TOKENS, 10, 4, "", Coupling(0, 0.0), hidden, drafting, name)
+    return DraftRequest(request_id, TOKENS, 10, 4, "", Coupling(0, 0.0), hidden, drafting, name)
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_a_folder_that_comes_later_is_taken_up_and_the_others_are_left_alone(
 ) -> None:
     select(tmp_path, heads="chat", named={"latex": "latex", "late": "late"})
     watched = WatchedFile(file, loader().load)
-    drafters = Drafters(watched.wait(0.0), file=watched)
+    drafters = Proposer(watched.wait(0.0), file=watched)
     assert list(drafters.versions) == ["default", "latex"]
     assert "the draft late: " in drafters.problem
     write_heads(tmp_path / "late", "late-1")
@@ -231,14 +231,14 @@ class Recorder:
     taught: list[bool] = field(default_factory=list)
     broken: bool = False
 
-    def begin(self, wants: Sequence[Want]) -> Recorder:
+    def begin(self, wants: Sequence[DraftRequest]) -> Recorder:
         if self.broken:
             raise ArithmeticError("too large")
         self.asked.append([want.request_id for want in wants])
         return self
 
-    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
-        return [Offer(self.token, self.confidence, self.token) for _ in self.asked[-1]]
+    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
+        return [TokenCandidate(self.token, self.confidence, self.token) for _ in self.asked[-1]]
 
     def advance(self, tokens: Sequence[int | None]) -> None:
         """Whatever was drafted, it goes on alike."""
@@ -251,9 +251,9 @@ class Recorder:
         """Nothing is held."""
 
 
-def recorders(default: Recorder, **named: Recorder) -> Drafters:
-    trained = {name: Trained(source, name) for name, source in named.items()}  # type: ignore[arg-type]
-    return Drafters(InUse("heads", default, "v1", trained))  # type: ignore[arg-type]
+def recorders(default: Recorder, **named: Recorder) -> Proposer:
+    trained = {name: LoadedDraft(source, name) for name, source in named.items()}  # type: ignore[arg-type]
+    return Proposer(ActiveDrafts("heads", default, "v1", trained))  # type: ignore[arg-type]
 
 
 def test_requests_that_have_one_draft_are_asked_for_together() -> None:
@@ -279,7 +279,7 @@ def test_what_became_of_a_draft_teaches_who_made_it() -> None:
 @pytest.mark.parametrize(("sure", "surest"), [(0.6, "suffix"), (0.95, "heads")])
 def test_who_was_outbid_learns_as_well_up_to_the_first_token_that_was_wrong(sure: float, surest: str) -> None:
     memory, heads = Recorder(30, "suffix", takes_time=False, confidence=0.8), Recorder(31, confidence=sure)
-    drafters = Drafters(InUse("auto", heads, "v1"), suffix=memory)  # type: ignore[arg-type]
+    drafters = Proposer(ActiveDrafts("auto", heads, "v1"), suffix=memory)  # type: ignore[arg-type]
     (draft,) = drafters.propose([want("default")])
     assert {evidence.source for evidence in draft.evidence} == {surest}
     drafters.observe(draft, [draft.tokens[0], 30, 9])
@@ -289,7 +289,7 @@ def test_who_was_outbid_learns_as_well_up_to_the_first_token_that_was_wrong(sure
 
 def test_what_is_known_of_a_draft_that_was_dropped_teaches_nobody() -> None:
     default = Recorder(30)
-    recorders(default).observe(Draft((31,), (0.9,), (Evidence("heads", 31),), "dropped"), [31])
+    recorders(default).observe(Draft((31,), (0.9,), (TokenOrigin("heads", 31),), "dropped"), [31])
     assert default.taught == []
 
 
@@ -304,7 +304,7 @@ def test_a_request_that_wants_no_heads_has_none_whatever_it_chose() -> None:
 
 def test_where_the_deployment_has_no_trained_draft_a_named_one_is_there_all_the_same() -> None:
     latex = Recorder(31)
-    drafters = Drafters(InUse("auto", named={"latex": Trained(latex, "v1")}))  # type: ignore[arg-type]
+    drafters = Proposer(ActiveDrafts("auto", named={"latex": LoadedDraft(latex, "v1")}))  # type: ignore[arg-type]
     assert drafters.use_hidden
     assert drafters.versions == {"default": "", "latex": "v1"}
     first, second = drafters.propose([want("latex"), want("default")])
@@ -324,7 +324,7 @@ def test_one_that_fails_is_told_by_its_name_and_the_others_draft_on() -> None:
 def test_a_look_that_finds_the_same_does_not_try_again_what_failed(file: Path, tmp_path: Path) -> None:
     select(tmp_path, heads="chat", named={"late": "late"})
     watched = WatchedFile(file, loader().load)
-    drafters = Drafters(watched.wait(0.0), file=watched)
+    drafters = Proposer(watched.wait(0.0), file=watched)
     guards = list(drafters._guarded)
     watched._look_at = watched._retry_at = 0.0  # it is due
     drafters.poll(1.0)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from turbo_runtime.drafters.interface import Coupling, Draft, Want
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise, answer_key
-from turbo_runtime.sampling.sampler import AnswerLaw
+from turbo_runtime.sampling.sampler import Sampler
 from turbo_runtime.sampling.step import AnswerRows, tokens_of_step
 from turbo_runtime.speculation.verification import verify
 
@@ -49,13 +49,13 @@ class Fared:
 
 def run(temperature: float, drafted_with: Coupling | None) -> Fared:
     """Through the real drafter, noise, law and verifier; one draft a step, or none."""
-    drafters = Drafters()
-    law = AnswerLaw(SamplingParams(temperature=temperature), (ENDS[0],), answer_key(5, (ENDS[0],), 0), NOISE)
+    drafters = Proposer()
+    law = Sampler(SamplingParams(temperature=temperature), (ENDS[0],), answer_key(5, (ENDS[0],), 0), NOISE)
     fared = Fared([ENDS[0]])
     while len(fared.tokens) < 3 * UNITS:
         tokens, draft = fared.tokens, Draft()
         if drafted_with is not None:
-            (draft,) = drafters.propose([Want("r", tokens, 1, 1, "", drafted_with)])
+            (draft,) = drafters.propose([DraftRequest("r", tokens, 1, 1, "", drafted_with)])
         rows = torch.stack([row(last, temperature) for last in (tokens[-1], *draft.tokens)])
         (token_at,) = tokens_of_step(rows, [AnswerRows(law, tokens, list(draft.tokens), 0)], NOISE)
         verdict = verify(token_at, draft.tokens, stop_ids=(), room=1)
@@ -89,9 +89,10 @@ def test_survival_is_that_of_what_is_proposed() -> None:
 def test_a_greedy_request_is_proposed_what_followed_most_often() -> None:
     text = [20, 1, 7, 21, 1, 8, 22, 1, 8, 23, 1]
     for key in range(20):
-        (draft,) = Drafters().propose([Want("r", text, 1, 1, "", Coupling(key, 0.0))])
+        (draft,) = Proposer().propose([DraftRequest("r", text, 1, 1, "", Coupling(key, 0.0))])
         assert draft.tokens == (8,)
     drawn = {
-        Drafters().propose([Want("r", [*text], 1, 1, "", Coupling(key, 1.0))])[0].tokens for key in range(40)
+        Proposer().propose([DraftRequest("r", [*text], 1, 1, "", Coupling(key, 1.0))])[0].tokens
+        for key in range(40)
     }
     assert drawn == {(7,), (8,)}

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.drafters.hybrid import propose
-from turbo_runtime.drafters.interface import Coupling, Draft, Want
+from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
 from turbo_runtime.drafters.recent_outputs import Memory
-from turbo_runtime.drafters.suffix import REQUEST_TOKENS, Suffix
+from turbo_runtime.drafters.suffix import REQUEST_TOKENS, SuffixDrafter
 
 texts = st.lists(st.integers(0, 3), max_size=40)
 
 
 def remember(
-    suffix: Suffix, tokens: Sequence[int], prompt_length: int, scope: str, name: str = "old"
+    suffix: SuffixDrafter, tokens: Sequence[int], prompt_length: int, scope: str, name: str = "old"
 ) -> None:
     """An answer ended, and the steps that followed read it."""
     suffix.finish(name, tokens, prompt_length, scope)
@@ -27,31 +27,31 @@ def remember(
 
 
 def draft(
-    suffix: Suffix, tokens: Sequence[int], limit: int = 8, *, request: str = "now", scope: str = ""
+    suffix: SuffixDrafter, tokens: Sequence[int], limit: int = 8, *, request: str = "now", scope: str = ""
 ) -> Draft:
-    (found,) = propose([suffix], [Want(request, tokens, len(tokens), limit, scope, Coupling(0, 0.0))])
+    (found,) = propose([suffix], [DraftRequest(request, tokens, len(tokens), limit, scope, Coupling(0, 0.0))])
     return found
 
 
 def test_what_followed_the_same_words_in_the_request_is_proposed() -> None:
-    assert draft(Suffix(), [1, 2, 3, 4, 5, 9, 8, 1, 2, 3], 2).tokens == (4, 5)
+    assert draft(SuffixDrafter(), [1, 2, 3, 4, 5, 9, 8, 1, 2, 3], 2).tokens == (4, 5)
 
 
 def test_what_another_request_of_the_scope_was_answered_is_proposed() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     remember(suffix, [50, 51, 1, 2, 3, 4, 5, 6], 2, "")
     assert draft(suffix, [60, 61, 1, 2], 3).tokens == (3, 4, 5)
 
 
 def test_what_another_scope_was_answered_is_proposed_to_nobody_else() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     remember(suffix, [50, 51, 1, 2, 3, 4, 5, 6], 2, "theirs")
     assert draft(suffix, [60, 61, 1, 2], scope="ours").tokens == ()
     assert draft(suffix, [60, 61, 1, 2], 3, request="other", scope="theirs").tokens == (3, 4, 5)
 
 
 def test_a_draft_goes_on_from_recent_answers_into_the_request_itself() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     remember(suffix, [50, 1, 2, 3, 4, 70, 71], 1, "")
     assert draft(suffix, [4, 60, 61, 62, 9, 1, 2], 5).tokens[:2] == (3, 4)
     remember(suffix, [50, 1, 2, 3, 4], 1, "")
@@ -59,11 +59,11 @@ def test_a_draft_goes_on_from_recent_answers_into_the_request_itself() -> None:
 
 
 def test_nothing_is_proposed_where_nothing_matches() -> None:
-    assert draft(Suffix(), [1, 2, 3]).tokens == ()
+    assert draft(SuffixDrafter(), [1, 2, 3]).tokens == ()
 
 
 def test_a_request_is_followed_as_it_grows() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     answer = [5, 6, 7, 8, 1, 2, 3, 4]
     tokens = [1, 2, 3, 4, *answer, 9]
     for length in range(3, len(tokens)):
@@ -72,7 +72,7 @@ def test_a_request_is_followed_as_it_grows() -> None:
 
 
 def test_a_long_prompt_is_read_while_it_is_computed_and_known_when_the_answer_begins() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     prompt = [*range(10, 4000), 10, 11]
     suffix.expect("now", prompt)
     slices = 0
@@ -84,7 +84,7 @@ def test_a_long_prompt_is_read_while_it_is_computed_and_known_when_the_answer_be
 
 
 def test_a_long_text_that_nobody_announced_holds_up_no_step() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     prompt = [*range(10, 4000), 10, 11]
     assert draft(suffix, prompt).tokens == ()
     assert suffix.num_bytes < 1000
@@ -94,7 +94,7 @@ def test_a_long_text_that_nobody_announced_holds_up_no_step() -> None:
 
 
 def test_slices_are_shared_by_all_that_is_to_be_read_the_oldest_prompt_first() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     suffix.expect("a", [*range(100), 0, 1])
     suffix.finish("old", [1, *range(500, 540)], 1, "")
     suffix.expect("b", [*range(200, 300), 200, 201])
@@ -106,7 +106,7 @@ def test_slices_are_shared_by_all_that_is_to_be_read_the_oldest_prompt_first() -
 
 
 def test_a_request_that_ends_is_not_read_on() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     suffix.expect("a", range(5000))
     suffix.read(100)
     suffix.finish("a", (), 0, "")
@@ -118,7 +118,7 @@ def test_a_request_that_ends_is_not_read_on() -> None:
 def test_every_proposed_token_was_heard_right_behind_the_one_before_it(
     past: list[tuple[list[int], list[int]]], context: list[int], limit: int
 ) -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     heard = [context]
     for prompt, answer in past:
         remember(suffix, prompt + answer, len(prompt), "")
@@ -132,7 +132,7 @@ def test_every_proposed_token_was_heard_right_behind_the_one_before_it(
 
 
 def test_survival_becomes_what_happens_to_the_drafts() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     context = [1, 2, 3, 4, 5, 9, 8, 1, 2, 3]
     hopeful = draft(suffix, context, 1)
     for _ in range(200):
@@ -145,7 +145,7 @@ def test_survival_becomes_what_happens_to_the_drafts() -> None:
 
 
 def test_recent_answers_take_bounded_memory_and_the_newest_stay() -> None:
-    suffix = Suffix(Memory(most_tokens=200))
+    suffix = SuffixDrafter(Memory(most_tokens=200))
     for number in range(100):
         remember(suffix, [0, *range(number * 1000, number * 1000 + 50)], 1, "")
     assert suffix.num_bytes < 200 * 400
@@ -155,7 +155,7 @@ def test_recent_answers_take_bounded_memory_and_the_newest_stay() -> None:
 
 def test_all_scopes_together_take_bounded_memory_and_the_least_recently_used_goes_first() -> None:
     memory = Memory(most_tokens=1000, most_bytes=200_000)
-    suffix = Suffix(memory)
+    suffix = SuffixDrafter(memory)
     for number in range(60):
         remember(suffix, [0, *range(number * 1000, number * 1000 + 200)], 1, f"scope-{number}")
         draft(suffix, [7, 1000, 1001], request=f"keep-{number}", scope="scope-1")
@@ -167,7 +167,7 @@ def test_all_scopes_together_take_bounded_memory_and_the_least_recently_used_goe
 
 def test_the_bound_of_memory_holds_of_what_drafting_adds_too() -> None:
     memory, noise = Memory(most_tokens=2048, most_bytes=1 << 19), random.Random(1)
-    suffix = Suffix(memory)
+    suffix = SuffixDrafter(memory)
     for number in range(300):
         scope = f"t{number % 20}"
         tokens = [noise.randrange(20) for _ in range(16)]  # so few that the texts branch everywhere
@@ -187,14 +187,14 @@ def test_answers_that_come_faster_than_they_are_read_do_not_pile_up() -> None:
     for number in range(40):
         memory.remember("", [0, *range(number * 10_000, number * 10_000 + 10_000)], 1)
     assert memory.waiting <= 1 << 17
-    suffix = Suffix(memory)
+    suffix = SuffixDrafter(memory)
     while suffix.waiting:
         suffix.read(1000)
     assert draft(suffix, [7, 390_000, 390_001], 1).tokens == (390_002,)
 
 
 def test_a_long_request_takes_bounded_memory() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     tokens = list(range(3 * REQUEST_TOKENS))
     for end in range(1000, len(tokens), 1000):
         draft(suffix, tokens[:end])
@@ -202,7 +202,7 @@ def test_a_long_request_takes_bounded_memory() -> None:
 
 
 def test_a_finished_request_leaves_nothing_of_its_own_behind() -> None:
-    suffix = Suffix()
+    suffix = SuffixDrafter()
     draft(suffix, [1, 2, 1, 2], request="a")
     assert suffix.num_bytes > 0
     suffix.finish("a", [1, 2, 1, 2], 4, "")

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbo_runtime.drafters.config import Selection, SelectionError, read_selection
+from turbo_runtime.drafters.config import DraftConfig, SelectionError, read_selection
 from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.interface import Coupling, Want
-from turbo_runtime.drafters.loader import DraftLoader, InUse
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Coupling, DraftRequest
+from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.reload import LOOK_SECONDS, RETRY_SECONDS, WatchedFile
 from turbo_runtime.messages import Drafting
 from turbo_runtime.sampling.noise import Noise
@@ -33,11 +33,11 @@ def write_heads(folder: Path, version: str) -> None:
     save_heads(folder, HeadsConfig(version, 2, WIDTH, 4, 20, VOCABULARY, TARGET.digest), heads)
 
 
-def following(path: Path) -> Drafters:
-    return Drafters(file=WatchedFile(path, DraftLoader(TARGET, Noise(VOCABULARY)).load))
+def following(path: Path) -> Proposer:
+    return Proposer(file=WatchedFile(path, DraftLoader(TARGET, Noise(VOCABULARY)).load))
 
 
-def settle(drafters: Drafters, now: float, until: Callable[[], bool]) -> None:
+def settle(drafters: Proposer, now: float, until: Callable[[], bool]) -> None:
     """Poll at one moment until what it began has been taken up."""
     end = time.monotonic() + 30
     while not until():
@@ -46,10 +46,10 @@ def settle(drafters: Drafters, now: float, until: Callable[[], bool]) -> None:
         time.sleep(0.002)
 
 
-def names(drafters: Drafters, drafting: Drafting = "auto") -> set[str]:
+def names(drafters: Proposer, drafting: Drafting = "auto") -> set[str]:
     """Who proposes for a context that everybody knows something about."""
     tokens = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
-    want = Want("r", tokens, 10, 4, "", Coupling(0, 0.0), torch.ones(WIDTH), drafting)
+    want = DraftRequest("r", tokens, 10, 4, "", Coupling(0, 0.0), torch.ones(WIDTH), drafting)
     (draft,) = drafters.propose([want])
     return {evidence.source for evidence in draft.evidence}
 
@@ -134,11 +134,11 @@ def test_steps_go_on_while_drafts_are_loaded(tmp_path: Path) -> None:
     file.write_text("{}")
     go_on = threading.Event()
 
-    def slow(path: Path) -> InUse:
+    def slow(path: Path) -> ActiveDrafts:
         assert go_on.wait(30)
-        return InUse("off", None, "slow")
+        return ActiveDrafts("off", None, "slow")
 
-    drafters = Drafters(file=WatchedFile(file, slow))
+    drafters = Proposer(file=WatchedFile(file, slow))
     for step in range(50):
         drafters.poll(float(step))
         assert names(drafters) == {"suffix"}
@@ -150,10 +150,10 @@ def test_an_unforeseen_failure_is_told_and_serving_goes_on(tmp_path: Path) -> No
     file = tmp_path / "drafts.json"
     file.write_text("{}")
 
-    def broken(path: Path) -> InUse:
+    def broken(path: Path) -> ActiveDrafts:
         raise MemoryError("no room")
 
-    drafters = Drafters(file=WatchedFile(file, broken))
+    drafters = Proposer(file=WatchedFile(file, broken))
     settle(drafters, 0.0, lambda: drafters.problem != "")
     assert "loading failed: MemoryError: no room" in drafters.problem
 
@@ -177,26 +177,26 @@ def test_a_request_chooses_among_what_the_deployment_allows(
     write_heads(tmp_path, "v1")
     file = tmp_path / "drafts.json"
     file.write_text(json.dumps({"drafter": deployed, "heads": "."}))
-    drafters = Drafters(DraftLoader(TARGET, Noise(VOCABULARY)).load(file))
+    drafters = Proposer(DraftLoader(TARGET, Noise(VOCABULARY)).load(file))
     assert names(drafters, wanted) == found
 
 
 def test_a_selection_needs_nothing_and_counts_paths_from_its_own_folder(tmp_path: Path) -> None:
     file = tmp_path / "drafts.json"
     file.write_text("{}")
-    assert read_selection(file) == Selection()
+    assert read_selection(file) == DraftConfig()
     file.write_text('{"heads": "a/b", "version": "7"}')
-    assert read_selection(file) == Selection("auto", tmp_path / "a/b", "7")
+    assert read_selection(file) == DraftConfig("auto", tmp_path / "a/b", "7")
     with pytest.raises(SelectionError, match=r"cannot be read.*; write a JSON object there"):
         read_selection(tmp_path / "none.json")
 
 
 def test_every_committed_token_teaches_and_none_after_the_first_that_differs() -> None:
     learnt: list[tuple[object, bool]] = []
-    drafters = Drafters()
+    drafters = Proposer()
     drafters._suffix.learn = lambda cell, accepted: learnt.append((cell, accepted))  # type: ignore[method-assign]
     tokens = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
-    (draft,) = drafters.propose([Want("r", tokens, 10, 4, "", Coupling(0, 0.0))])
+    (draft,) = drafters.propose([DraftRequest("r", tokens, 10, 4, "", Coupling(0, 0.0))])
     assert draft.tokens[:3] == (4, 5, 6)
     drafters.observe(draft, [4])  # verified without drafts: the engine's token tells of the first draft
     assert [right for _, right in learnt] == [True]

@@ -13,21 +13,21 @@ from turbo_dev.fitting import Said, fit, say, words_of
 from turbo_dev.tiny_engine import VOCABULARY, grammars, network
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
-from turbo_runtime.kv_cache.block_pool import BlockLedger
-from turbo_runtime.messages import SamplingParams, Submit
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.kv_cache.block_pool import BlockPool
+from turbo_runtime.messages import GenerationRequest, SamplingParams
+from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
-from turbo_runtime.speculation.controller import Control
+from turbo_runtime.speculation.controller import GoodputController
 
 BLOCKS, LONGEST, TOKENS = 160, 208, 40
 LENGTHS = (4, 9, 13, 17, 6, 21, 11, 30, 100, 148)  # of prompts: in one block, in several tiles and chunks
 
 MakeEngine: TypeAlias = Callable[..., Engine]
-Ask: TypeAlias = Callable[[float], list[Submit]]
+Ask: TypeAlias = Callable[[float], list[GenerationRequest]]
 
 
 @pytest.fixture(scope="module")
@@ -48,27 +48,27 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
 
 
 @pytest.fixture(scope="module")
-def tiny_model(one_thread: None) -> PagedModel:
-    paged = PagedModel(network(), blocks=BLOCKS, max_length=LONGEST)
-    report = check_arithmetic(paged, max_step_tokens=160, limit_seconds=60)
+def tiny_model(one_thread: None) -> ModelRunner:
+    paged = ModelRunner(network(), blocks=BLOCKS, max_length=LONGEST)
+    report = check_batch_invariance(paged, max_step_tokens=160, limit_seconds=60)
     assert report.guarantee == "bytes", report.reason
     return paged
 
 
 @pytest.fixture(scope="module")
-def make_engine(tiny_model: PagedModel) -> MakeEngine:
+def make_engine(tiny_model: ModelRunner) -> MakeEngine:
     """An engine over the tiny model that remembers nothing; every draft is verified by default."""
 
     def make(
-        drafters: Drafters | None = None,
-        control: Control | None = None,
+        drafters: Proposer | None = None,
+        control: GoodputController | None = None,
         *,
         blocks: int = BLOCKS,
         step_tokens: int = 160,
         grammars: Grammars | None = None,
     ) -> Engine:
         scheduler = Scheduler(
-            BlockLedger(blocks),
+            BlockPool(blocks),
             max_running=8,
             max_step_tokens=step_tokens,
             max_draft_tokens=6,
@@ -76,7 +76,7 @@ def make_engine(tiny_model: PagedModel) -> MakeEngine:
             shared_tile=tiny_model.rule.shared_tile,
         )
         chosen = EveryDraft() if control is None else control  # one that knows no request yet is falsy
-        return Engine(tiny_model, scheduler, drafters or Drafters(), grammars, chosen)
+        return Engine(tiny_model, scheduler, drafters or Proposer(), grammars, chosen)
 
     return make
 
@@ -85,20 +85,20 @@ def make_engine(tiny_model: PagedModel) -> MakeEngine:
 def ask() -> Ask:
     """One request for each length of a prompt, at a temperature."""
 
-    def requests(temperature: float) -> list[Submit]:
+    def requests(temperature: float) -> list[GenerationRequest]:
         generator = torch.Generator().manual_seed(6)
         found = []
         for number, length in enumerate(LENGTHS):
             prompt = torch.randint(1, VOCABULARY, (length,), generator=generator).tolist()
             params = SamplingParams(temperature=temperature, seed=number, max_tokens=TOKENS)
-            found.append(Submit(f"r{number} at {temperature}", tuple(prompt), params))
+            found.append(GenerationRequest(f"r{number} at {temperature}", tuple(prompt), params))
         return found
 
     return requests
 
 
 @pytest.fixture(scope="module")
-def target(tiny_model: PagedModel) -> Target:
+def target(tiny_model: ModelRunner) -> Target:
     return Target("tiny", tiny_model.decoder.embedding, tiny_model.decoder.output_rows)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.messages import Grammar, Submit, TokenEvent
+from turbo_runtime.messages import GenerationRequest, Grammar, TokenEvent
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
-MakeEngine, Ask = Callable[..., Engine], Callable[[float], list[Submit]]
+MakeEngine, Ask = Callable[..., Engine], Callable[[float], list[GenerationRequest]]
 
 
-def answered(server: Engine, request: Submit) -> list[TokenEvent]:
+def answered(server: Engine, request: GenerationRequest) -> list[TokenEvent]:
     server.accept(request)
     events: list[TokenEvent] = []
     while not server.idle:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, blocks_for
-from turbo_runtime.models.attention import CacheShape, KVPool, PagedStep, Rule, Span
+from turbo_runtime.models.attention import AttentionMetadata, KVCacheSpec, KVPool, Rule, Span
 from turbo_runtime.models.attention import rows as row_wise
 from turbo_runtime.models.attention.check import _Trial, row_counts_that_hold, tiles_are_rows, tiles_hold
 from turbo_runtime.models.attention.items import padded_queries
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def pool(
     dtype: torch.dtype = torch.float32, blocks: int = 3 * blocks_for(LENGTH), value: int = NARROW
 ) -> KVPool:
-    shape = CacheShape(HEADS, KV_HEADS, KEY, value)
+    shape = KVCacheSpec(HEADS, KV_HEADS, KEY, value)
     return KVPool(shape, layers=1, blocks=blocks, dtype=dtype, device=torch.device("cpu"))
 
 
@@ -81,7 +81,7 @@ def computed(
         flat = [torch.ones(rows, *each.shape[1:], dtype=dtype) for each in own_tensors]
         for all_rows, own in zip(flat, own_tensors, strict=True):
             all_rows[before : before + end - start] = own[start:end]
-        step = PagedStep(kv, spans, rows, rule or Rule())
+        step = AttentionMetadata(kv, spans, rows, rule or Rule())
         answers.append(step.attend(0, *flat, SCALING)[before : before + end - start])
     return torch.cat(answers)
 
@@ -167,7 +167,7 @@ def test_where_tiles_are_rows_a_long_span_is_computed_in_tiles_wherever_it_is(
     monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
     kv = pool(value=KEY)
     flat = [torch.ones(100, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    PagedStep(kv, [Span(30, 100, table(0), 0)], 100, Rule(uniform=True)).attend(0, *flat, SCALING)
+    AttentionMetadata(kv, [Span(30, 100, table(0), 0)], 100, Rule(uniform=True)).attend(0, *flat, SCALING)
     assert shapes == [PROMPT_TILE] * 3
 
 
@@ -202,7 +202,7 @@ def test_a_sequence_alone_in_its_step_reads_its_cache_where_it_lies(monkeypatch:
     monkeypatch.setattr(KVPool, "gather", noted)
     kv = pool(value=KEY)
     flat = [torch.ones(4, heads, KEY) for heads in (HEADS, KV_HEADS, KV_HEADS)]
-    PagedStep(kv, [Span(70, 3, [2, 3, 4, 5, 6], 0)], 4, Rule()).attend(0, *flat, SCALING)
+    AttentionMetadata(kv, [Span(70, 3, [2, 3, 4, 5, 6], 0)], 4, Rule()).attend(0, *flat, SCALING)
     assert read == [slice(2 * BLOCK_SIZE, 10 * BLOCK_SIZE)]
 
 
@@ -218,7 +218,7 @@ def test_what_others_write_in_the_same_step_is_read_by_nobody_else(
     # the second one's blocks follow those of the first
     tables = list(range(own)), list(range(own, 2 * own))
     spans = [Span(start, count, table, 0) for table in tables]
-    step = PagedStep(kv, spans, 2 * count, Rule(uniform=uniform))
+    step = AttentionMetadata(kv, spans, 2 * count, Rule(uniform=uniform))
     found = step.attend(0, flat[0], flat[1], flat[2], SCALING)
     assert found[:count].isfinite().all()
 
@@ -240,7 +240,7 @@ def test_padding_is_written_nowhere() -> None:
     ones = [
         torch.ones(8, heads, width) for heads, width in ((HEADS, KEY), (KV_HEADS, KEY), (KV_HEADS, NARROW))
     ]
-    PagedStep(kv, [Span(0, 3, table(0), 0)], 8, Rule()).attend(0, *ones, SCALING)
+    AttentionMetadata(kv, [Span(0, 3, table(0), 0)], 8, Rule()).attend(0, *ones, SCALING)
     written = {int(slot) // BLOCK_SIZE for slot in kv.keys[0].abs().sum((0, 2)).nonzero()}
     assert written == {table(0)[0]}
 

@@ -26,15 +26,15 @@ from turbo_runtime.engine import loop
 from turbo_runtime.engine.audit import MOST_WAITING, Audit, AuditTerms
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
-from turbo_runtime.messages import Cancel, Grammar
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.messages import Abort, Grammar
+from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, PagedModel]:
+def models() -> dict[str, ModelRunner]:
     return {kind: model(kind) for kind in KINDS}
 
 
@@ -42,7 +42,7 @@ Make = Callable[..., Engine]
 
 
 @pytest.fixture
-def make(models: dict[str, PagedModel], compiled: Grammars) -> Make:
+def make(models: dict[str, ModelRunner], compiled: Grammars) -> Make:
     def made(kind: str = "exact", *, share: float = 1.0, blocks: int = BLOCKS) -> Engine:
         return engine(models[kind], compiled, terms(kind, share), blocks)
 
@@ -166,7 +166,7 @@ def test_an_answer_that_failed_or_was_cancelled_is_not_audited(make: Make) -> No
     server.accept(asked("wrong", logit_bias=((VOCABULARY, 1.0),)))
     server.accept(asked("left"))
     server.step()
-    server.accept(Cancel("left"))
+    server.accept(Abort("left"))
     assert server.idle
     assert not server.audit.pending
 

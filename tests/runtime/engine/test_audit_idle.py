@@ -13,15 +13,15 @@ from turbo_dev.tiny_engine import WANTED
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.process import REST_SECONDS, serve
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
-from turbo_runtime.messages import Failed, Ready, Step, Stop, Submit
-from turbo_runtime.models.runner import Chunk, Forward, PagedModel
+from turbo_runtime.messages import EngineFailed, EngineReady, GenerationRequest, Shutdown, StepOutput
+from turbo_runtime.models.runner import Chunk, Forward, ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def exact() -> PagedModel:
+def exact() -> ModelRunner:
     return model("exact")
 
 
@@ -29,7 +29,7 @@ Make = Callable[..., Engine]
 
 
 @pytest.fixture
-def make(exact: PagedModel, compiled: Grammars) -> Make:
+def make(exact: ModelRunner, compiled: Grammars) -> Make:
     def made(share: float = 1.0, blocks: int = BLOCKS) -> Engine:
         return engine(exact, compiled, terms("exact", share), blocks)
 
@@ -39,7 +39,7 @@ def make(exact: PagedModel, compiled: Grammars) -> Make:
 class Passes:
     """Counts what the model computes."""
 
-    def __init__(self, model: PagedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, model: ModelRunner, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tokens: list[int] = []  # of each pass
         forward = model.forward
 
@@ -53,11 +53,11 @@ class Passes:
 class Inbox:
     """Says what it is to say at the given look into it, and ends; keeps how long each look would wait."""
 
-    def __init__(self, said: dict[int, Submit | Stop]) -> None:
+    def __init__(self, said: dict[int, GenerationRequest | Shutdown]) -> None:
         self.said = said
         self.waits: list[float | None] = []
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Submit | Stop:
+    def get(self, block: bool = True, timeout: float | None = None) -> GenerationRequest | Shutdown:
         assert block
         self.waits.append(timeout)
         if message := self.said.get(len(self.waits) - 1):
@@ -72,11 +72,11 @@ class Outbox:
     """Keeps what is said, and at which look into the inbox."""
 
     def __init__(self, inbox: Inbox) -> None:
-        self.steps: list[tuple[int, Step]] = []
+        self.steps: list[tuple[int, StepOutput]] = []
         self._inbox = inbox
 
-    def put(self, item: Ready | Step | Failed, /) -> None:
-        assert isinstance(item, Step)
+    def put(self, item: EngineReady | StepOutput | EngineFailed, /) -> None:
+        assert isinstance(item, StepOutput)
         self.steps.append((len(self._inbox.waits), item))
 
 
@@ -85,10 +85,10 @@ def no_beat() -> None:
 
 
 def test_a_message_that_comes_amid_an_audit_is_served_after_one_small_step_and_before_the_rest(
-    make: Make, exact: PagedModel, monkeypatch: pytest.MonkeyPatch
+    make: Make, exact: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = make()
-    inbox = Inbox({0: asked("a", 30), 6: asked("b", 30), 200: Stop()})
+    inbox = Inbox({0: asked("a", 30), 6: asked("b", 30), 200: Shutdown()})
     outbox = Outbox(inbox)
     passes = Passes(exact, monkeypatch)
     serve(server, inbox, outbox, no_beat)
@@ -108,12 +108,12 @@ def test_a_message_that_comes_amid_an_audit_is_served_after_one_small_step_and_b
 
 
 def test_a_stop_amid_an_audit_ends_at_once(
-    make: Make, exact: PagedModel, monkeypatch: pytest.MonkeyPatch
+    make: Make, exact: ModelRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes = Passes(exact, monkeypatch)
 
     def computed(share: float) -> int:
-        server, inbox = make(share=share), Inbox({0: asked("a", 30), 5: Stop()})
+        server, inbox = make(share=share), Inbox({0: asked("a", 30), 5: Shutdown()})
         passes.tokens.clear()
         serve(server, inbox, Outbox(inbox), no_beat)
         assert server.audit.pending == (share > 0)
@@ -185,7 +185,7 @@ def test_an_audit_changes_no_other_figure_and_leaves_nothing_in_cache_and_drafte
 
 def test_an_audit_that_fails_is_logged_and_the_engine_goes_on(
     make: Make,
-    exact: PagedModel,
+    exact: ModelRunner,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -9,57 +9,57 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import network
-from turbo_runtime.drafters.interface import Draft, Want
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Draft, DraftRequest
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
-from turbo_runtime.kv_cache.block_pool import BlockLedger
-from turbo_runtime.messages import SamplingParams, Submit, TokenEvent
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.kv_cache.block_pool import BlockPool
+from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent
+from turbo_runtime.models.runner import ModelRunner
 
 POISON = 7
 BLOCKS, LENGTH = 64, 200
 
 
 @pytest.fixture(scope="module", params=[float("nan"), float("inf")], ids=["nan", "inf"])
-def poisoned(request: pytest.FixtureRequest) -> Iterator[PagedModel]:
+def poisoned(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     weights = network()
     embedding = weights.get_input_embeddings().weight
     weights.get_output_embeddings().weight = torch.nn.Parameter(embedding.clone(), requires_grad=False)
     embedding[POISON] = request.param
-    model = PagedModel(weights, blocks=BLOCKS, max_length=LENGTH)
-    assert check_arithmetic(model, max_step_tokens=96, limit_seconds=60).guarantee == "bytes"
+    model = ModelRunner(weights, blocks=BLOCKS, max_length=LENGTH)
+    assert check_batch_invariance(model, max_step_tokens=96, limit_seconds=60).guarantee == "bytes"
     yield model
     torch.set_num_threads(before)
 
 
-def engine(model: PagedModel, drafters: Drafters | None = None) -> Engine:
+def engine(model: ModelRunner, drafters: Proposer | None = None) -> Engine:
     scheduler = Scheduler(
-        BlockLedger(BLOCKS),
+        BlockPool(BLOCKS),
         max_running=8,
         max_step_tokens=96,
         max_draft_tokens=4,
         max_length=LENGTH,
         shared_tile=model.rule.shared_tile,
     )
-    return Engine(model, scheduler, drafters or Drafters(), control=EveryDraft())
+    return Engine(model, scheduler, drafters or Proposer(), control=EveryDraft())
 
 
-def ask(name: str, prompt: list[int], **params: object) -> Submit:
+def ask(name: str, prompt: list[int], **params: object) -> GenerationRequest:
     wanted = {"temperature": 0.0, "max_tokens": 12, "bad_words": ((POISON,),), **params}
-    return Submit(name, tuple(prompt), SamplingParams(**wanted))  # type: ignore[arg-type]
+    return GenerationRequest(name, tuple(prompt), SamplingParams(**wanted))  # type: ignore[arg-type]
 
 
-def healthy(number: int) -> Submit:
+def healthy(number: int) -> GenerationRequest:
     length = 1 + 37 * number % 90
     prompt = [(3 * i + number) % 50 for i in range(length)]
     return ask(f"healthy {number}", [token + (token >= POISON) for token in prompt])
 
 
-def run(server: Engine, requests: list[Submit]) -> dict[str, list[TokenEvent]]:
+def run(server: Engine, requests: list[GenerationRequest]) -> dict[str, list[TokenEvent]]:
     events: dict[str, list[TokenEvent]] = {request.request_id: [] for request in requests}
     for request in requests:
         server.accept(request)
@@ -74,14 +74,14 @@ def text(events: list[TokenEvent]) -> list[int]:
     return [token for event in events for token in event.tokens]
 
 
-def all_finite(model: PagedModel) -> bool:
+def all_finite(model: ModelRunner) -> bool:
     return all(bool(each.isfinite().all()) for each in (*model.pool.keys, *model.pool.values))
 
 
 @pytest.mark.parametrize("length", [1, 2, 49, 65, 150])
 @pytest.mark.parametrize("place", [0, -1])
 def test_an_answer_without_numbers_fails_alone_beside_others_and_before_others(
-    poisoned: PagedModel, length: int, place: int
+    poisoned: ModelRunner, length: int, place: int
 ) -> None:
     fine = [healthy(number) for number in range(6)]
     expected = {
@@ -103,17 +103,17 @@ def test_an_answer_without_numbers_fails_alone_beside_others_and_before_others(
     assert all_finite(poisoned)
 
 
-class Poisonous(Drafters):
+class Poisonous(Proposer):
     """Drafts what the model has no numbers for, as the first token or as the second."""
 
     def propose(
-        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
+        self, wants: Sequence[DraftRequest], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
     ) -> list[Draft]:
         drafts = ((1, POISON, 2), (POISON, 1, 2))
         return [Draft(drafts[len(want.tokens) % 2], (0.9, 0.9, 0.9)) for want in wants]
 
 
-def test_a_draft_without_numbers_spoils_no_answer(poisoned: PagedModel) -> None:
+def test_a_draft_without_numbers_spoils_no_answer(poisoned: ModelRunner) -> None:
     fine = [healthy(number) for number in range(4)]
     expected = run(engine(poisoned), fine)
     found = run(engine(poisoned, Poisonous()), fine)
@@ -124,10 +124,10 @@ def test_a_draft_without_numbers_spoils_no_answer(poisoned: PagedModel) -> None:
 
 @pytest.mark.parametrize("prompt", [[1, 2, 3], [1, 2, 3, 4]])
 def test_an_answer_that_comes_upon_such_a_token_is_told_up_to_it_with_any_drafts(
-    poisoned: PagedModel, prompt: list[int]
+    poisoned: ModelRunner, prompt: list[int]
 ) -> None:
     request = ask("wish", prompt, bad_words=(), logit_bias=((POISON, 1000.0),))
-    plain, drafted = (run(engine(poisoned, each), [request])["wish"] for each in (Drafters(), Poisonous()))
+    plain, drafted = (run(engine(poisoned, each), [request])["wish"] for each in (Proposer(), Poisonous()))
     assert text(plain) == text(drafted) == [POISON]
     assert "not finite" in str(plain[-1].error)
     assert plain[-1].error == drafted[-1].error

@@ -8,26 +8,26 @@ from torch import Tensor
 
 from turbo_dev.tiny_engine import network
 from turbo_runtime.engine.startup.bulk_check import take_up_bulk
-from turbo_runtime.engine.startup.invariance_check import ArithmeticReport, check_arithmetic
+from turbo_runtime.engine.startup.invariance_check import ArithmeticReport, check_batch_invariance
 from turbo_runtime.kv_cache.block_pool import blocks_for
-from turbo_runtime.models.matmul import BULK, COUNTS, RowProduct
-from turbo_runtime.models.runner import Chunk, PagedModel
+from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear
+from turbo_runtime.models.runner import Chunk, ModelRunner
 
 LONGEST, STEP = 640, 600
 
 
-def checked() -> tuple[PagedModel, ArithmeticReport]:
-    model = PagedModel(network(), blocks=2 * blocks_for(LONGEST), max_length=LONGEST)
-    report = check_arithmetic(model, STEP, limit_seconds=60)
+def checked() -> tuple[ModelRunner, ArithmeticReport]:
+    model = ModelRunner(network(), blocks=2 * blocks_for(LONGEST), max_length=LONGEST)
+    report = check_batch_invariance(model, STEP, limit_seconds=60)
     assert report.guarantee == "bytes", report.reason
     return model, report
 
 
-def in_bulk(model: PagedModel) -> int:
+def in_bulk(model: ModelRunner) -> int:
     return sum(bool(product.form.bulk) for product in model.decoder.products())
 
 
-def logits(model: PagedModel, cuts: tuple[int, ...]) -> Tensor:
+def logits(model: ModelRunner, cuts: tuple[int, ...]) -> Tensor:
     tokens = [(7 * i) % model.vocabulary for i in range(STEP)]
     table, start, found = list(range(blocks_for(STEP))), 0, []
     for cut in cuts:
@@ -51,9 +51,9 @@ def test_where_full_pieces_add_up_otherwise_all_stays_as_it_was(
     one_thread: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, report = checked()
-    real = RowProduct._multiply
+    real = BatchInvariantLinear._multiply
     monkeypatch.setattr(
-        RowProduct,
+        BatchInvariantLinear,
         "_multiply",
         lambda self, x: real(self, x) * (1 + 2**-20) if x.shape[0] in BULK else real(self, x),
     )

@@ -9,13 +9,13 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import network
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockLedger
-from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.models.attention.check import tiles_are_rows
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.models.runner import ModelRunner
 
 LENGTH = 256
 BLOCKS = 64
@@ -27,31 +27,31 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def model() -> PagedModel:
-    return PagedModel(network(vocabulary=61), blocks=BLOCKS, max_length=LENGTH)
+def model() -> ModelRunner:
+    return ModelRunner(network(vocabulary=61), blocks=BLOCKS, max_length=LENGTH)
 
 
 @pytest.fixture(params=[PROMPT_TILE, BLOCK_SIZE], ids=["whole tiles", "any block"])
-def tile(request: pytest.FixtureRequest, model: PagedModel) -> int:
+def tile(request: pytest.FixtureRequest, model: ModelRunner) -> int:
     assert tiles_are_rows(model.pool)  # so that any block may be shared
     return int(request.param)
 
 
 def engine(
-    model: PagedModel, *, blocks: int = BLOCKS, step_tokens: int = 200, tile: int = PROMPT_TILE
+    model: ModelRunner, *, blocks: int = BLOCKS, step_tokens: int = 200, tile: int = PROMPT_TILE
 ) -> Engine:
     scheduler = Scheduler(
-        BlockLedger(blocks),
+        BlockPool(blocks),
         max_running=8,
         max_step_tokens=step_tokens,
         max_draft_tokens=4,
         max_length=LENGTH,
         shared_tile=tile,
     )
-    return Engine(model, scheduler, Drafters(), control=EveryDraft())
+    return Engine(model, scheduler, Proposer(), control=EveryDraft())
 
 
-def run(server: Engine, requests: Sequence[Submit]) -> dict[str, list[int]]:
+def run(server: Engine, requests: Sequence[GenerationRequest]) -> dict[str, list[int]]:
     for request in requests:
         server.accept(request)
     answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
@@ -63,25 +63,29 @@ def run(server: Engine, requests: Sequence[Submit]) -> dict[str, list[int]]:
     return answers
 
 
-def questions() -> list[Submit]:
+def questions() -> list[GenerationRequest]:
     """Prompts that have from none to three tiles in common, on both sides of a tile's end, and some that part
     from the others within a tile.
     """
     cut = [200, 192, 193, 150, 129, 128, 64, 65, 200, 190]
     params = [SamplingParams(temperature=t, seed=5, max_tokens=24) for t in (0.0, 1.0)]
     whole = [
-        Submit(f"r{i}", (*BASE[:length], *range(i % 3)), params[i % 2], choice=i, tenant="ab"[i // 8])
+        GenerationRequest(
+            f"r{i}", (*BASE[:length], *range(i % 3)), params[i % 2], choice=i, tenant="ab"[i // 8]
+        )
         for i, length in enumerate(cut)
     ]
     parting = [
-        Submit(f"p{i}", (*BASE[:common], *BASE[70 : 70 + rest]), params[i % 2], choice=i, tenant="a")
+        GenerationRequest(
+            f"p{i}", (*BASE[:common], *BASE[70 : 70 + rest]), params[i % 2], choice=i, tenant="a"
+        )
         for i, (common, rest) in enumerate([(17, 60), (40, 100), (63, 1), (63, 64), (100, 40), (15, 90)])
     ]
     return [*whole, *parting]
 
 
 @pytest.fixture(scope="module")
-def alone(model: PagedModel) -> dict[str, list[int]]:
+def alone(model: ModelRunner) -> dict[str, list[int]]:
     """Every answer from an engine that knows nothing."""
     torch.set_num_threads(1)
     answers: dict[str, list[int]] = {}
@@ -91,7 +95,7 @@ def alone(model: PagedModel) -> dict[str, list[int]]:
 
 
 def test_answers_are_the_same_where_prompts_are_found(
-    model: PagedModel, alone: dict[str, list[int]], tile: int
+    model: ModelRunner, alone: dict[str, list[int]], tile: int
 ) -> None:
     server = engine(model, tile=tile)
     for question in questions():
@@ -104,7 +108,7 @@ def test_answers_are_the_same_where_prompts_are_found(
 
 @pytest.mark.parametrize("step_tokens", [9, 70, 400])
 def test_answers_that_come_together_are_the_same(
-    model: PagedModel, alone: dict[str, list[int]], step_tokens: int, tile: int
+    model: ModelRunner, alone: dict[str, list[int]], step_tokens: int, tile: int
 ) -> None:
     server = engine(model, step_tokens=step_tokens, tile=tile)
     assert run(server, questions()) == alone
@@ -112,7 +116,7 @@ def test_answers_that_come_together_are_the_same(
 
 
 def test_answers_are_the_same_where_tiles_are_given_up_and_sequences_give_way(
-    model: PagedModel, alone: dict[str, list[int]], tile: int
+    model: ModelRunner, alone: dict[str, list[int]], tile: int
 ) -> None:
     server = engine(model, blocks=22, tile=tile)
     assert run(server, questions()) == alone

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.speculation.controller import Control, Outcome, StepTimes
+from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.gate import Gate, SharedGate
 from turbo_runtime.speculation.step_cost import StepShape
 
@@ -33,7 +33,7 @@ def measured(law: Callable[[int], float] = machine) -> tuple[StepTime, ...]:
 class Served:
     """Answers that draft, each drafted token accepted with one chance, which the drafters know."""
 
-    control: Control
+    control: GoodputController
     accepted: float
     answers: int = 8
     most: int = 6  # drafted tokens of an answer
@@ -66,18 +66,18 @@ class Served:
     def names(self) -> list[str]:
         return [f"{self.prefix}{n}" for n in range(self.answers)]
 
-    def _outcome(self, name: str, verified: int | None) -> Outcome:
+    def _outcome(self, name: str, verified: int | None) -> DraftOutcome:
         right = 0
         while right < (verified or 0) and self.noise.random() < self.accepted:
             right += 1
-        return Outcome(name, verified is not None, verified or 0, right)
+        return DraftOutcome(name, verified is not None, verified or 0, right)
 
 
 def gain(accepted: float, prompt_every: int, prompt: int = 256, steps: int = 2500) -> float:
     """How much sooner the same tokens and prompts are through than without drafts: a prompt's chunk comes
     with every so many rounds of tokens, as it does where a new request follows an old one.
     """
-    served, chunks = Served(Control(measured(), to_four), accepted), 0
+    served, chunks = Served(GoodputController(measured(), to_four), accepted), 0
     for _ in range(steps):
         due = served.tokens >= chunks * served.answers * prompt_every
         served.step(prompt if due else 0)
@@ -89,7 +89,7 @@ def gain(accepted: float, prompt_every: int, prompt: int = 256, steps: int = 250
 def drafts_beside(prompt: int, survivals: Sequence[Sequence[float]]) -> list[int]:
     answers = len(survivals)
     shape = StepShape(answers + prompt, answers * CONTEXT, prompt * prompt // 2)
-    return Control(measured(), to_four).choose(survivals, shape, answers, DRAFTING)
+    return GoodputController(measured(), to_four).choose(survivals, shape, answers, DRAFTING)
 
 
 @pytest.mark.parametrize("chance", [0.3, 0.5, 0.7, 0.9])
@@ -113,7 +113,7 @@ def overestimated(seconds: float) -> tuple[StepTime, ...]:
 @pytest.mark.parametrize("seconds", [0.022, 0.030, 0.036, 0.045, 0.060])
 @pytest.mark.parametrize("accepted", [0.6, 0.8])
 def test_a_cost_that_is_believed_too_high_is_found_out(seconds: float, accepted: float) -> None:
-    served = Served(Control(overestimated(seconds), to_four), accepted, answers=4, most=4)
+    served = Served(GoodputController(overestimated(seconds), to_four), accepted, answers=4, most=4)
     for _ in range(4000):
         served.step()
     lately = served.drafted[-1000:]
@@ -127,7 +127,7 @@ def test_a_cost_that_is_believed_too_high_is_found_out(seconds: float, accepted:
 def test_drafts_that_cannot_pay_cost_next_to_nothing(answers: int, accepted: float) -> None:
     dear = 0.5  # of a step of one answer, for each token more
     law = lambda tokens: 0.020 + dear * 0.005 * (tokens - 4)  # noqa: E731
-    served = Served(Control(measured(law), to_four), accepted, answers=answers, law=law)
+    served = Served(GoodputController(measured(law), to_four), accepted, answers=answers, law=law)
     for _ in range(3000):
         served.step()
     plain = served.tokens / served.answers * law(to_four(answers))
@@ -136,7 +136,7 @@ def test_drafts_that_cannot_pay_cost_next_to_nothing(answers: int, accepted: flo
 
 def short_answers(accepted: float, answers: int = 8, tokens: int = 48, rounds: int = 40) -> float:
     """How much sooner rounds of new requests are through than without drafts, whose drafters are sure."""
-    control, noise = Control(measured(), to_four), random.Random(1)
+    control, noise = GoodputController(measured(), to_four), random.Random(1)
     total, seconds = 0, 0.0
     for number in range(rounds):
         served = Served(control, accepted, answers, claimed=0.9, noise=noise, prefix=f"{number}-")
@@ -161,7 +161,7 @@ def test_short_answers_that_drafts_help_keep_their_gain() -> None:
 
 
 def test_drafts_that_come_to_help_are_found_out_after_long_in_vain() -> None:
-    control = Control(measured(), to_four)
+    control = GoodputController(measured(), to_four)
     vain = Served(control, 0.0, claimed=0.9, prefix="vain")
     for _ in range(2000):
         vain.step()
@@ -191,7 +191,7 @@ def test_while_all_have_credit_one_request_may_owe_a_token_and_a_half_and_no_mor
 @pytest.mark.parametrize("answers", [8, 32])
 def test_what_is_hardly_worth_drafting_is_what_a_row_costs_in_tokens(answers: int, row: float) -> None:
     law = lambda tokens: 0.020 + row * (tokens - 4)  # noqa: E731
-    served = Served(Control(measured(law), to_four), 0.5, answers=answers, claimed=0.9, law=law)
+    served = Served(GoodputController(measured(law), to_four), 0.5, answers=answers, claimed=0.9, law=law)
     for _ in range(300):
         served.step()
     found = served.control.least_survival(StepShape(answers), answers)
@@ -199,36 +199,36 @@ def test_what_is_hardly_worth_drafting_is_what_a_row_costs_in_tokens(answers: in
 
 
 def test_before_anything_was_measured_everything_may_be_worth_drafting() -> None:
-    assert Control(None, to_four).least_survival(StepShape(1), 1) == 0.0
+    assert GoodputController(None, to_four).least_survival(StepShape(1), 1) == 0.0
 
 
 @pytest.mark.parametrize("right", [0, 1, 3])
 def test_no_speed_up_is_told_beyond_the_tokens_of_a_pass(right: int) -> None:
     """The first steps of a short answer may be faster than any prediction of a step without drafts."""
-    control = Control(measured(), to_four)
+    control = GoodputController(measured(), to_four)
     for _ in range(3):
-        control.learn(StepShape(1), [Outcome("a", True, 3, right)], StepTimes(0.0, 0.001))
+        control.learn(StepShape(1), [DraftOutcome("a", True, 3, right)], StepTimes(0.0, 0.001))
     assert control.speedup_of("a") == 1 + right
     assert control.speedup == 1 + right
 
 
 def test_the_seconds_of_answering_grow_by_every_step_and_what_they_would_have_been_by_its_tokens() -> None:
-    control = Control(measured(), to_four)
+    control = GoodputController(measured(), to_four)
     assert control.answering_seconds == (0.0, 0.0)
     control.learn(StepShape(64, tile_reads=900), [], StepTimes(0.0, 0.5))  # of a prompt alone
     assert control.answering_seconds == (0.0, 0.0)
-    control.learn(StepShape(1), [Outcome("a", False, 0, 0)], StepTimes(0.0, 0.030))
+    control.learn(StepShape(1), [DraftOutcome("a", False, 0, 0)], StepTimes(0.0, 0.030))
     assert control.answering_seconds == (0.030, 0.030)
-    control.learn(StepShape(1), [Outcome("a", True, 3, 2)], StepTimes(0.002, 0.033, 0.001))
+    control.learn(StepShape(1), [DraftOutcome("a", True, 3, 2)], StepTimes(0.002, 0.033, 0.001))
     measured_in_all, without = control.answering_seconds
     assert measured_in_all == pytest.approx(0.066)
     assert without == pytest.approx(0.030 + 3 * control.cost.seconds(StepShape(1)), rel=0.1)
 
 
 def test_tokens_that_a_grammar_forces_say_nothing_of_guesses() -> None:
-    control = Control(measured(), to_four)
+    control = GoodputController(measured(), to_four)
     for _ in range(100):
-        control.learn(StepShape(1), [Outcome("forced", False, 4, 4)], StepTimes(0.0, 0.030))
+        control.learn(StepShape(1), [DraftOutcome("forced", False, 4, 4)], StepTimes(0.0, 0.030))
     for _ in range(200):
-        control.learn(StepShape(1), [Outcome("forced", True, 4, 0)], StepTimes(0.0, 0.030))
+        control.learn(StepShape(1), [DraftOutcome("forced", True, 4, 0)], StepTimes(0.0, 0.030))
     assert control.to_draft(["forced"]) == set()

@@ -24,8 +24,8 @@ from turbo_dev.coupling import (
 )
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
-from turbo_runtime.sampling.sampler import AnswerLaw
-from turbo_runtime.speculation.verification import Verdict, verify
+from turbo_runtime.sampling.sampler import Sampler
+from turbo_runtime.speculation.verification import VerificationResult, verify
 
 MODELS = all_models()
 
@@ -92,7 +92,7 @@ def test_draws_of_one_row_follow_the_law_that_was_asked_for(
     params: SamplingParams, kept: Sequence[int] | None
 ) -> None:
     noise, draws = Noise(len(LOGITS)), 2000
-    law = AnswerLaw(params, (1, 2), answer_key(11, (1, 2), 0), noise)
+    law = Sampler(params, (1, 2), answer_key(11, (1, 2), 0), noise)
     seen = Counter(law.token(LOGITS, range(2 + i)) for i in range(draws))
     row = LOGITS.double()
     if kept is None:
@@ -110,7 +110,7 @@ def test_draws_of_one_row_follow_the_law_that_was_asked_for(
 def accepted(drafter_law: torch.Tensor, coupled: bool, steps: int = 1500) -> float:
     """Share of single drafts accepted under LOGITS: argmax(log q + g) of this q, or a draw of other noise."""
     noise, key = Noise(len(LOGITS)), answer_key(3, (1,), 0)
-    law = AnswerLaw(SamplingParams(), (1,), key, noise)
+    law = Sampler(SamplingParams(), (1,), key, noise)
     drafted_from = key if coupled else answer_key(4, (1,), 0)
     hits = 0
     for position in range(1, steps + 1):
@@ -137,10 +137,12 @@ def test_a_drafter_that_shares_law_and_noise_is_always_right_and_a_near_one_near
 
 def test_a_stop_token_ends_the_answer_though_more_drafts_were_right() -> None:
     verdict = verify([5, 2, 6, 7].__getitem__, [5, 2, 6], stop_ids={2}, room=9)
-    assert verdict == Verdict((5, 2), 2, "stop")
+    assert verdict == VerificationResult((5, 2), 2, "stop")
 
 
 def test_an_answer_gets_no_token_beyond_its_room() -> None:
-    assert verify([5, 4, 6, 7].__getitem__, [5, 4, 6], stop_ids=(), room=2) == Verdict((5, 4), 2, "length")
+    assert verify([5, 4, 6, 7].__getitem__, [5, 4, 6], stop_ids=(), room=2) == VerificationResult(
+        (5, 4), 2, "length"
+    )
     with pytest.raises(ValueError, match="finished already"):
         verify([1].__getitem__, [], stop_ids=(), room=0)

@@ -15,7 +15,7 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from turbo_runtime.engine.startup.invariance_check import first_that_holds
 from turbo_runtime.models.layers.experts import Experts
 from turbo_runtime.models.layers.mlp import GatedMLP
-from turbo_runtime.models.matmul import Form, padded_rows
+from turbo_runtime.models.matmul import MatmulKernel, padded_rows
 
 WIDTH, ROWS = 32, 150
 
@@ -36,7 +36,7 @@ def module(**changes: object) -> DeepseekV3MoE:
 
 def experts() -> Experts:
     """In forms that keep rows apart."""
-    made, forms = Experts(module()), dict[str, Form]()
+    made, forms = Experts(module()), dict[str, MatmulKernel]()
     for product in made.products():
         if product.name not in forms:
             forms[product.name] = first_that_holds(product, time.monotonic() + 60)

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from turbo_dev.simulated import Simulation
 from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.kv_cache.block_pool import BlockLedger
-from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.kv_cache.block_pool import BlockPool
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 MAX_LENGTH = 128
 
 
 def engine(running: int = 4, blocks: int = 32) -> Scheduler:
     return Scheduler(
-        BlockLedger(blocks),
+        BlockPool(blocks),
         max_running=running,
         max_step_tokens=64,
         max_draft_tokens=2,
@@ -28,14 +28,14 @@ def engine(running: int = 4, blocks: int = 32) -> Scheduler:
     )
 
 
-def ask(name: str, tenant: str, prompt: int = 8, answer: int = 8) -> Submit:
+def ask(name: str, tenant: str, prompt: int = 8, answer: int = 8) -> GenerationRequest:
     # no two prompts begin alike
-    return Submit(
+    return GenerationRequest(
         name, (crc32(name.encode()), *range(prompt - 1)), SamplingParams(max_tokens=answer), tenant=tenant
     )
 
 
-def admissions(scheduler: Scheduler, submits: list[Submit]) -> list[str]:
+def admissions(scheduler: Scheduler, submits: list[GenerationRequest]) -> list[str]:
     """The order in which answers begin."""
     simulation = Simulation(scheduler, random.Random(2))
     order: list[str] = []

@@ -22,12 +22,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic, set_free
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance, set_free
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention import IMPLEMENTATION, register
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES
 from turbo_runtime.models.matmul import COUNTS
-from turbo_runtime.models.runner import Chunk, PagedModel
+from turbo_runtime.models.runner import Chunk, ModelRunner
 
 SIZES = {
     "hidden_size": 48,
@@ -102,15 +102,15 @@ def network(name: str, implementation: str, dtype: torch.dtype = torch.float32) 
     return model.eval().requires_grad_(False)
 
 
-def paged(name: str, dtype: torch.dtype = torch.float32) -> PagedModel:
-    return PagedModel(network(name, IMPLEMENTATION, dtype), blocks=64, max_length=LENGTH)
+def paged(name: str, dtype: torch.dtype = torch.float32) -> ModelRunner:
+    return ModelRunner(network(name, IMPLEMENTATION, dtype), blocks=64, max_length=LENGTH)
 
 
 def tokens() -> list[int]:
     return [(7 + 29 * i * i) % 61 for i in range(LENGTH)]
 
 
-def computed(model: PagedModel, lengths: list[int], first_block: int = 0) -> Tensor:
+def computed(model: ModelRunner, lengths: list[int], first_block: int = 0) -> Tensor:
     """Logits of all positions, in steps of these lengths, over and over."""
     table = list(range(first_block, first_block + blocks_for(LENGTH)))
     ids, start, parts = tokens(), 0, []
@@ -123,15 +123,15 @@ def computed(model: PagedModel, lengths: list[int], first_block: int = 0) -> Ten
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def checked(request: pytest.FixtureRequest) -> tuple[str, PagedModel]:
+def checked(request: pytest.FixtureRequest) -> tuple[str, ModelRunner]:
     torch.set_num_threads(1)
     model = paged(request.param)
-    report = check_arithmetic(model, max_step_tokens=256, limit_seconds=60)
+    report = check_batch_invariance(model, max_step_tokens=256, limit_seconds=60)
     assert report.guarantee == "bytes", report.reason
     return request.param, model
 
 
-def test_the_logits_are_those_of_transformers(checked: tuple[str, PagedModel]) -> None:
+def test_the_logits_are_those_of_transformers(checked: tuple[str, ModelRunner]) -> None:
     name, model = checked
     expected = network(name, "eager")(torch.tensor([tokens()])).logits[0]
     torch.testing.assert_close(computed(model, [LENGTH]), expected, atol=1e-3, rtol=1e-3)
@@ -140,13 +140,13 @@ def test_the_logits_are_those_of_transformers(checked: tuple[str, PagedModel]) -
 
 @pytest.mark.parametrize("lengths", [[1], [3], [17], [5, 1, 60], [PROMPT, 1, 9], [130]])
 def test_logits_do_not_depend_on_how_many_rows_a_step_has(
-    checked: tuple[str, PagedModel], lengths: list[int]
+    checked: tuple[str, ModelRunner], lengths: list[int]
 ) -> None:
     _, model = checked
     assert torch.equal(computed(model, lengths, first_block=20), computed(model, [LENGTH]))
 
 
-def test_families_with_a_lean_decoder_use_it_and_others_do_not(checked: tuple[str, PagedModel]) -> None:
+def test_families_with_a_lean_decoder_use_it_and_others_do_not(checked: tuple[str, ModelRunner]) -> None:
     name, model = checked
     lean = type(network(name, "eager")).__name__ in LEAN_ARCHITECTURES
     assert lean == ("olmo2" not in name)
@@ -154,7 +154,7 @@ def test_families_with_a_lean_decoder_use_it_and_others_do_not(checked: tuple[st
 
 
 def test_rows_come_in_the_order_of_the_chunks_and_only_those_that_were_asked_for(
-    checked: tuple[str, PagedModel],
+    checked: tuple[str, ModelRunner],
 ) -> None:
     _, model = checked
     ids, tables = tokens(), [list(range(n * 13, n * 13 + 13)) for n in range(3)]
@@ -195,7 +195,7 @@ def test_a_lean_decoder_keeps_no_second_copy_of_the_weights() -> None:
     model = network("llama, biases everywhere", IMPLEMENTATION)
     body = model.get_decoder()
     old = [weakref.ref(p) for p in body.layers.parameters()]
-    served = PagedModel(model, blocks=8, max_length=LENGTH)
+    served = ModelRunner(model, blocks=8, max_length=LENGTH)
     gc.collect()
     assert len(list(served.decoder.products())) == 4 * 2 + 1
     assert not [ref for ref in old if ref() is not None]
@@ -212,7 +212,7 @@ def test_a_model_whose_rows_depend_on_their_number_is_served_under_law(
         return hidden if len(ids) > COUNTS[0] else hidden * (1 + 2**-20)
 
     monkeypatch.setattr(model.decoder, "hidden", crowded)
-    report = check_arithmetic(model, max_step_tokens=64, limit_seconds=60)
+    report = check_batch_invariance(model, max_step_tokens=64, limit_seconds=60)
     assert report.guarantee == "law"
     assert "depend on the number of rows" in report.reason
     assert not model.rule.exact
@@ -225,7 +225,7 @@ def test_a_norm_that_depends_on_the_number_of_rows_is_noticed(monkeypatch: pytes
         return real(x, *rest) * (1 + 2**-20 * (x.shape[0] == 40))  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.nn.functional, "rms_norm", crowded)
-    report = check_arithmetic(paged("llama, tied"), max_step_tokens=64, limit_seconds=60)
+    report = check_batch_invariance(paged("llama, tied"), max_step_tokens=64, limit_seconds=60)
     assert report.reason == "RMSNorm over 48 values depends on the number of rows"
 
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.speculation.controller import Control, Outcome, StepTimes
-from turbo_runtime.speculation.draft_length import choose
+from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
+from turbo_runtime.speculation.draft_length import select_draft_lengths
 from turbo_runtime.speculation.gate import Gate
 from turbo_runtime.speculation.meter import Meter
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
@@ -43,7 +43,7 @@ def test_no_set_of_prefixes_is_better_than_the_chosen_one(
     survivals: list[list[float]], growth: list[float], gone: float
 ) -> None:
     seconds = times(growth)
-    chosen = rate(survivals, choose(survivals, len(survivals), seconds, gone), seconds, gone)
+    chosen = rate(survivals, select_draft_lengths(survivals, len(survivals), seconds, gone), seconds, gone)
     every = product(*(range(len(each) + 1) for each in survivals))
     assert chosen >= max(rate(survivals, list(counts), seconds, gone) for counts in every) - 1e-9
 
@@ -53,7 +53,7 @@ def test_a_chosen_token_stays_chosen_when_it_is_surer(
     survivals: list[list[float]], growth: list[float], gone: float, data: st.DataObject
 ) -> None:
     seconds = times(growth)
-    counts = choose(survivals, len(survivals), seconds, gone)
+    counts = select_draft_lengths(survivals, len(survivals), seconds, gone)
     places = [(i, j) for i, count in enumerate(counts) for j in range(count)]
     if not places:
         return
@@ -61,23 +61,23 @@ def test_a_chosen_token_stays_chosen_when_it_is_surer(
     ceiling = survivals[draft][token - 1] if token else 1.0
     surer = [list(each) for each in survivals]
     surer[draft][token] = data.draw(st.floats(survivals[draft][token], ceiling))
-    assert choose(surer, len(survivals), seconds, gone)[draft] > token
+    assert select_draft_lengths(surer, len(survivals), seconds, gone)[draft] > token
 
 
 def test_nothing_is_verified_where_a_row_costs_what_a_token_brings() -> None:
-    assert choose([[0.4, 0.2], [0.4]], 2, [1.0, 1.3, 1.6, 1.9]) == [0, 0]
+    assert select_draft_lengths([[0.4, 0.2], [0.4]], 2, [1.0, 1.3, 1.6, 1.9]) == [0, 0]
 
 
 def test_drafts_without_a_chance_are_not_verified_even_where_rows_are_free() -> None:
-    assert choose([[0.0, 0.0], [0.0]], 2, [1.0] * 4) == [0, 0]
+    assert select_draft_lengths([[0.0, 0.0], [0.0]], 2, [1.0] * 4) == [0, 0]
 
 
 def test_everything_is_verified_where_rows_are_free() -> None:
-    assert choose([[0.4, 0.2], [0.1]], 2, [1.0] * 4) == [2, 1]
+    assert select_draft_lengths([[0.4, 0.2], [0.1]], 2, [1.0] * 4) == [2, 1]
 
 
 def test_a_step_of_rows_is_filled_up_to_where_the_next_rows_cost() -> None:
-    assert choose([[0.3] * 6], 1, [1, 1, 1, 1, 2, 2, 2]) == [3]
+    assert select_draft_lengths([[0.3] * 6], 1, [1, 1, 1, 1, 2, 2, 2]) == [3]
 
 
 def test_the_cost_begins_with_what_was_measured_at_start() -> None:
@@ -159,9 +159,9 @@ def test_the_cost_follows_a_machine_that_slows_down() -> None:
 
 
 def test_without_a_measurement_nothing_is_drafted_before_the_first_step() -> None:
-    control = Control(None, to_four)
+    control = GoodputController(None, to_four)
     assert control.to_draft(["a"]) == set()
-    control.learn(StepShape(1), [Outcome("a", False, 0, 0)], StepTimes(0.0, 0.02))
+    control.learn(StepShape(1), [DraftOutcome("a", False, 0, 0)], StepTimes(0.0, 0.02))
     assert control.to_draft(["a"]) == {"a"}
 
 
@@ -183,41 +183,41 @@ def test_drafting_goes_on_while_it_pays() -> None:
 
 
 def test_useless_drafts_close_the_gate_for_their_request_alone() -> None:
-    control = Control(SEEDS, to_four)
+    control = GoodputController(SEEDS, to_four)
     for _ in range(12):
-        outcomes = [Outcome("good", True, 4, 3), Outcome("bad", True, 4, 0)]
+        outcomes = [DraftOutcome("good", True, 4, 3), DraftOutcome("bad", True, 4, 0)]
         control.learn(StepShape(2), outcomes, StepTimes(0.0001, 0.030))
     assert control.to_draft(["good", "bad"]) == {"good"}
 
 
 def test_after_many_steps_with_drafts_one_without_is_made() -> None:
-    control, without = Control(SEEDS, to_four), 0
+    control, without = GoodputController(SEEDS, to_four), 0
     for _ in range(200):
         asked = bool(control.to_draft(["a"]))
         without += not asked
-        control.learn(StepShape(1), [Outcome("a", asked, 4 * asked, 3 * asked)], StepTimes(0.0, 0.030))
+        control.learn(StepShape(1), [DraftOutcome("a", asked, 4 * asked, 3 * asked)], StepTimes(0.0, 0.030))
     assert 1 <= without <= 4
 
 
 def test_drafts_that_a_grammar_forces_in_every_step_do_not_end_the_drafts_of_others() -> None:
-    control, asked_at = Control(SEEDS, to_four), []
+    control, asked_at = GoodputController(SEEDS, to_four), []
     for step in range(400):
         asked = bool(control.to_draft(["free"]))
         asked_at += [step] * asked
         (forced,) = control.choose([[1.0, 1.0]], StepShape(2), 2, 0.0)
-        outcomes = [Outcome("forced", False, forced, forced), Outcome("free", asked, 0, 0)]
+        outcomes = [DraftOutcome("forced", False, forced, forced), DraftOutcome("free", asked, 0, 0)]
         control.learn(StepShape(2), outcomes, StepTimes(0.0, 0.020))
     assert len(asked_at) >= 390
     assert asked_at[-1] >= 390
 
 
 def test_the_live_speed_up_is_tokens_a_second_over_those_of_steps_without_drafts() -> None:
-    control = Control(SEEDS, to_four)
+    control = GoodputController(SEEDS, to_four)
     for step in range(1500):
         if step % 10:
-            control.learn(StepShape(1), [Outcome("a", True, 7, 3)], StepTimes(0.001, 0.029))
+            control.learn(StepShape(1), [DraftOutcome("a", True, 7, 3)], StepTimes(0.001, 0.029))
         else:
-            control.learn(StepShape(1), [Outcome("a", False, 0, 0)], StepTimes(0.0, 0.020))
+            control.learn(StepShape(1), [DraftOutcome("a", False, 0, 0)], StepTimes(0.0, 0.020))
     expected = (9 * 4 + 1) * 0.020 / (9 * 0.030 + 0.020)
     assert control.speedup == pytest.approx(expected, rel=0.05)
     assert control.speedup_of("a") == pytest.approx(expected, rel=0.05)

@@ -16,7 +16,7 @@ from turbo_dev import tiny_engine
 from turbo_runtime.messages import Grammar, SamplingParams
 from turbo_runtime.sampling.grammar.matcher import MOST_CHARACTERS, GrammarError, Grammars
 from turbo_runtime.sampling.noise import Noise, answer_key
-from turbo_runtime.sampling.sampler import AnswerLaw, NoTokenError
+from turbo_runtime.sampling.sampler import NoTokenError, Sampler
 from turbo_runtime.sampling.step import AnswerRows, tokens_of_step
 from turbo_runtime.speculation.verification import verify
 
@@ -55,10 +55,10 @@ def table(vocabulary: int) -> torch.Tensor:
     return torch.randn(vocabulary, vocabulary, generator=torch.Generator().manual_seed(2)) * 2
 
 
-Guess = Callable[[AnswerLaw, Sequence[int], int], Sequence[int]]
+Guess = Callable[[Sampler, Sequence[int], int], Sequence[int]]
 
 
-def no_drafts(law: AnswerLaw, tokens: Sequence[int], step: int) -> Sequence[int]:
+def no_drafts(law: Sampler, tokens: Sequence[int], step: int) -> Sequence[int]:
     return ()
 
 
@@ -69,7 +69,7 @@ def answer(
     assert params.grammar is not None
     noise = Noise(len(table))
     matcher = grammars.compile(params.grammar).matcher()
-    law = AnswerLaw(params, PROMPT, answer_key(params.seed, PROMPT, 0), noise, matcher)
+    law = Sampler(params, PROMPT, answer_key(params.seed, PROMPT, 0), noise, matcher)
     tokens = list(PROMPT)
     for step in range(params.max_tokens):
         drafts = law.allowed_prefix(tokens, guess(law, tokens, step))
@@ -86,7 +86,7 @@ def answer(
 def spoilt(right: Sequence[int]) -> Guess:
     """What the answer will be, wrong now and then: sometimes with what the grammar forbids."""
 
-    def guess(law: AnswerLaw, tokens: Sequence[int], step: int) -> list[int]:
+    def guess(law: Sampler, tokens: Sequence[int], step: int) -> list[int]:
         drafts = list(right[len(tokens) - len(PROMPT) :][: step % 6])
         if step % 4 == 1 and drafts:
             drafts[-1] = (drafts[-1] + 1) % 256
@@ -246,7 +246,7 @@ def test_drafts_are_cut_before_the_first_that_the_grammar_forbids(
     grammars: Grammars, tokenizer: Tokenizer, vocabulary: int
 ) -> None:
     matcher = grammars.compile(Grammar("regex", "abc[0-9]")).matcher()
-    law = AnswerLaw(SamplingParams(), PROMPT, 1, Noise(vocabulary), matcher)
+    law = Sampler(SamplingParams(), PROMPT, 1, Noise(vocabulary), matcher)
     a, b, c, x = (tokenizer.encode(letter).ids[0] for letter in "abcx")
     assert list(law.allowed_prefix(PROMPT, [a, b, x, c])) == [a, b]
     assert list(law.allowed_prefix([*PROMPT, a], [b, c, vocabulary - 1])) == [b, c]
@@ -313,7 +313,7 @@ def test_a_matcher_that_has_given_up_drafts_nothing_and_says_so_when_a_token_is_
     grammars: Grammars, tokenizer: Tokenizer, table: torch.Tensor
 ) -> None:
     matcher = grammars.compile(Grammar("regex", "abc[0-9]")).matcher()
-    law = AnswerLaw(SamplingParams(), PROMPT, 1, Noise(len(table)), matcher)
+    law = Sampler(SamplingParams(), PROMPT, 1, Noise(len(table)), matcher)
     a, x = (tokenizer.encode(letter).ids[0] for letter in "ax")
     context = [*PROMPT, a, x]  # x is forbidden: a matcher in error, as at its limits
     assert list(law.allowed_prefix(context, [a, x])) == []

@@ -15,17 +15,24 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.interface import Coupling, Draft, Evidence, Offer, Proposal, Want
-from turbo_runtime.drafters.loader import InUse
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import (
+    CandidateStream,
+    Coupling,
+    Draft,
+    DraftRequest,
+    TokenCandidate,
+    TokenOrigin,
+)
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.speculator import Speculation
-from turbo_runtime.messages import DEFAULT_DRAFT, Drafting, Submit
-from turbo_runtime.speculation.controller import Control, Outcome, StepTimes
+from turbo_runtime.engine.speculator import Speculator
+from turbo_runtime.messages import DEFAULT_DRAFT, Drafting, GenerationRequest
+from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
-from turbo_runtime.speculation.verification import Verdict
+from turbo_runtime.speculation.verification import VerificationResult
 
 ANSWERS, PLAIN, ROW = 8, 0.090, 0.002  # seconds of a step, and of each drafted row more
 SEEDS = (StepTime(1, 1, 0, PLAIN - 7 * ROW), StepTime(8, 1, 0, PLAIN), StepTime(1, 128, 0, PLAIN + 120 * ROW))
@@ -52,7 +59,9 @@ class Answers:
     places: Sequence[Place]
     seconds: float  # that heads take a step
     length: int = 0  # tokens of an answer; 0: no end
-    control: Control = field(default_factory=lambda: Control(SEEDS, lambda tokens: tokens))
+    control: GoodputController = field(
+        default_factory=lambda: GoodputController(SEEDS, lambda tokens: tokens)
+    )
     noise: random.Random = field(default_factory=lambda: random.Random(3))
 
     def speed(self, *, with_heads: bool = True, steps: int = 3000) -> float:
@@ -74,7 +83,7 @@ class Answers:
 
     def _step(
         self, names: Sequence[str], asked: Container[str], by_heads: bool
-    ) -> tuple[list[Outcome], float]:
+    ) -> tuple[list[DraftOutcome], float]:
         drafting = self.seconds * by_heads
         claims = [max(place.memory, place.heads * by_heads) for place in self.places]
         claims = list(takewhile(bool, claims))
@@ -88,7 +97,7 @@ class Answers:
         self.control.learn(StepShape(ANSWERS), outcomes, times)
         return outcomes, drafting + rest
 
-    def _outcome(self, name: str, drafted: int | None, *, by_heads: bool) -> Outcome:
+    def _outcome(self, name: str, drafted: int | None, *, by_heads: bool) -> DraftOutcome:
         won = more = gained = 0
         alone = going = True  # whether memory would have come as far, whether all was right
         for place in self.places[: drafted or 0]:
@@ -101,7 +110,7 @@ class Answers:
             going = lot < (max(place.memory, place.heads) if place.same or taken else place.memory)
             won += going
             gained += going - (instead and (going if alone else lot > 1 - place.memory))
-        return Outcome(name, drafted is not None, drafted or 0, won, HEADS, more, gained)
+        return DraftOutcome(name, drafted is not None, drafted or 0, won, HEADS, more, gained)
 
 
 @pytest.mark.parametrize("length", [0, 48])
@@ -144,8 +153,8 @@ def test_where_nothing_helps_heads_lose_no_more_than_all_drafts_may() -> None:
 
 
 def test_new_heads_have_an_account_of_their_own() -> None:
-    control = Control(SEEDS, lambda tokens: tokens)
-    bad = Outcome("a", True, 0, 0, HEADS)
+    control = GoodputController(SEEDS, lambda tokens: tokens)
+    bad = DraftOutcome("a", True, 0, 0, HEADS)
     for _ in range(50):
         control.learn(StepShape(1), [bad], StepTimes(0.05, PLAIN, heads={HEADS: 0.05}))
     assert not control.heads_pay(HEADS)
@@ -153,9 +162,12 @@ def test_new_heads_have_an_account_of_their_own() -> None:
 
 
 def test_the_time_of_heads_is_held_against_those_alone_that_have_them() -> None:
-    control = Control(SEEDS, lambda tokens: tokens)
+    control = GoodputController(SEEDS, lambda tokens: tokens)
     others = [f"b{n}" for n in range(7)]
-    outcomes = [Outcome("a", True, 1, 1, HEADS, 1.0, 1.0), *(Outcome(name, True, 0, 0) for name in others)]
+    outcomes = [
+        DraftOutcome("a", True, 1, 1, HEADS, 1.0, 1.0),
+        *(DraftOutcome(name, True, 0, 0) for name in others),
+    ]
     for _ in range(5):  # an eighth of it, each time, would be more than a new request may lose
         control.learn(StepShape(8), outcomes, StepTimes(0.008, PLAIN + ROW, heads={HEADS: 0.008}))
     assert control.to_draft(others) == {*others}
@@ -167,13 +179,13 @@ class Fixed:
     takes_time = True
 
     def __init__(self, name: str, token: int, confidence: float) -> None:
-        self.name, self._offer = name, Offer(token, confidence, None)
+        self.name, self._offer = name, TokenCandidate(token, confidence, None)
 
-    def begin(self, wants: Sequence[Want]) -> Proposal:
+    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
         self._left = [True] * len(wants)
         return self
 
-    def offers(self, _beside: Sequence[float]) -> list[Offer | None]:
+    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
         return [self._offer if left else None for left in self._left]
 
     def advance(self, _tokens: Sequence[int | None]) -> None:
@@ -191,15 +203,15 @@ class Slow(Fixed):
 
     asked = 0
 
-    def begin(self, wants: Sequence[Want]) -> Proposal:
+    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
         self.asked += 1
         return super().begin(wants)
 
 
 def test_heads_that_do_not_pay_are_not_asked_and_those_that_do_tell_their_time() -> None:
-    source = Slow(HeadsSource.name, 7, 0.8)
-    drafters = Drafters(InUse("auto", source, "v1"))
-    want = Want("r", [1], 1, 4, "", Coupling(0, 0.0))
+    source = Slow(HeadsDrafter.name, 7, 0.8)
+    drafters = Proposer(ActiveDrafts("auto", source, "v1"))
+    want = DraftRequest("r", [1], 1, 4, "", Coupling(0, 0.0))
     heads = drafters.heads_of(want.drafting, want.name)
     assert heads == HEADS
     assert drafters.heads_of("suffix", want.name) is None
@@ -212,9 +224,9 @@ def test_heads_that_do_not_pay_are_not_asked_and_those_that_do_tell_their_time()
 
 
 def test_heads_that_a_request_wants_alone_are_weighed_by_the_gate_of_all() -> None:
-    source = Slow(HeadsSource.name, 7, 0.8)
-    drafters = Drafters(InUse("auto", source, "v1"))
-    want = Want("r", [1], 1, 4, "", Coupling(0, 0.0), drafting="heads")
+    source = Slow(HeadsDrafter.name, 7, 0.8)
+    drafters = Proposer(ActiveDrafts("auto", source, "v1"))
+    want = DraftRequest("r", [1], 1, 4, "", Coupling(0, 0.0), drafting="heads")
     (draft,) = drafters.propose([want], 0.0, lambda _: False)
     assert draft.tokens == (7,)
     assert set(drafters.heads_seconds) == {drafters.heads_of("heads", want.name)}
@@ -225,10 +237,10 @@ def test_a_draft_that_is_taken_up_anew_has_another_key_under_the_same_version() 
     class Swapped:
         problem = ""
 
-        def poll(self, _now: float) -> InUse:
-            return InUse("auto", Slow(HeadsSource.name, 7, 0.8), "v1")
+        def poll(self, _now: float) -> ActiveDrafts:
+            return ActiveDrafts("auto", Slow(HeadsDrafter.name, 7, 0.8), "v1")
 
-    drafters = Drafters(InUse("auto", Slow(HeadsSource.name, 7, 0.8), "v1"), file=Swapped())  # type: ignore[arg-type]
+    drafters = Proposer(ActiveDrafts("auto", Slow(HeadsDrafter.name, 7, 0.8), "v1"), file=Swapped())  # type: ignore[arg-type]
     before = drafters.heads_of("auto", DEFAULT_DRAFT)
     drafters.poll(0.0)
     assert drafters.heads_of("auto", DEFAULT_DRAFT) != before
@@ -239,9 +251,9 @@ class Telling(EveryDraft):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[tuple[Sequence[Outcome], StepTimes]] = []
+        self.told: list[tuple[Sequence[DraftOutcome], StepTimes]] = []
 
-    def learn(self, shape: StepShape, outcomes: Sequence[Outcome], times: StepTimes) -> None:
+    def learn(self, shape: StepShape, outcomes: Sequence[DraftOutcome], times: StepTimes) -> None:
         self.told.append((list(outcomes), times))
         super().learn(shape, outcomes, times)
 
@@ -262,7 +274,7 @@ def test_for_heads_is_booked_what_there_would_not_have_been_without_them(
     verified: tuple[int, ...], said: tuple[int, ...], booked: tuple[int, ...]
 ) -> None:
     evidence = tuple(
-        Evidence(source, 0, instead)
+        TokenOrigin(source, 0, instead)
         for source, instead in (("heads", 5), ("suffix", 6), ("heads", 9), ("suffix", None))
     )
     submit = SimpleNamespace(request_id="r")
@@ -270,8 +282,8 @@ def test_for_heads_is_booked_what_there_would_not_have_been_without_them(
     part = SimpleNamespace(work=work, draft=Draft((5, 6, 7, 8), (0.9,) * 4, evidence), drafts=[*verified])
     drafters = SimpleNamespace(observe=lambda *_: None, use_hidden=False, heads_seconds={})
     control = Telling()
-    speculation: Any = Speculation(cast("Any", drafters), control)
-    speculation.observe(part, Verdict(said, len(said) - 1), torch.zeros(1))
+    speculation: Any = Speculator(cast("Any", drafters), control)
+    speculation.observe(part, VerificationResult(said, len(said) - 1), torch.zeros(1))
     speculation.learn(0.1)
     (((outcome,), _),) = control.told
     assert outcome[2:4] + outcome[5:] == booked
@@ -281,11 +293,11 @@ def test_for_heads_is_booked_what_there_would_not_have_been_without_them(
 def test_the_engine_tells_what_heads_drafted_won_and_took(
     make_engine: Callable[..., Engine],
     tiny_heads: Heads,
-    ask: Callable[[float], list[Submit]],
+    ask: Callable[[float], list[GenerationRequest]],
     drafter: Drafting,
 ) -> None:
     control = Telling()
-    drafters = Drafters(InUse(drafter, HeadsSource(tiny_heads, make_engine().noise), "v1"))
+    drafters = Proposer(ActiveDrafts(drafter, HeadsDrafter(tiny_heads, make_engine().noise), "v1"))
     engine = make_engine(drafters, control)
     for request in ask(0.0):
         engine.accept(request)

@@ -11,36 +11,38 @@ import torch
 from turbo_dev.drafting import EveryDraft, RandomDrafts
 from turbo_dev.fitting import say
 from turbo_runtime.drafters.heads.checkpoint import Target
-from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.interface import Draft, Want
-from turbo_runtime.drafters.loader import InUse
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Draft, DraftRequest
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.messages import Drafting, Submit
+from turbo_runtime.messages import Drafting, GenerationRequest
 
 MakeEngine = Callable[..., Engine]
 FEW_BLOCKS = 14  # the longest sequence may have 13
 
-Asked = tuple[list[Submit], dict[str, list[int]]]
+Asked = tuple[list[GenerationRequest], dict[str, list[int]]]
 
 
 @pytest.fixture(scope="module", params=[0.0, 0.8], ids=["greedy", "sampled"])
-def asked(request: pytest.FixtureRequest, make_engine: MakeEngine, ask: Callable[..., list[Submit]]) -> Asked:
+def asked(
+    request: pytest.FixtureRequest, make_engine: MakeEngine, ask: Callable[..., list[GenerationRequest]]
+) -> Asked:
     """Requests, and their answers alone and without drafts."""
     wanted = ask(request.param)
     return wanted, {one.request_id: say(make_engine(), [one])[0].tokens for one in wanted}
 
 
-class Counting(Drafters):
+class Counting(Proposer):
     """Tells whose tokens were proposed."""
 
-    def __init__(self, in_use: InUse) -> None:
+    def __init__(self, in_use: ActiveDrafts) -> None:
         super().__init__(in_use)
         self.sources: Counter[str] = Counter()
 
     def propose(
-        self, wants: Sequence[Want], least: float = 0.0, pays: Callable[[Hashable], bool] = bool, /
+        self, wants: Sequence[DraftRequest], least: float = 0.0, pays: Callable[[Hashable], bool] = bool, /
     ) -> list[Draft]:
         drafts = super().propose(wants, least, pays)
         self.sources.update(evidence.source for draft in drafts for evidence in draft.evidence)
@@ -62,7 +64,7 @@ def test_answers_are_those_without_drafts_in_company_chunks_and_preemption(
     wanted, alone = asked
     sources: Counter[str] = Counter()
     for control in (EveryDraft(), RandomDrafts(3)):
-        drafters = Counting(InUse(drafter, HeadsSource(tiny_heads, make_engine().noise)))
+        drafters = Counting(ActiveDrafts(drafter, HeadsDrafter(tiny_heads, make_engine().noise)))
         server = make_engine(drafters, control, blocks=blocks, step_tokens=step_tokens)
         for request in wanted:
             server.accept(request)
@@ -87,7 +89,7 @@ def test_heads_that_know_the_answers_shorten_them(
     make_engine: MakeEngine, tiny_heads: Heads, asked: Asked
 ) -> None:
     known = asked[0][::2]
-    server = make_engine(Drafters(InUse("heads", HeadsSource(tiny_heads, make_engine().noise))))
+    server = make_engine(Proposer(ActiveDrafts("heads", HeadsDrafter(tiny_heads, make_engine().noise))))
     for request in known:
         server.accept(request)
     while not server.idle:
@@ -104,7 +106,7 @@ def test_heads_whose_weights_overflow_end_nothing(
     heads = Heads(target.embedding, target.output_rows(every), every, heads=4, markov_rank=4)
     heads.block_bias.data.fill_(3e38)
     heads.eval().requires_grad_(False)
-    server = make_engine(Drafters(InUse("auto", HeadsSource(heads, make_engine().noise))))
+    server = make_engine(Proposer(ActiveDrafts("auto", HeadsDrafter(heads, make_engine().noise))))
     for request in wanted:
         server.accept(request)
     answers: dict[str, list[int]] = {request.request_id: [] for request in wanted}

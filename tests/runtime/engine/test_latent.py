@@ -21,7 +21,7 @@ from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.models.head_product import HeadProduct
 from turbo_runtime.models.loader import check_config, load_model
 from turbo_runtime.models.matmul import COUNTS
-from turbo_runtime.models.runner import PagedModel, kv_bytes_per_block
+from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 
 HEADS, RANK, ROPE, LAYERS = 4, 24, 8, 2
 CONFIG = DeepseekV3Config(
@@ -62,7 +62,7 @@ def test_the_pool_holds_what_the_planner_counts(folder: Path, dtype: torch.dtype
     shape = inspect_model(str(folder)).shape
     assert shape.kv_latent == RANK + ROPE
     weights = load_model(find(str(folder), None), dtype, torch.device("cpu"))
-    pool = PagedModel(weights, blocks=3, max_length=48).pool
+    pool = ModelRunner(weights, blocks=3, max_length=48).pool
     storages = (each.untyped_storage() for each in (*pool.keys, *pool.values))
     held = {storage.data_ptr(): storage.nbytes() for storage in storages}
     with_scratch = 3 + 1

@@ -16,7 +16,7 @@ from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling import processors as module
 from turbo_runtime.sampling.noise import Noise, answer_key, position_key
 from turbo_runtime.sampling.processors import Processors
-from turbo_runtime.sampling.sampler import AnswerLaw, NoTokenError
+from turbo_runtime.sampling.sampler import NoTokenError, Sampler
 from turbo_runtime.sampling.step import AnswerRows, tokens_of_step
 from turbo_runtime.sampling.truncation import keep_candidates
 from turbo_runtime.speculation.verification import verify
@@ -147,7 +147,7 @@ def test_a_token_is_the_best_of_what_the_reference_leaves(
     row: torch.Tensor, params: SamplingParams, answer: list[int]
 ) -> None:
     key = answer_key(5, PROMPT, 0)
-    law = AnswerLaw(params, PROMPT, key, NOISE)
+    law = Sampler(params, PROMPT, key, NOISE)
     logits = processed(row.tolist(), params, answer)
     if max(logits) == -math.inf:
         with pytest.raises(NoTokenError, match="bad_words"):
@@ -172,7 +172,7 @@ def answers(
     """The answers of a first-order model to all of these at once, step by step. `drafts` are guesses of the
     answers; those at `wrong` places, in turn, are spoilt.
     """
-    laws = [AnswerLaw(p, PROMPT, answer_key(i, PROMPT, 0), NOISE) for i, p in enumerate(wanted)]
+    laws = [Sampler(p, PROMPT, answer_key(i, PROMPT, 0), NOISE) for i, p in enumerate(wanted)]
     found: list[list[int]] = [list(PROMPT) for _ in laws]
     live = list(range(len(laws)))
     step = 0
@@ -206,7 +206,7 @@ def test_any_drafts_in_any_company_give_the_answer_that_each_has_alone(
     wanted = [replace(p, bad_words=p.bad_words[:3]) for p in wanted]
     together = answers(wanted, None, [False])
     assert answers(wanted, together, wrong) == together
-    laws = [AnswerLaw(p, PROMPT, answer_key(i, PROMPT, 0), NOISE) for i, p in enumerate(wanted)]
+    laws = [Sampler(p, PROMPT, answer_key(i, PROMPT, 0), NOISE) for i, p in enumerate(wanted)]
     for law, answer in zip(laws, together, strict=True):
         for end in range(len(PROMPT), len(answer)):
             assert law.token(TABLE[answer[end - 1]], answer[:end]) == answer[end]
@@ -214,7 +214,7 @@ def test_any_drafts_in_any_company_give_the_answer_that_each_has_alone(
 
 def test_a_row_may_be_asked_for_twice() -> None:
     params = SamplingParams(frequency_penalty=2.0, bad_words=((5, 6),), min_tokens=2)
-    law = AnswerLaw(params, PROMPT, 1, NOISE)
+    law = Sampler(params, PROMPT, 1, NOISE)
     first = law.token(TABLE[0], PROMPT)
     assert law.token(TABLE[0], PROMPT) == first
     second = law.token(TABLE[first], PROMPT, [first])
@@ -233,16 +233,16 @@ def test_a_token_that_the_model_lacks_is_refused_by_one_sentence(
     params: dict[str, object], sentence: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}$"):
-        AnswerLaw(SamplingParams(**params), PROMPT, 1, NOISE)  # type: ignore[arg-type]
+        Sampler(SamplingParams(**params), PROMPT, 1, NOISE)  # type: ignore[arg-type]
 
 
 def test_where_all_tokens_are_forbidden_the_answer_ends_with_a_sentence() -> None:
     every = tuple((token,) for token in range(VOCABULARY))
     for rest in ({"temperature": 0.0}, {}, {"top_p": 0.9}, {"top_k": 3}, {"min_p": 0.1, "top_p": 0.5}):
-        law = AnswerLaw(SamplingParams(**rest, bad_words=every), PROMPT, 1, NOISE)  # type: ignore[arg-type]
+        law = Sampler(SamplingParams(**rest, bad_words=every), PROMPT, 1, NOISE)  # type: ignore[arg-type]
         with pytest.raises(NoTokenError, match="no token is left to choose from"):
             law.token(TABLE[0], PROMPT)
-    law = AnswerLaw(SamplingParams(), PROMPT, 1, NOISE)
+    law = Sampler(SamplingParams(), PROMPT, 1, NOISE)
     with pytest.raises(NoTokenError, match="not finite"):
         law.token(torch.full((VOCABULARY,), math.nan), PROMPT)
 

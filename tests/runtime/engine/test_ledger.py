@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockLedger, BrokenLedger, OutOfBlocks, blocks_for
+from turbo_runtime.kv_cache.block_pool import (
+    BLOCK_SIZE,
+    BlockPool,
+    CorruptBlockPoolError,
+    OutOfBlocks,
+    blocks_for,
+)
 
 SIZE = 12
 moves = st.lists(st.tuples(st.integers(0, 3), st.integers(0, SIZE * BLOCK_SIZE + 20)), max_size=40)
@@ -18,7 +24,7 @@ moves = st.lists(st.tuples(st.integers(0, 3), st.integers(0, SIZE * BLOCK_SIZE +
 def test_blocks_are_free_or_in_one_table_whatever_sequences_grow_and_shrink(
     moves: list[tuple[int, int]],
 ) -> None:
-    ledger = BlockLedger(SIZE)
+    ledger = BlockPool(SIZE)
     tables: list[list[int]] = [[] for _ in range(4)]
     for which, tokens in moves:
         table = tables[which]
@@ -44,7 +50,7 @@ def test_blocks_are_free_or_in_one_table_whatever_sequences_grow_and_shrink(
 
 
 def test_a_shared_block_is_free_only_when_its_last_holder_lets_go() -> None:
-    ledger = BlockLedger(2)
+    ledger = BlockPool(2)
     (block,) = ledger.take(1)
     ledger.share([block])
     ledger.release([block])
@@ -60,7 +66,7 @@ def test_a_shared_block_is_free_only_when_its_last_holder_lets_go() -> None:
 
 
 def test_a_kept_block_is_idle_between_its_holders_and_free_once_forgotten() -> None:
-    ledger = BlockLedger(3)
+    ledger = BlockPool(3)
     first, second = ledger.take(2)
     ledger.keep([first, second])
     ledger.release([second])
@@ -77,7 +83,7 @@ def test_a_kept_block_is_idle_between_its_holders_and_free_once_forgotten() -> N
 
 
 def test_the_deepest_of_kept_blocks_goes_first() -> None:
-    ledger = BlockLedger(4)
+    ledger = BlockPool(4)
     table: list[int] = []
     ledger.extend(table, 4 * BLOCK_SIZE)
     ledger.keep(table)
@@ -88,42 +94,42 @@ def test_the_deepest_of_kept_blocks_goes_first() -> None:
         ledger.forget([block])
 
 
-def lost(ledger: BlockLedger, table: list[int]) -> None:
+def lost(ledger: BlockPool, table: list[int]) -> None:
     table.pop()
 
 
-def held_without_a_count(ledger: BlockLedger, table: list[int]) -> None:
+def held_without_a_count(ledger: BlockPool, table: list[int]) -> None:
     table.append(table[0])
 
 
-def free_and_used(ledger: BlockLedger, table: list[int]) -> None:
+def free_and_used(ledger: BlockPool, table: list[int]) -> None:
     ledger._free.append(table[0])
 
 
-def free_twice(ledger: BlockLedger, table: list[int]) -> None:
+def free_twice(ledger: BlockPool, table: list[int]) -> None:
     ledger._free.append(ledger._free[0])
 
 
-def nowhere(ledger: BlockLedger, table: list[int]) -> None:
+def nowhere(ledger: BlockPool, table: list[int]) -> None:
     ledger._free.pop()
 
 
-def idle_and_not_kept(ledger: BlockLedger, table: list[int]) -> None:
+def idle_and_not_kept(ledger: BlockPool, table: list[int]) -> None:
     ledger._idle[ledger._free.pop()] = None
 
 
 @pytest.mark.parametrize(
     "damage", [lost, held_without_a_count, free_and_used, free_twice, nowhere, idle_and_not_kept]
 )
-def test_damage_to_the_books_is_noticed(damage: Callable[[BlockLedger, list[int]], None]) -> None:
-    ledger = BlockLedger(6)
+def test_damage_to_the_books_is_noticed(damage: Callable[[BlockPool, list[int]], None]) -> None:
+    ledger = BlockPool(6)
     table = ledger.take(2)
     ledger.check([table])
     damage(ledger, table)
-    with pytest.raises(BrokenLedger):
+    with pytest.raises(CorruptBlockPoolError):
         ledger.check([table])
 
 
 def test_a_ledger_without_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one block"):
-        BlockLedger(0)
+        BlockPool(0)

@@ -9,14 +9,14 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import network
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.engine.startup.microbenchmark import CONTEXT, REPEATS, ROWS, measure_steps
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockLedger
-from turbo_runtime.messages import SamplingParams, Submit
-from turbo_runtime.models.runner import Chunk, PagedModel
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool
+from turbo_runtime.messages import GenerationRequest, SamplingParams
+from turbo_runtime.models.runner import Chunk, ModelRunner
 
 LENGTH = 512
 PATIENCE_SECONDS = 60.0  # a machine that stands still for a second must not fail this
@@ -25,13 +25,13 @@ PATIENCE_SECONDS = 60.0  # a machine that stands still for a second must not fai
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def tiny(blocks: int = 256, max_length: int = LENGTH) -> PagedModel:
+def tiny(blocks: int = 256, max_length: int = LENGTH) -> ModelRunner:
     """The same random weights at every call."""
-    return PagedModel(network(vocabulary=61, positions=LENGTH), blocks=blocks, max_length=max_length)
+    return ModelRunner(network(vocabulary=61, positions=LENGTH), blocks=blocks, max_length=max_length)
 
 
 def measured(
-    model: PagedModel, ledger: BlockLedger, *, running: int = 32, step_tokens: int = 512
+    model: ModelRunner, ledger: BlockPool, *, running: int = 32, step_tokens: int = 512
 ) -> list[tuple[int, int, int]]:
     """(rows, tokens, context) of each point; all seconds are above 0."""
     points = measure_steps(
@@ -43,7 +43,7 @@ def measured(
 
 
 def test_one_row_several_rows_and_a_chunk_of_a_prompt_are_measured() -> None:
-    assert measured(tiny(), BlockLedger(256)) == [(1, 1, CONTEXT), (ROWS, 1, CONTEXT), (1, 512, 0)]
+    assert measured(tiny(), BlockPool(256)) == [(1, 1, CONTEXT), (ROWS, 1, CONTEXT), (1, 512, 0)]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_one_row_several_rows_and_a_chunk_of_a_prompt_are_measured() -> None:
 def test_no_pass_is_larger_than_one_in_serving(
     limits: dict[str, int], points: list[tuple[int, int, int]]
 ) -> None:
-    assert measured(tiny(), BlockLedger(256), **limits) == points
+    assert measured(tiny(), BlockPool(256), **limits) == points
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_no_pass_is_larger_than_one_in_serving(
 def test_a_small_cache_is_measured_with_what_fits(
     length: int, blocks: int, points: list[tuple[int, int, int]]
 ) -> None:
-    ledger = BlockLedger(blocks)
+    ledger = BlockPool(blocks)
     assert measured(tiny(blocks, length), ledger) == points
     assert ledger.num_used == 0
 
@@ -86,14 +86,14 @@ def test_a_point_is_the_median_of_its_passes(monkeypatch: pytest.MonkeyPatch) ->
         return real(chunks)
 
     monkeypatch.setattr(model, "forward", counted)
-    measured(model, BlockLedger(256))
+    measured(model, BlockPool(256))
     assert rows.count(ROWS) == 1 + REPEATS  # a warm-up before them
 
 
 def test_a_pass_that_takes_too_long_leaves_the_times_unknown_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    ledger = BlockLedger(256)
+    ledger = BlockPool(256)
     with caplog.at_level(logging.WARNING):
         assert measure_steps(tiny(), ledger, max_running=8, max_step_tokens=64, limit_seconds=0.0) is None
     assert "Micro-benchmark left out: a pass over 1 x 1 tokens took" in caplog.text
@@ -103,11 +103,16 @@ def test_a_pass_that_takes_too_long_leaves_the_times_unknown_and_says_so(
 def test_answers_and_the_guarantee_are_the_same_after_it_as_without_it() -> None:
     untouched, model = tiny(), tiny()
     for each in (untouched, model):
-        assert check_arithmetic(each, max_step_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee == "bytes"
-    ledger = BlockLedger(256)
+        assert (
+            check_batch_invariance(each, max_step_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee
+            == "bytes"
+        )
+    ledger = BlockPool(256)
     measured(model, ledger)
-    assert answers(model, ledger) == answers(untouched, BlockLedger(256))
-    assert check_arithmetic(model, max_step_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee == "bytes"
+    assert answers(model, ledger) == answers(untouched, BlockPool(256))
+    assert (
+        check_batch_invariance(model, max_step_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee == "bytes"
+    )
 
 
 def test_the_slots_of_cleared_blocks_are_zero_and_no_others() -> None:
@@ -121,14 +126,14 @@ def test_the_slots_of_cleared_blocks_are_zero_and_no_others() -> None:
         assert (cleared, kept) == ([True, False, True, False], [False, True, False, True])
 
 
-def answers(model: PagedModel, ledger: BlockLedger) -> dict[str, list[int]]:
+def answers(model: ModelRunner, ledger: BlockPool) -> dict[str, list[int]]:
     """Of a few greedy and sampled requests together, with drafts."""
     scheduler = Scheduler(ledger, max_running=8, max_step_tokens=64, max_draft_tokens=4, max_length=LENGTH)
-    engine = Engine(model, scheduler, Drafters(), control=EveryDraft())
+    engine = Engine(model, scheduler, Proposer(), control=EveryDraft())
     said: dict[str, list[int]] = {}
     for number in range(6):
         params = SamplingParams(temperature=number % 2, seed=number, max_tokens=40)
-        engine.accept(Submit(f"r{number}", tuple(range(number, 50, number + 1)), params))
+        engine.accept(GenerationRequest(f"r{number}", tuple(range(number, 50, number + 1)), params))
     while not engine.idle:
         for event in engine.step().events:
             assert event.error is None

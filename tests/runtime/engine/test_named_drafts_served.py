@@ -17,10 +17,10 @@ from turbo_runtime.drafters import reload
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.loader import DraftLoader
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.reload import WatchedFile
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.messages import DEFAULT_DRAFT, DraftStats, Submit
+from turbo_runtime.messages import DEFAULT_DRAFT, DraftStats, GenerationRequest
 
 MakeEngine = Callable[..., Engine]
 PATIENCE_SECONDS = 60
@@ -40,7 +40,7 @@ SELECTIONS: list[dict[str, object]] = [
 class Bench:
     """Requests, their answers without drafts, and an engine that follows a file before every step."""
 
-    wanted: list[Submit]
+    wanted: list[GenerationRequest]
     alone: dict[str, list[int]]
     engine: Engine
     file: WatchedFile[object]
@@ -64,7 +64,7 @@ def bench(
     target: Target,
     tiny_heads: Heads,
     make_engine: MakeEngine,
-    ask: Callable[[float], list[Submit]],
+    ask: Callable[[float], list[GenerationRequest]],
 ) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("named")
     ids = torch.arange(50)
@@ -78,7 +78,7 @@ def bench(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reload, "LOOK_SECONDS", 0.0)
         file = WatchedFile(folder / "drafts.json", DraftLoader(target, make_engine().noise).load)
-        drafters = Drafters(file.wait(time.monotonic()), file=file)
+        drafters = Proposer(file.wait(time.monotonic()), file=file)
         yield Bench(wanted, alone, make_engine(drafters, blocks=40, step_tokens=96), file)  # type: ignore[arg-type]
         file.close()
 
@@ -149,7 +149,7 @@ def test_what_was_drafted_is_counted_for_the_draft_that_was_chosen(
 ) -> None:
     bench.select({"drafter": "heads", "heads": "poor", "named": {"good": "good"}})
     loaded = DraftLoader(target, make_engine().noise).load(bench.file.path)
-    engine = make_engine(Drafters(loaded))
+    engine = make_engine(Proposer(loaded))
     known = bench.wanted[::2]
     for request in known:
         engine.accept(replace(request, draft="good"))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise, answer_key
-from turbo_runtime.sampling.sampler import AnswerLaw
+from turbo_runtime.sampling.sampler import Sampler
 
 VOCABULARY = 300
 CONTEXT = (5, 6, 7, 5, 8)
@@ -30,8 +30,8 @@ LAWS = (
 )
 
 
-def law(params: SamplingParams, seed: int) -> AnswerLaw:
-    return AnswerLaw(replace(params, seed=seed), CONTEXT[:2], answer_key(seed, CONTEXT[:2], 0), NOISE)
+def law(params: SamplingParams, seed: int) -> Sampler:
+    return Sampler(replace(params, seed=seed), CONTEXT[:2], answer_key(seed, CONTEXT[:2], 0), NOISE)
 
 
 NOISE = Noise(VOCABULARY)

@@ -13,13 +13,13 @@ import torch
 from turbo_dev import tiny_engine
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.tiny_engine import VOCABULARY, WANTED, network
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
-from turbo_runtime.kv_cache.block_pool import BlockLedger
-from turbo_runtime.messages import Cancel, Grammar, SamplingParams, Submit, TokenEvent
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.kv_cache.block_pool import BlockPool
+from turbo_runtime.messages import Abort, GenerationRequest, Grammar, SamplingParams, TokenEvent
+from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
 LENGTH = 200
@@ -29,31 +29,31 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def paged() -> PagedModel:
-    model = PagedModel(network(), blocks=64, max_length=LENGTH)
-    report = check_arithmetic(model, max_step_tokens=48, limit_seconds=60)
+def paged() -> ModelRunner:
+    model = ModelRunner(network(), blocks=64, max_length=LENGTH)
+    report = check_batch_invariance(model, max_step_tokens=48, limit_seconds=60)
     assert report.guarantee == "bytes", report.reason
     return model
 
 
-def engine(model: PagedModel, compiled: Grammars | None, *, drafts: int = 8, blocks: int = 64) -> Engine:
+def engine(model: ModelRunner, compiled: Grammars | None, *, drafts: int = 8, blocks: int = 64) -> Engine:
     scheduler = Scheduler(
-        BlockLedger(blocks), max_running=6, max_step_tokens=48, max_draft_tokens=drafts, max_length=LENGTH
+        BlockPool(blocks), max_running=6, max_step_tokens=48, max_draft_tokens=drafts, max_length=LENGTH
     )
-    return Engine(model, scheduler, Drafters(), compiled, EveryDraft())
+    return Engine(model, scheduler, Proposer(), compiled, EveryDraft())
 
 
-def requests(drafting: str = "auto") -> list[Submit]:
+def requests(drafting: str = "auto") -> list[GenerationRequest]:
     generator = torch.Generator().manual_seed(4)
     found = []
     for number, wanted in enumerate(WANTED):
         prompt = torch.randint(1, VOCABULARY, (5 + 7 * number % 40,), generator=generator).tolist()
         params = SamplingParams(**{"seed": number, "max_tokens": 40, "drafting": drafting, **wanted})
-        found.append(Submit(f"r{number}", tuple(prompt * 2), params))
+        found.append(GenerationRequest(f"r{number}", tuple(prompt * 2), params))
     return found
 
 
-def run(server: Engine, wanted: list[Submit]) -> dict[str, list[TokenEvent]]:
+def run(server: Engine, wanted: list[GenerationRequest]) -> dict[str, list[TokenEvent]]:
     for request in wanted:
         server.accept(request)
     events: dict[str, list[TokenEvent]] = {request.request_id: [] for request in wanted}
@@ -72,7 +72,7 @@ def told(events: list[TokenEvent]) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def alone(paged: PagedModel, compiled: Grammars) -> dict[str, tuple[object, ...]]:
+def alone(paged: ModelRunner, compiled: Grammars) -> dict[str, tuple[object, ...]]:
     """Every answer computed alone, without speculation."""
     found = {}
     for request in requests("off"):
@@ -84,7 +84,7 @@ def alone(paged: PagedModel, compiled: Grammars) -> dict[str, tuple[object, ...]
 
 @pytest.mark.parametrize(("drafts", "blocks"), [(0, 64), (2, 64), (8, 64), (8, 16)])
 def test_every_parameter_says_the_same_with_any_drafts_in_any_company(
-    paged: PagedModel, compiled: Grammars, alone: dict[str, tuple[object, ...]], drafts: int, blocks: int
+    paged: ModelRunner, compiled: Grammars, alone: dict[str, tuple[object, ...]], drafts: int, blocks: int
 ) -> None:
     server = engine(paged, compiled, drafts=drafts, blocks=blocks)
     events = run(server, requests())
@@ -138,13 +138,13 @@ def test_logprobs_are_those_of_transformers(alone: dict[str, tuple[object, ...]]
     ],
 )
 def test_what_cannot_be_served_is_refused_and_harms_nobody(
-    paged: PagedModel,
+    paged: ModelRunner,
     compiled: Grammars,
     alone: dict[str, tuple[object, ...]],
     params: dict[str, Any],
     sentence: str,
 ) -> None:
-    bad = Submit("bad", (1, 2), SamplingParams(**params))
+    bad = GenerationRequest("bad", (1, 2), SamplingParams(**params))
     events = run(engine(paged, compiled), [bad, requests()[0]])
     (refusal,) = events["bad"]
     assert refusal.refused
@@ -153,10 +153,10 @@ def test_what_cannot_be_served_is_refused_and_harms_nobody(
     assert told(events["r0"]) == alone["r0"]
 
 
-def test_an_answer_with_nothing_left_to_say_ends_with_a_sentence(paged: PagedModel) -> None:
+def test_an_answer_with_nothing_left_to_say_ends_with_a_sentence(paged: ModelRunner) -> None:
     every = tuple((token,) for token in range(VOCABULARY))
     server = engine(paged, None)
-    (event,) = run(server, [Submit("r", (1, 2), SamplingParams(bad_words=every))])["r"]
+    (event,) = run(server, [GenerationRequest("r", (1, 2), SamplingParams(bad_words=every))])["r"]
     assert event.finish_reason == "error"
     assert event.error is not None
     assert "no token is left to choose from" in event.error
@@ -164,25 +164,25 @@ def test_an_answer_with_nothing_left_to_say_ends_with_a_sentence(paged: PagedMod
 
 
 def test_an_answer_can_be_cancelled_while_its_grammar_is_compiled(
-    paged: PagedModel, compiled: Grammars
+    paged: ModelRunner, compiled: Grammars
 ) -> None:
     server = engine(paged, compiled)
     words = "|".join(f"w{i}x[0-9a-f]*y{i}" for i in range(3000))
-    server.accept(Submit("r", (1, 2), SamplingParams(grammar=Grammar("regex", f"({words})"))))
+    server.accept(GenerationRequest("r", (1, 2), SamplingParams(grammar=Grammar("regex", f"({words})"))))
     assert not server.idle
-    server.accept(Cancel("r"))
+    server.accept(Abort("r"))
     assert server.idle
 
 
-def test_an_engine_without_a_tokenizer_refuses_grammars(paged: PagedModel) -> None:
+def test_an_engine_without_a_tokenizer_refuses_grammars(paged: ModelRunner) -> None:
     params = SamplingParams(grammar=Grammar("json_object"))
-    (event,) = run(engine(paged, None), [Submit("r", (1, 2), params)])["r"]
+    (event,) = run(engine(paged, None), [GenerationRequest("r", (1, 2), params)])["r"]
     assert event.error == "this engine was started without a tokenizer, which a grammar needs"
 
 
 @pytest.mark.parametrize("number", [0, 8], ids=["queued", "compiling"])
 def test_an_id_that_is_in_use_is_not_taken_again_and_harms_nobody(
-    paged: PagedModel, compiled: Grammars, alone: dict[str, tuple[object, ...]], number: int
+    paged: ModelRunner, compiled: Grammars, alone: dict[str, tuple[object, ...]], number: int
 ) -> None:
     """Neither gets the other's words: the second is a fault of whoever sent it, and has no client."""
     server = engine(paged, compiled)

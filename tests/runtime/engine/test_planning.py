@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from turbo_dev.simulated import Simulation, answer_to
 from turbo_runtime.engine.scheduler import MOST_TOLD, Scheduler
-from turbo_runtime.engine.sequence import StepPlan, Work
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockLedger, blocks_for
-from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.engine.sequence import ScheduledTokens, SchedulerOutput
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool, blocks_for
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.speculation.demand import Demand
 
 MAX_LENGTH = 160
@@ -44,14 +44,16 @@ loads = st.builds(
 )
 
 
-def submit(number: int, prompt: int, answer: int, speculation: bool = False, tenant: str = "") -> Submit:
+def submit(
+    number: int, prompt: int, answer: int, speculation: bool = False, tenant: str = ""
+) -> GenerationRequest:
     params = SamplingParams(max_tokens=answer, drafting="auto" if speculation else "off")
-    return Submit(f"r{number}", tuple(range(prompt)), params, tenant=tenant)
+    return GenerationRequest(f"r{number}", tuple(range(prompt)), params, tenant=tenant)
 
 
 def scheduler_for(load: Load) -> Scheduler:
     return Scheduler(
-        BlockLedger(load.blocks),
+        BlockPool(load.blocks),
         max_running=load.max_running,
         max_step_tokens=load.max_step_tokens,
         max_draft_tokens=load.max_draft_tokens,
@@ -63,7 +65,7 @@ def small(
     blocks: int, max_length: int = 64, running: int = 4, budget: int = 256, drafts: int = 0
 ) -> Scheduler:
     return Scheduler(
-        BlockLedger(blocks),
+        BlockPool(blocks),
         max_running=running,
         max_step_tokens=budget,
         max_draft_tokens=drafts,
@@ -71,7 +73,7 @@ def small(
     )
 
 
-def decode(scheduler: Scheduler, token: int = 7) -> StepPlan:
+def decode(scheduler: Scheduler, token: int = 7) -> SchedulerOutput:
     """A step in which no draft is accepted."""
     plan = scheduler.plan()
     for work in plan.work:
@@ -79,7 +81,7 @@ def decode(scheduler: Scheduler, token: int = 7) -> StepPlan:
     return plan
 
 
-def check(plan: StepPlan, scheduler: Scheduler, load: Load) -> None:
+def check(plan: SchedulerOutput, scheduler: Scheduler, load: Load) -> None:
     """What holds of every plan, before it is carried out."""
     assert sum(work.count + work.draft_limit for work in plan.work) <= load.max_step_tokens
     assert len(scheduler.running) <= load.max_running
@@ -107,7 +109,7 @@ class Checked(Simulation):
         super().__init__(scheduler_for(load), random.Random(load.seed))
         self.load = load
 
-    def step(self) -> StepPlan:
+    def step(self) -> SchedulerOutput:
         decoding = {each for each in self.scheduler.running if each.missing == 1}
         plan = super().step()
         assert plan.work or self.idle or plan.preempted
@@ -117,8 +119,8 @@ class Checked(Simulation):
         self.scheduler.check()
         return plan
 
-    def _drafts(self, work: Work) -> list[int]:
-        check(StepPlan((work,)), self.scheduler, self.load)
+    def _drafts(self, work: ScheduledTokens) -> list[int]:
+        check(SchedulerOutput((work,)), self.scheduler, self.load)
         return super()._drafts(work)
 
 
@@ -261,7 +263,7 @@ def chunks_beside(answers: int, verified: int, drafts: int) -> tuple[list[int], 
     """Of a long prompt beside so many answers, of which the first verifies drafts; and its slots."""
     scheduler, demand = small(2000, 8192, running=64, budget=512, drafts=drafts), Demand()
 
-    def decode_with_drafts() -> StepPlan:
+    def decode_with_drafts() -> SchedulerOutput:
         plan = scheduler.plan(demand.of)
         for work in plan.work:
             name = work.sequence.submit.request_id
@@ -309,7 +311,7 @@ def test_a_request_may_lower_the_ceiling_of_drafts_and_not_raise_it() -> None:
     scheduler = small(64, running=8, drafts=5)
     for number, ceiling in enumerate([0, 2, 30]):
         params = SamplingParams(max_tokens=40, max_draft_tokens=ceiling)
-        scheduler.add(Submit(f"r{number}", (1,), params))
+        scheduler.add(GenerationRequest(f"r{number}", (1,), params))
     decode(scheduler)
     assert [work.draft_limit for work in scheduler.plan().work] == [0, 2, 5]
 
@@ -366,10 +368,10 @@ def test_a_cache_that_holds_no_whole_sequence_is_refused() -> None:
 
 def test_a_step_computes_so_many_tokens_at_most_whose_log_probabilities_are_told() -> None:
     scheduler = Scheduler(
-        BlockLedger(40), max_running=4, max_step_tokens=400, max_draft_tokens=0, max_length=MAX_LENGTH
+        BlockPool(40), max_running=4, max_step_tokens=400, max_draft_tokens=0, max_length=MAX_LENGTH
     )
     params = SamplingParams(max_tokens=1, prompt_logprobs=0)
-    told = [scheduler.add(Submit(f"told {i}", tuple(range(i, 150)), params)) for i in range(2)]
+    told = [scheduler.add(GenerationRequest(f"told {i}", tuple(range(i, 150)), params)) for i in range(2)]
     other = scheduler.add(submit(9, 150, 1, tenant="other"))
     steps = 0
     while scheduler.running or scheduler.waiting:

@@ -12,10 +12,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from turbo_dev.simulated import Simulation, answer_to
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.sequence import Sequence, Work
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockLedger, BrokenLedger, OutOfBlocks
+from turbo_runtime.engine.sequence import ScheduledTokens, Sequence
+from turbo_runtime.kv_cache.block_pool import (
+    BLOCK_SIZE,
+    PROMPT_TILE,
+    BlockPool,
+    CorruptBlockPoolError,
+    OutOfBlocks,
+)
 from turbo_runtime.kv_cache.prefix_cache import block_keys
-from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 MAX_LENGTH = 256
 BASE = tuple(random.Random(3).choices(range(50), k=MAX_LENGTH))
@@ -23,7 +29,7 @@ BASE = tuple(random.Random(3).choices(range(50), k=MAX_LENGTH))
 
 def engine(blocks: int = 64, *, running: int = 8, budget: int = 512, drafts: int = 0) -> Simulation:
     scheduler = Scheduler(
-        BlockLedger(blocks),
+        BlockPool(blocks),
         max_running=running,
         max_step_tokens=budget,
         max_draft_tokens=drafts,
@@ -34,14 +40,14 @@ def engine(blocks: int = 64, *, running: int = 8, budget: int = 512, drafts: int
 
 def ask(
     name: str, length: int, *, tenant: str = "", answer: int = 3, differs_at: int | None = None
-) -> Submit:
+) -> GenerationRequest:
     prompt = list(BASE[:length])
     if differs_at is not None and differs_at < length:
         prompt[differs_at] += 1
-    return Submit(name, tuple(prompt), SamplingParams(max_tokens=answer), tenant=tenant)
+    return GenerationRequest(name, tuple(prompt), SamplingParams(max_tokens=answer), tenant=tenant)
 
 
-def served(simulation: Simulation, submit: Submit) -> Sequence:
+def served(simulation: Simulation, submit: GenerationRequest) -> Sequence:
     sequence = simulation.scheduler.add(submit)
     simulation.run()
     simulation.scheduler.check()
@@ -93,7 +99,7 @@ def test_an_answer_is_never_shared_as_a_prompt() -> None:
     first = ask("first", 60, answer=80)
     served(simulation, first)
     said = tuple(simulation.answers["first"])
-    conversation = Submit("second", (*first.prompt, *said, 1, 2), SamplingParams(max_tokens=3))
+    conversation = GenerationRequest("second", (*first.prompt, *said, 1, 2), SamplingParams(max_tokens=3))
     assert served(simulation, conversation).cached == 0
     assert served(simulation, ask("third", 60)).cached == 0
 
@@ -102,10 +108,10 @@ def test_prompt_logprobs_go_by_the_cache_and_others_may_use_what_they_left() -> 
     simulation = engine()
     served(simulation, ask("first", 200))
     params = SamplingParams(max_tokens=3, prompt_logprobs=0)
-    assert served(simulation, Submit("second", BASE[:200], params)).cached == 0
+    assert served(simulation, GenerationRequest("second", BASE[:200], params)).cached == 0
     assert simulation.scheduler.prefixes.queries == 200
     other = engine()
-    served(other, Submit("first", BASE[:200], params))
+    served(other, GenerationRequest("first", BASE[:200], params))
     assert served(other, ask("second", 200)).cached == 192
 
 
@@ -127,7 +133,11 @@ def test_answers_to_one_prompt_that_come_together_compute_it_once() -> None:
 def test_nobody_waits_for_a_prompt_that_is_computed_a_little_at_a_time_to_tell_its_logprobs() -> None:
     simulation = engine(budget=1000)
     told = SamplingParams(max_tokens=3, prompt_logprobs=0)
-    for request in (Submit("told", BASE[:200], told), ask("same", 200), ask("other", 200, differs_at=0)):
+    for request in (
+        GenerationRequest("told", BASE[:200], told),
+        ask("same", 200),
+        ask("other", 200, differs_at=0),
+    ):
         simulation.scheduler.add(request)
     begun = [work.sequence.submit.request_id for work in simulation.step().work]
     assert begun == ["told", "same", "other"]
@@ -217,7 +227,7 @@ def test_keys_are_equal_as_far_as_blocks_are(
 
 def test_damage_to_what_is_shared_is_noticed() -> None:
     def broken(simulation: Simulation) -> None:
-        with pytest.raises(BrokenLedger):
+        with pytest.raises(CorruptBlockPoolError):
             simulation.scheduler.check()
 
     def running() -> tuple[Simulation, Sequence]:
@@ -257,7 +267,7 @@ class Serving(RuleBasedStateMachine):
     )
     def begin(self, blocks: int, budget: int, running: int, drafts: int) -> None:
         self.engine = engine(blocks, running=running, budget=budget, drafts=drafts)
-        self.asked: dict[str, Submit] = {}
+        self.asked: dict[str, GenerationRequest] = {}
         self.wanted: set[str] = set()
 
     @rule(
@@ -273,7 +283,7 @@ class Serving(RuleBasedStateMachine):
         name = f"r{len(self.asked)}"
         plain = ask(name, length, tenant=tenant, answer=answer, differs_at=differs_at)
         params = SamplingParams(max_tokens=answer, prompt_logprobs=logprobs)
-        self.asked[name] = Submit(name, plain.prompt, params, tenant=tenant)
+        self.asked[name] = GenerationRequest(name, plain.prompt, params, tenant=tenant)
         self.wanted.add(name)
         self.engine.scheduler.add(self.asked[name])
 
@@ -316,14 +326,14 @@ def test_a_block_that_is_written_while_shared_would_be_noticed() -> None:
     sequence = simulation.scheduler.add(ask("first", 129, answer=9))
     simulation.step()
     with pytest.raises(AssertionError, match="cached block is written"):
-        simulation._compute(Work(sequence, 127, 3, 0), [])
+        simulation._compute(ScheduledTokens(sequence, 127, 3, 0), [])
 
 
 def test_memory_is_bounded_over_ten_thousand_requests() -> None:
     """Tenants, prompts and choices without end, of which some are cut off, in a cache of 40 blocks."""
     luck = random.Random(5)
     scheduler = Scheduler(
-        BlockLedger(40), max_running=8, max_step_tokens=256, max_draft_tokens=4, max_length=MAX_LENGTH
+        BlockPool(40), max_running=8, max_step_tokens=256, max_draft_tokens=4, max_length=MAX_LENGTH
     )
     submitted, steps = 0, 0
     sizes: list[int] = []
@@ -331,7 +341,7 @@ def test_memory_is_bounded_over_ten_thousand_requests() -> None:
         while submitted < 10_000 and len(scheduler.waiting) < 8:
             prompt = (submitted // 3, *BASE[: luck.randint(0, 150)])
             params = SamplingParams(max_tokens=luck.randint(1, 50))
-            scheduler.add(Submit(f"r{submitted}", prompt, params, tenant=f"t{submitted // 6}"))
+            scheduler.add(GenerationRequest(f"r{submitted}", prompt, params, tenant=f"t{submitted // 6}"))
             submitted += 1
         for work in scheduler.plan().work:
             committed = [0] * min(1 + luck.randint(0, work.draft_limit), scheduler.room(work.sequence))

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 
 from turbo_dev.drafting import NoDraft
-from turbo_runtime.drafters.interface import Coupling, Want
-from turbo_runtime.drafters.loader import InUse
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Coupling, DraftRequest
+from turbo_runtime.drafters.loader import ActiveDrafts
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.speculation.background_indexer import Reading
-from turbo_runtime.speculation.controller import Control, Outcome, StepTimes
+from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 
 MakeEngine = Callable[..., Engine]
@@ -64,10 +64,10 @@ def test_nothing_is_saved_up_while_there_is_nothing_to_read() -> None:
 
 
 def test_reading_is_charged_to_no_request_but_told_by_the_meter() -> None:
-    control = Control(None, lambda tokens: tokens)
+    control = GoodputController(None, lambda tokens: tokens)
     for _ in range(50):
         asked = bool(control.to_draft(["a"]))
-        control.learn(StepShape(1), [Outcome("a", asked, 0, 0)], StepTimes(0.0, 0.020, reading=0.020))
+        control.learn(StepShape(1), [DraftOutcome("a", asked, 0, 0)], StepTimes(0.0, 0.020, reading=0.020))
     assert control.to_draft(["a"]) == {"a"}
     assert control.speedup == pytest.approx(0.5, rel=0.01)
 
@@ -75,28 +75,28 @@ def test_reading_is_charged_to_no_request_but_told_by_the_meter() -> None:
 def test_a_prompt_is_known_when_its_answer_begins(make_engine: MakeEngine) -> None:
     server = make_engine(control=Patient(), step_tokens=64)
     prompt = tuple(1 + n % 70 for n in range(148))
-    server.accept(Submit("r", prompt, SamplingParams(temperature=0.0, max_tokens=20)))
+    server.accept(GenerationRequest("r", prompt, SamplingParams(temperature=0.0, max_tokens=20)))
     event = ()
     while not event:
         event = server.step().events
     assert not server.speculation.drafters.waiting
     tokens = [*prompt, 1 + len(prompt) % 70]
-    (draft,) = server.speculation.drafters.propose([Want("r", tokens, 148, 3, "", Coupling(0, 0.0))])
+    (draft,) = server.speculation.drafters.propose([DraftRequest("r", tokens, 148, 3, "", Coupling(0, 0.0))])
     assert draft.tokens == tuple(1 + (149 + n) % 70 for n in range(3))
 
 
 @pytest.mark.parametrize(("drafter", "wanted"), [("off", "auto"), ("auto", "off"), ("heads", "auto")])
 def test_nothing_is_read_for_who_will_not_ask(make_engine: MakeEngine, drafter: str, wanted: str) -> None:
-    server = make_engine(Drafters(InUse(drafter)))
+    server = make_engine(Proposer(ActiveDrafts(drafter)))
     params = SamplingParams(temperature=0.0, max_tokens=20, drafting=wanted)
-    server.accept(Submit("r", tuple(range(1, 60)), params))
+    server.accept(GenerationRequest("r", tuple(range(1, 60)), params))
     server.step()
     assert server.speculation.drafters.num_bytes == 0
 
 
 def test_what_was_answered_is_read_in_the_steps_that_follow_and_at_rest(make_engine: MakeEngine) -> None:
     server = make_engine()
-    server.accept(Submit("r", tuple(range(1, 60)), SamplingParams(temperature=0.0, max_tokens=40)))
+    server.accept(GenerationRequest("r", tuple(range(1, 60)), SamplingParams(temperature=0.0, max_tokens=40)))
     while not server.idle:
         server.step()
     drafters = server.speculation.drafters

@@ -10,16 +10,16 @@ import torch
 
 from turbo_dev.drafting import EveryDraft
 from turbo_dev.model import ensure
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.builder import choose_dtype
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
-from turbo_runtime.kv_cache.block_pool import BlockLedger
-from turbo_runtime.messages import EngineStats, SamplingParams, Submit
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.kv_cache.block_pool import BlockPool
+from turbo_runtime.messages import EngineStats, GenerationRequest, SamplingParams
 from turbo_runtime.model_files.source import find
 from turbo_runtime.models.loader import load_model
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.models.runner import ModelRunner
 
 pytestmark = pytest.mark.model
 
@@ -36,32 +36,32 @@ PARAMS = (
 )
 
 
-def requests() -> list[Submit]:
+def requests() -> list[GenerationRequest]:
     """Prompts of ids that come again and again, so that the drafter has something to say."""
     generator = torch.Generator().manual_seed(5)
     submits = []
     for number, params in enumerate(PARAMS):
         words = torch.randint(400, 4000, (5 + 3 * number,), generator=generator).tolist()
-        submits.append(Submit(f"r{number}", tuple(words * 3), replace(params, max_tokens=TOKENS)))
+        submits.append(GenerationRequest(f"r{number}", tuple(words * 3), replace(params, max_tokens=TOKENS)))
     return submits
 
 
 @pytest.fixture(scope="module")
-def smollm2() -> Iterator[PagedModel]:
+def smollm2() -> Iterator[ModelRunner]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    model = PagedModel(
+    model = ModelRunner(
         load_model(find(str(ensure()), None), choose_dtype("auto", cpu), cpu), blocks=128, max_length=LENGTH
     )
-    report = check_arithmetic(model, max_step_tokens=128, limit_seconds=BUSY_MACHINE_SECONDS)
+    report = check_batch_invariance(model, max_step_tokens=128, limit_seconds=BUSY_MACHINE_SECONDS)
     assert report.guarantee == "bytes", report.reason
     yield model
     torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
-def alone(smollm2: PagedModel) -> dict[str, list[int]]:
+def alone(smollm2: ModelRunner) -> dict[str, list[int]]:
     """Every answer without speculation and without company."""
     answers: dict[str, list[int]] = {}
     for submit in requests():
@@ -71,21 +71,21 @@ def alone(smollm2: PagedModel) -> dict[str, list[int]]:
 
 
 def run(
-    model: PagedModel,
-    submits: Sequence[Submit],
+    model: ModelRunner,
+    submits: Sequence[GenerationRequest],
     *,
     drafts: int = 0,
     blocks: int = 128,
     step_tokens: int = 128,
 ) -> tuple[dict[str, list[int]], EngineStats]:
     scheduler = Scheduler(
-        BlockLedger(blocks),
+        BlockPool(blocks),
         max_running=8,
         max_step_tokens=step_tokens,
         max_draft_tokens=drafts,
         max_length=LENGTH,
     )
-    server = Engine(model, scheduler, Drafters(), control=EveryDraft())
+    server = Engine(model, scheduler, Proposer(), control=EveryDraft())
     for submit in submits:
         server.accept(submit)
     answers: dict[str, list[int]] = {submit.request_id: [] for submit in submits}
@@ -100,7 +100,7 @@ def run(
     ("drafts", "step_tokens", "blocks"), [(0, 128, 18), (1, 40, 128), (4, 128, 17), (8, 64, 128)]
 )
 def test_one_seed_is_one_text_for_any_drafts_company_and_pressure(
-    smollm2: PagedModel, alone: dict[str, list[int]], drafts: int, step_tokens: int, blocks: int
+    smollm2: ModelRunner, alone: dict[str, list[int]], drafts: int, step_tokens: int, blocks: int
 ) -> None:
     together, stats = run(smollm2, requests()[::-1], drafts=drafts, step_tokens=step_tokens, blocks=blocks)
     assert together == alone

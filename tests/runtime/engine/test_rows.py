@@ -9,18 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from turbo_runtime.engine.startup import invariance_check
-from turbo_runtime.engine.startup.invariance_check import NotProvenError, first_that_holds, rows_hold
+from turbo_runtime.engine.startup.invariance_check import NotProvenError, first_that_holds, is_batch_invariant
 from turbo_runtime.models import matmul
 from turbo_runtime.models.layers.transformers_backend import replace_linears
-from turbo_runtime.models.matmul import BULK, COUNTS, FORMS, FREE_FORMS, PLAIN, Form, RowProduct, padded_rows
+from turbo_runtime.models.matmul import (
+    BULK,
+    COUNTS,
+    FORMS,
+    FREE_FORMS,
+    PLAIN,
+    BatchInvariantLinear,
+    MatmulKernel,
+    padded_rows,
+)
 
 SHAPES = [(64, 48), (192, 96), (96, 256)]
 ALL_FORMS = (*FORMS, *FREE_FORMS)
 
 
-def product(out: int, width: int, bias: bool = False) -> RowProduct:
+def product(out: int, width: int, bias: bool = False) -> BatchInvariantLinear:
     torch.manual_seed(0)
-    return RowProduct(torch.randn(out, width), torch.randn(out) if bias else None)
+    return BatchInvariantLinear(torch.randn(out, width), torch.randn(out) if bias else None)
 
 
 def in_an_hour() -> float:
@@ -29,7 +38,7 @@ def in_an_hour() -> float:
 
 @pytest.mark.parametrize(("out", "width"), SHAPES)
 @pytest.mark.parametrize("form", ALL_FORMS, ids=lambda form: form.name)
-def test_every_form_computes_the_product(form: Form, out: int, width: int) -> None:
+def test_every_form_computes_the_product(form: MatmulKernel, out: int, width: int) -> None:
     plain, other = product(out, width, bias=True), product(out, width, bias=True)
     other.use(form)
     for rows in (1, 2, 3, 17, COUNTS[-1], COUNTS[-1] + 5, sum(BULK) + 7):
@@ -39,7 +48,9 @@ def test_every_form_computes_the_product(form: Form, out: int, width: int) -> No
 
 @pytest.mark.parametrize("first", ALL_FORMS, ids=lambda form: form.name)
 @pytest.mark.parametrize("second", ALL_FORMS, ids=lambda form: form.name)
-def test_a_form_may_follow_any_other_and_the_weights_stay_the_same(first: Form, second: Form) -> None:
+def test_a_form_may_follow_any_other_and_the_weights_stay_the_same(
+    first: MatmulKernel, second: MatmulKernel
+) -> None:
     changed, direct = product(64, 48), product(64, 48)
     changed.use(first)
     changed.use(second)
@@ -80,8 +91,8 @@ def test_a_product_whose_rows_depend_on_their_number_does_not_hold() -> None:
         return x.sum(1, keepdim=True) + (1e-3 if x.shape[0] == 7 else 0.0)
 
     row = torch.ones(1, 16)
-    assert rows_hold(careless, row, range(1, 7), in_an_hour())
-    assert not rows_hold(careless, row, range(1, 9), in_an_hour())
+    assert is_batch_invariant(careless, row, range(1, 7), in_an_hour())
+    assert not is_batch_invariant(careless, row, range(1, 9), in_an_hour())
 
 
 def test_a_product_that_depends_on_the_rows_place_does_not_hold() -> None:
@@ -90,15 +101,15 @@ def test_a_product_that_depends_on_the_rows_place_does_not_hold() -> None:
         out[3:] += 1.0
         return out
 
-    assert not rows_hold(careless, torch.randn(1, 16), [4], in_an_hour())
+    assert not is_batch_invariant(careless, torch.randn(1, 16), [4], in_an_hour())
 
 
 def test_a_form_that_adds_up_in_another_order_at_one_count_is_passed_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    real = RowProduct._multiply
+    real = BatchInvariantLinear._multiply
 
-    def reordered(self: RowProduct, x: Tensor) -> Tensor:
+    def reordered(self: BatchInvariantLinear, x: Tensor) -> Tensor:
         if self.form.layout == "packed" and x.shape[0] == 96:
             half = x.shape[1] // 2
             weight = self._stored.to_dense()
@@ -107,7 +118,7 @@ def test_a_form_that_adds_up_in_another_order_at_one_count_is_passed_over(
 
     layer = product(192, 96)
     assert first_that_holds(layer, in_an_hour()).layout == "packed"
-    monkeypatch.setattr(RowProduct, "_multiply", reordered)
+    monkeypatch.setattr(BatchInvariantLinear, "_multiply", reordered)
     assert first_that_holds(layer, in_an_hour()).layout != "packed"
 
 
@@ -134,7 +145,7 @@ def test_when_no_form_holds_or_time_is_up_nothing_is_promised(monkeypatch: pytes
     layer = product(8, 4)
     with pytest.raises(NotProvenError, match="too long"):
         first_that_holds(layer, time.monotonic() - 1)
-    monkeypatch.setattr(RowProduct, "__call__", lambda _, x: x + torch.arange(len(x))[:, None])
+    monkeypatch.setattr(BatchInvariantLinear, "__call__", lambda _, x: x + torch.arange(len(x))[:, None])
     with pytest.raises(NotProvenError, match="no product form keeps the rows of a 8x4 weight"):
         first_that_holds(layer, in_an_hour())
 

@@ -8,7 +8,16 @@ from typing import cast
 
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.process import MOST_MESSAGES, serve
-from turbo_runtime.messages import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
+from turbo_runtime.messages import (
+    Abort,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    GenerationRequest,
+    Shutdown,
+    StepOutput,
+    TokenEvent,
+)
 
 
 class Flood:
@@ -17,11 +26,11 @@ class Flood:
     def __init__(self, messages: int) -> None:
         self.left = messages
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Submit | Cancel | Stop:
+    def get(self, block: bool = True, timeout: float | None = None) -> GenerationRequest | Abort | Shutdown:
         assert block
         assert timeout is not None
         self.left -= 1
-        return Cancel(f"r{self.left}") if self.left >= 0 else Stop()
+        return Abort(f"r{self.left}") if self.left >= 0 else Shutdown()
 
     def empty(self) -> bool:
         return False
@@ -32,23 +41,23 @@ class Busy:
 
     idle = False
 
-    def __init__(self, said: list[Step]) -> None:
+    def __init__(self, said: list[StepOutput]) -> None:
         self.taken: list[int] = [0]  # messages before each step
         self._said = said
 
-    def accept(self, message: Submit | Cancel) -> None:
+    def accept(self, message: GenerationRequest | Abort) -> None:
         self.taken[-1] += 1
 
-    def step(self) -> Step:
+    def step(self) -> StepOutput:
         self.taken.append(0)
         return self._said[min(len(self.taken) - 2, len(self._said) - 1)]
 
 
 class Outbox:
     def __init__(self) -> None:
-        self.said: list[Ready | Step | Failed] = []
+        self.said: list[EngineReady | StepOutput | EngineFailed] = []
 
-    def put(self, item: Ready | Step | Failed, /) -> None:
+    def put(self, item: EngineReady | StepOutput | EngineFailed, /) -> None:
         self.said.append(item)
 
 
@@ -57,15 +66,22 @@ def no_beat() -> None:
 
 
 def test_steps_are_computed_however_many_messages_come() -> None:
-    engine = Busy([Step((), EngineStats())])
+    engine = Busy([StepOutput((), EngineStats())])
     serve(cast("Engine", engine), Flood(3 * MOST_MESSAGES + 5), Outbox(), no_beat)
     assert engine.taken == [MOST_MESSAGES] * 3 + [5]
 
 
 def test_a_step_without_news_is_not_told() -> None:
     waiting, running = EngineStats(waiting_requests=1), EngineStats(running_requests=1)
-    token = Step((TokenEvent("r", (1,)),), running)
-    steps = [Step((), waiting), Step((), waiting), Step((), running), token, token, Step((), running)]
+    token = StepOutput((TokenEvent("r", (1,)),), running)
+    steps = [
+        StepOutput((), waiting),
+        StepOutput((), waiting),
+        StepOutput((), running),
+        token,
+        token,
+        StepOutput((), running),
+    ]
     outbox = Outbox()
     serve(cast("Engine", Busy(steps)), Flood(len(steps) * MOST_MESSAGES), outbox, no_beat)
     assert outbox.said == [steps[0], steps[2], token, token]
@@ -79,7 +95,7 @@ class Idle:
     def __init__(self) -> None:
         self._stats = EngineStats(running_requests=1, kv_blocks_used=1)
 
-    def accept(self, message: Submit | Cancel) -> None:
+    def accept(self, message: GenerationRequest | Abort) -> None:
         self._stats = EngineStats()
 
     def stats(self) -> EngineStats:
@@ -90,8 +106,8 @@ def test_an_idle_engine_tells_what_a_cancel_left() -> None:
     outbox = Outbox()
     serve(cast("Engine", Idle()), Flood(2), outbox, no_beat)
     assert outbox.said == [
-        Step((), EngineStats(running_requests=1, kv_blocks_used=1)),
-        Step((), EngineStats()),
+        StepOutput((), EngineStats(running_requests=1, kv_blocks_used=1)),
+        StepOutput((), EngineStats()),
     ]
 
 
@@ -112,9 +128,9 @@ class Tiring:
     def stats(self) -> EngineStats:
         return EngineStats()
 
-    def step(self) -> Step:
+    def step(self) -> StepOutput:
         self.turns.append("step")
-        return Step((), EngineStats())
+        return StepOutput((), EngineStats())
 
     def rest(self) -> None:
         self.turns.append("rest")
@@ -122,12 +138,12 @@ class Tiring:
     def empty(self) -> bool:
         return True
 
-    def get(self, block: bool = True, timeout: float | None = None) -> Stop:
+    def get(self, block: bool = True, timeout: float | None = None) -> Shutdown:
         assert block
         assert timeout is not None
         if self.turns.count("rest") < 3:
             raise queue.Empty
-        return Stop()
+        return Shutdown()
 
 
 def test_there_is_a_beat_before_each_step_and_before_each_wait_of_an_idle_engine() -> None:

@@ -11,14 +11,14 @@ from llguidance import LLParserLimits
 
 from turbo_dev.drafting import EveryDraft, NoDraft
 from turbo_dev.tiny_engine import grammars, network
-from turbo_runtime.drafters.interface import Draft, Want
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.interface import Draft, DraftRequest
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
-from turbo_runtime.kv_cache.block_pool import BlockLedger
-from turbo_runtime.messages import Cancel, Grammar, SamplingParams, Submit
-from turbo_runtime.models.runner import PagedModel
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.kv_cache.block_pool import BlockPool
+from turbo_runtime.messages import Abort, GenerationRequest, Grammar, SamplingParams
+from turbo_runtime.models.runner import ModelRunner
 from turbo_runtime.sampling.grammar import compiler
 from turbo_runtime.sampling.grammar.matcher import Grammars
 
@@ -29,11 +29,11 @@ A = ord("a") - ord("!") + 1  # the tokenizer's bytes follow its end
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[PagedModel]:
+def model() -> Iterator[ModelRunner]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    paged = PagedModel(network(), blocks=96, max_length=200)
-    assert check_arithmetic(paged, max_step_tokens=64, limit_seconds=60).guarantee == "bytes"
+    paged = ModelRunner(network(), blocks=96, max_length=200)
+    assert check_batch_invariance(paged, max_step_tokens=64, limit_seconds=60).guarantee == "bytes"
     yield paged
     torch.set_num_threads(before)
 
@@ -47,11 +47,11 @@ def few_states(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Gram
     made.close()
 
 
-class Letters(Drafters):
+class Letters(Proposer):
     """Drafts letters, some of them right by chance."""
 
     def propose(
-        self, wants: Sequence[Want], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
+        self, wants: Sequence[DraftRequest], _least: float = 0.0, _pays: Callable[[Hashable], bool] = bool, /
     ) -> list[Draft]:
         return [
             Draft(tuple(A + (len(want.tokens) * i // 3 + i) % 2 for i in range(4)), (0.5,) * 4)
@@ -59,20 +59,20 @@ class Letters(Drafters):
         ]
 
 
-def engine(model: PagedModel, under: Grammars, *, drafts: bool) -> Engine:
+def engine(model: ModelRunner, under: Grammars, *, drafts: bool) -> Engine:
     scheduler = Scheduler(
-        BlockLedger(96), max_running=4, max_step_tokens=64, max_draft_tokens=4, max_length=200
+        BlockPool(96), max_running=4, max_step_tokens=64, max_draft_tokens=4, max_length=200
     )
     control = EveryDraft() if drafts else NoDraft()
-    return Engine(model, scheduler, Letters() if drafts else Drafters(), under, control)
+    return Engine(model, scheduler, Letters() if drafts else Proposer(), under, control)
 
 
-def ask(number: int, tokens: int = TOKENS) -> Submit:
+def ask(number: int, tokens: int = TOKENS) -> GenerationRequest:
     params = SamplingParams(seed=number, max_tokens=tokens, grammar=COSTLY, logit_bias=((A + 2, -100.0),))
-    return Submit(f"r{number}", (3, number), params)
+    return GenerationRequest(f"r{number}", (3, number), params)
 
 
-def run(server: Engine, requests: list[Submit]) -> dict[str, tuple[list[int], str | None]]:
+def run(server: Engine, requests: list[GenerationRequest]) -> dict[str, tuple[list[int], str | None]]:
     found: dict[str, tuple[list[int], str | None]] = {each.request_id: ([], None) for each in requests}
     for request in requests:
         server.accept(request)
@@ -84,7 +84,7 @@ def run(server: Engine, requests: list[Submit]) -> dict[str, tuple[list[int], st
     return found
 
 
-def test_no_answer_fails_for_what_others_or_drafts_spent(model: PagedModel, few_states: Grammars) -> None:
+def test_no_answer_fails_for_what_others_or_drafts_spent(model: ModelRunner, few_states: Grammars) -> None:
     requests = [ask(number) for number in range(6)]
     alone = run(engine(model, few_states, drafts=False), requests[:1])
     for request in requests[1:]:
@@ -96,7 +96,7 @@ def test_no_answer_fails_for_what_others_or_drafts_spent(model: PagedModel, few_
 
 
 def test_an_answer_that_is_too_much_by_itself_fails_at_the_same_token_with_any_drafts(
-    model: PagedModel, few_states: Grammars, monkeypatch: pytest.MonkeyPatch
+    model: ModelRunner, few_states: Grammars, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiler, "LIMITS", LLParserLimits(max_lexer_states=70, verbose_errors=False))
     requests = [ask(number) for number in range(3)]
@@ -106,7 +106,7 @@ def test_an_answer_that_is_too_much_by_itself_fails_at_the_same_token_with_any_d
     assert run(engine(model, few_states, drafts=True), requests) == plain
 
 
-def test_a_spent_grammar_is_compiled_anew_for_those_to_come(model: PagedModel, few_states: Grammars) -> None:
+def test_a_spent_grammar_is_compiled_anew_for_those_to_come(model: ModelRunner, few_states: Grammars) -> None:
     server = engine(model, few_states, drafts=False)
     run(server, [ask(number) for number in range(4)])
     spent = few_states.compile(COSTLY).future
@@ -115,7 +115,7 @@ def test_a_spent_grammar_is_compiled_anew_for_those_to_come(model: PagedModel, f
 
 
 def test_an_answer_may_leave_while_its_grammar_is_compiled_again(
-    model: PagedModel, few_states: Grammars
+    model: ModelRunner, few_states: Grammars
 ) -> None:
     server = engine(model, few_states, drafts=False)
     requests = [ask(number) for number in range(4)]
@@ -125,6 +125,6 @@ def test_an_answer_may_leave_while_its_grammar_is_compiled_again(
         server.step()
         for request in requests:
             if request.request_id in server.laws and not server.laws.ready(request.request_id):
-                server.accept(Cancel(request.request_id))
+                server.accept(Abort(request.request_id))
     server.scheduler.check(server.audit.table)
     assert not server.laws.compiling

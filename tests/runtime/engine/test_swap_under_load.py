@@ -17,10 +17,10 @@ from turbo_runtime.drafters import reload
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.loader import DraftLoader
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.reload import WatchedFile
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.messages import Submit
+from turbo_runtime.messages import GenerationRequest
 
 MakeEngine = Callable[..., Engine]
 PATIENCE_SECONDS = 60
@@ -29,7 +29,7 @@ PATIENCE_SECONDS = 60
 class Traffic:
     """Requests without end, and what became of each."""
 
-    def __init__(self, engine: Engine, wanted: list[Submit], alone: dict[str, list[int]]) -> None:
+    def __init__(self, engine: Engine, wanted: list[GenerationRequest], alone: dict[str, list[int]]) -> None:
         self._engine, self._wanted, self._alone = engine, wanted, alone
         self._live: dict[str, list[int]] = {}
         self._sent = self.answered = 0
@@ -79,7 +79,7 @@ def drafters(
     tiny_heads: Heads,
     make_engine: MakeEngine,
     monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Drafters]:
+) -> Iterator[Proposer]:
     """They follow `drafts.json` and look at it before every step."""
     ids = torch.arange(50)
     write(tmp_path / "good", tiny_heads, target, "v1")
@@ -89,7 +89,7 @@ def drafters(
     monkeypatch.setattr(reload, "LOOK_SECONDS", 0.0)
     noise = make_engine().noise
     file = WatchedFile(tmp_path / "drafts.json", DraftLoader(target, noise).load)
-    yield Drafters(file.wait(time.monotonic()), file=file)
+    yield Proposer(file.wait(time.monotonic()), file=file)
     file.close()
 
 
@@ -102,9 +102,9 @@ def swap(file: Path, **selection: object) -> None:
 
 def test_a_swap_a_broken_file_and_none_cost_no_request_a_byte(
     tmp_path: Path,
-    drafters: Drafters,
+    drafters: Proposer,
     make_engine: MakeEngine,
-    ask: Callable[[float], list[Submit]],
+    ask: Callable[[float], list[GenerationRequest]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     wanted = [*ask(0.0)[:6], *ask(0.8)[3:9]]

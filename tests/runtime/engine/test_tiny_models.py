@@ -18,18 +18,18 @@ from transformers import (
 )
 
 from turbo_dev.drafting import EveryDraft, NoDraft, RandomDrafts
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup import invariance_check
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
-from turbo_runtime.kv_cache.block_pool import BlockLedger
-from turbo_runtime.messages import Cancel, SamplingParams, Submit
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.kv_cache.block_pool import BlockPool
+from turbo_runtime.messages import Abort, GenerationRequest, SamplingParams
 from turbo_runtime.models.attention import IMPLEMENTATION, Rule, register
 from turbo_runtime.models.matmul import padded_rows
-from turbo_runtime.models.runner import PagedModel
-from turbo_runtime.sampling.sampler import AnswerLaw
-from turbo_runtime.speculation.controller import Control
+from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.sampling.sampler import Sampler
+from turbo_runtime.speculation.controller import GoodputController
 
 SIZES = {
     "hidden_size": 32,
@@ -77,38 +77,38 @@ def network(name: str, implementation: str) -> PreTrainedModel:
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
-def paged(request: pytest.FixtureRequest) -> tuple[str, PagedModel]:
-    model = PagedModel(network(request.param, IMPLEMENTATION), blocks=64, max_length=LENGTH)
-    report = check_arithmetic(model, max_step_tokens=64, limit_seconds=60)
+def paged(request: pytest.FixtureRequest) -> tuple[str, ModelRunner]:
+    model = ModelRunner(network(request.param, IMPLEMENTATION), blocks=64, max_length=LENGTH)
+    report = check_batch_invariance(model, max_step_tokens=64, limit_seconds=60)
     assert report.guarantee == "bytes", report.reason
     return request.param, model
 
 
 def engine(
-    model: PagedModel,
+    model: ModelRunner,
     *,
     blocks: int = 64,
     step_tokens: int = 64,
     drafts: int = 8,
     running: int = 8,
-    control: Control | None = None,
+    control: GoodputController | None = None,
 ) -> Engine:
     scheduler = Scheduler(
-        BlockLedger(blocks),
+        BlockPool(blocks),
         max_running=running,
         max_step_tokens=step_tokens,
         max_draft_tokens=drafts,
         max_length=min(LENGTH, blocks * 16),
     )
-    return Engine(model, scheduler, Drafters(), control=EveryDraft() if control is None else control)
+    return Engine(model, scheduler, Proposer(), control=EveryDraft() if control is None else control)
 
 
-def ask(number: int, prompt: Sequence[int], tokens: int = 40, **params: object) -> Submit:
+def ask(number: int, prompt: Sequence[int], tokens: int = 40, **params: object) -> GenerationRequest:
     wanted = {"temperature": 0.0, "max_tokens": tokens, **params}
-    return Submit(f"r{number}", tuple(prompt), SamplingParams(**wanted))  # type: ignore[arg-type]
+    return GenerationRequest(f"r{number}", tuple(prompt), SamplingParams(**wanted))  # type: ignore[arg-type]
 
 
-def run(server: Engine, requests: Sequence[Submit]) -> dict[str, list[int]]:
+def run(server: Engine, requests: Sequence[GenerationRequest]) -> dict[str, list[int]]:
     for request in requests:
         server.accept(request)
     answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
@@ -125,7 +125,7 @@ def prompts(count: int) -> list[list[int]]:
     return [torch.randint(0, 61, (length,), generator=generator).tolist() for length in lengths]
 
 
-def test_greedy_answers_are_those_of_transformers(paged: tuple[str, PagedModel]) -> None:
+def test_greedy_answers_are_those_of_transformers(paged: tuple[str, ModelRunner]) -> None:
     name, model = paged
     reference = network(name, "eager")
     requests = [ask(i, prompt) for i, prompt in enumerate(prompts(6))]
@@ -151,12 +151,12 @@ MIXED = [
 ]
 
 
-def mixed(drafting: str = "auto") -> list[Submit]:
+def mixed(drafting: str = "auto") -> list[GenerationRequest]:
     return [ask(i, prompt, **MIXED[i % len(MIXED)], drafting=drafting) for i, prompt in enumerate(prompts(9))]
 
 
 @pytest.fixture(scope="module")
-def alone(paged: tuple[str, PagedModel]) -> dict[str, list[int]]:
+def alone(paged: tuple[str, ModelRunner]) -> dict[str, list[int]]:
     """Every answer computed alone, without speculation."""
     torch.set_num_threads(1)
     answers: dict[str, list[int]] = {}
@@ -167,18 +167,18 @@ def alone(paged: tuple[str, PagedModel]) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("drafts", [0, 1, 3, 8])
 def test_any_number_of_drafts_in_any_company_gives_the_same_tokens(
-    paged: tuple[str, PagedModel], alone: dict[str, list[int]], drafts: int
+    paged: tuple[str, ModelRunner], alone: dict[str, list[int]], drafts: int
 ) -> None:
     assert run(engine(paged[1], drafts=drafts), mixed()) == alone
 
 
 @pytest.mark.parametrize(
     "control",
-    [lambda: Control(None, padded_rows), NoDraft, lambda: RandomDrafts(1), lambda: RandomDrafts(2)],
+    [lambda: GoodputController(None, padded_rows), NoDraft, lambda: RandomDrafts(1), lambda: RandomDrafts(2)],
     ids=["measured", "none", "random", "random otherwise"],
 )
 def test_any_choice_of_drafts_gives_the_same_tokens(
-    paged: tuple[str, PagedModel], alone: dict[str, list[int]], control: Callable[[], Control]
+    paged: tuple[str, ModelRunner], alone: dict[str, list[int]], control: Callable[[], GoodputController]
 ) -> None:
     choosing = control()
     assert run(engine(paged[1], control=choosing), mixed()) == alone
@@ -187,13 +187,13 @@ def test_any_choice_of_drafts_gives_the_same_tokens(
 
 @pytest.mark.parametrize("step_tokens", [1, 7, 33])
 def test_prompts_in_chunks_of_any_size_give_the_same_tokens(
-    paged: tuple[str, PagedModel], alone: dict[str, list[int]], step_tokens: int
+    paged: tuple[str, ModelRunner], alone: dict[str, list[int]], step_tokens: int
 ) -> None:
     assert run(engine(paged[1], step_tokens=step_tokens), mixed()) == alone
 
 
 def test_preempted_and_computed_again_gives_the_same_tokens(
-    paged: tuple[str, PagedModel], alone: dict[str, list[int]]
+    paged: tuple[str, ModelRunner], alone: dict[str, list[int]]
 ) -> None:
     server = engine(paged[1], blocks=13)
     assert run(server, mixed()) == alone
@@ -201,7 +201,7 @@ def test_preempted_and_computed_again_gives_the_same_tokens(
     assert server.scheduler.ledger.num_used == 0
 
 
-def test_drafts_are_accepted_and_rejected_in_these_tests(paged: tuple[str, PagedModel]) -> None:
+def test_drafts_are_accepted_and_rejected_in_these_tests(paged: tuple[str, ModelRunner]) -> None:
     server = engine(paged[1])
     run(server, mixed())
     stats = server.stats()
@@ -210,7 +210,7 @@ def test_drafts_are_accepted_and_rejected_in_these_tests(paged: tuple[str, Paged
 
 
 def test_a_cancelled_request_changes_nobody_elses_answer(
-    paged: tuple[str, PagedModel], alone: dict[str, list[int]]
+    paged: tuple[str, ModelRunner], alone: dict[str, list[int]]
 ) -> None:
     server = engine(paged[1])
     requests = mixed()
@@ -223,9 +223,9 @@ def test_a_cancelled_request_changes_nobody_elses_answer(
             answers[event.request_id].extend(event.tokens)
         steps += 1
         if steps == 3:
-            server.accept(Cancel("r1"))
-            server.accept(Cancel("r7"))
-            server.accept(Cancel("nobody"))
+            server.accept(Abort("r1"))
+            server.accept(Abort("r7"))
+            server.accept(Abort("nobody"))
     for number in (0, 2, 3, 4, 5, 6, 8):
         assert answers[f"r{number}"] == alone[f"r{number}"]
     assert len(answers["r1"]) < 40
@@ -233,16 +233,16 @@ def test_a_cancelled_request_changes_nobody_elses_answer(
 
 
 def test_a_request_that_breaks_takes_only_itself_down(
-    paged: tuple[str, PagedModel], alone: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+    paged: tuple[str, ModelRunner], alone: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = AnswerLaw.token
+    real = Sampler.token
 
-    def failing(law: AnswerLaw, *rest: object) -> int:
+    def failing(law: Sampler, *rest: object) -> int:
         if law.params.top_k == 20:
             raise ArithmeticError("out of luck")
         return real(law, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(AnswerLaw, "token", failing)
+    monkeypatch.setattr(Sampler, "token", failing)
     server = engine(paged[1])
     for request in mixed():
         server.accept(request)
@@ -261,7 +261,7 @@ def test_a_request_that_breaks_takes_only_itself_down(
 
 
 def test_a_prompt_that_is_too_long_is_told_so_and_a_stop_token_ends_an_answer(
-    paged: tuple[str, PagedModel], alone: dict[str, list[int]]
+    paged: tuple[str, ModelRunner], alone: dict[str, list[int]]
 ) -> None:
     server = engine(paged[1])
     server.accept(ask(0, [1] * LENGTH))
@@ -277,7 +277,7 @@ def test_a_prompt_that_is_too_long_is_told_so_and_a_stop_token_ends_an_answer(
 
 @pytest.mark.parametrize("token", [-1, 61])
 def test_an_id_that_the_model_does_not_have_fails_its_own_request_alone(
-    paged: tuple[str, PagedModel], alone: dict[str, list[int]], token: int
+    paged: tuple[str, ModelRunner], alone: dict[str, list[int]], token: int
 ) -> None:
     server = engine(paged[1])
     server.accept(ask(99, [1, token]))
@@ -290,20 +290,20 @@ def test_an_id_that_the_model_does_not_have_fails_its_own_request_alone(
     assert [token for event in events for token in event.tokens] == alone["r0"]
 
 
-def test_the_check_gives_up_in_time_and_says_why(paged: tuple[str, PagedModel]) -> None:
+def test_the_check_gives_up_in_time_and_says_why(paged: tuple[str, ModelRunner]) -> None:
     began = time.monotonic()
-    report = check_arithmetic(paged[1], max_step_tokens=64, limit_seconds=0.0)
+    report = check_batch_invariance(paged[1], max_step_tokens=64, limit_seconds=0.0)
     assert report.guarantee == "law"
     assert "too long" in report.reason
     assert time.monotonic() - began < 5
 
 
 def test_what_only_makes_it_faster_costs_no_guarantee_where_time_is_short(
-    paged: tuple[str, PagedModel], monkeypatch: pytest.MonkeyPatch
+    paged: tuple[str, ModelRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = paged[1].rule
     monkeypatch.setattr(invariance_check, "FURTHER_SHARE", 0.0)
-    report = check_arithmetic(paged[1], max_step_tokens=64, limit_seconds=60)
+    report = check_batch_invariance(paged[1], max_step_tokens=64, limit_seconds=60)
     found, paged[1].rule = paged[1].rule, before
     assert report.guarantee == "bytes", report.reason
     assert found == Rule(row_counts=(1,), uniform=False)

@@ -24,14 +24,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.model import StepTime
 from turbo_runtime.messages import (
-    Cancel,
+    Abort,
     DraftStats,
+    EngineFailed,
+    EngineReady,
     EngineStats,
-    Failed,
-    Ready,
-    Step,
-    Stop,
-    Submit,
+    GenerationRequest,
+    Shutdown,
+    StepOutput,
     TokenEvent,
     TokenLogprob,
 )
@@ -66,7 +66,7 @@ def write_tokenizer(directory: Path) -> Tokenizer:
 class Script:
     """One request's answer, given away step by step."""
 
-    def __init__(self, submit: Submit, text: str, eos: int) -> None:
+    def __init__(self, submit: GenerationRequest, text: str, eos: int) -> None:
         params = submit.params
         turn = (params.seed + submit.choice) % len(submit.prompt) if params.temperature else 0
         echo = (*submit.prompt[turn:], *submit.prompt[:turn])
@@ -120,7 +120,7 @@ class Engine:
         ) = 0
         self.log = log
         outbox.put(
-            Ready(
+            EngineReady(
                 guarantee="bytes",
                 arithmetic={"576x576": "X @ Wt"},
                 max_model_len=config.max_model_len or 2048,
@@ -149,17 +149,17 @@ class Engine:
             message = self.inbox.get(timeout=pace)
             while True:
                 print(message, file=self.log, flush=True)
-                if isinstance(message, Stop):
+                if isinstance(message, Shutdown):
                     return False
-                if isinstance(message, Submit):
+                if isinstance(message, GenerationRequest):
                     self.admit(message)
-                elif isinstance(message, Cancel):
+                elif isinstance(message, Abort):
                     self.running.pop(message.request_id, None)
                 message = self.inbox.get_nowait()
         except queue.Empty:
             return True
 
-    def admit(self, submit: Submit) -> None:
+    def admit(self, submit: GenerationRequest) -> None:
         text = self.tokenizer.decode(list(submit.prompt))
         if text.startswith("crash"):
             os._exit(3)
@@ -207,12 +207,12 @@ class Engine:
             audits=2,
             audit_mismatches=1,
         )
-        self.outbox.put(Step(events, stats))
+        self.outbox.put(StepOutput(events, stats))
 
 
 def scripted_engine(config: RuntimeConfig, inbox, outbox, tokenizer_dir: str, beat) -> None:
     if config.model == "unloadable":
-        outbox.put(Failed("There is no model at unloadable."))
+        outbox.put(EngineFailed("There is no model at unloadable."))
         return
     if config.model == "vanishing":
         os._exit(7)

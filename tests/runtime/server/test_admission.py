@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.messages import SamplingParams, Submit
+from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.server.admission.policy import Admission, Limits
-from turbo_runtime.server.engine_client.client import EngineLink
+from turbo_runtime.server.engine_client.client import EngineClient
 
 PLENTY = 1 << 30
 KEYS = "flood:sk-flood-1\ncalm:sk-calm-01\n"
@@ -170,8 +170,8 @@ async def test_requests_under_one_name_do_not_mix(server: Any) -> None:
 
 
 async def test_the_link_hands_no_id_over_twice() -> None:
-    link = EngineLink(RuntimeConfig("m"), lambda *_: None, "")
-    one, other = (Submit("same", (number,), SamplingParams()) for number in (1, 2))
+    link = EngineClient(RuntimeConfig("m"), lambda *_: None, "")
+    one, other = (GenerationRequest("same", (number,), SamplingParams()) for number in (1, 2))
     waiting = link.submit([one])
     with pytest.raises(ValueError, match="request same is running or waiting already"):
         link.submit([other])

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from turbo_runtime.messages import SamplingParams, Submit, TokenEvent
+from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent
 from turbo_runtime.parsers import AnswerReader
 from turbo_runtime.protocol.errors import ApiError
 from turbo_runtime.server.engine_client.event_buffer import AT_ONCE, Arrivals
-from turbo_runtime.server.preprocessing import Job
-from turbo_runtime.server.responses.output import Piece
-from turbo_runtime.server.responses.request_output import Answers
+from turbo_runtime.server.preprocessing import PreparedRequest
+from turbo_runtime.server.responses.output import OutputDelta
+from turbo_runtime.server.responses.request_output import RequestOutput
 
 MODEL: Any = SimpleNamespace(
     tokenizer=SimpleNamespace(
@@ -33,7 +33,7 @@ class Engine:
         self.arrivals = Arrivals()
         self.ids: list[str] = []
 
-    def submit(self, submits: Sequence[Submit]) -> Arrivals:
+    def submit(self, submits: Sequence[GenerationRequest]) -> Arrivals:
         self.ids = [submit.request_id for submit in submits]
         return self.arrivals
 
@@ -57,13 +57,13 @@ class Watch:
         self.ends.append((reason, total))
 
 
-def asked(engine: Any, watch: Watch, n: int = 1, seconds: float = 60) -> Answers:
+def asked(engine: Any, watch: Watch, n: int = 1, seconds: float = 60) -> RequestOutput:
     params = SamplingParams(max_tokens=10_000)
-    job = Job(((1, 2),), (params,), 0, n, (), lambda: AnswerReader(None, None))
-    return Answers(job, MODEL, engine, watch, seconds, lambda: None)
+    job = PreparedRequest(((1, 2),), (params,), 0, n, (), lambda: AnswerReader(None, None))
+    return RequestOutput(job, MODEL, engine, watch, seconds, lambda: None)
 
 
-async def hear(answers: Answers, tell: Callable[[Piece], None]) -> None:
+async def hear(answers: RequestOutput, tell: Callable[[OutputDelta], None]) -> None:
     async for piece in answers.pieces():
         tell(piece)
 
@@ -86,7 +86,7 @@ async def test_what_came_meanwhile_is_one_piece_of_each_answer() -> None:
 
 
 async def test_what_came_before_an_error_is_told_before_it() -> None:
-    engine, heard = Engine(), list[Piece]()
+    engine, heard = Engine(), list[OutputDelta]()
     with asked(engine, Watch()) as answers:
         engine.arrivals.put(TokenEvent(engine.ids[0], (0, 1)), 0.0)
         engine.arrivals.put(TokenEvent(engine.ids[0], finish_reason="error", error="It broke."), 0.0)

@@ -21,10 +21,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from turbo_runtime.protocol import parse_completion
 from turbo_runtime.protocol.errors import ApiError
 from turbo_runtime.server.admission.policy import Limits
-from turbo_runtime.server.admission.slots import Places
+from turbo_runtime.server.admission.slots import AdmissionSlots
 from turbo_runtime.server.disconnect import unless_client_leaves
 from turbo_runtime.server.preprocessing import completion_job
-from turbo_runtime.server.thread_offload import Beside
+from turbo_runtime.server.thread_offload import ThreadOffload
 from turbo_runtime.tokenization.token_bytes import longest_token
 
 LONG = "zqxj" * 100_000
@@ -128,7 +128,7 @@ def test_a_text_that_is_far_too_long_is_refused_as_too_long(server: Any) -> None
 
 
 def test_a_place_that_turns_out_to_need_more_keeps_its_answers() -> None:
-    places = Places(Limits(answers=2, tokens=100))
+    places = AdmissionSlots(Limits(answers=2, tokens=100))
     first, second = places.take("a", 1, 1, "prompt"), places.take("b", 1, 1, "prompt")
     first.settle(40)
     second.settle(60)
@@ -146,7 +146,7 @@ def test_a_place_that_turns_out_to_need_more_keeps_its_answers() -> None:
 
 
 async def test_a_client_that_leaves_frees_its_slot_as_soon_as_the_work_hears_of_it() -> None:
-    preparing, started = Beside(1), asyncio.Event()
+    preparing, started = ThreadOffload(1), asyncio.Event()
     loop, left = asyncio.get_running_loop(), asyncio.Event()
 
     def work(wanted: Any) -> str:

@@ -16,7 +16,7 @@ import pytest
 from turbo_runtime.contract import endpoints
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.app import build_app
-from turbo_runtime.server.engine_client.client import EngineLink
+from turbo_runtime.server.engine_client.client import EngineClient
 from turbo_runtime.server.service import Service
 
 HOLD = {"model": "echo", "prompt": "hold", "temperature": 0}
@@ -184,7 +184,9 @@ def test_an_engine_does_not_outlive_its_server(launch) -> None:
 async def test_an_engine_that_nobody_has_patience_for_is_not_waited_for(
     patience: float, exitcode: int
 ) -> None:
-    engine = EngineLink(RuntimeConfig("models/echo"), print, "")  # one that ends by itself, once it has begun
+    engine = EngineClient(
+        RuntimeConfig("models/echo"), print, ""
+    )  # one that ends by itself, once it has begun
     engine.start()
     await engine.stop(patience)
     assert engine._process.exitcode == exitcode
@@ -192,7 +194,7 @@ async def test_an_engine_that_nobody_has_patience_for_is_not_waited_for(
 
 async def test_a_server_without_its_engine_is_neither_alive_nor_ready() -> None:
     config = RuntimeConfig("models/echo")
-    engine = EngineLink(config, print, "")  # an engine that says nothing to the server and ends
+    engine = EngineClient(config, print, "")  # an engine that says nothing to the server and ends
     service = Service(config, engine)
     engine.start()
     sentence = await engine.ended

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.parsers import AnswerReader, MakeReader, OutputFormat, Said
+from turbo_runtime.parsers import AnswerReader, MakeReader, OutputFormat, ParsedDelta
 from turbo_runtime.parsers.base import Reader
 from turbo_runtime.parsers.json_tool_calls import BareJson
 from turbo_runtime.parsers.reasoning import after_thinking
@@ -85,8 +85,8 @@ CASES = {
 }
 
 
-def read(reader: Reader, pieces: list[str]) -> Said:
-    said = Said()
+def read(reader: Reader, pieces: list[str]) -> ParsedDelta:
+    said = ParsedDelta()
     for piece in pieces:
         said += reader.push(piece)
     return said + reader.flush()
@@ -109,7 +109,7 @@ def test_calls_and_content_are_the_same_however_the_text_is_cut(name: str, data:
 @pytest.mark.parametrize("make", [hermes, BareJson, deepseek])
 @given(text=st.text(st.sampled_from('<{}|>tool_cal"/ \n'), max_size=30))
 def test_what_holds_no_call_stays_as_it_is(make: MakeReader, text: str) -> None:
-    assert read(make(OFFERED), list(text)) == Said(text)
+    assert read(make(OFFERED), list(text)) == ParsedDelta(text)
 
 
 @pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
@@ -124,7 +124,7 @@ def test_what_holds_no_call_stays_as_it_is(make: MakeReader, text: str) -> None:
 )
 def test_arguments_that_are_no_json_stay_text(make: MakeReader, before: str, after: str, number: str) -> None:
     text = before + number + after
-    assert read(make(OFFERED), [text]) == Said(text)
+    assert read(make(OFFERED), [text]) == ParsedDelta(text)
 
 
 def test_arguments_can_always_be_sent() -> None:
@@ -147,7 +147,7 @@ THOUGHTS = {
 @given(data=st.data())
 def test_thoughts_are_taken_out_however_the_text_is_cut(name: str, data: st.DataObject) -> None:
     prompt, text, reasoning, content = THOUGHTS[name]
-    assert read(AnswerReader(None, prompt), cuts(data, text)) == Said(content, reasoning)
+    assert read(AnswerReader(None, prompt), cuts(data, text)) == ParsedDelta(content, reasoning)
 
 
 @pytest.mark.parametrize(

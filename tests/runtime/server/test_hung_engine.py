@@ -20,8 +20,8 @@ from turbo_dev import tiny_engine
 from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
 from turbo_runtime.contract import endpoints, metrics
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.messages import Ready
-from turbo_runtime.server.engine_client.client import EngineLink
+from turbo_runtime.messages import EngineReady
+from turbo_runtime.server.engine_client.client import EngineClient
 
 SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"
 LIMIT_SECONDS = 5
@@ -169,12 +169,12 @@ def test_an_engine_that_hangs_while_the_server_drains_ends_it_before_the_drain_d
 
 
 async def test_an_engine_that_not_even_a_kill_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = EngineLink(RuntimeConfig("models/echo", step_timeout_seconds=1), print, "")
+    engine = EngineClient(RuntimeConfig("models/echo", step_timeout_seconds=1), print, "")
     engine.start()
     os.kill(engine._process.pid, signal.SIGSTOP)
     with monkeypatch.context() as patched:
         patched.setattr(engine._process, "kill", lambda: None)  # as one that is stuck in a driver takes it
-        engine._handle(Ready("bytes"), 0.0)
+        engine._handle(EngineReady("bytes"), 0.0)
         sentence = await engine.ended
     assert sentence.startswith("The engine process has not finished a step for 1 s and was ended.")
     await engine.stop(0)

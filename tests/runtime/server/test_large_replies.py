@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.parsers import Said
+from turbo_runtime.parsers import ParsedDelta
 from turbo_runtime.server.json_parts import AT_ONCE, json_parts
 from turbo_runtime.server.responses.openai import sse
-from turbo_runtime.server.responses.output import Piece
+from turbo_runtime.server.responses.output import OutputDelta
 from turbo_runtime.server.responses.streaming import WholeReply
-from turbo_runtime.server.thread_offload import Beside
+from turbo_runtime.server.thread_offload import ThreadOffload
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -53,9 +53,9 @@ async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
         def __exit__(self, *_: object) -> None: ...
 
         async def pieces(self) -> Any:
-            yield Piece(0, Said(), "stop")
+            yield OutputDelta(0, ParsedDelta(), "stop")
 
-    def whole(pieces: list[list[Piece]]) -> bytes:
+    def whole(pieces: list[list[OutputDelta]]) -> bytes:
         wrote.append(threading.current_thread())
         return b"{}"
 
@@ -68,7 +68,7 @@ async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
     async def receive() -> Any:
         await asyncio.Event().wait()
 
-    await WholeReply(reply, Beside(1))({"state": {}}, receive, send)
+    await WholeReply(reply, ThreadOffload(1))({"state": {}}, receive, send)
     assert b"".join(message.get("body", b"") for message in sent) == b"{}"
     assert dict(sent[0]["headers"])[b"content-type"] == b"application/json"
     assert [thread is threading.main_thread() for thread in wrote] == [not told]

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any
 
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.inventory.store import KINDS, Ledger
+from turbo_operator.inventory.store import KINDS, InventoryStore
 
 
 class Feed:
     """Takes what watches and lists show of children, pods, nodes and quotas. `wake` has a key looked at."""
 
-    def __init__(self, cache: Cache, ledger: Ledger, wake: Callable[[Key], None]) -> None:
+    def __init__(self, cache: Cache, ledger: InventoryStore, wake: Callable[[Key], None]) -> None:
         self._cache = cache
         self._ledger = ledger
         self._wake = wake

@@ -22,7 +22,7 @@ class Versioned(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class CachedObject:
     """One object as it was last seen, projected."""
 
     resource_version: str
@@ -30,7 +30,7 @@ class Held:
     value: Any
 
 
-class Gone:
+class Tombstones:
     """Uids whose deletion was seen, each until a list of its kind that is newer than the deletion."""
 
     def __init__(self) -> None:
@@ -60,10 +60,10 @@ class Gone:
 class HeldDrafts:
     """All TurboDrafts, by namespace and name."""
 
-    def __init__(self, gone: Gone) -> None:
+    def __init__(self, gone: Tombstones) -> None:
         """`gone`: uids whose deletion was seen, of any kind."""
         self._gone = gone
-        self._held: dict[tuple[str, str], Held] = {}
+        self._held: dict[tuple[str, str], CachedObject] = {}
 
     def put(self, body: Mapping[str, Any], view: DraftView | None) -> bool:
         """A TurboDraft as a watch or a list delivers it, `view` None if it cannot be read; whether that is
@@ -74,7 +74,7 @@ class HeldDrafts:
         held = self._held.get(place)
         if self._gone.hides(meta) or not supersedes(meta, held):
             return False
-        self._held[place] = Held(meta["resourceVersion"], meta["uid"], view)
+        self._held[place] = CachedObject(meta["resourceVersion"], meta["uid"], view)
         return view != (None if held is None else held.value)
 
     def drop(self, body: Mapping[str, Any]) -> bool:

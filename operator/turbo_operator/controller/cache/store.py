@@ -15,11 +15,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_operator.api import TURBOACCELERATOR, TURBODEPLOYMENT
-from turbo_operator.controller.cache.object_versions import Gone, Held, HeldDrafts, is_newer, supersedes
+from turbo_operator.controller.cache.object_versions import (
+    CachedObject,
+    HeldDrafts,
+    Tombstones,
+    is_newer,
+    supersedes,
+)
 from turbo_operator.controller.cache.pods import Key, Pods, Root
 from turbo_operator.controller.cache.projection import child, controller, trains
 from turbo_operator.controller.field_ownership import added_fields, owned_fields
-from turbo_operator.snapshot import Accelerator, ChildView, Observed, PodView, TrainPod
+from turbo_operator.snapshot import Accelerator, ChildView, PodView, Snapshot, TrainPod
 
 __all__ = ["Cache", "HeldChild", "Key"]
 
@@ -49,12 +55,12 @@ class Cache:
     """All TurboDeployments, accelerators, children and pods that the operator knows."""
 
     def __init__(self) -> None:
-        self._deployments: dict[Key, Held] = {}
-        self._accelerators: dict[str, Held] = {}
+        self._deployments: dict[Key, CachedObject] = {}
+        self._accelerators: dict[str, CachedObject] = {}
         self._children: dict[Key, dict[_Place, HeldChild]] = {}
         self._by_uid: dict[str, HeldChild] = {}  # the same children
         self.pods = Pods()
-        self._gone = Gone()
+        self._gone = Tombstones()
         self.drafts = HeldDrafts(self._gone)
         # By uid the kind and namespace of what we deleted, until its event comes or a list shows it gone.
         self._deleted: dict[str, tuple[str, str]] = {}
@@ -69,7 +75,7 @@ class Cache:
         if self._gone.hides(meta) or not supersedes(meta, held):
             return set()
         kept = {**body, "metadata": {name: meta[name] for name in meta if name != "managedFields"}}
-        self._deployments[key] = Held(meta["resourceVersion"], meta["uid"], kept)
+        self._deployments[key] = CachedObject(meta["resourceVersion"], meta["uid"], kept)
         return {key}
 
     def drop_deployment(self, body: Mapping[str, Any]) -> Key | None:
@@ -103,7 +109,7 @@ class Cache:
         held = self._accelerators.get(meta["name"])
         if self._gone.hides(meta) or not supersedes(meta, held):
             return False
-        self._accelerators[meta["name"]] = Held(meta["resourceVersion"], meta["uid"], row)
+        self._accelerators[meta["name"]] = CachedObject(meta["resourceVersion"], meta["uid"], row)
         return row != (None if held is None else held.value)
 
     def drop_accelerator(self, body: Mapping[str, Any]) -> bool:
@@ -211,10 +217,10 @@ class Cache:
 
     # Reading
 
-    def observe(self, key: Key, uid: str) -> Observed:
+    def observe(self, key: Key, uid: str) -> Snapshot:
         """All that one reconcile of the TurboDeployment with this uid looks at, save the model's facts."""
         children, pods = self.children(key, uid), self.pods.of(key, uid)
-        return Observed(
+        return Snapshot(
             accelerators=self.accelerators(),
             children=tuple(children[place].view for place in sorted(children)),
             pods=tuple(pod for pod in pods if isinstance(pod, PodView)),

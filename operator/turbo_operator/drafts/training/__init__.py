@@ -10,13 +10,13 @@ from turbo_operator.drafts.training.hardware import dtype, threads
 from turbo_operator.drafts.training.names import draft_name, folder, is_training_job, job_name
 from turbo_operator.drafts.training.next_job import chosen
 from turbo_operator.drafts.training.progress import spelled
-from turbo_operator.drafts.training.step import Ask, Begin, Made, Step
+from turbo_operator.drafts.training.step import AcceleratorQuery, FinishedDraft, JobRequest, TrainingDecision
 
 __all__ = [
-    "Ask",
-    "Begin",
-    "Made",
-    "Step",
+    "AcceleratorQuery",
+    "FinishedDraft",
+    "JobRequest",
+    "TrainingDecision",
     "chosen",
     "decide",
     "draft_name",

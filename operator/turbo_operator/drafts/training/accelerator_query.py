@@ -19,11 +19,11 @@ from turbo_operator.api import (
     Speculation,
     TurboDeployment,
 )
-from turbo_operator.drafts.training.step import Ask
+from turbo_operator.drafts.training.step import AcceleratorQuery
 from turbo_operator.plan import Choice
-from turbo_operator.planner.inputs import Asked
+from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
-from turbo_operator.snapshot import Accelerator, Observed
+from turbo_operator.snapshot import Accelerator, Snapshot
 from turbo_runtime.contract.model import ModelShape
 
 # Of `turbo distill` by its defaults: hidden states, and the logits of a step of 256 places over 8,192 tokens,
@@ -41,7 +41,9 @@ def training_bytes(shape: ModelShape) -> int:
     return _STATES + _LOGITS + _LEARNT_BYTES * layers
 
 
-def question(td: TurboDeployment, observed: Observed, shape: ModelShape, ask: Ask) -> Asked:
+def question(
+    td: TurboDeployment, observed: Snapshot, shape: ModelShape, ask: AcceleratorQuery
+) -> PlannerInputs:
     """As the planner is asked for one replica: it knows of no trainings."""
     spec = td.spec
     allowed = spec.accelerators or Accelerators()
@@ -71,10 +73,10 @@ def question(td: TurboDeployment, observed: Observed, shape: ModelShape, ask: As
             name: replace(supply, exhausted_until=math.inf) if name in ask.passed_over else supply
             for name, supply in free.items()
         }
-    return Asked(wanted, shape, catalogue, None if ask.pinned else free, None, {}, None)
+    return PlannerInputs(wanted, shape, catalogue, None if ask.pinned else free, None, {}, None)
 
 
-def planned_on(choice: Choice, observed: Observed) -> Choice:
+def planned_on(choice: Choice, observed: Snapshot) -> Choice:
     """The planner's choice on the accelerator as it is, with a training's memory beside it."""
     accelerator = observed.accelerators[choice.accelerator.name]
     memory = choice.host_memory_bytes + HOST_BYTES

@@ -7,7 +7,7 @@ from decimal import Decimal
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, rfc3339
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.drafts.training.progress import counted, spent
-from turbo_operator.drafts.training.step import Step
+from turbo_operator.drafts.training.step import TrainingDecision
 
 LEAST_SECONDS = 60  # that a Job must have: what is left of the money buys no less
 
@@ -20,7 +20,7 @@ def bought_seconds(training: Training, state: TrainingStatus, now: float) -> int
     return min(int(left / Decimal(state.cost_per_hour) * 3600), 2**31 - 1)
 
 
-def over_budget(training: Training, state: TrainingStatus, now: float) -> Step:
+def over_budget(training: Training, state: TrainingStatus, now: float) -> TrainingDecision:
     """The money is spent."""
     paid = f"{spent(state, now):.2f}"
     message = (
@@ -31,7 +31,9 @@ def over_budget(training: Training, state: TrainingStatus, now: float) -> Step:
     return ended(state, TrainingReason.OVER_BUDGET, message, now)
 
 
-def ended(state: TrainingStatus, reason: TrainingReason, message: str, now: float) -> Step:
+def ended(state: TrainingStatus, reason: TrainingReason, message: str, now: float) -> TrainingDecision:
     """It ended badly."""
     update = {"result": reason, "message": message, "ended": rfc3339(now), "progress": None, "left": None}
-    return Step(ConditionState("False", reason, message), counted(state, now).model_copy(update=update))
+    return TrainingDecision(
+        ConditionState("False", reason, message), counted(state, now).model_copy(update=update)
+    )

@@ -13,17 +13,17 @@ from dataclasses import replace
 from turbo_operator.api import DraftMethod, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.drafts.training import job_state, names
-from turbo_operator.drafts.training.next_job import Case, Served, anew, due
+from turbo_operator.drafts.training.next_job import Case, TrainingTarget, anew, due
 from turbo_operator.drafts.training.progress import followed
-from turbo_operator.drafts.training.step import Step
+from turbo_operator.drafts.training.step import TrainingDecision
 from turbo_operator.plan import Plan
 from turbo_operator.planner import OFF
-from turbo_operator.snapshot import DraftView, Observed, identity
+from turbo_operator.snapshot import DraftView, Snapshot, identity
 
 
 def decide(
-    td: TurboDeployment, observed: Observed, plan: Plan | None, answer: Plan | None, now: float
-) -> Step:
+    td: TurboDeployment, observed: Snapshot, plan: Plan | None, answer: Plan | None, now: float
+) -> TrainingDecision:
     """One look. `answer` is the planner's to the question that the step before it `asks`, None at first."""
     training, old = td.spec.speculation.training, td.status.training
     name = names.job_name(td, old.number) if old is not None else ""
@@ -34,20 +34,20 @@ def decide(
         if state is not None and state.result is not None:
             state = state.model_copy(update={"spec_hash": ""})  # switched on again, it is tried again
         if training is None:
-            return Step(state=state)
+            return TrainingDecision(state=state)
         off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.enabled is false"
         message = f"{off}: nothing is trained, and drafts stay."
-        return Step(ConditionState("False", TrainingReason.TRAINING_DISABLED, message), state)
+        return TrainingDecision(ConditionState("False", TrainingReason.TRAINING_DISABLED, message), state)
     choice = plan.served if plan is not None else None
     served = None
     if observed.model is not None and choice is not None and choice.method != OFF:
-        served = Served(observed.model, choice)
+        served = TrainingTarget(observed.model, choice)
     if state is not None and state.result is None and _is_published(td, observed, state):
         state = state.model_copy(update={"result": TrainingReason.TRAINED, "ended": rfc3339(now)})
     it = Case(td, training, observed, answer, now, state)
     if job is not None and state is not None and state.result is None:
         if job.complete or job.failed or state.started is not None:
-            return job_state.look(training, job, state, pods, now)
+            return job_state.read_job_state(training, job, state, pods, now)
         waits = job_state.waits(job, state, pods, now)
         return waits if served is None else anew(it, served, waits, pods)
     step = _idle(it, served)
@@ -57,7 +57,7 @@ def decide(
     return step
 
 
-def fitting(observed: Observed) -> list[DraftView]:
+def fitting(observed: Snapshot) -> list[DraftView]:
     """The drafts of the deployment that are for the model that is served, oldest first."""
     digest = observed.model.digest if observed.model is not None else None
     return [
@@ -67,16 +67,16 @@ def fitting(observed: Observed) -> list[DraftView]:
     ]
 
 
-def _is_published(td: TurboDeployment, observed: Observed, state: TrainingStatus) -> bool:
+def _is_published(td: TurboDeployment, observed: Snapshot, state: TrainingStatus) -> bool:
     return any(draft.name == names.draft_name(td, state.number) for draft in observed.drafts)
 
 
-def _idle(it: Case, served: Served | None) -> Step:
+def _idle(it: Case, served: TrainingTarget | None) -> TrainingDecision:
     """No Job is there that is not over: what is waited for, or the next one."""
     observed, state, training = it.observed, it.state, it.training
     if served is None:
         message = "A draft is trained once the model is known and a plan that drafts is feasible."
-        return Step(ConditionState("Unknown", TrainingReason.WAITING_FOR_PLAN, message), state)
+        return TrainingDecision(ConditionState("Unknown", TrainingReason.WAITING_FOR_PLAN, message), state)
     drafts = fitting(observed)
     since = _below_since(it, drafts)
     if state is None and since is not None:  # somebody else's candidate, whose gain is to be remembered
@@ -88,9 +88,9 @@ def _idle(it: Case, served: Served | None) -> Step:
     measured = observed.gain is not None  # where nobody asks, nothing is paid for
     again = measured and since is not None and it.now - since >= training.trigger.window_seconds
     if drafts and not again and not unfinished:
-        return Step(_trained(it, drafts[-1], since), state)
+        return TrainingDecision(_trained(it, drafts[-1], since), state)
     if (blocked := _blocked(it, served, drafts)) is not None:
-        return Step(blocked, state)
+        return TrainingDecision(blocked, state)
     if training.prompts.captured is not None and not drafts and not unfinished:
         captured = sum(pod.load.load.captured or 0 for pod in observed.pods if pod.load)
         wanted = training.trigger.min_prompts
@@ -99,7 +99,9 @@ def _idle(it: Case, served: Served | None) -> Step:
                 f"{captured} prompts were captured by the pods that run, and "
                 f"spec.speculation.training.trigger.minPrompts asks for {wanted}: wait, or ask for less."
             )
-            return Step(ConditionState("False", TrainingReason.WAITING_FOR_PROMPTS, message), state)
+            return TrainingDecision(
+                ConditionState("False", TrainingReason.WAITING_FOR_PROMPTS, message), state
+            )
     return due(it, served)
 
 
@@ -135,7 +137,7 @@ def _trained(it: Case, draft: DraftView, since: float | None) -> ConditionState:
     return ConditionState("True", TrainingReason.TRAINED, message)
 
 
-def _blocked(it: Case, served: Served, drafts: list[DraftView]) -> ConditionState | None:
+def _blocked(it: Case, served: TrainingTarget, drafts: list[DraftView]) -> ConditionState | None:
     """What ended badly and waits for a change of the spec, or of captured prompts for a window to pass."""
     state, training = it.state, it.training
     if state is None or state.spec_hash != names.spec_hash(training):

@@ -8,19 +8,19 @@ from decimal import Decimal
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, rfc3339
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.drafts.training.budget import LEAST_SECONDS, bought_seconds, ended, over_budget
-from turbo_operator.drafts.training.step import Made, Step
+from turbo_operator.drafts.training.step import FinishedDraft, TrainingDecision
 from turbo_operator.snapshot import ChildView, TrainPod
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
-from turbo_runtime.contract.training import DraftFacts
+from turbo_runtime.contract.training import DraftManifest
 
 MAX_MESSAGE = 1500  # characters of what a pod left
 STARTING_SECONDS = 300.0  # after which a pod that a node has taken may lack what it mounts
 _DEADLINE = "DeadlineExceeded"
 
 
-def look(
+def read_job_state(
     training: Training, job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float
-) -> Step:
+) -> TrainingDecision:
     """What the Job of the training is at, and what is to be done where it is over."""
     if job.complete:
         return _complete(job, state, pods, now)
@@ -39,12 +39,14 @@ def look(
     return _kept(ended(state, TrainingReason.TRAINING_FAILED, message, now), job)
 
 
-def waits(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> Step:
+def waits(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> TrainingDecision:
     """The Job is neither done nor over: it stays."""
-    return Step(_told(state, job, pods, now), state, keep=job.name)
+    return TrainingDecision(_told(state, job, pods, now), state, keep=job.name)
 
 
-def _complete(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> Step:
+def _complete(
+    job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float
+) -> TrainingDecision:
     done = next((pod for pod in pods if pod.exit_code == 0), None)
     if done is None and any(pod.exit_code is None for pod in pods):  # its end is on its way here
         return waits(job, state, pods, now)
@@ -52,23 +54,23 @@ def _complete(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], n
         # what it told went with its pod: another Job finds all done, where it was done, and tells it again
         state = state.model_copy(update={"started": state.started or rfc3339(now)})
         message = f"Training {state.number} is done, and its pod was gone before it told: it is asked again."
-        return Step(ConditionState("False", TrainingReason.TRAINING, message), state)
+        return TrainingDecision(ConditionState("False", TrainingReason.TRAINING, message), state)
     try:
-        facts = DraftFacts.from_json(done.message or "")
+        facts = DraftManifest.from_json(done.message or "")
     except ValueError as error:
         message = f"Pod {done.name} ended without the draft's facts: {error}."
         return _kept(ended(state, TrainingReason.TRAINING_FAILED, message, now), job)
     message = f"Training {state.number} is done: its TurboDraft is being made."
     told = ConditionState("False", TrainingReason.TRAINING, message)
-    return Step(told, state, keep=job.name, made=Made(state.number, state.work, facts))
+    return TrainingDecision(told, state, keep=job.name, made=FinishedDraft(state.number, state.work, facts))
 
 
-def _out_of_time(training: Training, job: ChildView, state: TrainingStatus, now: float) -> Step:
+def _out_of_time(training: Training, job: ChildView, state: TrainingStatus, now: float) -> TrainingDecision:
     left = bought_seconds(training, state, now)
     if left is not None and left < LEAST_SECONDS:
         return _kept(over_budget(training, state, now), job)
     message = f"Training {state.number} goes on: the time of its Job is over, and money is left."
-    return Step(ConditionState("False", TrainingReason.TRAINING, message), state)
+    return TrainingDecision(ConditionState("False", TrainingReason.TRAINING, message), state)
 
 
 def _told(state: TrainingStatus, job: ChildView, pods: Sequence[TrainPod], now: float) -> ConditionState:
@@ -127,6 +129,6 @@ def _bounded(text: str) -> str:
     return line if not line or line[-1] in ".!?" else f"{line}."
 
 
-def _kept(step: Step, job: ChildView) -> Step:
+def _kept(step: TrainingDecision, job: ChildView) -> TrainingDecision:
     """The Job stays until the status says how it ended, so that nothing is lost on the way."""
-    return Step(step.told, step.state, keep=job.name)
+    return TrainingDecision(step.told, step.state, keep=job.name)

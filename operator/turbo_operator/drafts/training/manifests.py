@@ -20,7 +20,15 @@ from turbo_operator.api import (
     TurboDeployment,
     label_value,
 )
-from turbo_operator.drafts.training import Begin, Made, draft_name, dtype, folder, job_name, threads
+from turbo_operator.drafts.training import (
+    FinishedDraft,
+    JobRequest,
+    draft_name,
+    dtype,
+    folder,
+    job_name,
+    threads,
+)
 from turbo_operator.planner.performance.memory import on_cpu
 from turbo_operator.render import draft_volume, source
 from turbo_operator.render.inspect_job import TERMINATION_LOG
@@ -29,8 +37,8 @@ from turbo_operator.render.pod import USER_ID, pod_spec_for, variables
 from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, PORT, PORT_NAME
-from turbo_runtime.contract.model import ModelFacts
-from turbo_runtime.contract.training import DomainWorth
+from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.training import DomainEvaluation
 
 CONTAINER = "train"
 PROMPTS_PATH, PROMPTS_FILE = "/prompts", "prompts.jsonl"
@@ -44,7 +52,9 @@ SCRIPT = (
 )
 
 
-def training_job(td: TurboDeployment, begin: Begin, facts: ModelFacts, settings: Settings) -> dict[str, Any]:
+def training_job(
+    td: TurboDeployment, begin: JobRequest, facts: ModelInfo, settings: Settings
+) -> dict[str, Any]:
     """`NAME-train-NUMBER`: pods, one after the other, that run `turbo distill` into the same folder."""
     training = td.spec.speculation.training
     if training is None:
@@ -115,7 +125,7 @@ def training_job(td: TurboDeployment, begin: Begin, facts: ModelFacts, settings:
     )
 
 
-def _arguments(td: TurboDeployment, training: Training, begin: Begin, facts: ModelFacts) -> list[str]:
+def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts: ModelInfo) -> list[str]:
     """Model, arithmetic and threads as served, so that answers are those that are served."""
     choice, serving = begin.choice, begin.serving
     revision = (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None
@@ -137,7 +147,7 @@ def _arguments(td: TurboDeployment, training: Training, begin: Begin, facts: Mod
     return arguments if choice.accelerator.name == serving.accelerator.name else [*arguments, "--no-gain"]
 
 
-def _out(td: TurboDeployment, training: Training, begin: Begin) -> str:
+def _out(td: TurboDeployment, training: Training, begin: JobRequest) -> str:
     """The folder of the artefact, as its container has it."""
     return f"{draft_volume.CLAIM_PATH}/{training.pvc.claim_name}/{folder(td, begin.number, begin.work)}"
 
@@ -162,7 +172,7 @@ def _prompts(td: TurboDeployment, training: Training) -> tuple[dict[str, Any], d
     return {"name": "prompts", "persistentVolumeClaim": {"claimName": claim.claim_name}}, mount
 
 
-def turbo_draft(td: TurboDeployment, training: Training, made: Made) -> dict[str, Any]:
+def turbo_draft(td: TurboDeployment, training: Training, made: FinishedDraft) -> dict[str, Any]:
     """`NAME-draft-NUMBER`. Nobody owns it: draft and folder outlive the TurboDeployment."""
     facts = made.facts
     return {
@@ -186,7 +196,7 @@ def turbo_draft(td: TurboDeployment, training: Training, made: Made) -> dict[str
     }
 
 
-def _evaluated(worth: DomainWorth) -> dict[str, Any]:
+def _evaluated(worth: DomainEvaluation) -> dict[str, Any]:
     length = worth.acceptance_length
     return {
         "domain": worth.domain,

@@ -24,12 +24,12 @@ from turbo_operator.drafts.training import names
 from turbo_operator.drafts.training.accelerator_query import planned_on
 from turbo_operator.drafts.training.budget import LEAST_SECONDS, bought_seconds, over_budget
 from turbo_operator.drafts.training.hardware import dtype
-from turbo_operator.drafts.training.step import Ask, Begin, Step
+from turbo_operator.drafts.training.step import AcceleratorQuery, JobRequest, TrainingDecision
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
 from turbo_operator.rollout import Bounds
-from turbo_operator.snapshot import Observed, TrainPod
-from turbo_runtime.contract.model import ModelFacts
+from turbo_operator.snapshot import Snapshot, TrainPod
+from turbo_runtime.contract.model import ModelInfo
 
 MAX_PASSED_OVER = 32  # that a status holds
 
@@ -40,37 +40,39 @@ class Case:
 
     td: TurboDeployment
     training: Training
-    observed: Observed
+    observed: Snapshot
     answer: Plan | None  # the planner's, to what the step before it `asks`; None at first
     now: float
     state: TrainingStatus | None
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class TrainingTarget:
     """What a draft is trained for."""
 
-    model: ModelFacts
+    model: ModelInfo
     choice: Choice
 
 
-def due(it: Case, served: Served) -> Step:
+def due(it: Case, served: TrainingTarget) -> TrainingDecision:
     """The next training, or the one that is half done, on what the planner chooses."""
     old = _unfinished(it)
     pinned = it.training.accelerator or ""
     if old is not None and old.started is not None and _goes_on(it, served, old):
         # another machine's threads and arithmetic make another draft
         pinned = old.accelerator or ""
-    ask = Ask(pinned, dtype(served.choice), old.passed_over if old is not None else ())
+    ask = AcceleratorQuery(pinned, dtype(served.choice), old.passed_over if old is not None else ())
     if it.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
-        return Step(
+        return TrainingDecision(
             ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message), it.state, asks=ask
         )
     return _begun(it, served, ask, it.answer)
 
 
-def anew(it: Case, served: Served, waits: Step, pods: Sequence[TrainPod]) -> Step:
+def anew(
+    it: Case, served: TrainingTarget, waits: TrainingDecision, pods: Sequence[TrainPod]
+) -> TrainingDecision:
     """The same for a training whose Job is there and of which no pod has run, which `waits` tells of."""
     old = it.state
     if old is None:
@@ -87,7 +89,7 @@ def anew(it: Case, served: Served, waits: Step, pods: Sequence[TrainPod]) -> Ste
     passed_over = old.passed_over
     if in_vain:
         passed_over = tuple(dict.fromkeys((*passed_over, mine)))[-MAX_PASSED_OVER:]
-    ask = Ask(pinned, dtype(served.choice), passed_over)
+    ask = AcceleratorQuery(pinned, dtype(served.choice), passed_over)
     if it.answer is None:
         return replace(waits, asks=ask)
     step = _begun(it, served, ask, it.answer)
@@ -103,7 +105,7 @@ def _unfinished(it: Case) -> TrainingStatus | None:
     return old if old is not None and old.result in (None, TrainingReason.OVER_BUDGET) else None
 
 
-def _goes_on(it: Case, served: Served, old: TrainingStatus) -> bool:
+def _goes_on(it: Case, served: TrainingTarget, old: TrainingStatus) -> bool:
     """Whether what is half done is what is asked for."""
     row = it.observed.accelerators.get(old.accelerator or "")
     return (
@@ -113,14 +115,14 @@ def _goes_on(it: Case, served: Served, old: TrainingStatus) -> bool:
     )
 
 
-def _begun(it: Case, served: Served, ask: Ask, answer: Plan) -> Step:
+def _begun(it: Case, served: TrainingTarget, ask: AcceleratorQuery, answer: Plan) -> TrainingDecision:
     td, training = it.td, it.training
     found = chosen(training, answer)
     if isinstance(found, ConditionState):
-        return Step(found, it.state)
+        return TrainingDecision(found, it.state)
     choice = planned_on(found, it.observed)
     if (unaffordable := _unaffordable(it, served.choice, choice)) is not None:
-        return Step(unaffordable, it.state)
+        return TrainingDecision(unaffordable, it.state)
     name, price = choice.accelerator.name, choice.predicted.cost_per_hour
     work = names.work_hash(td, training, served.model.digest, choice.accelerator, ask.dtype)
     old = _unfinished(it)
@@ -150,8 +152,8 @@ def _begun(it: Case, served: Served, ask: Ask, answer: Plan) -> Step:
         return over_budget(training, new, it.now)
     began = "begins" if new.started is None else "goes on"
     message = f"Training {new.number} {began} on {name}{'' if price is None else f' for {money(price)} $/h'}."
-    begin = Begin(new.number, work, choice, served.choice, deadline)
-    return Step(ConditionState("False", TrainingReason.TRAINING, message), new, begin=begin)
+    begin = JobRequest(new.number, work, choice, served.choice, deadline)
+    return TrainingDecision(ConditionState("False", TrainingReason.TRAINING, message), new, begin=begin)
 
 
 def _unaffordable(it: Case, serving: Choice, choice: Choice) -> ConditionState | None:

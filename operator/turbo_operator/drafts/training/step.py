@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from turbo_operator.api import TrainingReason, TrainingStatus
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.plan import Choice
-from turbo_runtime.contract.training import DraftFacts
+from turbo_runtime.contract.training import DraftManifest
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class AcceleratorQuery:
     """What the planner is to choose."""
 
     pinned: str  # the only accelerator that will do, whether it has room or not; empty: the best of all
@@ -20,7 +20,7 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
+class JobRequest:
     """A Job that shall be; one of its name that was rendered otherwise, of which no pod ran, makes room."""
 
     number: int
@@ -31,26 +31,26 @@ class Begin:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class FinishedDraft:
     """A TurboDraft that is to be applied."""
 
     number: int
     work: str
-    facts: DraftFacts
+    facts: DraftManifest
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TrainingDecision:
     """What is told, what the status keeps, and what is to be done; all of nothing where none is asked for."""
 
     told: ConditionState | None = None
     state: TrainingStatus | None = None
-    asks: Ask | None = None
-    begin: Begin | None = None
+    asks: AcceleratorQuery | None = None
+    begin: JobRequest | None = None
     keep: str | None = None  # the Job that stays; every other one that trains goes
-    made: Made | None = None
+    made: FinishedDraft | None = None
 
-    def refused(self, message: str) -> Step:
+    def refused(self, message: str) -> TrainingDecision:
         """The same where the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
         told = ConditionState("False", TrainingReason.REFUSED, message)
         return replace(self, told=told)

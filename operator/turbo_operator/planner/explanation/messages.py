@@ -10,7 +10,7 @@ from turbo_operator.api.constants import OFF
 from turbo_operator.plan import Choice, Predicted
 from turbo_operator.planner.demand import Bound
 from turbo_operator.planner.performance.memory import GIB
-from turbo_operator.planner.request import Request
+from turbo_operator.planner.request import Requirements
 from turbo_operator.snapshot import Accelerator
 
 PRICE_FIELDS = {
@@ -64,7 +64,7 @@ def drafting(method: str, max_draft_tokens: int) -> str:
     )
 
 
-def chosen(choice: Choice, replicas: int, alone: bool, request: Request) -> str:
+def chosen(choice: Choice, replicas: int, alone: bool, request: Requirements) -> str:
     """Why this plan: what it takes, does and costs, and what it was measured against."""
     pods = count(replicas, "replica")
     cost = choice.predicted.cost_per_hour
@@ -86,7 +86,7 @@ def chosen(choice: Choice, replicas: int, alone: bool, request: Request) -> str:
     )
 
 
-def short(wanted: float, request: Request) -> str:
+def short(wanted: float, request: Requirements) -> str:
     """That somebody decided on fewer replicas than the load needs."""
     if not request.external or wanted <= request.fixed:
         return ""
@@ -95,7 +95,7 @@ def short(wanted: float, request: Request) -> str:
     return f" The load needs {wanted:.0f}, spec.replicas is {request.fixed}."
 
 
-def _does(choice: Choice, request: Request) -> str:
+def _does(choice: Choice, request: Requirements) -> str:
     """What one replica does."""
     does, predicted = choice.capacity, choice.predicted
     token, first = predicted.time_per_output_token, predicted.time_to_first_token
@@ -143,7 +143,7 @@ def no_profile(name: str, tensor: int) -> str:
     )
 
 
-def misses(request: Request, predicted: Predicted) -> list[str]:
+def misses(request: Requirements, predicted: Predicted) -> list[str]:
     """What is above a bound of the request, each with how far."""
     found = []
     for field, bound, value in (

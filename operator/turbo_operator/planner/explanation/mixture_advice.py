@@ -10,11 +10,11 @@ from turbo_operator.api import Objective, PlanReason
 from turbo_operator.plan import Rejected
 from turbo_operator.planner import mixture
 from turbo_operator.planner.availability import MICRO
-from turbo_operator.planner.evaluation import Weighing
+from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation import messages
 
 
-def together(of: Weighing, best: int) -> Rejected | None:
+def together(of: PlanEvaluation, best: int) -> Rejected | None:
     """A mixture of accelerators that would cost less than the chosen one: no route weighs two kinds yet."""
     asked, terms = of.request, of.stock
     demand, serves = asked.demand.rate, of.speeds.requests_per_second

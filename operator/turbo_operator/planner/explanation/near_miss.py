@@ -11,7 +11,7 @@ from turbo_operator.api import Objective, PlanReason
 from turbo_operator.plan import Rejected
 from turbo_operator.planner.candidates import Indices
 from turbo_operator.planner.demand import Bound, Demand
-from turbo_operator.planner.evaluation import Weighing, reconsidered
+from turbo_operator.planner.evaluation import PlanEvaluation, reconsidered
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.explanation.rejection_messages import words
 from turbo_operator.planner.explanation.rejections import row
@@ -21,7 +21,7 @@ from turbo_operator.planner.performance.prediction import alone, predicted
 LITTLE = Decimal("1.25")  # a candidate misses by little where all bounds times this would take it
 
 
-def nearest(of: Weighing, best: int | None) -> Rejected | None:
+def nearest(of: PlanEvaluation, best: int | None) -> Rejected | None:
     """The cheapest that misses by little: the best one were every bound a quarter wider."""
     asked = of.request
     wider = replace(
@@ -70,7 +70,7 @@ def nearest(of: Weighing, best: int | None) -> Rejected | None:
     )
 
 
-def least_missed(of: Weighing) -> Rejected | None:
+def least_missed(of: PlanEvaluation) -> Rejected | None:
     """The candidate that alone with one request is least above its worst latency bound; None if none is."""
     asked = of.request
     bounds = (asked.demand.time_to_first_token, asked.demand.time_per_output_token)
@@ -97,7 +97,7 @@ def least_missed(of: Weighing) -> Rejected | None:
     return row(of, found, None, does)
 
 
-def _promising(of: Weighing, best: int | None) -> Indices:
+def _promising(of: PlanEvaluation, best: int | None) -> Indices:
     """Candidates that may be chosen and could cost less than the best one."""
     able = ~of.lacking & of.room.fits
     if best is not None:

@@ -12,7 +12,7 @@ from turbo_operator.api.constants import OFF
 from turbo_operator.plan import Predicted
 from turbo_operator.planner.availability import MICRO, footprint
 from turbo_operator.planner.candidates import Candidates
-from turbo_operator.planner.evaluation import Weighing, hosts, lack
+from turbo_operator.planner.evaluation import PlanEvaluation, hosts, lack
 from turbo_operator.planner.explanation import messages
 from turbo_operator.planner.feasibility import CODES, per_million_tokens
 from turbo_operator.planner.performance import memory, speculation
@@ -21,7 +21,7 @@ from turbo_operator.planner.request import MOST_REPLICAS
 from turbo_operator.snapshot import Accelerator, Supply
 
 
-def why(of: Weighing, pair: int, best: int | None) -> tuple[PlanReason, str]:
+def why(of: PlanEvaluation, pair: int, best: int | None) -> tuple[PlanReason, str]:
     """The reason of a pair that lost to `best`, or failed, and its sentence."""
     place = int(of.stock.candidate[pair])
     reason = CODES[of.verdict.code[pair]]
@@ -39,13 +39,13 @@ def words(it: Candidates, place: int) -> str:
     return messages.hardware(it.accelerator_of(place).name, int(it.tensor[place]), int(it.nodes[place]))
 
 
-def _paid_as(of: Weighing, pair: int) -> str:
+def _paid_as(of: PlanEvaluation, pair: int) -> str:
     """One replica's accelerators, with their capacity type where it is not the usual one."""
     kind = of.request.capacity_types[of.stock.capacity_type[pair]]
     return words(of.it, int(of.stock.candidate[pair])) + messages.paid_as(kind)
 
 
-def _loser(of: Weighing, pair: int, best: int) -> tuple[PlanReason, str]:
+def _loser(of: PlanEvaluation, pair: int, best: int) -> tuple[PlanReason, str]:
     it, stock = of.it, of.stock
     place, chosen = int(stock.candidate[pair]), int(stock.candidate[best])
     name, winner = _paid_as(of, pair), _paid_as(of, best)
@@ -89,7 +89,7 @@ def _dollars(amount: float) -> str:
     return messages.money(Decimal(str(round(amount, 6))))
 
 
-def _out_of_memory(of: Weighing, pair: int) -> str:
+def _out_of_memory(of: PlanEvaluation, pair: int) -> str:
     place = int(of.stock.candidate[pair])
     held, accelerator = of.room, of.it.accelerator_of(place)
     left = held.usable[place] - held.weights[place] - held.drafting[place] - held.activations[place]
@@ -104,17 +104,17 @@ def _out_of_memory(of: Weighing, pair: int) -> str:
     )
 
 
-def _no_profile(of: Weighing, pair: int) -> str:
+def _no_profile(of: PlanEvaluation, pair: int) -> str:
     place = int(of.stock.candidate[pair])
     return messages.no_profile(of.it.accelerator_of(place).name, int(of.it.tensor[place]))
 
 
-def _price_unknown(of: Weighing, pair: int) -> str:
+def _price_unknown(of: PlanEvaluation, pair: int) -> str:
     kind = of.request.capacity_types[of.stock.capacity_type[pair]]
     return messages.price_unknown(of.it.accelerator_of(int(of.stock.candidate[pair])).name, kind)
 
 
-def _unreachable(of: Weighing, pair: int) -> str:
+def _unreachable(of: PlanEvaluation, pair: int) -> str:
     place, request = int(of.stock.candidate[pair]), of.request
     name, speeds = words(of.it, place), of.speeds
     if request.targets and not speeds.requests_per_second[place] > 0.0:
@@ -134,14 +134,14 @@ def _unreachable(of: Weighing, pair: int) -> str:
     return f"{takes}, and spec.scaling.maxReplicas allows {most}: allow more, or a faster accelerator."
 
 
-def _lightest(of: Weighing, place: int) -> Predicted:
+def _lightest(of: PlanEvaluation, place: int) -> Predicted:
     """What one request alone sees."""
     engines, _ = of.engines(np.array([place]))
     first, token = alone(engines, of.request.demand)
     return Predicted(float(first[0]), float(token[0]), None, None, None, None, Provenance.ROOFLINE)
 
 
-def _no_capacity(of: Weighing, pair: int) -> str:
+def _no_capacity(of: PlanEvaluation, pair: int) -> str:
     place, request = int(of.stock.candidate[pair]), of.request
     accelerator = of.it.accelerator_of(place)
     replicas = int(of.verdict.replicas[pair])
@@ -156,7 +156,7 @@ def _no_capacity(of: Weighing, pair: int) -> str:
     return f"{needs} {'is' if replicas == 1 else 'are'} needed, and {_there(of, pair, accelerator)}"
 
 
-def _there(of: Weighing, pair: int, accelerator: Accelerator) -> str:
+def _there(of: PlanEvaluation, pair: int, accelerator: Accelerator) -> str:
     supply = (of.case.supply or {}).get(accelerator.name)
     have = int(of.stock.room[pair])
     holds = messages.count(have, "such replica")
@@ -199,20 +199,20 @@ def _there(of: Weighing, pair: int, accelerator: Accelerator) -> str:
     )
 
 
-def _without_host(of: Weighing, pair: int, supply: Supply | None) -> int:
+def _without_host(of: PlanEvaluation, pair: int, supply: Supply | None) -> int:
     """Replicas for which there would be room, were cores and memory no matter."""
     kind = of.request.capacity_types[of.stock.capacity_type[pair]]
     holding = footprint(of.it, int(of.stock.candidate[pair]), kind)
     return (holding.room(supply, of.case.now) or 0) if supply else 0
 
 
-def _beside(of: Weighing, pair: int) -> str:
+def _beside(of: PlanEvaluation, pair: int) -> str:
     (host,) = hosts(of.request, [of.it.accelerator_of(int(of.stock.candidate[pair]))])
     assert host is not None  # on cores nothing is counted beside
     return f"{host.millicores / 1000:g} cores and {messages.gib(host.memory_bytes)} of memory"
 
 
-def _over_budget(of: Weighing, pair: int) -> str:
+def _over_budget(of: PlanEvaluation, pair: int) -> str:
     place, request = int(of.stock.candidate[pair]), of.request
     replicas = int(of.verdict.replicas[pair])
     cost = cost_per_hour(of, pair, replicas) or Decimal(0)
@@ -231,7 +231,7 @@ def _over_budget(of: Weighing, pair: int) -> str:
     )
 
 
-def _not_yet(of: Weighing, pair: int) -> str:
+def _not_yet(of: PlanEvaluation, pair: int) -> str:
     place = int(of.stock.candidate[pair])
     accelerator, draft = of.it.accelerator_of(place), of.it.draft_of(place)
     tensor, nodes = int(of.it.tensor[place]), int(of.it.nodes[place])
@@ -250,7 +250,7 @@ def _not_yet(of: Weighing, pair: int) -> str:
     return f"{pods} of {with_engine}{how} would do{price}{_assumed(draft)}, but {what}."
 
 
-def _assumed(draft: speculation.Draft) -> str:
+def _assumed(draft: speculation.SpeculationOption) -> str:
     prior = speculation.PRIORS.get(Method(draft.method)) if draft.method != OFF else None
     if prior is None:
         return ""
@@ -260,7 +260,7 @@ def _assumed(draft: speculation.Draft) -> str:
     )
 
 
-def _alone_too_small(of: Weighing, place: int) -> str | None:
+def _alone_too_small(of: PlanEvaluation, place: int) -> str | None:
     """Why one accelerator of a candidate's does not hold the model with the same engine and drafts."""
     it = of.it
     same = (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from turbo_operator.api import Objective, PlanReason
 from turbo_operator.plan import Predicted, Rejected
-from turbo_operator.planner.evaluation import Weighing
+from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.explanation.rejection_messages import why
 from turbo_operator.planner.feasibility import CODES
 from turbo_operator.planner.performance.prediction import Numbers, predicted
@@ -32,7 +32,9 @@ NEAREST = (
 EVERYWHERE = (PlanReason.OUT_OF_MEMORY, PlanReason.NO_PROFILE)  # whatever the capacity type
 
 
-def rejected(of: Weighing, best: int | None, count: int) -> tuple[tuple[Rejected, ...], Predicted | None]:
+def rejected(
+    of: PlanEvaluation, best: int | None, count: int
+) -> tuple[tuple[Rejected, ...], Predicted | None]:
     """The rows beside the pair `best`, or of no plan at all, the first ones worth reading; and what `count`
     replicas of `best` do: predicted together, since a call has a cost of its own.
     """
@@ -49,14 +51,14 @@ def rejected(of: Weighing, best: int | None, count: int) -> tuple[tuple[Rejected
     return tuple(each for _, each in ordered), None if best is None else told[-1]
 
 
-def _distance(of: Weighing, row: Rejected, pair: int) -> tuple[int, bool]:
+def _distance(of: PlanEvaluation, row: Rejected, pair: int) -> tuple[int, bool]:
     """How far from a plan: what may not be chosen yet and fails besides is further than what only waits."""
     near, waits = NEAREST.index(PlanReason(row.reason)), NEAREST.index(PlanReason.NOT_YET_SUPPORTED)
     fails = bool(of.lacking[of.stock.candidate[pair]]) and near != waits
     return max(near, waits) if fails else near, fails
 
 
-def _worth_telling(of: Weighing, best: int | None) -> NDArray[np.int64]:
+def _worth_telling(of: PlanEvaluation, best: int | None) -> NDArray[np.int64]:
     it, stock, verdict = of.it, of.stock, of.verdict
     lacking = of.lacking[stock.candidate]
     # Of those that fail alike the one that misses least is told: what may be chosen before what may not, and
@@ -80,7 +82,7 @@ def _worth_telling(of: Weighing, best: int | None) -> NDArray[np.int64]:
 
 
 def _tells(
-    of: Weighing,
+    of: PlanEvaluation,
     key: tuple[int, int, int],
     kept: dict[tuple[int, int, int], int],
     best: int | None,
@@ -104,7 +106,7 @@ def _tells(
 
 
 def _some_supported(
-    of: Weighing,
+    of: PlanEvaluation,
     kept: dict[tuple[int, int, int], int],
     rows: list[tuple[tuple[int, int, int], PlanReason]],
 ) -> bool:
@@ -114,14 +116,14 @@ def _some_supported(
     )
 
 
-def _better(of: Weighing, pair: int, best: int, rank: Numbers) -> bool:
+def _better(of: PlanEvaluation, pair: int, best: int, rank: Numbers) -> bool:
     """Whether a pair would be worth more than the chosen one, were it supported."""
     if of.request.objective == Objective.COST:
         return bool(of.compared[pair] < of.compared[best])
     return bool(rank[pair] < rank[best])
 
 
-def row(of: Weighing, pair: int, best: int | None, does: Predicted | None) -> Rejected:
+def row(of: PlanEvaluation, pair: int, best: int | None, does: Predicted | None) -> Rejected:
     """One rejected candidate with its reason; `does` is what its replicas do."""
     place = int(of.stock.candidate[pair])
     draft, accelerator = of.it.draft_of(place), of.it.accelerator_of(place)

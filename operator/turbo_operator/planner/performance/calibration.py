@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from turbo_operator.planner.performance import step_time
-from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
 from turbo_runtime.contract.model import StepTime
 
 PROMPT_TOKENS = 32  # new tokens of one request from which on a pass reads a prompt rather than decodes
@@ -26,7 +26,7 @@ class Calibration:
     prefill: float  # of a pass that reads a prompt
 
 
-def calibrate(step_times: Sequence[StepTime], machine: Machine, work: Work) -> Calibration | None:
+def calibrate(step_times: Sequence[StepTime], machine: Machine, work: ForwardCost) -> Calibration | None:
     """The factors that a replica's measured passes tell; None where they tell nothing.
 
     `machine` and `work` of one replica, in plain numbers. Each factor is the geometric mean of measured over

@@ -13,7 +13,7 @@ from turbo_operator.planner.inputs import plan_in_place, running
 from turbo_operator.planner.performance.calibration import DRIFT, Calibration, Filter, calibrate
 from turbo_operator.planner.performance.online_calibration import Online
 from turbo_operator.planner.replica import replica
-from turbo_operator.snapshot import Observed
+from turbo_operator.snapshot import Snapshot
 
 STEP = 0.05  # of a factor: what a new pod's start tells beside the others changes no plan for less
 MOST_KEPT = 16  # engines and accelerators
@@ -25,8 +25,8 @@ NEUTRAL = "1.000"
 BELIEVED_SECONDS = Filter().variance / DRIFT
 
 
-def heard(
-    td: TurboDeployment, observed: Observed, online: Online | None, now: float
+def update_calibrations(
+    td: TurboDeployment, observed: Snapshot, online: Online | None, now: float
 ) -> tuple[tuple[Calibrated, ...], Online | None]:
     """The factors now, those of what runs first, and what is known of it from the loads so far.
 
@@ -73,9 +73,9 @@ def _faded(kept: Calibrated) -> Calibrated:
     return kept.model_copy(update={"online": NEUTRAL, "until": None})
 
 
-def _until(kept: Calibrated | None, heard: Online) -> str:
+def _until(kept: Calibrated | None, online: Online) -> str:
     """Written anew once half of the time has passed, so that a status under load is rarely written."""
-    until = heard.filter.at + BELIEVED_SECONDS
+    until = online.filter.at + BELIEVED_SECONDS
     if kept is not None and kept.until is not None and until - epoch(kept.until) <= BELIEVED_SECONDS / 2:
         return kept.until
     return rfc3339(until)

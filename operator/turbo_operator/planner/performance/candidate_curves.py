@@ -28,8 +28,8 @@ from turbo_operator.planner.candidates import Candidates, Indices, Room, chosen_
 from turbo_operator.planner.engines import ENGINES
 from turbo_operator.planner.performance import capacity, memory, speculation, step_time
 from turbo_operator.planner.performance.coefficients import BY_ENGINE, NAMES, Coefficients
-from turbo_operator.planner.performance.step_time import Machine, Work
-from turbo_operator.planner.request import Request
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
+from turbo_operator.planner.request import Requirements
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
 
@@ -82,7 +82,7 @@ def kinds(shape: ModelShape) -> tuple[str, str]:
     return dense, kind if shape.quantized_parameters else "bf16"
 
 
-def rates(accelerators: tuple[Accelerator, ...], request: Request, element: Numbers) -> Rates:
+def rates(accelerators: tuple[Accelerator, ...], request: Requirements, element: Numbers) -> Rates:
     """The catalogue's figures for this model; `element` is the bytes of one number on each row."""
     dense_kind, expert_kind = kinds(request.shape)
 
@@ -123,7 +123,7 @@ def engines(
     it: Candidates,
     room: Room,
     of: Rates,
-    request: Request,
+    request: Requirements,
     draft: ModelShape | None,
     calibrations: Calibrations,
 ) -> tuple[capacity.Engines, Indices]:
@@ -194,7 +194,7 @@ def _machine(it: Candidates, of: Rates) -> Machine:
     )
 
 
-def _work(it: Candidates, room: Room, request: Request, context: float) -> Work:
+def _work(it: Candidates, room: Room, request: Requirements, context: float) -> ForwardCost:
     shape = request.shape
     stored = np.array([engine.quantized for engine in ENGINES])[it.engine]
     forgets = np.array([engine.forgets for engine in ENGINES])[it.engine]
@@ -233,7 +233,7 @@ def _of_machine(machine: Machine, places: Indices) -> Machine:
     )
 
 
-def _of_work(work: Work, places: Indices) -> Work:
+def _of_work(work: ForwardCost, places: Indices) -> ForwardCost:
     return replace(
         work,
         dense_bytes=np.asarray(work.dense_bytes)[places],
@@ -277,12 +277,12 @@ def _hops(it: Candidates, of: Rates, shape: ModelShape) -> tuple[Numbers, Number
 
 
 def _drafting(
-    option: speculation.Draft,
+    option: speculation.SpeculationOption,
     it: Candidates,
     of: Rates,
     places: Indices,
     grouped: tuple[Numbers, Numbers],
-    request: Request,
+    request: Requirements,
     draft: ModelShape | None,
     passes: Callable[[float], Numbers],
 ) -> Callable[[int], Numbers]:
@@ -301,11 +301,11 @@ def _drafting(
 
 
 def _draft_model(
-    option: speculation.Draft,
+    option: speculation.SpeculationOption,
     it: Candidates,
     of: Rates,
     together: Numbers,
-    request: Request,
+    request: Requirements,
     draft: ModelShape,
 ) -> Numbers:
     """One pass of the draft model: where the model is, on one accelerator more, or on the host's cores."""

@@ -20,7 +20,7 @@ __all__ = [
     "GRID",
     "Engines",
     "Numbers",
-    "Served",
+    "ReplicaPerformance",
     "capacity",
     "closed",
     "completions",
@@ -39,7 +39,7 @@ AT_ONCE = 512  # evaluations of the queue in one array
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ReplicaPerformance:
     """What one replica of each candidate does at some load; arrays over c. Times in seconds."""
 
     requests_per_second: Numbers
@@ -72,7 +72,7 @@ def capacity(engines: Engines, demand: Demand) -> Numbers:
     return most * _highest(holds, len(most), BITS) ** 2
 
 
-def served(engines: Engines, demand: Demand, rate: Numbers) -> Served:
+def served(engines: Engines, demand: Demand, rate: Numbers) -> ReplicaPerformance:
     """What one replica of each candidate does when `rate` [c] requests come to it per second.
 
     Of more than the saturated rate the rest waits for ever.
@@ -86,7 +86,7 @@ def concurrency(engines: Engines, demand: Demand, rate: Numbers) -> Numbers:
     return Chain.of(engines, demand).at(rate, demand).together
 
 
-def closed(engines: Engines, demand: Demand, running: Numbers) -> Served:
+def closed(engines: Engines, demand: Demand, running: Numbers) -> ReplicaPerformance:
     """What one replica of each candidate does with `running` [c] requests always under way, each followed by
     the next. Those beyond its slots wait outside, and are not in the time to first token.
     """
@@ -111,14 +111,14 @@ def _closed(engines: Engines, demand: Demand, running: Numbers) -> tuple[Queue, 
     return Chain.of(engines, demand).with_running(together, rate, demand), demand, rate
 
 
-def _served(queue: Queue, demand: Demand, rate: Numbers) -> Served:
+def _served(queue: Queue, demand: Demand, rate: Numbers) -> ReplicaPerformance:
     def first(place: Places, seconds: Numbers) -> Numbers:
         return late_first(queue.take(place), demand.prompt, seconds)
 
     def token(place: Places, seconds: Numbers) -> Numbers:
         return late_tokens(queue.take(place), demand, seconds)
 
-    return Served(
+    return ReplicaPerformance(
         requests_per_second=rate,
         concurrency=queue.together,
         time_to_first_token=_percentile(first, len(rate), demand.time_to_first_token),

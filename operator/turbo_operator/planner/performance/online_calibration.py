@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from turbo_operator.planner.performance import step_time
 from turbo_operator.planner.performance.calibration import Calibration, Filter
-from turbo_operator.planner.performance.step_time import Machine, Work
+from turbo_operator.planner.performance.step_time import ForwardCost, Machine
 from turbo_operator.snapshot import LoadSample, PodView
 
 WARM_UP_SECONDS = 60.0  # of a new pod: its first passes are slower than any later one
@@ -38,7 +38,7 @@ class Online:
         return math.exp(self.told)
 
     def heard(
-        self, pods: Sequence[PodView], machine: Machine, work: Work, start: Calibration | None
+        self, pods: Sequence[PodView], machine: Machine, work: ForwardCost, start: Calibration | None
     ) -> Online:
         """With the pods' present loads; `start` is what their start-up points have told."""
         known, marks = self.filter, {}
@@ -63,7 +63,7 @@ class Online:
 
 
 def predicted(
-    before: LoadSample, after: LoadSample, machine: Machine, work: Work, start: Calibration | None
+    before: LoadSample, after: LoadSample, machine: Machine, work: ForwardCost, start: Calibration | None
 ) -> float:
     """Request-seconds that the steps between two samples of a pod should have taken.
 

@@ -12,7 +12,7 @@ from turbo_operator.plan import Predicted
 from turbo_operator.planner import feasibility
 from turbo_operator.planner.availability import footprint
 from turbo_operator.planner.demand import Demand
-from turbo_operator.planner.evaluation import Weighing
+from turbo_operator.planner.evaluation import PlanEvaluation
 from turbo_operator.planner.performance import capacity
 from turbo_operator.planner.performance.candidate_curves import is_calibrated
 
@@ -22,7 +22,7 @@ Pairs = NDArray[np.int64]
 ENDLESS = 1e4  # seconds: a queue that never ends has no percentile
 
 
-def predicted(of: Weighing, pairs: Pairs, replicas: Numbers) -> list[Predicted | None]:
+def predicted(of: PlanEvaluation, pairs: Pairs, replicas: Numbers) -> list[Predicted | None]:
     """What each pair does with so many replicas at the planned load; None where it cannot be told.
 
     Of no replicas: what one would do and cost, but they yield no tokens.
@@ -61,13 +61,13 @@ def alone(engines: capacity.Engines, demand: Demand) -> tuple[Numbers, Numbers]:
     return engines.first + token + engines.prefill * demand.prompt.p95, token
 
 
-def cost_per_hour(of: Weighing, pair: int, replicas: int) -> Decimal | None:
+def cost_per_hour(of: PlanEvaluation, pair: int, replicas: int) -> Decimal | None:
     """Dollars per hour of so many replicas of a pair."""
     kind = of.request.capacity_types[of.stock.capacity_type[pair]]
     return footprint(of.it, int(of.stock.candidate[pair]), kind).cost_per_hour(replicas)
 
 
-def _capacity(of: Weighing, place: int, replicas: float, tokens: float) -> float:
+def _capacity(of: PlanEvaluation, place: int, replicas: float, tokens: float) -> float:
     each = of.speeds.tokens_per_second[place]
     return tokens if np.isnan(each) else float(each) * replicas
 
@@ -82,7 +82,7 @@ def _per_million(cost: Decimal | None, tokens: float) -> Decimal | None:
     return (cost / Decimal(tokens * 3600.0) * 1_000_000).quantize(Decimal("0.000001"))
 
 
-def _provenance(of: Weighing, place: int, measured: bool) -> Provenance:
+def _provenance(of: PlanEvaluation, place: int, measured: bool) -> Provenance:
     if of.request.demand.assumed or of.it.draft_of(place).gains:
         return Provenance.ASSUMED
     return Provenance.CALIBRATED if measured else Provenance.ROOFLINE

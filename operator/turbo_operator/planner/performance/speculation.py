@@ -73,7 +73,7 @@ def committed(method: str, drafts: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class SpeculationOption:
     """One way to speculate."""
 
     method: str
@@ -102,12 +102,12 @@ ORDER = {
 
 def options(
     speculation: Speculation, engine: Engine, shape: ModelShape, draft: ModelShape | None
-) -> tuple[Draft, ...]:
+) -> tuple[SpeculationOption, ...]:
     """The ways that the spec leaves open with this engine, the preferred one first."""
     ceiling = speculation.max_draft_tokens
     if speculation.mode == Mode.DISABLED or ceiling == 0:
-        return (Draft(OFF, None, 0, ORDER[OFF]),)
-    found: list[Draft] = []
+        return (SpeculationOption(OFF, None, 0, ORDER[OFF]),)
+    found: list[SpeculationOption] = []
     # A trained draft drafts beside the suffix drafter, and what it gains is measured where it runs: until
     # then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
     wanted = speculation.method
@@ -116,25 +116,27 @@ def options(
     for method in sorted(engine.methods, key=ORDER.__getitem__):
         if method == OFF:
             if speculation.mode == Mode.AUTO:
-                found.append(Draft(OFF, None, 0, ORDER[OFF]))
+                found.append(SpeculationOption(OFF, None, 0, ORDER[OFF]))
             continue
         if wanted not in (Method.AUTO, method):
             continue
         if method == Method.DRAFT_MODEL:
             if draft is not None:
                 found += [
-                    Draft(method, placement, ceiling, ORDER[method])
+                    SpeculationOption(method, placement, ceiling, ORDER[method])
                     for placement in Placement
                     if speculation.placement in (DraftPlacement.AUTO, placement)
                 ]
         elif method == Method.MTP:
             if shape.mtp_layers:
                 found.append(
-                    Draft(method, Placement.COLOCATED, min(ceiling, shape.mtp_layers), ORDER[method])
+                    SpeculationOption(
+                        method, Placement.COLOCATED, min(ceiling, shape.mtp_layers), ORDER[method]
+                    )
                 )
         else:
             placement = None if method == Method.SUFFIX else Placement.COLOCATED
-            found.append(Draft(method, placement, ceiling, ORDER[method]))
+            found.append(SpeculationOption(method, placement, ceiling, ORDER[method]))
     return tuple(found)
 
 
@@ -174,7 +176,7 @@ def draft_seconds(method: str, drafts: int, shape: ModelShape, plain: Numbers, d
 
 
 def fastest(
-    method: Draft,
+    method: SpeculationOption,
     step: Callable[[float], Numbers],
     drafting: Callable[[int], Numbers],
 ) -> tuple[Numbers, NDArray[np.int64]]:

@@ -45,7 +45,7 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class ForwardCost:
     """What one pass of a model reads and computes, over all the accelerators of a group."""
 
     dense_bytes: Numbers  # weights that every pass reads
@@ -61,11 +61,11 @@ class Work:
     sliding: Numbers  # share of the layers that slide
 
 
-def work(shape: ModelShape, dense_bytes: Numbers, expert_bytes: Numbers, kv_bytes: Numbers) -> Work:
+def work(shape: ModelShape, dense_bytes: Numbers, expert_bytes: Numbers, kv_bytes: Numbers) -> ForwardCost:
     """The work of a model whose weights take so many bytes; see `memory` for those."""
     dense = shape.parameters - shape.expert_parameters - shape.embedding_parameters
     active = shape.experts_per_token / shape.experts if shape.experts else 0.0
-    return Work(
+    return ForwardCost(
         dense_bytes=dense_bytes,
         expert_bytes=expert_bytes,
         dense_flops=2.0 * dense,
@@ -80,12 +80,14 @@ def work(shape: ModelShape, dense_bytes: Numbers, expert_bytes: Numbers, kv_byte
     )
 
 
-def distinct(work: Work, tokens: Numbers) -> Numbers:
+def distinct(work: ForwardCost, tokens: Numbers) -> Numbers:
     """The share of the routed experts that `tokens` tokens together need."""
     return 1.0 - (1.0 - work.active) ** tokens
 
 
-def _computed(machine: Machine, work: Work, tokens: Numbers, groups: Numbers, seen: Numbers) -> Numbers:
+def _computed(
+    machine: Machine, work: ForwardCost, tokens: Numbers, groups: Numbers, seen: Numbers
+) -> Numbers:
     """Products of `tokens` tokens of each of `groups` groups that look at `seen` tokens each."""
     it, c = machine, machine.coefficients
     looked = seen * (1.0 - work.sliding) + np.minimum(seen, work.window) * work.sliding
@@ -94,19 +96,21 @@ def _computed(machine: Machine, work: Work, tokens: Numbers, groups: Numbers, se
     return tokens / it.tensor * (dense / c.flops + experts)
 
 
-def _weights(machine: Machine, work: Work, tokens: Numbers) -> Numbers:
+def _weights(machine: Machine, work: ForwardCost, tokens: Numbers) -> Numbers:
     """Reads the weights that `tokens` tokens of all groups together need."""
     it, c = machine, machine.coefficients
     experts = work.expert_bytes / it.data * distinct(work, tokens) / c.expert_bandwidth
     return (work.dense_bytes / c.bandwidth + experts) / it.tensor / it.bandwidth
 
 
-def _fixed(machine: Machine, work: Work) -> Numbers:
+def _fixed(machine: Machine, work: ForwardCost) -> Numbers:
     c = machine.coefficients
     return (c.layer_seconds + np.where(work.active, c.expert_layer_seconds, 0.0)) * work.layers
 
 
-def _exchanged(machine: Machine, work: Work, tokens: Numbers, groups: Numbers, whole: float) -> Numbers:
+def _exchanged(
+    machine: Machine, work: ForwardCost, tokens: Numbers, groups: Numbers, whole: float
+) -> Numbers:
     """Sums activations twice in a layer: within each group, then over all of them.
 
     Of each sum the first `whole` bytes go to every other accelerator at once, which is quick; the rest around
@@ -122,7 +126,9 @@ def _exchanged(machine: Machine, work: Work, tokens: Numbers, groups: Numbers, w
     return work.layers * both / (machine.link * machine.coefficients.flops)
 
 
-def decode_seconds(machine: Machine, work: Work, rows: Numbers, drafts: Numbers, context: Numbers) -> Numbers:
+def decode_seconds(
+    machine: Machine, work: ForwardCost, rows: Numbers, drafts: Numbers, context: Numbers
+) -> Numbers:
     """One pass over `rows` requests of each group that verifies `drafts` drafts of each.
 
     `context`: cached tokens of each request.
@@ -139,7 +145,7 @@ def decode_seconds(machine: Machine, work: Work, rows: Numbers, drafts: Numbers,
     )
 
 
-def prefill_seconds(machine: Machine, work: Work, prompt: Numbers, prompts: Numbers = 1.0) -> Numbers:
+def prefill_seconds(machine: Machine, work: ForwardCost, prompt: Numbers, prompts: Numbers = 1.0) -> Numbers:
     """The pass that reads `prompt` tokens of one request, or of each of `prompts` of one group."""
     tokens = prompt * prompts
     computed = _computed(machine, work, tokens, 1.0, prompt / 2.0)
@@ -158,7 +164,7 @@ def time_per_output_token(
 
 
 def time_to_first_token(
-    machine: Machine, work: Work, decode: Numbers, prefill: Numbers, rows: Numbers
+    machine: Machine, work: ForwardCost, decode: Numbers, prefill: Numbers, rows: Numbers
 ) -> Numbers:
     """Mean seconds to the first token while `rows` requests of all groups are kept running."""
     c = machine.coefficients

@@ -12,7 +12,7 @@ UNKNOWN = -1  # in place of a token that the answer does not have
 
 
 @dataclass(frozen=True)
-class Places:
+class TrainingExamples:
     """Rows stand as their tokens do in the answers, one answer behind the other."""
 
     hidden: Tensor  # (rows, width), in the target's dtype
@@ -22,14 +22,16 @@ class Places:
     chances: Tensor  # (rows, kept) float32: their probabilities
 
     @classmethod
-    def of(cls, hidden: Tensor, answers: Sequence[Sequence[int]], likely: Tensor, chances: Tensor) -> Places:
+    def of(
+        cls, hidden: Tensor, answers: Sequence[Sequence[int]], likely: Tensor, chances: Tensor
+    ) -> TrainingExamples:
         """`hidden`, `likely` and `chances` have a row for each token of the answers."""
         tokens = torch.tensor([token for answer in answers for token in answer], device=hidden.device)
         left = torch.cat([torch.arange(len(answer) - 1, -1, -1, device=hidden.device) for answer in answers])
         return cls(hidden, tokens, left, likely, chances)
 
     @classmethod
-    def joined(cls, places: Sequence[Places]) -> Places:
+    def joined(cls, places: Sequence[TrainingExamples]) -> TrainingExamples:
         """One behind the other."""
         return cls(
             *(
@@ -39,7 +41,7 @@ class Places:
         )
 
     @property
-    def places(self) -> Places:
+    def places(self) -> TrainingExamples:
         """Itself: heads learn from nothing else."""
         return self
 
@@ -51,13 +53,13 @@ class Places:
         """Numbers of the rows that something follows."""
         return self.left.nonzero().squeeze(1)
 
-    def pick(self, rows: Tensor, heads: int) -> Lessons:
+    def pick(self, rows: Tensor, heads: int) -> TrainingBatch:
         """What heads are taught at these rows."""
         ahead = torch.arange(heads, device=rows.device)
         known = ahead < self.left[rows, None]
         at = torch.where(known, rows[:, None] + ahead, rows[:, None])  # of the token before the guessed one
         then = torch.where(known, at + 1, rows[:, None])
-        return Lessons(
+        return TrainingBatch(
             self.hidden[rows],
             self.tokens[at],
             torch.where(known, self.tokens[then], UNKNOWN),
@@ -67,7 +69,7 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Lessons:
+class TrainingBatch:
     """Rows to learn from, each for all heads at once."""
 
     hidden: Tensor  # (rows, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from turbo_runtime.distill.data.responses import Asked, shared
+from turbo_runtime.distill.data.responses import TokenizedPrompt, shared
 from turbo_runtime.distill.recipe import TRAINING, Recipe
 from turbo_runtime.prompts import Prompt, PromptsError
 
@@ -14,12 +14,12 @@ def ask(
     encode: Callable[[Prompt], Sequence[int]],
     recipe: Recipe,
     room: int,
-) -> tuple[list[Asked], int]:
+) -> tuple[list[TokenizedPrompt], int]:
     """`room`: tokens that a prompt may have. Returns what is asked, and how many captured prompts are longer:
     traffic may have some, and nobody could take them out. Raises PromptsError for others that cannot
     be asked.
     """
-    asked, long, left_out = list[Asked](), list[str](), 0
+    asked, long, left_out = list[TokenizedPrompt](), list[str](), 0
     if room < 1:
         raise PromptsError(
             f"an answer of {recipe.max_tokens} tokens leaves no room for a prompt, of "
@@ -45,9 +45,11 @@ def ask(
     return asked, left_out
 
 
-def _asked(part: str, domain: str, tokens: tuple[int, ...], recipe: Recipe) -> list[Asked]:
+def _asked(part: str, domain: str, tokens: tuple[int, ...], recipe: Recipe) -> list[TokenizedPrompt]:
     found = []
     for choice in range(1 + (recipe.variants if part == TRAINING else 0)):
         temperature = recipe.drawn_at(choice)
-        found.append(Asked(part, domain, tokens, choice, temperature, recipe.seed if temperature else 0))
+        found.append(
+            TokenizedPrompt(part, domain, tokens, choice, temperature, recipe.seed if temperature else 0)
+        )
     return found

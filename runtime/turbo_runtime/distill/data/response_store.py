@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from turbo_runtime.atomic_write import write_whole
-from turbo_runtime.distill.data.responses import Said, asked_of, shared
+from turbo_runtime.distill.data.responses import Completion, asked_of, shared
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.recipe import HELD_OUT, JUDGES, TRAINING
 from turbo_runtime.distill.workspace import made_by
@@ -23,7 +23,7 @@ _PARTS = (HELD_OUT, JUDGES, TRAINING)  # a prompt of several is of the first of 
 class Kept:
     """Answers, and which captured prompts are among theirs."""
 
-    said: tuple[Said, ...] = ()
+    said: tuple[Completion, ...] = ()
     captures: tuple[Mapping[str, Any], ...] = ()  # as the artefacts tell of them
 
     def check(self, words: int, room: int) -> None:
@@ -44,7 +44,7 @@ class Kept:
         return [_line(one) for one in self.said]
 
 
-def write_kept(out: Path, said: Iterable[Said]) -> None:
+def write_kept(out: Path, said: Iterable[Completion]) -> None:
     """Into the artefact's folder."""
     write_whole(out / ANSWERS_FILE, "".join(_line(one) + "\n" for one in said))
 
@@ -70,8 +70,8 @@ def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
     for one in said:
         prompt = one.asked.prompt
         part_of[prompt] = min(part_of.get(prompt, TRAINING), one.asked.part, key=_PARTS.index)
-    dealt = {Said(replace(one.asked, part=part_of[one.asked.prompt]), one.tokens) for one in said}
-    once: dict[object, Said] = {}
+    dealt = {Completion(replace(one.asked, part=part_of[one.asked.prompt]), one.tokens) for one in said}
+    once: dict[object, Completion] = {}
     for one in sorted(dealt, key=lot):
         asked = one.asked
         key = (asked.prompt, one.tokens if asked.part == TRAINING else None)
@@ -80,16 +80,16 @@ def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
     return Kept(tuple(once.values()), tuple(captures))
 
 
-def lot(one: Said) -> bytes:
+def lot(one: Completion) -> bytes:
     """Orders answers, and likes are not beside each other."""
     return hashlib.blake2b(_line(one).encode(), digest_size=16).digest()
 
 
-def _line(one: Said) -> str:
+def _line(one: Completion) -> str:
     return json.dumps({**asdict(one.asked), "tokens": one.tokens})
 
 
-def _read(file: Path) -> list[Said]:
+def _read(file: Path) -> list[Completion]:
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -99,7 +99,7 @@ def _read(file: Path) -> list[Said]:
         try:
             row = json.loads(line)
             _PARTS.index(row["part"])
-            said.append(Said(asked_of(row), shared(row["tokens"])))
+            said.append(Completion(asked_of(row), shared(row["tokens"])))
         except (ValueError, KeyError, TypeError) as error:
             raise DistillError(f"{file}, line {number}, is no answer that was kept; make it anew") from error
     return said

@@ -16,7 +16,7 @@ _TOKENS: dict[int, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TokenizedPrompt:
     """A prompt in tokens. `choice` tells apart several answers to the same one."""
 
     part: str  # what the answer is for
@@ -28,10 +28,10 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class Completion:
     """What the model answered; a token that ended the answer is the last of `tokens`."""
 
-    asked: Asked
+    asked: TokenizedPrompt
     tokens: tuple[int, ...]
 
     @property
@@ -40,9 +40,9 @@ class Said:
         return loops(self.tokens)
 
 
-def asked_of(row: Mapping[str, Any]) -> Asked:
+def asked_of(row: Mapping[str, Any]) -> TokenizedPrompt:
     """From the fields in a file. Raises KeyError, TypeError or ValueError for what is none."""
-    return Asked(
+    return TokenizedPrompt(
         str(row["part"]),
         str(row["domain"]),
         shared(row["prompt"]),
@@ -57,12 +57,12 @@ def shared(tokens: Iterable[Any]) -> tuple[int, ...]:
     return tuple(_TOKENS.setdefault(token, token) for token in map(int, tokens))
 
 
-def write_asked(file: Path, asked: Iterable[Asked]) -> None:
+def write_asked(file: Path, asked: Iterable[TokenizedPrompt]) -> None:
     """A line each."""
     write_whole(file, "".join(json.dumps(asdict(one)) + "\n" for one in asked))
 
 
-def read_asked(file: Path) -> list[Asked] | None:
+def read_asked(file: Path) -> list[TokenizedPrompt] | None:
     """None where there is nothing yet, or nothing that can be read any more."""
     try:
         with file.open(encoding="utf-8") as lines:
@@ -72,17 +72,17 @@ def read_asked(file: Path) -> list[Asked] | None:
 
 
 # what is asked, and what hears of each answer once it is whole
-Answer = Callable[[Sequence[Asked], Callable[[], None]], Sequence[tuple[int, ...]]]
+Answer = Callable[[Sequence[TokenizedPrompt], Callable[[], None]], Sequence[tuple[int, ...]]]
 
 
 def answer_all(
-    asked: Sequence[Asked], folder: Path, answer: Answer, done: Callable[[int, bool], None]
-) -> list[Said]:
+    asked: Sequence[TokenizedPrompt], folder: Path, answer: Answer, done: Callable[[int, bool], None]
+) -> list[Completion]:
     """All answers in the order asked, those that `folder` has from an earlier run, which asked the same,
     among them; `done` hears of each how many more are there, and whether they were before. Groups are always
     the same, so that what the model computes together is the same however often the work was broken off.
     """
-    said: list[Said] = []
+    said: list[Completion] = []
     for number, group in enumerate(_groups(asked)):
         file = folder / f"{number:05}.json"
         found = _read(file)
@@ -91,11 +91,11 @@ def answer_all(
         else:
             found = list(answer(group, lambda: done(1, False)))
             write_whole(file, json.dumps(found))
-        said += [Said(one, tokens) for one, tokens in zip(group, found, strict=True)]
+        said += [Completion(one, tokens) for one, tokens in zip(group, found, strict=True)]
     return said
 
 
-def _groups(asked: Sequence[Asked]) -> Iterator[Sequence[Asked]]:
+def _groups(asked: Sequence[TokenizedPrompt]) -> Iterator[Sequence[TokenizedPrompt]]:
     for first in range(0, len(asked), GROUP):
         yield asked[first : first + GROUP]
 

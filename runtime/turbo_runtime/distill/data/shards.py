@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic
 
-from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.method import Read
 
 JUDGES_SHARE = 16  # of the rows that fit the memory one such part is the judges'
@@ -20,14 +20,16 @@ class Shards:
     What all fits is computed once and stays.
     """
 
-    parts: Sequence[Sequence[Said]]
+    parts: Sequence[Sequence[Completion]]
 
     @classmethod
-    def of(cls, said: Sequence[Said], rows: Callable[[Said], int], most_rows: int, seed: int) -> Shards:
+    def of(
+        cls, said: Sequence[Completion], rows: Callable[[Completion], int], most_rows: int, seed: int
+    ) -> Shards:
         """So many rows in a part at most, but for an answer that has more by itself."""
         mixed = list(said)
         random.Random(seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
-        parts: list[list[Said]] = []
+        parts: list[list[Completion]] = []
         room = 0
         for one in mixed:
             if not parts or rows(one) > room:
@@ -47,7 +49,7 @@ class Shards:
 class Reader(Generic[Read]):
     """Keeps the part that was read last."""
 
-    def __init__(self, shards: Shards, read: Callable[[Sequence[Said]], Read]) -> None:
+    def __init__(self, shards: Shards, read: Callable[[Sequence[Completion]], Read]) -> None:
         self._shards, self._read = shards, read
         self._number: int | None = None
         self._material: Read | None = None
@@ -61,9 +63,9 @@ class Reader(Generic[Read]):
         return self._material
 
 
-def fitting(said: Sequence[Said], rows: Callable[[Said], int], most: int) -> list[Said]:
+def fitting(said: Sequence[Completion], rows: Callable[[Completion], int], most: int) -> list[Completion]:
     """As many of the first ones as have so many rows together, one at least."""
-    kept: list[Said] = []
+    kept: list[Completion] = []
     for one in said:
         most -= rows(one)
         if kept and most < 0:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from turbo_runtime.distill.data.examples import Places
-from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.examples import TrainingExamples
+from turbo_runtime.distill.data.responses import Completion
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,18 @@ class Text:
 
     streams: Tensor  # (n, layers x width): of every token of prompt and answer but the last
     tokens: Tensor  # (n,) int64: the token behind each
-    answer: Places  # of the answer's tokens, which are the last of `tokens`; `hidden` are rows of `streams`
+    # Of the answer's tokens, which are the last of `tokens`; its `hidden` are rows of `streams`.
+    answer: TrainingExamples
 
     @classmethod
-    def of(cls, said: Said, streams: Tensor, places: Places, first: int) -> Text:
+    def of(cls, said: Completion, streams: Tensor, places: TrainingExamples, first: int) -> Text:
         """`places` are of several answers, this one's begin at row `first`."""
         rows = slice(first, first + len(said.tokens))
         text = (*said.asked.prompt, *said.tokens)
         return cls(
             streams,
             torch.tensor(text[1:], device=streams.device),
-            Places(
+            TrainingExamples(
                 streams[-len(said.tokens) :],
                 places.tokens[rows].clone(),
                 places.left[rows].clone(),
@@ -45,6 +46,6 @@ class Texts:
     texts: Sequence[Text]
 
     @property
-    def places(self) -> Places:
+    def places(self) -> TrainingExamples:
         """Of all answers."""
-        return Places.joined([text.answer for text in self.texts])
+        return TrainingExamples.joined([text.answer for text in self.texts])

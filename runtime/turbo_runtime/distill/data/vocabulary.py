@@ -7,10 +7,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from turbo_runtime.distill.data.examples import Places
+from turbo_runtime.distill.data.examples import TrainingExamples
 
 
-def choose_vocabulary(said: Tensor, places: Places, size: int) -> Tensor:
+def choose_vocabulary(said: Tensor, places: TrainingExamples, size: int) -> Tensor:
     """The `size` ids, ascending, that come most often: `said` (target vocabulary,) counts them in the answers
     that are learnt from, and the target's law at `places` tells which others might have been said. An id
     that neither knows of is left out.

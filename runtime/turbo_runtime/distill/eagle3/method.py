@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from turbo_runtime.distill.data.examples import Lessons
-from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.examples import TrainingBatch
+from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.data.texts import Text, Texts
 from turbo_runtime.distill.eagle3.checkpoint import save_eagle3
 from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.loss import Words
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.target import LIKELIEST, Served
+from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 from turbo_runtime.messages import SamplingParams
 
@@ -36,7 +36,7 @@ class Eagle3Student:
         self.guessers = list(draft.parameters())
         self._rows = recipe.rows
 
-    def steps(self, said: Sequence[Said]) -> int:
+    def steps(self, said: Sequence[Completion]) -> int:
         """Of so many answers each that they have about `rows` places."""
         return math.ceil(len(said) / self._together([len(one.tokens) for one in said]))
 
@@ -52,7 +52,7 @@ class Eagle3Student:
         """Each answer."""
         return iter(material.texts)
 
-    def guess(self, lesson: Text) -> tuple[Tensor, Lessons]:
+    def guess(self, lesson: Text) -> tuple[Tensor, TrainingBatch]:
         """Behind each token of the answer but its last."""
         lessons = lesson.answer.pick(lesson.answer.teaching, self.depth)
         return self.draft(lesson.streams[:-1].float(), lesson.tokens[:-1], lessons.before), lessons
@@ -69,7 +69,7 @@ class Eagle3Method:
 
     name = "eagle3"
 
-    def __init__(self, served: Served, model: str, recipe: Recipe, law: SamplingParams) -> None:
+    def __init__(self, served: TargetModel, model: str, recipe: Recipe, law: SamplingParams) -> None:
         """`model`: name or path of the target, as the artefact names it; `law` is told beside the words."""
         self._served, self._model, self._recipe, self._law = served, model, recipe, law
         embedding, config = served.target.embedding, served.model.config
@@ -81,11 +81,11 @@ class Eagle3Method:
             )
         self.row_bytes = STREAMS * embedding.shape[1] * embedding.itemsize + LIKELIEST * 8 + 16
 
-    def rows(self, said: Said) -> int:
+    def rows(self, said: Completion) -> int:
         """One for each token of prompt and answer."""
         return len(said.asked.prompt) + len(said.tokens)
 
-    def read(self, said: Sequence[Said]) -> Texts:
+    def read(self, said: Sequence[Completion]) -> Texts:
         """All of them."""
         return Texts(list(self._served.texts(said, self._law, self._layers)))
 
@@ -98,7 +98,9 @@ class Eagle3Method:
         return Eagle3Student(Eagle3(config, target.embedding, output, vocabulary), self._recipe)
 
     @torch.inference_mode()
-    def taken(self, student: Eagle3Student, said: Sequence[Said]) -> Iterator[tuple[Said, list[int]]]:
+    def taken(
+        self, student: Eagle3Student, said: Sequence[Completion]
+    ) -> Iterator[tuple[Completion, list[int]]]:
         """Drafted greedily, as vLLM does."""
         words = Words(student.vocabulary, len(self._served.target.embedding))
         for one, text in zip(said, self._served.texts(said, self._law, self._layers), strict=True):

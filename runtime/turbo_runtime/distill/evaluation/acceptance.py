@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from turbo_runtime.distill.data.responses import Said
-from turbo_runtime.drafters.heads.drafter import HeadsSource
-from turbo_runtime.drafters.interface import Coupling, Want
+from turbo_runtime.distill.data.responses import Completion
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.interface import Coupling, DraftRequest
 from turbo_runtime.sampling.noise import answer_key
 
 _AT_ONCE = 256  # places drafted for together
@@ -27,7 +27,7 @@ class Evaluation:
     acceptance_length: float | None  # tokens of a verification of all heads' drafts, its own one included
 
 
-def evaluate(said: Sequence[Said], taken: Sequence[Sequence[int]], heads: int) -> Evaluation:
+def evaluate(said: Sequence[Completion], taken: Sequence[Sequence[int]], heads: int) -> Evaluation:
     """`taken`: for each answer, how many of the tokens drafted behind each of its tokens but the last would
     be accepted.
     """
@@ -51,7 +51,7 @@ def evaluate(said: Sequence[Said], taken: Sequence[Sequence[int]], heads: int) -
     )
 
 
-def taken_of(said: Said, states: Tensor, source: HeadsSource) -> list[int]:
+def taken_of(said: Completion, states: Tensor, source: HeadsDrafter) -> list[int]:
     """How many tokens drafted behind each token of the answer but its last are the answer's own; drafts are
     made by the drafter that serves, with the noise that the answer was drawn with. `states`
     (tokens, width): those that the answer's tokens were drawn from.
@@ -64,14 +64,14 @@ def taken_of(said: Said, states: Tensor, source: HeadsSource) -> list[int]:
     for first in range(0, len(said.tokens) - 1, _AT_ONCE):
         places = range(first, min(first + _AT_ONCE, len(said.tokens) - 1))
         wants = [
-            Want("", text[: len(prompt) + at + 1], len(prompt), len(text), "", coupling, states[at])
+            DraftRequest("", text[: len(prompt) + at + 1], len(prompt), len(text), "", coupling, states[at])
             for at in places
         ]
         counts += _accepted(source, wants, text)
     return counts
 
 
-def _accepted(source: HeadsSource, wants: Sequence[Want], text: Sequence[int]) -> list[int]:
+def _accepted(source: HeadsDrafter, wants: Sequence[DraftRequest], text: Sequence[int]) -> list[int]:
     """How far each draft goes as the text does, its last token left out."""
     proposal = source.begin(wants)
     grown = [0] * len(wants)

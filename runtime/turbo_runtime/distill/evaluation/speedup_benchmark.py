@@ -12,14 +12,14 @@ from itertools import chain, count, zip_longest
 from statistics import median
 from typing import NamedTuple
 
-from turbo_runtime.distill.data.responses import Said
+from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.target import Served
-from turbo_runtime.drafters.heads.drafter import HeadsSource
+from turbo_runtime.distill.target import TargetModel
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.loader import InUse
+from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.messages import Drafting, SamplingParams, Submit
+from turbo_runtime.messages import Drafting, GenerationRequest, SamplingParams
 
 BATCHES = (1, 8, 32)
 ROUNDS = 3
@@ -70,11 +70,11 @@ class Gain:
 
 
 def runs(
-    served: Served,
+    served: TargetModel,
     ways: Mapping[str, Way],
-    asked: Sequence[Said],
-    known: Sequence[Said],
-    warm_up: Sequence[Said],
+    asked: Sequence[Completion],
+    known: Sequence[Completion],
+    warm_up: Sequence[Completion],
     params: SamplingParams,
     batch: int,
     rounds: int = ROUNDS,
@@ -110,9 +110,9 @@ def runs(
             del bench, benches  # before others are made
 
 
-def _benches(served: Served, ways: Mapping[str, Way], params: SamplingParams) -> dict[str, _Bench]:
+def _benches(served: TargetModel, ways: Mapping[str, Way], params: SamplingParams) -> dict[str, _Bench]:
     in_use = [
-        InUse(way.drafting, None if way.heads is None else HeadsSource(way.heads, served.noise))
+        ActiveDrafts(way.drafting, None if way.heads is None else HeadsDrafter(way.heads, served.noise))
         for way in ways.values()
     ]
     engines = served.engines(in_use)
@@ -157,7 +157,7 @@ class _Bench:
         self._engine, self._params = engine, params
         self._asked = count()  # no request's name is used twice
 
-    def remember(self, known: Sequence[Said]) -> None:
+    def remember(self, known: Sequence[Completion]) -> None:
         """As if it had said them."""
         drafters = self._engine.speculation.drafters
         for number, one in enumerate(known):
@@ -167,7 +167,7 @@ class _Bench:
             drafters.read(1 << 12)
 
     def answer(
-        self, way: str, number: int, asked: Sequence[Said], company: Sequence[Said], batch: int
+        self, way: str, number: int, asked: Sequence[Completion], company: Sequence[Completion], batch: int
     ) -> Iterator[Run | None]:
         """All of `asked`, so many at a time, with `company` behind them: a step each time, and in the end
         what came of it.
@@ -182,7 +182,7 @@ class _Bench:
             began = time.perf_counter()
             while waiting and len(live) < batch:
                 name, index = waiting.pop()
-                engine.accept(Submit(name, prompts[index], self._params))
+                engine.accept(GenerationRequest(name, prompts[index], self._params))
                 live.add(index)
             share = sum(index < len(asked) for index in live) / len(live)
             for event in engine.step().events:

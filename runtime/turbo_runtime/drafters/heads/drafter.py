@@ -10,7 +10,7 @@ import torch
 from turbo_runtime.drafters.calibration import Calibration
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.heads.packed import Guesses, LaidOut
-from turbo_runtime.drafters.interface import Offer, Proposal, Want
+from turbo_runtime.drafters.interface import CandidateStream, DraftRequest, TokenCandidate
 from turbo_runtime.sampling.noise import BLOCK, Noise, position_key
 
 # Noise is drawn for so many of the likeliest tokens: a colder one wins seldom, and then the draft is wrong.
@@ -18,7 +18,7 @@ _HOTTEST = 64
 _SURE = 0.9  # another source's confidence from which heads are not asked: they are seldom surer
 
 
-class HeadsSource:
+class HeadsDrafter:
     """The source `heads`. Keeps nothing of a request; a want without a hidden row gets nothing."""
 
     name = "heads"
@@ -34,7 +34,7 @@ class HeadsSource:
         self.ids = heads.vocabulary
 
     @torch.inference_mode()
-    def begin(self, wants: Sequence[Want]) -> Proposal:
+    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
         """A pass of each head for all wants, as far as drafts grow."""
         return _HeadsProposal(wants, self)
 
@@ -47,7 +47,7 @@ class HeadsSource:
 
 
 class _HeadsProposal:
-    def __init__(self, wants: Sequence[Want], source: HeadsSource) -> None:
+    def __init__(self, wants: Sequence[DraftRequest], source: HeadsDrafter) -> None:
         self._wants, self._source = wants, source
         self._depth = 0
         self._rows = [index for index, want in enumerate(wants) if want.hidden is not None]  # that still grow
@@ -57,8 +57,8 @@ class _HeadsProposal:
         self._hidden = torch.stack(hidden).to(source.dtype) if hidden else torch.empty(0)
 
     @torch.inference_mode()
-    def offers(self, beside: Sequence[float]) -> list[Offer | None]:
-        offers: list[Offer | None] = [None] * len(self._wants)
+    def offers(self, beside: Sequence[float]) -> list[TokenCandidate | None]:
+        offers: list[TokenCandidate | None] = [None] * len(self._wants)
         rows = [index for index in self._rows if beside[index] < _SURE]
         if not rows or self._depth >= self._source.laid_out.heads:
             return offers
@@ -72,7 +72,7 @@ class _HeadsProposal:
             if not isfinite(chance):  # weights that are finite may overflow
                 continue
             cell = (self._wants[index].coupling.temperature > 0, depth, int(10 * chance))
-            offers[index] = Offer(
+            offers[index] = TokenCandidate(
                 self._source.vocabulary[place], self._source.calibration.confidence(cell, chance), cell
             )
         return offers

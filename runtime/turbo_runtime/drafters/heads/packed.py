@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from turbo_runtime.drafters.heads.module import CERTAIN, Heads
-from turbo_runtime.models.matmul import FREE_FORMS, RowProduct
+from turbo_runtime.models.matmul import FREE_FORMS, BatchInvariantLinear
 
 
 class Guesses(NamedTuple):
@@ -69,9 +69,9 @@ def _sigmoid(logit: float) -> float:
     return 1 / (1 + math.exp(-max(logit, -700.0)))
 
 
-def _product(weight: Tensor, bias: Tensor | None = None) -> RowProduct:
+def _product(weight: Tensor, bias: Tensor | None = None) -> BatchInvariantLinear:
     """By the first form that this build and this processor know."""
-    product = RowProduct(weight.detach(), None if bias is None else bias.detach())
+    product = BatchInvariantLinear(weight.detach(), None if bias is None else bias.detach())
     if weight.device.type == "cpu":
         for form in FREE_FORMS:
             try:

@@ -12,25 +12,25 @@ import torch
 
 from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.drafters.heads.checkpoint import Target
-from turbo_runtime.drafters.loader import DraftLoader, InUse
-from turbo_runtime.drafters.proposer import Drafters
+from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader
+from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.reload import WatchedFile
 from turbo_runtime.engine.audit import AuditTerms
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.bulk_check import take_up_bulk
-from turbo_runtime.engine.startup.invariance_check import check_arithmetic
+from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
 from turbo_runtime.engine.startup.microbenchmark import measure_steps
-from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockLedger, blocks_for
-from turbo_runtime.messages import Drafting, Ready
+from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
+from turbo_runtime.messages import Drafting, EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.models.loader import load_model, longest
 from turbo_runtime.models.matmul import padded_rows
-from turbo_runtime.models.runner import PagedModel, kv_bytes_per_block
+from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 from turbo_runtime.models.tokenizer import ExportedTokenizer
 from turbo_runtime.sampling.grammar.matcher import Grammars
-from turbo_runtime.speculation.controller import Control
+from turbo_runtime.speculation.controller import GoodputController
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ KV_SHARE_OF_FREE_MEMORY = 0.5
 
 def start_engine(
     config: RuntimeConfig, began: float, tokenizer: ExportedTokenizer | None = None
-) -> tuple[Engine, Ready]:
+) -> tuple[Engine, EngineReady]:
     """Load, check, measure; `began` (monotonic) is when loading began. Without `tokenizer` answers that ask
     for a grammar are refused. Raises ModelError with a sentence.
     """
@@ -50,12 +50,12 @@ def start_engine(
     digest = inspect_model(config.model, config.revision).digest
     weights = load_model(find(config.model, config.revision), dtype, device)
     blocks, length = size_cache(config, weights.config, dtype, free_memory(device))
-    model = PagedModel(weights, blocks=blocks, max_length=length)
+    model = ModelRunner(weights, blocks=blocks, max_length=length)
     loaded = time.monotonic()
-    report = check_arithmetic(model, config.max_step_tokens)
+    report = check_batch_invariance(model, config.max_step_tokens)
     report = take_up_bulk(model, report, config.max_step_tokens)
     checked = time.monotonic()
-    ledger = BlockLedger(blocks)
+    ledger = BlockPool(blocks)
     steps = measure_steps(
         model, ledger, max_running=config.max_running, max_step_tokens=config.max_step_tokens
     )
@@ -68,7 +68,7 @@ def start_engine(
         max_length=length,
         shared_tile=model.rule.shared_tile,
     )
-    ready = Ready(
+    ready = EngineReady(
         guarantee=report.guarantee,
         law_reason=report.reason,
         arithmetic=report.forms,
@@ -91,9 +91,9 @@ def start_engine(
     engine = Engine(
         model,
         scheduler,
-        Drafters(InUse(config.speculation)),
+        Proposer(ActiveDrafts(config.speculation)),
         grammars,
-        Control(steps, padded_rows),
+        GoodputController(steps, padded_rows),
         AuditTerms(config.audit_share, report.guarantee),
     )
     if config.drafts:
@@ -101,12 +101,12 @@ def start_engine(
     return engine, replace(ready, stats=engine.stats())
 
 
-def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Drafters:
+def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Proposer:
     """Drafters that do what the file says, now and later; `until_then` where it cannot be used yet."""
     decoder = engine.model.decoder
     target = Target(digest, decoder.embedding, decoder.output_rows)
     file = WatchedFile(path, DraftLoader(target, engine.noise, until_then).load)
-    return Drafters(file.wait(time.monotonic()) or InUse(until_then), file=file)
+    return Proposer(file.wait(time.monotonic()) or ActiveDrafts(until_then), file=file)
 
 
 def _end_ids(generation_config: object) -> tuple[int, ...]:

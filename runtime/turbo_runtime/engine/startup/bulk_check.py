@@ -16,11 +16,11 @@ from turbo_runtime.engine.startup.invariance_check import (
     NotProvenError,
     alike,
     cancelling,
-    rows_hold,
+    is_batch_invariant,
 )
 from turbo_runtime.kv_cache.block_pool import blocks_for
-from turbo_runtime.models.matmul import BULK, COUNTS, Form, RowProduct
-from turbo_runtime.models.runner import Chunk, PagedModel
+from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear, MatmulKernel
+from turbo_runtime.models.runner import Chunk, ModelRunner
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ PIECE = 100  # rows: fewer than a full piece
 
 
 def take_up_bulk(
-    model: PagedModel,
+    model: ModelRunner,
     report: ArithmeticReport,
     max_step_tokens: int,
     limit_seconds: float = LIMIT_SECONDS,
@@ -38,7 +38,7 @@ def take_up_bulk(
     if report.guarantee != "bytes" or max_step_tokens < BULK[0]:
         return report
     deadline = time.monotonic() + limit_seconds
-    proven: list[tuple[RowProduct, Form]] = []
+    proven: list[tuple[BatchInvariantLinear, MatmulKernel]] = []
     forms = dict(report.forms)
     try:
         with torch.inference_mode():
@@ -58,17 +58,17 @@ def take_up_bulk(
     return replace(report, forms=forms)
 
 
-def _holds(product: RowProduct, deadline: float) -> bool:
+def _holds(product: BatchInvariantLinear, deadline: float) -> bool:
     form = product.form
     if form.counts is None or form.counts[-1] != COUNTS[-1]:
         return False
     weight, row = cancelling(*product.shape, product.dtype)
     probe = product.like(weight)
     probe.use(form.in_bulk())
-    return rows_hold(probe, row.repeat(1, product.heads), (form.counts[0], *BULK), deadline)
+    return is_batch_invariant(probe, row.repeat(1, product.heads), (form.counts[0], *BULK), deadline)
 
 
-def _probe(model: PagedModel, deadline: float) -> None:
+def _probe(model: ModelRunner, deadline: float) -> None:
     """The whole model, a prompt in full pieces and in small ones; passed over where no room is for it."""
     count = BULK[-1] + COUNTS[0]
     blocks = blocks_for(count)

@@ -22,8 +22,8 @@ from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.kv_cache.block_pool import blocks_for
 from turbo_runtime.models.attention import Rule
 from turbo_runtime.models.attention.check import row_counts_that_hold, tiles_are_rows, tiles_hold
-from turbo_runtime.models.matmul import Form, RowProduct, padded_rows
-from turbo_runtime.models.runner import Chunk, PagedModel
+from turbo_runtime.models.matmul import BatchInvariantLinear, MatmulKernel, padded_rows
+from turbo_runtime.models.runner import Chunk, ModelRunner
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ class NotProvenError(Exception):
     """Rows depend on their number, or time is up; the text says which."""
 
 
-def check_arithmetic(
-    model: PagedModel, max_step_tokens: int, limit_seconds: float = LIMIT_SECONDS
+def check_batch_invariance(
+    model: ModelRunner, max_step_tokens: int, limit_seconds: float = LIMIT_SECONDS
 ) -> ArithmeticReport:
     """Choose and set the form of every product and the model's rule; at most about `limit_seconds`."""
     deadline = time.monotonic() + limit_seconds
@@ -71,7 +71,7 @@ def check_arithmetic(
     return ArithmeticReport("bytes", forms)
 
 
-def set_free(model: PagedModel) -> None:
+def set_free(model: ModelRunner) -> None:
     """Let every row be computed in the cheapest way."""
     model.rule = Rule(exact=False)
     for product in model.decoder.products():
@@ -80,7 +80,7 @@ def set_free(model: PagedModel) -> None:
                 break
 
 
-def rows_hold(
+def is_batch_invariant(
     product: Callable[[Tensor], Tensor], row: Tensor, counts: Iterable[int], deadline: float
 ) -> bool:
     """Whether `product` gives the row (1, in) the same bits at every position of every row count."""
@@ -95,7 +95,7 @@ def rows_hold(
     return True
 
 
-def _choose_forms(model: PagedModel, forms: dict[str, str], deadline: float) -> None:
+def _choose_forms(model: ModelRunner, forms: dict[str, str], deadline: float) -> None:
     for name, products in alike(model):
         form = first_that_holds(products[0], deadline)
         for product in products:
@@ -103,15 +103,15 @@ def _choose_forms(model: PagedModel, forms: dict[str, str], deadline: float) -> 
         forms[name] = form.name
 
 
-def alike(model: PagedModel) -> list[tuple[str, list[RowProduct]]]:
+def alike(model: ModelRunner) -> list[tuple[str, list[BatchInvariantLinear]]]:
     """The model's products by name, those together whose rows hold together."""
-    found: dict[tuple[str, torch.dtype, bool], list[RowProduct]] = {}
+    found: dict[tuple[str, torch.dtype, bool], list[BatchInvariantLinear]] = {}
     for product in model.decoder.products():
         found.setdefault((product.name, product.dtype, product.bias is None), []).append(product)
     return [(name, products) for (name, _, _), products in found.items()]
 
 
-def first_that_holds(product: RowProduct, deadline: float) -> Form:
+def first_that_holds(product: BatchInvariantLinear, deadline: float) -> MatmulKernel:
     """The first form that keeps a row equal at every position of its row counts, with weights of the shape
     and type of `product`.
     """
@@ -121,12 +121,12 @@ def first_that_holds(product: RowProduct, deadline: float) -> Form:
         probe = product.like(weight)
         assert form.counts is not None
         counts = (*form.counts, form.counts[-1] + 1)  # and once where rows must be cut
-        if _adopts(probe, form) and rows_hold(probe, row, counts, deadline):
+        if _adopts(probe, form) and is_batch_invariant(probe, row, counts, deadline):
             return form
     raise NotProvenError(f"no product form keeps the rows of a {product.name} weight equal")
 
 
-def _adopts(product: RowProduct, form: Form) -> bool:
+def _adopts(product: BatchInvariantLinear, form: MatmulKernel) -> bool:
     """Whether the form works for it here; it is in that form then."""
     before = product.form
     try:
@@ -161,18 +161,18 @@ def cancelling(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return weight.to(dtype).repeat(-(-out // len(few)), 1)[:out].contiguous(), row.to(dtype)
 
 
-def _check_row_wise(model: PagedModel, max_step_tokens: int, deadline: float) -> None:
+def _check_row_wise(model: ModelRunner, max_step_tokens: int, deadline: float) -> None:
     """Norms and activations work row by row, but a library may cut the rows up among threads its own way."""
     counts = sorted({padded_rows(rows) for rows in range(1, max_step_tokens + 1)})
     for operation in model.decoder.row_wise():
         row = _fixed_row(operation.width, model.pool.dtype)
-        if not rows_hold(operation.apply, row, counts, deadline):
+        if not is_batch_invariant(operation.apply, row, counts, deadline):
             raise NotProvenError(
                 f"{operation.name} over {operation.width} values depends on the number of rows"
             )
 
 
-def _row_counts(model: PagedModel, deadline: float, further: float) -> tuple[int, ...]:
+def _row_counts(model: ModelRunner, deadline: float, further: float) -> tuple[int, ...]:
     try:
         counts = row_counts_that_hold(model.pool, deadline, further)
     except TimeoutError as error:
@@ -184,7 +184,7 @@ def _row_counts(model: PagedModel, deadline: float, further: float) -> tuple[int
     return counts
 
 
-def _probe(model: PagedModel, deadline: float) -> None:
+def _probe(model: ModelRunner, deadline: float) -> None:
     """The whole model: a prompt and what follows at once, against a few rows at a time beside a mate, against
     one.
     """

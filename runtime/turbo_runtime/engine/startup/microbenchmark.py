@@ -11,9 +11,9 @@ import statistics
 import time
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.kv_cache.block_pool import BlockLedger, blocks_for
+from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
 from turbo_runtime.models.matmul import COUNTS
-from turbo_runtime.models.runner import Chunk, PagedModel
+from turbo_runtime.models.runner import Chunk, ModelRunner
 from turbo_runtime.sampling.draw import greedy_tokens
 
 log = logging.getLogger(__name__)
@@ -29,8 +29,8 @@ class _TooSlow(Exception):  # noqa: N818  an outcome
 
 
 def measure_steps(
-    model: PagedModel,
-    ledger: BlockLedger,
+    model: ModelRunner,
+    ledger: BlockPool,
     *,
     max_running: int,
     max_step_tokens: int,
@@ -63,7 +63,7 @@ def measure_steps(
 class _Bench:
     """Passes over borrowed blocks, `share` seconds of them for each point."""
 
-    def __init__(self, model: PagedModel, blocks: list[int], share: float) -> None:
+    def __init__(self, model: ModelRunner, blocks: list[int], share: float) -> None:
         self._model, self._blocks, self._share = model, blocks, share
 
     def point(self, rows: int, tokens: int, context: int) -> StepTime:

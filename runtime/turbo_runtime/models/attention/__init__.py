@@ -7,16 +7,16 @@ batched over the whole step (`rows.py`). `step.py` tells them apart.
 """
 
 from turbo_runtime.models.attention.interface import IMPLEMENTATION, register
-from turbo_runtime.models.attention.metadata import PagedStep, Rule
+from turbo_runtime.models.attention.metadata import AttentionMetadata, Rule
 from turbo_runtime.models.attention.pool import KVPool
-from turbo_runtime.models.attention.shape import CacheShape, cache_shape
+from turbo_runtime.models.attention.shape import KVCacheSpec, cache_shape
 from turbo_runtime.models.attention.spans import Span
 
 __all__ = [
     "IMPLEMENTATION",
-    "CacheShape",
+    "AttentionMetadata",
+    "KVCacheSpec",
     "KVPool",
-    "PagedStep",
     "Rule",
     "Span",
     "cache_shape",

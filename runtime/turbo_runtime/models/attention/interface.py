@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from turbo_runtime.models.attention.metadata import PagedStep
+from turbo_runtime.models.attention.metadata import AttentionMetadata
 
 IMPLEMENTATION = "turbo_paged"
 
@@ -21,7 +21,7 @@ def paged_attention(
     scaling: float,
     dropout: float = 0.0,  # noqa: ARG001  serving has none
     *,
-    paged_step: PagedStep,
+    paged_step: AttentionMetadata,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query (1, heads, rows, width), key and value (1, KV heads, rows,

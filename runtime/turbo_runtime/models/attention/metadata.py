@@ -32,7 +32,7 @@ class Rule:
         return BLOCK_SIZE if self.exact and self.uniform else PROMPT_TILE
 
 
-class PagedStep:
+class AttentionMetadata:
     """One flat batch: worked out once, used by every layer."""
 
     def __init__(self, pool: KVPool, spans: list[Span], rows: int, rule: Rule) -> None:

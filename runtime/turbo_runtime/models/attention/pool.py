@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
-from turbo_runtime.models.attention.shape import CacheShape
+from turbo_runtime.models.attention.shape import KVCacheSpec
 
 
 class KVPool:
     """Keys and values of all sequences, per layer (KV heads, slots, width)."""
 
     def __init__(
-        self, shape: CacheShape, *, layers: int, blocks: int, dtype: torch.dtype, device: torch.device
+        self, shape: KVCacheSpec, *, layers: int, blocks: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         """`blocks` of the ledger, and one more that no sequence has: it is read where a sequence has no block
         and nobody looks, and never written.
@@ -63,7 +63,7 @@ class KVPool:
         return self.keys if self.shape.latent else [*self.keys, *self.values]
 
 
-def _values(keys: Tensor, shape: CacheShape) -> Tensor:
+def _values(keys: Tensor, shape: KVCacheSpec) -> Tensor:
     if shape.latent:
         return keys[..., : shape.value_width]
     return keys.new_zeros(*keys.shape[:2], shape.value_width)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class CacheShape:
+class KVCacheSpec:
     """Keys and values of one token in one layer, and the queries that read them.
 
     latent: all heads read one vector, and its leading `value_width` elements are the value too (multi-head
@@ -31,10 +31,10 @@ class CacheShape:
         return self.kv_heads * (self.key_width + (0 if self.latent else self.value_width))
 
 
-def cache_shape(config: Any) -> CacheShape:
+def cache_shape(config: Any) -> KVCacheSpec:
     """Of a transformers configuration."""
     heads = int(config.num_attention_heads)
     if rank := getattr(config, "kv_lora_rank", None):
-        return CacheShape(heads, 1, int(rank) + int(config.qk_rope_head_dim), int(rank), latent=True)
+        return KVCacheSpec(heads, 1, int(rank) + int(config.qk_rope_head_dim), int(rank), latent=True)
     width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-    return CacheShape(heads, int(config.num_key_value_heads), width, width)
+    return KVCacheSpec(heads, int(config.num_key_value_heads), width, width)

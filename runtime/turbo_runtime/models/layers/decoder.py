@@ -8,11 +8,11 @@ from typing import Protocol
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from turbo_runtime.models.attention import PagedStep
+from turbo_runtime.models.attention import AttentionMetadata
 from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
 from turbo_runtime.models.layers.rowwise import RowWise
 from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
-from turbo_runtime.models.matmul import RowProduct
+from turbo_runtime.models.matmul import BatchInvariantLinear
 
 Tap = Callable[[int, Tensor], None]  # hears a layer's number and the residual stream that enters it
 
@@ -27,13 +27,13 @@ class Decoder(Protocol):
     def output_rows(self, ids: Tensor) -> Tensor:
         """ids (n) -> those rows (n, width) of the LM head."""
 
-    def products(self) -> Iterable[RowProduct]:
+    def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights, the LM head included."""
 
     def row_wise(self) -> Iterable[RowWise]:
         """Every other operation that could mix rows, one of a kind."""
 
-    def hidden(self, tokens: Tensor, step: PagedStep, tap: Tap | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, step: AttentionMetadata, tap: Tap | None = None) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm; a tap is told the same of every layer."""
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from turbo_runtime.models.attention.spans import Ints, ragged
 from turbo_runtime.models.layers.mlp import GatedMLP
 from turbo_runtime.models.layers.router import Router
 from turbo_runtime.models.layers.rowwise import RowWise
-from turbo_runtime.models.matmul import RowProduct, padded_rows
+from turbo_runtime.models.matmul import BatchInvariantLinear, padded_rows
 
 
 class Experts:
@@ -28,11 +28,11 @@ class Experts:
         self.shared = GatedMLP.of(module.shared_experts)
         routed = module.experts
         self.experts = [
-            GatedMLP(RowProduct(gate_up), RowProduct(down), routed.act_fn)
+            GatedMLP(BatchInvariantLinear(gate_up), BatchInvariantLinear(down), routed.act_fn)
             for gate_up, down in zip(routed.gate_up_proj.detach(), routed.down_proj.detach(), strict=True)
         ]
 
-    def products(self) -> Iterable[RowProduct]:
+    def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights."""
         yield from self.router.products()
         for each in (self.shared, *self.experts):

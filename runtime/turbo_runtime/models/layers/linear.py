@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.models.matmul import RowProduct
+from turbo_runtime.models.matmul import BatchInvariantLinear
 
 
 class Affine(NamedTuple):
@@ -27,13 +27,13 @@ class Affine(NamedTuple):
         return Affine(self.weight[order], None if self.bias is None else self.bias[order])
 
 
-def fused(*layers: nn.Linear | Affine) -> RowProduct:
+def fused(*layers: nn.Linear | Affine) -> BatchInvariantLinear:
     """One product that gives the outputs of all these layers side by side."""
     parts = [layer if isinstance(layer, Affine) else Affine.of(layer) for layer in layers]
     weight = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
     if all(part.bias is None for part in parts):
-        return RowProduct(weight)
+        return BatchInvariantLinear(weight)
     none = weight.new_zeros
-    return RowProduct(
+    return BatchInvariantLinear(
         weight, torch.cat([none(len(part.weight)) if part.bias is None else part.bias for part in parts])
     )

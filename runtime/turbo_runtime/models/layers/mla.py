@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from turbo_runtime.models.attention import PagedStep
+from turbo_runtime.models.attention import AttentionMetadata
 from turbo_runtime.models.head_product import HeadProduct
 from turbo_runtime.models.layers.linear import Affine, fused
 from turbo_runtime.models.layers.norm import RMSNorm
 from turbo_runtime.models.layers.rope import Rotation
 from turbo_runtime.models.layers.rowwise import RowWise
-from turbo_runtime.models.matmul import RowProduct
+from turbo_runtime.models.matmul import BatchInvariantLinear
 
 
 class LatentAttention:
@@ -36,7 +36,7 @@ class LatentAttention:
         order = torch.cat([self.rank + _rope_order(self.rope, interleaved), torch.arange(self.rank)])
         cached = Affine.of(module.kv_a_proj_with_mqa).reordered(order)
         self.query_norm: RMSNorm | None = None
-        self.query: RowProduct | None = None
+        self.query: BatchInvariantLinear | None = None
         if module.q_lora_rank is None:
             self.down = fused(queries, cached)
         else:
@@ -48,7 +48,7 @@ class LatentAttention:
         self.expand = HeadProduct(by_head[:, self.nope :])
         self.output = fused(module.o_proj)
 
-    def products(self) -> Iterable[RowProduct]:
+    def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights."""
         yield self.down
         if self.query:
@@ -61,7 +61,7 @@ class LatentAttention:
             if norm:
                 yield RowWise("RMSNorm", norm.weight.shape[0], norm)
 
-    def __call__(self, x: Tensor, rotation: Rotation, step: PagedStep) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Rotation, step: AttentionMetadata) -> Tensor:
         """x (rows, width) -> the same."""
         rows, heads = x.shape[0], self.heads
         query, key_rope, latent = self.down(x).tensor_split((-self.rope - self.rank, -self.rank), 1)

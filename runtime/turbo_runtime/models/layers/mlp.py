@@ -9,13 +9,18 @@ from torch import Tensor
 
 from turbo_runtime.models.layers.linear import fused
 from turbo_runtime.models.layers.rowwise import RowWise
-from turbo_runtime.models.matmul import RowProduct
+from turbo_runtime.models.matmul import BatchInvariantLinear
 
 
 class GatedMLP:
     """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
 
-    def __init__(self, gate_up: RowProduct, down: RowProduct, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        gate_up: BatchInvariantLinear,
+        down: BatchInvariantLinear,
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
         """`gate_up` gives both gate and up, side by side."""
         self.gate_up, self.down, self.activation = gate_up, down, activation
 
@@ -24,7 +29,7 @@ class GatedMLP:
         """With the weights of a transformers module."""
         return cls(fused(module.gate_proj, module.up_proj), fused(module.down_proj), module.act_fn)
 
-    def products(self) -> Iterable[RowProduct]:
+    def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights."""
         return self.gate_up, self.down
 

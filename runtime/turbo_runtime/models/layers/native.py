@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from turbo_runtime.models.attention import PagedStep, cache_shape
+from turbo_runtime.models.attention import AttentionMetadata, cache_shape
 from turbo_runtime.models.layers.experts import Experts
 from turbo_runtime.models.layers.linear import fused
 from turbo_runtime.models.layers.mla import LatentAttention
@@ -21,7 +21,7 @@ from turbo_runtime.models.layers.mlp import GatedMLP
 from turbo_runtime.models.layers.norm import HeadNorm, RMSNorm
 from turbo_runtime.models.layers.rope import Rope, Rotation
 from turbo_runtime.models.layers.rowwise import RowWise
-from turbo_runtime.models.matmul import RowProduct
+from turbo_runtime.models.matmul import BatchInvariantLinear
 
 LEAN_ARCHITECTURES = (
     "DeepseekV2ForCausalLM",
@@ -45,7 +45,7 @@ class LeanAttention:
         if hasattr(module, "q_norm"):
             self.head_norm = HeadNorm(module.q_norm, module.k_norm, heads, kv_heads)
 
-    def products(self) -> Iterable[RowProduct]:
+    def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights."""
         return self.project, self.output
 
@@ -55,7 +55,7 @@ class LeanAttention:
             heads = norm.weight.shape
             yield RowWise("the norm of heads", heads.numel(), lambda x: norm(x.view(-1, *heads)).view_as(x))
 
-    def __call__(self, x: Tensor, rotation: Rotation, step: PagedStep) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Rotation, step: AttentionMetadata) -> Tensor:
         """x (rows, width) -> the same."""
         rows = x.shape[0]
         projected = self.project(x).view(rows, self.heads + 2 * self.kv_heads, -1)
@@ -83,7 +83,7 @@ class LeanBlock:
         self.mlp_norm = RMSNorm(module.post_attention_layernorm)
         self.mlp = Experts(mlp) if hasattr(mlp, "experts") else GatedMLP.of(mlp)
 
-    def products(self) -> Iterable[RowProduct]:
+    def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights."""
         yield from self.attention.products()
         yield from self.mlp.products()
@@ -93,7 +93,7 @@ class LeanBlock:
         yield from self.attention.row_wise()
         yield from self.mlp.row_wise()
 
-    def __call__(self, x: Tensor, rotation: Rotation, step: PagedStep) -> Tensor:
+    def __call__(self, x: Tensor, rotation: Rotation, step: AttentionMetadata) -> Tensor:
         """x (rows, width) -> the same."""
         x = x + self.attention(self.attention_norm(x), rotation, step)
         normed = self.mlp_norm(x)
@@ -119,7 +119,7 @@ class LeanDecoder:
         """ids (n) -> those rows (n, width) of the LM head."""
         return self._head.output_rows(ids)
 
-    def products(self) -> Iterable[RowProduct]:
+    def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights, the LM head included."""
         for block in self._blocks:
             yield from block.products()
@@ -134,7 +134,7 @@ class LeanDecoder:
         return found.values()
 
     def hidden(
-        self, tokens: Tensor, step: PagedStep, tap: Callable[[int, Tensor], None] | None = None
+        self, tokens: Tensor, step: AttentionMetadata, tap: Callable[[int, Tensor], None] | None = None
     ) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
         x = self.embedding.index_select(0, tokens)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.models.layers.rowwise import RowWise
-from turbo_runtime.models.matmul import RowProduct
+from turbo_runtime.models.matmul import BatchInvariantLinear
 
 
 class Router:
@@ -21,7 +21,7 @@ class Router:
     """
 
     def __init__(self, module: Any) -> None:
-        self.product = RowProduct(module.weight.detach().float())
+        self.product = BatchInvariantLinear(module.weight.detach().float())
         self.correction: Tensor | None = getattr(module, "e_score_correction_bias", None)
         self.per_token = int(module.top_k)
         grouped = getattr(module, "topk_method", "") != "greedy"
@@ -30,7 +30,7 @@ class Router:
         self.normalised = self.correction is not None and bool(module.norm_topk_prob)
         self.scale = float(module.routed_scaling_factor)
 
-    def products(self) -> Iterable[RowProduct]:
+    def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights."""
         return (self.product,)
 

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from turbo_runtime.models.attention import PagedStep
+from turbo_runtime.models.attention import AttentionMetadata
 from turbo_runtime.models.layers.rowwise import RowWise
-from turbo_runtime.models.matmul import RowProduct
+from turbo_runtime.models.matmul import BatchInvariantLinear
 
 
 class RowLinear(nn.Module):
@@ -22,7 +22,7 @@ class RowLinear(nn.Module):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         bias = None if linear.bias is None else linear.bias.detach()
-        self.product = RowProduct(linear.weight.detach(), bias)
+        self.product = BatchInvariantLinear(linear.weight.detach(), bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out)."""
@@ -45,7 +45,7 @@ class ModuleDecoder:
         rows: Tensor = self._head.product.output_rows(ids)
         return rows
 
-    def products(self) -> Iterable[RowProduct]:
+    def products(self) -> Iterable[BatchInvariantLinear]:
         """Every product with weights, the LM head included."""
         return self._products
 
@@ -60,7 +60,7 @@ class ModuleDecoder:
                 yield RowWise(key[0], width, module)
 
     def hidden(
-        self, tokens: Tensor, step: PagedStep, tap: Callable[[int, Tensor], None] | None = None
+        self, tokens: Tensor, step: AttentionMetadata, tap: Callable[[int, Tensor], None] | None = None
     ) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
         with _tapped(self._body, tap):

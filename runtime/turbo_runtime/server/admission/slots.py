@@ -10,10 +10,10 @@ from turbo_runtime.server.admission.drain_rate import DrainRate
 from turbo_runtime.server.admission.policy import Admission, Limits, Refusal
 
 
-class Place:
+class AdmissionSlot:
     """Of one request, from before its prompts are tokenised until its client has all of its answers."""
 
-    def __init__(self, places: Places, tenant: str, answers: int, tokens: int, field: str) -> None:
+    def __init__(self, places: AdmissionSlots, tenant: str, answers: int, tokens: int, field: str) -> None:
         self._places = places
         self._tenant = tenant
         self._answers = answers
@@ -30,7 +30,7 @@ class Place:
         self._places.leave(self._tenant, self._answers, self._tokens, answered=answered)
 
 
-class Places:
+class AdmissionSlots:
     """The door, and the clock beside it; used on the event loop only."""
 
     def __init__(self, limits: Limits) -> None:
@@ -44,7 +44,7 @@ class Places:
         """Of those who are in."""
         return self._door.answers
 
-    def take(self, tenant: str, answers: int, tokens: int, field: str) -> Place:
+    def take(self, tenant: str, answers: int, tokens: int, field: str) -> AdmissionSlot:
         """A place for so many answers, whose prompts have at least so many tokens, each answer's counted.
 
         Raises ApiError: 429 when the queue is full and the tenant has its share of it, 400, about `field`,
@@ -55,7 +55,7 @@ class Places:
         self._admit(self._door.refusal(tenant, answers, tokens))
         self._door.enter(tenant, answers, tokens)
         self.empty.clear()
-        return Place(self, tenant, answers, tokens, field)
+        return AdmissionSlot(self, tenant, answers, tokens, field)
 
     def settle(self, tenant: str, before: int, tokens: int, field: str) -> None:
         """A place that was taken for fewer tokens needs so many. Raises ApiError as `take`."""

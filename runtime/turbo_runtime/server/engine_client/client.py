@@ -14,7 +14,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.messages import Cancel, EngineStats, Failed, Ready, Step, Stop, Submit, TokenEvent
+from turbo_runtime.messages import (
+    Abort,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    GenerationRequest,
+    Shutdown,
+    StepOutput,
+    TokenEvent,
+)
 from turbo_runtime.server.engine_client.event_buffer import Arrivals
 from turbo_runtime.server.engine_client.process import EngineMain, child_main
 from turbo_runtime.server.engine_client.watchdog import Watchdog
@@ -28,7 +37,7 @@ class _EngineExited:
     """Put on the outbox behind the last message of an engine that exited."""
 
 
-class EngineLink:
+class EngineClient:
     """All methods run on the event loop's thread; only the reader thread blocks on the outbox.
 
     `ready` holds the engine's first message. `ended` is set, with a sentence, once the engine will say
@@ -53,7 +62,7 @@ class EngineLink:
         self._hung = ""  # why it was ended from here; empty if it was not
         self._watchdog = Watchdog(config.step_timeout_seconds)
         self.stats = EngineStats()
-        self.ready: asyncio.Future[Ready] = self._loop.create_future()
+        self.ready: asyncio.Future[EngineReady] = self._loop.create_future()
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self.on_step: Callable[[EngineStats], None] | None = None
 
@@ -83,7 +92,7 @@ class EngineLink:
         """Answers submitted and not yet finished, running or waiting."""
         return len(self._waiting)
 
-    def submit(self, submits: Sequence[Submit]) -> Arrivals:
+    def submit(self, submits: Sequence[GenerationRequest]) -> Arrivals:
         """Hand answers to the engine; their events all come where the returned one is emptied, also when the
         engine dies. Raises ValueError for an id that is in use, and hands nothing over.
         """
@@ -102,7 +111,7 @@ class EngineLink:
         """Drop answers that nobody waits for any more; finished ones are ignored."""
         for request_id in request_ids:
             if self._waiting.pop(request_id, None) is not None and self.alive:
-                self._inbox.put(Cancel(request_id))
+                self._inbox.put(Abort(request_id))
 
     def fail_all(self, sentence: str) -> None:
         """End every unfinished answer with an error."""
@@ -115,7 +124,7 @@ class EngineLink:
         """End the process: by itself after the current step, by force if that takes `patience` seconds."""
         self._stopping = True
         if patience and self._process.is_alive():
-            self._inbox.put(Stop())
+            self._inbox.put(Shutdown())
             await asyncio.to_thread(self._process.join, patience)
         if self._process.is_alive():
             self._process.kill()
@@ -132,19 +141,19 @@ class EngineLink:
                 self._loop.call_soon_threadsafe(self._handle, message, time.monotonic())
             except RuntimeError:  # the loop is closed: the server ends, and nobody listens any more
                 return
-            if isinstance(message, _EngineExited | Failed):
+            if isinstance(message, _EngineExited | EngineFailed):
                 return
 
     def _handle(self, message: Any, at: float) -> None:
-        if isinstance(message, Step):
+        if isinstance(message, StepOutput):
             self._follow(message.stats)
             for event in message.events:
                 self._deliver(event, at)
-        elif isinstance(message, Ready):
+        elif isinstance(message, EngineReady):
             self._follow(message.stats)
             self.ready.set_result(message)
             self._watch()
-        elif isinstance(message, Failed):
+        elif isinstance(message, EngineFailed):
             self._end(message.error)
         elif isinstance(message, _EngineExited):
             self._end(self._obituary())

@@ -10,8 +10,8 @@ from typing import Any
 
 from turbo_runtime.server.json_parts import json_parts
 from turbo_runtime.server.responses.logprobs import prompt_logprobs
-from turbo_runtime.server.responses.output import Piece, joined
-from turbo_runtime.server.responses.request_output import Answers
+from turbo_runtime.server.responses.output import OutputDelta, joined
+from turbo_runtime.server.responses.request_output import RequestOutput
 from turbo_runtime.server.responses.serializers import ChatShape, CompletionShape
 from turbo_runtime.server.served_model import ServedModel
 from turbo_runtime.version import turbo_version
@@ -25,7 +25,7 @@ class Reply:
 
     shape: ChatShape | CompletionShape
     model: ServedModel
-    answers: Answers
+    answers: RequestOutput
     id: str = field(init=False)
     created: int = field(init=False)
 
@@ -39,7 +39,7 @@ class Reply:
         params = self.answers.job.params[0]
         return params.logprobs is not None or params.prompt_logprobs is not None
 
-    def whole(self, pieces: list[list[Piece]]) -> bytes:
+    def whole(self, pieces: list[list[OutputDelta]]) -> bytes:
         """The body of a reply that is not streamed; the lists are in the order of the choices. One choice is
         built after the other, since a document of logprobs takes many times the room of its text.
         """
@@ -55,7 +55,7 @@ class Reply:
             return []
         return [self._head(self.shape.event_kind, [{"index": index, **content, "finish_reason": None}])]
 
-    def event(self, piece: Piece) -> Json:
+    def event(self, piece: OutputDelta) -> Json:
         """One event of a stream."""
         return self._head(self.shape.event_kind, [self._choice(piece, self.shape.event(piece))])
 
@@ -90,7 +90,7 @@ class Reply:
             "speedup": self.answers.speedup,
         }
 
-    def _choice(self, piece: Piece, content: Json) -> Json:
+    def _choice(self, piece: OutputDelta, content: Json) -> Json:
         choice = {
             "index": piece.index,
             **content,

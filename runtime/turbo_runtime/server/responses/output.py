@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from turbo_runtime.messages import SamplingParams, TokenEvent, TokenLogprob
-from turbo_runtime.parsers import AnswerReader, Said
+from turbo_runtime.parsers import AnswerReader, ParsedDelta
 from turbo_runtime.parsers.stop_strings import StopScanner
 from turbo_runtime.tokenization.detokenizer import Detokenizer
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class OutputDelta:
     """What is new of one answer; `finish_reason` ends it. Logprobs are of `tokens`."""
 
     index: int
-    said: Said
+    said: ParsedDelta
     finish_reason: str | None = None
     stop_reason: str | int | None = None  # the stop string or the request's own stop token that ended it
     tokens: tuple[int, ...] = ()
@@ -26,15 +26,15 @@ class Piece:
         return bool(self.said or self.logprobs or self.finish_reason or self.prompt_logprobs)
 
 
-def joined(pieces: list[Piece]) -> Piece:
+def joined(pieces: list[OutputDelta]) -> OutputDelta:
     """One answer's pieces as one."""
     if len(pieces) == 1:
         return pieces[0]
     last, said = pieces[-1], [piece.said for piece in pieces]
     prompts = (piece.prompt_logprobs for piece in pieces)
-    return Piece(
+    return OutputDelta(
         last.index,
-        Said(
+        ParsedDelta(
             "".join(one.content for one in said),
             "".join(one.reasoning for one in said),
             tuple(call for one in said for call in one.calls),
@@ -48,7 +48,7 @@ def joined(pieces: list[Piece]) -> Piece:
 
 
 @dataclass(slots=True)
-class Answer:
+class CompletionOutput:
     """One answer's text so far."""
 
     index: int
@@ -64,12 +64,12 @@ class Answer:
     speedup: float | None = None  # so far, as the engine has it
     _stop: str | int | None = field(default=None, init=False)
 
-    def take(self, event: TokenEvent) -> Piece:
+    def take(self, event: TokenEvent) -> OutputDelta:
         """What an event brings.
 
         Tokens go through one by one, so that an answer is cut at the same token however many a step brought.
         """
-        said, before, reason = Said(), self.tokens, None
+        said, before, reason = ParsedDelta(), self.tokens, None
         for position, token in enumerate(event.tokens):
             self.tokens += 1
             final = event.finish_reason == "stop" and position == len(event.tokens) - 1
@@ -90,7 +90,7 @@ class Answer:
             if self.reader.called and reason == "stop":
                 reason = "tool_calls"
         kept = self.tokens - before
-        return Piece(
+        return OutputDelta(
             self.index,
             said,
             reason,
@@ -100,7 +100,7 @@ class Answer:
             event.prompt_logprobs,
         )
 
-    def _hear(self, text: str) -> tuple[Said, str | None]:
+    def _hear(self, text: str) -> tuple[ParsedDelta, str | None]:
         """What new text says, and why the answer ends with it, or None."""
         if self.tokens < self.params.min_tokens:
             return self.reader.push(text), None  # no stop string counts yet

@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from turbo_runtime.messages import Submit, TokenEvent
+from turbo_runtime.messages import GenerationRequest, TokenEvent
 from turbo_runtime.parsers.stop_strings import StopScanner
 from turbo_runtime.protocol.errors import failed, invalid, timed_out, unavailable
-from turbo_runtime.server.engine_client.client import ABANDONED, EngineLink
+from turbo_runtime.server.engine_client.client import ABANDONED, EngineClient
 from turbo_runtime.server.engine_client.event_buffer import Arrival
-from turbo_runtime.server.preprocessing import Job
-from turbo_runtime.server.responses.output import Answer, Piece, joined
+from turbo_runtime.server.preprocessing import PreparedRequest
+from turbo_runtime.server.responses.output import CompletionOutput, OutputDelta, joined
 from turbo_runtime.server.served_model import ServedModel
 from turbo_runtime.tokenization.detokenizer import Detokenizer
 
@@ -52,7 +52,7 @@ class Tally:
         return self.verified_tokens / self.drafts if self.drafts else None
 
 
-class Answers:
+class RequestOutput:
     """All answers of one request, handed to the engine at once.
 
     To be used as a context manager: leaving it, early or not, cancels what is unfinished and calls `left`.
@@ -61,9 +61,9 @@ class Answers:
 
     def __init__(
         self,
-        job: Job,
+        job: PreparedRequest,
         model: ServedModel,
-        engine: EngineLink,
+        engine: EngineClient,
         watch: Watch,
         seconds: float,
         left: Callable[[], None],
@@ -77,7 +77,7 @@ class Answers:
         self._started = time.monotonic()
         submits = _submits(job)
         self._answers = [
-            Answer(
+            CompletionOutput(
                 index,
                 submit.params,
                 Detokenizer(model.tokenizer.decode, model.tokenizer.is_silent),
@@ -105,7 +105,7 @@ class Answers:
             return None
         return sum(tokens for tokens, _ in known) / sum(tokens / speedup for tokens, speedup in known)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
+    async def pieces(self) -> AsyncIterator[OutputDelta]:
         """Text as it comes, until all answers are finished. What came while the client was busy with the text
         before is one piece of each answer: a client that lags costs less, not more.
 
@@ -119,7 +119,7 @@ class Answers:
             if error is not None:
                 raise error
 
-    def __enter__(self) -> Answers:
+    def __enter__(self) -> RequestOutput:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -134,9 +134,9 @@ class Answers:
         except TimeoutError:
             raise timed_out(self._seconds) from None
 
-    def _hear(self, arrivals: Iterable[Arrival]) -> tuple[list[Piece], Exception | None]:
+    def _hear(self, arrivals: Iterable[Arrival]) -> tuple[list[OutputDelta], Exception | None]:
         """One piece of each answer that has news, and what went wrong behind them."""
-        news: dict[int, list[Piece]] = {}
+        news: dict[int, list[OutputDelta]] = {}
         error = None
         for event, at in arrivals:
             answer = self._open.get(event.request_id)
@@ -153,7 +153,7 @@ class Answers:
                 news.setdefault(answer.index, []).append(piece)
         return [joined(pieces) for pieces in news.values()], error
 
-    def _take(self, event: TokenEvent, answer: Answer, at: float) -> Piece:
+    def _take(self, event: TokenEvent, answer: CompletionOutput, at: float) -> OutputDelta:
         before, thought = answer.tokens, answer.reasoning_tokens
         piece = answer.take(event)
         kept = answer.tokens - before
@@ -174,7 +174,7 @@ class Answers:
         self._time(event, answer, at)
         return piece
 
-    def _time(self, event: TokenEvent, answer: Answer, at: float) -> None:
+    def _time(self, event: TokenEvent, answer: CompletionOutput, at: float) -> None:
         if event.queued_seconds is not None:
             self._watch.queued(event.queued_seconds)
         if not event.tokens:
@@ -202,16 +202,16 @@ def _error(event: TokenEvent) -> Exception:
     return invalid(None, sentence, "invalid_request") if event.refused else failed(sentence)
 
 
-def _submits(job: Job) -> list[Submit]:
+def _submits(job: PreparedRequest) -> list[GenerationRequest]:
     """One for each answer. Equal prompts count their choices on, so that repeating one draws anew."""
     request_id = uuid.uuid4().hex
-    submits: list[Submit] = []
+    submits: list[GenerationRequest] = []
     seen: Counter[tuple[int, ...]] = Counter()
     for index, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True)):
         first = seen[prompt] * job.n
         seen[prompt] += 1
         submits += [
-            Submit(
+            GenerationRequest(
                 f"{request_id}-{index}-{choice}",
                 prompt,
                 params,

@@ -7,9 +7,9 @@ from typing import Any
 
 from turbo_runtime.messages import TokenLogprob
 from turbo_runtime.parsers import ToolCall
-from turbo_runtime.server.preprocessing import Job
+from turbo_runtime.server.preprocessing import PreparedRequest
 from turbo_runtime.server.responses.logprobs import BytesOf, chat_logprobs, completion_logprobs, text_length
-from turbo_runtime.server.responses.output import Piece
+from turbo_runtime.server.responses.output import OutputDelta
 
 Json = dict[str, Any]
 
@@ -21,12 +21,12 @@ class ChatShape:
     event_kind = "chat.completion.chunk"
     id_prefix = "chatcmpl-"
 
-    def __init__(self, job: Job, bytes_of: BytesOf) -> None:
+    def __init__(self, job: PreparedRequest, bytes_of: BytesOf) -> None:
         self._told = job.params[0].logprobs is not None
         self._bytes_of = bytes_of
         self._calls: dict[int, int] = {}  # of each choice, how many have been told
 
-    def whole(self, piece: Piece) -> Json:
+    def whole(self, piece: OutputDelta) -> Json:
         """A finished answer, as part of its choice."""
         said = piece.said
         message: Json = {"role": "assistant", "content": said.content, "refusal": None}
@@ -41,7 +41,7 @@ class ChatShape:
         """What comes before a choice's text, as part of it: the role."""
         return {"delta": {"role": "assistant", "content": ""}, "logprobs": None}
 
-    def event(self, piece: Piece) -> Json:
+    def event(self, piece: OutputDelta) -> Json:
         """A piece of an answer, as part of its choice."""
         said = piece.said
         delta: Json = {}
@@ -55,7 +55,7 @@ class ChatShape:
             delta["tool_calls"] = [{"index": first + i, **_call(call)} for i, call in enumerate(said.calls)]
         return {"delta": delta, "logprobs": self._logprobs(piece)}
 
-    def _logprobs(self, piece: Piece) -> Json | None:
+    def _logprobs(self, piece: OutputDelta) -> Json | None:
         return chat_logprobs(piece.logprobs, self._bytes_of) if self._told else None
 
 
@@ -63,7 +63,7 @@ class ChatShape:
 class CompletionShape:
     """`/v1/completions`: text is text, behind the prompt's where it is to be echoed. One for each reply."""
 
-    job: Job
+    job: PreparedRequest
     bytes_of: BytesOf
     _offsets: dict[int, int] = field(default_factory=dict)  # of each choice, where its next text starts
 
@@ -71,7 +71,7 @@ class CompletionShape:
     event_kind = "text_completion"
     id_prefix = "cmpl-"
 
-    def whole(self, piece: Piece) -> Json:
+    def whole(self, piece: OutputDelta) -> Json:
         """A finished answer, as part of its choice."""
         return {"text": self._echo(piece.index) + piece.said.content, "logprobs": self._logprobs(piece)}
 
@@ -80,14 +80,14 @@ class CompletionShape:
         echo = self._echo(index)
         return {"text": echo, "logprobs": None} if echo else None
 
-    def event(self, piece: Piece) -> Json:
+    def event(self, piece: OutputDelta) -> Json:
         """A piece of an answer, as part of its choice."""
         return {"text": piece.said.content, "logprobs": self._logprobs(piece)}
 
     def _echo(self, index: int) -> str:
         return self.job.echoes[index // self.job.n] if self.job.echoes else ""
 
-    def _logprobs(self, piece: Piece) -> Json | None:
+    def _logprobs(self, piece: OutputDelta) -> Json | None:
         if self.job.params[0].logprobs is None:
             return None
         ids, told = piece.tokens, list[TokenLogprob | None](piece.logprobs)

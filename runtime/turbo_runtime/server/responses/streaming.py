@@ -18,14 +18,14 @@ from turbo_runtime.protocol.errors import ApiError
 from turbo_runtime.server.connections import send_in_time, send_whole
 from turbo_runtime.server.disconnect import unless_client_leaves
 from turbo_runtime.server.responses.openai import SSE_DONE, Json, Reply, sse
-from turbo_runtime.server.responses.output import Piece
-from turbo_runtime.server.thread_offload import Beside, Wanted
+from turbo_runtime.server.responses.output import OutputDelta
+from turbo_runtime.server.thread_offload import ThreadOffload, Wanted
 
 
 class WholeReply(Response):
     """Sent when all answers are finished. Raises ApiError, before anything is sent."""
 
-    def __init__(self, reply: Reply, writing: Beside) -> None:
+    def __init__(self, reply: Reply, writing: ThreadOffload) -> None:
         super().__init__()
         self._reply = reply
         self._writing = writing
@@ -44,7 +44,7 @@ class EventStream(StreamingResponse):
     engine says so when it has compiled it, nothing is sent before the first piece.
     """
 
-    def __init__(self, reply: Reply, options: StreamOptions, writing: Beside) -> None:
+    def __init__(self, reply: Reply, options: StreamOptions, writing: ThreadOffload) -> None:
         self._waits = any(params.grammar for params in reply.answers.job.params)
         self._events = _events(reply, options, writing, begun=not self._waits)
         super().__init__(self._events, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
@@ -75,15 +75,15 @@ async def _behind(first: str, events: AsyncIterator[str]) -> AsyncIterator[str]:
         yield event
 
 
-async def _collect(reply: Reply, writing: Beside) -> bytes:
-    pieces: list[list[Piece]] = [[] for _ in range(reply.answers.job.choices)]
+async def _collect(reply: Reply, writing: ThreadOffload) -> bytes:
+    pieces: list[list[OutputDelta]] = [[] for _ in range(reply.answers.job.choices)]
     async for piece in reply.answers.pieces():
         pieces[piece.index].append(piece)
     return await writing.run(lambda _: reply.whole(pieces)) if reply.tells_logprobs else reply.whole(pieces)
 
 
 async def _events(
-    reply: Reply, options: StreamOptions, writing: Beside, *, begun: bool
+    reply: Reply, options: StreamOptions, writing: ThreadOffload, *, begun: bool
 ) -> AsyncIterator[str]:
     """The stream's events; an error midway is its last one, since the status line is long gone. Where the
     stream has not `begun` before its first event, an error before that is raised.
@@ -120,5 +120,5 @@ def _with_figures(event: Json, reply: Reply, options: StreamOptions, *, last: bo
     return {**event, "turbo": reply.turbo()} if last else event
 
 
-def _written(reply: Reply, piece: Piece, options: StreamOptions, last: bool, _: Wanted) -> str:
+def _written(reply: Reply, piece: OutputDelta, options: StreamOptions, last: bool, _: Wanted) -> str:
     return sse(_with_figures(reply.event(piece), reply, options, last=last))

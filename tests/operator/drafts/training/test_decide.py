@@ -141,7 +141,7 @@ def test_a_draft_is_made_of_what_the_pod_told_and_the_job_goes_when_it_is_there(
     done = pod(phase="Succeeded", exit_code=0, message=MADE.to_json(), ended=NOW)
     step = look(td(state), seen(children=(job(complete=True),), trainings=(done,)))
     assert step.keep == "chat-train-1"
-    assert step.made == training.Made(1, state.work, MADE)
+    assert step.made == training.FinishedDraft(1, state.work, MADE)
     step = look(td(step.state), seen(children=(job(complete=True),), trainings=(done,), drafts=(draft(),)))
     assert (step.keep, step.made, step.begin) == (None, None, None)
     assert reason(step) == "Trained"
@@ -235,7 +235,7 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
     first, second = draft(created=NOW - HOUR), draft(2, NOW + 10 * HOUR)
     there = {"drafts": (first,)}
 
-    def after(hours: float, gain: float | None, state: TrainingStatus | None) -> training.Step:
+    def after(hours: float, gain: float | None, state: TrainingStatus | None) -> training.TrainingDecision:
         return look(td(state, told=promoted(first), **asked), seen(**there, gain=gain), NOW + hours * HOUR)
 
     low = after(0, 1.1, done)

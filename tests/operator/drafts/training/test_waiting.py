@@ -30,20 +30,20 @@ from turbo_operator.api import CapacityType, Provisioning, TrainingStatus, Turbo
 from turbo_operator.drafts.training import job_state
 from turbo_operator.drafts.training.manifests import training_job
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import Accelerator, Observed, Supply
+from turbo_operator.snapshot import Accelerator, Snapshot, Supply
 
 TIMEOUT = 600.0  # spec.accelerators.pendingTimeout by itself
 SETTINGS = Settings(runtime_image="r:1")
 
 
-def rendered(it: TurboDeployment, observed: Observed) -> dict[str, Any]:
+def rendered(it: TurboDeployment, observed: Snapshot) -> dict[str, Any]:
     begin = look(it, observed).begin
     assert begin is not None
     assert observed.model is not None
     return training_job(it, begin, observed.model, SETTINGS)
 
 
-def there(*pods: Any, **more: Any) -> Observed:
+def there(*pods: Any, **more: Any) -> Snapshot:
     return seen(children=(job(),), trainings=pods, **more)
 
 
@@ -97,7 +97,7 @@ ELASTIC = {
 NONE = dict.fromkeys(ELASTIC, Supply())
 
 
-def clouded(*pods: Any, free: Any = NONE, accelerators: dict[str, Accelerator] = ELASTIC) -> Observed:
+def clouded(*pods: Any, free: Any = NONE, accelerators: dict[str, Accelerator] = ELASTIC) -> Snapshot:
     """A cloud, of which nobody knows what it has, beside cores that serve."""
     everything = {"cpu": CORES} | accelerators
     jobs = (job(),) if pods else ()
