@@ -268,13 +268,18 @@ def test_a_variant_whose_revision_goes_serves_on_while_the_next_one_starts(clust
     served.cluster.until_ready(served.namespace, replicas=2)
 
 
-def test_a_revision_that_lost_its_owner_is_told_of_and_its_variant_serves_on(cluster: Any) -> None:
+def test_a_revision_that_belongs_to_another_is_told_of_and_its_variant_serves_on(cluster: Any) -> None:
     served = Served(cluster, "revision-disowned")
+    (pod,) = served.pods()  # the garbage collector removes what has an owner that does not exist
+    name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+    owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "controller": True}
     cluster.kubelet.refused.add("chat-")
     try:
         served.write(**OTHER_PLAN)
         served.soon(lambda: len(served.variants()) == 2, "the next one is there")
-        cluster.api.patch(REVISION, served.namespace, served.variant, {"metadata": {"ownerReferences": None}})
+        cluster.api.patch(
+            REVISION, served.namespace, served.variant, {"metadata": {"ownerReferences": [owner]}}
+        )
 
         def is_told() -> bool:
             ready = cluster.condition(cluster.deployment(served.namespace), "Ready")
@@ -325,6 +330,49 @@ def test_a_revision_that_is_refused_is_told_of_and_its_variant_serves_on(cluster
         served.kubectl("delete", "resourcequota", "revisions")
     finally:
         cluster.kubelet.refused.discard("chat-")
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "ControllerRevision", "Service", "ConfigMap"])
+def test_a_child_that_lost_its_owner_gets_it_back_and_nothing_rolls(cluster: Any, kind: str) -> None:
+    served = Served(cluster, f"orphan-{kind}".lower())
+    resource = resources.CHILDREN[kind]
+    name = {"Service": "chat", "ConfigMap": "chat-model"}.get(kind, served.variant)
+    before, pods = served.child(resource, name), served.pod_names()
+    assert before is not None
+    cluster.api.patch(resource, served.namespace, name, {"metadata": {"ownerReferences": None}})
+
+    def has_owner() -> bool:
+        now = served.child(resource, name)
+        assert now is not None
+        return bool(now["metadata"].get("ownerReferences") == before["metadata"]["ownerReferences"])
+
+    served.soon(has_owner, "it has its owner back")
+    served.until_ready()
+    assert served.pod_names() == pods
+    cluster.until(served.rested, "nothing more is written")
+
+
+@pytest.mark.parametrize("kind", ["Service", "Deployment"])
+def test_a_list_item_that_somebody_edits_in_place_is_put_back(cluster: Any, kind: str) -> None:
+    """The API server merges ports by number: ours would stand beside the edited one, of the same name."""
+    served = Served(cluster, f"edited-port-{kind}".lower())
+    path = "/spec/ports/0/port"
+    if kind == "Deployment":
+        path = "/spec/template/spec/containers/0/ports/0/containerPort"
+    resource, name = resources.CHILDREN[kind], "chat" if kind == "Service" else served.variant
+    before = served.child(resource, name)
+    assert before is not None
+    patch = json.dumps([{"op": "replace", "path": path, "value": 9000}])
+    served.kubectl("patch", kind, name, "--type=json", "-p", patch)
+
+    def is_back() -> bool:
+        now = served.child(resource, name)
+        assert now is not None
+        return bool(now["spec"] == before["spec"])
+
+    served.soon(is_back, "it is as before")
+    served.until_ready()
+    cluster.until(served.rested, "nobody fights for it")
 
 
 @pytest.mark.parametrize(

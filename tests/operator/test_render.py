@@ -274,6 +274,8 @@ def test_keys_are_a_mounted_folder_so_that_a_change_reaches_running_pods() -> No
         "readOnly": True,
     }
     assert "chat-keys" not in json.dumps(container)  # no key and no name of one reaches the environment
+    hung = container["livenessProbe"]["terminationGracePeriodSeconds"]
+    assert hung < 30, "a process that hangs drains nothing: with one replica, all of it is an outage"
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         assert container[probe]["httpGet"]["path"] in (HEALTH_PATH, READY_PATH)  # open without a key
 

@@ -26,6 +26,7 @@ from turbo_operator.api import (
 from turbo_operator.catalog import shapes
 from turbo_operator.planner import plan as plan_of
 from turbo_operator.snapshot import Accelerator, ChildView, PodView, Snapshot, Supply
+from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
 from turbo_runtime.contract.model import ModelInfo
 
 GIB = 1 << 30
@@ -66,11 +67,14 @@ def computed(
     refused: str | None = None,
     accelerator: Accelerator = CPU,
     supply: Mapping[str, Supply] | None = None,
+    takeover: Takeover = NO_TAKEOVER,
 ) -> TurboDeploymentStatus:
     plan = plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator}, supply) if facts else None
     variant = HASH if plan and plan.choice else None
     observed = Snapshot({"cpu": accelerator}, supply, children, pods, model=facts, model_error=error)
-    return status.compute(it, observed, autoscaler.scale(it.spec), plan, variant, now, refused)
+    return status.compute(
+        it, observed, autoscaler.scale(it.spec), plan, variant, now, refused, takeover=takeover
+    )
 
 
 def said(it: TurboDeploymentStatus, kind: ConditionType) -> tuple[str, str]:
@@ -161,12 +165,23 @@ def test_while_the_new_plan_comes_up_it_is_available_and_not_ready() -> None:
     assert said(new, ConditionType.READY) == ("False", AvailableReason.IMAGE_PULL)
 
 
+@pytest.mark.parametrize("by_spec", [False, True])
+def test_a_new_plan_that_the_spec_holds_back_does_not_say_that_it_waits_for_accelerators(
+    by_spec: bool,
+) -> None:
+    takeover = Takeover(HASH, HASH, "v1old", waits="It waits.", waits_for_spec=by_spec)
+    new = computed(td(), pod("old", variant="v1old"), takeover=takeover)
+    reason = ReadyReason.NEEDS_CHANGE if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
+    assert said(new, ConditionType.READY) == ("False", reason)
+    assert said(new, ConditionType.STALLED)[0] == str(by_spec)
+
+
 def test_a_new_plan_that_finds_no_room_beside_the_old_one_says_what_makes_some() -> None:
     waits = pod("new", ready=False, reason="Unschedulable", message="0/1 nodes are available")
     ready = computed(td(), pod("old", variant="v1old"), waits).condition(ConditionType.READY)
     assert ready is not None
     assert (ready.status, ready.reason) == ("False", AvailableReason.WAITING_FOR_ACCELERATOR)
-    assert ready.message.startswith("The plan before it serves on. Pod new: Unschedulable")
+    assert ready.message.startswith("The plan before it serves on. Of the new plan: Pod new: Unschedulable")
     loads = computed(td(), pod("old", variant="v1old"), pod("new", ready=False))
     other = loads.condition(ConditionType.READY)
     assert other is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbo_operator.api import PlanStatus, RolloutReason, TurboDeployment
+from turbo_operator.api import ConditionType, PlanStatus, RolloutReason, TurboDeployment
 from turbo_operator.api.conditions import sentence
 
 
@@ -19,7 +19,8 @@ def sentences(td: TurboDeployment) -> tuple[str, ...]:
     plan, serving, rollout = td.status.plan, td.status.serving_plan, td.status.rollout
     if plan is None or serving is None or not is_apart(td):
         return ()
-    state = "takes over"
+    stalled = td.status.condition(ConditionType.STALLED)
+    state = "waits to take over" if stalled is not None and stalled.status == "True" else "takes over"
     if rollout is not None and rollout.reason == RolloutReason.ROLLED_BACK:
         state = f"was rolled back ({sentence(rollout.message) or 'its pods did not become ready.'})"
     return (

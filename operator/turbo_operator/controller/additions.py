@@ -22,21 +22,22 @@ async def take_out(
     td: TurboDeployment,
     wanted: Mapping[str, Any],
     futile: set[tuple[str, str]],
-) -> None:
-    """Write the child that was applied as `wanted` in whole, where somebody else owns a field of it.
+) -> bool:
+    """Replace the child by what is `wanted` of it, where somebody else owns a field; whether it was written.
 
-    What stays although it was asked for once (a default that somebody owns) is kept in `futile`.
+    A field that stays although it was taken out once (a default that somebody owns) is kept in `futile`.
     """
     kind, name = wanted["kind"], wanted["metadata"]["name"]
     held = cache.children(key, td.metadata.uid).get((kind, name))
     if held is None or not held.added or (held.view.uid, " ".join(held.added)) in futile:
-        return
+        return False
     there = await api.find(CHILDREN[kind], key.namespace, name)
     if there is None or there["metadata"]["uid"] != held.view.uid:
-        return  # gone meanwhile: its event is on its way
+        return False  # gone meanwhile: its event is on its way
     there = await api.replace(CHILDREN[kind], replaced(there, wanted))
     cache.put_child(there)
     if left := added_fields(kind, there["metadata"].get("managedFields") or ()):
         futile.add((held.view.uid, " ".join(left)))
     what = {"object": str(key), "kind": kind, "child": name, "fields": " ".join(held.added)}
     log.info("taken out", extra=what)
+    return True

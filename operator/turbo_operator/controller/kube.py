@@ -31,6 +31,7 @@ WATCH_SECONDS = 300  # after which the API server ends a watch, and the next goe
 LIST_CHUNK = 500
 
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
+_MERGE = "application/merge-patch+json"
 _RETRIED_4XX = {401, 408, 425, 429}  # credentials being renewed, time-outs, too many requests
 
 
@@ -111,6 +112,14 @@ class Kube:
         path = resource.path(meta["namespace"], meta["name"])
         query = [("fieldManager", FIELD_MANAGER)]
         return await self._request("PUT", resource, path, query=query, body=dict(body))
+
+    async def merge(
+        self, resource: Resource, namespace: str, name: str, patch: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """JSON merge patch; ConflictError where the object has changed since the version that it names."""
+        query = [("fieldManager", FIELD_MANAGER)]
+        path = resource.path(namespace, name)
+        return await self._request("PATCH", resource, path, query=query, body=dict(patch), content=_MERGE)
 
     async def apply_status(self, resource: Resource, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Server-side apply of `wanted`'s status alone; returns the object as it stands then."""

@@ -259,7 +259,13 @@ class Reconciler:
         held = self._cache.children(key, td.metadata.uid)
         for manifest in wanted:
             if _is_to_be_written(manifest, held.get(_place(manifest)), futile):
-                await self._apply(key, manifest, held.get(_place(manifest)), futile)
+                try:
+                    await self._apply(key, manifest, held.get(_place(manifest)), futile)
+                except RefusedError:
+                    # A list item that somebody edited stands beside ours, and both have one name.
+                    if not await additions.take_out(self._api, self._cache, key, td, manifest, futile):
+                        raise
+                    await self._apply(key, manifest, held.get(_place(manifest)), futile)
         for manifest in wanted:  # last: what serves does not wait for it
             await additions.take_out(self._api, self._cache, key, td, manifest, futile)
 
@@ -339,6 +345,8 @@ class Reconciler:
             there = await self._api.find(CHILDREN[kind], key.namespace, name)
             if there is None:
                 continue
+            if revisions.is_orphan(there, td):
+                there = await revisions.adopt(self._api, key, td, there)
             if not is_controlled_by(there, td.metadata.uid):
                 owner = controller(there) or {}
                 if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, key.name):

@@ -1,19 +1,23 @@
 """A variant is a Deployment and the ControllerRevision of its template: where one of the two is not seen, the
 other one must not be lost.
 
-What lost its label stands there still, and is found by its name. A ControllerRevision that is gone is made
+What lost its label or its owner reference is found by its name. A ControllerRevision that is gone is made
 again of what the Deployment runs, so that no pod rolls; a Deployment that is gone is the rollout's matter.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from typing import Any
 
 from turbo_operator import render
-from turbo_operator.api import TurboDeployment
-from turbo_operator.controller.cache.projection import is_controlled_by
+from turbo_operator.api import LABEL_DEPLOYMENT, TurboDeployment
+from turbo_operator.controller.cache.projection import controller, is_controlled_by
 from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.field_ownership import owned_fields
 from turbo_operator.controller.kube import Kube, RefusedError, StrangerError
+from turbo_operator.render.metadata import owner_reference
 from turbo_operator.resources import CHILDREN
 
 DEPLOYMENT, REVISION = CHILDREN["Deployment"], CHILDREN["ControllerRevision"]
@@ -34,6 +38,8 @@ async def restore(api: Kube, cache: Cache, key: Key, td: TurboDeployment) -> Ref
             continue
         if kind == REVISION.kind and (DEPLOYMENT.kind, name) not in held:
             there = await api.find(DEPLOYMENT, key.namespace, name)
+            if there is not None and is_orphan(there, td):
+                there = await adopt(api, key, td, there)
             if there is not None and is_controlled_by(there, td.metadata.uid):
                 cache.put_child(there)
         if kind == DEPLOYMENT.kind and (REVISION.kind, name) not in held:
@@ -47,6 +53,8 @@ async def restore(api: Kube, cache: Cache, key: Key, td: TurboDeployment) -> Ref
 async def _restore_revision(api: Kube, cache: Cache, key: Key, td: TurboDeployment, plan_hash: str) -> None:
     name = render.variant_name(td, plan_hash)
     there = await api.find(REVISION, key.namespace, name)
+    if there is not None and is_orphan(there, td):
+        there = await adopt(api, key, td, there)
     if there is not None and not is_controlled_by(there, td.metadata.uid):
         raise StrangerError(REVISION.kind, name)
     if there is None:
@@ -56,3 +64,20 @@ async def _restore_revision(api: Kube, cache: Cache, key: Key, td: TurboDeployme
         there = await api.apply(REVISION, render.revision(td, plan_hash, deployment["spec"]["template"]))
         log.info("created", extra={"object": str(key), "kind": REVISION.kind, "child": name})
     cache.put_child(there)
+
+
+def is_orphan(body: Mapping[str, Any], td: TurboDeployment) -> bool:
+    """Whether an object that we applied for `td` has lost its owner, and nobody else has taken it."""
+    meta = body["metadata"]
+    is_ours = (meta.get("labels") or {}).get(LABEL_DEPLOYMENT) == td.metadata.name
+    return is_ours and controller(body) is None and bool(owned_fields(meta.get("managedFields") or ()))
+
+
+async def adopt(api: Kube, key: Key, td: TurboDeployment, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Give an orphan its owner back, as the controllers of Kubernetes adopt pods."""
+    kind, name = body["kind"], body["metadata"]["name"]
+    owners = [*(body["metadata"].get("ownerReferences") or ()), owner_reference(td)]
+    meta = {"resourceVersion": body["metadata"]["resourceVersion"], "ownerReferences": owners}
+    adopted = await api.merge(CHILDREN[kind], key.namespace, name, {"metadata": meta})
+    log.info("adopted", extra={"object": str(key), "kind": kind, "child": name})
+    return adopted

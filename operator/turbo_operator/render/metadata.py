@@ -81,16 +81,19 @@ def metadata(td: TurboDeployment, name: str, child_labels: Mapping[str, str]) ->
         "name": name,
         "namespace": td.metadata.namespace,
         "labels": dict(child_labels),
-        "ownerReferences": [
-            {
-                "apiVersion": API_VERSION,
-                "kind": TURBODEPLOYMENT,
-                "name": td.metadata.name,
-                "uid": td.metadata.uid,
-                "controller": True,
-                "blockOwnerDeletion": False,
-            }
-        ],
+        "ownerReferences": [owner_reference(td)],
+    }
+
+
+def owner_reference(td: TurboDeployment) -> dict[str, Any]:
+    """The TurboDeployment as the controller of a child."""
+    return {
+        "apiVersion": API_VERSION,
+        "kind": TURBODEPLOYMENT,
+        "name": td.metadata.name,
+        "uid": td.metadata.uid,
+        "controller": True,
+        "blockOwnerDeletion": False,
     }
 
 

@@ -52,6 +52,7 @@ GRACE_SLACK_SECONDS = 10  # the engine's last step and the processes' ends
 TRIAL_AUDIT_SHARE = 0.1  # of a new draft's answers: the default finds too little in the minutes of a trial
 STARTUP_PERIOD_SECONDS = 2
 STARTUP_SECONDS = 3600  # downloads and loads of large models; a crash ends it sooner
+HUNG_GRACE_SECONDS = 10
 
 
 def plan_hash(
@@ -153,7 +154,8 @@ def pod_template(
         # is no death below spec.engine.stepTimeout.
         "startupProbe": _probe(READY_PATH, STARTUP_PERIOD_SECONDS, STARTUP_SECONDS // STARTUP_PERIOD_SECONDS),
         "readinessProbe": _probe(READY_PATH, 5, 2),
-        "livenessProbe": _probe(HEALTH_PATH, 10, 6),
+        # A process that hangs does not end by itself: there is nothing to drain.
+        "livenessProbe": _probe(HEALTH_PATH, 10, 6) | {"terminationGracePeriodSeconds": HUNG_GRACE_SECONDS},
     }
     spec = pod_spec_for(td, container, choice)
     spec["volumes"] += (

@@ -191,6 +191,8 @@ def _rolled(
         if crowded:
             broken = crowded
             waits = f"The new plan waits for room beside the one that serves: {crowded}. Make room"
+            if bounds.max_surge == 0:
+                waits = f"The new plan waits: {crowded}, and no replica may be missing. Raise it"
             may_go = 1 + asked - fitting
             if may_go > slack.unavailable:
                 waits += (

@@ -253,9 +253,12 @@ def _ready(
     if available.status == "True":  # the old variant answers while the new one comes up
         if takeover.waits:
             message = f"The plan before it serves on. {takeover.waits}"
-            return ConditionState("False", AvailableReason.WAITING_FOR_ACCELERATOR, message)
+            by_spec = takeover.waits_for_spec
+            why = ReadyReason.NEEDS_CHANGE if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
+            return ConditionState("False", why, message)
         cause = _held_up(scale, observed, current, plan_hash, ready)
-        return ConditionState("False", cause.reason, f"The plan before it serves on. {cause.message}")
+        message = f"The plan before it serves on. Of the new plan: {cause.message}"
+        return ConditionState("False", cause.reason, message)
     return ConditionState("False", available.reason, available.message)
 
 

@@ -46,6 +46,13 @@ def test_a_plan_that_takes_over_and_the_one_that_serves_are_told_with_their_pred
     )
 
 
+def test_a_plan_that_cannot_take_over_is_not_told_as_if_it_did() -> None:
+    stalled = {"type": "Stalled", "status": "True", "reason": "NeedsChange", "message": "It waits."}
+    conditions = [{**stalled, "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}]
+    (first, _) = serving.sentences(td(plan=NEW, servingPlan=OLD, conditions=conditions))
+    assert first.startswith("Plan v1new waits to take over: ")
+
+
 def test_a_plan_that_was_rolled_back_is_told_with_what_its_pod_said() -> None:
     message = "Pod p: ImagePullBackOff: no such image."
     rollout = {"planHash": "v1new", "specHash": "s", "reason": "RolledBack", "message": message}

@@ -79,6 +79,15 @@ def test_a_single_replica_that_answers_waits_for_room_and_says_so() -> None:
     assert not stocked.waits_for_spec, "a node may come"
 
 
+def test_a_surge_of_zero_that_holds_a_rollout_back_is_to_be_raised_and_no_room_to_be_made() -> None:
+    held = step(variant("old", 1), replicas=1, bounds=Bounds(max_surge=0))
+    assert held.waits is not None
+    assert held.waits_for_spec
+    because = "The new plan waits: spec.rollout.maxSurge is 0, and no replica may be missing."
+    assert held.waits.startswith(because)
+    assert "Raise it, or write spec.rollout.maxUnavailable: 1" in held.waits
+
+
 def test_a_rollout_whose_own_pod_has_yet_to_start_waits_for_that_and_not_for_room() -> None:
     for written in (None, 1):
         full = Bounds(max_total=2, max_unavailable=written)
