@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from turbo_operator import metrics, render, status
+from turbo_operator import metrics, status
 from turbo_operator.api import (
-    ANNOTATION_APPLIED_HASH,
     API_VERSION,
     TURBODEPLOYMENT,
     ConditionType,
@@ -26,18 +24,13 @@ from turbo_operator.api import (
     parse,
 )
 from turbo_operator.controller import (
-    additions,
     deployment_metrics,
-    draft_publisher,
-    model_inspection,
     revisions,
 )
-from turbo_operator.controller.cache.projection import controller, is_controlled_by
-from turbo_operator.controller.cache.store import Cache, HeldChild, Key
-from turbo_operator.controller.decision import Decision, Manifest, decide, restored, status_of
-from turbo_operator.controller.field_ownership import owns
+from turbo_operator.controller.cache.store import Cache, Key
+from turbo_operator.controller.child_writer import ChildWriter
+from turbo_operator.controller.decision import Decision, decide, restored, status_of
 from turbo_operator.controller.kube import (
-    ConflictError,
     GoneError,
     Kube,
     KubeError,
@@ -51,11 +44,10 @@ from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.unavailable import next_look
 from turbo_operator.plan import Plan
-from turbo_operator.resources import CHILDREN
 from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
 from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
-from turbo_operator.snapshot import ChildView, Snapshot
+from turbo_operator.snapshot import Snapshot
 
 # While the model is unknown, the next look: that a Job makes no pod is an event that never comes.
 INSPECTING_SECONDS = 10.0
@@ -63,8 +55,6 @@ LIVE_SECONDS = 60.0  # between two looks at what is measured and paid
 ROLLOUT_SECONDS = 10.0  # and at a rollout: that there is room again is no event of its own
 STRANGER_SECONDS = 3.0  # and while an object of somebody else's is in the way: no watch shows it
 REFUSED_SECONDS = 30.0  # and while the API server refuses a child, which the spec alone may not mend
-# What these hold cannot be changed; their names say what is in them.
-IMMUTABLE = frozenset({"ControllerRevision", "Job"})
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +73,7 @@ class Reconciler:
         self.plans = PlanCache(settings.resync_seconds)
         self._rooms = PlanCache(settings.resync_seconds)  # for trainings
         self._memories = Memories()
+        self._writer = ChildWriter(cache, api, self._memories)
 
     def answers(self, key: Key) -> list[Plan]:
         """What another count of the cluster may outdate: the plan, and what a waiting training was told."""
@@ -229,11 +220,11 @@ class Reconciler:
         """
         broken: KubeError | None = None
         try:
-            await self._write_children(key, td, decision.children)
-            decision = await self._write_trial(key, td, decision)
+            await self._writer.write_children(key, td, decision.children)
+            decision = await self._writer.write_trial(key, td, decision)
             wanted = (*decision.children, *decision.trial_children)
-            await self._prune(key, td, wanted, {*decision.kept, decision.step.keep or ""})
-            decision = await self._write_training(key, td, decision)
+            await self._writer.prune(key, td, wanted, {*decision.kept, decision.step.keep or ""})
+            decision = await self._writer.write_training(key, td, decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again now and then
             refused = error
         except KubeError as error:  # a matter of time: the status is written all the same
@@ -250,123 +241,6 @@ class Reconciler:
             again = STRANGER_SECONDS if isinstance(refused, StrangerError) else REFUSED_SECONDS
             return min(again, self._next_look(td, observed, decision, now))
         return self._next_look(td, observed, decision, now)
-
-    async def _write_children(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest]) -> None:
-        """Apply what is missing or different, in order. Raises the first error."""
-        futile = self._memories.of(key, td.metadata.uid).futile
-        held = self._cache.children(key, td.metadata.uid)
-        await self._look_for_strangers(key, td, [each for each in wanted if _place(each) not in held])
-        held = self._cache.children(key, td.metadata.uid)
-        for manifest in wanted:
-            if _is_to_be_written(manifest, held.get(_place(manifest)), futile):
-                try:
-                    await self._apply(key, manifest, held.get(_place(manifest)), futile)
-                except RefusedError:
-                    # A list item that somebody edited stands beside ours, and both have one name.
-                    if not await additions.take_out(self._api, self._cache, key, td, manifest, futile):
-                        raise
-                    await self._apply(key, manifest, held.get(_place(manifest)), futile)
-        for manifest in wanted:  # last: what serves does not wait for it
-            await additions.take_out(self._api, self._cache, key, td, manifest, futile)
-
-    async def _write_trial(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
-        """Make what a draft is tried on; the answer tells a refusal."""
-        judgement = decision.judgement
-        if judgement is None:
-            return decision
-        try:
-            await self._write_children(key, td, decision.trial_children)
-        except RefusedError as error:
-            log.warning("refused: %s", error.message, extra={"object": str(key)})
-            return replace(decision, trial=None, judgement=judgement.refused(error.sentence))
-        return decision
-
-    async def _prune(self, key: Key, td: TurboDeployment, wanted: Sequence[Manifest], keep: Set[str]) -> None:
-        """Remove what is not wanted, once that was applied: what is to go may be all that still serves. What
-        bears a name in `keep` stays: variants whose template is not at hand, and a Job.
-        """
-        held = self._cache.children(key, td.metadata.uid)
-        places = {_place(manifest) for manifest in wanted} - self._stale_jobs(key, td, wanted, held)
-        places |= {(kind, name) for kind in ("Deployment", "ControllerRevision", "Job") for name in keep}
-        # A Deployment before its ControllerRevision: it is never without one.
-        for place, child in sorted(held.items(), key=lambda item: item[0][0] != "Deployment"):
-            if place not in places:
-                await self._remove(key, child.view)
-
-    async def _remove(self, key: Key, child: ChildView) -> None:
-        if child.terminating:  # it was asked for, and a finalizer of somebody's holds it
-            return
-        there = await self._api.delete(CHILDREN[child.kind], key.namespace, child.name, child.uid)
-        if there is None:
-            self._cache.deleted(key, child)
-        else:
-            self._cache.put_child(there)
-        done = "removed" if there is None else "removal requested"
-        log.info(done, extra={"object": str(key), "kind": child.kind, "child": child.name})
-
-    async def _write_training(self, key: Key, td: TurboDeployment, decision: Decision) -> Decision:
-        """Make the Job that trains, or the TurboDraft of one that is done; the answer tells a refusal."""
-        job, made = decision.training_job, decision.step.made
-        there = self._cache.children(key, td.metadata.uid).get(_place(job)) if job is not None else None
-        try:
-            if job is not None and there is None:
-                await self._look_for_strangers(key, td, [job])
-                await self._apply(key, job, None, set())
-            elif job is not None and there is not None and there.view.applied_hash != _hash(job):
-                await self._remove(key, there.view)  # none of its pods has run: the next look makes it anew
-            if made is not None:
-                await draft_publisher.publish(self._api, td, made)
-        except RefusedError as error:
-            log.warning("refused: %s", error.message, extra={"object": str(key)})
-            return replace(decision, step=decision.step.refused(error.sentence))
-        return decision
-
-    def _stale_jobs(
-        self,
-        key: Key,
-        td: TurboDeployment,
-        wanted: Sequence[Manifest],
-        held: Mapping[tuple[str, str], HeldChild],
-    ) -> set[tuple[str, str]]:
-        """Inspect Jobs that are removed although one of the name is wanted: the next look makes it anew."""
-        pods = self._cache.pods.inspecting(key)
-        return {
-            _place(manifest)
-            for manifest in wanted
-            if _place(manifest) == ("Job", render.job_name(td))
-            and (there := held.get(_place(manifest))) is not None
-            and model_inspection.is_stale(there.view, _hash(manifest), pods)
-        }
-
-    async def _look_for_strangers(self, key: Key, td: TurboDeployment, missing: Sequence[Manifest]) -> None:
-        """Before anything is created: an object of that name that is not ours is never taken over."""
-        for manifest in missing:
-            kind, name = _place(manifest)
-            there = await self._api.find(CHILDREN[kind], key.namespace, name)
-            if there is None:
-                continue
-            if revisions.is_orphan(there, td):
-                there = await revisions.adopt(self._api, key, td, there)
-            if not is_controlled_by(there, td.metadata.uid):
-                owner = controller(there) or {}
-                if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, key.name):
-                    what = f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed"
-                    raise ConflictError(409, "Leftover", what)
-                raise StrangerError(kind, name)
-            self._cache.put_child(there)
-
-    async def _apply(
-        self, key: Key, manifest: Manifest, held: HeldChild | None, futile: set[tuple[str, str]]
-    ) -> None:
-        kind, name = _place(manifest)
-        there = await self._api.apply(CHILDREN[kind], manifest)
-        self._cache.put_child(there)
-        if held is not None and there["metadata"]["resourceVersion"] == held.resource_version:
-            # The API server keeps some field under no name: asking again would change nothing again.
-            futile.add((held.view.uid, _hash(manifest)))
-        changed = held is None or held.view.applied_hash != _hash(manifest)
-        done = "created" if held is None else "updated" if changed else "restored"
-        log.info(done, extra={"object": str(key), "kind": kind, "child": name})
 
     async def _write_status(self, key: Key, body: Mapping[str, Any], new: TurboDeploymentStatus) -> None:
         document = new.dump()
@@ -392,20 +266,3 @@ class Reconciler:
 
 class _DeletedError(Exception):
     """The TurboDeployment is gone, says the API server."""
-
-
-def _is_to_be_written(manifest: Manifest, held: HeldChild | None, futile: Set[tuple[str, str]]) -> bool:
-    if held is None:
-        return True
-    if held.view.applied_hash != _hash(manifest):
-        return manifest["kind"] not in IMMUTABLE
-    return not owns(held.fields, manifest) and (held.view.uid, _hash(manifest)) not in futile
-
-
-def _place(manifest: Manifest) -> tuple[str, str]:
-    return manifest["kind"], manifest["metadata"]["name"]
-
-
-def _hash(manifest: Manifest) -> str:
-    applied: str = manifest["metadata"]["annotations"][ANNOTATION_APPLIED_HASH]
-    return applied
