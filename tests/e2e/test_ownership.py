@@ -29,18 +29,12 @@ class Served:
         self.namespace = cluster.namespace(namespace)
         self.operator = cluster.start(self.namespace)
         cluster.create_deployment(self.namespace, **spec)
-        self.plan = cluster.until_ready(self.namespace, replicas=spec.get("replicas", 1))["status"]["plan"][
-            "hash"
-        ]
-        self.variant = f"chat-{self.plan}"
+        ready = cluster.until_ready(self.namespace, replicas=spec.get("replicas", 1))
+        self.variant = f"chat-{ready['status']['plan']['hash']}"
 
     def kubectl(self, *arguments: str) -> str:
         said: str = self.cluster.access.kubectl(*arguments, "-n", self.namespace)
         return said
-
-    def restart(self) -> None:
-        self.operator.stop()
-        self.operator = self.cluster.start(self.namespace)
 
     def write(self, **spec: Any) -> None:
         self.cluster.api.patch(resources.TURBODEPLOYMENT, self.namespace, "chat", {"spec": spec})
@@ -50,9 +44,7 @@ class Served:
         return found
 
     def label(self, resource: Any, name: str = "") -> str | None:
-        child = self.child(resource, name)
-        if child is None:
-            return None
+        child = self.child(resource, name) or {"metadata": {}}
         label: str | None = (child["metadata"].get("labels") or {}).get(LABEL)
         return label
 

@@ -105,7 +105,9 @@ def test_an_upgrade_leaves_pods_that_rest_alone_and_ends_a_rollout(
 ) -> None:
     namespace = cluster.namespace("upgrade")
     changed = {"speculation": {"maxDraftTokens": 4}}
-    old = cluster.start(namespace, PYTHONPATH=f"{before / 'operator'}:{before / 'runtime'}")
+    old = cluster.start(
+        namespace, ENTRY="turbo_operator.cli", PYTHONPATH=f"{before / 'operator'}:{before / 'runtime'}"
+    )
     for name, replicas in {"single": 1, "pair": 2, "asleep": 1, "moving": 2}.items():
         cluster.create_deployment(namespace, name, replicas=replicas)
         cluster.until_ready(namespace, name, replicas)

@@ -72,9 +72,8 @@ def computed(
     plan = plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator}, supply) if facts else None
     variant = HASH if plan and plan.choice else None
     observed = Snapshot({"cpu": accelerator}, supply, children, pods, model=facts, model_error=error)
-    return status.compute(
-        it, observed, autoscaler.scale(it.spec), plan, variant, now, refused, takeover=takeover
-    )
+    scale = autoscaler.scale(it.spec)
+    return status.compute(it, observed, scale, plan, variant, now, refused, takeover=takeover)
 
 
 def said(it: TurboDeploymentStatus, kind: ConditionType) -> tuple[str, str]:
@@ -166,9 +165,7 @@ def test_while_the_new_plan_comes_up_it_is_available_and_not_ready() -> None:
 
 
 @pytest.mark.parametrize("by_spec", [False, True])
-def test_a_new_plan_that_the_spec_holds_back_does_not_say_that_it_waits_for_accelerators(
-    by_spec: bool,
-) -> None:
+def test_a_new_plan_that_the_spec_holds_back_waits_for_no_accelerator(by_spec: bool) -> None:
     takeover = Takeover(HASH, HASH, "v1old", waits="It waits.", waits_for_spec=by_spec)
     new = computed(td(), pod("old", variant="v1old"), takeover=takeover)
     reason = ReadyReason.NEEDS_CHANGE if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
@@ -381,20 +378,18 @@ def test_an_unreadable_object_is_not_ready_with_the_problems_sentence() -> None:
     old = computed(td(), pod())
     document = {"metadata": {"name": "chat", "generation": 9}, "spec": {}, "status": old.dump()}
     new = status.invalid(document, "spec.model: is required", NOW + 60)
-    condition = new.condition(ConditionType.READY)
-    assert condition is not None
-    assert (condition.status, condition.reason) == ("False", ReadyReason.INVALID_SPEC)
-    assert "spec.model: is required." in condition.message
+    assert said(new, ConditionType.READY) == ("False", ReadyReason.INVALID_SPEC)
+    (ready,) = [each for each in new.conditions if each.type == ConditionType.READY]
+    assert "spec.model: is required." in ready.message
     assert kstatus(new) == "Failed"
-    assert new.observed_generation == condition.observed_generation == 9
+    assert new.observed_generation == ready.observed_generation == 9
     again = status.invalid({**document, "status": new.dump()}, "spec.model: is required", NOW + 600)
     assert again.dump() == new.dump()
 
 
 def test_an_unreadable_status_is_written_anew() -> None:
-    document = {"metadata": {"name": "chat"}, "status": {"conditions": "none"}}
-    new = status.invalid(document, "spec: is required", NOW)
-    assert said(new, ConditionType.READY)[0] == "False"
+    unreadable = {"metadata": {"name": "chat"}, "status": {"conditions": "none"}}
+    assert said(status.invalid(unreadable, "spec: is required", NOW), ConditionType.READY)[0] == "False"
 
 
 def test_a_complete_inspection_without_facts_waits_for_the_user() -> None:
@@ -402,5 +397,4 @@ def test_a_complete_inspection_without_facts_waits_for_the_user() -> None:
     new = computed(td(), children=(job,), facts=None, error="Pod p ended without the model's facts: not JSON")
     assert said(new, ConditionType.MODEL_INSPECTED) == ("False", ModelInspectedReason.INSPECT_FAILED)
     assert said(new, ConditionType.STALLED)[0] == "True"
-    lost = computed(td(), children=(job,), facts=None)
-    assert said(lost, ConditionType.MODEL_INSPECTED)[0] == "Unknown"
+    assert said(computed(td(), children=(job,), facts=None), ConditionType.MODEL_INSPECTED)[0] == "Unknown"
