@@ -1,13 +1,17 @@
-"""The house rules that no other tool holds."""
+"""The rules of the repository that no other tool checks."""
 
 from __future__ import annotations
 
+import graphlib
 import re
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from importlib.metadata import entry_points
 from pathlib import Path
+
+import grimp
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(
@@ -30,8 +34,34 @@ def test_no_file_is_longer_than_400_lines() -> None:
     assert {name: length for name, length in lengths.items() if length > 400} == {}
 
 
-def test_no_room_is_called_utils_helpers_common_or_manager() -> None:
+def test_no_module_is_called_utils_helpers_common_or_manager() -> None:
     assert [str(path) for path in SOURCES if re.search(r"utils|helpers|common|manager", path.name)] == []
+
+
+def test_no_package_has_more_than_20_modules() -> None:
+    modules = Counter(path.parent for path in SOURCES if path.is_relative_to(ROOT / "operator"))
+    modules |= Counter(path.parent for path in SOURCES if path.is_relative_to(ROOT / "runtime"))
+    assert {str(folder.relative_to(ROOT)): count for folder, count in modules.items() if count > 20} == {}
+
+
+def test_no_two_modules_differ_in_tense_alone() -> None:
+    for package in ("operator/turbo_operator", "runtime/turbo_runtime"):
+        names = {path.stem for path in (ROOT / package).rglob("*.py")} | {
+            path.name for path in (ROOT / package).rglob("*") if (path / "__init__.py").exists()
+        }
+        assert {name: names & tenses(name) for name in names if names & tenses(name)} == {}
+
+
+def tenses(verb: str) -> set[str]:
+    """Participles and gerunds of a verb, which may drop its last letter or double it."""
+    stems = {verb, verb.removesuffix("e"), verb + verb[-1]}
+    return {stem + ending for stem in stems for ending in ("ed", "ing")}
+
+
+def test_no_modules_import_each_other_in_a_cycle() -> None:
+    graph = grimp.build_graph("turbo_operator", "turbo_runtime", exclude_type_checking_imports=True)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    graphlib.TopologicalSorter(imports).prepare()  # CycleError names the modules
 
 
 def run_python(code: str) -> str:

@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from turbo_operator.controller import reconcile
+from turbo_operator.controller import reconciler
 from turbo_operator.controller.kube import Kube
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "observe": (reconcile, "observe"),
+    "observe": (reconciler, "observe"),
     "apply": (Kube, "apply"),
     "prune": (Kube, "delete"),
     "status": (Kube, "apply_status"),

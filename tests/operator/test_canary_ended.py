@@ -31,7 +31,7 @@ from turbo_dev.trials import (
 from turbo_operator.api import API_VERSION, CanaryReason, Provisioning, TurboDeployment
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import Kube, RefusedError
-from turbo_operator.controller.reconcile import Reconciler
+from turbo_operator.controller.reconciler import Reconciler
 from turbo_operator.drafts.speedup import SpeedupTracker
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import Resource

@@ -8,7 +8,7 @@ import logging
 from turbo_operator.logs import JsonFormatter, TextFormatter
 
 
-def record(name: str = "turbo_operator.controller.reconcile", **fields: object) -> logging.LogRecord:
+def record(name: str = "turbo_operator.controller.reconciler", **fields: object) -> logging.LogRecord:
     made = logging.LogRecord(name, logging.INFO, __file__, 1, "created %s", ("Service",), None)
     vars(made).update(fields)
     return made

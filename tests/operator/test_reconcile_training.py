@@ -16,7 +16,7 @@ from turbo_operator import render
 from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT, LABEL_ROLE, Provisioning, TurboDeployment
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import GoneError, KubeError
-from turbo_operator.controller.reconcile import Reconciler
+from turbo_operator.controller.reconciler import Reconciler
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.resources import CHILDREN, TURBODEPLOYMENT
 from turbo_operator.settings import Settings

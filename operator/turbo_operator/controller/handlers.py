@@ -30,7 +30,7 @@ from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.inventory_sync import Inventory
 from turbo_operator.controller.kopf_config import NoDiffs, NoProgress
 from turbo_operator.controller.kube import Kube, KubeError
-from turbo_operator.controller.reconcile import Reconciler
+from turbo_operator.controller.reconciler import Reconciler
 from turbo_operator.controller.scraper import Scraper
 from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import InventoryStore

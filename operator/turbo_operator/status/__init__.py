@@ -31,7 +31,7 @@ from turbo_operator.plan import Plan
 from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import Snapshot
-from turbo_operator.status import conditions, fields, reconciling
+from turbo_operator.status import conditions, fields, kstatus
 from turbo_operator.status.conditions import failure, in_force
 from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
 
@@ -63,7 +63,7 @@ def compute(
     trial = judgement.variant if judgement is not None else None
     scale = in_force(td, scale, plan_hash)
     verdicts = conditions.verdicts(td, observed, scale, plan, plan_hash, refused, trial, takeover)
-    verdicts |= reconciling.verdicts(td, observed, scale, verdicts, takeover, refused)
+    verdicts |= kstatus.verdicts(td, observed, scale, verdicts, takeover, refused)
     target = takeover.target or plan_hash
     gain = fields.shown_gain(td.status.observed, observed)
     verdicts |= draft_conditions.verdicts(td, observed, plan, target, judgement, step.told, gain)

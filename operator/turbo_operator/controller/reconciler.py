@@ -23,20 +23,11 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
-from turbo_operator.controller import (
-    deployment_metrics,
-    revisions,
-)
+from turbo_operator.controller import deployment_metrics, revisions
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
 from turbo_operator.controller.decision import Decision, decide, restored, status_of
-from turbo_operator.controller.kube import (
-    GoneError,
-    Kube,
-    KubeError,
-    RefusedError,
-    StrangerError,
-)
+from turbo_operator.controller.kube import GoneError, Kube, KubeError, RefusedError, StrangerError
 from turbo_operator.controller.memo import Memories
 from turbo_operator.controller.plan_cache import PlanCache
 from turbo_operator.controller.snapshot_builder import build_snapshot
