@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from turbo_runtime.cli.figures import Pass
 from turbo_runtime.cli.report import check_writable, document, report, write
 from turbo_runtime.cli.workload import Messages, made_prompts, read_prompts
-from turbo_runtime.client import stream
+from turbo_runtime.client import sse
 from turbo_runtime.client.address import KEY_VARIABLE, ServerError
 from turbo_runtime.client.client import Server
 from turbo_runtime.client.connections import Lines
@@ -99,7 +99,7 @@ def _measure(
         task = bar.add_task("warming up", total=options.repeat * len(wanted) * len(prompts))
         for fields in wanted.values():
             warm = {**body, **fields, "messages": prompts[0], "max_tokens": 4}
-            list(stream.answer(server, warm, stream.Progress()))
+            list(sse.answer(server, warm, sse.Progress()))
         for turn in range(options.repeat):
             for into in passes[:: -1 if turn % 2 else 1]:
                 name = into.name
@@ -124,9 +124,9 @@ def run_pass(
     lines, answers = Lines(), []
 
     def one(messages: Messages) -> None:
-        progress = stream.Progress()
+        progress = sse.Progress()
         try:
-            for _ in stream.answer(server, {**fields, "messages": messages}, progress, lines):
+            for _ in sse.answer(server, {**fields, "messages": messages}, progress, lines):
                 pass
         except ServerError as error:
             if not lines.are_cut:

@@ -13,7 +13,7 @@ from turbo_runtime.cli.conversation import OWN_FIELDS, Conversation, field_value
 from turbo_runtime.cli.screen import AnswerScreen, status_line
 from turbo_runtime.client.address import KEY_VARIABLE, ServerError
 from turbo_runtime.client.client import Server
-from turbo_runtime.client.stream import Progress, answer
+from turbo_runtime.client.sse import Progress, answer
 from turbo_runtime.client.terminal import printable
 
 PROMPT = "› "

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from turbo_runtime.client.stream import Progress
+from turbo_runtime.client.sse import Progress
 
 
 @dataclass(slots=True)

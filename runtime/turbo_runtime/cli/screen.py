@@ -6,7 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from turbo_runtime.client.stream import Progress
+from turbo_runtime.client.sse import Progress
 from turbo_runtime.client.terminal import printable
 
 THOUGHT, STATUS = "dim italic", "cyan"

@@ -29,7 +29,7 @@ from turbo_runtime.cli.figures import percentile
 from turbo_runtime.cli.workload import made_prompts, read_prompts
 from turbo_runtime.client.address import Address, ServerError
 from turbo_runtime.client.client import Server
-from turbo_runtime.client.stream import Progress, answer
+from turbo_runtime.client.sse import Progress, answer
 
 CHAT = "import sys; from turbo_runtime.cli.chat import chat; sys.exit(chat(sys.argv[1:]))"
 PATIENCE_SECONDS = 30

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from turbo_runtime.cli.figures import Pass
 from turbo_runtime.cli.report import report
-from turbo_runtime.client.stream import Progress
+from turbo_runtime.client.sse import Progress
 
 
 @pytest.mark.parametrize("width", [40, 60, 79, 80, 120])

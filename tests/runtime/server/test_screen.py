@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from turbo_runtime.cli.screen import AnswerScreen
-from turbo_runtime.client.stream import Progress
+from turbo_runtime.client.sse import Progress
 
 WIDTH, HEIGHT = 40, 12
 TOKEN = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|([\r\n])|([^\x1b\r\n]+)")
