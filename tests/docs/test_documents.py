@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from enum import StrEnum
 from pathlib import Path
 
@@ -29,9 +30,9 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 def blocks(language: str) -> list[tuple[str, str]]:
     """(document, text) of every fenced block in that language."""
     return [
-        (str(document.relative_to(ROOT)), match.group(1))
+        (str(document.relative_to(ROOT)), textwrap.dedent(match.group(1)))
         for document in DOCUMENTS
-        for match in re.finditer(rf"^```{language}\n(.*?)^```", document.read_text(), re.M | re.S)
+        for match in re.finditer(rf"^ *```{language}\n(.*?)^ *```", document.read_text(), re.M | re.S)
     ]
 
 

@@ -46,12 +46,16 @@ def draw(path: Path) -> str:
     right = max(left + width for left, _, width, _ in [*boxes.values(), *groups]) + _MARGIN
     bottom = max(top + height for _, top, _, height in [*boxes.values(), *groups]) + _MARGIN
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right:.0f} {bottom:.0f}" '
-        f'width="{right:.0f}" height="{bottom:.0f}" font-family="Helvetica, Arial, sans-serif" '
-        f'font-size="{_FONT}" role="img">',
+        (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {right:.0f} {bottom:.0f}" '
+            f'width="{right:.0f}" height="{bottom:.0f}" font-family="Helvetica, Arial, sans-serif" '
+            f'font-size="{_FONT}" role="img">'
+        ),
         f"<title>{escape(source['title'])}</title>",
-        '<defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
-        'orient="auto-start-reverse"><path d="M0 0 10 5 0 10z" fill="#444c5c"/></marker></defs>',
+        (
+            '<defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
+            'orient="auto-start-reverse"><path d="M0 0 10 5 0 10z" fill="#444c5c"/></marker></defs>'
+        ),
         f'<rect width="{right:.0f}" height="{bottom:.0f}" rx="8" fill="#f7f8fb"/>',
     ]
     for group, rectangle in zip(source.get("groups", ()), groups, strict=True):
@@ -140,7 +144,7 @@ def _arrow(start: _Rectangle, end: _Rectangle, text: str) -> tuple[str, list[str
 
 
 def _border(start: _Rectangle, end: _Rectangle) -> tuple[float, float]:
-    """Where the line between the centers leaves the first box; straight where the boxes overlap on an axis."""
+    """Return where the line between the centers leaves the first box."""
     left, top, width, height = start
     center_x, center_y = left + width / 2, top + height / 2
     other_x, other_y = end[0] + end[2] / 2, end[1] + end[3] / 2

@@ -23,7 +23,7 @@ from turbo_dev.paths import REPOSITORY
 RESULTS = REPOSITORY / "benchmarks" / "results"
 IMAGES = REPOSITORY / "docs" / "images"
 _BLUE, _GREEN, _RED, _GRAY = "#3557b7", "#2f7d4a", "#b23a3a", "#8a93a6"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "font.family": "DejaVu Sans",
     "axes.spines.top": False,
@@ -99,7 +99,14 @@ def _speeds(axes: Axes, result: Result, names: Mapping[str, str]) -> None:
     domains = [domain for domain in _DOMAINS if ("turbo", domain) in speeds]
     series = {label: [speeds[name, domain] for domain in domains] for name, label in names.items()}
     groups = [_DOMAINS[domain] for domain in domains]
-    _grouped_bars(axes, groups, series, equal=None, form="{:.0f}", colors=(_GRAY, _BLUE)[:: 1 if "turbo k=0" in names else -1])
+    _grouped_bars(
+        axes,
+        groups,
+        series,
+        equal=None,
+        form="{:.0f}",
+        colors=(_GRAY, _BLUE)[:: 1 if "turbo k=0" in names else -1],
+    )
     axes.set_ylabel("tokens per second")
     axes.legend(frameon=False, fontsize=9)
 
@@ -131,9 +138,7 @@ def _load(figure: Figure, result: Result) -> None:
     _grouped_bars(left, names, {"without drafts": plain}, equal=None, form="{:.0f}", colors=(_GRAY,))
     left.set_ylabel("tokens per second, without drafts")
     left.set_xlabel("requests at a time")
-    _grouped_bars(
-        right, names, {"speedup": [figures[f"speedup_{count}"] for count in counts]}, form="{:.2f}"
-    )
+    _grouped_bars(right, names, {"speedup": [figures[f"speedup_{count}"] for count in counts]}, form="{:.2f}")
     right.set_ylabel("speed with drafts over without")
     right.set_xlabel("requests at a time")
     figure.suptitle("Mixed prompts, SmolLM2-135M, float32: batching leaves less for drafts to gain")

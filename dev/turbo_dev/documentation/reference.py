@@ -41,8 +41,10 @@ def api() -> str:
     """The fields of every kind, as in the CustomResourceDefinitions."""
     parts = [
         "# API reference\n",
-        "This page lists every field of the API group `serving.turbo.dev`, version `v1alpha1`. "
-        "`kubectl explain td.spec` prints the same text. A field marked with `*` is required.\n",
+        (
+            "This page lists every field of the API group `serving.turbo.dev`, version `v1alpha1`. "
+            "`kubectl explain td.spec` prints the same text. A field marked with `*` is required.\n"
+        ),
     ]
     for definition in definitions():
         names = definition["spec"]["names"]
@@ -104,8 +106,10 @@ def commands() -> str:
     """What every command prints with --help."""
     parts = [
         "# Command reference\n",
-        "The command `turbo` is in both images, and in `.venv/bin` after `make setup`. "
-        "This page has the output of `--help` of each command.\n",
+        (
+            "The command `turbo` is in both images, and in `.venv/bin` after `make setup`. "
+            "This page has the output of `--help` of each command.\n"
+        ),
     ]
     for name, function in _entry_points().items():
         summary = SUMMARIES[name]
@@ -147,14 +151,18 @@ def metrics() -> str:
     return "\n".join(
         [
             "# Metrics reference\n",
-            "Counters have the suffix `_total` on the page that Prometheus reads. "
-            "[Monitor](../monitoring.md) says what the metrics are for, and which to alert on.\n",
+            (
+                "Counters have the suffix `_total` on the page that Prometheus reads. "
+                "[Monitor](../monitoring.md) says what the metrics are for, and which to alert on.\n"
+            ),
             "## Serving pods\n",
             "Port 8000, path `/metrics`. Metrics with the prefix `vllm:` have vLLM's meaning.\n",
             *_metric_table(runtime),
             "## Operator\n",
             "Port 8080, path `/metrics`.\n",
-            *_metric_table(REGISTRY, {id(value) for module in _OPERATOR_METRICS for value in vars(module).values()}),
+            *_metric_table(
+                REGISTRY, {id(value) for module in _OPERATOR_METRICS for value in vars(module).values()}
+            ),
         ]
     )
 
@@ -162,7 +170,9 @@ def metrics() -> str:
 def _metric_table(registry: CollectorRegistry, wanted: set[int] | None = None) -> list[str]:
     rows = []
     for collector in list(registry._collector_to_names):
-        if not isinstance(collector, MetricWrapperBase) or (wanted is not None and id(collector) not in wanted):
+        if not isinstance(collector, MetricWrapperBase) or (
+            wanted is not None and id(collector) not in wanted
+        ):
             continue
         labels = ", ".join(f"`{label}`" for label in collector._labelnames)
         text = _cell(collector._documentation)
@@ -176,7 +186,9 @@ def chart_values() -> str:
     source = (chart / "values.yaml").read_text("utf-8")
     rows = [
         f"| `{path}` | `{json.dumps(value)}` | {_cell(text)} |"
-        for path, value, text in _leaves(yaml.compose(source), yaml.safe_load(source), source.splitlines(), "", {})
+        for path, value, text in _leaves(
+            yaml.compose(source), yaml.safe_load(source), source.splitlines(), "", {}
+        )
     ]
     return "\n".join(
         [
