@@ -15,6 +15,7 @@ import yaml
 from turbo_dev.documentation import __main__ as generators
 from turbo_dev.documentation import diagrams, figures
 from turbo_operator.api import TurboAccelerator, TurboDeployment, TurboDraft
+from turbo_operator.catalog.accelerators import shipped_objects
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
@@ -144,3 +145,12 @@ def test_the_site_builds(tmp_path: Path) -> None:
         check=False,
     )
     assert built.returncode == 0, built.stderr
+
+
+def test_the_labels_of_gpu_nodes_are_the_catalogs() -> None:
+    page = (DOCS / "gpu.md").read_text()
+    accelerators = {item["metadata"]["name"]: item["spec"] for item in shipped_objects()}
+    for name in ("l4", "h100"):
+        spec = accelerators[name]
+        ((label, value),) = spec["nodeSelector"].items()
+        assert f"| `{name}` | `{label}: {value}` | {spec['memoryGiB']} GiB |" in page
