@@ -53,9 +53,19 @@ images: setup ## Build the images (REGISTRY=host/path pushes them and prints the
 	@$(PY) -m turbo_dev images $(if $(REGISTRY),--registry $(REGISTRY))
 
 .PHONY: generate
-generate: setup ## Write the CRDs, and what commands print in the documents
+generate: setup ## Write the CRDs, and the generated parts of the documents
 	@$(PY) -m turbo_operator.api.crd
 	@$(PY) -m turbo_dev.transcripts
+	@$(PY) -m turbo_dev.documentation
+
+.PHONY: figures
+figures: setup ## Draw the plots of the documentation from benchmarks/results
+	@$(PY) -m turbo_dev.documentation figures
+
+.PHONY: docs
+docs: setup generate ## Build the documentation site into .build/site; a broken link fails
+	@$(UV) run --quiet --isolated --frozen --only-group docs mkdocs build --quiet --strict
+	@echo "Built .build/site/index.html"
 
 .PHONY: lint
 lint: setup ## ruff, mypy --strict, import-linter, generated files, uv.lock

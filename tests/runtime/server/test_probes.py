@@ -199,7 +199,7 @@ def test_version_tells_the_drafts_in_use(launch, connect_to) -> None:
 
 
 def test_every_metric_is_documented_and_no_other(server) -> None:
-    page = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+    page = (Path(__file__).resolve().parents[3] / "docs" / "monitoring.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`((?:vllm|turbo):\w+)`", page))
     lines = httpx.get(server.url + endpoints.METRICS_PATH).text.splitlines()
     served = {line.split()[2] for line in lines if line.startswith("# TYPE ")}

@@ -1,0 +1,1 @@
+"""Generated parts of the documentation: reference pages, diagrams, plots and terminal screens."""
