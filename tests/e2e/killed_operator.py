@@ -19,7 +19,7 @@ from turbo_operator.controller import reconcile
 from turbo_operator.controller.kube import Kube
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "observe": (reconcile, "observe"),
+    "observe": (reconcile, "build_snapshot"),
     "apply": (Kube, "apply"),
     "prune": (Kube, "delete"),
     "status": (Kube, "apply_status"),

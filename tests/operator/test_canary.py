@@ -215,7 +215,7 @@ def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_dow
     def after(it: TurboDeployment, judgement: CanaryVerdict | None) -> Any:
         judged = canary.with_judged(observed, SpeedupTracker(), judgement)
         made = decide(it, judged, SETTINGS, NOW, planned(it), History(), judgement=judgement)
-        return status.compute(it, judged, made.scale, made.plan, made.plan_hash, NOW, judgement=judgement)
+        return status.compute(it, judged, made, NOW)
 
     trying = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.TRYING, "It warms up."))
     assert (trying.draft.name, trying.canary.name) == (OLD.name, NEW.name)
@@ -236,7 +236,7 @@ def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_dow
 def test_a_promoted_draft_is_kept_while_no_plan_is_feasible() -> None:
     it = td(promoted(NEW))
     decision = decide(it, seen(now=NEW), SETTINGS, NOW, None, History())
-    made = status.compute(it, seen(now=NEW), decision.scale, None, None, NOW)
+    made = status.compute(it, seen(now=NEW), decision, NOW)
     assert made.draft is not None
     assert made.draft.name == NEW.name
 

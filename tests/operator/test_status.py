@@ -26,7 +26,7 @@ from turbo_operator.api import (
 from turbo_operator.catalog import shapes
 from turbo_operator.planner import plan as plan_of
 from turbo_operator.snapshot import Accelerator, ChildView, PodView, Snapshot, Supply
-from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
+from turbo_operator.status import Outcome, Takeover
 from turbo_runtime.contract.model import ModelInfo
 
 GIB = 1 << 30
@@ -67,14 +67,13 @@ def computed(
     refused: str | None = None,
     accelerator: Accelerator = CPU,
     supply: Mapping[str, Supply] | None = None,
-    takeover: Takeover = NO_TAKEOVER,
+    takeover: Takeover | None = None,
 ) -> TurboDeploymentStatus:
     plan = plan_of(it.spec, FACTS.shape, {accelerator.name: accelerator}, supply) if facts else None
     variant = HASH if plan and plan.choice else None
     observed = Snapshot({"cpu": accelerator}, supply, children, pods, model=facts, model_error=error)
-    return status.compute(
-        it, observed, autoscaler.scale(it.spec), plan, variant, now, refused, takeover=takeover
-    )
+    outcome = Outcome(autoscaler.scale(it.spec), plan, variant, takeover or Takeover())
+    return status.compute(it, observed, outcome, now, refused)
 
 
 def said(it: TurboDeploymentStatus, kind: ConditionType) -> tuple[str, str]:
@@ -308,7 +307,7 @@ def test_five_rejected_candidates_are_kept() -> None:
     many = {f"a{index}": replace(CPU, name=f"a{index}") for index in range(9)}
     it = td()
     plan = plan_of(it.spec, FACTS.shape, many)
-    new = status.compute(it, Snapshot(many, model=FACTS), autoscaler.scale(it.spec), plan, HASH, NOW)
+    new = status.compute(it, Snapshot(many, model=FACTS), Outcome(autoscaler.scale(it.spec), plan, HASH), NOW)
     assert new.plan is not None
     assert len(new.plan.rejected) == 5
 

@@ -1,5 +1,5 @@
-"""The only mouth to runtimes: reads the load of every pod that serves, and how far each is that trains, a
-small document, every few seconds.
+"""The only client of runtimes: reads the load of every pod that serves, and the progress of every one that
+trains, a small document, every few seconds.
 
 A pod that does not answer in time, or answers what is no load or with a redirect, keeps its last load, which
 grows old: silence is never a load of zero.
@@ -67,7 +67,7 @@ class Scraper:
 
     async def scrape(self, session: aiohttp.ClientSession) -> None:
         """Ask every pod once."""
-        pods, training = self._cache.pods.answering(), self._cache.pods.training()
+        pods, training = self._cache.pods.serving(), self._cache.pods.training()
         answers, told = await asyncio.gather(
             asyncio.gather(*(self._ask(session, pod, LOAD_PATH, Load.from_json) for _, pod in pods)),
             asyncio.gather(
@@ -91,7 +91,7 @@ class Scraper:
                 self._wake(key)
 
     def _follows_load(self, key: Key) -> bool:
-        body = self._cache.deployment(key)
+        body = self._cache.deployments.get(key)
         scaling = (body or {}).get("spec", {}).get("scaling", {})
         return bool(scaling.get("policy") == ScalingPolicy.METRICS)
 

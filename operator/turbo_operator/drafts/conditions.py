@@ -32,24 +32,24 @@ def verdicts(
     told: ConditionState | None,
     gain: str | None,
 ) -> dict[ConditionType, ConditionState]:
-    """Those of the conditions on drafts that have something to say; `gain` is what the status shows."""
+    """Return the conditions on drafts that have something to say; `gain` is what the status shows."""
     pods = [pod for pod in observed.pods if pod.is_serving and plan_hash in (None, pod.plan_hash)]
-    found = {
+    states = {
         ConditionType.DRAFT_READY: _ready(td, observed, plan, pods),
         ConditionType.DRAFT_TRAINED: told,
         ConditionType.DRAFT_PROMOTED: _promoted(td, judgement),
         ConditionType.SPECULATION_EFFECTIVE: _effective(plan, gain),
     }
-    return {kind: verdict for kind, verdict in found.items() if verdict is not None}
+    return {kind: state for kind, state in states.items() if state is not None}
 
 
 def _promoted(td: TurboDeployment, judgement: CanaryVerdict | None) -> ConditionState | None:
     """What has become of the newest draft of the deployment; what was said last holds until there is news."""
     if judgement is not None:
-        over: Literal["True", "False"] = "True" if judgement.reason == CanaryReason.PROMOTED else "False"
-        return ConditionState(
-            over if judgement.over else "Unknown", judgement.reason, sentence(judgement.detail)
-        )
+        status: Literal["True", "False", "Unknown"] = "Unknown"
+        if judgement.over:
+            status = "True" if judgement.reason == CanaryReason.PROMOTED else "False"
+        return ConditionState(status, judgement.reason, sentence(judgement.detail))
     last = td.status.condition(ConditionType.DRAFT_PROMOTED)
     if last is None or last.status == "Unknown" or td.spec.speculation.draft_ref is not None:
         return None
@@ -60,10 +60,10 @@ def _effective(plan: Plan | None, gain: str | None) -> ConditionState:
     if plan is not None and plan.choice is not None and plan.choice.method == OFF:
         return ConditionState("False", EffectReason.DISABLED, "The plan is one without speculation.")
     if gain is None:
-        said = "Too little was answered in the last ten minutes to tell what drafts gain."
-        return ConditionState("Unknown", EffectReason.INSUFFICIENT_SAMPLES, said)
-    said = f"Pods answer {gain} times as fast as they would without drafts."
-    return ConditionState("True" if float(gain) >= 1 else "False", EffectReason.MEASURED, said)
+        message = "Too little was answered in the last ten minutes to tell what drafts gain."
+        return ConditionState("Unknown", EffectReason.INSUFFICIENT_SAMPLES, message)
+    message = f"Pods answer {gain} times as fast as they would without drafts."
+    return ConditionState("True" if float(gain) >= 1 else "False", EffectReason.MEASURED, message)
 
 
 def _ready(
@@ -100,10 +100,10 @@ def _ready(
             message = f"Pod {pod.name}: {sentence(pod.load.load.draft_problem)} It serves on without it."
             return ConditionState("False", DraftReason.REFUSED_BY_ENGINE, message)
     using = sum(pod.load is not None and pod.load.load.draft_version == draft.version for pod in ready)
-    told = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
+    message = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
     if ready and using == len(ready):
-        return ConditionState("True", DraftReason.IN_USE, told)
-    return ConditionState("Unknown", DraftReason.LOADING, told)
+        return ConditionState("True", DraftReason.IN_USE, message)
+    return ConditionState("Unknown", DraftReason.LOADING, message)
 
 
 def _further(observed: Snapshot, claim: str, target_digest: str) -> str | None:

@@ -1,4 +1,5 @@
-"""What the planner is asked so that a training has an accelerator: one replica of the model, and its room.
+"""The question to the planner for a training's accelerator: one replica of the model, and what it takes
+beside.
 
 Nothing of the deployment's load, targets and budget holds for a training: the cheapest that fits and has room
 will do.
@@ -23,7 +24,7 @@ from turbo_operator.drafts.training.step import AcceleratorQuery
 from turbo_operator.plan import Choice
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
-from turbo_operator.snapshot import Accelerator, Snapshot
+from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
 
 # Of `turbo distill` by its defaults: hidden states, and the logits of a step of 256 places over 8,192 tokens,
@@ -36,19 +37,18 @@ HOST_BYTES = 2 * GIB  # beside a device: what is read of prompts, answers and st
 
 
 def training_bytes(shape: ModelShape) -> int:
-    """What a training holds beside the model that it serves itself."""
-    layers = _DEPTH * 2 * shape.hidden_size**2
-    return _STATES + _LOGITS + _LEARNT_BYTES * layers
+    """Return what a training holds in addition to the model that it serves itself."""
+    return _STATES + _LOGITS + _LEARNT_BYTES * _DEPTH * 2 * shape.hidden_size**2
 
 
 def question(
-    td: TurboDeployment, observed: Snapshot, shape: ModelShape, ask: AcceleratorQuery
+    td: TurboDeployment, observed: Snapshot, shape: ModelShape, query: AcceleratorQuery
 ) -> PlannerInputs:
-    """As the planner is asked for one replica: it knows of no trainings."""
+    """Ask for one replica: the planner knows of no trainings."""
     spec = td.spec
     allowed = spec.accelerators or Accelerators()
-    names = (ask.pinned,) if ask.pinned else allowed.allowed
-    dtype = DType.FLOAT32 if ask.dtype == "float32" else DType.BFLOAT16
+    names = (query.pinned,) if query.pinned else allowed.allowed
+    dtype = DType.FLOAT32 if query.dtype == "float32" else DType.BFLOAT16
     wanted = spec.model_copy(
         update={
             "model": spec.model.model_copy(update={"dtype": dtype}),
@@ -65,25 +65,22 @@ def question(
             "scaling": Scaling(policy=ScalingPolicy.EXTERNAL),
         }
     )
-    room = training_bytes(shape)
-    catalogue = {name: _less(row, room) for name, row in observed.accelerators.items()}
+    used = training_bytes(shape)
+    catalog = {
+        name: replace(row, memory_bytes=max(0, row.memory_bytes - used))
+        for name, row in observed.accelerators.items()
+    }
     free = observed.free
     if free is not None:
         free = {
-            name: replace(supply, exhausted_until=math.inf) if name in ask.passed_over else supply
+            name: replace(supply, exhausted_until=math.inf) if name in query.passed_over else supply
             for name, supply in free.items()
         }
-    return PlannerInputs(wanted, shape, catalogue, None if ask.pinned else free, None, {}, None)
+    return PlannerInputs(wanted, shape, catalog, None if query.pinned else free, None, {}, None)
 
 
 def planned_on(choice: Choice, observed: Snapshot) -> Choice:
-    """The planner's choice on the accelerator as it is, with a training's memory beside it."""
+    """Return the planner's choice on the accelerator as it is, with a training's memory in addition."""
     accelerator = observed.accelerators[choice.accelerator.name]
-    memory = choice.host_memory_bytes + HOST_BYTES
-    if on_cpu(accelerator):
-        memory = accelerator.memory_bytes
+    memory = accelerator.memory_bytes if on_cpu(accelerator) else choice.host_memory_bytes + HOST_BYTES
     return replace(choice, accelerator=accelerator, host_memory_bytes=memory)
-
-
-def _less(row: Accelerator, room: int) -> Accelerator:
-    return replace(row, memory_bytes=max(0, row.memory_bytes - room))

@@ -41,7 +41,7 @@ class FinishedDraft:
 
 @dataclass(frozen=True, slots=True)
 class TrainingDecision:
-    """What is told, what the status keeps, and what is to be done; all of nothing where none is asked for."""
+    """The condition, what the status keeps, and what is to be done; empty without spec.training."""
 
     told: ConditionState | None = None
     state: TrainingStatus | None = None
@@ -51,6 +51,13 @@ class TrainingDecision:
     made: FinishedDraft | None = None
 
     def refused(self, message: str) -> TrainingDecision:
-        """The same where the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
-        told = ConditionState("False", TrainingReason.REFUSED, message)
-        return replace(self, told=told)
+        """Tell that the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
+        return replace(self, told=condition(TrainingReason.REFUSED, message))
+
+
+NO_TRAINING = TrainingDecision()
+
+
+def condition(reason: TrainingReason, message: str) -> ConditionState:
+    """Say why no draft is trained yet, or any more."""
+    return ConditionState("False", reason, message)

@@ -10,7 +10,8 @@ import pytest
 
 from turbo_dev.trainings import CORES, FACTS, HOUR, L4, NOW, job, look, pod, ran, seen, td
 from turbo_operator.api import TurboDeployment
-from turbo_operator.drafts.training import draft_name, folder, job_name, names, threads
+from turbo_operator.drafts.training import names
+from turbo_operator.drafts.training.names import draft_name, folder, job_name, threads
 
 
 def work(it: TurboDeployment, accelerator: Any = CORES, dtype: str = "float32") -> str:
