@@ -18,36 +18,12 @@ from turbo_operator.controller import kube
 from turbo_operator.resources import LABELED
 
 
-class NoDiffs(kopf.DiffBaseStorage):  # type: ignore[misc]  # kopf's types are not followed
-    """A storage of no object."""
+class NoDiffs(kopf.MultiDiffBaseStorage):  # type: ignore[misc]  # kopf's types are not followed
+    """A storage in no place, for which nothing is copied."""
 
     def build(self, **_: Any) -> kopf.BodyEssence:
         """Return nothing to compare."""
         return kopf.BodyEssence()
-
-    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
-        """Find nothing."""
-        return None
-
-    def store(self, **_: Any) -> None:
-        """Keep nothing."""
-
-
-class NoProgress(kopf.ProgressStorage):  # type: ignore[misc]
-    """A storage of no handler's progress."""
-
-    def fetch(self, **_: Any) -> Any:
-        """Find nothing."""
-        return None
-
-    def store(self, **_: Any) -> None:
-        """Keep nothing."""
-
-    purge = touch = store
-
-    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
-        """Leave an object as it is: it holds no progress."""
-        return essence
 
 
 def framework_settings() -> kopf.OperatorSettings:
@@ -55,8 +31,8 @@ def framework_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
-    settings.persistence.diffbase_storage = NoDiffs()
-    settings.persistence.progress_storage = NoProgress()
+    settings.persistence.diffbase_storage = NoDiffs([])
+    settings.persistence.progress_storage = kopf.MultiProgressStorage([])
     settings.queueing.exit_timeout = 0.2  # an event handler does no I/O: there is nothing to wait for
     for resource in LABELED:
         place = (resource.group, resource.version, resource.plural)

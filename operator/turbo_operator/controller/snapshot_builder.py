@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from turbo_operator.api import DraftMethod, DraftStatus, TurboDeployment
+from turbo_operator.api import DraftMethod, TurboDeployment
 from turbo_operator.controller import model_inspection
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.inventory.store import InventoryStore
@@ -48,11 +48,14 @@ def build_snapshot(
 def _draft(cache: Cache, key: Key, td: TurboDeployment) -> DraftView | None:
     """Return the draft that pods are to use: the one that is named, else the one that was promoted."""
     ref, last = td.spec.speculation.draft_ref, td.status.draft
+    # What pods draft with while the draft in the spec is not there: it may come, or come back.
+    used: DraftView | None = None
+    if last is not None:
+        place = (last.claim_name, last.path, last.version, last.target_digest)
+        used = DraftView(last.name, DraftMethod.TURBO_HEADS, *place, gone=True, digest=last.digest)
     if ref is not None:
-        return cache.drafts.get(Key(key.namespace, ref.name)) or (
-            _as_used(last) if last is not None else None
-        )
-    if last is None:
+        return cache.drafts.get(Key(key.namespace, ref.name)) or used
+    if last is None or used is None:
         return None
     draft = cache.drafts.get(Key(key.namespace, last.name))
     is_candidate = draft is not None and draft.deployment == key.name
@@ -61,18 +64,4 @@ def _draft(cache: Cache, key: Key, td: TurboDeployment) -> DraftView | None:
     if draft is not None and identity(draft) == identity(last):
         return draft
     # one that was changed under its name is a new one, to be tried first
-    return dataclasses.replace(_as_used(last), gone=draft is None)
-
-
-def _as_used(last: DraftStatus) -> DraftView:
-    """Return what pods draft with while the draft in the spec is not there: it may come, or come back."""
-    return DraftView(
-        last.name,
-        DraftMethod.TURBO_HEADS,
-        last.claim_name,
-        last.path,
-        last.version,
-        last.target_digest,
-        gone=True,
-        digest=last.digest,
-    )
+    return dataclasses.replace(used, gone=draft is None)

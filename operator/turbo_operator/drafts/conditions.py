@@ -71,10 +71,9 @@ def _ready(
 ) -> ConditionState | None:
     """Whether pods draft with the draft that they should; None where there is none."""
     ref, draft, model = td.spec.speculation.draft_ref, observed.draft, observed.model
-    if ref is None and draft is None:
+    if draft is None and ref is None:
         return None
-    name = ref.name if ref is not None else draft.name if draft is not None else ""
-    named = f"TurboDraft {name}"
+    named = f"TurboDraft {ref.name if ref is not None else draft.name if draft is not None else ''}"
     if draft is None or draft.gone:
         message = f"There is no {named} in this namespace that can be read: apply it, or name another."
         if draft is not None:
@@ -92,27 +91,27 @@ def _ready(
     if plan is not None and plan.choice is not None and plan.choice.method == OFF:
         message = f"{named} is not used: the plan is one without speculation."
         return ConditionState("False", DraftReason.DRAFTS_OFF, message)
-    if model is not None and (problem := _further(observed, draft.claim_name, model.digest)):
+    if model is not None and (problem := _named_problem(observed, draft.claim_name, model.digest)):
         return ConditionState("False", DraftReason.NOT_FOUND, problem)
     ready = sorted((pod for pod in current if pod.ready), key=lambda pod: pod.name)
-    for pod in ready:
-        if pod.load and pod.load.load.draft_problem:
-            message = f"Pod {pod.name}: {sentence(pod.load.load.draft_problem)} It serves on without it."
+    loads = [(pod.name, pod.load.load) for pod in ready if pod.load]
+    for name, load in loads:
+        if load.draft_problem:
+            message = f"Pod {name}: {sentence(load.draft_problem)} It serves on without it."
             return ConditionState("False", DraftReason.REFUSED_BY_ENGINE, message)
-    using = sum(pod.load is not None and pod.load.load.draft_version == draft.version for pod in ready)
+    using = sum(load.draft_version == draft.version for _, load in loads)
     message = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
     if ready and using == len(ready):
         return ConditionState("True", DraftReason.IN_USE, message)
     return ConditionState("Unknown", DraftReason.LOADING, message)
 
 
-def _further(observed: Snapshot, claim: str, target_digest: str) -> str | None:
-    """What is wrong with the first of the further drafts that pods cannot use, in a sentence."""
+def _named_problem(observed: Snapshot, claim: str, target_digest: str) -> str | None:
+    """Say what is wrong with the first of the further drafts that pods cannot use."""
     for name, draft in observed.named:
         if draft is None:
-            return (
-                f"There is no TurboDraft for namedDrafts {name} that can be read: apply it or name another."
-            )
+            missing = f"There is no TurboDraft for namedDrafts {name}"
+            return f"{missing} that can be read: apply it or name another."
         if why := unusable(draft, target_digest, claim):
             return f"TurboDraft {draft.name}, for namedDrafts {name}, {why}: name another."
     return None
