@@ -53,11 +53,11 @@ def test_a_trial_counts_both_sides_from_when_its_pod_is_warm() -> None:
         trying = pod("t", load(seconds, plain), "v1try")
         gains = gains.update([stable, trying], float(now), WARM)
     assert gains.trial is not None
-    assert gains.trial.warm == GenerationStats(
+    assert gains.trial.warmup == GenerationStats(
         25.0, 25.0
     )  # its whole life: it has had the draft from its start
-    assert gains.trial.tried == GenerationStats(20.0, 60.0)
-    assert gains.trial.stable == GenerationStats(30.0, 60.0)
+    assert gains.trial.canary == GenerationStats(20.0, 60.0)
+    assert gains.trial.baseline == GenerationStats(30.0, 60.0)
 
 
 @given(

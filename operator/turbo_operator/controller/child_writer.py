@@ -96,19 +96,19 @@ class ChildWriter:
 
     async def write_canary(self, decision: Decision) -> Decision:
         """Write what a draft is tried on; the decision returned tells of a refusal."""
-        judgement = decision.judgement
-        if judgement is None:
+        verdict = decision.verdict
+        if verdict is None:
             return decision
         try:
-            await self.write_children(decision.trial_children)
+            await self.write_children(decision.canary_children)
         except RefusedError as error:
             log.warning("refused: %s", error.message, extra={"object": str(self._key)})
-            return replace(decision, trial=None, judgement=judgement.refused(error.sentence))
+            return replace(decision, trial=None, verdict=verdict.refused(error.sentence))
         return decision
 
     async def write_training(self, decision: Decision) -> Decision:
         """Write the Job that trains, or a finished TurboDraft; the decision returned tells of a refusal."""
-        job, finished = decision.training_job, decision.step.made
+        job, finished = decision.training_job, decision.step.finished
         child = self._children().get(_place(job)) if job is not None else None
         try:
             if job is not None and child is None:

@@ -40,7 +40,7 @@ class Decision(Outcome):
     online: Online | None  # what the calibrations are known from
     trial: CanaryRun | None
     children: tuple[Manifest, ...]  # all but those of the canary
-    trial_children: tuple[Manifest, ...]
+    canary_children: tuple[Manifest, ...]
     kept: frozenset[str]  # names of variants that shall exist, whether or not their template is at hand
     training_job: Manifest | None  # that begins
 
@@ -55,7 +55,7 @@ def decide(
     online: Online | None = None,
     step: training.TrainingDecision = training.NO_TRAINING,
     trial: CanaryRun | None = None,
-    judgement: CanaryVerdict | None = None,
+    verdict: CanaryVerdict | None = None,
 ) -> Decision:
     """Decide a TurboDeployment's children and status: the same snapshot, time and past give the same."""
     plan_hash: str | None = None
@@ -81,25 +81,25 @@ def decide(
         td, observed, choice, plan_hash, states, scale.replicas, canary_hash, makes_room, now
     )
     calibrations, online = calibration_history.update_calibrations(td, observed, online, now)
-    is_tried = judgement is not None and any(variant.plan_hash == canary_hash for variant in variants)
-    draft = judgement.draft if judgement is not None and is_tried else None
+    is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in variants)
+    draft = verdict.draft if verdict is not None and is_tried else None
     children = render.children(td, observed, choice, variants, settings, draft)
     own = render.names_of_trial(td, canary_hash) if canary_hash is not None else frozenset()
     job = None
-    if step.begin is not None and observed.model is not None:
-        job = training_job(td, step.begin, observed.model, settings)
+    if step.job_request is not None and observed.model is not None:
+        job = training_job(td, step.job_request, observed.model, settings)
     return Decision(
         scale,
         plan,
         plan_hash,
         takeover,
         calibrations,
-        judgement,
+        verdict,
         step,
         online=online,
         trial=trial,
         children=tuple(child for child in children if child["metadata"]["name"] not in own),
-        trial_children=tuple(child for child in children if child["metadata"]["name"] in own),
+        canary_children=tuple(child for child in children if child["metadata"]["name"] in own),
         kept=frozenset(render.variant_name(td, variant.plan_hash) for variant in variants),
         training_job=job,
     )

@@ -119,8 +119,8 @@ class Reconciler:
         observed = build_snapshot(self._cache, self._inventory, key, td, now)
         plan = await self.plans.ask(key, td, observed, edition, now)
         choice = plan.served if plan is not None else None
-        speedups, judgement = canary.update_canary(td, observed, choice, memo.speedups, now)
-        look = _Look(key, body, td, canary.with_judged(observed, speedups, judgement), now)
+        speedups, verdict = canary.update_canary(td, observed, choice, memo.speedups, now)
+        look = _Look(key, body, td, canary.with_judged(observed, speedups, verdict), now)
         step = await self._decide_training(look, plan, edition)
         history = memo.history or restored(td.status.scale_history)
         decision = decide(
@@ -133,11 +133,11 @@ class Reconciler:
             memo.online,
             step,
             speedups.trial,
-            judgement,
+            verdict,
         )
         memo.history, memo.online = decision.scale.history, decision.online
         if (
-            judgement is None or not judgement.over
+            verdict is None or not verdict.is_over
         ):  # a run that is over is forgotten once the status tells of it
             memo.speedups = speedups
         if await self._write_status_first(look, decision, memo, refusal):
@@ -151,10 +151,10 @@ class Reconciler:
         """Decide on the training of a draft; only one that is due asks the planner."""
         td, observed, now = look.td, look.observed, look.now
         step = training.decide(td, observed, plan, None, now)
-        if step.asks is None or observed.model is None:
+        if step.query is None or observed.model is None:
             self._training_plans.forget(look.key)
             return step
-        question = training.question(td, observed, observed.model.shape, step.asks)
+        question = training.question(td, observed, observed.model.shape, step.query)
         answer = await self._training_plans.answered(look.key, question, edition, now)
         return training.decide(td, observed, plan, answer, now)
 
@@ -171,9 +171,9 @@ class Reconciler:
         Where only that cannot be written, serving does not wait for it: the look that goes on writes it last,
         and raises.
         """
-        judgement, last = decision.judgement, look.td.status
+        verdict, last = decision.verdict, look.td.status
         is_required = (
-            (judgement is not None and judgement.over)
+            (verdict is not None and verdict.is_over)
             or (decision.takeover.rolled_back and decision.takeover.rollout != last.rollout)
             or (decision.training_job is not None and decision.step.state != last.training)
         )
@@ -205,8 +205,8 @@ class Reconciler:
         try:
             await writer.write_children(decision.children)
             decision = await writer.write_canary(decision)
-            manifests = (*decision.children, *decision.trial_children)
-            await writer.prune(manifests, {*decision.kept, decision.step.keep or ""})
+            manifests = (*decision.children, *decision.canary_children)
+            await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
             decision = await writer.write_training(decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again now and then
             refusal = error

@@ -68,7 +68,7 @@ class WorkQueue(Generic[Key]):
         self._timers[key] = asyncio.get_running_loop().call_at(due, self._due, key)
 
     def forget(self, key: Key) -> None:
-        """Drop the later look and the failures of an object that is gone (a look under way ends by itself)."""
+        """Drop the later look and the failures of an object that is gone; a look under way ends by itself."""
         self._cancel_timer(key)
         self._failures.pop(key, None)
         self._again.discard(key)

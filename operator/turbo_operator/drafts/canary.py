@@ -36,7 +36,7 @@ class CanaryVerdict:
     detail: str  # a sentence
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether there is nothing more to measure."""
         return self.reason not in _UNDER_WAY
 
@@ -95,7 +95,7 @@ def update_canary(
     others = [pod for pod in observed.pods if pod.plan_hash != run.variant]
     failure = deployment.message if deployment is not None else None
     verdict = evaluate_canary(settings, draft, run, pods, now, others, failure)
-    return replace(speedups, trial=None if verdict.over else run), verdict
+    return replace(speedups, trial=None if verdict.is_over else run), verdict
 
 
 def makes_room(
@@ -189,7 +189,7 @@ def evaluate_canary(
         ready = now - pod.ready_since if pod.ready_since is not None else 0.0
         if problem and not _is_used(draft, [pod]) and ready >= _REFUSING_SECONDS:
             return verdict(CanaryReason.REFUSED_BY_ENGINE, f"Pod {pod.name}: {problem.rstrip('.')}.")
-    total = run.warm + run.tried
+    total = run.warmup + run.canary
     if total.mismatches and not _is_by_rounding(total, pods, others):
         message = f"{total.mismatches} of {total.audits} answers with {version} differ without drafts."
         return verdict(CanaryReason.AUDIT_MISMATCH, message)
@@ -217,11 +217,11 @@ def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Seq
 
 
 def _compare(settings: Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:
-    needed, total = settings.answering_seconds, run.warm + run.tried
-    new, old = run.tried.gain, run.stable.gain
-    seconds = min(run.tried.seconds, run.stable.seconds)
+    needed, total = settings.answering_seconds, run.warmup + run.canary
+    new, old = run.canary.gain, run.baseline.gain
+    seconds = min(run.canary.seconds, run.baseline.seconds)
     if seconds < needed or new is None or old is None:
-        if run.warm.seconds < needed:
+        if run.warmup.seconds < needed:
             return CanaryReason.TRYING, f"The pod that tries {version} warms up on live traffic."
         done = 10 * int(10 * seconds / max(needed, MIN_SECONDS))
         return CanaryReason.TRYING, (

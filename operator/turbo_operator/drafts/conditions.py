@@ -28,28 +28,28 @@ def verdicts(
     observed: Snapshot,
     plan: Plan | None,
     plan_hash: str | None,
-    judgement: CanaryVerdict | None,
-    told: ConditionState | None,
+    verdict: CanaryVerdict | None,
+    training: ConditionState | None,
     gain: str | None,
 ) -> dict[ConditionType, ConditionState]:
     """Return the conditions on drafts that have something to say; `gain` is what the status shows."""
     pods = [pod for pod in observed.pods if pod.is_serving and plan_hash in (None, pod.plan_hash)]
     states = {
         ConditionType.DRAFT_READY: _ready(td, observed, plan, pods),
-        ConditionType.DRAFT_TRAINED: told,
-        ConditionType.DRAFT_PROMOTED: _promoted(td, judgement),
+        ConditionType.DRAFT_TRAINED: training,
+        ConditionType.DRAFT_PROMOTED: _promoted(td, verdict),
         ConditionType.SPECULATION_EFFECTIVE: _effective(plan, gain),
     }
     return {kind: state for kind, state in states.items() if state is not None}
 
 
-def _promoted(td: TurboDeployment, judgement: CanaryVerdict | None) -> ConditionState | None:
+def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionState | None:
     """What has become of the newest draft of the deployment; what was said last holds until there is news."""
-    if judgement is not None:
+    if verdict is not None:
         status: Literal["True", "False", "Unknown"] = "Unknown"
-        if judgement.over:
-            status = "True" if judgement.reason == CanaryReason.PROMOTED else "False"
-        return ConditionState(status, judgement.reason, sentence(judgement.detail))
+        if verdict.is_over:
+            status = "True" if verdict.reason == CanaryReason.PROMOTED else "False"
+        return ConditionState(status, verdict.reason, sentence(verdict.detail))
     last = td.status.condition(ConditionType.DRAFT_PROMOTED)
     if last is None or last.status == "Unknown" or td.spec.speculation.draft_ref is not None:
         return None

@@ -54,9 +54,10 @@ class CanaryRun:
     variant: str  # plan hash of its pods, which says what they load
     since: float  # epoch seconds, when a node had its pod; until then, the last look
     began: float | None = None  # when a pod was first seen to use it
-    warm: GenerationStats = GenerationStats()  # by its pods before anything counts: their memory begins empty
-    tried: GenerationStats = GenerationStats()  # by its pods, since they were warm
-    stable: GenerationStats = GenerationStats()  # by all others, since then
+    # By its pods before anything counts, since their memory begins empty.
+    warmup: GenerationStats = GenerationStats()
+    canary: GenerationStats = GenerationStats()  # by its pods, since they were warm
+    baseline: GenerationStats = GenerationStats()  # by all others, since then
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,10 @@ class SpeedupTracker:
                 canary += increment
             else:
                 baseline += increment
-        if trial is not None and trial.warm.seconds < warm_seconds:
-            trial = replace(trial, warm=trial.warm + canary)  # a wrong answer counts from the start
+        if trial is not None and trial.warmup.seconds < warm_seconds:
+            trial = replace(trial, warmup=trial.warmup + canary)  # a wrong answer counts from the start
         elif trial is not None:
-            trial = replace(trial, tried=trial.tried + canary, stable=trial.stable + baseline)
+            trial = replace(trial, canary=trial.canary + canary, baseline=trial.baseline + baseline)
         recent = self.recent if total == GenerationStats() else (*self.recent, (now, total))
         return SpeedupTracker(last, tuple(item for item in recent if item[0] > now - WINDOW_SECONDS), trial)
 

@@ -41,14 +41,14 @@ def compute(
 
     `refused` says in a sentence why a child of ours was not taken.
     """
-    plan_hash, judgement, takeover = outcome.plan_hash, outcome.judgement, outcome.takeover
+    plan_hash, verdict, takeover = outcome.plan_hash, outcome.verdict, outcome.takeover
     scale = in_force(td, outcome.scale, plan_hash)
     outcome = dataclasses.replace(outcome, scale=scale)
     states = conditions.verdicts(td, observed, outcome, refused)
     states |= reconciling.verdicts(td, observed, outcome, states, refused)
     gain = fields.shown_gain(td.status.observed, observed)
     states |= draft_conditions.verdicts(
-        td, observed, outcome.plan, takeover.target or plan_hash, judgement, outcome.step.told, gain
+        td, observed, outcome.plan, takeover.target or plan_hash, verdict, outcome.step.condition, gain
     )
     serving = [pod for pod in observed.pods if pod.is_serving]
     plan = fields.plan(td.status.plan, outcome.plan, plan_hash)
@@ -65,8 +65,8 @@ def compute(
         serving_plan=fields.serving_plan(td.status, plan, takeover.serving),
         rollout=takeover.rollout,
         draft=fields.draft(observed),
-        canary=fields.canary(judgement),
-        turned_down=fields.turned_down(td.status, judgement, now),
+        canary=fields.canary(verdict),
+        turned_down=fields.turned_down(td.status, verdict, now),
         training=outcome.step.state,
         observed=fields.live(td.status.observed, observed, now),
         calibrations=outcome.calibrations,

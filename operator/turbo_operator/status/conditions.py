@@ -48,7 +48,7 @@ def verdicts(
 ) -> dict[ConditionType, ConditionState]:
     """Return each condition but Reconciling and Stalled; the outcome's scale is the one in force."""
     serving = [pod for pod in observed.pods if pod.is_serving]
-    canary_hash = outcome.judgement.variant if outcome.judgement is not None else None
+    canary_hash = outcome.verdict.variant if outcome.verdict is not None else None
     plan_hash = outcome.plan_hash or outcome.takeover.target
     current = [pod for pod in serving if plan_hash is None or pod.plan_hash in (plan_hash, canary_hash)]
     inspected = _inspected(td, observed)

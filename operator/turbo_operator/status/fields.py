@@ -57,21 +57,21 @@ def draft(observed: Snapshot) -> DraftStatus | None:
     return _draft(view)
 
 
-def canary(judgement: CanaryVerdict | None) -> DraftStatus | None:
+def canary(verdict: CanaryVerdict | None) -> DraftStatus | None:
     """Return the draft that is tried now, or waits to be."""
-    return _draft(judgement.draft) if judgement is not None and not judgement.over else None
+    return _draft(verdict.draft) if verdict is not None and not verdict.is_over else None
 
 
 def turned_down(
-    old: TurboDeploymentStatus, judgement: CanaryVerdict | None, now: float
+    old: TurboDeploymentStatus, verdict: CanaryVerdict | None, now: float
 ) -> tuple[RejectedDraft, ...]:
     """Return the last drafts that were rejected."""
-    if judgement is None or not judgement.over or judgement.reason == CanaryReason.PROMOTED:
+    if verdict is None or not verdict.is_over or verdict.reason == CanaryReason.PROMOTED:
         return old.turned_down
     new = RejectedDraft(
-        **dict(_draft(judgement.draft)),
-        reason=judgement.reason,
-        message=_bounded(judgement.detail),
+        **dict(_draft(verdict.draft)),
+        reason=verdict.reason,
+        message=_bounded(verdict.detail),
         time=rfc3339(now),
     )
     return (*old.turned_down, new)[-MAX_TURNED_DOWN:]

@@ -54,5 +54,5 @@ class Outcome:
     plan_hash: str | None = None  # None while no plan is feasible
     takeover: Takeover = Takeover()  # how far the plan is in taking over from the one before
     calibrations: tuple[Calibrated, ...] = ()  # what pods have reported of their speed
-    judgement: CanaryVerdict | None = None  # on the draft that is tried
+    verdict: CanaryVerdict | None = None  # on the draft that is tried
     step: TrainingDecision = NO_TRAINING  # on the training of a draft

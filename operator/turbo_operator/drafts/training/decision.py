@@ -15,7 +15,7 @@ from turbo_operator.api.conditions import ConditionState
 from turbo_operator.drafts.training import job_state, names
 from turbo_operator.drafts.training.next_job import Case, TrainingTarget, replan, start_or_resume
 from turbo_operator.drafts.training.progress import followed
-from turbo_operator.drafts.training.step import TrainingDecision, condition
+from turbo_operator.drafts.training.step import TrainingDecision, unmet_condition
 from turbo_operator.plan import Plan
 from turbo_operator.planner import OFF
 from turbo_operator.snapshot import DraftView, Snapshot, identity
@@ -24,7 +24,7 @@ from turbo_operator.snapshot import DraftView, Snapshot, identity
 def decide(
     td: TurboDeployment, observed: Snapshot, plan: Plan | None, answer: Plan | None, now: float
 ) -> TrainingDecision:
-    """Decide once. `answer` is the planner's to what the step before it `asks`, None at first."""
+    """Decide once. `answer` is the planner's to what the step before it `query`, None at first."""
     training, old = td.spec.speculation.training, td.status.training
     name = names.job_name(td, old.number) if old is not None else ""
     jobs = (child for child in observed.children if (child.kind, child.name) == ("Job", name))
@@ -38,7 +38,7 @@ def decide(
             return TrainingDecision(state=state)
         off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.enabled is false"
         message = f"{off}: nothing is trained, and drafts stay."
-        return TrainingDecision(condition(TrainingReason.TRAINING_DISABLED, message), state)
+        return TrainingDecision(unmet_condition(TrainingReason.TRAINING_DISABLED, message), state)
     choice = plan.served if plan is not None else None
     target = None
     if observed.model is not None and choice is not None and choice.method != OFF:
@@ -54,9 +54,10 @@ def decide(
         waiting = job_state.wait(job, state, pods, now)
         return waiting if target is None else replan(case, target, waiting, pods)
     step = _decide_without_job(case, target)
-    if step.begin is None and step.state is not None and step.state.result == TrainingReason.TRAINING_FAILED:
+    state = step.state
+    if step.job_request is None and state is not None and state.result == TrainingReason.TRAINING_FAILED:
         # with it stays what its pods have said
-        return replace(step, keep=names.job_name(td, step.state.number))
+        return replace(step, kept_job=names.job_name(td, state.number))
     return step
 
 
@@ -97,7 +98,7 @@ def _decide_without_job(case: Case, target: TrainingTarget | None) -> TrainingDe
                 f"{captured} prompts were captured by the pods that run, and spec.speculation.training."
                 f"trigger.minPrompts asks for {training.trigger.min_prompts}: wait, or ask for less."
             )
-            return TrainingDecision(condition(TrainingReason.WAITING_FOR_PROMPTS, message), state)
+            return TrainingDecision(unmet_condition(TrainingReason.WAITING_FOR_PROMPTS, message), state)
     return start_or_resume(case, target)
 
 
@@ -140,7 +141,7 @@ def _blocked(case: Case, target: TrainingTarget, drafts: list[DraftView]) -> Con
     is_retried = state.result == TrainingReason.TRAINING_FAILED and training.prompts.captured is not None
     if is_retried and state.ended and case.now - epoch(state.ended) >= training.trigger.window_seconds:
         return None  # traffic has brought others
-    return condition(TrainingReason(state.result), state.message or "It left no message.")
+    return unmet_condition(TrainingReason(state.result), state.message or "It left no message.")
 
 
 def _useless(case: Case, state: TrainingStatus, digest: str) -> ConditionState:
@@ -158,4 +159,4 @@ def _useless(case: Case, state: TrainingStatus, digest: str) -> ConditionState:
             f"has lost its spec.deployment: apply it again, with spec.deployment: {own}."
         )
     message += " To train another one change spec.speculation.training, or switch enabled off and on."
-    return condition(TrainingReason.TRAINING_FAILED, message)
+    return unmet_condition(TrainingReason.TRAINING_FAILED, message)

@@ -8,7 +8,7 @@ from decimal import Decimal
 
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, rfc3339
 from turbo_operator.drafts.training.progress import MIN_SECONDS, bought_seconds, ended, over_budget
-from turbo_operator.drafts.training.step import FinishedDraft, TrainingDecision, condition
+from turbo_operator.drafts.training.step import FinishedDraft, TrainingDecision, unmet_condition
 from turbo_operator.snapshot import ChildView, TrainPod
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.contract.training import DraftManifest
@@ -30,27 +30,27 @@ def read_job_state(
     bought = bought_seconds(training, state, now)
     if not job.failed:
         if bought is not None and bought <= 0:  # of another bound than its Job was made with
-            return replace(over_budget(training, state, now), keep=job.name)
+            return replace(over_budget(training, state, now), kept_job=job.name)
         return wait(job, state, pods, now)
     if job.reason == _DEADLINE:
         if bought is not None and bought < MIN_SECONDS:
-            return replace(over_budget(training, state, now), keep=job.name)
+            return replace(over_budget(training, state, now), kept_job=job.name)
         message = f"Training {state.number} goes on: the time of its Job is over, and money is left."
-        return TrainingDecision(condition(TrainingReason.TRAINING, message), state)
+        return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), state)
     reason = _last_words(pods) or job.message or "it gave no reason"
     message = (
         f"Training {state.number} failed: {_bounded(reason)} Mend that, then change "
         "spec.speculation.training, or switch enabled off and on, to train again; until then kubectl logs "
         f"job/{job.name} says more."
     )
-    return replace(ended(state, TrainingReason.TRAINING_FAILED, message, now), keep=job.name)
+    return replace(ended(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
 
 
 def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> TrainingDecision:
     """Wait for a Job that is neither done nor over: it stays."""
     reason, message = _describe(state, job, pods, now)
-    told = condition(reason, f"Training {state.number}{message}")
-    return TrainingDecision(told, state, keep=job.name)
+    condition = unmet_condition(reason, f"Training {state.number}{message}")
+    return TrainingDecision(condition, state, kept_job=job.name)
 
 
 def _complete(
@@ -63,17 +63,17 @@ def _complete(
         # what it told went with its pod: another Job finds all done, where it was done, and tells it again
         state = state.model_copy(update={"started": state.started or rfc3339(now)})
         message = f"Training {state.number} is done, and its pod was gone before it told: it is asked again."
-        return TrainingDecision(condition(TrainingReason.TRAINING, message), state)
+        return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), state)
     try:
         facts = DraftManifest.from_json(done.message or "")
     except ValueError as error:
         message = f"Pod {done.name} ended without the draft's facts: {error}."
-        return replace(ended(state, TrainingReason.TRAINING_FAILED, message, now), keep=job.name)
-    told = condition(
+        return replace(ended(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
+    condition = unmet_condition(
         TrainingReason.TRAINING, f"Training {state.number} is done: its TurboDraft is being made."
     )
     draft = FinishedDraft(state.number, state.work, facts)
-    return TrainingDecision(told, state, keep=job.name, made=draft)
+    return TrainingDecision(condition, state, kept_job=job.name, finished=draft)
 
 
 def _describe(
@@ -98,7 +98,7 @@ def _describe(
         pod = alive[0]
         if pod.placed_since is None or now - pod.placed_since < STARTING_SECONDS:
             return TrainingReason.TRAINING, f": Pod {pod.name} starts."
-        # A volume that cannot be mounted is told in an event alone: a pod says no more than that it starts.
+        # A volume that cannot be mounted is told in an event alone: a pod only says that it starts.
         return TrainingReason.TRAINING, (
             f": Pod {pod.name} has been starting since {rfc3339(pod.placed_since)}: a claim or ConfigMap "
             f"that it mounts may be missing; kubectl describe pod {pod.name} says why. Once the spec is "

@@ -24,7 +24,12 @@ from turbo_operator.drafts.training import names
 from turbo_operator.drafts.training.accelerator_query import planned_on
 from turbo_operator.drafts.training.names import dtype
 from turbo_operator.drafts.training.progress import MIN_SECONDS, bought_seconds, over_budget
-from turbo_operator.drafts.training.step import AcceleratorQuery, JobRequest, TrainingDecision, condition
+from turbo_operator.drafts.training.step import (
+    AcceleratorQuery,
+    JobRequest,
+    TrainingDecision,
+    unmet_condition,
+)
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
 from turbo_operator.rollout import Bounds
@@ -49,7 +54,7 @@ class Case:
     td: TurboDeployment
     training: Training
     observed: Snapshot
-    answer: Plan | None  # the planner's, to what the step before it `asks`; None at first
+    answer: Plan | None  # the planner's, to what the step before it `query`; None at first
     now: float
     state: TrainingStatus | None
 
@@ -70,8 +75,8 @@ def start_or_resume(case: Case, target: TrainingTarget) -> TrainingDecision:
     query = AcceleratorQuery(pinned, dtype(target.choice), old.passed_over if old is not None else ())
     if case.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
-        told = ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message)
-        return TrainingDecision(told, case.state, asks=query)
+        condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message)
+        return TrainingDecision(condition, case.state, query=query)
     return _begin(case, target, query, case.answer)
 
 
@@ -100,10 +105,10 @@ def replan(
         passed_over = tuple(dict.fromkeys((*passed_over, current)))[-MAX_PASSED_OVER:]
     query = AcceleratorQuery(pinned, dtype(target.choice), passed_over)
     if case.answer is None:
-        return replace(waiting, asks=query)
+        return replace(waiting, query=query)
     step = _begin(case, target, query, case.answer)
-    if step.begin is not None:
-        return replace(step, told=waiting.told, keep=waiting.keep)
+    if step.job_request is not None:
+        return replace(step, condition=waiting.condition, kept_job=waiting.kept_job)
     if is_timed_out:  # nothing else is to be had: it waits on, and all are tried again
         return replace(waiting, state=old.model_copy(update={"passed_over": ()}))
     return step
@@ -155,8 +160,8 @@ def _begin(case: Case, target: TrainingTarget, query: AcceleratorQuery, answer: 
         return over_budget(training, new, case.now)
     verb = "begins" if new.started is None else "goes on"
     message = f"Training {new.number} {verb} on {name}{'' if price is None else f' for {money(price)} $/h'}."
-    begin = JobRequest(new.number, work, choice, target.choice, deadline)
-    return TrainingDecision(condition(TrainingReason.TRAINING, message), new, begin=begin)
+    request = JobRequest(new.number, work, choice, target.choice, deadline)
+    return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), new, job_request=request)
 
 
 def _unaffordable(case: Case, serving: Choice, choice: Choice) -> ConditionState | None:
@@ -177,7 +182,7 @@ def _unaffordable(case: Case, serving: Choice, choice: Choice) -> ConditionState
         f"{'replica' if replicas == 1 else f'{replicas} replicas'} and the training together. Raise it, or "
         "train while fewer replicas run."
     )
-    return condition(TrainingReason.WAITING_FOR_BUDGET, message)
+    return unmet_condition(TrainingReason.WAITING_FOR_BUDGET, message)
 
 
 def chosen(training: Training, answer: Plan) -> Choice | ConditionState:
@@ -191,15 +196,15 @@ def chosen(training: Training, answer: Plan) -> Choice | ConditionState:
             f"{choice.capacity_type} price: write spec.pricing.perAcceleratorHour on that TurboAccelerator, "
             "or leave maxCost out."
         )
-        return condition(TrainingReason.PRICE_UNKNOWN, message)
+        return unmet_condition(TrainingReason.PRICE_UNKNOWN, message)
     if training.accelerator is not None and answer.reason == PlanReason.NO_PROFILE:
         message = (
             f"There is no TurboAccelerator {training.accelerator}: create it, or correct "
             "spec.speculation.training.accelerator."
         )
-        return condition(TrainingReason.NO_ACCELERATOR, message)
+        return unmet_condition(TrainingReason.NO_ACCELERATOR, message)
     reason = {
         PlanReason.NO_CAPACITY: TrainingReason.WAITING_FOR_ACCELERATOR,
         PlanReason.PRICE_UNKNOWN: TrainingReason.PRICE_UNKNOWN,
     }.get(PlanReason(answer.reason), TrainingReason.NO_ACCELERATOR)
-    return condition(reason, f"No accelerator can be had for a training. {answer.detail}")
+    return unmet_condition(reason, f"No accelerator can be had for a training. {answer.detail}")

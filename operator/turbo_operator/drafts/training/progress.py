@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, rfc3339
-from turbo_operator.drafts.training.step import TrainingDecision, condition
+from turbo_operator.drafts.training.step import TrainingDecision, unmet_condition
 from turbo_operator.snapshot import TrainPod
 from turbo_runtime.contract.training import TrainingProgress
 
@@ -104,4 +104,4 @@ def over_budget(training: Training, state: TrainingStatus, now: float) -> Traini
 def ended(state: TrainingStatus, reason: TrainingReason, message: str, now: float) -> TrainingDecision:
     """End a training badly."""
     update = {"result": reason, "message": message, "ended": rfc3339(now), "progress": None, "left": None}
-    return TrainingDecision(condition(reason, message), counted(state, now).model_copy(update=update))
+    return TrainingDecision(unmet_condition(reason, message), counted(state, now).model_copy(update=update))

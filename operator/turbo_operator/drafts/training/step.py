@@ -43,21 +43,21 @@ class FinishedDraft:
 class TrainingDecision:
     """The condition, what the status keeps, and what is to be done; empty without spec.training."""
 
-    told: ConditionState | None = None
+    condition: ConditionState | None = None
     state: TrainingStatus | None = None
-    asks: AcceleratorQuery | None = None
-    begin: JobRequest | None = None
-    keep: str | None = None  # the Job that stays; every other one that trains goes
-    made: FinishedDraft | None = None
+    query: AcceleratorQuery | None = None
+    job_request: JobRequest | None = None
+    kept_job: str | None = None  # the Job that stays; every other one that trains goes
+    finished: FinishedDraft | None = None
 
     def refused(self, message: str) -> TrainingDecision:
         """Tell that the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
-        return replace(self, told=condition(TrainingReason.REFUSED, message))
+        return replace(self, condition=unmet_condition(TrainingReason.REFUSED, message))
 
 
 NO_TRAINING = TrainingDecision()
 
 
-def condition(reason: TrainingReason, message: str) -> ConditionState:
+def unmet_condition(reason: TrainingReason, message: str) -> ConditionState:
     """Say why no draft is trained yet, or any more."""
     return ConditionState("False", reason, message)

@@ -21,17 +21,17 @@ def cost(seconds: float) -> float:
 def test_a_bound_that_is_set_or_lowered_while_it_runs_ends_it_once_that_is_spent(was: str | None) -> None:
     asked = {} if was is None else {"maxCost": was}
     state, there = ran(**asked), seen(children=(job(),), trainings=(pod(),))
-    assert look(td(state, maxCost="0.04"), there, NOW + 3000).keep == "chat-train-1"
+    assert look(td(state, maxCost="0.04"), there, NOW + 3000).kept_job == "chat-train-1"
     step = look(td(state, maxCost="0.04"), there, NOW + HOUR)
-    assert (reason(step), step.keep) == ("OverBudget", "chat-train-1")
+    assert (reason(step), step.kept_job) == ("OverBudget", "chat-train-1")
     assert step.state is not None
     assert step.state.running_since is None
     assert float(step.state.spent or 0) == cost(HOUR + 60)
     after = look(td(step.state, maxCost="0.04"), there, NOW + 2 * HOUR)  # its pod is still going
-    assert (reason(after), after.keep) == ("OverBudget", None)
+    assert (reason(after), after.kept_job) == ("OverBudget", None)
     assert after.state is not None
     assert after.state.spent == step.state.spent
-    begun = look(td(after.state, maxCost="0.08"), seen(), NOW + 100 * HOUR).begin
+    begun = look(td(after.state, maxCost="0.08"), seen(), NOW + 100 * HOUR).job_request
     assert begun is not None
     assert (begun.number, begun.deadline_seconds) == (1, 3539)
 
@@ -41,8 +41,8 @@ def test_a_bound_that_is_raised_while_it_runs_gives_it_another_job() -> None:
     over = pod(phase="Failed", exit_code=143, ended=NOW + 3540)
     late = seen(children=(job(failed=True, reason="DeadlineExceeded"),), trainings=(over,))
     step = look(td(state, maxCost="0.08"), late, NOW + HOUR)
-    assert (reason(step), step.keep) == ("Training", None)
-    begun = look(td(step.state, maxCost="0.08"), seen(), NOW + HOUR).begin
+    assert (reason(step), step.kept_job) == ("Training", None)
+    begun = look(td(step.state, maxCost="0.08"), seen(), NOW + HOUR).job_request
     assert begun is not None
     assert (begun.number, begun.deadline_seconds) == (1, 3600)
 
