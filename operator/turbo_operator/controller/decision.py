@@ -151,9 +151,7 @@ def _follow(
     is_over_limits: bool,
     now: float,
 ) -> RolloutStatus | None:
-    """Return the rollout's status before the step; a suspension ends it, so that what was given up is tried
-    anew.
-    """
+    """Return the rollout's status before the step; a suspension ends it, so that it is tried anew."""
     last = td.status.rollout
     if td.spec.suspend or (last is not None and plan_hash not in (None, last.plan_hash)):
         last = None

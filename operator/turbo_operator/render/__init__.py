@@ -91,9 +91,7 @@ def _mounted_configmaps(
     wanted: Sequence[Mapping[str, Any]],
     templates: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """Build the ConfigMaps that are not wanted any more and that pods of variants in force mount: without
-    them no pod of such a variant could start again.
-    """
+    """Build unwanted ConfigMaps that pods of variants in force mount: else none of them could start."""
     names = {
         volume["configMap"]["name"]
         for template in templates

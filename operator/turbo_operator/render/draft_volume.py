@@ -132,7 +132,5 @@ def volumes(td: TurboDeployment, claim: str | None, trial: bool = False) -> list
 
 
 def claim_path(claim: str) -> str:
-    """Return where a claim is mounted. By its name: a pod that mounts another one does not find the draft,
-    and keeps what it has.
-    """
+    """Return where a claim is mounted: by name, so that pods that mount another keep what they have."""
     return f"{CLAIM_PATH}/{claim}"

@@ -189,9 +189,7 @@ def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
 
 
 def _hashed(config: RuntimeConfig) -> list[str]:
-    """Return the arguments as they were when `HASH_VERSION` was made: what drafts was `suffix` by default
-    then, so that it was left out, and is `auto` now.
-    """
+    """Return the arguments as of `HASH_VERSION`: `suffix` was the default then, and is `auto` now."""
     argv = config.to_argv()
     if config.speculation == "suffix":
         argv.remove("--speculation=suffix")

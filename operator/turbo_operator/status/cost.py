@@ -12,9 +12,7 @@ FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
 
 
 def cost_per_hour(observed: Snapshot) -> Decimal | None:
-    """Return US dollars per hour of the pods that hold accelerators, one that trains included; None where a
-    price is not known.
-    """
+    """Return US dollars per hour of pods that hold accelerators; None where a price is not known."""
     groups: defaultdict[tuple[str | None, str, int], list[PodView | TrainPod]] = defaultdict(list)
     for pod in observed.pods:
         if pod.is_present and pod.pending_since is None:

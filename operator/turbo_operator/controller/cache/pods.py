@@ -171,9 +171,7 @@ class Pods:
         return {key for uid in missing for key in self._set(uid, None)}
 
     def put_load(self, key: Key, name: str, at: float, load: Load) -> bool:
-        """Store what a pod reported at `at` (epoch seconds); whether it is the first report of step times, or
-        of another draft. Skip a pod that is gone meanwhile.
-        """
+        """Store a report; whether it is the first one of step times, or of another draft."""
         uid, view = self._find(key, name)
         if not isinstance(view, PodView):
             return False

@@ -136,9 +136,7 @@ class Cache:
     def keep_children(
         self, kind: str, uids: Iterable[str], resource_version: str, namespace: str | None = None
     ) -> set[Key]:
-        """Drop the children of a kind that a full list of a namespace, or of all, does not show; the keys
-        that lost. What is newer than the list stays.
-        """
+        """Drop older children of a kind that a full list does not show; the keys that lost."""
         listed = set(uids)
         self._tombstones.expire(kind, resource_version)
         for uid, (deleted_kind, where) in list(self._deleted.items()):

@@ -4,11 +4,10 @@ Everything is read from what the cluster holds: the TurboDeployment's status, th
 TurboDrafts. What decides is the same after a restart.
 """
 
-from turbo_operator.drafts.training.accelerator_query import question
 from turbo_operator.drafts.training.decision import decide, fitting
+from turbo_operator.drafts.training.job_state import spelled
 from turbo_operator.drafts.training.names import dtype, is_training_job
-from turbo_operator.drafts.training.next_job import chosen
-from turbo_operator.drafts.training.progress import spelled
+from turbo_operator.drafts.training.next_job import chosen, question
 from turbo_operator.drafts.training.step import (
     NO_TRAINING,
     AcceleratorQuery,

@@ -13,8 +13,8 @@ from dataclasses import replace
 from turbo_operator.api import DraftMethod, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.drafts.training import job_state, names
+from turbo_operator.drafts.training.job_state import followed
 from turbo_operator.drafts.training.next_job import Case, TrainingTarget, replan, start_or_resume
-from turbo_operator.drafts.training.progress import followed
 from turbo_operator.drafts.training.step import TrainingDecision, unmet_condition
 from turbo_operator.plan import Plan
 from turbo_operator.planner import OFF

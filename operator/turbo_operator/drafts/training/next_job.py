@@ -2,16 +2,25 @@
 
 A training that has run is bound to its folder and its accelerator. One that has not is bound to its number
 alone: it follows the spec, and leaves an accelerator on which its wait has timed out.
+Nothing of the deployment's load, targets and budget holds for it: the cheapest accelerator that fits one
+replica of the model, beside what a training takes, and has room will do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from turbo_operator.api import (
     Accelerators,
+    DType,
+    EngineType,
+    Mode,
     PlanReason,
+    Scaling,
+    ScalingPolicy,
+    Speculation,
     Training,
     TrainingReason,
     TrainingStatus,
@@ -21,9 +30,8 @@ from turbo_operator.api import (
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts.training import names
-from turbo_operator.drafts.training.accelerator_query import planned_on
+from turbo_operator.drafts.training.job_state import MIN_SECONDS, bought_seconds, over_budget
 from turbo_operator.drafts.training.names import dtype
-from turbo_operator.drafts.training.progress import MIN_SECONDS, bought_seconds, over_budget
 from turbo_operator.drafts.training.step import (
     AcceleratorQuery,
     JobRequest,
@@ -32,11 +40,20 @@ from turbo_operator.drafts.training.step import (
 )
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
+from turbo_operator.planner.inputs import PlannerInputs
+from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.rollout import Bounds
 from turbo_operator.snapshot import Snapshot, TrainPod
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 MAX_PASSED_OVER = 32  # that a status holds
+# Of `turbo distill` by its defaults: hidden states, and the logits of a step of 256 places over 8,192 tokens,
+# of the draft and of the model, with what their gradients take, for each of 4 tokens that are drafted.
+_STATES = GIB
+_LOGITS = 256 * 8192 * 4 * 3 * 4
+_DEPTH = 4
+_LEARNT_BYTES = 16  # of one weight that is learnt: in float32, its gradient and two moments
+HOST_BYTES = 2 * GIB  # beside a device: what is read of prompts, answers and states on their way
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +225,53 @@ def chosen(training: Training, answer: Plan) -> Choice | ConditionState:
         PlanReason.PRICE_UNKNOWN: TrainingReason.PRICE_UNKNOWN,
     }.get(PlanReason(answer.reason), TrainingReason.NO_ACCELERATOR)
     return unmet_condition(reason, f"No accelerator can be had for a training. {answer.detail}")
+
+
+def training_bytes(shape: ModelShape) -> int:
+    """Return what a training holds in addition to the model that it serves itself."""
+    return _STATES + _LOGITS + _LEARNT_BYTES * _DEPTH * 2 * shape.hidden_size**2
+
+
+def question(
+    td: TurboDeployment, observed: Snapshot, shape: ModelShape, query: AcceleratorQuery
+) -> PlannerInputs:
+    """Ask for one replica: the planner knows of no trainings."""
+    spec = td.spec
+    allowed = spec.accelerators or Accelerators()
+    names = (query.pinned,) if query.pinned else allowed.allowed
+    dtype = DType.FLOAT32 if query.dtype == "float32" else DType.BFLOAT16
+    wanted = spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"dtype": dtype}),
+            "engine": spec.engine.model_copy(update={"type": EngineType.TURBO}),
+            "speculation": Speculation(mode=Mode.DISABLED),
+            "accelerators": allowed.model_copy(
+                update={"allowed": names, "max_per_replica": None, "max_total": None}
+            ),
+            "parallelism": None,
+            "workload": None,
+            "targets": None,
+            "cost": None,
+            "replicas": 1,
+            "scaling": Scaling(policy=ScalingPolicy.EXTERNAL),
+        }
+    )
+    used = training_bytes(shape)
+    catalog = {
+        name: replace(row, memory_bytes=max(0, row.memory_bytes - used))
+        for name, row in observed.accelerators.items()
+    }
+    free = observed.free
+    if free is not None:
+        free = {
+            name: replace(supply, exhausted_until=math.inf) if name in query.passed_over else supply
+            for name, supply in free.items()
+        }
+    return PlannerInputs(wanted, shape, catalog, None if query.pinned else free, None, {}, None)
+
+
+def planned_on(choice: Choice, observed: Snapshot) -> Choice:
+    """Return the planner's choice on the accelerator as it is, with a training's memory in addition."""
+    accelerator = observed.accelerators[choice.accelerator.name]
+    memory = accelerator.memory_bytes if on_cpu(accelerator) else choice.host_memory_bytes + HOST_BYTES
+    return replace(choice, accelerator=accelerator, host_memory_bytes=memory)

@@ -8,7 +8,7 @@ import pytest
 
 from turbo_dev.trainings import HOUR, NOW, job, look, pod, ran, reason, seen, td
 from turbo_operator.api import TrainingStatus, rfc3339
-from turbo_operator.drafts.training.progress import COUNTED_SECONDS, followed, spent
+from turbo_operator.drafts.training.job_state import COUNTED_SECONDS, followed, spent
 
 PRICE = Decimal("0.04")
 
