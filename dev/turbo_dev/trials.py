@@ -112,7 +112,7 @@ def decided(
     now: float = NOW,
 ) -> Decision:
     """What is made of it."""
-    observed = canary.with_judged(observed, gains, verdict)
+    observed = canary.add_verdict(observed, gains, verdict)
     trial = gains.trial
     return decide(it, observed, SETTINGS, now, planned(it), History(), trial=trial, verdict=verdict)
 

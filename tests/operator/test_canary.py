@@ -213,7 +213,7 @@ def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_dow
     observed = seen()
 
     def after(it: TurboDeployment, verdict: CanaryVerdict | None) -> Any:
-        judged = canary.with_judged(observed, SpeedupTracker(), verdict)
+        judged = canary.add_verdict(observed, SpeedupTracker(), verdict)
         made = decide(it, judged, SETTINGS, NOW, planned(it), History(), verdict=verdict)
         return status.compute(it, judged, made, NOW)
 

@@ -22,7 +22,7 @@ from turbo_operator.controller import model_inspection
 from turbo_operator.controller.cache.projection import controller, is_controlled_by
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest
-from turbo_operator.controller.field_ownership import added_fields, owned_fields, owns, replaced
+from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
 from turbo_operator.controller.kube import ConflictError, Kube, RefusedError, StrangerError
 from turbo_operator.drafts.training import FinishedDraft
 from turbo_operator.drafts.training.manifests import turbo_draft
@@ -220,7 +220,7 @@ class ChildWriter:
         body = await self._api.find(CHILDREN[kind], self._key.namespace, name)
         if body is None or body["metadata"]["uid"] != uid:
             return False  # gone meanwhile: its event is on its way
-        body = await self._api.replace(CHILDREN[kind], replaced(body, manifest))
+        body = await self._api.replace(CHILDREN[kind], build_replacement(body, manifest))
         self._cache.put_child(body)
         if remaining := added_fields(kind, body["metadata"].get("managedFields") or ()):
             self._noop_applies.add((uid, " ".join(remaining)))

@@ -178,7 +178,7 @@ def _follow(
     return rollout.follow(last, progress, serving, now, td.spec.rollout.progress_deadline_seconds)
 
 
-def restored(events: Sequence[ScaleEvent]) -> History:
+def restore_history(events: Sequence[ScaleEvent]) -> History:
     """Return what the autoscaler knows after a start: what the status has kept."""
     return History.restored(
         Event(epoch(event.time), event.before, event.after, event.reason) for event in events

@@ -46,7 +46,7 @@ def added_fields(kind: str, managed: Iterable[Mapping[str, Any]]) -> tuple[str, 
     return tuple(sorted(path for path in paths if _counts(kind, path)))
 
 
-def replaced(body: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def build_replacement(body: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the object with the manifest's spec and nothing else but annotations of others on its pods."""
     spec = copy.deepcopy(dict(manifest["spec"]))
     if manifest["kind"] == "Service":  # its type and what the API server has given it are not ours

@@ -17,7 +17,7 @@ from typing import Any
 from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.kube import GoneError, Kube, KubeError, RefusedError
-from turbo_operator.inventory.impact import concerns, moved
+from turbo_operator.inventory.impact import compare, concerns
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.plan import Plan
 from turbo_operator.resources import TURBOACCELERATOR
@@ -56,7 +56,7 @@ class InventorySync:
         before = self._inventory.take_stock(self._cache.accelerators_by_name())
         after = self._inventory.stock
         deployment_metrics.show_prices(before, after)
-        change = moved(before, after)
+        change = compare(before, after)
         for key in sorted(self._cache.deployments) if change else ():
             if any(concerns(plan, key.owner, change, after) for plan in self._plans_of(key)):
                 self._wake(key)

@@ -25,7 +25,7 @@ from turbo_operator.api import (
 from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
-from turbo_operator.controller.decision import Decision, decide, restored
+from turbo_operator.controller.decision import Decision, decide, restore_history
 from turbo_operator.controller.kube import GoneError, Kube, KubeError, RefusedError, StrangerError
 from turbo_operator.controller.memo import Memo, Memos
 from turbo_operator.controller.plan_cache import PlanCache
@@ -120,9 +120,9 @@ class Reconciler:
         plan = await self.plans.ask(key, td, observed, edition, now)
         choice = plan.served if plan is not None else None
         speedups, verdict = canary.update_canary(td, observed, choice, memo.speedups, now)
-        look = _Look(key, body, td, canary.with_judged(observed, speedups, verdict), now)
+        look = _Look(key, body, td, canary.add_verdict(observed, speedups, verdict), now)
         step = await self._decide_training(look, plan, edition)
-        history = memo.history or restored(td.status.scale_history)
+        history = memo.history or restore_history(td.status.scale_history)
         decision = decide(
             td,
             look.observed,

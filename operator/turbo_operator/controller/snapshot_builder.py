@@ -12,7 +12,7 @@ from turbo_operator.controller import model_inspection
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import supply_of
-from turbo_operator.inventory.unavailable import exhausted
+from turbo_operator.inventory.unavailable import unavailable_until
 from turbo_operator.snapshot import DraftView, Snapshot, identity
 
 
@@ -26,7 +26,7 @@ def build_snapshot(
     free = None
     if td.spec.speculation.training is not None:
         free = supply_of(inventory.stock, key.owner.trainer, td.spec.template)
-    for name, until in exhausted(td, observed.pods, now).items():
+    for name, until in unavailable_until(td, observed.pods, now).items():
         for share in (supply, free):
             if share is not None and name in share:
                 share[name] = dataclasses.replace(share[name], exhausted_until=until)

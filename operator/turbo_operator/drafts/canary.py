@@ -158,7 +158,7 @@ def _is_used(draft: DraftView, pods: Sequence[PodView]) -> bool:
     return any(pod.ready and pod.load and pod.load.load.draft_version == draft.version for pod in pods)
 
 
-def with_judged(observed: Snapshot, speedups: SpeedupTracker, verdict: CanaryVerdict | None) -> Snapshot:
+def add_verdict(observed: Snapshot, speedups: SpeedupTracker, verdict: CanaryVerdict | None) -> Snapshot:
     """Add to what was seen the speedup of all pods, and the draft that they are to use from now on."""
     promoted = verdict is not None and verdict.reason == CanaryReason.PROMOTED
     draft = verdict.draft if promoted and verdict is not None else observed.draft

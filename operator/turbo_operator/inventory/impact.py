@@ -29,7 +29,7 @@ class Change:
         return bool(self.grown or self.shrunk or self.quotas)
 
 
-def moved(before: ClusterInventory, after: ClusterInventory) -> Change:
+def compare(before: ClusterInventory, after: ClusterInventory) -> Change:
     """Compare two inventories."""
     names = before.supply.keys() | after.supply.keys()
     old_quotas, new_quotas = _by_namespace(before.quotas), _by_namespace(after.quotas)

@@ -16,7 +16,7 @@ from turbo_operator.snapshot import PodView
 BACKOFF_TIMEOUTS = 10
 
 
-def exhausted(td: TurboDeployment, pods: Iterable[PodView], now: float) -> Mapping[str, float]:
+def unavailable_until(td: TurboDeployment, pods: Iterable[PodView], now: float) -> Mapping[str, float]:
     """Return by accelerator the time (seconds since the epoch) until which no more of it is planned."""
     backoff = BACKOFF_TIMEOUTS * _timeout(td)
     times = {
@@ -34,9 +34,9 @@ def exhausted(td: TurboDeployment, pods: Iterable[PodView], now: float) -> Mappi
 
 
 def next_look(td: TurboDeployment, pods: Iterable[PodView], now: float) -> float | None:
-    """Return the seconds until `exhausted` changes; None where nothing is waited for."""
+    """Return the seconds until `unavailable_until` changes; None where nothing is waited for."""
     waits = [since + _timeout(td) for since in _waiting(td.status.plan.hash, pods)] if td.status.plan else []
-    times = [*waits, *exhausted(td, pods, now).values()]
+    times = [*waits, *unavailable_until(td, pods, now).values()]
     return min((at - now for at in times if at > now), default=None)
 
 

@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller.cache.object_versions import Key
 from turbo_operator.controller.cache.projection import InspectPod, controller, pod
-from turbo_operator.drafts.training import spelled
+from turbo_operator.drafts.training import format_progress
 from turbo_operator.inventory.supply import Owner
 from turbo_operator.snapshot import LoadSample, PodView, TrainPod
 from turbo_runtime.contract.load import Load
@@ -187,7 +187,7 @@ class Pods:
             return False
         before = view.progress
         self._set_view(uid, replace(view, progress=progress))
-        return before is None or spelled(before) != spelled(progress)
+        return before is None or format_progress(before) != format_progress(progress)
 
     # Reading
 

@@ -5,7 +5,7 @@ TurboDrafts. What decides is the same after a restart.
 """
 
 from turbo_operator.drafts.training.decision import decide, fitting
-from turbo_operator.drafts.training.job_state import spelled
+from turbo_operator.drafts.training.job_state import format_progress
 from turbo_operator.drafts.training.names import dtype, is_training_job
 from turbo_operator.drafts.training.next_job import chosen, question
 from turbo_operator.drafts.training.step import (
@@ -26,7 +26,7 @@ __all__ = [
     "decide",
     "dtype",
     "fitting",
+    "format_progress",
     "is_training_job",
     "question",
-    "spelled",
 ]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from turbo_operator.api import DraftMethod, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.drafts.training import job_state, names
-from turbo_operator.drafts.training.job_state import followed
+from turbo_operator.drafts.training.job_state import update_state
 from turbo_operator.drafts.training.next_job import Case, TrainingTarget, replan, start_or_resume
 from turbo_operator.drafts.training.step import TrainingDecision, unmet_condition
 from turbo_operator.plan import Plan
@@ -30,7 +30,7 @@ def decide(
     jobs = (child for child in observed.children if (child.kind, child.name) == ("Job", name))
     job = next(jobs, None)
     pods = [pod for pod in observed.trainings if pod.job == name]
-    state = followed(old, pods, now, job.ended if job is not None else None) if old is not None else None
+    state = update_state(old, pods, now, job.ended if job is not None else None) if old is not None else None
     if training is None or not training.enabled or td.spec.suspend:
         if state is not None and state.result is not None:
             state = state.model_copy(update={"spec_hash": ""})  # switched on again, it is tried again

@@ -21,13 +21,13 @@ STARTING_SECONDS = 300.0  # after which a pod that a node has taken may lack wha
 _DEADLINE = "DeadlineExceeded"
 
 
-def spelled(progress: TrainingProgress) -> str:
+def format_progress(progress: TrainingProgress) -> str:
     """Write the stage and the tenths of it that are done, like `answers 40 %`."""
     share = progress.done / progress.total if progress.total > 0 else 0.0
     return f"{progress.stage[:40]} {10 * int(10 * min(1.0, max(0.0, share)) + 1e-9)} %"
 
 
-def left(progress: TrainingProgress) -> str | None:
+def format_remaining(progress: TrainingProgress) -> str | None:
     """Write the time that the stage takes yet, rounded up: minutes, or hours from two of them on."""
     seconds = progress.left_seconds
     if seconds is None or not 0 <= seconds < 1e9:
@@ -36,7 +36,7 @@ def left(progress: TrainingProgress) -> str | None:
     return f"{minutes}m" if minutes < 120 else f"{math.ceil(minutes / 60)}h"
 
 
-def followed(
+def update_state(
     state: TrainingStatus, pods: Sequence[TrainPod], now: float, job_ended: float | None = None
 ) -> TrainingStatus:
     """Update a state by how far its pods are and what they have cost; leave one that is over as it is.
@@ -56,25 +56,26 @@ def followed(
     if since is not None and (start is None or start > since):
         unseen = min(now, since + COUNTED_SECONDS) if job_ended is None else max(since, job_ended)
         ends = [pod.ended for pod in pods if pod.ended is not None and pod.ended >= since]
-        state, since = counted(state, max(ends, default=unseen)), None
+        state, since = add_cost(state, max(ends, default=unseen)), None
     if start is None:
         return state.model_copy(update={"progress": None, "left": None})
-    stage = spelled(progress) if progress else state.progress
+    stage = format_progress(progress) if progress else state.progress
     if since is None:
         state = state.model_copy(update={"running_since": rfc3339(start)})
     elif stage != state.progress or now - since >= COUNTED_SECONDS:
-        state = counted(state, now).model_copy(update={"running_since": rfc3339(now)})
+        state = add_cost(state, now).model_copy(update={"running_since": rfc3339(now)})
     else:
         return state
-    return state.model_copy(update={"progress": stage, "left": left(progress) if progress else None})
+    remaining = format_remaining(progress) if progress else None
+    return state.model_copy(update={"progress": stage, "left": remaining})
 
 
-def spent(state: TrainingStatus, now: float) -> Decimal:
+def cost_until(state: TrainingStatus, now: float) -> Decimal:
     """Return US dollars until now, the pod that runs included; 0 where the price is not known."""
-    return Decimal(counted(state, now).spent or "0")
+    return Decimal(add_cost(state, now).spent or "0")
 
 
-def counted(state: TrainingStatus, until: float) -> TrainingStatus:
+def add_cost(state: TrainingStatus, until: float) -> TrainingStatus:
     """Add all that was paid until then to a state, with no pod that runs on."""
     if state.running_since is None:
         return state
@@ -90,24 +91,24 @@ def bought_seconds(training: Training, state: TrainingStatus, now: float) -> int
     """Return what the money that is left buys; None where nothing bounds it."""
     if training.max_cost is None or state.cost_per_hour is None or not Decimal(state.cost_per_hour):
         return None
-    remaining = max(Decimal(0), training.max_cost - spent(state, now))
+    remaining = max(Decimal(0), training.max_cost - cost_until(state, now))
     return min(int(remaining / Decimal(state.cost_per_hour) * 3600), 2**31 - 1)
 
 
 def over_budget(training: Training, state: TrainingStatus, now: float) -> TrainingDecision:
     """End a training whose money is spent."""
     message = (
-        f"Training {state.number} on {state.accelerator} has cost {spent(state, now):.2f} $ of maxCost "
+        f"Training {state.number} on {state.accelerator} has cost {cost_until(state, now):.2f} $ of maxCost "
         f"{training.max_cost}, and what is left buys no minute more: raise "
         "spec.speculation.training.maxCost, and it goes on where it is."
     )
-    return ended(state, TrainingReason.OVER_BUDGET, message, now)
+    return end_training(state, TrainingReason.OVER_BUDGET, message, now)
 
 
-def ended(state: TrainingStatus, reason: TrainingReason, message: str, now: float) -> TrainingDecision:
+def end_training(state: TrainingStatus, reason: TrainingReason, message: str, now: float) -> TrainingDecision:
     """End a training badly."""
     update = {"result": reason, "message": message, "ended": rfc3339(now), "progress": None, "left": None}
-    return TrainingDecision(unmet_condition(reason, message), counted(state, now).model_copy(update=update))
+    return TrainingDecision(unmet_condition(reason, message), add_cost(state, now).model_copy(update=update))
 
 
 def read_job_state(
@@ -135,7 +136,7 @@ def read_job_state(
         "spec.speculation.training, or switch enabled off and on, to train again; until then kubectl logs "
         f"job/{job.name} says more."
     )
-    return replace(ended(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
+    return replace(end_training(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
 
 
 def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> TrainingDecision:
@@ -160,7 +161,7 @@ def _complete(
         facts = DraftManifest.from_json(done.message or "")
     except ValueError as error:
         message = f"Pod {done.name} ended without the draft's facts: {error}."
-        return replace(ended(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
+        return replace(end_training(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
     condition = unmet_condition(
         TrainingReason.TRAINING, f"Training {state.number} is done: its TurboDraft is being made."
     )

@@ -8,7 +8,7 @@ import pytest
 
 from turbo_dev.trainings import HOUR, NOW, job, look, pod, ran, reason, seen, td
 from turbo_operator.api import TrainingStatus, rfc3339
-from turbo_operator.drafts.training.job_state import COUNTED_SECONDS, followed, spent
+from turbo_operator.drafts.training.job_state import COUNTED_SECONDS, cost_until, update_state
 
 PRICE = Decimal("0.04")
 
@@ -49,15 +49,15 @@ def test_a_bound_that_is_raised_while_it_runs_gives_it_another_job() -> None:
 
 def test_what_is_paid_is_counted_every_ten_minutes() -> None:
     state = ran()
-    assert followed(state, (pod(),), NOW + 500) == state
-    after = followed(state, (pod(),), NOW - 60 + COUNTED_SECONDS)
+    assert update_state(state, (pod(),), NOW + 500) == state
+    after = update_state(state, (pod(),), NOW - 60 + COUNTED_SECONDS)
     assert after.running_since == rfc3339(NOW - 60 + COUNTED_SECONDS)
     assert float(after.spent or 0) == cost(COUNTED_SECONDS)
-    assert float(spent(after, NOW + HOUR)) == cost(HOUR + 60)
+    assert float(cost_until(after, NOW + HOUR)) == cost(HOUR + 60)
 
 
 def unseen(state: TrainingStatus, now: float, job_ended: float | None = None) -> float:
-    after = followed(state, (), now, job_ended)
+    after = update_state(state, (), now, job_ended)
     assert after.running_since is None
     return float(after.spent or 0)
 
@@ -74,11 +74,11 @@ def test_a_pod_that_has_followed_another_is_paid_for_its_own_time() -> None:
     second = pod("second", started=NOW + 3 * HOUR)
     known = pod(phase="Failed", exit_code=137, ended=NOW + HOUR)
     for pods, paid in (((known, second), HOUR + 60), ((second,), COUNTED_SECONDS)):
-        after = followed(state, pods, NOW + 4 * HOUR)
+        after = update_state(state, pods, NOW + 4 * HOUR)
         assert float(after.spent or 0) == cost(paid)
         assert after.running_since == rfc3339(NOW + 3 * HOUR)
 
 
 def test_one_that_is_over_is_counted_no_further() -> None:
     done = ran().model_copy(update={"result": "OverBudget", "running_since": None})
-    assert followed(done, (pod(),), NOW + HOUR) == done
+    assert update_state(done, (pod(),), NOW + HOUR) == done
