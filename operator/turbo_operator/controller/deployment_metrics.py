@@ -87,17 +87,11 @@ def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision
     expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
     paid, rate = cost.cost_per_hour(observed), cost.tokens_per_second(observed, now)
     labels = (key.namespace, key.name)
-    for gauge, planned, present in (
-        (COST_PER_HOUR, expected.cost_per_hour, paid),
-        (
-            COST_PER_MILLION_TOKENS,
-            expected.cost_per_million_tokens,
-            cost.cost_per_million_tokens(paid, rate),
-        ),
-        (TOKENS_PER_SECOND, expected.tokens_per_second, rate),
-    ):
-        _set(gauge, (*labels, PLANNED), planned)
-        _set(gauge, (*labels, PRESENT), present)
+    planned = (expected.cost_per_hour, expected.cost_per_million_tokens, expected.tokens_per_second)
+    present = (paid, cost.cost_per_million_tokens(paid, rate), rate)
+    for load, figures in ((PLANNED, planned), (PRESENT, present)):
+        for gauge, value in zip(_BY_LOAD, figures, strict=True):
+            _set(gauge, (*labels, load), value)
     _set(GAIN, labels, observed.gain)
     _set(DESIRED_REPLICAS, labels, float(scale.replicas))
     _set(TIME_TO_FIRST_TOKEN, labels, expected.time_to_first_token)

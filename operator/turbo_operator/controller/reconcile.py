@@ -120,25 +120,15 @@ class Reconciler:
         plan = await self.plans.ask(key, td, observed, edition, now)
         choice = plan.served if plan is not None else None
         speedups, verdict = canary.update_canary(td, observed, choice, memo.speedups, now)
-        look = _Look(key, body, td, canary.add_verdict(observed, speedups, verdict), now)
+        observed = canary.add_verdict(observed, speedups, verdict)
+        look = _Look(key, body, td, observed, now)
         step = await self._decide_training(look, plan, edition)
         history = memo.history or restore_history(td.status.scale_history)
-        decision = decide(
-            td,
-            look.observed,
-            self._settings,
-            now,
-            plan,
-            history,
-            memo.online,
-            step,
-            speedups.trial,
-            verdict,
-        )
+        run, settings = speedups.trial, self._settings
+        decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict)
         memo.history, memo.online = decision.scale.history, decision.online
-        if (
-            verdict is None or not verdict.is_over
-        ):  # a run that is over is forgotten once the status tells of it
+        # A run that is over is forgotten once the status tells of it.
+        if verdict is None or not verdict.is_over:
             memo.speedups = speedups
         if await self._write_status_first(look, decision, memo, refusal):
             memo.speedups = speedups
@@ -161,8 +151,7 @@ class Reconciler:
     async def _write_status_first(
         self, look: _Look, decision: Decision, memo: Memo, refusal: RefusedError | None
     ) -> bool:
-        """Write the status where it has to tell of the decision before children change; whether it was
-        written.
+        """Write the status where it has to be there before children change; whether it was written.
 
         What is made of the decision waits for the next look then. Who dies in between goes on from the
         verdict on a draft, from why a plan was given up, before the pods that say so are gone, and from what
@@ -182,9 +171,8 @@ class Reconciler:
             return False
         if is_new:
             memo.announced = decision.plan_hash
-        new = status.compute(
-            look.td, look.observed, decision, look.now, refusal.sentence if refusal else None
-        )
+        why = refusal.sentence if refusal else None
+        new = status.compute(look.td, look.observed, decision, look.now, why)
         try:
             await self._write_status(look.key, look.body, new)
         except KubeError as error:
@@ -214,9 +202,8 @@ class Reconciler:
             failure = error
         if refusal is not None:
             log.warning("refused: %s", refusal.message, extra={"object": str(look.key)})
-        new = status.compute(
-            look.td, look.observed, decision, look.now, refusal.sentence if refusal else None
-        )
+        why = refusal.sentence if refusal else None
+        new = status.compute(look.td, look.observed, decision, look.now, why)
         deployment_metrics.show(look.key, look.observed, decision.plan, decision.scale, look.now)
         deployment_metrics.show_training(look.key, new.training, look.observed.trainings)
         await self._write_status(look.key, look.body, new)
