@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """What one reconcile has read."""
+    """The input of one reconcile."""
 
     key: Key
     body: Mapping[str, Any]

@@ -28,7 +28,7 @@ LAW_SHARE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class CanaryVerdict:
-    """What a trial has come to."""
+    """The state of a canary run."""
 
     draft: DraftView
     variant: str  # plan hash of the pods that try it

@@ -44,7 +44,7 @@ def verdicts(
 
 
 def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionState | None:
-    """What has become of the newest draft of the deployment; what was said last holds until there is news."""
+    """Whether the newest draft was promoted; what was said last holds until there is news."""
     if verdict is not None:
         status: Literal["True", "False", "Unknown"] = "Unknown"
         if verdict.is_over:

@@ -17,7 +17,7 @@ MIN_SECONDS = 10.0  # of answering, below which a gain is not known
 
 @dataclass(frozen=True, slots=True)
 class GenerationStats:
-    """What pods did in a while."""
+    """The work of pods in a period."""
 
     seconds: float = 0.0  # of steps that brought answers tokens
     plain_seconds: float = 0.0  # that as many tokens would have taken without drafts
@@ -62,7 +62,7 @@ class CanaryRun:
 
 @dataclass(frozen=True, slots=True)
 class SpeedupTracker:
-    """What is known of one deployment's pods."""
+    """The speedup of one deployment's pods, and of its canary run."""
 
     last: Mapping[str, GenerationStats] = field(default_factory=dict)  # by pod, its last report
     recent: tuple[tuple[float, GenerationStats], ...] = ()  # the increments of all pods, the latest last

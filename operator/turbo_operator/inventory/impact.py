@@ -75,12 +75,12 @@ def concerns(plan: Plan, owner: Owner, change: Change, stock: ClusterInventory) 
 
 
 def _free(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:
-    """By node and capacity type: a node that becomes one of another type is lost to the one it had."""
+    """Count by node and capacity type: a node that changes its type is lost to the one it had."""
     return Counter({(node.name, kind): node.free for node in nodes for kind in node.capacity_types})
 
 
 def _hosted(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:
-    """Cores and memory beside free accelerators: where none is free, more of them makes no room."""
+    """Count cores and memory beside free accelerators: where none is free, more of them makes no room."""
     hosts: Counter[tuple[str, str]] = Counter()
     for node in nodes:
         if node.free and node.host:

@@ -50,7 +50,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class PodUsage:
-    """What one pod that has not ended holds: on its node, or while it has none, of quotas alone."""
+    """The resources that one pod holds until it ends: on its node, or before it has one, of quotas alone."""
 
     owner: Owner | None  # None: a stranger
     node: str | None
@@ -265,7 +265,7 @@ def _matches(node: Node, selector: Mapping[str, str]) -> bool:
 
 
 def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
-    """As the scheduler compares: no key stands for every key, no effect for every effect."""
+    """Compare as the scheduler does: no key stands for every key, no effect for every effect."""
     if any(toleration.get(field) not in (None, taint[field]) for field in ("effect", "key")):
         return False
     if toleration.get("operator") == "Exists":

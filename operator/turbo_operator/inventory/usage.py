@@ -107,7 +107,7 @@ def _bounded(value: Decimal) -> Decimal:
 
 
 def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:
-    """As the scheduler counts: what runs together, or the largest that runs before it, and the overhead."""
+    """Count as the scheduler does: what runs together, or the largest before it, and the overhead."""
     sidecars: Amounts = {}  # that were started so far
     largest: Amounts = {}
     for container in spec.get("initContainers") or ():

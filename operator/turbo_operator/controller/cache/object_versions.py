@@ -36,7 +36,7 @@ class Versioned(Protocol):
 
     @property
     def resource_version(self) -> str:
-        """As the API server gave it."""
+        """The version as the API server gave it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ HOST_BYTES = 2 * GIB  # beside a device: what is read of prompts, answers and st
 
 @dataclass(frozen=True, slots=True)
 class TrainingTarget:
-    """What a draft is trained for."""
+    """The model and the plan that a draft is trained for."""
 
     model: ModelInfo
     choice: Choice

@@ -12,7 +12,7 @@ from turbo_runtime.contract.training import DraftManifest
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorQuery:
-    """What the planner is to choose."""
+    """A question to the planner for an accelerator."""
 
     pinned: str  # the only accelerator that will do, whether it has room or not; empty: the best of all
     dtype: str  # that it computes in
