@@ -110,9 +110,9 @@ def look(it: TurboDeployment, observed: Snapshot, now: float = NOW) -> training.
     if observed.model is not None:
         plan = planner_question.plan_of(it, observed.model.shape, observed, now)
     step = training.decide(it, observed, plan, None, now)
-    if step.asks is None or observed.model is None:
+    if step.query is None or observed.model is None:
         return step
-    asked = training.question(it, observed, observed.model.shape, step.asks)
+    asked = training.question(it, observed, observed.model.shape, step.query)
     return training.decide(it, observed, plan, planner_question.answer(asked, now), now)
 
 
@@ -120,14 +120,14 @@ def reason(step: training.TrainingDecision) -> str:
     """What is told, in a word."""
     message = told(step)
     assert message.endswith((".", "!", "?")), message
-    assert step.told is not None
-    return str(step.told.reason)
+    assert step.condition is not None
+    return str(step.condition.reason)
 
 
 def told(step: training.TrainingDecision) -> str:
     """What is told, in a sentence."""
-    assert step.told is not None
-    return step.told.message
+    assert step.condition is not None
+    return step.condition.message
 
 
 def began(**asked: Any) -> TrainingStatus:

@@ -108,25 +108,25 @@ def decided(
     it: TurboDeployment,
     observed: Snapshot,
     gains: SpeedupTracker,
-    judgement: CanaryVerdict | None,
+    verdict: CanaryVerdict | None,
     now: float = NOW,
 ) -> Decision:
     """What is made of it."""
-    observed = canary.with_judged(observed, gains, judgement)
+    observed = canary.add_verdict(observed, gains, verdict)
     trial = gains.trial
-    return decide(it, observed, SETTINGS, now, planned(it), History(), trial=trial, judgement=judgement)
+    return decide(it, observed, SETTINGS, now, planned(it), History(), trial=trial, verdict=verdict)
 
 
 def children(
     it: TurboDeployment,
     observed: Snapshot,
     gains: SpeedupTracker,
-    judgement: CanaryVerdict | None,
+    verdict: CanaryVerdict | None,
     now: float = NOW,
 ) -> dict[str, dict[str, Any]]:
     """The children that shall be, by kind and name."""
-    made = decided(it, observed, gains, judgement, now)
-    both = (*made.children, *made.trial_children)
+    made = decided(it, observed, gains, verdict, now)
+    both = (*made.children, *made.canary_children)
     return {f"{each['kind']} {each['metadata']['name']}": dict(each) for each in both}
 
 

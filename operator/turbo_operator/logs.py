@@ -1,4 +1,4 @@
-"""One line per decision on standard error, as JSON or as text, with the fields that a record was given."""
+"""Logs on standard error, as JSON or as text, with the fields that a record was given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class JsonFormatter(logging.Formatter):
     """A record as one line of JSON: time (RFC 3339, UTC), level, message, then its own fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """Format the line."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -28,13 +28,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """A record for a person's eyes."""
+    """A record as text, for people."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, its fields at the end of the first one."""
+        """Format the lines, the fields at the end of the first one."""
         first, _, rest = super().format(record).partition("\n")
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
         return "\n".join(part for part in (f"{first}  {fields}".rstrip(), rest) if part)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turbo_operator.api import GROUP, PLURALS, VERSION
-from turbo_operator.api import TURBOACCELERATOR as _ACCELERATOR
-from turbo_operator.api import TURBODEPLOYMENT as _DEPLOYMENT
-from turbo_operator.api import TURBODRAFT as _DRAFT
+from turbo_operator import api
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +19,13 @@ class Resource:
 
     @property
     def api_version(self) -> str:
-        """As in an object's apiVersion."""
+        """The value of an object's apiVersion."""
         return f"{self.group}/{self.version}" if self.group else self.version
 
     def path(
         self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
     ) -> str:
-        """URL path of one object, or of all of a namespace, or of all; a subresource needs a name."""
+        """Return the URL path of one object, of all of a namespace, or of all; a subresource needs a name."""
         root = f"/apis/{self.group}" if self.group else "/api"
         parts = [root, self.version]
         if self.namespaced and namespace is not None:
@@ -38,9 +35,13 @@ class Resource:
         return "/".join(parts)
 
 
-TURBODEPLOYMENT = Resource(_DEPLOYMENT, GROUP, VERSION, PLURALS[_DEPLOYMENT])
-TURBOACCELERATOR = Resource(_ACCELERATOR, GROUP, VERSION, PLURALS[_ACCELERATOR], namespaced=False)
-TURBODRAFT = Resource(_DRAFT, GROUP, VERSION, PLURALS[_DRAFT])
+def _own(kind: str, *, namespaced: bool = True) -> Resource:
+    return Resource(kind, api.GROUP, api.VERSION, api.PLURALS[kind], namespaced)
+
+
+TURBODEPLOYMENT = _own(api.TURBODEPLOYMENT)
+TURBOACCELERATOR = _own(api.TURBOACCELERATOR, namespaced=False)
+TURBODRAFT = _own(api.TURBODRAFT)
 POD = Resource("Pod", "", "v1", "pods")
 NODE = Resource("Node", "", "v1", "nodes", namespaced=False)
 REPLICASET = Resource("ReplicaSet", "apps", "v1", "replicasets")
@@ -58,3 +59,8 @@ CHILDREN = {
         Resource("PodDisruptionBudget", "policy", "v1", "poddisruptionbudgets"),
     )
 }
+
+# What pods come from: all are watched, since one may lose its label, and kept where they are ours.
+EDITABLE = (CHILDREN["Deployment"], CHILDREN["Job"])
+# Of these the API server sends only what bears our label: one that lost it is found by its name.
+LABELED = tuple(resource for resource in CHILDREN.values() if resource not in EDITABLE)

@@ -84,7 +84,7 @@ def test_the_newest_version_of_a_child_stays_whatever_the_order_of_arrival(order
 def test_events_of_a_childs_last_moments_do_not_bring_it_back_after_our_deletion(versions: list[int]) -> None:
     cache = Cache()
     cache.put_child(child(version=5))
-    cache.deleted(KEY, cache.observe(KEY, "td").children[0])
+    cache.mark_deleted(KEY, cache.observe(KEY, "td").children[0])
     for version in versions:
         cache.put_child(child(version=version))
         assert cache.observe(KEY, "td").children == ()
@@ -105,7 +105,7 @@ def test_what_a_list_shows_that_was_taken_before_its_deletion_does_not_come_back
     cache.put_child(old)
     cache.drop_child(child(version=8))
     cache.put_child(old)
-    assert cache.keep_only("Service", ["u1"], "6") == set()
+    assert cache.keep_children("Service", ["u1"], "6") == set()
     assert cache.observe(KEY, "td").children == ()
 
 
@@ -168,7 +168,7 @@ def test_a_full_list_drops_what_it_does_not_show_but_nothing_newer() -> None:
     cache.put_child(child(name="missed", uid="missed", version=4))
     cache.put_child(child(name="newer", uid="newer", version=12))
     cache.put_child(child(kind="Deployment", name="other", uid="other", version=2))
-    assert cache.keep_only("Service", ["kept"], "10") == {KEY}
+    assert cache.keep_children("Service", ["kept"], "10") == {KEY}
     assert [view.name for view in cache.observe(KEY, "td").children] == ["other", "kept", "newer"]
 
 
@@ -187,19 +187,19 @@ def deployment(version: int, uid: str = "td", **status: Any) -> dict[str, Any]:
 def test_the_answer_to_a_write_that_arrives_after_the_deletion_does_not_bring_the_object_back() -> None:
     cache = Cache()
     cache.put_deployment(deployment(5))
-    assert cache.drop_deployment(deployment(7)) == KEY
-    assert cache.put_deployment(deployment(6, url="late")) == set()
-    assert cache.all_keys() == []
-    cache.keep_only("TurboDeployment", [], "6")  # a list from before the deletion
-    assert cache.put_deployment(deployment(6)) == set()
-    assert cache.put_deployment(deployment(9, uid="its successor")) == {KEY}
+    assert cache.deployments.drop(deployment(7)) is True
+    assert cache.put_deployment(deployment(6, url="late")) is False
+    assert sorted(cache.deployments) == []
+    cache.deployments.keep_only([], "6")  # a list from before the deletion
+    assert cache.put_deployment(deployment(6)) is False
+    assert cache.put_deployment(deployment(9, uid="its successor")) is True
 
 
 def test_the_late_deletion_of_an_earlier_deployment_drops_nothing() -> None:
     cache = Cache()
     cache.put_deployment(deployment(9, uid="successor"))
-    assert cache.drop_deployment(deployment(8, uid="td")) is None
-    assert cache.all_keys() == [KEY]
+    assert cache.deployments.drop(deployment(8, uid="td")) is False
+    assert sorted(cache.deployments) == [KEY]
 
 
 def accelerator(version: int, uid: str = "a") -> dict[str, Any]:
@@ -216,37 +216,37 @@ def planned_with(cache: Cache) -> list[Decimal | None]:
 
 def test_a_stale_list_does_not_undo_a_price() -> None:
     cache = Cache()
-    assert cache.put_accelerator(accelerator(5), row("2")) is True
-    assert cache.put_accelerator(accelerator(4), row("1")) is False
+    assert cache.accelerators.put(accelerator(5), row("2")) is True
+    assert cache.accelerators.put(accelerator(4), row("1")) is False
     assert planned_with(cache) == [Decimal(2)]
-    assert cache.put_accelerator(accelerator(6), row("2")) is False  # newer, and the same to the planner
+    assert cache.accelerators.put(accelerator(6), row("2")) is False  # newer, and the same to the planner
 
 
 def test_an_accelerator_made_during_a_list_stays() -> None:
     cache = Cache()
-    cache.put_accelerator(accelerator(12), row("1"))
-    assert cache.keep_accelerators([], "10") is False
+    cache.accelerators.put(accelerator(12), row("1"))
+    assert cache.accelerators.keep_only([], "10") == set()
     assert planned_with(cache) == [Decimal(1)]
-    assert cache.keep_accelerators([], "12") is True
+    assert cache.accelerators.keep_only([], "12") == {Key("", "cpu")}
     assert planned_with(cache) == []
 
 
 def test_an_accelerator_that_cannot_be_read_is_not_planned_with_until_it_is_corrected() -> None:
     cache = Cache()
-    cache.put_accelerator(accelerator(1), row("1"))
-    assert cache.put_accelerator(accelerator(3), None) is True
-    assert cache.put_accelerator(accelerator(2), row("1")) is False
+    cache.accelerators.put(accelerator(1), row("1"))
+    assert cache.accelerators.put(accelerator(3), None) is True
+    assert cache.accelerators.put(accelerator(2), row("1")) is False
     assert planned_with(cache) == []
-    assert cache.put_accelerator(accelerator(4), row("1")) is True
+    assert cache.accelerators.put(accelerator(4), row("1")) is True
 
 
 def test_a_deleted_accelerator_stays_deleted_whatever_list_arrives_late() -> None:
     cache = Cache()
-    cache.put_accelerator(accelerator(1), row("1"))
-    assert cache.drop_accelerator(accelerator(3)) is True
-    assert cache.put_accelerator(accelerator(2), row("1")) is False
-    assert cache.put_accelerator(accelerator(5, uid="b"), row("1")) is True
-    assert cache.drop_accelerator(accelerator(3)) is False
+    cache.accelerators.put(accelerator(1), row("1"))
+    assert cache.accelerators.drop(accelerator(3)) is True
+    assert cache.accelerators.put(accelerator(2), row("1")) is False
+    assert cache.accelerators.put(accelerator(5, uid="b"), row("1")) is True
+    assert cache.accelerators.drop(accelerator(3)) is False
 
 
 def test_nothing_is_kept_of_what_is_gone() -> None:
@@ -268,19 +268,19 @@ def test_what_we_deleted_is_kept_in_mind_until_a_list_of_its_kind_and_place_show
     """A watch that was cut off never tells of the deletion."""
     cache = Cache()
     cache.put_child(child(version=5))
-    cache.deleted(KEY, cache.observe(KEY, "td").children[0])
+    cache.mark_deleted(KEY, cache.observe(KEY, "td").children[0])
     for kind, uids, namespace in (
         ("Service", ["u1"], None),  # it is going still
         ("Deployment", [], None),
         ("Service", [], "elsewhere"),
     ):
-        cache.keep_only(kind, uids, "6", namespace)
+        cache.keep_children(kind, uids, "6", namespace)
         cache.put_child(child(version=7))
         assert cache.observe(KEY, "td").children == ()
-    cache.keep_only("Service", [], "8")
+    cache.keep_children("Service", [], "8")
     cache.put_child(child(version=7))  # an event from before that list
     assert cache.observe(KEY, "td").children == ()
-    cache.keep_only("Service", [], "9")
+    cache.keep_children("Service", [], "9")
     sizes = {name: len(value) for name, value in vars(cache).items() if hasattr(value, "__len__")}
     assert set(sizes.values()) == {0}
 

@@ -52,7 +52,7 @@ def tried(
     """What is said in the end of a draft with the gain `new`, beside pods with the gain `old`, whose answers
     differ too by the share `usual`.
     """
-    gains, judgement = SpeedupTracker(), None
+    gains, verdict = SpeedupTracker(), None
     version = trying.pop("version", NEW.version)
     for minute in range(minutes):
         seconds = 20.0 * minute
@@ -61,12 +61,12 @@ def tried(
         counted = {"audits": 1000, "audit_mismatches": int(1000 * usual)}
         stable = load(500.0 + seconds, 800.0 + seconds * old, draft_version=OLD.version, **counted)
         pods = [pod("a", stable), pod("t", told, variant=TRY)]
-        gains, judgement = look(WITH_OLD, seen(*pods), gains, NOW + 60.0 * minute)
-        assert judgement is not None
-        if judgement.over:
+        gains, verdict = look(WITH_OLD, seen(*pods), gains, NOW + 60.0 * minute)
+        assert verdict is not None
+        if verdict.is_over:
             break
-    assert judgement is not None
-    return judgement
+    assert verdict is not None
+    return verdict
 
 
 def test_a_draft_that_gains_more_is_promoted_and_one_that_gains_less_is_not() -> None:
@@ -78,9 +78,9 @@ def test_a_draft_that_gains_more_is_promoted_and_one_that_gains_less_is_not() ->
 
 @given(st.floats(0.2, 5.0), st.floats(0.2, 5.0))
 def test_no_draft_is_promoted_that_gains_less_than_what_was_there(new: float, old: float) -> None:
-    judgement, asked = tried(new, old), old * float(Canary().min_gain)
-    assert judgement.over
-    assert (judgement.reason == CanaryReason.PROMOTED) == (new >= asked) or abs(new / asked - 1) < 1e-6
+    verdict, asked = tried(new, old), old * float(Canary().min_gain)
+    assert verdict.is_over
+    assert (verdict.reason == CanaryReason.PROMOTED) == (new >= asked) or abs(new / asked - 1) < 1e-6
 
 
 def test_nothing_is_judged_before_enough_was_answered_long_enough_and_audited() -> None:
@@ -117,9 +117,9 @@ def test_a_pod_that_goes_on_refusing_the_draft_ends_its_trial_and_trouble_with_a
     def said(version: str, ready_for: float) -> CanaryReason:
         told = load(0.0, 0.0, draft_version=version, draft_problem="heads.safetensors cannot be read")
         pods = seen(pod("t", told, TRY, ready_since=NOW - ready_for))
-        _, judgement = look(WITH_OLD, pods, SpeedupTracker(), NOW)
-        assert judgement is not None
-        return judgement.reason
+        _, verdict = look(WITH_OLD, pods, SpeedupTracker(), NOW)
+        assert verdict is not None
+        return verdict.reason
 
     assert said("", 90.0) == CanaryReason.REFUSED_BY_ENGINE
     assert said("", 10.0) == CanaryReason.STARTING  # it tries again by itself
@@ -128,25 +128,25 @@ def test_a_pod_that_goes_on_refusing_the_draft_ends_its_trial_and_trouble_with_a
 
 def test_a_draft_whose_pod_does_not_start_is_turned_down() -> None:
     broken = pod("t", load(0.0, 0.0), variant=TRY, ready=False, reason="CrashLoopBackOff", load=None)
-    _, judgement = look(WITH_OLD, seen(broken), SpeedupTracker(), NOW)
-    assert judgement is not None
-    assert judgement.reason == CanaryReason.POD_FAILED
+    _, verdict = look(WITH_OLD, seen(broken), SpeedupTracker(), NOW)
+    assert verdict is not None
+    assert verdict.reason == CanaryReason.POD_FAILED
 
 
 def test_a_pod_that_a_node_has_ended_says_nothing_of_the_draft() -> None:
     ended = pod("t", load(0.0, 0.0), TRY, ready=False, reason="OOMKilled", load=None, phase="Failed")
-    _, judgement = look(WITH_OLD, seen(ended), SpeedupTracker(), NOW)
-    assert judgement is not None
-    assert judgement.reason == CanaryReason.STARTING
+    _, verdict = look(WITH_OLD, seen(ended), SpeedupTracker(), NOW)
+    assert verdict is not None
+    assert verdict.reason == CanaryReason.STARTING
 
 
 def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> None:
     loads = pod("t", load(0.0, 0.0), TRY, ready=False, load=None)
     gains, first = look(WITH_OLD, seen(loads), SpeedupTracker(), NOW)
-    _, judgement = look(WITH_OLD, seen(loads), gains, NOW + canary.GIVE_UP_SECONDS)
+    _, verdict = look(WITH_OLD, seen(loads), gains, NOW + canary.GIVE_UP_SECONDS)
     assert first is not None
-    assert judgement is not None
-    assert (first.reason, judgement.reason) == (CanaryReason.STARTING, CanaryReason.INCONCLUSIVE)
+    assert verdict is not None
+    assert (first.reason, verdict.reason) == (CanaryReason.STARTING, CanaryReason.INCONCLUSIVE)
 
 
 @pytest.mark.parametrize(
@@ -157,10 +157,10 @@ def test_a_trial_without_a_verdict_is_over_a_day_after_a_node_has_its_pod() -> N
     ],
 )
 def test_a_second_pod_that_the_budget_does_not_hold_is_not_made(bound: dict[str, Any], name: str) -> None:
-    gains, judgement = look(td(promoted(OLD), **bound), seen(), SpeedupTracker(), NOW)
-    assert judgement is not None
-    assert (judgement.reason, judgement.over, gains.trial) == (CanaryReason.WAITING_FOR_BUDGET, False, None)
-    assert name in judgement.detail
+    gains, verdict = look(td(promoted(OLD), **bound), seen(), SpeedupTracker(), NOW)
+    assert verdict is not None
+    assert (verdict.reason, verdict.is_over, gains.trial) == (CanaryReason.WAITING_FOR_BUDGET, False, None)
+    assert name in verdict.detail
     _, of_two = look(td({**promoted(OLD), "desiredReplicas": 2}, **bound), seen(), SpeedupTracker(), NOW)
     assert of_two is not None
     assert of_two.reason == CanaryReason.STARTING  # one of the two makes room
@@ -172,9 +172,9 @@ def test_nothing_is_tried_where_no_pod_is_wanted() -> None:
 
 
 def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None:
-    gains, judgement = look(WITH_OLD, seen(), SpeedupTracker(), NOW)
+    gains, verdict = look(WITH_OLD, seen(), SpeedupTracker(), NOW)
     observed = replace(seen(), children=(up(STABLE),))
-    made = children(WITH_OLD, observed, gains, judgement)
+    made = children(WITH_OLD, observed, gains, verdict)
     assert named(made) == '{"heads": "/drafts/drafts/chat/chat-draft-1", "version": "chat-draft-1"}\n'
     assert (
         named(made, "chat-drafts-canary")
@@ -212,10 +212,10 @@ def test_the_first_draft_needs_no_rollout_either() -> None:
 def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_down_and_why() -> None:
     observed = seen()
 
-    def after(it: TurboDeployment, judgement: CanaryVerdict | None) -> Any:
-        judged = canary.with_judged(observed, SpeedupTracker(), judgement)
-        made = decide(it, judged, SETTINGS, NOW, planned(it), History(), judgement=judgement)
-        return status.compute(it, judged, made.scale, made.plan, made.plan_hash, NOW, judgement=judgement)
+    def after(it: TurboDeployment, verdict: CanaryVerdict | None) -> Any:
+        judged = canary.add_verdict(observed, SpeedupTracker(), verdict)
+        made = decide(it, judged, SETTINGS, NOW, planned(it), History(), verdict=verdict)
+        return status.compute(it, judged, made, NOW)
 
     trying = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.TRYING, "It warms up."))
     assert (trying.draft.name, trying.canary.name) == (OLD.name, NEW.name)
@@ -236,19 +236,20 @@ def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_dow
 def test_a_promoted_draft_is_kept_while_no_plan_is_feasible() -> None:
     it = td(promoted(NEW))
     decision = decide(it, seen(now=NEW), SETTINGS, NOW, None, History())
-    made = status.compute(it, seen(now=NEW), decision.scale, None, None, NOW)
+    made = status.compute(it, seen(now=NEW), decision, NOW)
     assert made.draft is not None
     assert made.draft.name == NEW.name
 
 
 def test_a_suspended_deployment_trains_nothing() -> None:
     step = training.decide(td(suspend=True), seen(), planned(td()), None, NOW)
-    assert step.told is not None
-    assert (step.told.reason, step.begin, step.asks) == ("TrainingDisabled", None, None)
+    assert step.condition is not None
+    assert (step.condition.reason, step.job_request, step.query) == ("TrainingDisabled", None, None)
 
 
 def test_a_job_of_a_training_before_the_one_in_the_status_says_nothing() -> None:
     told = {"training": {"number": 2, "work": "w", "specHash": "h"}}
     before = ChildView("Job", "chat-train-1", "u", None, failed=True, message="It broke.")
     step = training.decide(td(told), replace(seen(drafts=()), children=(before,)), planned(td()), None, NOW)
-    assert (step.keep, step.asks is None) == (None, False)  # the planner is asked where the second one runs
+    # the planner is asked where the second one runs
+    assert (step.kept_job, step.query is None) == (None, False)

@@ -45,8 +45,8 @@ def rejected(now: DraftView | None, tried: DraftView = NEW, **told: Any) -> tupl
     it = td({**({} if now is None else promoted(now)), "desiredReplicas": 2, **told}, replicas=2)
     variant = variant_of(it, tried)
     before = replace(seen(drafts=(tried,), now=now), children=(up(STABLE, 2),))
-    gains, judgement = look(it, before, SpeedupTracker(), NOW)
-    made = children(it, before, gains, judgement)
+    gains, verdict = look(it, before, SpeedupTracker(), NOW)
+    made = children(it, before, gains, verdict)
     assert f"Deployment chat-{variant}" in made
     there = (up(STABLE, 2, 1), up(variant), *held(made.values()))
     over = td({**it.status.dump(), **turned_down(tried)}, replicas=2)
@@ -75,10 +75,10 @@ def test_a_pod_of_an_earlier_trial_does_not_take_up_the_draft_that_is_tried_next
     it, observed = rejected(OLD)
     third = replace(NEW, name="chat-draft-3", version="3", path="chat/3", digest="sha256:3")
     observed = replace(observed, drafts=(NEW, third))
-    gains, judgement = look(it, observed, SpeedupTracker(), NOW)
-    assert judgement is not None
-    assert judgement.draft == third
-    made = children(it, observed, gains, judgement)
+    gains, verdict = look(it, observed, SpeedupTracker(), NOW)
+    assert verdict is not None
+    assert verdict.draft == third
+    made = children(it, observed, gains, verdict)
     assert f"Deployment chat-{variant_of(it, third)}" not in made  # it waits until all replicas are there
     assert named(made, CANARY_FILE) == named(made)
 
@@ -131,8 +131,8 @@ def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_u
     cache, ledger, server = Cache(), InventoryStore(lambda _: None), Server()
     cache.put_deployment(server.deployment)
     elastic = replace(CORES, provisioning=Provisioning.ELASTIC)
-    cache.put_accelerator({"metadata": {**META, "name": "cpu", "uid": "a"}}, elastic)
-    ledger.take_stock(cache.accelerators())
+    cache.accelerators.put({"metadata": {**META, "name": "cpu", "uid": "a"}}, elastic)
+    ledger.take_stock(cache.accelerators_by_name())
     for each in (OLD, NEW):
         cache.drafts.put({"metadata": {**META, "name": each.name, "uid": each.name}}, each)
     model = children(WITH_OLD, seen(), SpeedupTracker(), None)["ConfigMap chat-model"]

@@ -35,8 +35,8 @@ def asked(it: TurboDeployment, stable: ChildView, trying: ChildView | None, *pod
     """Replicas of each variant in the next step."""
     there = (stable,) if trying is None else (stable, trying, FILE)
     observed = replace(seen(*pods), children=there)
-    gains, judgement = look(it, observed, SpeedupTracker(), NOW)
-    return replicas(children(it, observed, gains, judgement))
+    gains, verdict = look(it, observed, SpeedupTracker(), NOW)
+    return replicas(children(it, observed, gains, verdict))
 
 
 def test_where_there_is_room_no_replica_goes_before_the_pod_that_tries_answers() -> None:
@@ -85,10 +85,10 @@ def test_a_draft_that_never_ran_waits_however_long_and_says_what_for(
     it = several()
     observed = replace(seen(*pods), children=(up(STABLE, 3), up(TRY, 1, 0, message)))
     gains, _ = look(it, observed, SpeedupTracker(), NOW)
-    gains, judgement = look(it, observed, gains, NOW + 3 * canary.GIVE_UP_SECONDS)
-    assert judgement is not None
-    assert judgement.reason == CanaryReason.STARTING
-    assert told in judgement.detail
+    gains, verdict = look(it, observed, gains, NOW + 3 * canary.GIVE_UP_SECONDS)
+    assert verdict is not None
+    assert verdict.reason == CanaryReason.STARTING
+    assert told in verdict.detail
     assert gains.trial is not None
 
 
@@ -98,8 +98,8 @@ METRICS = {"scaling": {"policy": "Metrics", "minReplicas": 1, "maxReplicas": 8}}
 def after_the_verdict(*there: ChildView) -> Snapshot:
     """What is left of a trial: nothing is tried, the status has its verdict, and pods are as they were."""
     it = several()
-    gains, judgement = look(it, seen(), SpeedupTracker(), NOW)
-    made = children(it, replace(seen(), children=(up(STABLE, 3),)), gains, judgement)
+    gains, verdict = look(it, seen(), SpeedupTracker(), NOW)
+    made = children(it, replace(seen(), children=(up(STABLE, 3),)), gains, verdict)
     return replace(seen(drafts=(OLD,)), children=(*there, *held(made.values())))
 
 
@@ -118,5 +118,5 @@ def test_after_a_verdict_the_autoscaler_holds_the_replicas_until_the_place_is_fi
 def test_the_autoscaler_counts_the_pod_that_tries() -> None:
     it = td({**promoted(OLD), "desiredReplicas": 3}, **METRICS)
     observed = replace(seen(), children=(up(STABLE, 2), up(TRY), FILE))
-    gains, judgement = look(it, observed, SpeedupTracker(), NOW)
-    assert decided(it, observed, gains, judgement).scale.replicas == 3
+    gains, verdict = look(it, observed, SpeedupTracker(), NOW)
+    assert decided(it, observed, gains, verdict).scale.replicas == 3

@@ -96,7 +96,7 @@ def test_the_draft_in_use_stays_as_it_was_while_what_was_changed_under_its_name_
 def test_what_is_turned_down_is_remembered_with_all_that_pods_would_load() -> None:
     over = CanaryVerdict(NEW, "v1try", CanaryReason.NO_GAIN, "It is slower.")
     made = decided(WITH_OLD, seen(), SpeedupTracker(), over)
-    told = status.compute(WITH_OLD, seen(), made.scale, made.plan, made.plan_hash, NOW, judgement=over)
+    told = status.compute(WITH_OLD, seen(), made, NOW)
     assert canary.candidate(td(told.dump()), seen()) is None
 
 
@@ -117,7 +117,7 @@ def test_a_draft_that_was_named_by_hand_stays_in_use_as_drafts_are_trained_and_i
 
     def said(observed: Snapshot) -> str:
         made = decided(it, observed, SpeedupTracker(), None)
-        told = status.compute(it, observed, made.scale, planned(it), STABLE, NOW)
+        told = status.compute(it, observed, status.Outcome(made.scale, planned(it), STABLE), NOW)
         ready = told.condition(ConditionType.DRAFT_READY)
         assert ready is not None
         return ready.reason

@@ -23,7 +23,7 @@ from turbo_operator.api import (
 )
 from turbo_operator.catalog import shapes
 from turbo_operator.controller.cache.projection import draft as as_view
-from turbo_operator.controller.cache.store import Cache
+from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.plan import Plan
 from turbo_operator.planner import plan as plan_of
 from turbo_operator.rollout import Variant
@@ -175,7 +175,9 @@ def verdict(draft: DraftView | None, *loads: Load | None, it: TurboDeployment = 
         for n, load in enumerate(loads)
     )
     observed = Snapshot({"cpu": CPU}, None, (), pods, model=FACTS, draft=draft)
-    new = status.compute(it, observed, autoscaler.scale(it.spec), plan, variant, 1_700_000_000.0)
+    new = status.compute(
+        it, observed, status.Outcome(autoscaler.scale(it.spec), plan, variant), 1_700_000_000.0
+    )
     found = new.condition("DraftReady")
     used = found is not None and found.reason in ("InUse", "Loading", "RefusedByEngine")
     assert (new.draft is not None) == (used or (draft is not None and draft.gone))
@@ -253,10 +255,10 @@ def test_the_cache_keeps_the_newest_draft_whatever_the_order_of_arrival() -> Non
     assert cache.drafts.put(body(5), DRAFT) is True
     assert cache.drafts.put(body(4), replace(DRAFT, version="old")) is False
     assert cache.drafts.put(body(6), DRAFT) is False  # newer, and the same to everybody
-    assert cache.drafts.get("team", "support") == DRAFT
-    assert cache.drafts.get("other", "support") is None
+    assert cache.drafts.get(Key("team", "support")) == DRAFT
+    assert cache.drafts.get(Key("other", "support")) is None
     assert cache.drafts.drop(body(9)) is True
-    assert cache.drafts.get("team", "support") is None
+    assert cache.drafts.get(Key("team", "support")) is None
     assert cache.drafts.put(body(8), DRAFT) is False
     assert cache.drafts.put(body(10, uid="e"), DRAFT) is True
 
@@ -264,11 +266,11 @@ def test_the_cache_keeps_the_newest_draft_whatever_the_order_of_arrival() -> Non
 def test_a_list_that_does_not_show_a_draft_drops_it_unless_it_is_newer() -> None:
     cache = Cache()
     cache.drafts.put(body(12), DRAFT)
-    assert cache.drafts.keep([], "10", None) == set()
-    assert cache.drafts.keep([], "13", "other") == set()
-    assert cache.drafts.keep(["d"], "13", "team") == set()
-    assert cache.drafts.keep([], "14", "team") == {"team"}
-    assert cache.drafts.get("team", "support") is None
+    assert cache.drafts.keep_only([], "10", None) == set()
+    assert cache.drafts.keep_only([], "13", "other") == set()
+    assert cache.drafts.keep_only(["d"], "13", "team") == set()
+    assert cache.drafts.keep_only([], "14", "team") == {Key("team", "support")}
+    assert cache.drafts.get(Key("team", "support")) is None
 
 
 def test_further_drafts_are_named_to_pods_as_they_run_and_one_that_does_not_fit_is_told() -> None:
@@ -280,7 +282,9 @@ def test_further_drafts_are_named_to_pods_as_they_run_and_one_that_does_not_fit_
         observed = Snapshot({}, model=FACTS, draft=DRAFT, named=(("latex", further),))
         made = render.children(both, observed, planned(both).choice, (), Settings(runtime_image="r:1"))
         (file,) = [each for each in made if each["metadata"]["name"] == "chat-drafts"]
-        told = status.compute(both, observed, autoscaler.scale(both.spec), planned(both), "v1", 0.0)
+        told = status.compute(
+            both, observed, status.Outcome(autoscaler.scale(both.spec), planned(both), "v1"), 0.0
+        )
         ready = told.condition(ConditionType.DRAFT_READY)
         assert ready is not None
         return json.loads(file["data"]["drafts.json"]), ready.message

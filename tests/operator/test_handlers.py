@@ -10,7 +10,6 @@ from typing import Any
 from kubernetes.aio.client import ApiClient, Configuration
 from prometheus_client import REGISTRY
 
-from turbo_operator import resources
 from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.controller.handlers import Operator
@@ -48,7 +47,7 @@ async def until_no_figures() -> None:
 
 async def test_a_deleted_object_leaves_no_figures_even_if_no_child_of_its_goes_after_it() -> None:
     async with working() as operator:
-        operator.drop(resources.TURBODEPLOYMENT, BODY)
+        operator.feed.drop("TurboDeployment", BODY)
         await until_no_figures()
 
 
@@ -57,5 +56,5 @@ async def test_an_object_whose_spec_cannot_be_read_has_no_figures() -> None:
     invalid = {"spec": {"model": {"uri": "ftp://old"}}}
     newer = {**BODY, **invalid, "metadata": {**BODY["metadata"], "resourceVersion": "2"}}
     async with working() as operator:
-        operator.put(resources.TURBODEPLOYMENT, newer)
+        operator.feed.put("TurboDeployment", newer)
         await until_no_figures()

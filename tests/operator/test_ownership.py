@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from turbo_operator.controller.field_ownership import added_fields, owned_fields, owns, replaced
+from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
 
 WANTED: dict[str, Any] = {
     "apiVersion": "apps/v1",
@@ -169,7 +169,7 @@ def test_what_is_written_in_whole_keeps_notes_of_others_and_nothing_else_of_thei
         "spec": {"paused": True, "template": {"metadata": notes}},
     }
     wanted = {"kind": "Deployment", "spec": {"template": {"metadata": {"labels": {"ours": "yes"}}}}}
-    assert replaced(live, wanted) == {
+    assert build_replacement(live, wanted) == {
         "metadata": {"annotations": {"team": "theirs"}},
         "spec": {
             "template": {"metadata": {"labels": {"ours": "yes"}, "annotations": {"restartedAt": "now"}}}
@@ -182,7 +182,7 @@ def test_a_service_keeps_what_is_not_ours_when_it_is_written_in_whole() -> None:
     spec = {"type": "LoadBalancer", "clusterIP": "10.0.0.1", "selector": {"a": "b", "theirs": "c"}}
     live = {"kind": "Service", "metadata": {"uid": "u"}, "spec": spec}
     wanted = {"kind": "Service", "metadata": {}, "spec": {"selector": {"a": "b"}, "ports": []}}
-    assert replaced(live, wanted)["spec"] == {
+    assert build_replacement(live, wanted)["spec"] == {
         "type": "LoadBalancer",
         "clusterIP": "10.0.0.1",
         "selector": {"a": "b"},

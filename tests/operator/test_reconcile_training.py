@@ -73,7 +73,7 @@ class World:
             self.cache, InventoryStore(lambda _: None), api, SETTINGS, lambda: self.now
         )
         row = replace(CORES, provisioning=Provisioning.ELASTIC)
-        self.cache.put_accelerator({"metadata": {"name": "cpu", "uid": "a", "resourceVersion": "1"}}, row)
+        self.cache.accelerators.put({"metadata": {"name": "cpu", "uid": "a", "resourceVersion": "1"}}, row)
 
     async def written(self, it: TurboDeployment) -> None:
         """Somebody applies the spec."""
@@ -184,10 +184,10 @@ async def test_what_a_training_that_waits_was_told_is_among_what_a_count_may_out
     world = World()
     await world.written(asked())
     await world.settled()
-    assert len(world.reconciler.answers(KEY)) == 2
+    assert len(world.reconciler.plans_of(KEY)) == 2
     await world.written(asked(enabled=False))
     await world.settled()
-    assert world.reconciler.answers(KEY) == [world.reconciler.plans.last(KEY)]
+    assert world.reconciler.plans_of(KEY) == [world.reconciler.plans.last(KEY)]
 
 
 async def test_an_object_that_is_gone_is_not_looked_at_again_until_its_event_comes() -> None:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from turbo_operator.autoscaler import Event, History
 from turbo_operator.controller.cache.store import Key
-from turbo_operator.controller.memo import Memo, Memories
+from turbo_operator.controller.memo import Memo, Memos
 
 KEY = Key("team", "chat")
 PAST = History(events=(Event(0.0, 1, 8, "Scaling"),), present=8)
 
 
 def test_the_same_object_has_its_past_and_one_made_again_under_its_name_has_none() -> None:
-    memories = Memories()
-    first = memories.of(KEY, "first")
+    memories = Memos()
+    first = memories.get(KEY, "first")
     first.history, first.announced = PAST, "plan"
-    assert memories.of(KEY, "first").history == PAST
-    assert memories.of(KEY, "second") == Memo("second")
-    assert memories.of(KEY, "first") == Memo("first")
+    assert memories.get(KEY, "first").history == PAST
+    assert memories.get(KEY, "second") == Memo("second")
+    assert memories.get(KEY, "first") == Memo("first")
 
 
 def test_of_what_is_gone_nothing_is_kept() -> None:
-    memories = Memories()
-    memories.of(KEY, "first").announced = "plan"
+    memories = Memos()
+    memories.get(KEY, "first").announced = "plan"
     memories.forget(KEY)
     memories.forget(KEY)
-    assert memories.of(KEY, "first").announced is None
+    assert memories.get(KEY, "first").announced is None

@@ -136,11 +136,11 @@ def seen() -> Snapshot:
 def begun(td: TurboDeployment, observed: Snapshot) -> training.JobRequest | None:
     """The training that is due; None where none is asked for."""
     plan = plan_of(td, FACTS.shape, observed, 0.0)
-    asks = training.decide(td, observed, plan, None, 0.0).asks
+    asks = training.decide(td, observed, plan, None, 0.0).query
     if asks is None:
         return None
     asked = training.question(td, observed, FACTS.shape, asks)
-    begin = training.decide(td, observed, plan, answer(asked, 0.0), 0.0).begin
+    begin = training.decide(td, observed, plan, answer(asked, 0.0), 0.0).job_request
     assert begin is not None
     return begin
 

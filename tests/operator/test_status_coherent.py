@@ -13,11 +13,12 @@ from turbo_dev.status_coherence import contradictions, impossible_changes
 from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.autoscaler import History
 from turbo_operator.catalog import shapes
-from turbo_operator.controller.decision import decide, status_of
+from turbo_operator.controller.decision import decide
 from turbo_operator.planner.inputs import plan_of
 from turbo_operator.render import plan_hash
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, ChildView, NodeSupply, PodView, Snapshot, Supply
+from turbo_operator.status import compute
 from turbo_runtime.contract.model import ModelInfo
 
 GIB = 1 << 30
@@ -139,7 +140,7 @@ def test_no_status_contradicts_itself(history: list[tuple[Any, ...]]) -> None:
         decision = decide(it, observed, SETTINGS, now, plan, scaling)
         scaling = decision.scale.history
         for refused in (None, "The API server refused: no."):
-            after = document(spec, status_of(it, observed, decision, now, refused).dump(), generation)
+            after = document(spec, compute(it, observed, decision, now, refused).dump(), generation)
             assert contradictions(after) == []
             assert impossible_changes(before, after) == []
-        status = status_of(it, observed, decision, now).dump()
+        status = compute(it, observed, decision, now).dump()

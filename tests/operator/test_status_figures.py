@@ -60,7 +60,7 @@ def computed(it: TurboDeployment, *pods: PodView, **more: Any) -> TurboDeploymen
     seen = Snapshot({"cpu": CPU}, pods=pods, model=FACTS, **more)
     plan = plan_of(it.spec, SHAPE, {"cpu": CPU})
     scale = autoscaler.scale(it.spec, plan, pods, now=NOW)
-    return status.compute(it, seen, scale, plan, HASH, NOW)
+    return status.compute(it, seen, status.Outcome(scale, plan, HASH), NOW)
 
 
 def test_the_plan_is_told_with_how_it_is_paid_for_and_what_its_figures_rest_on() -> None:
@@ -181,7 +181,7 @@ def test_a_shortage_of_nodes_is_not_the_users_to_mend() -> None:
     it = td()
     plan = Plan(None, 1, PlanReason.NO_CAPACITY, "There is no h100.")
     seen = Snapshot({"cpu": CPU}, model=FACTS)
-    told = status.compute(it, seen, autoscaler.scale(it.spec, plan), plan, None, NOW)
+    told = status.compute(it, seen, status.Outcome(autoscaler.scale(it.spec, plan), plan), NOW)
     assert [told.condition(kind).status for kind in (ConditionType.PLAN_FEASIBLE, ConditionType.STALLED)] == [
         "False",
         "False",

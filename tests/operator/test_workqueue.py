@@ -119,7 +119,7 @@ async def test_failures_back_off_exponentially_up_to_a_bound_and_success_resets_
             done.set()
         return 0.0
 
-    queue: WorkQueue[str] = WorkQueue(work, first_backoff_seconds=0.02, longest_backoff_seconds=0.08)
+    queue: WorkQueue[str] = WorkQueue(work, first_backoff_seconds=0.02, max_backoff_seconds=0.08)
     async with running(queue):
         queue.add("a")
         await until(done)

@@ -32,7 +32,7 @@ class Cluster:
         self, key: Key, td: api.TurboDeployment, now: float, overlay: Mapping[str, Accelerator] | None = None
     ) -> Snapshot:
         """What the operator sees of `td` at `now` (epoch seconds), with the accelerators of `overlay`."""
-        accelerators = {**self.cache.accelerators(), **(overlay or {})}
+        accelerators = {**self.cache.accelerators_by_name(), **(overlay or {})}
         self.ledger.take_stock(accelerators)
         return replace(build_snapshot(self.cache, self.ledger, key, td, now), accelerators=accelerators)
 
@@ -67,7 +67,7 @@ async def _read_all(server: Kube, cluster: Cluster) -> None:
     """What is the same for everybody: accelerators, nodes, and what every pod holds."""
     for body in await _list(server, resources.TURBOACCELERATOR, None):
         cluster.accelerators[body["metadata"]["name"]] = body
-        cluster.cache.put_accelerator(body, _row(body))
+        cluster.cache.accelerators.put(body, _row(body))
     for resource in (resources.NODE, resources.POD):
         for body in await _list(server, resource, None):
             cluster.ledger.put(resource.kind, body)

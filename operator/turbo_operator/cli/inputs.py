@@ -120,7 +120,7 @@ def against_cluster(given: Given, context: str) -> PlanQueries:
     overlay, now = laid_over(cluster.accelerators, given.overlay), time.time()
     for found, td in written:
         key = Key(_namespace(found.body) or cluster.namespace, td.metadata.name)
-        there = cluster.cache.deployment(key)
+        there = cluster.cache.deployments.get(key)
         body = found.body if there is None else {**there, "spec": found.body["spec"]}
         td = api.parse(body)
         with asked.keeping_problems():
@@ -153,7 +153,7 @@ def of_object(name: str, namespace: str | None, context: str | None) -> PlanQuer
 
     cluster = cluster_reader.listed(context, [namespace])
     key = Key(namespace or cluster.namespace, name)
-    body = cluster.cache.deployment(key)
+    body = cluster.cache.deployments.get(key)
     if body is None:
         raise BadInputError(f"there is no {api.TURBODEPLOYMENT} {name} in namespace {key.namespace}.")
     try:

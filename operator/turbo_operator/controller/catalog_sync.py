@@ -34,16 +34,22 @@ async def apply(api: Kube, namespace: str) -> None:
     `namespace` is the operator's own. Where the memory cannot be read, what was deleted comes back.
     """
     items, _ = await api.list_all(TURBOACCELERATOR, None)
-    there = {item["metadata"]["name"]: item for item in items}
-    remembered = await _read_memory(api, namespace)
-    memory = dict(remembered or {}) if there else {}
+    existing = {item["metadata"]["name"]: item for item in items}
+    where = {"object": f"{namespace}/{MEMORY_NAME}"}
+    shipped: dict[str, str] | None = None  # what was ever shipped, each with its last version
+    try:
+        shipped = dict((await api.find(_CONFIG_MAP, namespace, MEMORY_NAME) or {}).get("data") or {})
+    except RefusedError as error:
+        message = "what was shipped before cannot be read, so deleted TurboAccelerators come back: %s"
+        log.warning(message, error.message, extra=where)
+    memory = dict(shipped or {}) if existing else {}
     for entry in shipped_objects():
         name, version = entry["metadata"]["name"], _version(entry["spec"])
-        if name in memory and name not in there:
+        if name in memory and name not in existing:
             log.info("TurboAccelerator stays deleted", extra={"object": name})
             continue
         memory[name] = version
-        if not needs_write(version, there.get(name)):
+        if not needs_write(version, existing.get(name)):
             continue
         metadata = {**entry["metadata"], "annotations": {ANNOTATION_APPLIED_HASH: version}}
         try:
@@ -52,46 +58,22 @@ async def apply(api: Kube, namespace: str) -> None:
             log.info("TurboAccelerator stays as its user wrote it: %s", error.message, extra={"object": name})
         else:
             log.info("TurboAccelerator written", extra={"object": name})
-    if remembered is not None and memory != remembered:
-        await _write_memory(api, namespace, memory)
+    if shipped is not None and memory != shipped:
+        try:
+            metadata = {"name": MEMORY_NAME, "namespace": namespace}
+            await api.apply(_CONFIG_MAP, {"metadata": metadata, "data": memory})
+        except KubeError as error:  # the next start tries again
+            message = (
+                "what was shipped cannot be remembered, so TurboAccelerators that are deleted come back: %s"
+            )
+            log.warning(message, error.message, extra=where)
 
 
-async def _read_memory(api: Kube, namespace: str) -> dict[str, str] | None:
-    """What was ever shipped, each with its last version; None where we may not know."""
-    try:
-        body = await api.find(_CONFIG_MAP, namespace, MEMORY_NAME)
-    except RefusedError as error:
-        log.warning(
-            "what was shipped before cannot be read, so deleted TurboAccelerators come back: %s",
-            error.message,
-            extra={"object": f"{namespace}/{MEMORY_NAME}"},
-        )
-        return None
-    return dict((body or {}).get("data") or {})
-
-
-async def _write_memory(api: Kube, namespace: str, memory: Mapping[str, str]) -> None:
-    wanted = {
-        "apiVersion": _CONFIG_MAP.api_version,
-        "kind": _CONFIG_MAP.kind,
-        "metadata": {"name": MEMORY_NAME, "namespace": namespace},
-        "data": memory,
-    }
-    try:
-        await api.apply(_CONFIG_MAP, wanted)
-    except KubeError as error:  # the next start tries again
-        log.warning(
-            "what was shipped cannot be remembered, so TurboAccelerators that are deleted come back: %s",
-            error.message,
-            extra={"object": f"{namespace}/{MEMORY_NAME}"},
-        )
-
-
-def needs_write(version: str, there: Mapping[str, Any] | None) -> bool:
+def needs_write(version: str, existing: Mapping[str, Any] | None) -> bool:
     """Whether an accelerator is missing, or was shipped in another `version` and edited by nobody since."""
-    if there is None:
+    if existing is None:
         return True
-    meta = there["metadata"]
+    meta = existing["metadata"]
     if (meta.get("annotations") or {}).get(ANNOTATION_APPLIED_HASH) == version:
         return False
     return not any(

@@ -5,6 +5,7 @@ A figure that is not known is absent, never zero; those of a TurboDeployment go 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
@@ -82,36 +83,33 @@ _stages: dict[Key, set[str]] = {}  # that a gauge is set for
 
 
 def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision, now: float) -> None:
-    """Set what is known of one TurboDeployment, and take away what is not."""
+    """Set what is known of one TurboDeployment, and remove what is not."""
     expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
     paid, rate = cost.cost_per_hour(observed), cost.tokens_per_second(observed, now)
-    figures: Mapping[tuple[Gauge, str | None], Decimal | float | None] = {
-        (COST_PER_HOUR, PLANNED): expected.cost_per_hour,
-        (COST_PER_HOUR, PRESENT): paid,
-        (COST_PER_MILLION_TOKENS, PLANNED): expected.cost_per_million_tokens,
-        (COST_PER_MILLION_TOKENS, PRESENT): cost.cost_per_million_tokens(paid, rate),
-        (TOKENS_PER_SECOND, PLANNED): expected.tokens_per_second,
-        (TOKENS_PER_SECOND, PRESENT): rate,
-        (GAIN, None): observed.gain,
-        (DESIRED_REPLICAS, None): float(scale.replicas),
-        (TIME_TO_FIRST_TOKEN, None): expected.time_to_first_token,
-        (TIME_PER_OUTPUT_TOKEN, None): expected.time_per_output_token,
-    }
-    for (gauge, load), value in figures.items():
-        _set(gauge, (key.namespace, key.name) if load is None else (key.namespace, key.name, load), value)
+    labels = (key.namespace, key.name)
+    planned = (expected.cost_per_hour, expected.cost_per_million_tokens, expected.tokens_per_second)
+    present = (paid, cost.cost_per_million_tokens(paid, rate), rate)
+    for load, figures in ((PLANNED, planned), (PRESENT, present)):
+        for gauge, value in zip(_BY_LOAD, figures, strict=True):
+            _set(gauge, (*labels, load), value)
+    _set(GAIN, labels, observed.gain)
+    _set(DESIRED_REPLICAS, labels, float(scale.replicas))
+    _set(TIME_TO_FIRST_TOKEN, labels, expected.time_to_first_token)
+    _set(TIME_PER_OUTPUT_TOKEN, labels, expected.time_per_output_token)
 
 
 def show_training(key: Key, new: TrainingStatus | None, pods: Sequence[TrainPod]) -> None:
     """Set how far a training is and what it has cost."""
-    place = (key.namespace, key.name)
-    told = next((pod.progress for pod in pods if pod.runs and pod.progress), None)
-    stage = "" if told is None else told.stage[:40]
+    labels = (key.namespace, key.name)
+    progress = next((pod.progress for pod in pods if pod.runs and pod.progress), None)
+    stage = "" if progress is None else progress.stage[:40]
     for before in _stages.pop(key, set()) - {stage}:
-        _set(TRAINING_PROGRESS, (*place, before), None)
-    if told is not None:
+        _remove(TRAINING_PROGRESS, (*labels, before))
+    if progress is not None:
         _stages[key] = {stage}
-        _set(TRAINING_PROGRESS, (*place, stage), told.done / told.total if told.total > 0 else 0.0)
-    _set(TRAINING_SPENT, place, float(new.spent) if new is not None and new.spent else None)
+        share = progress.done / progress.total if progress.total > 0 else 0.0
+        _set(TRAINING_PROGRESS, (*labels, stage), share)
+    _set(TRAINING_SPENT, labels, float(new.spent) if new is not None and new.spent else None)
 
 
 def count_training(key: Key, old: Mapping[str, Any] | None, new: TrainingStatus | None) -> None:
@@ -122,20 +120,21 @@ def count_training(key: Key, old: Mapping[str, Any] | None, new: TrainingStatus 
 
 
 def forget(key: Key) -> None:
-    """The TurboDeployment is gone, or cannot be read: nothing is known of it."""
+    """Remove all of a TurboDeployment that is gone, or cannot be read."""
+    labels = (key.namespace, key.name)
     for stage in _stages.pop(key, set()):
-        _set(TRAINING_PROGRESS, (key.namespace, key.name, stage), None)
+        _remove(TRAINING_PROGRESS, (*labels, stage))
     for gauge in _BY_LOAD:
         for load in (PLANNED, PRESENT):
-            _set(gauge, (key.namespace, key.name, load), None)
+            _remove(gauge, (*labels, load))
     for gauge in _BY_OBJECT:
-        _set(gauge, (key.namespace, key.name), None)
+        _remove(gauge, labels)
     for result in ENDS:
-        _remove(TRAININGS, (key.namespace, key.name, result))
+        _remove(TRAININGS, (*labels, result))
 
 
 def show_prices(before: ClusterInventory, after: ClusterInventory) -> None:
-    """The price of one accelerator on each node that has it; cores are no GPU.
+    """Set the price of one accelerator on each node that has it; cores are no GPU.
 
     Only what differs is touched: Prometheus may ask at any moment, from another thread.
     """
@@ -146,7 +145,7 @@ def show_prices(before: ClusterInventory, after: ClusterInventory) -> None:
 
 
 def _prices(stock: ClusterInventory) -> dict[tuple[str, str], Decimal]:
-    """By node and accelerator."""
+    """Return prices by node and accelerator."""
     return {
         (node.name, name): price
         for name, row in stock.accelerators.items()
@@ -163,7 +162,5 @@ def _set(gauge: Gauge, labels: tuple[str, ...], value: Decimal | float | None) -
 
 
 def _remove(metric: Gauge | Counter, labels: tuple[str, ...]) -> None:
-    try:
+    with contextlib.suppress(KeyError):  # was not there
         metric.remove(*labels)
-    except KeyError:  # was not there
-        return

@@ -25,7 +25,7 @@ _META_IDENTITY = {"name", "namespace", "uid", "resourceVersion"}
 
 
 def owned_fields(managed: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What our server-side apply owns of the main resource, as FieldsV1; empty when nothing."""
+    """Return what our server-side apply owns of the main resource, as FieldsV1; empty when nothing."""
     for entry in managed:
         ours = entry.get("manager") == FIELD_MANAGER and entry.get("operation") == "Apply"
         if ours and not entry.get("subresource"):
@@ -35,7 +35,7 @@ def owned_fields(managed: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
 
 
 def added_fields(kind: str, managed: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Paths below `spec` that others own and we do not, where they change what a child of the kind does."""
+    """Return paths below `spec` that others own, where they change what a child of the kind does."""
     entries = list(managed)
     ours = owned_fields(entries).get("f:spec", {})
     paths: set[str] = set()
@@ -46,17 +46,16 @@ def added_fields(kind: str, managed: Iterable[Mapping[str, Any]]) -> tuple[str, 
     return tuple(sorted(path for path in paths if _counts(kind, path)))
 
 
-def replaced(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with the spec that is wanted and nothing else in it but notes of others on its pods."""
-    spec = copy.deepcopy(dict(wanted["spec"]))
-    if wanted["kind"] == "Service":  # its type and what the API server has given it are not ours
-        spec = {**there["spec"], **spec}
-    template = there["spec"].get("template")
-    if template is not None:
-        notes = template["metadata"].get("annotations") or {}
+def build_replacement(body: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the object with the manifest's spec and nothing else but annotations of others on its pods."""
+    spec = copy.deepcopy(dict(manifest["spec"]))
+    if manifest["kind"] == "Service":  # its type and what the API server has given it are not ours
+        spec = {**body["spec"], **spec}
+    if template := body["spec"].get("template"):
         meta = spec["template"]["metadata"]
-        meta["annotations"] = {**notes, **(meta.get("annotations") or {})}
-    return {**there, "spec": spec}
+        annotations = template["metadata"].get("annotations") or {}
+        meta["annotations"] = {**annotations, **(meta.get("annotations") or {})}
+    return {**body, "spec": spec}
 
 
 def _beyond(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: str = "") -> Iterator[str]:
@@ -78,9 +77,9 @@ def _counts(kind: str, path: str) -> bool:
     return kind == "PodDisruptionBudget"
 
 
-def owns(fields: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether `fields` (FieldsV1) covers every field of the object `wanted`."""
-    for name, value in wanted.items():
+def owns(fields: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
+    """Whether `fields` (FieldsV1) covers every field of a manifest."""
+    for name, value in manifest.items():
         if name in _IDENTITY:
             continue
         if name == "metadata":
@@ -93,7 +92,7 @@ def owns(fields: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
 
 
 def _covers(fields: Mapping[str, Any] | None, value: Any) -> bool:
-    """`fields` is the node of `value`'s own path: None is unowned, empty is owned as a whole."""
+    """Whether `fields`, the node of `value`'s path, covers it: None is unowned, empty is owned as a whole."""
     if value is None:  # null asks for nothing
         return True
     if fields is None:
@@ -108,20 +107,17 @@ def _covers(fields: Mapping[str, Any] | None, value: Any) -> bool:
 
 
 def _item(fields: Mapping[str, Any], item: Any) -> Mapping[str, Any] | None:
-    """The node of one list item: by the keys it is identified by, or by its value in a set."""
+    """Return the node of one list item: by the keys it is identified by, or by its value in a set."""
+    node: Mapping[str, Any]
     for name, node in fields.items():
         if name.startswith("k:") and isinstance(item, Mapping):
             keys = json.loads(name[2:])
             if all(item.get(key, _DEFAULT_KEYS.get(key)) == value for key, value in keys.items()):
-                return _mapping(node)
+                return node or {}
         elif name.startswith("v:") and json.loads(name[2:]) == item:
-            return _mapping(node)
+            return node or {}
     return None
 
 
 # Keys of list items that the API server fills in before it compares.
 _DEFAULT_KEYS = {"protocol": "TCP"}
-
-
-def _mapping(node: Any) -> Mapping[str, Any]:
-    return node if isinstance(node, Mapping) else {}

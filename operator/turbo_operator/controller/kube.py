@@ -30,6 +30,7 @@ REQUEST_SECONDS = 30.0
 WATCH_SECONDS = 300  # after which the API server ends a watch, and the next goes on from there
 LIST_CHUNK = 500
 
+_MANAGER = ("fieldManager", FIELD_MANAGER)
 _APPLY = "application/apply-patch+yaml"  # JSON is YAML
 _MERGE = "application/merge-patch+json"
 _RETRIED_4XX = {401, 408, 425, 429}  # credentials being renewed, time-outs, too many requests
@@ -65,7 +66,7 @@ class RefusedError(KubeError):
 
     @property
     def sentence(self) -> str:
-        """Who refused what."""
+        """The refusal in a sentence."""
         return f"The API server refused: {self.message}"
 
 
@@ -98,34 +99,27 @@ class Kube:
     async def apply(
         self, resource: Resource, wanted: Mapping[str, Any], *, force: bool = True
     ) -> dict[str, Any]:
-        """Server-side apply; returns the object as it stands then."""
-        meta = wanted["metadata"]
-        path = resource.path(meta.get("namespace"), meta["name"])
-        return await self._apply(resource, path, wanted, force)
+        """Apply an object server-side; returns it as it stands then."""
+        return await self._apply(resource, wanted, None, force)
+
+    async def apply_status(self, resource: Resource, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Apply the status of `wanted` alone; returns the object as it stands then."""
+        return await self._apply(resource, wanted, "status", True)
 
     async def replace(self, resource: Resource, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Write the whole object in the place of the one at its resource version; returns it as it stands.
+        """Replace the object at the resource version of `body`; returns it as it stands then.
 
-        Unlike an apply it removes what others have added. ConflictError where that one has changed since.
+        Unlike an apply this removes what others have added. ConflictError where it has changed since.
         """
-        meta = body["metadata"]
-        path = resource.path(meta["namespace"], meta["name"])
-        query = [("fieldManager", FIELD_MANAGER)]
-        return await self._request("PUT", resource, path, query=query, body=dict(body))
+        path = resource.path(body["metadata"]["namespace"], body["metadata"]["name"])
+        return await self._request("PUT", resource, path, query=[_MANAGER], body=body)
 
     async def merge(
         self, resource: Resource, namespace: str, name: str, patch: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """JSON merge patch; ConflictError where the object has changed since the version that it names."""
-        query = [("fieldManager", FIELD_MANAGER)]
+        """Apply a JSON merge patch; ConflictError where the object has changed since the version in it."""
         path = resource.path(namespace, name)
-        return await self._request("PATCH", resource, path, query=query, body=dict(patch), content=_MERGE)
-
-    async def apply_status(self, resource: Resource, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Server-side apply of `wanted`'s status alone; returns the object as it stands then."""
-        meta = wanted["metadata"]
-        path = resource.path(meta.get("namespace"), meta["name"], "status")
-        return await self._apply(resource, path, wanted, True)
+        return await self._request("PATCH", resource, path, query=[_MANAGER], body=patch, content=_MERGE)
 
     async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
         """Delete this very object, its dependants in the background; one that is gone already is no error.
@@ -145,31 +139,30 @@ class Kube:
         return there if there["kind"] == resource.kind else None
 
     async def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
-        """The object of that name, or None. A list of one: that needs no right beyond those of a watch."""
-        items, _ = await self._list(resource, namespace, [("fieldSelector", f"metadata.name={name}")])
+        """Find an object by name. A list of one: that needs no right beyond those of a watch."""
+        items, _ = await self.list_all(resource, namespace, field_selector=f"metadata.name={name}")
         return items[0] if items else None
 
     async def list_all(
-        self, resource: Resource, namespace: str | None, label_selector: str | None = None
+        self,
+        resource: Resource,
+        namespace: str | None,
+        label_selector: str | None = None,
+        field_selector: str | None = None,
     ) -> tuple[list[dict[str, Any]], str]:
-        """All objects of a kind in one namespace or in all, and the resource version that this shows."""
-        return await self._list(
-            resource, namespace, [("labelSelector", label_selector)] if label_selector else []
-        )
-
-    async def _list(
-        self, resource: Resource, namespace: str | None, selectors: list[tuple[str, str]]
-    ) -> tuple[list[dict[str, Any]], str]:
+        """List a kind in one namespace or in all; the objects, and the resource version that they show."""
+        selectors = (("labelSelector", label_selector), ("fieldSelector", field_selector))
+        given = [(name, value) for name, value in selectors if value]
         items: list[dict[str, Any]] = []
         version = ""
-        async for page, version in self.pages(resource, namespace, selectors):  # noqa: B007  the last one's
+        async for page, version in self.pages(resource, namespace, given):  # noqa: B007  the last one's
             items += page
         return items, version
 
     async def pages(
         self, resource: Resource, namespace: str | None, selectors: Sequence[tuple[str, str]] = ()
     ) -> AsyncIterator[tuple[list[dict[str, Any]], str]]:
-        """The same a few hundred at a time, each page with the resource version that the whole list shows."""
+        """List a few hundred at a time, each page with the resource version that the whole list shows."""
         query = [("limit", str(LIST_CHUNK)), *selectors]
         page: list[tuple[str, str]] = []
         # Items of a list come without the two fields that name their kind.
@@ -189,7 +182,7 @@ class Kube:
         version: str,
         selectors: Sequence[tuple[str, str]] = (),
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
-        """Changes after `version` as (ADDED | MODIFIED | DELETED | BOOKMARK, object), until the server ends.
+        """Yield changes after `version`: ADDED, MODIFIED, DELETED or BOOKMARK, and the object.
 
         KubeError with status 410 where `version` is too old to go on from: then it takes a new list.
         """
@@ -216,7 +209,7 @@ class Kube:
                     yield _event(line)
 
     async def check_list(self, resource: Resource, namespace: str | None) -> None:
-        """RefusedError, in the API server's words, where we may not list."""
+        """Raise RefusedError, in the API server's words, where we may not list."""
         await self._request("GET", resource, resource.path(namespace), query=[("limit", "1")])
 
     async def serves(self, resource: Resource) -> bool:
@@ -229,10 +222,12 @@ class Kube:
         return any(entry["name"] == resource.plural for entry in answer["resources"])
 
     async def _apply(
-        self, resource: Resource, path: str, wanted: Mapping[str, Any], force: bool
+        self, resource: Resource, wanted: Mapping[str, Any], subresource: str | None, force: bool
     ) -> dict[str, Any]:
-        query = [("fieldManager", FIELD_MANAGER), ("force", "true" if force else "false")]
-        return await self._request("PATCH", resource, path, query=query, body=dict(wanted), content=_APPLY)
+        path = resource.path(wanted["metadata"].get("namespace"), wanted["metadata"]["name"], subresource)
+        query = [_MANAGER, ("force", "true" if force else "false")]
+        body = {"apiVersion": resource.api_version, "kind": resource.kind, **wanted}
+        return await self._request("PATCH", resource, path, query=query, body=body, content=_APPLY)
 
     async def _request(
         self,
@@ -241,7 +236,7 @@ class Kube:
         path: str,
         *,
         query: list[tuple[str, str]] | None = None,
-        body: dict[str, Any] | None = None,
+        body: Mapping[str, Any] | None = None,
         content: str = "application/json",
     ) -> dict[str, Any]:
         headers = {"Accept": "application/json", "Content-Type": content}
@@ -253,7 +248,7 @@ class Kube:
                     path,
                     query_params=query,
                     header_params=headers,
-                    body=body,
+                    body=None if body is None else dict(body),
                     auth_settings=["BearerToken"],
                 )
                 response = await self._client.call_api(*request, _request_timeout=REQUEST_SECONDS)
@@ -269,7 +264,7 @@ class Kube:
 
 @contextmanager
 def _broken(what: str) -> Iterator[None]:
-    """Whatever a network, a token's file or a proxy's page may raise, as the error that time mends."""
+    """Turn whatever a network, a token's file or a proxy's page may raise into an error that time mends."""
     try:
         yield
     except (aiohttp.ClientError, OSError, ValueError) as error:  # of OSError are time-outs and resets
@@ -277,7 +272,7 @@ def _broken(what: str) -> Iterator[None]:
 
 
 def _why(error: Exception) -> str:
-    """An exception of a network's in words; one without any of its own by its type."""
+    """Describe a network's exception in words; one without any of its own by its type."""
     if isinstance(error, aiohttp.ClientConnectorError):
         number, why = error.os_error.errno or 0, error.os_error.strerror or str(error.os_error)
         if number > 0 and not isinstance(error.os_error, ssl.SSLError):
@@ -289,7 +284,7 @@ def _why(error: Exception) -> str:
 
 
 def _event(line: bytes) -> tuple[str, dict[str, Any]]:
-    """One line of a watch; ValueError for what is none, the API server's error where it is one."""
+    """Parse one line of a watch; ValueError for what is none, the API server's error where it is one."""
     event = _object(json.loads(line))
     kind, what = event.get("type"), _object(event.get("object"))
     if kind == "ERROR":
@@ -306,7 +301,7 @@ def _object(document: object) -> dict[str, Any]:
 
 
 async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The lines of a body, however long: one object is one line."""
+    """Yield the lines of a body, however long: one object is one line."""
     rest = b""
     async for chunk in response.content.iter_any():
         *lines, rest = (rest + chunk).split(b"\n")
@@ -316,8 +311,8 @@ async def _lines(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 
 @asynccontextmanager
 async def connect(context: str | None = None) -> AsyncIterator[Kube]:
-    """By a context of the kubeconfig (KUBECONFIG, ~/.kube/config). Without one by the pod's service account,
-    and outside of a cluster by the kubeconfig's current context. NoWayInError where there is none.
+    """Connect by a context of the kubeconfig (KUBECONFIG, ~/.kube/config). Without one by the pod's service
+    account, and outside of a cluster by the kubeconfig's current context. NoWayInError where there is none.
     """
     configuration = Configuration()
     namespace = "default"
@@ -351,7 +346,7 @@ async def _load_kubeconfig(context: str | None, configuration: Configuration) ->
 
 
 def _kubeconfig() -> str:
-    """Where it is, as KUBECONFIG says it; the library would only warn that nothing is there."""
+    """Return where it is, by KUBECONFIG; the library would only warn that nothing is there."""
     paths = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     if not any(Path(path).expanduser().exists() for path in paths.split(os.pathsep) if path):
         raise NoWayInError(f"there is no kubeconfig at {paths}: name one in KUBECONFIG")
@@ -359,7 +354,7 @@ def _kubeconfig() -> str:
 
 
 def _load_service_account(configuration: Configuration) -> bool:
-    """Whether this is a pod, whose service account is the way in then."""
+    """Log in by the pod's service account; whether this is a pod."""
     try:
         kube_config.load_incluster_config(client_configuration=configuration)
     except kube_config.ConfigException:
@@ -368,7 +363,7 @@ def _load_service_account(configuration: Configuration) -> bool:
 
 
 def in_cluster_server(environ: Mapping[str, str]) -> str | None:
-    """The API server's URL as the kubelet tells every pod of it; None outside of a pod."""
+    """Return the API server's URL as the kubelet gives it to every pod; None outside of a pod."""
     host, port = environ.get("KUBERNETES_SERVICE_HOST"), environ.get("KUBERNETES_SERVICE_PORT")
     if not host or not port:
         return None
@@ -376,22 +371,12 @@ def in_cluster_server(environ: Mapping[str, str]) -> str | None:
 
 
 def error_of(status: int, text: bytes) -> KubeError:
-    """The error that an answer of the API server stands for; its `Status` body carries the sentence."""
+    """Return the error that a response of the API server stands for; its `Status` body has the message."""
     try:
-        document = json.loads(text)
+        document = _object(json.loads(text))
     except ValueError:
         document = {}
-    if not isinstance(document, dict):
-        document = {}
     message = document.get("message") or text.decode("utf-8", "replace").strip() or f"HTTP status {status}"
-    reason = document.get("reason") or "Unknown"
-    kind: type[KubeError]
-    if status == 404:
-        kind = GoneError
-    elif status == 409:
-        kind = ConflictError
-    elif 400 <= status < 500 and status not in _RETRIED_4XX:
-        kind = RefusedError
-    else:
-        kind = KubeError
-    return kind(status, reason, message)
+    is_final = 400 <= status < 500 and status not in _RETRIED_4XX
+    kind = {404: GoneError, 409: ConflictError}.get(status, RefusedError if is_final else KubeError)
+    return kind(status, document.get("reason") or "Unknown", message)

@@ -1,4 +1,4 @@
-"""What one look at a TurboDeployment leaves for the next; lost with the process, which is safe."""
+"""What one reconcile of a TurboDeployment leaves for the next; lost with the process, which is safe."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from turbo_operator.planner.performance.online_calibration import Online
 
 @dataclass(slots=True)
 class Memo:
-    """Of one object."""
+    """Memory of one object."""
 
     uid: str
     history: History | None = None  # of scaling; None before the first look
     online: Online | None = None  # of step times under load
-    gains: SpeedupTracker = field(default_factory=SpeedupTracker)
+    speedups: SpeedupTracker = field(default_factory=SpeedupTracker)
     announced: str | None = None  # the last plan's hash: once each, whatever becomes of the status
-    # Uid and hash of children whose apply changed nothing.
-    futile: set[tuple[str, str]] = field(default_factory=set)
+    # Children, by uid, whose write changed nothing: with the hash that was applied, or the fields to remove.
+    noop_applies: set[tuple[str, str]] = field(default_factory=set)
 
 
-class Memories:
-    """By key, of the object that bears it now: one that is made again under a name has no past."""
+class Memos:
+    """Memories by key, of the object that has it now: one that is created again under a name has no past."""
 
     def __init__(self) -> None:
-        self._kept: dict[Key, Memo] = {}
+        self._memos: dict[Key, Memo] = {}
 
-    def of(self, key: Key, uid: str) -> Memo:
-        """What is remembered of this very object, to be written on."""
-        kept = self._kept.get(key)
-        if kept is None or kept.uid != uid:
-            kept = self._kept[key] = Memo(uid)
-        return kept
+    def get(self, key: Key, uid: str) -> Memo:
+        """Return the memory of this very object, to be written to."""
+        memo = self._memos.get(key)
+        if memo is None or memo.uid != uid:
+            memo = self._memos[key] = Memo(uid)
+        return memo
 
     def forget(self, key: Key) -> None:
-        """The object is gone."""
-        self._kept.pop(key, None)
+        """Forget an object that is gone."""
+        self._memos.pop(key, None)

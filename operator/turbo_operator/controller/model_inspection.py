@@ -19,34 +19,32 @@ from turbo_runtime.contract.model import ModelInfo
 def read(
     td: TurboDeployment, children: Iterable[ChildView], pods: Sequence[InspectPod]
 ) -> tuple[ModelInfo | None, str | None]:
-    """The model's facts, or None and, where something holds the answer up, a sentence that says what."""
+    """Return the model's facts, or None and, where something holds the answer up, a sentence on it."""
     by_name = {(view.kind, view.name): view for view in children}
-    kept = by_name.get(("ConfigMap", render.configmap_name(td)))
-    if kept is not None and kept.data and kept.data.get(render.SOURCE_KEY) == render.source_hash(td):
+    config_map = by_name.get(("ConfigMap", render.configmap_name(td)))
+    data = (config_map.data if config_map is not None else None) or {}
+    if data.get(render.SOURCE_KEY) == render.source_hash(td):
         try:
-            facts = ModelInfo.from_json(kept.data.get(render.FACTS_KEY, ""))
+            facts = ModelInfo.from_json(data.get(render.FACTS_KEY, ""))
         except ValueError:
             pass  # edited, or of another version: the Job answers anew and the ConfigMap is written again
         else:
-            if kept.data == render.facts_data(td, facts):
+            if data == render.facts_data(td, facts):
                 return facts, None
     name = render.job_name(td)
-    own = [pod for pod in pods if pod.job == name]
+    job, own = by_name.get(("Job", name)), [pod for pod in pods if pod.job == name]
     for pod in own:
         if pod.succeeded:
             try:
                 return ModelInfo.from_json(pod.message or ""), None
             except ValueError as error:
                 return None, f"Pod {pod.name} ended without the model's facts: {error}."
-    said = next((pod for pod in own if pod.reason), None)
-    job = by_name.get(("Job", name))
-    if said is not None:
-        return None, f"Pod {said.name}: {said.message or said.reason}"
+    for pod in own:
+        if pod.reason:
+            return None, f"Pod {pod.name}: {pod.message or pod.reason}"
     if job is not None and job.failed:
         return None, f"Job {name} failed: {job.message or 'it gave no reason'}"
-    if (
-        job is not None and not own and not job.complete
-    ):  # a Job tells in its events alone why no pod can be made
+    if job is not None and not own and not job.complete:  # why no pod can be made is told in events alone
         return None, f"Job {name} has made no pod: kubectl describe job {name} says why."
     return None, None
 
@@ -56,6 +54,5 @@ def is_stale(job: ChildView, wanted_hash: str, pods: Iterable[InspectPod]) -> bo
 
     It was rendered from another spec, or it is complete and its answer went with its pod before it was read.
     """
-    if job.applied_hash != wanted_hash:
-        return True
-    return job.complete and not any(pod.job == job.name for pod in pods)
+    has_pod = any(pod.job == job.name for pod in pods)
+    return job.applied_hash != wanted_hash or (job.complete and not has_pod)

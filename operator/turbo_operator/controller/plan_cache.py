@@ -1,4 +1,4 @@
-"""Asks the planner, in a thread of its own, and remembers its answers: the same question is answered once.
+"""Runs the planner, in a thread of its own, and caches its plans: the same question is answered once.
 
 A plan is arithmetic of up to a tenth of a second, which would keep a thousand objects' watches and the
 liveness probe waiting; what goes in and comes out is frozen. The counts of accelerators in a question move
@@ -20,58 +20,58 @@ from turbo_operator.snapshot import Snapshot
 
 
 @dataclass(frozen=True, slots=True)
-class _Answered:
-    asked: PlannerInputs
+class _CachedPlan:
+    inputs: PlannerInputs
     plan: Plan
     edition: int
-    at: float  # seconds since the epoch
+    time: float  # seconds since the epoch
 
 
 class PlanCache:
-    """The last plan of each TurboDeployment. An answer is asked for anew after `resync_seconds`."""
+    """The last plan of each TurboDeployment; it is planned anew after `resync_seconds`."""
 
     def __init__(self, resync_seconds: float) -> None:
         self._resync_seconds = resync_seconds
-        self._answers: dict[Key, _Answered] = {}
+        self._plans: dict[Key, _CachedPlan] = {}
         self._editions: Counter[Key] = Counter()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planner")
 
     def last(self, key: Key) -> Plan | None:
-        """The last answer; None before the first."""
-        answered = self._answers.get(key)
-        return None if answered is None else answered.plan
+        """Return the last plan; None before the first."""
+        cached = self._plans.get(key)
+        return None if cached is None else cached.plan
 
     def outdate(self, key: Key) -> None:
-        """The cluster has another count of accelerators, which may give this one another plan."""
+        """Record that the cluster has another count of accelerators, which may give this one another plan."""
         self._editions[key] += 1
 
     def edition(self, key: Key) -> int:
-        """How often it was outdated; to be read before what the next question is made of."""
+        """Return how often it was outdated; to be read before what the next question is made of."""
         return self._editions[key]
 
     async def ask(
         self, key: Key, td: TurboDeployment, observed: Snapshot, edition: int, now: float
     ) -> Plan | None:
-        """The plan for what was observed in this edition; None while the model is unknown."""
+        """Plan for what was observed in this edition; None while the model is unknown."""
         if observed.model is None:
             return None
         return await self.answered(key, asked(td, observed.model.shape, observed), edition, now)
 
-    async def answered(self, key: Key, question: PlannerInputs, edition: int, now: float) -> Plan:
-        """The plan for a question that was put together in this edition."""
-        before = self._answers.get(key)
+    async def answered(self, key: Key, inputs: PlannerInputs, edition: int, now: float) -> Plan:
+        """Plan for inputs that were put together in this edition."""
+        cached = self._plans.get(key)
         if (
-            before is not None
-            and before.edition == edition
-            and now - before.at < self._resync_seconds
-            and before.asked.is_but_for_the_count(question)
+            cached is not None
+            and cached.edition == edition
+            and now - cached.time < self._resync_seconds
+            and cached.inputs.is_but_for_the_count(inputs)
         ):
-            return before.plan
-        plan = await asyncio.get_running_loop().run_in_executor(self._thread, answer, question, now)
-        self._answers[key] = _Answered(question, plan, edition, now)
+            return cached.plan
+        plan = await asyncio.get_running_loop().run_in_executor(self._thread, answer, inputs, now)
+        self._plans[key] = _CachedPlan(inputs, plan, edition, now)
         return plan
 
     def forget(self, key: Key) -> None:
-        """The TurboDeployment is gone."""
-        self._answers.pop(key, None)
+        """Forget a TurboDeployment that is gone."""
+        self._plans.pop(key, None)
         self._editions.pop(key, None)

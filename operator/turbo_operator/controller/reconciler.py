@@ -1,4 +1,4 @@
-"""Order only: observe -> plan -> gains, canary -> training -> scale -> rollout -> render -> apply -> status.
+"""Order only: observe, plan, canary, training, scale, rollout, render, apply, status.
 
 One read phase, one decision, one write phase. Level-triggered: nothing is remembered between two looks that
 the cluster does not hold, so a process that dies anywhere is continued by the next one. Deletion is the
@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from turbo_operator import metrics, status
 from turbo_operator.api import (
-    API_VERSION,
-    TURBODEPLOYMENT,
     ConditionType,
     InvalidObject,
     ScalingPolicy,
@@ -23,19 +22,19 @@ from turbo_operator.api import (
     TurboDeploymentStatus,
     parse,
 )
-from turbo_operator.controller import deployment_metrics, revisions
+from turbo_operator.controller import deployment_metrics
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.child_writer import ChildWriter
-from turbo_operator.controller.decision import Decision, decide, restored, status_of
+from turbo_operator.controller.decision import Decision, decide, restore_history
 from turbo_operator.controller.kube import GoneError, Kube, KubeError, RefusedError, StrangerError
-from turbo_operator.controller.memo import Memories
+from turbo_operator.controller.memo import Memo, Memos
 from turbo_operator.controller.plan_cache import PlanCache
 from turbo_operator.controller.snapshot_builder import build_snapshot
 from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.unavailable import next_look
 from turbo_operator.plan import Plan
-from turbo_operator.resources import TURBODEPLOYMENT as DEPLOYMENTS
+from turbo_operator.resources import TURBODEPLOYMENT
 from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Snapshot
@@ -50,44 +49,59 @@ REFUSED_SECONDS = 30.0  # and while the API server refuses a child, which the sp
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The input of one reconcile."""
+
+    key: Key
+    body: Mapping[str, Any]
+    td: TurboDeployment
+    observed: Snapshot
+    now: float  # seconds since the epoch
+
+
 class Reconciler:
-    """Brings one TurboDeployment at a time to what it asks for. `clock` gives seconds since the epoch."""
+    """Brings one TurboDeployment at a time to what its spec says. `clock` gives seconds since the epoch."""
 
     def __init__(
-        self, cache: Cache, ledger: InventoryStore, api: Kube, settings: Settings, clock: Callable[[], float]
+        self,
+        cache: Cache,
+        inventory: InventoryStore,
+        api: Kube,
+        settings: Settings,
+        clock: Callable[[], float],
     ) -> None:
         self._cache = cache
-        self._ledger = ledger
+        self._inventory = inventory
         self._api = api
         self._settings = settings
         self._clock = clock
         self.plans = PlanCache(settings.resync_seconds)
-        self._rooms = PlanCache(settings.resync_seconds)  # for trainings
-        self._memories = Memories()
-        self._writer = ChildWriter(cache, api, self._memories)
+        self._training_plans = PlanCache(settings.resync_seconds)
+        self._memos = Memos()
 
-    def answers(self, key: Key) -> list[Plan]:
-        """What another count of the cluster may outdate: the plan, and what a waiting training was told."""
-        return [plan for plans in (self.plans, self._rooms) if (plan := plans.last(key)) is not None]
+    def plans_of(self, key: Key) -> list[Plan]:
+        """Return what another count of the cluster may outdate: the plan, and that of a waiting training."""
+        caches = (self.plans, self._training_plans)
+        return [plan for cache in caches if (plan := cache.last(key)) is not None]
 
     async def reconcile(self, key: Key) -> float | None:
-        """One look; the seconds until the next. Raises KubeError for what only time can mend."""
-        body = self._cache.deployment(key)
+        """Reconcile once; the seconds until the next look. Raises KubeError for what only time can mend."""
+        body = self._cache.deployments.get(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
-            self.plans.forget(key)
-            self._rooms.forget(key)
-            self._memories.forget(key)
+            for memory in (self.plans, self._training_plans, self._memos):
+                memory.forget(key)
             deployment_metrics.forget(key)
             return None
         start, result = time.monotonic(), "failed"
         try:
-            next_look = await self._look(key, body)
+            seconds = await self._look(key, body)
             result = "done"
         except _DeletedError:  # meanwhile: its event is on its way
-            next_look, result = None, "done"
+            seconds, result = None, "done"
         finally:
             metrics.RECONCILE_SECONDS.labels(result).observe(time.monotonic() - start)
-        return next_look
+        return seconds
 
     async def _look(self, key: Key, body: Mapping[str, Any]) -> float:
         resync = self._settings.resync_seconds
@@ -97,162 +111,139 @@ class Reconciler:
             deployment_metrics.forget(key)  # nothing is looked at that they could follow
             await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
             return resync
-        refused = await revisions.restore(self._api, self._cache, key, td)
-        why = refused.sentence if refused else None
+        memo = self._memos.get(key, td.metadata.uid)
+        writer = ChildWriter(self._cache, self._api, td, memo.noop_applies)
+        refusal = await writer.restore_variants()
         now = self._clock()
         edition = self.plans.edition(key)
-        observed = build_snapshot(self._cache, self._ledger, key, td, now)
+        observed = build_snapshot(self._cache, self._inventory, key, td, now)
         plan = await self.plans.ask(key, td, observed, edition, now)
-        memory = self._memories.of(key, td.metadata.uid)
-        gains, judgement = canary.update_canary(
-            td, observed, plan.served if plan else None, memory.gains, now
-        )
-        observed = canary.with_judged(observed, gains, judgement)
-        step = await self._training(key, td, observed, plan, edition, now)
-        history = memory.history or restored(td.status.scale_history)
-        decision = decide(
-            td, observed, self._settings, now, plan, history, memory.online, step, gains.trial, judgement
-        )
-        memory.history, memory.online = decision.scale.history, decision.online
-        if judgement is not None and judgement.over:
-            # told before pods are changed: who dies in between goes on from there
-            await self._write_status(key, body, status_of(td, observed, decision, now, why))
-            memory.gains = gains
+        choice = plan.served if plan is not None else None
+        speedups, verdict = canary.update_canary(td, observed, choice, memo.speedups, now)
+        observed = canary.add_verdict(observed, speedups, verdict)
+        look = _Look(key, body, td, observed, now)
+        step = await self._decide_training(look, plan, edition)
+        history = memo.history or restore_history(td.status.scale_history)
+        run, settings = speedups.trial, self._settings
+        decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict)
+        memo.history, memo.online = decision.scale.history, decision.online
+        # A run that is over is forgotten once the status tells of it.
+        if verdict is None or not verdict.is_over:
+            memo.speedups = speedups
+        if await self._write_status_first(look, decision, memo, refusal):
+            memo.speedups = speedups
             return 0.0
-        memory.gains = gains
-        if await self._announce(key, body, td, observed, decision, now, why):
-            return 0.0
-        if decision.takeover.rolled_back and decision.takeover.rollout != td.status.rollout:
-            # why is written down before the pods that say so are gone
-            await self._write_status(key, body, status_of(td, observed, decision, now, why))
-            return 0.0
-        if decision.training_job is not None:  # what it may cost is written down before it runs
-            new = status_of(td, observed, decision, now, why)
-            if new.training != td.status.training:
-                await self._write_status(key, body, new)
-                return 0.0
-        return min(resync, await self._bring_about(key, body, td, observed, decision, now, refused))
+        return min(resync, await self._write(look, decision, writer, refusal))
 
-    async def _training(
-        self,
-        key: Key,
-        td: TurboDeployment,
-        observed: Snapshot,
-        plan: Plan | None,
-        edition: int,
-        now: float,
+    async def _decide_training(
+        self, look: _Look, plan: Plan | None, edition: int
     ) -> training.TrainingDecision:
-        """What the training of a draft comes to; only one that is due asks the planner."""
+        """Decide on the training of a draft; only one that is due asks the planner."""
+        td, observed, now = look.td, look.observed, look.now
         step = training.decide(td, observed, plan, None, now)
-        if step.asks is None or observed.model is None:
-            self._rooms.forget(key)
+        if step.query is None or observed.model is None:
+            self._training_plans.forget(look.key)
             return step
-        question = training.question(td, observed, observed.model.shape, step.asks)
-        answer = await self._rooms.answered(key, question, edition, now)
+        question = training.question(td, observed, observed.model.shape, step.query)
+        answer = await self._training_plans.answered(look.key, question, edition, now)
         return training.decide(td, observed, plan, answer, now)
 
-    async def _announce(
-        self,
-        key: Key,
-        body: Mapping[str, Any],
-        td: TurboDeployment,
-        observed: Snapshot,
-        decision: Decision,
-        now: float,
-        why: str | None,
+    async def _write_status_first(
+        self, look: _Look, decision: Decision, memo: Memo, refusal: RefusedError | None
     ) -> bool:
-        """Write a new plan to the status before anything is made of it; whether that was to be done.
+        """Write the status where it has to be there before children change; whether it was written.
 
-        What is made of it waits for the next look, at the end of the queue: of a thousand objects each is
-        told its plan before the first has all its children. Where the status cannot be written, serving
-        does not wait for it: the look that goes on writes it last, and raises.
+        What is made of the decision waits for the next look then. Who dies in between goes on from the
+        verdict on a draft, from why a plan was given up, before the pods that say so are gone, and from what
+        a training may cost, before it runs. A new plan is announced once: its children are made at the end of
+        the queue, so that of a thousand objects each is told its plan before the first has all its children.
+        Where only that cannot be written, serving does not wait for it: the look that goes on writes it last,
+        and raises.
         """
-        told = td.status.plan.hash if td.status.plan else None
-        memory = self._memories.of(key, td.metadata.uid)
-        if decision.plan_hash in (None, told, memory.announced):
+        verdict, last = decision.verdict, look.td.status
+        is_required = (
+            (verdict is not None and verdict.is_over)
+            or (decision.takeover.rolled_back and decision.takeover.rollout != last.rollout)
+            or (decision.training_job is not None and decision.step.state != last.training)
+        )
+        is_new = decision.plan_hash not in (None, last.plan.hash if last.plan else None, memo.announced)
+        if not is_required and not is_new:
             return False
-        memory.announced = decision.plan_hash
-        new = status_of(td, observed, decision, now, why)
+        if is_new:
+            memo.announced = decision.plan_hash
+        why = refusal.sentence if refusal else None
+        new = status.compute(look.td, look.observed, decision, look.now, why)
         try:
-            await self._write_status(key, body, new)
+            await self._write_status(look.key, look.body, new)
         except KubeError as error:
-            log.warning("the plan could not be announced: %s", error, extra={"object": str(key)})
+            if is_required:
+                raise
+            log.warning("the plan could not be announced: %s", error, extra={"object": str(look.key)})
             return False
         return True
 
-    def _next_look(self, td: TurboDeployment, observed: Snapshot, decision: Decision, now: float) -> float:
-        """Seconds until something may be different that no event tells of."""
-        if observed.model is None:
-            return INSPECTING_SECONDS
-        deadline = td.spec.rollout.progress_deadline_seconds
-        left = seconds_left(decision.takeover.rollout, now, deadline)
-        looks = [LIVE_SECONDS, *(due for due in (next_look(td, observed.pods, now), left) if due is not None)]
-        rollout = decision.takeover.rollout
-        if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
-            looks.append(ROLLOUT_SECONDS)
-        # loads grow old, and windows pass
-        if td.spec.scaling_policy == ScalingPolicy.METRICS or decision.trial is not None:
-            looks.append(self._settings.scrape_seconds)
-        return min(looks)
-
-    async def _bring_about(
-        self,
-        key: Key,
-        body: Mapping[str, Any],
-        td: TurboDeployment,
-        observed: Snapshot,
-        decision: Decision,
-        now: float,
-        refused: RefusedError | None,
+    async def _write(
+        self, look: _Look, decision: Decision, writer: ChildWriter, refusal: RefusedError | None
     ) -> float:
         """Write what was decided; the seconds until the next look. Raises what only time can mend.
 
-        `refused` is what the API server has refused before.
+        `refusal` is what the API server has refused before.
         """
-        broken: KubeError | None = None
+        failure: KubeError | None = None
         try:
-            await self._writer.write_children(key, td, decision.children)
-            decision = await self._writer.write_trial(key, td, decision)
-            wanted = (*decision.children, *decision.trial_children)
-            await self._writer.prune(key, td, wanted, {*decision.kept, decision.step.keep or ""})
-            decision = await self._writer.write_training(key, td, decision)
+            await writer.write_children(decision.children)
+            decision = await writer.write_canary(decision)
+            manifests = (*decision.children, *decision.canary_children)
+            await writer.prune(manifests, {*decision.kept, decision.step.kept_job or ""})
+            decision = await writer.write_training(decision)
         except RefusedError as error:  # a matter for the user: shown, and tried again now and then
-            refused = error
+            refusal = error
         except KubeError as error:  # a matter of time: the status is written all the same
-            broken = error
-        if refused is not None:
-            log.warning("refused: %s", refused.message, extra={"object": str(key)})
-        new = status_of(td, observed, decision, now, refused.sentence if refused else None)
-        deployment_metrics.show(key, observed, decision.plan, decision.scale, now)
-        deployment_metrics.show_training(key, new.training, observed.trainings)
-        await self._write_status(key, body, new)
-        if broken is not None:
-            raise broken
-        if refused is not None:
-            again = STRANGER_SECONDS if isinstance(refused, StrangerError) else REFUSED_SECONDS
-            return min(again, self._next_look(td, observed, decision, now))
-        return self._next_look(td, observed, decision, now)
+            failure = error
+        if refusal is not None:
+            log.warning("refused: %s", refusal.message, extra={"object": str(look.key)})
+        why = refusal.sentence if refusal else None
+        new = status.compute(look.td, look.observed, decision, look.now, why)
+        deployment_metrics.show(look.key, look.observed, decision.plan, decision.scale, look.now)
+        deployment_metrics.show_training(look.key, new.training, look.observed.trainings)
+        await self._write_status(look.key, look.body, new)
+        if failure is not None:
+            raise failure
+        seconds = self._next_look(look, decision)
+        if refusal is not None:
+            return min(seconds, STRANGER_SECONDS if isinstance(refusal, StrangerError) else REFUSED_SECONDS)
+        return seconds
+
+    def _next_look(self, look: _Look, decision: Decision) -> float:
+        """Return the seconds until something may be different that no event tells of."""
+        td, observed, now = look.td, look.observed, look.now
+        if observed.model is None:
+            return INSPECTING_SECONDS
+        rollout, seconds = decision.takeover.rollout, [LIVE_SECONDS]
+        deadline = seconds_left(rollout, now, td.spec.rollout.progress_deadline_seconds)
+        seconds += [due for due in (next_look(td, observed.pods, now), deadline) if due is not None]
+        if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
+            seconds.append(ROLLOUT_SECONDS)
+        # loads grow old, and windows pass
+        if td.spec.scaling_policy == ScalingPolicy.METRICS or decision.trial is not None:
+            seconds.append(self._settings.scrape_seconds)
+        return min(seconds)
 
     async def _write_status(self, key: Key, body: Mapping[str, Any], new: TurboDeploymentStatus) -> None:
         document = new.dump()
         if document == body.get("status"):
             return
         identity = {"name": key.name, "namespace": key.namespace, "uid": body["metadata"]["uid"]}
-        wanted = {
-            "apiVersion": API_VERSION,
-            "kind": TURBODEPLOYMENT,
-            "metadata": identity,
-            "status": document,
-        }
+        wanted = {"metadata": identity, "status": document}
         try:
-            self._cache.put_deployment(await self._api.apply_status(DEPLOYMENTS, wanted))
+            self._cache.put_deployment(await self._api.apply_status(TURBODEPLOYMENT, wanted))
         except GoneError as error:
             raise _DeletedError(key) from error
         deployment_metrics.count_training(key, (body.get("status") or {}).get("training"), new.training)
         ready = new.condition(ConditionType.READY)
         if ready is not None:
-            said = {"ready": ready.status, "reason": ready.reason, "why": ready.message}
-            log.info("status", extra={"object": str(key), **said})
+            details = {"ready": ready.status, "reason": ready.reason, "why": ready.message}
+            log.info("status", extra={"object": str(key), **details})
 
 
 class _DeletedError(Exception):

@@ -1,5 +1,5 @@
-"""The only mouth to runtimes: reads the load of every pod that serves, and how far each is that trains, a
-small document, every few seconds.
+"""The only client of runtimes: reads the load of every pod that serves, and the progress of every one that
+trains, a small document, every few seconds.
 
 A pod that does not answer in time, or answers what is no load or with a redirect, keeps its last load, which
 grows old: silence is never a load of zero.
@@ -66,24 +66,23 @@ class Scraper:
                 await asyncio.sleep(self._period)
 
     async def scrape(self, session: aiohttp.ClientSession) -> None:
-        """Ask every pod once."""
-        pods, training = self._cache.pods.answering(), self._cache.pods.training()
-        answers, told = await asyncio.gather(
-            asyncio.gather(*(self._ask(session, pod, LOAD_PATH, Load.from_json) for _, pod in pods)),
+        """Read every pod once."""
+        serving, training = self._cache.pods.serving(), self._cache.pods.training()
+        loads, progress = await asyncio.gather(
+            asyncio.gather(*(self._read(session, pod, LOAD_PATH, Load.from_json) for _, pod in serving)),
             asyncio.gather(
-                *(self._ask(session, pod, PROGRESS_PATH, TrainingProgress.from_json) for _, pod in training)
+                *(self._read(session, pod, PROGRESS_PATH, TrainingProgress.from_json) for _, pod in training)
             ),
         )
-        for (key, trainer), heard in zip(training, told, strict=True):
-            if heard is not None and self._cache.pods.put_progress(key, trainer.name, heard[1]):
+        for (key, trainer), report in zip(training, progress, strict=True):
+            if report is not None and self._cache.pods.put_progress(key, trainer.name, report[1]):
                 self._wake(key)
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
         news: set[Key] = set()
-        for (key, pod), answer in zip(pods, answers, strict=True):
-            if answer is not None:
-                at, load = answer
-                by_deployment[key].append(load)
-                if self._cache.pods.put_load(key, pod.name, at, load):
+        for (key, pod), sample in zip(serving, loads, strict=True):
+            if sample is not None:
+                by_deployment[key].append(sample[1])
+                if self._cache.pods.put_load(key, pod.name, *sample):
                     news.add(key)
         self._report(by_deployment)
         for key in by_deployment:
@@ -91,18 +90,17 @@ class Scraper:
                 self._wake(key)
 
     def _follows_load(self, key: Key) -> bool:
-        body = self._cache.deployment(key)
-        scaling = (body or {}).get("spec", {}).get("scaling", {})
+        scaling = (self._cache.deployments.get(key) or {}).get("spec", {}).get("scaling", {})
         return bool(scaling.get("policy") == ScalingPolicy.METRICS)
 
-    async def _ask(
+    async def _read(
         self,
         session: aiohttp.ClientSession,
         pod: PodView | TrainPod,
         path: str,
-        read: Callable[[str], _Document],
+        parse: Callable[[str], _Document],
     ) -> tuple[float, _Document] | None:
-        """When it answered (epoch seconds), and what."""
+        """Read a document of a pod; when it answered (epoch seconds), and what."""
         host = f"[{pod.ip}]" if pod.ip and ":" in pod.ip else pod.ip
         try:
             # A redirect would lead to where the operator may go, and whoever chose the pod's image may not.
@@ -110,7 +108,7 @@ class Scraper:
             async with self._turns, session.get(url, allow_redirects=False) as answer:
                 if answer.status != HTTPStatus.OK:
                     raise ValueError(f"its status is {answer.status}")
-                document = read(await _text(answer))
+                document = parse(await _text(answer))
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             metrics.SCRAPES.labels("failed").inc()
             log.debug("%s of pod %s is unknown: %r", path, pod.name, error)
@@ -119,20 +117,19 @@ class Scraper:
         return self._clock(), document
 
     def _report(self, loads: dict[Key, list[Load]]) -> None:
-        """The sums per TurboDeployment as gauges; one that nobody answers for has none."""
+        """Set the sums per TurboDeployment as gauges; one that nobody answers for has none."""
         for key in self._reported - loads.keys():
             for state in ("running", "waiting"):
                 metrics.DEPLOYMENT_REQUESTS.remove(key.namespace, key.name, state)
         for key, known in loads.items():
-            running = sum(load.running_requests for load in known)
-            waiting = sum(load.waiting_requests for load in known)
-            metrics.DEPLOYMENT_REQUESTS.labels(key.namespace, key.name, "running").set(running)
-            metrics.DEPLOYMENT_REQUESTS.labels(key.namespace, key.name, "waiting").set(waiting)
+            labels = metrics.DEPLOYMENT_REQUESTS.labels
+            labels(key.namespace, key.name, "running").set(sum(load.running_requests for load in known))
+            labels(key.namespace, key.name, "waiting").set(sum(load.waiting_requests for load in known))
         self._reported = set(loads)
 
 
 async def _text(answer: aiohttp.ClientResponse) -> str:
-    """The body; ValueError when it is longer than any load: the pod's image is the user's choice."""
+    """Read the body; ValueError when it is longer than any load: the pod's image is the user's choice."""
     body = bytearray()
     async for chunk in answer.content.iter_chunked(MAX_BYTES):
         body += chunk

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 Key = TypeVar("Key", bound=Hashable)
 
 FIRST_BACKOFF_SECONDS = 0.5
-LONGEST_BACKOFF_SECONDS = 120.0
+MAX_BACKOFF_SECONDS = 120.0
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +33,13 @@ class WorkQueue(Generic[Key]):
         num_workers: int = 1,
         expected: tuple[type[Exception], ...] = (),
         first_backoff_seconds: float = FIRST_BACKOFF_SECONDS,
-        longest_backoff_seconds: float = LONGEST_BACKOFF_SECONDS,
+        max_backoff_seconds: float = MAX_BACKOFF_SECONDS,
     ) -> None:
         self._work = work
         self._num_workers = num_workers
         self._expected = expected
         self._first_backoff = first_backoff_seconds
-        self._longest_backoff = longest_backoff_seconds
+        self._max_backoff = max_backoff_seconds
         self._ready: asyncio.Queue[Key] = asyncio.Queue()
         self._waiting: set[Key] = set()  # in _ready
         self._running: set[Key] = set()
@@ -68,7 +68,7 @@ class WorkQueue(Generic[Key]):
         self._timers[key] = asyncio.get_running_loop().call_at(due, self._due, key)
 
     def forget(self, key: Key) -> None:
-        """The object is gone: drop its later look and its failures (a look under way ends by itself)."""
+        """Drop the later look and the failures of an object that is gone; a look under way ends by itself."""
         self._cancel_timer(key)
         self._failures.pop(key, None)
         self._again.discard(key)
@@ -112,13 +112,12 @@ class WorkQueue(Generic[Key]):
     def _backoff(self, key: Key) -> float:
         failures = self._failures[key] = self._failures.get(key, 0) + 1
         # The exponent is bounded before the power is taken: a key may fail for weeks.
-        return min(self._longest_backoff, self._first_backoff * 2.0 ** min(failures - 1, 30))
+        return min(self._max_backoff, self._first_backoff * 2.0 ** min(failures - 1, 30))
 
     def _due(self, key: Key) -> None:
         del self._timers[key]
         self.add(key)
 
     def _cancel_timer(self, key: Key) -> None:
-        timer = self._timers.pop(key, None)
-        if timer is not None:
+        if timer := self._timers.pop(key, None):
             timer.cancel()

@@ -4,15 +4,14 @@ turned down. Pure and stateless but for what is counted: a process that dies beg
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from turbo_operator import render
 from turbo_operator.api import OFF, Canary, CanaryReason, DraftMethod, ScalingPolicy, TurboDeployment
 from turbo_operator.api.status import MAX_TURNED_DOWN
 from turbo_operator.autoscaler import limits
-from turbo_operator.drafts.speedup import LEAST_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
+from turbo_operator.drafts.speedup import MIN_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
 from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ENDED_PHASES, ChildView, DraftView, PodView, Snapshot, identity
 
@@ -29,7 +28,7 @@ LAW_SHARE = 0.02
 
 @dataclass(frozen=True, slots=True)
 class CanaryVerdict:
-    """What a trial has come to."""
+    """The state of a canary run."""
 
     draft: DraftView
     variant: str  # plan hash of the pods that try it
@@ -37,18 +36,18 @@ class CanaryVerdict:
     detail: str  # a sentence
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether there is nothing more to measure."""
         return self.reason not in _UNDER_WAY
 
     def refused(self, message: str) -> CanaryVerdict:
-        """The same where what it is tried on was not taken, for what `message` says: all else goes on."""
-        return dataclasses.replace(self, reason=CanaryReason.REFUSED, detail=message)
+        """Tell that what it is tried on was not taken, for what `message` says: all else goes on."""
+        return replace(self, reason=CanaryReason.REFUSED, detail=message)
 
 
 def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
-    """The draft to try: the newest of the deployment's that fits, is not in use nor older than what is, and
-    was not turned down.
+    """Return the draft to try: the newest of the deployment's that fits, is not in use nor older than what
+    is, and was not turned down.
 
     None where a draft is named by hand: that one is taken by all pods at once.
     """
@@ -61,40 +60,42 @@ def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
         if draft.method == DraftMethod.TURBO_HEADS and draft.target_digest == digest
     ]
     used = td.status.draft
-    known = {identity(each) for each in (*td.status.turned_down, used) if each is not None}
-    first = next((at for at, each in enumerate(fitting) if used is not None and each.name == used.name), 0)
+    known = {identity(draft) for draft in (*td.status.turned_down, used) if draft is not None}
+    names = [draft.name for draft in fitting]
+    first = names.index(used.name) if used is not None and used.name in names else 0
     # more of them than are remembered would be tried in turn, again and again
     latest = fitting[first:][-MAX_TURNED_DOWN:]
-    return next((each for each in reversed(latest) if identity(each) not in known), None)
+    return next((draft for draft in reversed(latest) if identity(draft) not in known), None)
 
 
 def update_canary(
-    td: TurboDeployment, observed: Snapshot, choice: Choice | None, gains: SpeedupTracker, now: float
+    td: TurboDeployment, observed: Snapshot, choice: Choice | None, speedups: SpeedupTracker, now: float
 ) -> tuple[SpeedupTracker, CanaryVerdict | None]:
-    """What pods have gained, and what has become of the draft that is tried; None while none is.
+    """Return what pods have gained, and what has become of the draft that is tried; None while none is.
 
-    The gains hold a trial for as long as its variant shall exist.
+    The tracker holds a run for as long as its variant shall exist.
     """
-    settings, trial = td.spec.rollout.canary, None
-    draft = candidate(td, observed) if choice is not None and choice.method != OFF and _serves(td) else None
-    judgement = None
+    settings, run, verdict, draft = td.spec.rollout.canary, None, None, None
+    is_scaled_to_zero = td.spec.scaling_policy == ScalingPolicy.EXTERNAL and td.spec.replicas == 0
+    if choice is not None and choice.method != OFF and not td.spec.suspend and not is_scaled_to_zero:
+        draft = candidate(td, observed)
     if draft is not None and choice is not None and observed.model is not None:
         variant = render.plan_hash(td, choice, observed.model, draft, trial=True)
-        judgement = _unaffordable(td, choice, draft, variant)
-        trial = gains.trial
-        if trial is None or trial.variant != variant:
-            trial = CanaryRun(variant, now)
-    trial = trial if judgement is None else None
-    gains = gains.trying(trial).heard(observed.pods, now, settings.answering_seconds)
-    if draft is None or gains.trial is None:
-        return gains, judgement
-    pods = _pods(observed, gains.trial.variant)
-    trial = _timed(gains.trial, draft, pods, now)
-    made = _deployment(observed, trial.variant)
-    others = [pod for pod in observed.pods if pod.plan_hash != trial.variant]
-    unmade = made.message if made is not None else None
-    judgement = evaluate_canary(settings, draft, trial, pods, now, others, unmade)
-    return gains.trying(None if judgement.over else trial), judgement
+        verdict = _unaffordable(td, choice, draft, variant)
+        if verdict is None:
+            run = speedups.trial
+            if run is None or run.variant != variant:
+                run = CanaryRun(variant, now)
+    speedups = replace(speedups, trial=run).update(observed.pods, now, settings.answering_seconds)
+    if draft is None or speedups.trial is None:
+        return speedups, verdict
+    pods = _pods(observed, speedups.trial.variant)
+    run = _timed(speedups.trial, draft, pods, now)
+    deployment = deployment_of(observed, run.variant)
+    others = [pod for pod in observed.pods if pod.plan_hash != run.variant]
+    failure = deployment.message if deployment is not None else None
+    verdict = evaluate_canary(settings, draft, run, pods, now, others, failure)
+    return replace(speedups, trial=None if verdict.is_over else run), verdict
 
 
 def makes_room(
@@ -112,8 +113,8 @@ def makes_room(
         return False
     pods = [pod for pod in _pods(observed, trial.variant) if pod.phase not in ENDED_PHASES]
     if not pods:
-        made = _deployment(observed, trial.variant)
-        return made is not None and made.is_over_quota
+        deployment = deployment_of(observed, trial.variant)
+        return deployment is not None and deployment.is_over_quota
     limit = limits.bought(td.spec, choice)
     others = [child for child in observed.children if child.plan_hash not in (None, trial.variant)]
     has_gone = sum(child.replicas or 0 for child in others) < replicas
@@ -122,128 +123,118 @@ def makes_room(
 
 
 def _pods(observed: Snapshot, variant: str) -> list[PodView]:
-    """Those that try, but for those that go."""
+    """Return the pods that try, but for those that go."""
     return [pod for pod in observed.pods if pod.plan_hash == variant and not pod.terminating]
 
 
-def _deployment(observed: Snapshot, variant: str) -> ChildView | None:
-    """Whose pods those are; None while there is none."""
+def deployment_of(observed: Snapshot, variant: str) -> ChildView | None:
+    """Return the Deployment of a variant; None while there is none."""
     of_variant = (child for child in observed.children if child.plan_hash == variant)
     return next((child for child in of_variant if child.kind == "Deployment"), None)
-
-
-def _serves(td: TurboDeployment) -> bool:
-    """Whether any pod is wanted."""
-    none = td.spec.scaling_policy == ScalingPolicy.EXTERNAL and td.spec.replicas == 0
-    return not td.spec.suspend and not none
 
 
 def _unaffordable(
     td: TurboDeployment, choice: Choice, draft: DraftView, variant: str
 ) -> CanaryVerdict | None:
-    """Why a single replica gets no pod beside it; of several, one makes room."""
+    """Say why a single replica gets no pod in addition; of several, one makes room."""
     limit = limits.bought(td.spec, choice)
     if (td.status.desired_replicas or 1) > 1 or limit is None or limit.replicas > 1:
         return None
-    said = f"{draft.version} is tried on a pod beside the only one, and {limit.sentence}: raise it."
-    return CanaryVerdict(draft, variant, CanaryReason.WAITING_FOR_BUDGET, said)
+    message = f"{draft.version} is tried on a pod beside the only one, and {limit.sentence}: raise it."
+    return CanaryVerdict(draft, variant, CanaryReason.WAITING_FOR_BUDGET, message)
 
 
-def _timed(trial: CanaryRun, draft: DraftView, pods: Sequence[PodView], now: float) -> CanaryRun:
-    """The day begins when a node has its pod: what waits for room costs nobody anything. The window begins
-    when a pod first uses the draft.
+def _timed(run: CanaryRun, draft: DraftView, pods: Sequence[PodView], now: float) -> CanaryRun:
+    """Begin the day when a node has the run's pod: what waits for room costs nobody anything. The window
+    begins when a pod first uses the draft.
     """
-    if trial.began is not None:
-        return trial
-    placed = any(pod.pending_since is None and pod.phase not in ENDED_PHASES for pod in pods)
-    began = now if _using(draft, pods) else None
-    return dataclasses.replace(trial, since=trial.since if placed else now, began=began)
+    if run.began is not None:
+        return run
+    is_placed = any(pod.pending_since is None and pod.phase not in ENDED_PHASES for pod in pods)
+    return replace(run, since=run.since if is_placed else now, began=now if _is_used(draft, pods) else None)
 
 
-def _using(draft: DraftView, pods: Sequence[PodView]) -> bool:
+def _is_used(draft: DraftView, pods: Sequence[PodView]) -> bool:
     return any(pod.ready and pod.load and pod.load.load.draft_version == draft.version for pod in pods)
 
 
-def with_judged(observed: Snapshot, gains: SpeedupTracker, judgement: CanaryVerdict | None) -> Snapshot:
-    """What was seen, with the gain of all pods, and the draft that they are to use from now on."""
-    promoted = judgement is not None and judgement.reason == CanaryReason.PROMOTED
-    draft = judgement.draft if promoted and judgement is not None else observed.draft
-    return dataclasses.replace(observed, draft=draft, gain=gains.overall)
+def add_verdict(observed: Snapshot, speedups: SpeedupTracker, verdict: CanaryVerdict | None) -> Snapshot:
+    """Add to what was seen the speedup of all pods, and the draft that they are to use from now on."""
+    promoted = verdict is not None and verdict.reason == CanaryReason.PROMOTED
+    draft = verdict.draft if promoted and verdict is not None else observed.draft
+    return replace(observed, draft=draft, gain=speedups.overall)
 
 
 def evaluate_canary(
     settings: Canary,
     draft: DraftView,
-    trial: CanaryRun,
+    run: CanaryRun,
     pods: Sequence[PodView],
     now: float,
     others: Sequence[PodView],
-    unmade: str | None,
+    failure: str | None,
 ) -> CanaryVerdict:
-    """What becomes of a draft, from its trial, the pods that try it and the `others`; `unmade` says why there
-    is none that tries, `now` is in epoch seconds.
+    """Decide what becomes of a draft, from its run, the pods that try it and the `others`; `failure` says why
+    there is none that tries, `now` is in epoch seconds.
     """
 
-    def judged(reason: CanaryReason, detail: str) -> CanaryVerdict:
-        return CanaryVerdict(draft, trial.variant, reason, detail)
+    def verdict(reason: CanaryReason, detail: str) -> CanaryVerdict:
+        return CanaryVerdict(draft, run.variant, reason, detail)
 
+    version = draft.version
     for pod in pods:
         if pod.reason in _FAILING and pod.phase not in ENDED_PHASES:
-            return judged(CanaryReason.POD_FAILED, f"Pod {pod.name} with {draft.version}: {pod.reason}.")
+            return verdict(CanaryReason.POD_FAILED, f"Pod {pod.name} with {version}: {pod.reason}.")
         problem = pod.load.load.draft_problem if pod.load else None
         ready = now - pod.ready_since if pod.ready_since is not None else 0.0
-        if problem and not _using(draft, [pod]) and ready >= _REFUSING_SECONDS:
-            return judged(CanaryReason.REFUSED_BY_ENGINE, f"Pod {pod.name}: {problem.rstrip('.')}.")
-    counted = trial.warm + trial.tried
-    if counted.mismatches and not _by_rounding(counted, pods, others):
-        said = f"{counted.mismatches} of {counted.audits} answers with {draft.version} differ without drafts."
-        return judged(CanaryReason.AUDIT_MISMATCH, said)
-    using = _using(draft, pods)
-    reason, said = _compared(settings, draft, trial, now) if using else _starting(draft, pods, unmade)
-    if reason in _UNDER_WAY and now - trial.since >= GIVE_UP_SECONDS:
-        return judged(CanaryReason.INCONCLUSIVE, f"After a day there is no verdict. {said}")
-    return judged(reason, said)
+        if problem and not _is_used(draft, [pod]) and ready >= _REFUSING_SECONDS:
+            return verdict(CanaryReason.REFUSED_BY_ENGINE, f"Pod {pod.name}: {problem.rstrip('.')}.")
+    total = run.warmup + run.canary
+    if total.mismatches and not _is_by_rounding(total, pods, others):
+        message = f"{total.mismatches} of {total.audits} answers with {version} differ without drafts."
+        return verdict(CanaryReason.AUDIT_MISMATCH, message)
+    if _is_used(draft, pods):
+        reason, message = _compare(settings, version, run, now)
+    else:
+        reason, message = CanaryReason.STARTING, f"A pod with {version} starts beside the others."
+        if failure and not pods:
+            message += f" No pod can be made: {failure}"
+        elif waiting := next((pod for pod in pods if pod.reason), None):
+            message += f" {waiting.reason}: {waiting.message or ''}".rstrip()
+    if reason in _UNDER_WAY and now - run.since >= GIVE_UP_SECONDS:
+        return verdict(CanaryReason.INCONCLUSIVE, f"After a day there is no verdict. {message}")
+    return verdict(reason, message)
 
 
-def _by_rounding(tried: GenerationStats, pods: Sequence[PodView], others: Sequence[PodView]) -> bool:
+def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Sequence[PodView]) -> bool:
     """Whether answers may differ for no fault of the draft: under `law` one may, or as many as of others."""
     if any(pod.load is not None and pod.load.load.guarantee == "bytes" for pod in pods):
         return False
-    told = [GenerationStats.of(pod.load.load) for pod in others if pod.load is not None]
-    usual = sum((each for each in told if each is not None), GenerationStats())
+    reports = [GenerationStats.of(pod.load.load) for pod in others if pod.load is not None]
+    usual = sum((report for report in reports if report is not None), GenerationStats())
     share = max(LAW_SHARE, usual.mismatches / usual.audits if usual.audits else 0.0)
-    return tried.mismatches < 2 or tried.mismatches <= share * tried.audits
+    return stats.mismatches < 2 or stats.mismatches <= share * stats.audits
 
 
-def _starting(draft: DraftView, pods: Sequence[PodView], unmade: str | None) -> tuple[CanaryReason, str]:
-    held_up = next((f" {pod.reason}: {pod.message or ''}".rstrip() for pod in pods if pod.reason), "")
-    if unmade and not pods:
-        held_up = f" No pod can be made: {unmade}"
-    return CanaryReason.STARTING, f"A pod with {draft.version} starts beside the others.{held_up}"
-
-
-def _compared(settings: Canary, draft: DraftView, trial: CanaryRun, now: float) -> tuple[CanaryReason, str]:
-    needed, version = settings.answering_seconds, draft.version
-    tried, stable = trial.tried, trial.stable
-    new, old = tried.gain, stable.gain
-    counted = trial.warm + tried
-    if min(tried.seconds, stable.seconds) < needed or new is None or old is None:
-        if trial.warm.seconds < needed:
+def _compare(settings: Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:
+    needed, total = settings.answering_seconds, run.warmup + run.canary
+    new, old = run.canary.gain, run.baseline.gain
+    seconds = min(run.canary.seconds, run.baseline.seconds)
+    if seconds < needed or new is None or old is None:
+        if run.warmup.seconds < needed:
             return CanaryReason.TRYING, f"The pod that tries {version} warms up on live traffic."
-        done = 10 * int(10 * min(tried.seconds, stable.seconds) / max(needed, LEAST_SECONDS))
-        said = (
+        done = 10 * int(10 * seconds / max(needed, MIN_SECONDS))
+        return CanaryReason.TRYING, (
             f"{version} is compared with what the other pods use: {done} % of the answers needed are there."
         )
-        return CanaryReason.TRYING, said
-    if trial.began is None or now - trial.began < settings.window_seconds:
-        said = f"{version} is tried for at least {settings.window}."
-        return CanaryReason.TRYING, said
-    if not counted.audits:
-        said = f"None of the answers with {version} was audited yet: pods do that while they are idle."
-        return CanaryReason.TRYING, said
-    told = f"{version} makes answers {new:.2f} times as fast as no drafts, and what was there {old:.2f}"
+    if run.began is None or now - run.began < settings.window_seconds:
+        return CanaryReason.TRYING, f"{version} is tried for at least {settings.window}."
+    if not total.audits:
+        return CanaryReason.TRYING, (
+            f"None of the answers with {version} was audited yet: pods do that while they are idle."
+        )
+    measured = f"{version} makes answers {new:.2f} times as fast as no drafts, and what was there {old:.2f}"
     if new >= old * float(settings.min_gain):
-        differ = f"{counted.mismatches} of them differ" if counted.mismatches else "none differs"
-        return CanaryReason.PROMOTED, f"{told}; {counted.audits} answers audited, {differ}."
-    said = f"{told}: it has to be at least {settings.min_gain} of that."
-    return CanaryReason.NO_GAIN, said
+        differ = f"{total.mismatches} of them differ" if total.mismatches else "none differs"
+        return CanaryReason.PROMOTED, f"{measured}; {total.audits} answers audited, {differ}."
+    return CanaryReason.NO_GAIN, f"{measured}: it has to be at least {settings.min_gain} of that."

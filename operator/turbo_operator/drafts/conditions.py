@@ -28,28 +28,28 @@ def verdicts(
     observed: Snapshot,
     plan: Plan | None,
     plan_hash: str | None,
-    judgement: CanaryVerdict | None,
-    told: ConditionState | None,
+    verdict: CanaryVerdict | None,
+    training: ConditionState | None,
     gain: str | None,
 ) -> dict[ConditionType, ConditionState]:
-    """Those of the conditions on drafts that have something to say; `gain` is what the status shows."""
+    """Return the conditions on drafts that have something to say; `gain` is what the status shows."""
     pods = [pod for pod in observed.pods if pod.is_serving and plan_hash in (None, pod.plan_hash)]
-    found = {
+    states = {
         ConditionType.DRAFT_READY: _ready(td, observed, plan, pods),
-        ConditionType.DRAFT_TRAINED: told,
-        ConditionType.DRAFT_PROMOTED: _promoted(td, judgement),
+        ConditionType.DRAFT_TRAINED: training,
+        ConditionType.DRAFT_PROMOTED: _promoted(td, verdict),
         ConditionType.SPECULATION_EFFECTIVE: _effective(plan, gain),
     }
-    return {kind: verdict for kind, verdict in found.items() if verdict is not None}
+    return {kind: state for kind, state in states.items() if state is not None}
 
 
-def _promoted(td: TurboDeployment, judgement: CanaryVerdict | None) -> ConditionState | None:
-    """What has become of the newest draft of the deployment; what was said last holds until there is news."""
-    if judgement is not None:
-        over: Literal["True", "False"] = "True" if judgement.reason == CanaryReason.PROMOTED else "False"
-        return ConditionState(
-            over if judgement.over else "Unknown", judgement.reason, sentence(judgement.detail)
-        )
+def _promoted(td: TurboDeployment, verdict: CanaryVerdict | None) -> ConditionState | None:
+    """Whether the newest draft was promoted; what was said last holds until there is news."""
+    if verdict is not None:
+        status: Literal["True", "False", "Unknown"] = "Unknown"
+        if verdict.is_over:
+            status = "True" if verdict.reason == CanaryReason.PROMOTED else "False"
+        return ConditionState(status, verdict.reason, sentence(verdict.detail))
     last = td.status.condition(ConditionType.DRAFT_PROMOTED)
     if last is None or last.status == "Unknown" or td.spec.speculation.draft_ref is not None:
         return None
@@ -60,10 +60,10 @@ def _effective(plan: Plan | None, gain: str | None) -> ConditionState:
     if plan is not None and plan.choice is not None and plan.choice.method == OFF:
         return ConditionState("False", EffectReason.DISABLED, "The plan is one without speculation.")
     if gain is None:
-        said = "Too little was answered in the last ten minutes to tell what drafts gain."
-        return ConditionState("Unknown", EffectReason.INSUFFICIENT_SAMPLES, said)
-    said = f"Pods answer {gain} times as fast as they would without drafts."
-    return ConditionState("True" if float(gain) >= 1 else "False", EffectReason.MEASURED, said)
+        message = "Too little was answered in the last ten minutes to tell what drafts gain."
+        return ConditionState("Unknown", EffectReason.INSUFFICIENT_SAMPLES, message)
+    message = f"Pods answer {gain} times as fast as they would without drafts."
+    return ConditionState("True" if float(gain) >= 1 else "False", EffectReason.MEASURED, message)
 
 
 def _ready(
@@ -71,10 +71,9 @@ def _ready(
 ) -> ConditionState | None:
     """Whether pods draft with the draft that they should; None where there is none."""
     ref, draft, model = td.spec.speculation.draft_ref, observed.draft, observed.model
-    if ref is None and draft is None:
+    if draft is None and ref is None:
         return None
-    name = ref.name if ref is not None else draft.name if draft is not None else ""
-    named = f"TurboDraft {name}"
+    named = f"TurboDraft {ref.name if ref is not None else draft.name if draft is not None else ''}"
     if draft is None or draft.gone:
         message = f"There is no {named} in this namespace that can be read: apply it, or name another."
         if draft is not None:
@@ -92,27 +91,27 @@ def _ready(
     if plan is not None and plan.choice is not None and plan.choice.method == OFF:
         message = f"{named} is not used: the plan is one without speculation."
         return ConditionState("False", DraftReason.DRAFTS_OFF, message)
-    if model is not None and (problem := _further(observed, draft.claim_name, model.digest)):
+    if model is not None and (problem := _named_problem(observed, draft.claim_name, model.digest)):
         return ConditionState("False", DraftReason.NOT_FOUND, problem)
     ready = sorted((pod for pod in current if pod.ready), key=lambda pod: pod.name)
-    for pod in ready:
-        if pod.load and pod.load.load.draft_problem:
-            message = f"Pod {pod.name}: {sentence(pod.load.load.draft_problem)} It serves on without it."
+    loads = [(pod.name, pod.load.load) for pod in ready if pod.load]
+    for name, load in loads:
+        if load.draft_problem:
+            message = f"Pod {name}: {sentence(load.draft_problem)} It serves on without it."
             return ConditionState("False", DraftReason.REFUSED_BY_ENGINE, message)
-    using = sum(pod.load is not None and pod.load.load.draft_version == draft.version for pod in ready)
-    told = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
+    using = sum(load.draft_version == draft.version for _, load in loads)
+    message = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
     if ready and using == len(ready):
-        return ConditionState("True", DraftReason.IN_USE, told)
-    return ConditionState("Unknown", DraftReason.LOADING, told)
+        return ConditionState("True", DraftReason.IN_USE, message)
+    return ConditionState("Unknown", DraftReason.LOADING, message)
 
 
-def _further(observed: Snapshot, claim: str, target_digest: str) -> str | None:
-    """What is wrong with the first of the further drafts that pods cannot use, in a sentence."""
+def _named_problem(observed: Snapshot, claim: str, target_digest: str) -> str | None:
+    """Say what is wrong with the first of the further drafts that pods cannot use."""
     for name, draft in observed.named:
         if draft is None:
-            return (
-                f"There is no TurboDraft for namedDrafts {name} that can be read: apply it or name another."
-            )
+            missing = f"There is no TurboDraft for namedDrafts {name}"
+            return f"{missing} that can be read: apply it or name another."
         if why := unusable(draft, target_digest, claim):
             return f"TurboDraft {draft.name}, for namedDrafts {name}, {why}: name another."
     return None

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-from turbo_operator.api import CapacityType, PlanReason, label_value
+from turbo_operator.api import PlanReason, label_value
 from turbo_operator.inventory.supply import ClusterInventory, Owner, Quota, room
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import NodeSupply
 
-Place = TypeVar("Place")
+_Count = Callable[[Iterable[NodeSupply]], Counter[tuple[str, str]]]
 
 # What more nodes, or larger ones, may mend.
 SHORT = frozenset({PlanReason.NO_CAPACITY, PlanReason.INVALID_PARALLELISM})
@@ -19,7 +19,7 @@ SHORT = frozenset({PlanReason.NO_CAPACITY, PlanReason.INVALID_PARALLELISM})
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What lies between two stocks."""
+    """The difference between two inventories."""
 
     grown: frozenset[str]  # accelerators of which a node has more than before, or more beside free ones
     shrunk: frozenset[str]  # accelerators of which a node has less than before
@@ -29,24 +29,26 @@ class Change:
         return bool(self.grown or self.shrunk or self.quotas)
 
 
-def moved(before: ClusterInventory, after: ClusterInventory) -> Change:
-    """The change from one stock to the next."""
+def compare(before: ClusterInventory, after: ClusterInventory) -> Change:
+    """Compare two inventories."""
     names = before.supply.keys() | after.supply.keys()
-    old = {name: _free(before.supply.get(name, ())) for name in names}
-    new = {name: _free(after.supply.get(name, ())) for name in names}
-    earlier, later = _by_namespace(before.quotas), _by_namespace(after.quotas)
+    old_quotas, new_quotas = _by_namespace(before.quotas), _by_namespace(after.quotas)
+
+    def has_grown(name: str, first: ClusterInventory, second: ClusterInventory, count: _Count) -> bool:
+        """Whether some place has more in the second one; none is as good as nothing."""
+        return not count(second.supply.get(name, ())) <= count(first.supply.get(name, ()))
+
     return Change(
         grown=frozenset(
             name
             for name in names
-            if _is_less(old[name], new[name])
-            or _is_less(_hosted(before.supply.get(name, ())), _hosted(after.supply.get(name, ())))
+            if has_grown(name, before, after, _free) or has_grown(name, before, after, _hosted)
         ),
-        shrunk=frozenset(name for name in names if _is_less(new[name], old[name])),
+        shrunk=frozenset(name for name in names if has_grown(name, after, before, _free)),
         quotas=frozenset(
             namespace
-            for namespace in earlier.keys() | later.keys()
-            if earlier.get(namespace) != later.get(namespace)
+            for namespace in old_quotas.keys() | new_quotas.keys()
+            if old_quotas.get(namespace) != new_quotas.get(namespace)
         ),
     )
 
@@ -66,34 +68,29 @@ def concerns(plan: Plan, owner: Owner, change: Change, stock: ClusterInventory) 
     if choice is None or choice.accelerator.name not in change.shrunk:
         return False
     made_for = label_value(choice.accelerator.name)  # no pod that inspects, and none of a plan before
-    placed = [each for each in stock.own.get(owner, ()) if each.node is not None]
-    missing = plan.replicas - sum(each.accelerator == made_for for each in placed)
-    there = stock.supply.get(choice.accelerator.name, ())
-    return missing > 0 and room(there, choice.accelerators_per_replica, choice.capacity_type) < missing
+    placed = [usage for usage in stock.own.get(owner, ()) if usage.node is not None]
+    missing = plan.replicas - sum(usage.accelerator == made_for for usage in placed)
+    nodes = stock.supply.get(choice.accelerator.name, ())
+    return missing > 0 and room(nodes, choice.accelerators_per_replica, choice.capacity_type) < missing
 
 
-def _free(nodes: Iterable[NodeSupply]) -> Mapping[tuple[str, CapacityType], int]:
-    """By node and capacity type: a node that becomes one of another type is lost to the one it had."""
-    return {(node.name, kind): node.free for node in nodes for kind in node.capacity_types}
+def _free(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:
+    """Count by node and capacity type: a node that changes its type is lost to the one it had."""
+    return Counter({(node.name, kind): node.free for node in nodes for kind in node.capacity_types})
 
 
-def _hosted(nodes: Iterable[NodeSupply]) -> Mapping[tuple[str, str], int]:
-    """Cores and memory beside free accelerators: where none is free, more of them makes no room."""
-    hosts = {node.name: node.host for node in nodes if node.free and node.host}
-    return {
-        (name, what): amount
-        for name, host in hosts.items()
-        for what, amount in (("cpu", host.millicores), ("memory", host.memory_bytes))
-    }
-
-
-def _is_less(one: Mapping[Place, int], other: Mapping[Place, int]) -> bool:
-    """Whether some place has less in `one` than in `other`; none is as good as nothing."""
-    return any(one.get(place, 0) < free for place, free in other.items())
+def _hosted(nodes: Iterable[NodeSupply]) -> Counter[tuple[str, str]]:
+    """Count cores and memory beside free accelerators: where none is free, more of them makes no room."""
+    hosts: Counter[tuple[str, str]] = Counter()
+    for node in nodes:
+        if node.free and node.host:
+            hosts[node.name, "cpu"] = node.host.millicores
+            hosts[node.name, "memory"] = node.host.memory_bytes
+    return hosts
 
 
 def _by_namespace(quotas: Iterable[Quota]) -> Mapping[str, list[Quota]]:
-    found: dict[str, list[Quota]] = {}
+    by_namespace: defaultdict[str, list[Quota]] = defaultdict(list)
     for quota in quotas:
-        found.setdefault(quota.namespace, []).append(quota)
-    return found
+        by_namespace[quota.namespace].append(quota)
+    return by_namespace

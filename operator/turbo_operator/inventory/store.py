@@ -1,8 +1,8 @@
-"""Nodes, quotas and what every pod holds, as watches have shown them; and the stock last taken of them.
+"""Nodes, quotas and what every pod holds, as watches have shown them; and the inventory last taken of them.
 
 A pod is kept as a few amounts (as a dictionary it is 43 KB), and one that has ended not at all. One follower
 per kind and namespace feeds it, first a list and then changes in their order, so what came last is newest.
-Whose a pod is, its labels only claim: that is asked when stock is taken. No method calls the API server.
+Labels only claim whose a pod is: it is looked up as the inventory is taken. No method calls the API server.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Unreadable:
-    """Stands for an object that counts for nothing, so that it is told of once.
+    """An object that counts for nothing, kept so that it is logged once.
 
     A node without readable amounts has no room, and a pod holds nothing. A quota bounds no plan, which is
     safe: the API server enforces it, and its refusal is shown in the status. Taking it for a quota of 0 would
@@ -39,7 +39,7 @@ class _Unreadable:
 
 
 class InventoryStore:
-    """Who holds what. `moved` is set by whatever may change the stock, until the stock is taken again.
+    """Who holds what. `moved` is set by whatever may change the inventory, until it is taken again.
 
     `owner_of` says by uid whose a pod is, None for a stranger's.
     """
@@ -49,51 +49,51 @@ class InventoryStore:
         self.stock = ClusterInventory()
         self.moved = True
         # By kind and uid the namespace and what it comes to.
-        self._kept: dict[str, dict[str, tuple[str | None, Any]]] = {kind: {} for kind in _READERS}
+        self._objects: dict[str, dict[str, tuple[str | None, Any]]] = {kind: {} for kind in _READERS}
 
     def put(self, kind: str, body: Mapping[str, Any], /) -> None:
-        """A node, pod or quota as it is now."""
-        meta, uid = body["metadata"], body["metadata"]["uid"]
+        """Store a node, pod or quota as it is now."""
+        uid, name, namespace = (body["metadata"].get(key) for key in ("uid", "name", "namespace"))
         try:
             value = _READERS[kind](body)
         except ValueError as error:
             value = _Unreadable(str(error))
-            if (meta.get("namespace"), value) != self._kept[kind].get(uid):
-                name = "/".join(filter(None, (meta.get("namespace"), meta["name"])))
-                log.warning("%s is left out: %s", kind, error, extra={"object": name})
-        self._set(kind, uid, None if value is None else (meta.get("namespace"), value))
+            if (namespace, value) != self._objects[kind].get(uid):
+                details = {"object": f"{namespace}/{name}" if namespace else name}
+                log.warning("%s is left out: %s", kind, error, extra=details)
+        self._set(kind, uid, None if value is None else (namespace, value))
 
     def drop(self, kind: str, body: Mapping[str, Any], /) -> None:
-        """It is gone."""
+        """Remove an object that is gone."""
         self._set(kind, body["metadata"]["uid"], None)
 
     def keep_only(self, kind: str, uids: Set[str], _version: str, namespace: str | None, /) -> None:
         """Drop what a full list of one namespace, or with None of all, does not show."""
-        for uid, (where, _) in list(self._kept[kind].items()):
+        for uid, (where, _) in list(self._objects[kind].items()):
             if uid not in uids and namespace in (None, where):
                 self._set(kind, uid, None)
 
     def take_stock(self, accelerators: Mapping[str, Accelerator]) -> ClusterInventory:
-        """Count anew; returns the stock as it was before."""
+        """Take the inventory anew; returns the one before."""
         before = self.stock
         self.moved = False
         nodes, quotas = (
-            [value for _, value in self._kept[kind].values() if not isinstance(value, _Unreadable)]
+            [value for _, value in self._objects[kind].values() if not isinstance(value, _Unreadable)]
             for kind in ("Node", "ResourceQuota")
         )
         pods = [
-            replace(held, owner=owner) if (owner := self._owner_of(uid)) != held.owner else held
-            for uid, (_, held) in self._kept["Pod"].items()
-            if not isinstance(held, _Unreadable)
+            replace(pod, owner=owner) if (owner := self._owner_of(uid)) != pod.owner else pod
+            for uid, (_, pod) in self._objects["Pod"].items()
+            if not isinstance(pod, _Unreadable)
         ]
         self.stock = take_stock(accelerators, nodes, pods, quotas)
         return before
 
     def _set(self, kind: str, uid: str, value: tuple[str | None, Any] | None) -> None:
-        if value == self._kept[kind].get(uid):
+        if value == self._objects[kind].get(uid):
             return
         self.moved = True
         if value is None:
-            del self._kept[kind][uid]
+            del self._objects[kind][uid]
         else:
-            self._kept[kind][uid] = value
+            self._objects[kind][uid] = value

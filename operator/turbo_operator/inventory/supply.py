@@ -33,7 +33,7 @@ class Owner(NamedTuple):
 
     @property
     def trainer(self) -> Owner:
-        """Of its pods that train a draft: neither these nor those that serve are room for the other."""
+        """The owner of its pods that train a draft: they and those that serve are no room for each other."""
         return Owner(self.namespace, f"{self.name}/train")  # no object has such a name
 
 
@@ -50,7 +50,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class PodUsage:
-    """What one pod that has not ended holds: on its node, or while it has none, of quotas alone."""
+    """The resources that one pod holds until it ends: on its node, or before it has one, of quotas alone."""
 
     owner: Owner | None  # None: a stranger
     node: str | None
@@ -90,14 +90,14 @@ def take_stock(
     holdings: Iterable[PodUsage],
     quotas: Iterable[Quota] = (),
 ) -> ClusterInventory:
-    """What `nodes` have of each accelerator while `holdings` hold what they hold."""
+    """Count what `nodes` have of each accelerator while `holdings` hold what they hold."""
     by_name = {node.name: node for node in sorted(nodes, key=lambda node: node.name)}
-    there = tuple(holdings)
-    held = _by_node(there)
+    pods = tuple(holdings)
+    held = _by_node(pods)
     own: defaultdict[Owner, list[PodUsage]] = defaultdict(list)
-    for holding in there:
-        if holding.owner is not None:
-            own[holding.owner].append(holding)
+    for pod in pods:
+        if pod.owner is not None:
+            own[pod.owner].append(pod)
     supply: dict[str, tuple[NodeSupply, ...]] = {}
     tainted: dict[str, tuple[Node, ...]] = {}
     for name, accelerator in accelerators.items():
@@ -113,19 +113,12 @@ def take_stock(
             if types != classifier.classify(node.labels):
                 closed.append(node)
         supply[name], tainted[name] = tuple(rows), tuple(closed)
-    return ClusterInventory(
-        dict(accelerators),
-        by_name,
-        held,
-        {owner: tuple(each) for owner, each in own.items()},
-        tuple(quotas),
-        supply,
-        tainted,
-    )
+    own_pods = {owner: tuple(pods) for owner, pods in own.items()}
+    return ClusterInventory(dict(accelerators), by_name, held, own_pods, tuple(quotas), supply, tainted)
 
 
 def supply_of(stock: ClusterInventory, owner: Owner, overlay: Template | None = None) -> dict[str, Supply]:
-    """What the TurboDeployment `owner` may plan with, by accelerator; its template narrows the nodes."""
+    """Return by accelerator what `owner` may plan with; its template narrows the nodes."""
     mine = stock.own.get(owner, ())
     own = _by_node(mine)
     quotas = [quota for quota in stock.quotas if quota.namespace == owner.namespace]
@@ -136,14 +129,14 @@ def supply_of(stock: ClusterInventory, owner: Owner, overlay: Template | None = 
 
 
 def room(nodes: Iterable[NodeSupply], accelerators_per_replica: int, capacity_type: CapacityType) -> int:
-    """Replicas of a capacity type that what is free holds, each on one node."""
+    """Count the replicas of a capacity type that have room in what is free, each on one node."""
     return sum(
         node.free // accelerators_per_replica for node in nodes if capacity_type in node.capacity_types
     )
 
 
 def unit(accelerator: Accelerator) -> Amounts:
-    """What one accelerator takes of a node; of `cpu` its memory too, which is the machine's."""
+    """Return what one accelerator takes of a node; of `cpu` its memory too, which is the machine's."""
     amounts = {accelerator.resource_name: max(1, math.ceil(accelerator.quantity * 1000))}
     if accelerator.resource_name == CPU:
         amounts[MEMORY] = max(1, accelerator.memory_bytes * 1000)
@@ -152,7 +145,11 @@ def unit(accelerator: Accelerator) -> Amounts:
 
 def is_open(node: Node, selector: Mapping[str, str], tolerations: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a new pod with this selector and these tolerations may go to the node, were it empty."""
-    return node.takes_pods and _matches(node, selector) and _tolerated(node, tolerations)
+    return (
+        node.takes_pods
+        and _matches(node, selector)
+        and all(any(_tolerates(toleration, taint) for toleration in tolerations) for taint in node.taints)
+    )
 
 
 def _nodes(
@@ -165,13 +162,12 @@ def _nodes(
     selector, base = accelerator.node_selector, stock.supply[accelerator.name]
     if overlay is not None and (overlay.node_selector or overlay.tolerations):
         selector = {**selector, **(overlay.node_selector or {})}
-        base = _under(stock, accelerator, selector, [each.dump() for each in overlay.tolerations or ()])
+        base = _under(stock, accelerator, selector, [item.dump() for item in overlay.tolerations or ()])
     if not own:
         return base
     rows = {node.name: node for node in base}
-    staying = [
-        each for each in mine if each.accelerator == label_value(accelerator.name) and not each.leaving
-    ]
+    label = label_value(accelerator.name)
+    staying = [pod for pod in mine if pod.accelerator == label and not pod.leaving]
     kept: list[NodeSupply] = []
     for name, amounts in own.items():
         node = stock.nodes.get(name)
@@ -181,8 +177,8 @@ def _nodes(
         if types:
             rows[name] = _on_node(accelerator, node, stock.held[name], amounts, types)
         for kind in sorted(set(CapacityType) - types):  # takes no new pods of it; ours need not leave
-            there = _by_node(each for each in staying if (each.node, each.capacity_type) == (name, kind))
-            if units := _units(accelerator, there.get(name, {})):
+            pods = (pod for pod in staying if (pod.node, pod.capacity_type) == (name, kind))
+            if units := _units(accelerator, _by_node(pods).get(name, {})):
                 kept.append(NodeSupply(name, units, units, None, frozenset({kind})))
     return tuple(sorted((*rows.values(), *kept), key=lambda row: row.name))
 
@@ -193,7 +189,7 @@ def _under(
     selector: Mapping[str, str],
     more: Sequence[Mapping[str, Any]],
 ) -> tuple[NodeSupply, ...]:
-    """The nodes under a template's whole selector and its further tolerations, with nobody's pods as free.
+    """Count the nodes under a template's whole selector and tolerations, with nobody's pods as free.
 
     A template mostly narrows what is counted already, and every look at its TurboDeployment comes here.
     """
@@ -217,7 +213,7 @@ def _open_to(
     tolerations: Sequence[Mapping[str, Any]],
     classifier: NodeClassifier,
 ) -> frozenset[CapacityType]:
-    """The capacity types whose new pods may go to the node, were it empty."""
+    """Return the capacity types whose new pods may go to the node, were it empty."""
     return frozenset(
         kind
         for kind in classifier.classify(node.labels)
@@ -232,53 +228,45 @@ def _on_node(
     own: Amounts,
     capacity_types: frozenset[CapacityType],
 ) -> NodeSupply:
-    left = {
+    free = {
         name: node.allocatable[name] - held.get(name, 0) + own.get(name, 0)
         for name in (*unit(accelerator), CPU, MEMORY)
         if name in node.allocatable
     }
     host = None
-    if accelerator.resource_name != CPU and CPU in left and MEMORY in left:
-        host = Host(max(0, left[CPU]), max(0, left[MEMORY] // 1000))
-    have, free = _units(accelerator, node.allocatable), _units(accelerator, left)
-    return NodeSupply(node.name, have, free, host, capacity_types)
+    if accelerator.resource_name != CPU and CPU in free and MEMORY in free:
+        host = Host(max(0, free[CPU]), max(0, free[MEMORY] // 1000))
+    allocatable = _units(accelerator, node.allocatable)
+    return NodeSupply(node.name, allocatable, _units(accelerator, free), host, capacity_types)
 
 
 def _units(accelerator: Accelerator, amounts: Amounts) -> int:
-    """Whole accelerators in these amounts; never negative."""
-    return max(0, min(amounts.get(name, 0) // each for name, each in unit(accelerator).items()))
+    """Count the whole accelerators in these amounts; never negative."""
+    return max(0, min(amounts.get(name, 0) // size for name, size in unit(accelerator).items()))
 
 
 def _quota(accelerator: Accelerator, quotas: Sequence[Quota], mine: Sequence[PodUsage]) -> int | None:
-    """Accelerators that the tightest quota leaves, what is held already included; None without one."""
-    left: list[int] = []
+    """Count what the tightest quota leaves, what is held already included; None without one."""
+    counts: list[int] = []
     for quota in quotas:
-        for name, each in unit(accelerator).items():
+        for name, size in unit(accelerator).items():
             for prefix in _QUOTA_PREFIXES:
-                counted = prefix + name
-                if counted in quota.hard:
-                    held = sum(_counted(holding, prefix).get(name, 0) for holding in mine)
-                    left.append(max(0, quota.hard[counted] - quota.used.get(counted, 0) + held) // each)
-    return min(left, default=None)
-
-
-def _counted(holding: PodUsage, prefix: str) -> Amounts:
-    return holding.limits if prefix == "limits." else holding.requests
+                key = prefix + name
+                if key in quota.hard:
+                    held = sum(
+                        (pod.limits if prefix == "limits." else pod.requests).get(name, 0) for pod in mine
+                    )
+                    counts.append(max(0, quota.hard[key] - quota.used.get(key, 0) + held) // size)
+    return min(counts, default=None)
 
 
 def _matches(node: Node, selector: Mapping[str, str]) -> bool:
     return all(node.labels.get(key) == value for key, value in selector.items())
 
 
-def _tolerated(node: Node, tolerations: Sequence[Mapping[str, Any]]) -> bool:
-    return all(any(_tolerates(each, taint) for each in tolerations) for taint in node.taints)
-
-
 def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
-    """As the scheduler compares: no key stands for every key, no effect for every effect."""
-    if toleration.get("effect") not in (None, taint["effect"]):
-        return False
-    if toleration.get("key") not in (None, taint["key"]):
+    """Compare as the scheduler does: no key stands for every key, no effect for every effect."""
+    if any(toleration.get(field) not in (None, taint[field]) for field in ("effect", "key")):
         return False
     if toleration.get("operator") == "Exists":
         return True
@@ -286,10 +274,10 @@ def _tolerates(toleration: Mapping[str, Any], taint: Mapping[str, str]) -> bool:
 
 
 def _by_node(holdings: Iterable[PodUsage]) -> dict[str, dict[str, int]]:
-    total: dict[str, dict[str, int]] = {}
-    for holding in holdings:
-        if holding.node is not None:
-            node = total.setdefault(holding.node, {})
-            for name, amount in holding.requests.items():
-                node[name] = node.get(name, 0) + amount
-    return total
+    totals: dict[str, dict[str, int]] = {}
+    for pod in holdings:
+        if pod.node is not None:
+            total = totals.setdefault(pod.node, {})
+            for name, amount in pod.requests.items():
+                total[name] = total.get(name, 0) + amount
+    return totals

@@ -1,4 +1,4 @@
-"""Which accelerators a pod has waited for in vain, and until when they are passed over. Pure.
+"""Which accelerators a pod could not get, and until when they are passed over. Pure.
 
 Read from the pods that wait, by what Kubernetes says since when, and from the status, which remembers it
 after such a pod has made way for the next best class. So an operator that starts anew knows as much.
@@ -16,32 +16,32 @@ from turbo_operator.snapshot import PodView
 BACKOFF_TIMEOUTS = 10
 
 
-def exhausted(td: TurboDeployment, pods: Iterable[PodView], now: float) -> Mapping[str, float]:
-    """By accelerator, the time (seconds since the epoch) until which no more of it is planned."""
+def unavailable_until(td: TurboDeployment, pods: Iterable[PodView], now: float) -> Mapping[str, float]:
+    """Return by accelerator the time (seconds since the epoch) until which no more of it is planned."""
     backoff = BACKOFF_TIMEOUTS * _timeout(td)
-    found = {
+    times = {
         # No wait gives more than a backoff from now: whatever is later comes of a clock or a hand that erred.
-        each.accelerator: min(_instant(each.until), now + backoff)
-        for each in td.status.exhausted
+        entry.accelerator: min(_instant(entry.until), now + backoff)
+        for entry in td.status.exhausted
     }
     plan = td.status.plan
     if plan is not None and plan.accelerator is not None:
         for since in _waiting(plan.hash, pods):
             if now - since >= _timeout(td):
                 until = since + backoff * (1 + (now - since) // backoff)
-                found[plan.accelerator] = max(until, found.get(plan.accelerator, until))
-    return {name: until for name, until in found.items() if until > now}
+                times[plan.accelerator] = max(until, times.get(plan.accelerator, until))
+    return {name: until for name, until in times.items() if until > now}
 
 
 def next_look(td: TurboDeployment, pods: Iterable[PodView], now: float) -> float | None:
-    """Seconds until `exhausted` says something else; None where nothing is waited for."""
+    """Return the seconds until `unavailable_until` changes; None where nothing is waited for."""
     waits = [since + _timeout(td) for since in _waiting(td.status.plan.hash, pods)] if td.status.plan else []
-    times = [*waits, *exhausted(td, pods, now).values()]
+    times = [*waits, *unavailable_until(td, pods, now).values()]
     return min((at - now for at in times if at > now), default=None)
 
 
 def _instant(stamp: str) -> float:
-    """Seconds since the epoch; of a text that is no time, or one out of range, a time that is long past."""
+    """Read seconds since the epoch; of a text that is no time, or one out of range, a time long past."""
     try:
         return epoch(stamp)
     except (ValueError, OverflowError):
@@ -49,7 +49,7 @@ def _instant(stamp: str) -> float:
 
 
 def _waiting(plan_hash: str | None, pods: Iterable[PodView]) -> list[float]:
-    """Since when each pod of the plan has waited for a node."""
+    """Return since when each pod of the plan has waited for a node."""
     return [
         pod.pending_since
         for pod in pods

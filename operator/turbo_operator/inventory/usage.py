@@ -1,7 +1,4 @@
-"""From nodes, pods and quotas as the API server keeps them to the few bytes that supply is counted by.
-
-Pure.
-"""
+"""Reads nodes, pods and quotas into the few bytes that supply is counted by. Pure."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ _OUR_SCOPES = {"NotTerminating", "NotBestEffort"}
 
 
 def node(body: Mapping[str, Any]) -> Node:
-    """A node."""
+    """Read a node."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     ready = any(
         condition["type"] == "Ready" and condition["status"] == "True"
@@ -56,7 +53,7 @@ def node(body: Mapping[str, Any]) -> Node:
 
 
 def holding(body: Mapping[str, Any]) -> PodUsage | None:
-    """What a pod holds; None when it has ended."""
+    """Read what a pod holds; None when it has ended."""
     meta, spec = body["metadata"], body.get("spec") or {}
     if (body.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return None
@@ -75,7 +72,7 @@ def holding(body: Mapping[str, Any]) -> PodUsage | None:
 
 
 def quota(body: Mapping[str, Any]) -> Quota | None:
-    """A ResourceQuota; None for one that serving pods may not fall under, by its scopes."""
+    """Read a ResourceQuota; None for one that serving pods may not fall under, by its scopes."""
     spec, status = body.get("spec") or {}, body.get("status") or {}
     if spec.get("scopeSelector") or not _OUR_SCOPES.issuperset(spec.get("scopes") or ()):
         return None
@@ -84,7 +81,7 @@ def quota(body: Mapping[str, Any]) -> Quota | None:
 
 
 def amounts(raw: Mapping[str, Any] | None, path: str) -> dict[str, int]:
-    """Quantities by resource in thousandths, rounded away from 0 as the API server does.
+    """Read quantities by resource in thousandths, rounded away from 0 as the API server does.
 
     ValueError names the field of one that is no quantity.
     """
@@ -110,17 +107,17 @@ def _bounded(value: Decimal) -> Decimal:
 
 
 def _effective(spec: Mapping[str, Any], part: str) -> dict[str, int]:
-    """As the scheduler counts: what runs together, or the largest that runs before it, and the overhead."""
-    beside: Amounts = {}  # sidecars that were started so far
-    most: Amounts = {}
-    for each in spec.get("initContainers") or ():
-        running = _sum((beside, _part(each, part, "spec.initContainers")))
-        if each.get("restartPolicy") == "Always":
-            beside = running
-        most = _larger(most, running)
-    containers = (_part(each, part, "spec.containers") for each in spec.get("containers") or ())
-    whole = _larger(most, _sum((beside, *containers))) | _part(spec, part, "spec")
-    return _sum((whole, amounts(spec.get("overhead"), "spec.overhead")))
+    """Count as the scheduler does: what runs together, or the largest before it, and the overhead."""
+    sidecars: Amounts = {}  # that were started so far
+    largest: Amounts = {}
+    for container in spec.get("initContainers") or ():
+        running = _sum((sidecars, _part(container, part, "spec.initContainers")))
+        if container.get("restartPolicy") == "Always":
+            sidecars = running
+        largest = _larger(largest, running)
+    containers = (_part(container, part, "spec.containers") for container in spec.get("containers") or ())
+    total = _larger(largest, _sum((sidecars, *containers))) | _part(spec, part, "spec")
+    return _sum((total, amounts(spec.get("overhead"), "spec.overhead")))
 
 
 def _larger(one: Amounts, other: Amounts) -> dict[str, int]:

@@ -11,9 +11,7 @@ from typing import Any
 
 from turbo_operator.api import TurboDeployment
 from turbo_operator.plan import Choice
-from turbo_operator.render import capture, draft_volume
-from turbo_operator.render.deployment import deployment, revision
-from turbo_operator.render.deployment import name as variant_name
+from turbo_operator.render import draft_volume, metadata, server_volumes
 from turbo_operator.render.inspect_job import (
     FACTS_KEY,
     SOURCE_KEY,
@@ -23,12 +21,9 @@ from turbo_operator.render.inspect_job import (
     inspect_job,
     job_name,
 )
-from turbo_operator.render.metadata import configmap as configmap_of
-from turbo_operator.render.metadata import traffic_selector
-from turbo_operator.render.pdb import pdb
-from turbo_operator.render.service import service, url
 from turbo_operator.render.source import source_hash
 from turbo_operator.render.template import plan_hash, pod_template
+from turbo_operator.render.workload import deployment, pdb, revision, service, url, variant_name
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, Snapshot
@@ -57,69 +52,67 @@ def children(
     settings: Settings,
     trying: DraftView | None = None,
 ) -> tuple[dict[str, Any], ...]:
-    """All children wanted now, in the order in which they are to be applied.
+    """Build all children wanted now, in the order in which they are to be applied.
 
     `choice` is the feasible plan's, and None while there is none; `variants` come from the rollout. A
     ControllerRevision stands before its Deployment: whatever is interrupted between the two goes on from the
     frozen template. The inspect Job exists only until its answer is kept in the ConfigMap. `trying` is a
     draft that a variant of its own is for.
     """
-    selector = traffic_selector(td, observed.children)
-    wanted: list[dict[str, Any]] = [service(td, selector), pdb(td, selector)]
-    if observed.model is None:
-        wanted.append(inspect_job(td, settings))
-    else:
-        wanted.append(configmap(td, observed.model))
-    wanted += capture.configmaps(td)
-    if observed.model is not None:
-        wanted += draft_volume.configmaps(td, observed.draft, observed.named, observed.model.digest)
+    model = observed.model
+    selector = metadata.traffic_selector(td, observed.children)
+    wanted = [service(td, selector), pdb(td, selector)]
+    wanted.append(inspect_job(td, settings) if model is None else configmap(td, model))
+    wanted += server_volumes.capture_configmaps(td)
+    if model is not None:
+        wanted += draft_volume.configmaps(td, observed.draft, observed.named, model.digest)
         if trying is not None:
-            wanted += draft_volume.configmaps(td, trying, observed.named, observed.model.digest, trial=True)
-    frozen = _frozen_templates(observed)
-    wanted += _mounted_yet(
-        td, observed, wanted, [frozen[v.plan_hash] for v in variants if v.plan_hash in frozen]
-    )
+            wanted += draft_volume.configmaps(td, trying, observed.named, model.digest, trial=True)
+    # Pod templates by plan hash, as they were rendered when their variants were made.
+    frozen = {
+        child.plan_hash: child.data
+        for child in observed.children
+        if child.kind == "ControllerRevision" and child.plan_hash and child.data is not None
+    }
+    templates = [frozen[variant.plan_hash] for variant in variants if variant.plan_hash in frozen]
+    wanted += _mounted_configmaps(td, observed, wanted, templates)
     for variant in variants:
-        template = frozen.get(variant.plan_hash)
+        template: Mapping[str, Any] | None = frozen.get(variant.plan_hash)
         if template is None and choice is not None:
             template = _fresh_template(td, choice, observed, variant.plan_hash, settings, trying)
         if template is not None:  # an old variant whose revision somebody deleted cannot be kept
-            wanted.append(revision(td, variant.plan_hash, template))
-            wanted.append(deployment(td, variant, template))
+            wanted += [revision(td, variant.plan_hash, template), deployment(td, variant, template)]
     return tuple(wanted)
 
 
-def _mounted_yet(
+def _mounted_configmaps(
     td: TurboDeployment,
     observed: Snapshot,
     wanted: Sequence[Mapping[str, Any]],
     templates: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
-    """ConfigMaps that are not wanted any more and that pods of variants in force mount: without them no pod
-    of such a variant could start again.
-    """
-    there = {each["metadata"]["name"] for each in wanted if each["kind"] == "ConfigMap"}
-    digest = observed.model.digest if observed.model is not None else ""
-    mounted = {
+    """Build unwanted ConfigMaps that pods of variants in force mount: else none of them could start."""
+    names = {
         volume["configMap"]["name"]
         for template in templates
         for volume in template["spec"].get("volumes", ())
         if "configMap" in volume
-    }
-    kept = []
+    } - {manifest["metadata"]["name"] for manifest in wanted if manifest["kind"] == "ConfigMap"}
+    digest = observed.model.digest if observed.model is not None else ""
+    configmaps = []
     for child in observed.children:
-        if child.kind == "ConfigMap" and child.name in mounted - there:
+        if child.kind == "ConfigMap" and child.name in names:
             data = child.data or {}
-            if child.name == capture.configmap_name(td):
-                data = capture.stopped(data)
+            if child.name == server_volumes.capture_configmap_name(td):
+                data = server_volumes.stopped_capture(data)
             elif child.name == draft_volume.configmap_name(td, trial=True):
                 data = draft_volume.after_trial(td, templates, observed.draft, observed.named, digest)
-            kept.append(configmap_of(td, child.name, data))
-    return kept
+            configmaps.append(metadata.configmap(td, child.name, data))
+    return configmaps
 
 
 def names_of_trial(td: TurboDeployment, variant: str) -> frozenset[str]:
-    """Of the children that are there for nothing but the variant that a draft is tried on."""
+    """Return the names of the children that exist only for the variant that a draft is tried on."""
     return frozenset({variant_name(td, variant), draft_volume.configmap_name(td, trial=True)})
 
 
@@ -131,21 +124,11 @@ def _fresh_template(
     settings: Settings,
     trying: DraftView | None,
 ) -> dict[str, Any] | None:
-    """The template of `variant` if it is the one that `choice` asks for, or the one of the trial."""
+    """Build the template of `variant` if it is the one that `choice` leads to, or the one of the trial."""
     facts = observed.model
     if facts is None:
         return None
-    if variant == plan_hash(td, choice, facts, observed.draft):
-        return pod_template(td, choice, facts, variant, settings, observed.draft)
-    if trying is not None and variant == plan_hash(td, choice, facts, trying, trial=True):
-        return pod_template(td, choice, facts, variant, settings, trying, trial=True)
+    for draft, trial in ((observed.draft, False), *([(trying, True)] if trying is not None else [])):
+        if variant == plan_hash(td, choice, facts, draft, trial=trial):
+            return pod_template(td, choice, facts, variant, settings, draft, trial=trial)
     return None
-
-
-def _frozen_templates(observed: Snapshot) -> dict[str, Mapping[str, Any]]:
-    """Pod templates by plan hash, as they were rendered when their variants were made."""
-    return {
-        child.plan_hash: child.data
-        for child in observed.children
-        if child.kind == "ControllerRevision" and child.plan_hash and child.data is not None
-    }

@@ -13,25 +13,29 @@ from turbo_operator.api import DraftMethod, TurboDeployment
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render.metadata import configmap
+from turbo_operator.render.source import MountedVolume, mounted_volume
 from turbo_operator.snapshot import DraftView
 
 FOLDER, FILE = "/etc/turbo-drafts", "drafts.json"
 CLAIM_PATH = "/drafts"
 _VOLUME = "drafts"  # of the claim
 
+NamedDrafts = Sequence[tuple[str, DraftView | None]]
+
 
 def usable(draft: DraftView | None, choice: Choice) -> DraftView | None:
-    """The draft, where the plan is one that drafts and the engine can draft by its method."""
-    drafts = choice.method != OFF
-    return draft if drafts and draft is not None and draft.method == DraftMethod.TURBO_HEADS else None
+    """Return the draft, where the plan is one that drafts and the engine can draft by its method."""
+    if choice.method == OFF or draft is None or draft.method != DraftMethod.TURBO_HEADS:
+        return None
+    return draft
 
 
 def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice) -> str | None:
-    """The claim that pods mount: the draft's, or before the first one that on which drafts are trained, so
-    that the first one needs no rollout either.
+    """Return the claim that pods mount: the draft's, or before the first one that on which drafts are
+    trained, so that the first one needs no rollout either.
     """
-    if found := usable(draft, choice):
-        return found.claim_name
+    if mounted := usable(draft, choice):
+        return mounted.claim_name
     return _awaited(td) if draft is None and choice.method != OFF else None
 
 
@@ -43,7 +47,7 @@ def _awaited(td: TurboDeployment) -> str | None:
 
 
 def argument(claim: str | None) -> str | None:
-    """What the runtime is told as --drafts."""
+    """Return what the runtime gets as --drafts."""
     return f"{FOLDER}/{FILE}" if claim else None
 
 
@@ -55,11 +59,11 @@ def configmap_name(td: TurboDeployment, trial: bool = False) -> str:
 def configmaps(
     td: TurboDeployment,
     draft: DraftView | None,
-    named: Sequence[tuple[str, DraftView | None]],
+    named: NamedDrafts,
     target_digest: str,
     trial: bool = False,
 ) -> list[dict[str, Any]]:
-    """The file of pods that are to use the draft; none where pods mount no claim."""
+    """Build the file of pods that are to use the draft; none where pods mount no claim."""
     claim = draft.claim_name if draft is not None else _awaited(td)
     if claim is None or (draft is not None and draft.method != DraftMethod.TURBO_HEADS):
         return []
@@ -70,37 +74,32 @@ def after_trial(
     td: TurboDeployment,
     templates: Sequence[Mapping[str, Any]],
     draft: DraftView | None,
-    named: Sequence[tuple[str, DraftView | None]],
+    named: NamedDrafts,
     target_digest: str,
 ) -> dict[str, str]:
-    """The file of pods that another draft was tried on, for as long as they are there: it names what all use,
-    or none where that is not on the claim that these mount.
+    """Return the file of pods that another draft was tried on, for as long as they are there: it names what
+    all use, or none where that is not on the claim that these mount.
     """
-    volumes = [template["spec"].get("volumes", ()) for template in templates]
+    name = configmap_name(td, trial=True)
     mounted = {
-        each["persistentVolumeClaim"]["claimName"]
-        for of_pod in volumes
-        if any(each.get("configMap", {}).get("name") == configmap_name(td, trial=True) for each in of_pod)
-        for each in of_pod
-        if each["name"] == _VOLUME
+        volume["persistentVolumeClaim"]["claimName"]
+        for volumes in (template["spec"].get("volumes", ()) for template in templates)
+        if any(volume.get("configMap", {}).get("name") == name for volume in volumes)
+        for volume in volumes
+        if volume["name"] == _VOLUME
     }
     return _file(draft, named, target_digest, mounted.pop() if len(mounted) == 1 else "")
 
 
-def _file(
-    draft: DraftView | None,
-    named: Sequence[tuple[str, DraftView | None]],
-    target_digest: str,
-    claim: str,
-) -> dict[str, str]:
-    """It names the draft and further ones, of those that pods which mount the claim can use."""
+def _file(draft: DraftView | None, named: NamedDrafts, target_digest: str, claim: str) -> dict[str, str]:
+    """Name the draft and further ones, of those that pods which mount the claim can use."""
     selection: dict[str, Any] = {}
     if draft is not None and unusable(draft, target_digest, claim) is None:
         selection |= {"heads": _folder(draft), "version": draft.version}
     further = {
-        name: _folder(each)
-        for name, each in named
-        if each is not None and unusable(each, target_digest, claim) is None
+        name: _folder(view)
+        for name, view in named
+        if view is not None and unusable(view, target_digest, claim) is None
     }
     if further:
         selection["named"] = further
@@ -108,7 +107,7 @@ def _file(
 
 
 def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
-    """Why pods that mount a claim cannot use a further draft, in a few words."""
+    """Say in a few words why pods that mount a claim cannot use a further draft."""
     if draft.method != DraftMethod.TURBO_HEADS:
         return f"drafts by {draft.method}, which the engine Turbo cannot yet"
     if draft.target_digest != target_digest:
@@ -117,29 +116,21 @@ def unusable(draft: DraftView, target_digest: str, claim: str) -> str | None:
 
 
 def _folder(draft: DraftView) -> str:
-    return f"{_mount(draft.claim_name)}/{draft.path}"
+    return f"{claim_path(draft.claim_name)}/{draft.path}"
 
 
-def volumes(td: TurboDeployment, claim: str | None, trial: bool = False) -> list[dict[str, Any]]:
-    """The volumes of a serving pod."""
+def volumes(td: TurboDeployment, claim: str | None, trial: bool = False) -> list[MountedVolume]:
+    """Build the volumes of a serving pod."""
     if claim is None:
         return []
+    settings = {"configMap": {"name": configmap_name(td, trial)}}
+    drafts = {"persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
     return [
-        {"name": "drafts-in-use", "configMap": {"name": configmap_name(td, trial)}},
-        {"name": _VOLUME, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}},
+        mounted_volume("drafts-in-use", settings, FOLDER, read_only=True),
+        mounted_volume(_VOLUME, drafts, claim_path(claim), read_only=True),
     ]
 
 
-def mounts(claim: str | None) -> list[dict[str, Any]]:
-    """Where its container has them."""
-    if claim is None:
-        return []
-    return [
-        {"name": "drafts-in-use", "mountPath": FOLDER, "readOnly": True},
-        {"name": _VOLUME, "mountPath": _mount(claim), "readOnly": True},
-    ]
-
-
-def _mount(claim: str) -> str:
-    """By the claim's name: a pod that mounts another one does not find the draft, and keeps what it has."""
+def claim_path(claim: str) -> str:
+    """Return where a claim is mounted: by name, so that pods that mount another keep what they have."""
     return f"{CLAIM_PATH}/{claim}"

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from turbo_operator.api import ROLE_INSPECT, Template, TurboDeployment
-from turbo_operator.render import source
-from turbo_operator.render.metadata import digest, labels, metadata, sealed
-from turbo_operator.render.pod import pod_spec, variables
+from turbo_operator.api import ROLE_INSPECT, TurboDeployment
+from turbo_operator.render import metadata, source
+from turbo_operator.render.metadata import build_child, digest, labels
+from turbo_operator.render.pod import build_container, failing_at_once, pod_metadata, pod_spec
 from turbo_operator.settings import Settings
-from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.contract.model import ModelInfo
 
-FACTS_KEY = "facts.json"  # ModelFacts as JSON
+CONTAINER = "inspect"
+FACTS_KEY = "facts.json"  # ModelInfo as JSON
 SOURCE_KEY = "source"  # the source hash that they are good for
 SEAL_KEY = "seal"  # hash of both: what somebody edited is no answer of the Job's
 
@@ -31,64 +31,29 @@ def configmap_name(td: TurboDeployment) -> str:
 
 
 def inspect_job(td: TurboDeployment, settings: Settings) -> dict[str, Any]:
-    """One pod that runs `turbo inspect` and leaves `ModelFacts` as its termination message."""
-    model = td.spec.model
-    revision = [f"--revision={model.revision}"] if model.revision else []
-    container = {
-        "name": "inspect",
-        "image": td.spec.engine.image or settings.runtime_image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "command": ["turbo", "inspect"],
-        "args": [source.argument(td), *revision, f"--termination-message={TERMINATION_LOG}"],
-        "env": [*source.environment(td), *variables(td)],
-        # Configuration and headers only are read; what weighs is the interpreter.
-        "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}},
+    """Build a Job of one pod that runs `turbo inspect` and leaves `ModelInfo` as its termination message."""
+    revision = [f"--revision={td.spec.model.revision}"] if td.spec.model.revision else []
+    arguments = [source.argument(td), *revision, f"--termination-message={TERMINATION_LOG}"]
+    # Configuration and headers only are read; what weighs is the interpreter.
+    resources = {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "2Gi"}}
+    container = build_container(td, settings, CONTAINER, ["turbo", "inspect"], arguments, resources)
+    spec = {
+        "backoffLimit": RETRIES,
+        "podFailurePolicy": {"rules": [failing_at_once(CONTAINER)]},
+        "template": {
+            "metadata": pod_metadata(td, labels(td, ROLE_INSPECT)),
+            "spec": {**pod_spec(td, container), "restartPolicy": "Never"},
+        },
     }
-    own = labels(td, ROLE_INSPECT)
-    spec = {**pod_spec(td, container, (), {}), "restartPolicy": "Never"}
-    overlay = td.spec.template or Template()
-    meta: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
-    if overlay.annotations:
-        meta["annotations"] = dict(overlay.annotations)
-    return sealed(
-        {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": metadata(td, job_name(td), own),
-            "spec": {
-                "backoffLimit": RETRIES,
-                # What no other attempt can mend, like a path where nothing is, fails at once.
-                "podFailurePolicy": {
-                    "rules": [
-                        {
-                            "action": "FailJob",
-                            "onExitCodes": {
-                                "containerName": "inspect",
-                                "operator": "In",
-                                "values": [PERMANENT_ERROR],
-                            },
-                        }
-                    ]
-                },
-                "template": {"metadata": meta, "spec": spec},
-            },
-        }
-    )
+    return build_child(td, "Job", job_name(td), ROLE_INSPECT, {"spec": spec})
 
 
 def facts_data(td: TurboDeployment, facts: ModelInfo) -> dict[str, str]:
-    """What the ConfigMap holds."""
+    """Return what the ConfigMap holds."""
     data = {FACTS_KEY: facts.to_json(), SOURCE_KEY: source.source_hash(td)}
     return {**data, SEAL_KEY: digest(data)[:16]}
 
 
 def configmap(td: TurboDeployment, facts: ModelInfo) -> dict[str, Any]:
-    """`NAME-model`: what the inspect Job found, so that its answer outlives its pod."""
-    return sealed(
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": metadata(td, configmap_name(td), labels(td, ROLE_INSPECT)),
-            "data": facts_data(td, facts),
-        }
-    )
+    """Build `NAME-model`: what the inspect Job found, so that its answer outlives its pod."""
+    return metadata.configmap(td, configmap_name(td), facts_data(td, facts), ROLE_INSPECT)

@@ -23,28 +23,25 @@ from turbo_operator.api import (
     TURBODEPLOYMENT,
     TurboDeployment,
 )
+from turbo_operator.resources import CHILDREN
 from turbo_operator.snapshot import ChildView
 
 APP_NAME = "turbo"
 
 
-def canonical(value: object) -> bytes:
-    """The one JSON text of a value: the same input gives the same bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
-
-
 def digest(value: object) -> str:
-    """sha256 of the canonical JSON text, in hex."""
-    return hashlib.sha256(canonical(value)).hexdigest()
+    """Return the sha256, in hex, of the one JSON text of a value: the same input gives the same bytes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def short(value: object) -> str:
-    """Four letters of base 32 (20 bits): enough to tell the few sources that one object ever had apart."""
-    return base64.b32encode(hashlib.sha256(canonical(value)).digest()).decode().lower()[:4]
+    """Return four letters of base 32: enough to tell the few sources that one object ever had apart."""
+    return base64.b32encode(bytes.fromhex(digest(value))).decode().lower()[:4]
 
 
-def labels(td: TurboDeployment, role: str, **more: str) -> dict[str, str]:
-    """Labels of a child; `role` is also its component."""
+def labels(td: TurboDeployment, role: str) -> dict[str, str]:
+    """Return the labels of a child; `role` is also its component."""
     return {
         LABEL_NAME: APP_NAME,
         LABEL_INSTANCE: td.metadata.name,
@@ -52,17 +49,16 @@ def labels(td: TurboDeployment, role: str, **more: str) -> dict[str, str]:
         LABEL_COMPONENT: role,
         LABEL_DEPLOYMENT: td.metadata.name,
         LABEL_ROLE: role,
-        **more,
     }
 
 
 def serving_selector(td: TurboDeployment) -> dict[str, str]:
-    """Labels that the serving pods of all variants have always had; inspecting pods bear another role."""
+    """Return labels that the serving pods of all variants have; inspecting pods have another role."""
     return {LABEL_DEPLOYMENT: td.metadata.name, LABEL_ROLE: ROLE_SERVING}
 
 
 def traffic_selector(td: TurboDeployment, children: Iterable[ChildView]) -> dict[str, str]:
-    """Labels by which the serving pods of all variants are found, and hardly a stranger's.
+    """Return labels by which the serving pods of all variants are found, and hardly a stranger's.
 
     The owner's uid is among them as soon as no variant is left whose pods were made without it.
     """
@@ -72,21 +68,37 @@ def traffic_selector(td: TurboDeployment, children: Iterable[ChildView]) -> dict
     return serving_selector(td)
 
 
-def metadata(td: TurboDeployment, name: str, child_labels: Mapping[str, str]) -> dict[str, Any]:
-    """Metadata of a child: owned by the TurboDeployment, so that the garbage collector removes it.
-
-    blockOwnerDeletion is false: the deletion of the user's object never waits for ours.
+def build_child(
+    td: TurboDeployment,
+    kind: str,
+    name: str,
+    role: str,
+    body: Mapping[str, Any],
+    more_labels: Mapping[str, str] = {},
+) -> dict[str, Any]:
+    """Build a child around its `body`: owned by the TurboDeployment, so that the garbage collector removes
+    it, and sealed with the hash of itself as an annotation, to tell what was applied from what is wanted.
     """
-    return {
-        "name": name,
-        "namespace": td.metadata.namespace,
-        "labels": dict(child_labels),
-        "ownerReferences": [owner_reference(td)],
+    manifest = {
+        "apiVersion": CHILDREN[kind].api_version,
+        "kind": kind,
+        "metadata": {
+            "name": name,
+            "namespace": td.metadata.namespace,
+            "labels": {**labels(td, role), **more_labels},
+            "ownerReferences": [owner_reference(td)],
+        },
+        **body,
     }
+    annotations = {ANNOTATION_APPLIED_HASH: digest(manifest)[:16]}
+    return {**manifest, "metadata": {**manifest["metadata"], "annotations": annotations}}
 
 
 def owner_reference(td: TurboDeployment) -> dict[str, Any]:
-    """The TurboDeployment as the controller of a child."""
+    """Return the TurboDeployment as the controller of a child.
+
+    blockOwnerDeletion is false: the deletion of the user's object never waits for ours.
+    """
     return {
         "apiVersion": API_VERSION,
         "kind": TURBODEPLOYMENT,
@@ -97,20 +109,8 @@ def owner_reference(td: TurboDeployment) -> dict[str, Any]:
     }
 
 
-def configmap(td: TurboDeployment, name: str, data: Mapping[str, str]) -> dict[str, Any]:
-    """Of files that serving pods mount."""
-    return sealed(
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": metadata(td, name, labels(td, ROLE_SERVING)),
-            "data": dict(data),
-        }
-    )
-
-
-def sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with the hash of itself as an annotation, to tell what was applied from what is wanted."""
-    meta = manifest["metadata"]
-    annotations = {**meta.get("annotations", {}), ANNOTATION_APPLIED_HASH: digest(manifest)[:16]}
-    return {**manifest, "metadata": {**meta, "annotations": annotations}}
+def configmap(
+    td: TurboDeployment, name: str, data: Mapping[str, str], role: str = ROLE_SERVING
+) -> dict[str, Any]:
+    """Build a ConfigMap, by default of files that serving pods mount."""
+    return build_child(td, "ConfigMap", name, role, {"data": dict(data)})

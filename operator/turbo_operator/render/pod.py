@@ -1,16 +1,28 @@
-"""What serving and inspecting pods share: the same locks, the same overlay. Pure."""
+"""What serving, inspecting and training pods share: the same locks, the same overlay. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turbo_operator.api import Template, TurboDeployment
+from turbo_operator.api import (
+    LABEL_ACCELERATOR,
+    LABEL_ACCELERATOR_COUNT,
+    LABEL_CAPACITY_TYPE,
+    Template,
+    TurboDeployment,
+    label_value,
+)
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.render import source
+from turbo_operator.render.source import MountedVolume
+from turbo_operator.settings import Settings
+from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 
 USER_ID = 65532  # of the runtime image; any other would do as well
+# A claim belongs to root where its driver is not told otherwise.
+OWN_GROUP = {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
 
 CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
@@ -19,37 +31,77 @@ CONTAINER_SECURITY = {
 }
 
 
-def variables(td: TurboDeployment) -> list[dict[str, Any]]:
-    """The overlay's environment as the API server keeps it: an empty value is no value there."""
+def build_container(
+    td: TurboDeployment,
+    settings: Settings,
+    name: str,
+    command: Sequence[str],
+    arguments: Sequence[str],
+    resources: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Build a container of the runtime's image."""
     overlay = td.spec.template or Template()
-    return [
+    # As the API server keeps them: an empty value is no value there.
+    variables = [
         {key: value for key, value in variable.dump().items() if value != ""}
         for variable in overlay.env or ()
     ]
+    return {
+        "name": name,
+        "image": td.spec.engine.image or settings.runtime_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        "command": list(command),
+        "args": list(arguments),
+        "env": [*source.environment(td), *variables],
+        "resources": resources,
+    }
 
 
-def pod_spec_for(td: TurboDeployment, container: dict[str, Any], choice: Choice) -> dict[str, Any]:
-    """A pod that goes only where the accelerator and the capacity type of the choice are."""
+def pod_metadata(td: TurboDeployment, own: Mapping[str, str]) -> dict[str, Any]:
+    """Build the metadata of a pod template: the overlay's, under our own labels."""
+    overlay = td.spec.template or Template()
+    metadata: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
+    if overlay.annotations:
+        metadata["annotations"] = dict(overlay.annotations)
+    return metadata
+
+
+def placement_labels(choice: Choice) -> dict[str, str]:
+    """Return the labels by which, and the catalog's prices, anybody can tell what a pod costs."""
+    return {
+        LABEL_ACCELERATOR: label_value(choice.accelerator.name),
+        LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica),
+        LABEL_CAPACITY_TYPE: choice.capacity_type,
+    }
+
+
+def placed_pod_spec(
+    td: TurboDeployment, container: dict[str, Any], choice: Choice, volumes: Sequence[MountedVolume]
+) -> dict[str, Any]:
+    """Build a pod that goes only where the accelerator and the capacity type of the choice are."""
     accelerator = choice.accelerator
     constraint = build_constraint(accelerator, choice.capacity_type)
-    tolerations = [dict(each) for each in (*accelerator.tolerations, *constraint.tolerations)]
-    spec = pod_spec(td, container, tolerations, dict(accelerator.node_selector))
-    return {**spec, "affinity": constraint.affinity}
+    tolerations = [dict(toleration) for toleration in (*accelerator.tolerations, *constraint.tolerations)]
+    spec = pod_spec(td, container, tolerations, accelerator.node_selector, volumes)
+    spec["affinity"] = constraint.affinity
+    if td.spec.template and td.spec.template.runtime_class_name:
+        spec["runtimeClassName"] = td.spec.template.runtime_class_name
+    return spec
 
 
 def pod_spec(
     td: TurboDeployment,
     container: dict[str, Any],
-    tolerations: Sequence[dict[str, Any]],
-    selector: dict[str, str],
+    tolerations: Sequence[dict[str, Any]] = (),
+    selector: Mapping[str, str] = {},
+    volumes: Sequence[MountedVolume] = (),
 ) -> dict[str, Any]:
-    """A pod around one container that reads the model; the overlay adds `tolerations` and to `selector`.
+    """Build a pod around one container that reads the model; the overlay adds to what is given.
 
     No token of the Kubernetes API is mounted, and Services are not announced in the environment.
     """
     overlay = td.spec.template or Template()
-    nodes = {**selector, **(overlay.node_selector or {})}
-    tolerated = [*tolerations, *(each.dump() for each in overlay.tolerations or ())]
+    volumes = [*source.volumes(td), *volumes]
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -63,20 +115,23 @@ def pod_spec(
             {
                 **container,
                 "securityContext": CONTAINER_SECURITY,
-                "volumeMounts": source.mounts(td),
+                "volumeMounts": [mount for _, mount in volumes],
                 "terminationMessagePolicy": "FallbackToLogsOnError",
             }
         ],
-        "volumes": source.volumes(td),
+        "volumes": [volume for volume, _ in volumes],
     }
-    if nodes:
-        spec["nodeSelector"] = nodes
-    if tolerated:
-        spec["tolerations"] = tolerated
-    if overlay.service_account_name:
-        spec["serviceAccountName"] = overlay.service_account_name
-    if overlay.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": each.name} for each in overlay.image_pull_secrets]
-    if overlay.priority_class_name:
-        spec["priorityClassName"] = overlay.priority_class_name
-    return spec
+    optional = {
+        "nodeSelector": {**selector, **(overlay.node_selector or {})},
+        "tolerations": [*tolerations, *(toleration.dump() for toleration in overlay.tolerations or ())],
+        "serviceAccountName": overlay.service_account_name,
+        "imagePullSecrets": [{"name": secret.name} for secret in overlay.image_pull_secrets or ()],
+        "priorityClassName": overlay.priority_class_name,
+    }
+    return spec | {name: value for name, value in optional.items() if value}
+
+
+def failing_at_once(container: str) -> dict[str, Any]:
+    """Return a Job's rule to fail at once of what no retry can mend, like a path where nothing is."""
+    codes = {"containerName": container, "operator": "In", "values": [PERMANENT_ERROR]}
+    return {"action": "FailJob", "onExitCodes": codes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from turbo_operator.api import TurboDeployment
@@ -12,42 +13,44 @@ CACHE_PATH = "/cache"  # where a hub's files are kept for the life of a pod
 TMP_PATH = "/tmp"  # noqa: S108  the one writable folder that libraries expect; an emptyDir of the pod's own
 TMP_LIMIT = "1Gi"
 
+MountedVolume = tuple[dict[str, Any], dict[str, Any]]  # a volume of a pod, and its mount
+
 
 def source_hash(td: TurboDeployment) -> str:
-    """Short hash of what decides which model it is: the inspect Job's answer is good for one such hash."""
+    """Hash what decides which model it is: the inspect Job's answer is good for one such hash."""
     model = td.spec.model
     token = model.token_secret_ref.dump() if model.token_secret_ref else None
     return short({"uri": model.uri, "revision": model.revision, "token": token})
 
 
 def argument(td: TurboDeployment) -> str:
-    """What the runtime is told as MODEL: a hub id, or a path below the mounted claim."""
+    """Return what the runtime gets as MODEL: a hub id, or a path below the mounted claim."""
     model = td.spec.model
     if model.on_hub:
         return model.hub_id
     return f"{MODELS_PATH}/{model.claim_path}".rstrip("/")
 
 
-def volumes(td: TurboDeployment) -> list[dict[str, Any]]:
-    """Volumes of a pod that reads the model."""
+def mounted_volume(
+    name: str, volume: Mapping[str, Any], path: str, *, read_only: bool = False
+) -> MountedVolume:
+    """Build a volume, and the mount by which a container has it at `path`."""
+    mount: dict[str, Any] = {"name": name, "mountPath": path}
+    return {"name": name, **volume}, mount | ({"readOnly": True} if read_only else {})
+
+
+def volumes(td: TurboDeployment) -> list[MountedVolume]:
+    """Build the volumes of a pod that reads the model."""
     model = td.spec.model
-    temporary = {"name": "tmp", "emptyDir": {"sizeLimit": TMP_LIMIT}}
+    temporary = mounted_volume("tmp", {"emptyDir": {"sizeLimit": TMP_LIMIT}}, TMP_PATH)
     if model.on_hub:
-        return [temporary, {"name": "cache", "emptyDir": {}}]
-    claim = {"claimName": model.claim, "readOnly": True}
-    return [temporary, {"name": "model", "persistentVolumeClaim": claim}]
-
-
-def mounts(td: TurboDeployment) -> list[dict[str, Any]]:
-    """Where its container has them."""
-    temporary = {"name": "tmp", "mountPath": TMP_PATH}
-    if td.spec.model.on_hub:
-        return [temporary, {"name": "cache", "mountPath": CACHE_PATH}]
-    return [temporary, {"name": "model", "mountPath": MODELS_PATH, "readOnly": True}]
+        return [temporary, mounted_volume("cache", {"emptyDir": {}}, CACHE_PATH)]
+    claim = {"persistentVolumeClaim": {"claimName": model.claim, "readOnly": True}}
+    return [temporary, mounted_volume("model", claim, MODELS_PATH, read_only=True)]
 
 
 def environment(td: TurboDeployment) -> list[dict[str, Any]]:
-    """Its container's environment. The root is read-only, so homes and caches lie on the emptyDirs."""
+    """Build its environment. The root is read-only, so homes and caches lie on the emptyDirs."""
     model = td.spec.model
     variables: list[dict[str, Any]] = [{"name": "HOME", "value": TMP_PATH}]
     if not model.on_hub:

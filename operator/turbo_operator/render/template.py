@@ -14,9 +14,6 @@ from decimal import Decimal
 from typing import Any
 
 from turbo_operator.api import (
-    LABEL_ACCELERATOR,
-    LABEL_ACCELERATOR_COUNT,
-    LABEL_CAPACITY_TYPE,
     LABEL_DRAFT_VERSION,
     LABEL_OWNER_UID,
     LABEL_PLAN_HASH,
@@ -31,9 +28,15 @@ from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
-from turbo_operator.render import api_keys_volume, capture, draft_volume, source
+from turbo_operator.render import draft_volume, server_volumes, source
 from turbo_operator.render.metadata import digest, labels
-from turbo_operator.render.pod import USER_ID, pod_spec_for, variables
+from turbo_operator.render.pod import (
+    OWN_GROUP,
+    build_container,
+    placed_pod_spec,
+    placement_labels,
+    pod_metadata,
+)
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, identity
 from turbo_runtime.contract.config import RuntimeConfig
@@ -63,7 +66,7 @@ def plan_hash(
     *,
     trial: bool = False,
 ) -> str:
-    """Hash of all that shapes a serving pod: never of replicas, prices, predictions or rejects, nor of which
+    """Hash all that shapes a serving pod: never of replicas, prices, predictions or rejects, nor of which
     draft of a claim it is, but for pods that one is tried on.
     """
     claim = draft_volume.claim(td, draft, choice)
@@ -78,7 +81,7 @@ def plan_hash(
             accelerator.resource_name,
             _number(accelerator.quantity * choice.accelerators_per_replica),
             dict(accelerator.node_selector),
-            [dict(each) for each in accelerator.tolerations],
+            [dict(toleration) for toleration in accelerator.tolerations],
         ],
         "memory": choice.host_memory_bytes,
         "overlay": (td.spec.template or Template()).dump(),
@@ -87,11 +90,11 @@ def plan_hash(
     if choice.capacity_type != CapacityType.ON_DEMAND:
         material["capacityType"] = choice.capacity_type
     if selectors := build_constraint(accelerator, choice.capacity_type).selectors:
-        material["capacitySelectors"] = {kind: dict(each) for kind, each in selectors.items()}
-    if ref := api_keys_volume.reference(td):
-        material["apiKeys"] = ref.dump()
-    if wanted := capture.wanted(td):
-        material["capture"] = wanted.pvc.dump()  # the rest reaches pods as they run
+        material["capacitySelectors"] = {kind: dict(selector) for kind, selector in selectors.items()}
+    if keys := server_volumes.api_keys(td):
+        material["apiKeys"] = keys.dump()
+    if capture := server_volumes.capture(td):
+        material["capture"] = capture.pvc.dump()  # the rest reaches pods as they run
     if claim:
         material["drafts"] = claim
     if trial and draft:
@@ -102,7 +105,7 @@ def plan_hash(
 def runtime_config(
     td: TurboDeployment, choice: Choice, facts: ModelInfo, claim: str | None = None
 ) -> RuntimeConfig:
-    """What `turbo serve` is told: the same commit, arithmetic and threads for all, hence the same bytes."""
+    """Return what `turbo serve` gets: one commit, arithmetic and threads for all, hence the same bytes."""
     cpu = choice.accelerator.resource_name == CPU
     timeout = td.spec.engine.step_timeout_seconds
     config = RuntimeConfig(
@@ -118,8 +121,8 @@ def runtime_config(
         drafts=draft_volume.argument(claim),
         max_draft_tokens=choice.max_draft_tokens,
         drain_seconds=td.spec.drain.timeout_seconds,
-        api_keys=api_keys_volume.argument(td),
-        capture=capture.argument(td),
+        api_keys=server_volumes.api_keys_argument(td),
+        capture=server_volumes.capture_argument(td),
     )
     return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout)
 
@@ -134,22 +137,15 @@ def pod_template(
     *,
     trial: bool = False,
 ) -> dict[str, Any]:
-    """The template of the pods of `variant`, a plan hash; of a `trial`, those that the draft is tried on."""
+    """Build the pod template of `variant`, a plan hash; of a `trial`, that the draft is tried on."""
     claim = draft_volume.claim(td, draft, choice)
     config = runtime_config(td, choice, facts, claim)
     if trial:
         config = dataclasses.replace(config, audit_share=TRIAL_AUDIT_SHARE)
-    overlay = td.spec.template or Template()
-    accelerator = choice.accelerator
-    container = {
-        "name": "runtime",
-        "image": td.spec.engine.image or settings.runtime_image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "command": ["turbo", "serve"],
-        "args": config.to_argv(),
-        "env": [*source.environment(td), *variables(td)],
+    container = build_container(
+        td, settings, "runtime", ["turbo", "serve"], config.to_argv(), resources(td, choice)
+    ) | {
         "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
-        "resources": resources(td, choice),
         # Readiness is the model being loaded; the server process answers for a busy engine, so that slowness
         # is no death below spec.engine.stepTimeout.
         "startupProbe": _probe(READY_PATH, STARTUP_PERIOD_SECONDS, STARTUP_SECONDS // STARTUP_PERIOD_SECONDS),
@@ -157,41 +153,25 @@ def pod_template(
         # A process that hangs does not end by itself: there is nothing to drain.
         "livenessProbe": _probe(HEALTH_PATH, 10, 6) | {"terminationGracePeriodSeconds": HUNG_GRACE_SECONDS},
     }
-    spec = pod_spec_for(td, container, choice)
-    spec["volumes"] += (
-        api_keys_volume.volumes(td) + capture.volumes(td) + draft_volume.volumes(td, claim, trial)
-    )
-    spec["containers"][0]["volumeMounts"] += (
-        api_keys_volume.mounts(td) + capture.mounts(td) + draft_volume.mounts(claim)
-    )
-    if capture.wanted(td):  # a claim belongs to root where its driver is not told otherwise
-        spec["securityContext"] |= {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
+    volumes = [*server_volumes.server_volumes(td), *draft_volume.volumes(td, claim, trial)]
+    spec = placed_pod_spec(td, container, choice, volumes)
+    if server_volumes.capture(td):
+        spec["securityContext"] |= OWN_GROUP
     grace = config.drain_seconds + config.endpoint_seconds + GRACE_SLACK_SECONDS
     spec["terminationGracePeriodSeconds"] = math.ceil(grace)
-    if overlay.runtime_class_name:
-        spec["runtimeClassName"] = overlay.runtime_class_name
-    own = labels(
-        td,
-        ROLE_SERVING,
-        **{
-            LABEL_PLAN_HASH: variant,
-            LABEL_OWNER_UID: td.metadata.uid,
-            LABEL_ACCELERATOR: label_value(accelerator.name),
-            # By these three and the catalogue's prices anybody can tell what a pod costs.
-            LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica),
-            LABEL_CAPACITY_TYPE: choice.capacity_type,
-        },
-    )
+    own = {
+        **labels(td, ROLE_SERVING),
+        LABEL_PLAN_HASH: variant,
+        LABEL_OWNER_UID: td.metadata.uid,
+        **placement_labels(choice),
+    }
     if trial and draft:
         own[LABEL_DRAFT_VERSION] = label_value(draft.version)
-    meta: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
-    if overlay.annotations:
-        meta["annotations"] = dict(overlay.annotations)
-    return {"metadata": meta, "spec": spec}
+    return {"metadata": pod_metadata(td, own), "spec": spec}
 
 
 def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
-    """Requests and limits of the container: the accelerator's, the overlay's amounts over them."""
+    """Return the container's requests and limits: the accelerator's, the overlay's amounts over them."""
     accelerator = choice.accelerator
     amount = _number(accelerator.quantity * choice.accelerators_per_replica)
     memory = f"{-(-choice.host_memory_bytes // MIB)}Mi"
@@ -209,9 +189,7 @@ def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
 
 
 def _hashed(config: RuntimeConfig) -> list[str]:
-    """The arguments as they were when `HASH_VERSION` was made: what drafts was `suffix` by default then, so
-    that it was left out, and is `auto` now.
-    """
+    """Return the arguments as of `HASH_VERSION`: `suffix` was the default then, and is `auto` now."""
     argv = config.to_argv()
     if config.speculation == "suffix":
         argv.remove("--speculation=suffix")
@@ -221,12 +199,12 @@ def _hashed(config: RuntimeConfig) -> list[str]:
 
 
 def _cores(td: TurboDeployment, choice: Choice) -> Decimal:
-    """Cores that the container may use: one thread each, since a process cannot see its quota."""
+    """Return the cores that the container may use, since a process cannot see its quota."""
     return quantity(resources(td, choice)["limits"][CPU])
 
 
 def _number(amount: Decimal) -> str:
-    """A quantity in its shortest form: whole, or in thousandths."""
+    """Write a quantity in its shortest form: whole, or in thousandths."""
     return str(int(amount)) if amount == int(amount) else f"{math.ceil(amount * 1000)}m"
 
 

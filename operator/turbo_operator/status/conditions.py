@@ -1,4 +1,4 @@
-"""The verdicts of a status: what holds, and where it does not, whose words say why. Pure."""
+"""The conditions of a status: what holds, and where it does not, whose words say why. Pure."""
 
 from __future__ import annotations
 
@@ -26,67 +26,48 @@ from turbo_operator.planner import money
 from turbo_operator.render import url
 from turbo_operator.snapshot import ENDED_PHASES, PodView, Snapshot
 from turbo_operator.status.cost import cost_per_hour
-from turbo_operator.status.takeover import NO_TAKEOVER, Takeover
-from turbo_operator.status.takeover import failure as failure_of
+from turbo_operator.status.outcome import Outcome
 
-# What a pod says, and what it means for the user.
+# What Kubernetes says of a pod, and what it means for the user.
 POD_REASONS: Mapping[str, AvailableReason] = {
-    "Unschedulable": AvailableReason.WAITING_FOR_ACCELERATOR,
-    "SchedulingGated": AvailableReason.WAITING_FOR_ACCELERATOR,
-    "ErrImagePull": AvailableReason.IMAGE_PULL,
-    "ImagePullBackOff": AvailableReason.IMAGE_PULL,
-    "ImageInspectError": AvailableReason.IMAGE_PULL,
-    "InvalidImageName": AvailableReason.IMAGE_PULL,
-    "ErrImageNeverPull": AvailableReason.IMAGE_PULL,
-    "RegistryUnavailable": AvailableReason.IMAGE_PULL,
-    "OOMKilled": AvailableReason.OUT_OF_MEMORY,
-    "CrashLoopBackOff": AvailableReason.CRASH_LOOP,
-    "CreateContainerConfigError": AvailableReason.CRASH_LOOP,
-    "CreateContainerError": AvailableReason.CRASH_LOOP,
-    "RunContainerError": AvailableReason.CRASH_LOOP,
-    "StartError": AvailableReason.CRASH_LOOP,
-    "ContainerCannotRun": AvailableReason.CRASH_LOOP,
-    "Error": AvailableReason.CRASH_LOOP,
-    "Evicted": AvailableReason.CRASH_LOOP,
+    reason: meaning
+    for meaning, reasons in {
+        AvailableReason.WAITING_FOR_ACCELERATOR: "Unschedulable SchedulingGated",
+        AvailableReason.IMAGE_PULL: "ErrImagePull ImagePullBackOff ImageInspectError InvalidImageName "
+        "ErrImageNeverPull RegistryUnavailable",
+        AvailableReason.OUT_OF_MEMORY: "OOMKilled",
+        AvailableReason.CRASH_LOOP: "CrashLoopBackOff CreateContainerConfigError CreateContainerError "
+        "RunContainerError StartError ContainerCannotRun Error Evicted",
+    }.items()
+    for reason in reasons.split()
 }
-
-WAITING = frozenset({AvailableReason.WAITING_FOR_ACCELERATOR, AvailableReason.QUOTA_EXCEEDED})
 
 
 def verdicts(
-    td: TurboDeployment,
-    observed: Snapshot,
-    scale: ScalingDecision,
-    plan: Plan | None,
-    plan_hash: str | None,
-    refused: str | None,
-    trial: str | None = None,
-    takeover: Takeover = NO_TAKEOVER,
+    td: TurboDeployment, observed: Snapshot, outcome: Outcome, refused: str | None
 ) -> dict[ConditionType, ConditionState]:
-    """One verdict for each condition but Reconciling and Stalled; `scale` is the one in force, `trial` the
-    plan hash of pods that try a draft.
-    """
+    """Return each condition but Reconciling and Stalled; the outcome's scale is the one in force."""
     serving = [pod for pod in observed.pods if pod.is_serving]
-    mine = (plan_hash or takeover.target, trial)
-    current = [pod for pod in serving if mine[0] is None or pod.plan_hash in mine]
+    canary_hash = outcome.verdict.variant if outcome.verdict is not None else None
+    plan_hash = outcome.plan_hash or outcome.takeover.target
+    current = [pod for pod in serving if plan_hash is None or pod.plan_hash in (plan_hash, canary_hash)]
     inspected = _inspected(td, observed)
-    feasible = _feasible(plan, inspected)
-    available = _available(scale, observed, serving, current, feasible, plan_hash, takeover)
-    ready = _ready(td, scale, current, inspected, feasible, available, observed, plan_hash, refused, takeover)
+    feasible = _feasible(outcome.plan, inspected)
+    available = _available(outcome, observed, serving, current, feasible)
     return {
-        ConditionType.READY: ready,
+        ConditionType.READY: _ready(td, outcome, current, inspected, feasible, available, observed, refused),
         ConditionType.PLAN_FEASIBLE: feasible,
         ConditionType.MODEL_INSPECTED: inspected,
         ConditionType.AVAILABLE: available,
         ConditionType.WITHIN_BUDGET: _within_budget(
             observed, td.spec.cost.max_per_hour if td.spec.cost else None
         ),
-        ConditionType.SCALING_ACTIVE: _scaling(td, scale),
+        ConditionType.SCALING_ACTIVE: _scaling(td, outcome.scale),
     }
 
 
 def in_force(td: TurboDeployment, scale: ScalingDecision, plan_hash: str | None) -> ScalingDecision:
-    """What the pods are measured against: the spec, or while it has no plan what the last feasible one took.
+    """Return what pods are measured against: the spec, or while it has no plan the last feasible one.
 
     A suspension is no such plan.
     """
@@ -95,14 +76,6 @@ def in_force(td: TurboDeployment, scale: ScalingDecision, plan_hash: str | None)
         wanted = td.status.desired_replicas or last.replicas
         return dataclasses.replace(scale, replicas=min(scale.replicas, wanted))
     return scale
-
-
-def suspended(scale: ScalingDecision, pods: Sequence[PodView]) -> str:
-    """The sentence of a suspension, with how many pods are still to end."""
-    num_there = sum(pod.is_present for pod in pods)
-    if not num_there:
-        return scale.detail
-    return f"{scale.detail} {'1 pod has' if num_there == 1 else f'{num_there} pods have'} yet to end."
 
 
 def _inspected(td: TurboDeployment, observed: Snapshot) -> ConditionState:
@@ -133,38 +106,40 @@ def _feasible(plan: Plan | None, inspected: ConditionState) -> ConditionState:
 
 
 def _available(
-    scale: ScalingDecision,
+    outcome: Outcome,
     observed: Snapshot,
     serving: Sequence[PodView],
     current: Sequence[PodView],
     feasible: ConditionState,
-    plan_hash: str | None,
-    takeover: Takeover,
 ) -> ConditionState:
     """Whether enough pods answer, of whichever variant: all but the one that a node's drain may take."""
+    scale, plan_hash, takeover = outcome.scale, outcome.plan_hash, outcome.takeover
     if scale.reason == ScalingReason.SUSPENDED:
-        return ConditionState("False", AvailableReason.SUSPENDED, suspended(scale, observed.pods))
+        message, present = scale.detail, sum(pod.is_present for pod in observed.pods)
+        if present:
+            message += f" {'1 pod has' if present == 1 else f'{present} pods have'} yet to end."
+        return ConditionState("False", AvailableReason.SUSPENDED, message)
     ready = min(sum(pod.ready for pod in serving), scale.replicas)
-    missing = _missing(scale, ready, current, takeover)
+    answering = f"{ready} of {scale.replicas} replicas answer."
     if ready >= _minimum(scale.replicas):
-        message = f"{ready} of {scale.replicas} replicas answer.{missing}"
+        message = answering + _missing(outcome, ready, current)
         return ConditionState("True", AvailableReason.MINIMUM_REPLICAS, message)
     if plan_hash is None and not serving:
         message = f"0 of {scale.replicas} replicas answer. {feasible.message}"
         return ConditionState("False", AvailableReason.NO_PLAN, message)
-    found = _held_up(scale, observed, current or serving, plan_hash or takeover.target, ready)
-    if takeover.waits and found.reason == AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
-        message = f"{ready} of {scale.replicas} replicas answer. {takeover.waits}"
+    cause = _held_up(scale, observed, current or serving, plan_hash or takeover.target, ready)
+    if takeover.waits and cause.reason == AvailableReason.MODEL_LOADING and all(pod.ready for pod in current):
+        message = f"{answering} {takeover.waits}"
         return ConditionState("False", AvailableReason.WAITING_FOR_ACCELERATOR, message)
-    return found
+    return cause
 
 
-def _missing(scale: ScalingDecision, ready: int, pods: Sequence[PodView], takeover: Takeover) -> str:
-    """What holds up those that do not answer yet, to be said after how many do; nothing where all do."""
-    if ready >= scale.replicas:
+def _missing(outcome: Outcome, ready: int, pods: Sequence[PodView]) -> str:
+    """Say what holds up those that do not answer yet, after how many do; nothing where all do."""
+    if ready >= outcome.scale.replicas:
         return ""
     failing = _first_failing(pods)
-    why = failing.message if failing else takeover.waits
+    why = failing.message if failing else outcome.takeover.waits
     return f" {why}" if why else ""
 
 
@@ -175,7 +150,7 @@ def _minimum(replicas: int) -> int:
 def _held_up(
     scale: ScalingDecision, observed: Snapshot, pods: Sequence[PodView], plan_hash: str | None, ready: int
 ) -> ConditionState:
-    """What the first failing pod says, else why its ReplicaSet makes none, else that the model loads.
+    """Say what the first failing pod says, else why its ReplicaSet makes none, else that the model loads.
 
     A pod that has ended is quoted only where there is no other.
     """
@@ -193,15 +168,14 @@ def _held_up(
 
 
 def failure(observed: Snapshot, plan_hash: str) -> str:
-    """What holds up the pods of a variant, as a sentence; empty where they say nothing."""
+    """Say what holds up the pods of a variant, in a sentence; empty where they say nothing."""
     pods = [pod for pod in observed.pods if pod.plan_hash == plan_hash and not pod.terminating]
-    failing = _first_failing(pod for pod in pods if pod.is_serving) or _first_failing(
-        pods
-    )  # else one that has ended
+    # else one that has ended
+    failing = _first_failing(pod for pod in pods if pod.is_serving) or _first_failing(pods)
     if failing:
         return failing.message
-    of_variant = (child for child in observed.children if child.plan_hash == plan_hash)
-    return next((sentence(child.message) for child in of_variant if child.message), "")
+    messages = (child.message for child in observed.children if child.plan_hash == plan_hash)
+    return next((sentence(message) for message in messages if message), "")
 
 
 def _first_failing(pods: Iterable[PodView]) -> ConditionState | None:
@@ -211,41 +185,39 @@ def _first_failing(pods: Iterable[PodView]) -> ConditionState | None:
         return None
     pod = failing[0]
     reason = POD_REASONS.get(pod.reason or "", AvailableReason.MODEL_LOADING)
-    said = sentence(pod.message) or "it left no message."
-    return ConditionState("False", reason, f"Pod {pod.name}: {pod.reason}: {said}")
+    message = sentence(pod.message) or "it left no message."
+    return ConditionState("False", reason, f"Pod {pod.name}: {pod.reason}: {message}")
 
 
 def _ready(
     td: TurboDeployment,
-    scale: ScalingDecision,
+    outcome: Outcome,
     current: Sequence[PodView],
     inspected: ConditionState,
     feasible: ConditionState,
     available: ConditionState,
     observed: Snapshot,
-    plan_hash: str | None,
     refused: str | None,
-    takeover: Takeover,
 ) -> ConditionState:
     """Whether what runs serves the spec, or its last feasible plan; else the first thing that holds it up."""
+    replicas, plan_hash, takeover = outcome.scale.replicas, outcome.plan_hash, outcome.takeover
     if refused:
         return ConditionState("False", ReadyReason.REFUSED, sentence(refused))
-    if scale.reason == ScalingReason.SUSPENDED:
+    if outcome.scale.reason == ScalingReason.SUSPENDED:
         return ConditionState("False", ReadyReason.SUSPENDED, available.message)
     if inspected.status == "Unknown":  # whether the new spec can be served is not known yet
         return ConditionState("False", inspected.reason, inspected.message)
     if takeover.rolled_back:
-        return ConditionState("False", ReadyReason.ROLLED_BACK, failure_of(td, takeover))
-    ready = min(sum(pod.ready for pod in current), scale.replicas)
-    if scale.replicas == 0 and plan_hash is not None:
+        return ConditionState("False", ReadyReason.ROLLED_BACK, takeover.describe_failure(td))
+    ready = min(sum(pod.ready for pod in current), replicas)
+    if replicas == 0 and plan_hash is not None:
         message = f"Nothing answers at {url(td)}: 0 replicas are asked for, and the plan is feasible."
         return ConditionState("True", ReadyReason.SCALED_TO_ZERO, message)
-    if ready >= _minimum(scale.replicas) and (plan_hash is not None or ready):
-        still = (
-            "" if plan_hash is not None else f" It is the last feasible plan that serves. {feasible.message}"
-        )
-        missing = _missing(scale, ready, current, takeover)
-        message = f"{ready} of {scale.replicas} replicas serve {td.served_name} at {url(td)}.{missing}{still}"
+    if ready >= _minimum(replicas) and (plan_hash is not None or ready):
+        message = f"{ready} of {replicas} replicas serve {td.served_name} at {url(td)}."
+        message += _missing(outcome, ready, current)
+        if plan_hash is None:
+            message += f" It is the last feasible plan that serves. {feasible.message}"
         return ConditionState("True", ReadyReason.SERVING, message)
     if plan_hash is None:
         cause = inspected if inspected.status != "True" else feasible
@@ -256,7 +228,7 @@ def _ready(
             by_spec = takeover.waits_for_spec
             why = ReadyReason.NEEDS_CHANGE if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
             return ConditionState("False", why, message)
-        cause = _held_up(scale, observed, current, plan_hash, ready)
+        cause = _held_up(outcome.scale, observed, current, plan_hash, ready)
         message = f"The plan before it serves on. Of the new plan: {cause.message}"
         return ConditionState("False", cause.reason, message)
     return ConditionState("False", available.reason, available.message)
@@ -282,7 +254,7 @@ def _within_budget(observed: Snapshot, ceiling: Decimal | None) -> ConditionStat
     if cost is None:
         message = "What runs has no price: write spec.pricing.perAcceleratorHour on its TurboAccelerator."
         return ConditionState("Unknown", BudgetReason.PRICE_UNKNOWN, message)
-    said = f"What runs costs {money(cost)} $/h, and spec.cost.maxPerHour is {money(ceiling)}."
+    message = f"What runs costs {money(cost)} $/h, and spec.cost.maxPerHour is {money(ceiling)}."
     if cost <= ceiling:
-        return ConditionState("True", BudgetReason.WITHIN_BUDGET, said)
-    return ConditionState("False", BudgetReason.OVER_BUDGET, said)
+        return ConditionState("True", BudgetReason.WITHIN_BUDGET, message)
+    return ConditionState("False", BudgetReason.OVER_BUDGET, message)

@@ -1,4 +1,4 @@
-"""What runs now costs and puts out: shared by conditions, figures and metrics. Pure."""
+"""What runs now costs and puts out: shared by conditions, fields and metrics. Pure."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ FRESH_SECONDS = 60.0  # a load that was read longer ago says nothing of now
 
 
 def cost_per_hour(observed: Snapshot) -> Decimal | None:
-    """US dollars per hour of the pods that hold accelerators, one that trains included; None where one's
-    price is not known.
-    """
-    held: defaultdict[tuple[str | None, str, int], list[PodView | TrainPod]] = defaultdict(list)
+    """Return US dollars per hour of pods that hold accelerators; None where a price is not known."""
+    groups: defaultdict[tuple[str | None, str, int], list[PodView | TrainPod]] = defaultdict(list)
     for pod in observed.pods:
         if pod.is_present and pod.pending_since is None:
-            held[pod.accelerator, pod.capacity_type, pod.accelerators].append(pod)
+            groups[pod.accelerator, pod.capacity_type, pod.accelerators].append(pod)
     for trainer in observed.trainings:
         if trainer.runs:
-            held[trainer.accelerator, trainer.capacity_type, trainer.accelerators].append(trainer)
+            groups[trainer.accelerator, trainer.capacity_type, trainer.accelerators].append(trainer)
     total = Decimal(0)
-    for pods in held.values():  # together, since whole nodes may be bought
+    for pods in groups.values():  # together, since whole nodes may be bought
         footprint = labeled_footprint(pods[0], observed.accelerators)
         cost = footprint.cost_per_hour(len(pods)) if footprint is not None else None
         if cost is None:
@@ -33,14 +31,14 @@ def cost_per_hour(observed: Snapshot) -> Decimal | None:
 
 
 def cost_per_million_tokens(cost: Decimal | None, tokens_per_second: float | None) -> Decimal | None:
-    """US dollars of a million output tokens at that rate; None where nothing is put out."""
+    """Return US dollars of a million output tokens at that rate; None where nothing is put out."""
     if cost is None or not tokens_per_second:
         return None
     return cost / Decimal(tokens_per_second) / 3600 * 1_000_000
 
 
 def tokens_per_second(observed: Snapshot, now: float) -> float | None:
-    """Output tokens of all pods that answer; None where one of them has not said its load lately."""
+    """Return output tokens per second of all pods that answer; None where one has not reported lately."""
     rates = [
         pod.load.tokens_per_second if pod.load is not None and now - pod.load.at <= FRESH_SECONDS else None
         for pod in observed.pods

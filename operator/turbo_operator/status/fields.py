@@ -6,6 +6,7 @@ A live figure that moves by less than a tenth stays as it was, so that a status 
 from __future__ import annotations
 
 import dataclasses
+from decimal import Decimal
 
 from turbo_operator.api import (
     CanaryReason,
@@ -38,7 +39,7 @@ STEP = 0.10  # of the figure that stands in the status
 
 
 def model(observed: Snapshot) -> ModelStatus | None:
-    """The model as it was inspected; None until then."""
+    """Return the model as it was inspected; None until then."""
     facts = observed.model
     if facts is None:
         return None
@@ -47,48 +48,41 @@ def model(observed: Snapshot) -> ModelStatus | None:
 
 
 def draft(observed: Snapshot) -> DraftStatus | None:
-    """The trained draft that pods use wherever they draft; None where there is none that fits."""
-    found = observed.draft
-    if found is None or found.method != DraftMethod.TURBO_HEADS:
+    """Return the trained draft that pods use wherever they draft; None where there is none that fits."""
+    view = observed.draft
+    if view is None or view.method != DraftMethod.TURBO_HEADS:
         return None
-    if observed.model is not None and found.target_digest != observed.model.digest:
+    if observed.model is not None and view.target_digest != observed.model.digest:
         return None
-    return _draft(found)
+    return _draft(view)
 
 
-def canary(judgement: CanaryVerdict | None) -> DraftStatus | None:
-    """The draft that is tried now, or waits to be."""
-    return _draft(judgement.draft) if judgement is not None and not judgement.over else None
+def canary(verdict: CanaryVerdict | None) -> DraftStatus | None:
+    """Return the draft that is tried now, or waits to be."""
+    return _draft(verdict.draft) if verdict is not None and not verdict.is_over else None
 
 
 def turned_down(
-    old: TurboDeploymentStatus, judgement: CanaryVerdict | None, now: float
+    old: TurboDeploymentStatus, verdict: CanaryVerdict | None, now: float
 ) -> tuple[RejectedDraft, ...]:
-    """The last drafts that were tried in vain."""
-    if judgement is None or not judgement.over or judgement.reason == CanaryReason.PROMOTED:
+    """Return the last drafts that were rejected."""
+    if verdict is None or not verdict.is_over or verdict.reason == CanaryReason.PROMOTED:
         return old.turned_down
     new = RejectedDraft(
-        **dict(_draft(judgement.draft)),
-        reason=judgement.reason,
-        message=_bounded(judgement.detail),
+        **dict(_draft(verdict.draft)),
+        reason=verdict.reason,
+        message=_bounded(verdict.detail),
         time=rfc3339(now),
     )
     return (*old.turned_down, new)[-MAX_TURNED_DOWN:]
 
 
-def _draft(found: DraftView) -> DraftStatus:
-    return DraftStatus(
-        name=found.name,
-        version=found.version,
-        claim_name=found.claim_name,
-        path=found.path,
-        digest=found.digest,
-        target_digest=found.target_digest,
-    )
+def _draft(view: DraftView) -> DraftStatus:
+    return DraftStatus(**{name: getattr(view, name) for name in DraftStatus.model_fields})
 
 
 def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> PlanStatus | None:
-    """The plan in force; while a new one is infeasible, the old one with the reason why it stays."""
+    """Return the plan in force; while a new one is infeasible, the old one with the reason why it stays."""
     if new is None:
         return old
     rejected = tuple(
@@ -106,10 +100,8 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
     )
     choice = new.served
     if choice is None:
-        kept = old or PlanStatus()
-        return kept.model_copy(
-            update={"reason": new.reason, "detail": _bounded(new.detail), "rejected": rejected}
-        )
+        update = {"reason": new.reason, "detail": _bounded(new.detail), "rejected": rejected}
+        return (old or PlanStatus()).model_copy(update=update)
     return PlanStatus(
         hash=plan_hash,
         engine=choice.engine,
@@ -132,33 +124,32 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
 def serving_plan(
     old: TurboDeploymentStatus, latest: PlanStatus | None, serving: str | None
 ) -> PlanStatus | None:
-    """The plan of the pods that serve, without what was rejected for it; None where none has served."""
+    """Return the plan of the pods that serve, without its rejects; None where none has served."""
     if serving is None:
         return None
     known = (latest, old.serving_plan, old.plan)
-    found = next((plan for plan in known if plan is not None and plan.hash == serving), None)
-    return (found or PlanStatus(hash=serving)).model_copy(update={"rejected": ()})
+    last = next((plan for plan in known if plan is not None and plan.hash == serving), None)
+    return (last or PlanStatus(hash=serving)).model_copy(update={"rejected": ()})
 
 
 def _bounded(sentence: str) -> str:
-    """As long as a status holds one: the planner's may name every accelerator of a large catalogue."""
+    """Cut a sentence to what a status holds: the planner's may name every accelerator of a large catalog."""
     return sentence if len(sentence) <= MAX_SENTENCE else f"{sentence[: MAX_SENTENCE - 3]}..."
 
 
 def _predicted(prediction: Prediction) -> Predicted:
-    cost, per_million = prediction.cost_per_hour, prediction.cost_per_million_tokens
     return Predicted(
         time_to_first_token=_duration(prediction.time_to_first_token),
         time_per_output_token=_duration(prediction.time_per_output_token),
         tokens_per_second=_rate(prediction.tokens_per_second),
-        cost_per_hour=None if cost is None else money(cost),
-        cost_per_million_tokens=None if per_million is None else money(per_million),
+        cost_per_hour=_money(prediction.cost_per_hour),
+        cost_per_million_tokens=_money(prediction.cost_per_million_tokens),
         provenance=prediction.provenance,
     )
 
 
 def live(old: ObservedMetrics | None, observed: Snapshot, now: float) -> ObservedMetrics | None:
-    """What is measured and paid now; None where neither is known."""
+    """Return what is measured and paid now; None where neither is known."""
     old = old or ObservedMetrics()
     cost = cost_per_hour(observed)
     rate = _stepped(old.tokens_per_second, tokens_per_second(observed, now))
@@ -169,18 +160,18 @@ def live(old: ObservedMetrics | None, observed: Snapshot, now: float) -> Observe
     return ObservedMetrics(
         tokens_per_second=rate,
         gain=gain,
-        cost_per_hour=None if cost is None else money(cost),
-        cost_per_million_tokens=None if per_million is None else money(per_million),
+        cost_per_hour=_money(cost),
+        cost_per_million_tokens=_money(per_million),
     )
 
 
 def shown_gain(old: ObservedMetrics | None, observed: Snapshot) -> str | None:
-    """The gain of all pods, as it stands in the status."""
+    """Return the speedup of all pods, as it stands in the status."""
     return _stepped(old.gain if old is not None else None, observed.gain, "{:.2f}")
 
 
 def scale_history(old: TurboDeploymentStatus, scale: ScalingDecision, now: float) -> tuple[ScaleEvent, ...]:
-    """The last changes of what is wanted, the earliest first.
+    """Return the last changes of the desired replicas, the earliest first.
 
     Derived from the old status alone, so that a restarted operator adds nothing twice.
     """
@@ -192,7 +183,7 @@ def scale_history(old: TurboDeploymentStatus, scale: ScalingDecision, now: float
 
 
 def exhausted(observed: Snapshot) -> tuple[UnavailableAccelerator, ...]:
-    """The accelerators that a pod has waited for in vain, and until when they are passed over."""
+    """Return the accelerators that no pod could get, and until when they are passed over."""
     return tuple(
         UnavailableAccelerator(accelerator=name, until=rfc3339(supply.exhausted_until))
         for name, supply in sorted((observed.supply or {}).items())
@@ -201,7 +192,7 @@ def exhausted(observed: Snapshot) -> tuple[UnavailableAccelerator, ...]:
 
 
 def _stepped(old: str | None, new: float | None, form: str | None = None) -> str | None:
-    """The old figure while the new one is within a tenth of it."""
+    """Return the old figure while the new one is within a tenth of it."""
     if new is None:
         return None
     if old is not None and abs(new - float(old)) <= STEP * float(old):
@@ -209,15 +200,19 @@ def _stepped(old: str | None, new: float | None, form: str | None = None) -> str
     return _rate(new) if form is None else form.format(new)
 
 
+def _money(amount: Decimal | None) -> str | None:
+    return None if amount is None else money(amount)
+
+
 def _rate(value: float | None) -> str | None:
-    """Per second, with three digits that count."""
+    """Format a rate per second, with three significant digits."""
     if value is None:
         return None
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _duration(seconds: float | None) -> str | None:
-    """In milliseconds, like 123ms or 12.3ms."""
+    """Format a duration in milliseconds, like 123ms or 12.3ms."""
     if seconds is None:
         return None
     milliseconds = seconds * 1000

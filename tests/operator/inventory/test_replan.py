@@ -10,7 +10,7 @@ import pytest
 
 from turbo_dev.fleet import chosen
 from turbo_operator.api import PlanReason
-from turbo_operator.inventory.impact import Change, concerns, moved
+from turbo_operator.inventory.impact import Change, compare, concerns
 from turbo_operator.inventory.supply import ClusterInventory, Node, Owner, PodUsage, Quota, take_stock
 from turbo_operator.plan import Choice, Plan, Rejected
 from turbo_operator.snapshot import Accelerator
@@ -43,13 +43,13 @@ def plan(replicas: int = 2, *rejected: Rejected, choice: Choice | None = CHOICE)
 
 
 def is_woken(it: Plan, before: ClusterInventory, after: ClusterInventory) -> bool:
-    change = moved(before, after)
+    change = compare(before, after)
     return bool(change) and concerns(it, ME, change, after)
 
 
 def test_the_same_stock_is_no_change() -> None:
-    assert not moved(stock(4, 2), stock(4, 2))
-    assert moved(stock(4, 2), stock(3, 3)) == Change(frozenset({"l4"}), frozenset({"h100"}), frozenset())
+    assert not compare(stock(4, 2), stock(4, 2))
+    assert compare(stock(4, 2), stock(3, 3)) == Change(frozenset({"l4"}), frozenset({"h100"}), frozenset())
 
 
 @pytest.mark.parametrize(

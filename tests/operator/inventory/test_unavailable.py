@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_operator.api import TurboDeployment, TurboDeploymentStatus, parse, rfc3339
-from turbo_operator.inventory.unavailable import BACKOFF_TIMEOUTS, exhausted, next_look
+from turbo_operator.inventory.unavailable import BACKOFF_TIMEOUTS, next_look, unavailable_until
 from turbo_operator.snapshot import PodView
 
 TIMEOUT = 60.0
@@ -44,13 +44,13 @@ def pod(since: float | None = START, **more: Any) -> PodView:
 
 
 def test_a_wait_of_the_timeout_passes_the_accelerator_over_for_ten_of_them() -> None:
-    assert exhausted(td(), [pod()], START + TIMEOUT - 1) == {}
-    assert exhausted(td(), [pod()], START + TIMEOUT) == {"h100": START + BACKOFF}
+    assert unavailable_until(td(), [pod()], START + TIMEOUT - 1) == {}
+    assert unavailable_until(td(), [pod()], START + TIMEOUT) == {"h100": START + BACKOFF}
 
 
 @given(st.floats(TIMEOUT, 100 * BACKOFF))
 def test_while_the_pod_goes_on_waiting_the_accelerator_stays_passed_over(waited: float) -> None:
-    until = exhausted(td(), [pod()], START + waited)["h100"]
+    until = unavailable_until(td(), [pod()], START + waited)["h100"]
     assert START + waited < until <= START + waited + BACKOFF + 1
 
 
@@ -58,8 +58,8 @@ def test_while_the_pod_goes_on_waiting_the_accelerator_stays_passed_over(waited:
 def test_what_the_status_remembers_is_what_another_look_says(waits: list[float], later: float) -> None:
     """Once the pods have made way: a restart in between knows as much."""
     now = START + max(waits, default=0.0)
-    first = exhausted(td(), [pod(START + max(waits, default=0.0) - each) for each in waits], now)
-    again = exhausted(td(*first.items()), [], now + later)
+    first = unavailable_until(td(), [pod(START + max(waits, default=0.0) - each) for each in waits], now)
+    again = unavailable_until(td(*first.items()), [], now + later)
     assert set(again) == {name for name, until in first.items() if int(until) > now + later}
 
 
@@ -69,13 +69,13 @@ def test_what_the_status_remembers_is_what_another_look_says(waits: list[float],
     ids=lambda each: next(iter(each)),
 )
 def test_pods_of_older_variants_and_those_that_go_or_run_say_nothing(other: dict[str, Any]) -> None:
-    assert exhausted(td(), [pod(**other)], START + 10 * TIMEOUT) == {}
+    assert unavailable_until(td(), [pod(**other)], START + 10 * TIMEOUT) == {}
 
 
 def test_what_the_status_says_is_believed_no_longer_than_a_wait_could_have_lasted() -> None:
     """A clock that was wrong or an edit by hand would keep a class away for years."""
-    assert exhausted(td(("l4", "2036-01-19T08:30:00Z")), [], START) == {"l4": START + BACKOFF}
-    assert exhausted(td(("l4", START + BACKOFF - 1)), [], START) == {"l4": START + BACKOFF - 1}
+    assert unavailable_until(td(("l4", "2036-01-19T08:30:00Z")), [], START) == {"l4": START + BACKOFF}
+    assert unavailable_until(td(("l4", START + BACKOFF - 1)), [], START) == {"l4": START + BACKOFF - 1}
 
 
 _zones = st.sampled_from(["", "Z", "+14:00", "-12:00"])
@@ -88,10 +88,10 @@ _instants = st.floats(0, 2 * START) | st.builds(
 def test_whatever_the_status_says_ends_within_one_backoff_and_stays_so(
     known: list[tuple[str, float | str]],
 ) -> None:
-    first = exhausted(td(*known), [pod()], START + TIMEOUT)
+    first = unavailable_until(td(*known), [pod()], START + TIMEOUT)
     assert all(START + TIMEOUT < until <= START + TIMEOUT + BACKOFF for until in first.values())
     # Written down, it does not move on with the clock.
-    again = exhausted(td(*first.items()), [], START + TIMEOUT + 1)
+    again = unavailable_until(td(*first.items()), [], START + TIMEOUT + 1)
     assert all(again[name] <= until for name, until in first.items() if name in again)
 
 
@@ -99,7 +99,7 @@ def test_whatever_the_status_says_ends_within_one_backoff_and_stays_so(
     "stamp", ["", "soon", "2023-11-14", "2023-13-40T00:00:00Z", "0001-01-01T00:00:00", "9999-12-31T23:59:60Z"]
 )
 def test_a_time_that_is_none_or_past_keeps_nothing_away(stamp: str) -> None:
-    assert exhausted(td(("l4", stamp)), [], START) == {}
+    assert unavailable_until(td(("l4", stamp)), [], START) == {}
     assert next_look(td(("l4", stamp)), [], START) is None
 
 

@@ -1,130 +1,155 @@
-"""What is held of an object that a watch has shown, and which of two sightings is the newer one.
+"""Objects as watches and lists have shown them: the newest state wins, whatever order it arrives in.
 
-Resource versions of one API server grow (KEP-5504), so the larger one is the newer one.
+Resource versions of one API server grow (KEP-5504), so the larger one is the newer one. A deletion that was
+seen is remembered by uid until a later list: what was requested before it may be answered after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
-from turbo_operator.api import TURBODRAFT
-from turbo_operator.snapshot import DraftView
+from turbo_operator.inventory.supply import Owner
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Key:
+    """Namespace and name of an object; the namespace of a cluster-scoped one is empty."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def owner(self) -> Owner:
+        """The same, for the inventory."""
+        return Owner(self.namespace, self.name)
 
 
 class Versioned(Protocol):
-    """Whatever is held at a version."""
+    """Whatever is cached at a resource version."""
 
     @property
     def resource_version(self) -> str:
-        """As the API server gave it."""
+        """The version as the API server gave it."""
 
 
 @dataclass(frozen=True, slots=True)
-class CachedObject:
-    """One object as it was last seen, projected."""
+class CachedObject(Generic[Value]):
+    """One object as it was last seen, projected; `value` is None where it cannot be read."""
 
     resource_version: str
     uid: str
-    value: Any
+    value: Value | None
 
 
 class Tombstones:
     """Uids whose deletion was seen, each until a list of its kind that is newer than the deletion."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, tuple[str, str]] = {}  # kind, and resource version of the deletion
+        self._deletions: dict[str, tuple[str, str]] = {}  # kind, and resource version of the deletion
 
     def hides(self, meta: Mapping[str, Any]) -> bool:
         """Whether an object with this metadata is from before its deletion.
 
-        A watch by label calls it a deletion too when an object loses the label, at that very version; what is
-        deleted in truth is never seen at this version or a newer one. So whatever is lives.
+        A watch by label reports a deletion too when an object loses the label, at that very version; what is
+        really deleted is never seen at this version or a newer one. So whatever is seen so is alive.
         """
-        _, at = self._seen.get(meta["uid"], (None, None))
+        _, deletion = self._deletions.get(meta["uid"], (None, None))
         version = meta["resourceVersion"]
-        return at is not None and version != at and not is_newer(version, at)
+        return deletion is not None and version != deletion and not is_newer(version, deletion)
 
     def add(self, kind: str, uid: str, version: str) -> None:
-        """One is gone, as of a version."""
-        self._seen[uid] = kind, version
+        """Record a deletion as of a version."""
+        self._deletions[uid] = kind, version
 
-    def listed(self, kind: str, version: str) -> None:
-        """A list of the kind was taken at a version: what was gone before it comes no more."""
-        old = [uid for uid, (what, at) in self._seen.items() if what == kind and is_newer(version, at)]
-        for uid in old:
-            del self._seen[uid]
+    def expire(self, kind: str, version: str) -> None:
+        """Forget deletions that are older than a list of the kind: nothing older than it arrives any more."""
+        for uid, (deleted_kind, deletion) in list(self._deletions.items()):
+            if deleted_kind == kind and is_newer(version, deletion):
+                del self._deletions[uid]
 
 
-class HeldDrafts:
-    """All TurboDrafts, by namespace and name."""
+class ObjectStore(Generic[Value]):
+    """All objects of one kind, by namespace and name. The tombstones may be shared between kinds."""
 
-    def __init__(self, gone: Tombstones) -> None:
-        """`gone`: uids whose deletion was seen, of any kind."""
-        self._gone = gone
-        self._held: dict[tuple[str, str], CachedObject] = {}
+    def __init__(self, kind: str, tombstones: Tombstones) -> None:
+        self._kind = kind
+        self._tombstones = tombstones
+        self._objects: dict[Key, CachedObject[Value]] = {}
 
-    def put(self, body: Mapping[str, Any], view: DraftView | None) -> bool:
-        """A TurboDraft as a watch or a list delivers it, `view` None if it cannot be read; whether that is
-        news.
-        """
-        meta = body["metadata"]
-        place = (meta["namespace"], meta["name"])
-        held = self._held.get(place)
-        if self._gone.hides(meta) or not supersedes(meta, held):
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._objects)
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, key: Key) -> Value | None:
+        """Return the value of an object; None where there is none, or none that can be read."""
+        cached = self._objects.get(key)
+        return None if cached is None else cached.value
+
+    def items(self) -> Iterator[tuple[Key, Value]]:
+        """Iterate over the objects that can be read."""
+        return ((key, cached.value) for key, cached in self._objects.items() if cached.value is not None)
+
+    def put(self, body: Mapping[str, Any], value: Value | None) -> bool:
+        """Store an object as a watch, a list or a write shows it; whether its value is new."""
+        meta, key = body["metadata"], key_of(body)
+        cached = self._objects.get(key)
+        if self._tombstones.hides(meta) or not supersedes(meta, cached):
             return False
-        self._held[place] = CachedObject(meta["resourceVersion"], meta["uid"], view)
-        return view != (None if held is None else held.value)
+        self._objects[key] = CachedObject(meta["resourceVersion"], meta["uid"], value)
+        return value != (None if cached is None else cached.value)
 
     def drop(self, body: Mapping[str, Any]) -> bool:
-        """A TurboDraft is gone; whether it was known."""
-        meta = body["metadata"]
-        place = (meta["namespace"], meta["name"])
-        self._gone.add(TURBODRAFT, meta["uid"], meta["resourceVersion"])
-        held = self._held.get(place)
-        if held is None or held.uid != meta["uid"]:
+        """Remove a deleted object, unless another one has its name; whether a readable one was lost."""
+        meta, key = body["metadata"], key_of(body)
+        self._tombstones.add(self._kind, meta["uid"], meta["resourceVersion"])
+        cached = self._objects.get(key)
+        if cached is None or cached.uid != meta["uid"]:
             return False
-        del self._held[place]
-        return True
+        del self._objects[key]
+        return cached.value is not None
 
-    def keep(self, uids: Iterable[str], resource_version: str, namespace: str | None) -> set[str]:
-        """Drop what a full list does not show; the namespaces that lost one."""
-        there = set(uids)
-        self._gone.listed(TURBODRAFT, resource_version)
+    def keep_only(self, uids: Iterable[str], version: str, namespace: str | None = None) -> set[Key]:
+        """Drop what a full list of one namespace, or with None of all, does not show; what was lost.
+
+        A watch that was cut off for long enough misses deletions. What is newer than the list stays.
+        """
+        listed = set(uids)
+        self._tombstones.expire(self._kind, version)
         missing = [
-            place
-            for place, held in self._held.items()
-            if namespace in (None, place[0])
-            and held.uid not in there
-            and not is_newer(held.resource_version, resource_version)
+            key
+            for key, cached in self._objects.items()
+            if namespace in (None, key.namespace)
+            and cached.uid not in listed
+            and not is_newer(cached.resource_version, version)
         ]
-        for place in missing:
-            del self._held[place]
-        return {place[0] for place in missing}
-
-    def get(self, namespace: str, name: str) -> DraftView | None:
-        """One that can be read."""
-        held = self._held.get((namespace, name))
-        return None if held is None else held.value
-
-    def of(self, namespace: str, deployment: str) -> tuple[DraftView, ...]:
-        """The candidates of one TurboDeployment that can be read, oldest first."""
-        views: list[DraftView] = [
-            held.value for (where, _), held in self._held.items() if where == namespace and held.value
-        ]
-        own = [view for view in views if view.deployment == deployment]
-        return tuple(sorted(own, key=lambda view: (view.created, view.name)))
+        lost = {key: self._objects.pop(key) for key in missing}
+        for cached in lost.values():
+            self._tombstones.add(self._kind, cached.uid, version)
+        return {key for key, cached in lost.items() if cached.value is not None}
 
 
-def supersedes(meta: Mapping[str, Any], held: Versioned | None) -> bool:
-    """Whether an object with this metadata is newer than what is held."""
-    return held is None or is_newer(meta["resourceVersion"], held.resource_version)
+def key_of(body: Mapping[str, Any]) -> Key:
+    """Return the key of an object."""
+    return Key(body["metadata"].get("namespace") or "", body["metadata"]["name"])
+
+
+def supersedes(meta: Mapping[str, Any], cached: Versioned | None) -> bool:
+    """Whether an object with this metadata is newer than what is cached."""
+    return cached is None or is_newer(meta["resourceVersion"], cached.resource_version)
 
 
 def is_newer(version: str, than: str) -> bool:
-    """Of two resource versions."""
+    """Compare two resource versions."""
     try:
         return int(version) > int(than)
-    except ValueError:  # an API server that does not count: then the last to arrive is taken for the newest
+    except ValueError:  # an API server that does not count: the last to arrive is taken for the newest
         return True

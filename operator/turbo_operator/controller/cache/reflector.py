@@ -13,14 +13,11 @@ from typing import Any, Protocol
 
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller.kube import Kube, KubeError
-from turbo_operator.resources import Resource
+from turbo_operator.resources import LABELED, REPLICASET, Resource
 
 RETRY_SECONDS = 5.0
 PAUSE_SECONDS = 0.5  # after a watch has ended: a server that stops ends each at once
 GONE = 410  # the version to go on from is older than what the API server remembers
-
-# By kind. A ReplicaSet that its Deployment controls bears the labels of that one's selector.
-SELECTORS = {"ReplicaSet": (("labelSelector", LABEL_DEPLOYMENT),)}
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +26,10 @@ class Store(Protocol):
     """Whatever keeps what is followed."""
 
     def put(self, kind: str, body: Mapping[str, Any], /) -> None:
-        """An object as it is now."""
+        """Store an object as it is now."""
 
     def drop(self, kind: str, body: Mapping[str, Any], /) -> None:
-        """It is gone."""
+        """Remove an object that is gone."""
 
     def keep_only(self, kind: str, uids: Set[str], version: str, namespace: str | None, /) -> None:
         """Drop what a full list, taken at a version, does not show."""
@@ -46,7 +43,9 @@ class Follower:
         self._store = store
         self._resource = resource
         self._namespace = namespace
-        self._selectors = SELECTORS.get(resource.kind, ())
+        # A ReplicaSet that its Deployment controls bears the labels of that one's selector.
+        is_labeled = resource in (*LABELED, REPLICASET)
+        self._selectors = (("labelSelector", LABEL_DEPLOYMENT),) if is_labeled else ()
         self.listed = asyncio.Event()
 
     async def run(self) -> None:
@@ -55,7 +54,7 @@ class Follower:
         while True:
             try:
                 if version is None:
-                    version = await self._list()
+                    version = await self.list()
                     self.listed.set()
                 version = await self._watch(version)
             except KubeError as error:
@@ -66,18 +65,19 @@ class Follower:
                     await asyncio.sleep(RETRY_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _list(self) -> str:
+    async def list(self) -> str:
+        """List once; the resource version to watch from."""
         kind, version = self._resource.kind, ""
-        there: set[str] = set()
+        uids: set[str] = set()
         async for page, version in self._api.pages(self._resource, self._namespace, self._selectors):  # noqa: B007
             for body in page:
                 self._store.put(kind, body)
-                there.add(body["metadata"]["uid"])
-        self._store.keep_only(kind, there, version, self._namespace)
+                uids.add(body["metadata"]["uid"])
+        self._store.keep_only(kind, uids, version, self._namespace)
         return version
 
     async def _watch(self, version: str) -> str:
-        """The version to go on from."""
+        """Watch from a version until the API server ends the watch; the version to go on from."""
         events = self._api.watch(self._resource, self._namespace, version, self._selectors)
         async for change, body in events:
             version = body["metadata"]["resourceVersion"]

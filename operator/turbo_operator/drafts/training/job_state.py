@@ -1,47 +1,149 @@
-"""The Job that trains: where it is, and how it has ended. Pure."""
+"""The Job that trains: how far it is, what its pods' time has cost, and how it has ended. Pure."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 
-from turbo_operator.api import Training, TrainingReason, TrainingStatus, rfc3339
-from turbo_operator.api.conditions import ConditionState
-from turbo_operator.drafts.training.budget import LEAST_SECONDS, bought_seconds, ended, over_budget
-from turbo_operator.drafts.training.step import FinishedDraft, TrainingDecision
+from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, rfc3339
+from turbo_operator.drafts.training.step import FinishedDraft, TrainingDecision, unmet_condition
 from turbo_operator.snapshot import ChildView, TrainPod
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
-from turbo_runtime.contract.training import DraftManifest
+from turbo_runtime.contract.training import DraftManifest, TrainingProgress
 
+COUNTED_SECONDS = 600.0  # between two counts of what is paid, at most, while somebody looks
+MIN_SECONDS = 60  # that a Job must have: what is left of the money buys no less
+_CENTS = Decimal("0.000001")  # of a dollar: a short training on cores costs less than a cent
 MAX_MESSAGE = 1500  # characters of what a pod left
 STARTING_SECONDS = 300.0  # after which a pod that a node has taken may lack what it mounts
 _DEADLINE = "DeadlineExceeded"
 
 
+def format_progress(progress: TrainingProgress) -> str:
+    """Write the stage and the tenths of it that are done, like `answers 40 %`."""
+    share = progress.done / progress.total if progress.total > 0 else 0.0
+    return f"{progress.stage[:40]} {10 * int(10 * min(1.0, max(0.0, share)) + 1e-9)} %"
+
+
+def format_remaining(progress: TrainingProgress) -> str | None:
+    """Write the time that the stage takes yet, rounded up: minutes, or hours from two of them on."""
+    seconds = progress.left_seconds
+    if seconds is None or not 0 <= seconds < 1e9:
+        return None
+    minutes = max(1, math.ceil(seconds / 60))
+    return f"{minutes}m" if minutes < 120 else f"{math.ceil(minutes / 60)}h"
+
+
+def update_state(
+    state: TrainingStatus, pods: Sequence[TrainPod], now: float, job_ended: float | None = None
+) -> TrainingStatus:
+    """Update a state by how far its pods are and what they have cost; leave one that is over as it is.
+
+    It changes with a stage, a tenth of one, ten minutes, or a pod that begins or ends to run: it is rarely
+    written. A pod that was gone before it was seen to end has run until its Job ended, and where that has not
+    until now, but no longer than it would go uncounted while somebody looks.
+    """
+    if state.result is not None:
+        return state
+    times = [pod.started for pod in pods if pod.started is not None]
+    if times and state.started is None:
+        state = state.model_copy(update={"started": rfc3339(min(times)), "passed_over": ()})
+    running = ((pod.started, pod.progress) for pod in pods if pod.runs and pod.started is not None)
+    start, progress = next(running, (None, None))
+    since = epoch(state.running_since) if state.running_since else None
+    if since is not None and (start is None or start > since):
+        unseen = min(now, since + COUNTED_SECONDS) if job_ended is None else max(since, job_ended)
+        ends = [pod.ended for pod in pods if pod.ended is not None and pod.ended >= since]
+        state, since = add_cost(state, max(ends, default=unseen)), None
+    if start is None:
+        return state.model_copy(update={"progress": None, "left": None})
+    stage = format_progress(progress) if progress else state.progress
+    if since is None:
+        state = state.model_copy(update={"running_since": rfc3339(start)})
+    elif stage != state.progress or now - since >= COUNTED_SECONDS:
+        state = add_cost(state, now).model_copy(update={"running_since": rfc3339(now)})
+    else:
+        return state
+    remaining = format_remaining(progress) if progress else None
+    return state.model_copy(update={"progress": stage, "left": remaining})
+
+
+def cost_until(state: TrainingStatus, now: float) -> Decimal:
+    """Return US dollars until now, the pod that runs included; 0 where the price is not known."""
+    return Decimal(add_cost(state, now).spent or "0")
+
+
+def add_cost(state: TrainingStatus, until: float) -> TrainingStatus:
+    """Add all that was paid until then to a state, with no pod that runs on."""
+    if state.running_since is None:
+        return state
+    update: dict[str, str | None] = {"running_since": None}
+    if state.cost_per_hour is not None:
+        hours = Decimal(max(0.0, until - epoch(state.running_since))) / 3600
+        total = Decimal(state.spent or "0") + hours * Decimal(state.cost_per_hour)
+        update["spent"] = str(total.quantize(_CENTS))
+    return state.model_copy(update=update)
+
+
+def bought_seconds(training: Training, state: TrainingStatus, now: float) -> int | None:
+    """Return what the money that is left buys; None where nothing bounds it."""
+    if training.max_cost is None or state.cost_per_hour is None or not Decimal(state.cost_per_hour):
+        return None
+    remaining = max(Decimal(0), training.max_cost - cost_until(state, now))
+    return min(int(remaining / Decimal(state.cost_per_hour) * 3600), 2**31 - 1)
+
+
+def over_budget(training: Training, state: TrainingStatus, now: float) -> TrainingDecision:
+    """End a training whose money is spent."""
+    message = (
+        f"Training {state.number} on {state.accelerator} has cost {cost_until(state, now):.2f} $ of maxCost "
+        f"{training.max_cost}, and what is left buys no minute more: raise "
+        "spec.speculation.training.maxCost, and it goes on where it is."
+    )
+    return end_training(state, TrainingReason.OVER_BUDGET, message, now)
+
+
+def end_training(state: TrainingStatus, reason: TrainingReason, message: str, now: float) -> TrainingDecision:
+    """End a training badly."""
+    update = {"result": reason, "message": message, "ended": rfc3339(now), "progress": None, "left": None}
+    return TrainingDecision(unmet_condition(reason, message), add_cost(state, now).model_copy(update=update))
+
+
 def read_job_state(
     training: Training, job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float
 ) -> TrainingDecision:
-    """What the Job of the training is at, and what is to be done where it is over."""
+    """Read what the Job of the training is at, and decide what is to be done where it is over.
+
+    A Job that has failed stays until the status says how, so that nothing is lost on the way.
+    """
     if job.complete:
         return _complete(job, state, pods, now)
+    bought = bought_seconds(training, state, now)
     if not job.failed:
-        left = bought_seconds(training, state, now)
-        if left is not None and left <= 0:  # of another bound than its Job was made with
-            return _kept(over_budget(training, state, now), job)
-        return waits(job, state, pods, now)
+        if bought is not None and bought <= 0:  # of another bound than its Job was made with
+            return replace(over_budget(training, state, now), kept_job=job.name)
+        return wait(job, state, pods, now)
     if job.reason == _DEADLINE:
-        return _out_of_time(training, job, state, now)
-    said = _last_words(pods) or job.message or "it gave no reason"
+        if bought is not None and bought < MIN_SECONDS:
+            return replace(over_budget(training, state, now), kept_job=job.name)
+        message = f"Training {state.number} goes on: the time of its Job is over, and money is left."
+        return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), state)
+    reason = _last_words(pods) or job.message or "it gave no reason"
     message = (
-        f"Training {state.number} failed: {_bounded(said)} Mend that, then change spec.speculation.training, "
-        f"or switch enabled off and on, to train again; until then kubectl logs job/{job.name} says more."
+        f"Training {state.number} failed: {_bounded(reason)} Mend that, then change "
+        "spec.speculation.training, or switch enabled off and on, to train again; until then kubectl logs "
+        f"job/{job.name} says more."
     )
-    return _kept(ended(state, TrainingReason.TRAINING_FAILED, message, now), job)
+    return replace(end_training(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
 
 
-def waits(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> TrainingDecision:
-    """The Job is neither done nor over: it stays."""
-    return TrainingDecision(_told(state, job, pods, now), state, keep=job.name)
+def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> TrainingDecision:
+    """Wait for a Job that is neither done nor over: it stays."""
+    reason, message = _describe(state, job, pods, now)
+    condition = unmet_condition(reason, f"Training {state.number}{message}")
+    return TrainingDecision(condition, state, kept_job=job.name)
 
 
 def _complete(
@@ -49,86 +151,75 @@ def _complete(
 ) -> TrainingDecision:
     done = next((pod for pod in pods if pod.exit_code == 0), None)
     if done is None and any(pod.exit_code is None for pod in pods):  # its end is on its way here
-        return waits(job, state, pods, now)
+        return wait(job, state, pods, now)
     if done is None:
         # what it told went with its pod: another Job finds all done, where it was done, and tells it again
         state = state.model_copy(update={"started": state.started or rfc3339(now)})
         message = f"Training {state.number} is done, and its pod was gone before it told: it is asked again."
-        return TrainingDecision(ConditionState("False", TrainingReason.TRAINING, message), state)
+        return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), state)
     try:
         facts = DraftManifest.from_json(done.message or "")
     except ValueError as error:
         message = f"Pod {done.name} ended without the draft's facts: {error}."
-        return _kept(ended(state, TrainingReason.TRAINING_FAILED, message, now), job)
-    message = f"Training {state.number} is done: its TurboDraft is being made."
-    told = ConditionState("False", TrainingReason.TRAINING, message)
-    return TrainingDecision(told, state, keep=job.name, made=FinishedDraft(state.number, state.work, facts))
+        return replace(end_training(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
+    condition = unmet_condition(
+        TrainingReason.TRAINING, f"Training {state.number} is done: its TurboDraft is being made."
+    )
+    draft = FinishedDraft(state.number, state.work, facts)
+    return TrainingDecision(condition, state, kept_job=job.name, finished=draft)
 
 
-def _out_of_time(training: Training, job: ChildView, state: TrainingStatus, now: float) -> TrainingDecision:
-    left = bought_seconds(training, state, now)
-    if left is not None and left < LEAST_SECONDS:
-        return _kept(over_budget(training, state, now), job)
-    message = f"Training {state.number} goes on: the time of its Job is over, and money is left."
-    return TrainingDecision(ConditionState("False", TrainingReason.TRAINING, message), state)
-
-
-def _told(state: TrainingStatus, job: ChildView, pods: Sequence[TrainPod], now: float) -> ConditionState:
-    head = f"Training {state.number}"
-    there = [pod for pod in pods if pod.exit_code is None]
-    alive = [pod for pod in there if not pod.terminating]
+def _describe(
+    state: TrainingStatus, job: ChildView, pods: Sequence[TrainPod], now: float
+) -> tuple[TrainingReason, str]:
+    """Say where the Job is: the reason of the condition, and what follows the training's number."""
+    present = [pod for pod in pods if pod.exit_code is None]
+    alive = [pod for pod in present if not pod.terminating]
     if any(pod.runs for pod in alive):
-        far = state.progress or "it starts"
-        yet = f", about {state.left} left of this stage" if state.left else ""
-        paid = f"; {Decimal(state.spent):.2f} $ until then" if state.spent and state.progress else ""
-        told = f"{head} on {state.accelerator}: {far}{yet}{paid}."
-        return ConditionState("False", TrainingReason.TRAINING, told)
+        message = f" on {state.accelerator}: {state.progress or 'it starts'}"
+        if state.left:
+            message += f", about {state.left} left of this stage"
+        if state.spent and state.progress:
+            message += f"; {Decimal(state.spent):.2f} $ until then"
+        return TrainingReason.TRAINING, f"{message}."
     waiting = next((pod for pod in alive if pod.reason), None)
     if waiting is not None:
-        said = _bounded(waiting.message or waiting.reason or "")
-        unplaced = waiting.reason in ("Unschedulable", "SchedulingGated")
-        reason = TrainingReason.WAITING_FOR_ACCELERATOR if unplaced else TrainingReason.TRAINING
-        return ConditionState("False", reason, f"{head}: Pod {waiting.name} waits: {said}")
+        is_unplaced = waiting.reason in ("Unschedulable", "SchedulingGated")
+        reason = TrainingReason.WAITING_FOR_ACCELERATOR if is_unplaced else TrainingReason.TRAINING
+        return reason, f": Pod {waiting.name} waits: {_bounded(waiting.message or waiting.reason or '')}"
     if alive:
-        return ConditionState("False", TrainingReason.TRAINING, f"{head}: {_starting(alive[0], now)}")
-    if there:
-        message = (
-            f"{head}: Pod {there[0].name} is being removed, and another one follows once it has ended; on a "
+        pod = alive[0]
+        if pod.placed_since is None or now - pod.placed_since < STARTING_SECONDS:
+            return TrainingReason.TRAINING, f": Pod {pod.name} starts."
+        # A volume that cannot be mounted is told in an event alone: a pod only says that it starts.
+        return TrainingReason.TRAINING, (
+            f": Pod {pod.name} has been starting since {rfc3339(pod.placed_since)}: a claim or ConfigMap "
+            f"that it mounts may be missing; kubectl describe pod {pod.name} says why. Once the spec is "
+            "right another Job is made."
+        )
+    if present:
+        return TrainingReason.TRAINING, (
+            f": Pod {present[0].name} is being removed, and another one follows once it has ended; on a "
             "node that is lost, once the Node object is deleted, or the pod by force."
         )
-        return ConditionState("False", TrainingReason.TRAINING, message)
     if words := _last_words(pods):
-        message = f"{head}: its pod ended ({_bounded(words)}) and another one follows after a pause."
-        return ConditionState("False", TrainingReason.TRAINING, message)
-    message = f"{head}: Job {job.name} has made no pod yet; kubectl describe job {job.name} says why."
-    return ConditionState("False", TrainingReason.WAITING_FOR_ACCELERATOR, message)
-
-
-def _starting(pod: TrainPod, now: float) -> str:
-    """A volume that cannot be mounted is told in an event alone: a pod says no more than that it starts."""
-    if pod.placed_since is None or now - pod.placed_since < STARTING_SECONDS:
-        return f"Pod {pod.name} starts."
-    return (
-        f"Pod {pod.name} has been starting since {rfc3339(pod.placed_since)}: a claim or ConfigMap that it "
-        f"mounts may be missing; kubectl describe pod {pod.name} says why. Once the spec is right another "
-        "Job is made."
+        return TrainingReason.TRAINING, (
+            f": its pod ended ({_bounded(words)}) and another one follows after a pause."
+        )
+    return TrainingReason.WAITING_FOR_ACCELERATOR, (
+        f": Job {job.name} has made no pod yet; kubectl describe job {job.name} says why."
     )
 
 
 def _last_words(pods: Sequence[TrainPod]) -> str | None:
-    """What a pod said that ended badly: of an error that trying again cannot help before any other."""
-    over = [pod for pod in pods if pod.exit_code not in (None, 0)]
-    over.sort(key=lambda pod: (pod.exit_code != PERMANENT_ERROR, -(pod.ended or 0.0)))
-    return (over[0].message or over[0].reason or f"exit code {over[0].exit_code}") if over else None
+    """Return what a pod said that ended badly: first of all of an error that trying again cannot help."""
+    failed = [pod for pod in pods if pod.exit_code not in (None, 0)]
+    failed.sort(key=lambda pod: (pod.exit_code != PERMANENT_ERROR, -(pod.ended or 0.0)))
+    return (failed[0].message or failed[0].reason or f"exit code {failed[0].exit_code}") if failed else None
 
 
 def _bounded(text: str) -> str:
-    """On one line, with a full stop."""
+    """Cut a text, and put it on one line, with a full stop."""
     line = " ".join(text.split())
     line = line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 3]}..."
     return line if not line or line[-1] in ".!?" else f"{line}."
-
-
-def _kept(step: TrainingDecision, job: ChildView) -> TrainingDecision:
-    """The Job stays until the status says how it ended, so that nothing is lost on the way."""
-    return TrainingDecision(step.told, step.state, keep=job.name)

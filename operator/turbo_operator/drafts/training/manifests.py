@@ -7,36 +7,32 @@ from typing import Any
 from turbo_operator.api import (
     API_VERSION,
     FIELD_MANAGER,
-    LABEL_ACCELERATOR,
-    LABEL_ACCELERATOR_COUNT,
-    LABEL_CAPACITY_TYPE,
     LABEL_DEPLOYMENT,
     LABEL_MANAGED_BY,
     ROLE_TRAIN,
     TURBODRAFT,
     DraftMethod,
-    Template,
     Training,
     TurboDeployment,
-    label_value,
 )
-from turbo_operator.drafts.training import (
-    FinishedDraft,
-    JobRequest,
-    draft_name,
-    dtype,
-    folder,
-    job_name,
-    threads,
-)
+from turbo_operator.drafts.training.names import draft_name, dtype, folder, job_name, threads
+from turbo_operator.drafts.training.step import FinishedDraft, JobRequest
 from turbo_operator.planner.performance.memory import on_cpu
 from turbo_operator.render import draft_volume, source
 from turbo_operator.render.inspect_job import TERMINATION_LOG
-from turbo_operator.render.metadata import labels, metadata, sealed
-from turbo_operator.render.pod import USER_ID, pod_spec_for, variables
+from turbo_operator.render.metadata import build_child, labels
+from turbo_operator.render.pod import (
+    OWN_GROUP,
+    build_container,
+    failing_at_once,
+    placed_pod_spec,
+    placement_labels,
+    pod_metadata,
+)
+from turbo_operator.render.source import MountedVolume, mounted_volume
 from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
-from turbo_runtime.contract.endpoints import PERMANENT_ERROR, PORT, PORT_NAME
+from turbo_runtime.contract.endpoints import PORT, PORT_NAME
 from turbo_runtime.contract.model import ModelInfo
 from turbo_runtime.contract.training import DomainEvaluation
 
@@ -55,78 +51,36 @@ SCRIPT = (
 def training_job(
     td: TurboDeployment, begin: JobRequest, facts: ModelInfo, settings: Settings
 ) -> dict[str, Any]:
-    """`NAME-train-NUMBER`: pods, one after the other, that run `turbo distill` into the same folder."""
+    """Build `NAME-train-NUMBER`: pods, one after the other, that run `turbo distill` into the same folder."""
     training = td.spec.speculation.training
     if training is None:
         raise ValueError("nothing is to be trained")
-    choice, overlay = begin.choice, td.spec.template or Template()
-    accelerator = choice.accelerator
-    container = {
-        "name": CONTAINER,
-        "image": td.spec.engine.image or settings.runtime_image,
-        "imagePullPolicy": settings.image_pull_policy,
-        "command": ["sh", "-c", SCRIPT, _out(td, training, begin)],
-        "args": _arguments(td, training, begin, facts),
-        "env": [*source.environment(td), *variables(td)],
-        "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}],
-        "resources": resources(td, choice),
-    }
-    spec = pod_spec_for(td, container, choice)
-    prompts, prompts_mount = _prompts(td, training)
+    choice = begin.choice
+    command = ["sh", "-c", SCRIPT, _out(td, training, begin)]
+    arguments = _arguments(td, training, begin, facts)
+    container = build_container(td, settings, CONTAINER, command, arguments, resources(td, choice))
+    container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
     claim = training.pvc.claim_name
-    spec["volumes"] += [{"name": "drafts", "persistentVolumeClaim": {"claimName": claim}}, prompts]
-    spec["containers"][0]["volumeMounts"] += [
-        {"name": "drafts", "mountPath": f"{draft_volume.CLAIM_PATH}/{claim}"},
-        prompts_mount,
-    ]
-    # a claim belongs to root where its driver is not told otherwise
-    spec["securityContext"] |= {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
+    drafts = {"persistentVolumeClaim": {"claimName": claim}}
+    path = draft_volume.claim_path(claim)
+    volumes = [mounted_volume("drafts", drafts, path), _prompts(td, training)]
+    spec = placed_pod_spec(td, container, choice, volumes)
+    spec["securityContext"] |= OWN_GROUP
     spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
-    if overlay.runtime_class_name:
-        spec["runtimeClassName"] = overlay.runtime_class_name
-    own = labels(
-        td,
-        ROLE_TRAIN,
-        **{
-            LABEL_ACCELERATOR: label_value(accelerator.name),
-            LABEL_ACCELERATOR_COUNT: str(choice.accelerators_per_replica),
-            LABEL_CAPACITY_TYPE: choice.capacity_type,
-        },
-    )
-    meta: dict[str, Any] = {"labels": {**(overlay.labels or {}), **own}}
-    if overlay.annotations:
-        meta["annotations"] = dict(overlay.annotations)
+    disruption = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    own = {**labels(td, ROLE_TRAIN), **placement_labels(choice)}
     job: dict[str, Any] = {
         "backoffLimit": RETRIES,
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {
-                        "containerName": CONTAINER,
-                        "operator": "In",
-                        "values": [PERMANENT_ERROR],
-                    },
-                },
-                {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-            ]
-        },
-        "template": {"metadata": meta, "spec": spec},
+        "podFailurePolicy": {"rules": [failing_at_once(CONTAINER), disruption]},
+        "template": {"metadata": pod_metadata(td, own), "spec": spec},
     }
     if begin.deadline_seconds is not None:
         job["activeDeadlineSeconds"] = begin.deadline_seconds
-    return sealed(
-        {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": metadata(td, job_name(td, begin.number), labels(td, ROLE_TRAIN)),
-            "spec": job,
-        }
-    )
+    return build_child(td, "Job", job_name(td, begin.number), ROLE_TRAIN, {"spec": job})
 
 
 def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts: ModelInfo) -> list[str]:
-    """Model, arithmetic and threads as served, so that answers are those that are served."""
+    """Return model, arithmetic and threads as served, so that answers are those that are served."""
     choice, serving = begin.choice, begin.serving
     revision = (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None
     arguments = [
@@ -148,8 +102,8 @@ def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts
 
 
 def _out(td: TurboDeployment, training: Training, begin: JobRequest) -> str:
-    """The folder of the artefact, as its container has it."""
-    return f"{draft_volume.CLAIM_PATH}/{training.pvc.claim_name}/{folder(td, begin.number, begin.work)}"
+    """Return the folder of the checkpoint, as its container has it."""
+    return f"{draft_volume.claim_path(training.pvc.claim_name)}/{folder(td, begin.number, begin.work)}"
 
 
 def _prompts_path(td: TurboDeployment, training: Training) -> str:
@@ -159,33 +113,36 @@ def _prompts_path(td: TurboDeployment, training: Training) -> str:
     return f"{PROMPTS_PATH}/{prompts.pvc.path if prompts.pvc else PROMPTS_FILE}"
 
 
-def _prompts(td: TurboDeployment, training: Training) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The volume of the prompts, and where its container has it."""
-    mount = {"name": "prompts", "mountPath": PROMPTS_PATH, "readOnly": True}
+def _prompts(td: TurboDeployment, training: Training) -> MountedVolume:
     prompts = training.prompts
     if (ref := prompts.config_map_ref) is not None:
         items = [{"key": ref.key, "path": PROMPTS_FILE}]
-        return {"name": "prompts", "configMap": {"name": ref.name, "items": items}}, mount
-    claim = prompts.pvc or (td.spec.capture.pvc if td.spec.capture else None)
-    assert claim is not None  # captured prompts ask for spec.capture, by a rule of the API's
-    # Not read-only as a volume: the claim may be the one that drafts are written to.
-    return {"name": "prompts", "persistentVolumeClaim": {"claimName": claim.claim_name}}, mount
+        volume: dict[str, Any] = {"configMap": {"name": ref.name, "items": items}}
+    else:
+        claim = prompts.pvc or (td.spec.capture.pvc if td.spec.capture else None)
+        assert claim is not None  # captured prompts ask for spec.capture, by a rule of the API's
+        # Not read-only as a volume: the claim may be the one that drafts are written to.
+        volume = {"persistentVolumeClaim": {"claimName": claim.claim_name}}
+    return mounted_volume("prompts", volume, PROMPTS_PATH, read_only=True)
 
 
-def turbo_draft(td: TurboDeployment, training: Training, made: FinishedDraft) -> dict[str, Any]:
-    """`NAME-draft-NUMBER`. Nobody owns it: draft and folder outlive the TurboDeployment."""
-    facts = made.facts
+def turbo_draft(td: TurboDeployment, training: Training, finished: FinishedDraft) -> dict[str, Any]:
+    """Build `NAME-draft-NUMBER`. Nobody owns it: draft and folder outlive the TurboDeployment."""
+    facts = finished.facts
     return {
         "apiVersion": API_VERSION,
         "kind": TURBODRAFT,
         "metadata": {
-            "name": draft_name(td, made.number),
+            "name": draft_name(td, finished.number),
             "namespace": td.metadata.namespace,
             "labels": {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_DEPLOYMENT: td.metadata.name},
         },
         "spec": {
             "method": DraftMethod.TURBO_HEADS if facts.method == "heads" else DraftMethod.EAGLE3,
-            "location": {"claimName": training.pvc.claim_name, "path": folder(td, made.number, made.work)},
+            "location": {
+                "claimName": training.pvc.claim_name,
+                "path": folder(td, finished.number, finished.work),
+            },
             "version": facts.version,
             "digest": facts.digest,
             "targetDigest": facts.target_digest,

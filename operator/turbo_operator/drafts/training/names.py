@@ -1,4 +1,6 @@
-"""What the parts of a training are called, by its number, and the hashes that tell two trainings apart."""
+"""What the parts of a training are called, by its number, what decides its draft, and the hashes of that.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,10 @@ import hashlib
 import json
 from collections.abc import Iterable
 
-from turbo_operator.api import Training, TurboDeployment
-from turbo_operator.drafts.training.hardware import threads
+from turbo_operator.api import Training, TurboDeployment, quantity
+from turbo_operator.budget import DEVICE_POD_CORES
+from turbo_operator.plan import Choice
+from turbo_operator.planner.performance.memory import on_cpu
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.version import turbo_version
 
@@ -35,26 +39,40 @@ def is_training_job(td: TurboDeployment, name: str) -> bool:
 
 
 def last_draft(td: TurboDeployment, names: Iterable[str]) -> int:
-    """The largest number of a TurboDraft among the names; 0 where there is none."""
+    """Return the largest number of a TurboDraft among the names; 0 where there is none."""
     return max((_number_in(f"{td.metadata.name}-draft-", name) or 0 for name in names), default=0)
 
 
 def _number_in(prefix: str, name: str) -> int | None:
-    """The number that follows the prefix; None where none does."""
+    """Return the number that follows the prefix; None where none does."""
     rest = name.removeprefix(prefix)
     return int(rest) if name.startswith(prefix) and rest.isascii() and rest.isdecimal() else None
 
 
+def dtype(serving: Choice) -> str:
+    """Return what a training computes in: as what is served, so that answers are those that are served."""
+    return "float32" if serving.dtype == "float32" else "bfloat16"
+
+
+def threads(td: TurboDeployment, accelerator: Accelerator) -> int:
+    """Return the threads of a training: one for each core that its pod may use."""
+    if not on_cpu(accelerator):
+        return int(quantity(DEVICE_POD_CORES))
+    overlay = td.spec.template.resources if td.spec.template else None
+    limits = (overlay.limits if overlay else None) or {}
+    return max(1, int(quantity(limits["cpu"]) if "cpu" in limits else accelerator.quantity))
+
+
 def spec_hash(training: Training) -> str:
-    """Of all that is asked: what ended badly waits for another one."""
+    """Hash all of the spec: what ended badly waits for another one."""
     return _hash(training.dump())
 
 
 def work_hash(
     td: TurboDeployment, training: Training, model_digest: str, accelerator: Accelerator, dtype: str
 ) -> str:
-    """Of what decides the draft, as far as the operator knows it, and of whose it is: a folder that was begun
-    by one is of no use to another, as `turbo distill` would say of it.
+    """Hash what decides the draft, as far as the operator knows it, and of whose it is: a folder that was
+    begun by one is of no use to another, as `turbo distill` would say of it.
 
     The version of Turbo is the image's, so the operator's own counts only where it brings the image. What
     prompts say is not known; a TurboDeployment that is made again may well bring others under their name.

@@ -1,17 +1,26 @@
-"""The next Job: on what, under which number, for how long; asked for anew while no pod of it has run. Pure.
+"""The next Job: on what, under which number, for how long; planned anew while no pod of it has run. Pure.
 
 A training that has run is bound to its folder and its accelerator. One that has not is bound to its number
-alone: it follows the spec, and leaves an accelerator that it waits for in vain.
+alone: it follows the spec, and leaves an accelerator on which its wait has timed out.
+Nothing of the deployment's load, targets and budget holds for it: the cheapest accelerator that fits one
+replica of the model, beside what a training takes, and has room will do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from turbo_operator.api import (
     Accelerators,
+    DType,
+    EngineType,
+    Mode,
     PlanReason,
+    Scaling,
+    ScalingPolicy,
+    Speculation,
     Training,
     TrainingReason,
     TrainingStatus,
@@ -21,153 +30,168 @@ from turbo_operator.api import (
 from turbo_operator.api.conditions import ConditionState
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts.training import names
-from turbo_operator.drafts.training.accelerator_query import planned_on
-from turbo_operator.drafts.training.budget import LEAST_SECONDS, bought_seconds, over_budget
-from turbo_operator.drafts.training.hardware import dtype
-from turbo_operator.drafts.training.step import AcceleratorQuery, JobRequest, TrainingDecision
+from turbo_operator.drafts.training.job_state import MIN_SECONDS, bought_seconds, over_budget
+from turbo_operator.drafts.training.names import dtype
+from turbo_operator.drafts.training.step import (
+    AcceleratorQuery,
+    JobRequest,
+    TrainingDecision,
+    unmet_condition,
+)
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner import money
+from turbo_operator.planner.inputs import PlannerInputs
+from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.rollout import Bounds
 from turbo_operator.snapshot import Snapshot, TrainPod
-from turbo_runtime.contract.model import ModelInfo
+from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 MAX_PASSED_OVER = 32  # that a status holds
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One look at a training that is asked for."""
-
-    td: TurboDeployment
-    training: Training
-    observed: Snapshot
-    answer: Plan | None  # the planner's, to what the step before it `asks`; None at first
-    now: float
-    state: TrainingStatus | None
+# Of `turbo distill` by its defaults: hidden states, and the logits of a step of 256 places over 8,192 tokens,
+# of the draft and of the model, with what their gradients take, for each of 4 tokens that are drafted.
+_STATES = GIB
+_LOGITS = 256 * 8192 * 4 * 3 * 4
+_DEPTH = 4
+_LEARNT_BYTES = 16  # of one weight that is learnt: in float32, its gradient and two moments
+HOST_BYTES = 2 * GIB  # beside a device: what is read of prompts, answers and states on their way
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingTarget:
-    """What a draft is trained for."""
+    """The model and the plan that a draft is trained for."""
 
     model: ModelInfo
     choice: Choice
 
 
-def due(it: Case, served: TrainingTarget) -> TrainingDecision:
-    """The next training, or the one that is half done, on what the planner chooses."""
-    old = _unfinished(it)
-    pinned = it.training.accelerator or ""
-    if old is not None and old.started is not None and _goes_on(it, served, old):
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One look at a training."""
+
+    td: TurboDeployment
+    training: Training
+    observed: Snapshot
+    answer: Plan | None  # the planner's, to what the step before it `query`; None at first
+    now: float
+    state: TrainingStatus | None
+
+    @property
+    def unfinished(self) -> TrainingStatus | None:
+        """The state of a training that may go on."""
+        state = self.state
+        return state if state is not None and state.result in (None, TrainingReason.OVER_BUDGET) else None
+
+
+def start_or_resume(case: Case, target: TrainingTarget) -> TrainingDecision:
+    """Begin the next training, or resume the one that is half done, on what the planner chooses."""
+    old = case.unfinished
+    pinned = case.training.accelerator or ""
+    if old is not None and old.started is not None and _goes_on(case, target, old):
         # another machine's threads and arithmetic make another draft
         pinned = old.accelerator or ""
-    ask = AcceleratorQuery(pinned, dtype(served.choice), old.passed_over if old is not None else ())
-    if it.answer is None:
+    query = AcceleratorQuery(pinned, dtype(target.choice), old.passed_over if old is not None else ())
+    if case.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
-        return TrainingDecision(
-            ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message), it.state, asks=ask
-        )
-    return _begun(it, served, ask, it.answer)
+        condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message)
+        return TrainingDecision(condition, case.state, query=query)
+    return _begin(case, target, query, case.answer)
 
 
-def anew(
-    it: Case, served: TrainingTarget, waits: TrainingDecision, pods: Sequence[TrainPod]
+def replan(
+    case: Case, target: TrainingTarget, waiting: TrainingDecision, pods: Sequence[TrainPod]
 ) -> TrainingDecision:
-    """The same for a training whose Job is there and of which no pod has run, which `waits` tells of."""
-    old = it.state
+    """Plan anew for a training whose Job is there and of which no pod has run, which `waiting` tells of."""
+    old = case.state
     if old is None:
-        return waits
-    mine = old.accelerator or ""
-    allowed = it.td.spec.accelerators or Accelerators()
-    in_vain = any(
-        it.now - pod.pending_since >= allowed.pending_timeout_seconds
+        return waiting
+    current = old.accelerator or ""
+    allowed = case.td.spec.accelerators or Accelerators()
+    is_timed_out = any(
+        case.now - pod.pending_since >= allowed.pending_timeout_seconds
         for pod in pods
-        if pod.pending_since is not None and not pod.terminating and pod.accelerator == label_value(mine)
+        if pod.pending_since is not None and not pod.terminating and pod.accelerator == label_value(current)
     )
-    stays = not in_vain and mine in it.observed.accelerators and mine in (allowed.allowed or (mine,))
-    pinned = it.training.accelerator or (mine if stays else "")
+    stays = (
+        not is_timed_out
+        and current in case.observed.accelerators
+        and current in (allowed.allowed or (current,))
+    )
+    pinned = case.training.accelerator or (current if stays else "")
     passed_over = old.passed_over
-    if in_vain:
-        passed_over = tuple(dict.fromkeys((*passed_over, mine)))[-MAX_PASSED_OVER:]
-    ask = AcceleratorQuery(pinned, dtype(served.choice), passed_over)
-    if it.answer is None:
-        return replace(waits, asks=ask)
-    step = _begun(it, served, ask, it.answer)
-    if step.begin is not None:
-        return replace(step, told=waits.told, keep=waits.keep)
-    if in_vain:  # nothing else is to be had: it waits on, and all are tried again
-        return replace(waits, state=old.model_copy(update={"passed_over": ()}))
+    if is_timed_out:
+        passed_over = tuple(dict.fromkeys((*passed_over, current)))[-MAX_PASSED_OVER:]
+    query = AcceleratorQuery(pinned, dtype(target.choice), passed_over)
+    if case.answer is None:
+        return replace(waiting, query=query)
+    step = _begin(case, target, query, case.answer)
+    if step.job_request is not None:
+        return replace(step, condition=waiting.condition, kept_job=waiting.kept_job)
+    if is_timed_out:  # nothing else is to be had: it waits on, and all are tried again
+        return replace(waiting, state=old.model_copy(update={"passed_over": ()}))
     return step
 
 
-def _unfinished(it: Case) -> TrainingStatus | None:
-    old = it.state
-    return old if old is not None and old.result in (None, TrainingReason.OVER_BUDGET) else None
+def _goes_on(case: Case, target: TrainingTarget, old: TrainingStatus) -> bool:
+    """Whether what is half done is what the spec asks for."""
+    row = case.observed.accelerators.get(old.accelerator or "")
+    if row is None or case.training.accelerator not in (None, row.name):
+        return False
+    digest = target.model.digest
+    return old.work == names.work_hash(case.td, case.training, digest, row, dtype(target.choice))
 
 
-def _goes_on(it: Case, served: TrainingTarget, old: TrainingStatus) -> bool:
-    """Whether what is half done is what is asked for."""
-    row = it.observed.accelerators.get(old.accelerator or "")
-    return (
-        row is not None
-        and it.training.accelerator in (None, row.name)
-        and old.work == names.work_hash(it.td, it.training, served.model.digest, row, dtype(served.choice))
-    )
-
-
-def _begun(it: Case, served: TrainingTarget, ask: AcceleratorQuery, answer: Plan) -> TrainingDecision:
-    td, training = it.td, it.training
-    found = chosen(training, answer)
-    if isinstance(found, ConditionState):
-        return TrainingDecision(found, it.state)
-    choice = planned_on(found, it.observed)
-    if (unaffordable := _unaffordable(it, served.choice, choice)) is not None:
-        return TrainingDecision(unaffordable, it.state)
+def _begin(case: Case, target: TrainingTarget, query: AcceleratorQuery, answer: Plan) -> TrainingDecision:
+    td, training, digest = case.td, case.training, target.model.digest
+    answered = chosen(training, answer)
+    if isinstance(answered, ConditionState):
+        return TrainingDecision(answered, case.state)
+    choice = planned_on(answered, case.observed)
+    if (unaffordable := _unaffordable(case, target.choice, choice)) is not None:
+        return TrainingDecision(unaffordable, case.state)
     name, price = choice.accelerator.name, choice.predicted.cost_per_hour
-    work = names.work_hash(td, training, served.model.digest, choice.accelerator, ask.dtype)
-    old = _unfinished(it)
+    work = names.work_hash(td, training, digest, choice.accelerator, query.dtype)
+    old = case.unfinished
     if old is not None and (old.started is None or old.work == work):
         new = old.model_copy(update={"result": None, "message": None, "ended": None})
     else:
-        taken = names.last_draft(td, (draft.name for draft in it.observed.drafts))
+        last = names.last_draft(td, (draft.name for draft in case.observed.drafts))
         new = TrainingStatus(
-            number=1 + max(taken, it.state.number if it.state else 0),
+            number=1 + max(last, case.state.number if case.state else 0),
             work=work,
             spec_hash="",
-            below_since=it.state.below_since if it.state else None,
+            below_since=case.state.below_since if case.state else None,
         )
     new = new.model_copy(
         update={
             "work": work,
             "spec_hash": names.spec_hash(training),
-            "target_digest": served.model.digest,
+            "target_digest": digest,
             "accelerator": name,
-            "passed_over": ask.passed_over,
+            "passed_over": query.passed_over,
             "cost_per_hour": None if price is None else str(price),
             "spent": None if price is None else (new.spent or "0"),
         }
     )
-    deadline = bought_seconds(training, new, it.now)
-    if deadline is not None and deadline < LEAST_SECONDS:
-        return over_budget(training, new, it.now)
-    began = "begins" if new.started is None else "goes on"
-    message = f"Training {new.number} {began} on {name}{'' if price is None else f' for {money(price)} $/h'}."
-    begin = JobRequest(new.number, work, choice, served.choice, deadline)
-    return TrainingDecision(ConditionState("False", TrainingReason.TRAINING, message), new, begin=begin)
+    deadline = bought_seconds(training, new, case.now)
+    if deadline is not None and deadline < MIN_SECONDS:
+        return over_budget(training, new, case.now)
+    verb = "begins" if new.started is None else "goes on"
+    message = f"Training {new.number} {verb} on {name}{'' if price is None else f' for {money(price)} $/h'}."
+    request = JobRequest(new.number, work, choice, target.choice, deadline)
+    return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), new, job_request=request)
 
 
-def _unaffordable(it: Case, serving: Choice, choice: Choice) -> ConditionState | None:
-    """Why a training waits: with the replicas it would cost, or hold, more than the spec allows."""
-    td, there = it.td, sum(pod.is_present for pod in it.observed.pods)
-    replicas = max(td.status.desired_replicas or 1, there)  # a rollout or a canary may have one more
+def _unaffordable(case: Case, serving: Choice, choice: Choice) -> ConditionState | None:
+    """Say why a training waits: with the replicas it would cost, or hold, more than the spec allows."""
+    td, present = case.td, sum(pod.is_present for pod in case.observed.pods)
+    replicas = max(td.status.desired_replicas or 1, present)  # a rollout or a canary may have one more
     cost, accelerators = td.spec.cost, td.spec.accelerators
     bounds = Bounds(
         max_total=accelerators.max_total if accelerators else None,
         max_per_hour=cost.max_per_hour if cost else None,
     )
-    broken = bounds.exceeded(
-        [(footprint_of(each, td.spec.template), count) for each, count in ((serving, replicas), (choice, 1))]
-    )
+    pods = ((serving, replicas), (choice, 1))
+    broken = bounds.exceeded([(footprint_of(each, td.spec.template), count) for each, count in pods])
     if broken is None:
         return None
     message = (
@@ -175,11 +199,11 @@ def _unaffordable(it: Case, serving: Choice, choice: Choice) -> ConditionState |
         f"{'replica' if replicas == 1 else f'{replicas} replicas'} and the training together. Raise it, or "
         "train while fewer replicas run."
     )
-    return ConditionState("False", TrainingReason.WAITING_FOR_BUDGET, message)
+    return unmet_condition(TrainingReason.WAITING_FOR_BUDGET, message)
 
 
 def chosen(training: Training, answer: Plan) -> Choice | ConditionState:
-    """What the planner's answer says that a training runs on, or why on nothing."""
+    """Read from the planner's answer what a training runs on, or why on nothing."""
     choice = answer.choice
     if choice is not None:
         if training.max_cost is None or choice.predicted.cost_per_hour is not None:
@@ -189,15 +213,65 @@ def chosen(training: Training, answer: Plan) -> Choice | ConditionState:
             f"{choice.capacity_type} price: write spec.pricing.perAcceleratorHour on that TurboAccelerator, "
             "or leave maxCost out."
         )
-        return ConditionState("False", TrainingReason.PRICE_UNKNOWN, message)
+        return unmet_condition(TrainingReason.PRICE_UNKNOWN, message)
     if training.accelerator is not None and answer.reason == PlanReason.NO_PROFILE:
         message = (
             f"There is no TurboAccelerator {training.accelerator}: create it, or correct "
             "spec.speculation.training.accelerator."
         )
-        return ConditionState("False", TrainingReason.NO_ACCELERATOR, message)
+        return unmet_condition(TrainingReason.NO_ACCELERATOR, message)
     reason = {
         PlanReason.NO_CAPACITY: TrainingReason.WAITING_FOR_ACCELERATOR,
         PlanReason.PRICE_UNKNOWN: TrainingReason.PRICE_UNKNOWN,
     }.get(PlanReason(answer.reason), TrainingReason.NO_ACCELERATOR)
-    return ConditionState("False", reason, f"No accelerator can be had for a training. {answer.detail}")
+    return unmet_condition(reason, f"No accelerator can be had for a training. {answer.detail}")
+
+
+def training_bytes(shape: ModelShape) -> int:
+    """Return what a training holds in addition to the model that it serves itself."""
+    return _STATES + _LOGITS + _LEARNT_BYTES * _DEPTH * 2 * shape.hidden_size**2
+
+
+def question(
+    td: TurboDeployment, observed: Snapshot, shape: ModelShape, query: AcceleratorQuery
+) -> PlannerInputs:
+    """Ask for one replica: the planner knows of no trainings."""
+    spec = td.spec
+    allowed = spec.accelerators or Accelerators()
+    names = (query.pinned,) if query.pinned else allowed.allowed
+    dtype = DType.FLOAT32 if query.dtype == "float32" else DType.BFLOAT16
+    wanted = spec.model_copy(
+        update={
+            "model": spec.model.model_copy(update={"dtype": dtype}),
+            "engine": spec.engine.model_copy(update={"type": EngineType.TURBO}),
+            "speculation": Speculation(mode=Mode.DISABLED),
+            "accelerators": allowed.model_copy(
+                update={"allowed": names, "max_per_replica": None, "max_total": None}
+            ),
+            "parallelism": None,
+            "workload": None,
+            "targets": None,
+            "cost": None,
+            "replicas": 1,
+            "scaling": Scaling(policy=ScalingPolicy.EXTERNAL),
+        }
+    )
+    used = training_bytes(shape)
+    catalog = {
+        name: replace(row, memory_bytes=max(0, row.memory_bytes - used))
+        for name, row in observed.accelerators.items()
+    }
+    free = observed.free
+    if free is not None:
+        free = {
+            name: replace(supply, exhausted_until=math.inf) if name in query.passed_over else supply
+            for name, supply in free.items()
+        }
+    return PlannerInputs(wanted, shape, catalog, None if query.pinned else free, None, {}, None)
+
+
+def planned_on(choice: Choice, observed: Snapshot) -> Choice:
+    """Return the planner's choice on the accelerator as it is, with a training's memory in addition."""
+    accelerator = observed.accelerators[choice.accelerator.name]
+    memory = accelerator.memory_bytes if on_cpu(accelerator) else choice.host_memory_bytes + HOST_BYTES
+    return replace(choice, accelerator=accelerator, host_memory_bytes=memory)

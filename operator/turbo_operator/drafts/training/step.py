@@ -12,7 +12,7 @@ from turbo_runtime.contract.training import DraftManifest
 
 @dataclass(frozen=True, slots=True)
 class AcceleratorQuery:
-    """What the planner is to choose."""
+    """A question to the planner for an accelerator."""
 
     pinned: str  # the only accelerator that will do, whether it has room or not; empty: the best of all
     dtype: str  # that it computes in
@@ -41,16 +41,23 @@ class FinishedDraft:
 
 @dataclass(frozen=True, slots=True)
 class TrainingDecision:
-    """What is told, what the status keeps, and what is to be done; all of nothing where none is asked for."""
+    """The condition, what the status keeps, and what is to be done; empty without spec.training."""
 
-    told: ConditionState | None = None
+    condition: ConditionState | None = None
     state: TrainingStatus | None = None
-    asks: AcceleratorQuery | None = None
-    begin: JobRequest | None = None
-    keep: str | None = None  # the Job that stays; every other one that trains goes
-    made: FinishedDraft | None = None
+    query: AcceleratorQuery | None = None
+    job_request: JobRequest | None = None
+    kept_job: str | None = None  # the Job that stays; every other one that trains goes
+    finished: FinishedDraft | None = None
 
     def refused(self, message: str) -> TrainingDecision:
-        """The same where the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
-        told = ConditionState("False", TrainingReason.REFUSED, message)
-        return replace(self, told=told)
+        """Tell that the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
+        return replace(self, condition=unmet_condition(TrainingReason.REFUSED, message))
+
+
+NO_TRAINING = TrainingDecision()
+
+
+def unmet_condition(reason: TrainingReason, message: str) -> ConditionState:
+    """Say why no draft is trained yet, or any more."""
+    return ConditionState("False", reason, message)

@@ -40,7 +40,7 @@ def test_a_draft_that_does_not_fit_or_is_gone_stops_the_next_one(drafts: Any) ->
     state = trained()
     for late in (0.0, 1000 * HOUR):
         step = look(td(state), seen(drafts=drafts), NOW + late)
-        assert (reason(step), step.begin, step.asks) == ("TrainingFailed", None, None)
+        assert (reason(step), step.job_request, step.query) == ("TrainingFailed", None, None)
         assert "chat-draft-1" in told(step)
         assert ("ConfigMap chat-model" if drafts else "spec.deployment: chat") in told(step)
         assert step.state == state
@@ -53,15 +53,15 @@ def test_it_is_trained_again_for_another_spec_another_model_or_when_it_is_switch
     off = look(td(state, enabled=False), seen()).state
     other = seen(model=replace(FACTS, digest="sha256:cd"))
     for step in (look(td(state, answerTokens=64), seen()), look(td(off), seen()), look(td(state), other)):
-        assert step.begin is not None
-        assert step.begin.number == 2
+        assert step.job_request is not None
+        assert step.job_request.number == 2
 
 
 def test_a_model_that_was_replaced_in_place_is_trained_for_once() -> None:
     state, pods = began(), (pod(phase="Succeeded", exit_code=0, message="", ended=NOW),)
     other = {"drafts": (draft(target="sha256:cd"),)}
     step = look(td(state), seen(children=(job(complete=True),), trainings=pods, **other))
-    assert (reason(step), step.begin, step.keep) == ("TrainingFailed", None, None)
+    assert (reason(step), step.job_request, step.kept_job) == ("TrainingFailed", None, None)
     assert step.state is not None
     assert step.state.result == "Trained"
 
@@ -72,7 +72,7 @@ def test_a_draft_on_trial_keeps_the_next_one_from_being_trained() -> None:
     waits = seen(drafts=(first, second), gain=1.1)
     for hours in (1, 24, 1000):
         step = look(td(state, told=promoted(first), **AGAIN), waits, NOW + hours * HOUR)
-        assert (reason(step), step.begin) == ("Trained", None)
+        assert (reason(step), step.job_request) == ("Trained", None)
         assert step.state is not None
         assert step.state.below_since is None
         state = step.state
@@ -80,7 +80,7 @@ def test_a_draft_on_trial_keeps_the_next_one_from_being_trained() -> None:
     down["time"] = rfc3339(NOW + 1000 * HOUR)
     judged = {**promoted(first), "turnedDown": [down]}
     low = look(td(state, told=judged, **AGAIN), waits, NOW + 1001 * HOUR)
-    assert (reason(low), low.begin) == ("Trained", None)  # its window begins now
+    assert (reason(low), low.job_request) == ("Trained", None)  # its window begins now
     step = look(td(low.state, told=judged, **AGAIN), waits, NOW + 1025 * HOUR)
-    assert step.begin is not None
-    assert step.begin.number == 3
+    assert step.job_request is not None
+    assert step.job_request.number == 3

@@ -23,13 +23,13 @@ def test_a_training_begins_only_where_it_is_within_budget_with_the_replicas(
 ) -> None:
     step = look(td(spec=bound), seen())
     assert (reason(step) == "WaitingForBudget") == waits
-    assert (step.begin is None) == waits
+    assert (step.job_request is None) == waits
     if waits:
-        assert step.told is not None
-        assert "which holds for the replica and the training together" in step.told.message
+        assert step.condition is not None
+        assert "which holds for the replica and the training together" in step.condition.message
 
 
 def test_as_many_replicas_count_as_are_wanted_now() -> None:
     within = {"cost": {"maxPerHour": "0.17"}}
-    assert look(td(spec=within, told={"desiredReplicas": 3}), seen()).begin is not None
+    assert look(td(spec=within, told={"desiredReplicas": 3}), seen()).job_request is not None
     assert reason(look(td(spec=within, told={"desiredReplicas": 4}), seen())) == "WaitingForBudget"

@@ -38,19 +38,19 @@ from turbo_runtime.contract.training import TrainingProgress
 
 def test_the_first_training_begins_on_the_cheapest_that_has_room() -> None:
     step = look(td(maxCost="0.08"), seen())
-    assert step.begin is not None
-    assert (step.begin.number, step.begin.choice.accelerator.name) == (1, "cpu")
-    assert step.begin.deadline_seconds == 7200
-    assert step.begin.choice.accelerator == CORES  # all of it, a training's own memory included
+    assert step.job_request is not None
+    assert (step.job_request.number, step.job_request.choice.accelerator.name) == (1, "cpu")
+    assert step.job_request.deadline_seconds == 7200
+    assert step.job_request.choice.accelerator == CORES  # all of it, a training's own memory included
     crowded = seen(free={**ROOM, "cpu": Supply((NodeSupply("n", 4, 0),))})
-    begun = look(td(), crowded).begin
+    begun = look(td(), crowded).job_request
     assert begun is not None
     assert begun.choice.accelerator.name == "l4"
     assert begun.deadline_seconds is None
 
 
 def test_a_named_accelerator_is_taken_whether_it_has_room_or_not() -> None:
-    begun = look(td(accelerator="l4"), seen(free={})).begin
+    begun = look(td(accelerator="l4"), seen(free={})).job_request
     assert begun is not None
     assert begun.choice.accelerator.name == "l4"
 
@@ -61,26 +61,26 @@ def test_what_waits_is_named() -> None:
     assert reason(look(td(), seen(free={}))) == "WaitingForAccelerator"
     gone = look(td(accelerator="gone"), seen())
     assert reason(gone) == "NoAccelerator"
-    assert gone.told.message == (
+    assert gone.condition.message == (
         "There is no TurboAccelerator gone: create it, or correct spec.speculation.training.accelerator."
     )
     free = replace(CORES, prices={})
     unpriced = replace(seen(), accelerators={"cpu": free, "l4": L4})
     step = look(td(accelerator="cpu", maxCost="1"), unpriced)
-    assert (reason(step), step.begin) == ("PriceUnknown", None)
+    assert (reason(step), step.job_request) == ("PriceUnknown", None)
     step = look(td(accelerator="cpu"), unpriced)
-    assert step.begin is not None  # without a bound no price is needed
+    assert step.job_request is not None  # without a bound no price is needed
     assert step.state is not None
     assert step.state.cost_per_hour is None
     step = look(td(maxCost="0.0001"), seen())
-    assert (reason(step), step.begin) == ("OverBudget", None)
+    assert (reason(step), step.job_request) == ("OverBudget", None)
     small = {name: replace(row, memory_bytes=1 << 30) for name, row in seen().accelerators.items()}
     assert reason(look(td(), replace(seen(), accelerators=small))) in ("NoAccelerator", "WaitingForPlan")
 
 
 def test_nothing_is_told_and_no_job_stays_where_no_training_is_asked_for() -> None:
     step = look(td(began(), absent=True), seen(children=(job(),), trainings=(pod(),)))
-    assert (step.told, step.keep, step.begin, step.made) == (None, None, None, None)
+    assert (step.condition, step.kept_job, step.job_request, step.finished) == (None, None, None, None)
     assert step.state is not None
     assert step.state.number == 1  # so that no folder is used twice
 
@@ -100,14 +100,14 @@ def test_captured_prompts_are_waited_for() -> None:
         )
 
     assert reason(look(td(**asked), seen(pods=pods(4, 5)))) == "WaitingForPrompts"
-    assert look(td(**asked), seen(pods=pods(4, 6, -1))).begin is not None
+    assert look(td(**asked), seen(pods=pods(4, 6, -1))).job_request is not None
 
 
 def test_a_job_that_has_run_is_frozen_whatever_becomes_of_the_spec() -> None:
     state = ran()
     for changed in (td(state), td(state, answerTokens=64), td(state, accelerator="l4")):
         step = look(changed, seen(children=(job(),), trainings=(pod(),)))
-        assert (step.keep, step.begin) == ("chat-train-1", None)
+        assert (step.kept_job, step.job_request) == ("chat-train-1", None)
         assert reason(step) == "Training"
 
 
@@ -140,20 +140,20 @@ def test_a_draft_is_made_of_what_the_pod_told_and_the_job_goes_when_it_is_there(
     state = began()
     done = pod(phase="Succeeded", exit_code=0, message=MADE.to_json(), ended=NOW)
     step = look(td(state), seen(children=(job(complete=True),), trainings=(done,)))
-    assert step.keep == "chat-train-1"
-    assert step.made == training.FinishedDraft(1, state.work, MADE)
+    assert step.kept_job == "chat-train-1"
+    assert step.finished == training.FinishedDraft(1, state.work, MADE)
     step = look(td(step.state), seen(children=(job(complete=True),), trainings=(done,), drafts=(draft(),)))
-    assert (step.keep, step.made, step.begin) == (None, None, None)
+    assert (step.kept_job, step.finished, step.job_request) == (None, None, None)
     assert reason(step) == "Trained"
     assert step.state is not None
     assert step.state.result == "Trained"
 
 
 def test_a_job_whose_pod_is_gone_before_it_told_is_made_anew_in_the_same_folder() -> None:
-    assert look(td(began()), seen(children=(job(complete=True),), trainings=(pod(),))).keep == job().name
+    assert look(td(began()), seen(children=(job(complete=True),), trainings=(pod(),))).kept_job == job().name
     step = look(td(began()), seen(children=(job(complete=True),)))
-    assert (step.keep, step.begin, step.made) == (None, None, None)
-    begun = look(td(step.state), seen()).begin
+    assert (step.kept_job, step.job_request, step.finished) == (None, None, None)
+    begun = look(td(step.state), seen()).job_request
     assert begun is not None
     assert begun.number == 1
 
@@ -162,17 +162,17 @@ def test_a_permanent_error_waits_for_another_spec_and_then_takes_another_folder(
     gone = pod(phase="Failed", exit_code=3, message="prompts.jsonl:3: no prompt")
     step = look(td(began()), seen(children=(job(failed=True, reason="PodFailurePolicy"),), trainings=(gone,)))
     assert reason(step) == "TrainingFailed"
-    assert step.told is not None
-    assert "prompts.jsonl:3: no prompt" in step.told.message
-    assert step.keep == "chat-train-1"  # until the status has it
+    assert step.condition is not None
+    assert "prompts.jsonl:3: no prompt" in step.condition.message
+    assert step.kept_job == "chat-train-1"  # until the status has it
     off = look(td(step.state, enabled=False), seen())
-    assert (reason(off), look(td(off.state), seen()).begin is None) == ("TrainingDisabled", False)
+    assert (reason(off), look(td(off.state), seen()).job_request is None) == ("TrainingDisabled", False)
     for _ in range(3):  # and its Job stays, with what its pods have said
         step = look(td(step.state), seen(children=(job(failed=True),)), NOW + 1000 * HOUR)
-        assert (reason(step), step.keep, step.begin) == ("TrainingFailed", "chat-train-1", None)
+        assert (reason(step), step.kept_job, step.job_request) == ("TrainingFailed", "chat-train-1", None)
     step = look(td(step.state, answerTokens=64), seen(children=(job(failed=True),)))
-    assert step.begin is not None
-    assert (step.begin.number, step.keep) == (2, None)
+    assert step.job_request is not None
+    assert (step.job_request.number, step.kept_job) == (2, None)
 
 
 def test_a_failure_on_captured_prompts_is_tried_again_after_a_window() -> None:
@@ -183,8 +183,8 @@ def test_a_failure_on_captured_prompts_is_tried_again_after_a_window() -> None:
     state = look(td(**asked), seen(pods=(full,))).state
     gone = pod(phase="Failed", exit_code=3, message="too few")
     step = look(td(state, **asked), seen(children=(job(failed=True),), trainings=(gone,), pods=(full,)))
-    assert look(td(step.state, **asked), seen(pods=(full,)), NOW + HOUR).begin is None
-    begun = look(td(step.state, **asked), seen(pods=(full,)), NOW + 2 * HOUR).begin
+    assert look(td(step.state, **asked), seen(pods=(full,)), NOW + HOUR).job_request is None
+    begun = look(td(step.state, **asked), seen(pods=(full,)), NOW + 2 * HOUR).job_request
     assert begun is not None
     assert begun.number == 2
 
@@ -194,10 +194,10 @@ def test_over_budget_it_waits_and_goes_on_in_its_folder_with_what_a_higher_bound
     late = seen(children=(job(failed=True, reason="DeadlineExceeded", ended=NOW + HOUR),))
     step = look(td(state, maxCost="0.04"), late, NOW + HOUR)
     assert reason(step) == "OverBudget"
-    assert step.told is not None
-    assert "maxCost" in step.told.message
-    assert look(td(step.state, maxCost="0.04"), seen(), NOW + 100 * HOUR).begin is None
-    begun = look(td(step.state, maxCost="0.08"), seen(), NOW + 100 * HOUR).begin
+    assert step.condition is not None
+    assert "maxCost" in step.condition.message
+    assert look(td(step.state, maxCost="0.04"), seen(), NOW + 100 * HOUR).job_request is None
+    begun = look(td(step.state, maxCost="0.08"), seen(), NOW + 100 * HOUR).job_request
     assert begun is not None
     assert begun.number == 1
     assert begun.deadline_seconds is not None
@@ -208,14 +208,14 @@ def test_after_an_upgrade_what_was_half_done_begins_anew_in_another_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     state = ran()
-    on = look(td(state), seen()).begin  # else it goes on under its number
+    on = look(td(state), seen()).job_request  # else it goes on under its number
     assert on is not None
     assert on.number == 1
     monkeypatch.setattr(names, "turbo_version", lambda: "9.9.9")
     running = look(td(state), seen(children=(job(),), trainings=(pod(),)))
-    anew = look(td(state), seen()).begin
+    anew = look(td(state), seen()).job_request
     assert anew is not None
-    assert (running.keep, anew.number) == ("chat-train-1", 2)
+    assert (running.kept_job, anew.number) == ("chat-train-1", 2)
 
 
 def test_a_deadline_that_a_pod_only_waited_for_is_no_end() -> None:
@@ -223,8 +223,8 @@ def test_a_deadline_that_a_pod_only_waited_for_is_no_end() -> None:
         td(began(maxCost="0.04"), maxCost="0.04"),
         seen(children=(job(failed=True, reason="DeadlineExceeded"),)),
     )
-    assert (reason(step), step.keep) == ("Training", None)
-    begun = look(td(step.state, maxCost="0.04"), seen()).begin
+    assert (reason(step), step.kept_job) == ("Training", None)
+    begun = look(td(step.state, maxCost="0.04"), seen()).job_request
     assert begun is not None
     assert (begun.number, begun.deadline_seconds) == (1, 3600)
 
@@ -242,36 +242,37 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
     assert reason(low) == "Trained"
     assert low.state is not None
     assert low.state.below_since == rfc3339(NOW)
-    assert after(23, 1.1, low.state).begin is None
+    assert after(23, 1.1, low.state).job_request is None
     assert after(23, None, low.state).state == low.state  # silence is no gain
     high = after(23, 1.4, low.state).state
     assert high is not None
     assert high.below_since is None
-    assert after(24, None, low.state).begin is None  # nor a reason to pay
-    begun = after(24, 1.1, low.state).begin
+    assert after(24, None, low.state).job_request is None  # nor a reason to pay
+    begun = after(24, 1.1, low.state).job_request
     assert begun is not None
     assert begun.number == 2
     newer = seen(drafts=(first, second), gain=1.1)
     step = look(td(low.state, told=promoted(second), **asked), newer, NOW + 25 * HOUR)
-    assert step.begin is None
+    assert step.job_request is None
     assert step.state is not None
     assert step.state.below_since == rfc3339(NOW + 25 * HOUR)
-    assert look(td(done), seen(**there, gain=0.9), NOW + 1000 * HOUR).begin is None  # once, without a bound
+    # once, without a bound
+    assert look(td(done), seen(**there, gain=0.9), NOW + 1000 * HOUR).job_request is None
 
 
 def test_a_candidate_that_somebody_else_has_trained_is_followed_like_our_own() -> None:
     asked = {"trigger": {"gainBelow": "1.30", "window": "24h"}}
     theirs = replace(draft(created=NOW - HOUR), name="by-hand")
     low = look(td(told=promoted(theirs), **asked), seen(drafts=(theirs,), gain=1.1))
-    assert (reason(low), low.begin) == ("Trained", None)
+    assert (reason(low), low.job_request) == ("Trained", None)
     later = td(low.state, told=promoted(theirs), **asked)
-    begun = look(later, seen(drafts=(theirs,), gain=1.1), NOW + 24 * HOUR).begin
+    begun = look(later, seen(drafts=(theirs,), gain=1.1), NOW + 24 * HOUR).job_request
     assert begun is not None
     assert begun.number == 1
 
 
 def test_another_model_has_another_draft_under_a_number_of_its_own() -> None:
-    begun = look(td(), seen(drafts=(draft(7, target="sha256:old"),))).begin
+    begun = look(td(), seen(drafts=(draft(7, target="sha256:old"),))).job_request
     assert begun is not None
     assert begun.number == 8
 
@@ -296,18 +297,18 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
         step = look(it, world, now)
         assert step == look(it, world, now)
         assert reason(step)
-        if step.begin is not None:
-            assert step.begin.number not in drafts
-            if step.begin.number not in jobs:
-                assert step.keep is None
-                jobs[step.begin.number] = job(step.begin.number)
-        kept = {step.keep, f"chat-train-{step.begin.number}" if step.begin else None}
+        if step.job_request is not None:
+            assert step.job_request.number not in drafts
+            if step.job_request.number not in jobs:
+                assert step.kept_job is None
+                jobs[step.job_request.number] = job(step.job_request.number)
+        kept = {step.kept_job, f"chat-train-{step.job_request.number}" if step.job_request else None}
         for gone in [n for n in jobs if f"chat-train-{n}" not in kept]:
             del jobs[gone]
             pods.pop(gone, None)
         assert len(jobs) <= 1
-        if step.made is not None and chance.random() < 0.8:
-            drafts[step.made.number] = draft(step.made.number, now)
+        if step.finished is not None and chance.random() < 0.8:
+            drafts[step.finished.number] = draft(step.finished.number, now)
         if chance.random() < 0.8:  # else the operator dies before it writes
             status = step.state
         now += chance.choice((1.0, 60.0, 600.0))
@@ -338,4 +339,4 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
                 del jobs[n]
     assert status is not None
     assert json.dumps(status.dump())
-    assert TrainingReason(look(td(status, **asked), seen(), now).told.reason)  # type: ignore[union-attr]
+    assert TrainingReason(look(td(status, **asked), seen(), now).condition.reason)  # type: ignore[union-attr]

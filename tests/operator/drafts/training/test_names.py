@@ -10,7 +10,8 @@ import pytest
 
 from turbo_dev.trainings import CORES, FACTS, HOUR, L4, NOW, job, look, pod, ran, seen, td
 from turbo_operator.api import TurboDeployment
-from turbo_operator.drafts.training import draft_name, folder, job_name, names, threads
+from turbo_operator.drafts.training import names
+from turbo_operator.drafts.training.names import draft_name, folder, job_name, threads
 
 
 def work(it: TurboDeployment, accelerator: Any = CORES, dtype: str = "float32") -> str:
@@ -71,10 +72,10 @@ def test_half_done_work_goes_on_where_it_was_begun_and_nowhere_else() -> None:
     late = seen(children=(job(failed=True, reason="DeadlineExceeded", ended=NOW + HOUR),))
     over = look(td(ran(maxCost="0.04"), maxCost="0.04"), late, NOW + HOUR).state
     asked = {"maxCost": "1"}
-    same = look(td(over, accelerator="cpu", **asked), seen()).begin
-    elsewhere = look(td(over, accelerator="l4", **asked), seen()).begin
+    same = look(td(over, accelerator="cpu", **asked), seen()).job_request
+    elsewhere = look(td(over, accelerator="l4", **asked), seen()).job_request
     larger = seen(accelerators={"cpu": replace(CORES, quantity=Decimal(4)), "l4": L4})
-    other = look(td(over, **asked), larger).begin
+    other = look(td(over, **asked), larger).job_request
     assert same is not None
     assert elsewhere is not None
     assert other is not None
@@ -84,7 +85,7 @@ def test_half_done_work_goes_on_where_it_was_begun_and_nowhere_else() -> None:
 
 def test_what_serves_in_another_type_meanwhile_begins_anew() -> None:
     dtype = {"model": {"uri": "pvc://models/chat", "dtype": "BFloat16"}}
-    begun = look(td(ran(), spec=dtype), seen()).begin
+    begun = look(td(ran(), spec=dtype), seen()).job_request
     assert begun is not None
     assert begun.number == 2
-    assert look(td(ran(), spec=dtype), seen(children=(job(),), trainings=(pod(),))).begin is None
+    assert look(td(ran(), spec=dtype), seen(children=(job(),), trainings=(pod(),))).job_request is None

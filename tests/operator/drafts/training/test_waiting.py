@@ -37,7 +37,7 @@ SETTINGS = Settings(runtime_image="r:1")
 
 
 def rendered(it: TurboDeployment, observed: Snapshot) -> dict[str, Any]:
-    begin = look(it, observed).begin
+    begin = look(it, observed).job_request
     assert begin is not None
     assert observed.model is not None
     return training_job(it, begin, observed.model, SETTINGS)
@@ -51,8 +51,8 @@ def test_the_same_spec_comes_to_the_same_job_again_and_again() -> None:
     first = look(td(maxCost="1"), seen())
     it, waits = td(first.state, maxCost="1"), there(pending(placed=NOW))
     step = look(it, waits, NOW + 60)
-    assert step.begin == first.begin
-    assert (step.keep, step.state) == ("chat-train-1", first.state)
+    assert step.job_request == first.job_request
+    assert (step.kept_job, step.state) == ("chat-train-1", first.state)
     assert rendered(it, waits) == rendered(td(maxCost="1"), seen())
 
 
@@ -65,24 +65,25 @@ def test_a_spec_that_is_mended_makes_another_job_before_any_pod_has_run() -> Non
         {"spec": {"template": {"imagePullSecrets": [{"name": "right"}]}}},
     ):
         step = look(td(state, **right), waits)
-        assert step.begin is not None
-        assert (step.begin.number, step.keep) == (1, "chat-train-1")  # which gives way to what is rendered
+        assert step.job_request is not None
+        # which gives way to what is rendered
+        assert (step.job_request.number, step.kept_job) == (1, "chat-train-1")
         assert rendered(td(state, **right), waits) != rendered(td(state), waits)
         after = look(td(step.state, **right), waits)
-        assert (after.begin, after.state) == (step.begin, step.state)
+        assert (after.job_request, after.state) == (step.job_request, step.state)
 
 
 def test_a_job_that_has_run_is_not_asked_for_anew() -> None:
     state = ran()
     for pods in ((), (pending(placed=NOW),), (pending(NOW - HOUR),)):
         step = look(td(state, prompts={"configMapRef": {"name": "other"}}), there(*pods))
-        assert (step.keep, step.begin, step.asks) == ("chat-train-1", None, None)
+        assert (step.kept_job, step.job_request, step.query) == ("chat-train-1", None, None)
 
 
 def test_a_bound_that_is_set_before_any_pod_has_run_bounds_the_job() -> None:
     step = look(td(began(), maxCost="0.04"), there(pending(placed=NOW)))
-    assert step.begin is not None
-    assert step.begin.deadline_seconds == 3600
+    assert step.job_request is not None
+    assert step.job_request.deadline_seconds == 3600
 
 
 ELASTIC = {
@@ -109,8 +110,8 @@ def cloudy(state: TrainingStatus | None = None, **more: Any) -> TurboDeployment:
 
 
 def accelerator(step: Any) -> str:
-    assert step.begin is not None
-    name: str = step.begin.choice.accelerator.name
+    assert step.job_request is not None
+    name: str = step.job_request.choice.accelerator.name
     return name
 
 
@@ -124,11 +125,11 @@ def test_what_its_pod_waits_for_in_vain_is_left_for_the_next_class_and_at_last_t
         assert (accelerator(waits), reason(waits)) == (names[-1], "WaitingForAccelerator")
         now += TIMEOUT
         step = look(cloudy(waits.state), there, now)
-        if step.begin is None:  # nothing else is left: it waits on, and then all are tried again
+        if step.job_request is None:  # nothing else is left: it waits on, and then all are tried again
             step = look(cloudy(step.state), there, now)
-        assert step.keep == "chat-train-1"  # which gives way
+        assert step.kept_job == "chat-train-1"  # which gives way
         again = look(cloudy(step.state), there, now)  # its pod is of the class before
-        assert (again.begin, again.state) == (step.begin, step.state)
+        assert (again.job_request, again.state) == (step.job_request, step.state)
         step = look(cloudy(step.state), clouded(free=crowded), now)
         names.append(accelerator(step))
     assert names == ["cheap", "middle", "dear", "cheap", "middle"]
@@ -138,7 +139,7 @@ def test_one_that_is_asked_for_by_name_is_waited_for() -> None:
     asked = {"accelerator": "cheap"}
     state = look(cloudy(**asked), clouded()).state
     step = look(cloudy(state, **asked), clouded(pending(NOW - HOUR, accelerator="cheap")))
-    assert (accelerator(step), step.keep) == ("cheap", "chat-train-1")
+    assert (accelerator(step), step.kept_job) == ("cheap", "chat-train-1")
 
 
 def test_a_class_that_serving_waits_for_in_vain_is_passed_over() -> None:
@@ -157,7 +158,7 @@ def test_what_has_no_price_goes_once_a_bound_is_set() -> None:
     there = {"children": (job(),), "trainings": (pending(placed=NOW),)}
     state = look(td(accelerator="cpu"), seen(accelerators=free)).state
     step = look(td(state, accelerator="cpu", maxCost="1"), seen(accelerators=free, **there))
-    assert (reason(step), step.keep, step.begin) == ("PriceUnknown", None, None)
+    assert (reason(step), step.kept_job, step.job_request) == ("PriceUnknown", None, None)
 
 
 def test_how_long_a_pod_has_been_starting_and_what_it_may_lack_is_told() -> None:
@@ -178,20 +179,20 @@ def test_a_pod_that_goes_is_told_with_what_its_successor_waits_for() -> None:
 
 def test_a_draft_that_is_there_already_ends_the_wait() -> None:
     step = look(td(began()), there(pending(placed=NOW), drafts=(draft(),)))
-    assert (reason(step), step.keep, step.begin) == ("Trained", None, None)
+    assert (reason(step), step.kept_job, step.job_request) == ("Trained", None, None)
 
 
 @pytest.mark.parametrize("serving", ["float32", "bfloat16"])
 def test_it_is_planned_in_what_is_served(serving: str) -> None:
     dtype = {"float32": "Float32", "bfloat16": "BFloat16"}[serving]
     model = {"model": {"uri": "pvc://models/chat", "dtype": dtype}}
-    begin = look(td(spec=model, accelerator="l4"), seen()).begin
+    begin = look(td(spec=model, accelerator="l4"), seen()).job_request
     assert begin is not None
     assert (begin.serving.dtype, begin.choice.dtype) == (serving, serving)
 
 
 def test_what_serves_on_cores_in_float32_is_trained_in_it_on_a_device_too() -> None:
     cores = {"accelerators": {"allowed": ["cpu"]}}
-    begin = look(td(spec=cores, accelerator="l4"), seen()).begin
+    begin = look(td(spec=cores, accelerator="l4"), seen()).job_request
     assert begin is not None
     assert (begin.choice.accelerator.name, begin.choice.dtype) == ("l4", "float32")
