@@ -19,7 +19,7 @@ from turbo_operator.controller import reconciler
 from turbo_operator.controller.kube import Kube
 
 PHASES: dict[str, tuple[Any, str]] = {
-    "observe": (reconciler, "observe"),
+    "observe": (reconciler, "build_snapshot"),
     "apply": (Kube, "apply"),
     "prune": (Kube, "delete"),
     "status": (Kube, "apply_status"),
