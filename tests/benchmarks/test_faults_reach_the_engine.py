@@ -30,7 +30,7 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 def submits(tmp_path: Path) -> int:
-    return (tmp_path / "log").read_text(encoding="utf-8").count("Submit(")
+    return (tmp_path / "log").read_text(encoding="utf-8").count("GenerationRequest(")
 
 
 async def test_unruly_clients_are_answered_now_and_then(server: ServerProcess, tmp_path: Path) -> None:

@@ -170,22 +170,22 @@ async def test_a_client_that_leaves_frees_its_slot_as_soon_as_the_work_hears_of_
 def test_the_end_of_the_server_waits_for_no_tokenizer() -> None:
     program = """
 import asyncio, sys, threading
-from turbo_runtime.contract import RuntimeConfig
-from turbo_runtime.server import run
-from turbo_runtime.server.beside import Beside
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.server import lifecycle
+from turbo_runtime.server.thread_offload import ThreadOffload
 
 async def serve(*_):
     started = threading.Event()
     def work(wanted):
         started.set()
         threading.Event().wait(300)
-    asyncio.get_running_loop().create_task(Beside(1).run(work))
+    asyncio.get_running_loop().create_task(ThreadOffload(1).run(work))
     while not started.is_set():
         await asyncio.sleep(0.01)
     return 7
 
-run._serve = serve
-sys.exit(run.run_server(RuntimeConfig("m", host="127.0.0.1", port=0)))
+lifecycle._serve = serve
+sys.exit(lifecycle.run_server(RuntimeConfig("m", host="127.0.0.1", port=0)))
 """
     runtime = str(Path(__file__).resolve().parents[3] / "runtime")
     ended = subprocess.run(

@@ -199,7 +199,7 @@ def test_a_request_that_takes_too_long_is_ended_and_its_answers_are_cancelled(la
     assert reply.headers["x-should-retry"] == "false"
     streamed = httpx.post(f"{server.url}/v1/completions", json={**body, "stream": True}, timeout=30)
     assert "request_timeout" in streamed.text.split("\n\n")[-2]
-    assert "Cancel(" in server.engine_log.read_text()
+    assert "Abort(" in server.engine_log.read_text()
     load = httpx.get(f"{server.url}/load").json()
     assert load["running_requests"] + load["waiting_requests"] == 0
 

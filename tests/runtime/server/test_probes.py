@@ -231,7 +231,7 @@ async def test_a_burst_fills_the_queue_to_its_bound_and_not_beyond(launch) -> No
         replies = await asyncio.gather(*[client.post("completions", json=body) for _ in range(12)])
     statuses = sorted(reply.status_code for reply in replies)
     assert statuses == [200] * 5 + [429] * 7
-    assert server.engine_log.read_text().count("Submit(") == 5
+    assert server.engine_log.read_text().count("GenerationRequest(") == 5
 
 
 def test_the_servers_process_holds_no_torch(server) -> None:
