@@ -22,11 +22,9 @@ from turbo_operator.api import (
 )
 from turbo_operator.plan import Running
 from turbo_operator.planner.inputs import plan_of
-from turbo_operator.planner.performance.calibration import Filter
-from turbo_operator.planner.performance.calibration_history import update_calibrations
-from turbo_operator.planner.performance.online_calibration import Online
+from turbo_operator.planner.performance.calibration import Filter, Online
+from turbo_operator.planner.performance.calibration_history import describe_replica, update_calibrations
 from turbo_operator.planner.performance.step_time import decode_seconds, prefill_seconds
-from turbo_operator.planner.replica import replica
 from turbo_operator.snapshot import Accelerator, ChildView, LoadSample, PodView, Snapshot
 from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.model import ModelInfo, ModelShape, StepTime
@@ -67,7 +65,7 @@ def td(*calibrations: Calibrated, plan: PlanStatus = PLAN, target: str = "1h") -
 
 def points(decode: float, prefill: float) -> tuple[StepTime, ...]:
     """What a machine that takes so many times the model's time would measure."""
-    one = replica(td().spec, SHAPE, CARD, RUNNING)
+    one = describe_replica(td().spec, SHAPE, CARD, RUNNING)
     assert one is not None
     return (
         StepTime(1, 1, 64, decode * float(decode_seconds(*one, 1.0, 0.0, 64.0))),
@@ -195,7 +193,7 @@ def test_what_was_heard_under_load_fades_once_it_is_not_heard_again(
 
 def after_an_hour_of_load(before: Calibrated, now: float, factor: float = 2.0) -> Calibrated:
     """What is kept once a pod's steps have taken so many times what its start told, until `now`."""
-    one = replica(td().spec, SHAPE, CARD, RUNNING)
+    one = describe_replica(td().spec, SHAPE, CARD, RUNNING)
     assert one is not None
     (pod,) = seen((1.5, 2.0)).pods
     assert pod.load is not None

@@ -30,9 +30,9 @@ from turbo_dev.sizes import size
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.plan import Choice, Running
 from turbo_operator.planner import frontier
-from turbo_operator.planner.demand import demand
 from turbo_operator.planner.feasibility import CODES
 from turbo_operator.planner.performance import memory
+from turbo_operator.planner.requirements import demand
 from turbo_operator.snapshot import Accelerator, Supply
 from turbo_runtime.contract.model import ModelShape
 

@@ -94,7 +94,7 @@ def test_an_mlp_of_unknown_width_is_taken_to_hold_no_less_than_it_does_and_not_t
 
 @given(st.integers(-(1 << 40), 1 << 40), st.integers(1, 1 << 20), st.integers(0, 64))
 def test_the_longest_request_fits_and_one_token_more_does_not(room: int, each: int, drafts: int) -> None:
-    longest = memory.longest_model_len(room, each, drafts)
+    longest = memory.max_model_len(room, each, drafts)
 
     def fits(length: int) -> bool:
         return bool(memory.whole_grains(each * memory.request_tokens(length, drafts)) <= room)

@@ -13,14 +13,14 @@ from turbo_dev.plan_examples import MIDDLE, SMALL, fast, named, spec
 from turbo_operator.api import Method, Placement, PlanReason, Speculation
 from turbo_operator.catalog import shapes
 from turbo_operator.planner import plan
-from turbo_operator.planner.engines import ENGINES, OFF
+from turbo_operator.planner.capabilities import ENGINES, OFF
 from turbo_operator.planner.performance import speculation
 from turbo_operator.planner.performance.speculation import (
     PRIORS,
     SpeculationOption,
     committed,
-    fastest,
-    options,
+    find_fastest,
+    list_options,
 )
 
 SHAPE = shapes.shipped("Qwen/Qwen3-8B")
@@ -55,7 +55,7 @@ def test_drafting_is_never_slower_than_not(
     method: Method, ceiling: int, plain: list[float], verify: float, draft: float
 ) -> None:
     step = np.array([plain])
-    best, number = fastest(
+    best, number = find_fastest(
         SpeculationOption(method, None, ceiling, 0),
         lambda k: step * (1.0 + verify * k),
         lambda k: step * draft * k,
@@ -69,7 +69,7 @@ def test_drafting_is_never_slower_than_not(
 def test_each_engine_offers_its_own_methods_and_none_last() -> None:
     assert SHAPE is not None
     turbo, vllm = (
-        [each.method for each in options(Speculation(), engine, SHAPE, None)] for engine in ENGINES
+        [each.method for each in list_options(Speculation(), engine, SHAPE, None)] for engine in ENGINES
     )
     assert turbo == ["Suffix", "TurboHeads", "EAGLE3", OFF]
     assert vllm == ["Suffix", "EAGLE3", OFF]
@@ -78,10 +78,10 @@ def test_each_engine_offers_its_own_methods_and_none_last() -> None:
 def test_a_draft_model_may_be_in_three_places() -> None:
     assert SHAPE is not None
     asked = Speculation.model_validate({"method": "DraftModel", "draftModel": {"uri": "hf://a/b"}})
-    found = [each.placement for each in options(asked, ENGINES[0], SHAPE, DRAFT)]
+    found = [each.placement for each in list_options(asked, ENGINES[0], SHAPE, DRAFT)]
     assert found == [*Placement, None]
     pinned = asked.model_copy(update={"placement": "Separate"})
-    assert [each.placement for each in options(pinned, ENGINES[0], SHAPE, DRAFT)] == [
+    assert [each.placement for each in list_options(pinned, ENGINES[0], SHAPE, DRAFT)] == [
         Placement.SEPARATE,
         None,
     ]
@@ -89,8 +89,8 @@ def test_a_draft_model_may_be_in_three_places() -> None:
 
 def test_modes_close_what_they_name() -> None:
     assert SHAPE is not None
-    disabled = options(Speculation.model_validate({"mode": "Disabled"}), ENGINES[0], SHAPE, None)
-    required = options(Speculation.model_validate({"mode": "Required"}), ENGINES[0], SHAPE, None)
+    disabled = list_options(Speculation.model_validate({"mode": "Disabled"}), ENGINES[0], SHAPE, None)
+    required = list_options(Speculation.model_validate({"mode": "Required"}), ENGINES[0], SHAPE, None)
     assert [each.method for each in disabled] == [OFF]
     assert OFF not in [each.method for each in required]
 
@@ -114,7 +114,7 @@ def test_heads_are_planned_as_the_suffix_drafts_that_they_draft_beside(mode: str
 def test_only_an_engine_that_has_heads_drafts_for_them() -> None:
     assert SHAPE is not None
     asked = Speculation.model_validate({"method": "TurboHeads", "training": TRAINING})
-    turbo, vllm = ([each.method for each in options(asked, engine, SHAPE, None)] for engine in ENGINES)
+    turbo, vllm = ([each.method for each in list_options(asked, engine, SHAPE, None)] for engine in ENGINES)
     assert turbo == ["Suffix", OFF]
     assert vllm == [OFF]
 

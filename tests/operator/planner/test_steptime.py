@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measurements import closed_loop
 
 from turbo_operator.planner.performance import step_time
-from turbo_operator.planner.performance.coefficients import BY_ENGINE, NAMES, Coefficients
-from turbo_operator.planner.performance.step_time import ForwardCost, Machine
+from turbo_operator.planner.performance.step_time import BY_ENGINE, NAMES, Coefficients, ForwardCost, Machine
 from turbo_runtime.contract.model import ModelShape
 
 RATES = ("bandwidth", "flops", "expert_flops", "attention_flops", "link")
@@ -163,11 +163,11 @@ def test_arrays_are_told_as_their_elements_are(
 def test_accepting_every_token_of_a_plain_pass_is_decoding_without_drafts(
     decode: float, prefill: float, rows: float, answer: float
 ) -> None:
-    plain = step_time.time_per_output_token(decode, prefill, rows, answer)
-    assert plain == step_time.time_per_output_token(decode, prefill, rows, answer, 1.0)
-    assert step_time.time_per_output_token(decode, prefill, rows, answer, 2.0) < plain
-    assert step_time.saturated_tokens_per_second(decode, prefill, rows, answer, 2.0) > (
-        step_time.saturated_tokens_per_second(decode, prefill, rows, answer)
+    plain = closed_loop.time_per_output_token(decode, prefill, rows, answer)
+    assert plain == closed_loop.time_per_output_token(decode, prefill, rows, answer, 1.0)
+    assert closed_loop.time_per_output_token(decode, prefill, rows, answer, 2.0) < plain
+    assert closed_loop.saturated_tokens_per_second(decode, prefill, rows, answer, 2.0) > (
+        closed_loop.saturated_tokens_per_second(decode, prefill, rows, answer)
     )
 
 
@@ -177,7 +177,7 @@ def test_a_pass_worked_out_by_hand() -> None:
         "LlamaForCausalLM", 8_030_261_248, 32, 4096, 32, 8, 128, 128_256, 131_072, "bfloat16",
         embedding_parameters=525_336_576,
     )  # fmt: skip
-    work = step_time.work(shape, 2.0 * 7_504_924_672, 0.0, 2.0 * 32 * 8 * 128 * 2)
+    work = step_time.build_work(shape, 2.0 * 7_504_924_672, 0.0, 2.0 * 32 * 8 * 128 * 2)
     coefficients = Coefficients(bandwidth=0.93, flops=0.59, layer_seconds=62e-6)
     machine = Machine(3.35e12, 989e12, 989e12, 989e12, math.inf, 1.0, coefficients)
     read = (15.009849344e9 + 8 * 1000 * 131_072) / (3.35e12 * 0.93)

@@ -28,7 +28,7 @@ from turbo_operator.catalog import catalogue
 from turbo_operator.plan import Running
 from turbo_operator.planner import plan
 from turbo_operator.planner.capabilities import NOW
-from turbo_operator.planner.demand import demand, overlong
+from turbo_operator.planner.requirements import demand, describe_overlong
 from turbo_operator.snapshot import NodeSupply, Supply
 
 
@@ -213,15 +213,15 @@ def test_no_planned_length_is_beyond_what_is_served(
     }
     asked = spec(workload=written)
     found = demand(asked, longest)
-    if overlong(asked, longest) is not None:
+    if describe_overlong(asked, longest) is not None:
         assert (prompt or 1) + (answer or 1) > longest
         return
     assert found.prompt.mean <= found.prompt.p95
-    assert found.answer.mean <= found.answer.p95
-    assert found.prompt.p95 + found.answer.mean <= longest + 1e-9
-    assert found.prompt.mean + found.answer.p95 <= longest + 1e-9
+    assert found.output.mean <= found.output.p95
+    assert found.prompt.p95 + found.output.mean <= longest + 1e-9
+    assert found.prompt.mean + found.output.p95 <= longest + 1e-9
     assert prompt is None or found.prompt.mean == prompt
-    assert answer is None or found.answer.mean == answer
+    assert answer is None or found.output.mean == answer
 
 
 def test_where_nothing_comes_near_the_targets_the_one_that_misses_by_least_is_nearest() -> None:
