@@ -38,7 +38,7 @@ class Footprint:
     capacity_type: CapacityType
     per_replica: int
     nodes: int = 1
-    host: Host | None = None  # of one pod, beside its accelerators; None is not counted
+    host: Host | None = None  # of one pod, in addition to its accelerators; None is not counted
 
     def accelerators(self, replicas: int) -> int:
         """Count the accelerators that `replicas` hold."""

@@ -38,7 +38,7 @@ TAINTS: Mapping[CapacityType, tuple[tuple[str, str], ...]] = {
     CapacityType.SPOT: (
         ("kubernetes.azure.com/scalesetpriority", "spot"),
         ("cloud.google.com/gke-spot", "true"),
-    ),
+    )
 }
 
 

@@ -37,10 +37,10 @@ def late(case: Case, lengths: np.ndarray, rate: float) -> float:
 def test_a_replay_keeps_the_target_a_tenth_below_the_capacity_and_breaks_it_a_tenth_above(case: Case) -> None:
     _, lengths = trace(case.service)
     asked = case.demand(lengths)
-    found = capacity(CURVES[case.curve].engines(asked.held), asked)[0]
+    actual = capacity(CURVES[case.curve].engines(asked.held), asked)[0]
     allowed = 1.0 - case.bound.share
-    assert late(case, lengths, found / (1.0 + WITHIN)) <= allowed
-    assert late(case, lengths, found / (1.0 - WITHIN)) > allowed
+    assert late(case, lengths, actual / (1.0 + WITHIN)) <= allowed
+    assert late(case, lengths, actual / (1.0 - WITHIN)) > allowed
 
 
 @pytest.mark.parametrize("curve", CURVES)
@@ -51,11 +51,11 @@ def test_requests_always_under_way_see_what_they_see_in_a_closed_replay(curve: s
     _, prompts, answers = drawn(lengths, 3, 1.0, seed=0)
     times = replay_closed(CURVES[curve].replica(), running, prompts, answers)
     asked = Case(curve, "conversation", True, Bound(1.0, 0.95)).demand(lengths)
-    found = closed(CURVES[curve].engines(asked.held), asked, np.array([float(running)]))
+    actual = closed(CURVES[curve].engines(asked.held), asked, np.array([float(running)]))
     first = np.percentile(times.to_first_token[600:], 95)
     token = np.percentile(times.per_output_token[600:], 95)
-    assert found.time_to_first_token[0] == pytest.approx(first, rel=WITHIN)
-    assert found.time_per_output_token[0] == pytest.approx(token, rel=WITHIN)
+    assert actual.time_to_first_token[0] == pytest.approx(first, rel=WITHIN)
+    assert actual.time_per_output_token[0] == pytest.approx(token, rel=WITHIN)
 
 
 def test_the_next_request_comes_as_one_ends() -> None:
@@ -112,9 +112,9 @@ demands = st.builds(
 factors = st.floats(0.1, 1.0)
 
 
-def most(found: Numbers, engines: Engines, asked: Demand) -> float:
+def most(actual: Numbers, engines: Engines, asked: Demand) -> float:
     """As much as a capacity may be for the search's sake."""
-    return float(found[0] + SEARCHED * saturated(engines, asked)[0])
+    return float(actual[0] + SEARCHED * saturated(engines, asked)[0])
 
 
 def tightened(asked: Demand, factor: float, share: float | None = None) -> Demand:
@@ -130,8 +130,8 @@ def tightened(asked: Demand, factor: float, share: float | None = None) -> Deman
 
 @given(engines, demands)
 def test_capacity_is_finite_not_negative_and_below_the_saturated_rate(it: Engines, asked: Demand) -> None:
-    found = capacity(it, asked)[0]
-    assert 0.0 <= found < saturated(it, asked)[0] < math.inf
+    actual = capacity(it, asked)[0]
+    assert 0.0 <= actual < saturated(it, asked)[0] < math.inf
 
 
 @given(engines, demands, factors)
@@ -141,8 +141,8 @@ def test_a_tighter_target_never_has_more_capacity(it: Engines, asked: Demand, fa
 
 @given(engines, demands)
 def test_a_higher_percentile_never_has_more_capacity(it: Engines, asked: Demand) -> None:
-    found = [capacity(it, tightened(asked, 1.0, share))[0] for share in (0.5, 0.9, 0.95, 0.99)]
-    assert found == sorted(found, reverse=True)
+    actual = [capacity(it, tightened(asked, 1.0, share))[0] for share in (0.5, 0.9, 0.95, 0.99)]
+    assert actual == sorted(actual, reverse=True)
 
 
 @given(engines, demands, factors)
@@ -198,11 +198,11 @@ def test_a_candidate_has_the_same_capacity_alone_and_among_others(
 ) -> None:
     together = Engines(
         *(
-            np.concatenate([getattr(each, name) for each in several])
+            np.concatenate([getattr(item, name) for item in several])
             for name in ("rows", "decode", "prefill", "chunk", "first")
         )
     )
-    alone = [capacity(each, asked)[0] for each in several]
+    alone = [capacity(item, asked)[0] for item in several]
     assert capacity(together, asked) == pytest.approx(alone, rel=1e-9)
 
 

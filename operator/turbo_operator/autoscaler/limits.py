@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from turbo_operator.api import Accelerators, TurboDeploymentSpec
+from turbo_operator.api import Accelerators, Cost, TurboDeploymentSpec
 from turbo_operator.budget import footprint_of
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.snapshot import PodView, Supply
@@ -35,13 +35,12 @@ def bought(spec: TurboDeploymentSpec, choice: Choice) -> Limit | None:
     """Return the tighter bound of money and of accelerators: None where there is none."""
     footprint = footprint_of(choice, spec.template)
     limits: list[Limit] = []
-    if spec.cost is not None and spec.cost.max_per_hour is not None:
-        affordable = footprint.affordable(spec.cost.max_per_hour)
-        if affordable is not None:
-            sentence = f"one more would cost more than spec.cost.maxPerHour of {spec.cost.max_per_hour} $/h"
-            limits.append(Limit(affordable, sentence))
-    if spec.accelerators is not None and spec.accelerators.max_total is not None:
-        total = spec.accelerators.max_total
+    budget, total = (spec.cost or Cost()).max_per_hour, (spec.accelerators or Accelerators()).max_total
+    affordable = None if budget is None else footprint.affordable(budget)
+    if affordable is not None:
+        sentence = f"one more would cost more than spec.cost.maxPerHour of {budget} $/h"
+        limits.append(Limit(affordable, sentence))
+    if total is not None:
         sentence = f"one more would hold more than spec.accelerators.maxTotal of {total}"
         limits.append(Limit(footprint.within(total), sentence))
     return tightest(limits)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from turbo_operator.api import TurboDeploymentSpec
-from turbo_operator.api.requirements import DEFAULT_OUTPUT_TOKENS
+from turbo_operator.api.requirements import DEFAULT_OUTPUT_TOKENS, Workload
 from turbo_operator.plan import Capacity
 from turbo_operator.snapshot import PodView
 from turbo_runtime.contract.load import Load
@@ -99,8 +99,9 @@ def _carried_by_one(capacity: Capacity | None, loads: Sequence[Load]) -> tuple[f
 
 def _mean_output(spec: TurboDeploymentSpec, loads: Sequence[Load]) -> float:
     """Tokens of an output: as the workload says, else as the pods' counters show, else the API's default."""
-    if spec.workload is not None and spec.workload.output_tokens is not None:
-        return float(spec.workload.output_tokens.mean)
+    output = (spec.workload or Workload()).output_tokens
+    if output is not None:
+        return float(output.mean)
     prompts = sum(load.prompts for load in loads if load.prompts)
     generated = sum(load.generated_tokens for load in loads if load.prompts)
     return generated / prompts if prompts else float(DEFAULT_OUTPUT_TOKENS)

@@ -7,10 +7,23 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 
-from turbo_operator.api import CapacityType, DType, Objective, Resources, TurboDeploymentSpec
+from turbo_operator.api import (
+    Accelerators,
+    CapacityType,
+    Cost,
+    DType,
+    Objective,
+    Parallelism,
+    Resources,
+    Scaling,
+    ScalingPolicy,
+    Targets,
+    Template,
+    TurboDeploymentSpec,
+    Workload,
+)
 from turbo_operator.api.requirements import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
 from turbo_operator.api.requirements import Lengths as SpecLengths
-from turbo_operator.api.scaling import ScalingPolicy
 from turbo_operator.budget import beside
 from turbo_operator.planner.capabilities import NOW
 from turbo_operator.planner.performance import memory
@@ -128,32 +141,28 @@ def demand(spec: TurboDeploymentSpec, max_length: float = math.inf) -> Demand:
 
     Keeps a mean of the spec however little fits in addition to it: see `describe_overlong`.
     """
-    workload, targets = spec.workload, spec.targets
-    prompt = workload.input_tokens if workload else None
-    output = workload.output_tokens if workload else None
-    rate = workload.requests_per_second if workload else None
-    tokens = targets.tokens_per_second if targets else None
+    workload, targets = spec.workload or Workload(), spec.targets or Targets()
+    prompt, output = workload.input_tokens, workload.output_tokens
+    rate, tokens = workload.requests_per_second, targets.tokens_per_second
     prompt_mean, output_mean = _means(prompt, output, max_length)
     return Demand(
         prompt=_lengths(prompt_mean, prompt, max_length - output_mean),
         output=_lengths(output_mean, output, max_length - prompt_mean),
         assumed=prompt is None or output is None,
         rate=None if rate is None else float(rate),
-        concurrency=workload.concurrency if workload else None,
-        time_to_first_token=_bound(targets.time_to_first_token if targets else None),
-        time_per_output_token=_bound(targets.time_per_output_token if targets else None),
+        concurrency=workload.concurrency,
+        time_to_first_token=_bound(targets.time_to_first_token),
+        time_per_output_token=_bound(targets.time_per_output_token),
         tokens_per_second=None if tokens is None else float(tokens),
     )
 
 
 def describe_overlong(spec: TurboDeploymentSpec, max_length: int) -> str | None:
     """Name the means of the spec that no request of `max_length` tokens holds; None if they fit."""
-    if spec.workload is None:
-        return None
-    required = demand(spec, max_length)
+    required, workload = demand(spec, max_length), spec.workload or Workload()
     if required.prompt.mean + required.output.mean <= max_length:
         return None
-    lengths = (("inputTokens", spec.workload.input_tokens), ("outputTokens", spec.workload.output_tokens))
+    lengths = (("inputTokens", workload.input_tokens), ("outputTokens", workload.output_tokens))
     means = [f"{name}.mean is {length.mean}" for name, length in lengths if length is not None]
     return f"spec.workload.{' and '.join(means)}" if means else None
 
@@ -268,14 +277,13 @@ class Requirements:
 
 def build_requirements(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]) -> Requirements:
     """Convert a spec into numbers; `names` are the accelerators of the catalog, in order."""
-    accelerators, cost, parallelism = spec.accelerators, spec.cost, spec.parallelism
-    allowed = accelerators.allowed if accelerators else None
-    capacity_types = accelerators.capacity_types if accelerators else (CapacityType.ON_DEMAND,)
-    per_hour = cost.max_per_hour if cost else None
-    per_million = cost.max_per_million_tokens if cost else None
-    one = allowed is not None and len(allowed) == 1 and capacity_types == (CapacityType.ON_DEMAND,)
-    bounds = None if spec.scaling_policy == ScalingPolicy.EXTERNAL else spec.scaling  # not read there
+    accelerators, cost = spec.accelerators or Accelerators(), spec.cost or Cost()
+    parallelism, template = spec.parallelism or Parallelism(), spec.template or Template()
+    # Not read while the policy is External.
+    scaling = Scaling() if spec.scaling_policy == ScalingPolicy.EXTERNAL else spec.scaling
     max_model_len = spec.model.max_model_len or NOW.max_length(shape)
+    is_unbounded = cost.max_per_hour is None and cost.max_per_million_tokens is None
+    is_on_demand = accelerators.capacity_types == (CapacityType.ON_DEMAND,)
     return Requirements(
         shape=shape,
         dtype=spec.model.dtype,
@@ -284,17 +292,17 @@ def build_requirements(spec: TurboDeploymentSpec, shape: ModelShape, names: tupl
         overlong=describe_overlong(spec, max_model_len),
         policy=spec.scaling_policy,
         fixed=spec.replicas,
-        min_replicas=(bounds and bounds.min_replicas) or 1,
-        max_replicas=(bounds and bounds.max_replicas) or MAX_REPLICAS,
-        objective=cost.objective if cost else Objective.COST,
-        max_per_hour=per_hour,
-        max_per_million=per_million,
-        max_per_replica=accelerators.max_per_replica if accelerators else None,
-        max_total=accelerators.max_total if accelerators else None,
-        tensor=parallelism.tensor if parallelism else None,
-        pipeline=parallelism.pipeline if parallelism else None,
-        names=allowed or names,
-        only_one=one and per_hour is None and per_million is None,
-        capacity_types=capacity_types,
-        resources=spec.template.resources if spec.template else None,
+        min_replicas=scaling.min_replicas or 1,
+        max_replicas=scaling.max_replicas or MAX_REPLICAS,
+        objective=cost.objective,
+        max_per_hour=cost.max_per_hour,
+        max_per_million=cost.max_per_million_tokens,
+        max_per_replica=accelerators.max_per_replica,
+        max_total=accelerators.max_total,
+        tensor=parallelism.tensor,
+        pipeline=parallelism.pipeline,
+        names=accelerators.allowed or names,
+        only_one=len(accelerators.allowed or ()) == 1 and is_on_demand and is_unbounded,
+        capacity_types=accelerators.capacity_types,
+        resources=template.resources,
     )

@@ -56,14 +56,9 @@ def plan(
     if problem is not None:
         return Plan(None, fixed, *problem)
     accelerators = tuple(catalog[name] for name in requirements.names if name in catalog)
+    missing = "There is no TurboAccelerator {}: create it, or correct spec.accelerators.allowed."
     absent = tuple(
-        Rejected(
-            name,
-            1,
-            OFF,
-            PlanReason.NO_PROFILE,
-            f"There is no TurboAccelerator {name}: create it, or correct spec.accelerators.allowed.",
-        )
+        Rejected(name, 1, OFF, PlanReason.NO_PROFILE, missing.format(name))
         for name in requirements.names
         if name not in catalog
     )

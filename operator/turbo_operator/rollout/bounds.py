@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
-from turbo_operator.api import CapacityType, TurboDeployment
+from turbo_operator.api import Accelerators, CapacityType, Cost, TurboDeployment
 from turbo_operator.budget import Footprint, labeled_footprint
 from turbo_operator.snapshot import Snapshot
 
@@ -110,12 +110,11 @@ def bounds_of(
         if room is not None:
             place = name, footprint.capacity_type
             by_type[place] = max(by_type.get(place, 0), footprint.accelerators(room))
-    rollout, accelerators, cost = td.spec.rollout, td.spec.accelerators, td.spec.cost
     return Bounds(
-        rollout.max_surge,
-        rollout.max_unavailable,
-        accelerators.max_total if accelerators else None,
-        cost.max_per_hour if cost else None,
+        td.spec.rollout.max_surge,
+        td.spec.rollout.max_unavailable,
+        (td.spec.accelerators or Accelerators()).max_total,
+        (td.spec.cost or Cost()).max_per_hour,
         stock,
         by_type,
         trainings_holding(td, observed),

@@ -86,11 +86,7 @@ def has_taken_over(states: Iterable[VariantState], plan_hash: str | None, replic
 
 
 def next_step(
-    states: Sequence[VariantState],
-    wanted: Wanted,
-    footprint: Footprint | None,
-    bounds: Bounds,
-    now: float,
+    states: Sequence[VariantState], wanted: Wanted, footprint: Footprint | None, bounds: Bounds, now: float
 ) -> Step:
     """Compute the next step; the same again where nothing has changed.
 
@@ -147,15 +143,15 @@ def _rolled(
     now: float,
 ) -> Step:
     serving = next((state for state in others if state.plan_hash == wanted.serving), None)
-    asked, on_the_way = wanted.replicas, bounds
+    desired, on_the_way = wanted.replicas, bounds
     if wanted.over_limits:
         # A limit was lowered below what serves: to take over, without a gap, is how it is kept again.
-        asked = max(1, fitting, bounds.without_stock.most(new.footprint, asked))
+        desired = max(1, fitting, bounds.without_stock.most(new.footprint, desired))
         on_the_way = bounds.without_limits
-    slack = _slack(new, serving, others, asked, fitting, on_the_way, now)
-    old = _old_replicas(new, others, replace(wanted, replicas=asked), slack, bounds, on_the_way)
-    replicas = _grown(new, others, old, asked, fitting, slack.surge, on_the_way)
-    is_needed = fitting < asked and any(state.replicas for state in others)
+    slack = _slack(new, serving, others, desired, fitting, on_the_way, now)
+    old = _old_replicas(new, others, replace(wanted, replicas=desired), slack, bounds, on_the_way)
+    replicas = _grown(new, others, old, desired, fitting, slack.surge, on_the_way)
+    is_needed = fitting < desired and any(state.replicas for state in others)
     is_over = has_taken_over([new], new.plan_hash, fitting) and not is_needed
     remaining = [
         Variant(state.plan_hash, old[state.plan_hash])
@@ -173,14 +169,14 @@ def _rolled(
     is_short = (replicas < fitting and not starts) or _finds_no_node(new)
     is_settled = all(state.seen and state.held <= state.replicas for state in others) and new.seen
     if is_short and unmoved and is_settled and any(old.values()):
-        held = [(state.footprint, state.held) for state in others]
-        crowded = slack.crowded or on_the_way.exceeded([*held, (new.footprint, replicas + 1)])
+        holdings = [(state.footprint, state.held) for state in others]
+        crowded = slack.crowded or on_the_way.exceeded([*holdings, (new.footprint, replicas + 1)])
         if crowded:
             broken = crowded
             waits = f"The new plan waits for room beside the one that serves: {crowded}. Make room"
             if bounds.max_surge == 0:
                 waits = f"The new plan waits: {crowded}, and no replica may be missing. Raise it"
-            may_go = 1 + asked - fitting
+            may_go = 1 + desired - fitting
             if may_go > slack.unavailable:
                 waits += (
                     f", or write spec.rollout.maxUnavailable: {may_go}, with which a replica goes before its "
@@ -192,15 +188,15 @@ def _rolled(
 
 
 def _ordered(
-    target: Variant, new: VariantState, kept: Sequence[Variant], others: Iterable[VariantState]
+    target: Variant, new: VariantState, others_kept: Sequence[Variant], others: Iterable[VariantState]
 ) -> tuple[Variant, ...]:
     """Order the writes: what is lowered before what is raised, so that there are never too many.
 
     A new Deployment comes first all the same: one that is rejected costs no replica.
     """
     before = {state.plan_hash: state.replicas for state in others}
-    lowered = [variant for variant in kept if variant.replicas <= before[variant.plan_hash]]
-    raised = [variant for variant in kept if variant.replicas > before[variant.plan_hash]]
+    lowered = [variant for variant in others_kept if variant.replicas <= before[variant.plan_hash]]
+    raised = [variant for variant in others_kept if variant.replicas > before[variant.plan_hash]]
     return (*lowered, target, *raised) if new.exists else (target, *lowered, *raised)
 
 
@@ -208,7 +204,7 @@ def _slack(
     new: VariantState,
     serving: VariantState | None,
     others: Sequence[VariantState],
-    asked: int,
+    desired: int,
     fitting: int,
     bounds: Bounds,
     now: float,
@@ -231,13 +227,13 @@ def _slack(
     written = bounds.max_unavailable
     if crowded is None or old is None:
         # Even where all may go at once, nobody needs to be without an answer.
-        return _Slack(surge, min(written or 0, asked - 1), None)
+        return _Slack(surge, min(written or 0, desired - 1), None)
     if bounds.max_surge is None:
         surge = 0
     if written is None:
-        answers = any(state.answering for state in (new, *others))
-        is_silent = serving is not None and not answers and _is_silent(serving, now)
-        written = 1 if asked > 1 or is_silent else 0
+        is_served = any(state.answering for state in (new, *others))
+        is_silent = serving is not None and not is_served and _is_silent(serving, now)
+        written = 1 if desired > 1 or is_silent else 0
     return _Slack(surge, written, crowded)
 
 
@@ -279,13 +275,13 @@ def _old_replicas(
             if new.available < wanted.replicas and _fits(new, state, goal - slack.unavailable, on_the_way):
                 goal = max(0, goal - slack.unavailable)
             used = max(new.replicas, new.available) + sum(old.values())
-            held = [
+            holdings = [
                 (other.footprint, other.held_with(old.get(other.plan_hash, 0)))
                 for other in others
                 if other != state
             ]
             # Above a lowered limit the new variant gets all its replicas before any is restored.
-            held.append((new.footprint, max(new.held, wanted.replicas if wanted.over_limits else 0)))
+            holdings.append((new.footprint, max(new.held, wanted.replicas if wanted.over_limits else 0)))
             # Where as few as may be missing are, they went first, for a pod that has found its node since.
             may_miss = int(wanted.replicas > 1) if bounds.max_unavailable is None else bounds.max_unavailable
             may_miss = may_miss if new.replicas and state.exists else 0
@@ -294,7 +290,7 @@ def _old_replicas(
                 and state.replicas + may_miss < goal
                 and replicas < goal
                 and replicas + used < wanted.replicas + slack.surge
-                and bounds.exceeded([*held, (state.footprint, replicas + 1 + state.ending)]) is None
+                and bounds.exceeded([*holdings, (state.footprint, replicas + 1 + state.ending)]) is None
             ):
                 replicas += 1
         replicas = min(replicas, max(goal, state.answering - max(spare, 0)))
@@ -313,7 +309,7 @@ def _grown(
     new: VariantState,
     others: Sequence[VariantState],
     old: Mapping[str, int],
-    asked: int,
+    desired: int,
     fitting: int,
     surge: int,
     bounds: Bounds,
@@ -324,17 +320,17 @@ def _grown(
         total = sum(max(state.replicas, old[state.plan_hash]) for state in others)
     allowed = max(surge, 1 if bounds.max_surge is None else bounds.max_surge)
     # What serves stays, whatever else has to go.
-    floor = max(min(new.replicas, fitting, max(0, asked + allowed - total)), min(new.available, fitting))
+    floor = max(min(new.replicas, fitting, max(0, desired + allowed - total)), min(new.available, fitting))
     after = [(state.footprint, old[state.plan_hash]) for state in others]
     while floor > new.available and others and bounds.exceeded([*after, (new.footprint, floor)]) is not None:
         floor -= 1
-    held = [(state.footprint, state.held_with(old[state.plan_hash])) for state in others]
+    holdings = [(state.footprint, state.held_with(old[state.plan_hash])) for state in others]
     replicas = floor
     is_settled = all(state.seen for state in (new, *others))
     while (
         is_settled
-        and replicas < min(fitting, asked + surge - total)
-        and bounds.exceeded([*held, (new.footprint, replicas + 1 + new.ending)]) is None
+        and replicas < min(fitting, desired + surge - total)
+        and bounds.exceeded([*holdings, (new.footprint, replicas + 1 + new.ending)]) is None
     ):
         replicas += 1
     return replicas
@@ -361,9 +357,9 @@ def _with_canary(
         return None
     # Its Deployment comes first, so that one that is rejected costs no replica.
     kept = fitting - 1 if takes_place and canary.exists else fitting
-    held = [(new.footprint, new.held_with(kept)), (canary.footprint, 1 + canary.ending)]
+    holdings = [(new.footprint, new.held_with(kept)), (canary.footprint, 1 + canary.ending)]
     is_there = canary.exists and canary.replicas > 0
-    replicas = 1 if is_there or bounds.exceeded(held) is None else 0
+    replicas = 1 if is_there or bounds.exceeded(holdings) is None else 0
     grown = _grown(new, [canary], {canary.plan_hash: replicas}, kept, kept, 1, bounds)
     return Step(
         (Variant(new.plan_hash, grown), Variant(canary.plan_hash, replicas)),

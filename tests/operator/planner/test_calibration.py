@@ -33,17 +33,17 @@ def test_passes_that_take_a_factor_of_what_is_predicted_tell_that_factor(
     decode: float, prefill: float, rows: int, drafts: int, tokens: int
 ) -> None:
     points = (decodes(1, 512, decode), decodes(rows, 512, decode, drafts), reads(tokens, prefill))
-    found = calibrate(points, MACHINE, WORK)
-    assert found is not None
-    assert found.decode == pytest.approx(decode)
-    assert found.prefill == pytest.approx(prefill)
+    actual = calibrate(points, MACHINE, WORK)
+    assert actual is not None
+    assert actual.decode == pytest.approx(decode)
+    assert actual.prefill == pytest.approx(prefill)
 
 
 @given(factors, factors)
 def test_points_that_disagree_tell_their_geometric_mean(one: float, other: float) -> None:
-    found = calibrate((decodes(1, 512, one), decodes(16, 512, other), reads(512, 1.0)), MACHINE, WORK)
-    assert found is not None
-    assert found.decode == pytest.approx(math.sqrt(one * other))
+    actual = calibrate((decodes(1, 512, one), decodes(16, 512, other), reads(512, 1.0)), MACHINE, WORK)
+    assert actual is not None
+    assert actual.decode == pytest.approx(math.sqrt(one * other))
 
 
 @given(factors)

@@ -159,7 +159,7 @@ def test_a_plan_that_leaves_an_accelerator_for_being_slow_does_not_come_back() -
             else:
                 deployments = (DEPLOYMENT,)
     assert went == ["cheap", "dear"]
-    assert [each.accelerator for each in calibrations] == ["dear", "cheap"]
+    assert [item.accelerator for item in calibrations] == ["dear", "cheap"]
 
 
 def test_what_one_accelerator_has_learnt_under_load_says_nothing_of_another() -> None:
@@ -205,8 +205,8 @@ def after_an_hour_of_load(before: Calibrated, now: float, factor: float = 2.0) -
     told, online = (before,), None
     for sample in (first, last):
         serving = replace(pod, load=sample, ready_since=now - 2 * seconds)
-        there = Snapshot({CARD.name: CARD}, children=(DEPLOYMENT,), pods=(serving,), model=FACTS)
-        told, online = update_calibrations(td(*told), there, online, now)
+        observed = Snapshot({CARD.name: CARD}, children=(DEPLOYMENT,), pods=(serving,), model=FACTS)
+        told, online = update_calibrations(td(*told), observed, online, now)
     return told[0]
 
 
@@ -224,6 +224,6 @@ def test_what_is_heard_under_load_counts_for_days_and_is_seldom_written_anew() -
 @pytest.mark.parametrize(("factor", "written"), [(1e-9, "0.010"), (1e9, "100.000")])
 def test_a_factor_that_nothing_real_has_is_bounded(factor: float, written: str) -> None:
     told, online = update_calibrations(td(), seen((factor, factor)), None, NOW)
-    assert [(each.decode, each.prefill) for each in told] == [(written, written)]
+    assert [(item.decode, item.prefill) for item in told] == [(written, written)]
     assert update_calibrations(td(*told), seen((factor, factor)), online, NOW)[0] == told
     assert plan_of(td(*told), SHAPE, seen(), NOW).choice is not None

@@ -31,23 +31,23 @@ def brute_force(offered: list[Kind], demand: float) -> float:
 
 @given(st.lists(kinds, min_size=2, max_size=3), st.integers(1, 60).map(lambda tenths: tenths / 4))
 def test_the_mixture_is_the_cheapest_of_all(offered: list[Kind], demand: float) -> None:
-    found = find_cheapest(offered, demand)
+    actual = find_cheapest(offered, demand)
     best = brute_force(offered, demand)
-    if found is None:
+    if actual is None:
         assert best == math.inf
         return
-    assert all(0 <= number <= kind.max_replicas for number, kind in zip(found, offered, strict=True))
-    assert sum(number * kind.serves for number, kind in zip(found, offered, strict=True)) >= demand - 1e-6
-    assert sum(number * kind.price for number, kind in zip(found, offered, strict=True)) == pytest.approx(
+    assert all(0 <= number <= kind.max_replicas for number, kind in zip(actual, offered, strict=True))
+    assert sum(number * kind.serves for number, kind in zip(actual, offered, strict=True)) >= demand - 1e-6
+    assert sum(number * kind.price for number, kind in zip(actual, offered, strict=True)) == pytest.approx(
         best
     )
 
 
 @given(st.lists(kinds, min_size=2, max_size=3), st.integers(1, 60).map(float), st.integers(0, 200).map(float))
 def test_only_what_costs_less_is_found(offered: list[Kind], demand: float, below: float) -> None:
-    found = find_cheapest(offered, demand, below)
+    actual = find_cheapest(offered, demand, below)
     best = brute_force(offered, demand)
-    assert (found is None) == (best >= below)
+    assert (actual is None) == (best >= below)
 
 
 def test_two_kinds_together_can_beat_each_alone() -> None:

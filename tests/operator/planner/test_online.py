@@ -53,7 +53,7 @@ def samples(rate: float, factor: float, seconds: float, seed: int = 1) -> Iterat
     while now < seconds:
         while due <= now:
             seen = replace(
-                load, running_requests=len(running), running_tokens=sum(PROMPT + made for made in running)
+                load, running_requests=len(running), running_tokens=sum(PROMPT + result for result in running)
             )
             sample = LoadSample.after(sample, START + due, seen)
             yield sample
@@ -71,7 +71,7 @@ def samples(rate: float, factor: float, seconds: float, seed: int = 1) -> Iterat
         elif running:
             now += factor * decode(len(running), PROMPT + round(sum(running) / len(running)))
             load = replace(load, generated_tokens=load.generated_tokens + len(running))
-            running = [made + 1 for made in running if made + 1 < ANSWER]
+            running = [result + 1 for result in running if result + 1 < ANSWER]
         else:
             now = min(arrival, due)
 
@@ -128,13 +128,13 @@ def test_a_pod_that_is_gone_is_forgotten() -> None:
 
 @given(st.lists(st.floats(0.9, 1.1), min_size=1, max_size=60))
 def test_small_wanderings_make_no_plan_anew(factors: list[float]) -> None:
-    known, told = Online(), set()
+    known, reported = Online(), set()
     for step, factor in enumerate(factors):
         known = replace(known, filter=known.filter.update(factor, 1.0, START + 60.0 * step))
         known = known.update([], MACHINE, WORK, None)
-        told.add(known.told)
-    assert told <= {0.0, calibration.STEP, -calibration.STEP}
-    assert len(told) <= 2
+        reported.add(known.told)
+    assert reported <= {0.0, calibration.STEP, -calibration.STEP}
+    assert len(reported) <= 2
 
 
 def test_an_accelerator_of_unknown_speed_has_no_model_to_compare_with() -> None:

@@ -38,9 +38,9 @@ DENSE, EXPERTS, ODD = "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSe
 
 
 def shape(hub_id: str) -> ModelShape:
-    found = shapes.shipped(hub_id)
-    assert found is not None
-    return found
+    actual = shapes.shipped(hub_id)
+    assert actual is not None
+    return actual
 
 
 def stages(hub_id: str, number: int, **fields: Any) -> tuple[Candidates, Requirements]:
@@ -77,7 +77,7 @@ def curve(it: Candidates, what: Requirements) -> Engines:
 @pytest.mark.parametrize("hub_id", [DENSE, EXPERTS])
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_a_request_alone_waits_for_all_stages_and_all_hops(hub_id: str, number: int) -> None:
-    one, several = (curve(*stages(hub_id, each)) for each in (1, number))
+    one, several = (curve(*stages(hub_id, item)) for item in (1, number))
     hops = (number - 1) * sent(hub_id) + number * candidate_curves.HOP_SECONDS
     uneven = number * -(-shape(hub_id).layers // number) / shape(hub_id).layers
     assert several.decode[0, 0] == pytest.approx(one.decode[0, 0] * uneven + hops)
@@ -85,7 +85,7 @@ def test_a_request_alone_waits_for_all_stages_and_all_hops(hub_id: str, number: 
 
 @pytest.mark.parametrize("hub_id", [DENSE, EXPERTS])
 def test_no_pipeline_does_more_than_its_stages_would_alone(hub_id: str) -> None:
-    one, several = (curve(*stages(hub_id, each)) for each in (1, 4))
+    one, several = (curve(*stages(hub_id, item)) for item in (1, 4))
     token_each = one.rows / one.decode
     assert (several.rows / several.decode < 4.0 * np.maximum(token_each, 1.0 / one.decode)).all()
     assert several.prefill[0] >= one.prefill[0] / 4.0

@@ -47,7 +47,7 @@ Calibrations = Mapping[tuple[str, str], Calibration]  # by engine and accelerato
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What is known of each accelerator, as arrays over the catalogue's rows; NaN is unknown."""
+    """What is known of each accelerator, as arrays over the catalog's rows; NaN is unknown."""
 
     bandwidth: Numbers
     flops: Numbers  # [engines, rows] in the type that dense layers are computed in

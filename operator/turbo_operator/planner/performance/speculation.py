@@ -83,7 +83,7 @@ class SpeculationOption:
         return self.method != OFF and Method(self.method) in PRIORS
 
     def drafts(self) -> tuple[int, ...]:
-        """Numbers of drafts that are tried beside none; empty where none is assumed to be accepted."""
+        """Numbers of drafts to try in addition to none; empty where none is assumed to be accepted."""
         return tuple(k for k in DRAFTS if k <= self.max_draft_tokens) if self.gains else ()
 
 
@@ -130,7 +130,7 @@ def list_options(
 
 
 def head_parameters(method: str, shape: ModelShape, max_draft_tokens: int) -> int:
-    """Weights that drafting adds beside the model's own: heads, a layer, or the model's own MTP layers."""
+    """Weights that drafting adds to the model's own: heads, a layer, or the model's own MTP layers."""
     layer = layer_parameters(shape)
     if method == Method.TURBO_HEADS:
         return max_draft_tokens * shape.hidden_size**2
