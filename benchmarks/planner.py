@@ -31,7 +31,7 @@ from measurements.studies import calibrated, end_to_end_errors, halves, others, 
 
 from turbo_operator.api import EngineName
 from turbo_operator.catalog.accelerators import catalogue
-from turbo_operator.planner.performance.coefficients import BY_ENGINE, NAMES, Coefficients
+from turbo_operator.planner.performance.step_time import BY_ENGINE, NAMES, Coefficients
 
 BARS = {  # at most; a goal is a tenth less
     "tpot_seen": 14.0,

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from measurements.served import accelerator_name, family, served_shape
 from turbo_operator.planner.performance import memory, step_time
-from turbo_operator.planner.performance.candidate_curves import kinds
-from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import ForwardCost, Machine
+from turbo_operator.planner.performance.candidate_curves import compute_types
+from turbo_operator.planner.performance.step_time import Coefficients, ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
 
@@ -51,7 +50,7 @@ class Deployment:
         """Its rates, in the types that it computes in."""
         it = self.accelerator
         assert it.memory_bandwidth is not None
-        dense, expert = (it.flops.get(kind, it.flops["bf16"]) for kind in kinds(self.shape))
+        dense, expert = (it.flops.get(kind, it.flops["bf16"]) for kind in compute_types(self.shape))
         on_one_node = self.accelerators <= max(it.per_node or 1, SERVER)
         network = max(it.network_bandwidth or 0.0, NETWORK.get(family(it.name), 0.0))
         link = it.link_bandwidth if on_one_node else network
@@ -69,7 +68,9 @@ class Deployment:
     def work(self, tokens: float) -> ForwardCost:
         """What a pass does, the cache in the mean over requests of `tokens` tokens."""
         weights = memory.weights(self.shape, ELEMENT)
-        return step_time.work(self.shape, weights.dense, weights.expert, self._cached(tokens, slides=True))
+        return step_time.build_work(
+            self.shape, weights.dense, weights.expert, self._cached(tokens, slides=True)
+        )
 
     def most_rows(self, tokens: float, max_running: float, max_step_tokens: float) -> float:
         """Requests of `tokens` tokens each that each group's memory holds beside the activations of the

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from measurements import closed_loop
 from measurements.deployed import (
     GENERAL,
     Deployment,
@@ -26,8 +27,7 @@ from measurements.deployed import (
 )
 from measurements.served import family, served_shape
 from turbo_operator.planner.performance import step_time
-from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import ForwardCost, Machine
+from turbo_operator.planner.performance.step_time import Coefficients, ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
 
 # In a fit, of a first token's error against that of a later one: it scatters twice as much.
@@ -85,8 +85,8 @@ def predicted(rows: Rows, coefficients: Coefficients) -> Times:
     decode = step_time.decode_seconds(machine, work, each, 0.0, rows.prompt + rows.answer / 2.0)
     prefill = step_time.prefill_seconds(machine, work, rows.prompt)
     return Times(
-        first=np.asarray(step_time.time_to_first_token(machine, work, decode, prefill, rows.requests)),
-        token=np.asarray(step_time.time_per_output_token(decode, prefill, rows.requests, rows.answer)),
+        first=np.asarray(closed_loop.time_to_first_token(machine, work, decode, prefill, rows.requests)),
+        token=np.asarray(closed_loop.time_per_output_token(decode, prefill, rows.requests, rows.answer)),
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from measurements.deployed import Numbers, Words
 from turbo_operator.api.accelerator import Efficiency
-from turbo_operator.planner.performance.coefficients import NAMES, Coefficients
+from turbo_operator.planner.performance.step_time import NAMES, Coefficients
 
 OF_ENGINES = ("prefill_layer_seconds", "prefill_wait")
 OF_PAIRS = tuple(Efficiency.model_fields)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from measurements import closed_loop
 from measurements.deployed import (
     GENERAL,
     Mask,
@@ -24,8 +25,7 @@ from measurements.deployed import (
 )
 from measurements.served import SIXTEEN_BITS, family
 from turbo_operator.planner.performance import memory, step_time
-from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import ForwardCost, Machine
+from turbo_operator.planner.performance.step_time import Coefficients, ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
 
 # TensorRT-LLM's defaults.
@@ -74,7 +74,9 @@ class Saturated:
         prefill = (
             step_time.prefill_seconds(machine, self.work, self.prompt, together) / together / self.stages
         )
-        return np.asarray(step_time.saturated_tokens_per_second(decode, prefill, self.requests, self.answer))
+        return np.asarray(
+            closed_loop.saturated_tokens_per_second(decode, prefill, self.requests, self.answer)
+        )
 
     def errors(self, coefficients: Coefficients) -> Numbers:
         """[n, 1] of predicted over measured."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from measurements.fit import OF_ENGINES, Measured, fit
-from turbo_operator.planner.performance.coefficients import NAMES, Coefficients
+from turbo_operator.planner.performance.step_time import NAMES, Coefficients
 
 DIGITS = 2  # that count
 SHARES = ("bandwidth", "expert_bandwidth", "flops", "expert_flops")  # of a peak: at most all of it

@@ -28,8 +28,7 @@ from measurements.deployed import (
 from measurements.served import SIXTEEN_BITS, family
 from turbo_operator.api import Method
 from turbo_operator.planner.performance import speculation, step_time
-from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import ForwardCost, Machine
+from turbo_operator.planner.performance.step_time import Coefficients, ForwardCost, Machine
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
 

@@ -113,7 +113,7 @@ def look(it: TurboDeployment, observed: Snapshot, now: float = NOW) -> training.
     if step.query is None or observed.model is None:
         return step
     asked = training.question(it, observed, observed.model.shape, step.query)
-    return training.decide(it, observed, plan, planner_question.answer(asked, now), now)
+    return training.decide(it, observed, plan, planner_question.compute_plan(asked, now), now)
 
 
 def reason(step: training.TrainingDecision) -> str:

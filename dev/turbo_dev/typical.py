@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbo_dev.replay import Replica, replay
-from turbo_operator.planner.demand import Bound, Demand, Lengths
-from turbo_operator.planner.performance.capacity import Engines, rows
+from turbo_operator.planner.performance.curves import Engines, rows
+from turbo_operator.planner.requirements import Bound, Demand, Lengths
 
 _LENGTHS = Path(__file__).resolve().parents[2] / "benchmarks" / "data" / "azure_lengths.csv"
 

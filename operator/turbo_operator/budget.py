@@ -1,7 +1,7 @@
 """What replicas hold and cost: the one count that planner, autoscaler and status share. Pure.
 
-Whole nodes are paid for where nodes are bought whole. A bound is answered as a number of replicas: 0 where
-none is allowed, None where nothing bounds them.
+Whole nodes are paid for where nodes are bought whole. A bound is a number of replicas: 0 where none is
+allowed, None where nothing bounds them.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ DEVICE_POD_CORES = "2"  # server and engine process of a pod whose arithmetic is
 
 
 def beside(accelerator: Accelerator, memory_bytes: int, resources: Resources | None) -> Host | None:
-    """What one pod takes beside its devices, the template's amounts over the plan's; None on cores, which
-    are the accelerator.
+    """Return what one pod takes in addition to its devices, the template's amounts over the plan's.
+
+    None on cores, which are the accelerator.
     """
     if accelerator.resource_name == "cpu":
         return None
-    asked = (resources.requests if resources else None) or {}
-    memory = quantity(asked["memory"]) if "memory" in asked else memory_bytes
-    return Host(math.ceil(quantity(asked.get("cpu", DEVICE_POD_CORES)) * 1000), math.ceil(memory))
+    requests = (resources.requests if resources else None) or {}
+    memory = quantity(requests["memory"]) if "memory" in requests else memory_bytes
+    return Host(math.ceil(quantity(requests.get("cpu", DEVICE_POD_CORES)) * 1000), math.ceil(memory))
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +38,28 @@ class Footprint:
     capacity_type: CapacityType
     per_replica: int
     nodes: int = 1
-    host: Host | None = None  # of one pod, beside its accelerators; None is not counted
+    host: Host | None = None  # of one pod, in addition to its accelerators; None is not counted
 
     def accelerators(self, replicas: int) -> int:
-        """Accelerators that `replicas` hold."""
+        """Count the accelerators that `replicas` hold."""
         return self.per_replica * replicas
 
     def paid(self, replicas: int) -> int:
-        """Accelerators that `replicas` pay for: all of every node that they need, where nodes are bought
-        whole.
-        """
+        """Count the accelerators that `replicas` pay for: all of every node where nodes are bought whole."""
         if not self.accelerator.price_per_node:
             return self.accelerators(replicas)
-        return self._nodes_for(replicas) * self._per_node
+        nodes = self._nodes_of_one * replicas
+        if self._nodes_of_one == 1:
+            nodes = math.ceil(replicas / (self._per_node // self.per_replica))
+        return nodes * self._per_node
 
     def cost_per_hour(self, replicas: int) -> Decimal | None:
-        """US dollars per hour of `replicas`; None where the price is unknown."""
+        """Return US dollars per hour of `replicas`; None where the price is unknown."""
         price = self.accelerator.prices.get(self.capacity_type)
         return None if price is None else price * self.paid(replicas)
 
     def affordable(self, max_per_hour: Decimal) -> int | None:
-        """The most replicas whose `cost_per_hour` is within the budget; none where the price is unknown."""
+        """Return the maximum of replicas within the budget; 0 where the price is unknown."""
         price = self.accelerator.prices.get(self.capacity_type)
         if price is None:
             return 0
@@ -65,18 +67,21 @@ class Footprint:
             return None
         accelerators = int(max_per_hour // price)
         if not self.accelerator.price_per_node:
-            return accelerators // self.per_replica
-        return self._replicas_on(accelerators // self._per_node)
+            return self.within(accelerators)
+        nodes = accelerators // self._per_node
+        if self._nodes_of_one > 1:
+            return nodes // self._nodes_of_one
+        return nodes * (self._per_node // self.per_replica)
 
     def within(self, accelerators: int) -> int:
-        """The most replicas that so many accelerators hold, wherever they are."""
+        """Return the maximum of replicas that so many accelerators hold, wherever they are."""
         return accelerators // self.per_replica
 
     def room(self, supply: Supply, now: float) -> int | None:
-        """The most replicas that the cluster can hold, those that run included.
+        """Return the maximum of replicas that the cluster can hold, those that run included.
 
-        Fixed is what nodes have free, an Elastic one may grow to its bound unless a pod has waited in vain.
-        A quota bounds both. `now` is in seconds since the epoch.
+        Fixed is what nodes have free; an Elastic one may grow to its bound unless a pod timed out. A quota
+        bounds both. `now` is in seconds since the epoch.
         """
         bounds = [] if supply.quota is None else [self.within(supply.quota)]
         exhausted = supply.exhausted_until is not None and supply.exhausted_until > now
@@ -94,20 +99,8 @@ class Footprint:
     def _nodes_of_one(self) -> int:
         return max(self.nodes, math.ceil(self.per_replica / self._per_node))
 
-    def _nodes_for(self, replicas: int) -> int:
-        if self._nodes_of_one > 1:
-            return self._nodes_of_one * replicas
-        return math.ceil(replicas / (self._per_node // self.per_replica))
-
-    def _replicas_on(self, nodes: int) -> int:
-        if self._nodes_of_one > 1:
-            return nodes // self._nodes_of_one
-        return nodes * (self._per_node // self.per_replica)
-
     def _on_nodes(self, supply: Supply) -> int:
-        """Replicas that fit on what nodes of the capacity type have free: one on one node, or each on a node
-        group of its own.
-        """
+        """Count replicas on the free part of nodes: each on one node, or on a node group of its own."""
         share = math.ceil(self.per_replica / self.nodes)
         pods = [
             min(node.free // share, self._hosted(node))
@@ -117,7 +110,7 @@ class Footprint:
         return sum(pods) if self.nodes == 1 else sum(number > 0 for number in pods) // self.nodes
 
     def _hosted(self, node: NodeSupply) -> int:
-        """Pods for which a node has cores and memory."""
+        """Count the pods for which a node has cores and memory."""
         if self.host is None or node.host is None:
             return node.allocatable
         cores = node.host.millicores // max(1, self.host.millicores)
@@ -125,25 +118,19 @@ class Footprint:
 
 
 def footprint_of(choice: Choice, template: Template | None) -> Footprint:
-    """The footprint of one replica of a plan, cores and memory in addition to its devices included."""
+    """Return the footprint of one replica of a plan, cores and memory in addition to its devices included."""
+    host = beside(choice.accelerator, choice.host_memory_bytes, template.resources if template else None)
     return Footprint(
-        choice.accelerator,
-        choice.capacity_type,
-        choice.accelerators_per_replica,
-        choice.nodes,
-        beside(choice.accelerator, choice.host_memory_bytes, template.resources if template else None),
+        choice.accelerator, choice.capacity_type, choice.accelerators_per_replica, choice.nodes, host
     )
 
 
 def labeled_footprint(
     labeled: ChildView | PodView | TrainPod, accelerators: Mapping[str, Accelerator]
 ) -> Footprint | None:
-    """The footprint of one pod by the labels of the pod or its template; None where they name none that is
-    known. `accelerators` are the catalog's, by name.
-    """
+    """Return the footprint of one pod by the labels of the pod or its template; None if they are unknown."""
     name = labeled.accelerator
-    row = accelerators.get(name or "") or next(
-        (row for key, row in accelerators.items() if label_value(key) == name), None
-    )
-    capacity_type = next((each for each in CapacityType if each == labeled.capacity_type), None)
+    by_label = (row for key, row in accelerators.items() if label_value(key) == name)
+    row = accelerators.get(name or "") or next(by_label, None)
+    capacity_type = next((kind for kind in CapacityType if kind == labeled.capacity_type), None)
     return Footprint(row, capacity_type, labeled.accelerators) if row and capacity_type else None

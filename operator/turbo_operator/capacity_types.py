@@ -1,7 +1,7 @@
-"""Which nodes a pod may go to for its capacity type: read by the scheduler and by the stock alike. Pure.
+"""Which nodes a pod may go to for its capacity type, for the scheduler and the inventory alike. Pure.
 
-Nodes are known by the labels that autoscalers and clouds write, or by those that the TurboAccelerator names.
-A node that says neither spot nor reserved is on demand.
+Labels that autoscalers and clouds write, or those that the TurboAccelerator names, identify the nodes. A node
+that is neither spot nor reserved is on demand.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TAINTS: Mapping[CapacityType, tuple[tuple[str, str], ...]] = {
     CapacityType.SPOT: (
         ("kubernetes.azure.com/scalesetpriority", "spot"),
         ("cloud.google.com/gke-spot", "true"),
-    ),
+    )
 }
 
 
@@ -59,7 +59,7 @@ Term = tuple[Requirement, ...]  # all of which a node must meet
 
 @dataclass(frozen=True, slots=True)
 class Constraint:
-    """What a pod asks of its node for its capacity type."""
+    """What a pod requires of its node for its capacity type."""
 
     terms: tuple[Term, ...]  # of which a node must meet one
     tolerations: tuple[Mapping[str, str], ...]
@@ -67,17 +67,13 @@ class Constraint:
 
     def is_met_by(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with such labels may take the pod, its taints apart."""
-        return any(all(each.is_met_by(labels) for each in term) for term in self.terms)
+        return any(all(requirement.is_met_by(labels) for requirement in term) for term in self.terms)
 
     @property
     def affinity(self) -> dict[str, Any]:
         """The same as a pod's affinity."""
         terms = [
-            {
-                "matchExpressions": [
-                    {"key": each.key, "operator": each.operator, "values": list(each.values)} for each in term
-                ]
-            }
+            {"matchExpressions": [row._asdict() | {"values": list(row.values)} for row in term]}
             for term in self.terms
         ]
         required = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -85,7 +81,7 @@ class Constraint:
 
 
 def build_constraint(accelerator: Accelerator, capacity_type: CapacityType) -> Constraint:
-    """What pods on this accelerator ask for; a selector of its own stands in the place of the table."""
+    """Build what pods on this accelerator require; its own selector replaces the table."""
     own = accelerator.capacity_selectors
     if capacity_type in own:
         return Constraint(_identify(own, capacity_type), (), {capacity_type: own[capacity_type]})
@@ -100,33 +96,31 @@ def build_constraint(accelerator: Accelerator, capacity_type: CapacityType) -> C
 
 
 class NodeClassifier:
-    """Tells the capacity types that nodes are of for one accelerator; what many nodes say is read once."""
+    """A classifier of nodes by capacity type for one accelerator, which reads equal labels once."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.constraints = {kind: build_constraint(accelerator, kind) for kind in CapacityType}
-        terms = (term for each in self.constraints.values() for term in each.terms)
+        terms = (term for constraint in self.constraints.values() for term in constraint.terms)
         self._keys = sorted({requirement.key for term in terms for requirement in term})
         self._known: dict[tuple[str | None, ...], frozenset[CapacityType]] = {}
 
     def classify(self, labels: Mapping[str, str]) -> frozenset[CapacityType]:
-        """The capacity types whose pods a node with such labels may take, its taints apart."""
+        """Return the capacity types whose pods a node with such labels may take, its taints apart."""
         values = tuple(map(labels.get, self._keys))
         if values not in self._known:
             self._known[values] = frozenset(
-                kind for kind, each in self.constraints.items() if each.is_met_by(labels)
+                kind for kind, constraint in self.constraints.items() if constraint.is_met_by(labels)
             )
         return self._known[values]
 
 
 def _identify(own: Selectors, capacity_type: CapacityType) -> tuple[Term, ...]:
-    """The terms of which nodes of a capacity type meet one."""
+    """Return the terms of which nodes of a capacity type meet one."""
     if capacity_type in own:
         return (tuple(Requirement(key, "In", (value,)) for key, value in own[capacity_type].items()),)
     return tuple((Requirement(key, "In", values),) for key, values in LABELS[capacity_type])
 
 
 def _negate(terms: list[Term]) -> tuple[Term, ...]:
-    """What a node meets that meets none of these: of each one requirement is not met."""
-    return tuple(
-        tuple(Requirement(each.key, "NotIn", each.values) for each in unmet) for unmet in product(*terms)
-    )
+    """Return the terms that a node meets if it meets none of these: of each it fails one requirement."""
+    return tuple(tuple(row._replace(operator="NotIn") for row in unmet) for unmet in product(*terms))

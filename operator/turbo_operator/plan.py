@@ -1,6 +1,6 @@
-"""What is decided, as plain, frozen records that cross between the rooms: candidates and the `Plan`.
+"""Decisions as plain, frozen records that cross between packages: candidates and the `Plan`. Pure.
 
-Pure: no client, no clock. Money is in US dollars as `Decimal`, memory in bytes, times in seconds.
+Money is in US dollars as `Decimal`, memory in bytes, times in seconds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from turbo_operator.snapshot import Accelerator
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What a plan is expected to do at the load that it was made for; without one, a request alone and as
-    many tokens as it can yield.
-    """
+    """What a plan does at its load; without one, a request alone and as many tokens as it can yield."""
 
     time_to_first_token: float | None  # at the target's percentile; None where the accelerator has no profile
     time_per_output_token: float | None  # at the target's percentile
@@ -39,7 +37,7 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A candidate that was not chosen, and why: an enum reason and a sentence."""
+    """A candidate that was not chosen, and its reason as an enum and a sentence."""
 
     accelerator: str
     tensor: int
@@ -50,7 +48,7 @@ class Rejected:
     capacity_type: str = CapacityType.ON_DEMAND
     nodes: int = 1  # of one replica, each with `tensor` accelerators
     replicas: int | None = None
-    predicted: Predicted | None = None  # None where it was refused before it could be told
+    predicted: Predicted | None = None  # None where it was rejected before any prediction
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +88,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The planner's answer. `choice` is None when nothing is feasible; `reason` and `detail` say why."""
+    """The planner's result. `choice` is None when nothing is feasible; `reason` and `detail` say why."""
 
     choice: Choice | None
     replicas: int
@@ -99,7 +97,7 @@ class Plan:
     rejected: tuple[Rejected, ...] = ()
     # The cheapest that misses by little, or without a plan the one that misses by least; `detail` says what.
     nearest: Rejected | None = None
-    # Without a choice: the candidate that lacks nothing but room, of which as many replicas run as fit.
+    # Without a choice: the candidate that lacks nothing but capacity, of which as many replicas run as fit.
     partial: Choice | None = None
 
     @property
@@ -110,9 +108,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedCandidate:
-    """A candidate on the plane of cost and latency: what `planner.frontier` gives for the same arguments as
-    `planner.plan`, every candidate that could be predicted once.
-    """
+    """A candidate of `planner.frontier`, with its cost and latency."""
 
     engine: EngineName
     accelerator: str

@@ -17,10 +17,10 @@ H100 = Accelerator("h100", "nvidia.com/gpu", Decimal(1), 80 << 30, per_node=8, p
 NOW = 1000.0
 
 footprints = st.builds(
-    lambda price, per_node, whole, each, nodes: Footprint(
+    lambda price, per_node, whole, item, nodes: Footprint(
         replace(H100, prices={CapacityType.ON_DEMAND: price}, per_node=per_node, price_per_node=whole),
         CapacityType.ON_DEMAND,
-        each * nodes,
+        item * nodes,
         nodes,
     ),
     st.decimals("0.01", "100", places=2),
@@ -31,7 +31,7 @@ footprints = st.builds(
 )
 supplies = st.builds(
     lambda free, quota: Supply(
-        tuple(NodeSupply(f"n{number}", 8, each) for number, each in enumerate(free)), quota
+        tuple(NodeSupply(f"n{number}", 8, item) for number, item in enumerate(free)), quota
     ),
     st.lists(st.integers(0, 8), max_size=5),
     st.none() | st.integers(0, 40),
@@ -50,7 +50,7 @@ def test_one_replica_more_than_affordable_breaks_the_budget(footprint: Footprint
 
 @given(footprints, st.integers(0, 200), st.integers(0, 200))
 def test_more_replicas_never_cost_less(footprint: Footprint, one: int, other: int) -> None:
-    fewer, more = (footprint.cost_per_hour(each) for each in sorted((one, other)))
+    fewer, more = (footprint.cost_per_hour(item) for item in sorted((one, other)))
     assert fewer is not None
     assert more is not None
     assert fewer <= more
@@ -99,13 +99,13 @@ def test_a_replica_fits_on_one_node_or_not_at_all() -> None:
 
 def test_an_elastic_class_grows_to_its_bound_until_a_pod_has_waited_in_vain() -> None:
     footprint = Footprint(replace(H100, provisioning=Provisioning.ELASTIC, most=16), CapacityType.SPOT, 4)
-    there = (NodeSupply("a", 8, 8),)
-    assert footprint.room(Supply(there), NOW) == 4
-    assert footprint.room(Supply(there, quota=8), NOW) == 2
-    assert footprint.room(Supply(there, exhausted_until=NOW + 1), NOW) == 2
-    assert footprint.room(Supply(there, exhausted_until=NOW), NOW) == 4
+    nodes = (NodeSupply("a", 8, 8),)
+    assert footprint.room(Supply(nodes), NOW) == 4
+    assert footprint.room(Supply(nodes, quota=8), NOW) == 2
+    assert footprint.room(Supply(nodes, exhausted_until=NOW + 1), NOW) == 2
+    assert footprint.room(Supply(nodes, exhausted_until=NOW), NOW) == 4
     unbounded = Footprint(replace(footprint.accelerator, most=None), CapacityType.SPOT, 4)
-    assert unbounded.room(Supply(there), NOW) is None
+    assert unbounded.room(Supply(nodes), NOW) is None
 
 
 def test_a_replica_goes_only_where_its_cores_and_memory_are_free() -> None:

@@ -45,9 +45,9 @@ CHANGES: list[dict[str, Any]] = [
 def observed_with(it: TurboDeployment, *drafts: DraftView) -> Snapshot:
     """What is seen where the cluster has those."""
     cache = Cache()
-    for number, each in enumerate(drafts, 1):
-        meta = {"namespace": "team", "name": each.name, "uid": each.name, "resourceVersion": str(number)}
-        cache.drafts.put({"metadata": meta}, each)
+    for number, item in enumerate(drafts, 1):
+        meta = {"namespace": "team", "name": item.name, "uid": item.name, "resourceVersion": str(number)}
+        cache.drafts.put({"metadata": meta}, item)
     return replace(
         build_snapshot(cache, InventoryStore(lambda _: None), Key("team", "chat"), it, NOW), model=FACTS
     )
@@ -68,16 +68,16 @@ def test_after_the_newest_the_one_before_it_has_its_turn_and_none_older_than_the
 
 def test_drafts_that_were_turned_down_longer_ago_than_is_remembered_are_not_tried_again() -> None:
     many = tuple(draft(f"chat-draft-{number}") for number in range(2, 9))
-    told = {**promoted(OLD), **turned_down(*many[-5:])}
-    assert canary.candidate(td(told), seen(drafts=(OLD, *many))) is None
+    reported = {**promoted(OLD), **turned_down(*many[-5:])}
+    assert canary.candidate(td(reported), seen(drafts=(OLD, *many))) is None
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_draft_of_which_pods_would_load_something_else_is_another_draft(change: dict[str, Any]) -> None:
     again = replace(NEW, **change)
-    told = td({**promoted(OLD), **turned_down(NEW)})
-    assert canary.candidate(told, seen(drafts=(OLD, again))) == again
-    assert variant_of(told, again) != variant_of(told, NEW)
+    reported = td({**promoted(OLD), **turned_down(NEW)})
+    assert canary.candidate(reported, seen(drafts=(OLD, again))) == again
+    assert variant_of(reported, again) != variant_of(reported, NEW)
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -111,8 +111,8 @@ def test_a_draft_that_was_named_by_hand_stays_in_use_as_drafts_are_trained_and_i
 ):
     mine = replace(draft("mine"), deployment=None)
     it = td(promoted(mine))
-    there, gone = observed_with(it, mine), observed_with(it)
-    assert there.draft == mine
+    present, gone = observed_with(it, mine), observed_with(it)
+    assert present.draft == mine
     assert gone.draft == replace(mine, gone=True, created=0.0)
 
     def said(observed: Snapshot) -> str:
@@ -122,4 +122,4 @@ def test_a_draft_that_was_named_by_hand_stays_in_use_as_drafts_are_trained_and_i
         assert ready is not None
         return ready.reason
 
-    assert (said(there), said(gone)) == ("Loading", "NotFound")
+    assert (said(present), said(gone)) == ("Loading", "NotFound")

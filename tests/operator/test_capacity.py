@@ -14,17 +14,12 @@ from turbo_dev.replay import Replica, replay, replay_closed
 from turbo_dev.sizes import size
 from turbo_dev.typical import CASES, CURVES, Case, Curve, drawn, seen, trace
 from turbo_operator.api import TurboDeploymentSpec
-from turbo_operator.planner.demand import Bound, Demand, Lengths, demand
-from turbo_operator.planner.performance.capacity import (
-    Engines,
-    Numbers,
-    capacity,
-    closed,
-    keeps,
-    replicas,
-    saturated,
-    served,
-)
+from turbo_operator.catalog import shapes
+from turbo_operator.planner.arrays import Numbers
+from turbo_operator.planner.feasibility import Speed, needed_replicas
+from turbo_operator.planner.performance.capacity import capacity, closed, keeps, saturated, served
+from turbo_operator.planner.performance.curves import Engines
+from turbo_operator.planner.requirements import Bound, Demand, Lengths, build_requirements, demand
 
 SEARCHED = 0.005  # of the saturated rate: the steps in which a capacity is sought, and more
 
@@ -42,10 +37,10 @@ def late(case: Case, lengths: np.ndarray, rate: float) -> float:
 def test_a_replay_keeps_the_target_a_tenth_below_the_capacity_and_breaks_it_a_tenth_above(case: Case) -> None:
     _, lengths = trace(case.service)
     asked = case.demand(lengths)
-    found = capacity(CURVES[case.curve].engines(asked.held), asked)[0]
+    actual = capacity(CURVES[case.curve].engines(asked.held), asked)[0]
     allowed = 1.0 - case.bound.share
-    assert late(case, lengths, found / (1.0 + WITHIN)) <= allowed
-    assert late(case, lengths, found / (1.0 - WITHIN)) > allowed
+    assert late(case, lengths, actual / (1.0 + WITHIN)) <= allowed
+    assert late(case, lengths, actual / (1.0 - WITHIN)) > allowed
 
 
 @pytest.mark.parametrize("curve", CURVES)
@@ -56,11 +51,11 @@ def test_requests_always_under_way_see_what_they_see_in_a_closed_replay(curve: s
     _, prompts, answers = drawn(lengths, 3, 1.0, seed=0)
     times = replay_closed(CURVES[curve].replica(), running, prompts, answers)
     asked = Case(curve, "conversation", True, Bound(1.0, 0.95)).demand(lengths)
-    found = closed(CURVES[curve].engines(asked.held), asked, np.array([float(running)]))
+    actual = closed(CURVES[curve].engines(asked.held), asked, np.array([float(running)]))
     first = np.percentile(times.to_first_token[600:], 95)
     token = np.percentile(times.per_output_token[600:], 95)
-    assert found.time_to_first_token[0] == pytest.approx(first, rel=WITHIN)
-    assert found.time_per_output_token[0] == pytest.approx(token, rel=WITHIN)
+    assert actual.time_to_first_token[0] == pytest.approx(first, rel=WITHIN)
+    assert actual.time_per_output_token[0] == pytest.approx(token, rel=WITHIN)
 
 
 def test_the_next_request_comes_as_one_ends() -> None:
@@ -117,9 +112,9 @@ demands = st.builds(
 factors = st.floats(0.1, 1.0)
 
 
-def most(found: Numbers, engines: Engines, asked: Demand) -> float:
+def most(actual: Numbers, engines: Engines, asked: Demand) -> float:
     """As much as a capacity may be for the search's sake."""
-    return float(found[0] + SEARCHED * saturated(engines, asked)[0])
+    return float(actual[0] + SEARCHED * saturated(engines, asked)[0])
 
 
 def tightened(asked: Demand, factor: float, share: float | None = None) -> Demand:
@@ -135,8 +130,8 @@ def tightened(asked: Demand, factor: float, share: float | None = None) -> Deman
 
 @given(engines, demands)
 def test_capacity_is_finite_not_negative_and_below_the_saturated_rate(it: Engines, asked: Demand) -> None:
-    found = capacity(it, asked)[0]
-    assert 0.0 <= found < saturated(it, asked)[0] < math.inf
+    actual = capacity(it, asked)[0]
+    assert 0.0 <= actual < saturated(it, asked)[0] < math.inf
 
 
 @given(engines, demands, factors)
@@ -146,8 +141,8 @@ def test_a_tighter_target_never_has_more_capacity(it: Engines, asked: Demand, fa
 
 @given(engines, demands)
 def test_a_higher_percentile_never_has_more_capacity(it: Engines, asked: Demand) -> None:
-    found = [capacity(it, tightened(asked, 1.0, share))[0] for share in (0.5, 0.9, 0.95, 0.99)]
-    assert found == sorted(found, reverse=True)
+    actual = [capacity(it, tightened(asked, 1.0, share))[0] for share in (0.5, 0.9, 0.95, 0.99)]
+    assert actual == sorted(actual, reverse=True)
 
 
 @given(engines, demands, factors)
@@ -179,7 +174,7 @@ def test_more_slots_never_have_less_capacity_for_first_tokens(
     step: float, row: float, prefill: float, few: int, more: int, asked: Demand
 ) -> None:
     # Of output tokens they may: few slots bound what a step decodes, and let the others wait.
-    assume(asked.answer.mean >= 8)  # who decodes for a step or two holds no slot to speak of
+    assume(asked.output.mean >= 8)  # who decodes for a step or two holds no slot to speak of
     asked = replace(asked, time_per_output_token=None)
     less = engine(step, row, prefill, 2048, 0.05, min(few, more))
     it = engine(step, row, prefill, 2048, 0.05, max(few, more))
@@ -192,8 +187,8 @@ def test_longer_answers_never_have_more_requests_per_second(
 ) -> None:
     # Where output tokens are bounded they may: a long answer averages over the prompts that it meets.
     asked = replace(asked, time_per_output_token=None)
-    shorter = Lengths(asked.answer.mean * factor, asked.answer.p95 * factor)
-    less = replace(asked, answer=shorter)
+    shorter = Lengths(asked.output.mean * factor, asked.output.p95 * factor)
+    less = replace(asked, output=shorter)
     assert capacity(it, asked)[0] <= most(capacity(it, less), it, less)
 
 
@@ -203,11 +198,11 @@ def test_a_candidate_has_the_same_capacity_alone_and_among_others(
 ) -> None:
     together = Engines(
         *(
-            np.concatenate([getattr(each, name) for each in several])
+            np.concatenate([getattr(item, name) for item in several])
             for name in ("rows", "decode", "prefill", "chunk", "first")
         )
     )
-    alone = [capacity(each, asked)[0] for each in several]
+    alone = [capacity(item, asked)[0] for item in several]
     assert capacity(together, asked) == pytest.approx(alone, rel=1e-9)
 
 
@@ -245,7 +240,7 @@ def test_requests_always_under_way_keep_the_targets_where_their_percentiles_do(
 @given(lengths)
 def test_lengths_have_the_mean_and_the_percentile_that_were_written(of: Lengths) -> None:
     exponential = -np.log1p(-(np.arange(20_000) + 0.5) / 20_000)
-    drawn = of.least + (of.p95 - of.least) * np.minimum(1.0, exponential / -math.log(0.06)) ** of.power
+    drawn = of.shortest + (of.p95 - of.shortest) * np.minimum(1.0, exponential / -math.log(0.06)) ** of.power
     assert drawn.mean() == pytest.approx(of.mean, rel=0.02)
     assert np.percentile(drawn, 95) == pytest.approx(of.p95)
     assert (drawn**2).mean() == pytest.approx(of.second_moment, rel=0.02)
@@ -254,7 +249,7 @@ def test_lengths_have_the_mean_and_the_percentile_that_were_written(of: Lengths)
 def test_a_spec_without_a_workload_has_the_assumed_one() -> None:
     asked = demand(TurboDeploymentSpec.model_validate({"model": {"uri": "hf://a/b"}}))
     assert asked.assumed
-    assert (asked.prompt.mean, asked.answer.mean) == (512, 256)
+    assert (asked.prompt.mean, asked.output.mean) == (512, 256)
     assert asked.rate is asked.concurrency is asked.time_to_first_token is None
 
 
@@ -275,13 +270,22 @@ def test_a_spec_with_a_workload_and_targets_is_taken_at_its_word() -> None:
     asked = demand(TurboDeploymentSpec.model_validate(written))
     assert not asked.assumed
     assert asked.prompt == Lengths(1000, 4000)
-    assert asked.answer == Lengths(200, 600)
+    assert asked.output == Lengths(200, 600)
     assert asked.rate == 2.5
     assert asked.time_to_first_token == Bound(0.5, 0.9)
     assert asked.time_per_output_token == Bound(0.025, 0.95)
     assert asked.tokens_per_second == 400
 
 
-def test_replicas_are_as_many_as_the_demand_needs_and_none_where_no_number_serves_it() -> None:
-    assert [replicas(wanted, 0.1) for wanted in (0.01, 0.1, 0.3, 0.31)] == [1, 1, 3, 4]
-    assert replicas(1.0, 0.0) is None
+@pytest.mark.parametrize(("rate", "expected"), [("0.01", 1), ("0.1", 1), ("0.3", 3), ("0.31", 4)])
+def test_replicas_are_as_many_as_the_load_needs_and_none_where_no_number_serves_it(
+    rate: str, expected: int
+) -> None:
+    spec = TurboDeploymentSpec.model_validate(
+        {"model": {"uri": "hf://a/b"}, "workload": {"requestsPerSecond": rate}}
+    )
+    model = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
+    assert model is not None
+    speeds = Speed(np.array([0.1, 0.0]), np.full(2, np.nan), np.full(2, np.nan))
+    needed = needed_replicas(build_requirements(spec, model, ("card",)), speeds, np.arange(2))
+    assert needed.tolist() == [expected, math.inf]

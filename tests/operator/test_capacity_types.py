@@ -68,8 +68,8 @@ def pod(kind: CapacityType, accelerator: Accelerator = CARD, **spec: Any) -> dic
     template = pod_template(
         td(kind, **spec), chosen(kind, accelerator, **spec), FACTS, "v1", Settings(runtime_image="r:1")
     )
-    found: dict[str, Any] = template["spec"]
-    return found
+    actual: dict[str, Any] = template["spec"]
+    return actual
 
 
 def schedules(spec: Mapping[str, Any], where: Node) -> bool:
@@ -81,8 +81,8 @@ def schedules(spec: Mapping[str, Any], where: Node) -> bool:
     }
     return is_open(where, spec.get("nodeSelector", {}), spec.get("tolerations", ())) and any(
         all(
-            operators[each["operator"]](where.labels.get(each["key"]), each["values"])
-            for each in term["matchExpressions"]
+            operators[item["operator"]](where.labels.get(item["key"]), item["values"])
+            for item in term["matchExpressions"]
         )
         for term in affinity["nodeSelectorTerms"]
     )
@@ -134,9 +134,9 @@ def test_the_taint_of_spot_nodes_is_tolerated_by_spot_pods_alone() -> None:
 
 
 def test_the_templates_selector_narrows_a_capacity_type_further() -> None:
-    there = [node({"karpenter.sh/capacity-type": "spot", "zone": zone}) for zone in ("y", "z")]
+    nodes = [node({"karpenter.sh/capacity-type": "spot", "zone": zone}) for zone in ("y", "z")]
     spec = pod(SPOT, template={"nodeSelector": {"zone": "z"}})
-    assert [schedules(spec, each) for each in there] == [False, True]
+    assert [schedules(spec, item) for item in nodes] == [False, True]
 
 
 def test_a_training_goes_where_its_capacity_type_is() -> None:
@@ -156,7 +156,7 @@ def test_the_hash_knows_a_selector_of_the_accelerators_own_and_no_table() -> Non
 
     other = replace(CARD, capacity_selectors={SPOT: {"pool": "other"}})
     for kind in (SPOT, ON_DEMAND):  # on demand is where spot is not
-        assert len({hash_of(kind, each) for each in (CARD, OWN, other)}) == 3
+        assert len({hash_of(kind, item) for item in (CARD, OWN, other)}) == 3
     assert hash_of(RESERVED, CARD) == hash_of(RESERVED, OWN)  # spot nodes are nothing to it
     # What runs since before pods had an affinity is not rolled for it.
     earlier = {ON_DEMAND: "v1f2a37410", SPOT: "v19f27e8e7", RESERVED: "v1a8a90ad4"}
@@ -198,9 +198,10 @@ def test_the_stock_counts_a_node_for_a_capacity_type_where_its_pods_may_go(
     overlay: dict[str, Any],
 ) -> None:
     card = replace(CARD, capacity_selectors=selectors)
-    there = node(labels, *taints)
-    supply = supply_of(take_stock({"l4": card}, [there], []), MINE, td(template=overlay).spec.template)["l4"]
-    goes = schedules(pod(kind, card, template=overlay), there)
+    labeled = node(labels, *taints)
+    stock = take_stock({"l4": card}, [labeled], [])
+    supply = supply_of(stock, MINE, td(template=overlay).spec.template)["l4"]
+    goes = schedules(pod(kind, card, template=overlay), labeled)
     event(f"{kind} goes there: {goes}")
     assert Footprint(card, kind, 1).room(supply, 0.0) == (8 if goes else 0)
 

@@ -48,7 +48,7 @@ def test_a_shipped_price_is_its_instances_and_says_so(name: str) -> None:
     assert row.per_node == gpus
     assert abs(row.prices[CapacityType.ON_DEMAND] * gpus - Decimal(price)) < Decimal("0.00001")
     assert not row.price_per_node
-    (entry,) = (each for each in shipped_objects() if each["metadata"]["name"] == name)
+    (entry,) = (item for item in shipped_objects() if item["metadata"]["name"] == name)
     pricing = entry["spec"]["pricing"]
     of = f" / {gpus}" if gpus > 1 else ""
     assert pricing["source"] == row.price_source == f"AWS {instance}{of}, us-east-1"

@@ -15,7 +15,7 @@ from turbo_operator.api import CapacityType, TurboDeployment, parse, quantity
 from turbo_operator.catalog import catalogue, shapes
 from turbo_operator.drafts import training
 from turbo_operator.drafts.training.manifests import SCRIPT, training_job
-from turbo_operator.planner.inputs import answer, plan_of
+from turbo_operator.planner.inputs import compute_plan, plan_of
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot
@@ -140,7 +140,7 @@ def begun(td: TurboDeployment, observed: Snapshot) -> training.JobRequest | None
     if asks is None:
         return None
     asked = training.question(td, observed, FACTS.shape, asks)
-    begin = training.decide(td, observed, plan, answer(asked, 0.0), 0.0).job_request
+    begin = training.decide(td, observed, plan, compute_plan(asked, 0.0), 0.0).job_request
     assert begin is not None
     return begin
 

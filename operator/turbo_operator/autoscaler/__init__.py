@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from turbo_operator.api import ScalingPolicy, ScalingReason, TurboDeploymentSpec
-from turbo_operator.autoscaler.decision import ScalingDecision, counted
-from turbo_operator.autoscaler.history import Event, History
+from turbo_operator.autoscaler.decision import Event, History, ScalingDecision, count_replicas
 from turbo_operator.autoscaler.metrics_policy import autoscale
 from turbo_operator.plan import Plan
 from turbo_operator.snapshot import PodView, Supply
@@ -28,36 +28,30 @@ def scale(
     supply: Supply | None = None,
     fresh_seconds: float = FRESH_SECONDS,
 ) -> ScalingDecision:
-    """The replicas to ask for, by the spec's policy; none while it is suspended.
+    """Return the replicas to request, by the spec's policy; none while it is suspended.
 
-    `present` is what was asked for last (None: nothing was), `supply` what the cluster has of the
-    plan's accelerator (None: not known), `now` in seconds since the epoch. Loads older than `fresh_seconds`
-    count as missing. `history` is that of the answer before; None after a start.
+    `present` is what was requested last (None: nothing was), `supply` what the cluster has of the plan's
+    accelerator (None: not known), `now` in seconds since the epoch. Loads older than `fresh_seconds` count as
+    missing. `history` is that of the decision before; None after a start.
     """
-    history = (history or History()).seen(present, now)
-    policy = spec.scaling_policy
+    history = (history or History()).observe(present, now)
+    policy, choice = spec.scaling_policy, plan.served if plan is not None else None
     if spec.suspend:
         detail = "spec.suspend is true: no pod is wanted until it is false."
-        answer = ScalingDecision(0, ScalingReason.SUSPENDED, detail, history)
+        decision = ScalingDecision(0, ScalingReason.SUSPENDED, detail, history)
     elif policy == ScalingPolicy.EXTERNAL:
         detail = f"spec.replicas asks for {spec.replicas}; kubectl scale or an autoscaler may change it."
-        answer = ScalingDecision(spec.replicas, ScalingReason.EXTERNALLY_MANAGED, detail, history)
+        decision = ScalingDecision(spec.replicas, ScalingReason.EXTERNALLY_MANAGED, detail, history)
+    elif plan is None or choice is None:
+        reason = ScalingReason.PLANNED if policy == ScalingPolicy.PLANNED else ScalingReason.STABLE
+        detail = "What runs is kept while no plan is feasible."
+        decision = ScalingDecision(present or spec.scaling.min_replicas or 1, reason, detail, history)
     elif policy == ScalingPolicy.PLANNED:
-        answer = _as_planned(spec, plan, present, history)
+        detail = f"The plan needs {count_replicas(plan.replicas)} for spec.workload and spec.targets."
+        decision = ScalingDecision(plan.replicas, ScalingReason.PLANNED, detail, history)
     else:
-        answer = autoscale(
-            spec, plan, pods, present, history, now, supply=supply, fresh_seconds=fresh_seconds
+        decision = autoscale(
+            spec, plan, choice, pods, present, history, now, supply=supply, fresh_seconds=fresh_seconds
         )
-    return answer.remembered()
-
-
-def _as_planned(
-    spec: TurboDeploymentSpec, plan: Plan | None, present: int | None, history: History
-) -> ScalingDecision:
-    if plan is None or plan.served is None:
-        kept = present or spec.scaling.min_replicas or 1
-        return ScalingDecision(
-            kept, ScalingReason.PLANNED, "What runs is kept while no plan is feasible.", history
-        )
-    detail = f"The plan needs {counted(plan.replicas)} for spec.workload and spec.targets."
-    return ScalingDecision(plan.replicas, ScalingReason.PLANNED, detail, history)
+    # The reason of the event that follows when the replicas have changed.
+    return replace(decision, history=replace(decision.history, reason=decision.reason))

@@ -1,7 +1,7 @@
 """From the loads of pods to the replicas that they need: demand over what one replica carries. Pure.
 
-Demand and supply are counted twice, in tokens of the KV cache and in requests, and the scarcer of the two
-counts: short requests run out of slots long before they run out of memory.
+Counts demand and supply twice, in tokens of the KV cache and in requests, and the scarcer of the two decides:
+short requests run out of slots long before they run out of memory.
 """
 
 from __future__ import annotations
@@ -11,28 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from turbo_operator.api import TurboDeploymentSpec
-from turbo_operator.api.requirements import DEFAULT_OUTPUT_TOKENS
+from turbo_operator.api.requirements import DEFAULT_OUTPUT_TOKENS, Workload
 from turbo_operator.plan import Capacity
 from turbo_operator.snapshot import PodView
 from turbo_runtime.contract.load import Load
 
-UP = 0.85  # utilisation above which there are too few replicas
+UP = 0.85  # utilization above which there are too few replicas
 DOWN = 0.70  # and below which one may go, if those that stay are not above UP without it
 # A hair of tolerance: what divides evenly must not need one more for the last bit of a float.
-_HAIR = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """Requests, and the tokens of the KV cache that they hold or will hold."""
-
-    requests: float
-    tokens: float
+_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What the pods said, and which of them should have said something and did not."""
+    """The load of the pods, and which of them should have reported one and did not."""
 
     need: float | None  # demand over what one replica carries; None where either is unknown
     silent: tuple[str, ...]  # names of ready pods without a fresh load
@@ -45,76 +37,71 @@ class Signal:
 
     @property
     def low(self) -> int:
-        """The fewest replicas whose utilisation is not above UP."""
-        return 0 if self.need is None else math.ceil(self.need / UP - _HAIR)
+        """The minimum of replicas whose utilization is not above UP."""
+        return 0 if self.need is None else math.ceil(self.need / UP - _TOLERANCE)
 
     @property
     def high(self) -> int:
-        """The most replicas of which none may go: either their utilisation is not below DOWN, or without one
-        it would be above UP.
+        """The maximum of replicas of which none may go.
+
+        Either their utilization is not below DOWN, or without one it would be above UP.
         """
-        return 0 if self.need is None else max(self.low, math.floor(self.need / DOWN + _HAIR))
+        return 0 if self.need is None else max(self.low, math.floor(self.need / DOWN + _TOLERANCE))
 
 
-def read(
+def read_signal(
     spec: TurboDeploymentSpec,
     capacity: Capacity | None,
     pods: Sequence[PodView],
     now: float,
     fresh_seconds: float,
 ) -> Signal:
-    """The signal of a deployment's pods; loads older than `fresh_seconds` are unknown.
+    """Read the signal of a deployment's pods; loads older than `fresh_seconds` are unknown.
 
-    Whatever pod said a load, its requests are demand: one that drains or is not ready any more has work that
-    was sent to this deployment. Only a ready pod is missed when it is silent, and not before it could have
-    been asked.
+    The requests of any pod with a load are demand: one that drains or is not ready any more has work that was
+    sent to this deployment. Only a ready pod is missed when it is silent, and not before it could have been
+    asked.
     """
-    said = {
+    fresh = {
         pod.name: pod.load.load for pod in pods if pod.load is not None and now - pod.load.at <= fresh_seconds
     }
-    unheard = [pod for pod in pods if pod.ready and not pod.terminating and pod.name not in said]
-    starting = tuple(pod.name for pod in unheard if _is_new(pod, now, fresh_seconds))
-    silent = tuple(pod.name for pod in unheard if pod.name not in starting)
-    loads = tuple(said.values())
-    carried = carried_by_one(capacity, loads)
+    missing = [pod for pod in pods if pod.ready and not pod.terminating and pod.name not in fresh]
+    starting = tuple(
+        pod.name
+        for pod in missing
+        if pod.load is None and pod.ready_since is not None and now - pod.ready_since <= fresh_seconds
+    )
+    silent = tuple(pod.name for pod in missing if pod.name not in starting)
+    loads = tuple(fresh.values())
+    carried = _carried_by_one(capacity, loads)
     if not loads or carried is None:
         return Signal(None, silent, starting)
-    wanted = demand(loads, mean_answer(spec, loads))
-    need = max(wanted.requests / carried.requests, wanted.tokens / carried.tokens)
-    return Signal(need, silent, starting)
-
-
-def _is_new(pod: PodView, now: float, fresh_seconds: float) -> bool:
-    """Whether a pod has been ready for too short a time for its load to be missed."""
-    return pod.load is None and pod.ready_since is not None and now - pod.ready_since <= fresh_seconds
-
-
-def demand(loads: Sequence[Load], answer: float) -> Amount:
-    """All requests, with the tokens that they hold, and if they wait, will hold with an answer so long."""
+    # Requests that wait will hold an output as well.
     waiting = sum(load.waiting_requests for load in loads)
-    return Amount(
-        requests=waiting + sum(load.running_requests for load in loads),
-        tokens=sum(load.running_tokens + load.waiting_tokens for load in loads) + waiting * answer,
-    )
+    requests = waiting + sum(load.running_requests for load in loads)
+    tokens = sum(load.running_tokens + load.waiting_tokens for load in loads)
+    tokens_held = tokens + waiting * _mean_output(spec, loads)
+    return Signal(max(requests / carried[0], tokens_held / carried[1]), silent, starting)
 
 
-def carried_by_one(capacity: Capacity | None, loads: Sequence[Load]) -> Amount | None:
-    """What one replica carries: the plan's capacity while its targets hold, else what a pod has room for.
+def _carried_by_one(capacity: Capacity | None, loads: Sequence[Load]) -> tuple[float, float] | None:
+    """Requests and tokens of one replica: the plan's capacity while its targets hold, else a pod's own.
 
-    Where pods differ the smallest counts. None while nobody has said it.
+    Where pods differ the smallest counts. None while no pod has reported it.
     """
     if capacity is not None:
-        return Amount(max(capacity.concurrency, 1), max(capacity.tokens, 1))
+        return max(capacity.concurrency, 1), max(capacity.tokens, 1)
     tokens = min((load.kv_cache_tokens for load in loads if load.kv_cache_tokens), default=None)
     if tokens is None:
         return None
-    return Amount(min((load.max_running for load in loads if load.max_running), default=math.inf), tokens)
+    return min((load.max_running for load in loads if load.max_running), default=math.inf), tokens
 
 
-def mean_answer(spec: TurboDeploymentSpec, loads: Sequence[Load]) -> float:
-    """Tokens of an answer: as the workload says, else as the pods' counters show, else the API's default."""
-    if spec.workload is not None and spec.workload.output_tokens is not None:
-        return float(spec.workload.output_tokens.mean)
+def _mean_output(spec: TurboDeploymentSpec, loads: Sequence[Load]) -> float:
+    """Tokens of an output: as the workload says, else as the pods' counters show, else the API's default."""
+    output = (spec.workload or Workload()).output_tokens
+    if output is not None:
+        return float(output.mean)
     prompts = sum(load.prompts for load in loads if load.prompts)
     generated = sum(load.generated_tokens for load in loads if load.prompts)
     return generated / prompts if prompts else float(DEFAULT_OUTPUT_TOKENS)

@@ -1,4 +1,4 @@
-"""The catalogue: shipped accelerators as objects of the API, and such an object as the planner's row."""
+"""The catalog: shipped accelerators as objects of the API, and such an object as the planner's row."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from turbo_operator.api import (
     API_VERSION,
     TURBOACCELERATOR,
     CapacityType,
-    CapacityTypes,
     Efficiency,
-    Pricing,
     TurboAccelerator,
     parse_accelerator,
     quantity,
@@ -24,33 +22,26 @@ GIB = 1 << 30
 
 
 def shipped_objects() -> tuple[dict[str, Any], ...]:
-    """The shipped TurboAccelerators as the operator applies them, by name; all valid."""
-    table = tomllib.loads(
-        resources.files(__package__).joinpath("accelerators.toml").read_text(encoding="utf-8")
-    )
+    """Return the shipped TurboAccelerators as the operator applies them, by name; all valid."""
+    text = resources.files(__package__).joinpath("accelerators.toml").read_text(encoding="utf-8")
     objects = tuple(
-        {
-            "apiVersion": API_VERSION,
-            "kind": TURBOACCELERATOR,
-            "metadata": {"name": name},
-            "spec": spec,
-        }
-        for name, spec in sorted(table.items())
+        {"apiVersion": API_VERSION, "kind": TURBOACCELERATOR, "metadata": {"name": name}, "spec": spec}
+        for name, spec in sorted(tomllib.loads(text).items())
     )
-    for each in objects:
-        parse_accelerator(each)
+    for shipped in objects:
+        parse_accelerator(shipped)
     return objects
 
 
 def catalogue() -> dict[str, Accelerator]:
-    """The shipped accelerators by name."""
-    return {each.metadata.name: as_row(each) for each in map(parse_accelerator, shipped_objects())}
+    """Return the shipped accelerators by name."""
+    return {row.metadata.name: as_row(row) for row in map(parse_accelerator, shipped_objects())}
 
 
 def as_row(accelerator: TurboAccelerator) -> Accelerator:
-    """One TurboAccelerator as the planner sees it."""
-    spec = accelerator.spec
-    pricing = spec.pricing
+    """Convert one TurboAccelerator to the planner's row."""
+    spec, pricing = accelerator.spec, accelerator.spec.pricing
+    selectors = _by_type(spec.capacity_types)
     return Accelerator(
         name=accelerator.metadata.name,
         resource_name=spec.resource_name,
@@ -65,7 +56,7 @@ def as_row(accelerator: TurboAccelerator) -> Accelerator:
         link_bandwidth=_giga(spec.interconnect_gbps),
         network_bandwidth=_giga(spec.network_gbps),
         per_node=spec.per_node,
-        prices=_prices(pricing),
+        prices=_by_type(pricing.per_accelerator_hour if pricing else None),
         price_per_node=pricing.per_node if pricing else False,
         price_source=pricing.source if pricing else None,
         provisioning=spec.provisioning,
@@ -76,7 +67,7 @@ def as_row(accelerator: TurboAccelerator) -> Accelerator:
         },
         node_selector=dict(spec.node_selector or {}),
         tolerations=tuple(toleration.dump() for toleration in spec.tolerations or ()),
-        capacity_selectors=_selectors(spec.capacity_types),
+        capacity_selectors={kind: dict(nodes.node_selector) for kind, nodes in selectors.items()},
     )
 
 
@@ -84,24 +75,12 @@ def _giga(rate: Decimal | None) -> float | None:
     return None if rate is None else float(rate) * 1e9
 
 
-def _selectors(nodes: CapacityTypes | None) -> dict[CapacityType, dict[str, str]]:
-    if nodes is None:
-        return {}
-    written = {
-        CapacityType.ON_DEMAND: nodes.on_demand,
-        CapacityType.SPOT: nodes.spot,
-        CapacityType.RESERVED: nodes.reserved,
+def _by_type(stated: object) -> dict[CapacityType, Any]:
+    """What an object of the API states for each capacity type."""
+    fields = {
+        CapacityType.ON_DEMAND: "on_demand",
+        CapacityType.SPOT: "spot",
+        CapacityType.RESERVED: "reserved",
     }
-    return {kind: dict(each.node_selector) for kind, each in written.items() if each is not None}
-
-
-def _prices(pricing: Pricing | None) -> dict[CapacityType, Decimal]:
-    if pricing is None:
-        return {}
-    stated = pricing.per_accelerator_hour
-    prices = {
-        CapacityType.ON_DEMAND: stated.on_demand,
-        CapacityType.SPOT: stated.spot,
-        CapacityType.RESERVED: stated.reserved,
-    }
-    return {kind: price for kind, price in prices.items() if price is not None}
+    values = {kind: getattr(stated, field, None) for kind, field in fields.items()}
+    return {kind: value for kind, value in values.items() if value is not None}

@@ -19,7 +19,7 @@ __all__ = ["UnknownShapeError", "configuration", "from_config", "from_document",
 
 
 def from_document(text: str, name: str) -> ModelShape:
-    """The shape in `turbo inspect`'s output or a model's `config.json`; `name` is for the error."""
+    """Read the shape in `turbo inspect`'s output or a model's `config.json`; `name` is for the error."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:  # also numbers and nesting beyond what Python reads
@@ -40,18 +40,18 @@ def from_document(text: str, name: str) -> ModelShape:
 
 
 def shipped(hub_id: str) -> ModelShape | None:
-    """The shape of a well-known model by its hub id in any case; None when it is not shipped."""
+    """Return the shape of a well-known model by its hub id in any case; None when it is not shipped."""
     config = _table().get(hub_id.lower())
     return None if config is None else from_config(config, hub_id)
 
 
 def configuration(hub_id: str) -> Mapping[str, Any]:
-    """The words of a shipped model's `config.json`; KeyError when it is not shipped."""
+    """Return the words of a shipped model's `config.json`; KeyError when it is not shipped."""
     return _table()[hub_id.lower()]
 
 
 def names() -> tuple[str, ...]:
-    """The hub ids of the shipped models, in lower case."""
+    """Return the hub ids of the shipped models, in lower case."""
     return tuple(_table())
 
 

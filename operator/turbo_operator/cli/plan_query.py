@@ -14,7 +14,7 @@ from turbo_operator.cli.errors import BadInputError
 from turbo_operator.cli.formatting import trained_on
 from turbo_operator.drafts import training
 from turbo_operator.plan import Choice, EvaluatedCandidate, Plan
-from turbo_operator.planner.inputs import answer, frontier_of, plan_of
+from turbo_operator.planner.inputs import compute_plan, frontier_of, plan_of
 from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
 
@@ -77,7 +77,7 @@ def _training(question: Question, plan: Plan) -> TrainedOn | None:
     if wanted.trigger.gain_below is None and training.fitting(observed):
         return None
     ask = training.AcceleratorQuery(wanted.accelerator or "", training.dtype(serving))
-    found = answer(training.question(td, observed, question.shape, ask), question.now)
+    found = compute_plan(training.question(td, observed, question.shape, ask), question.now)
     return TrainedOn(found.choice, trained_on(wanted, found))
 
 

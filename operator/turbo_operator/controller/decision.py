@@ -23,7 +23,7 @@ from turbo_operator.drafts.speedup import CanaryRun
 from turbo_operator.drafts.training.manifests import training_job
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner.performance import calibration_history
-from turbo_operator.planner.performance.online_calibration import Online
+from turbo_operator.planner.performance.calibration import Online
 from turbo_operator.render.metadata import digest
 from turbo_operator.rollout import VariantState
 from turbo_operator.settings import Settings

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from turbo_operator.autoscaler import History
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.drafts.speedup import SpeedupTracker
-from turbo_operator.planner.performance.online_calibration import Online
+from turbo_operator.planner.performance.calibration import Online
 
 
 @dataclass(slots=True)

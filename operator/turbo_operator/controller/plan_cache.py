@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from turbo_operator.api import TurboDeployment
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.plan import Plan
-from turbo_operator.planner.inputs import PlannerInputs, answer, asked
+from turbo_operator.planner.inputs import PlannerInputs, build_inputs, compute_plan
 from turbo_operator.snapshot import Snapshot
 
 
@@ -55,7 +55,7 @@ class PlanCache:
         """Plan for what was observed in this edition; None while the model is unknown."""
         if observed.model is None:
             return None
-        return await self.answered(key, asked(td, observed.model.shape, observed), edition, now)
+        return await self.answered(key, build_inputs(td, observed.model.shape, observed), edition, now)
 
     async def answered(self, key: Key, inputs: PlannerInputs, edition: int, now: float) -> Plan:
         """Plan for inputs that were put together in this edition."""
@@ -64,10 +64,10 @@ class PlanCache:
             cached is not None
             and cached.edition == edition
             and now - cached.time < self._resync_seconds
-            and cached.inputs.is_but_for_the_count(inputs)
+            and cached.inputs.equals_but_for_counts(inputs)
         ):
             return cached.plan
-        plan = await asyncio.get_running_loop().run_in_executor(self._thread, answer, inputs, now)
+        plan = await asyncio.get_running_loop().run_in_executor(self._thread, compute_plan, inputs, now)
         self._plans[key] = _CachedPlan(inputs, plan, edition, now)
         return plan
 

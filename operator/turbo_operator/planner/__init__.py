@@ -1,4 +1,4 @@
-"""From a spec, a model's shape and the catalogue to one plan with reasons. Pure: no client, no clock."""
+"""From a spec, a model's shape and the catalog to one plan with reasons. Pure: no client, no clock."""
 
 from turbo_operator.api.constants import OFF
 from turbo_operator.planner.explanation.messages import money

@@ -5,22 +5,21 @@ How an accelerator is paid for changes no speed and no memory: capacity types co
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from turbo_operator.api import EngineName, EngineType, Method, Placement, TurboDeploymentSpec
-from turbo_operator.planner.engines import ENGINES, Engine
+from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
+from turbo_operator.planner.capabilities import ENGINES, Engine
 from turbo_operator.planner.performance import memory, speculation
 from turbo_operator.planner.performance.speculation import SpeculationOption
-from turbo_operator.planner.request import Requirements, computed_in
+from turbo_operator.planner.requirements import Requirements
 from turbo_operator.snapshot import Accelerator, Supply
 from turbo_runtime.contract.model import ModelShape
-
-Numbers = NDArray[np.float64]
-Indices = NDArray[np.int64]
 
 STAGES = (2, 3, 4, 6, 8)  # nodes of one replica that are tried where one does not hold the model
 
@@ -43,138 +42,120 @@ class Candidates:
     @property
     def per_replica(self) -> Numbers:
         """Accelerators of one replica, a draft's own included."""
-        own = np.array([draft.placement == Placement.SEPARATE for draft in self.drafts], float)
-        found: Numbers = self.tensor * self.nodes + own[self.draft]
-        return found
+        own = self.by_draft(lambda draft: draft.placement == Placement.SEPARATE)
+        return np.asarray(self.tensor * self.nodes + own)
 
-    def engine_of(self, index: int) -> Engine:
-        """The engine of one candidate."""
-        return ENGINES[int(self.engine[index])]
+    def by_engine(self, value: Callable[[Engine], float], dtype: type = float) -> NDArray[Any]:
+        """Look up a value of each candidate's engine."""
+        return np.array([value(engine) for engine in ENGINES], dtype)[self.engine]
 
-    def accelerator_of(self, index: int) -> Accelerator:
-        """The accelerator of one candidate."""
-        return self.accelerators[int(self.accelerator[index])]
+    def by_accelerator(self, value: Callable[[Accelerator], float], dtype: type = float) -> NDArray[Any]:
+        """Look up a value of each candidate's accelerator."""
+        return np.array([value(row) for row in self.accelerators], dtype)[self.accelerator]
 
-    def draft_of(self, index: int) -> SpeculationOption:
-        """How one candidate speculates."""
-        return self.drafts[int(self.draft[index])]
+    def by_draft(self, value: Callable[[SpeculationOption], float], dtype: type = float) -> NDArray[Any]:
+        """Look up a value of the way each candidate speculates."""
+        return np.array([value(draft) for draft in self.drafts], dtype)[self.draft]
 
 
-def candidates(
+def enumerate_candidates(
     spec: TurboDeploymentSpec,
-    request: Requirements,
+    requirements: Requirements,
     accelerators: Sequence[Accelerator],
     supply: Mapping[str, Supply] | None,
     draft: ModelShape | None,
 ) -> Candidates:
-    """All that the spec leaves open, whether or not it fits."""
+    """List all that the spec leaves open, whether or not it fits."""
     drafts: list[SpeculationOption] = []
     rows: list[tuple[int, int, int, int, int]] = []
-    engines = [
-        (number, engine)
-        for number, engine in enumerate(ENGINES)
-        if spec.engine.type in (EngineType.AUTO, engine.name)
-    ]
-    layouts = [_layouts(request, each, (supply or {}).get(each.name)) for each in accelerators]
-    for number, engine in engines:
-        options = speculation.options(spec.speculation, engine, request.shape, draft)
-        start = len(drafts)
-        drafts += options
+    layouts = [_layouts(requirements, row, (supply or {}).get(row.name)) for row in accelerators]
+    for number, engine in enumerate(ENGINES):
+        if spec.engine.type not in (EngineType.AUTO, engine.name):
+            continue
+        options = speculation.list_options(spec.speculation, engine, requirements.shape, draft)
         rows += [
-            (number, place, tensor, nodes, start + option)
-            for place, each in enumerate(layouts)
-            for tensor, nodes in each
-            if nodes == 1 or request.pipeline or engine.name == EngineName.VLLM
+            (number, place, tensor, nodes, len(drafts) + option)
+            for place, layout in enumerate(layouts)
+            for tensor, nodes in layout
+            if nodes == 1 or requirements.pipeline or engine.name == EngineName.VLLM
             for option in range(len(options))
         ]
-    table = np.array(rows, np.int64).reshape(-1, 5)
-    found = Candidates(
+        drafts += options
+    engine_of, accelerator_of, tensor_of, nodes_of, draft_of = np.array(rows, np.int64).reshape(-1, 5).T
+    candidates = Candidates(
         tuple(accelerators),
         tuple(drafts),
-        table[:, 0],
-        table[:, 1],
-        table[:, 2].astype(float),
-        table[:, 3].astype(float),
-        table[:, 4],
+        engine_of,
+        accelerator_of,
+        tensor_of.astype(float),
+        nodes_of.astype(float),
+        draft_of,
     )
-    if request.max_per_replica is None:
-        return found
-    return chosen_from(found, np.flatnonzero(found.per_replica <= request.max_per_replica))
+    if requirements.max_per_replica is None:
+        return candidates
+    return take(candidates, np.flatnonzero(candidates.per_replica <= requirements.max_per_replica))
 
 
-def chosen_from(all_of: Candidates, places: Indices) -> Candidates:
-    """Some of the candidates."""
-    return Candidates(
-        all_of.accelerators,
-        all_of.drafts,
-        all_of.engine[places],
-        all_of.accelerator[places],
-        all_of.tensor[places],
-        all_of.nodes[places],
-        all_of.draft[places],
-    )
+def accelerators_per_node(accelerator: Accelerator, supply: Supply | None) -> int:
+    """Return the accelerators of one node, as stated or as the largest node has; 1 without any node.
 
-
-def per_node(accelerator: Accelerator, supply: Supply | None) -> int:
-    """Accelerators of one node: as stated, or as the largest node that there is has; one where none is well,
-    so that what cannot be had now is weighed and told.
+    So what the cluster cannot have now is evaluated and reported.
     """
     if accelerator.per_node is not None:
         return accelerator.per_node
     return max((1, *(node.allocatable for node in supply.nodes))) if supply else 1
 
 
-def _layouts(request: Requirements, accelerator: Accelerator, supply: Supply | None) -> list[tuple[int, int]]:
-    """Pairs of tensor degree and nodes that could be; what is pinned is what there is."""
+def _layouts(
+    requirements: Requirements, accelerator: Accelerator, supply: Supply | None
+) -> list[tuple[int, int]]:
+    """Pairs of tensor degree and nodes that could be; a pinned degree is the only one."""
+    tensor, pipeline, heads = requirements.tensor, requirements.pipeline, requirements.shape.heads
     if memory.on_cpu(accelerator):
-        alone = request.tensor in (None, 1) and request.pipeline in (None, 1)
-        return [(1, 1)] if alone else []
-    room = per_node(accelerator, supply)
-    heads = request.shape.heads
-    degrees = [power for power in (1, 2, 4, 8, 16, 32, 64) if power <= room and heads % power == 0]
-    if request.tensor is not None:
-        degrees = [request.tensor] if request.tensor <= room and heads % request.tensor == 0 else []
-    if not degrees:
-        return []
-    if request.pipeline is not None:
-        return [(degree, request.pipeline) for degree in degrees]
-    found = [(degree, 1) for degree in degrees]
-    stages = _stages(request, accelerator, degrees[-1])
-    return found if stages is None else [*found, (degrees[-1], stages)]
+        return [(1, 1)] if tensor in (None, 1) and pipeline in (None, 1) else []
+    per_node = accelerators_per_node(accelerator, supply)
+    degrees = [
+        degree
+        for degree in ((1, 2, 4, 8, 16, 32, 64) if tensor is None else (tensor,))
+        if degree <= per_node and heads % degree == 0
+    ]
+    if pipeline is not None:
+        return [(degree, pipeline) for degree in degrees]
+    layouts = [(degree, 1) for degree in degrees]
+    if degrees and (stages := _min_stages(requirements, accelerator, degrees[-1])) > 1:
+        layouts.append((degrees[-1], stages))
+    return layouts
 
 
-def _stages(request: Requirements, accelerator: Accelerator, tensor: int) -> int | None:
-    """The fewest nodes that hold the weights and one request, where one node does not; None where none do."""
-    room = memory.usable(accelerator)
-    for nodes in (1, *STAGES):
-        if _weights_and_cache(request, tensor, nodes) <= room:
-            return None if nodes == 1 else nodes
-    return None
-
-
-def _weights_and_cache(request: Requirements, tensor: int, nodes: int) -> float:
-    shape, length = request.shape, request.max_model_len
-    element = memory.ELEMENT_BYTES[computed_in(request.dtype, shape, False)]
-    held = memory.stage_bytes(shape, memory.weights(shape, element), element, nodes) / tensor
-    cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length
-    cache *= memory.largest_stage(shape.layers, nodes)
+def _min_stages(requirements: Requirements, accelerator: Accelerator, tensor: int) -> int:
+    """Find the smallest number of nodes that holds the weights and one request; 0 if none does."""
+    shape, length = requirements.shape, requirements.max_model_len
+    element = requirements.element_bytes(accelerator)
     engine = next(engine for engine in ENGINES if engine.name == EngineName.VLLM)
+    weights = memory.weights(shape, element)
+    cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length
     activations = memory.activation_bytes(
         shape, element, tensor, engine.max_running, engine.max_step_tokens, 0.0
     )
-    return float(held + cache + activations)
+    for nodes in (1, *STAGES):
+        held = memory.stage_bytes(shape, weights, element, nodes) / tensor
+        if held + cache * memory.largest_stage(shape.layers, nodes) + activations <= memory.usable(
+            accelerator
+        ):
+            return nodes
+    return 0
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class MemoryUse:
     """What each accelerator of each candidate's replica holds, in bytes. [c]"""
 
     usable: Numbers
     element: Numbers  # bytes of one number that is computed with
     weights: Numbers
-    drafting: Numbers  # weights of the draft that are held beside the model's
-    kv_request: Numbers  # one request of the longest length, in whole grains
-    kv_longest: Numbers  # one token in the mean over a request of the longest length
+    drafting: Numbers  # weights of the draft that are held in addition to the model's
+    kv_request: Numbers  # one request of the maximum length, in whole grains
+    kv_longest: Numbers  # one token in the mean over a request of the maximum length
     kv_token: Numbers  # one token in the mean over a request of the planned lengths
     activations: Numbers  # of the largest pass
     loading: Numbers  # the peak before any KV is used
@@ -182,65 +163,63 @@ class Room:
     pool: Numbers  # of the KV cache
 
     @property
-    def fits(self) -> NDArray[np.bool_]:
-        """Whether the longest request can be answered."""
+    def fits(self) -> Mask:
+        """Whether the longest request can be served."""
         return self.need <= self.usable
 
     @property
     def need(self) -> Numbers:
-        """The least that serves: everything but the reserve."""
+        """The minimum that serves: everything but the reserve."""
         serving = self.weights + self.drafting + self.kv_request + self.activations
-        held: Numbers = np.maximum(serving, self.loading)
-        return held
+        return np.asarray(np.maximum(serving, self.loading))
 
     @property
     def held(self) -> Numbers:
         """What is taken, the whole pool included; without the reserve."""
         serving = self.weights + self.drafting + self.pool + self.activations
-        taken: Numbers = np.maximum(serving, self.loading)
-        return taken
+        return np.asarray(np.maximum(serving, self.loading))
 
 
-def room(it: Candidates, request: Requirements, draft: ModelShape | None) -> Room:
-    """The memory of every candidate."""
-    shape, length = request.shape, request.max_model_len
-    rows = it.accelerators
-    cpu_row = np.array([memory.on_cpu(each) for each in rows], bool)
-    element_row = np.array(
-        [memory.ELEMENT_BYTES[computed_in(request.dtype, shape, memory.on_cpu(each))] for each in rows], float
+def estimate_memory(
+    candidates: Candidates, requirements: Requirements, draft: ModelShape | None
+) -> MemoryUse:
+    """Estimate the memory of every candidate."""
+    shape, length = requirements.shape, requirements.max_model_len
+    tensor, nodes = candidates.tensor, candidates.nodes
+    cpu = candidates.by_accelerator(memory.on_cpu, bool)
+    element = candidates.by_accelerator(requirements.element_bytes)
+    usable = candidates.by_accelerator(memory.usable)
+    running = candidates.by_engine(lambda engine: engine.max_running)
+    step_tokens = candidates.by_engine(lambda engine: engine.max_step_tokens)
+    forgets = candidates.by_engine(lambda engine: engine.forgets, bool)
+    quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
+    tokens = candidates.by_draft(lambda option: option.max_draft_tokens)
+
+    stored, converted = (
+        memory.stage_bytes(shape, memory.weights(shape, element, as_stored), element, nodes)
+        for as_stored in (True, False)
     )
-    usable = np.array([memory.usable(each) for each in rows], float)[it.accelerator]
-    cpu, element = cpu_row[it.accelerator], element_row[it.accelerator]
-    running = np.array([float(engine.max_running) for engine in ENGINES])[it.engine]
-    step_tokens = np.array([float(engine.max_step_tokens) for engine in ENGINES])[it.engine]
-    forgets = np.array([engine.forgets for engine in ENGINES])[it.engine]
-    stored = np.array([engine.quantized for engine in ENGINES])[it.engine]
-    tokens = np.array([float(each.max_draft_tokens) for each in it.drafts])[it.draft]
-
-    total = np.where(
-        stored,
-        memory.stage_bytes(shape, memory.weights(shape, element, quantized=True), element, it.nodes),
-        memory.stage_bytes(shape, memory.weights(shape, element, quantized=False), element, it.nodes),
-    )
-    weights = np.ceil((total + np.where(cpu, memory.second_head(shape) * element, 0.0)) / it.tensor)
+    total = np.where(quantized, stored, converted)
+    # On cores a head that shares the embedding's weights is laid out twice, as its products need it.
+    second_head = np.where(cpu, shape.vocab_size * shape.hidden_size * element, 0.0)
+    weights = np.ceil((total + second_head) / tensor)
 
     def cached(mean_over: float) -> Numbers:
-        with_window = memory.kv_bytes(shape, element, it.tensor, mean_over, slides=True)
-        whole = memory.kv_bytes(shape, element, it.tensor, mean_over, slides=False)
-        found: Numbers = np.where(forgets, with_window, whole) * memory.largest_stage(shape.layers, it.nodes)
-        return found
+        with_window = memory.kv_bytes(shape, element, tensor, mean_over, slides=True)
+        whole = memory.kv_bytes(shape, element, tensor, mean_over, slides=False)
+        return np.asarray(np.where(forgets, with_window, whole) * memory.largest_stage(shape.layers, nodes))
 
-    drafting, draft_cache = _drafting(it, request, element, draft)
-    planned = min(request.demand.prompt.mean + request.demand.answer.mean, float(length))
+    drafting, draft_cache = _draft_memory(candidates, requirements, element, draft)
+    planned = min(requirements.demand.prompt.mean + requirements.demand.output.mean, float(length))
     kv_longest = np.ceil(cached(float(length)) + draft_cache)
     kv_request = memory.whole_grains(kv_longest * memory.request_tokens(length, tokens))
     kv_token = cached(planned) + draft_cache
-    activations = memory.activation_bytes(shape, element, it.tensor, running, step_tokens, tokens)
-    left = usable - weights - drafting - activations
-    pool = np.minimum(np.floor(left / memory.KV_GRAIN) * memory.KV_GRAIN, running * kv_request)
+    activations = memory.activation_bytes(shape, element, tensor, running, step_tokens, tokens)
+    remaining = usable - weights - drafting - activations
+    pool = np.minimum(np.floor(remaining / memory.KV_GRAIN) * memory.KV_GRAIN, running * kv_request)
     slots = np.clip(np.floor(pool / (kv_token * memory.request_tokens(0, tokens + planned))), 1.0, running)
     converts = cpu & (shape.dtype not in memory.ELEMENT_BYTES)
-    return Room(
+    return MemoryUse(
         usable=usable,
         element=element,
         weights=weights,
@@ -255,20 +234,20 @@ def room(it: Candidates, request: Requirements, draft: ModelShape | None) -> Roo
     )
 
 
-def _drafting(
-    it: Candidates, request: Requirements, element: Numbers, draft: ModelShape | None
+def _draft_memory(
+    candidates: Candidates, requirements: Requirements, element: Numbers, draft: ModelShape | None
 ) -> tuple[Numbers, Numbers]:
     """Bytes of the draft's weights and of its cache of one token, on each of the model's accelerators.
 
     One on an accelerator of its own must fit there; then it takes nothing here, else all there is.
     """
-    shape = request.shape
-    weights, cache = np.zeros(len(it)), np.zeros(len(it))
-    for number, option in enumerate(it.drafts):
-        mine = it.draft == number
+    shape, length = requirements.shape, requirements.max_model_len
+    weights, cache = np.zeros(len(candidates)), np.zeros(len(candidates))
+    for number, option in enumerate(candidates.drafts):
+        mine = candidates.draft == number
         if option.placement is None or option.placement == Placement.CPU or not mine.any():
             continue
-        tensor, own = it.tensor[mine], element[mine]
+        tensor, own = candidates.tensor[mine], element[mine]
         if option.method != Method.DRAFT_MODEL:
             extra = speculation.head_parameters(option.method, shape, option.max_draft_tokens)
             weights[mine] = np.ceil(extra * own / tensor)
@@ -279,9 +258,9 @@ def _drafting(
         total = memory.weights(draft, own).total
         if option.placement == Placement.COLOCATED:
             weights[mine] = np.ceil(total / tensor)
-            cache[mine] = memory.kv_bytes(draft, own, tensor, float(request.max_model_len))
+            cache[mine] = memory.kv_bytes(draft, own, tensor, float(length))
         else:
-            one = memory.kv_bytes(draft, own, 1.0, float(request.max_model_len)) * request.max_model_len
-            usable = np.array([memory.usable(each) for each in it.accelerators], float)[it.accelerator[mine]]
+            one = memory.kv_bytes(draft, own, 1.0, float(length)) * length
+            usable = candidates.by_accelerator(memory.usable)[mine]
             weights[mine] = np.where(total + one <= usable, 0.0, usable)
     return weights, cache

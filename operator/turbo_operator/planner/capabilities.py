@@ -1,23 +1,58 @@
-"""What the operator can render and the runtime can run now: one table, which a later ability extends.
+"""What the engines can do, and what of it the operator can render and the runtime can run now. Pure.
 
-A candidate beyond it is weighed all the same and shown as NotYetSupported where it would do better than the
-plan, or would do at all.
+The planner evaluates a candidate beyond `NOW` all the same, and reports it as NotYetSupported where it would
+do better than the plan, or would do at all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from turbo_operator.api import EngineName, Method, Placement
-from turbo_operator.api.constants import OFF
+from turbo_operator.api import OFF, EngineName, Method, Placement
+from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.model import ModelShape
 
 REMEDY = "is not supported yet"
+_TURBO = RuntimeConfig(model="")
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
-    """What may be chosen."""
+class Engine:
+    """One engine at its defaults."""
+
+    name: EngineName
+    max_running: int  # requests decoded together
+    max_step_tokens: int  # of one pass, prompts and drafts together
+    methods: tuple[str, ...]
+    quantized: bool  # serves weights as they are stored, instead of converting them
+    forgets: bool  # its cache drops what a sliding window has passed
+
+
+# The runtime's own limits are read from its contract, not repeated here. vLLM's are its defaults for a
+# server: max_num_seqs 256, max_num_batched_tokens 2048.
+ENGINES = (
+    Engine(
+        EngineName.TURBO,
+        _TURBO.max_running,
+        _TURBO.max_step_tokens,
+        (str(Method.SUFFIX), str(Method.TURBO_HEADS), str(Method.EAGLE3), str(Method.DRAFT_MODEL), OFF),
+        quantized=False,
+        forgets=False,
+    ),
+    Engine(
+        EngineName.VLLM,
+        256,
+        2048,
+        (str(Method.SUFFIX), str(Method.EAGLE3), str(Method.MTP), str(Method.DRAFT_MODEL), OFF),
+        quantized=True,
+        forgets=True,
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the planner may choose."""
 
     engines: frozenset[str]
     methods: frozenset[str]
@@ -31,7 +66,7 @@ class Abilities:
     latent_attention: bool
 
     def lack_of_model(self, shape: ModelShape) -> str | None:
-        """What the engine cannot do with the model, as the end of a sentence; None where it can serve it."""
+        """Describe what the engine cannot do with the model, as the end of a sentence; None if it can."""
         if shape.architecture not in self.architectures:
             return f"architecture {shape.architecture} {REMEDY}"
         if shape.experts and not self.experts:
@@ -42,14 +77,14 @@ class Abilities:
             return f"serving {shape.quantization} weights {REMEDY}"
         return None
 
-    def longest(self, shape: ModelShape) -> int:
-        """Tokens of the longest request that can be served of a model that can."""
+    def max_length(self, shape: ModelShape) -> int:
+        """Return the tokens of the longest request that a model can serve."""
         return shape.max_served if self.lack_of_model(shape) is None else shape.max_position
 
     def lack(
         self, engine: str, method: str, placement: Placement | None, accelerators: int, nodes: int
     ) -> str | None:
-        """What one replica would need beside the model, as the end of a sentence; None where nothing."""
+        """Describe what one replica needs in addition to the model, as the end of a sentence."""
         if engine not in self.engines:
             return f"engine {engine} {REMEDY}"
         if nodes > self.nodes_per_replica:
@@ -63,7 +98,7 @@ class Abilities:
         return None
 
 
-NOW = Abilities(
+NOW = Capabilities(
     engines=frozenset({EngineName.TURBO}),
     methods=frozenset({str(Method.SUFFIX), OFF}),
     trained=frozenset({str(Method.TURBO_HEADS)}),

@@ -1,4 +1,4 @@
-"""What the planner is asked, in one place for the operator, `turbo plan` and `turbo explain`. Pure."""
+"""Inputs of the planner, built alike for the operator, `turbo plan` and `turbo explain`. Pure."""
 
 from __future__ import annotations
 
@@ -27,99 +27,98 @@ VARIANT_KINDS = frozenset({"Deployment", "ControllerRevision"})
 
 @dataclass(frozen=True, slots=True)
 class PlannerInputs:
-    """All that a plan depends on but the time; equal ones have the same answer while no time is up."""
+    """All that a plan depends on but the time; equal ones have the same plan while no time is up."""
 
     spec: TurboDeploymentSpec
     shape: ModelShape
-    catalogue: Mapping[str, Accelerator]
+    catalog: Mapping[str, Accelerator]
     supply: Mapping[str, Supply] | None
     running: Running | None
     calibrations: Mapping[tuple[str, str], Calibration]  # by engine and accelerator
     draft: ModelShape | None  # of speculation.draftModel, where its shape is shipped
 
-    def is_but_for_the_count(self, other: PlannerInputs) -> bool:
+    def equals_but_for_counts(self, other: PlannerInputs) -> bool:
         """Whether the two differ at most in how many accelerators nodes have free and quotas leave."""
         mine, theirs = (
-            {name: supply.exhausted_until for name, supply in (each.supply or {}).items()}
-            for each in (self, other)
+            {name: supply.exhausted_until for name, supply in (inputs.supply or {}).items()}
+            for inputs in (self, other)
         )
         return mine == theirs and replace(self, supply=None) == replace(other, supply=None)
 
 
-def asked(td: TurboDeployment, shape: ModelShape, observed: Snapshot) -> PlannerInputs:
-    """The question that a TurboDeployment and what is seen of it come to."""
-    now = running(plan_in_place(td, observed))
-    factors = calibrations(td.status.calibrations)
+def build_inputs(td: TurboDeployment, shape: ModelShape, observed: Snapshot) -> PlannerInputs:
+    """Build the inputs of a TurboDeployment from what is observed."""
+    running = identify_running(find_plan_in_place(td, observed))
+    factors = read_calibrations(td.status.calibrations)
     draft = draft_shape(td.spec)
-    return PlannerInputs(td.spec, shape, observed.accelerators, observed.supply, now, factors, draft)
+    return PlannerInputs(td.spec, shape, observed.accelerators, observed.supply, running, factors, draft)
 
 
-def answer(question: PlannerInputs, now: float) -> Plan:
-    """The plan; `now` is in seconds since the epoch."""
-    it = question
+def compute_plan(inputs: PlannerInputs, now: float) -> Plan:
+    """Compute the plan; `now` is in seconds since the epoch."""
     return planner.plan(
-        it.spec,
-        it.shape,
-        it.catalogue,
-        it.supply,
+        inputs.spec,
+        inputs.shape,
+        inputs.catalog,
+        inputs.supply,
         now=now,
-        running=it.running,
-        calibrations=it.calibrations,
-        draft=it.draft,
+        running=inputs.running,
+        calibrations=inputs.calibrations,
+        draft=inputs.draft,
     )
 
 
 def plan_of(td: TurboDeployment, shape: ModelShape, observed: Snapshot, now: float) -> Plan:
-    """Both at once."""
-    return answer(asked(td, shape, observed), now)
+    """Compute the plan of a TurboDeployment."""
+    return compute_plan(build_inputs(td, shape, observed), now)
 
 
 def frontier_of(
     td: TurboDeployment, shape: ModelShape, observed: Snapshot, now: float
 ) -> tuple[EvaluatedCandidate, ...]:
-    """Every candidate that the same question weighs and could predict."""
-    it = asked(td, shape, observed)
+    """Evaluate every candidate of a TurboDeployment whose speed is known."""
+    inputs = build_inputs(td, shape, observed)
     return planner.frontier(
-        it.spec,
-        it.shape,
-        it.catalogue,
-        it.supply,
+        inputs.spec,
+        shape,
+        inputs.catalog,
+        inputs.supply,
         now=now,
-        calibrations=it.calibrations,
-        draft=it.draft,
+        calibrations=inputs.calibrations,
+        draft=inputs.draft,
     )
 
 
 def draft_shape(spec: TurboDeploymentSpec) -> ModelShape | None:
-    """The shape of the draft model: no inspect Job reads it, so only a shipped one is known."""
+    """Return the shape of the draft model: no inspect Job reads it, so only a shipped one is known."""
     draft = spec.speculation.draft_model
     if draft is None or not draft.uri.startswith("hf://"):
         return None
     return shapes.shipped(draft.uri.removeprefix("hf://"))
 
 
-def calibrations(kept: Iterable[Calibrated]) -> Mapping[tuple[str, str], Calibration]:
-    """The factors that the status keeps: of what runs, and of what ran before.
+def read_calibrations(calibrations: Iterable[Calibrated]) -> Mapping[tuple[str, str], Calibration]:
+    """Read the factors of the status: of what runs, and of what ran before.
 
     Were those forgotten, a plan that has left an accelerator for being slow would return to it at once.
     """
     return {
-        (each.engine, each.accelerator): Calibration(
-            float(each.decode) * float(each.online), float(each.prefill) * float(each.online)
+        (row.engine, row.accelerator): Calibration(
+            float(row.decode) * float(row.online), float(row.prefill) * float(row.online)
         )
-        for each in kept
+        for row in calibrations
     }
 
 
-def plan_in_place(td: TurboDeployment, observed: Snapshot) -> PlanStatus | None:
-    """The plan of the status that there is a variant of: the latest, else the one that serves."""
-    there = {child.plan_hash for child in observed.children if child.kind in VARIANT_KINDS}
+def find_plan_in_place(td: TurboDeployment, observed: Snapshot) -> PlanStatus | None:
+    """Find the plan of the status that has a variant: the latest, else the one that serves."""
+    hashes = {child.plan_hash for child in observed.children if child.kind in VARIANT_KINDS} - {None}
     plans = (td.status.plan, td.status.serving_plan)
-    return next((plan for plan in plans if plan is not None and plan.hash in there - {None}), None)
+    return next((plan for plan in plans if plan is not None and plan.hash in hashes), None)
 
 
-def running(plan: PlanStatus | None) -> Running | None:
-    """Which candidate a plan of the status is."""
+def identify_running(plan: PlanStatus | None) -> Running | None:
+    """Identify the candidate of a plan in the status."""
     if plan is None or plan.accelerator is None:
         return None
     try:

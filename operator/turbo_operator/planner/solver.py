@@ -1,4 +1,4 @@
-"""The planner's answer: the best of all candidates weighed, the others with their reasons. Pure."""
+"""The plan: the best of all evaluated candidates, and the others with their reasons. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from turbo_operator.api import PlanReason, TurboDeploymentSpec
-from turbo_operator.api.constants import OFF
+from turbo_operator.api import OFF, PlanReason, TurboDeploymentSpec
 from turbo_operator.plan import EvaluatedCandidate, Plan, Rejected, Running
 from turbo_operator.planner import feasibility
 from turbo_operator.planner.capabilities import NOW
+from turbo_operator.planner.conflicts import find_accelerator_conflict, find_parallelism_conflict
 from turbo_operator.planner.evaluation import Case, PlanEvaluation, evaluate
-from turbo_operator.planner.explanation import messages, rejections
-from turbo_operator.planner.explanation.mixture_advice import together
-from turbo_operator.planner.explanation.near_miss import least_missed, nearest
-from turbo_operator.planner.parallelism import contradiction, unfit
+from turbo_operator.planner.explanation import messages
+from turbo_operator.planner.explanation.mixture import suggest_mixture
+from turbo_operator.planner.explanation.rejections import find_near_miss, find_smallest_miss, list_rejected
 from turbo_operator.planner.performance.candidate_curves import Calibrations
-from turbo_operator.planner.performance.prediction import predicted
-from turbo_operator.planner.request import Requirements, request
-from turbo_operator.planner.selection import best_pair, choice_of, fewest_as_fast, partial_pair
+from turbo_operator.planner.performance.prediction import predict
+from turbo_operator.planner.requirements import Requirements, build_requirements
+from turbo_operator.planner.selection import build_choice, count_replicas, select_best, select_partial
 from turbo_operator.snapshot import Accelerator, Supply
 from turbo_runtime.contract.model import ModelShape
 
@@ -37,7 +36,7 @@ UNREAD = (
 def plan(
     spec: TurboDeploymentSpec,
     shape: ModelShape,
-    catalogue: Mapping[str, Accelerator],
+    catalog: Mapping[str, Accelerator],
     supply: Mapping[str, Supply] | None = None,
     *,
     now: float = 0.0,
@@ -45,103 +44,113 @@ def plan(
     running: Running | None = None,
     draft: ModelShape | None = None,
 ) -> Plan:
-    """The best feasible plan, or none with the reason of the nearest.
+    """Find the best feasible plan, or none with the reason of the nearest.
 
-    `supply` is what the cluster has by accelerator; None holds nothing against a candidate. `now` is in
-    seconds since the epoch. `calibrations` is what measured step times are to the model's, by engine and
-    accelerator. `running` stays unless another saves `planPolicy.minSavingFraction`. `draft` is the shape of
-    `speculation.draftModel`.
+    `supply` is what the cluster has by accelerator; None bounds nothing. `now` is in seconds since the epoch.
+    `calibrations` are the ratios of measured step times to the model's. `running` stays unless another saves
+    `planPolicy.minSavingFraction`. `draft` is the shape of `speculation.draftModel`.
     """
-    asked = request(spec, shape, tuple(sorted(catalogue)))
-    replicas = asked.fixed if asked.external else asked.fewest
-    refusal = _refusal(asked, draft)
-    if refusal is not None:
-        return Plan(None, replicas, *refusal)
-    there = tuple(catalogue[name] for name in asked.names if name in catalogue)
-    absent = tuple(_absent(name) for name in asked.names if name not in catalogue)
-    invalid = tuple(
-        Rejected(each.name, asked.tensor or 1, OFF, PlanReason.INVALID_PARALLELISM, detail)
-        for each in there
-        if (detail := unfit(asked, each, (supply or {}).get(each.name))) is not None
+    requirements = build_requirements(spec, shape, tuple(sorted(catalog)))
+    fixed = requirements.fixed if requirements.external else requirements.min_replicas
+    problem = _find_problem(requirements, draft)
+    if problem is not None:
+        return Plan(None, fixed, *problem)
+    accelerators = tuple(catalog[name] for name in requirements.names if name in catalog)
+    missing = "There is no TurboAccelerator {}: create it, or correct spec.accelerators.allowed."
+    absent = tuple(
+        Rejected(name, 1, OFF, PlanReason.NO_PROFILE, missing.format(name))
+        for name in requirements.names
+        if name not in catalog
     )
-    case = Case(supply, now, draft, calibrations or {})
-    of = evaluate(spec, asked, there, case)
-    best = best_pair(of, spec.plan_policy.min_saving_fraction, running)
-    near = nearest(of, best)
-    count = replicas if best is None else fewest_as_fast(of, best)
-    beside, does = rejections.rejected(of, best, count)
-    told = (*beside, *invalid, *absent)
+    invalid = tuple(
+        Rejected(row.name, requirements.tensor or 1, OFF, PlanReason.INVALID_PARALLELISM, detail)
+        for row in accelerators
+        if (detail := find_accelerator_conflict(requirements, row, (supply or {}).get(row.name))) is not None
+    )
+    evaluation = evaluate(spec, requirements, accelerators, Case(supply, now, draft, calibrations or {}))
+    best = select_best(evaluation, spec.plan_policy.min_saving_fraction, running)
+    near_miss = find_near_miss(evaluation, best)
+    count = fixed if best is None else count_replicas(evaluation, best)
+    evaluated, predicted = list_rejected(evaluation, best, count)
+    rejected = (*evaluated, *invalid, *absent)
+    if best is None and not rejected:
+        is_unread = spec.speculation.draft_model is not None and draft is None
+        return Plan(None, fixed, PlanReason.NOT_YET_SUPPORTED, UNREAD if is_unread else NOTHING_LEFT)
     if best is None:
-        if near is None and told and told[0].reason == PlanReason.TARGET_UNREACHABLE:
-            near = least_missed(of)
-        if not told:
-            unread = spec.speculation.draft_model is not None and draft is None
-            return Plan(None, replicas, PlanReason.NOT_YET_SUPPORTED, UNREAD if unread else NOTHING_LEFT)
-        return _partly(of, running, _infeasible(told, near, replicas, catalogue))
-    mixed = together(of, best)
-    told = told if mixed is None else (*told, mixed)
-    choice = choice_of(of, best, count, does)
-    alone = not any(
+        if near_miss is None and rejected[0].reason == PlanReason.TARGET_UNREACHABLE:
+            near_miss = find_smallest_miss(evaluation)
+        nearest = near_miss or rejected[0]
+        detail = f"No plan is feasible. Nearest: {nearest.detail}"
+        if nearest.accelerator not in catalog:
+            detail = f"{nearest.detail} There are: {', '.join(sorted(catalog)) or 'none'}."
+        plan = Plan(None, fixed, nearest.reason, detail, rejected, nearest)
+        return _add_partial(evaluation, running, plan)
+    mixture = suggest_mixture(evaluation, best)
+    rejected = rejected if mixture is None else (*rejected, mixture)
+    choice = build_choice(evaluation, best, count, predicted)
+    is_alone = not any(
         row.accelerator != choice.accelerator.name
         and row.reason in (PlanReason.DEARER, PlanReason.NOT_PREFERRED)
-        for row in told
+        for row in rejected
     )
-    detail = messages.chosen(choice, count, alone, asked) + messages.short(of.verdict.wanted[best], asked)
-    return Plan(choice, count, PlanReason.FEASIBLE, detail, told, near)
+    detail = messages.chosen(choice, count, is_alone, requirements)
+    detail += messages.short(evaluation.verdict.compared[best], requirements)
+    return Plan(choice, count, PlanReason.FEASIBLE, detail, rejected, near_miss)
 
 
 def frontier(
     spec: TurboDeploymentSpec,
     shape: ModelShape,
-    catalogue: Mapping[str, Accelerator],
+    catalog: Mapping[str, Accelerator],
     supply: Mapping[str, Supply] | None = None,
     *,
     now: float = 0.0,
     calibrations: Calibrations | None = None,
     draft: ModelShape | None = None,
 ) -> tuple[EvaluatedCandidate, ...]:
-    """Every candidate that could be predicted, the best one first; the arguments are those of `plan`."""
-    asked = request(spec, shape, tuple(sorted(catalogue)))
-    if _refusal(asked, draft) is not None:
+    """Evaluate every candidate of known speed, the best one first; the arguments are those of `plan`."""
+    requirements = build_requirements(spec, shape, tuple(sorted(catalog)))
+    if _find_problem(requirements, draft) is not None:
         return ()
-    there = tuple(catalogue[name] for name in asked.names if name in catalogue)
-    of = evaluate(spec, asked, there, Case(supply, now, draft, calibrations or {}), every=True)
-    replicas = np.maximum(of.verdict.replicas, 1.0)
-    pairs = of.order
-    found = []
-    for pair, does in zip(pairs.tolist(), predicted(of, pairs, replicas[pairs]), strict=True):
-        if does is None:
+    accelerators = tuple(catalog[name] for name in requirements.names if name in catalog)
+    case = Case(supply, now, draft, calibrations or {})
+    evaluation = evaluate(spec, requirements, accelerators, case, every=True)
+    replicas = np.maximum(evaluation.verdict.replicas, 1.0)
+    predictions = predict(evaluation, evaluation.order, replicas[evaluation.order])
+    candidates = []
+    for index, predicted in zip(evaluation.order.tolist(), predictions, strict=True):
+        if predicted is None:
             continue
-        place = int(of.stock.candidate[pair])
-        found.append(
+        pair = evaluation.pair(index)
+        candidates.append(
             EvaluatedCandidate(
-                engine=of.it.engine_of(place).name,
-                accelerator=of.it.accelerator_of(place).name,
-                capacity_type=asked.capacity_types[of.stock.capacity_type[pair]],
-                tensor=int(of.it.tensor[place]),
-                nodes=int(of.it.nodes[place]),
-                method=of.it.draft_of(place).method,
-                replicas=int(replicas[pair]),
-                predicted=does,
-                reason=feasibility.CODES[of.verdict.code[pair]],
+                engine=pair.engine.name,
+                accelerator=pair.accelerator.name,
+                capacity_type=pair.capacity_type,
+                tensor=pair.tensor,
+                nodes=pair.nodes,
+                method=pair.draft.method,
+                replicas=int(replicas[index]),
+                predicted=predicted,
+                reason=feasibility.CODES[evaluation.verdict.code[index]],
             )
         )
-    return tuple(found)
+    return tuple(candidates)
 
 
-def _refusal(asked: Requirements, draft: ModelShape | None) -> tuple[PlanReason, str] | None:
-    """What no candidate can mend."""
-    shape = asked.shape
-    longest = NOW.longest(shape)
-    if asked.max_model_len > longest:
+def _find_problem(requirements: Requirements, draft: ModelShape | None) -> tuple[PlanReason, str] | None:
+    """Find what no candidate can solve."""
+    shape, length = requirements.shape, requirements.max_model_len
+    limit = NOW.max_length(shape)
+    if length > limit:
         return PlanReason.NOT_YET_SUPPORTED, (
-            f"spec.model.maxModelLen is {asked.max_model_len}, but the model is served for positions up to "
-            f"{longest}: write at most that, or leave it out."
+            f"spec.model.maxModelLen is {length}, but the model is served for positions up to "
+            f"{limit}: write at most that, or leave it out."
         )
-    if asked.overlong is not None:
-        raised = "" if asked.max_model_len >= longest else f", or raise maxModelLen (up to {longest})"
+    if requirements.overlong is not None:
+        raised = "" if length >= limit else f", or raise maxModelLen (up to {limit})"
         return PlanReason.NOT_YET_SUPPORTED, (
-            f"{asked.overlong}, but requests end at spec.model.maxModelLen of {asked.max_model_len} tokens, "
+            f"{requirements.overlong}, but requests end at spec.model.maxModelLen of {length} tokens, "
             f"prompt and answer together: write means that fit{raised}."
         )
     if draft is not None and draft.vocab_size != shape.vocab_size:
@@ -149,41 +158,21 @@ def _refusal(asked: Requirements, draft: ModelShape | None) -> tuple[PlanReason,
             f"spec.speculation.draftModel has a vocabulary of {draft.vocab_size} tokens, and the model one "
             f"of {shape.vocab_size}: name a draft model with the model's own, or leave draftModel out."
         )
-    if not asked.names:
+    if not requirements.names:
         return PlanReason.NO_PROFILE, "There is no TurboAccelerator: create one to choose from."
-    said = contradiction(asked)
-    return None if said is None else (PlanReason.INVALID_PARALLELISM, said)
+    conflict = find_parallelism_conflict(requirements)
+    return None if conflict is None else (PlanReason.INVALID_PARALLELISM, conflict)
 
 
-def _partly(of: PlanEvaluation, running: Running | None, plan: Plan) -> Plan:
-    """The plan with what runs of it all the same, where it lacks nothing but room."""
-    pair = partial_pair(of, running)
-    if pair is None:
+def _add_partial(evaluation: PlanEvaluation, running: Running | None, plan: Plan) -> Plan:
+    """Add what runs of an infeasible plan all the same, where it lacks nothing but capacity."""
+    partial = select_partial(evaluation, running)
+    if partial is None:
         return plan
-    place, fitting = pair
-    wanted = int(of.verdict.replicas[place])
-    (does,) = predicted(of, np.array([place]), np.array([float(max(fitting, 1))]))
-    name = of.it.accelerator_of(int(of.stock.candidate[place])).name
+    index, fitting = partial
+    wanted = int(evaluation.verdict.replicas[index])
+    (predicted,) = predict(evaluation, np.array([index]), np.array([float(max(fitting, 1))]))
+    name = evaluation.pair(index).accelerator.name
     detail = f"{plan.detail} {fitting} of {messages.count(wanted, 'replica')} on {name} can run until then."
-    partial = choice_of(of, place, fitting, does)
-    return replace(plan, replicas=wanted, detail=detail, partial=partial)
-
-
-def _absent(name: str) -> Rejected:
-    detail = f"There is no TurboAccelerator {name}: create it, or correct spec.accelerators.allowed."
-    return Rejected(name, 1, OFF, PlanReason.NO_PROFILE, detail)
-
-
-def _infeasible(
-    told: tuple[Rejected, ...],
-    near: Rejected | None,
-    replicas: int,
-    catalogue: Mapping[str, Accelerator],
-) -> Plan:
-    first = near or told[0]
-    if first.accelerator not in catalogue:
-        there = ", ".join(sorted(catalogue)) or "none"
-        detail = f"{first.detail} There are: {there}."
-    else:
-        detail = f"No plan is feasible. Nearest: {first.detail}"
-    return Plan(None, replicas, first.reason, detail, told, first)
+    choice = build_choice(evaluation, index, fitting, predicted)
+    return replace(plan, replicas=wanted, detail=detail, partial=choice)

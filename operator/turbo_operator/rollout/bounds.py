@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
-from turbo_operator.api import CapacityType, TurboDeployment
+from turbo_operator.api import Accelerators, CapacityType, Cost, TurboDeployment
 from turbo_operator.budget import Footprint, labeled_footprint
 from turbo_operator.snapshot import Snapshot
 
@@ -24,18 +24,17 @@ class Bounds:
     max_per_hour: Decimal | None = None  # US dollars
     # By accelerator: how many of them nodes and quotas leave, those that its own pods hold included.
     stock: Mapping[str, int] = field(default_factory=dict)
-    by_type: Mapping[tuple[str, CapacityType], int] = field(
-        default_factory=dict
-    )  # of these, by capacity type
-    reserved: tuple[Holding, ...] = ()  # by what holds some in addition to the replicas: trainings
+    # Of these, by capacity type.
+    by_type: Mapping[tuple[str, CapacityType], int] = field(default_factory=dict)
+    reserved: tuple[Holding, ...] = ()  # by trainings, in addition to the replicas
 
     def exceeded(self, holdings: Iterable[Holding]) -> str | None:
-        """The first limit that these holdings and what is reserved break, as a clause; None where none is.
+        """Describe the first limit that these holdings and what is reserved break, as a clause.
 
-        A holding whose accelerator is not known counts for nothing: nobody can tell what it costs.
+        A holding of an unknown accelerator counts for nothing, since its cost is unknown too.
         """
-        held = [(each, number) for each, number in holdings if each is not None and number > 0]
-        reserved = [(each, number) for each, number in self.reserved if each is not None]
+        held = [(footprint, number) for footprint, number in holdings if footprint is not None and number > 0]
+        reserved = [(footprint, number) for footprint, number in self.reserved if footprint is not None]
         if broken := self._spent(held):
             return f"spec.{broken}"
         if broken := self._spent([*held, *reserved]):
@@ -57,7 +56,7 @@ class Bounds:
 
     @property
     def without_limits(self) -> Bounds:
-        """What the cluster has alone."""
+        """The bounds of the cluster alone."""
         return replace(self, max_total=None, max_per_hour=None)
 
     @property
@@ -67,10 +66,11 @@ class Bounds:
 
     def is_overspent(self, holdings: Iterable[Holding]) -> bool:
         """Whether these alone break one of the user's own limits."""
-        return self._spent([(each, number) for each, number in holdings if each is not None]) is not None
+        known = [(footprint, number) for footprint, number in holdings if footprint is not None]
+        return self._spent(known) is not None
 
     def _spent(self, holdings: Iterable[tuple[Footprint, int]]) -> str | None:
-        """Which of the user's own limits these break."""
+        """Describe which of the user's own limits these break."""
         total, cost = 0, Decimal(0)
         for footprint, number in holdings:
             total += footprint.accelerators(number)
@@ -82,22 +82,21 @@ class Bounds:
         return None
 
     def most(self, footprint: Footprint | None, replicas: int) -> int:
-        """As many of `replicas` as fit alone."""
-        return next(
-            (count for count in range(replicas, 0, -1) if self.exceeded([(footprint, count)]) is None), 0
-        )
+        """Count how many of `replicas` fit alone."""
+        counts = range(replicas, 0, -1)
+        return next((count for count in counts if self.exceeded([(footprint, count)]) is None), 0)
 
 
 def bounds_of(
     td: TurboDeployment, observed: Snapshot, footprints: Iterable[Footprint | None], now: float
 ) -> Bounds:
-    """The limits of the spec and of what is seen; `footprints` are those of all variants, the wanted one too.
+    """Build the limits of the spec and the cluster; `footprints` are those of all variants.
 
     Labels do not hold the cores and memory that a pod requests: those of another footprint of the same
     accelerator count. `now` is in epoch seconds.
     """
-    known = [each for each in footprints if each is not None]
-    hosts = {each.accelerator.name: each.host for each in known if each.host is not None}
+    known = [footprint for footprint in footprints if footprint is not None]
+    hosts = {footprint.accelerator.name: footprint.host for footprint in known if footprint.host is not None}
     stock: dict[str, int] = {}
     by_type: dict[tuple[str, CapacityType], int] = {}
     for footprint in known:
@@ -111,12 +110,11 @@ def bounds_of(
         if room is not None:
             place = name, footprint.capacity_type
             by_type[place] = max(by_type.get(place, 0), footprint.accelerators(room))
-    rollout, accelerators, cost = td.spec.rollout, td.spec.accelerators, td.spec.cost
     return Bounds(
-        rollout.max_surge,
-        rollout.max_unavailable,
-        accelerators.max_total if accelerators else None,
-        cost.max_per_hour if cost else None,
+        td.spec.rollout.max_surge,
+        td.spec.rollout.max_unavailable,
+        (td.spec.accelerators or Accelerators()).max_total,
+        (td.spec.cost or Cost()).max_per_hour,
         stock,
         by_type,
         trainings_holding(td, observed),
@@ -124,7 +122,7 @@ def bounds_of(
 
 
 def trainings_holding(td: TurboDeployment, observed: Snapshot) -> tuple[Holding, ...]:
-    """What the training that runs holds; one without a pod yet holds what it was begun with."""
+    """Return what the running training holds; one without a pod yet holds what it was created with."""
     pods = [pod for pod in observed.trainings if pod.exit_code is None]
     if pods:
         return tuple((labeled_footprint(pod, observed.accelerators), 1) for pod in pods)

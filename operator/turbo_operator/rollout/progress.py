@@ -1,6 +1,6 @@
-"""Whether the plan that takes over makes progress, and when it goes back. Pure.
+"""Whether the plan that takes over makes progress, and when it is rolled back. Pure.
 
-What must survive the operator is in the status: which plan takes over, when it last got on, and that it was
+What must survive the operator is in the status: which plan takes over, its last progress, and that it was
 rolled back. A plan that was rolled back stays so until the spec changes, its replicas apart.
 """
 
@@ -30,8 +30,9 @@ class Progress:
     def of_pods(
         cls, plan_hash: str, spec_hash: str, replicas: int, available: int, pods: Iterable[PodView]
     ) -> Progress:
-        """From the pods of the variant. One that a node failed counts: the next one may wait for a moment
-        only, and fail in the same way.
+        """Build it from the pods of the variant.
+
+        A failed pod counts: the next one may wait for a moment only, and fail in the same way.
         """
         unready = [pod for pod in pods if not (pod.ready or pod.terminating)]
         return cls(
@@ -47,7 +48,7 @@ class Progress:
 def follow(
     old: RolloutStatus | None, progress: Progress, serving: str | None, now: float, deadline_seconds: float
 ) -> RolloutStatus | None:
-    """The rollout's status now; None once the wanted variant serves. `now` is in epoch seconds.
+    """Update the rollout's status; None once the wanted variant serves. `now` is in epoch seconds.
 
     The deadline counts while a replica that is asked for is not available though a node has, or could have,
     its pod: waiting for room or for a node is no failure of the plan.
@@ -66,7 +67,7 @@ def follow(
     if progress.available > state.available_replicas:
         update = {"available_replicas": progress.available, "reason": None, "message": None}
         return state.model_copy(update={**update, "last_progress_time": rfc3339(now)})
-    since = _began(state, now)
+    since = _last_progress(state, now)
     if progress.replicas <= progress.available or (progress.is_waiting and not progress.has_placed):
         return state if since is None else state.model_copy(update={"last_progress_time": None})
     if since is None:
@@ -78,15 +79,13 @@ def follow(
 
 
 def seconds_left(state: RolloutStatus | None, now: float, deadline_seconds: float) -> float | None:
-    """Seconds until the deadline; None where none runs."""
-    since = _began(state, now) if state is not None and state.reason is None else None
+    """Return the seconds until the deadline; None where none runs."""
+    since = _last_progress(state, now) if state is not None and state.reason is None else None
     return None if since is None else max(0.0, since + deadline_seconds - now)
 
 
-def _began(state: RolloutStatus, now: float) -> float | None:
-    """Since when there was no progress, in epoch seconds: never in the future, whatever a clock or a hand has
-    written.
-    """
+def _last_progress(state: RolloutStatus, now: float) -> float | None:
+    """Return the time of the last progress in epoch seconds: never in the future, whatever was written."""
     if state.last_progress_time is None:
         return None
     try:

@@ -1,7 +1,7 @@
-"""The variants of a TurboDeployment as they stand: each a Deployment and its frozen pod template.
+"""The variants of a TurboDeployment as observed: each a Deployment and its frozen pod template. Pure.
 
-Pure. A variant is named by its plan hash. It exists while its ControllerRevision does, with or without the
-Deployment: what somebody deleted can be made again from the frozen template.
+A variant is named by its plan hash. It exists while its ControllerRevision does, with or without the
+Deployment: a deleted one can be created again from the frozen template.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from turbo_operator.budget import Footprint, labeled_footprint
-from turbo_operator.snapshot import ENDED_PHASES, Accelerator, ChildView, PodView
+from turbo_operator.snapshot import Accelerator, ChildView, PodView
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class VariantState:
-    """One variant as it is seen."""
+    """One variant as observed."""
 
     plan_hash: str
     replicas: int = 0  # that its Deployment asks for; 0 where there is none
@@ -56,29 +56,24 @@ class VariantState:
 def variant_states(
     children: Iterable[ChildView], pods: Sequence[PodView], accelerators: Mapping[str, Accelerator]
 ) -> tuple[VariantState, ...]:
-    """Every variant, by plan hash; also one of which only pods are left."""
-    of_variants = [child for child in children if child.plan_hash]
-    deployments = {child.plan_hash or "": child for child in of_variants if child.kind == "Deployment"}
-    revisions = {child.plan_hash or "": child for child in of_variants if child.kind == "ControllerRevision"}
-    there: defaultdict[str, list[PodView]] = defaultdict(list)
+    """List every variant, by plan hash; also one of which only pods are left."""
+    labeled = [(child.plan_hash, child) for child in children if child.plan_hash]
+    deployments = {plan_hash: child for plan_hash, child in labeled if child.kind == "Deployment"}
+    revisions = {plan_hash: child for plan_hash, child in labeled if child.kind == "ControllerRevision"}
+    present: defaultdict[str, list[PodView]] = defaultdict(list)
     for pod in pods:
-        if pod.plan_hash and pod.phase not in ENDED_PHASES:
-            there[pod.plan_hash].append(pod)
-    return tuple(
-        _state(
-            plan_hash,
-            deployments.get(plan_hash),
-            labeled_footprint(
-                deployments.get(plan_hash) or revisions.get(plan_hash) or there[plan_hash][0], accelerators
-            ),
-            there.get(plan_hash, ()),
-        )
-        for plan_hash in sorted({*deployments, *revisions, *there})
-    )
+        if pod.is_present:
+            present[pod.plan_hash].append(pod)
+    states = []
+    for plan_hash in sorted({*deployments, *revisions, *present}):
+        deployment, own = deployments.get(plan_hash), present.get(plan_hash, [])
+        footprint = labeled_footprint(deployment or revisions.get(plan_hash) or own[0], accelerators)
+        states.append(_state(plan_hash, deployment, footprint, own))
+    return tuple(states)
 
 
 def asked_replicas(states: Iterable[VariantState]) -> int | None:
-    """Replicas that all Deployments ask for; None where there is none."""
+    """Sum the replicas of all Deployments; None where there is none."""
     existing = [state.replicas for state in states if state.exists]
     return sum(existing) if existing else None
 
@@ -99,12 +94,11 @@ def _state(
         ending,
         footprint=footprint,
         silent_since=deployment.unavailable_since,
-        unschedulable=any(_finds_no_node(pod) for pod in pods),
+        unschedulable=any(
+            pod.pending_since is not None and not pod.terminating and pod.reason == "Unschedulable"
+            for pod in pods
+        ),
         pods=max(len(pods), deployment.pods + ending),
         seen=was_seen,
         ready=sum(pod.ready and not pod.terminating for pod in pods),
     )
-
-
-def _finds_no_node(pod: PodView) -> bool:
-    return pod.pending_since is not None and not pod.terminating and pod.reason == "Unschedulable"

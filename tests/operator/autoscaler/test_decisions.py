@@ -165,8 +165,8 @@ def test_a_pod_that_became_ready_just_now_is_not_silent_and_holds_the_others() -
     assert held.detail == "2 replicas as before: new became ready just now and is asked next."
     assert asked(FRESH + 1).reason == ScalingReason.HOLDING_NO_METRICS
     assert asked(5, load=30_000).replicas == 4
-    told = [pod("says", loaded(100)), pod("new", loaded(0), ready_since=START - 5)]
-    later = scale(hasty, planned(), told, seen, START + PERIOD, present=2)
+    reported = [pod("says", loaded(100)), pod("new", loaded(0), ready_since=START - 5)]
+    later = scale(hasty, planned(), reported, seen, START + PERIOD, present=2)
     assert later.replicas == 1
 
 
@@ -218,7 +218,7 @@ def test_the_plan_s_floor_comes_at_once_and_stays() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minimum", "floor", "demand", "said"),
+    ("minimum", "floor", "demand", "message"),
     [
         (3, 1, 0, "3 replicas: spec.scaling.minReplicas allows no fewer."),
         (1, 3, 9_000, "3 replicas: the plan needs no fewer for spec.workload and spec.targets."),
@@ -227,11 +227,11 @@ def test_the_plan_s_floor_comes_at_once_and_stays() -> None:
     ],
 )
 def test_the_sentence_says_which_bound_holds_the_replicas(
-    minimum: int | None, floor: int, demand: float, said: str
+    minimum: int | None, floor: int, demand: float, message: str
 ) -> None:
     spec = written(scaling={} if minimum is None else {"minReplicas": minimum})
     answer = Fleet(spec, planned(floor), present=max(floor, minimum or 1)).look(demand)
-    assert (answer.reason, answer.detail) == (ScalingReason.STABLE, said)
+    assert (answer.reason, answer.detail) == (ScalingReason.STABLE, message)
 
 
 def test_the_budget_stops_growth_with_the_sentence() -> None:
@@ -328,4 +328,4 @@ def test_the_memory_stays_small(steps: list[float], present: int) -> None:
 def test_a_change_that_came_while_the_operator_was_down_is_remembered_too() -> None:
     restored = History.restored([Event(START - 500, 1, 2, ScalingReason.SCALING)])
     answer = scale(written(), planned(), [pod("a")], restored, START, present=3)
-    assert [(each.before, each.after) for each in answer.history.events] == [(1, 2), (2, 3)]
+    assert [(item.before, item.after) for item in answer.history.events] == [(1, 2), (2, 3)]

@@ -20,7 +20,7 @@ counts = st.integers(1, 30)
 
 @given(demands, st.floats(0, 50_000), counts)
 def test_more_load_never_asks_for_fewer_replicas(demand: float, extra: float, present: int) -> None:
-    less, more = (Fleet(written(), present=present).look(each) for each in (demand, demand + extra))
+    less, more = (Fleet(written(), present=present).look(item) for item in (demand, demand + extra))
     assert less.replicas <= more.replicas
 
 
@@ -113,8 +113,8 @@ def test_a_restart_never_takes_replicas_away_at_once(
     fleet = Fleet(
         written(scaling={"behavior": {"scaleDown": {"stabilizationWindowSeconds": 20}}}), present=present
     )
-    for each in before:
-        fleet.look(each)
+    for item in before:
+        fleet.look(item)
     fleet.history = History.restored(fleet.history.events[-5:])
     held = fleet.present
     assert fleet.look(demand).replicas >= held

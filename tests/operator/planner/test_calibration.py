@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from turbo_operator.planner.performance import step_time
 from turbo_operator.planner.performance.calibration import PATIENCE, Calibration, Filter, calibrate
-from turbo_operator.planner.performance.coefficients import Coefficients
-from turbo_operator.planner.performance.step_time import ForwardCost, Machine
+from turbo_operator.planner.performance.step_time import Coefficients, ForwardCost, Machine
 from turbo_runtime.contract.model import StepTime
 
 MACHINE = Machine(3.35e12, 989e12, 989e12, 989e12, math.inf, 1.0, Coefficients())
@@ -34,17 +33,17 @@ def test_passes_that_take_a_factor_of_what_is_predicted_tell_that_factor(
     decode: float, prefill: float, rows: int, drafts: int, tokens: int
 ) -> None:
     points = (decodes(1, 512, decode), decodes(rows, 512, decode, drafts), reads(tokens, prefill))
-    found = calibrate(points, MACHINE, WORK)
-    assert found is not None
-    assert found.decode == pytest.approx(decode)
-    assert found.prefill == pytest.approx(prefill)
+    actual = calibrate(points, MACHINE, WORK)
+    assert actual is not None
+    assert actual.decode == pytest.approx(decode)
+    assert actual.prefill == pytest.approx(prefill)
 
 
 @given(factors, factors)
 def test_points_that_disagree_tell_their_geometric_mean(one: float, other: float) -> None:
-    found = calibrate((decodes(1, 512, one), decodes(16, 512, other), reads(512, 1.0)), MACHINE, WORK)
-    assert found is not None
-    assert found.decode == pytest.approx(math.sqrt(one * other))
+    actual = calibrate((decodes(1, 512, one), decodes(16, 512, other), reads(512, 1.0)), MACHINE, WORK)
+    assert actual is not None
+    assert actual.decode == pytest.approx(math.sqrt(one * other))
 
 
 @given(factors)
@@ -63,7 +62,7 @@ def test_nothing_measured_tells_nothing() -> None:
 def test_the_filter_comes_to_a_factor_that_stays(factor: float) -> None:
     known = Filter()
     for minute in range(1, 60):
-        known = known.told(factor, 1.0, 60.0 * minute)
+        known = known.update(factor, 1.0, 60.0 * minute)
     assert known.factor == pytest.approx(factor, rel=0.05)
 
 
@@ -71,8 +70,8 @@ def test_the_filter_comes_to_a_factor_that_stays(factor: float) -> None:
 def test_a_measurement_moves_what_is_known_towards_it_and_never_beyond(
     first: float, second: float, later: float
 ) -> None:
-    before = Filter().told(first, 1.0, 60.0)
-    after = before.told(second, 1.0, 60.0 + later)
+    before = Filter().update(first, 1.0, 60.0)
+    after = before.update(second, 1.0, 60.0 + later)
     low, high = sorted((before.logarithm, math.log(second)))
     assert low - 1e-9 <= after.logarithm <= high + 1e-9
 
@@ -81,20 +80,20 @@ def test_a_measurement_moves_what_is_known_towards_it_and_never_beyond(
 def test_outliers_change_nothing_until_so_many_follow_each_other(size: float, above: bool) -> None:
     known = Filter()
     for minute in range(1, 30):
-        known = known.told(1.0, 1.0, 60.0 * minute)
+        known = known.update(1.0, 1.0, 60.0 * minute)
     outlier = size if above else 1.0 / size
     gated = known
     for second in range(PATIENCE - 1):
-        gated = gated.told(outlier, 1.0, 1800.0 + second)
+        gated = gated.update(outlier, 1.0, 1800.0 + second)
         assert gated.logarithm == known.logarithm
-    assert gated.told(1.0, 1.0, 1810.0).outliers == 0
-    assert gated.told(outlier, 1.0, 1810.0).factor == pytest.approx(outlier)
+    assert gated.update(1.0, 1.0, 1810.0).outliers == 0
+    assert gated.update(outlier, 1.0, 1810.0).factor == pytest.approx(outlier)
 
 
 @given(st.lists(st.floats(0.8, 1.25), min_size=1, max_size=30))
 def test_what_is_known_is_the_surer_the_more_is_measured(ratios: list[float]) -> None:
     known = Filter()
     for ratio in ratios:
-        after = known.told(ratio, 1.0, 60.0)
+        after = known.update(ratio, 1.0, 60.0)
         assert after.variance < known.variance
         known = after

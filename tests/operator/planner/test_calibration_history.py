@@ -22,11 +22,9 @@ from turbo_operator.api import (
 )
 from turbo_operator.plan import Running
 from turbo_operator.planner.inputs import plan_of
-from turbo_operator.planner.performance.calibration import Filter
-from turbo_operator.planner.performance.calibration_history import update_calibrations
-from turbo_operator.planner.performance.online_calibration import Online
+from turbo_operator.planner.performance.calibration import Filter, Online
+from turbo_operator.planner.performance.calibration_history import describe_replica, update_calibrations
 from turbo_operator.planner.performance.step_time import decode_seconds, prefill_seconds
-from turbo_operator.planner.replica import replica
 from turbo_operator.snapshot import Accelerator, ChildView, LoadSample, PodView, Snapshot
 from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.model import ModelInfo, ModelShape, StepTime
@@ -67,7 +65,7 @@ def td(*calibrations: Calibrated, plan: PlanStatus = PLAN, target: str = "1h") -
 
 def points(decode: float, prefill: float) -> tuple[StepTime, ...]:
     """What a machine that takes so many times the model's time would measure."""
-    one = replica(td().spec, SHAPE, CARD, RUNNING)
+    one = describe_replica(td().spec, SHAPE, CARD, RUNNING)
     assert one is not None
     return (
         StepTime(1, 1, 64, decode * float(decode_seconds(*one, 1.0, 0.0, 64.0))),
@@ -161,7 +159,7 @@ def test_a_plan_that_leaves_an_accelerator_for_being_slow_does_not_come_back() -
             else:
                 deployments = (DEPLOYMENT,)
     assert went == ["cheap", "dear"]
-    assert [each.accelerator for each in calibrations] == ["dear", "cheap"]
+    assert [item.accelerator for item in calibrations] == ["dear", "cheap"]
 
 
 def test_what_one_accelerator_has_learnt_under_load_says_nothing_of_another() -> None:
@@ -195,7 +193,7 @@ def test_what_was_heard_under_load_fades_once_it_is_not_heard_again(
 
 def after_an_hour_of_load(before: Calibrated, now: float, factor: float = 2.0) -> Calibrated:
     """What is kept once a pod's steps have taken so many times what its start told, until `now`."""
-    one = replica(td().spec, SHAPE, CARD, RUNNING)
+    one = describe_replica(td().spec, SHAPE, CARD, RUNNING)
     assert one is not None
     (pod,) = seen((1.5, 2.0)).pods
     assert pod.load is not None
@@ -207,8 +205,8 @@ def after_an_hour_of_load(before: Calibrated, now: float, factor: float = 2.0) -
     told, online = (before,), None
     for sample in (first, last):
         serving = replace(pod, load=sample, ready_since=now - 2 * seconds)
-        there = Snapshot({CARD.name: CARD}, children=(DEPLOYMENT,), pods=(serving,), model=FACTS)
-        told, online = update_calibrations(td(*told), there, online, now)
+        observed = Snapshot({CARD.name: CARD}, children=(DEPLOYMENT,), pods=(serving,), model=FACTS)
+        told, online = update_calibrations(td(*told), observed, online, now)
     return told[0]
 
 
@@ -226,6 +224,6 @@ def test_what_is_heard_under_load_counts_for_days_and_is_seldom_written_anew() -
 @pytest.mark.parametrize(("factor", "written"), [(1e-9, "0.010"), (1e9, "100.000")])
 def test_a_factor_that_nothing_real_has_is_bounded(factor: float, written: str) -> None:
     told, online = update_calibrations(td(), seen((factor, factor)), None, NOW)
-    assert [(each.decode, each.prefill) for each in told] == [(written, written)]
+    assert [(item.decode, item.prefill) for item in told] == [(written, written)]
     assert update_calibrations(td(*told), seen((factor, factor)), online, NOW)[0] == told
     assert plan_of(td(*told), SHAPE, seen(), NOW).choice is not None

@@ -25,72 +25,72 @@ from turbo_operator.snapshot import Supply
 
 
 def test_a_dearer_accelerator_of_the_same_size_is_rejected_as_dearer() -> None:
-    there = named(accelerator("cheap", 24, "0.80"), accelerator("dear", 24, "1.00"))
-    made = plan(spec(replicas=2), SMALL, there)
-    assert made.choice is not None
-    assert made.choice.accelerator.name == "cheap"
-    assert made.choice.predicted.cost_per_hour == Decimal("1.60")
-    assert row_of(made, "dear", PlanReason.DEARER)
+    catalog = named(accelerator("cheap", 24, "0.80"), accelerator("dear", 24, "1.00"))
+    result = plan(spec(replicas=2), SMALL, catalog)
+    assert result.choice is not None
+    assert result.choice.accelerator.name == "cheap"
+    assert result.choice.predicted.cost_per_hour == Decimal("1.60")
+    assert row_of(result, "dear", PlanReason.DEARER)
 
 
 def test_at_equal_price_the_order_of_the_allowed_decides() -> None:
-    there = named(*(accelerator(name, 24, "1.00") for name in NAMES))
-    made = plan(spec(accelerators={"allowed": ["gamma", "alpha"]}), SMALL, there)
-    assert made.choice is not None
-    assert made.choice.accelerator.name == "gamma"
+    catalog = named(*(accelerator(name, 24, "1.00") for name in NAMES))
+    result = plan(spec(accelerators={"allowed": ["gamma", "alpha"]}), SMALL, catalog)
+    assert result.choice is not None
+    assert result.choice.accelerator.name == "gamma"
 
 
 def test_at_equal_price_the_order_of_capacity_types_decides_and_a_cheaper_one_wins() -> None:
     both = {CapacityType.SPOT: Decimal("1"), CapacityType.ON_DEMAND: Decimal("1")}
-    there = named(replace(accelerator("a", 24, None), prices=both))
+    catalog = named(replace(accelerator("a", 24, None), prices=both))
     asked = spec(accelerators={"capacityTypes": ["Spot", "OnDemand"]})
-    made = plan(asked, SMALL, there).choice
-    assert made is not None
-    assert made.capacity_type == CapacityType.SPOT
-    dear_spot = named(replace(there["a"], prices={**both, CapacityType.SPOT: Decimal("2")}))
-    made = plan(asked, SMALL, dear_spot).choice
-    assert made is not None
-    assert made.capacity_type == CapacityType.ON_DEMAND
+    result = plan(asked, SMALL, catalog).choice
+    assert result is not None
+    assert result.capacity_type == CapacityType.SPOT
+    dear_spot = named(replace(catalog["a"], prices={**both, CapacityType.SPOT: Decimal("2")}))
+    result = plan(asked, SMALL, dear_spot).choice
+    assert result is not None
+    assert result.capacity_type == CapacityType.ON_DEMAND
 
 
 def test_a_missing_price_is_never_assumed() -> None:
-    there = named(accelerator("known", 24, "9.00"), accelerator("unknown", 24, None))
-    made = plan(spec(), SMALL, there)
-    assert made.choice is not None
-    assert made.choice.accelerator.name == "known"
-    assert row_of(made, "unknown", PlanReason.PRICE_UNKNOWN)
+    catalog = named(accelerator("known", 24, "9.00"), accelerator("unknown", 24, None))
+    result = plan(spec(), SMALL, catalog)
+    assert result.choice is not None
+    assert result.choice.accelerator.name == "known"
+    assert row_of(result, "unknown", PlanReason.PRICE_UNKNOWN)
 
 
 def test_a_spot_price_is_the_users_or_unknown() -> None:
-    made = plan(
+    result = plan(
         spec(accelerators={"allowed": ["a"], "capacityTypes": ["Spot"]}), SMALL, named(fast("a", 24, "1"))
     )
-    assert (made.choice, made.reason) == (None, PlanReason.PRICE_UNKNOWN)
-    assert "spec.pricing.perAcceleratorHour.spot" in made.detail
+    assert (result.choice, result.reason) == (None, PlanReason.PRICE_UNKNOWN)
+    assert "spec.pricing.perAcceleratorHour.spot" in result.detail
 
 
 def test_an_unpriced_accelerator_serves_where_cost_decides_nothing() -> None:
-    there = named(accelerator("own", 24, None))
-    alone = plan(spec(accelerators={"allowed": ["own"]}), SMALL, there)
+    catalog = named(accelerator("own", 24, None))
+    alone = plan(spec(accelerators={"allowed": ["own"]}), SMALL, catalog)
     assert alone.choice is not None
     assert alone.choice.predicted.cost_per_hour is None
-    budgeted = plan(spec(accelerators={"allowed": ["own"]}, cost={"maxPerHour": "1.00"}), SMALL, there)
+    budgeted = plan(spec(accelerators={"allowed": ["own"]}, cost={"maxPerHour": "1.00"}), SMALL, catalog)
     assert (budgeted.choice, budgeted.reason) == (None, PlanReason.PRICE_UNKNOWN)
 
 
 def test_the_nearest_infeasible_plan_is_the_cheapest_that_fits() -> None:
-    there = named(accelerator("a", 24, "5.00"), accelerator("b", 24, "3.00"), accelerator("c", 1, "0.10"))
-    made = plan(spec(cost={"maxPerHour": "1.00"}), SMALL, there)
-    assert made.reason == PlanReason.OVER_BUDGET
-    assert "b fits and costs 3.00 $/h for 1 replica" in made.detail
-    assert made.nearest == made.rejected[0]
+    catalog = named(accelerator("a", 24, "5.00"), accelerator("b", 24, "3.00"), accelerator("c", 1, "0.10"))
+    result = plan(spec(cost={"maxPerHour": "1.00"}), SMALL, catalog)
+    assert result.reason == PlanReason.OVER_BUDGET
+    assert "b fits and costs 3.00 $/h for 1 replica" in result.detail
+    assert result.nearest == result.rejected[0]
 
 
 def test_what_has_no_price_is_not_told_as_nearest_before_what_has_one() -> None:
-    there = named(accelerator("free", 80, None), accelerator("paid", 80, "9.00"))
-    made = plan(spec(replicas=2), SMALL, there, {"free": Supply(), "paid": Supply()})
-    assert made.nearest is not None
-    assert [row.accelerator for row in (made.nearest, *made.rejected)] == ["paid", "paid", "free"]
+    catalog = named(accelerator("free", 80, None), accelerator("paid", 80, "9.00"))
+    result = plan(spec(replicas=2), SMALL, catalog, {"free": Supply(), "paid": Supply()})
+    assert result.nearest is not None
+    assert [row.accelerator for row in (result.nearest, *result.rejected)] == ["paid", "paid", "free"]
 
 
 def test_what_misses_a_target_by_little_is_told_with_how_much() -> None:
@@ -100,56 +100,56 @@ def test_what_misses_a_target_by_little_is_told_with_how_much() -> None:
     assert free is not None
     assert free.predicted.time_per_output_token is not None
     bound = round(free.predicted.time_per_output_token * 1020, 2)  # ms: 2 % above what the quick one does
-    made = plan(
+    result = plan(
         spec(**asked, targets={"timePerOutputToken": {"max": f"{bound}ms"}}), MIDDLE, named(slow, quick)
     )
-    assert made.choice is not None
-    assert made.choice.accelerator.name == "quick"
-    assert made.nearest is not None
-    assert made.nearest.accelerator == "slow"
-    assert made.nearest.predicted is not None
-    assert made.nearest.predicted.time_per_output_token is not None
-    assert bound / 1000 < made.nearest.predicted.time_per_output_token <= bound / 1000 * 1.25
-    assert "miss spec.targets.timePerOutputToken by" in made.nearest.detail
+    assert result.choice is not None
+    assert result.choice.accelerator.name == "quick"
+    assert result.nearest is not None
+    assert result.nearest.accelerator == "slow"
+    assert result.nearest.predicted is not None
+    assert result.nearest.predicted.time_per_output_token is not None
+    assert bound / 1000 < result.nearest.predicted.time_per_output_token <= bound / 1000 * 1.25
+    assert "miss spec.targets.timePerOutputToken by" in result.nearest.detail
 
 
 def test_a_model_that_only_several_devices_hold_says_so() -> None:
-    made = plan(spec(), LARGE, named(accelerator("mid", 40, "2.00")))
-    (row,) = made.rejected
+    result = plan(spec(), LARGE, named(accelerator("mid", 40, "2.00")))
+    (row,) = result.rejected
     assert (row.tensor, row.reason) == (2, PlanReason.NOT_YET_SUPPORTED)
     assert "2 together would" in row.detail
 
 
 def test_a_context_that_does_not_fit_names_the_longest_that_would() -> None:
-    there = named(replace(accelerator("card", 24, "1.00"), per_node=1))
-    made = plan(spec(engine={"type": "Turbo"}), MIDDLE, there)
-    assert made.choice is None
-    longest = int(made.rejected[0].detail.partition("requests of up to ")[2].split()[0])
+    catalog = named(replace(accelerator("card", 24, "1.00"), per_node=1))
+    result = plan(spec(engine={"type": "Turbo"}), MIDDLE, catalog)
+    assert result.choice is None
+    longest = int(result.rejected[0].detail.partition("requests of up to ")[2].split()[0])
     fits = spec(model={"uri": "hf://a/b", "maxModelLen": longest}, speculation={"mode": "Required"})
-    assert plan(fits, MIDDLE, there).choice is not None
+    assert plan(fits, MIDDLE, catalog).choice is not None
     longer = spec(model={"uri": "hf://a/b", "maxModelLen": longest + 512}, speculation={"mode": "Required"})
-    assert plan(longer, MIDDLE, there).choice is None
+    assert plan(longer, MIDDLE, catalog).choice is None
 
 
 def test_a_context_beyond_the_models_own_is_refused() -> None:
     asked = spec(model={"uri": "hf://a/b", "maxModelLen": 8193})
-    made = plan(asked, SMALL, named(accelerator("a", 24, "1")))
-    assert made.choice is None
-    assert "up to 8192" in made.detail
+    result = plan(asked, SMALL, named(accelerator("a", 24, "1")))
+    assert result.choice is None
+    assert "up to 8192" in result.detail
 
 
 def test_an_unknown_accelerator_is_named() -> None:
-    made = plan(spec(accelerators={"allowed": ["nowhere"]}), SMALL, catalogue())
-    assert made.reason == PlanReason.NO_PROFILE
-    assert "nowhere" in made.detail
+    result = plan(spec(accelerators={"allowed": ["nowhere"]}), SMALL, catalogue())
+    assert result.reason == PlanReason.NO_PROFILE
+    assert "nowhere" in result.detail
 
 
 def test_a_misspelt_accelerator_is_told_which_there_are() -> None:
-    there = named(*(accelerator(name, 80, "1") for name in ("beta", "alpha")))
-    made = plan(spec(accelerators={"allowed": ["alpa"]}), SMALL, there)
-    assert made.reason == PlanReason.NO_PROFILE
-    assert made.detail.startswith("There is no TurboAccelerator alpa:")
-    assert made.detail.endswith("There are: alpha, beta.")
+    catalog = named(*(accelerator(name, 80, "1") for name in ("beta", "alpha")))
+    result = plan(spec(accelerators={"allowed": ["alpa"]}), SMALL, catalog)
+    assert result.reason == PlanReason.NO_PROFILE
+    assert result.detail.startswith("There is no TurboAccelerator alpa:")
+    assert result.detail.endswith("There are: alpha, beta.")
 
 
 def test_an_empty_catalogue_is_no_crash() -> None:
@@ -160,28 +160,28 @@ def test_a_template_cannot_take_more_cores_or_leave_less_memory_than_was_counted
     cores = named(accelerator("cores", 8, "0.04", "cpu"))
     for name, amount in (("cpu", "16"), ("memory", "1Gi")):
         for part in ("requests", "limits"):
-            found = plan(spec(template={"resources": {part: {name: amount}}}), SMALL, cores)
-            assert (found.choice, found.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
-            assert f"spec.template.resources.{part}.{name}" in found.detail
-            assert "choose another TurboAccelerator" in found.detail
+            actual = plan(spec(template={"resources": {part: {name: amount}}}), SMALL, cores)
+            assert (actual.choice, actual.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+            assert f"spec.template.resources.{part}.{name}" in actual.detail
+            assert "choose another TurboAccelerator" in actual.detail
 
 
 def test_beside_a_device_a_template_may_take_cores_and_memory_but_not_too_little() -> None:
     card = named(accelerator("card", 24, "1.00"))
     more = spec(template={"resources": {"limits": {"cpu": "16", "memory": "64Gi"}}})
     assert plan(more, SMALL, card).choice is not None
-    found = plan(spec(template={"resources": {"limits": {"memory": "1Gi"}}}), SMALL, card)
-    assert (found.choice, found.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
-    assert "limits.memory is 1Gi" in found.detail
+    actual = plan(spec(template={"resources": {"limits": {"memory": "1Gi"}}}), SMALL, card)
+    assert (actual.choice, actual.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+    assert "limits.memory is 1Gi" in actual.detail
 
 
 def test_an_accelerator_without_a_profile_serves_until_speed_is_asked_for() -> None:
-    there = named(accelerator("plain", 80, "1.00"))
-    made = plan(spec(), SMALL, there)
-    assert made.choice is not None
-    assert made.choice.capacity is None
-    assert made.choice.predicted.time_per_output_token is None
-    asked = plan(spec(workload=LOAD), SMALL, there)
+    catalog = named(accelerator("plain", 80, "1.00"))
+    result = plan(spec(), SMALL, catalog)
+    assert result.choice is not None
+    assert result.choice.capacity is None
+    assert result.choice.predicted.time_per_output_token is None
+    asked = plan(spec(workload=LOAD), SMALL, catalog)
     assert (asked.choice, asked.reason) == (None, PlanReason.NO_PROFILE)
     assert "spec.memoryBandwidthGBps and spec.tflops" in asked.detail
     assert "There are" not in asked.detail  # it is there, and another name would be no remedy

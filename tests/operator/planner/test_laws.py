@@ -30,9 +30,9 @@ from turbo_dev.sizes import size
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
 from turbo_operator.plan import Choice, Running
 from turbo_operator.planner import frontier
-from turbo_operator.planner.demand import demand
 from turbo_operator.planner.feasibility import CODES
 from turbo_operator.planner.performance import memory
+from turbo_operator.planner.requirements import demand
 from turbo_operator.snapshot import Accelerator, Supply
 from turbo_runtime.contract.model import ModelShape
 
@@ -44,11 +44,11 @@ several = settings(max_examples=size(25, 50))  # of laws that compare plans, eac
 def test_no_plan_breaks_memory_budget_or_supply(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
-    made = planned(wanted, model, there, supply)
-    choice = made.choice
+    result = planned(wanted, model, catalog, supply)
+    choice = result.choice
     if choice is None:
         return
     row = choice.accelerator
@@ -60,7 +60,7 @@ def test_no_plan_breaks_memory_budget_or_supply(
     if wanted.cost and wanted.cost.max_per_hour is not None:
         assert choice.predicted.cost_per_hour is not None
         assert choice.predicted.cost_per_hour <= wanted.cost.max_per_hour
-    assert all(made.replicas <= bound for bound in room(wanted, row, supply, choice.capacity_type))
+    assert all(result.replicas <= bound for bound in room(wanted, row, supply, choice.capacity_type))
     asked = demand(wanted)
     # Under External the load decides which candidate, somebody else how many.
     if asked.tokens_per_second and asked.concurrency and wanted.scaling_policy != "External":
@@ -80,11 +80,11 @@ def by_load(wanted: TurboDeploymentSpec) -> TurboDeploymentSpec:
 def test_the_same_input_gives_the_same_plan_whatever_the_order_of_the_catalogue(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
-    backwards = dict(reversed(there.items()))
-    assert planned(wanted, model, there, supply) == planned(wanted, model, backwards, supply)
+    backwards = dict(reversed(catalog.items()))
+    assert planned(wanted, model, catalog, supply) == planned(wanted, model, backwards, supply)
 
 
 @several
@@ -92,16 +92,16 @@ def test_the_same_input_gives_the_same_plan_whatever_the_order_of_the_catalogue(
 def test_a_larger_budget_takes_no_plan_away(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     one: str | None,
     other: str | None,
 ) -> None:
     tight, wide = sorted(
-        (one, other), key=lambda each: Decimal("Infinity") if each is None else Decimal(each)
+        (one, other), key=lambda item: Decimal("Infinity") if item is None else Decimal(item)
     )
     asked = by_load(wanted)
-    narrow = planned(changed(asked, cost={"maxPerHour": tight} if tight else {}), model, there)
-    loose = planned(changed(asked, cost={"maxPerHour": wide} if wide else {}), model, there)
+    narrow = planned(changed(asked, cost={"maxPerHour": tight} if tight else {}), model, catalog)
+    loose = planned(changed(asked, cost={"maxPerHour": wide} if wide else {}), model, catalog)
     if narrow.choice is not None and tight is not None:
         assert cost_of(loose) == cost_of(narrow) or (loose.choice is None and wide is None)
     if narrow.choice is not None and wide is not None:
@@ -113,22 +113,22 @@ def test_a_larger_budget_takes_no_plan_away(
 def test_a_tighter_target_is_never_cheaper(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
     one: str,
     other: str,
 ) -> None:
-    tight, wide = sorted((one, other), key=lambda each: float(each[:-2]))
+    tight, wide = sorted((one, other), key=lambda item: float(item[:-2]))
     rest = {"workload": {"requestsPerSecond": "3"}, "cost": {}}
     asked = by_load(wanted)
     narrow, loose = (
         planned(
-            changed(asked, **rest, targets={"timePerOutputToken": {"max": each}}),
+            changed(asked, **rest, targets={"timePerOutputToken": {"max": item}}),
             model,
-            there,
+            catalog,
             supply,
         )
-        for each in (tight, wide)
+        for item in (tight, wide)
     )
     assert cost_of(loose) <= cost_of(narrow)
 
@@ -136,10 +136,12 @@ def test_a_tighter_target_is_never_cheaper(
 @several
 @given(specs(), models, catalogues, accelerators("omega"))
 def test_one_more_accelerator_to_choose_from_is_never_dearer(
-    wanted: TurboDeploymentSpec, model: ModelShape, there: dict[str, Accelerator], new: Accelerator
+    wanted: TurboDeploymentSpec, model: ModelShape, catalog: dict[str, Accelerator], new: Accelerator
 ) -> None:
     every = changed(by_load(wanted), accelerators={"capacityTypes": ["OnDemand"]}, cost={})
-    assert cost_of(planned(every, model, {**there, "omega": new})) <= cost_of(planned(every, model, there))
+    assert cost_of(planned(every, model, {**catalog, "omega": new})) <= cost_of(
+        planned(every, model, catalog)
+    )
 
 
 @several
@@ -147,11 +149,11 @@ def test_one_more_accelerator_to_choose_from_is_never_dearer(
 def test_more_supply_is_never_dearer(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
     asked = changed(by_load(wanted), cost={})
-    assert cost_of(planned(asked, model, there, None)) <= cost_of(planned(asked, model, there, supply))
+    assert cost_of(planned(asked, model, catalog, None)) <= cost_of(planned(asked, model, catalog, supply))
 
 
 @several
@@ -164,17 +166,17 @@ def test_a_dearer_accelerator_is_never_chosen_at_equal_capacity(
         row, name="aaa", prices={kind: price + Decimal(extra) / 100 for kind, price in row.prices.items()}
     )  # first by its name
     asked = changed(wanted, accelerators={"capacityTypes": ["OnDemand"]}, cost={})
-    made = planned(asked, model, {"alpha": row, "aaa": dear})
-    assert made.choice is None or made.choice.accelerator.name == "alpha"
+    result = planned(asked, model, {"alpha": row, "aaa": dear})
+    assert result.choice is None or result.choice.accelerator.name == "alpha"
 
 
 @several
 @given(specs(), models, catalogues)
 def test_without_drafts_is_always_a_candidate(
-    wanted: TurboDeploymentSpec, model: ModelShape, there: dict[str, Accelerator]
+    wanted: TurboDeploymentSpec, model: ModelShape, catalog: dict[str, Accelerator]
 ) -> None:
     open_, off = (
-        planned(changed(by_load(wanted), speculation={"mode": mode}, cost={}), model, there)
+        planned(changed(by_load(wanted), speculation={"mode": mode}, cost={}), model, catalog)
         for mode in ("Auto", "Disabled")
     )
     assert cost_of(open_) <= cost_of(off)
@@ -185,19 +187,19 @@ def test_without_drafts_is_always_a_candidate(
 def test_what_runs_stays_unless_another_saves_enough(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
     rest = {"cost": {}, "planPolicy": {"minSavingFraction": "0.30"}, "replicas": max(1, wanted.replicas)}
     asked = changed(by_load(wanted), accelerators={"capacityTypes": ["OnDemand"]}, **rest)
-    best = planned(asked, model, there, supply)
-    for name in there:
+    best = planned(asked, model, catalog, supply)
+    for name in catalog:
         alone = changed(asked, accelerators={"allowed": [name], "capacityTypes": ["OnDemand"]})
-        own = planned(alone, model, there, supply).choice
+        own = planned(alone, model, catalog, supply).choice
         if own is None or own.predicted.cost_per_hour is None:
             continue
         assert best.choice is not None
-        now = planned(asked, model, there, supply, running=running(own)).choice
+        now = planned(asked, model, catalog, supply, running=running(own)).choice
         assert now is not None
         least, enough = Decimal(cost_of(best)), own.predicted.cost_per_hour * Decimal("0.70")
         stays = least > enough or least == own.predicted.cost_per_hour
@@ -222,20 +224,20 @@ def running(choice: Choice) -> Running:
 def test_every_accelerator_asked_for_is_chosen_or_rejected_with_a_sentence(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
-    made = planned(wanted, model, there, supply)
+    result = planned(wanted, model, catalog, supply)
     allowed = wanted.accelerators.allowed if wanted.accelerators else None
-    asked = set(allowed) if allowed else set(there)
-    told = {row.accelerator for row in made.rejected}
-    if made.choice:
-        told.add(made.choice.accelerator.name)
-    assert told == asked
-    for row in made.rejected:
+    asked = set(allowed) if allowed else set(catalog)
+    reported = {row.accelerator for row in result.rejected}
+    if result.choice:
+        reported.add(result.choice.accelerator.name)
+    assert reported == asked
+    for row in result.rejected:
         assert PlanReason(row.reason)
         assert row.detail.endswith(".")
-    assert made.detail.endswith(".")
+    assert result.detail.endswith(".")
 
 
 @several
@@ -243,20 +245,20 @@ def test_every_accelerator_asked_for_is_chosen_or_rejected_with_a_sentence(
 def test_the_frontier_holds_the_choice(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
-    made = planned(wanted, model, there, supply)
-    points = frontier(wanted, model, there, supply, now=NOW)
-    feasible = [each for each in points if each.reason == PlanReason.FEASIBLE]
-    if made.choice is None:
+    result = planned(wanted, model, catalog, supply)
+    points = frontier(wanted, model, catalog, supply, now=NOW)
+    feasible = [item for item in points if item.reason == PlanReason.FEASIBLE]
+    if result.choice is None:
         assert not feasible
-    elif made.choice.capacity is not None:
+    elif result.choice.capacity is not None:
         best = feasible[0]
         assert (best.accelerator, best.capacity_type, best.method) == (
-            made.choice.accelerator.name,
-            made.choice.capacity_type,
-            made.choice.method,
+            result.choice.accelerator.name,
+            result.choice.capacity_type,
+            result.choice.method,
         )
 
 
@@ -267,11 +269,11 @@ def test_the_generated_cases_reach_every_outcome_and_often_many_replicas() -> No
 
     @settings(derandomize=True, max_examples=200)
     @given(specs(), models, catalogues, supplies)
-    def look(wanted: TurboDeploymentSpec, model: ModelShape, there: Any, supply: Any) -> None:
-        made = planned(wanted, model, there, supply)
-        seen.update([made.reason, *(row.reason for row in made.rejected)])
-        if made.choice is not None:
-            counts.append(made.replicas)
+    def look(wanted: TurboDeploymentSpec, model: ModelShape, catalog: Any, supply: Any) -> None:
+        result = planned(wanted, model, catalog, supply)
+        seen.update([result.reason, *(row.reason for row in result.rejected)])
+        if result.choice is not None:
+            counts.append(result.replicas)
 
     look()
     assert seen >= set(CODES)
@@ -283,7 +285,7 @@ def test_the_generated_cases_reach_every_outcome_and_often_many_replicas() -> No
 def test_another_number_of_external_replicas_is_the_same_candidate_unless_money_or_stock_forbids(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
     count: int,
 ) -> None:
@@ -291,7 +293,7 @@ def test_another_number_of_external_replicas_is_the_same_candidate_unless_money_
         changed(wanted, scaling={"policy": "External"}, replicas=replicas)
         for replicas in (wanted.replicas, count)
     )
-    before, after = (planned(each, model, there, supply) for each in (one, other))
+    before, after = (planned(item, model, catalog, supply) for item in (one, other))
     if before.choice is None:
         return
     was = before.choice
@@ -315,12 +317,12 @@ def test_another_number_of_external_replicas_is_the_same_candidate_unless_money_
 def test_a_price_is_asked_for_only_where_the_targets_would_hold(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
     asked = demand(wanted)
-    made = planned(wanted, model, there, supply)
-    for row in made.rejected:
+    result = planned(wanted, model, catalog, supply)
+    for row in result.rejected:
         if row.reason != PlanReason.PRICE_UNKNOWN or row.predicted is None or wanted.replicas == 0:
             continue
         if wanted.scaling_policy == "External":

@@ -17,9 +17,9 @@ DEGREES = st.sampled_from((1.0, 2.0, 4.0, 8.0, 16.0))
 
 
 def shape(hub_id: str) -> ModelShape:
-    found = shapes.shipped(hub_id)
-    assert found is not None
-    return found
+    actual = shapes.shipped(hub_id)
+    assert actual is not None
+    return actual
 
 
 LLAMA, R1, OSS = (
@@ -93,11 +93,11 @@ def test_an_mlp_of_unknown_width_is_taken_to_hold_no_less_than_it_does_and_not_t
 
 
 @given(st.integers(-(1 << 40), 1 << 40), st.integers(1, 1 << 20), st.integers(0, 64))
-def test_the_longest_request_fits_and_one_token_more_does_not(room: int, each: int, drafts: int) -> None:
-    longest = memory.longest_model_len(room, each, drafts)
+def test_the_longest_request_fits_and_one_token_more_does_not(room: int, item: int, drafts: int) -> None:
+    longest = memory.max_model_len(room, item, drafts)
 
     def fits(length: int) -> bool:
-        return bool(memory.whole_grains(each * memory.request_tokens(length, drafts)) <= room)
+        return bool(memory.whole_grains(item * memory.request_tokens(length, drafts)) <= room)
 
     assert longest == 0 or fits(longest)
     assert not fits(longest + 1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_operator.planner.mixture import Kind, cheapest
+from turbo_operator.planner.explanation.mixture import Kind, find_cheapest
 
 kinds = st.builds(
     Kind,
@@ -23,7 +23,7 @@ kinds = st.builds(
 def brute_force(offered: list[Kind], demand: float) -> float:
     """The price of the cheapest of all mixtures; inf where none serves the demand."""
     best = math.inf
-    for counts in product(*(range(kind.most + 1) for kind in offered)):
+    for counts in product(*(range(kind.max_replicas + 1) for kind in offered)):
         if sum(number * kind.serves for number, kind in zip(counts, offered, strict=True)) >= demand - 1e-9:
             best = min(best, sum(number * kind.price for number, kind in zip(counts, offered, strict=True)))
     return best
@@ -31,25 +31,25 @@ def brute_force(offered: list[Kind], demand: float) -> float:
 
 @given(st.lists(kinds, min_size=2, max_size=3), st.integers(1, 60).map(lambda tenths: tenths / 4))
 def test_the_mixture_is_the_cheapest_of_all(offered: list[Kind], demand: float) -> None:
-    found = cheapest(offered, demand)
+    actual = find_cheapest(offered, demand)
     best = brute_force(offered, demand)
-    if found is None:
+    if actual is None:
         assert best == math.inf
         return
-    assert all(0 <= number <= kind.most for number, kind in zip(found, offered, strict=True))
-    assert sum(number * kind.serves for number, kind in zip(found, offered, strict=True)) >= demand - 1e-6
-    assert sum(number * kind.price for number, kind in zip(found, offered, strict=True)) == pytest.approx(
+    assert all(0 <= number <= kind.max_replicas for number, kind in zip(actual, offered, strict=True))
+    assert sum(number * kind.serves for number, kind in zip(actual, offered, strict=True)) >= demand - 1e-6
+    assert sum(number * kind.price for number, kind in zip(actual, offered, strict=True)) == pytest.approx(
         best
     )
 
 
 @given(st.lists(kinds, min_size=2, max_size=3), st.integers(1, 60).map(float), st.integers(0, 200).map(float))
 def test_only_what_costs_less_is_found(offered: list[Kind], demand: float, below: float) -> None:
-    found = cheapest(offered, demand, below)
+    actual = find_cheapest(offered, demand, below)
     best = brute_force(offered, demand)
-    assert (found is None) == (best >= below)
+    assert (actual is None) == (best >= below)
 
 
 def test_two_kinds_together_can_beat_each_alone() -> None:
     offered = [Kind("large", 10.0, 8.0, 9), Kind("little", 2.0, 2.0, 9)]
-    assert cheapest(offered, 12.0) == (1, 1)  # 10: two large cost 16, six little 12
+    assert find_cheapest(offered, 12.0) == (1, 1)  # 10: two large cost 16, six little 12

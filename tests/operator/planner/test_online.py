@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from turbo_operator.api import CapacityType, EngineName, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Running
-from turbo_operator.planner.performance import online_calibration, step_time
-from turbo_operator.planner.performance.calibration import Calibration
-from turbo_operator.planner.performance.online_calibration import Online
-from turbo_operator.planner.replica import replica
+from turbo_operator.planner.performance import calibration, step_time
+from turbo_operator.planner.performance.calibration import Calibration, Online
+from turbo_operator.planner.performance.calibration_history import describe_replica
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView
 from turbo_runtime.contract.load import Load
 
@@ -27,7 +26,7 @@ RUNNING = Running(EngineName.TURBO, "l4", CapacityType.ON_DEMAND, 1, 1, "Off", N
 SPEC = TurboDeploymentSpec.model_validate({"model": {"uri": "hf://Qwen/Qwen2.5-7B-Instruct"}})
 SHAPE = shapes.shipped("Qwen/Qwen2.5-7B-Instruct")
 assert SHAPE is not None
-FOUND = replica(SPEC, SHAPE, L4, RUNNING)
+FOUND = describe_replica(SPEC, SHAPE, L4, RUNNING)
 assert FOUND is not None
 MACHINE, WORK = FOUND
 PROMPT, ANSWER = 200, 100
@@ -54,7 +53,7 @@ def samples(rate: float, factor: float, seconds: float, seed: int = 1) -> Iterat
     while now < seconds:
         while due <= now:
             seen = replace(
-                load, running_requests=len(running), running_tokens=sum(PROMPT + made for made in running)
+                load, running_requests=len(running), running_tokens=sum(PROMPT + result for result in running)
             )
             sample = LoadSample.after(sample, START + due, seen)
             yield sample
@@ -72,7 +71,7 @@ def samples(rate: float, factor: float, seconds: float, seed: int = 1) -> Iterat
         elif running:
             now += factor * decode(len(running), PROMPT + round(sum(running) / len(running)))
             load = replace(load, generated_tokens=load.generated_tokens + len(running))
-            running = [made + 1 for made in running if made + 1 < ANSWER]
+            running = [result + 1 for result in running if result + 1 < ANSWER]
         else:
             now = min(arrival, due)
 
@@ -84,7 +83,7 @@ def pod(sample: LoadSample | None, ready_since: float | None = START) -> PodView
 def learnt(rate: float, factor: float, seconds: float, start: Calibration | None = None) -> Online:
     known = Online()
     for sample in samples(rate, factor, seconds):
-        known = known.heard([pod(sample)], MACHINE, WORK, start)
+        known = known.update([pod(sample)], MACHINE, WORK, start)
     return known
 
 
@@ -101,46 +100,46 @@ def test_what_the_start_up_points_have_told_is_not_told_again() -> None:
 def test_the_first_minute_of_a_pod_teaches_nothing() -> None:
     known = Online()
     for sample in samples(1.0, 3.0, 600):
-        known = known.heard([pod(sample, ready_since=START + 541.0)], MACHINE, WORK, None)
+        known = known.update([pod(sample, ready_since=START + 541.0)], MACHINE, WORK, None)
     assert known == Online()
-    assert Online().heard([pod(next(samples(1.0, 1.0, 1.0)), None)], MACHINE, WORK, None) == Online()
+    assert Online().update([pod(next(samples(1.0, 1.0, 1.0)), None)], MACHINE, WORK, None) == Online()
 
 
 def test_an_idle_pod_teaches_nothing() -> None:
     idle = LoadSample(START + 100.0, IDLE)
-    known = Online().heard([pod(idle)], MACHINE, WORK, None)
+    known = Online().update([pod(idle)], MACHINE, WORK, None)
     for look in range(1, 1000):
         idle = LoadSample.after(idle, START + 100.0 + 15.0 * look, IDLE)
-        known = known.heard([pod(idle)], MACHINE, WORK, None)
+        known = known.update([pod(idle)], MACHINE, WORK, None)
     assert known.filter == Online().filter
 
 
 def test_a_process_that_was_started_again_begins_a_new_stretch() -> None:
     known = learnt(1.0, 1.0, 1800)
     again = LoadSample(START + 1815.0, IDLE)
-    heard = known.heard([pod(again)], MACHINE, WORK, None)
+    heard = known.update([pod(again)], MACHINE, WORK, None)
     assert heard.filter == known.filter
     assert heard.marks == {"p": again}
 
 
 def test_a_pod_that_is_gone_is_forgotten() -> None:
-    assert learnt(1.0, 1.0, 600).heard([], MACHINE, WORK, None).marks == {}
+    assert learnt(1.0, 1.0, 600).update([], MACHINE, WORK, None).marks == {}
 
 
 @given(st.lists(st.floats(0.9, 1.1), min_size=1, max_size=60))
 def test_small_wanderings_make_no_plan_anew(factors: list[float]) -> None:
-    known, told = Online(), set()
+    known, reported = Online(), set()
     for step, factor in enumerate(factors):
-        known = replace(known, filter=known.filter.told(factor, 1.0, START + 60.0 * step))
-        known = known.heard([], MACHINE, WORK, None)
-        told.add(known.told)
-    assert told <= {0.0, online_calibration.STEP, -online_calibration.STEP}
-    assert len(told) <= 2
+        known = replace(known, filter=known.filter.update(factor, 1.0, START + 60.0 * step))
+        known = known.update([], MACHINE, WORK, None)
+        reported.add(known.told)
+    assert reported <= {0.0, calibration.STEP, -calibration.STEP}
+    assert len(reported) <= 2
 
 
 def test_an_accelerator_of_unknown_speed_has_no_model_to_compare_with() -> None:
     assert SHAPE is not None
-    assert replica(SPEC, SHAPE, replace(L4, memory_bandwidth=None), RUNNING) is None
-    assert replica(SPEC, SHAPE, replace(L4, flops={}), RUNNING) is None
-    assert replica(SPEC, SHAPE, L4, replace(RUNNING, tensor=2)) is None
-    assert replica(SPEC, SHAPE, L4, replace(RUNNING, nodes=2)) is None
+    assert describe_replica(SPEC, SHAPE, replace(L4, memory_bandwidth=None), RUNNING) is None
+    assert describe_replica(SPEC, SHAPE, replace(L4, flops={}), RUNNING) is None
+    assert describe_replica(SPEC, SHAPE, L4, replace(RUNNING, tensor=2)) is None
+    assert describe_replica(SPEC, SHAPE, L4, replace(RUNNING, nodes=2)) is None

@@ -31,12 +31,12 @@ def running(name: str) -> Running:
 
 
 def test_as_many_replicas_as_fit_are_served_of_a_plan_that_says_how_many_do_not() -> None:
-    found = plan(spec(replicas=3), SHAPE, {"cpu": CPU}, free(cpu=2))
-    assert (found.choice, found.reason, found.replicas) == (None, PlanReason.NO_CAPACITY, 3)
-    assert found.served is not None
-    assert found.served.accelerator.name == "cpu"
-    assert found.detail.endswith("2 of 3 replicas on cpu can run until then.")
-    assert found.served.predicted.cost_per_hour == Decimal("0.08"), "of those that run"
+    actual = plan(spec(replicas=3), SHAPE, {"cpu": CPU}, free(cpu=2))
+    assert (actual.choice, actual.reason, actual.replicas) == (None, PlanReason.NO_CAPACITY, 3)
+    assert actual.served is not None
+    assert actual.served.accelerator.name == "cpu"
+    assert actual.detail.endswith("2 of 3 replicas on cpu can run until then.")
+    assert actual.served.predicted.cost_per_hour == Decimal("0.08"), "of those that run"
 
 
 def test_where_not_one_replica_fits_nothing_is_served_but_what_runs() -> None:
@@ -47,11 +47,11 @@ def test_where_not_one_replica_fits_nothing_is_served_but_what_runs() -> None:
 
 
 def test_the_one_that_comes_closest_is_served_unless_another_runs() -> None:
-    catalogue, there = {"cpu": CPU, "big": BIG}, free(cpu=1, big=2)
-    found = plan(spec(replicas=3), SHAPE, catalogue, there)
-    assert found.served is not None
-    assert found.served.accelerator.name == "big"
-    stays = plan(spec(replicas=3), SHAPE, catalogue, there, running=running("cpu"))
+    catalogue, supply = {"cpu": CPU, "big": BIG}, free(cpu=1, big=2)
+    actual = plan(spec(replicas=3), SHAPE, catalogue, supply)
+    assert actual.served is not None
+    assert actual.served.accelerator.name == "big"
+    stays = plan(spec(replicas=3), SHAPE, catalogue, supply, running=running("cpu"))
     assert stays.served is not None
     assert stays.served.accelerator.name == "cpu"
 
@@ -62,12 +62,12 @@ def test_what_is_short_of_money_is_not_served_in_part() -> None:
 
 
 def test_a_total_that_is_too_low_leaves_as_many_as_it_allows() -> None:
-    found = plan(spec(replicas=3, accelerators={"maxTotal": 2}), SHAPE, {"cpu": CPU}, free(cpu=8))
-    assert found.served is not None
-    assert "2 of 3 replicas on cpu" in found.detail
+    actual = plan(spec(replicas=3, accelerators={"maxTotal": 2}), SHAPE, {"cpu": CPU}, free(cpu=8))
+    assert actual.served is not None
+    assert "2 of 3 replicas on cpu" in actual.detail
 
 
 def test_what_fits_in_whole_is_chosen_before_what_fits_in_part() -> None:
-    found = plan(spec(replicas=3), SHAPE, {"cpu": CPU, "big": BIG}, free(cpu=2, big=3))
-    assert found.choice is not None
-    assert (found.choice.accelerator.name, found.partial) == ("big", None)
+    actual = plan(spec(replicas=3), SHAPE, {"cpu": CPU, "big": BIG}, free(cpu=2, big=3))
+    assert actual.choice is not None
+    assert (actual.choice.accelerator.name, actual.partial) == ("big", None)

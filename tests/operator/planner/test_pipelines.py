@@ -12,9 +12,11 @@ import pytest
 from turbo_operator.api import CapacityType, TurboDeploymentSpec
 from turbo_operator.catalog import shapes
 from turbo_operator.planner import plan
-from turbo_operator.planner.candidates import Candidates, Indices, candidates, room
-from turbo_operator.planner.performance import candidate_curves, capacity, memory, speculation
-from turbo_operator.planner.request import Requirements, request
+from turbo_operator.planner.arrays import Indices
+from turbo_operator.planner.candidates import Candidates, enumerate_candidates, estimate_memory
+from turbo_operator.planner.performance import candidate_curves, memory, speculation
+from turbo_operator.planner.performance.curves import Engines
+from turbo_operator.planner.requirements import Requirements, build_requirements
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
 
@@ -36,9 +38,9 @@ DENSE, EXPERTS, ODD = "Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "deepseek-ai/DeepSe
 
 
 def shape(hub_id: str) -> ModelShape:
-    found = shapes.shipped(hub_id)
-    assert found is not None
-    return found
+    actual = shapes.shipped(hub_id)
+    assert actual is not None
+    return actual
 
 
 def stages(hub_id: str, number: int, **fields: Any) -> tuple[Candidates, Requirements]:
@@ -52,8 +54,8 @@ def stages(hub_id: str, number: int, **fields: Any) -> tuple[Candidates, Require
             **fields,
         }
     )
-    what = request(asked, shape(hub_id), ("card",))
-    return candidates(asked, what, (CARD,), None, None), what
+    what = build_requirements(asked, shape(hub_id), ("card",))
+    return enumerate_candidates(asked, what, (CARD,), None, None), what
 
 
 def sent(hub_id: str) -> float:
@@ -61,22 +63,21 @@ def sent(hub_id: str) -> float:
     return 2 * 2 * shape(hub_id).hidden_size / 1.25e9
 
 
-def curves(it: Candidates, what: Requirements) -> tuple[capacity.Engines, Indices]:
+def curves(it: Candidates, what: Requirements) -> tuple[Engines, Indices]:
     # As much memory as it takes: the same states are looked at for any number of stages.
-    held = replace(room(it, what, None), slots=np.full(len(it), float(SLOTS)))
-    return candidate_curves.engines(
-        it, held, candidate_curves.rates((CARD,), what, np.array([2.0])), what, None, {}
-    )
+    held = replace(estimate_memory(it, what, None), slots=np.full(len(it), float(SLOTS)))
+    rates = candidate_curves.build_rates((CARD,), what)
+    return candidate_curves.build_engines(it, held, rates, what, None, {})
 
 
-def curve(it: Candidates, what: Requirements) -> capacity.Engines:
+def curve(it: Candidates, what: Requirements) -> Engines:
     return curves(it, what)[0]
 
 
 @pytest.mark.parametrize("hub_id", [DENSE, EXPERTS])
 @pytest.mark.parametrize("number", [2, 3, 4])
 def test_a_request_alone_waits_for_all_stages_and_all_hops(hub_id: str, number: int) -> None:
-    one, several = (curve(*stages(hub_id, each)) for each in (1, number))
+    one, several = (curve(*stages(hub_id, item)) for item in (1, number))
     hops = (number - 1) * sent(hub_id) + number * candidate_curves.HOP_SECONDS
     uneven = number * -(-shape(hub_id).layers // number) / shape(hub_id).layers
     assert several.decode[0, 0] == pytest.approx(one.decode[0, 0] * uneven + hops)
@@ -84,7 +85,7 @@ def test_a_request_alone_waits_for_all_stages_and_all_hops(hub_id: str, number: 
 
 @pytest.mark.parametrize("hub_id", [DENSE, EXPERTS])
 def test_no_pipeline_does_more_than_its_stages_would_alone(hub_id: str) -> None:
-    one, several = (curve(*stages(hub_id, each)) for each in (1, 4))
+    one, several = (curve(*stages(hub_id, item)) for item in (1, 4))
     token_each = one.rows / one.decode
     assert (several.rows / several.decode < 4.0 * np.maximum(token_each, 1.0 / one.decode)).all()
     assert several.prefill[0] >= one.prefill[0] / 4.0
@@ -121,7 +122,7 @@ def test_a_step_reads_what_decoding_and_verification_leave_of_it() -> None:
 def test_the_largest_stage_fits(number: int) -> None:
     it, what = stages(ODD, number)
     model = shape(ODD)
-    held = room(it, what, None)
+    held = estimate_memory(it, what, None)
     layers = -(-model.layers // number)
     table = 2 * model.vocab_size * model.hidden_size
     between = memory.weights(model, 2.0).total - 2 * table

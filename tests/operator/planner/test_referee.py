@@ -28,10 +28,10 @@ from turbo_runtime.contract.model import ModelShape
 def test_the_choice_is_the_best_of_all_candidates(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: dict[str, Accelerator],
+    catalog: dict[str, Accelerator],
     supply: dict[str, Supply] | None,
 ) -> None:
-    agree(wanted, model, there, supply)
+    agree(wanted, model, catalog, supply)
 
 
 @settings(max_examples=size(20, 100))
@@ -45,18 +45,18 @@ def test_the_choice_is_the_best_where_many_are_feasible(
 def agree(
     wanted: TurboDeploymentSpec,
     model: ModelShape,
-    there: Mapping[str, Accelerator],
+    catalog: Mapping[str, Accelerator],
     supply: Mapping[str, Supply] | None,
 ) -> None:
     """The planner and the referee choose the same, of the same number and at the same cost."""
-    made = planned(wanted, model, there, supply)
-    best = brute_force(wanted, model, there, supply)
+    result = planned(wanted, model, catalog, supply)
+    best = brute_force(wanted, model, catalog, supply)
     if best is None:
-        assert made.choice is None
-        assert made.reason != PlanReason.FEASIBLE
+        assert result.choice is None
+        assert result.reason != PlanReason.FEASIBLE
         return
-    assert made.choice is not None
-    it = made.choice
+    assert result.choice is not None
+    it = result.choice
     assert (it.accelerator.name, it.capacity_type, it.method) == (best.accelerator, best.kind, best.method)
-    assert made.replicas == best.replicas
+    assert result.replicas == best.replicas
     assert it.predicted.cost_per_hour == best.cost

@@ -13,14 +13,14 @@ from turbo_dev.plan_examples import MIDDLE, SMALL, fast, named, spec
 from turbo_operator.api import Method, Placement, PlanReason, Speculation
 from turbo_operator.catalog import shapes
 from turbo_operator.planner import plan
-from turbo_operator.planner.engines import ENGINES, OFF
+from turbo_operator.planner.capabilities import ENGINES, OFF
 from turbo_operator.planner.performance import speculation
 from turbo_operator.planner.performance.speculation import (
     PRIORS,
     SpeculationOption,
     committed,
-    fastest,
-    options,
+    find_fastest,
+    list_options,
 )
 
 SHAPE = shapes.shipped("Qwen/Qwen3-8B")
@@ -55,21 +55,21 @@ def test_drafting_is_never_slower_than_not(
     method: Method, ceiling: int, plain: list[float], verify: float, draft: float
 ) -> None:
     step = np.array([plain])
-    best, number = fastest(
+    best, number = find_fastest(
         SpeculationOption(method, None, ceiling, 0),
         lambda k: step * (1.0 + verify * k),
         lambda k: step * draft * k,
     )
     assert (best <= step).all()
     assert ((number >= 0) & (number <= ceiling)).all()
-    told = np.array([committed(method, int(k)) for k in number[0]])
-    assert best[0] == pytest.approx(step[0] * (1.0 + (verify + draft) * number[0]) / told)
+    reported = np.array([committed(method, int(k)) for k in number[0]])
+    assert best[0] == pytest.approx(step[0] * (1.0 + (verify + draft) * number[0]) / reported)
 
 
 def test_each_engine_offers_its_own_methods_and_none_last() -> None:
     assert SHAPE is not None
     turbo, vllm = (
-        [each.method for each in options(Speculation(), engine, SHAPE, None)] for engine in ENGINES
+        [item.method for item in list_options(Speculation(), engine, SHAPE, None)] for engine in ENGINES
     )
     assert turbo == ["Suffix", "TurboHeads", "EAGLE3", OFF]
     assert vllm == ["Suffix", "EAGLE3", OFF]
@@ -78,10 +78,10 @@ def test_each_engine_offers_its_own_methods_and_none_last() -> None:
 def test_a_draft_model_may_be_in_three_places() -> None:
     assert SHAPE is not None
     asked = Speculation.model_validate({"method": "DraftModel", "draftModel": {"uri": "hf://a/b"}})
-    found = [each.placement for each in options(asked, ENGINES[0], SHAPE, DRAFT)]
-    assert found == [*Placement, None]
+    actual = [item.placement for item in list_options(asked, ENGINES[0], SHAPE, DRAFT)]
+    assert actual == [*Placement, None]
     pinned = asked.model_copy(update={"placement": "Separate"})
-    assert [each.placement for each in options(pinned, ENGINES[0], SHAPE, DRAFT)] == [
+    assert [item.placement for item in list_options(pinned, ENGINES[0], SHAPE, DRAFT)] == [
         Placement.SEPARATE,
         None,
     ]
@@ -89,10 +89,10 @@ def test_a_draft_model_may_be_in_three_places() -> None:
 
 def test_modes_close_what_they_name() -> None:
     assert SHAPE is not None
-    disabled = options(Speculation.model_validate({"mode": "Disabled"}), ENGINES[0], SHAPE, None)
-    required = options(Speculation.model_validate({"mode": "Required"}), ENGINES[0], SHAPE, None)
-    assert [each.method for each in disabled] == [OFF]
-    assert OFF not in [each.method for each in required]
+    disabled = list_options(Speculation.model_validate({"mode": "Disabled"}), ENGINES[0], SHAPE, None)
+    required = list_options(Speculation.model_validate({"mode": "Required"}), ENGINES[0], SHAPE, None)
+    assert [item.method for item in disabled] == [OFF]
+    assert OFF not in [item.method for item in required]
 
 
 TRAINING = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
@@ -104,17 +104,17 @@ SOURCES = {"training": {"training": TRAINING}, "a draft": {"draftRef": {"name": 
 def test_heads_are_planned_as_the_suffix_drafts_that_they_draft_beside(mode: str, source: str) -> None:
     heads = spec(speculation={"mode": mode, "method": "TurboHeads", **SOURCES[source]})
     suffix = spec(speculation={"mode": mode, "method": "Suffix"})
-    there = named(fast("a", 80, "1.00"))
-    made = plan(heads, MIDDLE, there)
-    assert made.choice is not None
-    assert made.choice.method == Method.SUFFIX
-    assert made.choice == plan(suffix, MIDDLE, there).choice
+    catalog = named(fast("a", 80, "1.00"))
+    result = plan(heads, MIDDLE, catalog)
+    assert result.choice is not None
+    assert result.choice.method == Method.SUFFIX
+    assert result.choice == plan(suffix, MIDDLE, catalog).choice
 
 
 def test_only_an_engine_that_has_heads_drafts_for_them() -> None:
     assert SHAPE is not None
     asked = Speculation.model_validate({"method": "TurboHeads", "training": TRAINING})
-    turbo, vllm = ([each.method for each in options(asked, engine, SHAPE, None)] for engine in ENGINES)
+    turbo, vllm = ([item.method for item in list_options(asked, engine, SHAPE, None)] for engine in ENGINES)
     assert turbo == ["Suffix", OFF]
     assert vllm == [OFF]
 
@@ -129,17 +129,17 @@ def test_a_pass_of_a_head_costs_a_fraction_of_the_model() -> None:
 def test_a_draft_model_of_another_vocabulary_is_refused_with_both_sizes(mode: str) -> None:
     other = replace(SMALL, vocab_size=MIDDLE.vocab_size + 128)  # as a padded table of the same tokenizer has
     asked = spec(speculation={"mode": mode, "draftModel": {"uri": "hf://a/b"}})
-    there = named(fast("a", 80, "1.00"))
-    made = plan(asked, MIDDLE, there, draft=other)
-    assert (made.choice, made.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
-    assert f"spec.speculation.draftModel has a vocabulary of {other.vocab_size} tokens" in made.detail
-    assert f"{MIDDLE.vocab_size}" in made.detail
+    catalog = named(fast("a", 80, "1.00"))
+    result = plan(asked, MIDDLE, catalog, draft=other)
+    assert (result.choice, result.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+    assert f"spec.speculation.draftModel has a vocabulary of {other.vocab_size} tokens" in result.detail
+    assert f"{MIDDLE.vocab_size}" in result.detail
     same = replace(SMALL, vocab_size=MIDDLE.vocab_size)
-    assert "vocabulary" not in plan(asked, MIDDLE, there, draft=same).detail
+    assert "vocabulary" not in plan(asked, MIDDLE, catalog, draft=same).detail
 
 
 def test_a_draft_model_of_unknown_shape_is_told_where_nothing_else_may_draft() -> None:
     asked = spec(speculation={"mode": "Required", "method": "DraftModel", "draftModel": {"uri": "hf://a/b"}})
-    made = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
-    assert made.choice is None
-    assert "the shape of spec.speculation.draftModel is not known" in made.detail
+    result = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
+    assert result.choice is None
+    assert "the shape of spec.speculation.draftModel is not known" in result.detail

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from measurements import closed_loop
 
 from turbo_operator.planner.performance import step_time
-from turbo_operator.planner.performance.coefficients import BY_ENGINE, NAMES, Coefficients
-from turbo_operator.planner.performance.step_time import ForwardCost, Machine
+from turbo_operator.planner.performance.step_time import BY_ENGINE, NAMES, Coefficients, ForwardCost, Machine
 from turbo_runtime.contract.model import ModelShape
 
 RATES = ("bandwidth", "flops", "expert_flops", "attention_flops", "link")
@@ -147,27 +147,27 @@ def test_arrays_are_told_as_their_elements_are(
     def column(records: list[object], name: str) -> np.ndarray:
         return np.array([getattr(record, name) for record in records], float)
 
-    of = [list(each) for each in zip(*cases, strict=True)]
+    of = [list(item) for item in zip(*cases, strict=True)]
     machine = Machine(
         coefficients=Coefficients(),
         **{f.name: column(of[0], f.name) for f in fields(Machine) if f.name != "coefficients"},
     )
     work = ForwardCost(**{f.name: column(of[1], f.name) for f in fields(ForwardCost)})
-    decode = step_time.decode_seconds(machine, work, *(np.array(each) for each in of[2:5]))
+    decode = step_time.decode_seconds(machine, work, *(np.array(item) for item in of[2:5]))
     prefill = step_time.prefill_seconds(machine, work, np.array(of[5]))
-    assert decode == pytest.approx([step_time.decode_seconds(*each[:5]) for each in cases])
-    assert prefill == pytest.approx([step_time.prefill_seconds(each[0], each[1], each[5]) for each in cases])
+    assert decode == pytest.approx([step_time.decode_seconds(*item[:5]) for item in cases])
+    assert prefill == pytest.approx([step_time.prefill_seconds(item[0], item[1], item[5]) for item in cases])
 
 
 @given(st.floats(1e-3, 1.0), st.floats(1e-3, 1.0), rows, prompts)
 def test_accepting_every_token_of_a_plain_pass_is_decoding_without_drafts(
     decode: float, prefill: float, rows: float, answer: float
 ) -> None:
-    plain = step_time.time_per_output_token(decode, prefill, rows, answer)
-    assert plain == step_time.time_per_output_token(decode, prefill, rows, answer, 1.0)
-    assert step_time.time_per_output_token(decode, prefill, rows, answer, 2.0) < plain
-    assert step_time.saturated_tokens_per_second(decode, prefill, rows, answer, 2.0) > (
-        step_time.saturated_tokens_per_second(decode, prefill, rows, answer)
+    plain = closed_loop.time_per_output_token(decode, prefill, rows, answer)
+    assert plain == closed_loop.time_per_output_token(decode, prefill, rows, answer, 1.0)
+    assert closed_loop.time_per_output_token(decode, prefill, rows, answer, 2.0) < plain
+    assert closed_loop.saturated_tokens_per_second(decode, prefill, rows, answer, 2.0) > (
+        closed_loop.saturated_tokens_per_second(decode, prefill, rows, answer)
     )
 
 
@@ -177,14 +177,14 @@ def test_a_pass_worked_out_by_hand() -> None:
         "LlamaForCausalLM", 8_030_261_248, 32, 4096, 32, 8, 128, 128_256, 131_072, "bfloat16",
         embedding_parameters=525_336_576,
     )  # fmt: skip
-    work = step_time.work(shape, 2.0 * 7_504_924_672, 0.0, 2.0 * 32 * 8 * 128 * 2)
+    work = step_time.build_work(shape, 2.0 * 7_504_924_672, 0.0, 2.0 * 32 * 8 * 128 * 2)
     coefficients = Coefficients(bandwidth=0.93, flops=0.59, layer_seconds=62e-6)
     machine = Machine(3.35e12, 989e12, 989e12, 989e12, math.inf, 1.0, coefficients)
     read = (15.009849344e9 + 8 * 1000 * 131_072) / (3.35e12 * 0.93)
     computed = 8 * (15.009849344e9 + 4 * 32 * 4096 * 1000) / (989e12 * 0.59)
-    found = step_time.decode_seconds(machine, work, 8.0, 0.0, 1000.0)
-    assert found == pytest.approx(read + computed + 32 * 62e-6)
-    assert found == pytest.approx(7.35e-3, rel=0.01)
+    actual = step_time.decode_seconds(machine, work, 8.0, 0.0, 1000.0)
+    assert actual == pytest.approx(read + computed + 32 * 62e-6)
+    assert actual == pytest.approx(7.35e-3, rel=0.01)
 
 
 def test_few_activations_go_to_every_accelerator_and_many_around_a_ring() -> None:

@@ -28,27 +28,27 @@ from turbo_operator.catalog import catalogue
 from turbo_operator.plan import Running
 from turbo_operator.planner import plan
 from turbo_operator.planner.capabilities import NOW
-from turbo_operator.planner.demand import demand, overlong
+from turbo_operator.planner.requirements import demand, describe_overlong
 from turbo_operator.snapshot import NodeSupply, Supply
 
 
 def test_a_pinned_degree_that_does_not_divide_the_heads_is_refused() -> None:
-    made = plan(spec(parallelism={"tensor": 5}), MIDDLE, named(fast("a", 80, "1")))
-    assert (made.choice, made.reason) == (None, PlanReason.INVALID_PARALLELISM)
-    assert "does not divide the model's 32 heads: write one of 1, 2, 4, 8, 16, 32" in made.detail
+    result = plan(spec(parallelism={"tensor": 5}), MIDDLE, named(fast("a", 80, "1")))
+    assert (result.choice, result.reason) == (None, PlanReason.INVALID_PARALLELISM)
+    assert "does not divide the model's 32 heads: write one of 1, 2, 4, 8, 16, 32" in result.detail
 
 
 def test_a_pinned_degree_above_a_nodes_accelerators_is_refused() -> None:
-    made = plan(spec(parallelism={"tensor": 16}), MIDDLE, named(fast("a", 80, "1")))
-    assert (made.choice, made.reason) == (None, PlanReason.INVALID_PARALLELISM)
-    assert "a node of a has 8" in made.detail
+    result = plan(spec(parallelism={"tensor": 16}), MIDDLE, named(fast("a", 80, "1")))
+    assert (result.choice, result.reason) == (None, PlanReason.INVALID_PARALLELISM)
+    assert "a node of a has 8" in result.detail
 
 
 def test_a_fixed_number_of_accelerators_bounds_a_replica_and_all_of_them() -> None:
-    there = named(accelerator("mid", 40, "2.00"))
-    made = plan(spec(accelerators={"maxPerReplica": 1}), LARGE, there)
-    assert {row.reason for row in made.rejected} == {PlanReason.OUT_OF_MEMORY}
-    total = plan(spec(accelerators={"maxTotal": 2}, replicas=3), SMALL, there)
+    catalog = named(accelerator("mid", 40, "2.00"))
+    result = plan(spec(accelerators={"maxPerReplica": 1}), LARGE, catalog)
+    assert {row.reason for row in result.rejected} == {PlanReason.OUT_OF_MEMORY}
+    total = plan(spec(accelerators={"maxTotal": 2}, replicas=3), SMALL, catalog)
     assert (total.choice, total.reason) == (None, PlanReason.NO_CAPACITY)
     assert "spec.accelerators.maxTotal is 2" in total.detail
 
@@ -68,9 +68,9 @@ def test_what_is_not_supported_is_told_only_where_it_would_do_better() -> None:
 
 
 def test_an_engine_that_cannot_be_driven_yet_is_weighed_and_not_chosen() -> None:
-    made = plan(spec(model=SHORT, engine={"type": "VLLM"}), MIDDLE, named(fast("a", 80, "1.00")))
-    assert (made.choice, made.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
-    assert "engine VLLM is not supported yet" in made.detail
+    result = plan(spec(model=SHORT, engine={"type": "VLLM"}), MIDDLE, named(fast("a", 80, "1.00")))
+    assert (result.choice, result.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+    assert "engine VLLM is not supported yet" in result.detail
 
 
 def test_every_ability_names_what_is_missing() -> None:
@@ -89,32 +89,32 @@ def test_every_ability_names_what_is_missing() -> None:
 def test_a_mixture_that_would_cost_less_is_told() -> None:
     load = {**LOAD, "requestsPerSecond": "13"}
     large, little = fast("large", 80, "4.00"), fast("little", 80, "1.10", memory_bandwidth=6e11)
-    made = plan(spec(model=SHORT, workload=load), MIDDLE, named(large, little))
-    assert made.choice is not None
-    mixed = [row for row in made.rejected if "more than one class" in row.detail]
+    result = plan(spec(model=SHORT, workload=load), MIDDLE, named(large, little))
+    assert result.choice is not None
+    mixed = [row for row in result.rejected if "more than one class" in row.detail]
     alone = {
         name: plan(spec(model=SHORT, workload=load), MIDDLE, {name: row}).choice
         for name, row in named(large, little).items()
     }
     least = min(choice.predicted.cost_per_hour for choice in alone.values() if choice)  # type: ignore[type-var]
-    assert made.choice.predicted.cost_per_hour == least
+    assert result.choice.predicted.cost_per_hour == least
     for row in mixed:
         cost = Decimal(row.detail.partition("do for ")[2].split()[0])
         assert cost < least  # type: ignore[operator]
 
 
 def test_a_price_is_not_asked_for_where_none_would_help() -> None:
-    there = named(fast("a", 80, None), fast("b", 80, None))
-    made = plan(spec(model=SHORT, targets={"timePerOutputToken": {"max": "1ms"}}), MIDDLE, there)
-    assert (made.choice, made.reason) == (None, PlanReason.TARGET_UNREACHABLE)
-    none = plan(spec(model=SHORT), MIDDLE, there, {"a": Supply(), "b": Supply()})
+    catalog = named(fast("a", 80, None), fast("b", 80, None))
+    result = plan(spec(model=SHORT, targets={"timePerOutputToken": {"max": "1ms"}}), MIDDLE, catalog)
+    assert (result.choice, result.reason) == (None, PlanReason.TARGET_UNREACHABLE)
+    none = plan(spec(model=SHORT), MIDDLE, catalog, {"a": Supply(), "b": Supply()})
     assert (none.choice, none.reason) == (None, PlanReason.NO_CAPACITY)
 
 
 def test_a_load_beyond_all_replicas_is_told_with_what_it_takes() -> None:
     load = {**LOAD, "requestsPerSecond": "1000000"}
-    made = plan(spec(model=SHORT, workload=load), MIDDLE, named(fast("a", 80, "1.00")))
-    row = row_of(made, "a", PlanReason.TARGET_UNREACHABLE)
+    result = plan(spec(model=SHORT, workload=load), MIDDLE, named(fast("a", 80, "1.00")))
+    row = row_of(result, "a", PlanReason.TARGET_UNREACHABLE)
     assert row.replicas is not None
     assert row.predicted is not None
     assert f"the load needs {row.replicas}, and a TurboDeployment has 1000 replicas at most" in row.detail
@@ -134,55 +134,55 @@ def test_what_is_overloaded_yields_no_more_than_it_can() -> None:
 
 
 def test_requests_under_way_bound_the_throughput_that_replicas_can_bring() -> None:
-    there = named(fast("a", 80, "1.00"), fast("b", 80, "9.00", memory_bandwidth=8e12))
+    catalog = named(fast("a", 80, "1.00"), fast("b", 80, "9.00", memory_bandwidth=8e12))
     lengths = {key: LOAD[key] for key in ("inputTokens", "outputTokens")}
-    for each, chosen in ((100, "a"), (160, "b"), (1000, None)):  # tokens per second of each of ten requests
-        asked = {"workload": {**lengths, "concurrency": 10}, "targets": {"tokensPerSecond": str(10 * each)}}
-        made = plan(spec(model=SHORT, **asked), MIDDLE, there)
+    for item, chosen in ((100, "a"), (160, "b"), (1000, None)):  # tokens per second of each of ten requests
+        asked = {"workload": {**lengths, "concurrency": 10}, "targets": {"tokensPerSecond": str(10 * item)}}
+        result = plan(spec(model=SHORT, **asked), MIDDLE, catalog)
         if chosen is None:
-            assert (made.choice, made.reason) == (None, PlanReason.TARGET_UNREACHABLE)
+            assert (result.choice, result.reason) == (None, PlanReason.TARGET_UNREACHABLE)
             continue
-        assert made.choice is not None
-        assert made.choice.accelerator.name == chosen
-        assert made.choice.predicted.tokens_per_second >= 10 * each  # type: ignore[operator]
+        assert result.choice is not None
+        assert result.choice.accelerator.name == chosen
+        assert result.choice.predicted.tokens_per_second >= 10 * item  # type: ignore[operator]
 
 
 def test_what_an_assumed_acceptance_would_gain_is_not_what_is_told() -> None:
-    made = plan(
+    result = plan(
         spec(model=SHORT, workload={**LOAD, "requestsPerSecond": "10"}),
         shape("deepseek-ai/DeepSeek-R1"),
         catalogue(),
     )
-    assert made.nearest is not None
-    assert made.nearest.predicted is not None
-    assert made.nearest.predicted.provenance == Provenance.ROOFLINE
-    assert all("assumed" not in row.detail for row in made.rejected)
+    assert result.nearest is not None
+    assert result.nearest.predicted is not None
+    assert result.nearest.predicted.provenance == Provenance.ROOFLINE
+    assert all("assumed" not in row.detail for row in result.rejected)
     wanted = {"mode": "Required", "method": "EAGLE3"}
     asked = plan(spec(model=SHORT, speculation=wanted), MIDDLE, named(fast("a", 80, "1.00")))
     assert "(assumed: 3.39 tokens per step of 5 drafts, the least of" in asked.detail
 
 
 def test_a_slower_candidate_is_not_called_dearer_where_speed_decides() -> None:
-    there = named(fast("slow", 80, "1.10", memory_bandwidth=1e12), fast("quick", 80, "9.00"))
+    catalog = named(fast("slow", 80, "1.10", memory_bandwidth=1e12), fast("quick", 80, "9.00"))
     for objective, best in (("Latency", "fastest"), ("Throughput", "most")):
         cost = {"objective": objective, "maxPerHour": "9.95"}
-        made = plan(spec(model=SHORT, workload=LOAD, cost=cost), MIDDLE, there)
-        assert made.choice is not None
-        (lost,) = {"slow", "quick"} - {made.choice.accelerator.name}
-        row = row_of(made, lost, PlanReason.NOT_PREFERRED)
+        result = plan(spec(model=SHORT, workload=LOAD, cost=cost), MIDDLE, catalog)
+        assert result.choice is not None
+        (lost,) = {"slow", "quick"} - {result.choice.accelerator.name}
+        row = row_of(result, lost, PlanReason.NOT_PREFERRED)
         assert f"is not the {best} of what is feasible" in row.detail
 
 
 def test_what_is_cheaper_than_what_runs_says_why_it_does_not_run() -> None:
-    there = named(fast("a", 80, "1.00"), fast("b", 80, "0.99"))
+    catalog = named(fast("a", 80, "1.00"), fast("b", 80, "0.99"))
     asked = spec(model=SHORT, planPolicy={"minSavingFraction": "0.10"})
-    runs = plan(asked, MIDDLE, {"a": there["a"]}).choice
+    runs = plan(asked, MIDDLE, {"a": catalog["a"]}).choice
     assert runs is not None
     now = Running(runs.engine, "a", runs.capacity_type, runs.tensor, runs.nodes, runs.method, runs.placement)
-    made = plan(asked, MIDDLE, there, running=now)
-    assert made.choice is not None
-    assert made.choice.accelerator.name == "a"
-    detail = row_of(made, "b", PlanReason.NOT_PREFERRED).detail
+    result = plan(asked, MIDDLE, catalog, running=now)
+    assert result.choice is not None
+    assert result.choice.accelerator.name == "a"
+    detail = row_of(result, "b", PlanReason.NOT_PREFERRED).detail
     assert (
         detail
         == "b would be better by 0.01 $/h, but not by spec.planPolicy.minSavingFraction: what runs stays."
@@ -191,13 +191,13 @@ def test_what_is_cheaper_than_what_runs_says_why_it_does_not_run() -> None:
 
 def test_lengths_that_no_request_holds_are_refused_with_their_fields() -> None:
     lengths = {"inputTokens": {"mean": 9000}, "outputTokens": {"mean": 400}}
-    made = plan(spec(model=SHORT, workload=lengths), MIDDLE, named(fast("a", 80, "1.00")))
-    assert (made.choice, made.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
-    assert made.detail.startswith(
+    result = plan(spec(model=SHORT, workload=lengths), MIDDLE, named(fast("a", 80, "1.00")))
+    assert (result.choice, result.reason) == (None, PlanReason.NOT_YET_SUPPORTED)
+    assert result.detail.startswith(
         "spec.workload.inputTokens.mean is 9000 and outputTokens.mean is 400, but requests end at "
         "spec.model.maxModelLen of 8192 tokens"
     )
-    assert "or raise maxModelLen (up to " in made.detail
+    assert "or raise maxModelLen (up to " in result.detail
     alone = plan(spec(model=SHORT, workload={"outputTokens": {"mean": 8192}}), MIDDLE, {})
     assert alone.detail.startswith("spec.workload.outputTokens.mean is 8192, but")
 
@@ -212,52 +212,52 @@ def test_no_planned_length_is_beyond_what_is_served(
         **({"outputTokens": {"mean": answer}} if answer else {}),
     }
     asked = spec(workload=written)
-    found = demand(asked, longest)
-    if overlong(asked, longest) is not None:
+    actual = demand(asked, longest)
+    if describe_overlong(asked, longest) is not None:
         assert (prompt or 1) + (answer or 1) > longest
         return
-    assert found.prompt.mean <= found.prompt.p95
-    assert found.answer.mean <= found.answer.p95
-    assert found.prompt.p95 + found.answer.mean <= longest + 1e-9
-    assert found.prompt.mean + found.answer.p95 <= longest + 1e-9
-    assert prompt is None or found.prompt.mean == prompt
-    assert answer is None or found.answer.mean == answer
+    assert actual.prompt.mean <= actual.prompt.p95
+    assert actual.output.mean <= actual.output.p95
+    assert actual.prompt.p95 + actual.output.mean <= longest + 1e-9
+    assert actual.prompt.mean + actual.output.p95 <= longest + 1e-9
+    assert prompt is None or actual.prompt.mean == prompt
+    assert answer is None or actual.output.mean == answer
 
 
 def test_where_nothing_comes_near_the_targets_the_one_that_misses_by_least_is_nearest() -> None:
-    there = named(fast("cheap", 80, "1.00", memory_bandwidth=3e11), fast("quick", 80, "9.00"))
-    made = plan(spec(model=SHORT, targets={"timePerOutputToken": {"max": "1ms"}}), MIDDLE, there)
-    assert (made.choice, made.reason) == (None, PlanReason.TARGET_UNREACHABLE)
-    assert made.nearest is not None
-    assert made.nearest.accelerator == "quick"
-    assert made.detail.startswith("No plan is feasible. Nearest: quick would miss")
+    catalog = named(fast("cheap", 80, "1.00", memory_bandwidth=3e11), fast("quick", 80, "9.00"))
+    result = plan(spec(model=SHORT, targets={"timePerOutputToken": {"max": "1ms"}}), MIDDLE, catalog)
+    assert (result.choice, result.reason) == (None, PlanReason.TARGET_UNREACHABLE)
+    assert result.nearest is not None
+    assert result.nearest.accelerator == "quick"
+    assert result.detail.startswith("No plan is feasible. Nearest: quick would miss")
 
 
 def test_without_a_load_latency_is_that_of_a_request_alone_and_throughput_that_at_capacity() -> None:
-    there = named(fast("a", 80, "1.00"))
+    catalog = named(fast("a", 80, "1.00"))
     lengths = {key: LOAD[key] for key in ("inputTokens", "outputTokens")}
     bare, single, bounded = (
-        plan(spec(model=SHORT, workload={**lengths, **more}, targets=targets), MIDDLE, there)
+        plan(spec(model=SHORT, workload={**lengths, **more}, targets=targets), MIDDLE, catalog)
         for more, targets in (
             ({}, {}),
             ({"concurrency": 1}, {}),
             ({}, {"timePerOutputToken": {"max": "1s"}}),
         )
     )
-    found, alone, full = (each.choice.predicted for each in (bare, single, bounded) if each.choice)
-    assert found.time_per_output_token == alone.time_per_output_token
-    assert found.time_to_first_token == alone.time_to_first_token
-    assert found.tokens_per_second == pytest.approx(full.tokens_per_second, rel=1e-3)
-    assert full.time_per_output_token > 1.2 * found.time_per_output_token  # type: ignore[operator]
+    actual, alone, full = (item.choice.predicted for item in (bare, single, bounded) if item.choice)
+    assert actual.time_per_output_token == alone.time_per_output_token
+    assert actual.time_to_first_token == alone.time_to_first_token
+    assert actual.tokens_per_second == pytest.approx(full.tokens_per_second, rel=1e-3)
+    assert full.time_per_output_token > 1.2 * actual.time_per_output_token  # type: ignore[operator]
     assert "A request alone on a replica: " in bare.detail
     assert " at most " in bare.detail
 
 
 def test_no_replicas_yield_no_tokens() -> None:
-    made = plan(spec(model=SHORT, workload=LOAD, scaling={"policy": "External"}, replicas=0), MIDDLE, CARD)
-    assert made.choice is not None
-    assert made.choice.predicted.tokens_per_second is None
-    assert made.choice.predicted.cost_per_million_tokens is None
+    result = plan(spec(model=SHORT, workload=LOAD, scaling={"policy": "External"}, replicas=0), MIDDLE, CARD)
+    assert result.choice is not None
+    assert result.choice.predicted.tokens_per_second is None
+    assert result.choice.predicted.cost_per_million_tokens is None
 
 
 def test_what_misses_the_targets_under_any_load_promises_no_throughput() -> None:
@@ -269,41 +269,41 @@ def test_what_misses_the_targets_under_any_load_promises_no_throughput() -> None
 
 def test_a_row_says_how_both_are_paid_for_where_it_is_not_on_demand() -> None:
     prices = {CapacityType.SPOT: Decimal("0.50"), CapacityType.ON_DEMAND: Decimal("1.00")}
-    there = named(replace(fast("a", 80, None), prices=prices))
-    made = plan(spec(accelerators={"capacityTypes": ["OnDemand", "Spot"]}), SMALL, there)
-    row = row_of(made, "a", PlanReason.DEARER)
+    catalog = named(replace(fast("a", 80, None), prices=prices))
+    result = plan(spec(accelerators={"capacityTypes": ["OnDemand", "Spot"]}), SMALL, catalog)
+    row = row_of(result, "a", PlanReason.DEARER)
     assert row.detail == "a fits, and costs 0.50 $/h more per replica than a (Spot)."
     dear = {**prices, CapacityType.SPOT: Decimal("2.00")}
     other = plan(
         spec(accelerators={"capacityTypes": ["OnDemand", "Spot"]}),
         SMALL,
-        named(replace(there["a"], prices=dear)),
+        named(replace(catalog["a"], prices=dear)),
     )
     assert row_of(other, "a", PlanReason.DEARER).detail.startswith("a (Spot) fits, and costs 1.00 $/h more")
 
 
 def test_one_replica_without_a_free_accelerator_is_told_in_the_singular() -> None:
-    made = plan(spec(), SMALL, CARD, {"a": Supply((NodeSupply("n1", 8, 0),))})
-    assert (made.choice, made.reason) == (None, PlanReason.NO_CAPACITY)
-    assert "1 replica of a is needed, and the cluster has no free a: ask for fewer" in made.detail
+    result = plan(spec(), SMALL, CARD, {"a": Supply((NodeSupply("n1", 8, 0),))})
+    assert (result.choice, result.reason) == (None, PlanReason.NO_CAPACITY)
+    assert "1 replica of a is needed, and the cluster has no free a: ask for fewer" in result.detail
 
 
 def test_nodes_of_another_capacity_type_are_told_with_the_field_that_names_them() -> None:
     on_demand = frozenset({CapacityType.ON_DEMAND})
     supply = {"a": Supply((NodeSupply("n1", 8, 8, capacity_types=on_demand),))}
     card = named(replace(fast("a", 80, "1.00"), prices={CapacityType.SPOT: Decimal(1)}))
-    made = plan(spec(accelerators={"capacityTypes": ["Spot"]}), SMALL, card, supply)
-    assert (made.choice, made.reason) == (None, PlanReason.NO_CAPACITY)
+    result = plan(spec(accelerators={"capacityTypes": ["Spot"]}), SMALL, card, supply)
+    assert (result.choice, result.reason) == (None, PlanReason.NO_CAPACITY)
     assert (
         "the cluster has no free a (Spot), and 1 node of another capacity type (told by labels: name yours "
         "in spec.capacityTypes of TurboAccelerator a): ask for fewer"
-    ) in made.detail
+    ) in result.detail
 
 
 def test_what_only_costs_more_is_not_called_dearer_where_speed_decides() -> None:
-    there = named(fast("a", 80, "1.00"), fast("b", 80, "2.00"))
+    catalog = named(fast("a", 80, "1.00"), fast("b", 80, "2.00"))
     cost = {"objective": "Latency", "maxPerHour": "2.00"}
-    made = plan(spec(model=SHORT, workload=LOAD, scaling={"policy": "Metrics"}, cost=cost), MIDDLE, there)
-    assert made.choice is not None
-    row = row_of(made, "b", PlanReason.NOT_PREFERRED)
+    result = plan(spec(model=SHORT, workload=LOAD, scaling={"policy": "Metrics"}, cost=cost), MIDDLE, catalog)
+    assert result.choice is not None
+    row = row_of(result, "b", PlanReason.NOT_PREFERRED)
     assert row.detail.endswith("and it is no better by spec.cost.objective Latency.")

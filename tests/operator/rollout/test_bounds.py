@@ -42,9 +42,9 @@ def test_accelerators_dollars_and_stock_bound_what_variants_hold_together() -> N
 
 def test_stock_is_what_nodes_and_quotas_leave() -> None:
     supply = {"cpu": Supply((NodeSupply("n", 4, 3), NodeSupply("m", 4, 1)), quota=2)}
-    found = bounds_of(td(), Snapshot({"cpu": CPU}, supply), (ONE, None), NOW)
-    assert found.stock == {"cpu": 2}
-    assert found.by_type == {("cpu", CapacityType.ON_DEMAND): 2}
+    actual = bounds_of(td(), Snapshot({"cpu": CPU}, supply), (ONE, None), NOW)
+    assert actual.stock == {"cpu": 2}
+    assert actual.by_type == {("cpu", CapacityType.ON_DEMAND): 2}
     assert bounds_of(td(), Snapshot({"cpu": CPU}), (ONE,), NOW) == Bounds()
 
 
@@ -54,10 +54,10 @@ def test_room_of_one_capacity_type_is_none_of_another() -> None:
         NodeSupply("n", 4, 4, capacity_types=frozenset({CapacityType.ON_DEMAND})),
         NodeSupply("m", 4, 1, capacity_types=frozenset({CapacityType.SPOT})),
     )
-    found = bounds_of(td(), Snapshot({"cpu": CPU}, {"cpu": Supply(nodes)}), (ONE, spot), NOW)
-    assert found.exceeded([(ONE, 4), (spot, 1)]) is None
-    assert found.exceeded([(spot, 2)]) == "the cluster and its quotas hold 1 of cpu (Spot)"
-    assert found.most(spot, 4) == 1
+    actual = bounds_of(td(), Snapshot({"cpu": CPU}, {"cpu": Supply(nodes)}), (ONE, spot), NOW)
+    assert actual.exceeded([(ONE, 4), (spot, 1)]) is None
+    assert actual.exceeded([(spot, 2)]) == "the cluster and its quotas hold 1 of cpu (Spot)"
+    assert actual.most(spot, 4) == 1
 
 
 def test_what_a_node_has_beside_its_accelerators_bounds_pods_whose_labels_do_not_tell() -> None:

@@ -51,10 +51,10 @@ def never_ends(
     step = next_step(states, wanted, footprint, bounds, now)
     before = {state.plan_hash: state.replicas for state in states}
     kept = [
-        Variant(each.plan_hash, max(each.replicas, before.get(each.plan_hash, 0)))
-        if each.plan_hash != step.target
-        else each
-        for each in step.variants
+        Variant(item.plan_hash, max(item.replicas, before.get(item.plan_hash, 0)))
+        if item.plan_hash != step.target
+        else item
+        for item in step.variants
     ]
     return replace(step, variants=tuple(kept))
 

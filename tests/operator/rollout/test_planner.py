@@ -91,9 +91,9 @@ def test_a_surge_of_zero_that_holds_a_rollout_back_is_to_be_raised_and_no_room_t
 def test_a_rollout_whose_own_pod_has_yet_to_start_waits_for_that_and_not_for_room() -> None:
     for written in (None, 1):
         full = Bounds(max_total=2, max_unavailable=written)
-        found = step(variant("old", 1), variant("new", 1, 0), replicas=2, bounds=full)
-        assert found.replicas == {"new": 1, "old": 1}
-        assert (found.waits, found.waits_for_spec) == (None, False)
+        actual = step(variant("old", 1), variant("new", 1, 0), replicas=2, bounds=full)
+        assert actual.replicas == {"new": 1, "old": 1}
+        assert (actual.waits, actual.waits_for_spec) == (None, False)
 
 
 def test_a_single_replica_goes_first_where_that_is_written_or_where_it_does_not_answer_anyway() -> None:
@@ -123,9 +123,9 @@ def test_no_replica_goes_first_for_a_successor_that_would_still_have_no_room() -
     other = footprint("h100")
     elsewhere = Bounds(stock={"a100": 2, "h100": 0})
     states = (variant("old", 2), variant("new", 0, footprint=other))
-    found = next_step(states, Wanted("new", 2, "old"), other, elsewhere, NOW)
-    assert found.replicas == {"old": 2, "new": 0}
-    assert found.waits is not None
+    actual = next_step(states, Wanted("new", 2, "old"), other, elsewhere, NOW)
+    assert actual.replicas == {"old": 2, "new": 0}
+    assert actual.waits is not None
 
 
 def test_dollars_of_all_variants_and_of_what_is_reserved_stay_within_the_budget() -> None:
@@ -137,9 +137,9 @@ def test_dollars_of_all_variants_and_of_what_is_reserved_stay_within_the_budget(
 
 
 def test_as_many_as_fit_run_and_the_rest_waits_with_its_reason() -> None:
-    found = step(replicas=3, bounds=Bounds(stock={"a100": 2}))
-    assert found.replicas == {"new": 2}
-    assert found.waits == "2 of 3 replicas fit: the cluster and its quotas hold 2 of a100."
+    actual = step(replicas=3, bounds=Bounds(stock={"a100": 2}))
+    assert actual.replicas == {"new": 2}
+    assert actual.waits == "2 of 3 replicas fit: the cluster and its quotas hold 2 of a100."
 
 
 def test_what_runs_is_never_taken_away_for_want_of_room() -> None:
@@ -154,9 +154,9 @@ def test_a_variant_that_never_answered_goes_at_once() -> None:
 
 def test_what_is_lowered_is_written_before_what_is_raised_and_a_new_deployment_before_both() -> None:
     first = step(variant("broken", 2, 0), replicas=2)
-    assert [each.plan_hash for each in first.variants] == ["new", "broken"]
+    assert [item.plan_hash for item in first.variants] == ["new", "broken"]
     later = step(variant("old", 2), variant("new", 1), replicas=2)
-    assert [each.plan_hash for each in later.variants] == ["old", "new"]
+    assert [item.plan_hash for item in later.variants] == ["old", "new"]
 
 
 def test_replicas_that_do_not_fit_at_all_count_as_missing_ones() -> None:
@@ -201,9 +201,9 @@ def test_what_serves_is_made_again_in_the_middle_of_a_rollout() -> None:
 
 def test_where_nothing_is_asked_for_all_stand_at_zero_and_the_plan_that_serves_is_kept() -> None:
     olds = (variant("broken", 2, 0), variant("old", 2))
-    found = step(*olds, replicas=0)
-    assert found.replicas == {"broken": 0, "old": 0, "new": 0}
-    assert [each.plan_hash for each in found.variants][-1] == "new", "pods end even where it is refused"
+    actual = step(*olds, replicas=0)
+    assert actual.replicas == {"broken": 0, "old": 0, "new": 0}
+    assert [item.plan_hash for item in actual.variants][-1] == "new", "pods end even where it is refused"
     rest = (variant("broken", 0, pods=0), variant("old", 0, pods=0), variant("new", 0, pods=0))
     assert step(*rest, replicas=0).replicas == {"old": 0, "new": 0}
 
@@ -256,8 +256,8 @@ def test_a_plan_of_which_fewer_replicas_fit_than_are_wanted_does_not_take_over_f
 ):
     elsewhere = Bounds(stock={"h100": 2})
     states = (variant("old", 3), variant("new", 2, footprint=footprint("h100")))
-    found = next_step(states, Wanted("new", 5, "old"), footprint("h100"), elsewhere, NOW)
-    assert (found.replicas, found.is_over) == ({"old": 3, "new": 2}, False)
+    actual = next_step(states, Wanted("new", 5, "old"), footprint("h100"), elsewhere, NOW)
+    assert (actual.replicas, actual.is_over) == ({"old": 3, "new": 2}, False)
     alone = (variant("old", 0, pods=0), variant("new", 2, footprint=footprint("h100")))
     ended = next_step(alone, Wanted("new", 2, "old"), footprint("h100"), elsewhere, NOW)
     assert (ended.replicas, ended.is_over) == ({"new": 2}, True)
@@ -268,9 +268,9 @@ def test_what_serves_gets_its_replicas_back_where_nothing_of_the_new_plan_fits()
     none = Bounds(stock={"a100": 2, "h100": 0})
     for old in (variant("old", 0, pods=0), VariantState("old", exists=False, footprint=A100)):
         states = (old, variant("new", 0, footprint=other))
-        found = next_step(states, Wanted("new", 2, "old"), other, none, NOW)
-        assert found.replicas == {"old": 2, "new": 0}
-        assert "hold 0 of h100" in str(found.waits)
+        actual = next_step(states, Wanted("new", 2, "old"), other, none, NOW)
+        assert actual.replicas == {"old": 2, "new": 0}
+        assert "hold 0 of h100" in str(actual.waits)
 
 
 def test_a_replica_that_went_first_is_not_given_back_once_its_successor_has_a_node() -> None:
@@ -326,10 +326,10 @@ def test_a_limit_that_was_lowered_below_what_serves_is_kept_again_by_a_takeover_
             assert slack.max_surge == 0, steps
             assert slack.max_unavailable is None, steps
             assert last.waits is not None
-        olds = [each.get("old", 0) for each in steps]
+        olds = [item.get("old", 0) for item in steps]
         assert olds == sorted(olds, reverse=True), steps
         surge = 1 if slack.max_surge is None else slack.max_surge
-        assert all(sum(each.values()) <= replicas + surge for each in steps), steps
+        assert all(sum(item.values()) <= replicas + surge for item in steps), steps
 
 
 def test_above_a_lowered_limit_no_replica_is_bought_of_the_plan_that_goes() -> None:

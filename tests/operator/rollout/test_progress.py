@@ -67,9 +67,9 @@ def test_one_more_available_replica_is_progress_and_the_same_one_again_is_none()
 )
 def test_waiting_for_room_is_no_failure(waiting: Progress) -> None:
     state = begun(available=1)
-    found = follow(state, waiting, "old", NOW + 5 * DEADLINE, DEADLINE)
-    assert found == state.model_copy(update={"last_progress_time": None})
-    assert follow(found, replace(FAILING, available=1), "old", NOW + 6 * DEADLINE, DEADLINE) == begun(
+    actual = follow(state, waiting, "old", NOW + 5 * DEADLINE, DEADLINE)
+    assert actual == state.model_copy(update={"last_progress_time": None})
+    assert follow(actual, replace(FAILING, available=1), "old", NOW + 6 * DEADLINE, DEADLINE) == begun(
         NOW + 6 * DEADLINE, 1
     )
 
@@ -94,8 +94,8 @@ def test_progress_is_read_from_pods_that_are_there_to_stay() -> None:
         ((replace(placed, terminating=True),), (False, False)),
         ((replace(placed, phase="Failed", reason="UnexpectedAdmissionError"), unplaced), (True, True)),
     ):
-        found = Progress.of_pods("new", "spec", 2, 0, pods)
-        assert (found.has_placed, found.is_waiting) == expected
+        actual = Progress.of_pods("new", "spec", 2, 0, pods)
+        assert (actual.has_placed, actual.is_waiting) == expected
 
 
 def test_a_plan_whose_pods_nodes_fail_again_and_again_goes_back() -> None:

@@ -7,188 +7,178 @@ from decimal import Decimal
 
 import numpy as np
 
-from turbo_operator.api import Method, Objective, PlanReason, Provenance, Provisioning
+from turbo_operator.api import CapacityType, Method, Objective, PlanReason, Provenance, Provisioning
 from turbo_operator.api.constants import OFF
 from turbo_operator.plan import Predicted
-from turbo_operator.planner.availability import MICRO, footprint
-from turbo_operator.planner.candidates import Candidates
-from turbo_operator.planner.evaluation import PlanEvaluation, hosts, lack
+from turbo_operator.planner.evaluation import Pair, PlanEvaluation
 from turbo_operator.planner.explanation import messages
-from turbo_operator.planner.feasibility import CODES, per_million_tokens
+from turbo_operator.planner.feasibility import CODES, MICRO, per_million_tokens
 from turbo_operator.planner.performance import memory, speculation
-from turbo_operator.planner.performance.prediction import alone, cost_per_hour
-from turbo_operator.planner.request import MOST_REPLICAS
-from turbo_operator.snapshot import Accelerator, Supply
+from turbo_operator.planner.performance.prediction import unloaded_latency
+from turbo_operator.planner.requirements import MAX_REPLICAS
+
+PRICE_FIELDS = {
+    CapacityType.ON_DEMAND: "onDemand",
+    CapacityType.SPOT: "spot",
+    CapacityType.RESERVED: "reserved",
+}
 
 
-def why(of: PlanEvaluation, pair: int, best: int | None) -> tuple[PlanReason, str]:
-    """The reason of a pair that lost to `best`, or failed, and its sentence."""
-    place = int(of.stock.candidate[pair])
-    reason = CODES[of.verdict.code[pair]]
+def explain(evaluation: PlanEvaluation, index: int, best: int | None) -> tuple[PlanReason, str]:
+    """Return the reason why a pair lost to `best`, or failed, and its sentence."""
+    reason = CODES[evaluation.verdict.code[index]]
     if reason == PlanReason.FEASIBLE:
         assert best is not None  # what is feasible loses only to another
-        return _loser(of, pair, best)
-    detail = _DETAILS[reason](of, pair)
-    if reason != PlanReason.NOT_YET_SUPPORTED and of.lacking[place] and (what := lack(of, place)):
-        detail = f"{detail} Besides, {what}."
+        return _loser(evaluation, index, best)
+    pair = evaluation.pair(index)
+    detail = _DETAILS[reason](evaluation, index, pair)
+    is_further = reason != PlanReason.NOT_YET_SUPPORTED and evaluation.lacking[pair.place]
+    if is_further and (lack := evaluation.lack(pair)):
+        detail = f"{detail} Besides, {lack}."
     return reason, detail
 
 
-def words(it: Candidates, place: int) -> str:
-    """One replica's accelerators."""
-    return messages.hardware(it.accelerator_of(place).name, int(it.tensor[place]), int(it.nodes[place]))
-
-
-def _paid_as(of: PlanEvaluation, pair: int) -> str:
-    """One replica's accelerators, with their capacity type where it is not the usual one."""
-    kind = of.request.capacity_types[of.stock.capacity_type[pair]]
-    return words(of.it, int(of.stock.candidate[pair])) + messages.paid_as(kind)
-
-
-def _loser(of: PlanEvaluation, pair: int, best: int) -> tuple[PlanReason, str]:
-    it, stock = of.it, of.stock
-    place, chosen = int(stock.candidate[pair]), int(stock.candidate[best])
-    name, winner = _paid_as(of, pair), _paid_as(of, best)
-    one = of.verdict.wanted
-    extra = (of.compared[pair] - of.compared[best]) / MICRO
-    leads, follows = of.leading[pair] < of.leading[best], of.leading[pair] > of.leading[best]
+def _loser(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanReason, str]:
+    pair, winner = evaluation.pair(index), evaluation.pair(best)
+    name, winner_name = (one.hardware + messages.paid_as(one.capacity_type) for one in (pair, winner))
+    replicas, objective = evaluation.verdict.compared, evaluation.requirements.objective
+    extra = (evaluation.compared_cost[index] - evaluation.compared_cost[best]) / MICRO
+    leads = evaluation.leading[index] < evaluation.leading[best]
+    follows = evaluation.leading[index] > evaluation.leading[best]
+    reason = PlanReason.NOT_PREFERRED
     if leads or (extra < 0 and not follows):
         by = f" by {_dollars(-extra)} $/h" if extra < 0 else ""
         detail = f"{name} would be better{by}, but not by spec.planPolicy.minSavingFraction: what runs stays."
-        return PlanReason.NOT_PREFERRED, detail
-    if follows:
+    elif follows:
         less = f" for {_dollars(-extra)} $/h less" if extra < 0 else ""
-        detail = f"{name} fits{less}, but is not the {of.request.best} of what is feasible."
-        return PlanReason.NOT_PREFERRED, detail
-    if extra > 0:
-        mine, least = int(one[pair]), int(one[best])
-        if mine == least:
-            detail = f"{name} fits, and costs {_dollars(extra / mine)} $/h more per replica than {winner}."
+        detail = f"{name} fits{less}, but is not the {evaluation.requirements.best} of what is feasible."
+    elif extra > 0:
+        count, best_count = int(replicas[index]), int(replicas[best])
+        more = f"{_dollars(extra / count if count == best_count else extra)} $/h more"
+        if count == best_count:
+            detail = f"{name} fits, and costs {more} per replica than {winner_name}"
         else:
-            detail = (
-                f"{messages.count(mine, 'replica')} of {name} would do, and cost {_dollars(extra)} $/h more "
-                f"than {least} of {winner}."
-            )
-        if of.request.objective != Objective.COST:
-            detail = f"{detail[:-1]}, and it is no better by spec.cost.objective {of.request.objective}."
-            return PlanReason.NOT_PREFERRED, detail
-        return PlanReason.DEARER, detail
-    if (it.accelerator[place], stock.capacity_type[pair]) == (
-        it.accelerator[chosen],
-        stock.capacity_type[best],
-    ):
-        method = it.draft_of(chosen).method
+            pods = f"{messages.count(count, 'replica')} of {name}"
+            detail = f"{pods} would do, and cost {more} than {best_count} of {winner_name}"
+        if objective == Objective.COST:
+            reason, detail = PlanReason.DEARER, f"{detail}."
+        else:
+            detail = f"{detail}, and it is no better by spec.cost.objective {objective}."
+    elif (pair.accelerator, pair.capacity_type) == (winner.accelerator, winner.capacity_type):
+        method = winner.draft.method
         uncounted = "" if method in speculation.PRIORS else ", which depends on the text and is not counted"
         detail = f"{name} fits at the same cost, but gives up what {method} drafts gain{uncounted}."
     else:
-        detail = f"{name} fits at the same cost; {winner} comes first in the order of choice."
-    return PlanReason.NOT_PREFERRED, detail
+        detail = f"{name} fits at the same cost; {winner_name} comes first in the order of choice."
+    return reason, detail
 
 
 def _dollars(amount: float) -> str:
     return messages.money(Decimal(str(round(amount, 6))))
 
 
-def _out_of_memory(of: PlanEvaluation, pair: int) -> str:
-    place = int(of.stock.candidate[pair])
-    held, accelerator = of.room, of.it.accelerator_of(place)
-    left = held.usable[place] - held.weights[place] - held.drafting[place] - held.activations[place]
-    if held.loading[place] > held.usable[place]:
+def _out_of_memory(evaluation: PlanEvaluation, _: int, pair: Pair) -> str:
+    use, place = evaluation.memory_use, pair.place
+    left = use.usable[place] - use.weights[place] - use.drafting[place] - use.activations[place]
+    if use.loading[place] > use.usable[place]:
         left = -1.0
-    longest = memory.longest_model_len(
-        float(left), float(held.kv_longest[place]), of.it.draft_of(place).max_draft_tokens
+    tokens = memory.max_model_len(float(left), float(use.kv_longest[place]), pair.draft.max_draft_tokens)
+    tokens = min(tokens, evaluation.requirements.shape.max_position)
+    needed, usable = (messages.gib(float(amount[place])) for amount in (use.need, use.usable))
+    sentence = f"One replica needs {needed} and {pair.accelerator.name} has {usable} to give"
+    if tokens <= 0:
+        return f"{sentence}: not even the weights and one short request fit."
+    remedy = f"set spec.model.maxModelLen (now {evaluation.requirements.max_model_len})"
+    return f"{sentence}; requests of up to {tokens} tokens would fit: {remedy}."
+
+
+def _no_profile(_: PlanEvaluation, __: int, pair: Pair) -> str:
+    links = ", spec.interconnectGBps and spec.networkGBps" if pair.tensor > 1 else ""
+    return (
+        f"How fast {pair.accelerator.name} is cannot be told: write spec.memoryBandwidthGBps and spec.tflops"
+        f"{links} on the TurboAccelerator, or leave workload, latency and throughput targets out."
     )
-    longest = min(longest, of.request.shape.max_position)
-    return messages.out_of_memory(
-        accelerator, float(held.need[place]), float(held.usable[place]), longest, of.request.max_model_len
-    )
 
 
-def _no_profile(of: PlanEvaluation, pair: int) -> str:
-    place = int(of.stock.candidate[pair])
-    return messages.no_profile(of.it.accelerator_of(place).name, int(of.it.tensor[place]))
-
-
-def _price_unknown(of: PlanEvaluation, pair: int) -> str:
-    kind = of.request.capacity_types[of.stock.capacity_type[pair]]
-    return messages.price_unknown(of.it.accelerator_of(int(of.stock.candidate[pair])).name, kind)
-
-
-def _unreachable(of: PlanEvaluation, pair: int) -> str:
-    place, request = int(of.stock.candidate[pair]), of.request
-    name, speeds = words(of.it, place), of.speeds
-    if request.targets and not speeds.requests_per_second[place] > 0.0:
-        lightest = _lightest(of, place)
-        missed = messages.misses(replace(request, max_per_hour=None, max_per_million=None), lightest)
-        said = messages.joined(missed) if missed else "miss the latency targets under any load"
-        return f"{name} would {said} even with nothing else to do."
-    need = float(of.verdict.miss[pair]) * request.most
-    if np.isinf(need):
-        return f"{name} reaches the targets with no number of replicas: allow a faster accelerator."
-    each = messages.rate(float(speeds.requests_per_second[place]))
-    held = " while the targets hold" if request.targets else ""
-    takes = f"{name} takes {each} requests/s per replica{held}: the load needs {need:.0f}"
-    most = messages.count(request.most, "replica")
-    if request.most == MOST_REPLICAS:
-        return f"{takes}, and a TurboDeployment has {most} at most: allow a faster accelerator."
-    return f"{takes}, and spec.scaling.maxReplicas allows {most}: allow more, or a faster accelerator."
-
-
-def _lightest(of: PlanEvaluation, place: int) -> Predicted:
-    """What one request alone sees."""
-    engines, _ = of.engines(np.array([place]))
-    first, token = alone(engines, of.request.demand)
-    return Predicted(float(first[0]), float(token[0]), None, None, None, None, Provenance.ROOFLINE)
-
-
-def _no_capacity(of: PlanEvaluation, pair: int) -> str:
-    place, request = int(of.stock.candidate[pair]), of.request
-    accelerator = of.it.accelerator_of(place)
-    replicas = int(of.verdict.replicas[pair])
-    per_replica = int(of.it.per_replica[place])
-    needs = f"{messages.count(replicas, 'replica')} of {words(of.it, place)}"
-    if of.stock.within_total[pair] < replicas:
-        devices = messages.count(replicas * per_replica, "accelerator")
+def _price_unknown(_: PlanEvaluation, __: int, pair: Pair) -> str:
+    name, field = pair.accelerator.name, f"spec.pricing.perAcceleratorHour.{PRICE_FIELDS[pair.capacity_type]}"
+    if pair.capacity_type == CapacityType.ON_DEMAND:
         return (
-            f"{needs} {'takes' if replicas == 1 else 'take'} {devices}, and spec.accelerators.maxTotal is "
-            f"{request.max_total}: raise it, or lower what is asked."
+            f"The price of {name} is unknown: write {field} on the TurboAccelerator, or allow only this one "
+            "and set no budget."
         )
-    return f"{needs} {'is' if replicas == 1 else 'are'} needed, and {_there(of, pair, accelerator)}"
+    return f"The {pair.capacity_type} price of {name} is unknown: write {field} on the TurboAccelerator."
 
 
-def _there(of: PlanEvaluation, pair: int, accelerator: Accelerator) -> str:
-    supply = (of.case.supply or {}).get(accelerator.name)
-    have = int(of.stock.room[pair])
-    holds = messages.count(have, "such replica")
-    name = accelerator.name
-    if supply is not None and supply.quota is not None:
-        place = int(of.stock.candidate[pair])
-        if supply.quota // int(of.it.per_replica[place]) <= have:
-            return (
-                f"the namespace's quota leaves {supply.quota} {name}, enough for {holds}: raise the "
-                "ResourceQuota, ask for fewer, or allow another class."
-            )
-    waited = supply is not None and supply.exhausted_until is not None
+def _unreachable(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
+    requirements, rate = evaluation.requirements, evaluation.speeds.requests_per_second[pair.place]
+    has_latency = requirements.demand.has_latency
+    if has_latency and not rate > 0.0:
+        first, token = unloaded_latency(evaluation.engines(np.array([pair.place])), requirements.demand)
+        alone = Predicted(float(first[0]), float(token[0]), None, None, None, None, Provenance.ROOFLINE)
+        missed = messages.misses(replace(requirements, max_per_hour=None, max_per_million=None), alone)
+        missed_text = messages.join(missed) if missed else "miss the latency targets under any load"
+        return f"{pair.hardware} would {missed_text} even with nothing else to do."
+    need = float(evaluation.verdict.miss[index]) * requirements.max_replicas
+    if np.isinf(need):
+        return f"{pair.hardware} reaches the targets with no number of replicas: allow a faster accelerator."
+    takes = (
+        f"{pair.hardware} takes {messages.rate(float(rate))} requests/s per replica"
+        f"{' while the targets hold' if has_latency else ''}: the load needs {need:.0f}"
+    )
+    limit = messages.count(requirements.max_replicas, "replica")
+    if requirements.max_replicas == MAX_REPLICAS:
+        return f"{takes}, and a TurboDeployment has {limit} at most: allow a faster accelerator."
+    return f"{takes}, and spec.scaling.maxReplicas allows {limit}: allow more, or a faster accelerator."
+
+
+def _no_capacity(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
+    replicas = int(evaluation.verdict.replicas[index])
+    needs = f"{messages.count(replicas, 'replica')} of {pair.hardware}"
+    if evaluation.availability.within_total[index] < replicas:
+        accelerators = messages.count(replicas * pair.per_replica, "accelerator")
+        return (
+            f"{needs} {'takes' if replicas == 1 else 'take'} {accelerators}, and spec.accelerators.maxTotal "
+            f"is {evaluation.requirements.max_total}: raise it, or lower what is asked."
+        )
+    available = _available(evaluation, pair, int(evaluation.availability.room[index]))
+    return f"{needs} {'is' if replicas == 1 else 'are'} needed, and {available}"
+
+
+def _available(evaluation: PlanEvaluation, pair: Pair, room: int) -> str:
+    """What the cluster has of an accelerator, as the end of a sentence, and what to do."""
+    accelerator, name = pair.accelerator, pair.accelerator.name
+    supply = (evaluation.case.supply or {}).get(name)
+    holds = messages.count(room, "such replica")
+    if supply is not None and supply.quota is not None and supply.quota // pair.per_replica <= room:
+        return (
+            f"the namespace's quota leaves {supply.quota} {name}, enough for {holds}: raise the "
+            "ResourceQuota, ask for fewer, or allow another class."
+        )
     if accelerator.provisioning == Provisioning.FIXED:
-        kind = of.request.capacity_types[of.stock.capacity_type[pair]]
         all_nodes = supply.nodes if supply else ()
-        nodes = [node for node in all_nodes if kind in node.capacity_types]
-        free = sum(node.free for node in nodes)
-        on = messages.count(len(nodes), "node")
-        what = f"{name}{messages.paid_as(kind)}"
-        there = f"{free} {what} free on {on}, enough for {holds}" if free else f"no free {what}"
-        if free and have < _without_host(of, pair, supply):
-            there += f", each with {_beside(of, pair)} beside"
+        nodes = [node for node in all_nodes if pair.capacity_type in node.capacity_types]
+        free, on = sum(node.free for node in nodes), messages.count(len(nodes), "node")
+        what = f"{name}{messages.paid_as(pair.capacity_type)}"
+        rest = f"{free} {what} free on {on}, enough for {holds}" if free else f"no free {what}"
+        # Without cores and memory in the count more replicas would fit.
+        without_host = (pair.footprint.room(supply, evaluation.case.now) or 0) if supply else 0
+        if free and room < without_host:
+            host = evaluation.requirements.host(accelerator)
+            assert host is not None  # on cores nothing is counted beside
+            pod = f"{host.millicores / 1000:g} cores and {messages.gib(host.memory_bytes)} of memory"
+            rest += f", each with {pod} beside"
         if others := {node.name for node in all_nodes} - {node.name for node in nodes}:
-            there += (
+            rest += (
                 f", and {messages.count(len(others), 'node')} of another capacity type (told by labels: name "
                 f"yours in spec.capacityTypes of TurboAccelerator {name})"
             )
         return (
-            f"the cluster has {there}: ask for fewer, allow another class, or write provisioning: Elastic on "
+            f"the cluster has {rest}: ask for fewer, allow another class, or write provisioning: Elastic on "
             f"TurboAccelerator {name} where nodes can be added."
         )
-    if waited and have < (accelerator.most or have + 1):
+    is_exhausted = supply is not None and supply.exhausted_until is not None
+    if is_exhausted and room < (accelerator.most or room + 1):
         return (
             f"the cluster holds {holds}: a pod waited for one more {name} longer than "
             "spec.accelerators.pendingTimeout; it is tried again later."
@@ -199,83 +189,63 @@ def _there(of: PlanEvaluation, pair: int, accelerator: Accelerator) -> str:
     )
 
 
-def _without_host(of: PlanEvaluation, pair: int, supply: Supply | None) -> int:
-    """Replicas for which there would be room, were cores and memory no matter."""
-    kind = of.request.capacity_types[of.stock.capacity_type[pair]]
-    holding = footprint(of.it, int(of.stock.candidate[pair]), kind)
-    return (holding.room(supply, of.case.now) or 0) if supply else 0
-
-
-def _beside(of: PlanEvaluation, pair: int) -> str:
-    (host,) = hosts(of.request, [of.it.accelerator_of(int(of.stock.candidate[pair]))])
-    assert host is not None  # on cores nothing is counted beside
-    return f"{host.millicores / 1000:g} cores and {messages.gib(host.memory_bytes)} of memory"
-
-
-def _over_budget(of: PlanEvaluation, pair: int) -> str:
-    place, request = int(of.stock.candidate[pair]), of.request
-    replicas = int(of.verdict.replicas[pair])
-    cost = cost_per_hour(of, pair, replicas) or Decimal(0)
-    name, pods = words(of.it, place), messages.count(replicas, "replica")
-    if request.max_per_hour is not None and cost > request.max_per_hour:
-        return (
-            f"{name} fits and costs {messages.money(cost)} $/h for {pods}, "
-            f"above spec.cost.maxPerHour of {messages.money(request.max_per_hour)}."
-        )
-    most = request.max_per_million or Decimal(0)
-    million = per_million_tokens(request, of.speeds, of.stock.candidate, of.verdict.replicas, of.verdict.cost)
-    paid = _dollars(float(million[pair]) / MICRO)
+def _over_budget(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
+    requirements, verdict = evaluation.requirements, evaluation.verdict
+    replicas = int(verdict.replicas[index])
+    cost = pair.cost_per_hour(replicas) or Decimal(0)
+    sentence = f"{pair.hardware} fits and costs {messages.money(cost)} $/h for "
+    sentence += messages.count(replicas, "replica")
+    if requirements.max_per_hour is not None and cost > requirements.max_per_hour:
+        return f"{sentence}, above spec.cost.maxPerHour of {messages.money(requirements.max_per_hour)}."
+    per_million = per_million_tokens(
+        requirements, evaluation.speeds, evaluation.availability.candidate, verdict.replicas, verdict.cost
+    )
+    limit = messages.money(requirements.max_per_million or Decimal(0))
     return (
-        f"{name} fits and costs {messages.money(cost)} $/h for {pods}, {paid} $ per million output tokens, "
-        f"above spec.cost.maxPerMillionTokens of {messages.money(most)}."
+        f"{sentence}, {_dollars(float(per_million[index]) / MICRO)} $ per million output tokens, "
+        f"above spec.cost.maxPerMillionTokens of {limit}."
     )
 
 
-def _not_yet(of: PlanEvaluation, pair: int) -> str:
-    place = int(of.stock.candidate[pair])
-    accelerator, draft = of.it.accelerator_of(place), of.it.draft_of(place)
-    tensor, nodes = int(of.it.tensor[place]), int(of.it.nodes[place])
-    what = lack(of, place)
-    if what is None:
-        return of.contradictions[accelerator.name]
-    alone = _alone_too_small(of, place)
-    if alone is not None and tensor * nodes > 1 and nodes == 1 and what.startswith("a replica on"):
-        return f"{alone} {tensor} together would, but {what}."
-    replicas = int(of.verdict.told[pair])
-    cost = cost_per_hour(of, pair, replicas)
+def _not_yet(evaluation: PlanEvaluation, index: int, pair: Pair) -> str:
+    lack = evaluation.lack(pair)
+    if lack is None:
+        return evaluation.conflicts[pair.accelerator.name]
+    if pair.tensor > 1 and pair.nodes == 1 and lack.startswith("a replica on"):
+        one = _one_too_small(evaluation, pair)
+        if one is not None:
+            return f"{one} {pair.tensor} together would, but {lack}."
+    replicas = int(evaluation.verdict.reported[index])
+    cost = pair.cost_per_hour(replicas)
     price = "" if cost is None else f" for {messages.money(cost)} $/h"
-    with_engine = f"{of.it.engine_of(place).name} on {words(of.it, place)}"
-    how = "" if draft.method == OFF else f" with {draft.method} drafts"
-    pods = messages.count(replicas, "replica")
-    return f"{pods} of {with_engine}{how} would do{price}{_assumed(draft)}, but {what}."
+    how = "" if pair.draft.method == OFF else f" with {pair.draft.method} drafts"
+    pods = f"{messages.count(replicas, 'replica')} of {pair.engine.name} on {pair.hardware}"
+    return f"{pods}{how} would do{price}{_assumed(pair.draft)}, but {lack}."
 
 
 def _assumed(draft: speculation.SpeculationOption) -> str:
-    prior = speculation.PRIORS.get(Method(draft.method)) if draft.method != OFF else None
-    if prior is None:
+    if not draft.gains:
         return ""
+    prior = speculation.PRIORS[Method(draft.method)]
     return (
         f" (assumed: {prior.acceptance_length} tokens per step of "
         f"{messages.count(prior.depth, 'draft')}, the least of {prior.source})"
     )
 
 
-def _alone_too_small(of: PlanEvaluation, place: int) -> str | None:
-    """Why one accelerator of a candidate's does not hold the model with the same engine and drafts."""
-    it = of.it
-    same = (
-        (it.engine == it.engine[place])
-        & (it.accelerator == it.accelerator[place])
-        & (it.draft == it.draft[place])
-        & (it.tensor == 1)
-        & (it.nodes == 1)
-        & ~of.room.fits
+def _one_too_small(evaluation: PlanEvaluation, pair: Pair) -> str | None:
+    """Why one accelerator of a pair's does not hold the model with the same engine and drafts."""
+    candidates, place = evaluation.candidates, pair.place
+    too_small = (
+        (candidates.engine == candidates.engine[place])
+        & (candidates.accelerator == candidates.accelerator[place])
+        & (candidates.draft == candidates.draft[place])
+        & (candidates.tensor == 1)
+        & (candidates.nodes == 1)
+        & ~evaluation.memory_use.fits
     )
-    found = np.flatnonzero(same)
-    if not len(found):
-        return None
-    pair = int(np.flatnonzero(of.stock.candidate == found[0])[0])
-    return _out_of_memory(of, pair)
+    indices = np.flatnonzero(too_small[evaluation.availability.candidate])
+    return _out_of_memory(evaluation, 0, evaluation.pair(indices[0])) if len(indices) else None
 
 
 _DETAILS = {

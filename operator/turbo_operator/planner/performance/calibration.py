@@ -1,18 +1,23 @@
-"""What measured step times are to the model's: factors from a start-up micro-benchmark, then a filter. Pure.
+"""Factors on the step-time model: from a start-up microbenchmark, then from the loads of pods. Pure.
 
 Three measured points beat any further physics in the model: what they miss of it is mostly one factor on
 decoding and one on reading prompts (software versions, clocks, kernels), and those are what they tell.
+
+A serving pod does not report how long its steps take, but how many requests run and how many tokens it has
+generated. Over any stretch the requests' time together is the sum over their steps of the step's time
+(Little's law), idle time adding nothing; so measured over predicted request-seconds is the factor.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from turbo_operator.planner.performance import step_time
 from turbo_operator.planner.performance.step_time import ForwardCost, Machine
+from turbo_operator.snapshot import LoadSample, PodView
 from turbo_runtime.contract.model import StepTime
 
 PROMPT_TOKENS = 32  # new tokens of one request from which on a pass reads a prompt rather than decodes
@@ -27,7 +32,7 @@ class Calibration:
 
 
 def calibrate(step_times: Sequence[StepTime], machine: Machine, work: ForwardCost) -> Calibration | None:
-    """The factors that a replica's measured passes tell; None where they tell nothing.
+    """Derive the factors from a replica's measured passes; None where they tell nothing.
 
     `machine` and `work` of one replica, in plain numbers. Each factor is the geometric mean of measured over
     predicted; where one kind of pass was not measured, the other's factor is the best guess.
@@ -37,20 +42,19 @@ def calibrate(step_times: Sequence[StepTime], machine: Machine, work: ForwardCos
         if point.seconds <= 0.0 or point.rows < 1 or point.tokens < 1:
             continue
         if point.tokens < PROMPT_TOKENS:
-            told = step_time.decode_seconds(
-                machine, work, float(point.rows), point.tokens - 1.0, float(point.context)
-            )
-            decode.append(point.seconds / float(told))
+            drafts, rows, context = point.tokens - 1.0, float(point.rows), float(point.context)
+            predicted = step_time.decode_seconds(machine, work, rows, drafts, context)
+            decode.append(point.seconds / float(predicted))
         else:
-            told = step_time.prefill_seconds(machine, work, float(point.rows * point.tokens))
-            prefill.append(point.seconds / float(told))
+            predicted = step_time.prefill_seconds(machine, work, float(point.rows * point.tokens))
+            prefill.append(point.seconds / float(predicted))
     if not decode and not prefill:
         return None
     return Calibration(mean_ratio(decode or prefill), mean_ratio(prefill or decode))
 
 
 def mean_ratio(ratios: Iterable[float]) -> float:
-    """The geometric mean of measured over predicted, each above 0: half and double cancel."""
+    """Return the geometric mean of measured over predicted, each above 0: half and double cancel."""
     return math.exp(statistics.fmean(map(math.log, ratios)))
 
 
@@ -78,14 +82,85 @@ class Filter:
         """Measured over predicted."""
         return math.exp(self.logarithm)
 
-    def told(self, measured: float, predicted: float, at: float) -> Filter:
-        """What is known after a measurement at time `at`, both in the same unit and above 0."""
+    def update(self, measured: float, predicted: float, at: float) -> Filter:
+        """Add a measurement at time `at`; both values are in the same unit and above 0."""
         variance = self.variance + DRIFT * max(0.0, at - self.at) if self.at else self.variance
-        seen = math.log(measured / predicted)
-        innovation = seen - self.logarithm
+        logarithm = math.log(measured / predicted)
+        innovation = logarithm - self.logarithm
         if innovation**2 > GATE * (variance + NOISE):
             if self.outliers + 1 < PATIENCE:
                 return Filter(self.logarithm, self.variance, self.at, self.outliers + 1)
-            return Filter(seen, NOISE, at)
+            return Filter(logarithm, NOISE, at)
         gain = variance / (variance + NOISE)
         return Filter(self.logarithm + gain * innovation, (1.0 - gain) * variance, at)
+
+
+WARM_UP_SECONDS = 60.0  # of a new pod: its first passes are slower than any later one
+# Predicted request-seconds of one measurement. Those that were measured are a sum over samples 15 seconds
+# apart; with fifty requests in the sum it is right to about a seventh, which is the filter's noise.
+STRETCH = 750.0
+STEP = 0.10  # of the logarithm that is told: a plan is not made anew for less
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    """What is known of the pods of one engine on one accelerator; empty at first."""
+
+    filter: Filter = field(default_factory=Filter)
+    marks: Mapping[str, LoadSample] = field(default_factory=dict)  # where each pod's stretch began
+    told: float = 0.0  # logarithm of the factor, in steps
+    of: tuple[str, str] | None = None  # engine and accelerator
+
+    @property
+    def factor(self) -> float:
+        """On the times that the start-up points, or else the model, predict."""
+        return math.exp(self.told)
+
+    def update(
+        self, pods: Sequence[PodView], machine: Machine, work: ForwardCost, start: Calibration | None
+    ) -> Online:
+        """Add the pods' present loads; `start` is what their start-up points have told."""
+        known, marks = self.filter, {}
+        for pod in pods:
+            sample = pod.load
+            if sample is None or pod.ready_since is None or sample.at < pod.ready_since + WARM_UP_SECONDS:
+                continue
+            mark = self.marks.get(pod.name)
+            if mark is None or sample.occupancy.request_seconds < mark.occupancy.request_seconds:
+                marks[pod.name] = sample  # the stretch begins; or the process was started again
+                continue
+            expected = predict_request_seconds(mark, sample, machine, work, start)
+            if expected < STRETCH:
+                marks[pod.name] = mark
+                continue
+            marks[pod.name] = sample
+            measured = sample.occupancy.request_seconds - mark.occupancy.request_seconds
+            known = known.update(measured, expected, sample.at)
+        moved = abs(known.logarithm - self.told) >= STEP
+        told = STEP * round(known.logarithm / STEP) if moved else self.told
+        return replace(self, filter=known, marks=marks, told=told)
+
+
+def predict_request_seconds(
+    before: LoadSample, after: LoadSample, machine: Machine, work: ForwardCost, start: Calibration | None
+) -> float:
+    """Predict the request-seconds of the steps between two samples of a pod.
+
+    Every running request waits while a step runs, and while another's prompt is read.
+    """
+    one, two = before.occupancy, after.occupancy
+    requests = two.request_seconds - one.request_seconds
+    if requests <= 0.0:
+        return 0.0
+    among = max(1.0, (two.squared_seconds - one.squared_seconds) / requests)  # that a request runs among
+    context = (two.token_seconds - one.token_seconds) / requests
+    prompts = (after.load.prompts or 0) - (before.load.prompts or 0)
+    tokens = (after.load.prompt_tokens or 0) - (before.load.prompt_tokens or 0)
+    generated = after.load.generated_tokens - before.load.generated_tokens
+    accepted = after.load.accepted_tokens - before.load.accepted_tokens
+    steps = max(1, generated - accepted - prompts)  # of all requests: reading a prompt makes the first token
+    drafts = (after.load.draft_tokens - before.load.draft_tokens) / steps
+    decode = float(step_time.decode_seconds(machine, work, among, drafts, context))
+    read = float(step_time.prefill_seconds(machine, work, tokens / prompts)) if prompts > 0 else 0.0
+    scale = start or Calibration(1.0, 1.0)
+    return steps * decode * scale.decode + prompts * among * read * scale.prefill

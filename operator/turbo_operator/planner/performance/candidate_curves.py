@@ -18,22 +18,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from turbo_operator.api import Method, Placement
-from turbo_operator.planner.candidates import Candidates, Indices, Room, chosen_from
-from turbo_operator.planner.engines import ENGINES
-from turbo_operator.planner.performance import capacity, memory, speculation, step_time
-from turbo_operator.planner.performance.coefficients import BY_ENGINE, NAMES, Coefficients
-from turbo_operator.planner.performance.step_time import ForwardCost, Machine
-from turbo_operator.planner.request import Requirements
+from turbo_operator.planner.arrays import Indices, Mask, Numbers, take
+from turbo_operator.planner.candidates import Candidates, MemoryUse
+from turbo_operator.planner.capabilities import ENGINES
+from turbo_operator.planner.performance import curves, memory, speculation, step_time
+from turbo_operator.planner.performance.calibration import Calibration
+from turbo_operator.planner.performance.step_time import BY_ENGINE, NAMES, Coefficients, ForwardCost, Machine
+from turbo_operator.planner.requirements import Requirements
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelShape
-
-Numbers = NDArray[np.float64]
 
 # A device without tensor cores for float32 does a sixteenth of its bfloat16 operations in it; cores are
 # stated in what they do.
@@ -44,27 +42,12 @@ HOST_CORES = 8.0  # that a draft on the host's cores may use
 # With RDMA it is a fifth of that.
 HOP_SECONDS = 100e-6
 SENT = 2  # a stage hands on the activations and, not yet added, their residual
-
-
-class Factors(Protocol):
-    """What measured step times are to the model's."""
-
-    @property
-    def decode(self) -> float:
-        """Of a step that decodes."""
-
-    @property
-    def prefill(self) -> float:
-        """Of reading a prompt."""
-
-
-# By engine and accelerator.
-Calibrations = Mapping[tuple[str, str], Factors]
+Calibrations = Mapping[tuple[str, str], Calibration]  # by engine and accelerator
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """What is known of each accelerator, as arrays over the catalogue's rows; NaN is unknown."""
+    """What is known of each accelerator, as arrays over the catalog's rows; NaN is unknown."""
 
     bandwidth: Numbers
     flops: Numbers  # [engines, rows] in the type that dense layers are computed in
@@ -75,79 +58,79 @@ class Rates:
     coefficients: dict[str, Numbers]  # [engines, rows] by name
 
 
-def kinds(shape: ModelShape) -> tuple[str, str]:
-    """The types that dense layers and routed experts are computed in where there is hardware for them."""
-    kind = TYPE_OF.get(shape.quantization or "", "bf16")
-    dense = kind if shape.quantized_parameters > shape.expert_parameters else "bf16"
-    return dense, kind if shape.quantized_parameters else "bf16"
+def compute_types(shape: ModelShape) -> tuple[str, str]:
+    """Return the types that dense layers and routed experts are computed in where hardware has them."""
+    quantized = TYPE_OF.get(shape.quantization or "", "bf16")
+    dense = quantized if shape.quantized_parameters > shape.expert_parameters else "bf16"
+    return dense, quantized if shape.quantized_parameters else "bf16"
 
 
-def rates(accelerators: tuple[Accelerator, ...], request: Requirements, element: Numbers) -> Rates:
-    """The catalogue's figures for this model; `element` is the bytes of one number on each row."""
-    dense_kind, expert_kind = kinds(request.shape)
+def build_rates(accelerators: tuple[Accelerator, ...], requirements: Requirements) -> Rates:
+    """Collect the catalog's figures for this model."""
+    dense_type, expert_type = compute_types(requirements.shape)
 
-    def flops(of: str, quantized: bool) -> list[float]:
-        found = []
-        for each, size in zip(accelerators, element, strict=True):
-            rate = each.flops.get("bf16", np.nan)
+    def flops(compute_type: str, quantized: bool) -> list[float]:
+        rates = []
+        for row in accelerators:
+            rate = row.flops.get("bf16", np.nan)
             if quantized:
-                rate = each.flops.get(of, rate)
-            slow = size == 4 and not memory.on_cpu(each)
-            found.append(rate * FLOAT32_SHARE if slow else rate)
-        return found
+                rate = row.flops.get(compute_type, rate)
+            slow = requirements.element_bytes(row) == 4 and not memory.on_cpu(row)
+            rates.append(rate * FLOAT32_SHARE if slow else rate)
+        return rates
 
-    own = [[BY_ENGINE[engine.name].over(each.efficiency) for each in accelerators] for engine in ENGINES]
+    by_engine = [[BY_ENGINE[engine.name].over(row.efficiency) for row in accelerators] for engine in ENGINES]
     return Rates(
-        bandwidth=np.array([each.memory_bandwidth or np.nan for each in accelerators]),
-        flops=np.array([flops(dense_kind, engine.quantized) for engine in ENGINES]),
-        expert_flops=np.array([flops(expert_kind, engine.quantized) for engine in ENGINES]),
+        bandwidth=np.array([row.memory_bandwidth or np.nan for row in accelerators]),
+        flops=np.array([flops(dense_type, engine.quantized) for engine in ENGINES]),
+        expert_flops=np.array([flops(expert_type, engine.quantized) for engine in ENGINES]),
         attention_flops=np.array(flops("bf16", False)),
-        link=np.array([each.link_bandwidth or np.nan for each in accelerators]),
-        network=np.array([each.network_bandwidth or np.nan for each in accelerators]),
+        link=np.array([row.link_bandwidth or np.nan for row in accelerators]),
+        network=np.array([row.network_bandwidth or np.nan for row in accelerators]),
         coefficients={
-            name: np.array([[getattr(each, name) for each in row] for row in own]) for name in NAMES
+            name: np.array([[getattr(own, name) for own in row] for row in by_engine]) for name in NAMES
         },
     )
 
 
-def known(it: Candidates, of: Rates) -> NDArray[np.bool_]:
-    """Whether the speed of each candidate can be told."""
-    stated = ~np.isnan(of.bandwidth + of.flops[0])[it.accelerator]
-    linked = (it.tensor == 1) | ~np.isnan(of.link)[it.accelerator]
-    joined = (it.nodes == 1) | ~np.isnan(of.network)[it.accelerator]
-    found: NDArray[np.bool_] = stated & linked & joined
-    return found
+def has_known_speed(candidates: Candidates, rates: Rates) -> Mask:
+    """Whether the rates of each candidate's accelerator are all known."""
+    stated = ~np.isnan(rates.bandwidth + rates.flops[0])[candidates.accelerator]
+    linked = (candidates.tensor == 1) | ~np.isnan(rates.link)[candidates.accelerator]
+    joined = (candidates.nodes == 1) | ~np.isnan(rates.network)[candidates.accelerator]
+    return np.asarray(stated & linked & joined)
 
 
-def engines(
-    it: Candidates,
-    room: Room,
-    of: Rates,
-    request: Requirements,
+def build_engines(
+    candidates: Candidates,
+    memory_use: MemoryUse,
+    rates: Rates,
+    requirements: Requirements,
     draft: ModelShape | None,
     calibrations: Calibrations,
-) -> tuple[capacity.Engines, Indices]:
-    """The curves of candidates that fit and whose speed is known, and their drafts [c, GRID]."""
-    rows = capacity.rows(room.slots)
-    machine = _machine(it, of)
-    context = request.demand.held
-    work = _work(it, room, request, context)
-    decode_factor, prefill_factor = _factors(it, calibrations)
-    groups = np.minimum(rows, it.nodes[:, None])
+) -> tuple[curves.Engines, Indices]:
+    """Build the curves of candidates that fit and whose speed is known, and their drafts [c, GRID]."""
+    shape, nodes = requirements.shape, candidates.nodes
+    rows = curves.rows(memory_use.slots)
+    machine = _machine(candidates, rates)
+    context = requirements.demand.held
+    work = _work(candidates, memory_use, shape, context)
+    decode_factor, prefill_factor = _factors(candidates, calibrations)
+    groups = np.minimum(rows, nodes[:, None])
     together = rows / groups
-    uneven = it.nodes * memory.largest_stage(request.shape.layers, it.nodes)
-    hops = _hops(it, of, request.shape)
-    step_tokens = np.array([float(engine.max_step_tokens) for engine in ENGINES])[it.engine]
+    uneven = nodes * memory.largest_stage(shape.layers, nodes)
+    hops = _hops(candidates, rates, shape)
+    step_tokens = candidates.by_engine(lambda engine: engine.max_step_tokens)
 
     def step(places: Indices) -> Callable[[float], Numbers]:
-        own, what = _of_machine(machine, places), _of_work(work, places)
+        own, what = take(machine, places), take(work, places)
         few, factor = together[places], (decode_factor * uneven)[places][:, None]
         budget = step_tokens[places][:, None]
-        fixed, each = (part[places][:, None] for part in hops)
+        fixed, per_token = (part[places][:, None] for part in hops)
 
         def seconds(k: float) -> Numbers:
             passed = step_time.decode_seconds(own, what, few, k, context)
-            taken = passed * factor + fixed + each * few * (k + 1.0)
+            taken = passed * factor + fixed + per_token * few * (k + 1.0)
             return np.where(few * (k + 1.0) <= budget, taken, np.inf)
 
         return seconds
@@ -155,184 +138,136 @@ def engines(
     decode = np.empty_like(rows)
     drafts = np.zeros(rows.shape, np.int64)
     committed = np.ones_like(rows)
-    for number, option in enumerate(it.drafts):
-        places = np.flatnonzero(it.draft == number)
+    for number, option in enumerate(candidates.drafts):
+        places = np.flatnonzero(candidates.draft == number)
         if len(places) == 0:
             continue
         passes = step(places)
-        drafting = _drafting(option, it, of, places, (together, groups), request, draft, passes)
-        decode[places], drafts[places] = speculation.fastest(option, passes, drafting)
+        plain = passes(0.0) if option.gains else together[places]
+        model = together[places]
+        if option.method == Method.DRAFT_MODEL:
+            assert draft is not None  # no such option without one
+            model = _draft_model_seconds(option, take(candidates, places), rates, model, context, draft)
+        drafting = _drafting(option.method, groups[places], shape, plain, model)
+        decode[places], drafts[places] = speculation.find_fastest(option, passes, drafting)
         tau = np.array([speculation.committed(option.method, k) for k in range(option.max_draft_tokens + 1)])
         committed[places] = tau[drafts[places]]
-    prompt = request.demand.prompt.mean
+    prompt = requirements.demand.prompt.mean
     read = np.ravel(step_time.prefill_seconds(machine, work, prompt)) * prefill_factor
-    fixed = np.ravel(machine.coefficients.prefill_layer_seconds) * request.shape.layers
-    made = capacity.Engines(
+    fixed = np.ravel(machine.coefficients.prefill_layer_seconds) * shape.layers
+    engines = curves.Engines(
         rows=rows,
         decode=decode,
-        prefill=read * uneven / prompt / it.nodes,
-        # What decoding and verification leave of a step, where they leave least.
+        prefill=read * uneven / prompt / nodes,
+        # What decoding and verification leave of a step, where they leave the minimum.
         chunk=(np.maximum(step_tokens[:, None] - together * (drafts + 1.0), 1.0) / committed).min(axis=1),
         # All stages read the prompt one after the other; only one of them is busy with it.
-        first=fixed + read * uneven * (1.0 - 1.0 / it.nodes) + hops[0] + hops[1] * prompt,
+        first=fixed + read * uneven * (1.0 - 1.0 / nodes) + hops[0] + hops[1] * prompt,
     )
-    return made, drafts
+    return engines, drafts
 
 
-def _machine(it: Candidates, of: Rates) -> Machine:
+def _drafting(
+    method: str, groups: Numbers, shape: ModelShape, plain: Numbers, model: Numbers
+) -> Callable[[int], Numbers]:
+    """Seconds to make k drafts of each request; the last stage makes those of all groups in turn."""
+    return lambda k: groups * speculation.draft_seconds(method, k, shape, plain, model)
+
+
+def _machine(candidates: Candidates, rates: Rates) -> Machine:
     """Columns [c, 1]: they broadcast against rows."""
-    where = (it.engine, it.accelerator)
-    link = np.where(it.tensor == 1, np.inf, of.link[it.accelerator])
+    row = candidates.accelerator
+    both = (candidates.engine, row)
+    coefficients: dict[str, Any] = {name: rates.coefficients[name][both][:, None] for name in NAMES}
     return Machine(
-        bandwidth=of.bandwidth[it.accelerator][:, None],
-        flops=of.flops[where][:, None],
-        expert_flops=of.expert_flops[where][:, None],
-        attention_flops=of.attention_flops[it.accelerator][:, None],
-        link=link[:, None],
-        tensor=it.tensor[:, None],
-        coefficients=_coefficients({name: of.coefficients[name][where][:, None] for name in NAMES}),
+        bandwidth=rates.bandwidth[row][:, None],
+        flops=rates.flops[both][:, None],
+        expert_flops=rates.expert_flops[both][:, None],
+        attention_flops=rates.attention_flops[row][:, None],
+        link=np.where(candidates.tensor == 1, np.inf, rates.link[row])[:, None],
+        tensor=candidates.tensor[:, None],
+        coefficients=Coefficients(**coefficients),
     )
 
 
-def _work(it: Candidates, room: Room, request: Requirements, context: float) -> ForwardCost:
-    shape = request.shape
-    stored = np.array([engine.quantized for engine in ENGINES])[it.engine]
-    forgets = np.array([engine.forgets for engine in ENGINES])[it.engine]
-    as_stored = memory.weights(shape, room.element, quantized=True)
-    converted = memory.weights(shape, room.element, quantized=False)
-    cache = np.where(
-        forgets,
-        memory.kv_bytes(shape, room.element, it.tensor, context, slides=True),
-        memory.kv_bytes(shape, room.element, it.tensor, context, slides=False),
-    )
-    return step_time.work(
+def _work(candidates: Candidates, memory_use: MemoryUse, shape: ModelShape, context: float) -> ForwardCost:
+    element, tensor = memory_use.element, candidates.tensor
+    quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
+    forgets = candidates.by_engine(lambda engine: engine.forgets, bool)
+    stored = memory.weights(shape, element, quantized=True)
+    converted = memory.weights(shape, element, quantized=False)
+    with_window = memory.kv_bytes(shape, element, tensor, context, slides=True)
+    whole = memory.kv_bytes(shape, element, tensor, context, slides=False)
+    return step_time.build_work(
         shape,
-        np.where(stored, as_stored.dense, converted.dense)[:, None],
-        np.where(stored, as_stored.expert, converted.expert)[:, None],
-        cache[:, None],
+        np.where(quantized, stored.dense, converted.dense)[:, None],
+        np.where(quantized, stored.expert, converted.expert)[:, None],
+        np.where(forgets, with_window, whole)[:, None],
     )
 
 
-def _coefficients(columns: Mapping[str, Any]) -> Coefficients:
-    """Coefficients whose numbers are arrays, one element per candidate."""
-    return Coefficients(**columns)
-
-
-def _of_machine(machine: Machine, places: Indices) -> Machine:
-    def own(value: object) -> Numbers:
-        return np.asarray(value)[places]
-
-    return Machine(
-        own(machine.bandwidth),
-        own(machine.flops),
-        own(machine.expert_flops),
-        own(machine.attention_flops),
-        own(machine.link),
-        own(machine.tensor),
-        _coefficients({name: own(getattr(machine.coefficients, name)) for name in NAMES}),
-    )
-
-
-def _of_work(work: ForwardCost, places: Indices) -> ForwardCost:
-    return replace(
-        work,
-        dense_bytes=np.asarray(work.dense_bytes)[places],
-        expert_bytes=np.asarray(work.expert_bytes)[places],
-        kv_bytes=np.asarray(work.kv_bytes)[places],
-    )
-
-
-def _factors(it: Candidates, calibrations: Calibrations) -> tuple[Numbers, Numbers]:
-    decode, prefill = np.ones(len(it)), np.ones(len(it))
-    for measured, factors in calibrations.items():
-        mine = _are(it, *measured)
+def _factors(candidates: Candidates, calibrations: Calibrations) -> tuple[Numbers, Numbers]:
+    decode, prefill = np.ones(len(candidates)), np.ones(len(candidates))
+    for (engine, accelerator), factors in calibrations.items():
+        mine = _are(candidates, engine, accelerator)
         decode[mine], prefill[mine] = factors.decode, factors.prefill
     return decode, prefill
 
 
-def is_calibrated(it: Candidates, calibrations: Calibrations) -> NDArray[np.bool_]:
-    """The candidates that a measurement speaks of."""
-    found = np.zeros(len(it), bool)
-    for measured in calibrations:
-        found |= _are(it, *measured)
-    return found
+def is_calibrated(candidates: Candidates, calibrations: Calibrations) -> Mask:
+    """Whether a measurement covers each candidate."""
+    covered = np.zeros(len(candidates), bool)
+    for engine, accelerator in calibrations:
+        covered |= _are(candidates, engine, accelerator)
+    return covered
 
 
-def _are(it: Candidates, engine_name: str, accelerator_name: str) -> NDArray[np.bool_]:
-    engine = np.array([each.name == engine_name for each in ENGINES])[it.engine]
-    accelerator = np.array([each.name == accelerator_name for each in it.accelerators], bool)
-    found: NDArray[np.bool_] = engine & accelerator[it.accelerator]
-    return found
+def _are(candidates: Candidates, engine_name: str, accelerator_name: str) -> Mask:
+    is_engine = candidates.by_engine(lambda engine: engine.name == engine_name, bool)
+    return np.asarray(is_engine & candidates.by_accelerator(lambda row: row.name == accelerator_name, bool))
 
 
-def _hops(it: Candidates, of: Rates, shape: ModelShape) -> tuple[Numbers, Numbers]:
+def _hops(candidates: Candidates, rates: Rates, shape: ModelShape) -> tuple[Numbers, Numbers]:
     """Seconds in which a token passes between all stages: of each pass, and more for each token in it.
 
     A stage's accelerators send a share each.
     """
-    several = it.nodes > 1.0
-    sent = (it.nodes - 1.0) * SENT * shape.hidden_size * step_time.ACTIVATION_BYTES / it.tensor
-    network = np.where(several, of.network[it.accelerator], np.inf)
-    return np.where(several, it.nodes * HOP_SECONDS, 0.0), sent / network
+    nodes = candidates.nodes
+    sent = (nodes - 1.0) * SENT * shape.hidden_size * step_time.ACTIVATION_BYTES / candidates.tensor
+    network = np.where(nodes > 1.0, rates.network[candidates.accelerator], np.inf)
+    return np.where(nodes > 1.0, nodes * HOP_SECONDS, 0.0), sent / network
 
 
-def _drafting(
+def _draft_model_seconds(
     option: speculation.SpeculationOption,
-    it: Candidates,
-    of: Rates,
-    places: Indices,
-    grouped: tuple[Numbers, Numbers],
-    request: Requirements,
-    draft: ModelShape | None,
-    passes: Callable[[float], Numbers],
-) -> Callable[[int], Numbers]:
-    """Seconds to make k drafts of each request; `grouped` [c, GRID] are those of a group, and the groups."""
-    together, groups = (each[places] for each in grouped)
-    plain = passes(0.0) if option.gains else together
-    model = together
-    if option.method == Method.DRAFT_MODEL:
-        assert draft is not None
-        model = _draft_model(option, chosen_from(it, places), of, together, request, draft)
-
-    def seconds(k: int) -> Numbers:
-        return groups * speculation.draft_seconds(option.method, k, request.shape, plain, model)
-
-    return seconds
-
-
-def _draft_model(
-    option: speculation.SpeculationOption,
-    it: Candidates,
-    of: Rates,
+    candidates: Candidates,
+    rates: Rates,
     together: Numbers,
-    request: Requirements,
+    context: float,
     draft: ModelShape,
 ) -> Numbers:
     """One pass of the draft model: where the model is, on one accelerator more, or on the host's cores."""
-    machine = _machine(it, of)
-    if option.placement != Placement.COLOCATED:
+    is_colocated = option.placement == Placement.COLOCATED
+    machine = _machine(candidates, rates)
+    if not is_colocated:
         machine = replace(machine, tensor=1.0, link=np.inf)
-    cores = [row for row, each in enumerate(it.accelerators) if memory.on_cpu(each)]
     if option.placement == Placement.CPU:
-        known_cores = [row for row in cores if not np.isnan(of.bandwidth[row] + of.flops[0][row])]
-        if not known_cores:
+        stated = ~np.isnan(rates.bandwidth + rates.flops[0])
+        rows = [row for row, own in enumerate(candidates.accelerators) if memory.on_cpu(own) and stated[row]]
+        if not rows:
             return np.full_like(together, np.inf)
-        row = known_cores[0]
-        share = HOST_CORES / float(it.accelerators[row].quantity)
+        share = HOST_CORES / float(candidates.accelerators[rows[0]].quantity)
+        flops = rates.flops[0][rows[0]] * share
         machine = replace(
             machine,
-            bandwidth=of.bandwidth[row] * share,
-            flops=of.flops[0][row] * share,
-            expert_flops=of.flops[0][row] * share,
-            attention_flops=of.flops[0][row] * share,
+            bandwidth=rates.bandwidth[rows[0]] * share,
+            flops=flops,
+            expert_flops=flops,
+            attention_flops=flops,
         )
     element = 2.0
-    tensor = it.tensor if option.placement == Placement.COLOCATED else np.ones(len(it))
+    tensor = candidates.tensor if is_colocated else np.ones(len(candidates))
     weights = memory.weights(draft, element)
-    work = step_time.work(
-        draft,
-        weights.dense,
-        weights.expert,
-        np.asarray(memory.kv_bytes(draft, element, tensor, request.demand.held))[:, None],
-    )
-    return np.asarray(step_time.decode_seconds(machine, work, together, 0.0, request.demand.held))
+    cache = np.asarray(memory.kv_bytes(draft, element, tensor, context))[:, None]
+    work = step_time.build_work(draft, weights.dense, weights.expert, cache)
+    return np.asarray(step_time.decode_seconds(machine, work, together, 0.0, context))

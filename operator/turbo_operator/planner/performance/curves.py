@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from turbo_operator.planner.demand import Demand
-
-Numbers = NDArray[np.float64]
+from turbo_operator.planner.arrays import Numbers
+from turbo_operator.planner.requirements import Demand
 
 GRID = 40  # states of the queue that are looked at, whatever the number of slots
 DENSE = 4  # of them the first that are one request apart
@@ -24,8 +22,7 @@ def rows(slots: Numbers) -> Numbers:
     """
     step = np.arange(1.0, GRID + 1.0)
     bend = (np.maximum(step - DENSE, 0.0) / (GRID - DENSE)) ** 2
-    found: Numbers = np.minimum(step, slots[:, None]) + np.maximum(slots - GRID, 0.0)[:, None] * bend
-    return found
+    return np.asarray(np.minimum(step, slots[:, None]) + np.maximum(slots - GRID, 0.0)[:, None] * bend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +47,13 @@ class Engines:
 
 def crowd(engines: Engines, demand: Demand) -> Numbers:
     """[c] requests that can be decoded together: the slots, or as many as chunks bring before they end."""
-    return np.minimum(engines.slots, np.maximum(engines.chunk * demand.answer.mean / demand.prompt.mean, 1.0))
+    return np.minimum(engines.slots, np.maximum(engines.chunk * demand.output.mean / demand.prompt.mean, 1.0))
 
 
 def completions(engines: Engines, demand: Demand, together: Numbers) -> Numbers:
     """[c] requests per second of so many that are replaced as they end: all read, then decode, in turn."""
     read = demand.prompt.mean * engines.prefill
-    return together / (demand.answer.mean * engines.decode_at(together) + together * read)
+    return together / (demand.output.mean * engines.decode_at(together) + together * read)
 
 
 def interpolate(grid: Numbers, values: Numbers, at: Numbers) -> tuple[Numbers, Numbers]:

@@ -26,7 +26,7 @@ from turbo_runtime.contract.model import ModelShape
 Numbers = float | NDArray[np.float64]
 
 GIB = 1 << 30
-USABLE_SHARE = 0.95
+USABLE_FRACTION = 0.95
 DEVICE_RESERVE = 2 * GIB  # CUDA context, captured graphs, workspaces of libraries and of attention, samplers
 # Two interpreters (measured: 0.74 GiB for the engine's with torch, less for the server's).
 CPU_RESERVE = 3 * GIB // 2
@@ -36,7 +36,7 @@ LOGIT_BYTES = 4  # logits are verified in float32 whatever the weights are
 CPU_RESOURCE = "cpu"
 
 ELEMENT_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-# Of one quantised weight, its share of the scales included: one per block of 128 x 128 or per channel of
+# Of one quantized weight, its share of the scales included: one per block of 128 x 128 or per channel of
 # 8-bit types, 20 bits per 128 of int4 (AWQ, GPTQ), 8 bits per 32 of mxfp4 and per 16 of nvfp4.
 QUANTIZED_BYTES = {"fp8": 1.0, "int8": 1.0, "int4": 0.52, "mxfp4": 0.53125, "nvfp4": 0.5625}
 
@@ -53,7 +53,7 @@ def reserve(accelerator: Accelerator) -> int:
 
 def usable(accelerator: Accelerator) -> int:
     """Bytes of `accelerator` that weights, KV cache and activations may fill; never negative."""
-    return max(0, int(USABLE_SHARE * accelerator.memory_bytes) - reserve(accelerator))
+    return max(0, int(USABLE_FRACTION * accelerator.memory_bytes) - reserve(accelerator))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Weights:
 
 
 def weights(shape: ModelShape, element: Numbers, quantized: bool = True) -> Weights:
-    """The weights as they are served: `element` bytes for each that is not quantised.
+    """The weights as they are served: `element` bytes for each that is not quantized.
 
     Quantised ones are routed experts first, as in every published format. With `quantized` False all are
     converted to the element's type.
@@ -165,7 +165,7 @@ def activation_bytes(
     """What a pass of the most tokens, with `drafts` drafts of every running request, holds at its peak on one
     of `tensor` accelerators.
 
-    Each has whole what goes from layer to layer, once as it is and once normalised. Beside that there are
+    Each has whole what goes from layer to layer, once as it is and once normalized. Beside that there are
     an MLP's two branches and their product, which the accelerators share; or, after the last layer, the
     logits of the tokens that are verified.
     """
@@ -173,18 +173,12 @@ def activation_bytes(
     between = 2.0 * shape.hidden_size * tokens * element
     inside = 3.0 * mlp_width(shape) * tokens * element / tensor
     logits = LOGIT_BYTES * shape.vocab_size * np.minimum(max_running * (drafts + 1.0), tokens)
-    found: Numbers = between + np.maximum(inside, logits)
-    return found
+    return np.asarray(between + np.maximum(inside, logits))
 
 
-def second_head(shape: ModelShape) -> int:
-    """Weights laid out twice on cores: a head that shares the embedding's, as its products need it."""
-    return shape.vocab_size * shape.hidden_size
-
-
-def longest_model_len(room: float, per_token: float, max_draft_tokens: int) -> int:
-    """The longest request in tokens of which one fits into `room` bytes; 0 when none does."""
-    if room < 0:
+def max_model_len(available: float, per_token: float, max_draft_tokens: int) -> int:
+    """Return the longest request in tokens of which one fits into `available` bytes; 0 when none does."""
+    if available < 0:
         return 0
-    tokens = int(room // KV_GRAIN * KV_GRAIN // per_token)
+    tokens = int(available // KV_GRAIN * KV_GRAIN // per_token)
     return max(0, tokens - int(request_tokens(0, max_draft_tokens)))

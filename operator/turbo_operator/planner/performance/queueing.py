@@ -2,29 +2,26 @@
 
 Requests arrive at random (Poisson). A step decodes all running requests and reads up to a chunk of prompts,
 first come, first served. Those that decode are a birth-death chain with a death rate of their own in each
-state, n / (answer decode(n) + n prefill); prompts are a queue of one server, whose steps decode as well; who
+state, n / (output decode(n) + n prefill); prompts are a queue of one server, whose steps decode as well; who
 finds all slots taken waits for one; what is read while a request decodes is the busy periods of that server.
 The approximations are held to a replay: tests/operator/test_capacity.py.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from turbo_operator.planner.demand import DEPTH, WALL, Demand, Lengths
-from turbo_operator.planner.performance.curves import TINY, Engines, Numbers, crowd, interpolate
-
-Places = NDArray[np.intp] | slice
+from turbo_operator.planner.arrays import Numbers
+from turbo_operator.planner.performance.curves import TINY, Engines, crowd, interpolate
+from turbo_operator.planner.requirements import DEPTH, WALL, Demand, Lengths
 
 NEARLY = 1.0 - 1e-6  # a queue of this load never ends
 NORMAL = ((-math.sqrt(3.0), 1.0 / 6.0), (0.0, 2.0 / 3.0), (math.sqrt(3.0), 1.0 / 6.0))  # nodes and weights
-SHORTEST = 1e-5  # seconds that a step takes at least
-LEAST_SHAPE = 1e-6  # of a gamma distribution
+SHORTEST = 1e-5  # seconds that a step takes at the minimum
+MIN_SHAPE = 1e-6  # of a gamma distribution
 
 
 def _rule(count: int, power: float) -> tuple[Numbers, Numbers]:
@@ -34,7 +31,7 @@ def _rule(count: int, power: float) -> tuple[Numbers, Numbers]:
     return nodes**power, weights * power * nodes ** (power - 1.0)
 
 
-# Of prompts all count; of answers the short ones, whose mean time per token varies most.
+# Of prompts all count; of outputs the short ones, whose mean time per token varies most.
 PROMPTS, ANSWERS = _rule(10, 1.0), _rule(4, 1.5)
 
 
@@ -61,10 +58,6 @@ class Queue:
     pull: Numbers  # steps until it is forgotten how many did
     left: Numbers  # chance that there is a prompt to read in the step after its own is read
 
-    def take(self, index: Places) -> Queue:
-        """The candidates of these places, repeated as they are."""
-        return Queue(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
-
 
 @dataclass(frozen=True, slots=True)
 class Chain:
@@ -74,7 +67,7 @@ class Chain:
     death: Numbers  # requests that end per second in each state
     log_product: Numbers  # sum of the logarithms of `death` up to it
     width: Numbers  # states that it stands for
-    most: Numbers  # [c] `crowd`
+    crowd: Numbers  # [c] `crowd`
     alone: Numbers  # [c] share of a chunk that one prompt takes
     filled: Numbers  # [c] tokens of prompts in the step that reads a random one of them, none waiting
 
@@ -84,7 +77,7 @@ class Chain:
         rows, prompt = engines.rows, demand.prompt
         read = (prompt.mean * engines.prefill)[:, None]
         # More requests together never end fewer per second: measured curves may dip.
-        death = np.maximum.accumulate(rows / (demand.answer.mean * engines.decode + rows * read), axis=1)
+        death = np.maximum.accumulate(rows / (demand.output.mean * engines.decode + rows * read), axis=1)
         log = np.log(death)
         gap = np.diff(rows, axis=1, prepend=0.0)
         before = np.concatenate((log[:, :1], log[:, :-1]), axis=1)
@@ -95,14 +88,6 @@ class Chain:
         read = weight * np.minimum(tokens, engines.chunk[:, None])
         alone, filled = read.sum(axis=1) / engines.chunk, (read * tokens).sum(axis=1) / prompt.mean
         return cls(engines, death, log_product, width, crowd(engines, demand), alone, filled)
-
-    def take(self, index: Places) -> Chain:
-        """The candidates of these places, repeated as they are."""
-        engines = Engines(
-            *(getattr(self.engines, field.name)[index] for field in dataclasses.fields(Engines))
-        )
-        others = (getattr(self, field.name)[index] for field in dataclasses.fields(self)[1:])
-        return Chain(engines, *others)
 
     def at(self, rate: Numbers, demand: Demand) -> Queue:
         """The queue when `rate` [c] requests come per second."""
@@ -123,7 +108,7 @@ class Chain:
         second = np.einsum("cn,cn,cn->c", mass, rows, rows)
         mean, met = first / total, second / np.maximum(first, TINY)
         step = np.einsum("cn,cn->c", mass, self.engines.decode) / total  # none in the empty state
-        variability = (1.0 + demand.answer.squared_variation) / 2.0
+        variability = (1.0 + demand.output.squared_variation) / 2.0
         ending = self.death[:, -1] * (1.0 - load) / variability
         variance = np.maximum(met * mean - mean**2, 0.0)
         return self._queue(rate, demand, mean, met, variance, step, full / total, ending)
@@ -134,16 +119,16 @@ class Chain:
         One that comes finds the others.
         """
         others = (running - 1.0) / np.maximum(running, 1.0)
-        none, mean = np.zeros_like(rate), np.minimum(running * others, self.most)
+        none, mean = np.zeros_like(rate), np.minimum(running * others, self.crowd)
         step = self.engines.decode_at(mean)
-        found = self._queue(rate * others, demand, mean, running, none, step, none, none + 1.0 / TINY)
+        queue = self._queue(rate * others, demand, mean, running, none, step, none, none + 1.0 / TINY)
         # Others decode in between: it finds one prompt before it, and those that are more than can decode.
-        before = 1.0 + np.maximum(running - self.most, 0.0)
-        most = before * demand.prompt.mean * (found.prefill + found.step / self.filled)
-        # It comes as a step ends, and others as their answers do, however long the steps are.
-        follow = np.minimum(running - 1.0, self.most) / demand.answer.mean
-        waiting = np.minimum(found.waiting, most)
-        return dataclasses.replace(found, waiting=waiting, rest=none, rate=none, follow=follow)
+        before = 1.0 + np.maximum(running - self.crowd, 0.0)
+        limit = before * demand.prompt.mean * (queue.prefill + queue.step / self.filled)
+        # It comes as a step ends, and others as their outputs do, however long the steps are.
+        follow = np.minimum(running - 1.0, self.crowd) / demand.output.mean
+        waiting = np.minimum(queue.waiting, limit)
+        return replace(queue, waiting=waiting, rest=none, rate=none, follow=follow)
 
     def _queue(
         self,
@@ -156,8 +141,8 @@ class Chain:
         full: Numbers,
         ending: Numbers,
     ) -> Queue:
-        engines, prompt, answer = self.engines, demand.prompt, demand.answer
-        mean, met = np.minimum(mean, self.most), np.minimum(np.maximum(met, 1.0), self.most)
+        engines, prompt, output = self.engines, demand.prompt, demand.output
+        mean, met = np.minimum(mean, self.crowd), np.minimum(np.maximum(met, 1.0), self.crowd)
         decode, slope = interpolate(engines.rows, engines.decode, met)
         offered = rate * prompt.mean  # tokens per second
         # The more prompts wait, the fuller the steps that read them.
@@ -187,8 +172,8 @@ class Chain:
             decode=decode,
             slope=np.abs(slope),
             variance=variance,
-            # Answers end and others begin.
-            pull=answer.mean / np.maximum(1.0 - slope * met / decode, 0.05),
+            # Outputs end and others begin.
+            pull=output.mean / np.maximum(1.0 - slope * met / decode, 0.05),
             # That step also reads of the prompt behind: all of it, if it is alone and small.
             left=busy * (1.0 - (1.0 - self.alone) * (1.0 - busy)),
         )
@@ -204,17 +189,16 @@ def late_first(queue: Queue, prompt: Lengths, seconds: Numbers | float) -> Numbe
         (left - queue.passes) / np.maximum(prefill, TINY), (left - step / 2.0) / np.maximum(slowed, TINY)
     )
     # Over the prompts that are read within that time, and those at the wall apart.
-    span = prompt.p95 - prompt.least
-    most = np.clip((longest - prompt.least) / span, TINY, 1.0) ** (1.0 / prompt.power)
-    nodes, weight = _exponential(PROMPTS, most)
+    span = prompt.p95 - prompt.shortest
+    end = np.clip((longest - prompt.shortest) / span, TINY, 1.0) ** (1.0 / prompt.power)
+    nodes, weight = _exponential(PROMPTS, end)
     tokens = np.empty((len(nodes) + 1, len(left)))  # before the candidates: few and many
-    tokens[:-1], tokens[-1] = prompt.least + span * nodes**prompt.power, prompt.p95
+    tokens[:-1], tokens[-1] = prompt.shortest + span * nodes**prompt.power, prompt.p95
     own = np.maximum(tokens * prefill + queue.passes, tokens * slowed + step / 2.0)
     kept = _read_within(queue, np.maximum(left - own, 0.0))
     share = (weight * kept[:-1]).sum(axis=0) + WALL * (longest >= prompt.p95) * kept[-1]
     endless = (queue.busy >= NEARLY) | (queue.ending <= 0.0)
-    found: Numbers = np.where(endless, 1.0, 1.0 - share)
-    return found
+    return np.asarray(np.where(endless, 1.0, 1.0 - share))
 
 
 def late_tokens(queue: Queue, demand: Demand, seconds: Numbers | float) -> Numbers:
@@ -227,17 +211,17 @@ def late_tokens(queue: Queue, demand: Demand, seconds: Numbers | float) -> Numbe
     are its mean, its variance and the chance that there are none; if there are any, it is taken as
     gamma-distributed.
     """
-    tokens, weight = _lengths(demand.answer, ANSWERS)
+    tokens, weight = _lengths(demand.output, ANSWERS)
     steps = np.maximum(tokens - 1.0, 1.0)[:, None]  # before the candidates: few and many
     prompt, rate, chunk, left = demand.prompt, queue.rate, queue.chunk, queue.left
     prefill = np.maximum(queue.prefill, TINY)
     # Who comes also decodes beside it from then on: as if so many more tokens were read.
-    beside = steps * demand.answer.mean / (steps + 2.0 * demand.answer.mean)
+    beside = steps * demand.output.mean / (steps + 2.0 * demand.output.mean)
     square = prompt.second_moment + 2.0 * prompt.mean * beside * (queue.slope / prefill)
     whole = square / prompt.mean
     spread = queue.slope * np.sqrt(queue.variance * _averaged(steps / queue.pull))
     # Of those that follow there is one fewer while one waits.
-    follow = np.maximum(queue.follow - 1.0 / demand.answer.mean, 0.0) / chunk
+    follow = np.maximum(queue.follow - 1.0 / demand.output.mean, 0.0) / chunk
     late = np.zeros(len(rate))
     for node, part in NORMAL:
         decode = np.maximum(queue.decode + node * spread, 0.0)
@@ -253,7 +237,7 @@ def late_tokens(queue: Queue, demand: Demand, seconds: Numbers | float) -> Numbe
         first, later = left * stands, begun * prompt.mean
         mean = np.maximum(first + later, TINY)  # of the sum, in tokens, times idle; below of its square
         squares = first * (whole + 2.0 * more) + begun * square / idle + later * (2.0 * first + later)
-        shape = np.maximum(mean**2 / np.maximum(any_read * squares - mean**2, TINY * mean**2), LEAST_SHAPE)
+        shape = np.maximum(mean**2 / np.maximum(any_read * squares - mean**2, TINY * mean**2), MIN_SHAPE)
         over = _gamma_over(steps * share * chunk * idle * any_read / mean, shape)
         late += part * weight @ np.where(reads >= 1.0, 0.0, np.where(reads <= 0.0, 1.0, any_read * over))
     return late
@@ -266,8 +250,7 @@ def _read_within(queue: Queue, x: Numbers) -> Numbers:
     the end of the step under way, evenly from nothing to all of it.
     """
     longest = np.maximum(queue.rest, SHORTEST)
-    found: Numbers = (_kept(queue, x) - _kept(queue, np.maximum(x - longest, 0.0))) / longest
-    return found
+    return np.asarray((_kept(queue, x) - _kept(queue, np.maximum(x - longest, 0.0))) / longest)
 
 
 def _kept(queue: Queue, x: Numbers) -> Numbers:
@@ -278,37 +261,32 @@ def _kept(queue: Queue, x: Numbers) -> Numbers:
     busy, full = queue.busy, queue.full
     both = busy * full / (second - first)
     a, b = -np.expm1(-first * x) / first, -np.expm1(-second * x) / second
-    found: Numbers = x - (busy * (1.0 - full) + second * both) * a - (full * (1.0 - busy) - first * both) * b
-    return found
+    return np.asarray(
+        x - (busy * (1.0 - full) + second * both) * a - (full * (1.0 - busy) - first * both) * b
+    )
 
 
-def _exponential(rule: tuple[Numbers, Numbers], most: Numbers) -> tuple[Numbers, Numbers]:
-    """Nodes and weights of E / DEPTH from 0 to `most`, of an integration rule over 0 to 1."""
-    nodes = most * rule[0][:, None]
-    return nodes, most * rule[1][:, None] * DEPTH * np.exp(-DEPTH * nodes)
+def _exponential(rule: tuple[Numbers, Numbers], end: Numbers) -> tuple[Numbers, Numbers]:
+    """Nodes and weights of E / DEPTH from 0 to `end`, of an integration rule over 0 to 1."""
+    nodes = end * rule[0][:, None]
+    return nodes, end * rule[1][:, None] * DEPTH * np.exp(-DEPTH * nodes)
 
 
 def _lengths(lengths: Lengths, rule: tuple[Numbers, Numbers]) -> tuple[Numbers, Numbers]:
     """Lengths in tokens and their weights, of which sums are means over all requests."""
     nodes, weight = _exponential(rule, np.ones(1))
-    tokens = lengths.least + (lengths.p95 - lengths.least) * np.append(nodes, 1.0) ** lengths.power
+    tokens = lengths.shortest + (lengths.p95 - lengths.shortest) * np.append(nodes, 1.0) ** lengths.power
     return tokens, np.append(weight, WALL)
 
 
 def _averaged(span: Numbers) -> Numbers:
     """Variance of the mean over a span, of what is forgotten exponentially, over that at one moment."""
     span = np.maximum(span, 1e-3)
-    found: Numbers = 2.0 * (span + np.expm1(-span)) / span**2
-    return found
+    return np.asarray(2.0 * (span + np.expm1(-span)) / span**2)
 
 
 def _gamma_over(part: Numbers, shape: Numbers) -> Numbers:
     """Chance that a gamma-distributed number exceeds this part of its mean (Wilson and Hilferty)."""
-    part = (np.cbrt(part) - 1.0 + 1.0 / (9.0 * shape)) * 3.0 * np.sqrt(shape)
-    return _normal(-part)
-
-
-def _normal(z: Numbers) -> Numbers:
-    """The normal distribution function, within 0.0003."""
-    found: Numbers = 0.5 + 0.5 * np.tanh(z * (0.7978846 + 0.0356774 * z**2))
-    return found
+    z = -((np.cbrt(part) - 1.0 + 1.0 / (9.0 * shape)) * 3.0 * np.sqrt(shape))
+    # The normal distribution function, within 0.0003.
+    return np.asarray(0.5 + 0.5 * np.tanh(z * (0.7978846 + 0.0356774 * z**2)))

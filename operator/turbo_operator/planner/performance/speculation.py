@@ -15,15 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from turbo_operator.api import DraftPlacement, Method, Mode, Placement, Speculation
-from turbo_operator.api.constants import OFF
-from turbo_operator.planner.capabilities import NOW
-from turbo_operator.planner.engines import Engine
+from turbo_operator.api import OFF, DraftPlacement, Method, Mode, Placement, Speculation
+from turbo_operator.planner.arrays import Indices, Numbers
+from turbo_operator.planner.capabilities import NOW, Engine
 from turbo_runtime.contract.model import ModelShape
-
-Numbers = NDArray[np.float64]
 
 DEPTH = 5  # drafts of one step in those rows: EAGLE's tree, Medusa's heads, the assistant's default
 REDUCED_VOCABULARY = 32_000  # of an EAGLE3 head
@@ -87,7 +83,7 @@ class SpeculationOption:
         return self.method != OFF and Method(self.method) in PRIORS
 
     def drafts(self) -> tuple[int, ...]:
-        """Numbers of drafts that are tried beside none; empty where none is assumed to be accepted."""
+        """Numbers of drafts to try in addition to none; empty where none is assumed to be accepted."""
         return tuple(k for k in DRAFTS if k <= self.max_draft_tokens) if self.gains else ()
 
 
@@ -100,48 +96,41 @@ ORDER = {
 } | {OFF: 5}
 
 
-def options(
+def list_options(
     speculation: Speculation, engine: Engine, shape: ModelShape, draft: ModelShape | None
 ) -> tuple[SpeculationOption, ...]:
-    """The ways that the spec leaves open with this engine, the preferred one first."""
-    ceiling = speculation.max_draft_tokens
-    if speculation.mode == Mode.DISABLED or ceiling == 0:
-        return (SpeculationOption(OFF, None, 0, ORDER[OFF]),)
-    found: list[SpeculationOption] = []
-    # A trained draft drafts beside the suffix drafter, and what it gains is measured where it runs: until
-    # then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
+    """List the ways that the spec leaves open with this engine, the preferred one first."""
+    limit = speculation.max_draft_tokens
+    none = SpeculationOption(OFF, None, 0, ORDER[OFF])
+    if speculation.mode == Mode.DISABLED or limit == 0:
+        return (none,)
+    # A trained draft drafts together with the suffix drafter, and its speedup is measured where it runs:
+    # until then nothing is assumed of it. Before the first one the suffix drafter drafts alone.
     wanted = speculation.method
     if speculation.draft_ref or (wanted in NOW.trained and wanted in engine.methods):
         wanted = Method.SUFFIX
+    options: list[SpeculationOption] = []
     for method in sorted(engine.methods, key=ORDER.__getitem__):
-        if method == OFF:
-            if speculation.mode == Mode.AUTO:
-                found.append(SpeculationOption(OFF, None, 0, ORDER[OFF]))
+        if method == OFF or wanted not in (Method.AUTO, method):
             continue
-        if wanted not in (Method.AUTO, method):
-            continue
-        if method == Method.DRAFT_MODEL:
-            if draft is not None:
-                found += [
-                    SpeculationOption(method, placement, ceiling, ORDER[method])
-                    for placement in Placement
-                    if speculation.placement in (DraftPlacement.AUTO, placement)
-                ]
-        elif method == Method.MTP:
-            if shape.mtp_layers:
-                found.append(
-                    SpeculationOption(
-                        method, Placement.COLOCATED, min(ceiling, shape.mtp_layers), ORDER[method]
-                    )
-                )
-        else:
-            placement = None if method == Method.SUFFIX else Placement.COLOCATED
-            found.append(SpeculationOption(method, placement, ceiling, ORDER[method]))
-    return tuple(found)
+        placements: list[Placement | None] = [Placement.COLOCATED]
+        if method == Method.SUFFIX:
+            placements = [None]
+        elif method == Method.DRAFT_MODEL:
+            placements = [
+                placement
+                for placement in Placement
+                if draft is not None and speculation.placement in (DraftPlacement.AUTO, placement)
+            ]
+        elif method == Method.MTP and not shape.mtp_layers:
+            placements = []
+        tokens = min(limit, shape.mtp_layers) if method == Method.MTP else limit
+        options += [SpeculationOption(method, placement, tokens, ORDER[method]) for placement in placements]
+    return (*options, none) if speculation.mode == Mode.AUTO else tuple(options)
 
 
 def head_parameters(method: str, shape: ModelShape, max_draft_tokens: int) -> int:
-    """Weights that drafting adds beside the model's own: heads, a layer, or the model's own MTP layers."""
+    """Weights that drafting adds to the model's own: heads, a layer, or the model's own MTP layers."""
     layer = layer_parameters(shape)
     if method == Method.TURBO_HEADS:
         return max_draft_tokens * shape.hidden_size**2
@@ -175,20 +164,18 @@ def draft_seconds(method: str, drafts: int, shape: ModelShape, plain: Numbers, d
     return passes * pass_share(method, shape) * plain
 
 
-def fastest(
-    method: SpeculationOption,
-    step: Callable[[float], Numbers],
-    drafting: Callable[[int], Numbers],
-) -> tuple[Numbers, NDArray[np.int64]]:
-    """Seconds per committed token and request with the best number of drafts, and that number.
+def find_fastest(
+    option: SpeculationOption, step: Callable[[float], Numbers], drafting: Callable[[int], Numbers]
+) -> tuple[Numbers, Indices]:
+    """Find the number of drafts with the fewest seconds per committed token and request, and those seconds.
 
     `step(k)` is a pass that verifies k drafts, `drafting(k)` what making them takes, both over the same
     candidates and rows. No drafts are always among those tried.
     """
     best = step(0.0)
     number = np.zeros(best.shape, np.int64)
-    for k in method.drafts():
-        seconds = (step(float(k)) + drafting(k)) / committed(method.method, k)
+    for k in option.drafts():
+        seconds = (step(float(k)) + drafting(k)) / committed(option.method, k)
         number = np.where(seconds < best, k, number)
         best = np.minimum(seconds, best)
     return best, number

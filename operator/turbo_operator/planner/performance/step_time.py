@@ -12,18 +12,54 @@ against the others, so that all candidates of a plan are one call.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from turbo_operator.planner.performance.coefficients import Coefficients
+from turbo_operator.api.constants import EngineName
 from turbo_runtime.contract.model import ModelShape
 
 Numbers = float | NDArray[np.float64]
 
 ACTIVATION_BYTES = 2  # of one element that accelerators exchange
 WHOLE = 4e6  # bytes of a decoding pass's sum that accelerators send to every other at once
+
+
+@dataclass(frozen=True, slots=True)
+class Coefficients:
+    """Fitted numbers of the model: fractions of the peak that are reached, and seconds of fixed work.
+
+    One set for all accelerators and models; an engine changes the two that are its own, and an accelerator's
+    `efficiency` in the catalog any of them by name. Two digits of a fit to the rows of benchmarks/data/perf,
+    1,724 of requests kept running and 558 of saturated throughput: `make bench NAME=planner
+    ARGS=--coefficients` prints them, and a test compares. They are of dense models and of models with
+    experts, 7 to 1,026 thousand million weights in 16, 8 and 4 bits, on NVIDIA's Ampere to Blackwell, served
+    by vLLM, SGLang and TensorRT-LLM. No fraction is above 1. None is of the Turbo runtime: it has the common
+    set, and its own start-up points calibrate it.
+    """
+
+    bandwidth: float = 0.93  # of memory bandwidth, for dense weights and KV cache
+    expert_bandwidth: float = 1.0  # the same for routed experts
+    flops: float = 0.61  # of peak flops, for dense layers
+    expert_flops: float = 0.27  # the same for routed experts
+    layer_seconds: float = 64e-6  # of every layer of a step
+    expert_layer_seconds: float = 40e-6  # more of a layer with routed experts
+    prefill_layer_seconds: float = 0.98e-3  # of every layer before a first token: queue, scheduling, sampling
+    prefill_wait: float = 0.091  # of the others' prefills that a first token waits for
+
+    def over(self, efficiency: Mapping[str, float]) -> Coefficients:
+        """Replace some with an accelerator's own values."""
+        return dataclasses.replace(self, **efficiency)
+
+
+NAMES = tuple(field.name for field in dataclasses.fields(Coefficients))
+BY_ENGINE = {
+    EngineName.TURBO: Coefficients(),
+    EngineName.VLLM: Coefficients(prefill_layer_seconds=0.77e-3, prefill_wait=0.084),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +97,10 @@ class ForwardCost:
     sliding: Numbers  # share of the layers that slide
 
 
-def work(shape: ModelShape, dense_bytes: Numbers, expert_bytes: Numbers, kv_bytes: Numbers) -> ForwardCost:
-    """The work of a model whose weights take so many bytes; see `memory` for those."""
+def build_work(
+    shape: ModelShape, dense_bytes: Numbers, expert_bytes: Numbers, kv_bytes: Numbers
+) -> ForwardCost:
+    """Build the work of a model whose weights take so many bytes; see `memory` for those."""
     dense = shape.parameters - shape.expert_parameters - shape.embedding_parameters
     active = shape.experts_per_token / shape.experts if shape.experts else 0.0
     return ForwardCost(
@@ -89,18 +127,18 @@ def _computed(
     machine: Machine, work: ForwardCost, tokens: Numbers, groups: Numbers, seen: Numbers
 ) -> Numbers:
     """Products of `tokens` tokens of each of `groups` groups that look at `seen` tokens each."""
-    it, c = machine, machine.coefficients
+    c = machine.coefficients
     looked = seen * (1.0 - work.sliding) + np.minimum(seen, work.window) * work.sliding
-    dense = work.dense_flops / it.flops + work.attention_flops * looked / it.attention_flops
-    experts = work.expert_flops * groups / it.data / (it.expert_flops * c.expert_flops)
-    return tokens / it.tensor * (dense / c.flops + experts)
+    dense = work.dense_flops / machine.flops + work.attention_flops * looked / machine.attention_flops
+    experts = work.expert_flops * groups / machine.data / (machine.expert_flops * c.expert_flops)
+    return tokens / machine.tensor * (dense / c.flops + experts)
 
 
 def _weights(machine: Machine, work: ForwardCost, tokens: Numbers) -> Numbers:
     """Reads the weights that `tokens` tokens of all groups together need."""
-    it, c = machine, machine.coefficients
-    experts = work.expert_bytes / it.data * distinct(work, tokens) / c.expert_bandwidth
-    return (work.dense_bytes / c.bandwidth + experts) / it.tensor / it.bandwidth
+    c = machine.coefficients
+    experts = work.expert_bytes / machine.data * distinct(work, tokens) / c.expert_bandwidth
+    return (work.dense_bytes / c.bandwidth + experts) / machine.tensor / machine.bandwidth
 
 
 def _fixed(machine: Machine, work: ForwardCost) -> Numbers:
@@ -133,15 +171,15 @@ def decode_seconds(
 
     `context`: cached tokens of each request.
     """
-    it, c = machine, machine.coefficients
+    c = machine.coefficients
     tokens = rows * (drafts + 1.0)
-    cache = rows * context * work.kv_bytes / (it.bandwidth * c.bandwidth)
+    cache = rows * context * work.kv_bytes / (machine.bandwidth * c.bandwidth)
     return (
-        _weights(it, work, tokens * it.data)
+        _weights(machine, work, tokens * machine.data)
         + cache
-        + _computed(it, work, tokens, it.data, context)
-        + _fixed(it, work)
-        + _exchanged(it, work, tokens, it.data, WHOLE)
+        + _computed(machine, work, tokens, machine.data, context)
+        + _fixed(machine, work)
+        + _exchanged(machine, work, tokens, machine.data, WHOLE)
     )
 
 
@@ -151,28 +189,3 @@ def prefill_seconds(machine: Machine, work: ForwardCost, prompt: Numbers, prompt
     computed = _computed(machine, work, tokens, 1.0, prompt / 2.0)
     read = _weights(machine, work, tokens)
     return np.maximum(computed, read) + _fixed(machine, work) + _exchanged(machine, work, tokens, 1.0, 0.0)
-
-
-def time_per_output_token(
-    decode: Numbers, prefill: Numbers, rows: Numbers, answer: Numbers, accepted: Numbers = 1.0
-) -> Numbers:
-    """Mean seconds of one output token: the prefills of the other rows, of all groups, interrupt the decode.
-
-    `accepted`: tokens committed per pass, the bonus token included (tau).
-    """
-    return decode / accepted + (rows - 1.0) * prefill / answer
-
-
-def time_to_first_token(
-    machine: Machine, work: ForwardCost, decode: Numbers, prefill: Numbers, rows: Numbers
-) -> Numbers:
-    """Mean seconds to the first token while `rows` requests of all groups are kept running."""
-    c = machine.coefficients
-    return c.prefill_layer_seconds * work.layers + decode + prefill * (1.0 + c.prefill_wait * (rows - 1.0))
-
-
-def saturated_tokens_per_second(
-    decode: Numbers, prefill: Numbers, rows: Numbers, answer: Numbers, accepted: Numbers = 1.0
-) -> Numbers:
-    """Output tokens per second of `rows` requests that are replaced as they end."""
-    return rows * answer / (answer * decode / accepted + rows * prefill)

@@ -1,0 +1,32 @@
+"""Array types of the planner, and selection from records of arrays. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Numbers = NDArray[np.float64]
+Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Selector = NDArray[np.integer[Any]] | slice
+Record = TypeVar("Record", bound="DataclassInstance")
+
+
+def take(record: Record, selector: Selector) -> Record:
+    """Select elements of every array in a record; other fields stay as they are."""
+
+    def select(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return value[selector]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return take(value, selector)
+        return value
+
+    fields = dataclasses.fields(record)
+    return type(record)(*(select(getattr(record, field.name)) for field in fields))

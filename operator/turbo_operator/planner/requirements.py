@@ -1,0 +1,308 @@
+"""Requirements of a deployment in numbers: lengths, load, bounds and limits, with defaults applied. Pure."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
+
+from turbo_operator.api import (
+    Accelerators,
+    CapacityType,
+    Cost,
+    DType,
+    Objective,
+    Parallelism,
+    Resources,
+    Scaling,
+    ScalingPolicy,
+    Targets,
+    Template,
+    TurboDeploymentSpec,
+    Workload,
+)
+from turbo_operator.api.requirements import DEFAULT_INPUT_TOKENS, DEFAULT_OUTPUT_TOKENS, Latency
+from turbo_operator.api.requirements import Lengths as SpecLengths
+from turbo_operator.budget import beside
+from turbo_operator.planner.capabilities import NOW
+from turbo_operator.planner.performance import memory
+from turbo_operator.snapshot import Accelerator, Host
+from turbo_runtime.contract.model import ModelShape
+
+P95_OF_MEAN = 3.0
+WALL = 0.06  # fraction of the lengths that are as long as the 95th percentile
+DEPTH = -math.log(WALL)
+MIN_TOKENS = 4.0  # of the shortest; none of Azure's outputs has fewer, 3 % of Mooncake's
+POWERS = (0.01, 64.0)  # from all lengths alike to nearly all near zero
+MAX_REPLICAS = 1000  # as many as the scale subresource takes
+# In addition to the weights on their way to a device: interpreter, tokenizer, page cache.
+HOST_RESERVE = 4 * memory.GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of a prompt or an output, given by a mean and a 95th percentile.
+
+    A Weibull distribution that begins at a few tokens and ends in a wall at the percentile:
+    length = shortest + (p95 - shortest) min(1, E / DEPTH)^power, E exponential. The prompts of published
+    traces end so, at their context window: in Azure's of 2023 the 99th percentile is 1 to 2 % above the 95th,
+    and of its conversations one prompt in ten is as long. A lognormal through the same two numbers has up to
+    four times their variance.
+    """
+
+    mean: float
+    p95: float
+    shortest: float = field(init=False)
+    power: float = field(init=False)  # 1: exponential
+
+    def __post_init__(self) -> None:
+        shortest = min(MIN_TOKENS, self.mean / 4.0)
+        object.__setattr__(self, "shortest", shortest)
+        object.__setattr__(self, "power", _power((self.mean - shortest) / (self.p95 - shortest)))
+
+    @property
+    def second_moment(self) -> float:
+        """Mean of the square."""
+        span = self.p95 - self.shortest
+        return self.shortest * (2.0 * self.mean - self.shortest) + span**2 * _moment(2.0 * self.power)
+
+    @property
+    def squared_variation(self) -> float:
+        """Variance over the mean squared."""
+        return max(0.0, self.second_moment / self.mean**2 - 1.0)
+
+
+@lru_cache(maxsize=4096)
+def _power(mean: float) -> float:
+    """Find the power of min(1, E / DEPTH) that has this mean.
+
+    No lengths have a 95th percentile above 20 times their mean; the end of the range stands for those.
+    """
+    low, high = POWERS
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if _moment(middle) > mean else (low, middle)
+    return low
+
+
+def _moment(power: float) -> float:
+    """Compute the mean of min(1, E / DEPTH)^power: an incomplete gamma function, by its series."""
+    term = total = 1.0 / (power + 1.0)
+    for index in range(2, 24):
+        term *= DEPTH / (power + index)
+        total += term
+    return WALL + WALL * DEPTH * total
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A time in seconds that this fraction of the requests must keep."""
+
+    seconds: float
+    share: float  # 0.95: of 95 in 100
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The load to plan for and the bounds to keep. At most one of `rate` and `concurrency` is known."""
+
+    prompt: Lengths
+    output: Lengths
+    assumed: bool  # some length is a default
+    rate: float | None = None  # requests per second of all clients together
+    concurrency: int | None = None  # requests always under way
+    time_to_first_token: Bound | None = None
+    time_per_output_token: Bound | None = None
+    tokens_per_second: float | None = None  # minimum of output tokens of all replicas together
+
+    @property
+    def held(self) -> float:
+        """Mean tokens that a decoding request has in the KV cache: the context of the step-time model.
+
+        A long output is under way for longer, so at any moment more than half of the mean output is there:
+        E[output^2] / (2 E[output]).
+        """
+        return self.prompt.mean + self.output.second_moment / (2.0 * self.output.mean)
+
+    @property
+    def has_load(self) -> bool:
+        """Whether it states a load, from which a number of replicas follows."""
+        return any(value is not None for value in (self.rate, self.concurrency, self.tokens_per_second))
+
+    @property
+    def has_latency(self) -> bool:
+        """Whether it bounds a latency."""
+        return self.time_to_first_token is not None or self.time_per_output_token is not None
+
+
+def demand(spec: TurboDeploymentSpec, max_length: float = math.inf) -> Demand:
+    """Derive the load and the bounds; prompt and output of a request have at most `max_length` tokens.
+
+    Keeps a mean of the spec however little fits in addition to it: see `describe_overlong`.
+    """
+    workload, targets = spec.workload or Workload(), spec.targets or Targets()
+    prompt, output = workload.input_tokens, workload.output_tokens
+    rate, tokens = workload.requests_per_second, targets.tokens_per_second
+    prompt_mean, output_mean = _means(prompt, output, max_length)
+    return Demand(
+        prompt=_lengths(prompt_mean, prompt, max_length - output_mean),
+        output=_lengths(output_mean, output, max_length - prompt_mean),
+        assumed=prompt is None or output is None,
+        rate=None if rate is None else float(rate),
+        concurrency=workload.concurrency,
+        time_to_first_token=_bound(targets.time_to_first_token),
+        time_per_output_token=_bound(targets.time_per_output_token),
+        tokens_per_second=None if tokens is None else float(tokens),
+    )
+
+
+def describe_overlong(spec: TurboDeploymentSpec, max_length: int) -> str | None:
+    """Name the means of the spec that no request of `max_length` tokens holds; None if they fit."""
+    required, workload = demand(spec, max_length), spec.workload or Workload()
+    if required.prompt.mean + required.output.mean <= max_length:
+        return None
+    lengths = (("inputTokens", workload.input_tokens), ("outputTokens", workload.output_tokens))
+    means = [f"{name}.mean is {length.mean}" for name, length in lengths if length is not None]
+    return f"spec.workload.{' and '.join(means)}" if means else None
+
+
+def _means(prompt: SpecLengths | None, output: SpecLengths | None, max_length: float) -> tuple[float, float]:
+    """Means of prompt and output; a default gives way to the spec, and two of them shrink alike."""
+    if prompt is None and output is None:
+        share = min(1.0, max_length / (DEFAULT_INPUT_TOKENS + DEFAULT_OUTPUT_TOKENS))
+        return DEFAULT_INPUT_TOKENS * share, DEFAULT_OUTPUT_TOKENS * share
+    if prompt is None:
+        assert output is not None
+        return max(1.0, min(DEFAULT_INPUT_TOKENS, max_length - output.mean)), output.mean
+    if output is None:
+        return prompt.mean, max(1.0, min(DEFAULT_OUTPUT_TOKENS, max_length - prompt.mean))
+    return prompt.mean, output.mean
+
+
+def _lengths(mean: float, written: SpecLengths | None, max_tokens: float) -> Lengths:
+    """Build lengths with the percentile of the spec or the usual one, and no longer than fits."""
+    p95 = written.p95 if written is not None and written.p95 is not None else mean * P95_OF_MEAN
+    return Lengths(mean, max(mean, min(p95, max_tokens)))
+
+
+def _bound(latency: Latency | None) -> Bound | None:
+    return None if latency is None else Bound(latency.max_seconds, latency.percentile / 100)
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """A spec in numbers, which every candidate is compared with."""
+
+    shape: ModelShape
+    dtype: DType
+    max_model_len: int
+    demand: Demand
+    overlong: str | None  # the lengths that max_model_len does not hold, as the start of a sentence
+    policy: ScalingPolicy
+    fixed: int  # replicas while the policy is External
+    min_replicas: int
+    max_replicas: int
+    objective: Objective
+    max_per_hour: Decimal | None
+    max_per_million: Decimal | None
+    max_per_replica: int | None
+    max_total: int | None
+    tensor: int | None
+    pipeline: int | None
+    names: tuple[str, ...]  # of accelerators, the preferred one first
+    only_one: bool  # cost can change neither the choice nor its feasibility
+    capacity_types: tuple[CapacityType, ...]
+    resources: Resources | None  # the template's, over those of the plan
+
+    @property
+    def external(self) -> bool:
+        """Whether somebody else decides on the replicas."""
+        return self.policy == ScalingPolicy.EXTERNAL
+
+    @property
+    def expands(self) -> bool:
+        """Whether the objective asks for more replicas than the load needs."""
+        return self.objective != Objective.COST and self.policy == ScalingPolicy.PLANNED
+
+    @property
+    def best(self) -> str:
+        """The objective as a superlative."""
+        words = {Objective.COST: "least", Objective.LATENCY: "fastest", Objective.THROUGHPUT: "most"}
+        return words[self.objective]
+
+    @property
+    def needs_speed(self) -> bool:
+        """Whether an accelerator of unknown speed cannot be evaluated."""
+        is_bounded = self.demand.has_load or self.demand.has_latency or self.max_per_million is not None
+        return is_bounded or self.objective != Objective.COST
+
+    @property
+    def unloaded(self) -> bool:
+        """Whether the load is unknown: then a latency is that of one request alone on a replica."""
+        return not (self.demand.has_load or self.demand.has_latency)
+
+    @property
+    def rate(self) -> float | None:
+        """Requests per second that are planned for; of a throughput its share of outputs."""
+        if self.demand.rate is not None or self.demand.tokens_per_second is None:
+            return self.demand.rate
+        return None if self.demand.concurrency else self.demand.tokens_per_second / self.demand.output.mean
+
+    def dtype_on(self, accelerator: Accelerator) -> str:
+        """Return the data type of the computation, in the runtime's words.
+
+        On cores Auto is float32 whatever their flags: replicas on unlike nodes must give the same bytes, and
+        bfloat16 is emulated on many. On a device it is bfloat16, unless the weights are stored in float32.
+        """
+        if self.dtype != DType.AUTO:
+            return self.dtype.lower()
+        return "float32" if memory.on_cpu(accelerator) or self.shape.dtype == "float32" else "bfloat16"
+
+    def element_bytes(self, accelerator: Accelerator) -> int:
+        """Return the bytes of one number of that type."""
+        return memory.ELEMENT_BYTES[self.dtype_on(accelerator)]
+
+    def host_memory_bytes(self, accelerator: Accelerator) -> int:
+        """Return the memory of one container: on cores the accelerator's own, else twice the weights."""
+        if memory.on_cpu(accelerator):
+            return accelerator.memory_bytes
+        element = float(self.element_bytes(accelerator))
+        return 2 * int(memory.weights(self.shape, element, quantized=False).total) + HOST_RESERVE
+
+    def host(self, accelerator: Accelerator) -> Host | None:
+        """Return what one pod takes in addition to the accelerator."""
+        return beside(accelerator, self.host_memory_bytes(accelerator), self.resources)
+
+
+def build_requirements(spec: TurboDeploymentSpec, shape: ModelShape, names: tuple[str, ...]) -> Requirements:
+    """Convert a spec into numbers; `names` are the accelerators of the catalog, in order."""
+    accelerators, cost = spec.accelerators or Accelerators(), spec.cost or Cost()
+    parallelism, template = spec.parallelism or Parallelism(), spec.template or Template()
+    # Not read while the policy is External.
+    scaling = Scaling() if spec.scaling_policy == ScalingPolicy.EXTERNAL else spec.scaling
+    max_model_len = spec.model.max_model_len or NOW.max_length(shape)
+    is_unbounded = cost.max_per_hour is None and cost.max_per_million_tokens is None
+    is_on_demand = accelerators.capacity_types == (CapacityType.ON_DEMAND,)
+    return Requirements(
+        shape=shape,
+        dtype=spec.model.dtype,
+        max_model_len=max_model_len,
+        demand=demand(spec, max_model_len),
+        overlong=describe_overlong(spec, max_model_len),
+        policy=spec.scaling_policy,
+        fixed=spec.replicas,
+        min_replicas=scaling.min_replicas or 1,
+        max_replicas=scaling.max_replicas or MAX_REPLICAS,
+        objective=cost.objective,
+        max_per_hour=cost.max_per_hour,
+        max_per_million=cost.max_per_million_tokens,
+        max_per_replica=accelerators.max_per_replica,
+        max_total=accelerators.max_total,
+        tensor=parallelism.tensor,
+        pipeline=parallelism.pipeline,
+        names=accelerators.allowed or names,
+        only_one=len(accelerators.allowed or ()) == 1 and is_on_demand and is_unbounded,
+        capacity_types=accelerators.capacity_types,
+        resources=template.resources,
+    )
