@@ -28,10 +28,11 @@ PANEL = (10.0, 6.0)  # inches
 FORMATS = (".png", ".svg", ".pdf")
 NUM_NAMED = 6  # corners of the frontier that bear their names
 APART = 1.15  # times the cost of the one below
-# Okabe and Ito's palette, told apart by people who see colours differently; with the shapes 56 accelerators.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+# Okabe and Ito's palette, told apart by people who see colors differently; with the shapes 56 accelerators.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p")
 DARK, CHOSEN = "#333333", "#C00000"
+_SOLID = {PlanReason.NOT_YET_SUPPORTED, PlanReason.FEASIBLE}
 
 Point = tuple[float, float]  # seconds per output token, dollars per hour
 Points = Sequence[tuple[EvaluatedCandidate, Point]]
@@ -53,18 +54,17 @@ def figure(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]]) -> Fi
     FigureCanvasAgg(drawn)  # no window, whatever the machine has
     panels = drawn.subplots(len(answers), 1, squeeze=False)[:, 0]
     for axes, (answer, candidates) in zip(panels, answers, strict=True):
-        points = _points(candidates)
-        if points:
-            _panel(axes, answer, points)
+        if points := _points(candidates):
+            about = _panel(axes, answer, points)
         else:
-            _empty_panel(axes, answer)
+            about = "no candidate has both a price and a speed, so there is nothing to draw"
+            axes.set_axis_off()
+            axes.text(
+                0.0, 0.95, fill(answer.plan.detail, 100), transform=axes.transAxes, va="top", fontsize=10
+            )
+        name = f"{answer.question.td.metadata.name}: {answer.question.model}"
+        axes.set_title(f"{name}\n{about}", loc="left", fontsize=10)
     return drawn
-
-
-def _empty_panel(axes: Axes, answer: Answer) -> None:
-    axes.set_axis_off()
-    _title(axes, answer, "no candidate has both a price and a speed, so there is nothing to draw")
-    axes.text(0.0, 0.95, fill(answer.plan.detail, 100), transform=axes.transAxes, va="top", fontsize=10)
 
 
 def frontier(points: Points) -> Points:
@@ -85,7 +85,8 @@ def _points(candidates: Iterable[EvaluatedCandidate]) -> Points:
     return points
 
 
-def _panel(axes: Axes, answer: Answer, points: Points) -> None:
+def _panel(axes: Axes, answer: Answer, points: Points) -> str:
+    """Draw a panel; return what it shows, for the title."""
     spec = answer.question.td.spec
     legend = _scatter(axes, points)
     feasible = [pair for pair in points if pair[0].reason == PlanReason.FEASIBLE]
@@ -94,18 +95,12 @@ def _panel(axes: Axes, answer: Answer, points: Points) -> None:
     style, name = ("-", "frontier") if feasible else (":", "frontier, none feasible")
     legend += axes.step(seconds, costs, style, where="post", color=DARK, linewidth=1.2, label=name)
     for each, place in _apart(best):
-        name = candidate(each.accelerator, each.tensor, each.nodes, each.engine, each.capacity_type)
-        axes.annotate(name, place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
+        axes.annotate(candidate(each), place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
     _asked_for(axes, spec)
-    title = _choice(axes, answer.plan)
-    _title(axes, answer, title)
+    about = _choice(axes, answer.plan)
     _axis(axes, spec)
     axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
-
-
-def _title(axes: Axes, answer: Answer, about: str) -> None:
-    name = f"{answer.question.td.metadata.name}: {answer.question.model}"
-    axes.set_title(f"{name}\n{about}", loc="left", fontsize=10)
+    return about
 
 
 def _apart(corners: Points) -> Points:
@@ -126,29 +121,19 @@ def _scatter(axes: Axes, points: Points) -> list[Line2D]:
         Line2D([], [], linestyle="", marker="o", color=DARK, markersize=3, label="not supported yet"),
     ]
     for number, name in enumerate(names):
-        colour, shape = COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)]
-        legend.append(Line2D([], [], linestyle="", marker=shape, color=colour, label=name))
+        color, shape = COLORS[number % len(COLORS)], SHAPES[number % len(SHAPES)]
+        legend.append(Line2D([], [], linestyle="", marker=shape, color=color, label=name))
         own = [(each.reason, place) for each, place in points if each.accelerator == name]
-        for places, look in (
-            ([place for reason, place in own if reason == PlanReason.NOT_YET_SUPPORTED], (colour, 12)),
-            ([place for reason, place in own if reason not in _SOLID], ("none", 30)),
-            ([place for reason, place in own if reason == PlanReason.FEASIBLE], (colour, 46)),
+        for places, face, size in (
+            ([place for reason, place in own if reason == PlanReason.NOT_YET_SUPPORTED], color, 12),
+            ([place for reason, place in own if reason not in _SOLID], "none", 30),
+            ([place for reason, place in own if reason == PlanReason.FEASIBLE], color, 46),
         ):
-            face, size = look
             if places:
-                axes.scatter(
-                    [seconds for seconds, _ in places],
-                    [cost for _, cost in places],
-                    marker=shape,
-                    s=size,
-                    facecolors=face,
-                    edgecolors=colour,
-                    zorder=3,
-                )
+                style: dict[str, Any] = {"facecolors": face, "edgecolors": color, "zorder": 3}
+                seconds, costs = zip(*places, strict=True)
+                axes.scatter(seconds, costs, marker=shape, s=size, **style)
     return legend
-
-
-_SOLID = {PlanReason.NOT_YET_SUPPORTED, PlanReason.FEASIBLE}
 
 
 def _asked_for(axes: Axes, spec: TurboDeploymentSpec) -> None:
@@ -186,15 +171,12 @@ def _choice(axes: Axes, plan: Plan) -> str:
     choice, near = plan.choice, plan.nearest
     if choice is not None:
         chosen = "chosen (ringed)" if _ring(axes, choice.predicted) else "chosen"
-        name = candidate(
-            choice.accelerator.name, choice.tensor, choice.nodes, choice.engine, choice.capacity_type
-        )
-        return f"{chosen}: {name}, {choice.method}, {_does(plan.replicas, choice.predicted)}"
+        return f"{chosen}: {candidate(choice)}, {choice.method}, {_does(plan.replicas, choice.predicted)}"
     none = f"no plan is feasible: {plan.reason}"
     if near is None or near.predicted is None or not _ring(axes, near.predicted):
         return none
-    name = candidate(near.accelerator, near.tensor, near.nodes, near.engine, near.capacity_type)
-    return f"{none}; nearest (ringed): {name}, {near.method}, {_does(near.replicas or 0, near.predicted)}"
+    does = _does(near.replicas or 0, near.predicted)
+    return f"{none}; nearest (ringed): {candidate(near)}, {near.method}, {does}"
 
 
 def _ring(axes: Axes, predicted: Predicted) -> bool:
