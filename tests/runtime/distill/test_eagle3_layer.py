@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from turbo_runtime.distill.data.examples import TrainingExamples
+from turbo_runtime.distill.data.examples import Text, Texts, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.data.shards import Reader, Shards
-from turbo_runtime.distill.data.texts import Text, Texts
 from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
 from turbo_runtime.distill.eagle3.method import Eagle3Student
 from turbo_runtime.distill.recipe import Recipe
@@ -139,7 +138,7 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def training(draft: Eagle3) -> Training[Texts, Text]:
+def training(draft: Eagle3) -> Training:
     student = Eagle3Student(draft, RECIPE)
     shards = Shards.of(answers(72, 0), lambda one: 11, 400, 0)
     assert len(shards.parts) > 1
@@ -168,7 +167,7 @@ def test_broken_off_and_gone_on_with_it_comes_to_the_same_bits(tmp_path: Path) -
     for at in (1, 3, whole.steps // 2, whole.steps - 1):
         broken = training(drafted())
 
-        def done(step: int, at: int = at, broken: Training[Texts, Text] = broken) -> None:
+        def done(step: int, at: int = at, broken: Training = broken) -> None:
             if step == at:
                 broken.save(tmp_path / "state.pt")
                 raise KeyboardInterrupt

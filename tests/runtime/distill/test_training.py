@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbo_runtime.distill.data.examples import TrainingBatch, TrainingExamples
+from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.data.shards import Reader, Shards
 from turbo_runtime.distill.heads import HeadsStudent
@@ -62,7 +62,7 @@ def read(said: Sequence[Completion]) -> TrainingExamples:
     return TrainingExamples.of(states, [one.tokens for one in said], tokens[:, None].int(), chances)
 
 
-Trained = Training[TrainingExamples, TrainingBatch]
+Trained = Training
 
 
 def training(recipe: Recipe = RECIPE) -> Trained:
