@@ -111,6 +111,10 @@ class HeadsMethod:
         """Compute the examples."""
         return TrainingExamples.joined(list(self._served.examples(completions, self._params)))
 
+    def examples(self, material: TrainingExamples) -> TrainingExamples:
+        """Return the material: heads learn from nothing else."""
+        return material
+
     def student(self, vocabulary: Tensor) -> HeadsStudent:
         """Create heads that repeat the LM head."""
         torch.manual_seed(self._recipe.seed)

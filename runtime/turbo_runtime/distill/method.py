@@ -13,14 +13,6 @@ from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.drafters.heads.module import Heads
 
 
-class Material(Protocol):
-    """What a method reads of some responses: the examples of their tokens, and whatever else it needs."""
-
-    @property
-    def places(self) -> TrainingExamples:
-        """One response behind the other."""
-
-
 class Student(Protocol):
     """A draft in training; it takes the material and makes the lessons of its own method."""
 
@@ -46,7 +38,7 @@ class Student(Protocol):
 
 
 class Method(Protocol):
-    """A way of drafting, with students of its own."""
+    """A way of drafting, with material and students of its own."""
 
     name: str  # as --method has it
     row_bytes: int  # memory of one row of material
@@ -54,8 +46,11 @@ class Method(Protocol):
     def rows(self, completion: Completion) -> int:
         """Count the rows of material of a response."""
 
-    def read(self, completions: Sequence[Completion]) -> Material:
+    def read(self, completions: Sequence[Completion]) -> Any:
         """Compute the material: the target reads the responses again."""
+
+    def examples(self, material: Any) -> TrainingExamples:
+        """Return the examples in the material, one response behind the other."""
 
     def student(self, vocabulary: Tensor) -> Any:
         """Create an untrained one."""

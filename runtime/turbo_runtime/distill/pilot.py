@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from turbo_runtime.distill.data.examples import choose_vocabulary
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.data.shards import JUDGES_SHARE, Reader, Shards, fitting
+from turbo_runtime.distill.data.shards import JUDGES_SHARE, Shards, fitting
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.method import Method
 from turbo_runtime.distill.recipe import AUTO, OTHERWISE, Recipe
@@ -60,14 +60,15 @@ def run_pilot(
     mixed = list(training)
     random.Random(recipe.seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
     few = mixed[:ANSWERS]
-    shards = Shards.of(few, method.rows, max_rows, recipe.seed)
+    shards = Shards(few, method.rows, max_rows, recipe.seed, method.read)
     judging = fitting(judges, method.rows, max_rows // JUDGES_SHARE)
-    reader = Reader(shards, method.read)
     answers = [completion.tokens for completion in few]
-    vocabulary = choose_vocabulary(answers, reader.part(0).places, vocabulary_size, recipe.vocabulary)
+    examples = method.examples(shards.material(0))
+    vocabulary = choose_vocabulary(answers, examples, vocabulary_size, recipe.vocabulary)
+    del examples  # else it would stay in memory beside the part in training
     student = method.student(vocabulary)
     short = replace(recipe, epochs=EPOCHS)
-    run = Training(student, vocabulary_size, shards, reader, lambda: method.read(judging), short)
+    run = Training(student, vocabulary_size, shards, lambda: method.read(judging), short)
     run.run(lambda _: None)
     return Pilot(method.name, max(run.course.judged), method.draft_weights(student) / active_parameters)
 

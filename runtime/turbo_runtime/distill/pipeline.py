@@ -28,7 +28,7 @@ from turbo_runtime.distill.data.responses import (
     write_asked,
     write_kept,
 )
-from turbo_runtime.distill.data.shards import JUDGES_SHARE, Reader, Shards, fitting
+from turbo_runtime.distill.data.shards import JUDGES_SHARE, Shards, fitting
 from turbo_runtime.distill.eagle3.method import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassError
@@ -254,8 +254,7 @@ class Distillation:
 
     def _train(self, parts: Parts) -> Training:
         recipe, method, max_rows = self._recipe, self._method, self._max_rows(self._method)
-        shards = Shards.of(parts[TRAINING], method.rows, max_rows, recipe.seed)
-        reader = Reader(shards, method.read)
+        shards = Shards(parts[TRAINING], method.rows, max_rows, recipe.seed, method.read)
         checkpoint = self._work.folder / CHECKPOINT
         state: dict[str, Any] = {}
         if checkpoint.is_file():
@@ -268,10 +267,10 @@ class Distillation:
         else:
             first = shards.order(0, recipe.seed)[0]
             with self._work.stage(self._progress, "states", 1, "part") as advance:
-                reader.part(first)
+                shards.material(first)
                 advance()
             answers = [completion.tokens for completion in parts[TRAINING]]
-            examples = reader.part(first).places
+            examples = method.examples(shards.material(first))
             vocabulary = choose_vocabulary(answers, examples, self._vocabulary_size, recipe.vocabulary)
             del examples  # else it would stay in memory beside the part in training
         judges = list(parts[JUDGES])
@@ -281,7 +280,6 @@ class Distillation:
             method.student(vocabulary),
             self._vocabulary_size,
             shards,
-            reader,
             lambda: method.read(judging),
             recipe,
         )

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.data.shards import Reader, Shards
+from turbo_runtime.distill.data.shards import Shards
 from turbo_runtime.distill.errors import DamagedError, DistillError
 from turbo_runtime.distill.loss import Words, chance_of_acceptance, guessing
-from turbo_runtime.distill.method import Material, Student
+from turbo_runtime.distill.method import Student
 from turbo_runtime.distill.recipe import Recipe
 
 _CLIP = 1.0  # of the gradient's norm
@@ -44,13 +44,12 @@ class Training:
         student: Student,
         target_vocabulary: int,
         shards: Shards,
-        reader: Reader,
-        judges: Callable[[], Material],
+        judges: Callable[[], Any],
         recipe: Recipe,
     ) -> None:
-        """`reader` reads `shards`; `judges` is called once, if at all."""
+        """`judges` is called once, if at all."""
         self.student, self.recipe, self.course = student, recipe, Course()
-        self._shards, self._reader, self._read_judges = shards, reader, judges
+        self._shards, self._read_judges = shards, judges
         self._words = Words(student.vocabulary, target_vocabulary)
         self._optimizer = torch.optim.AdamW(
             student.guessers, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
@@ -102,7 +101,9 @@ class Training:
             if skip < count:
                 lot = random.Random(f"{self.recipe.seed} {epoch} {part}").getrandbits(63)  # noqa: S311
                 # no name for the material: the next part takes its memory
-                yield from itertools.islice(self.student.lessons(self._reader.part(part), lot), skip, None)
+                yield from itertools.islice(
+                    self.student.lessons(self._shards.material(part), lot), skip, None
+                )
             skip = max(0, skip - count)
 
     def _descend(self, lessons: Sequence[Any]) -> None:
@@ -122,7 +123,7 @@ class Training:
         self.course.running += total
         self.course.counted += 1
 
-    def _judge(self, epoch: int, judges: Material) -> None:
+    def _judge(self, epoch: int, judges: Any) -> None:
         """Close an epoch, and keep it where it is the best so far."""
         course = self.course
         course.losses.append(course.running / course.counted)
@@ -133,7 +134,7 @@ class Training:
             self._best = _copy(self.student.module)
 
     @torch.inference_mode()
-    def _acceptance_length(self, judges: Material) -> float:
+    def _acceptance_length(self, judges: Any) -> float:
         """Return the mean tokens of a verification of whole drafts over all positions of the judges."""
         accepted, rows = 0.0, 0
         for lesson in self.student.review(judges):

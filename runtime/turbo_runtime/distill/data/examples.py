@@ -37,11 +37,6 @@ class TrainingExamples:
         """Concatenate."""
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
-    @property
-    def places(self) -> TrainingExamples:
-        """Return itself: heads learn from nothing else."""
-        return self
-
     def __len__(self) -> int:
         return len(self.tokens)
 
@@ -101,18 +96,6 @@ class Text:
                 examples.chances[rows].clone(),
             ),
         )
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Several of them."""
-
-    texts: Sequence[Text]
-
-    @property
-    def places(self) -> TrainingExamples:
-        """Concatenate the examples of all responses."""
-        return TrainingExamples.joined([text.answer for text in self.texts])
 
 
 def choose_vocabulary(

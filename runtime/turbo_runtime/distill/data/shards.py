@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.method import Material
 
 JUDGES_SHARE = 16  # of the rows that fit the memory one such part is the judges'
 
 
-@dataclass(frozen=True)
 class Shards:
-    """Responses dealt once into parts whose material fits the memory, one at a time; a single part stays."""
+    """Responses dealt once into parts; memory holds the material of the part that was read last."""
 
-    parts: Sequence[Sequence[Completion]]
-
-    @classmethod
-    def of(
-        cls, completions: Sequence[Completion], rows: Callable[[Completion], int], max_rows: int, seed: int
-    ) -> Shards:
+    def __init__(
+        self,
+        completions: Sequence[Completion],
+        rows: Callable[[Completion], int],
+        max_rows: int,
+        seed: int,
+        read: Callable[[Sequence[Completion]], Any],
+    ) -> None:
         """Deal into parts of at most `max_rows`, but for a response that has more by itself."""
         mixed = list(completions)
         random.Random(seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
-        parts: list[list[Completion]] = []
+        self.parts: list[list[Completion]] = []
         num_free = 0
         for completion in mixed:
-            if not parts or rows(completion) > num_free:
-                parts.append([])
+            if not self.parts or rows(completion) > num_free:
+                self.parts.append([])
                 num_free = max_rows
-            parts[-1].append(completion)
+            self.parts[-1].append(completion)
             num_free -= rows(completion)
-        return cls(parts)
+        self._read = read
+        self._number: int | None = None
+        self._material: Any = None
 
     def order(self, epoch: int, seed: int) -> list[int]:
         """Number the parts in the order of an epoch."""
@@ -41,20 +43,11 @@ class Shards:
         random.Random(f"{seed} {epoch}").shuffle(numbers)  # noqa: S311
         return numbers
 
-
-class Reader:
-    """Holds the material of the part that was read last."""
-
-    def __init__(self, shards: Shards, read: Callable[[Sequence[Completion]], Material]) -> None:
-        self._shards, self._read = shards, read
-        self._number: int | None = None
-        self._material: Material | None = None
-
-    def part(self, number: int) -> Material:
+    def material(self, number: int) -> Any:
         """Return the material of a part."""
-        if self._number != number or self._material is None:
-            self._material = None  # first: there is memory for one
-            self._material = self._read(self._shards.parts[number])
+        if self._number != number:
+            self._number, self._material = None, None  # first: there is memory for one
+            self._material = self._read(self.parts[number])
             self._number = number
         return self._material
 

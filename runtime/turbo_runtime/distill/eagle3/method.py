@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
 
-from turbo_runtime.distill.data.examples import Text, Texts, TrainingBatch
+from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.eagle3.checkpoint import save_eagle3
 from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
@@ -40,24 +40,24 @@ class Eagle3Student:
         """Count steps of so many responses that they have about the recipe's rows."""
         return math.ceil(len(completions) / self._batch_size([len(c.tokens) for c in completions]))
 
-    def lessons(self, material: Texts, lot: int) -> Iterator[Sequence[Text]]:
+    def lessons(self, material: Sequence[Text], lot: int) -> Iterator[Sequence[Text]]:
         """Yield whole responses, mixed."""
-        batch_size = self._batch_size([len(text.answer) for text in material.texts])
-        mixed = list(material.texts)
+        batch_size = self._batch_size([len(text.answer) for text in material])
+        mixed = list(material)
         random.Random(lot).shuffle(mixed)  # noqa: S311  a shuffle, no secret
         for first in range(0, len(mixed), batch_size):
             yield mixed[first : first + batch_size]
 
-    def review(self, material: Texts) -> Iterator[Text]:
+    def review(self, material: Sequence[Text]) -> Iterator[Text]:
         """Yield each response."""
-        return iter(material.texts)
+        return iter(material)
 
     def guess(self, lesson: Text) -> tuple[Tensor, TrainingBatch]:
         """Return the logits behind each token of the response but its last."""
         batch = lesson.answer.pick(lesson.answer.teaching, self.depth)
         return self.draft(lesson.streams[:-1].float(), lesson.tokens[:-1], batch.before), batch
 
-    def settle(self, judges: Texts) -> None:
+    def settle(self, judges: Sequence[Text]) -> None:
         """Learn nothing more: vLLM and SGLang use no confidence."""
 
     def _batch_size(self, lengths: Sequence[int]) -> int:
@@ -86,9 +86,13 @@ class Eagle3Method:
         """Count the tokens of prompt and response."""
         return len(completion.asked.prompt) + len(completion.tokens)
 
-    def read(self, completions: Sequence[Completion]) -> Texts:
+    def read(self, completions: Sequence[Completion]) -> list[Text]:
         """Compute the streams and examples."""
-        return Texts(list(self._served.texts(completions, self._params, self._layers)))
+        return list(self._served.texts(completions, self._params, self._layers))
+
+    def examples(self, material: Sequence[Text]) -> TrainingExamples:
+        """Concatenate those of all responses."""
+        return TrainingExamples.joined([text.answer for text in material])
 
     def student(self, vocabulary: Tensor) -> Eagle3Student:
         """Create a layer with random weights."""
