@@ -1,6 +1,6 @@
-"""`--plot FILE`: cost against latency of every candidate, the frontier, the choice and what was asked for.
+"""`--plot FILE`: cost against latency of every candidate, the frontier, the choice, target and budget.
 
-The only module that knows matplotlib, which takes seconds to load.
+The only module that imports matplotlib, which takes seconds.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from turbo_operator.planner.explanation.messages import count
 
 PANEL = (10.0, 6.0)  # inches
 FORMATS = (".png", ".svg", ".pdf")
-NUM_NAMED = 6  # corners of the frontier that bear their names
+NUM_NAMED = 6  # corners of the frontier that are named
 APART = 1.15  # times the cost of the one below
-# Okabe and Ito's palette, told apart by people who see colors differently; with the shapes 56 accelerators.
+# Okabe and Ito's palette, which color-blind people can tell apart; with the shapes 56 accelerators.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p")
 DARK, CHOSEN = "#333333", "#C00000"
@@ -49,7 +49,7 @@ def draw(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]], file: s
 
 
 def figure(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]]) -> Figure:
-    """The figure; an answer without a candidate whose price and speed are known has its sentence instead."""
+    """Draw the figure; an answer without any known price and speed shows its sentence instead."""
     drawn = Figure(figsize=(PANEL[0], PANEL[1] * len(answers)), layout="constrained")
     FigureCanvasAgg(drawn)  # no window, whatever the machine has
     panels = drawn.subplots(len(answers), 1, squeeze=False)[:, 0]
@@ -68,20 +68,20 @@ def figure(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]]) -> Fi
 
 
 def frontier(points: Points) -> Points:
-    """Those that no other beats in both, the fastest first."""
+    """Return those that no other beats in both, the fastest first."""
     best: list[tuple[EvaluatedCandidate, Point]] = []
-    for each, place in sorted(points, key=lambda pair: pair[1]):
+    for evaluated, place in sorted(points, key=lambda pair: pair[1]):
         if not best or place[1] < best[-1][1][1]:
-            best.append((each, place))
+            best.append((evaluated, place))
     return best
 
 
 def _points(candidates: Iterable[EvaluatedCandidate]) -> Points:
     points = []
-    for each in candidates:
-        seconds, cost = each.predicted.time_per_output_token, each.predicted.cost_per_hour
+    for evaluated in candidates:
+        seconds, cost = evaluated.predicted.time_per_output_token, evaluated.predicted.cost_per_hour
         if seconds is not None and cost:  # the axes are logarithmic: what costs nothing has no place on them
-            points.append((each, (seconds, float(cost))))
+            points.append((evaluated, (seconds, float(cost))))
     return points
 
 
@@ -94,9 +94,9 @@ def _panel(axes: Axes, answer: Answer, points: Points) -> str:
     seconds, costs = zip(*(place for _, place in best), strict=True)
     style, name = ("-", "frontier") if feasible else (":", "frontier, none feasible")
     legend += axes.step(seconds, costs, style, where="post", color=DARK, linewidth=1.2, label=name)
-    for each, place in _apart(best):
-        axes.annotate(candidate(each), place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
-    _asked_for(axes, spec)
+    for evaluated, place in _apart(best):
+        axes.annotate(candidate(evaluated), place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
+    _draw_limits(axes, spec)
     about = _choice(axes, answer.plan)
     _axis(axes, spec)
     axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
@@ -104,17 +104,17 @@ def _panel(axes: Axes, answer: Answer, points: Points) -> str:
 
 
 def _apart(corners: Points) -> Points:
-    """A few corners, the cheapest first, whose names do not lie upon each other."""
-    found: list[tuple[EvaluatedCandidate, Point]] = []
-    for each, place in reversed(corners):
-        if not found or place[1] >= found[-1][1][1] * APART:
-            found.append((each, place))
-    return found[:NUM_NAMED]
+    """Return a few corners, the cheapest first, whose names do not overlap."""
+    apart: list[tuple[EvaluatedCandidate, Point]] = []
+    for evaluated, place in reversed(corners):
+        if not apart or place[1] >= apart[-1][1][1] * APART:
+            apart.append((evaluated, place))
+    return apart[:NUM_NAMED]
 
 
 def _scatter(axes: Axes, points: Points) -> list[Line2D]:
-    """The candidates, filled, hollow or small by whether they may be chosen; the legend that says so."""
-    names = sorted({each.accelerator for each, _ in points})
+    """Draw the candidates filled, hollow or small by whether they may be chosen; return the legend."""
+    names = sorted({evaluated.accelerator for evaluated, _ in points})
     legend = [
         Line2D([], [], linestyle="", marker="o", color=DARK, label="feasible"),
         Line2D([], [], linestyle="", marker="o", color=DARK, fillstyle="none", label="misses what is asked"),
@@ -123,7 +123,7 @@ def _scatter(axes: Axes, points: Points) -> list[Line2D]:
     for number, name in enumerate(names):
         color, shape = COLORS[number % len(COLORS)], SHAPES[number % len(SHAPES)]
         legend.append(Line2D([], [], linestyle="", marker=shape, color=color, label=name))
-        own = [(each.reason, place) for each, place in points if each.accelerator == name]
+        own = [(evaluated.reason, place) for evaluated, place in points if evaluated.accelerator == name]
         for places, face, size in (
             ([place for reason, place in own if reason == PlanReason.NOT_YET_SUPPORTED], color, 12),
             ([place for reason, place in own if reason not in _SOLID], "none", 30),
@@ -136,8 +136,8 @@ def _scatter(axes: Axes, points: Points) -> list[Line2D]:
     return legend
 
 
-def _asked_for(axes: Axes, spec: TurboDeploymentSpec) -> None:
-    """The target and the budget as lines: what is left of the one and below the other will do."""
+def _draw_limits(axes: Axes, spec: TurboDeploymentSpec) -> None:
+    """Draw the target and the budget as lines: what is left of the one and below the other fits."""
     target = spec.targets.time_per_output_token if spec.targets else None
     style: dict[str, Any] = {"color": CHOSEN, "linestyle": "--", "linewidth": 1.0}
     words: dict[str, Any] = {"fontsize": 8, "color": CHOSEN}
@@ -167,7 +167,7 @@ def _asked_for(axes: Axes, spec: TurboDeploymentSpec) -> None:
 
 
 def _choice(axes: Axes, plan: Plan) -> str:
-    """Ring the choice, or without one what comes nearest, where it has a place; what it is, for the title."""
+    """Ring the choice, else the nearest miss, where it has a place; return its name for the title."""
     choice, near = plan.choice, plan.nearest
     if choice is not None:
         chosen = "chosen (ringed)" if _ring(axes, choice.predicted) else "chosen"
@@ -180,7 +180,7 @@ def _choice(axes: Axes, plan: Plan) -> str:
 
 
 def _ring(axes: Axes, predicted: Predicted) -> bool:
-    """Ring a place; whether there is one."""
+    """Ring a place; return whether there is one."""
     seconds, cost = predicted.time_per_output_token, predicted.cost_per_hour
     if seconds is None or not cost:
         return False

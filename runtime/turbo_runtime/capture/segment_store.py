@@ -40,13 +40,13 @@ def is_segment(path: Path) -> bool:
 
 def segments(folder: Path) -> list[Segment]:
     """List the segments, oldest first."""
-    found = []
+    result = []
     for path in folder.glob(f"*{SUFFIX}"):
         if is_segment(path):
             with suppress(FileNotFoundError):  # another server was faster
                 began = int(path.stem.rpartition("-")[2]) / 1000
-                found.append(Segment(path, began, path.stat().st_size))
-    return sorted(found, key=lambda segment: (segment.began, segment.path.name))
+                result.append(Segment(path, began, path.stat().st_size))
+    return sorted(result, key=lambda segment: (segment.began, segment.path.name))
 
 
 def expire(folder: Path, now: float, max_bytes: int, max_age_seconds: float) -> int:

@@ -16,7 +16,7 @@ from turbo_runtime.contract.model import ModelInfo
 from turbo_runtime.model_files.hub import hub_errors
 from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.shapes import UnknownShapeError, describe
-from turbo_runtime.shapes.tensor_counts import Tensor, tally
+from turbo_runtime.shapes.tensor_counts import count_tensors
 
 _INDEX = "model.safetensors.index.json"
 _LARGEST_HEAD = 100_000_000  # bytes; the bound of the safetensors format
@@ -84,17 +84,17 @@ def _inspect(files: Files) -> ModelInfo:
     except UnknownShapeError as error:
         raise ModelError(f"{error} It must be that of a decoder-only language model.") from error
     digest = hashlib.sha256(raw)
-    tensors: list[Tensor] = []
+    tensors: list[tuple[str, str, int]] = []
     for name in weights:
         head = _safetensors_head(files, name)
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + head)
         tensors += (
-            Tensor(tensor, entry["dtype"], prod(entry["shape"]))
+            (tensor, entry["dtype"], prod(entry["shape"]))
             for tensor, entry in json.loads(head).items()
             if tensor != "__metadata__"
         )
     return ModelInfo(
-        described.shape(tally(tensors, described)),
+        count_tensors(tensors, described),
         f"sha256:{digest.hexdigest()}",
         files.revision,
         sum(sizes[name] for name in weights),

@@ -22,19 +22,7 @@ from turbo_runtime.shapes.families import FAMILIES, Family
 from turbo_runtime.shapes.quantization import Quantization, quantization
 from turbo_runtime.shapes.weights import modules, tied
 
-__all__ = ["Counted", "Described", "UnknownShapeError", "describe", "from_config"]
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """Counts of a model's weights, in elements; see ModelShape."""
-
-    parameters: int
-    quantized: int
-    routed: int  # of routed experts
-    embedding: int  # 0 where the head is the same table
-    dtype: str
-    quantization: str | None
+__all__ = ["Described", "UnknownShapeError", "describe", "from_config"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +34,21 @@ class Described:
     quantization: Quantization | None
     tied: bool | None  # None: it does not say
 
-    def shape(self, counted: Counted) -> ModelShape:
-        """Return the shape of the model with these counts."""
+    def shape(
+        self,
+        *,
+        parameters: int,
+        quantized: int,
+        routed: int,
+        embedding: int,
+        dtype: str,
+        quantization: str | None,
+    ) -> ModelShape:
+        """Return the shape with these counts of elements, `routed` those of routed experts."""
         size = self.size
         return ModelShape(
             architecture=self.architecture,
-            parameters=counted.parameters,
+            parameters=parameters,
             layers=size.layers,
             hidden_size=size.hidden,
             heads=size.heads,
@@ -59,13 +56,13 @@ class Described:
             head_dim=size.head_dim,
             vocab_size=size.vocab,
             max_position=size.positions,
-            dtype=counted.dtype,
-            quantization=counted.quantization if counted.quantized else None,
-            quantized_parameters=counted.quantized,
-            embedding_parameters=counted.embedding,
+            dtype=dtype,
+            quantization=quantization if quantized else None,
+            quantized_parameters=quantized,
+            embedding_parameters=embedding,
             experts=size.experts.count if size.experts else 0,
             experts_per_token=size.experts.per_token if size.experts else 0,
-            expert_parameters=counted.routed,
+            expert_parameters=routed,
             kv_latent=size.latent.kv_rank + size.latent.rope if size.latent else 0,
             sliding_window=size.window,
             sliding_layers=size.sliding_layers,
@@ -108,7 +105,7 @@ def from_config(config: Config, name: str) -> ModelShape:
         parameters += module.matrix + module.vectors
         routed += module.matrix + module.vectors if module.routed else 0
         quantized += module.matrix if less and module.may_be_quantized and less.covers(module.name) else 0
-    counted = Counted(
+    return described.shape(
         parameters=parameters,
         quantized=quantized,
         routed=routed,
@@ -116,7 +113,6 @@ def from_config(config: Config, name: str) -> ModelShape:
         dtype=str(inner.get("dtype") or inner.get("torch_dtype") or "float32"),
         quantization=less.dtype if less else None,
     )
-    return described.shape(counted)
 
 
 def _architecture(config: Config) -> str:
