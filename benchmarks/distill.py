@@ -30,9 +30,8 @@ from peers.weights import float32_folder
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.distill.data.response_store import read_kept
-from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.data.split import deal
+from turbo_runtime.distill.data.prompt_set import deal
+from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt, is_looping, read_kept
 from turbo_runtime.distill.evaluation.speedup_benchmark import WARM_UP, Run, Way, runs, ways
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import TargetModel
@@ -228,7 +227,7 @@ def _asked(served: TargetModel, trained: Trained, file: Path, domain: str) -> di
     for temperature in sorted({_temperature(domain), TEMPERATURE}):
         params = _params(served, temperature)
         told = served.answer(held, params, params)
-        found[temperature] = [one for one in map(Completion, held, told) if not one.looping]
+        found[temperature] = [one for one in map(Completion, held, told) if not is_looping(one.tokens)]
         if len(_unseen(found[temperature], trained)) < ROUNDS:
             sys.exit(f"{file}: of the answers to prompts held out hardly any is new; give more prompts")
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peers.contest import PLAIN, Contest
-from turbo_runtime.distill.data.repetition import loops
+from turbo_runtime.distill.data.responses import is_looping
 
 _AT_ONCE = 8  # prompts answered together while answers are looked at
 
@@ -69,7 +69,7 @@ def deal(contest: Contest, name: str, prompts: Sequence[list[int]], wanted: Want
         found = contest.answer(PLAIN, batch, [], _AT_ONCE, (wanted.answer_tokens, wanted.stop))
         for prompt, told in zip(batch, found.answers, strict=True):
             answer = trimmed(told, wanted.stop)
-            if loops(answer):
+            if is_looping(answer):
                 looping += 1
             elif len(kept) < wanted.warm + wanted.prompts or tokens < wanted.tokens:
                 kept.append(Asked(prompt, answer))

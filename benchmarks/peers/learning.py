@@ -10,7 +10,7 @@ from engines import fresh
 
 from peers.domains import trimmed
 from turbo_dev.fitting import fit, say, words_of, write
-from turbo_runtime.distill.data.repetition import loops
+from turbo_runtime.distill.data.responses import is_looping
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.loader import DraftLoader
 from turbo_runtime.drafters.proposer import Proposer
@@ -48,7 +48,7 @@ class Learning:
     def _learn(self, requests: Sequence[GenerationRequest], folder: Path) -> None:
         stop = list(requests[0].params.stop_token_ids)
         said = say(fresh(self._engine), requests)
-        said = [one for one in said if not loops(trimmed(one.tokens, stop))] or said
+        said = [one for one in said if not is_looping(trimmed(one.tokens, stop))] or said
         few = len(said) < _JUDGES
         heads = fit(
             self._target,

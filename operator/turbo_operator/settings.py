@@ -1,8 +1,8 @@
-"""The operator's settings: one frozen record, read once from the environment at start.
+"""The operator's settings, read once from the environment at start.
 
-Every variable is `TURBO_` and the field's name in capitals. A variable with that prefix that is no setting is
-refused: a misspelt one would otherwise be a default that nobody notices. (The chart turns service links off,
-since Kubernetes would add `TURBO_..._SERVICE_HOST` for every Service of such a name.)
+Every variable is `TURBO_` and the field's name in capitals. Others with that prefix are errors, since a
+misspelling would go unnoticed. (The chart turns service links off: Kubernetes would add
+`TURBO_..._SERVICE_HOST` for every Service of such a name.)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PREFIX = "TURBO_"
 
 
 class BadSettingError(ValueError):
-    """A setting that is missing, unknown or wrong; the message is for whoever deploys the operator."""
+    """A setting that is missing, unknown or wrong."""
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -36,18 +36,14 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _port(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 65535:
-        raise ValueError("write a port between 1 and 65535")
-    return value
+def _whole(noun: str, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not 1 <= value <= high:
+            raise ValueError(f"write a {noun} between 1 and {high}")
+        return value
 
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 1000:
-        raise ValueError("write a number between 1 and 1000")
-    return value
+    return parse
 
 
 def _one_of(*choices: str) -> Callable[[str], str]:
@@ -71,7 +67,7 @@ def _setting(parse: Callable[[str], Any], default: Any = dataclasses.MISSING) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What one operator process is told; a default here is the only one."""
+    """The settings of an operator process, with their defaults."""
 
     runtime_image: str = _setting(_text)  # image of the serving and inspecting pods, with its tag or digest
     image_pull_policy: str = _setting(_one_of("Always", "IfNotPresent", "Never"), "IfNotPresent")
@@ -82,15 +78,15 @@ class Settings:
     resync_seconds: float = _setting(_seconds, 600.0)  # every object is looked at again at least this often
     scrape_seconds: float = _setting(_seconds, 15.0)  # between two reads of a pod's load
     scrape_timeout_seconds: float = _setting(_seconds, 2.0)
-    num_workers: int = _setting(_count, 16)  # objects reconciled at the same time
-    health_port: int = _setting(_port, 8081)
-    metrics_port: int = _setting(_port, 8080)
+    num_workers: int = _setting(_whole("number", 1000), 16)  # objects reconciled at the same time
+    health_port: int = _setting(_whole("port", 65535), 8081)
+    metrics_port: int = _setting(_whole("port", 65535), 8080)
     log_format: str = _setting(_one_of("text", "json"), "json")
     log_level: str = _setting(_one_of("DEBUG", "INFO", "WARNING", "ERROR"), "INFO")
 
 
 def read(environment: Mapping[str, str]) -> Settings:
-    """The settings in `environment`; BadSettingError names the first missing, unknown or wrong variable."""
+    """Read the settings. Raises BadSettingError for the first missing, unknown or wrong variable."""
     fields = {PREFIX + spec.name.upper(): spec for spec in dataclasses.fields(Settings)}
     given = {name: text for name, text in environment.items() if name.startswith(PREFIX)}
     for name in sorted(given.keys() - fields.keys()):

@@ -14,7 +14,7 @@ _TIMESTAMP = "tag:yaml.org,2002:timestamp"
 
 
 class _Loader(_Safe):  # type: ignore[misc]
-    """The safe one, but as sigs.k8s.io/yaml by its result."""
+    """The safe loader with the results of sigs.k8s.io/yaml."""
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, form) for tag, form in resolvers if tag != _TIMESTAMP]
@@ -23,12 +23,12 @@ class _Loader(_Safe):  # type: ignore[misc]
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._looked_at: set[int] = set()  # mappings, before what they merge (<<) is written into them
+        self._checked: set[int] = set()  # mappings, before what they merge (<<) is written into them
 
     def flatten_mapping(self, node: Any) -> None:
-        """Merges; an error where a field is written twice, since only one of them would be left."""
-        if id(node) not in self._looked_at:
-            self._looked_at.add(id(node))
+        """Merge. Raises ConstructorError where a field is written twice, since one would be lost."""
+        if id(node) not in self._checked:
+            self._checked.add(id(node))
             written = set()
             for key, _ in node.value:
                 if isinstance(key.value, str):
@@ -39,7 +39,7 @@ class _Loader(_Safe):  # type: ignore[misc]
 
 
 def documents(text: str) -> list[Any]:
-    """Those of a text; YAMLError where it is no YAML."""
+    """Parse the documents of a text. Raises YAMLError."""
     try:
         return list(yaml.load_all(text, Loader=_Loader))
     except RecursionError as error:
@@ -49,7 +49,7 @@ def documents(text: str) -> list[Any]:
 
 
 def described(error: yaml.YAMLError) -> str:
-    """Where and what, like `line 2, column 1: did not find expected node content`; without a full stop."""
+    """Describe an error, like `line 2, column 1: did not find expected node content`, without a full stop."""
     if not isinstance(error, MarkedYAMLError) or error.problem is None:
         return " ".join(str(error).split()).replace('"<unicode string>", ', "").rstrip(".")
     mark = error.problem_mark

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process is killed or the machine stops."""
+"""Writes files that are whole or absent, whenever the process is killed or the machine stops."""
 
 from __future__ import annotations
 
@@ -13,18 +13,13 @@ os.umask(_UMASK)
 
 
 def write_whole(path: Path, content: str) -> None:
-    """Write a text, its folder too."""
-
-    def write(scratch: Path) -> None:
-        scratch.write_text(content, encoding="utf-8")
-
-    write_whole_by(path, write)
+    """Write a text, and create its folder."""
+    write_whole_by(path, lambda scratch: scratch.write_text(content, encoding="utf-8"))
 
 
-def write_whole_by(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write it under another name, and take that over once it is on the disk. It belongs to whom
-    the file there belonged to, as far as the process may give it away, and may be read by whom that could be
-    read by; a new file by whom the process lets read its files.
+def write_whole_by(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` write a scratch file, and rename it once it is on the disk. Owner (as far as the process
+    may change it) and mode are those of the file it replaces; a new file has the process's.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.new")

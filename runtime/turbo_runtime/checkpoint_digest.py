@@ -1,4 +1,4 @@
-"""What a draft's folder is known by, whatever its method."""
+"""The digest of a draft's checkpoint, whatever its method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def artefact_digest(folder: Path) -> str:
-    """Of its configuration and its tensors, and of no other file."""
+    """Digest its configuration and its tensors, and no other file."""
     digest = hashlib.sha256()
     for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
         digest.update(hashlib.sha256(file.read_bytes()).digest())

@@ -1,6 +1,4 @@
-"""Whether a file is another one than before: written, replaced, or behind a symlink that was swapped, as
-files of a mounted ConfigMap or Secret are.
-"""
+"""Detects that a file changed: written, replaced, or behind a swapped symlink, as in a mounted ConfigMap."""
 
 from __future__ import annotations
 
@@ -10,9 +8,9 @@ Stamp = tuple[int, int, int]
 
 
 def file_stamp(path: Path) -> Stamp | None:
-    """Of the file that a path leads to; None where there is none."""
+    """Return the stamp of the file that a path leads to; None where there is none."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size

@@ -1,4 +1,4 @@
-"""Prompts as people keep them: JSON lines, one prompt each."""
+"""Reads prompts from files of JSON lines, and from captured segments."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from heapq import nlargest
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ _EITHER = ("prompt", "messages")
 
 
 class PromptsError(ValueError):
-    """The prompts cannot be used; one sentence names file and line, and says what to write."""
+    """Prompts that cannot be used; the message names file, line and remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One conversation that the model is to go on with."""
+    """A conversation for the model to continue."""
 
     name: str
     domain: str
@@ -34,46 +35,48 @@ class Prompt:
 
     @property
     def content(self) -> str:
-        """What is asked, in one string: prompts with the same one are one prompt."""
+        """The identity of the prompt, in one string."""
         return self.written or self.text or json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
 
 
 def read_prompts(
     paths: Sequence[Path], *, chat: bool = True, captured: int = MAX_CAPTURED, domain: str = ""
 ) -> list[Prompt]:
-    """The prompts of files, and of all `*.jsonl` in folders. A line is an object with `prompt`, a text that
-    becomes a chat's first turn (without `chat`, the prompt as it is), or with `messages`; where it has no
-    `domain` that is `domain`, or, of several files or without it, the file's name; where it has no `id` that
-    is its line. Of what `turbo serve --capture` has written the newest `captured` prompts are read too, as of
-    `domain`, or else of the domain `captured`, and no more are held in memory. Raises PromptsError.
+    """Read the prompts of files, and of all `*.jsonl` in folders. Raises PromptsError.
+
+    A line is an object with `prompt`, a text that becomes a chat's first turn (without `chat`, the prompt
+    itself), or with `messages`. Its `domain` defaults to `domain` for a single file, else to the file's name;
+    its `id` to the line. Of segments of `turbo serve --capture` the newest `captured` prompts are read, of
+    `domain` or else of the domain `captured`; no more are held in memory.
     """
     files: list[Path] = []
     for path in paths:
-        some = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-        if not some and captured:
+        found = sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+        if not found and captured:
             raise PromptsError(f"{path} holds no file *.jsonl; name a file of JSON lines")
-        files += some
-    kept = [file for file in files if is_segment(file)]
+        files += found
     written = [file for file in files if not is_segment(file)]
-    found: list[Prompt] = []
+    prompts: list[Prompt] = []
     for file in written:
-        prompts = _read_file(file, chat, (len(written) == 1 and domain) or file.stem)
-        if not prompts:
+        rows = _read_file(file, chat, (len(written) == 1 and domain) or file.stem)
+        if not rows:
             raise PromptsError(f"{file} holds no prompt; write one JSON object a line")
-        found += prompts
+        prompts += rows
     if captured:
-        of = domain or CAPTURED
-        rows = (prompt for file in kept for prompt in _read_segment(file, of))  # one just begun has none
-        found += nlargest(captured, rows, key=lambda prompt: prompt.captured_at or 0.0)[::-1]
-    if not found and captured:
+        segments = (_read_segment(file, domain or CAPTURED) for file in files if is_segment(file))
+        newest = nlargest(
+            captured, chain.from_iterable(segments), key=lambda prompt: prompt.captured_at or 0.0
+        )
+        prompts += newest[::-1]
+    if not prompts and captured:
         raise PromptsError(f"{', '.join(map(str, paths))}: no prompt was captured yet; wait for traffic")
-    return found
+    return prompts
 
 
 def _read_segment(file: Path, domain: str) -> list[Prompt]:
     try:
         rows = list(read(file))
-    except FileNotFoundError:  # it was too old meanwhile
+    except FileNotFoundError:  # it expired meanwhile
         return []
     return [
         Prompt(f"{file.stem}-{number}", domain, written=row["text"], captured_at=row["at"])

@@ -280,7 +280,7 @@ def test_modules_that_are_kept_are_found_by_name_pattern_and_part(kept: list[str
     ],
 )
 def test_a_quantisation_that_is_not_counted_is_refused_by_name(how: dict[str, Any]) -> None:
-    with pytest.raises(UnknownShapeError, match=f"x is quantised by {how['quant_method']} in a way that"):
+    with pytest.raises(UnknownShapeError, match=f"x is quantized by {how['quant_method']} in a way that"):
         quantised(**how)
 
 

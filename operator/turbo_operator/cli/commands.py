@@ -7,13 +7,16 @@ runs where there is no cluster.
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from turbo_operator.cli.inputs import PlanQueries
+    from turbo_operator.cli.plan_query import Answer
 
 FEASIBLE, BAD_INPUT, INFEASIBLE = 0, 1, 2
 _STATUS = (
@@ -147,20 +150,47 @@ def _run(
         return BAD_INPUT
 
 
-def _answer(parser: argparse.ArgumentParser, asked: PlanQueries, options: argparse.Namespace) -> int:
-    from turbo_operator.cli.output import show
+def _answer(parser: argparse.ArgumentParser, queries: PlanQueries, options: argparse.Namespace) -> int:
     from turbo_operator.cli.plan_query import ask
 
     answers = []
-    for question in asked.questions:
-        with asked.keeping_problems():
+    for question in queries.questions:
+        with queries.keeping_problems():
             answers.append(ask(question, options.what_if))
-    for note in asked.notes:
+    for note in queries.notes:
         print(f"{parser.prog}: {note}", file=sys.stderr)
     if answers:
-        show(answers, options.output, options.plot)
-    for problem in asked.problems:
+        _show(answers, options.output, options.plot)
+    for problem in queries.problems:
         print(f"{parser.prog}: {problem}", file=sys.stderr)
-    if asked.problems:
+    if queries.problems:
         return BAD_INPUT
     return FEASIBLE if all(answer.plan.choice for answer in answers) else INFEASIBLE
+
+
+def _show(answers: Sequence[Answer], output: str, plot: str | None) -> None:
+    """Print the answers. Raises BadInputError where the plot cannot be written."""
+    if plot is not None:  # first: its failure should not stand below an answer
+        # It warns at length that it has no home to keep fonts in, and does well without.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
+        from turbo_operator.cli.plot import draw
+
+        draw([(answer, answer.question.candidates()) for answer in answers], plot)
+    if output == "table":
+        from turbo_operator.cli import table
+
+        for number, answer in enumerate(answers):
+            if number:
+                print()
+            table.show(answer)
+        return
+
+    from turbo_operator.cli.document import as_document
+
+    documents = [as_document(answer) for answer in answers]
+    if output == "json":
+        print(json.dumps(documents, indent=2))
+    else:
+        import yaml
+
+        print(yaml.safe_dump(documents, sort_keys=False), end="")

@@ -1,4 +1,4 @@
-"""From what a command line names to questions: files alone, files against a cluster, a live object."""
+"""Questions for the planner from a command line: files alone, files against a cluster, or a live object."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from turbo_operator.cli import manifests
 from turbo_operator.cli.errors import BadInputError
 from turbo_operator.cli.manifests import Found
 from turbo_operator.cli.model import given_shape, shape_of
-from turbo_operator.cli.nodes import KINDS, stock_of
-from turbo_operator.cli.overlay import laid_over
 from turbo_operator.cli.plan_query import Question, unread_replicas
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import Owner, supply_of
@@ -25,7 +23,7 @@ from turbo_runtime.contract.model import ModelShape
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What is read from files: TurboDeployments, and TurboAccelerators over others or beside them."""
+    """The contents of files: TurboDeployments, and TurboAccelerators over or in addition to others."""
 
     deployments: tuple[Found, ...]
     overlay: tuple[Found, ...]
@@ -44,7 +42,7 @@ class PlanQueries:
 
     @contextmanager
     def keeping_problems(self) -> Iterator[None]:
-        """What is wrong with one object keeps no other from its plan."""
+        """Collect what is wrong with one object, so that others are planned."""
         try:
             yield
         except BadInputError as error:
@@ -54,104 +52,112 @@ class PlanQueries:
 def given(
     file: str, catalogue_file: str | None = None, nodes_file: str | None = None, model: str | None = None
 ) -> Given:
-    """The files' contents but for the nodes; BadInputError names the file and the field that is wrong."""
+    """Read the files but for the nodes. Raises BadInputError."""
     if [file, catalogue_file, nodes_file].count("-") > 1:
         raise BadInputError("standard input can be read once: write - for one file, and name the others.")
-    found = manifests.unique(manifests.objects(file))
-    deployments = manifests.of_kind(api.TURBODEPLOYMENT, found)
+    objects = manifests.unique(manifests.read_objects(file))
+    deployments = _of_kind(objects, api.TURBODEPLOYMENT)
     if not deployments:
         raise BadInputError(
-            f"{manifests.called(file)}: there is no object of kind {api.TURBODEPLOYMENT} in it."
+            f"{manifests.label(file)}: there is no object of kind {api.TURBODEPLOYMENT} in it."
         )
-    listed = (
-        manifests.unique(manifests.objects(catalogue_file, "--catalogue"))
-        if catalogue_file is not None
-        else ()
-    )
-    catalogued = manifests.of_kind(api.TURBOACCELERATOR, listed)
-    if catalogue_file and not catalogued:
-        name = manifests.called(catalogue_file)
-        raise BadInputError(f"--catalogue {name}: there is no object of kind {api.TURBOACCELERATOR} in it.")
-    overlay = (*catalogued, *manifests.of_kind(api.TURBOACCELERATOR, found))
+    overlay: tuple[Found, ...] = ()
+    if catalogue_file is not None:
+        listed = manifests.unique(manifests.read_objects(catalogue_file, "--catalogue"))
+        overlay = _of_kind(listed, api.TURBOACCELERATOR)
+        if not overlay:
+            name = manifests.label(catalogue_file)
+            raise BadInputError(
+                f"--catalogue {name}: there is no object of kind {api.TURBOACCELERATOR} in it."
+            )
+    overlay += _of_kind(objects, api.TURBOACCELERATOR)
     shape = None if model is None else given_shape(model)
-    return Given(deployments, overlay, model, shape, tuple(_unread(found, file == nodes_file)))
+    return Given(deployments, overlay, model, shape, tuple(_unread(objects, file == nodes_file)))
 
 
-def _unread(found: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
-    """A sentence for each kind of object that says nothing where it stands."""
-    first = {str(each.body.get("kind")): each.place for each in reversed(found)}
+def _of_kind(objects: tuple[Found, ...], kind: str) -> tuple[Found, ...]:
+    return tuple(item for item in objects if item.kind == kind)
+
+
+def _unread(objects: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
+    """Yield a sentence for each kind of object that has no effect."""
+    first = {item.kind: item.place for item in reversed(objects)}
     for kind, place in sorted(first.items()):
-        if kind in (api.TURBODEPLOYMENT, api.TURBOACCELERATOR) or (kind in KINDS and are_nodes_read):
+        is_node_kind = kind in manifests.NODE_KINDS
+        if kind in (api.TURBODEPLOYMENT, api.TURBOACCELERATOR) or (is_node_kind and are_nodes_read):
             continue
-        hint = f"{kind} is not read here; give it with --nodes." if kind in KINDS else f"{kind} is not read."
+        hint = f"{kind} is not read here; give it with --nodes." if is_node_kind else f"{kind} is not read."
         yield f"{place}: {hint}"
 
 
 def from_files(given: Given, nodes_file: str | None) -> PlanQueries:
-    """Over the shipped catalogue, and held against the nodes of a file where one is given."""
-    shipped = {each["metadata"]["name"]: each for each in shipped_objects()}
-    accelerators = catalogue() | laid_over(shipped, given.overlay)
-    stock = stock_of(nodes_file, accelerators) if nodes_file is not None else None
-    asked = PlanQueries(notes=[*given.notes])
-    for found in given.deployments:
-        with asked.keeping_problems():
-            td = manifests.deployment(found)
-            asked.notes += _idle(found, td)
+    """Plan over the shipped catalog, and on the nodes of a file where one is given."""
+    shipped = {body["metadata"]["name"]: body for body in shipped_objects()}
+    accelerators = catalogue() | manifests.overlay_accelerators(shipped, given.overlay)
+    inventory = None if nodes_file is None else manifests.read_inventory(nodes_file, accelerators)
+    queries = PlanQueries(notes=[*given.notes])
+    for item in given.deployments:
+        with queries.keeping_problems():
+            td = _deployment(item, queries)
             owner = Owner(td.metadata.namespace, td.metadata.name)
-            supply = None if stock is None else supply_of(stock, owner, td.spec.template)
-            free = None if stock is None else supply_of(stock, owner.trainer, td.spec.template)
-            observed = Snapshot(accelerators, supply, free=free)
-            asked.questions.append(_question(given, found, found.body, td, observed, time.time()))
-    return asked
+            supply, free = (
+                None if inventory is None else supply_of(inventory, user, td.spec.template)
+                for user in (owner, owner.trainer)
+            )
+            snapshot = Snapshot(accelerators, supply, free=free)
+            queries.questions.append(_question(given, item, item.body, td, snapshot, time.time()))
+    return queries
 
 
 def against_cluster(given: Given, context: str) -> PlanQueries:
-    """As the operator of the context's cluster would plan them, were they applied now."""
+    """Plan as the operator of the context's cluster would, were they applied now."""
     from turbo_operator.cli import cluster_reader
 
-    asked, written = PlanQueries(notes=[*given.notes]), []
-    for found in given.deployments:
-        with asked.keeping_problems():
-            written.append((found, td := manifests.deployment(found)))
-            asked.notes += _idle(found, td)
+    queries, written = PlanQueries(notes=[*given.notes]), []
+    for item in given.deployments:
+        with queries.keeping_problems():
+            written.append((item, _deployment(item, queries)))
     if not written:
-        return asked
-    cluster = cluster_reader.listed(context, [_namespace(found.body) for found, _ in written])
-    overlay, now = laid_over(cluster.accelerators, given.overlay), time.time()
-    for found, td in written:
-        key = Key(_namespace(found.body) or cluster.namespace, td.metadata.name)
-        there = cluster.cache.deployments.get(key)
-        body = found.body if there is None else {**there, "spec": found.body["spec"]}
+        return queries
+    cluster = cluster_reader.read_cluster(context, [item.namespace for item, _ in written])
+    overlay = manifests.overlay_accelerators(cluster.accelerators, given.overlay)
+    now = time.time()
+    for item, td in written:
+        key = Key(item.namespace or cluster.namespace, td.metadata.name)
+        existing = cluster.cache.deployments.get(key)
+        body = item.body if existing is None else {**existing, "spec": item.body["spec"]}
         td = api.parse(body)
-        with asked.keeping_problems():
-            observed = cluster.look(key, td, now, overlay)
-            asked.questions.append(_question(given, found, body, td, observed, now))
-    return asked
+        with queries.keeping_problems():
+            snapshot = cluster.snapshot(key, td, now, overlay)
+            queries.questions.append(_question(given, item, body, td, snapshot, now))
+    return queries
 
 
-def _idle(found: Found, td: api.TurboDeployment) -> list[str]:
-    """A note where replicas are written that nobody reads; the API server writes the default everywhere."""
+def _deployment(item: Found, queries: PlanQueries) -> api.TurboDeployment:
+    """Parse it, and note replicas that nobody reads; the API server writes the default everywhere."""
+    td = manifests.parse(item, api.parse)
     external = td.spec.scaling_policy == api.ScalingPolicy.EXTERNAL
-    default = api.TurboDeploymentSpec.model_fields["replicas"].default
-    return [] if external or td.spec.replicas == default else [f"{found.place}: {unread_replicas(td)}"]
+    if not external and td.spec.replicas != api.TurboDeploymentSpec.model_fields["replicas"].default:
+        queries.notes.append(f"{item.place}: {unread_replicas(td)}")
+    return td
 
 
 def _question(
-    given: Given, found: Found, body: dict[str, Any], td: api.TurboDeployment, observed: Snapshot, now: float
+    given: Given, item: Found, body: dict[str, Any], td: api.TurboDeployment, snapshot: Snapshot, now: float
 ) -> Question:
-    known = observed.model.shape if observed.model else None
+    known = snapshot.model.shape if snapshot.model else None
     try:
         shape = given.shape or known or shape_of(td)
     except BadInputError as error:
-        raise BadInputError(f"{found.place} ({api.TURBODEPLOYMENT}): {error}") from error
-    return Question(body, td, given.model or td.spec.model.uri, shape, observed, now)
+        raise BadInputError(f"{item.place} ({api.TURBODEPLOYMENT}): {error}") from error
+    return Question(body, td, given.model or td.spec.model.uri, shape, snapshot, now)
 
 
 def of_object(name: str, namespace: str | None, context: str | None) -> PlanQueries:
-    """A live object as its operator sees it; BadInputError where there is none, or its model is unknown."""
+    """Plan a live object as its operator does. Raises BadInputError where it or its model is unknown."""
     from turbo_operator.cli import cluster_reader
 
-    cluster = cluster_reader.listed(context, [namespace])
+    cluster = cluster_reader.read_cluster(context, [namespace])
     key = Key(namespace or cluster.namespace, name)
     body = cluster.cache.deployments.get(key)
     if body is None:
@@ -161,13 +167,8 @@ def of_object(name: str, namespace: str | None, context: str | None) -> PlanQuer
     except api.InvalidObject as error:
         raise BadInputError(f"{key} ({api.TURBODEPLOYMENT}): {error}.") from error
     now = time.time()
-    observed = cluster.look(key, td, now)
-    if observed.model is None:
-        why = observed.model_error or "Its inspect Job is not done."
+    snapshot = cluster.snapshot(key, td, now)
+    if snapshot.model is None:
+        why = snapshot.model_error or "Its inspect Job is not done."
         raise BadInputError(f"{key} has no plan yet, since its model is unknown. {why}")
-    return PlanQueries([Question(body, td, td.spec.model.uri, observed.model.shape, observed, now)])
-
-
-def _namespace(body: dict[str, Any]) -> str | None:
-    namespace: str | None = body["metadata"].get("namespace")
-    return namespace
+    return PlanQueries([Question(body, td, td.spec.model.uri, snapshot.model.shape, snapshot, now)])

@@ -1,36 +1,70 @@
-"""Kubernetes objects from YAML files, each with its place for an error's sentence."""
+"""Kubernetes objects from YAML files, each with its place for errors; TurboAccelerators laid over those that
+exist, and nodes read into an inventory.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
 from turbo_operator import api
+from turbo_operator.catalog import as_row
 from turbo_operator.cli.errors import BadInputError
+from turbo_operator.inventory import usage
+from turbo_operator.inventory.supply import ClusterInventory, take_stock
+from turbo_operator.snapshot import Accelerator
 from turbo_operator.yaml_text import described, documents
+
+Parsed = TypeVar("Parsed")
+
+_NODE_READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+    "Node": usage.node,
+    "Pod": usage.holding,
+    "ResourceQuota": usage.quota,
+}
+NODE_KINDS = frozenset(_NODE_READERS)
+_REMEDY = ": write it as kubectl get -o yaml does."
 
 
 class Found(NamedTuple):
-    """One object of a file."""
+    """An object of a file."""
 
     place: str  # file, document and item, in words
     body: dict[str, Any]
 
+    @property
+    def kind(self) -> str:
+        """The kind, `None` where it has none."""
+        return str(self.body.get("kind"))
 
-def objects(source: str, flag: str = "") -> Iterator[Found]:
-    """The objects of a YAML file (- is standard input), those of a List one by one; BadInputError if none.
+    @property
+    def name(self) -> str | None:
+        """The name, where it has one."""
+        metadata = self.body.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        return name if isinstance(name, str) and name else None
 
-    `flag` is what an error's sentence names before the file.
+    @property
+    def namespace(self) -> str | None:
+        """The namespace, where it has one."""
+        namespace: str | None = self.body["metadata"].get("namespace")
+        return namespace
+
+
+def read_objects(source: str, flag: str = "") -> Iterator[Found]:
+    """Read the objects of a YAML file (- is standard input), those of a List one by one.
+
+    Raises BadInputError, with `flag` before the name of the file.
     """
     if not source:
         raise BadInputError(f"{flag or '-f'}: write the name of a file, or - for standard input.")
-    name = f"{flag} {called(source)}".strip()
+    name = f"{flag} {label(source)}".strip()
     try:
-        parsed = documents(_bytes(source).decode("utf-8"))
+        parsed = documents(_read_bytes(source).decode("utf-8"))
     except OSError as error:
         raise BadInputError(f"{name}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
@@ -41,7 +75,7 @@ def objects(source: str, flag: str = "") -> Iterator[Found]:
         if document is None:
             continue
         place = f"{name}, document {index}"
-        body = _object(place, document)
+        body = _check_object(place, document)
         items = body.get("items")
         if not isinstance(items, list) or not str(body.get("kind")).endswith("List"):
             yield Found(place, body)
@@ -50,11 +84,10 @@ def objects(source: str, flag: str = "") -> Iterator[Found]:
         kind = str(body["kind"]).removesuffix("List")
         for number, item in enumerate(items, start=1):
             place = f"{name}, document {index}, item {number}"
-            inner = _object(place, item)
-            yield Found(place, inner if "kind" in inner else {**inner, "kind": kind})
+            yield Found(place, {"kind": kind, **_check_object(place, item)})
 
 
-def _bytes(source: str) -> bytes:
+def _read_bytes(source: str) -> bytes:
     if source != "-":
         return Path(source).read_bytes()
     if sys.stdin is None:
@@ -62,77 +95,7 @@ def _bytes(source: str) -> bytes:
     return sys.stdin.buffer.read()
 
 
-def called(source: str) -> str:
-    """A source as a sentence calls it."""
-    return "standard input" if source == "-" else source
-
-
-def unique(found: Iterable[Found]) -> tuple[Found, ...]:
-    """The same; BadInputError where two of ours have one name, since only one of them would be left."""
-    first: dict[tuple[object, ...], Found] = {}
-    for each in (found := tuple(found)):
-        kind = each.body.get("kind")
-        if kind not in api.PLURALS:
-            continue
-        if kind == api.TURBODEPLOYMENT and not _named(each):
-            continue  # told where it is planned, with the others of the file
-        name = name_of(each)
-        before = first.setdefault((kind, each.body["metadata"].get("namespace"), name), each)
-        if before is not each:
-            raise BadInputError(
-                f"{each.place} ({kind}): there is a {kind} {name} in {before.place} already: rename one, or "
-                "leave it out."
-            )
-    return found
-
-
-def of_kind(kind: str, found: Iterable[Found]) -> tuple[Found, ...]:
-    """Those of one kind, in their order."""
-    return tuple(each for each in found if each.body.get("kind") == kind)
-
-
-def name_of(found: Found) -> str:
-    """The object's name; BadInputError where it has none."""
-    name = _named(found)
-    if name is None:
-        raise BadInputError(f"{found.place} ({found.body.get('kind')}): metadata.name: is required.")
-    return name
-
-
-def _named(found: Found) -> str | None:
-    metadata = found.body.get("metadata")
-    name = metadata.get("name") if isinstance(metadata, dict) else None
-    return name if isinstance(name, str) and name else None
-
-
-def deployment(found: Found) -> api.TurboDeployment:
-    """The TurboDeployment; BadInputError with the field's path."""
-    try:
-        return api.parse(_versioned(found))
-    except api.InvalidObject as error:
-        raise BadInputError(f"{found.place} ({api.TURBODEPLOYMENT}): {error}.") from error
-
-
-def accelerator(found: Found) -> api.TurboAccelerator:
-    """The TurboAccelerator; BadInputError with the field's path."""
-    try:
-        return api.parse_accelerator(_versioned(found))
-    except api.InvalidObject as error:
-        raise BadInputError(f"{found.place} ({api.TURBOACCELERATOR}): {error}.") from error
-
-
-def _versioned(found: Found) -> dict[str, Any]:
-    if "apiVersion" not in found.body:
-        raise BadInputError(f"{found.place} ({found.body.get('kind')}): apiVersion: write {api.API_VERSION}.")
-    return as_written(found.body)
-
-
-def as_written(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The object without its status, which is the cluster's to say."""
-    return {key: value for key, value in body.items() if key != "status"}
-
-
-def _object(place: str, document: object) -> dict[str, Any]:
+def _check_object(place: str, document: object) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BadInputError(f"{place}: this is no object: write its fields, kind and metadata among them.")
     kind, metadata = document.get("kind"), document.get("metadata")
@@ -141,3 +104,98 @@ def _object(place: str, document: object) -> dict[str, Any]:
     if metadata is not None and not isinstance(metadata, dict):
         raise BadInputError(f"{place}: metadata: write its fields, like name: chat.")
     return document
+
+
+def label(source: str) -> str:
+    """Name a source in a sentence."""
+    return "standard input" if source == "-" else source
+
+
+def unique(objects: Iterable[Found]) -> tuple[Found, ...]:
+    """Return the same. Raises BadInputError where two of our kinds share a name: one would be lost."""
+    first: dict[tuple[object, ...], Found] = {}
+    for item in (objects := tuple(objects)):
+        # a TurboDeployment without a name is reported where it is planned, with the others of the file
+        if item.kind not in api.PLURALS or (item.kind == api.TURBODEPLOYMENT and not item.name):
+            continue
+        name = require_name(item)
+        before = first.setdefault((item.kind, item.namespace, name), item)
+        if before is not item:
+            raise BadInputError(
+                f"{item.place} ({item.kind}): there is a {item.kind} {name} in {before.place} already: "
+                "rename one, or leave it out."
+            )
+    return objects
+
+
+def require_name(item: Found) -> str:
+    """Return the object's name. Raises BadInputError where it has none."""
+    if item.name is None:
+        raise BadInputError(f"{item.place} ({item.kind}): metadata.name: is required.")
+    return item.name
+
+
+def parse(item: Found, parser: Callable[[Mapping[str, Any]], Parsed]) -> Parsed:
+    """Parse an object without its status. Raises BadInputError with the field's path."""
+    if "apiVersion" not in item.body:
+        raise BadInputError(f"{item.place} ({item.kind}): apiVersion: write {api.API_VERSION}.")
+    try:
+        return parser({key: value for key, value in item.body.items() if key != "status"})
+    except api.InvalidObject as error:
+        raise BadInputError(f"{item.place} ({item.kind}): {error}.") from error
+
+
+def overlay_accelerators(
+    existing: Mapping[str, Mapping[str, Any]], written: Iterable[Found]
+) -> dict[str, Accelerator]:
+    """Return the rows of the `written` objects by name, each over the one of its name in `existing` or before
+    it, as `kubectl apply` would leave it. Raises BadInputError.
+    """
+    bodies, rows = dict(existing), {}
+    for item in written:
+        name, body = require_name(item), item.body
+        if name in bodies:
+            body = {**body, "spec": merge_patch(bodies[name].get("spec"), body.get("spec"))}
+        bodies[name] = body
+        rows[name] = as_row(parse(Found(item.place, body), api.parse_accelerator))
+    return rows
+
+
+def merge_patch(existing: Any, written: Any) -> Any:
+    """Apply a JSON merge patch (RFC 7386): maps field by field, null removes a field, all else replaces."""
+    if not isinstance(written, Mapping):
+        return written
+    fields = dict(existing) if isinstance(existing, Mapping) else {}
+    for name, value in written.items():
+        if value is None:
+            fields.pop(name, None)
+        else:
+            fields[name] = merge_patch(fields.get(name), value)
+    return fields
+
+
+def read_inventory(source: str, accelerators: Mapping[str, Accelerator]) -> ClusterInventory:
+    """Read what the nodes of a file have of each accelerator, less what its pods hold, within its quotas.
+
+    Other kinds are skipped. Raises BadInputError where there is no node, or one is not as the API server
+    writes it.
+    """
+    values: dict[str, list[Any]] = {kind: [] for kind in _NODE_READERS}
+    for item in read_objects(source, "--nodes"):
+        if item.kind not in _NODE_READERS:
+            continue
+        try:
+            value = _NODE_READERS[item.kind](item.body)
+        except KeyError as error:
+            raise BadInputError(
+                f"{item.place} ({item.kind}): there is no {error.args[0]}{_REMEDY}"
+            ) from error
+        except (TypeError, AttributeError) as error:
+            raise BadInputError(f"{item.place} ({item.kind}): a field is of another kind{_REMEDY}") from error
+        except ValueError as error:
+            raise BadInputError(f"{item.place} ({item.kind}): {error}.") from error
+        if value is not None:  # a pod that has ended, a quota that no serving pod falls under
+            values[item.kind].append(value)
+    if not values["Node"]:
+        raise BadInputError(f"--nodes {label(source)}: there is no object of kind Node in it.")
+    return take_stock(accelerators, values["Node"], values["Pod"], values["ResourceQuota"])

@@ -1,4 +1,4 @@
-"""The shape of the model that a TurboDeployment names, where no inspect Job has read it."""
+"""The shape of a TurboDeployment's model, where no inspect Job has read it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG = "config.json"
 
 
 def shape_of(td: api.TurboDeployment) -> ModelShape:
-    """The shipped shape of the URI; BadInputError without one."""
+    """Return the shipped shape of the URI. Raises BadInputError."""
     shape = shapes.shipped(td.spec.model.hub_id) if td.spec.model.on_hub else None
     if shape is None:
         hint = _nearest(td.spec.model.hub_id) if td.spec.model.on_hub else ""
@@ -26,13 +26,13 @@ def shape_of(td: api.TurboDeployment) -> ModelShape:
 
 
 def _nearest(hub_id: str) -> str:
-    """A question that names the shipped shape that may be meant, or nothing."""
+    """Suggest the shipped shape that may be meant, or nothing."""
     near = difflib.get_close_matches(hub_id.lower(), shapes.names(), n=1, cutoff=0.8)
     return f" Did you mean {near[0]}?" if near else ""
 
 
 def given_shape(model: str) -> ModelShape:
-    """The shape that `--model` gives; BadInputError where it gives none."""
+    """Read the shape of `--model`. Raises BadInputError."""
     if not model:
         raise BadInputError("--model: write a folder, a config.json or a hub id.")
     path = Path(model)
@@ -43,12 +43,11 @@ def given_shape(model: str) -> ModelShape:
         )
     path = path / CONFIG if path.is_dir() else path
     if not path.exists():
-        shape = shapes.shipped(model)
-        if shape is None:
-            raise BadInputError(
-                f"--model {model}: there is no such file, and no shipped shape of that name.{_nearest(model)}"
-            )
-        return shape
+        if shape := shapes.shipped(model):
+            return shape
+        raise BadInputError(
+            f"--model {model}: there is no such file, and no shipped shape of that name.{_nearest(model)}"
+        )
     try:
         return shapes.from_document(path.read_text(encoding="utf-8"), str(path))
     except UnknownShapeError as error:

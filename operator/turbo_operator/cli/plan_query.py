@@ -1,4 +1,4 @@
-"""What is asked of the planner, and its answer: one path, wherever the object comes from."""
+"""A question to the planner and its answer: one path, wherever the object comes from."""
 
 from __future__ import annotations
 
@@ -27,13 +27,21 @@ class Question:
     td: api.TurboDeployment  # the document, parsed
     model: str  # what the shape was read from
     shape: ModelShape
-    observed: Snapshot  # accelerators, what there is of them, what runs
+    observed: Snapshot  # accelerators, their supply, what runs
     now: float  # seconds since the epoch
+
+    def plan(self) -> Plan:
+        """Plan it."""
+        return plan_of(self.td, self.shape, self.observed, self.now)
+
+    def candidates(self) -> tuple[EvaluatedCandidate, ...]:
+        """Return every candidate that could be predicted, for the plot."""
+        return frontier_of(self.td, self.shape, self.observed, self.now)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The plan, what a training of its draft would run on, and the plans that single changes would give."""
+    """The plan, what a training of its draft would run on, and the plans under single changes."""
 
     question: Question
     plan: Plan
@@ -51,51 +59,54 @@ class TrainedOn:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One --what-if and what comes of it."""
+    """One --what-if and its plan."""
 
     asked: str
     plan: Plan
     difference: Decimal | None  # dollars per hour over the plan without it; None where either has no price
-    notes: tuple[str, ...]  # sentences on what of it says nothing
+    notes: tuple[str, ...]  # sentences on what of it has no effect
 
 
 def ask(question: Question, what_if: Sequence[str] = ()) -> Answer:
-    """The plan, and those under each change; BadInputError where a change is no change or breaks a rule."""
-    plan = _plan(question)
-    changes = tuple(_change(question, plan, asked) for asked in what_if)
+    """Plan, and plan under each change. Raises BadInputError for a change that is none or breaks a rule."""
+    plan = question.plan()
+    changes = tuple(_change(question, plan, change) for change in what_if)
     return Answer(question, plan, _training(question, plan), changes)
 
 
 def _training(question: Question, plan: Plan) -> TrainedOn | None:
-    """As the operator asks once a training is due; None where none will begin."""
+    """Choose as the operator does once a training is due; None where none will begin."""
     td, observed, serving = question.td, question.observed, plan.choice
-    wanted = td.spec.speculation.training
-    if wanted is None or not wanted.enabled or td.spec.suspend:
+    spec = td.spec.speculation.training
+    if spec is None or not spec.enabled or td.spec.suspend:
         return None
     if serving is None or serving.method == api.OFF:
         return None
-    if wanted.trigger.gain_below is None and training.fitting(observed):
+    if spec.trigger.gain_below is None and training.fitting(observed):
         return None
-    ask = training.AcceleratorQuery(wanted.accelerator or "", training.dtype(serving))
-    found = compute_plan(training.question(td, observed, question.shape, ask), question.now)
-    return TrainedOn(found.choice, trained_on(wanted, found))
+    query = training.AcceleratorQuery(spec.accelerator or "", training.dtype(serving))
+    trainer = compute_plan(training.question(td, observed, question.shape, query), question.now)
+    return TrainedOn(trainer.choice, trained_on(spec, trainer))
 
 
-def _change(question: Question, base: Plan, asked: str) -> Change:
-    document = whatif.changed(question.document, asked)
+def _change(question: Question, base: Plan, change: str) -> Change:
+    document = whatif.changed(question.document, change)
     try:
         td = api.parse(document)
     except api.InvalidObject as error:
-        raise BadInputError(f"--what-if {asked}: {error}.") from error
-    plan = _plan(dataclasses.replace(question, document=document, td=td))
-    unknown = [name for name in _allowed(td) if name not in question.observed.accelerators]
+        raise BadInputError(f"--what-if {change}: {error}.") from error
+    plan = dataclasses.replace(question, document=document, td=td).plan()
+    before, after = (p.choice.predicted.cost_per_hour if p.choice else None for p in (base, plan))
+    difference = None if before is None or after is None else after - before
+    allowed = (td.spec.accelerators.allowed or ()) if td.spec.accelerators else ()
+    unknown = [name for name in allowed if name not in question.observed.accelerators]
     notes = [f"there is no TurboAccelerator {name}." for name in unknown if name not in plan.detail]
-    return Change(asked, plan, _difference(base, plan), (*notes, *_unread(asked, td)))
+    return Change(change, plan, difference, (*notes, *_unread(change, td)))
 
 
-def _unread(asked: str, td: api.TurboDeployment) -> list[str]:
-    """A sentence where the change is to a number of replicas that the policy does not read."""
-    key = asked.partition("=")[0]
+def _unread(change: str, td: api.TurboDeployment) -> list[str]:
+    """Note a change of a number of replicas that the policy does not read."""
+    key = change.partition("=")[0]
     external = td.spec.scaling_policy == api.ScalingPolicy.EXTERNAL
     if key == "replicas" and not external:
         return [unread_replicas(td)]
@@ -105,28 +116,5 @@ def _unread(asked: str, td: api.TurboDeployment) -> list[str]:
 
 
 def unread_replicas(td: api.TurboDeployment) -> str:
-    """That spec.replicas is somebody else's to decide."""
+    """Say that spec.replicas has no effect."""
     return f"spec.replicas is read under scaling.policy External alone, and this is {td.spec.scaling_policy}."
-
-
-def _allowed(td: api.TurboDeployment) -> tuple[str, ...]:
-    return (td.spec.accelerators.allowed or ()) if td.spec.accelerators else ()
-
-
-def _plan(question: Question) -> Plan:
-    return plan_of(question.td, question.shape, question.observed, question.now)
-
-
-def _difference(base: Plan, other: Plan) -> Decimal | None:
-    before, after = cost_per_hour(base), cost_per_hour(other)
-    return None if before is None or after is None else after - before
-
-
-def candidates(question: Question) -> tuple[EvaluatedCandidate, ...]:
-    """Every candidate that could be predicted, for the plot."""
-    return frontier_of(question.td, question.shape, question.observed, question.now)
-
-
-def cost_per_hour(plan: Plan) -> Decimal | None:
-    """Dollars per hour of all replicas; None without a plan or a price."""
-    return plan.choice.predicted.cost_per_hour if plan.choice else None

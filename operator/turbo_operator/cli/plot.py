@@ -1,6 +1,6 @@
-"""`--plot FILE`: cost against latency of every candidate, the frontier, the choice and what was asked for.
+"""`--plot FILE`: cost against latency of every candidate, the frontier, the choice, target and budget.
 
-The only module that knows matplotlib, which takes seconds to load.
+The only module that imports matplotlib, which takes seconds.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from turbo_operator.planner.explanation.messages import count
 
 PANEL = (10.0, 6.0)  # inches
 FORMATS = (".png", ".svg", ".pdf")
-NUM_NAMED = 6  # corners of the frontier that bear their names
+NUM_NAMED = 6  # corners of the frontier that are named
 APART = 1.15  # times the cost of the one below
-# Okabe and Ito's palette, told apart by people who see colours differently; with the shapes 56 accelerators.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+# Okabe and Ito's palette, which color-blind people can tell apart; with the shapes 56 accelerators.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "p")
 DARK, CHOSEN = "#333333", "#C00000"
+_SOLID = {PlanReason.NOT_YET_SUPPORTED, PlanReason.FEASIBLE}
 
 Point = tuple[float, float]  # seconds per output token, dollars per hour
 Points = Sequence[tuple[EvaluatedCandidate, Point]]
@@ -48,44 +49,44 @@ def draw(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]], file: s
 
 
 def figure(answers: Sequence[tuple[Answer, Sequence[EvaluatedCandidate]]]) -> Figure:
-    """The figure; an answer without a candidate whose price and speed are known has its sentence instead."""
+    """Draw the figure; an answer without any known price and speed shows its sentence instead."""
     drawn = Figure(figsize=(PANEL[0], PANEL[1] * len(answers)), layout="constrained")
     FigureCanvasAgg(drawn)  # no window, whatever the machine has
     panels = drawn.subplots(len(answers), 1, squeeze=False)[:, 0]
     for axes, (answer, candidates) in zip(panels, answers, strict=True):
-        points = _points(candidates)
-        if points:
-            _panel(axes, answer, points)
+        if points := _points(candidates):
+            about = _panel(axes, answer, points)
         else:
-            _empty_panel(axes, answer)
+            about = "no candidate has both a price and a speed, so there is nothing to draw"
+            axes.set_axis_off()
+            axes.text(
+                0.0, 0.95, fill(answer.plan.detail, 100), transform=axes.transAxes, va="top", fontsize=10
+            )
+        name = f"{answer.question.td.metadata.name}: {answer.question.model}"
+        axes.set_title(f"{name}\n{about}", loc="left", fontsize=10)
     return drawn
 
 
-def _empty_panel(axes: Axes, answer: Answer) -> None:
-    axes.set_axis_off()
-    _title(axes, answer, "no candidate has both a price and a speed, so there is nothing to draw")
-    axes.text(0.0, 0.95, fill(answer.plan.detail, 100), transform=axes.transAxes, va="top", fontsize=10)
-
-
 def frontier(points: Points) -> Points:
-    """Those that no other beats in both, the fastest first."""
+    """Return those that no other beats in both, the fastest first."""
     best: list[tuple[EvaluatedCandidate, Point]] = []
-    for each, place in sorted(points, key=lambda pair: pair[1]):
+    for evaluated, place in sorted(points, key=lambda pair: pair[1]):
         if not best or place[1] < best[-1][1][1]:
-            best.append((each, place))
+            best.append((evaluated, place))
     return best
 
 
 def _points(candidates: Iterable[EvaluatedCandidate]) -> Points:
     points = []
-    for each in candidates:
-        seconds, cost = each.predicted.time_per_output_token, each.predicted.cost_per_hour
+    for evaluated in candidates:
+        seconds, cost = evaluated.predicted.time_per_output_token, evaluated.predicted.cost_per_hour
         if seconds is not None and cost:  # the axes are logarithmic: what costs nothing has no place on them
-            points.append((each, (seconds, float(cost))))
+            points.append((evaluated, (seconds, float(cost))))
     return points
 
 
-def _panel(axes: Axes, answer: Answer, points: Points) -> None:
+def _panel(axes: Axes, answer: Answer, points: Points) -> str:
+    """Draw a panel; return what it shows, for the title."""
     spec = answer.question.td.spec
     legend = _scatter(axes, points)
     feasible = [pair for pair in points if pair[0].reason == PlanReason.FEASIBLE]
@@ -93,66 +94,50 @@ def _panel(axes: Axes, answer: Answer, points: Points) -> None:
     seconds, costs = zip(*(place for _, place in best), strict=True)
     style, name = ("-", "frontier") if feasible else (":", "frontier, none feasible")
     legend += axes.step(seconds, costs, style, where="post", color=DARK, linewidth=1.2, label=name)
-    for each, place in _apart(best):
-        name = candidate(each.accelerator, each.tensor, each.nodes, each.engine, each.capacity_type)
-        axes.annotate(name, place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
-    _asked_for(axes, spec)
-    title = _choice(axes, answer.plan)
-    _title(axes, answer, title)
+    for evaluated, place in _apart(best):
+        axes.annotate(candidate(evaluated), place, (5, 5), textcoords="offset points", fontsize=7, color=DARK)
+    _draw_limits(axes, spec)
+    about = _choice(axes, answer.plan)
     _axis(axes, spec)
     axes.legend(handles=legend, loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8, frameon=False)
-
-
-def _title(axes: Axes, answer: Answer, about: str) -> None:
-    name = f"{answer.question.td.metadata.name}: {answer.question.model}"
-    axes.set_title(f"{name}\n{about}", loc="left", fontsize=10)
+    return about
 
 
 def _apart(corners: Points) -> Points:
-    """A few corners, the cheapest first, whose names do not lie upon each other."""
-    found: list[tuple[EvaluatedCandidate, Point]] = []
-    for each, place in reversed(corners):
-        if not found or place[1] >= found[-1][1][1] * APART:
-            found.append((each, place))
-    return found[:NUM_NAMED]
+    """Return a few corners, the cheapest first, whose names do not overlap."""
+    apart: list[tuple[EvaluatedCandidate, Point]] = []
+    for evaluated, place in reversed(corners):
+        if not apart or place[1] >= apart[-1][1][1] * APART:
+            apart.append((evaluated, place))
+    return apart[:NUM_NAMED]
 
 
 def _scatter(axes: Axes, points: Points) -> list[Line2D]:
-    """The candidates, filled, hollow or small by whether they may be chosen; the legend that says so."""
-    names = sorted({each.accelerator for each, _ in points})
+    """Draw the candidates filled, hollow or small by whether they may be chosen; return the legend."""
+    names = sorted({evaluated.accelerator for evaluated, _ in points})
     legend = [
         Line2D([], [], linestyle="", marker="o", color=DARK, label="feasible"),
         Line2D([], [], linestyle="", marker="o", color=DARK, fillstyle="none", label="misses what is asked"),
         Line2D([], [], linestyle="", marker="o", color=DARK, markersize=3, label="not supported yet"),
     ]
     for number, name in enumerate(names):
-        colour, shape = COLOURS[number % len(COLOURS)], SHAPES[number % len(SHAPES)]
-        legend.append(Line2D([], [], linestyle="", marker=shape, color=colour, label=name))
-        own = [(each.reason, place) for each, place in points if each.accelerator == name]
-        for places, look in (
-            ([place for reason, place in own if reason == PlanReason.NOT_YET_SUPPORTED], (colour, 12)),
-            ([place for reason, place in own if reason not in _SOLID], ("none", 30)),
-            ([place for reason, place in own if reason == PlanReason.FEASIBLE], (colour, 46)),
+        color, shape = COLORS[number % len(COLORS)], SHAPES[number % len(SHAPES)]
+        legend.append(Line2D([], [], linestyle="", marker=shape, color=color, label=name))
+        own = [(evaluated.reason, place) for evaluated, place in points if evaluated.accelerator == name]
+        for places, face, size in (
+            ([place for reason, place in own if reason == PlanReason.NOT_YET_SUPPORTED], color, 12),
+            ([place for reason, place in own if reason not in _SOLID], "none", 30),
+            ([place for reason, place in own if reason == PlanReason.FEASIBLE], color, 46),
         ):
-            face, size = look
             if places:
-                axes.scatter(
-                    [seconds for seconds, _ in places],
-                    [cost for _, cost in places],
-                    marker=shape,
-                    s=size,
-                    facecolors=face,
-                    edgecolors=colour,
-                    zorder=3,
-                )
+                style: dict[str, Any] = {"facecolors": face, "edgecolors": color, "zorder": 3}
+                seconds, costs = zip(*places, strict=True)
+                axes.scatter(seconds, costs, marker=shape, s=size, **style)
     return legend
 
 
-_SOLID = {PlanReason.NOT_YET_SUPPORTED, PlanReason.FEASIBLE}
-
-
-def _asked_for(axes: Axes, spec: TurboDeploymentSpec) -> None:
-    """The target and the budget as lines: what is left of the one and below the other will do."""
+def _draw_limits(axes: Axes, spec: TurboDeploymentSpec) -> None:
+    """Draw the target and the budget as lines: what is left of the one and below the other fits."""
     target = spec.targets.time_per_output_token if spec.targets else None
     style: dict[str, Any] = {"color": CHOSEN, "linestyle": "--", "linewidth": 1.0}
     words: dict[str, Any] = {"fontsize": 8, "color": CHOSEN}
@@ -182,23 +167,20 @@ def _asked_for(axes: Axes, spec: TurboDeploymentSpec) -> None:
 
 
 def _choice(axes: Axes, plan: Plan) -> str:
-    """Ring the choice, or without one what comes nearest, where it has a place; what it is, for the title."""
+    """Ring the choice, else the nearest miss, where it has a place; return its name for the title."""
     choice, near = plan.choice, plan.nearest
     if choice is not None:
         chosen = "chosen (ringed)" if _ring(axes, choice.predicted) else "chosen"
-        name = candidate(
-            choice.accelerator.name, choice.tensor, choice.nodes, choice.engine, choice.capacity_type
-        )
-        return f"{chosen}: {name}, {choice.method}, {_does(plan.replicas, choice.predicted)}"
+        return f"{chosen}: {candidate(choice)}, {choice.method}, {_does(plan.replicas, choice.predicted)}"
     none = f"no plan is feasible: {plan.reason}"
     if near is None or near.predicted is None or not _ring(axes, near.predicted):
         return none
-    name = candidate(near.accelerator, near.tensor, near.nodes, near.engine, near.capacity_type)
-    return f"{none}; nearest (ringed): {name}, {near.method}, {_does(near.replicas or 0, near.predicted)}"
+    does = _does(near.replicas or 0, near.predicted)
+    return f"{none}; nearest (ringed): {candidate(near)}, {near.method}, {does}"
 
 
 def _ring(axes: Axes, predicted: Predicted) -> bool:
-    """Ring a place; whether there is one."""
+    """Ring a place; return whether there is one."""
     seconds, cost = predicted.time_per_output_token, predicted.cost_per_hour
     if seconds is None or not cost:
         return False

@@ -1,4 +1,4 @@
-"""The plan that serves, where it is another than the one of the spec: what an object's status keeps. Pure."""
+"""The serving plan of an object's status, where it is not the plan of the spec. Pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from turbo_operator.api.conditions import sentence
 
 
 def is_apart(td: TurboDeployment) -> bool:
-    """Whether another plan than the one of the spec serves."""
+    """Whether the serving plan is not the plan of the spec."""
     plan, serving = td.status.plan, td.status.serving_plan
     return serving is not None and plan is not None and plan.hash != serving.hash
 
 
 def sentences(td: TurboDeployment) -> tuple[str, ...]:
-    """Both plans, each with its hash, reason and predictions; empty where they are the same."""
+    """Describe both plans with hash, reason and predictions; empty where they are the same."""
     plan, serving, rollout = td.status.plan, td.status.serving_plan, td.status.rollout
     if plan is None or serving is None or not is_apart(td):
         return ()
@@ -30,7 +30,7 @@ def sentences(td: TurboDeployment) -> tuple[str, ...]:
 
 
 def as_document(td: TurboDeployment) -> dict[str, Any]:
-    """The same as plain data."""
+    """Return the same as plain data."""
     return {
         "tried": td.status.plan and _plain(td.status.plan),
         "serving": td.status.serving_plan and _plain(td.status.serving_plan),

@@ -1,4 +1,4 @@
-"""An answer as a table for people: the choice, what was measured against it, and the sentences."""
+"""An answer as a table: the choice, the rejected candidates, and sentences."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ TRUST = {
 }
 
 
+_LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
+
+
 class _Console(Console):
-    """One that leaves it to the console command what a reader means who has read enough."""
+    """A console that leaves a reader's closed pipe to the command."""
 
     def on_broken_pipe(self) -> None:
         raise  # called while the BrokenPipeError is handled
@@ -47,7 +50,10 @@ def show(answer: Answer) -> None:
         table.add_row("*", *_chosen(plan.choice, plan), style="bold")
     if plan.nearest:
         table.add_row("~", *_rejected(plan.nearest))
-    rows = tuple(row for row in rows if plan.nearest is None or not _alike(row, plan.nearest))
+    if near := plan.nearest:  # which a row may repeat in other words
+        rows = tuple(
+            row for row in rows if replace(row, detail=near.detail, predicted=near.predicted) != near
+        )
     for row in rows:
         table.add_row("", *_rejected(row))
     if table.row_count:
@@ -57,7 +63,8 @@ def show(answer: Answer) -> None:
         console.print(table.title)
     console.print(Text(plan.detail))
     if plan.choice:
-        console.print(Text(_trust(plan.choice.predicted)))
+        provenance = plan.choice.predicted.provenance
+        console.print(Text(f"{provenance}: times {TRUST[provenance]}. {_LEGEND}"))
     if plan.nearest and plan.nearest.detail not in plan.detail:  # what has no plan quotes it already
         console.print(Text(f"~ {_sentence(plan.nearest)}"))
     for row in rows:
@@ -73,11 +80,6 @@ def show(answer: Answer) -> None:
         _show_changes(console, plan, answer.changes)
 
 
-def _alike(row: Rejected, near: Rejected) -> bool:
-    """Whether a row is the nearest candidate, told in other words."""
-    return replace(row, detail=near.detail, predicted=near.predicted) == near
-
-
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_edge=False)
     for heading in headings:
@@ -89,9 +91,9 @@ def _show_changes(console: Console, base: Plan, changes: tuple[Change, ...]) -> 
     table = _table("What if", "change", *COLUMNS[:-2], "difference", *COLUMNS[-2:])
     for name, plan, difference in (
         ("none", base, None),
-        *((each.asked, each.plan, each.difference) for each in changes),
+        *((change.asked, change.plan, change.difference) for change in changes),
     ):
-        cells = _chosen(plan.choice, plan) if plan.choice else _no_choice(plan)
+        cells = _chosen(plan.choice, plan)
         more = UNKNOWN if difference is None else signed(difference)
         table.add_row(name, *cells[:-2], more, *cells[-2:])
     console.print()
@@ -103,21 +105,16 @@ def _show_changes(console: Console, base: Plan, changes: tuple[Change, ...]) -> 
             console.print(Text(f"  {change.asked}: {note}"))
 
 
-def _chosen(choice: Choice, plan: Plan) -> list[str]:
-    name = candidate(
-        choice.accelerator.name, choice.tensor, choice.nodes, choice.engine, choice.capacity_type
-    )
+def _chosen(choice: Choice | None, plan: Plan) -> list[str]:
+    if choice is None:
+        return ["no plan", UNKNOWN, UNKNOWN, *_figures(None), str(plan.reason)]
     drafts = OFF if choice.method == OFF else f"{choice.method}:{choice.max_draft_tokens}"
-    return [name, drafts, str(plan.replicas), *_figures(choice.predicted), str(plan.reason)]
+    return [candidate(choice), drafts, str(plan.replicas), *_figures(choice.predicted), str(plan.reason)]
 
 
 def _rejected(row: Rejected) -> list[str]:
     replicas = UNKNOWN if row.replicas is None else str(row.replicas)
-    return [_name(row), row.method, replicas, *_figures(row.predicted), str(row.reason)]
-
-
-def _no_choice(plan: Plan) -> list[str]:
-    return ["no plan", UNKNOWN, UNKNOWN, *_figures(None), str(plan.reason)]
+    return [candidate(row), row.method, replicas, *_figures(row.predicted), str(row.reason)]
 
 
 def _figures(predicted: Predicted | None) -> list[str]:
@@ -132,16 +129,5 @@ def _figures(predicted: Predicted | None) -> list[str]:
     ]
 
 
-def _name(row: Rejected) -> str:
-    return candidate(row.accelerator, row.tensor, row.nodes, row.engine, row.capacity_type)
-
-
 def _sentence(row: Rejected) -> str:
-    return f"{_name(row)}, {row.method}: {row.reason}. {row.detail}"
-
-
-def _trust(predicted: Predicted) -> str:
-    return (
-        f"{predicted.provenance}: times {TRUST[predicted.provenance]}. "
-        "TTFT is the time to the first token, TPOT the time per token after it."
-    )
+    return f"{candidate(row)}, {row.method}: {row.reason}. {row.detail}"

@@ -16,7 +16,7 @@ _Path = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class _Knob:
-    """Where a key's value goes below spec, how it is read, and what cannot stand beside it."""
+    """The field of a key below spec, its reader, and the field that it replaces."""
 
     path: _Path  # of what an empty value leaves out
     read: Callable[[str], Any] = str
@@ -25,10 +25,9 @@ class _Knob:
 
 
 def changed(document: Mapping[str, Any], asked: str) -> dict[str, Any]:
-    """The object under the change KEY=VALUE, where an empty VALUE leaves the field out.
+    """Return the object under the change KEY=VALUE, where an empty VALUE removes the field.
 
-    Raises BadInputError for an unknown key or a value of the wrong kind; whether the whole is still an
-    object of the API is for `api.parse` to say.
+    Raises BadInputError for an unknown key or a value of the wrong kind; `api.parse` checks the whole.
     """
     key, equals, value = asked.partition("=")
     if not equals:
@@ -39,16 +38,16 @@ def changed(document: Mapping[str, Any], asked: str) -> dict[str, Any]:
         hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(KNOBS)}."
         raise BadInputError(f"--what-if {asked}: there is no key {key!r}; {hint}")
     try:
-        wanted = knob.read(value) if value else None
+        new_value = knob.read(value) if value else None
     except ValueError as error:
         raise BadInputError(f"--what-if {asked}: {error}.") from error
     new = copy.deepcopy(dict(document))
-    if wanted is None:
+    if new_value is None:
         _remove(new, ("spec", *knob.path))
         return new
     if knob.instead_of:
         _remove(new, ("spec", *knob.instead_of))
-    _put(new, ("spec", *knob.path, *filter(None, [knob.part])), wanted)
+    _put(new, ("spec", *knob.path, *filter(None, [knob.part])), new_value)
     return new
 
 
@@ -79,10 +78,6 @@ def _speculation(value: str) -> dict[str, str]:
     return {key: str(word) for key, word in words[value.lower()].items()}
 
 
-def _mean(value: str) -> dict[str, int]:
-    return {"mean": _whole(value)}
-
-
 KNOBS: Mapping[str, _Knob] = {
     "accelerators": _Knob(("accelerators", "allowed"), _names),
     "capacityTypes": _Knob(("accelerators", "capacityTypes"), _names),
@@ -97,8 +92,8 @@ KNOBS: Mapping[str, _Knob] = {
     "maxModelLen": _Knob(("model", "maxModelLen"), _whole),
     "requestsPerSecond": _Knob(("workload", "requestsPerSecond"), instead_of=("workload", "concurrency")),
     "concurrency": _Knob(("workload", "concurrency"), _whole, ("workload", "requestsPerSecond")),
-    "inputTokens": _Knob(("workload", "inputTokens"), _mean),
-    "outputTokens": _Knob(("workload", "outputTokens"), _mean),
+    "inputTokens": _Knob(("workload", "inputTokens"), lambda value: {"mean": _whole(value)}),
+    "outputTokens": _Knob(("workload", "outputTokens"), lambda value: {"mean": _whole(value)}),
     "timeToFirstToken": _Knob(("targets", "timeToFirstToken"), part="max"),
     "timePerOutputToken": _Knob(("targets", "timePerOutputToken"), part="max"),
     "tokensPerSecond": _Knob(("targets", "tokensPerSecond")),

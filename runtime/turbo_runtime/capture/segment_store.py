@@ -1,8 +1,8 @@
-"""The folder that captured prompts lie in: segments of JSON lines, which several servers write side by side
-into files of their own, and what becomes of old ones and of a tenant's.
+"""The folder of captured prompts: segments of JSON lines, to which each server writes files of its own; their
+expiry, and the deletion of a tenant's prompts.
 
-`HOST-MILLISECONDS.jsonl`, whose writer holds a lock on it; `deleted.json` says whose prompts of before when
-may not be there any more, for those who hold a lock on some.
+The writer of `HOST-MILLISECONDS.jsonl` holds a lock on it; `deleted.json` records until when each tenant's
+prompts are to be deleted, for the holders of locks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAME = re.compile(r".+-\d{13}\.jsonl")  # milliseconds have 13 digits until 228
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One file."""
+    """A file of the folder."""
 
     path: Path
     began: float  # seconds since the epoch, as its name says
@@ -34,35 +34,30 @@ class Segment:
 
 
 def is_segment(path: Path) -> bool:
-    """By its name."""
+    """Whether its name is a segment's."""
     return bool(_NAME.fullmatch(path.name))
 
 
 def segments(folder: Path) -> list[Segment]:
-    """Oldest first; files that are no segments are left alone."""
-    found = []
+    """List the segments, oldest first."""
+    result = []
     for path in folder.glob(f"*{SUFFIX}"):
         if is_segment(path):
             with suppress(FileNotFoundError):  # another server was faster
                 began = int(path.stem.rpartition("-")[2]) / 1000
-                found.append(Segment(path, began, path.stat().st_size))
-    return sorted(found, key=lambda each: (each.began, each.path.name))
+                result.append(Segment(path, began, path.stat().st_size))
+    return sorted(result, key=lambda segment: (segment.began, segment.path.name))
 
 
 def expire(folder: Path, now: float, max_bytes: int, max_age_seconds: float) -> int:
-    """Remove segments that are too old, then the oldest ones until the rest fits; returns the bytes left."""
-    left = []
-    for each in segments(folder):
-        if now - each.began > max_age_seconds:
-            each.path.unlink(missing_ok=True)
-        else:
-            left.append(each)
-    total = sum(each.size for each in left)
-    for each in left:
-        if total <= max_bytes:
+    """Remove segments that are too old, then the oldest ones until the rest fits; return its bytes."""
+    remaining = segments(folder)
+    total = sum(segment.size for segment in remaining)
+    for segment in remaining:
+        if now - segment.began <= max_age_seconds and total <= max_bytes:
             break
-        each.path.unlink(missing_ok=True)
-        total -= each.size
+        segment.path.unlink(missing_ok=True)
+        total -= segment.size
     for scratch in folder.glob(f".*{SUFFIX}.new"):  # of a rewriting that a kill has broken off
         with suppress(FileNotFoundError):
             if now - scratch.stat().st_mtime > _SCRATCH_SECONDS:
@@ -72,13 +67,13 @@ def expire(folder: Path, now: float, max_bytes: int, max_age_seconds: float) -> 
 
 @contextmanager
 def opened(folder: Path, host: str, now: float) -> Iterator[TextIO]:
-    """A new segment to append to, locked while it is open; for nobody else to read."""
+    """Open a new segment to append to, locked meanwhile; only user and group may read it."""
     folder.mkdir(mode=0o770, parents=True, exist_ok=True)
     milliseconds = int(now * 1000)
     while True:
         path = folder / f"{host}-{milliseconds}{SUFFIX}"
         try:
-            file = open(path, "x", encoding="utf-8", opener=_for_us)  # noqa: SIM115  only it opens so
+            file = open(path, "x", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o660))  # noqa: SIM115
             break
         except FileExistsError:
             milliseconds += 1
@@ -91,12 +86,8 @@ def opened(folder: Path, host: str, now: float) -> Iterator[TextIO]:
         yield file
 
 
-def _for_us(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o660)
-
-
 def deletions(folder: Path) -> dict[str, float]:
-    """By tenant when all its prompts were asked to be deleted. Raises ValueError for what is no such file."""
+    """Read by tenant when its deletion was requested. Raises ValueError for what is no such file."""
     try:
         document = json.loads((folder / DELETED).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -107,39 +98,36 @@ def deletions(folder: Path) -> dict[str, float]:
 
 
 def is_capture(folder: Path) -> bool:
-    """Whether prompts were kept here, or may be: no other file is here."""
+    """Whether the folder holds captured prompts, or nothing."""
     files = [path for path in folder.iterdir() if path.is_file()]
     return not files or (folder / DELETED) in files or any(map(is_segment, files))
 
 
 def delete_tenant(folder: Path, tenant: str, now: float) -> tuple[int, int]:
-    """Ask every server that writes here to take a tenant's prompts out, and do so in all other segments;
-    returns how many lines that were, and how many are still those servers' to take out.
+    """Request a tenant's deletion of every server that writes here, and delete in all other segments. Return
+    the number of deleted lines, and of those that the servers are yet to delete.
     """
     with (folder / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         gone = {**deletions(folder), tenant: now}
         write_whole(folder / DELETED, json.dumps(gone, indent=2) + "\n")
-    count = sweep(folder, gone)
-    left = 0
-    for each in segments(folder):
+    count, remaining = sweep(folder, gone), 0
+    for segment in segments(folder):
         with suppress(FileNotFoundError):
-            left += sum(_is_gone(row, {tenant: now}) for row in read(each.path))
-    return count, left
+            remaining += sum(_is_gone(row, {tenant: now}) for row in read(segment.path))
+    return count, remaining
 
 
 def sweep(folder: Path, gone: Mapping[str, float]) -> int:
-    """Take out of every segment that nobody writes what was asked before its tenant was deleted; returns how
-    many lines that were.
-    """
+    """Delete from all unlocked segments what precedes its tenant's deletion; return the number of lines."""
     count = 0
-    for each in segments(folder):
-        with suppress(FileNotFoundError), each.path.open("r+", encoding="utf-8") as file:
+    for segment in segments(folder):
+        with suppress(FileNotFoundError), segment.path.open("r+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue  # its writer will, once it has closed it
-            count += _rewrite(each.path, gone)
+            count += _rewrite(segment.path, gone)
     return count
 
 
@@ -162,7 +150,7 @@ def _is_gone(row: Mapping[str, Any], gone: Mapping[str, float]) -> bool:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a segment; one that a kill has cut short is left out."""
+    """Read the lines of a segment but one that a kill has cut short."""
     for text in path.read_text(encoding="utf-8").split("\n"):
         if text:
             with suppress(ValueError):
@@ -172,10 +160,10 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def line(row: Mapping[str, Any]) -> str:
-    """One line."""
+    """Format a line."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def host_name() -> str:
-    """Of this server, in names of files: a pod's is its host's."""
-    return "".join(each if each.isalnum() else "-" for each in os.uname().nodename) or "host"
+    """Return the host's name as file names have it; a pod's is its host's."""
+    return "".join(char if char.isalnum() else "-" for char in os.uname().nodename) or "host"

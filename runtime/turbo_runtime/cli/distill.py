@@ -14,13 +14,11 @@ from typing import Any
 from turbo_runtime.client.address import ServerError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
-from turbo_runtime.distill.data.chat import turns
-from turbo_runtime.distill.data.split import deal
+from turbo_runtime.distill.data.prompt_set import deal, render_turns
 from turbo_runtime.distill.errors import DistillError, MayPassError
-from turbo_runtime.distill.progress import Progress, spell
-from turbo_runtime.distill.progress_server import told_on
+from turbo_runtime.distill.progress import Progress, serve_progress, spell
 from turbo_runtime.distill.recipe import HEADS, METHODS, OTHERWISE, Recipe
-from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by
+from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, digest_texts, drawn_by
 from turbo_runtime.engine.startup.threads import settle_threads
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
 from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
@@ -46,9 +44,9 @@ def distill(argv: list[str]) -> int:
     if options.answers and options.endpoint:
         command.error("--from asks for new answers, and --answers takes those that are there; leave one out")
     if options.answers and (asking := [name for name in _ASKING if getattr(options, name) is not None]):
-        told = ", ".join(f"--{name.replace('_', '-')}" for name in asking)
-        command.error(f"--answers takes prompts and answers as they were dealt and drawn; leave out {told}")
-    # a container's first process has no default actions: it would work on until it is killed
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in asking)
+        command.error(f"--answers takes prompts and answers as they were dealt and drawn; leave out {flags}")
+    # a container's first process has no default handler and would run until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         recipe = _recipe(options, drawn_by(options.answers))
@@ -57,24 +55,24 @@ def distill(argv: list[str]) -> int:
             raise DistillError("--words, --law and --variation are all 0: there is nothing to learn from")
         find(options.model, options.revision)
         settle_threads(options.threads)
-        # what brings torch comes only now: the threads are settled, what is wrong with the command is said
+        # import torch only now: the threads are settled, and the command line is right
         from turbo_runtime.engine.startup.library_logging import quiet_libraries
         from turbo_runtime.models.gguf_cache import gguf_parsed_once
 
         quiet_libraries()
         progress = Progress()
-        with gguf_parsed_once(), told_on(options.progress_port, lambda: progress.now) as port:
+        with gguf_parsed_once(), serve_progress(options.progress_port, lambda: progress.now) as port:
             if options.progress_port == 0:
                 progress.say(f"progress is told on port {port}")
             _run(options, recipe, prompts, parts, progress)
-        from turbo_runtime.distill.evaluation.manifest import draft_facts
+        from turbo_runtime.distill.evaluation.record import read_manifest
 
-        _leave(options.termination_message, draft_facts(options.out).to_json())
+        _write_message(options.termination_message, read_manifest(options.out).to_json())
         return 0
     except (HubUnreachableError, MayPassError, ServerError, OSError) as error:
-        return _failed(options, error, 1)
+        return _fail(options, error, 1)
     except (PromptsError, ModelError, DistillError) as error:
-        return _failed(options, error, PERMANENT_ERROR)
+        return _fail(options, error, PERMANENT_ERROR)
     except KeyboardInterrupt:
         print(f"turbo distill: stopped; the same command goes on with {options.out}", file=sys.stderr)
         raise
@@ -85,34 +83,34 @@ def distill(argv: list[str]) -> int:
 def _prompts(
     options: argparse.Namespace, recipe: Recipe
 ) -> tuple[list[Prompt], Mapping[str, Sequence[Prompt]]]:
-    """All of them, and by part."""
-    # traffic goes on: what was there at first is what is learnt from
+    """Return all of them, and by part."""
+    # traffic goes on: what was captured when the first run began is what is learnt from
     before = captured_before(options.out, options.prompts)
     newest = (options.max_captured or MAX_CAPTURED) if before is None else 0
     domain, chat = options.domain or "", not options.completions
-    found = read_prompts(options.prompts, chat=chat, captured=newest, domain=domain)
-    for prompt in found:
+    new = read_prompts(options.prompts, chat=chat, captured=newest, domain=domain)
+    for prompt in new:
         if prompt.messages:
-            turns(prompt)  # what is wrong with it is told before the model is loaded
-    prompts = [*found, *(before or ())]
+            render_turns(prompt)  # to fail before the model is loaded
+    prompts = [*new, *(before or ())]
     parts = deal(prompts, recipe.seed, recipe.shares)
-    if short := [name for name, some in parts.items() if not some]:
+    if empty := [name for name, part in parts.items() if not part]:
         unlike = len({prompt.content for prompt in prompts})
         which = f", {unlike} of them unlike," if unlike < len(prompts) else ""
         raise PromptsError(
-            f"{len(prompts)} prompts{which} leave none for the part '{short[0]}'; give more prompts: some "
+            f"{len(prompts)} prompts{which} leave none for the part '{empty[0]}'; give more prompts: some "
             "hundreds of one kind are what a draft learns from"
         )
     return prompts, parts
 
 
-def _failed(options: argparse.Namespace, error: Exception, status: int) -> int:
+def _fail(options: argparse.Namespace, error: Exception, status: int) -> int:
     print(f"turbo distill: {error}", file=sys.stderr)
-    _leave(options.termination_message, str(error))
+    _write_message(options.termination_message, str(error))
     return status
 
 
-def _leave(file: Path | None, text: str) -> None:
+def _write_message(file: Path | None, text: str) -> None:
     if file is not None:
         file.write_bytes(text.encode()[:TERMINATION_MESSAGE_BYTES])
 
@@ -124,8 +122,7 @@ def _run(
     parts: Mapping[str, Sequence[Prompt]],
     progress: Progress,
 ) -> None:
-    from turbo_runtime.distill.data.response_store import ANSWERS_FILE, read_kept
-    from turbo_runtime.distill.evaluation.summary import summary
+    from turbo_runtime.distill.data.responses import ANSWERS_FILE, read_kept
     from turbo_runtime.distill.pipeline import Distillation, Options
     from turbo_runtime.distill.target import TargetModel
     from turbo_runtime.engine.startup.builder import choose_device, choose_dtype
@@ -134,23 +131,22 @@ def _run(
     device = choose_device(options.device)
     dtype = str(choose_dtype(options.dtype, device)).removeprefix("torch.")
     try:
-        facts = inspect_model(options.model, options.revision)
-    except ValueError as error:  # as `turbo inspect` tells it
+        model = inspect_model(options.model, options.revision)
+    except ValueError as error:  # with the message of `turbo inspect`
         raise DistillError(f"cannot inspect {options.model}: {error}") from error
     captured = [prompt for prompt in prompts if prompt.captured_at is not None]
-    kept = read_kept(options.answers, facts.digest or "")
-    asked = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
-    source = "endpoint" if options.endpoint else "engine"
-    request = RunSpec.of(
-        facts.digest or "",
-        [*asked, *kept.lines],
-        recipe,
+    kept = read_kept(options.answers, model.digest)
+    texts = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
+    request = RunSpec(
+        target_digest=model.digest,
+        prompts_digest=digest_texts([*texts, *(completion.line for completion in kept.said)]),
+        recipe=recipe,
         domain=options.domain or _DOMAIN,
         threads=options.threads or len(os.sched_getaffinity(0)),
         device=device.type,
         dtype=dtype,
         memory_gib=options.memory_gib,
-        answers_from="kept" if kept.said else source,
+        answers_from="kept" if kept.said else "endpoint" if options.endpoint else "engine",
         captured=bool(captured or kept.captures),
     )
     work = Workspace(options.out, request)
@@ -176,16 +172,16 @@ def _run(
         served = TargetModel(config)
         advance()
     how = Options(not options.no_gain, options.keep_answers, options.endpoint)
-    with work.taken():
+    with work.lock():
         if work.is_done:
             progress.say(f"{options.out} was done meanwhile")
             work.remove()
             return
         if captured and captured_before(options.out, options.prompts) is None:
             work.keep_captured(options.prompts, captured)
-        active = facts.shape.active_parameters
+        active = model.shape.active_parameters
         record = Distillation(served, options.model, active, parts, kept, recipe, work, how, progress).run()
-    for line in summary(record):
+    for line in record.summary():
         progress.say(line)
     progress.say(
         f"{options.out}: {record.method}, evaluation and report.html in {spell(sum(record.seconds.values()))}"
@@ -193,14 +189,14 @@ def _run(
 
 
 def _recipe(options: argparse.Namespace, drawn: Mapping[str, Any]) -> Recipe:
-    """What is typed, before what kept answers were drawn with, before what the method has by itself."""
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
-    typed = {name: value for name, value in given.items() if value is not None}
+    """Merge the flags over what kept responses were drawn with, over the defaults of the method."""
+    flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
+    typed = {name: value for name, value in flags.items() if value is not None}
     return Recipe(**{**OTHERWISE[options.method], **drawn, **typed})
 
 
 def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
+    """Create the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="turbo distill",
         usage="turbo distill MODEL (--prompts FILE ... | --answers DIR ...) --out DIR [options]",
@@ -282,8 +278,8 @@ def parser() -> argparse.ArgumentParser:
         help="heads are for the engine Turbo, eagle3 is for vLLM and SGLang, auto trains whichever a pilot on"
         " some of the answers says to pay more (default: heads)",
     )
-    most: Any = RuntimeConfig.__dataclass_fields__["max_draft_tokens"].default
-    _add(draft, "depth", _count(1, most), "tokens that are drafted at once")
+    max_depth: Any = RuntimeConfig.__dataclass_fields__["max_draft_tokens"].default
+    _add(draft, "depth", _count(1, max_depth), "tokens that are drafted at once")
     _add(draft, "markov_rank", _count(0, 4096), "of the term by which heads follow the token before")
     _add(draft, "vocabulary", _count(2), "tokens that can be drafted, at most")
     training = parser.add_argument_group("training")
@@ -326,26 +322,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add(group: Any, name: str, kind: Callable[[str], float], text: str) -> None:
-    told = f"{Recipe.__dataclass_fields__[name].default:g}"
-    told += "".join(f"; {method}: {other[name]:g}" for method, other in OTHERWISE.items() if other.get(name))
-    group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: {told})")
+    default = f"{Recipe.__dataclass_fields__[name].default:g}"
+    for method, other in OTHERWISE.items():
+        default += f"; {method}: {other[name]:g}" if other.get(name) else ""
+    group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: {default})")
 
 
-def _within(least: float, most: float) -> Callable[[str], float]:
+def _within(low: float, high: float) -> Callable[[str], float]:
     def number(text: str) -> float:
         value = float(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must lie between {least:g} and {most:g}, not {text}")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must lie between {low:g} and {high:g}, not {text}")
         return value
 
     return number
 
 
-def _count(least: int, most: int = 1 << 40) -> Callable[[str], int]:
+def _count(low: int, high: int = 1 << 40) -> Callable[[str], int]:
     def count(text: str) -> int:
         value = int(text)
-        if not least <= value <= most:
-            bound = f"at least {least}" if most == 1 << 40 else f"between {least} and {most}"
+        if not low <= value <= high:
+            bound = f"at least {low}" if high == 1 << 40 else f"between {low} and {high}"
             raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
         return value
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from typing import Literal
 
-from turbo_runtime.contract.codec import from_json
+from turbo_runtime.contract.codec import JsonDocument
 from turbo_runtime.contract.model import StepTime
 
 Guarantee = Literal["bytes", "law"]
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Load(JsonDocument):
     """The body of `/load`: a few numbers that autoscaler, planner and router read every few seconds."""
 
     running_requests: int
@@ -47,12 +45,3 @@ class Load:
     def acceptance_length(self) -> float | None:
         """Tokens committed per verified draft, the bonus token included; None before the first draft."""
         return 1 + self.accepted_tokens / self.drafts if self.drafts else None
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> Load:
-        """Raises ValueError with a sentence when the text is no such document."""
-        return from_json(cls, text)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 from typing import ClassVar
 
-from turbo_runtime.contract.codec import from_json
+from turbo_runtime.contract.codec import JsonDocument
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +54,7 @@ class ModelShape:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInfo:
+class ModelInfo(JsonDocument):
     """What `turbo inspect MODEL` prints and writes as its pod's termination message: the shape, and which
     bytes it was read from.
     """
@@ -65,15 +63,6 @@ class ModelInfo:
     digest: str  # sha256:... of the configuration and the weight files' names, sizes and headers
     revision: str | None  # resolved commit of a hub id; None for a path
     weight_bytes: int  # size of the stored weights
-
-    def to_json(self) -> str:
-        """One line of JSON, under `TERMINATION_MESSAGE_BYTES`."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> ModelInfo:
-        """Raises ValueError with a sentence when the text is no such document."""
-        return from_json(cls, text)
 
 
 @dataclass(frozen=True, slots=True)

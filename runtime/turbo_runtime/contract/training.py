@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
 
-from turbo_runtime.contract.codec import from_json
+from turbo_runtime.contract.codec import JsonDocument
 
 PROGRESS_PATH = "/progress"  # `TrainingProgress` as JSON
 MOST_DOMAINS = 6  # of a draft's worth, so that it fits a termination message
@@ -32,7 +30,7 @@ class DomainEvaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class DraftManifest:
+class DraftManifest(JsonDocument):
     """What `turbo distill` writes as its pod's termination message."""
 
     method: str  # heads or eagle3
@@ -43,18 +41,9 @@ class DraftManifest:
     captured: int  # captured prompts that it learnt from
     worth: tuple[DomainEvaluation, ...]  # at most `MOST_DOMAINS` of them
 
-    def to_json(self) -> str:
-        """One line of JSON, under `TERMINATION_MESSAGE_BYTES`."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> DraftManifest:
-        """Raises ValueError with a sentence when the text is no such document."""
-        return from_json(cls, text)
-
 
 @dataclass(frozen=True, slots=True)
-class TrainingProgress:
+class TrainingProgress(JsonDocument):
     """The body of `PROGRESS_PATH`: how far `turbo distill` is."""
 
     stage: str
@@ -62,12 +51,3 @@ class TrainingProgress:
     total: int
     unit: str
     left_seconds: float | None = None  # of the stage; None: not known yet
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> TrainingProgress:
-        """Raises ValueError with a sentence when the text is no such document."""
-        return from_json(cls, text)

@@ -1,4 +1,4 @@
-"""Answers of the target as another server gives them, vLLM's say: any that completes prompts of token ids."""
+"""Responses of the target from another server, such as vLLM: any that completes prompts of token ids."""
 
 from __future__ import annotations
 
@@ -14,76 +14,77 @@ from turbo_runtime.distill.data.responses import TokenizedPrompt
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.messages import SamplingParams
 
-AT_ONCE = 32  # requests
+MAX_REQUESTS = 32  # at a time
 _PATH, _TOKENS = "/v1/completions", "return_token_ids"  # the latter is vLLM's; others may refuse it
 _PAUSES = (1.0, 4.0, 16.0, 64.0)  # seconds before another try where a server is busy or away
 _BUSY = (429, 500, 502, 503, 504, None)
-_WHOLE = ("stop", "length")  # reasons for which a whole answer ends
-# What a server would take from the model's own settings where it is not told: the law asked for has none.
+_WHOLE = ("stop", "length")  # reasons for which a whole response ends
+# Without these a server would apply the model's own settings, which the distribution asked for has none of.
 _NEUTRAL = {"min_p": 0.0, "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
 
 
 class Endpoint:
-    """One model of one server."""
+    """A model of a server."""
 
     def __init__(self, server: Server, model: str, encode: Callable[[str], tuple[int, ...]]) -> None:
-        """`encode` turns text into tokens, where the server tells text alone. Such answers lack the token
-        that ended them, and may be cut into tokens otherwise than they were drawn.
+        """`encode` tokenizes the text of a server that returns no tokens. Such responses lack the token that
+        ended them, and their tokens may differ from those that were drawn.
         """
         self._server, self._model, self._encode = server, model, encode
-        self._tells_tokens = True
+        self._returns_tokens = True
 
     def answer(
         self,
-        asked: Sequence[TokenizedPrompt],
+        prompts: Sequence[TokenizedPrompt],
         params: SamplingParams,
         again: SamplingParams,
         answered: Callable[[], None] = lambda: None,
     ) -> list[tuple[int, ...]]:
-        """As `Served.answer`. Raises DistillError."""
-        told: list[tuple[int, ...]] = [()] * len(asked)
-        one_by_one = Lock()
+        """As `TargetModel.answer`. Raises DistillError."""
+        responses: list[tuple[int, ...]] = [()] * len(prompts)
+        lock = Lock()
 
         def work(number: int) -> None:
-            one = asked[number]
-            told[number] = self._one(one, again if one.choice else params)
-            with one_by_one:
+            prompt = prompts[number]
+            responses[number] = self._try(prompt, again if prompt.choice else params)
+            with lock:
                 answered()
 
         try:
-            work_off(range(len(asked)), work, AT_ONCE)
+            work_off(range(len(prompts)), work, MAX_REQUESTS)
         except ServerError as error:
             failed = MayPassError if error.status in _BUSY else DistillError
             raise failed(f"a prompt is not answered: {error}") from error
-        return told
+        return responses
 
-    def _one(self, asked: TokenizedPrompt, params: SamplingParams) -> tuple[int, ...]:
+    def _try(self, prompt: TokenizedPrompt, params: SamplingParams) -> tuple[int, ...]:
         pauses = list(_PAUSES)
         while True:
-            tells_tokens = self._tells_tokens
+            returns_tokens = self._returns_tokens
             try:
-                return self._said(asked, params, tells_tokens)
+                return self._complete(prompt, params, returns_tokens)
             except ServerError as error:
-                if tells_tokens and error.status == 400 and _TOKENS in str(error):
-                    self._tells_tokens = False
+                if returns_tokens and error.status == 400 and _TOKENS in str(error):
+                    self._returns_tokens = False
                 elif pauses and error.status in _BUSY:
                     time.sleep(pauses.pop(0))
                 else:
                     raise
 
-    def _said(self, asked: TokenizedPrompt, params: SamplingParams, tells_tokens: bool) -> tuple[int, ...]:
+    def _complete(
+        self, prompt: TokenizedPrompt, params: SamplingParams, returns_tokens: bool
+    ) -> tuple[int, ...]:
         body: dict[str, Any] = {
             "model": self._model,
-            "prompt": list(asked.prompt),
+            "prompt": list(prompt.prompt),
             "max_tokens": params.max_tokens,
             "temperature": params.temperature,
             "top_p": params.top_p,
             "top_k": params.top_k,
-            "seed": (params.seed or 0) + asked.choice,
+            "seed": (params.seed or 0) + prompt.choice,
             **_NEUTRAL,
+            **({_TOKENS: True} if returns_tokens else {}),
         }
-        if tells_tokens:
-            body[_TOKENS] = True
         text, reason, tokens = "", None, list[int]()
         for event in self._server.stream(body, path=_PATH):
             for choice in event.get("choices") or ():

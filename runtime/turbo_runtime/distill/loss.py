@@ -1,4 +1,4 @@
-"""What a draft is worth, as something to descend."""
+"""The training loss of a draft, and its chance of acceptance."""
 
 from __future__ import annotations
 
@@ -10,57 +10,57 @@ from turbo_runtime.distill.recipe import Recipe
 
 
 class Words:
-    """Where the target's ids stand in the heads' vocabulary."""
+    """Positions of the target's ids in a draft's vocabulary."""
 
     def __init__(self, vocabulary: Tensor, target_vocabulary: int) -> None:
         """`vocabulary` (V,): ids, ascending."""
-        places = torch.full((target_vocabulary + 1,), UNKNOWN, device=vocabulary.device)
-        places[vocabulary] = torch.arange(len(vocabulary), device=vocabulary.device)
-        self._places = places  # the last answers for an id that is UNKNOWN itself
+        positions = torch.full((target_vocabulary + 1,), UNKNOWN, device=vocabulary.device)
+        positions[vocabulary] = torch.arange(len(vocabulary), device=vocabulary.device)
+        self._positions = positions  # the last is that of an id that is UNKNOWN itself
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """Ids, or UNKNOWN -> places, or UNKNOWN."""
-        return self._places[ids.long()]
+        """Map ids, or UNKNOWN, to positions, or UNKNOWN."""
+        return self._positions[ids.long()]
 
 
-def guessing(logits: Tensor, lessons: TrainingBatch, words: Words, recipe: Recipe) -> Tensor:
-    """The loss of the guesses: logits (rows, heads, V) -> a scalar.
+def guessing(logits: Tensor, batch: TrainingBatch, words: Words, recipe: Recipe) -> Tensor:
+    """Return the loss of the guesses: logits (rows, heads, V) -> a scalar.
 
-    Cross-entropy with the words, cross-entropy with the target's law (its probabilities outside the
+    Cross-entropy with the tokens, cross-entropy with the target's distribution (its probabilities outside the
     vocabulary left out), and total variation, which is 1 - acceptance of drafts that are drawn from the
     maximal coupling (Leviathan, Kalman, Matias, arXiv 2211.17192), a little more than shared noise gives.
     """
     log_q = (logits.float() / recipe.taught_temperature).log_softmax(-1)  # as drafts are drawn
-    wanted = words(lessons.wanted)
-    likely = words(lessons.likely)
-    chances = torch.where(likely == UNKNOWN, 0.0, lessons.chances)
+    wanted = words(batch.wanted)
+    likely = words(batch.likely)
+    chances = torch.where(likely == UNKNOWN, 0.0, batch.chances)
     log_likely = log_q.gather(-1, likely.clamp(min=0))
     total = logits.new_zeros(logits.shape[:2], dtype=torch.float32)
     if recipe.words:
-        said = -log_q.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
-        total = total + recipe.words * torch.where(wanted == UNKNOWN, 0.0, said)
+        entropy = -log_q.gather(-1, wanted.clamp(min=0)[..., None]).squeeze(-1)
+        total = total + recipe.words * torch.where(wanted == UNKNOWN, 0.0, entropy)
     if recipe.law:
         total = total - recipe.law * (chances * log_likely).sum(-1)
     if recipe.variation:
         common = torch.minimum(chances, log_likely.exp()).sum(-1)
         total = total + recipe.variation * (chances.sum(-1) - common)
-    known = lessons.wanted != UNKNOWN
+    known = batch.wanted != UNKNOWN
     weight = recipe.head_decay ** torch.arange(logits.shape[1], device=logits.device) * known
     return (total * weight).sum() / weight.sum().clamp(min=1)
 
 
-def chance_of_acceptance(logits: Tensor, lessons: TrainingBatch, words: Words, temperature: float) -> Tensor:
-    """The chance (rows, heads) that each head's token is accepted, all before it being right: whether it is
-    the word that was said where the target is greedy, else that of two laws under the same Gumbel noise,
+def chance_of_acceptance(logits: Tensor, batch: TrainingBatch, words: Words, temperature: float) -> Tensor:
+    """Return the chance (rows, heads) that each head's token is accepted, all before it being right: where
+    the target is greedy whether it is the response's token, else that of two draws sharing Gumbel noise,
 
         P(both draw i) = 1 / sum_j max(p_j / p_i, q_j / q_i)        (Daliri, Musco, Suresh, arXiv 2408.07978)
 
-    summed over the ids that are kept of the target's law; all others count as one.
+    summed over the ids that are kept of the target's distribution; all others count as one.
     """
     if not temperature:
-        return (logits.argmax(-1) == words(lessons.wanted)).float()
-    likely = words(lessons.likely)
-    p = lessons.chances
+        return (logits.argmax(-1) == words(batch.wanted)).float()
+    likely = words(batch.likely)
+    p = batch.chances
     q = (logits.float() / temperature).softmax(-1).gather(-1, likely.clamp(min=0))
     q = torch.where((likely == UNKNOWN) | (p == 0), 0.0, q)
     both = (p > 0) & (q > 0)

@@ -1,12 +1,10 @@
-"""What methods of drafting differ in: what is read of the answers, what learns from it, how that is judged
-and written down.
-"""
+"""Interfaces of a drafting method: what it reads of the responses, what it trains, how it saves that."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -15,96 +13,65 @@ from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.drafters.heads.module import Heads
 
 
-class Material(Protocol):
-    """What some answers taught with: the places of their tokens, and whatever a method sees beside them."""
+class Student(Protocol):
+    """A draft in training; it takes the material and makes the lessons of its own method."""
 
-    @property
-    def places(self) -> TrainingExamples:
-        """One answer behind the other."""
+    depth: int  # tokens that it drafts at once
+    vocabulary: Tensor  # (V,) ids that it can draft, ascending
+    module: nn.Module  # all that is learnt, as its state
+    guessers: list[nn.Parameter]  # what guesses depend on
 
+    def steps(self, completions: Sequence[Completion]) -> int:
+        """Count the optimizer's steps over these responses."""
 
-Read = TypeVar("Read", bound=Material)
-Given = TypeVar("Given", bound=Material, covariant=True)  # what a method reads
-Taught = TypeVar("Taught", bound=Material, contravariant=True)  # what a student takes
-Lesson = TypeVar("Lesson")
-Learner = TypeVar("Learner", bound="Student[Any, Any]")
+    def lessons(self, material: Any, lot: int) -> Iterator[Sequence[Any]]:
+        """Yield the lessons of each step, in an order drawn by `lot`."""
 
+    def review(self, material: Any) -> Iterator[Any]:
+        """Yield everything once, in order."""
 
-class Student(Protocol[Taught, Lesson]):
-    """What is trained."""
+    def guess(self, lesson: Any) -> tuple[Tensor, TrainingBatch]:
+        """Return logits (rows, depth, V), each token before a guessed one being known, and their batch."""
 
-    @property
-    def depth(self) -> int:
-        """Tokens that it drafts at once."""
-
-    @property
-    def vocabulary(self) -> Tensor:
-        """(V,) ids that it can draft, ascending."""
-
-    @property
-    def module(self) -> nn.Module:
-        """All that is learnt, as its state."""
-
-    @property
-    def guessers(self) -> Sequence[nn.Parameter]:
-        """What guesses depend on."""
-
-    def steps(self, said: Sequence[Completion]) -> int:
-        """How many steps of an optimiser one look at these answers takes."""
-
-    def lessons(self, material: Taught, lot: int) -> Iterator[Sequence[Lesson]]:
-        """That look: the lessons of each step, in an order drawn by `lot`."""
-
-    def review(self, material: Taught) -> Iterator[Lesson]:
-        """Everything once, in order."""
-
-    def guess(self, lesson: Lesson) -> tuple[Tensor, TrainingBatch]:
-        """Logits (rows, depth, V), each token before a guessed one being known, and what they should say."""
-
-    def settle(self, judges: Taught) -> None:
-        """Learn what is learnt when the guesses are, from answers that nothing else was learnt from."""
+    def settle(self, judges: Any) -> None:
+        """Learn what is learnt after the guesses, from responses that nothing else was learnt from."""
 
 
-class Method(Protocol[Given, Learner]):
-    """One way of drafting."""
+class Method(Protocol):
+    """A way of drafting, with material and students of its own."""
 
-    @property
-    def name(self) -> str:
-        """As it is asked for."""
+    name: str  # as --method has it
+    row_bytes: int  # memory of one row of material
 
-    @property
-    def row_bytes(self) -> int:
-        """Memory of one row of material."""
+    def rows(self, completion: Completion) -> int:
+        """Count the rows of material of a response."""
 
-    def rows(self, said: Completion) -> int:
-        """How many rows of material an answer is."""
+    def read(self, completions: Sequence[Completion]) -> Any:
+        """Compute the material: the target reads the responses again."""
 
-    def read(self, said: Sequence[Completion]) -> Given:
-        """The target reads them again."""
+    def examples(self, material: Any) -> TrainingExamples:
+        """Return the examples in the material, one response behind the other."""
 
-    def student(self, vocabulary: Tensor) -> Learner:
-        """One that has learnt nothing yet."""
+    def student(self, vocabulary: Tensor) -> Any:
+        """Create an untrained one."""
 
-    def taken(self, student: Learner, said: Sequence[Completion]) -> Iterator[tuple[Completion, list[int]]]:
-        """For each answer, how many of the tokens drafted behind each of its tokens but the last are its own;
-        the last one is never drafted.
+    def taken(
+        self, student: Any, completions: Sequence[Completion]
+    ) -> Iterator[tuple[Completion, list[int]]]:
+        """Yield each response with how many of the tokens drafted behind each of its tokens but the last are
+        its own; the last one is never drafted.
         """
 
-    def heads(self, student: Learner) -> Heads | None:
-        """As the engine would load them, where it can draft with what was learnt."""
+    def heads(self, student: Any) -> Heads | None:
+        """Return heads as the engine would load them, where it can draft with what was learnt."""
 
-    def draft_weights(self, student: Learner) -> int:
-        """Weights that are read for one draft of `depth` tokens."""
+    def draft_weights(self, student: Any) -> int:
+        """Count the weights that are read for one draft of `depth` tokens."""
 
-    def digest(self, student: Learner) -> str:
-        """Of all that was learnt, in hex."""
+    def digest(self, student: Any) -> str:
+        """Digest all that was learnt, in hex."""
 
     def save(
-        self,
-        folder: Path,
-        student: Learner,
-        version: str,
-        domain: str,
-        training: Mapping[str, Any],
+        self, folder: Path, student: Any, version: str, domain: str, training: Mapping[str, Any]
     ) -> None:
-        """Write the artefact, its `config.json` last."""
+        """Write the checkpoint, its `config.json` last."""

@@ -1,9 +1,9 @@
-"""Which method pays, by a small training of each: `--method auto`.
+"""`--method auto`: a small training of each method shows which pays.
 
 A draft of acceptance length t whose making reads a share c of the weights that a step of the target reads
 brings about t / (1 + c) tokens in the time of one, where both are bound by memory and a few rows more are
-verified for nothing (Leviathan, Kalman, Matias, arXiv 2211.17192, section 3). Told by counts alone: the same
-answers lead to the same choice on every machine.
+verified for nothing (Leviathan, Kalman, Matias, arXiv 2211.17192, section 3). Only counts decide: the same
+responses lead to the same choice on every machine.
 """
 
 from __future__ import annotations
@@ -11,24 +11,22 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from turbo_runtime.distill.data.examples import choose_vocabulary
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.data.shards import JUDGES_SHARE, Reader, Shards, fitting
-from turbo_runtime.distill.data.vocabulary import choose_vocabulary, counted
+from turbo_runtime.distill.data.shards import JUDGES_SHARE, Shards, fitting
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.distill.method import Method
-from turbo_runtime.distill.progress import Advance
 from turbo_runtime.distill.recipe import AUTO, OTHERWISE, Recipe
 from turbo_runtime.distill.trainer import Training
 
-ANSWERS, EPOCHS = 96, 2  # that each method learns from, and how often
-LEAST = 1.05  # tokens in the time of one, below which no draft pays
+ANSWERS, EPOCHS = 96, 2  # responses that each method learns from, and how often
+MIN_SPEEDUP = 1.05  # expected, below which no draft pays
 
 
 @dataclass(frozen=True, slots=True)
 class Pilot:
-    """What a small training of one method has shown."""
+    """The result of a small training of one method."""
 
     method: str
     acceptance_length: float
@@ -36,58 +34,55 @@ class Pilot:
 
     @property
     def expected(self) -> float:
-        """Tokens in the time of a step without drafts."""
+        """Expected tokens in the time of a step without drafts."""
         return self.acceptance_length / (1 + self.cost)
 
 
 def settings(recipe: Recipe, method: str) -> Recipe:
-    """The recipe for a method: its own settings where none were asked for."""
+    """Return the recipe for a method: its own defaults where the recipe has none."""
     default = Recipe(method=method, **OTHERWISE[method])
     own = {name: getattr(default, name) for name in OTHERWISE[AUTO] if not getattr(recipe, name)}
     return replace(recipe, method=method, **own)
 
 
-def pilot(
-    method: Method[Any, Any],
-    learnt: Sequence[Completion],
+def run_pilot(
+    method: Method,
+    training: Sequence[Completion],
     judges: Sequence[Completion],
     recipe: Recipe,
-    most_rows: int,
-    words: int,
+    max_rows: int,
+    vocabulary_size: int,
     active_parameters: int,
-    advance: Advance,
 ) -> Pilot:
-    """`most_rows` of material are in memory at a time; `words`: of the target's vocabulary;
-    `active_parameters`: of the target, those that a token passes.
+    """Train with at most `max_rows` of material in memory. `vocabulary_size` and `active_parameters` (those
+    that a token passes) are the target's.
     """
-    mixed = list(learnt)
+    mixed = list(training)
     random.Random(recipe.seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
     few = mixed[:ANSWERS]
-    shards = Shards.of(few, method.rows, most_rows, recipe.seed)
-    some = fitting(judges, method.rows, most_rows // JUDGES_SHARE)
-    reader = Reader(shards, method.read)
-    vocabulary = choose_vocabulary(
-        counted([one.tokens for one in few], words), reader.part(0).places, recipe.vocabulary
-    )
+    shards = Shards(few, method.rows, max_rows, recipe.seed, method.read)
+    judging = fitting(judges, method.rows, max_rows // JUDGES_SHARE)
+    answers = [completion.tokens for completion in few]
+    examples = method.examples(shards.material(0))
+    vocabulary = choose_vocabulary(answers, examples, vocabulary_size, recipe.vocabulary)
+    del examples  # else it would stay in memory beside the part in training
     student = method.student(vocabulary)
     short = replace(recipe, epochs=EPOCHS)
-    training = Training(student, words, shards, reader, lambda: method.read(some), short)
-    training.run(lambda _: None)
-    advance()
-    length = max(training.course.judged)
-    return Pilot(method.name, length, method.draft_weights(student) / active_parameters)
+    run = Training(student, vocabulary_size, shards, lambda: method.read(judging), short)
+    run.run(lambda _: None)
+    return Pilot(method.name, max(run.course.judged), method.draft_weights(student) / active_parameters)
 
 
-def best(found: Mapping[str, Pilot]) -> str:
-    """Raises DistillError where none pays."""
-    first = max(found.values(), key=lambda one: one.expected)
-    if first.expected < LEAST:
-        told = ", ".join(
-            f"{one.method} {one.acceptance_length:.2f} tokens a draft at {one.cost:.0%} of a step's cost"
-            for one in found.values()
+def choose_method(pilots: Mapping[str, Pilot]) -> str:
+    """Choose the method that pays most. Raises DistillError where none pays."""
+    best = max(pilots.values(), key=lambda pilot: pilot.expected)
+    if best.expected < MIN_SPEEDUP:
+        results = ", ".join(
+            f"{name} {pilot.acceptance_length:.2f} tokens a draft at {pilot.cost:.0%} of a step's cost"
+            for name, pilot in pilots.items()
         )
         raise DistillError(
-            f"a pilot says that no draft pays here ({told}); give more prompts of one kind, or name a "
+            f"a pilot says that no draft pays here ({results}); give more prompts of one kind, or name a "
             "--method"
         )
-    return first.method
+    return best.method

@@ -1,4 +1,4 @@
-"""The order of the work: each stage finds what an earlier run has left, and goes on from there."""
+"""The stages of a run: each reads what an earlier run has left, and continues from there."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ from typing import Any
 
 from turbo_runtime.atomic_write import write_whole_by
 from turbo_runtime.client.client import Server
-from turbo_runtime.distill.data.prompt_set import ask
-from turbo_runtime.distill.data.response_store import Kept, lot, write_kept
+from turbo_runtime.distill.data.examples import choose_vocabulary
+from turbo_runtime.distill.data.prompt_set import tokenize
 from turbo_runtime.distill.data.responses import (
     Completion,
+    Kept,
     TokenizedPrompt,
     answer_all,
+    is_looping,
     read_asked,
     write_asked,
+    write_kept,
 )
-from turbo_runtime.distill.data.shards import JUDGES_SHARE, Reader, Shards, fitting
-from turbo_runtime.distill.data.vocabulary import choose_vocabulary, counted
+from turbo_runtime.distill.data.shards import JUDGES_SHARE, Shards, fitting
 from turbo_runtime.distill.eagle3.method import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassError
-from turbo_runtime.distill.evaluation.acceptance import Evaluation, evaluate
+from turbo_runtime.distill.evaluation.acceptance import evaluate
 from turbo_runtime.distill.evaluation.record import DomainRecord, Record
 from turbo_runtime.distill.evaluation.report import write_report
 from turbo_runtime.distill.evaluation.speedup_benchmark import (
@@ -44,7 +46,7 @@ from turbo_runtime.distill.evaluation.speedup_benchmark import (
 )
 from turbo_runtime.distill.heads import HeadsMethod
 from turbo_runtime.distill.method import Method, Student
-from turbo_runtime.distill.pilot import Pilot, best, pilot, settings
+from turbo_runtime.distill.pilot import Pilot, choose_method, run_pilot, settings
 from turbo_runtime.distill.progress import Progress
 from turbo_runtime.distill.recipe import AUTO, HEADS, HELD_OUT, JUDGES, TRAINED, TRAINING, Recipe
 from turbo_runtime.distill.target import TargetModel
@@ -57,84 +59,77 @@ from turbo_runtime.prompts import Prompt
 ASKED, ANSWERS, CHECKPOINT = "asked.jsonl", "answers", "training.pt"
 MACHINE, PILOT = "machine.json", "pilot.json"
 _NO_NAME = re.compile(r"[^A-Za-z0-9._-]+")
-SAVE_SECONDS, SAVE_SHARE = 2.0, 0.05  # between two savings at least, and of the time that saving may take
-MEASURED = 64  # prompts of a domain at most that gains are measured on
+MIN_SAVE_SECONDS, MAX_SAVE_FRACTION = 2.0, 0.05  # between two saves, and of the time that they take
+MAX_MEASURED = 64  # prompts of a domain that speedups are measured on
+
+Parts = Mapping[str, Sequence[Completion]]
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How the work is done; changes nothing of the artefact."""
+    """How the work is done; changes nothing of the checkpoint."""
 
-    gain: bool = True  # measure speeds too
-    keep_answers: bool = False  # in a file beside the artefact
-    endpoint: str = ""  # of a server that gives the answers; empty: the model in this process does
+    gain: bool = True  # measure speedups too
+    keep_answers: bool = False  # in a file of the checkpoint's folder
+    endpoint: str = ""  # of a server that responds; empty: the model in this process does
 
 
 class Distillation:
-    """One request, worked off."""
+    """One run."""
 
     def __init__(
         self,
         served: TargetModel,
         model: str,
         active_parameters: int,
-        parts: Mapping[str, Sequence[Prompt]],
+        prompts: Mapping[str, Sequence[Prompt]],
         kept: Kept,
         recipe: Recipe,
         work: Workspace,
         options: Options,
         progress: Progress,
     ) -> None:
-        """`model`: its name for people; `active_parameters`: those that a token passes; `kept`: answers to be
-        learnt from where `parts` has no prompt. Raises DistillError for some that the model cannot
-        read again.
+        """`model`: its name for people; `active_parameters`: those that a token passes; `prompts` by part;
+        `kept`: responses to learn from where there are no prompts. Raises DistillError for some that the
+        model cannot read.
         """
         self._served, self._model, self._recipe = served, model, recipe
         self._work, self._options, self._progress = work, options, progress
-        self._prompts, self._kept = parts, kept
-        kept.check(len(served.target.embedding), served.ready.max_model_len)
+        self._prompts, self._kept = prompts, kept
+        self._vocabulary_size = len(served.target.embedding)
+        kept.check(self._vocabulary_size, served.ready.max_model_len)
         self._active = active_parameters
-        self._captured = sorted(
-            prompt.captured_at for some in parts.values() for prompt in some if prompt.captured_at is not None
-        )
         self._pilots: dict[str, Any] = {}
         if recipe.method != AUTO:
-            self._take(recipe)
+            self._method = self._create_method(recipe)
 
     def run(self) -> Record:
-        """Do all that is left to do. Raises PromptsError for prompts that cannot be asked, before anything is
-        begun; DistillError.
+        """Do all that remains. Raises PromptsError for prompts that cannot be asked, before anything is
+        written; DistillError.
         """
-        # as they were asked first: a chat template may write the day
-        before = read_asked(self._work.folder / ASKED)
-        asked = self._ask() if before is None else before
+        # as they were asked first: a chat template may write the date
+        existing = read_asked(self._work.folder / ASKED)
+        asked = self._tokenize() if existing is None else existing
         self._work.begin()
         self._check_machine()
-        if before is None:
-            shutil.rmtree(self._work.folder / ANSWERS, ignore_errors=True)  # to what, a disk has lost
+        if existing is None:
+            shutil.rmtree(self._work.folder / ANSWERS, ignore_errors=True)  # to unknown prompts
             write_asked(self._work.folder / ASKED, asked)
-        parts, left_out = self._answers(asked)
-        for name, said in parts.items():
-            if not said:
-                count = left_out + sum(map(len, parts.values()))
-                raise DistillError(
-                    f"no answer is left for the part '{name}' of the prompts: {left_out} of {count} say one "
-                    "thing over and over or end at once; give more prompts, or a higher --temperature"
-                )
+        parts, left_out = self._select(self._kept.said or self._respond(asked))
         if self._recipe.method == AUTO:
-            self._take(self._piloted(parts))
+            self._recipe = self._compare_methods(parts)
+            self._method = self._create_method(self._recipe)
         training = self._train(parts)
         student, course = training.student, training.course
-        learnt = {one.tokens for name in (TRAINING, JUDGES) for one in parts[name]}
+        learnt = {completion.tokens for name in (TRAINING, JUDGES) for completion in parts[name]}
         domains = self._evaluate(student, parts[HELD_OUT], learnt)
         heads = self._method.heads(student)
         if self._options.gain and heads:
-            self._gains(heads, parts, domains, learnt)
-        counts = {name: len(said) for name, said in parts.items()}
+            self._measure_speedups(heads, parts, domains, learnt)
         record = Record(
             self._recipe.method,
             domains,
-            counts,
+            {name: len(completions) for name, completions in parts.items()},
             left_out,
             tuple(course.losses),
             tuple(course.judged),
@@ -144,29 +139,26 @@ class Distillation:
         record.write(self._work.out)
         write_report(self._work.out, record, self._model)
         if self._options.keep_answers:
-            write_kept(self._work.out, [one for said in parts.values() for one in said])
-        self._save(student, parts[TRAINING], counts, left_out)
+            write_kept(self._work.out, [completion for part in parts.values() for completion in part])
+        self._save(student, parts[TRAINING], record)
         self._work.remove()
         return record
 
-    def _take(self, recipe: Recipe) -> None:
-        """From here on this method is meant."""
-        self._recipe, self._method = recipe, self._method_of(recipe)
-        self._rows = self._rows_of(self._method)
+    def _create_method(self, recipe: Recipe) -> Method:
+        params = self._params(recipe.taught_temperature)
+        if not recipe.temperature:
+            params = dataclasses.replace(params, top_p=1.0, top_k=0)
+        if recipe.method == HEADS:
+            return HeadsMethod(self._served, recipe, params)
+        return Eagle3Method(self._served, self._model, recipe, params)
 
-    def _rows_of(self, method: Method[Any, Any]) -> int:
+    def _max_rows(self, method: Method) -> int:
         """Rows of material that the memory holds."""
         memory = int(self._work.request.memory_gib * 2**30)
-        return max(1, memory // (2 * method.row_bytes))  # twice: while they are joined
+        return max(1, memory // (2 * method.row_bytes))  # twice: while they are concatenated
 
-    def _method_of(self, recipe: Recipe) -> Method[Any, Any]:
-        if recipe.method == HEADS:
-            return HeadsMethod(self._served, recipe, self._taught)
-        return Eagle3Method(self._served, self._model, recipe, self._taught)
-
-    def _piloted(self, parts: Mapping[str, Sequence[Completion]]) -> Recipe:
-        """The recipe of the method that a pilot says to pay; an earlier run's pilot counts."""
-        words, judges = len(self._served.target.embedding), list(parts[JUDGES])
+    def _compare_methods(self, parts: Parts) -> Recipe:
+        """Return the recipe of the method that pays most in a pilot; an earlier run's pilot counts."""
         pilots = self._work.read(PILOT)
         if pilots is None:
             pilots = {}
@@ -174,40 +166,47 @@ class Distillation:
                 for name in TRAINED:
                     recipe = settings(self._recipe, name)
                     try:
-                        method = self._method_of(recipe)
+                        method = self._create_method(recipe)
                     except DistillError:  # the model has too few layers for it
                         advance()
                         continue
-                    rows = self._rows_of(method)
-                    learnt = parts[TRAINING]
-                    found = pilot(method, learnt, judges, recipe, rows, words, self._active, advance)
-                    pilots[name] = dataclasses.asdict(found)
+                    pilot = run_pilot(
+                        method,
+                        parts[TRAINING],
+                        parts[JUDGES],
+                        recipe,
+                        self._max_rows(method),
+                        self._vocabulary_size,
+                        self._active,
+                    )
+                    pilots[name] = dataclasses.asdict(pilot)
+                    advance()
             self._work.write(PILOT, pilots)
         self._pilots = pilots
-        chosen = best({name: Pilot(**one) for name, one in pilots.items()})
+        chosen = choose_method({name: Pilot(**fields) for name, fields in pilots.items()})
         self._progress.say(f"a pilot says that {chosen} pays most")
         return settings(self._recipe, chosen)
 
-    def _ask(self) -> list[TokenizedPrompt]:
-        room = self._served.ready.max_model_len - self._recipe.max_tokens
-        asked, left_out = ask(self._prompts, self._served.encode, self._recipe, room)
+    def _tokenize(self) -> list[TokenizedPrompt]:
+        max_tokens = self._served.ready.max_model_len - self._recipe.max_tokens
+        prompts, left_out = tokenize(self._prompts, self._served.encode, self._recipe, max_tokens)
         if left_out:
-            self._progress.say(f"{left_out} captured prompts of more than {room} tokens are left out")
-        return asked
+            self._progress.say(f"{left_out} captured prompts of more than {max_tokens} tokens are left out")
+        return prompts
 
     def _check_machine(self) -> None:
         """Other arithmetic in the middle would give other bits."""
         ready = self._served.ready
-        here: dict[str, Any] = {"guarantee": ready.guarantee}
+        machine: dict[str, Any] = {"guarantee": ready.guarantee}
         if ready.guarantee == "law":
-            here["kv_blocks"] = ready.kv_blocks  # who is answered together depends on it
-        begun = self._work.read(MACHINE)
-        if begun is None:
-            self._work.write(MACHINE, here)
-        elif begun != here:
+            machine["kv_blocks"] = ready.kv_blocks  # which prompts are computed together depends on it
+        before = self._work.read(MACHINE)
+        if before is None:
+            self._work.write(MACHINE, machine)
+        elif before != machine:
             raise MayPassError(
-                f"the model computes otherwise than when this was begun: {here} and not {begun}; try again "
-                f"when the machine is less busy, or remove {self._work.folder}"
+                f"the model computes otherwise than when this was begun: {machine} and not {before}; try "
+                f"again when the machine is less busy, or remove {self._work.folder}"
             )
 
     def _params(self, temperature: float) -> SamplingParams:
@@ -221,45 +220,41 @@ class Distillation:
             stop_token_ids=self._served.stop_ids,
         )
 
-    def _answers(self, asked: Sequence[TokenizedPrompt]) -> tuple[dict[str, list[Completion]], int]:
-        """By part those that can be learnt from, and how many cannot."""
-        said = self._kept.said or self._answered(asked)
-        parts: dict[str, list[Completion]] = {HELD_OUT: [], JUDGES: [], TRAINING: []}
-        left_out = 0
-        for one in said:
-            if one.looping or len(one.tokens) < 2:
-                left_out += 1
-            else:
-                parts[one.asked.part].append(one)
-        return parts, left_out
-
-    def _answered(self, asked: Sequence[TokenizedPrompt]) -> list[Completion]:
-        """Asks what no earlier run has an answer to."""
-        recipe = self._recipe
-        params, again = (self._params(recipe.drawn_at(choice)) for choice in (0, 1))
-        answering: TargetModel | Endpoint = self._served
+    def _respond(self, prompts: Sequence[TokenizedPrompt]) -> list[Completion]:
+        params, again = (self._params(self._recipe.drawn_at(choice)) for choice in (0, 1))
+        target: TargetModel | Endpoint = self._served
         if self._options.endpoint:
             server = Server.at(self._options.endpoint)
-            answering = Endpoint(server, server.model(), self._served.tokenizer.encode_written)
-        with self._work.stage(self._progress, "answers", len(asked), "prompts") as advance:
+            target = Endpoint(server, server.model(), self._served.tokenizer.encode_written)
+        with self._work.stage(self._progress, "answers", len(prompts), "prompts") as advance:
             return answer_all(
-                asked,
+                prompts,
                 self._work.folder / ANSWERS,
-                lambda group, answered: answering.answer(group, params, again, answered),
+                lambda group, answered: target.answer(group, params, again, answered),
                 lambda count, known: advance(count, known=known),
             )
 
-    @property
-    def _taught(self) -> SamplingParams:
-        """The law that is told beside the words."""
-        recipe = self._recipe
-        params = self._params(recipe.taught_temperature)
-        return params if recipe.temperature else dataclasses.replace(params, top_p=1.0, top_k=0)
+    def _select(self, completions: Sequence[Completion]) -> tuple[dict[str, list[Completion]], int]:
+        """Return by part those that can be learnt from, and how many cannot."""
+        parts: dict[str, list[Completion]] = {HELD_OUT: [], JUDGES: [], TRAINING: []}
+        left_out = 0
+        for completion in completions:
+            if len(completion.tokens) < 2 or is_looping(completion.tokens):
+                left_out += 1
+            else:
+                parts[completion.asked.part].append(completion)
+        for name, part in parts.items():
+            if not part:
+                raise DistillError(
+                    f"no answer is left for the part '{name}' of the prompts: {left_out} of "
+                    f"{len(completions)} say one thing over and over or end at once; give more prompts, or a "
+                    "higher --temperature"
+                )
+        return parts, left_out
 
-    def _train(self, parts: Mapping[str, Sequence[Completion]]) -> Training[Any, Any]:
-        recipe, method, words = self._recipe, self._method, len(self._served.target.embedding)
-        shards = Shards.of(parts[TRAINING], method.rows, self._rows, recipe.seed)
-        reader = Reader(shards, method.read)
+    def _train(self, parts: Parts) -> Training:
+        recipe, method, max_rows = self._recipe, self._method, self._max_rows(self._method)
+        shards = Shards(parts[TRAINING], method.rows, max_rows, recipe.seed, method.read)
         checkpoint = self._work.folder / CHECKPOINT
         state: dict[str, Any] = {}
         if checkpoint.is_file():
@@ -270,129 +265,132 @@ class Distillation:
         if state:
             vocabulary = state["vocabulary"]
         else:
-            counts = counted([one.tokens for one in parts[TRAINING]], words)
-            number = shards.order(0, recipe.seed)[0]
+            first = shards.order(0, recipe.seed)[0]
             with self._work.stage(self._progress, "states", 1, "part") as advance:
-                first = reader.part(number)
+                shards.material(first)
                 advance()
-            vocabulary = choose_vocabulary(counts, first.places, recipe.vocabulary)
-            del first  # else it would stay in memory beside the part that is learnt from
+            answers = [completion.tokens for completion in parts[TRAINING]]
+            examples = method.examples(shards.material(first))
+            vocabulary = choose_vocabulary(answers, examples, self._vocabulary_size, recipe.vocabulary)
+            del examples  # else it would stay in memory beside the part in training
         judges = list(parts[JUDGES])
         random.Random(recipe.seed).shuffle(judges)  # noqa: S311  a shuffle, no secret
-        some = fitting(judges, method.rows, self._rows // JUDGES_SHARE)
-        student = method.student(vocabulary)
-        training = Training(student, words, shards, reader, lambda: method.read(some), recipe)
+        judging = fitting(judges, method.rows, max_rows // JUDGES_SHARE)
+        training = Training(
+            method.student(vocabulary),
+            self._vocabulary_size,
+            shards,
+            lambda: method.read(judging),
+            recipe,
+        )
         if state:
             training.load(state)
-        steps, done_before = training.steps, training.course.step
-        with self._work.stage(self._progress, "training", steps, "steps", done_before) as advance:
-            due = time.monotonic() + SAVE_SECONDS
+        done_before = training.course.step
+        with self._work.stage(self._progress, "training", training.steps, "steps", done_before) as advance:
+            due = time.monotonic() + MIN_SAVE_SECONDS
 
             def done(_: int) -> None:
                 nonlocal due
                 advance()
-                began = time.monotonic()
-                if began >= due:
+                start_time = time.monotonic()
+                if start_time >= due:
                     write_whole_by(checkpoint, training.save)
-                    saved = time.monotonic()
-                    due = saved + max(SAVE_SECONDS, (saved - began) / SAVE_SHARE)
+                    end_time = time.monotonic()
+                    due = end_time + max(MIN_SAVE_SECONDS, (end_time - start_time) / MAX_SAVE_FRACTION)
 
             training.run(done)
             write_whole_by(checkpoint, training.save)
-        student.module.eval().requires_grad_(False)
+        training.student.module.eval().requires_grad_(False)
         return training
 
     def _evaluate(
-        self, student: Student[Any, Any], held_out: Sequence[Completion], learnt: Collection[tuple[int, ...]]
+        self, student: Student, held_out: Sequence[Completion], learnt: Collection[tuple[int, ...]]
     ) -> dict[str, DomainRecord]:
-        recipe = self._recipe
-        taken: dict[str, list[tuple[Completion, list[int]]]] = {}
+        by_domain: dict[str, list[tuple[Completion, list[int]]]] = {}
         with self._work.stage(self._progress, "evaluation", len(held_out), "answers") as advance:
-            for one, found in self._method.taken(student, held_out):
-                taken.setdefault(one.asked.domain, []).append((one, found))
+            for completion, counts in self._method.taken(student, held_out):
+                by_domain.setdefault(completion.asked.domain, []).append((completion, counts))
                 advance()
         records = {}
-        for domain, pairs in taken.items():
+        for domain, pairs in by_domain.items():
             unseen = [pair for pair in pairs if pair[0].tokens not in learnt]
-            measured_on = _digest([one for one, _ in unseen])
-            records[domain] = DomainRecord(_evaluated(unseen, recipe), _evaluated(pairs, recipe), measured_on)
+            records[domain] = DomainRecord(
+                evaluate(unseen, self._recipe.depth),
+                evaluate(pairs, self._recipe.depth),
+                _digest([completion for completion, _ in unseen]),
+            )
         return records
 
-    def _gains(
+    def _measure_speedups(
         self,
         heads: Heads,
-        parts: Mapping[str, Sequence[Completion]],
+        parts: Parts,
         records: dict[str, DomainRecord],
         learnt: Collection[tuple[int, ...]],
     ) -> None:
-        """Add to each record what drafts bring to the answers of its domain that were not learnt from."""
-        of_each, wanted = ways(heads), []
+        """Add to each record the speedups of the responses of its domain that nothing was learnt from."""
+        compared, measurements = ways(heads), []
         for domain in records:
-            held = sorted((one for one in parts[HELD_OUT] if one.asked.domain == domain), key=lot)
-            asked = [one for one in held if one.tokens not in learnt][:MEASURED]
-            learnt_from = sorted((one for one in parts[TRAINING] if one.asked.domain == domain), key=lot)
-            known = [one for one in learnt_from if not one.asked.choice]  # as a server that has said them
-            judges = sorted((one for one in parts[JUDGES] if one.asked.domain == domain), key=lot)[:WARM_UP]
-            wanted += [(domain, batch, asked, known, judges) for batch in BATCHES if len(asked) >= batch]
-        with self._work.stage(self._progress, "gain", len(wanted) * ROUNDS * len(of_each), "runs") as advance:
-            for number, (domain, batch, asked, known, warm_up) in enumerate(wanted):
+            held_out, judges, training = (
+                sorted((c for c in parts[part] if c.asked.domain == domain), key=lambda c: c.shuffle_key)
+                for part in (HELD_OUT, JUDGES, TRAINING)
+            )
+            asked = [completion for completion in held_out if completion.tokens not in learnt][:MAX_MEASURED]
+            known = [completion for completion in training if not completion.asked.choice]  # as in service
+            warm_up = judges[:WARM_UP]
+            measurements += [
+                (domain, batch, asked, known, warm_up) for batch in BATCHES if len(asked) >= batch
+            ]
+        num_runs = ROUNDS * len(compared)  # of one measurement
+        with self._work.stage(self._progress, "gain", len(measurements) * num_runs, "runs") as advance:
+            for number, (domain, batch, asked, known, warm_up) in enumerate(measurements):
                 name = f"gain/{number:03}.json"
-                if (measured := self._work.read(name)) is not None:
-                    gain = Gain(**measured)
-                    advance(ROUNDS * len(of_each), known=True)
+                if (existing := self._work.read(name)) is not None:
+                    gain = Gain(**existing)
+                    advance(num_runs, known=True)
                 else:
                     params = self._params(asked[0].asked.temperature)
-                    found = []
-                    for run in runs(self._served, of_each, asked, known, warm_up, params, batch):
-                        found.append(run)
-                        if len(found) % len(of_each) == 0:  # the ways of a round end one soon after another
-                            advance(len(of_each))
-                    gain = gain_of(batch, found)
+                    results = []
+                    for run in runs(self._served, compared, asked, known, warm_up, params, batch):
+                        results.append(run)
+                        if len(results) % len(compared) == 0:  # those of a round end about together
+                            advance(len(compared))
+                    gain = gain_of(batch, results)
                     self._work.write(name, dataclasses.asdict(gain))
-                before = records[domain]
-                records[domain] = dataclasses.replace(before, gains=(*before.gains, gain))
+                record = records[domain]
+                records[domain] = dataclasses.replace(record, gains=(*record.gains, gain))
 
-    def _save(
-        self,
-        student: Student[Any, Any],
-        learnt: Sequence[Completion],
-        counts: Mapping[str, int],
-        left_out: int,
-    ) -> None:
-        """The configuration comes last: without it the folder is no artefact yet."""
+    def _save(self, student: Student, learnt: Sequence[Completion], record: Record) -> None:
+        """Write the configuration last: without it the folder is no checkpoint yet."""
         request = self._work.request
         training: dict[str, Any] = {
             "request": request.document(),
-            "answers": counts,
+            "answers": record.answers,
             "answers_digest": _digest(learnt),
-            "left_out": left_out,
+            "left_out": record.left_out,
         }
         if self._pilots:
             training["pilot"] = self._pilots
+        prompts = [prompt for part in self._prompts.values() for prompt in part]
+        times = sorted(prompt.captured_at for prompt in prompts if prompt.captured_at is not None)
         captures = [*self._kept.captures]
-        if self._captured:
-            first, last = (_instant(self._captured[at]) for at in (0, -1))
-            captures.append({"prompts": len(self._captured), "from": first, "until": last})
+        if times:
+            first, last = (
+                datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds") for at in (times[0], times[-1])
+            )
+            captures.append({"prompts": len(times), "from": first, "until": last})
         if captures:
             training["capture"] = {
-                "prompts": sum(one["prompts"] for one in captures),
-                "from": min(one["from"] for one in captures),
-                "until": max(one["until"] for one in captures),
+                "prompts": sum(capture["prompts"] for capture in captures),
+                "from": min(capture["from"] for capture in captures),
+                "until": max(capture["until"] for capture in captures),
             }
         name = _NO_NAME.sub("-", request.domain).strip("-._") or "draft"
         version = f"{name}-{self._method.digest(student)[:8]}"
         self._method.save(self._work.out, student, version, request.domain, training)
 
 
-def _instant(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-
-
-def _digest(said: Iterable[Completion]) -> str:
-    """Of prompts and answers, whatever their order."""
-    answers = json.dumps(sorted((one.asked.prompt, one.tokens) for one in said))
-    return f"sha256:{hashlib.sha256(answers.encode()).hexdigest()}"
-
-
-def _evaluated(pairs: Sequence[tuple[Completion, list[int]]], recipe: Recipe) -> Evaluation:
-    return evaluate([said for said, _ in pairs], [taken for _, taken in pairs], recipe.depth)
+def _digest(completions: Iterable[Completion]) -> str:
+    """Digest prompts and responses, whatever their order."""
+    text = json.dumps(sorted((completion.asked.prompt, completion.tokens) for completion in completions))
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""All that decides an artefact beside the model, the prompts and the machine."""
+"""The settings of a training: with the model, the prompts and the machine, all that decides a draft."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 HEADS, EAGLE3 = TRAINED = ("heads", "eagle3")
-AUTO = "auto"  # whichever of them a pilot says to pay
+AUTO = "auto"  # whichever of them pays most in a pilot
 METHODS = (*TRAINED, AUTO)
-# where another method's settings differ from those below; 0 is whatever the method has that a pilot chooses
+# where a method's defaults differ from those below; 0 is the default of the method that a pilot chooses
 OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     HEADS: {},
     EAGLE3: {"epochs": 6, "rate": 1e-3},
     AUTO: {"epochs": 0, "rate": 0.0},
 }
-DRAWN = ("temperature", "top_p", "top_k", "max_tokens")  # what answers depend on
+DRAWN = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
 TRAINING, JUDGES, HELD_OUT = "training", "judges", "held-out"  # the parts of the prompts
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What `turbo distill` can be told of answers, draft and training; its flags have these names."""
+    """Settings of responses, draft and training; the flags of `turbo distill` have these names."""
 
     seed: int = 0
     method: str = HEADS
@@ -41,25 +41,25 @@ class Recipe:
     vocabulary: int = 8192  # tokens that can be drafted, at most
     # the training
     epochs: int = 10
-    rows: int = 256  # of one step of the optimiser
+    rows: int = 256  # of one step of the optimizer
     rate: float = 2e-3
     weight_decay: float = 0.05
     warm_up: float = 0.05  # share of all steps over which the rate rises
     head_decay: float = 0.8  # how much less each further head counts
-    words: float = 1.0  # weight of the cross-entropy with the token that the model said
-    law: float = 1.0  # weight of the cross-entropy with the law that it was drawn from
-    variation: float = 0.0  # weight of the total variation between the laws
+    words: float = 1.0  # weight of the cross-entropy with the model's token
+    law: float = 1.0  # weight of the cross-entropy with the distribution that it was drawn from
+    variation: float = 0.0  # weight of the total variation between the distributions
 
     @property
     def taught_temperature(self) -> float:
-        """Of the law beside the words: that of serving; a greedy model's own tells more than its words do."""
+        """Of the distribution that is learnt: that of serving, or a greedy model's own."""
         return self.temperature or 1.0
 
     def drawn_at(self, choice: int) -> float:
-        """The temperature of that answer to a prompt; the first is 0."""
+        """Return the temperature of a prompt's response; the first is number 0."""
         return max(self.temperature, self.variant_temperature) if choice else self.temperature
 
     @property
     def shares(self) -> dict[str, float]:
-        """Of the parts; the last has what is left."""
+        """Of the parts; the last gets the rest."""
         return {HELD_OUT: self.held_out, JUDGES: self.judges, TRAINING: 1.0}

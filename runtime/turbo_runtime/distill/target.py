@@ -1,4 +1,4 @@
-"""The target as `turbo serve` would serve it, in this process: it answers, and tells its hidden states."""
+"""The target as `turbo serve` serves it, in this process: it responds, and shows its hidden states."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.distill.data.chat import turns
-from turbo_runtime.distill.data.examples import TrainingExamples
+from turbo_runtime.distill.data.examples import Text, TrainingExamples
+from turbo_runtime.distill.data.prompt_set import render_turns
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.data.texts import Text
 from turbo_runtime.distill.errors import DistillError
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.loader import ActiveDrafts
@@ -32,11 +31,11 @@ from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.tokenization.chat_template import TemplateRefusalError
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
-LIKELIEST = 16  # tokens of the target's law that are kept of each place; the rest is never worth drafting
+LIKELIEST = 16  # tokens that are kept of each distribution; the rest is never worth drafting
 
 
 class TargetModel:
-    """A model, loaded, checked and measured once; every engine of it begins with nothing remembered."""
+    """A model, loaded, checked and measured once; each engine of it starts with empty memories."""
 
     def __init__(self, config: RuntimeConfig) -> None:
         """Raises ModelError."""
@@ -51,41 +50,37 @@ class TargetModel:
 
     @property
     def target(self) -> Target:
-        """What heads share with it."""
+        """Return what heads share with it."""
         decoder = self.model.decoder
         return Target(self.ready.digest or "", decoder.embedding, decoder.output_rows)
 
-    def engine(self, in_use: ActiveDrafts) -> Engine:
-        """One that drafts with this and nothing else; only the newest may be used."""
-        return self.engines([in_use])[0]
-
-    def engines(self, in_use: Sequence[ActiveDrafts]) -> list[Engine]:
-        """One for each. Their steps may be taken in turn: each has its part of the KV cache. Only the newest
-        may be used.
+    def engines(self, drafts: Sequence[ActiveDrafts]) -> list[Engine]:
+        """Create an engine for each, with its own part of the KV cache: their steps may be taken in turn.
+        Only the newest engines may be used.
         """
-        blocks = self._blocks // len(in_use)
-        return [self._engine_of(one, BlockPool(blocks, blocks * part)) for part, one in enumerate(in_use)]
+        blocks = self._blocks // len(drafts)
+        return [self._create(active, BlockPool(blocks, blocks * part)) for part, active in enumerate(drafts)]
 
-    def holds(self, engines: int, requests: int, tokens: int) -> bool:
-        """Whether the KV cache has room for so many requests of so many tokens in each of so many engines."""
+    def can_hold(self, engines: int, requests: int, tokens: int) -> bool:
+        """Whether the KV cache fits so many requests of so many tokens in each of so many engines."""
         return self._blocks // engines >= requests * blocks_for(tokens)
 
-    def _engine_of(self, in_use: ActiveDrafts, ledger: BlockPool) -> Engine:
+    def _create(self, active: ActiveDrafts, pool: BlockPool) -> Engine:
         first = self._engine.scheduler
         scheduler = Scheduler(
-            ledger,
+            pool,
             max_running=first.max_running,
             max_step_tokens=first.max_step_tokens,
             max_draft_tokens=first.max_draft_tokens,
-            max_length=min(first.max_length, ledger.num_blocks * BLOCK_SIZE),
+            max_length=min(first.max_length, pool.num_blocks * BLOCK_SIZE),
             shared_tile=first.shared_tile,
         )
-        control = GoodputController(None, padded_rows)
-        control.cost = self._engine.speculation.control.cost
-        return Engine(self.model, scheduler, Proposer(in_use), None, control)
+        controller = GoodputController(None, padded_rows)
+        controller.cost = self._engine.speculation.control.cost
+        return Engine(self.model, scheduler, Proposer(active), None, controller)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
-        """The prompt in tokens, as the server would read it. Raises PromptsError."""
+        """Tokenize the prompt as the server does. Raises PromptsError."""
         if prompt.written:
             return self.tokenizer.encode_written(prompt.written)
         if not prompt.messages:
@@ -95,7 +90,7 @@ class TargetModel:
                 "the model has no chat template; add --completions to take prompts as they are"
             )
         try:
-            return self.tokenizer.encode_written(self.tokenizer.template.render(turns(prompt)))
+            return self.tokenizer.encode_written(self.tokenizer.template.render(render_turns(prompt)))
         except TemplateRefusalError as error:
             raise PromptsError(
                 f"prompt {prompt.name}: the model's chat template refuses it: {error}"
@@ -103,122 +98,120 @@ class TargetModel:
 
     def answer(
         self,
-        asked: Sequence[TokenizedPrompt],
+        prompts: Sequence[TokenizedPrompt],
         params: SamplingParams,
         again: SamplingParams,
         answered: Callable[[], None] = lambda: None,
     ) -> list[tuple[int, ...]]:
-        """Answers without drafts, all together, `answered` hearing of each; further answers to a prompt are
-        drawn with `again`.
+        """Respond to all together without drafts, calling `answered` after each; further responses to a
+        prompt are drawn with `again`.
         """
-        engine = self.engine(ActiveDrafts("off"))
-        for number, one in enumerate(asked):
-            law = again if one.choice else params
-            engine.accept(GenerationRequest(str(number), one.prompt, law, choice=one.choice))
-        told: list[list[int]] = [[] for _ in asked]
+        (engine,) = self.engines([ActiveDrafts("off")])
+        for number, prompt in enumerate(prompts):
+            chosen = again if prompt.choice else params
+            engine.accept(GenerationRequest(str(number), prompt.prompt, chosen, choice=prompt.choice))
+        responses: list[list[int]] = [[] for _ in prompts]
         while not engine.idle:
             for event in engine.step().events:
                 if event.error:
                     raise DistillError(f"a prompt cannot be answered: {event.error}; leave it out")
-                told[int(event.request_id)] += event.tokens
+                responses[int(event.request_id)] += event.tokens
                 if event.finish_reason is not None:
                     answered()
-        return [tuple(tokens) for tokens in told]
+        return [tuple(tokens) for tokens in responses]
 
-    def places(self, said: Sequence[Completion], law: SamplingParams) -> Iterator[TrainingExamples]:
-        """Every token of these answers with the state it was drawn from, some answers at a time: the target
-        reads them again. What is kept beside each is the law by temperature, top-k and top-p.
+    def examples(
+        self, completions: Sequence[Completion], params: SamplingParams
+    ) -> Iterator[TrainingExamples]:
+        """Read the responses again, some at a time, and yield every token with the state it was drawn from
+        and the distribution there under temperature, top-k and top-p of `params`.
         """
-        for batch in self._batches(said):
-            yield self._read(batch, law)[0]
+        for batch in self._batches(completions):
+            yield self._read(batch, params)[0]
 
-    def texts(self, said: Sequence[Completion], law: SamplingParams, layers: Sequence[int]) -> Iterator[Text]:
-        """As `places`, with what entered those layers in place of the last hidden state, prompts included."""
-        for batch in self._batches(said):
-            places, streams = self._read(batch, law, layers)
+    def texts(
+        self, completions: Sequence[Completion], params: SamplingParams, layers: Sequence[int]
+    ) -> Iterator[Text]:
+        """As `examples`, with the inputs of those layers for the last hidden state, prompts included."""
+        for batch in self._batches(completions):
+            examples, streams = self._read(batch, params, layers)
             start = row = 0
-            for one in batch:
-                end = start + len(one.asked.prompt) + len(one.tokens) - 1
-                yield Text.of(one, streams[start:end].clone(), places, row)
-                start, row = end, row + len(one.tokens)
+            for completion in batch:
+                end = start + len(_read_tokens(completion))
+                yield Text.of(completion, streams[start:end].clone(), examples, row)
+                start, row = end, row + len(completion.tokens)
 
-    def _batches(self, said: Sequence[Completion]) -> Iterator[list[Completion]]:
-        """As many together as one step and the KV cache take."""
-        scheduler = self._engine.scheduler
+    def _batches(self, completions: Sequence[Completion]) -> Iterator[list[Completion]]:
+        """As many together as one step and the KV cache fit."""
+        max_tokens = self._engine.scheduler.max_step_tokens
         batch: list[Completion] = []
         tokens = blocks = 0
-        for one in said:
-            length = _read_tokens(one)
+        for completion in completions:
+            length = len(_read_tokens(completion))
             tokens, blocks = tokens + length, blocks + blocks_for(length)
-            if batch and (tokens > scheduler.max_step_tokens or blocks > self._blocks):
+            if batch and (tokens > max_tokens or blocks > self._blocks):
                 yield batch
                 batch, tokens, blocks = [], length, blocks_for(length)
-            batch.append(one)
+            batch.append(completion)
         if batch:
             yield batch
 
     def _read(
-        self, said: Sequence[Completion], law: SamplingParams, layers: Sequence[int] = ()
+        self, completions: Sequence[Completion], params: SamplingParams, layers: Sequence[int] = ()
     ) -> tuple[TrainingExamples, Tensor]:
-        """Places, and the streams (tokens read, layers x width) of prompts and answers."""
-        most = self._engine.scheduler.max_step_tokens
-        ledger = BlockPool(self._blocks)
-        states: list[Tensor] = []
-        streams: list[Tensor] = []
-        likely: list[Tensor] = []
-        chances: list[Tensor] = []
-        tables = [ledger.take(blocks_for(_read_tokens(one))) for one in said]
-        for chunks in _passes(said, tables, most):
+        """Return the examples, and the streams (tokens read, layers x width) of prompts and responses."""
+        states, streams, likely, chances = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+        for chunks in self._passes(completions):
             forward = self.model.forward(chunks, layers)
             if forward.broken:
                 raise DistillError("the model's hidden states are no numbers: it cannot be learnt from")
-            ids, kept = _likeliest(forward.logits, law)
+            ids, probabilities = _likeliest(forward.logits, params)
             states.append(forward.hidden.clone())
             if forward.streams is not None:
                 streams.append(forward.streams)
             likely.append(ids)
-            chances.append(kept)
-        places = TrainingExamples.of(
-            torch.cat(states), [one.tokens for one in said], torch.cat(likely), torch.cat(chances)
-        )
-        return places, torch.cat(streams) if streams else torch.empty(0)
+            chances.append(probabilities)
+        responses = [completion.tokens for completion in completions]
+        examples = TrainingExamples.of(torch.cat(states), responses, torch.cat(likely), torch.cat(chances))
+        return examples, torch.cat(streams) if streams else torch.empty(0)
+
+    def _passes(self, completions: Sequence[Completion]) -> Iterator[list[Chunk]]:
+        """Yield one pass over several short responses, or several over one that is longer than a step."""
+        max_tokens, pool = self._engine.scheduler.max_step_tokens, BlockPool(self._blocks)
+        texts = [_read_tokens(completion) for completion in completions]
+        tables = [pool.take(blocks_for(len(text))) for text in texts]
+        chunks: list[Chunk] = []
+        for completion, text, table in zip(completions, texts, tables, strict=True):
+            first = len(completion.asked.prompt) - 1  # the state that the first token was drawn from
+            for start in range(0, len(text), max_tokens):
+                piece = text[start : start + max_tokens]
+                rows = min(len(piece), max(0, start + len(piece) - first))
+                chunks.append(Chunk(piece, start, table, rows, len(text)))
+                if len(text) > max_tokens:
+                    yield chunks
+                    chunks = []
+        if chunks:
+            yield chunks
 
 
-def _likeliest(logits: Tensor, law: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Ids (rows, LIKELIEST) int32 and probabilities after temperature, top-k and top-p; those of ids that
-    these leave out are 0.
+def _read_tokens(completion: Completion) -> tuple[int, ...]:
+    """The last token is never read: nothing was drawn from its state."""
+    return (*completion.asked.prompt, *completion.tokens[:-1])
+
+
+def _likeliest(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Return ids (rows, LIKELIEST) int32 and probabilities after temperature, top-k and top-p, 0 for ids that
+    these leave out.
     """
-    logits = logits if law.temperature == 1 else logits / law.temperature
+    logits = logits if params.temperature == 1 else logits / params.temperature
     top = logits.topk(min(LIKELIEST, logits.shape[1]))
     chances = (top.values - logits.logsumexp(-1, keepdim=True)).exp()
-    if law.top_k:
-        chances[:, law.top_k :] = 0
-        chances = chances / chances.sum(-1, keepdim=True) if law.top_k <= LIKELIEST else chances
-    if law.top_p < 1:
-        left_out = chances.cumsum(-1) - chances >= law.top_p
-        reached = chances.sum(-1, keepdim=True) >= law.top_p  # else ids are kept beyond those told here
+    if params.top_k:
+        chances[:, params.top_k :] = 0
+        chances = chances / chances.sum(-1, keepdim=True) if params.top_k <= LIKELIEST else chances
+    if params.top_p < 1:
+        left_out = chances.cumsum(-1) - chances >= params.top_p
+        reached = chances.sum(-1, keepdim=True) >= params.top_p  # else ids beyond these are kept
         chances = chances.masked_fill(left_out, 0)
-        chances = torch.where(reached, chances / chances.sum(-1, keepdim=True), chances / law.top_p)
+        chances = torch.where(reached, chances / chances.sum(-1, keepdim=True), chances / params.top_p)
     return top.indices.to(torch.int32), chances
-
-
-def _read_tokens(one: Completion) -> int:
-    """The last token is never read: nothing was drawn from its state."""
-    return len(one.asked.prompt) + len(one.tokens) - 1
-
-
-def _passes(said: Sequence[Completion], tables: Sequence[list[int]], most: int) -> Iterator[list[Chunk]]:
-    """One pass over several short answers, or several over one that is longer than a step."""
-    chunks: list[Chunk] = []
-    for one, table in zip(said, tables, strict=True):
-        tokens = (*one.asked.prompt, *one.tokens[:-1])
-        first = len(one.asked.prompt) - 1  # the state that the first token was drawn from
-        for start in range(0, len(tokens), most):
-            piece = tokens[start : start + most]
-            rows = min(len(piece), max(0, start + len(piece) - first))
-            chunks.append(Chunk(piece, start, table, rows, len(tokens)))
-            if len(tokens) > most:
-                yield chunks
-                chunks = []
-    if chunks:
-        yield chunks

@@ -1,6 +1,4 @@
-"""Training: steps of AdamW over shuffled rows, the same ones in the same order however often it is broken
-off.
-"""
+"""Training: steps of AdamW over shuffled rows, the same however often it is interrupted."""
 
 from __future__ import annotations
 
@@ -11,15 +9,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Generic
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.distill.data.shards import Reader, Shards
+from turbo_runtime.distill.data.shards import Shards
 from turbo_runtime.distill.errors import DamagedError, DistillError
 from turbo_runtime.distill.loss import Words, chance_of_acceptance, guessing
-from turbo_runtime.distill.method import Lesson, Read, Student
+from turbo_runtime.distill.method import Student
 from turbo_runtime.distill.recipe import Recipe
 
 _CLIP = 1.0  # of the gradient's norm
@@ -27,32 +25,31 @@ _CLIP = 1.0  # of the gradient's norm
 
 @dataclass
 class Course:
-    """How far the training is, and what it has shown: all that a checkpoint holds beside the tensors."""
+    """Progress and results of the training: all that its state holds besides tensors."""
 
     step: int = 0
-    losses: list[float] = field(default_factory=list)  # mean of each epoch
+    losses: list[float] = field(default_factory=list)  # mean, of each epoch
     judged: list[float] = field(default_factory=list)  # acceptance length on the judges, of each epoch
     best: int = -1  # epoch
     running: float = 0.0  # sum of the losses of the epoch in progress
     counted: int = 0
-    finished: bool = False  # what is learnt last is learnt too
+    finished: bool = False  # `settle` is done too
 
 
-class Training(Generic[Read, Lesson]):
-    """One run; `save` and `load` carry it over a kill."""
+class Training:
+    """A training that `save` and `load` carry over a kill."""
 
     def __init__(
         self,
-        student: Student[Read, Lesson],
+        student: Student,
         target_vocabulary: int,
         shards: Shards,
-        reader: Reader[Read],
-        judges: Callable[[], Read],
+        judges: Callable[[], Any],
         recipe: Recipe,
     ) -> None:
-        """`reader` reads `shards`; `judges` is called once, if at all."""
+        """`judges` is called once, if at all."""
         self.student, self.recipe, self.course = student, recipe, Course()
-        self._shards, self._reader, self._read_judges = shards, reader, judges
+        self._shards, self._read_judges = shards, judges
         self._words = Words(student.vocabulary, target_vocabulary)
         self._optimizer = torch.optim.AdamW(
             student.guessers, lr=recipe.rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
@@ -62,7 +59,7 @@ class Training(Generic[Read, Lesson]):
         self.steps = recipe.epochs * self._per_epoch
 
     def run(self, done: Callable[[int], None]) -> None:
-        """Train to the end; `done` hears of every step, and may save."""
+        """Train to the end; `done` receives every step, and may save."""
         if self.course.finished:
             return
         judges = self._read_judges()
@@ -91,44 +88,43 @@ class Training(Generic[Read, Lesson]):
         )
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on where `save` was called."""
+        """Continue where `save` was called."""
         self.course = Course(**state["course"])
         self.student.module.load_state_dict(state["student"])
         self._best = state["best"]
         self._optimizer.load_state_dict(state["optimizer"])
 
-    def _lessons(self, epoch: int, skip: int) -> Iterator[Sequence[Lesson]]:
-        """The epoch's steps but for the first `skip`. A part that is skipped is not read."""
+    def _lessons(self, epoch: int, skip: int) -> Iterator[Sequence[Any]]:
+        """Yield the epoch's steps but for the first `skip`. A part that is skipped is not read."""
         for part in self._shards.order(epoch, self.recipe.seed):
             count = self.student.steps(self._shards.parts[part])
             if skip < count:
-                yield from self._lessons_of(part, epoch, skip)
+                lot = random.Random(f"{self.recipe.seed} {epoch} {part}").getrandbits(63)  # noqa: S311
+                # no name for the material: the next part takes its memory
+                yield from itertools.islice(
+                    self.student.lessons(self._shards.material(part), lot), skip, None
+                )
             skip = max(0, skip - count)
 
-    def _lessons_of(self, part: int, epoch: int, skip: int) -> Iterator[Sequence[Lesson]]:
-        material = self._reader.part(part)  # let go when it is exhausted: the next part takes its memory
-        lot = random.Random(f"{self.recipe.seed} {epoch} {part}").getrandbits(63)  # noqa: S311
-        yield from itertools.islice(self.student.lessons(material, lot), skip, None)
-
-    def _descend(self, lessons: Sequence[Lesson]) -> None:
+    def _descend(self, lessons: Sequence[Any]) -> None:
         for group in self._optimizer.param_groups:
             group["lr"] = self.recipe.rate * _schedule(self.course.step / self.steps, self.recipe.warm_up)
         self._optimizer.zero_grad()
-        told = 0.0
+        total = 0.0
         for lesson in lessons:
-            logits, wanted = self.student.guess(lesson)
-            loss = guessing(logits, wanted, self._words, self.recipe) / len(lessons)
+            logits, batch = self.student.guess(lesson)
+            loss = guessing(logits, batch, self._words, self.recipe) / len(lessons)
             loss.backward()  # type: ignore[no-untyped-call]
-            told += float(loss.detach())
-        if not math.isfinite(told):
+            total += float(loss.detach())
+        if not math.isfinite(total):
             raise DistillError("the training has diverged: its loss is no number; give a lower --rate")
         nn.utils.clip_grad_norm_(self.student.guessers, _CLIP)
         self._optimizer.step()
-        self.course.running += told
+        self.course.running += total
         self.course.counted += 1
 
-    def _judge(self, epoch: int, judges: Read) -> None:
-        """Close an epoch: is it the best so far?"""
+    def _judge(self, epoch: int, judges: Any) -> None:
+        """Close an epoch, and keep it where it is the best so far."""
         course = self.course
         course.losses.append(course.running / course.counted)
         course.running, course.counted = 0.0, 0
@@ -138,19 +134,19 @@ class Training(Generic[Read, Lesson]):
             self._best = _copy(self.student.module)
 
     @torch.inference_mode()
-    def _acceptance_length(self, judges: Read) -> float:
-        """Tokens of a verification of whole drafts, at a place of the judges drawn at random."""
+    def _acceptance_length(self, judges: Any) -> float:
+        """Return the mean tokens of a verification of whole drafts over all positions of the judges."""
         accepted, rows = 0.0, 0
         for lesson in self.student.review(judges):
-            logits, wanted = self.student.guess(lesson)
-            taken = chance_of_acceptance(logits, wanted, self._words, self.recipe.temperature)
+            logits, batch = self.student.guess(lesson)
+            taken = chance_of_acceptance(logits, batch, self._words, self.recipe.temperature)
             accepted += float(taken.cumprod(1).sum())
             rows += len(taken)
         return 1 + accepted / rows
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What `Training.save` wrote, the student's vocabulary among it. Raises DamagedError."""
+    """Read what `Training.save` wrote. Raises DamagedError."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
     except torch.OutOfMemoryError:  # a RuntimeError, as what is damaged is to torch
@@ -165,7 +161,7 @@ def _copy(module: nn.Module) -> dict[str, Tensor]:
 
 
 def _schedule(progress: float, warm_up: float) -> float:
-    """Rises over `warm_up`, then falls as a cosine does."""
+    """Rise over `warm_up`, then fall as a cosine does."""
     if progress < warm_up:
         return (progress + 1e-3) / (warm_up + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))

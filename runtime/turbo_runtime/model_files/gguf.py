@@ -1,4 +1,4 @@
-"""Facts about a GGUF file, from its key-value head and tensor table."""
+"""Inspects a GGUF file by its key-value head and tensor table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ARCHITECTURES = {
 
 
 def inspect_gguf(path: Path) -> ModelInfo:
-    """Facts of the file; raises ModelError with a sentence if it is no GGUF file of a language model."""
+    """Inspect the file. Raises ModelError where it is no GGUF file of a language model."""
     import gguf  # here, since only this format needs it
 
     try:
@@ -28,9 +28,9 @@ def inspect_gguf(path: Path) -> ModelInfo:
         raise ModelError(f"{path.name} is not a GGUF file: {error}") from error
 
     def value(key: str, default: Any = None) -> Any:
-        found = reader.get_field(key)
-        if found is not None:
-            return found.contents()
+        field = reader.get_field(key)
+        if field is not None:
+            return field.contents()
         if default is None:
             raise ModelError(f"{path.name} names no {key}: not a decoder-only language model")
         return default
@@ -53,6 +53,7 @@ def inspect_gguf(path: Path) -> ModelInfo:
     layers = int(value(f"{family}.block_count"))
     window = int(value(f"{family}.attention.sliding_window", length)) or length
     slides = window < length
+    widths = value(f"{family}.feed_forward_length", 0)  # of all layers, or of each
     shape = ModelShape(
         architecture=_ARCHITECTURES.get(family, family),
         parameters=sum(elements.values()),
@@ -70,15 +71,10 @@ def inspect_gguf(path: Path) -> ModelInfo:
         expert_parameters=routed,
         sliding_window=window if slides else 0,
         sliding_layers=layers if slides else 0,
-        mlp_width=0 if routed else _widest(value(f"{family}.feed_forward_length", 0)),
+        mlp_width=0 if routed else max(map(int, widths if isinstance(widths, list) else [widths]), default=0),
     )
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(reader.data_offset)
     digest = hashlib.sha256(f"{path.name}\0{size}\0".encode() + head)
     return ModelInfo(shape, f"sha256:{digest.hexdigest()}", None, size)
-
-
-def _widest(lengths: int | list[int]) -> int:
-    """Of a file that states one length for all layers, or one for each."""
-    return max(map(int, lengths), default=0) if isinstance(lengths, list) else int(lengths)

@@ -1,4 +1,4 @@
-"""What can go wrong between here and the Hugging Face hub, in sentences."""
+"""Errors of the Hugging Face hub, in sentences."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ _PASSING = (408, 429)  # besides all of 5xx: statuses that the same request may 
 
 @contextmanager
 def hub_errors() -> Iterator[None]:
-    """Around calls of the hub: raises HubUnreachableError where trying again may help, and ModelError for
-    what the hub refuses or does not have.
-    """
+    """Raise HubUnreachableError where another try may help, and ModelError for what the hub refuses."""
     # here, since a local model needs no hub; HTTPError is its HTTP client's, whichever that is
     from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 

@@ -1,86 +1,60 @@
-"""A model's shape and digest from its configuration and the heads of its weight files: no weights are read,
-and torch is not imported.
-"""
+"""A model's shape and digest from its configuration and the heads of its weight files, without torch."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from turbo_runtime.contract.model import ModelInfo
 from turbo_runtime.model_files.hub import hub_errors
 from turbo_runtime.model_files.source import ModelError, find
 from turbo_runtime.shapes import UnknownShapeError, describe
-from turbo_runtime.shapes.tensor_counts import Tensor, tally
+from turbo_runtime.shapes.tensor_counts import count_tensors
 
 _INDEX = "model.safetensors.index.json"
 _LARGEST_HEAD = 100_000_000  # bytes; the bound of the safetensors format
 
 
-class Files(Protocol):
-    """A model's folder, here or on a hub."""
+@dataclass(frozen=True, slots=True)
+class Files:
+    """The files at the top of a model's folder, here or on a hub."""
 
     revision: str | None
+    sizes: Mapping[str, int]  # in bytes, by name
+    open: Callable[[str], AbstractContextManager[Any]]  # for reading bytes
 
-    def sizes(self) -> dict[str, int]:
-        """Names and sizes in bytes of the files at the top of the folder."""
-
-    def head(self, name: str, start: int, count: int) -> bytes:
-        """`count` bytes of a file from `start`."""
-
-
-class LocalFolder:
-    """A folder of this machine."""
-
-    revision: str | None = None
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def sizes(self) -> dict[str, int]:
-        """See Files."""
-        return {path.name: path.stat().st_size for path in self._folder.iterdir() if path.is_file()}
-
-    def head(self, name: str, start: int, count: int) -> bytes:
-        """See Files."""
-        with (self._folder / name).open("rb") as file:
-            file.seek(start)
-            return file.read(count)
-
-
-class HubFolder:
-    """A repository of the Hugging Face hub; only the bytes asked for are fetched."""
-
-    def __init__(self, repository: str, revision: str | None) -> None:
-        from huggingface_hub import HfApi, HfFileSystem
-
-        info = HfApi().model_info(repository, revision=revision)
-        self.revision = info.sha
-        self._root = f"{repository}@{info.sha}"
-        self._files = HfFileSystem()
-
-    def sizes(self) -> dict[str, int]:
-        """See Files."""
-        entries: list[Any] = self._files.ls(self._root, detail=True)
-        return {
-            entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"
-        }
-
-    def head(self, name: str, start: int, count: int) -> bytes:
-        """See Files."""
-        with self._files.open(f"{self._root}/{name}", "rb") as file:
+    def read(self, name: str, start: int, count: int) -> bytes:
+        """Read `count` bytes of a file from `start`; of a hub no others are fetched."""
+        with self.open(name) as file:
             file.seek(start)
             return bytes(file.read(count))
 
 
+def _local_files(folder: Path) -> Files:
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    return Files(None, sizes, lambda name: (folder / name).open("rb"))
+
+
+def _hub_files(repository: str, revision: str | None) -> Files:
+    from huggingface_hub import HfApi, HfFileSystem
+
+    info = HfApi().model_info(repository, revision=revision)
+    root, system = f"{repository}@{info.sha}", HfFileSystem()
+    entries: list[Any] = system.ls(root, detail=True)
+    sizes = {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in entries if entry["type"] == "file"}
+    return Files(info.sha, sizes, lambda name: system.open(f"{root}/{name}", "rb"))
+
+
 def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
-    """Facts about MODEL as `turbo serve` takes it; raises ValueError (a ModelError where it can say more)
-    or OSError, with a sentence. HubUnreachableError is the ModelError that may pass.
+    """Inspect MODEL as `turbo serve` takes it. Raises ValueError (a ModelError where it can say more) or
+    OSError, with a sentence. HubUnreachableError is the ModelError that may pass.
     """
     source = find(model, revision)
     if source.gguf_file:
@@ -89,48 +63,51 @@ def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
         return inspect_gguf(Path(source.name) / source.gguf_file)
     local = Path(source.name)
     if local.is_dir():
-        return inspect_folder(LocalFolder(local))
+        return _inspect(_local_files(local))
     with hub_errors():
-        return inspect_folder(HubFolder(source.name, revision))
+        return _inspect(_hub_files(source.name, revision))
 
 
-def inspect_folder(files: Files) -> ModelInfo:
-    """Facts from config.json and the heads of all *.safetensors."""
-    sizes = files.sizes()
+def _inspect(files: Files) -> ModelInfo:
+    """Inspect config.json and the heads of all *.safetensors."""
+    sizes = files.sizes
     if "config.json" not in sizes:
         raise ModelError("there is no config.json")
-    weights = _weight_files(files, sizes)
+    weights = _weight_files(files)
     if not weights:
         raise ModelError(
             "there are no .safetensors files; other formats than safetensors and GGUF are not served"
         )
-    raw = files.head("config.json", 0, sizes["config.json"])
+    raw = files.read("config.json", 0, sizes["config.json"])
     try:
         described = describe(json.loads(raw), "config.json")
     except UnknownShapeError as error:
         raise ModelError(f"{error} It must be that of a decoder-only language model.") from error
     digest = hashlib.sha256(raw)
-    tensors: list[Tensor] = []
+    tensors: list[tuple[str, str, int]] = []
     for name in weights:
         head = _safetensors_head(files, name)
         digest.update(f"\0{name}\0{sizes[name]}\0".encode() + head)
-        entries = {it: entry for it, entry in json.loads(head).items() if it != "__metadata__"}
-        tensors += (Tensor(it, entry["dtype"], prod(entry["shape"])) for it, entry in entries.items())
+        tensors += (
+            (tensor, entry["dtype"], prod(entry["shape"]))
+            for tensor, entry in json.loads(head).items()
+            if tensor != "__metadata__"
+        )
     return ModelInfo(
-        described.shape(tally(tensors, described)),
+        count_tensors(tensors, described),
         f"sha256:{digest.hexdigest()}",
         files.revision,
         sum(sizes[name] for name in weights),
     )
 
 
-def _weight_files(files: Files, sizes: Mapping[str, int]) -> list[str]:
-    """The files that transformers loads: those of the index, else the one whole file, else all there are.
-
-    A folder may hold the weights a second time, as `consolidated.safetensors`.
+def _weight_files(files: Files) -> list[str]:
+    """List the files that transformers loads: those of the index, else the one whole file, else all. A folder
+    may hold the weights a second time, as `consolidated.safetensors`.
     """
+    sizes = files.sizes
     if _INDEX in sizes:
-        index = json.loads(files.head(_INDEX, 0, sizes[_INDEX]))
+        index = json.loads(files.read(_INDEX, 0, sizes[_INDEX]))
         return sorted(set(index["weight_map"].values()))
     if "model.safetensors" in sizes:
         return ["model.safetensors"]
@@ -138,8 +115,8 @@ def _weight_files(files: Files, sizes: Mapping[str, int]) -> list[str]:
 
 
 def _safetensors_head(files: Files, name: str) -> bytes:
-    start = files.head(name, 0, 8)
+    start = files.read(name, 0, 8)
     length = struct.unpack("<Q", start)[0] if len(start) == 8 else None
     if length is None or length > _LARGEST_HEAD:
         raise ModelError(f"{name} is not a safetensors file")
-    return files.head(name, 8, length)
+    return files.read(name, 8, length)

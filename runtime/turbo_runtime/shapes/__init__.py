@@ -1,9 +1,8 @@
 """A model's shape from its `config.json`, for the operator and for `turbo inspect` alike.
 
-The standard library only, since the operator imports it. An architecture that is not in `families` is refused
-by its name where its weights would have to be counted from the configuration: a wrong count is a plan that
-runs out of memory. Where the weight files are at hand they are counted instead (`stored`), and the
-configuration gives the dimensions only.
+The standard library only, since the operator imports it. Weights are counted from the files where there are
+any (`tensor_counts`), else from the configuration, for the architectures in `families` alone: a wrong count
+is a plan that runs out of memory.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from dataclasses import dataclass
 from turbo_runtime.contract.model import ModelShape
 from turbo_runtime.shapes.config_reader import (
     Config,
+    ConfigReader,
     Dimensions,
     UnknownShapeError,
-    Words,
     decoder,
     dimensions,
 )
@@ -23,80 +22,71 @@ from turbo_runtime.shapes.families import FAMILIES, Family
 from turbo_runtime.shapes.quantization import Quantization, quantization
 from turbo_runtime.shapes.weights import modules, tied
 
-__all__ = ["Counted", "Described", "UnknownShapeError", "describe", "from_config"]
-
-
-@dataclass(frozen=True, slots=True)
-class Counted:
-    """What was counted of a model's weights, in elements; see ModelShape for each."""
-
-    parameters: int
-    quantized: int
-    routed: int  # of routed experts
-    embedding: int  # 0 where the head is the same table
-    dtype: str
-    quantization: str | None
+__all__ = ["Described", "UnknownShapeError", "describe", "from_config"]
 
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """What a configuration says without a count."""
+    """A configuration without counts."""
 
     architecture: str
     size: Dimensions
     quantization: Quantization | None
     tied: bool | None  # None: it does not say
 
-    def shape(self, counted: Counted) -> ModelShape:
-        """The shape of the model, given the count of its weights."""
-        it = self.size
+    def shape(
+        self,
+        *,
+        parameters: int,
+        quantized: int,
+        routed: int,
+        embedding: int,
+        dtype: str,
+        quantization: str | None,
+    ) -> ModelShape:
+        """Return the shape with these counts of elements, `routed` those of routed experts."""
+        size = self.size
         return ModelShape(
             architecture=self.architecture,
-            parameters=counted.parameters,
-            layers=it.layers,
-            hidden_size=it.hidden,
-            heads=it.heads,
-            kv_heads=it.kv_heads,
-            head_dim=it.head_dim,
-            vocab_size=it.vocab,
-            max_position=it.positions,
-            dtype=counted.dtype,
-            quantization=counted.quantization if counted.quantized else None,
-            quantized_parameters=counted.quantized,
-            embedding_parameters=counted.embedding,
-            experts=it.experts.count if it.experts else 0,
-            experts_per_token=it.experts.per_token if it.experts else 0,
-            expert_parameters=counted.routed,
-            kv_latent=it.latent.kv_rank + it.latent.rope if it.latent else 0,
-            sliding_window=it.window,
-            sliding_layers=it.sliding_layers,
-            mtp_layers=it.mtp_layers,
-            mlp_width=it.mlp_width,
+            parameters=parameters,
+            layers=size.layers,
+            hidden_size=size.hidden,
+            heads=size.heads,
+            kv_heads=size.kv_heads,
+            head_dim=size.head_dim,
+            vocab_size=size.vocab,
+            max_position=size.positions,
+            dtype=dtype,
+            quantization=quantization if quantized else None,
+            quantized_parameters=quantized,
+            embedding_parameters=embedding,
+            experts=size.experts.count if size.experts else 0,
+            experts_per_token=size.experts.per_token if size.experts else 0,
+            expert_parameters=routed,
+            kv_latent=size.latent.kv_rank + size.latent.rope if size.latent else 0,
+            sliding_window=size.window,
+            sliding_layers=size.sliding_layers,
+            mtp_layers=size.mtp_layers,
+            mlp_width=size.mlp_width,
         )
 
 
 def describe(config: Config, name: str) -> Described:
-    """What the configuration of a model of any decoder-only architecture says; `name` is for the error.
-
-    Raises UnknownShapeError.
-    """
+    """Read the configuration of any decoder-only model; `name` is for errors. Raises UnknownShapeError."""
     architecture = _architecture(config)
     inner = decoder(config)
-    words = Words(inner, name)
+    reader = ConfigReader(inner, name)
     return Described(
         architecture=architecture,
-        size=dimensions(words, FAMILIES.get(architecture, Family())),
+        size=dimensions(reader, FAMILIES.get(architecture, Family())),
         quantization=quantization(inner, name),
-        tied=None if inner.get("tie_word_embeddings") is None else words.says("tie_word_embeddings"),
+        tied=None if inner.get("tie_word_embeddings") is None else reader.says("tie_word_embeddings"),
     )
 
 
 def from_config(config: Config, name: str) -> ModelShape:
-    """The shape that a Hugging Face `config.json` describes; `name` is for the error.
-
-    `parameters` are those of the decoder and its head: a tied embedding counts once, layers that predict the
-    tokens after the next (MTP) do not count, nor do scales and zero points of quantised weights.
-    Raises UnknownShapeError.
+    """Return the shape that a Hugging Face `config.json` describes; `name` is for errors. A tied embedding
+    counts once; MTP layers, scales and zero points do not count. Raises UnknownShapeError.
     """
     architecture = _architecture(config)
     family = FAMILIES.get(architecture)
@@ -106,24 +96,23 @@ def from_config(config: Config, name: str) -> ModelShape:
             f"that are: {', '.join(sorted(FAMILIES))}. Give what `turbo inspect MODEL` prints instead."
         )
     described, inner = describe(config, name), decoder(config)
-    words = Words(inner, name)
+    reader = ConfigReader(inner, name)
     size, less = described.size, described.quantization
     if not (size.experts.inner if len(size.expert_layers) == size.layers and size.experts else size.inner):
-        words.count("intermediate_size")  # raises: only where weights are counted is it needed
+        reader.count("intermediate_size")  # raises: only where weights are counted is it needed
     parameters, quantized, routed = 0, 0, 0
-    for module in modules(words, size, family):
+    for module in modules(reader, size, family):
         parameters += module.matrix + module.vectors
         routed += module.matrix + module.vectors if module.routed else 0
         quantized += module.matrix if less and module.may_be_quantized and less.covers(module.name) else 0
-    counted = Counted(
+    return described.shape(
         parameters=parameters,
         quantized=quantized,
         routed=routed,
-        embedding=0 if tied(words, family) else size.vocab * size.hidden,
+        embedding=0 if tied(reader, family) else size.vocab * size.hidden,
         dtype=str(inner.get("dtype") or inner.get("torch_dtype") or "float32"),
         quantization=less.dtype if less else None,
     )
-    return described.shape(counted)
 
 
 def _architecture(config: Config) -> str:

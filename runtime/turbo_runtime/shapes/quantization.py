@@ -22,7 +22,7 @@ READ = "fp8, fbgemm_fp8, awq, gptq, auto-round, mxfp4, bitsandbytes, compressed-
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """The type of the quantised weights, and the modules that keep the model's own."""
+    """The type of the quantized weights, and the modules that keep the model's own."""
 
     dtype: str  # a key of BITS
     kept: tuple[str, ...] = ()  # names, parts of names, patterns with * or, after `re:`, regular expressions
@@ -30,48 +30,47 @@ class Quantization:
     head: bool = False  # the output head too, unless it is kept
 
     def covers(self, module: str) -> bool:
-        """Whether the matrices of a module like `model.layers.3.mlp.down_proj` are quantised."""
+        """Whether the matrices of a module like `model.layers.3.mlp.down_proj` are quantized."""
         if module == "lm_head" and not self.head:
             return False
-        if self.targets and not any(_matches(each, module) for each in self.targets):
+        if self.targets and not any(_matches(item, module) for item in self.targets):
             return False
-        return not any(_matches(each, module) for each in self.kept)
+        return not any(_matches(item, module) for item in self.kept)
 
 
 def quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
-    """What a configuration says of its quantisation; None where it says nothing.
-
-    UnknownShapeError where the method, or a mixture of types, is none that is counted.
+    """Read the quantization of a configuration; None where it has none. Raises UnknownShapeError for one that
+    is not counted.
     """
-    said = config.get("quantization_config") or config.get("compression_config")
-    if not isinstance(said, Mapping):
+    section = config.get("quantization_config") or config.get("compression_config")
+    if not isinstance(section, Mapping):
         return None
-    method = str(said.get("quant_method") or said.get("quant_algo") or "none").lower()
-    kept = tuple(_plain(each) for key in _KEPT for each in _strings(said.get(key)))
-    head = bool(said.get("lm_head")) or method in ("compressed-tensors", "modelopt")
+    method = str(section.get("quant_method") or section.get("quant_algo") or "none").lower()
+    kept = tuple(_plain(item) for key in _KEPT for item in _strings(section.get(key)))
+    head = bool(section.get("lm_head")) or method in ("compressed-tensors", "modelopt")
     dtype: str | None = None
     targets: tuple[str, ...] = ()
     if method in _BY_NAME:
         dtype = _BY_NAME[method]
     elif method in _BY_BITS:
-        dtype = _INTEGERS.get(_bits(said, "bits", "w_bit"))
+        dtype = _INTEGERS.get(_bits(section, "bits", "w_bit"))
     elif method == "bitsandbytes":
-        dtype = "int4" if said.get("load_in_4bit") else "int8"
-    elif method == "modelopt" and str(said.get("quant_algo")) in _MODELOPT:
-        dtype = _MODELOPT[str(said["quant_algo"])]
-    elif isinstance(said.get("config_groups"), Mapping):
+        dtype = "int4" if section.get("load_in_4bit") else "int8"
+    elif method == "modelopt" and str(section.get("quant_algo")) in _MODELOPT:
+        dtype = _MODELOPT[str(section["quant_algo"])]
+    elif isinstance(section.get("config_groups"), Mapping):
         groups = [
-            each
-            for each in said["config_groups"].values()
-            if isinstance(each, Mapping) and isinstance(each.get("weights"), Mapping)
+            item
+            for item in section["config_groups"].values()
+            if isinstance(item, Mapping) and isinstance(item.get("weights"), Mapping)
         ]
-        types = {_compressed(each["weights"]) for each in groups}
+        types = {_compressed(item["weights"]) for item in groups}
         dtype = types.pop() if len(types) == 1 else None
-        named = tuple(_plain(target) for each in groups for target in _strings(each.get("targets")))
+        named = tuple(_plain(target) for item in groups for target in _strings(item.get("targets")))
         targets = () if "Linear" in named else named
     if dtype is None:
         raise UnknownShapeError(
-            f"{name} is quantised by {method} in a way that is not counted; methods that are, with weights "
+            f"{name} is quantized by {method} in a way that is not counted; methods that are, with weights "
             f"of one type of 8 or 4 bits: {READ}. Choose a checkpoint of one of those."
         )
     return Quantization(dtype, kept, targets, head)
@@ -86,12 +85,12 @@ def _compressed(weights: Mapping[str, Any]) -> str | None:
     return _INTEGERS.get(bits)
 
 
-def _bits(said: Mapping[str, Any], *keys: str) -> int:
-    return next((said[key] for key in keys if isinstance(said.get(key), int)), 0)
+def _bits(section: Mapping[str, Any], *keys: str) -> int:
+    return next((section[key] for key in keys if isinstance(section.get(key), int)), 0)
 
 
 def _strings(value: object) -> Sequence[str]:
-    return [each for each in value if isinstance(each, str)] if isinstance(value, (list, tuple)) else []
+    return [item for item in value if isinstance(item, str)] if isinstance(value, (list, tuple)) else []
 
 
 def _plain(module: str) -> str:

@@ -1,13 +1,13 @@
-"""Weights counted from the heads of their files: names, types and numbers of elements of all tensors."""
+"""Counts weights from the heads of their files."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from turbo_runtime.shapes import Counted, Described
+from turbo_runtime.contract.model import ModelShape
+from turbo_runtime.shapes import Described
 from turbo_runtime.shapes.quantization import BITS
 
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
@@ -20,36 +20,26 @@ _ADDED = re.compile(r"scale|zero|g_idx|weight_shape|absmax|quant_map|quant_state
 _LAYER = re.compile(r"^(?:model\.)?(?:language_model\.)?(?:model\.)?layers\.(\d+)\.")
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of a safetensors file, by its head."""
-
-    name: str
-    dtype: str
-    elements: int
-
-
-def tally(tensors: Iterable[Tensor], described: Described) -> Counted:
-    """The count of the stored weights, in elements as they were before several were packed into one."""
+def count_tensors(tensors: Iterable[tuple[str, str, int]], described: Described) -> ModelShape:
+    """Count the elements of stored weights (name, type, elements) as before several were packed into one."""
     less, layers = described.quantization, described.size.layers
     kept: Counter[str] = Counter()
     quantized = routed = embedding = head = 0
-    for tensor in tensors:
-        if _ahead(tensor.name, layers) or (less and _ADDED.search(tensor.name.rpartition(".weight")[2])):
+    for name, dtype, elements in tensors:
+        if _is_mtp(name, layers) or (less and _ADDED.search(name.rpartition(".weight")[2])):
             continue
-        elements = tensor.elements
-        if less and tensor.dtype in _PACKED:
-            elements *= _PACKED[tensor.dtype] // BITS[less.dtype]
+        if less and dtype in _PACKED:
+            elements *= _PACKED[dtype] // BITS[less.dtype]
             quantized += elements
-        elif tensor.dtype in _FLOAT8:
+        elif dtype in _FLOAT8:
             quantized += elements
         else:
-            kept[_DTYPES.get(tensor.dtype, tensor.dtype)] += elements
-        routed += elements if ".experts." in tensor.name else 0
-        embedding += elements if tensor.name.endswith(_EMBEDDINGS) else 0
-        head += elements if tensor.name.endswith(_HEADS) else 0
+            kept[_DTYPES.get(dtype, dtype)] += elements
+        routed += elements if ".experts." in name else 0
+        embedding += elements if name.endswith(_EMBEDDINGS) else 0
+        head += elements if name.endswith(_HEADS) else 0
     tied = described.tied if described.tied is not None else not head
-    return Counted(
+    return described.shape(
         parameters=kept.total() + quantized - (head if tied else 0),
         quantized=quantized,
         routed=routed,
@@ -59,7 +49,7 @@ def tally(tensors: Iterable[Tensor], described: Described) -> Counted:
     )
 
 
-def _ahead(name: str, layers: int) -> bool:
+def _is_mtp(name: str, layers: int) -> bool:
     """Whether a tensor belongs to a layer that predicts the tokens after the next."""
-    found = _LAYER.match(name)
-    return name.startswith("mtp.") or ".mtp." in name or (found is not None and int(found[1]) >= layers)
+    layer = _LAYER.match(name)
+    return name.startswith("mtp.") or ".mtp." in name or (layer is not None and int(layer[1]) >= layers)

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from turbo_operator.cli.manifests import Found
-from turbo_operator.cli.overlay import laid_over, merged
+from turbo_operator.cli.manifests import Found, merge_patch, overlay_accelerators
 
 
 @pytest.mark.parametrize(
@@ -22,13 +21,13 @@ from turbo_operator.cli.overlay import laid_over, merged
     ],
 )
 def test_maps_are_merged_and_all_else_is_replaced(there: Any, written: Any, left: Any) -> None:
-    assert merged(there, written) == left
+    assert merge_patch(there, written) == left
 
 
 def test_an_object_lies_over_the_one_of_its_name_and_over_those_before_it() -> None:
     live = {"mine": body(memoryGiB=24, tflops={"bf16": "100", "fp8": "200"}, memoryBandwidthGBps="300")}
     written = [Found("one", body(tflops={"fp8": "250"})), Found("two", body(memoryGiB=48))]
-    row = laid_over(live, written)["mine"]
+    row = overlay_accelerators(live, written)["mine"]
     assert row.flops == {"bf16": 100e12, "fp8": 250e12}
     assert (row.memory_bandwidth, row.memory_bytes) == (300e9, 48 << 30)
     assert live["mine"]["spec"]["memoryGiB"] == 24

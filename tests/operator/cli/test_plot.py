@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from turbo_operator.api import CapacityType, EngineName, PlanReason, Provenance
 from turbo_operator.cli import commands, inputs, plot
-from turbo_operator.cli.plan_query import ask, candidates
+from turbo_operator.cli.plan_query import ask
 from turbo_operator.plan import EvaluatedCandidate, Predicted
 
 TURBODEPLOYMENT = """
@@ -62,7 +62,7 @@ def test_title_lines_and_points_say_what_was_asked_and_chosen(file: str) -> None
     [question] = inputs.from_files(inputs.given(file), None).questions
     found = ask(question)
     assert found.plan.choice is not None
-    drawn = plot.figure([(found, candidates(question))])
+    drawn = plot.figure([(found, question.candidates())])
     (axes,) = drawn.axes
     title = axes.get_title(loc="left")
     assert "chat" in title
@@ -80,7 +80,7 @@ def test_where_nothing_is_feasible_the_nearest_is_ringed_and_corners_are_named(f
     [question] = inputs.from_files(inputs.given(file), None).questions
     found = ask(question)
     assert found.plan.choice is None
-    (axes,) = plot.figure([(found, candidates(question))]).axes
+    (axes,) = plot.figure([(found, question.candidates())]).axes
     assert "nearest (ringed): slow, Suffix, 2 replicas, 2.00 $/h" in axes.get_title(loc="left")
     assert {"slow", "fast"} <= {text.get_text().split(",")[0].split(" x")[0] for text in axes.texts}
 
@@ -93,7 +93,7 @@ def test_no_two_accelerators_look_alike_whether_they_may_be_chosen_or_not(file: 
     text = path.read_text().replace("[slow, fast]", f"[{', '.join(names)}]")
     path.write_text(text.replace("accelerators:", "engine: {type: VLLM}\n  accelerators:") + "".join(rows))
     [question] = inputs.from_files(inputs.given(file), None).questions
-    found = candidates(question)
+    found = question.candidates()
     assert {each.reason for each in found} == {PlanReason.NOT_YET_SUPPORTED}
     (axes,) = plot.figure([(ask(question), found)]).axes
     looks = {

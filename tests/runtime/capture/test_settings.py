@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.capture import redaction
-from turbo_runtime.capture.redaction import REDACTED, Redaction
-from turbo_runtime.capture.settings import CaptureError, CaptureSettings, read_settings
+from turbo_runtime.capture import settings
+from turbo_runtime.capture.settings import REDACTED, CaptureError, CaptureSettings, read_settings, redact
 
 
 def test_what_is_not_said_is_the_default(tmp_path: Path) -> None:
@@ -50,11 +49,11 @@ def test_what_is_wrong_is_named(tmp_path: Path, document: object, told: str) -> 
 
 
 def test_all_that_patterns_match_is_taken_out() -> None:
-    redact = Redaction([r"[\w.]+@[\w.]+", r"\b\d{16}\b"])
+    patterns = [r"[\w.]+@[\w.]+", r"\b\d{16}\b"]
     text = "I am ann@example.org, card 4111111111111111, order 17"
-    assert redact(text) == f"I am {REDACTED}, card {REDACTED}, order 17"
+    assert redact(text, patterns) == f"I am {REDACTED}, card {REDACTED}, order 17"
 
 
 def test_a_prompt_on_which_a_pattern_does_not_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redaction, "PATTERN_SECONDS", 0.05)
-    assert Redaction([r"(a|aa)+[xy]"])("a" * 60) is None
+    monkeypatch.setattr(settings, "PATTERN_SECONDS", 0.05)
+    assert redact("a" * 60, [r"(a|aa)+[xy]"]) is None

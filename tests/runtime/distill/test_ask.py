@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from turbo_runtime.distill.data.prompt_set import ask
+from turbo_runtime.distill.data.prompt_set import tokenize
 from turbo_runtime.distill.data.responses import TokenizedPrompt, read_asked, write_asked
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.prompts import Prompt, PromptsError
@@ -25,7 +25,7 @@ def captured(text: str) -> Prompt:
 
 def test_captured_prompts_that_leave_no_room_for_an_answer_are_left_out_and_counted() -> None:
     parts = {"held-out": [captured(LONG), captured(SHORT)], "training": [captured(LONG)]}
-    asked, left_out = ask(parts, encode, Recipe(), ROOM)
+    asked, left_out = tokenize(parts, encode, Recipe(), ROOM)
     assert [(one.part, one.prompt) for one in asked] == [("held-out", (97, 98, 99))]
     assert left_out == 2
 
@@ -33,13 +33,13 @@ def test_captured_prompts_that_leave_no_room_for_an_answer_are_left_out_and_coun
 def test_a_prompt_of_your_own_that_leaves_no_room_is_refused_by_name() -> None:
     parts = {"training": [captured(LONG), Prompt("mine", "d", text=LONG)]}
     with pytest.raises(PromptsError, match="mine are longer: leave them out"):
-        ask(parts, encode, Recipe(), ROOM)
+        tokenize(parts, encode, Recipe(), ROOM)
 
 
 def test_each_answer_says_what_it_is_drawn_with() -> None:
     parts = {"held-out": [captured("a")], "training": [captured("b")]}
     recipe = Recipe(seed=7, variants=1, variant_temperature=0.9)
-    asked, _ = ask(parts, encode, recipe, ROOM)
+    asked, _ = tokenize(parts, encode, recipe, ROOM)
     assert [(one.part, one.choice, one.temperature, one.seed) for one in asked] == [
         ("held-out", 0, 0.0, 0),  # greedy: there is no noise
         ("training", 0, 0.0, 0),

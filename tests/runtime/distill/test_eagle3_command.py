@@ -113,7 +113,7 @@ def test_auto_trains_nothing_where_its_pilot_says_that_no_draft_pays(
 def test_auto_trains_what_its_pilot_says_to_pay_and_keeps_what_it_found(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pilot, "LEAST", 0.0)
+    monkeypatch.setattr(pilot, "MIN_SPEEDUP", 0.0)
     flags = ("--method", "auto", "--no-gain")
     assert run(folder, "auto", "model", *flags) == 0
     told = capsys.readouterr().err

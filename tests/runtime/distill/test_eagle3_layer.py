@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from turbo_runtime.distill.data.examples import TrainingExamples
+from turbo_runtime.distill.data.examples import Text, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.data.shards import Reader, Shards
-from turbo_runtime.distill.data.texts import Text, Texts
+from turbo_runtime.distill.data.shards import Shards
 from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
 from turbo_runtime.distill.eagle3.method import Eagle3Student
 from turbo_runtime.distill.recipe import Recipe
@@ -60,11 +59,11 @@ class Sequential:
         embedded = self.draft.embedding[token][None]
         x = torch.cat([block.input_layernorm(embedded), block.hidden_norm(state[None])], -1)
         cos, sin = self.draft._rotary(x, torch.tensor([[len(self.keys)]]))
-        query = attention.q_proj(x).view(1, 1, -1, attention.each).transpose(1, 2)
-        key = attention.k_proj(x).view(1, 1, -1, attention.each).transpose(1, 2)
+        query = attention.q_proj(x).view(1, 1, -1, attention.head_dim).transpose(1, 2)
+        key = attention.k_proj(x).view(1, 1, -1, attention.head_dim).transpose(1, 2)
         query, key = apply_rotary_pos_emb(query, key, cos, sin)
         self.keys.append(key)
-        self.values.append(attention.v_proj(x).view(1, 1, -1, attention.each).transpose(1, 2))
+        self.values.append(attention.v_proj(x).view(1, 1, -1, attention.head_dim).transpose(1, 2))
         found = F.scaled_dot_product_attention(
             query, torch.cat(self.keys, 2), torch.cat(self.values, 2), enable_gqa=True
         )
@@ -114,7 +113,7 @@ def answers(count: int, first: int) -> list[Completion]:
     ]
 
 
-def read(said: list[Completion]) -> Texts:
+def read(said: list[Completion]) -> list[Text]:
     """Streams that tell nothing: attention to the prompt must."""
     texts = []
     for one in said:
@@ -131,7 +130,7 @@ def read(said: list[Completion]) -> Texts:
                 0,
             )
         )
-    return Texts(texts)
+    return texts
 
 
 @pytest.fixture
@@ -139,15 +138,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def training(draft: Eagle3) -> Training[Texts, Text]:
+def training(draft: Eagle3) -> Training:
     student = Eagle3Student(draft, RECIPE)
-    shards = Shards.of(answers(72, 0), lambda one: 11, 400, 0)
+    shards = Shards(answers(72, 0), lambda one: 11, 400, 0, lambda said: read(list(said)))
     assert len(shards.parts) > 1
     return Training(
         student,
         WORDS,
         shards,
-        Reader(shards, lambda said: read(list(said))),
         lambda: read(answers(24, 72)),
         RECIPE,
     )
@@ -168,7 +166,7 @@ def test_broken_off_and_gone_on_with_it_comes_to_the_same_bits(tmp_path: Path) -
     for at in (1, 3, whole.steps // 2, whole.steps - 1):
         broken = training(drafted())
 
-        def done(step: int, at: int = at, broken: Training[Texts, Text] = broken) -> None:
+        def done(step: int, at: int = at, broken: Training = broken) -> None:
             if step == at:
                 broken.save(tmp_path / "state.pt")
                 raise KeyboardInterrupt

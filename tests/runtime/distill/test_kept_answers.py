@@ -14,8 +14,7 @@ import pytest
 from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.cli import distill
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
-from turbo_runtime.distill.data.response_store import ANSWERS_FILE, read_kept, write_kept
-from turbo_runtime.distill.data.responses import Completion
+from turbo_runtime.distill.data.responses import ANSWERS_FILE, Completion, read_kept, write_kept
 from turbo_runtime.distill.recipe import TRAINING
 from turbo_runtime.drafters.heads.checkpoint import read_config
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.pilot import Pilot, best, settings
+from turbo_runtime.distill.pilot import Pilot, choose_method, settings
 from turbo_runtime.distill.recipe import OTHERWISE, Recipe
 
 
@@ -16,16 +16,16 @@ def pilots(**found: tuple[float, float]) -> dict[str, Pilot]:
 
 
 def test_the_longer_draft_is_chosen_where_drafts_cost_the_same() -> None:
-    assert best(pilots(heads=(2.0, 0.1), eagle3=(2.5, 0.1))) == "eagle3"
+    assert choose_method(pilots(heads=(2.0, 0.1), eagle3=(2.5, 0.1))) == "eagle3"
 
 
 def test_a_longer_draft_that_costs_more_than_it_brings_is_not_chosen() -> None:
-    assert best(pilots(heads=(2.0, 0.1), eagle3=(2.5, 0.5))) == "heads"
+    assert choose_method(pilots(heads=(2.0, 0.1), eagle3=(2.5, 0.5))) == "heads"
 
 
 def test_where_no_draft_pays_a_sentence_says_what_was_found() -> None:
     with pytest.raises(DistillError, match=r"no draft pays here \(heads 1\.10 tokens a draft at 20% of"):
-        best(pilots(heads=(1.1, 0.2), eagle3=(1.2, 0.4)))
+        choose_method(pilots(heads=(1.1, 0.2), eagle3=(1.2, 0.4)))
 
 
 def test_a_methods_own_defaults_hold_where_nothing_else_was_asked_for() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_runtime.distill.data.examples import UNKNOWN, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.data.shards import Reader, Shards
+from turbo_runtime.distill.data.shards import Shards
 
 ANSWERS = st.lists(st.lists(st.integers(0, 50), min_size=1, max_size=9), min_size=1, max_size=6)
 
@@ -53,7 +53,7 @@ def test_shards_hold_every_answer_once_and_no_more_rows_than_there_is_room_for(
         Completion(TokenizedPrompt("training", "d", (number,)), tuple(one))
         for number, one in enumerate(answers)
     ]
-    shards = Shards.of(said, lambda one: len(one.tokens), most, seed)
+    shards = Shards(said, lambda one: len(one.tokens), most, seed, lambda some: places_of([]))
     assert sorted(s.asked.prompt for part in shards.parts for s in part) == [s.asked.prompt for s in said]
     for part in shards.parts:
         assert len(part) == 1 or sum(len(s.tokens) for s in part) <= most
@@ -71,7 +71,7 @@ def test_one_part_is_in_memory_at_a_time_and_read_again_only_after_another() -> 
         read.append(weakref.ref(found))
         return found
 
-    reader = Reader(Shards.of(said, lambda one: len(one.tokens), 6, 0), places)
+    shards = Shards(said, lambda one: len(one.tokens), 6, 0, places)
     for number in (0, 0, 1, 1, 0):
-        reader.part(number)
+        shards.material(number)
     assert len(read) == 3

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import io
+import time
 
 import httpx
 import pytest
 
 from turbo_runtime.contract.training import TrainingProgress
 from turbo_runtime.distill import progress
-from turbo_runtime.distill.progress import Progress, Stage, spell
-from turbo_runtime.distill.progress_server import told_on
+from turbo_runtime.distill.progress import Progress, Stage, serve_progress, spell
 
 
 class Terminal(io.StringIO):
@@ -30,7 +30,7 @@ def test_what_an_earlier_run_has_done_does_not_make_the_rest_look_quick(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
-    stage = Stage("answers", 1000, "prompts")
+    stage = Stage(Progress(io.StringIO()), "answers", 1000, "prompts")
     stage.add(900, known=True)
     assert stage.line(101.0) == "answers         900/1,000 prompts"
     stage.add(10, known=False)
@@ -53,6 +53,25 @@ def test_a_log_gets_a_line_now_and_then_and_a_terminal_one_that_changes(
         assert told.count("\n") == (1 if isinstance(stream, Terminal) else 4)
 
 
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_a_stage_of_one_long_unit_shows_the_time_that_it_takes(
+    monkeypatch: pytest.MonkeyPatch, stream: io.StringIO
+) -> None:
+    monkeypatch.setattr(progress, "LIVE_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.01)
+    monkeypatch.setattr(progress, "_UNIT_SECONDS", 0.0)
+    with Progress(stream).stage("states", 1, "part") as advance:
+        deadline = time.monotonic() + 10
+        while stream.getvalue().count("0/1 part  for 0 s") < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert stream.getvalue().count("states            0/1 part  for 0 s") >= 3
+        advance()
+    shown = stream.getvalue()
+    assert shown.endswith("states            1/1 part  in 0 s\n")
+    time.sleep(0.05)
+    assert stream.getvalue() == shown
+
+
 def test_a_stage_that_breaks_off_leaves_the_terminal_a_new_line() -> None:
     stream = Terminal()
     with pytest.raises(KeyboardInterrupt), Progress(stream).stage("training", 4, "steps"):
@@ -62,7 +81,7 @@ def test_a_stage_that_breaks_off_leaves_the_terminal_a_new_line() -> None:
 
 def test_how_far_it_is_is_told_over_http_while_it_works() -> None:
     progress = Progress(io.StringIO())
-    with told_on(0, lambda: progress.now) as port:
+    with serve_progress(0, lambda: progress.now) as port:
         url = f"http://127.0.0.1:{port}/progress"
         assert TrainingProgress.from_json(httpx.get(url).text).stage == "start"
         with progress.stage("training", 8, "steps") as advance:
@@ -74,5 +93,5 @@ def test_how_far_it_is_is_told_over_http_while_it_works() -> None:
         assert httpx.get(f"http://127.0.0.1:{port}/else").status_code == 404
     with pytest.raises(httpx.ConnectError):
         httpx.get(url)
-    with told_on(None, lambda: progress.now) as port:
+    with serve_progress(None, lambda: progress.now) as port:
         assert port is None

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.distill.data.chat import turns
-from turbo_runtime.distill.data.split import deal
+from turbo_runtime.distill.data.prompt_set import deal, render_turns
 from turbo_runtime.prompts import Prompt, PromptsError, read_prompts
 
 SHARES = {"held-out": 0.2, "judges": 0.1, "training": 1.0}
@@ -142,7 +141,7 @@ def test_turns_are_read_as_the_server_reads_them() -> None:
         },
         {"role": "user", "content": "Hi", "name": None},
     ]
-    assert turns(Prompt("help-1", "help", tuple(sent))) == [
+    assert render_turns(Prompt("help-1", "help", tuple(sent))) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hi"},
     ]
@@ -151,4 +150,4 @@ def test_turns_are_read_as_the_server_reads_them() -> None:
 def test_a_turn_that_nobody_can_send_is_refused_with_its_prompt_and_field() -> None:
     sent = ({"role": "user", "content": "Hi"}, {"role": "bot", "content": "Ho"})
     with pytest.raises(PromptsError, match=r"prompt help-7: Invalid 'messages\[1\].role'"):
-        turns(Prompt("help-7", "help", sent))
+        render_turns(Prompt("help-7", "help", sent))

@@ -21,7 +21,7 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.evaluation import speedup_benchmark
-from turbo_runtime.distill.evaluation.acceptance import evaluate, taken_of
+from turbo_runtime.distill.evaluation.acceptance import count_accepted, evaluate
 from turbo_runtime.distill.evaluation.speedup_benchmark import Run, Way, gain_of, runs, ways
 from turbo_runtime.distill.target import LIKELIEST, TargetModel, _likeliest
 from turbo_runtime.drafters import hybrid
@@ -73,7 +73,7 @@ def asked(temperature: float = 0.0) -> list[TokenizedPrompt]:
 
 def stated(served: TargetModel, temperature: float) -> list[Stated]:
     """Answers and states as the engine has them while it answers."""
-    engine = served.engine(ActiveDrafts("off"))
+    engine = served.engines([ActiveDrafts("off")])[0]
     return say(
         engine, [GenerationRequest(str(n), one.prompt, params(temperature)) for n, one in enumerate(asked())]
     )
@@ -86,7 +86,7 @@ def test_states_that_are_computed_anew_are_those_of_answering(
     told = stated(served, temperature)
     said = [Completion(one, tuple(known.tokens)) for one, known in zip(asked(), told, strict=True)]
     assert [one.tokens for one in said] == served.answer(asked(), params(temperature), params(temperature))
-    places = TrainingExamples.joined(list(served.places(said, params(temperature or 1.0))))
+    places = TrainingExamples.joined(list(served.examples(said, params(temperature or 1.0))))
     assert len(places) == sum(len(one.tokens) for one in said)
     torch.testing.assert_close(
         places.hidden, torch.cat([known.states for known in told]), rtol=1e-4, atol=1e-4
@@ -114,11 +114,11 @@ def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draf
     source = HeadsDrafter(heads, served.noise)
     taken = []
     for one in said:
-        states = TrainingExamples.joined(list(served.places([one], params(1.0)))).hidden
-        taken.append(taken_of(one, states, source))
-    found = evaluate(said, taken, HEADS)
+        states = TrainingExamples.joined(list(served.examples([one], params(1.0)))).hidden
+        taken.append(count_accepted(one, states, source))
+    found = evaluate([*zip(said, taken, strict=True)], HEADS)
     assert sum(map(sum, taken)) > 5
-    engine = served.engine(ActiveDrafts("heads", HeadsDrafter(heads, served.noise)))
+    engine = served.engines([ActiveDrafts("heads", HeadsDrafter(heads, served.noise))])[0]
     engine.speculation = Speculator(engine.speculation.drafters, EveryDraft())
     steps = 0
     for number, one in enumerate(said):  # one by one: beside a prompt there may be no room for drafts
@@ -170,7 +170,7 @@ def test_of_a_step_prompts_are_charged_the_share_that_they_are_of_those_answered
     first, *others = [Completion(one, tokens) for one, tokens in zip(asked(), answers, strict=True)]
 
     def run(company: list[Completion], batch: int) -> Run:
-        bench = speedup_benchmark._Bench(served.engine(ActiveDrafts("off")), params(0.0))
+        bench = speedup_benchmark._Bench(served.engines([ActiveDrafts("off")])[0], params(0.0))
         return run_of(bench.answer("none", 0, [first], company, batch))
 
     alone, accompanied = run([], 3), run(others, 3)
@@ -237,7 +237,7 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
             yield run
 
     monkeypatch.setattr(speedup_benchmark._Bench, "answer", answers_all)
-    monkeypatch.setattr(TargetModel, "holds", lambda served, *asked: together)
+    monkeypatch.setattr(TargetModel, "can_hold", lambda served, *asked: together)
     of_two = {"none": Way("off"), "memory": Way("suffix")}
     found = runs(served, of_two, [first], [], [], params(0.0), 1, rounds=2)
     for order in (["none", "memory"], ["memory", "none"]):
@@ -256,9 +256,9 @@ def test_ways_take_steps_in_turn_in_another_order_each_round_where_the_cache_hol
 
 def test_the_cache_holds_requests_of_several_engines_in_parts_of_like_size(served: TargetModel) -> None:
     blocks = served.model.pool.blocks
-    assert served.holds(2, blocks // 2, BLOCK_SIZE)
-    assert not served.holds(2, blocks // 2, BLOCK_SIZE + 1)
-    assert not served.holds(3, blocks // 2, BLOCK_SIZE)
+    assert served.can_hold(2, blocks // 2, BLOCK_SIZE)
+    assert not served.can_hold(2, blocks // 2, BLOCK_SIZE + 1)
+    assert not served.can_hold(3, blocks // 2, BLOCK_SIZE)
 
 
 @pytest.mark.parametrize(

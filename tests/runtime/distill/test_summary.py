@@ -5,7 +5,6 @@ from __future__ import annotations
 from turbo_runtime.distill.evaluation.acceptance import Evaluation
 from turbo_runtime.distill.evaluation.record import DomainRecord, Record
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
-from turbo_runtime.distill.evaluation.summary import summary
 
 
 def record(count: int, gains: dict[int, tuple[float, float]], left_out: int = 0) -> Record:
@@ -16,7 +15,7 @@ def record(count: int, gains: dict[int, tuple[float, float]], left_out: int = 0)
 
 
 def test_gains_are_told_beside_those_from_memory_alone() -> None:
-    (line,) = summary(record(40, {1: (1.2, 1.5), 8: (1.1, 1.2)}))
+    (line,) = record(40, {1: (1.2, 1.5), 8: (1.1, 1.2)}).summary()
     assert line == (
         "support: acceptance length 2.50 over 40 answers held out; 1.50 times as fast at 1 (1.20 from memory "
         "alone), 1.20 times as fast at 8 (1.10 from memory alone)"
@@ -24,17 +23,17 @@ def test_gains_are_told_beside_those_from_memory_alone() -> None:
 
 
 def test_where_memory_alone_is_faster_it_says_so() -> None:
-    (line,) = summary(record(40, {1: (3.14, 2.54), 8: (1.2, 1.19), 32: (1.2, 1.1)}))
+    (line,) = record(40, {1: (3.14, 2.54), 8: (1.2, 1.19), 32: (1.2, 1.1)}).summary()
     assert line.endswith("; at 1, 32 memory alone is faster")
 
 
 def test_few_answers_are_told_as_few() -> None:
-    (line,) = summary(record(3, {}))
+    (line,) = record(3, {}).summary()
     assert line.endswith("; 3 are few to measure on: give more prompts")
 
 
 def test_answers_that_are_left_out_are_counted() -> None:
-    first, second = summary(record(0, {}, left_out=4))
+    first, second = record(0, {}, left_out=4).summary()
     assert first == "4 of 24 answers say one thing over and over or end at once: they are left out"
     assert second == (
         "support: every answer held out stands among those learnt from; give more prompts to measure it"

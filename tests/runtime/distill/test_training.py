@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbo_runtime.distill.data.examples import TrainingBatch, TrainingExamples
+from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.data.shards import Reader, Shards
+from turbo_runtime.distill.data.shards import Shards
 from turbo_runtime.distill.heads import HeadsStudent
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.trainer import Training, read_state
@@ -62,18 +62,18 @@ def read(said: Sequence[Completion]) -> TrainingExamples:
     return TrainingExamples.of(states, [one.tokens for one in said], tokens[:, None].int(), chances)
 
 
-Trained = Training[TrainingExamples, TrainingBatch]
+Trained = Training
 
 
 def training(recipe: Recipe = RECIPE) -> Trained:
-    shards = Shards.of(answers(24, 0), lambda one: len(one.tokens), 90, recipe.seed)
+    shards = Shards(answers(24, 0), lambda one: len(one.tokens), 90, recipe.seed, read)
     assert len(shards.parts) == 3
     torch.manual_seed(0)
     heads = Heads(
         EMBEDDING, EMBEDDING, torch.arange(WORDS), heads=recipe.depth, markov_rank=recipe.markov_rank
     )
     student = HeadsStudent(heads, recipe)
-    return Training(student, WORDS, shards, Reader(shards, read), lambda: read(answers(12, 24)), recipe)
+    return Training(student, WORDS, shards, lambda: read(answers(12, 24)), recipe)
 
 
 def heads_of(trained: Trained) -> Heads:
@@ -170,6 +170,6 @@ def test_where_answers_do_not_fit_in_memory_one_part_is_there_at_a_time() -> Non
         alive.append(weakref.ref(places := read(some)))
         return places
 
-    trained._reader = Reader(trained._shards, watched)
+    trained._shards._read = watched
     trained.run(lambda _: None)
     assert len(alive) > RECIPE.epochs

@@ -16,10 +16,10 @@ ASKED = [Prompt("pod-1", "captured", written="hello", captured_at=5.0)]
 
 @pytest.fixture
 def work(tmp_path: Path) -> Workspace:
-    request = RunSpec.of(
-        "sha256:0",
-        [],
-        Recipe(),
+    request = RunSpec(
+        target_digest="sha256:0",
+        prompts_digest="sha256:1",
+        recipe=Recipe(),
         domain="d",
         threads=1,
         device="cpu",
@@ -35,7 +35,7 @@ def test_captured_prompts_are_those_that_were_there_at_first(work: Workspace, tm
     folder = tmp_path / "kept"
     folder.mkdir()
     assert captured_before(work.out, [folder]) is None
-    with work.taken():
+    with work.lock():
         work.keep_captured([folder], ASKED)
     assert captured_before(work.out, [folder]) == ASKED
     assert captured_before(work.out, [tmp_path / "out" / ".." / "kept"]) == ASKED
@@ -46,7 +46,7 @@ def test_what_began_with_another_folder_of_captured_prompts_is_refused_by_name(
 ) -> None:
     for name in ("kept", "other"):
         (tmp_path / name).mkdir()
-    with work.taken():
+    with work.lock():
         work.keep_captured([tmp_path / "kept"], ASKED)
     with pytest.raises(
         DistillError, match=f"of what was captured in {tmp_path / 'kept'}; name that with --pro"

@@ -1,60 +1,52 @@
-"""What heads learn from: each token of an answer, the state that it was drawn from, and what follows."""
+"""What drafts learn from: each token of a response, the state that it was drawn from, and what follows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-UNKNOWN = -1  # in place of a token that the answer does not have
+from turbo_runtime.distill.data.responses import Completion
+
+UNKNOWN = -1  # in place of a token behind the end of the response
 
 
 @dataclass(frozen=True)
 class TrainingExamples:
-    """Rows stand as their tokens do in the answers, one answer behind the other."""
+    """A row for each token of some responses, one response behind the other."""
 
     hidden: Tensor  # (rows, width), in the target's dtype
     tokens: Tensor  # (rows,) int64: the token drawn from it
-    left: Tensor  # (rows,) int64: tokens of the same answer behind that
-    likely: Tensor  # (rows, kept) int32: the likeliest ids under the target's law there
+    left: Tensor  # (rows,) int64: tokens of the same response behind that
+    likely: Tensor  # (rows, kept) int32: the likeliest ids of the target's distribution there
     chances: Tensor  # (rows, kept) float32: their probabilities
 
     @classmethod
     def of(
         cls, hidden: Tensor, answers: Sequence[Sequence[int]], likely: Tensor, chances: Tensor
     ) -> TrainingExamples:
-        """`hidden`, `likely` and `chances` have a row for each token of the answers."""
+        """Build the rows of `answers`; the tensors have a row for each of their tokens."""
         tokens = torch.tensor([token for answer in answers for token in answer], device=hidden.device)
         left = torch.cat([torch.arange(len(answer) - 1, -1, -1, device=hidden.device) for answer in answers])
         return cls(hidden, tokens, left, likely, chances)
 
     @classmethod
-    def joined(cls, places: Sequence[TrainingExamples]) -> TrainingExamples:
-        """One behind the other."""
-        return cls(
-            *(
-                torch.cat([getattr(one, name) for one in places])
-                for name in ("hidden", "tokens", "left", "likely", "chances")
-            )
-        )
-
-    @property
-    def places(self) -> TrainingExamples:
-        """Itself: heads learn from nothing else."""
-        return self
+    def joined(cls, parts: Sequence[TrainingExamples]) -> TrainingExamples:
+        """Concatenate."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     @property
     def teaching(self) -> Tensor:
-        """Numbers of the rows that something follows."""
+        """Number the rows that a token follows."""
         return self.left.nonzero().squeeze(1)
 
     def pick(self, rows: Tensor, heads: int) -> TrainingBatch:
-        """What heads are taught at these rows."""
+        """Gather what heads learn at these rows."""
         ahead = torch.arange(heads, device=rows.device)
         known = ahead < self.left[rows, None]
         at = torch.where(known, rows[:, None] + ahead, rows[:, None])  # of the token before the guessed one
@@ -74,6 +66,52 @@ class TrainingBatch:
 
     hidden: Tensor  # (rows, width)
     before: Tensor  # (rows, heads): the token before the one to guess
-    wanted: Tensor  # (rows, heads): the one to guess; UNKNOWN behind an answer's end
+    wanted: Tensor  # (rows, heads): the one to guess; UNKNOWN behind the end
     likely: Tensor  # (rows, heads, kept): ids that the target finds likeliest there
-    chances: Tensor  # (rows, heads, kept): their probabilities; 0 behind an answer's end
+    chances: Tensor  # (rows, heads, kept): their probabilities; 0 behind the end
+
+
+@dataclass(frozen=True)
+class Text:
+    """One prompt with its response, for a layer that drafts a token at a time."""
+
+    streams: Tensor  # (n, layers x width): of every token of prompt and response but the last
+    tokens: Tensor  # (n,) int64: the token behind each
+    # Of the response's tokens, which are the last of `tokens`; its `hidden` are rows of `streams`.
+    answer: TrainingExamples
+
+    @classmethod
+    def of(cls, completion: Completion, streams: Tensor, examples: TrainingExamples, first: int) -> Text:
+        """Build from the `examples` of several responses, of which this one's begin at row `first`."""
+        rows = slice(first, first + len(completion.tokens))
+        text = (*completion.asked.prompt, *completion.tokens)
+        return cls(
+            streams,
+            torch.tensor(text[1:], device=streams.device),
+            TrainingExamples(
+                streams[-len(completion.tokens) :],
+                examples.tokens[rows].clone(),
+                examples.left[rows].clone(),
+                examples.likely[rows].clone(),
+                examples.chances[rows].clone(),
+            ),
+        )
+
+
+def choose_vocabulary(
+    answers: Iterable[tuple[int, ...]], examples: TrainingExamples, target_size: int, size: int
+) -> Tensor:
+    """Choose the `size` ids, ascending, that the draft can propose: a product over all `target_size` would
+    cost more than it brings (FR-Spec, arXiv 2502.14856).
+
+    Those that come most often in `answers` win, with those that the target's distribution at `examples` might
+    have drawn. An id that neither has is left out.
+    """
+    counts = torch.bincount(
+        torch.tensor([token for tokens in answers for token in tokens]), minlength=target_size
+    )
+    mass = torch.zeros(target_size, dtype=torch.float64)
+    mass.index_add_(0, examples.likely.flatten().long().cpu(), examples.chances.flatten().double().cpu())
+    scores = counts.double() + mass * (counts.sum() / max(1, len(examples)))
+    best = scores.topk(min(size, int((scores > 0).sum()))).indices
+    return best.sort().values

@@ -1,55 +1,92 @@
-"""What is asked: prompts in tokens, some of them several times."""
+"""The prompts of a run: dealt into parts, rendered as chats, and tokenized, some of them several times."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from turbo_runtime.distill.data.responses import TokenizedPrompt, shared
+from turbo_runtime.distill.data.responses import TokenizedPrompt, intern_tokens
 from turbo_runtime.distill.recipe import TRAINING, Recipe
 from turbo_runtime.prompts import Prompt, PromptsError
+from turbo_runtime.protocol.errors import ApiError
+from turbo_runtime.protocol.parsing import parse_chat
+
+_MIN_DEALT = 3  # prompts of a domain, from which on every part gets one
 
 
-def ask(
+def deal(prompts: Sequence[Prompt], seed: int, shares: Mapping[str, float]) -> dict[str, list[Prompt]]:
+    """Deal the prompts, each once, into parts: `shares` of every domain, and the rest into the last part.
+
+    The same prompt lands in the same part whatever the order and the other domains.
+    """
+    parts: dict[str, list[Prompt]] = {name: [] for name in shares}
+    *first, last = shares
+    key = seed.to_bytes(8, "little")
+
+    def lot(prompt: Prompt) -> bytes:
+        return hashlib.blake2b(prompt.content.encode(), digest_size=16, key=key).digest()
+
+    in_order = sorted(prompts, key=lambda prompt: (prompt.content, prompt.domain))
+    unique = {prompt.content: prompt for prompt in reversed(in_order)}.values()
+    for domain in sorted({prompt.domain for prompt in unique}):
+        remaining = sorted((prompt for prompt in unique if prompt.domain == domain), key=lot)
+        count = len(remaining)
+        for name in first:
+            size = max(round(shares[name] * count), int(count >= _MIN_DEALT))
+            parts[name] += remaining[:size]
+            remaining = remaining[size:]
+        parts[last] += remaining
+    return parts
+
+
+def render_turns(prompt: Prompt) -> list[dict[str, Any]]:
+    """Render a chat's turns as the server renders those of a request, so that the draft learns only from
+    prompts that a client can send. Raises PromptsError.
+    """
+    try:
+        request = parse_chat({"model": "any", "messages": list(prompt.messages)})
+    except ApiError as error:
+        raise PromptsError(f"prompt {prompt.name}: {error}") from error
+    return [message.for_template() for message in request.messages]
+
+
+def tokenize(
     parts: Mapping[str, Sequence[Prompt]],
     encode: Callable[[Prompt], Sequence[int]],
     recipe: Recipe,
-    room: int,
+    max_tokens: int,
 ) -> tuple[list[TokenizedPrompt], int]:
-    """`room`: tokens that a prompt may have. Returns what is asked, and how many captured prompts are longer:
-    traffic may have some, and nobody could take them out. Raises PromptsError for others that cannot
-    be asked.
+    """Tokenize the prompts of all parts, once for each response that is wanted of one.
+
+    Captured prompts of more than `max_tokens` are left out, since nobody can edit traffic; their number is
+    returned too. Raises PromptsError for a longer or empty prompt of a file.
     """
-    asked, long, left_out = list[TokenizedPrompt](), list[str](), 0
-    if room < 1:
+    tokenized, long, num_left_out = list[TokenizedPrompt](), list[str](), 0
+    if max_tokens < 1:
         raise PromptsError(
             f"an answer of {recipe.max_tokens} tokens leaves no room for a prompt, of "
-            f"{room + recipe.max_tokens} together: lower --max-tokens or raise --max-model-len"
+            f"{max_tokens + recipe.max_tokens} together: lower --max-tokens or raise --max-model-len"
         )
     for part, prompts in parts.items():
+        temperatures = [recipe.drawn_at(i) for i in range(1 + (recipe.variants if part == TRAINING else 0))]
         for prompt in prompts:
-            tokens = shared(encode(prompt))
+            tokens = intern_tokens(encode(prompt))
             if not tokens:
                 raise PromptsError(f"prompt {prompt.name} has no token; leave it out")
-            if len(tokens) <= room:
-                asked += _asked(part, prompt.domain, tokens, recipe)
+            if len(tokens) <= max_tokens:
+                tokenized += (
+                    TokenizedPrompt(part, prompt.domain, tokens, choice, heat, recipe.seed if heat else 0)
+                    for choice, heat in enumerate(temperatures)
+                )
             elif prompt.captured_at is None:
                 long.append(prompt.name)
             else:
-                left_out += 1
+                num_left_out += 1
     if long:
         names = f"{', '.join(long[:3])}{f' and {len(long) - 3} more' if len(long) > 3 else ''}"
         raise PromptsError(
-            f"beside an answer of {recipe.max_tokens} there is room for prompts of {room} tokens, and "
+            f"beside an answer of {recipe.max_tokens} there is room for prompts of {max_tokens} tokens, and "
             f"{names} are longer: leave them out, lower --max-tokens or raise --max-model-len"
         )
-    return asked, left_out
-
-
-def _asked(part: str, domain: str, tokens: tuple[int, ...], recipe: Recipe) -> list[TokenizedPrompt]:
-    found = []
-    for choice in range(1 + (recipe.variants if part == TRAINING else 0)):
-        temperature = recipe.drawn_at(choice)
-        found.append(
-            TokenizedPrompt(part, domain, tokens, choice, temperature, recipe.seed if temperature else 0)
-        )
-    return found
+    return tokenized, num_left_out

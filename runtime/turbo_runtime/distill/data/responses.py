@@ -1,108 +1,205 @@
-"""The model's own answers, kept on disk in groups that are whole or not there."""
+"""The model's own responses to the prompts: given in groups that a kill cannot damage, and kept with a draft
+for other drafts of the same model to learn from.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from turbo_runtime.atomic_write import write_whole
-from turbo_runtime.distill.data.repetition import loops
+from turbo_runtime.distill.errors import DistillError
+from turbo_runtime.distill.recipe import HELD_OUT, JUDGES, TRAINING
+from turbo_runtime.distill.workspace import read_training
 
-GROUP = 64  # answers that are asked for together, and that a kill loses at most
+GROUP = 64  # responses that are computed together, and that a kill loses at most
+ANSWERS_FILE = "answers.jsonl"
+_LOOP_REPEATS = 3  # in a row at a response's end make a loop
+_MIN_LOOP_TOKENS = 24  # shorter repeats are lists and tables
+_PARTS = (HELD_OUT, JUDGES, TRAINING)  # a prompt of several is of the first of them
 _TOKENS: dict[int, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPrompt:
-    """A prompt in tokens. `choice` tells apart several answers to the same one."""
+    """A prompt in tokens. `choice` tells apart several responses to the same one."""
 
-    part: str  # what the answer is for
+    part: str  # what the response is for
     domain: str
     prompt: tuple[int, ...]
     choice: int = 0
-    temperature: float = 0.0  # that the answer is drawn at
-    seed: int = 0  # of the noise that it is drawn with; greedy answers have none
+    temperature: float = 0.0  # that the response is drawn at
+    seed: int = 0  # of the noise that it is drawn with; greedy responses have none
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> TokenizedPrompt:
+        """Read the fields of a file's row. Raises KeyError, TypeError or ValueError."""
+        return cls(
+            str(row["part"]),
+            str(row["domain"]),
+            intern_tokens(row["prompt"]),
+            int(row["choice"]),
+            float(row["temperature"]),
+            int(row["seed"]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What the model answered; a token that ended the answer is the last of `tokens`."""
+    """A response of the model; a token that ended it is the last of `tokens`."""
 
     asked: TokenizedPrompt
     tokens: tuple[int, ...]
 
     @property
-    def looping(self) -> bool:
-        """Whether it says one thing over and over."""
-        return loops(self.tokens)
+    def line(self) -> str:
+        """The row of a file, as JSON."""
+        return json.dumps({**asdict(self.asked), "tokens": self.tokens})
+
+    @property
+    def shuffle_key(self) -> bytes:
+        """A key that orders responses so that similar ones are not neighbors."""
+        return hashlib.blake2b(self.line.encode(), digest_size=16).digest()
 
 
-def asked_of(row: Mapping[str, Any]) -> TokenizedPrompt:
-    """From the fields in a file. Raises KeyError, TypeError or ValueError for what is none."""
-    return TokenizedPrompt(
-        str(row["part"]),
-        str(row["domain"]),
-        shared(row["prompt"]),
-        int(row["choice"]),
-        float(row["temperature"]),
-        int(row["seed"]),
-    )
-
-
-def shared(tokens: Iterable[Any]) -> tuple[int, ...]:
-    """A token is one object however often it occurs: of many prompts that takes a quarter of the memory."""
+def intern_tokens(tokens: Iterable[Any]) -> tuple[int, ...]:
+    """Share one object for a token however often it occurs: that saves three quarters of the memory."""
     return tuple(_TOKENS.setdefault(token, token) for token in map(int, tokens))
 
 
-def write_asked(file: Path, asked: Iterable[TokenizedPrompt]) -> None:
-    """A line each."""
-    write_whole(file, "".join(json.dumps(asdict(one)) + "\n" for one in asked))
+def is_looping(tokens: Sequence[int]) -> bool:
+    """Whether the end repeats with any period, at least three times over at least 24 tokens: any drafter is
+    fast on such a response, and no user wants it.
+    """
+    for period in range(1, len(tokens) // _LOOP_REPEATS + 1):
+        length = max(_LOOP_REPEATS * period, _MIN_LOOP_TOKENS)
+        end = tokens[-length:]
+        if len(end) == length and all(end[i] == end[i - period] for i in range(period, length)):
+            return True
+    return False
+
+
+def write_asked(file: Path, prompts: Iterable[TokenizedPrompt]) -> None:
+    """Write a line for each."""
+    write_whole(file, "".join(json.dumps(asdict(prompt)) + "\n" for prompt in prompts))
 
 
 def read_asked(file: Path) -> list[TokenizedPrompt] | None:
-    """None where there is nothing yet, or nothing that can be read any more."""
+    """Read what `write_asked` wrote; None where there is nothing, or nothing readable."""
     try:
         with file.open(encoding="utf-8") as lines:
-            return [asked_of(json.loads(line)) for line in lines]
+            return [TokenizedPrompt.from_row(json.loads(line)) for line in lines]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
-# what is asked, and what hears of each answer once it is whole
+# takes prompts, and a function to call after each response
 Answer = Callable[[Sequence[TokenizedPrompt], Callable[[], None]], Sequence[tuple[int, ...]]]
 
 
 def answer_all(
-    asked: Sequence[TokenizedPrompt], folder: Path, answer: Answer, done: Callable[[int, bool], None]
+    prompts: Sequence[TokenizedPrompt], folder: Path, answer: Answer, done: Callable[[int, bool], None]
 ) -> list[Completion]:
-    """All answers in the order asked, those that `folder` has from an earlier run, which asked the same,
-    among them; `done` hears of each how many more are there, and whether they were before. Groups are always
-    the same, so that what the model computes together is the same however often the work was broken off.
+    """Return a response to each prompt, in order; those that an earlier run left in `folder` are read.
+
+    `done` receives how many more there are, and whether they were read. Groups never change, so the model
+    computes the same together however often the work is interrupted.
     """
-    said: list[Completion] = []
-    for number, group in enumerate(_groups(asked)):
-        file = folder / f"{number:05}.json"
-        found = _read(file)
-        if found is not None and len(found) == len(group):
+    completions: list[Completion] = []
+    for number, first in enumerate(range(0, len(prompts), GROUP)):
+        group, file = prompts[first : first + GROUP], folder / f"{number:05}.json"
+        responses = _read_group(file)
+        if responses is not None and len(responses) == len(group):
             done(len(group), True)
         else:
-            found = list(answer(group, lambda: done(1, False)))
-            write_whole(file, json.dumps(found))
-        said += [Completion(one, tokens) for one, tokens in zip(group, found, strict=True)]
-    return said
+            responses = list(answer(group, lambda: done(1, False)))
+            write_whole(file, json.dumps(responses))
+        completions += [Completion(prompt, tokens) for prompt, tokens in zip(group, responses, strict=True)]
+    return completions
 
 
-def _groups(asked: Sequence[TokenizedPrompt]) -> Iterator[Sequence[TokenizedPrompt]]:
-    for first in range(0, len(asked), GROUP):
-        yield asked[first : first + GROUP]
-
-
-def _read(file: Path) -> list[tuple[int, ...]] | None:
-    """None where there are none yet, or none that can be read any more: a disk may lose what it took."""
+def _read_group(file: Path) -> list[tuple[int, ...]] | None:
+    """None where there is none, or none that is readable: a disk may lose what it took."""
     try:
-        return [shared(tokens) for tokens in json.loads(file.read_text(encoding="utf-8"))]
+        return [intern_tokens(tokens) for tokens in json.loads(file.read_text(encoding="utf-8"))]
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Responses that earlier runs kept, and the captured prompts among theirs."""
+
+    said: tuple[Completion, ...] = ()
+    captures: tuple[Mapping[str, Any], ...] = ()  # as the checkpoints record them
+
+    def check(self, vocabulary_size: int, max_tokens: int) -> None:
+        """Raise DistillError where a model with such a vocabulary and context cannot read all of it."""
+        for completion in self.said:
+            text = (*completion.asked.prompt, *completion.tokens)
+            if not all(0 <= token < vocabulary_size for token in text):
+                raise DistillError(
+                    f"of the answers that were kept one has a token that none of {vocabulary_size} is"
+                )
+            if len(text) > max_tokens:
+                raise DistillError(
+                    f"of the answers that were kept one has {len(text)} tokens with its prompt, and there is "
+                    f"room for {max_tokens}: raise --max-model-len"
+                )
+
+
+def write_kept(out: Path, completions: Iterable[Completion]) -> None:
+    """Write the responses into the folder of the checkpoint."""
+    write_whole(out / ANSWERS_FILE, "".join(completion.line + "\n" for completion in completions))
+
+
+def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
+    """Read what runs for that model kept; the order of `folders` changes nothing. Raises DistillError.
+
+    A prompt that one run held out is held out, whatever it was to another, and counts with one response:
+    else speedups would be measured on what the engine has just generated. Equal responses count once.
+    """
+    completions, captures = [], []
+    for folder in folders:
+        training = read_training(folder)
+        if training is None:
+            raise DistillError(f"{folder} holds no draft; name the folders of `turbo distill --keep-answers`")
+        if (made_for := training["request"].get("target_digest")) != target_digest:
+            raise DistillError(
+                f"the answers of {folder} are those of another model: {made_for} and not {target_digest}"
+            )
+        if "capture" in training:
+            captures.append(training["capture"])
+        completions += _read_completions(folder / ANSWERS_FILE)
+    part_of: dict[tuple[int, ...], str] = {}
+    for completion in completions:
+        prompt = completion.asked.prompt
+        part_of[prompt] = min(part_of.get(prompt, TRAINING), completion.asked.part, key=_PARTS.index)
+    dealt = {Completion(replace(c.asked, part=part_of[c.asked.prompt]), c.tokens) for c in completions}
+    unique: dict[object, Completion] = {}
+    for completion in sorted(dealt, key=lambda completion: completion.shuffle_key):
+        asked = completion.asked
+        key = (asked.prompt, completion.tokens if asked.part == TRAINING else None)
+        if key not in unique or asked.choice < unique[key].asked.choice:
+            unique[key] = completion
+    return Kept(tuple(unique.values()), tuple(captures))
+
+
+def _read_completions(file: Path) -> list[Completion]:
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DistillError(f"{file} is not there; distil with --keep-answers first") from None
+    completions = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            _PARTS.index(row["part"])
+            completions.append(Completion(TokenizedPrompt.from_row(row), intern_tokens(row["tokens"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DistillError(f"{file}, line {number}, is no answer that was kept; make it anew") from error
+    return completions

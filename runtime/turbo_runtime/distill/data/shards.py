@@ -1,74 +1,65 @@
-"""The lessons of any number of answers in bounded memory: states are computed again when their turn comes."""
+"""Training material of any number of responses in bounded memory: states are computed when needed."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic
+from typing import Any
 
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.method import Read
 
 JUDGES_SHARE = 16  # of the rows that fit the memory one such part is the judges'
 
 
-@dataclass(frozen=True)
 class Shards:
-    """Answers dealt once and for all into parts whose places fit the memory; one part is in it at a time.
+    """Responses dealt once into parts; memory holds the material of the part that was read last."""
 
-    What all fits is computed once and stays.
-    """
-
-    parts: Sequence[Sequence[Completion]]
-
-    @classmethod
-    def of(
-        cls, said: Sequence[Completion], rows: Callable[[Completion], int], most_rows: int, seed: int
-    ) -> Shards:
-        """So many rows in a part at most, but for an answer that has more by itself."""
-        mixed = list(said)
+    def __init__(
+        self,
+        completions: Sequence[Completion],
+        rows: Callable[[Completion], int],
+        max_rows: int,
+        seed: int,
+        read: Callable[[Sequence[Completion]], Any],
+    ) -> None:
+        """Deal into parts of at most `max_rows`, but for a response that has more by itself."""
+        mixed = list(completions)
         random.Random(seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
-        parts: list[list[Completion]] = []
-        room = 0
-        for one in mixed:
-            if not parts or rows(one) > room:
-                parts.append([])
-                room = most_rows
-            parts[-1].append(one)
-            room -= rows(one)
-        return cls(parts)
+        self.parts: list[list[Completion]] = []
+        num_free = 0
+        for completion in mixed:
+            if not self.parts or rows(completion) > num_free:
+                self.parts.append([])
+                num_free = max_rows
+            self.parts[-1].append(completion)
+            num_free -= rows(completion)
+        self._read = read
+        self._number: int | None = None
+        self._material: Any = None
 
     def order(self, epoch: int, seed: int) -> list[int]:
-        """The parts in the order of an epoch."""
+        """Number the parts in the order of an epoch."""
         numbers = list(range(len(self.parts)))
         random.Random(f"{seed} {epoch}").shuffle(numbers)  # noqa: S311
         return numbers
 
-
-class Reader(Generic[Read]):
-    """Keeps the part that was read last."""
-
-    def __init__(self, shards: Shards, read: Callable[[Sequence[Completion]], Read]) -> None:
-        self._shards, self._read = shards, read
-        self._number: int | None = None
-        self._material: Read | None = None
-
-    def part(self, number: int) -> Read:
-        """What it teaches with."""
-        if self._number != number or self._material is None:
-            self._material = None  # before the next one is there: memory for one is what there is
-            self._material = self._read(self._shards.parts[number])
+    def material(self, number: int) -> Any:
+        """Return the material of a part."""
+        if self._number != number:
+            self._number, self._material = None, None  # first: there is memory for one
+            self._material = self._read(self.parts[number])
             self._number = number
         return self._material
 
 
-def fitting(said: Sequence[Completion], rows: Callable[[Completion], int], most: int) -> list[Completion]:
-    """As many of the first ones as have so many rows together, one at least."""
-    kept: list[Completion] = []
-    for one in said:
-        most -= rows(one)
-        if kept and most < 0:
+def fitting(
+    completions: Sequence[Completion], rows: Callable[[Completion], int], max_rows: int
+) -> list[Completion]:
+    """Take as many of the first ones as `max_rows` hold, and at least one."""
+    fit: list[Completion] = []
+    for completion in completions:
+        max_rows -= rows(completion)
+        if fit and max_rows < 0:
             break
-        kept.append(one)
-    return kept
+        fit.append(completion)
+    return fit

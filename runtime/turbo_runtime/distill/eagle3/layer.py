@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-STREAMS = 3  # layers of the target whose input is seen
+STREAMS = 3  # layers of the target whose input it reads
 
 
 class Attention(nn.Module):
@@ -29,30 +29,30 @@ class Attention(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        width, self.each = config.hidden_size, config.head_dim
+        width, self.head_dim = config.hidden_size, config.head_dim
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(2 * width, self.heads * self.each, bias=False)
-        self.k_proj = nn.Linear(2 * width, self.kv_heads * self.each, bias=False)
-        self.v_proj = nn.Linear(2 * width, self.kv_heads * self.each, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.each, width, bias=False)
+        self.q_proj = nn.Linear(2 * width, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(2 * width, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(2 * width, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, width, bias=False)
 
     def query(self, x: Tensor) -> Tensor:
-        """x (m, 2 width) -> (KV heads, group, m, each)."""
-        query: Tensor = self.q_proj(x).view(len(x), self.kv_heads, -1, self.each).permute(1, 2, 0, 3)
+        """Project x (m, 2 width) to (KV heads, group, m, head_dim)."""
+        query: Tensor = self.q_proj(x).view(len(x), self.kv_heads, -1, self.head_dim).permute(1, 2, 0, 3)
         return query
 
     def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (n, 2 width) -> twice (KV heads, 1, n, each)."""
+        """Project x (n, 2 width) to twice (KV heads, 1, n, head_dim)."""
         key, value = (
-            part(x).view(len(x), self.kv_heads, 1, self.each).permute(1, 2, 0, 3)
+            part(x).view(len(x), self.kv_heads, 1, self.head_dim).permute(1, 2, 0, 3)
             for part in (self.k_proj, self.v_proj)
         )
         return key, value
 
-    def join(self, found: Tensor) -> Tensor:
-        """(KV heads, group, m, each) -> (m, width)."""
-        joined: Tensor = self.o_proj(found.permute(2, 0, 1, 3).flatten(1))
-        return joined
+    def project(self, attended: Tensor) -> Tensor:
+        """Project (KV heads, group, m, head_dim) to (m, width)."""
+        projected: Tensor = self.o_proj(attended.permute(2, 0, 1, 3).flatten(1))
+        return projected
 
 
 class Block(nn.Module):
@@ -67,13 +67,13 @@ class Block(nn.Module):
         self.post_attention_layernorm = LlamaRMSNorm(width, epsilon)
         self.mlp = LlamaMLP(config)
 
-    def seen(self, embedded: Tensor, state: Tensor) -> Tensor:
-        """(n, width) each -> (n, 2 width)."""
+    def join(self, embedded: Tensor, state: Tensor) -> Tensor:
+        """Join embeddings and states (n, width) to (n, 2 width)."""
         return torch.cat([self.input_layernorm(embedded), self.hidden_norm(state)], -1)
 
-    def leave(self, state: Tensor, found: Tensor) -> Tensor:
-        """The state that came in and what attention found -> the state that goes out (m, width)."""
-        state = state + self.self_attn.join(found)
+    def update(self, state: Tensor, attended: Tensor) -> Tensor:
+        """Return the state (m, width) behind the layer."""
+        state = state + self.self_attn.project(attended)
         left: Tensor = state + self.mlp(self.post_attention_layernorm(state))
         return left
 
@@ -102,7 +102,7 @@ class Eagle3(nn.Module):
         self.to(embedding.device)
 
     def forward(self, streams: Tensor, tokens: Tensor, before: Tensor) -> Tensor:
-        """Guesses behind the last m places of a text: streams (n, 3 width), tokens (n,) the token behind each
+        """Guess behind the last m places of a text: streams (n, 3 width), tokens (n,) the token behind each
         place, before (m, depth) the tokens before the guessed ones -> logits (m, depth, V).
 
         `before[:, 0]` are the last m of `tokens`.
@@ -112,48 +112,48 @@ class Eagle3(nn.Module):
         attention = block.self_attn
         count, rows = len(tokens), len(before)
         state = self.fc(streams)
-        seen = block.seen(self._embedded(tokens), state)
+        inputs = block.join(self._embed(tokens), state)
         places = torch.arange(count, device=tokens.device)
         at = places[count - rows :]
-        key, value = attention.key_value(seen)
-        key = self._turned(key, places)
+        key, value = attention.key_value(inputs)
+        key = self._rotate(key, places)
         hidden = places > at[:, None]  # (m, n): what comes later
         own: list[tuple[Tensor, Tensor]] = []
-        seen, state = seen[count - rows :], state[count - rows :]
+        inputs, state = inputs[count - rows :], state[count - rows :]
         logits = []
         for step in range(before.shape[1]):
             if step:
-                seen = block.seen(self._embedded(before[:, step]), state)
-                left_key, left_value = attention.key_value(seen)
-                own.append((self._turned(left_key, at + step), left_value))
-            query = self._turned(attention.query(seen), at + step)
-            state = block.leave(state, _attended(query, key, value, hidden, own))
+                inputs = block.join(self._embed(before[:, step]), state)
+                left_key, left_value = attention.key_value(inputs)
+                own.append((self._rotate(left_key, at + step), left_value))
+            query = self._rotate(attention.query(inputs), at + step)
+            state = block.update(state, _attend(query, key, value, hidden, own))
             logits.append(self.norm(state) @ self.output.T)
         return torch.stack(logits, 1)
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor) -> Tensor:
         embedded: Tensor = self.embedding[tokens].to(self.fc.weight.dtype)
         return embedded
 
-    def _turned(self, x: Tensor, places: Tensor) -> Tensor:
-        """x (KV heads, group, n, each), rotated by its places (n,)."""
+    def _rotate(self, x: Tensor, places: Tensor) -> Tensor:
+        """Rotate x (KV heads, group, n, head_dim) by its places (n,)."""
         cos, sin = self._rotary(x, places[None])
-        turned: Tensor = apply_rotary_pos_emb(x, x, cos, sin)[0]
-        return turned
+        rotated: Tensor = apply_rotary_pos_emb(x, x, cos, sin)[0]
+        return rotated
 
 
-def _attended(
+def _attend(
     query: Tensor, key: Tensor, value: Tensor, hidden: Tensor, own: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
-    """query (KV heads, group, m, each) over key and value (KV heads, 1, n, each) but those `hidden` (m, n),
-    and over a place's own of each step since (KV heads, 1, m, each).
+    """Attend with query (KV heads, group, m, head_dim) to key and value (KV heads, 1, n, head_dim) but those
+    `hidden` (m, n), and to a place's `own` of each step since (KV heads, 1, m, head_dim).
     """
     scale = query.shape[-1] ** -0.5
     scores = [(query @ key.transpose(-1, -2)).masked_fill(hidden, -torch.inf)]
     scores += [(query * left).sum(-1, keepdim=True) for left, _ in own]
     weights = (torch.cat(scores, -1) * scale).softmax(-1)
     first = key.shape[2]
-    found: Tensor = weights[..., :first] @ value
+    attended: Tensor = weights[..., :first] @ value
     for number, (_, left) in enumerate(own):
-        found = found + weights[..., first + number, None] * left
-    return found
+        attended = attended + weights[..., first + number, None] * left
+    return attended

@@ -1,4 +1,4 @@
-"""What drafts of heads would have brought to answers that nothing was learnt from."""
+"""What drafts would bring to responses that nothing was learnt from."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.interface import Coupling, DraftRequest
 from turbo_runtime.sampling.noise import answer_key
 
-_AT_ONCE = 256  # places drafted for together
+_BATCH = 256  # positions drafted for together
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Of some answers. Their first tokens come with their prompts and their last ones without a draft, as the
-    token that every verification has for nothing: neither is drafted.
+    """Acceptance over some responses. A response's first token comes with its prompt and its last one without
+    a draft, as the token that every verification adds: neither is drafted.
     """
 
     answers: int
     tokens: int
-    acceptance_per_position: tuple[float, ...]  # that a draft's token there is right, all before it being so
-    acceptance_length: float | None  # tokens of a verification of all heads' drafts, its own one included
+    acceptance_per_position: tuple[float, ...]  # of a draft's token, all before it being right
+    acceptance_length: float | None  # tokens of a verification of whole drafts, its own one included
 
 
-def evaluate(said: Sequence[Completion], taken: Sequence[Sequence[int]], heads: int) -> Evaluation:
-    """`taken`: for each answer, how many of the tokens drafted behind each of its tokens but the last would
-    be accepted.
+def evaluate(pairs: Sequence[tuple[Completion, Sequence[int]]], heads: int) -> Evaluation:
+    """Evaluate responses, each with the number of tokens drafted behind each of its tokens but the last that
+    would be accepted.
     """
     reached, right = [0] * heads, [0] * heads
     verifications = committed = 0
-    for counts in taken:
+    for _, counts in pairs:
         at = 0
         while at < len(counts):  # as decoding goes: the next draft begins behind what was accepted
             accepted, rest = counts[at], len(counts) - at  # of tokens that are still to come
@@ -44,44 +44,45 @@ def evaluate(said: Sequence[Completion], taken: Sequence[Sequence[int]], heads: 
             verifications += 1
             at += accepted + 1
     return Evaluation(
-        len(said),
-        sum(len(one.tokens) for one in said),
+        len(pairs),
+        sum(len(completion.tokens) for completion, _ in pairs),
         tuple(r / n if n else 0.0 for r, n in zip(right, reached, strict=True)),
         committed / verifications if verifications else None,
     )
 
 
-def taken_of(said: Completion, states: Tensor, source: HeadsDrafter) -> list[int]:
-    """How many tokens drafted behind each token of the answer but its last are the answer's own; drafts are
-    made by the drafter that serves, with the noise that the answer was drawn with. `states`
-    (tokens, width): those that the answer's tokens were drawn from.
+def count_accepted(completion: Completion, states: Tensor, drafter: HeadsDrafter) -> list[int]:
+    """Count the right tokens of a draft behind each token of the response but the last, made by the drafter
+    that serves with the noise that the response was drawn with. `states` (tokens, width): those that its
+    tokens were drawn from.
     """
-    asked = said.asked
+    asked = completion.asked
     prompt = asked.prompt
     coupling = Coupling(answer_key(asked.seed, prompt, asked.choice), asked.temperature)
-    text = (*prompt, *said.tokens)
+    text = (*prompt, *completion.tokens)
     counts: list[int] = []
-    for first in range(0, len(said.tokens) - 1, _AT_ONCE):
-        places = range(first, min(first + _AT_ONCE, len(said.tokens) - 1))
-        wants = [
+    for first in range(0, len(completion.tokens) - 1, _BATCH):
+        positions = range(first, min(first + _BATCH, len(completion.tokens) - 1))
+        requests = [
             DraftRequest("", text[: len(prompt) + at + 1], len(prompt), len(text), "", coupling, states[at])
-            for at in places
+            for at in positions
         ]
-        counts += _accepted(source, wants, text)
+        counts += _draft_along(drafter, requests, text)
     return counts
 
 
-def _accepted(source: HeadsDrafter, wants: Sequence[DraftRequest], text: Sequence[int]) -> list[int]:
-    """How far each draft goes as the text does, its last token left out."""
-    proposal = source.begin(wants)
-    grown = [0] * len(wants)
-    live = [True] * len(wants)
+def _draft_along(drafter: HeadsDrafter, requests: Sequence[DraftRequest], text: Sequence[int]) -> list[int]:
+    """Count how far each draft goes as the text does, whose last token is left out."""
+    proposal = drafter.begin(requests)
+    lengths = [0] * len(requests)
+    live = [True] * len(requests)
     while any(live):
         right: list[int | None] = []
-        for index, (want, offer) in enumerate(zip(wants, proposal.offers([0.0] * len(wants)), strict=True)):
-            at = len(want.tokens) + grown[index]
+        offers = proposal.offers([0.0] * len(requests))
+        for index, (request, offer) in enumerate(zip(requests, offers, strict=True)):
+            at = len(request.tokens) + lengths[index]
             live[index] &= offer is not None and at < len(text) - 1 and offer.token == text[at]
-            grown[index] += live[index]
+            lengths[index] += live[index]
             right.append(offer.token if offer is not None and live[index] else None)
         proposal.advance(right)
-    return grown
+    return lengths

@@ -1,4 +1,4 @@
-"""What is told of heads beside their tensors: how they were made, and what they are worth."""
+"""What a run records of its draft: how it was trained, and what it is worth."""
 
 from __future__ import annotations
 
@@ -6,36 +6,100 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from turbo_runtime.atomic_write import write_whole
+from turbo_runtime.checkpoint_digest import artefact_digest
+from turbo_runtime.contract.training import MOST_DOMAINS, DomainEvaluation, DraftManifest, MeasuredGain
 from turbo_runtime.distill.evaluation.acceptance import Evaluation
 from turbo_runtime.distill.evaluation.speedup_benchmark import Gain
-from turbo_runtime.distill.workspace import EVALUATION_FILE
+from turbo_runtime.distill.recipe import EAGLE3, HEADS
+from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE
+
+_MIN_ANSWERS = 20  # that figures are to rest on
+_MIN_RATIO = 0.98  # of the speed with memory alone: less is no accident of measuring
+_DIGITS = 4  # behind the point: a manifest must fit a termination message
 
 
 @dataclass(frozen=True, slots=True)
 class DomainRecord:
-    """Of one domain's prompts that were held out."""
+    """The evaluation on one domain's held-out prompts."""
 
-    unseen: Evaluation  # without answers that stand word for word among those learnt from
+    unseen: Evaluation  # without responses that stand word for word among the training data
     whole: Evaluation
-    measured_on: str  # digest of the unseen answers and their prompts
+    measured_on: str  # digest of the unseen responses and their prompts
     gains: tuple[Gain, ...] = ()  # measured on the unseen
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Of one distillation."""
+    """The outcome of one run."""
 
     method: str
     domains: Mapping[str, DomainRecord]
     answers: Mapping[str, int]  # by part of the prompts, looping ones left out
-    left_out: int  # answers that say one thing over and over or end at once
+    left_out: int  # responses that loop or end at once
     losses: tuple[float, ...]  # by epoch
-    judged: tuple[float, ...]  # acceptance length on the judges' answers, by epoch
+    judged: tuple[float, ...]  # acceptance length on the judges' responses, by epoch
     best: int  # epoch, from 0
     seconds: Mapping[str, float]  # by stage, but for what was lost with a run that was killed
 
     def write(self, folder: Path) -> None:
-        """Beside the tensors."""
+        """Write it into the folder of the checkpoint."""
         write_whole(folder / EVALUATION_FILE, json.dumps(asdict(self), indent=2, sort_keys=True) + "\n")
+
+    def summary(self) -> list[str]:
+        """Summarize for the terminal: a line for each domain."""
+        lines = [f"{domain}: {'; '.join(_sentences(record))}" for domain, record in self.domains.items()]
+        if self.left_out:
+            total = self.left_out + sum(self.answers.values())
+            loops = f"{self.left_out} of {total} answers say one thing over and over or end at once"
+            lines.insert(0, f"{loops}: they are left out")
+        return lines
+
+
+def _sentences(record: DomainRecord) -> list[str]:
+    length, count = record.unseen.acceptance_length, record.unseen.answers
+    if not count:
+        return ["every answer held out stands among those learnt from; give more prompts to measure it"]
+    sentences = [f"acceptance length {length or 0:.2f} over {count} answers held out"]
+    if record.gains:
+        speedup = "{0.after:.2f} times as fast at {0.batch} ({0.before:.2f} from memory alone)"
+        sentences.append(", ".join(speedup.format(gain) for gain in record.gains))
+    slower = [str(gain.batch) for gain in record.gains if gain.after < _MIN_RATIO * gain.before]
+    if slower:
+        sentences.append(f"at {', '.join(slower)} memory alone is faster")
+    if count < _MIN_ANSWERS:
+        sentences.append(f"{count} are few to measure on: give more prompts")
+    return sentences
+
+
+def read_manifest(folder: Path) -> DraftManifest:
+    """Read what is reported of a finished draft from its folder."""
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    info, method = (config["turbo"], EAGLE3) if "turbo" in config else (config, HEADS)
+    evaluation = json.loads((folder / EVALUATION_FILE).read_text(encoding="utf-8"))
+    domains = list(evaluation["domains"].items())[:MOST_DOMAINS]
+    return DraftManifest(
+        method=method,
+        version=info["version"],
+        digest=artefact_digest(folder),
+        target_digest=info["target_digest"],
+        domain=info["domain"],
+        captured=info["training"].get("capture", {}).get("prompts", 0),
+        worth=tuple(_domain_evaluation(domain, record) for domain, record in domains),
+    )
+
+
+def _domain_evaluation(domain: str, record: Mapping[str, Any]) -> DomainEvaluation:
+    unseen = record["unseen"]
+    length = unseen["acceptance_length"]
+    return DomainEvaluation(
+        domain,
+        None if length is None else round(length, _DIGITS),
+        tuple(round(share, _DIGITS) for share in unseen["acceptance_per_position"]),
+        tuple(
+            MeasuredGain(gain["batch"], round(gain["before"], _DIGITS), round(gain["after"], _DIGITS))
+            for gain in record["gains"]
+        ),
+    )

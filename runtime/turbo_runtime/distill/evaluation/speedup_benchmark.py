@@ -1,5 +1,5 @@
-"""What drafts bring on this machine: the same prompts answered without, with what is drafted from memory
-alone, and with heads beside it.
+"""Speedups on this machine: the same prompts answered without drafts, with drafts from memory alone, and with
+heads in addition.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from turbo_runtime.messages import Drafting, GenerationRequest, SamplingParams
 BATCHES = (1, 8, 32)
 ROUNDS = 3
 WARM_UP = 16  # prompts
-_WARMING = 8  # of them at a time
+_WARM_UP_BATCH = 8
 
 
 class Way(NamedTuple):
-    """How prompts are answered."""
+    """What drafts."""
 
     drafting: Drafting
     heads: Heads | None = None
 
 
 def ways(heads: Heads) -> dict[str, Way]:
-    """Without drafts, from memory alone, and with heads beside it."""
+    """Return no drafts, memory alone, and heads in addition."""
     return {"none": Way("off"), "memory": Way("suffix"), "heads": Way("auto", heads)}
 
 
@@ -46,8 +46,8 @@ class Run:
     way: str
     round: int
     answers: tuple[tuple[int, ...], ...]
-    seconds: float  # of each step the share of these among all that were answered
-    drafts: int  # steps of an answer that verified drafts, of whichever drafter
+    seconds: float  # of each step the share of these prompts among all in it
+    drafts: int  # steps of a response that verified drafts, of whichever drafter
     accepted: int
 
     @property
@@ -58,15 +58,15 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """At so many requests at a time: medians over rounds, over the same round without drafts."""
+    """Speedups at a batch size: medians over rounds, each over the same round without drafts."""
 
     batch: int
     prompts: int  # of a round, the fewest
     tokens_per_second: float  # without drafts
-    before: float  # from memory alone: its speed over none
+    before: float  # from memory alone
     after: float  # with heads
     acceptance_length: float  # with heads: tokens of a step that verified drafts, of whichever drafter
-    differing: int  # answers that were not the same with drafts; under the guarantee `bytes` there are none
+    differing: int  # responses that differ with drafts; under the guarantee `bytes` there are none
 
 
 def runs(
@@ -79,73 +79,60 @@ def runs(
     batch: int,
     rounds: int = ROUNDS,
 ) -> Iterator[Run]:
-    """In each round some of the prompts are answered in all `ways`: other prompts in each while every round
-    has at least `batch`. The ways take steps in turn, in an order that moves on from round to round, so that
-    what else the machine does falls on all that have not ended; where the KV cache does not hold so many
-    requests of each, one way follows another. Where so many are asked at a time, prompts of the other rounds
-    take the places of those that have ended, until the last one has.
+    """Answer some of the prompts in all `ways` in each round: other prompts in each while every round has at
+    least `batch`. The ways step in turn, in an order that rotates from round to round, so that the machine's
+    other load falls on all alike; where the KV cache is too small for that, one way follows another. Prompts
+    of the other rounds fill the batch as some end, until the last one of the round has.
 
-    In each round and way `known` answers are put in the memory, and then the prompts of `warm_up` answered:
-    so the engine learns, as it does in service, how sure its drafts are and what they cost. That is all it
-    knows, but for what steps cost, which is learnt from those of all. None of `asked` may be among either,
-    nor heads have learnt from `warm_up` what to draft: they would be too sure of it.
+    In each round and way the memory starts with the `known` responses, and then the prompts of `warm_up` are
+    answered: so the engine learns, as in service, how sure its drafts are and what they cost. It knows
+    nothing else but the cost of steps, which all share. None of `asked` may be among either, nor may heads
+    have been trained on `warm_up`: they would be too sure of it.
     """
     names = list(ways)
     parts = max(1, min(rounds, len(asked) // batch))
-    longest = max(len(one.asked.prompt) for one in asked) + params.max_tokens
-    together = served.holds(len(names), batch, longest)
+    max_length = max(len(completion.asked.prompt) for completion in asked) + params.max_tokens
+    together = served.can_hold(len(names), batch, max_length)
     for number in range(rounds):
         first = number % len(names)
         order = [*names[first:], *names[:first]]
-        some = [asked[(number + later) % parts :: parts] for later in range(parts)]
-        company = list(chain.from_iterable(some[1:]))
+        own, *others = [asked[(number + later) % parts :: parts] for later in range(parts)]
+        fillers = list(chain.from_iterable(others))
         for group in [order] if together else [[name] for name in order]:
-            benches = _benches(served, {name: ways[name] for name in group}, params)
+            engines = served.engines([_active_drafts(ways[name], served) for name in group])
+            benches = {name: _Bench(engine, params) for name, engine in zip(group, engines, strict=True)}
             for way, bench in benches.items():
                 bench.remember(known)
-                deque(bench.answer(way, number, warm_up, (), _WARMING), 0)
-            yield from _in_turn(
-                [bench.answer(way, number, some[0], company, batch) for way, bench in benches.items()]
-            )
-            del bench, benches  # before others are made
+                deque(bench.answer(way, number, warm_up, (), _WARM_UP_BATCH), 0)
+            turns = [bench.answer(way, number, own, fillers, batch) for way, bench in benches.items()]
+            yield from [run for steps in zip_longest(*turns) for run in steps if run is not None]
+            del bench, benches, engines, turns  # before the next ones are created
 
 
-def _benches(served: TargetModel, ways: Mapping[str, Way], params: SamplingParams) -> dict[str, _Bench]:
-    in_use = [
-        ActiveDrafts(way.drafting, None if way.heads is None else HeadsDrafter(way.heads, served.noise))
-        for way in ways.values()
-    ]
-    engines = served.engines(in_use)
-    return {name: _Bench(engine, params) for name, engine in zip(ways, engines, strict=True)}
-
-
-def _in_turn(going: Sequence[Iterator[Run | None]]) -> list[Run]:
-    """What each comes to, a step of each at a time."""
-    found = []
-    for steps in zip_longest(*going):
-        found += [run for run in steps if run is not None]
-    return found
+def _active_drafts(way: Way, served: TargetModel) -> ActiveDrafts:
+    heads = None if way.heads is None else HeadsDrafter(way.heads, served.noise)
+    return ActiveDrafts(way.drafting, heads)
 
 
 def gain_of(batch: int, found: Sequence[Run]) -> Gain:
-    """Of all runs at so many requests at a time."""
-    rounds: dict[int, dict[str, Run]] = {}
+    """Summarize all runs at a batch size."""
+    by_round: dict[int, dict[str, Run]] = {}
     for run in found:
-        rounds.setdefault(run.round, {})[run.way] = run
-    each = list(rounds.values())
-    drafts = sum(one["heads"].drafts for one in each)
+        by_round.setdefault(run.round, {})[run.way] = run
+    rounds = list(by_round.values())
+    drafts = sum(runs["heads"].drafts for runs in rounds)
     return Gain(
         batch,
         min(len(run.answers) for run in found),
-        median(one["none"].speed for one in each),
-        median(one["memory"].speed / one["none"].speed for one in each),
-        median(one["heads"].speed / one["none"].speed for one in each),
-        1 + sum(one["heads"].accepted for one in each) / drafts if drafts else 1.0,
+        median(runs["none"].speed for runs in rounds),
+        median(runs["memory"].speed / runs["none"].speed for runs in rounds),
+        median(runs["heads"].speed / runs["none"].speed for runs in rounds),
+        1 + sum(runs["heads"].accepted for runs in rounds) / drafts if drafts else 1.0,
         sum(
             answer != plain
-            for one in each
-            for run in one.values()
-            for answer, plain in zip(run.answers, one["none"].answers, strict=True)
+            for runs in rounds
+            for run in runs.values()
+            for answer, plain in zip(run.answers, runs["none"].answers, strict=True)
         ),
     )
 
@@ -155,31 +142,31 @@ class _Bench:
 
     def __init__(self, engine: Engine, params: SamplingParams) -> None:
         self._engine, self._params = engine, params
-        self._asked = count()  # no request's name is used twice
+        self._numbers = count()  # no request's name is used twice
 
     def remember(self, known: Sequence[Completion]) -> None:
-        """As if it had said them."""
+        """Fill the memory as if the engine had generated them."""
         drafters = self._engine.speculation.drafters
-        for number, one in enumerate(known):
-            text = (*one.asked.prompt, *one.tokens)
-            drafters.finish(f"known {number}", text, len(one.asked.prompt), "")
+        for number, completion in enumerate(known):
+            prompt = completion.asked.prompt
+            drafters.finish(f"known {number}", (*prompt, *completion.tokens), len(prompt), "")
         while drafters.waiting:
             drafters.read(1 << 12)
 
     def answer(
-        self, way: str, number: int, asked: Sequence[Completion], company: Sequence[Completion], batch: int
+        self, way: str, number: int, asked: Sequence[Completion], fillers: Sequence[Completion], batch: int
     ) -> Iterator[Run | None]:
-        """All of `asked`, so many at a time, with `company` behind them: a step each time, and in the end
-        what came of it.
+        """Answer all of `asked`, `batch` at a time, with `fillers` behind them; yield None after each step,
+        and the run at the end.
         """
         engine, before = self._engine, self._engine.stats()
-        names = {f"{next(self._asked)}": index for index in range(len(asked) + len(company))}
-        prompts = [one.asked.prompt for one in (*asked, *company)]
-        told: list[list[int]] = [[] for _ in prompts]
+        prompts = [completion.asked.prompt for completion in (*asked, *fillers)]
+        names = {f"{next(self._numbers)}": index for index in range(len(prompts))}
+        responses: list[list[int]] = [[] for _ in prompts]
         waiting, live = list(reversed(names.items())), set[int]()
-        seconds, left = 0.0, len(asked)
-        while left:
-            began = time.perf_counter()
+        seconds, remaining = 0.0, len(asked)
+        while remaining:
+            start_time = time.perf_counter()
             while waiting and len(live) < batch:
                 name, index = waiting.pop()
                 engine.accept(GenerationRequest(name, prompts[index], self._params))
@@ -189,13 +176,13 @@ class _Bench:
                 if event.error:
                     raise DistillError(f"a prompt cannot be answered: {event.error}; leave it out")
                 index = names[event.request_id]
-                told[index] += event.tokens
+                responses[index] += event.tokens
                 if event.finish_reason is not None:
                     live.remove(index)
-                    left -= index < len(asked)
-            seconds += (time.perf_counter() - began) * share
+                    remaining -= index < len(asked)
+            seconds += (time.perf_counter() - start_time) * share
             yield None
         stats = engine.stats()
-        answers = tuple(map(tuple, told[: len(asked)]))
+        answers = tuple(map(tuple, responses[: len(asked)]))
         drafts, accepted = stats.drafts - before.drafts, stats.accepted_tokens - before.accepted_tokens
         yield Run(way, number, answers, seconds, drafts, accepted)
