@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from turbo_runtime.cli.arguments import bounded_float, bounded_int
 from turbo_runtime.client.address import ServerError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR, TERMINATION_MESSAGE_BYTES
@@ -28,7 +29,7 @@ from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_promp
 _DOMAIN = "draft"
 MEMORY_GIB = 1.0
 MAX_RUNNING = 32
-_ASKING = ("held_out", "judges", "variants", "variant_temperature", "completions", "max_captured")
+_GENERATION_OPTIONS = ("held_out", "judges", "variants", "variant_temperature", "completions", "max_captured")
 TERMINATED = 128 + signal.SIGTERM  # as a shell tells of it
 
 _EPILOG = """\
@@ -41,23 +42,24 @@ line; 3 when trying again cannot help.
 
 def distill(argv: list[str]) -> int:
     """`turbo distill MODEL --prompts FILE --out DIR`."""
-    command = parser()
-    options = command.parse_args(argv)
+    parser = build_parser()
+    options = parser.parse_args(argv)
     if options.answers and options.endpoint:
-        command.error("--from asks for new answers, and --answers takes those that are there; leave one out")
-    if options.answers and (asking := [name for name in _ASKING if getattr(options, name) is not None]):
-        told = ", ".join(f"--{name.replace('_', '-')}" for name in asking)
-        command.error(f"--answers takes prompts and answers as they were dealt and drawn; leave out {told}")
+        parser.error("--from asks for new answers, and --answers takes those that are there; leave one out")
+    conflicts = [name for name in _GENERATION_OPTIONS if getattr(options, name) is not None]
+    if options.answers and conflicts:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in conflicts)
+        parser.error(f"--answers takes prompts and answers as they were dealt and drawn; leave out {flags}")
     # a container's first process has no default actions: it would work on until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        recipe = _recipe(options, drawn_by(options.answers))
-        prompts, parts = _prompts(options, recipe) if options.prompts else ([], {})
+        recipe = _build_recipe(options, drawn_by(options.answers))
+        prompts, parts = _read_prompts(options, recipe) if options.prompts else ([], {})
         if not recipe.words + recipe.law + recipe.variation:
             raise DistillError("--words, --law and --variation are all 0: there is nothing to learn from")
         find(options.model, options.revision)
         settle_threads(options.threads)
-        # what brings torch comes only now: the threads are settled, what is wrong with the command is said
+        # Imports of torch come only now: the threads are set, and errors of the command are reported.
         from turbo_runtime.engine.startup.library_logging import quiet_libraries
         from turbo_runtime.models.gguf_cache import gguf_parsed_once
 
@@ -69,12 +71,12 @@ def distill(argv: list[str]) -> int:
             _run(options, recipe, prompts, parts, progress)
         from turbo_runtime.distill.evaluation.manifest import draft_facts
 
-        _leave(options.termination_message, draft_facts(options.out).to_json())
+        _write_termination_message(options.termination_message, draft_facts(options.out).to_json())
         return 0
     except (HubUnreachableError, MayPassError, ServerError, OSError) as error:
-        return _failed(options, error, 1)
+        return _report_failure(options, error, 1)
     except (PromptsError, ModelError, DistillError) as error:
-        return _failed(options, error, PERMANENT_ERROR)
+        return _report_failure(options, error, PERMANENT_ERROR)
     except KeyboardInterrupt:
         print(f"turbo distill: stopped; the same command goes on with {options.out}", file=sys.stderr)
         raise
@@ -82,37 +84,37 @@ def distill(argv: list[str]) -> int:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _prompts(
+def _read_prompts(
     options: argparse.Namespace, recipe: Recipe
 ) -> tuple[list[Prompt], Mapping[str, Sequence[Prompt]]]:
-    """All of them, and by part."""
-    # traffic goes on: what was there at first is what is learnt from
+    """Return all prompts, and the prompts by part."""
+    # traffic goes on: a continued run trains on the prompts that it began with
     before = captured_before(options.out, options.prompts)
     newest = (options.max_captured or MAX_CAPTURED) if before is None else 0
     domain, chat = options.domain or "", not options.completions
-    found = read_prompts(options.prompts, chat=chat, captured=newest, domain=domain)
-    for prompt in found:
+    new = read_prompts(options.prompts, chat=chat, captured=newest, domain=domain)
+    for prompt in new:
         if prompt.messages:
-            turns(prompt)  # what is wrong with it is told before the model is loaded
-    prompts = [*found, *(before or ())]
+            turns(prompt)  # reports errors before the model is loaded
+    prompts = [*new, *(before or ())]
     parts = deal(prompts, recipe.seed, recipe.shares)
-    if short := [name for name, some in parts.items() if not some]:
-        unlike = len({prompt.content for prompt in prompts})
-        which = f", {unlike} of them unlike," if unlike < len(prompts) else ""
+    if empty := [name for name, members in parts.items() if not members]:
+        num_distinct = len({prompt.content for prompt in prompts})
+        distinct = f", {num_distinct} of them unlike," if num_distinct < len(prompts) else ""
         raise PromptsError(
-            f"{len(prompts)} prompts{which} leave none for the part '{short[0]}'; give more prompts: some "
+            f"{len(prompts)} prompts{distinct} leave none for the part '{empty[0]}'; give more prompts: some "
             "hundreds of one kind are what a draft learns from"
         )
     return prompts, parts
 
 
-def _failed(options: argparse.Namespace, error: Exception, status: int) -> int:
+def _report_failure(options: argparse.Namespace, error: Exception, status: int) -> int:
     print(f"turbo distill: {error}", file=sys.stderr)
-    _leave(options.termination_message, str(error))
+    _write_termination_message(options.termination_message, str(error))
     return status
 
 
-def _leave(file: Path | None, text: str) -> None:
+def _write_termination_message(file: Path | None, text: str) -> None:
     if file is not None:
         file.write_bytes(text.encode()[:TERMINATION_MESSAGE_BYTES])
 
@@ -139,11 +141,11 @@ def _run(
         raise DistillError(f"cannot inspect {options.model}: {error}") from error
     captured = [prompt for prompt in prompts if prompt.captured_at is not None]
     kept = read_kept(options.answers, facts.digest or "")
-    asked = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
+    lines = [f"{prompt.domain}\n{prompt.content}" for prompt in prompts if prompt.captured_at is None]
     source = "endpoint" if options.endpoint else "engine"
     request = RunSpec.of(
         facts.digest or "",
-        [*asked, *kept.lines],
+        [*lines, *kept.lines],
         recipe,
         domain=options.domain or _DOMAIN,
         threads=options.threads or len(os.sched_getaffinity(0)),
@@ -173,9 +175,9 @@ def _run(
         audit_share=0.0,
     )
     with progress.stage("model", 1, "loaded") as advance:
-        served = TargetModel(config)
+        target = TargetModel(config)
         advance()
-    how = Options(not options.no_gain, options.keep_answers, options.endpoint)
+    pipeline_options = Options(not options.no_gain, options.keep_answers, options.endpoint)
     with work.taken():
         if work.is_done:
             progress.say(f"{options.out} was done meanwhile")
@@ -184,7 +186,9 @@ def _run(
         if captured and captured_before(options.out, options.prompts) is None:
             work.keep_captured(options.prompts, captured)
         active = facts.shape.active_parameters
-        record = Distillation(served, options.model, active, parts, kept, recipe, work, how, progress).run()
+        record = Distillation(
+            target, options.model, active, parts, kept, recipe, work, pipeline_options, progress
+        ).run()
     for line in summary(record):
         progress.say(line)
     progress.say(
@@ -192,66 +196,44 @@ def _run(
     )
 
 
-def _recipe(options: argparse.Namespace, drawn: Mapping[str, Any]) -> Recipe:
-    """What is typed, before what kept answers were drawn with, before what the method has by itself."""
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
-    typed = {name: value for name, value in given.items() if value is not None}
+def _build_recipe(options: argparse.Namespace, drawn: Mapping[str, Any]) -> Recipe:
+    """Options precede what kept answers were drawn with, which precedes the method's own settings."""
+    values = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
+    typed = {name: value for name, value in values.items() if value is not None}
     return Recipe(**{**OTHERWISE[options.method], **drawn, **typed})
 
 
-def parser() -> argparse.ArgumentParser:
-    """Of the command line."""
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="turbo distill",
         usage="turbo distill MODEL (--prompts FILE ... | --answers DIR ...) --out DIR [options]",
         description="Train a draft for MODEL from its own answers to your prompts, and measure its worth.",
         epilog=_EPILOG,
     )
-    help_of = {name: spec.metadata["help"] for name, spec in RuntimeConfig.__dataclass_fields__.items()}
-    parser.add_argument("model", metavar="MODEL", help=help_of["model"])
+    config_fields = RuntimeConfig.__dataclass_fields__
+    config_help = {name: spec.metadata["help"] for name, spec in config_fields.items()}
+    parser.add_argument("model", metavar="MODEL", help=config_help["model"])
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument(
-        "--prompts",
-        type=Path,
-        nargs="+",
-        metavar="FILE",
-        help='JSON lines with "prompt" or "messages", and "domain" if there are several; or folders of them',
-    )
-    source.add_argument(
-        "--answers",
-        type=Path,
-        nargs="+",
-        default=(),
-        metavar="DIR",
-        help="learn from the --keep-answers of earlier drafts of MODEL, instead of asking",
-    )
-    parser.add_argument(
-        "--max-captured",
-        type=_count(1),
-        help=f"of prompts kept by `turbo serve --capture` the newest so many (default: {MAX_CAPTURED})",
-    )
+    text = 'JSON lines with "prompt" or "messages", and "domain" if there are several; or folders of them'
+    source.add_argument("--prompts", type=Path, nargs="+", metavar="FILE", help=text)
+    text = "learn from the --keep-answers of earlier drafts of MODEL, instead of asking"
+    source.add_argument("--answers", type=Path, nargs="+", default=(), metavar="DIR", help=text)
+    text = f"of prompts kept by `turbo serve --capture` the newest so many (default: {MAX_CAPTURED})"
+    parser.add_argument("--max-captured", type=bounded_int(1), help=text)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the artefact")
     parser.add_argument(
         "--domain",
         help="what the draft is for, in a word, and the domain of captured prompts and of those of a single "
         f"file that name none themselves (default: {_DOMAIN}, and the file's name)",
     )
-    parser.add_argument(
-        "--completions",
-        action="store_true",
-        default=None,
-        help="take prompts as they are, without the chat template",
-    )
-    parser.add_argument(
-        "--no-gain",
-        action="store_true",
-        help="measure no speeds: for a machine that will not serve the draft",
-    )
-    parser.add_argument(
-        "--keep-answers",
-        action="store_true",
-        help="leave the answers in DIR/answers.jsonl: they tell prompts",
-    )
+    text = "take prompts as they are, without the chat template"
+    parser.add_argument("--completions", action="store_true", default=None, help=text)
+    text = "measure no speeds: for a machine that will not serve the draft"
+    parser.add_argument("--no-gain", action="store_true", help=text)
+    text = "leave the answers in DIR/answers.jsonl: they tell prompts"
+    parser.add_argument("--keep-answers", action="store_true", help=text)
+
     answers = parser.add_argument_group("answers")
     answers.add_argument(
         "--from",
@@ -261,19 +243,16 @@ def parser() -> argparse.ArgumentParser:
         help="ask a server of the OpenAI API that serves MODEL (vLLM, Turbo; its key in OPENAI_API_KEY) "
         "instead of the model in this process",
     )
-    _add(answers, "temperature", _within(0, 2), "of the answers, 0 for greedy ones")
-    _add(answers, "top_p", _within(0.01, 1), "of the answers")
-    _add(answers, "top_k", _count(0), "of the answers; 0 keeps all")
-    _add(answers, "max_tokens", _count(2), "of an answer, at most")
-    _add(
-        answers,
-        "variants",
-        _count(0, 64),
-        "further answers, drawn at random, to each prompt that is trained on",
-    )
-    _add(answers, "variant_temperature", _within(0, 2), "of those, where --temperature is lower")
-    _add(answers, "held_out", _within(0.01, 0.5), "share of the prompts that heads are evaluated on")
-    _add(answers, "judges", _within(0.01, 0.4), "share of the prompts that confidences are learnt from")
+    _add(answers, "temperature", bounded_float(0, 2), "of the answers, 0 for greedy ones")
+    _add(answers, "top_p", bounded_float(0.01, 1), "of the answers")
+    _add(answers, "top_k", bounded_int(0), "of the answers; 0 keeps all")
+    _add(answers, "max_tokens", bounded_int(2), "of an answer, at most")
+    text = "further answers, drawn at random, to each prompt that is trained on"
+    _add(answers, "variants", bounded_int(0, 64), text)
+    _add(answers, "variant_temperature", bounded_float(0, 2), "of those, where --temperature is lower")
+    _add(answers, "held_out", bounded_float(0.01, 0.5), "share of the prompts that heads are evaluated on")
+    _add(answers, "judges", bounded_float(0.01, 0.4), "share of the prompts that confidences are learnt from")
+
     draft = parser.add_argument_group("draft")
     draft.add_argument(
         "--method",
@@ -282,71 +261,41 @@ def parser() -> argparse.ArgumentParser:
         help="heads are for the engine Turbo, eagle3 is for vLLM and SGLang, auto trains whichever a pilot on"
         " some of the answers says to pay more (default: heads)",
     )
-    most: Any = RuntimeConfig.__dataclass_fields__["max_draft_tokens"].default
-    _add(draft, "depth", _count(1, most), "tokens that are drafted at once")
-    _add(draft, "markov_rank", _count(0, 4096), "of the term by which heads follow the token before")
-    _add(draft, "vocabulary", _count(2), "tokens that can be drafted, at most")
+    max_depth: Any = config_fields["max_draft_tokens"].default
+    _add(draft, "depth", bounded_int(1, max_depth), "tokens that are drafted at once")
+    _add(draft, "markov_rank", bounded_int(0, 4096), "of the term by which heads follow the token before")
+    _add(draft, "vocabulary", bounded_int(2), "tokens that can be drafted, at most")
+
     training = parser.add_argument_group("training")
-    _add(training, "epochs", _count(1), "times that everything is learnt from")
-    _add(training, "rows", _count(1), "places of one step")
-    _add(training, "rate", _within(1e-8, 1), "of learning, at its highest")
-    _add(training, "weight_decay", _within(0, 1), "of AdamW")
-    _add(training, "warm_up", _within(0, 0.9), "share of the steps over which the rate rises")
-    _add(training, "head_decay", _within(0, 1), "how much less each further head counts")
-    _add(training, "words", _within(0, 100), "weight of the cross-entropy with what was said")
-    _add(training, "law", _within(0, 100), "weight of the cross-entropy with the model's own probabilities")
-    _add(training, "variation", _within(0, 100), "weight of the total variation from them")
-    _add(training, "seed", _count(0), "of everything that is drawn")
+    _add(training, "epochs", bounded_int(1), "times that everything is learnt from")
+    _add(training, "rows", bounded_int(1), "places of one step")
+    _add(training, "rate", bounded_float(1e-8, 1), "of learning, at its highest")
+    _add(training, "weight_decay", bounded_float(0, 1), "of AdamW")
+    _add(training, "warm_up", bounded_float(0, 0.9), "share of the steps over which the rate rises")
+    _add(training, "head_decay", bounded_float(0, 1), "how much less each further head counts")
+    weight = bounded_float(0, 100)
+    _add(training, "words", weight, "weight of the cross-entropy with what was said")
+    _add(training, "law", weight, "weight of the cross-entropy with the model's own probabilities")
+    _add(training, "variation", weight, "weight of the total variation from them")
+    _add(training, "seed", bounded_int(0), "of everything that is drawn")
+
     machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--progress-port",
-        type=_count(0, 65535),
-        help="tell on this port over HTTP how far it is; 0 takes a free one",
-    )
-    machine.add_argument(
-        "--termination-message",
-        type=Path,
-        metavar="FILE",
-        help="write to FILE what was made, as JSON, or the error",
-    )
-    machine.add_argument("--revision", help=help_of["revision"])
-    machine.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"), help=help_of["device"])
-    machine.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="of the model"
-    )
-    machine.add_argument("--threads", type=_count(1), help="CPU threads (default: allowed cores)")
-    machine.add_argument("--max-model-len", type=_count(2), help=help_of["max_model_len"])
-    machine.add_argument(
-        "--memory-gib",
-        type=_within(0.01, 4096),
-        default=MEMORY_GIB,
-        help=f"for hidden states; of more answers than fit they are computed anew (default: {MEMORY_GIB:g})",
-    )
+    text = "tell on this port over HTTP how far it is; 0 takes a free one"
+    machine.add_argument("--progress-port", type=bounded_int(0, 65535), help=text)
+    text = "write to FILE what was made, as JSON, or the error"
+    machine.add_argument("--termination-message", type=Path, metavar="FILE", help=text)
+    machine.add_argument("--revision", help=config_help["revision"])
+    devices, dtypes = ("auto", "cpu", "cuda"), ("auto", "float32", "bfloat16")
+    machine.add_argument("--device", default="auto", choices=devices, help=config_help["device"])
+    machine.add_argument("--dtype", default="auto", choices=dtypes, help="of the model")
+    machine.add_argument("--threads", type=bounded_int(1), help="CPU threads (default: allowed cores)")
+    machine.add_argument("--max-model-len", type=bounded_int(2), help=config_help["max_model_len"])
+    text = f"for hidden states; of more answers than fit they are computed anew (default: {MEMORY_GIB:g})"
+    machine.add_argument("--memory-gib", type=bounded_float(0.01, 4096), default=MEMORY_GIB, help=text)
     return parser
 
 
 def _add(group: Any, name: str, kind: Callable[[str], float], text: str) -> None:
-    told = f"{Recipe.__dataclass_fields__[name].default:g}"
-    told += "".join(f"; {method}: {other[name]:g}" for method, other in OTHERWISE.items() if other.get(name))
-    group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: {told})")
-
-
-def _within(least: float, most: float) -> Callable[[str], float]:
-    def number(text: str) -> float:
-        value = float(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must lie between {least:g} and {most:g}, not {text}")
-        return value
-
-    return number
-
-
-def _count(least: int, most: int = 1 << 40) -> Callable[[str], int]:
-    def count(text: str) -> int:
-        value = int(text)
-        if not least <= value <= most:
-            bound = f"at least {least}" if most == 1 << 40 else f"between {least} and {most}"
-            raise argparse.ArgumentTypeError(f"must be {bound}, not {text}")
-        return value
-
-    return count
+    default = f"{Recipe.__dataclass_fields__[name].default:g}"
+    default += "".join(f"; {method}: {own[name]:g}" for method, own in OTHERWISE.items() if own.get(name))
+    group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"{text} (default: {default})")

@@ -84,4 +84,4 @@ def test_a_server_without_named_drafts_has_the_default_alone(launch: Callable[..
 def submits(server: Any) -> list[str]:
     """What the engine was asked for."""
     lines: list[str] = server.engine_log.read_text(encoding="utf-8").splitlines()
-    return [line for line in lines if line.startswith("Submit(")]
+    return [line for line in lines if line.startswith("GenerationRequest(")]

@@ -16,7 +16,7 @@ import pytest
 from turbo_runtime.contract import endpoints
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.app import build_app
-from turbo_runtime.server.engine_client.client import EngineClient
+from turbo_runtime.server.engine_client import EngineClient
 from turbo_runtime.server.service import Service
 
 HOLD = {"model": "echo", "prompt": "hold", "temperature": 0}
@@ -52,9 +52,9 @@ def test_a_client_that_leaves_cancels_its_answers(launch, stream: bool) -> None:
         else:
             with pytest.raises(httpx.ReadTimeout):
                 client.post(f"{server.url}/v1/completions", json=body, timeout=0.5)
-    until(server, "Cancel")
+    until(server, "Abort")
     log = server.engine_log.read_text()
-    assert log.count("Submit(") == log.count("Cancel(") == 2
+    assert log.count("GenerationRequest(") == log.count("Abort(") == 2
     assert 'finished_reason="abort",model_name="echo"' in httpx.get(server.url + endpoints.METRICS_PATH).text
 
 
@@ -63,7 +63,7 @@ def test_a_stop_string_cancels_the_rest_of_its_answer(launch, connect_to) -> Non
     with connect_to(server) as client:
         reply = client.completions.create(**HOLD, max_tokens=1500, stop="ldho")
     assert reply.choices[0].text == "ho"
-    until(server, "Cancel")
+    until(server, "Abort")
 
 
 @pytest.mark.parametrize("death", ["crash", "kill"])
@@ -117,7 +117,7 @@ def test_sigterm_serves_on_then_finishes_what_runs_and_exits_0(launch, connect_t
     server = launch("--endpoint-seconds=1", "--drain-seconds=30")
     with connect_to(server) as client:
         running = in_background(lambda: client.completions.create(**HOLD, max_tokens=120))  # some 3 s
-        until(server, "Submit")
+        until(server, "GenerationRequest")
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("Draining")
         assert httpx.get(server.url + endpoints.READY_PATH).status_code == 503
@@ -139,7 +139,7 @@ def test_what_runs_longer_than_the_drain_is_cut_with_an_error(launch, connect_to
     server = launch("--endpoint-seconds=0", "--drain-seconds=0.3")
     with connect_to(server) as client:
         running = in_background(lambda: client.completions.create(**HOLD, max_tokens=1500))
-        until(server, "Submit")
+        until(server, "GenerationRequest")
         server.process.send_signal(signal.SIGTERM)
         with pytest.raises(openai.InternalServerError, match="not complete after"):
             running.result(30)
@@ -159,7 +159,7 @@ def test_a_second_signal_stops_now(launch, connect_to) -> None:
     server = launch("--endpoint-seconds=60")
     with connect_to(server) as client:
         running = in_background(lambda: client.completions.create(**HOLD, max_tokens=1500))
-        until(server, "Submit")
+        until(server, "GenerationRequest")
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("Draining")
         server.process.send_signal(signal.SIGTERM)

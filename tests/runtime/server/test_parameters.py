@@ -38,7 +38,7 @@ TOLD = (
 
 def last_submit(server: Any) -> str:
     lines = server.engine_log.read_text().splitlines()
-    return next(line for line in reversed(lines) if line.startswith("Submit("))
+    return next(line for line in reversed(lines) if line.startswith("GenerationRequest("))
 
 
 def test_every_parameter_reaches_the_engine(server: Any, client: openai.OpenAI) -> None:

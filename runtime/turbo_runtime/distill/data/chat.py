@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from turbo_runtime.prompts import Prompt, PromptsError
+from turbo_runtime.protocol import parse_chat
 from turbo_runtime.protocol.errors import ApiError
-from turbo_runtime.protocol.parsing import parse_chat
 
 
 def turns(prompt: Prompt) -> list[dict[str, Any]]:
