@@ -121,10 +121,7 @@ def _run_pass(
     mode: ModeResult,
     on_done: Callable[[], None],
 ) -> None:
-    """Send all prompts, so many at a time, and add the figures and failures to `mode`.
-
-    Ctrl-C ends it at once: requests that have not begun are dropped, and those that run are cut off.
-    """
+    """Send all prompts, so many at a time. Ctrl-C drops those that have not begun and cuts off the others."""
     connections, answers = ConnectionGroup(), list[stream.Progress]()
 
     def send(messages: Messages) -> None:

@@ -19,9 +19,7 @@ _CARRIERS = ("post", "courier", "freight", "own van")
 
 
 def read_prompts(path: Path) -> list[Messages]:
-    """Read a text a line, or with the suffix .jsonl what `turbo_runtime.prompts` reads. Raises ValueError
-    with a sentence.
-    """
+    """Read a text a line, or the JSON lines of `turbo_runtime.prompts`. Raises ValueError."""
     if path.suffix == ".jsonl":
         try:
             prompts = read_objects([path])

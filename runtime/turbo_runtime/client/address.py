@@ -28,10 +28,7 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> Address:
-        """Parse what a person types: with or without a scheme, a port, `/v1` or a slash at the end.
-
-        Raises ServerError.
-        """
+        """Parse a URL with or without a scheme, a port, `/v1` or a slash at the end. Raises ServerError."""
         error = ServerError(f"{url!r} is no address of a server; write one such as http://127.0.0.1:8000.")
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -51,10 +48,9 @@ class Address:
 
 
 def read_api_key() -> str:
-    """Read the key from the environment, without the white space that files and copying leave around it.
+    """Read the key from the environment; empty for none.
 
-    Returns an empty string for none. Raises ServerError, which does not show the key, for one that no header
-    can carry.
+    Raises ServerError, which does not show the key, for one that no header can carry.
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:

@@ -23,9 +23,7 @@ Json = dict[str, Any]
 
 
 class ConnectionGroup:
-    """Connections that another thread can close: it shuts the sockets down, since that is all that a thread
-    in a read notices.
-    """
+    """Connections that another thread can close: a thread in a read notices only a shut socket."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -107,9 +105,7 @@ class Server:
         connections: ConnectionGroup | None = None,
         path: str = "/v1/chat/completions",
     ) -> Generator[Json, None, None]:
-        """Yield the events of a streamed answer. Closing the generator closes the connection, which ends the
-        answer; another thread closes `connections`.
-        """
+        """Yield the events of a streamed answer; closing the generator or the connections ends the answer."""
         connection = self._connect()
         try:
             with (connections or ConnectionGroup()).track(connection.sock):

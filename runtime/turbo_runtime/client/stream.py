@@ -56,9 +56,9 @@ def stream_chat(
     progress: Progress,
     connections: ConnectionGroup | None = None,
 ) -> Generator[tuple[str, str], None, None]:
-    """Yield an answer as parts of (reasoning, text), and keep `progress` up to date.
+    """Yield an answer as parts of (reasoning, text), and keep `progress` up to date. Raises ServerError.
 
-    Raises ServerError. Closing the generator stops the answer; another thread closes `connections`.
+    Closing the generator stops the answer; another thread closes `connections`.
     """
     start_time = time.monotonic()
     with closing(server.stream(body, connections)) as events:

@@ -16,8 +16,7 @@ _ESCAPE_OR_SLASH = re.compile(r"\\.|/", re.DOTALL)
 class ReasoningParser:
     """Parser that separates the reasoning and hands the rest to `content`.
 
-    The end of the prompt shows where the answer starts: some templates open the reasoning themselves, or
-    close it when it is switched off.
+    Some templates open the reasoning themselves, or close it when it is switched off.
     """
 
     def __init__(self, prompt_end: str, content: Parser) -> None:
@@ -65,10 +64,7 @@ class ReasoningParser:
 
 
 def add_reasoning(grammar: Grammar) -> Grammar | None:
-    """Return a grammar that allows reasoning, which the prompt has opened, before the answer.
-
-    Returns None for a grammar in Lark's notation, which has rules with names of its own.
-    """
+    """Allow reasoning, which the prompt has opened, before the answer; None for a Lark grammar."""
     if grammar.kind == "lark":
         return None
     if grammar.kind == "regex":  # a slash would end the expression; an escaped one does not

@@ -18,9 +18,7 @@ class StopScanner:
         self.rest = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Return the text that is certain to precede any stop string, and whether one appeared: then nothing
-        follows.
-        """
+        """Return the text that certainly precedes any stop string, and whether one appeared."""
         text = self._pending + text
         starts = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:

@@ -51,9 +51,7 @@ class NamedTool(Strict):
 
 
 class CalledFunction(Strict):
-    """Call as OpenAI's clients send it back: the arguments are JSON in a string, which is empty where some
-    servers mean that there are none.
-    """
+    """Call as clients send it back; some servers report a call without arguments as an empty string."""
 
     name: str
     arguments: str
@@ -171,9 +169,8 @@ class Message(Strict):
     def for_template(self) -> dict[str, Any]:
         """Return the turn as chat templates read it; they know OpenAI's newer `developer` as `system`."""
         role = "system" if self.role == "developer" else self.role
-        fields = {name: getattr(self, name) for name in ("name", "reasoning_content", "tool_call_id")}
         turn: dict[str, Any] = {"role": role, "content": self.content}
-        turn |= {name: value for name, value in fields.items() if value is not None}
+        turn |= self.model_dump(include={"name", "reasoning_content", "tool_call_id"}, exclude_none=True)
         if self.tool_calls:
             turn["tool_calls"] = [call.for_template() for call in self.tool_calls]
         return turn

@@ -86,9 +86,7 @@ class ChatRequest(Sampling):
 
     @property
     def grammar(self) -> Grammar | None:
-        """Grammar of the answer: of a call where one is required. Raises ApiError where two fields ask for a
-        format.
-        """
+        """Grammar of the answer or of a required call. Raises ApiError where two fields ask for a format."""
         grammar = super().grammar
         if not self.required_tools:
             return grammar

@@ -1,6 +1,4 @@
-"""Parameters of the OpenAI API that this server rejects, each with the values that change nothing and what
-to do instead.
-"""
+"""Parameters of the OpenAI API that this server rejects, with the values that change nothing."""
 
 from __future__ import annotations
 
@@ -74,10 +72,7 @@ COMPLETION: Mapping[str, Unsupported] = {
 def drop_harmless(
     body: Mapping[str, Any], unsupported: Mapping[str, Unsupported], known: Collection[str]
 ) -> dict[str, Any]:
-    """Return the fields of `body` that are `known`, without null ones.
-
-    Raises ApiError (400) for the first field that asks for what the server lacks, or that nobody knows.
-    """
+    """Return the `known` fields without null ones. Raises ApiError (400) for an unsupported field."""
     fields: dict[str, Any] = {}
     for name, value in body.items():
         if name in known:

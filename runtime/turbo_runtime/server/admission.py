@@ -58,10 +58,7 @@ class Admission:
         return self._total.answers
 
     def find_rejection(self, tenant: str, answers: int, tokens: int) -> Rejection | None:
-        """Return why so many more answers and prompt tokens cannot come in now; None if they can.
-
-        An admitted request may ask for more tokens alone.
-        """
+        """Return why so many more answers and prompt tokens cannot come in now; None if they can."""
         own = self._by_tenant.get(tenant, _Count())
         num_tenants = len(self._by_tenant) + (tenant not in self._by_tenant)
         for limit, total, tenants_own, added, unit in (
@@ -104,10 +101,7 @@ class DrainRate:
         self._departures.append(now)
 
     def estimate_seconds(self, num_answers: int, now: float) -> int:
-        """Estimate the whole seconds until so many answers finish: 1 to `MAX_RETRY_SECONDS`.
-
-        The rate counts the time since the last departure too, so that it falls while nothing finishes.
-        """
+        """Estimate the seconds until so many answers finish; the estimate grows while nothing finishes."""
         if len(self._departures) < 2:
             return 1  # no rate is known yet
         seconds = num_answers * (now - self._departures[0]) / len(self._departures)
@@ -141,8 +135,7 @@ class AdmissionSlots:
     def acquire(self, tenant: str, answers: int, tokens: int, field: str) -> AdmissionSlot:
         """Admit so many answers; `tokens` is a lower bound of their prompts', counted for each answer.
 
-        Raises ApiError: 429 when the queue is full and the tenant has its share of it, 400 about `field` when
-        the request could never fit.
+        Raises ApiError: 429 while the queue is full, 400 about `field` when the request could never fit.
         """
         _check_size(answers, self._admission.limits.answers, "answers", field)
         self._check_tokens(tokens, field)

@@ -109,9 +109,7 @@ async def _generate(
 
 
 def select_draft(header_values: Sequence[str], drafts: Iterable[DraftStats]) -> str:
-    """Return the draft that a request's headers name, by default the deployment's own. Raises ApiError (400)
-    for one that is not in use. A header names it, since the draft changes nothing of the answer.
-    """
+    """Return the draft that a request's headers name. Raises ApiError (400) for one that is not in use."""
     name = ", ".join(header_values) if header_values else DEFAULT_DRAFT  # as HTTP joins repeated headers
     names = [draft.name for draft in drafts]
     if name in names:

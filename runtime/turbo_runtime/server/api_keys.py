@@ -17,10 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class ApiKeys:
-    """Keys of a file, read again when it changes; a mounted Secret changes as a whole.
-
-    Raises ValueError with a sentence, as `read_keys` does, if the file cannot be read at first.
-    """
+    """Keys of a file, read again when it changes. Raises ValueError if it cannot be read at first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -29,7 +26,7 @@ class ApiKeys:
         self._reload_time = time.monotonic() + RELOAD_SECONDS
 
     def find_tenant(self, authorization: str | None) -> str | None:
-        """Return the name of the key in an `Authorization` header, `Bearer KEY`; None if it is unknown.
+        """Return the name of the key in an `Authorization` header; None if it is unknown.
 
         All keys are compared in full, however early one differs, so that the time reveals nothing.
         """
@@ -54,10 +51,7 @@ class ApiKeys:
 
 
 def read_keys(path: Path) -> list[tuple[bytes, str]]:
-    """Return the digests of a file's keys and their tenants. Raises ValueError.
-
-    Empty lines and those that start with `#` hold no key.
-    """
+    """Return the digests of a file's keys and their tenants. Raises ValueError."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:

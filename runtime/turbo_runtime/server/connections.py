@@ -82,11 +82,7 @@ def build_protocol(connection_seconds: float) -> type[H11Protocol]:
 
 
 async def send_in_time(scope: Scope, send: Send, message: Message) -> None:
-    """Send, or drop the connection of a client that takes nothing for `STALL_SECONDS`: what it does not
-    read would wait in memory.
-
-    Raises ConnectionError after it has been dropped.
-    """
+    """Send, or drop a client that takes nothing for `STALL_SECONDS`, and raise ConnectionError."""
     try:
         async with asyncio.timeout(STALL_SECONDS):
             await send(message)
@@ -112,9 +108,7 @@ async def send_whole(scope: Scope, send: Send, response: Response) -> None:
 async def run_until_disconnect(
     receive: Receive, work: Coroutine[Any, Any, Result], *cancelled_by: asyncio.Future[Any]
 ) -> Result | None:
-    """Return the result of `work`, or cancel it and return None when the client disconnects or a future of
-    `cancelled_by` is done first.
-    """
+    """Return the result of `work`; None if the client disconnects or one of `cancelled_by` is done first."""
     task = asyncio.create_task(work)
     disconnect = asyncio.create_task(_wait_for_disconnect(receive))
     try:

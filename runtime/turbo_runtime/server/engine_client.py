@@ -40,9 +40,7 @@ def child_main(
     tokenizer_dir: str,
     heartbeat: ctypes.c_uint64,
 ) -> None:
-    """Run `engine`, by default the real one, until it returns or the server process is gone. `heartbeat`, in
-    memory that the server shares, counts the turns of the engine's loop.
-    """
+    """Run `engine`, by default the real one, and count the turns of its loop in shared memory."""
     if engine is None:  # imported only in its own process: the server's stays free of torch
         from turbo_runtime.engine.process import run_engine
 
@@ -116,9 +114,7 @@ MAX_EVENTS = 64  # taken at once: a few milliseconds of work
 
 
 class TimedEvent(NamedTuple):
-    """An event and its time of arrival, on the monotonic clock: a slow client must not look like a slow
-    engine.
-    """
+    """An event and its time of arrival, which does not depend on how fast the client reads."""
 
     event: TokenEvent
     time: float
@@ -151,7 +147,7 @@ class _EngineExited:
 
 
 class EngineClient:
-    """All methods run on the event loop's thread; only the reader thread blocks on the outbox.
+    """Client on the event loop's thread; only the reader thread blocks on the outbox.
 
     `ready` holds the engine's first message. `ended` holds a sentence once the engine sends nothing more.
     """

@@ -13,9 +13,7 @@ MAX_ENTRIES = 64  # of a list in one part
 
 
 def json_parts(value: Any, *, ascii_only: bool = False) -> Iterator[str]:
-    """Yield the parts of one document. An iterator stands for a list whose entries are large, and are made
-    when their turn comes.
-    """
+    """Yield the parts of a document. An iterator stands for a list whose entries are made in their turn."""
     if isinstance(value, dict):
         for index, (name, item) in enumerate(value.items()):
             yield ("," if index else "{") + json.dumps(name) + ":"

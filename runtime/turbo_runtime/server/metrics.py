@@ -1,6 +1,4 @@
-"""Export of the contract's metrics to Prometheus. Gauges and counters follow `EngineStats`; latencies are
-the server's.
-"""
+"""Export of the contract's metrics to Prometheus."""
 
 from __future__ import annotations
 

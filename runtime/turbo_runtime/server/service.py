@@ -93,9 +93,7 @@ class Service:
         return self.phase in (Phase.LEAVING, Phase.CLOSED)
 
     def require_model(self) -> ServedModel:
-        """Return the model for a new request. Raises ApiError (503) while it loads, once the server is
-        closed, and without an engine.
-        """
+        """Return the model for a new request. Raises ApiError (503) where none is served."""
         self._require_engine()
         if self.phase is Phase.CLOSED:
             raise unavailable(
@@ -110,8 +108,8 @@ class Service:
             raise unavailable(self.engine.ended.result())
 
     def submit(self, prepared: PreparedRequest, model: ServedModel, slot: AdmissionSlot) -> RequestOutput:
-        """Hand a request to the engine. Raises ApiError: 429 or 400 where its tokens do not fit in, 503
-        without an engine.
+        """Hand a request to the engine. Raises ApiError: 429 or 400 where it does not fit, 503 without
+        engine.
         """
         self._require_engine()  # it may have ended while the prompt was tokenized
         self.slots.resize(slot, prepared.num_prompt_tokens * prepared.n)
@@ -125,10 +123,7 @@ class Service:
         )
 
     def authenticate(self, authorization: str | None) -> str:
-        """Return the tenant of an `Authorization` header; empty if the server has no keys.
-
-        Raises ApiError (401) for an unknown key.
-        """
+        """Return the tenant of an `Authorization` header; empty without keys. Raises ApiError (401)."""
         if self._keys is None:
             return ""
         tenant = self._keys.find_tenant(authorization)

@@ -29,10 +29,7 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """Template from messages to a prompt. It comes with the model, so it runs in jinja2's sandbox.
-
-    `names` are the variables that the template reads.
-    """
+    """Template of a model, run in jinja2's sandbox; `names` are the variables that it reads."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
@@ -53,9 +50,8 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         extra: Mapping[str, Any] | None = None,
     ) -> str:
-        """Render the prompt, up to where the assistant speaks; `extra` are further variables.
-
-        Raises TemplateRefusalError when the template rejects the messages, or fails on them.
+        """Render the prompt, up to the assistant's turn. Raises TemplateRefusalError where the template
+        fails.
         """
         variables = {
             **(extra or {}),

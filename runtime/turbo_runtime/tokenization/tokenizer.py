@@ -1,6 +1,4 @@
-"""The served model's tokenizer, read from the folder that the engine exported, without torch or
-transformers.
-"""
+"""The served model's tokenizer, from the folder that the engine exported, without transformers."""
 
 from __future__ import annotations
 
@@ -61,9 +59,7 @@ class ServedTokenizer:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def decode_exactly(self, ids: Sequence[int]) -> str | None:
-        """Return the text that `encode_written` turns into these tokens, special ones written out; None where
-        there is no such text, as for tokens that are no whole characters.
-        """
+        """Return the text that `encode_written` turns into these tokens; None where there is none."""
         text = str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
         return text if self.encode_written(text) == tuple(ids) else None
 

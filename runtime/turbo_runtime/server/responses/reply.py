@@ -59,9 +59,7 @@ class Reply(ABC):
         return params.logprobs is not None or params.prompt_logprobs is not None
 
     def whole(self, deltas: list[list[OutputDelta]]) -> bytes:
-        """Return the body of a reply that is not streamed; the lists are in the order of the choices. The
-        choices are built one by one, since a document of logprobs is many times as large as its text.
-        """
+        """Return the body of a reply that is not streamed, built choice by choice to save memory."""
         answers = map(join, deltas)
         choices = (self._choice(answer, self._whole_content(answer)) for answer in answers)
         document = {**self._head(self.object_type, choices), "usage": self.usage(), "turbo": self.turbo()}

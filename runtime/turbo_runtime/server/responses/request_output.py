@@ -39,10 +39,7 @@ class Tally:
 
 
 class RequestOutput:
-    """All answers of one request, submitted to the engine at once.
-
-    A context manager: leaving it, early or not, cancels what is unfinished and calls `on_exit`.
-    """
+    """All answers of one request. Leaving the context cancels what is unfinished and calls `on_exit`."""
 
     def __init__(
         self,
@@ -186,9 +183,7 @@ def _to_api_error(event: TokenEvent, message: str) -> Exception:
 
 
 def _generation_requests(request: PreparedRequest) -> list[GenerationRequest]:
-    """One for each answer. Equal prompts continue the numbers of their choices, so that repeating one draws
-    anew.
-    """
+    """Equal prompts continue the numbers of their choices, so that repeating one draws anew."""
     request_id = uuid.uuid4().hex
     num_seen: Counter[tuple[int, ...]] = Counter()
     generations: list[GenerationRequest] = []
