@@ -1,1 +1,1 @@
-"""`turbo chat` and `turbo bench`: for a person at a terminal, with any server of the OpenAI API."""
+"""Commands of the runtime: serving, training and measuring, for a person at a terminal."""

@@ -13,72 +13,76 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from turbo_runtime.cli.figures import Pass
-from turbo_runtime.cli.report import check_writable, document, report, write
-from turbo_runtime.cli.workload import Messages, made_prompts, read_prompts
+from turbo_runtime.cli.arguments import bounded_int
+from turbo_runtime.cli.report import (
+    ModeResult,
+    build_document,
+    check_writable,
+    render_report,
+    write_document,
+)
+from turbo_runtime.cli.workload import Messages, generate_prompts, read_prompts
 from turbo_runtime.client import sse
 from turbo_runtime.client.address import KEY_VARIABLE, ServerError
-from turbo_runtime.client.client import Server
-from turbo_runtime.client.connections import Lines
+from turbo_runtime.client.client import ConnectionGroup, Server
 from turbo_runtime.client.thread_pool import work_off
 
-ON, OFF = "on", "off"
-PLAIN = "as it is"  # of a server that cannot be told
-INTERRUPTED = 130  # as a shell tells of Ctrl-C
+MODES: Mapping[str, Mapping[str, Any]] = {
+    "on": {"speculation": True},
+    "off": {"speculation": False},
+}
+ONLY_MODE = "as it is"  # of a server other than Turbo
+INTERRUPTED = 130  # the status that a shell gives Ctrl-C
 
 
 def bench(argv: list[str]) -> int:
     """Exit status: 0; 1 when the server cannot be measured or a request failed; 130 after Ctrl-C."""
-    options = _parser().parse_args(argv)
+    options = _build_parser().parse_args(argv)
     try:
         return _bench(options)
     except (ServerError, ValueError) as error:
-        print(f"turbo bench: {error}", file=sys.stderr)
-        return 1
+        return _report_problem(str(error), 1)
     except KeyboardInterrupt:
-        print("turbo bench: stopped; there are no figures.", file=sys.stderr)
-        return INTERRUPTED
+        return _report_problem("stopped; there are no figures.", INTERRUPTED)
 
 
 def _bench(options: argparse.Namespace) -> int:
     console = Console(highlight=False)
-    prompts = read_prompts(options.prompts) if options.prompts else made_prompts(options.requests)
+    prompts = read_prompts(options.prompts) if options.prompts else generate_prompts(options.requests)
     prompts = prompts[: options.requests]
     if options.json:
         check_writable(options.json)
     server = Server.at(options.url)
     model = options.model or server.model()
-    about = server.turbo()
+    version = server.turbo_version()
     body = {"model": model, "max_tokens": options.max_tokens, "temperature": options.temperature}
     body |= {} if options.seed is None else {"seed": options.seed}
-    wanted = modes(about)
-    passes = [Pass(name) for name in wanted]
-    stopped = False
+    fields: Mapping[str, Mapping[str, Any]] = {ONLY_MODE: {}} if version is None else MODES
+    modes = [ModeResult(name) for name in fields]
+    is_stopped = False
     try:
-        _measure(console, server, body, prompts, options, wanted, passes)
+        _measure(console, server, body, prompts, options, fields, modes)
     except KeyboardInterrupt:
-        if not any(one.answers for one in passes):
+        if not any(mode.answers for mode in modes):
             raise
-        stopped = True
-    if any(one.answers for one in passes):
-        asked = (len(prompts), options.concurrency)
-        console.print(report(passes, model, server.url, about, *asked, console.width))
+        is_stopped = True
+    if any(mode.answers for mode in modes):
+        promise = f", guarantee {version['guarantee']}" if version else ""
+        title = f"{model} at {server.url}{promise}\n{len(prompts)} requests, {options.concurrency} at a time"
+        console.print(render_report(modes, title, console.width))
     if options.json:
-        write(options.json, document(passes, model, about))
-    failures = [sentence for one in passes for sentence in one.failures]
+        write_document(options.json, build_document(modes, model, version))
+    failures = [failure for mode in modes for failure in mode.failures]
     if failures:
-        print(f"turbo bench: {len(failures)} requests failed, the first thus: {failures[0]}", file=sys.stderr)
-    if stopped:
-        print("turbo bench: stopped; tokens/s and the speed-up are those of whole passes.", file=sys.stderr)
-        return INTERRUPTED
+        _report_problem(f"{len(failures)} requests failed, the first thus: {failures[0]}", 1)
+    if is_stopped:
+        return _report_problem("stopped; tokens/s and the speed-up are those of whole passes.", INTERRUPTED)
     return 1 if failures else 0
 
 
-def modes(about: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Names of what is compared, and the fields that ask for it; another server than Turbo has one mode."""
-    if about is None:
-        return {PLAIN: {}}
-    return {ON: {"speculation": True}, OFF: {"speculation": False}}
+def _report_problem(message: str, status: int) -> int:
+    print(f"turbo bench: {message}", file=sys.stderr)
+    return status
 
 
 def _measure(
@@ -87,67 +91,64 @@ def _measure(
     body: Mapping[str, Any],
     prompts: Sequence[Messages],
     options: argparse.Namespace,
-    wanted: Mapping[str, Mapping[str, Any]],
-    passes: Sequence[Pass],
+    fields: Mapping[str, Mapping[str, Any]],
+    modes: Sequence[ModeResult],
 ) -> None:
-    """Passes over all prompts, the modes in turn and in the other order every second time.
+    """Run passes over all prompts, the modes in turn and in reverse order every second time.
 
     Each pass has a cache of its own (`cache_salt`), so none profits from the one before.
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("warming up", total=options.repeat * len(wanted) * len(prompts))
-        for fields in wanted.values():
-            warm = {**body, **fields, "messages": prompts[0], "max_tokens": 4}
-            list(sse.answer(server, warm, sse.Progress()))
+        task = bar.add_task("warming up", total=options.repeat * len(fields) * len(prompts))
+        for own_fields in fields.values():
+            warmup = {**body, **own_fields, "messages": prompts[0], "max_tokens": 4}
+            list(sse.stream_chat(server, warmup, sse.Progress()))
         for turn in range(options.repeat):
-            for into in passes[:: -1 if turn % 2 else 1]:
-                name = into.name
-                bar.update(task, description=f"speculation {name}, pass {turn + 1} of {options.repeat}")
-                salt = {} if name == PLAIN else {"cache_salt": uuid.uuid4().hex}
-                fields = {**body, **wanted[name], **salt, "stream_options": {"include_usage": True}}
-                run_pass(server, fields, prompts, options.concurrency, into, lambda: bar.advance(task))
+            for mode in modes[:: -1 if turn % 2 else 1]:
+                bar.update(task, description=f"speculation {mode.name}, pass {turn + 1} of {options.repeat}")
+                salt = {} if mode.name == ONLY_MODE else {"cache_salt": uuid.uuid4().hex}
+                usage = {"stream_options": {"include_usage": True}}
+                request = {**body, **fields[mode.name], **salt, **usage}
+                _run_pass(server, request, prompts, options.concurrency, mode, lambda: bar.advance(task))
 
 
-def run_pass(
+def _run_pass(
     server: Server,
-    fields: Mapping[str, Any],
+    request: Mapping[str, Any],
     prompts: Sequence[Messages],
     concurrency: int,
-    into: Pass,
-    done: Callable[[], None],
+    mode: ModeResult,
+    on_done: Callable[[], None],
 ) -> None:
-    """Ask all prompts, so many at a time; figures and failures go into `into`.
+    """Send all prompts, so many at a time. Ctrl-C drops those that have not begun and cuts off the others."""
+    connections, answers = ConnectionGroup(), list[sse.Progress]()
 
-    Ctrl-C leaves at once: requests that have not begun are dropped, and those that run are cut off.
-    """
-    lines, answers = Lines(), []
-
-    def one(messages: Messages) -> None:
+    def send(messages: Messages) -> None:
         progress = sse.Progress()
         try:
-            for _ in sse.answer(server, {**fields, "messages": messages}, progress, lines):
+            for _ in sse.stream_chat(server, {**request, "messages": messages}, progress, connections):
                 pass
         except ServerError as error:
-            if not lines.are_cut:
-                into.failures.append(str(error))
+            if not connections.is_closed:
+                mode.failures.append(str(error))
         else:
-            if not lines.are_cut:
+            if not connections.is_closed:
                 answers.append(progress)
-        done()
+        on_done()
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     try:
-        work_off(prompts, one, concurrency)
-        into.took(time.monotonic() - began, answers)
+        work_off(prompts, send, concurrency)
+        mode.add_pass(time.monotonic() - start_time, answers)
     except KeyboardInterrupt:
-        lines.cut()
+        connections.close()
         raise
     finally:
-        into.answers += answers
+        mode.answers += answers
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="turbo bench",
         description="Measure a server of the OpenAI API; one of Turbo's with speculation on and off in turn.",
@@ -155,14 +156,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("url", metavar="URL", help="such as http://127.0.0.1:8000")
     parser.add_argument("--model", help="(default: the first that the server lists)")
-    parser.add_argument("--requests", type=_count, default=48, metavar="N", help="of a pass (default: 48)")
-    parser.add_argument("--concurrency", type=_count, default=8, metavar="N", help="at a time (default: 8)")
-    parser.add_argument(
-        "--repeat", type=_count, default=2, metavar="N", help="passes of each mode (default: 2)"
-    )
-    parser.add_argument(
-        "--max-tokens", type=_count, default=128, metavar="N", help="of an answer (default: 128)"
-    )
+    for flag, default, text in (
+        ("--requests", 48, "of a pass"),
+        ("--concurrency", 8, "at a time"),
+        ("--repeat", 2, "passes of each mode"),
+        ("--max-tokens", 128, "of an answer"),
+    ):
+        parser.add_argument(
+            flag, type=bounded_int(1), default=default, metavar="N", help=f"{text} (default: {default})"
+        )
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="(default: 0)")
     parser.add_argument("--seed", type=int, metavar="S", help="of sampled answers (default: drawn)")
     parser.add_argument(
@@ -170,10 +172,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value

@@ -1,8 +1,9 @@
-"""`turbo capture`: what prompts a deployment has kept, and taking a tenant's out again."""
+"""`turbo capture`: what prompts a deployment has kept, and the deletion of a tenant's."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections import Counter
@@ -15,7 +16,7 @@ from turbo_runtime.client.terminal import printable
 
 def capture(argv: list[str]) -> int:
     """Exit status: 0, or 1 where the folder cannot be read or written."""
-    options = _parser().parse_args(argv)
+    options = _build_parser().parse_args(argv)
     try:
         if not options.folder.is_dir():
             raise NotADirectoryError(f"{options.folder} is no folder; name the one that prompts are kept in")
@@ -24,47 +25,54 @@ def capture(argv: list[str]) -> int:
         if options.verb == "show":
             _show(options.folder)
         else:
-            gone, left = delete_tenant(options.folder, options.tenant, time.time())
-            if gone or left:
-                print(f"{gone} prompts are deleted; servers that run take {left} more out within seconds.")
-            else:
-                whose = printable(options.tenant) or "requests without a key"
-                print(f"no prompt of {whose} is kept here; `turbo capture show` lists whose are")
+            _delete(options.folder, options.tenant)
     except (OSError, ValueError) as error:
         print(f"turbo capture: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _delete(folder: Path, tenant: str) -> None:
+    num_deleted, num_remaining = delete_tenant(folder, tenant, time.time())
+    if num_deleted or num_remaining:
+        print(
+            f"{num_deleted} prompts are deleted; "
+            f"servers that run take {num_remaining} more out within seconds."
+        )
+    else:
+        owner = printable(tenant) or "requests without a key"
+        print(f"no prompt of {owner} is kept here; `turbo capture show` lists whose are")
+
+
 def _show(folder: Path) -> None:
-    found = segments(folder)
+    stored = segments(folder)
     tenants: Counter[str] = Counter()
-    first = last = None
-    for each in found:
-        for row in read(each.path):
+    first_time, last_time = math.inf, -math.inf
+    for segment in stored:
+        for row in read(segment.path):
             tenants[str(row.get("tenant", ""))] += 1
-            at = float(row["at"])
-            first, last = min(first or at, at), max(last or at, at)
-    size = sum(each.size for each in found)
-    print(f"{tenants.total():,} prompts, {size / 2**20:.1f} MiB in {len(found)} segments")
-    if first is not None and last is not None:
-        print(f"from {_told(first)} to {_told(last)}")
+            row_time = float(row["at"])
+            first_time, last_time = min(first_time, row_time), max(last_time, row_time)
+    size = sum(segment.size for segment in stored)
+    print(f"{tenants.total():,} prompts, {size / 2**20:.1f} MiB in {len(stored)} segments")
+    if tenants:
+        print(f"from {_format_time(first_time)} to {_format_time(last_time)}")
     for tenant, count in tenants.most_common():
         print(f"{count:>9,}  {printable(tenant) or '(no tenant: the server asks for no keys)'}")
 
 
-def _told(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
+def _format_time(timestamp: float) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).isoformat(timespec="seconds")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="turbo capture", description="Prompts that `turbo serve --capture` has kept."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="show | delete")
-    shown = verbs.add_parser("show", help="how many, of whom, from when to when")
-    shown.add_argument("folder", type=Path, metavar="DIR")
-    deleted = verbs.add_parser("delete", help="all that one tenant has asked so far")
-    deleted.add_argument("folder", type=Path, metavar="DIR")
-    deleted.add_argument("--tenant", required=True, help="name of its API key; '' where there are no keys")
+    show = verbs.add_parser("show", help="how many, of whom, from when to when")
+    delete = verbs.add_parser("delete", help="all that one tenant has asked so far")
+    for verb in (show, delete):
+        verb.add_argument("folder", type=Path, metavar="DIR")
+    delete.add_argument("--tenant", required=True, help="name of its API key; '' where there are no keys")
     return parser

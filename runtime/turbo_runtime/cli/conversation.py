@@ -1,4 +1,4 @@
-"""What has been said in a chat, and the commands that change how it goes on. No terminal, no network."""
+"""Messages of a chat, and the commands that change how it goes on. No terminal, no network."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Conversation:
     messages: list[dict[str, str]] = field(default_factory=list)
     system: str = ""
 
-    def ask(self, text: str, stream_options: dict[str, bool]) -> dict[str, Any]:
-        """The body of the request for the next answer."""
+    def add_message(self, text: str, stream_options: dict[str, bool]) -> dict[str, Any]:
+        """Add the user's message, and return the body of the request for the answer."""
         self.messages.append({"role": "user", "content": text})
         system = [{"role": "system", "content": self.system}] if self.system else []
         return {
@@ -37,15 +37,15 @@ class Conversation:
             "stream_options": stream_options,
         }
 
-    def answered(self, text: str) -> None:
+    def add_answer(self, text: str) -> None:
         """Keep an answer, also one that was stopped; one without text takes its question with it."""
         if text:
             self.messages.append({"role": "assistant", "content": text})
         else:
             self.messages.pop()
 
-    def command(self, line: str) -> str | None:
-        """Obey a line that starts with a slash; returns what to say, or None to leave."""
+    def run_command(self, line: str) -> str | None:
+        """Run a line that starts with a slash; returns what to show, or None to leave."""
         name, _, rest = line.partition(" ")
         rest = rest.strip()
         if name == "/quit":
@@ -68,17 +68,17 @@ class Conversation:
         if not value:
             self.fields.pop(name, None)
             return f"{name} is no longer sent."
-        self.fields[name] = field_value(value.strip())
+        self.fields[name] = parse_field(value.strip())
         return f"{name} is {json.dumps(self.fields[name])}."
 
 
-def field_value(text: str) -> Any:
-    """What a person's text means in a request: JSON where it is JSON, else the text itself."""
+def parse_field(text: str) -> Any:
+    """Parse the value of a request's field: JSON where it is JSON, else the text itself."""
     try:
-        return json.loads(text, parse_constant=_no_json)
+        return json.loads(text, parse_constant=_reject_constant)
     except (ValueError, RecursionError):
         return text
 
 
-def _no_json(word: str) -> None:
+def _reject_constant(word: str) -> None:
     raise ValueError(f"{word} is Python's, not JSON")

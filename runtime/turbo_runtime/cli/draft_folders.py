@@ -1,10 +1,10 @@
-"""What lies in folders of drafts: those that are done, and those that are not."""
+"""Folders of drafts: those that are done, and those that are not."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,16 @@ _WEIGHTS = {HEADS: "heads.safetensors", EAGLE3: "model.safetensors"}
 
 
 class DraftsError(ValueError):
-    """One sentence for whoever typed the command."""
+    """Problem in one sentence for whoever typed the command."""
 
 
 class NoDraftError(DraftsError):
-    """The folder is somebody else's."""
+    """Folder that `turbo distill` did not write."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """An artefact's own words, read without its tensors."""
+    """A draft's own documents, read without its tensors."""
 
     folder: Path
     method: str
@@ -37,120 +37,127 @@ class Draft:
 
     @property
     def domains(self) -> Mapping[str, Mapping[str, Any]]:
-        """What was measured of each."""
-        found: Mapping[str, Mapping[str, Any]] = self.evaluation.get("domains", {})
-        return found
+        """Measurements by domain."""
+        domains: Mapping[str, Mapping[str, Any]] = self.evaluation.get("domains", {})
+        return domains
 
-    def length(self, domain: str) -> float | None:
-        """Acceptance length on answers that were not learnt from."""
-        return _number(self.domains.get(domain, {}).get("unseen", {}).get("acceptance_length"))
+    def _measurement(self, domain: str, name: str) -> float | None:
+        """A number that was measured on answers of the test part."""
+        value = self.domains.get(domain, {}).get("unseen", {}).get(name)
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
-    def held_out(self, domain: str) -> int | None:
-        """Answers that all this was measured on."""
-        count = _number(self.domains.get(domain, {}).get("unseen", {}).get("answers"))
+    def acceptance_length(self, domain: str) -> float | None:
+        """Return the acceptance length on answers that the draft was not trained on."""
+        return self._measurement(domain, "acceptance_length")
+
+    def num_test_answers(self, domain: str) -> int | None:
+        """Return the number of answers that all this was measured on."""
+        count = self._measurement(domain, "answers")
         return None if count is None else int(count)
 
-    def measured_as(self, other: Draft, domain: str) -> bool:
-        """Whether both were measured on the same answers."""
-        ours, theirs = (one.domains.get(domain, {}).get("measured_on") for one in (self, other))
+    def has_same_test_answers(self, other: Draft, domain: str) -> bool:
+        """Return whether both were measured on the same answers."""
+        ours, theirs = (draft.domains.get(domain, {}).get("measured_on") for draft in (self, other))
         return ours is not None and ours == theirs
 
-    def gains(self, domain: str) -> dict[int, tuple[float, float]]:
-        """Speed over no drafts, from memory alone and with this one, by requests at a time."""
+    def speedups(self, domain: str) -> dict[int, tuple[float, float]]:
+        """Return the speedups from memory alone and with this draft, by batch size."""
         return {
-            int(gain["batch"]): (float(gain["before"]), float(gain["after"]))
-            for gain in self.domains.get(domain, {}).get("gains", ())
+            int(row["batch"]): (float(row["before"]), float(row["after"]))
+            for row in self.domains.get(domain, {}).get("gains", ())
         }
 
 
 def find_drafts(folders: Sequence[Path]) -> tuple[list[Draft], list[Path]]:
-    """The drafts in folders or right below them, and the folders of those that are not done. Of one that is
-    damaged a line goes to standard error. Raises DraftsError where there is neither.
+    """Return the drafts in folders or right below them, and the folders of those that are not done.
+
+    Damaged ones are reported on standard error. Raises DraftsError for a folder with neither.
     """
-    found, begun = [], []
+    drafts: list[Draft] = []
+    unfinished: list[Path] = []
     for folder in folders:
-        if _is_there(folder / CONFIG_FILE):
-            found.append(read(folder))
+        if _is_file(folder / CONFIG_FILE):
+            drafts.append(read_draft(folder))
             continue
-        each = [folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())]
-        here = [*_drafts(each)], [*filter(_is_begun, each)]
-        if not any(here):
-            raise DraftsError(_none(folder))
-        found += here[0]
-        begun += here[1]
-    return found, begun
+        candidates = [folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())]
+        own_drafts = [draft for draft in map(_try_read, candidates) if draft is not None]
+        own_unfinished = [*filter(_is_unfinished, candidates)]
+        if not own_drafts and not own_unfinished:
+            raise DraftsError(_describe_missing(folder))
+        drafts += own_drafts
+        unfinished += own_unfinished
+    return drafts, unfinished
 
 
-def not_done(folder: Path) -> str:
-    """A sentence."""
+def _try_read(folder: Path) -> Draft | None:
+    if not _is_file(folder / CONFIG_FILE):
+        return None
+    try:
+        return read_draft(folder)
+    except NoDraftError:  # a model, say
+        return None
+    except DraftsError as error:
+        print(f"turbo drafts: {error}", file=sys.stderr)
+        return None
+
+
+def describe_unfinished(folder: Path) -> str:
+    """Return a sentence."""
     return f"{folder} is not done: where nothing is at work on it, the same `turbo distill` goes on with it"
 
 
-def _is_begun(folder: Path) -> bool:
-    return _is_there(folder / WORK / REQUEST_FILE) and not _is_there(folder / CONFIG_FILE)
+def _is_unfinished(folder: Path) -> bool:
+    return _is_file(folder / WORK / REQUEST_FILE) and not _is_file(folder / CONFIG_FILE)
 
 
-def _is_there(file: Path) -> bool:
+def _is_file(path: Path) -> bool:
     try:
-        return file.is_file()
+        return path.is_file()
     except PermissionError:  # in somebody else's folder
         return False
 
 
-def _none(folder: Path) -> str:
-    return not_done(folder) if _is_begun(folder) else f"{folder} holds no draft; `turbo distill` makes one"
+def _describe_missing(folder: Path) -> str:
+    if _is_unfinished(folder):
+        return describe_unfinished(folder)
+    return f"{folder} holds no draft; `turbo distill` makes one"
 
 
-def _drafts(folders: Sequence[Path]) -> Iterator[Draft]:
-    for each in folders:
-        if _is_there(each / CONFIG_FILE):
-            try:
-                yield read(each)
-            except NoDraftError:
-                continue  # a model, say: it is not what was asked for
-            except DraftsError as error:
-                print(f"turbo drafts: {error}", file=sys.stderr)
-
-
-def read(folder: Path) -> Draft:
-    """Raises DraftsError where there is none, or it is damaged."""
-    if not _is_there(folder / CONFIG_FILE):
-        raise DraftsError(_none(folder))
-    method, config = _facts(folder / CONFIG_FILE)
-    _check_weights(folder / _WEIGHTS[method])
+def read_draft(folder: Path) -> Draft:
+    """Read a draft. Raises DraftsError where there is none, or it is damaged."""
+    if not _is_file(folder / CONFIG_FILE):
+        raise DraftsError(_describe_missing(folder))
+    method, config = _read_config(folder / CONFIG_FILE)
+    weights = folder / _WEIGHTS[method]
+    try:  # without reading them all: the file exists and is as long as its header says
+        with safe_open(weights, framework="numpy"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise DraftsError(f"{weights} holds no weights: {error}; copy the draft anew, or train it") from error
     path = folder / EVALUATION_FILE
-    draft = Draft(folder, method, config, _document(path) if path.is_file() else {})
+    draft = Draft(folder, method, config, _read_json(path) if path.is_file() else {})
     try:
         for domain in {**draft.domains}:
-            draft.length(domain)
-            draft.gains(domain)
-            draft.held_out(domain)
+            draft.acceptance_length(domain)
+            draft.speedups(domain)
+            draft.num_test_answers(domain)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DraftsError(f"{path} is not what `turbo distill` writes: {error!r}") from error
     return draft
 
 
-def _check_weights(path: Path) -> None:
-    """As far as can be seen without reading them: the file is there and as long as its beginning says."""
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (OSError, SafetensorError) as error:
-        raise DraftsError(f"{path} holds no weights: {error}; copy the draft anew, or train it") from error
-
-
-def _facts(path: Path) -> tuple[str, Mapping[str, Any]]:
-    """The method, and what is told of the draft; in the format of `speculators` ours stand by themselves."""
-    config = _document(path)
+def _read_config(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """Return the method and the draft's fields, which the format of `speculators` has apart."""
+    config = _read_json(path)
     if config.get("kind") == _KIND:
         return HEADS, config
-    ours = config.get("turbo")
-    if config.get("speculators_model_type") == EAGLE3 and isinstance(ours, dict):
-        return EAGLE3, {**ours, "vocabulary_size": config.get("draft_vocab_size", "")}
+    fields = config.get("turbo")
+    if config.get("speculators_model_type") == EAGLE3 and isinstance(fields, dict):
+        return EAGLE3, {**fields, "vocabulary_size": config.get("draft_vocab_size", "")}
     raise NoDraftError(f"{path}: it is no draft that `turbo distill` made; name a folder of one")
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -158,7 +165,3 @@ def _document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DraftsError(f"{path} holds no object; name a folder of a draft")
     return document
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -11,17 +11,17 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
 
-INSPECT_MAY_PASS = 1
+TEMPORARY_ERROR = 1
 
 
 def serve(argv: list[str]) -> int:
     """`turbo serve MODEL [FLAGS]`: see RuntimeConfig."""
     # A container's first process has no default actions: until the server has its own, a second from here,
-    # the kernel would drop a SIGTERM, and the pod would load on until it is killed. Nothing was let in yet.
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # the kernel would drop a SIGTERM, and the pod would load on until it is killed.
+    handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         config = RuntimeConfig.from_argv(argv)
-        find(config.model, config.revision)  # a path with nothing there is told before anything starts
+        find(config.model, config.revision)  # a missing path is reported before anything starts
         from turbo_runtime.server.lifecycle import run_server
 
         return run_server(config)
@@ -29,7 +29,7 @@ def serve(argv: list[str]) -> int:
         print(f"turbo serve: {error}", file=sys.stderr)
         return 1
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def inspect(argv: list[str]) -> int:
@@ -41,9 +41,8 @@ def inspect(argv: list[str]) -> int:
         "be reached; 2 for a wrong command line; 3 when trying again cannot help, such as for a file that is "
         "not there or a format that is not served.",
     )
-    parser.add_argument(
-        "model", metavar="MODEL", help=RuntimeConfig.__dataclass_fields__["model"].metadata["help"]
-    )
+    model_help = RuntimeConfig.__dataclass_fields__["model"].metadata["help"]
+    parser.add_argument("model", metavar="MODEL", help=model_help)
     parser.add_argument("--revision", help="commit, tag or branch of a hub id")
     parser.add_argument(
         "--termination-message", type=Path, metavar="FILE", help="write the JSON, or the error, to FILE too"
@@ -53,10 +52,10 @@ def inspect(argv: list[str]) -> int:
 
     try:
         text, status = inspect_model(options.model, options.revision).to_json(), 0
-    except (HubUnreachableError, OSError) as error:
-        text, status = f"Cannot inspect {options.model}: {error}", INSPECT_MAY_PASS
-    except ValueError as error:
-        text, status = f"Cannot inspect {options.model}: {error}", PERMANENT_ERROR
+    except (OSError, ValueError) as error:
+        is_temporary = isinstance(error, HubUnreachableError | OSError)
+        text = f"Cannot inspect {options.model}: {error}"
+        status = TEMPORARY_ERROR if is_temporary else PERMANENT_ERROR
     print(text, file=sys.stderr if status else sys.stdout)
     if options.termination_message is not None:
         options.termination_message.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Where a server is, and the key for it, as a person gives them."""
+"""Address of a server, and the key for it, as a person gives them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 
 
 class ServerError(Exception):
-    """What is wrong with the server or the way to it, in one sentence; `status` if it answered with one."""
+    """Problem of the server or the way to it, in one sentence; `status` if the server sent one."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -19,7 +19,7 @@ class ServerError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Of a server of the OpenAI API."""
+    """Address of a server of the OpenAI API."""
 
     host: str
     port: int
@@ -27,20 +27,18 @@ class Address:
     prefix: str  # of the paths, without /v1
 
     @classmethod
-    def of(cls, url: str) -> Address:
-        """From what a person types: with or without a scheme, a port, `/v1` or a slash at the end.
-
-        Raises ServerError.
-        """
+    def parse(cls, url: str) -> Address:
+        """Parse a URL with or without a scheme, a port, `/v1` or a slash at the end. Raises ServerError."""
+        error = ServerError(f"{url!r} is no address of a server; write one such as http://127.0.0.1:8000.")
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             host, port = parts.hostname or "", parts.port
-            host.encode("idna")  # refuses an empty label and one that is too long
+            host.encode("idna")  # rejects an empty label and one that is too long
         except ValueError:
-            raise _no_address(url) from None
-        plain = parts.path.isascii() and (host + parts.path).isprintable() and " " not in host + parts.path
-        if parts.scheme not in ("http", "https") or not host or not plain:
-            raise _no_address(url)
+            raise error from None
+        is_plain = parts.path.isascii() and (host + parts.path).isprintable() and " " not in host + parts.path
+        if parts.scheme not in ("http", "https") or not host or not is_plain:
+            raise error
         secure = parts.scheme == "https"
         return cls(host, port or (443 if secure else 80), secure, parts.path.rstrip("/").removesuffix("/v1"))
 
@@ -49,14 +47,10 @@ class Address:
         return f"http{'s' * self.secure}://{host}:{self.port}{self.prefix}"
 
 
-def _no_address(url: str) -> ServerError:
-    return ServerError(f"{url!r} is no address of a server; write one such as http://127.0.0.1:8000.")
+def read_api_key() -> str:
+    """Read the key from the environment; empty for none.
 
-
-def api_key() -> str:
-    """From the environment, without the white space around it that files and copying leave; empty: none.
-
-    Raises ServerError, which does not tell the key, for one that no header can carry.
+    Raises ServerError, which does not show the key, for one that no header can carry.
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()) or " " in key:

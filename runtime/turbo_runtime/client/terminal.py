@@ -1,4 +1,4 @@
-"""What a server says may be shown on a terminal."""
+"""Text of a server, made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _UNPRINTABLE: dict[int, str | None] = {
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey."""
+    """Return the text without what a terminal would obey."""
     return text.translate(_UNPRINTABLE)

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
 
 
-def work_off(items: Iterable[Item], work: Callable[[Item], None], workers: int) -> None:
-    """Do the work on each item, so many at a time. Raises what the work raised first.
+def work_off(items: Iterable[Item], work: Callable[[Item], None], num_threads: int) -> None:
+    """Do the work on each item, so many at a time. Raises the first error of the work.
 
-    On an interrupt nothing more is begun, and what runs is not waited for: a thread of a pool would keep the
-    program from ending.
+    After an interrupt nothing more begins, and what runs is not waited for: a thread of an executor would
+    keep the program from ending.
     """
-    waiting: queue.SimpleQueue[Item] = queue.SimpleQueue()
-    for item in items:
-        waiting.put(item)
+    pending = deque(items)
     errors: list[Exception] = []
+
+    def work_pending() -> None:
+        try:
+            for item in _pop_all(pending):
+                work(item)
+        except Exception as error:
+            errors.append(error)
+            pending.clear()
+
     threads = [
-        threading.Thread(target=_work, args=(waiting, work, errors), daemon=True)
-        for _ in range(min(workers, waiting.qsize()))
+        threading.Thread(target=work_pending, daemon=True) for _ in range(min(num_threads, len(pending)))
     ]
     try:
         for thread in threads:
@@ -30,26 +37,13 @@ def work_off(items: Iterable[Item], work: Callable[[Item], None], workers: int) 
         for thread in threads:
             thread.join()
     except BaseException:
-        _empty(waiting)
+        pending.clear()
         raise
     if errors:
         raise errors[0]
 
 
-def _work(waiting: queue.SimpleQueue[Item], work: Callable[[Item], None], errors: list[Exception]) -> None:
-    try:
+def _pop_all(pending: deque[Item]) -> Iterator[Item]:
+    with suppress(IndexError):
         while True:
-            work(waiting.get_nowait())
-    except queue.Empty:
-        return
-    except Exception as error:
-        errors.append(error)
-        _empty(waiting)
-
-
-def _empty(waiting: queue.SimpleQueue[Item]) -> None:
-    try:
-        while True:
-            waiting.get_nowait()
-    except queue.Empty:
-        return
+            yield pending.popleft()

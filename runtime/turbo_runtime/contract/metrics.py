@@ -1,62 +1,137 @@
-"""Metric names and labels of the runtime."""
+"""Metrics that the runtime exports, each declared once."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
+MODEL_LABEL = "model_name"  # of every metric but GUARANTEE_INFO, as in vLLM
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Metric:
+    """A metric's declaration. A gauge that is not `initialized` is absent until it is set."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = (MODEL_LABEL,)
+    buckets: tuple[float, ...] = ()  # of a histogram
+    initialized: bool = True
+
+
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name, "counter", text, (MODEL_LABEL, *labels))
+
+
+def _gauge(name: str, text: str, *labels: str) -> Metric:
+    return Metric(name, "gauge", text, (MODEL_LABEL, *labels), initialized=False)
+
+
+def _histogram(name: str, text: str, buckets: tuple[float, ...]) -> Metric:
+    return Metric(name, "histogram", text, buckets=buckets)
+
+
+# Seconds. Wide: the same names serve a CPU node and a large GPU.
+_FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+_PER_TOKEN = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2.5, 5)
+_WHOLE = (0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 240, 480)
+_TOKENS = tuple(float(1 << power) for power in range(18))
+
 # Metrics that vLLM has keep vLLM's names and meanings, so that its dashboards and autoscalers read both
 # engines alike.
-NUM_REQUESTS_RUNNING = "vllm:num_requests_running"
-NUM_REQUESTS_WAITING = "vllm:num_requests_waiting"
-KV_CACHE_USAGE = "vllm:kv_cache_usage_perc"  # 0 to 1
-PROMPT_TOKENS = "vllm:prompt_tokens"
-GENERATION_TOKENS = "vllm:generation_tokens"
-NUM_PREEMPTIONS = "vllm:num_preemptions"
-REQUEST_SUCCESS = "vllm:request_success"  # label finished_reason
-TIME_TO_FIRST_TOKEN = "vllm:time_to_first_token_seconds"  # noqa: S105
-REQUEST_QUEUE_TIME = "vllm:request_queue_time_seconds"
-INTER_TOKEN_LATENCY = "vllm:inter_token_latency_seconds"  # noqa: S105
-REQUEST_TIME_PER_OUTPUT_TOKEN = "vllm:request_time_per_output_token_seconds"  # noqa: S105
-E2E_REQUEST_LATENCY = "vllm:e2e_request_latency_seconds"
-REQUEST_PROMPT_TOKENS = "vllm:request_prompt_tokens"  # histogram, as the next two
-REQUEST_GENERATION_TOKENS = "vllm:request_generation_tokens"
-ITERATION_TOKENS = "vllm:iteration_tokens_total"
-PREFIX_CACHE_QUERIES = "vllm:prefix_cache_queries"  # in tokens
-PREFIX_CACHE_HITS = "vllm:prefix_cache_hits"
-SPEC_NUM_DRAFTS = "vllm:spec_decode_num_drafts"
-SPEC_NUM_DRAFT_TOKENS = "vllm:spec_decode_num_draft_tokens"
-SPEC_NUM_ACCEPTED_TOKENS = "vllm:spec_decode_num_accepted_tokens"
-SPEC_NUM_ACCEPTED_TOKENS_PER_POS = "vllm:spec_decode_num_accepted_tokens_per_pos"  # label position
-# Metrics that only Turbo has.
-GUARANTEE_INFO = "turbo:guarantee_info"  # label guarantee: bytes | law; value 1
-SPEEDUP = "turbo:speedup"  # lately, over no speculation; absent while it is not known
-CHOSEN_DRAFTS = "turbo:chosen_drafts"  # label drafts: how many were verified for an answer in a step
-HEARTBEAT_AGE = "turbo:engine_heartbeat_age_seconds"  # since the engine last finished a step or a rest
-DRAFT_PROBLEM = "turbo:draft_problem"  # 1 while drafts are not what was asked for; /version says why
-DRAFT_INFO = "turbo:draft_info"  # labels draft and version: of the draft weights in use; value 1
-# Counters with the label draft: of requests that chose it, what SPEC_NUM_* count of all.
-DRAFTS_BY_DRAFT = "turbo:drafts_by_draft"
-DRAFT_TOKENS_BY_DRAFT = "turbo:draft_tokens_by_draft"
-ACCEPTED_TOKENS_BY_DRAFT = "turbo:accepted_tokens_by_draft"
-OWN_DRAFT_TOKENS_BY_DRAFT = "turbo:own_draft_tokens_by_draft"
-OWN_ACCEPTED_TOKENS_BY_DRAFT = "turbo:own_accepted_tokens_by_draft"
-STEP_SECONDS = "turbo:step_seconds"  # counters: of the engine's steps, and of them in the model
-FORWARD_SECONDS = "turbo:forward_seconds"
-# Counters: of steps that brought answers tokens, and what as many tokens would take without drafts, as probes
-# have it. The latter's growth over the former's is the speed-up of any window.
-ANSWERING_SECONDS = "turbo:answering_seconds"
-PLAIN_ANSWERING_SECONDS = "turbo:plain_answering_seconds"
-AUDITS = "turbo:audits"
-AUDIT_MISMATCHES = "turbo:audit_mismatches"
-CAPTURE_PROMPTS = "turbo:capture_prompts"  # label outcome: whether one was kept, and why not
-CAPTURE_BYTES = "turbo:capture_bytes"  # of the folder that prompts are kept in
-CAPTURE_PROBLEM = "turbo:capture_problem"  # 1 while prompts are not kept as was asked for; the log says why
-# Labels. Every vllm: metric has the first, as in vLLM.
-MODEL_LABEL = "model_name"
-FINISHED_REASON_LABEL = "finished_reason"  # stop | length | abort | error
-POSITION_LABEL = "position"
-GUARANTEE_LABEL = "guarantee"
-DRAFTS_LABEL = "drafts"
-DRAFT_LABEL = "draft"  # default, or a name of the file that --drafts follows
-VERSION_LABEL = "version"
-OUTCOME_LABEL = (
-    "outcome"  # kept | not_sampled | refused | ambiguous | unredacted | deleted | overrun | failed
+NUM_REQUESTS_RUNNING = Metric("vllm:num_requests_running", "gauge", "requests decoded together now")
+NUM_REQUESTS_WAITING = Metric("vllm:num_requests_waiting", "gauge", "requests queued now")
+KV_CACHE_USAGE = Metric("vllm:kv_cache_usage_perc", "gauge", "used share of the KV cache, 0 to 1")
+PROMPT_TOKENS = _counter(
+    "vllm:prompt_tokens", "tokens of prompts, cached ones too, counted with their first answer token"
 )
+GENERATION_TOKENS = _counter("vllm:generation_tokens", "tokens generated")
+NUM_PREEMPTIONS = _counter("vllm:num_preemptions", "requests put back for want of KV cache")
+SPEC_NUM_DRAFTS = _counter("vllm:spec_decode_num_drafts", "verification passes with a drafted token")
+SPEC_NUM_DRAFT_TOKENS = _counter("vllm:spec_decode_num_draft_tokens", "tokens drafted")
+SPEC_NUM_ACCEPTED_TOKENS = _counter("vllm:spec_decode_num_accepted_tokens", "drafted tokens accepted")
+PREFIX_CACHE_QUERIES = _counter("vllm:prefix_cache_queries", "prompt tokens looked up in the prefix cache")
+PREFIX_CACHE_HITS = _counter("vllm:prefix_cache_hits", "prompt tokens found in the prefix cache")
+SPEC_NUM_ACCEPTED_TOKENS_PER_POS = _counter(
+    "vllm:spec_decode_num_accepted_tokens_per_pos", "drafted tokens accepted at a position", "position"
+)
+REQUEST_SUCCESS = _counter(  # finished_reason is stop, length, abort or error
+    "vllm:request_success", "answers finished, by reason", "finished_reason"
+)
+TIME_TO_FIRST_TOKEN = _histogram(
+    "vllm:time_to_first_token_seconds", "seconds to the first token", _FIRST_TOKEN
+)
+INTER_TOKEN_LATENCY = _histogram(
+    "vllm:inter_token_latency_seconds", "seconds between steps of an answer", _PER_TOKEN
+)
+REQUEST_TIME_PER_OUTPUT_TOKEN = _histogram(
+    "vllm:request_time_per_output_token_seconds",
+    "seconds per token after the first, of a complete answer",
+    _PER_TOKEN,
+)
+E2E_REQUEST_LATENCY = _histogram("vllm:e2e_request_latency_seconds", "seconds of a complete answer", _WHOLE)
+REQUEST_QUEUE_TIME = _histogram(
+    "vllm:request_queue_time_seconds", "seconds until the engine took a request in", _WHOLE
+)
+REQUEST_PROMPT_TOKENS = _histogram(
+    "vllm:request_prompt_tokens", "tokens of a complete answer's prompt", _TOKENS
+)
+REQUEST_GENERATION_TOKENS = _histogram(
+    "vllm:request_generation_tokens", "tokens of a complete answer", _TOKENS
+)
+ITERATION_TOKENS = _histogram(
+    "vllm:iteration_tokens_total",
+    "tokens of an engine step: of answers, and of prompts that it finished",
+    _TOKENS,
+)
+# Metrics that only Turbo has.
+GUARANTEE_INFO = Metric(
+    "turbo:guarantee_info",
+    "gauge",
+    "bytes: the same text as without speculation; law: the same distribution",
+    ("guarantee",),
+)
+STEP_SECONDS = _counter("turbo:step_seconds", "seconds of the engine's steps")
+FORWARD_SECONDS = _counter("turbo:forward_seconds", "seconds of them in the model")
+# The growth of the second over that of the first is the speed-up of any window.
+ANSWERING_SECONDS = _counter("turbo:answering_seconds", "seconds of steps that brought answers tokens")
+PLAIN_ANSWERING_SECONDS = _counter(
+    "turbo:plain_answering_seconds", "seconds that as many tokens would take without drafts"
+)
+AUDITS = _counter("turbo:audits", "answers replayed without speculation")
+AUDIT_MISMATCHES = _counter("turbo:audit_mismatches", "replayed answers that came out otherwise")
+CHOSEN_DRAFTS = _counter(
+    "turbo:chosen_drafts", "how often so many drafts were verified for an answer in a step", "drafts"
+)
+SPEEDUP = _gauge("turbo:speedup", "tokens per second lately over those without drafts")
+HEARTBEAT_AGE = _gauge(
+    "turbo:engine_heartbeat_age_seconds", "seconds since the engine last finished a step or a rest"
+)
+DRAFT_PROBLEM = _gauge(  # /version says why
+    "turbo:draft_problem", "1 while drafts are not what was asked for, or there are none for a fault"
+)
+DRAFT_INFO = _gauge("turbo:draft_info", "the version of the draft weights in use", "draft", "version")
+# What SPEC_NUM_* count of all requests, of those that chose a draft: default, or a name of the --drafts file.
+DRAFTS_BY_DRAFT = _counter(
+    "turbo:drafts_by_draft",
+    "verification passes with a drafted token, of requests by the draft they have",
+    "draft",
+)
+DRAFT_TOKENS_BY_DRAFT = _counter("turbo:draft_tokens_by_draft", "tokens drafted for them", "draft")
+ACCEPTED_TOKENS_BY_DRAFT = _counter("turbo:accepted_tokens_by_draft", "of these, tokens accepted", "draft")
+OWN_DRAFT_TOKENS_BY_DRAFT = _counter(
+    "turbo:own_draft_tokens_by_draft", "tokens drafted for them by the draft's own layers", "draft"
+)
+OWN_ACCEPTED_TOKENS_BY_DRAFT = _counter(
+    "turbo:own_accepted_tokens_by_draft", "of these, tokens accepted", "draft"
+)
+CAPTURE_PROMPTS = _counter(  # kept, not_sampled, refused, ambiguous, unredacted, deleted, overrun or failed
+    "turbo:capture_prompts", "prompts by whether they were kept to learn from", "outcome"
+)
+CAPTURE_BYTES = _gauge("turbo:capture_bytes", "bytes of the folder that prompts are kept in")
+CAPTURE_PROBLEM = _gauge(  # the log says why
+    "turbo:capture_problem", "1 while prompts are not kept as was asked for"
+)
+
+METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -1,73 +1,63 @@
-"""How models write reasoning and tool calls, by the text of their chat template."""
+"""Parsers of models' reasoning and tool calls, selected by the text of the chat template."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from turbo_runtime.parsers.base import ParsedDelta, Reader, ToolCall
-from turbo_runtime.parsers.json_tool_calls import PYTHON_TAG, BareJson
-from turbo_runtime.parsers.reasoning import CLOSE, PlainText, Thinking
-from turbo_runtime.parsers.tagged_tool_calls import DEEPSEEK_OPEN, HERMES_OPEN, deepseek, hermes
+from turbo_runtime.parsers.base import ParsedDelta, Parser, PlainTextParser, ToolCall
+from turbo_runtime.parsers.reasoning import CLOSE, ReasoningParser
+from turbo_runtime.parsers.tool_calls import ToolParser, find_tool_parser
 
-__all__ = ["AnswerReader", "MakeReader", "OutputFormat", "ParsedDelta", "Reader", "ToolCall"]
-
-MakeReader = Callable[[Collection[str]], Reader]  # of calls of the tools with these names
-
-# A mark in a template, and the reader of what the model then writes; the first that is found counts.
-_CALLS: tuple[tuple[str, MakeReader], ...] = (
-    (DEEPSEEK_OPEN, deepseek),
-    (HERMES_OPEN, hermes),
-    (PYTHON_TAG, BareJson),
-    ('"parameters": dictionary', BareJson),  # Llama 3.2's own words to the model
-)
+__all__ = ["OutputFormat", "OutputParser", "ParsedDelta", "ToolCall"]
 
 
 @dataclass(frozen=True, slots=True)
 class OutputFormat:
-    """What a model's template says of its answers."""
+    """Format of a model's answers."""
 
     reasons: bool = False
-    calls: MakeReader | None = None  # None: no known way of writing calls
+    tool_parser: ToolParser | None = None  # None: it is not known how the model writes calls
 
     @classmethod
-    def of(cls, template: str) -> OutputFormat:
-        """By marks in the template's text: no file of a model names its format."""
-        return cls(
-            reasons=CLOSE in template,
-            calls=next((make for mark, make in _CALLS if mark in template), None),
-        )
+    def from_template(cls, template: str) -> OutputFormat:
+        """Find the marks of known formats in the template: no file of a model names its format."""
+        return cls(CLOSE in template, find_tool_parser(template))
 
 
-class AnswerReader:
-    """Reads one answer. `complete` says that nothing after this is wanted: the one call has been made."""
+class OutputParser:
+    """Parser of one answer. `prompt_end` shows whether the prompt opens the reasoning; None for none."""
 
-    def __init__(self, calls: Reader | None, thinking_after: str | None, *, single: bool = False) -> None:
-        self._content: Reader = calls or PlainText()
-        self._thinking = None if thinking_after is None else Thinking(thinking_after, self._content)
-        self._single = single
-        self.called = False
-
-    @property
-    def reasoning(self) -> bool:
-        """Whether the answer is in the midst of its thoughts."""
-        return self._thinking is not None and self._thinking.reasoning
+    def __init__(
+        self, tool_parser: Parser | None, prompt_end: str | None, *, single_call: bool = False
+    ) -> None:
+        content = tool_parser or PlainTextParser()
+        self._reasoning = None if prompt_end is None else ReasoningParser(prompt_end, content)
+        self._parser: Parser = self._reasoning or content
+        self._single_call = single_call
+        self.has_called = False
 
     @property
-    def complete(self) -> bool:
-        """Whether the answer has made the only call that it may make."""
-        return self._single and self.called
+    def is_reasoning(self) -> bool:
+        """Whether the answer is inside its reasoning."""
+        return self._reasoning is not None and self._reasoning.is_reasoning
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer has made the only call that it may make, so that the rest is ignored."""
+        return self._single_call and self.has_called
 
     def push(self, text: str) -> ParsedDelta:
-        """What more text settles."""
-        return self._told((self._thinking or self._content).push(text))
+        """Return what more text settles."""
+        return self._limit(self._parser.push(text))
 
     def flush(self) -> ParsedDelta:
-        """What still waited, once no text follows."""
-        return self._told((self._thinking or self._content).flush())
+        """Return what was held back, once no text follows."""
+        return self._limit(self._parser.flush())
 
-    def _told(self, said: ParsedDelta) -> ParsedDelta:
-        if self.complete:
+    def _limit(self, parsed: ParsedDelta) -> ParsedDelta:
+        if self.is_complete:
             return ParsedDelta()
-        self.called = self.called or bool(said.calls)
-        return ParsedDelta(said.content, said.reasoning, said.calls[:1]) if self._single else said
+        self.has_called = self.has_called or bool(parsed.calls)
+        if not self._single_call:
+            return parsed
+        return ParsedDelta(parsed.content, parsed.reasoning, parsed.calls[:1])

@@ -6,85 +6,70 @@ import json
 import re
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.parsers.base import ParsedDelta, Reader, Trailing
+from turbo_runtime.parsers.base import ParsedDelta, Parser, TrailingSpace
 from turbo_runtime.parsers.stop_strings import StopScanner
 
 OPEN, CLOSE = "<think>", "</think>"
-_SLASH_OR_PAIR = re.compile(r"\\.|/", re.DOTALL)  # a pair: a backslash and what it escapes
+_ESCAPE_OR_SLASH = re.compile(r"\\.|/", re.DOTALL)
 
 
-class PlainText:
-    """All is content."""
+class ReasoningParser:
+    """Parser that separates the reasoning and hands the rest to `content`.
 
-    def push(self, text: str) -> ParsedDelta:
-        """See `Reader`."""
-        return ParsedDelta(text)
-
-    def flush(self) -> ParsedDelta:
-        """See `Reader`."""
-        return ParsedDelta()
-
-
-class Thinking:
-    """Takes the reasoning out and hands the rest to `content`.
-
-    `prompt` tells where the answer starts: some templates open the thoughts themselves, or close them when
-    they are switched off.
+    Some templates open the reasoning themselves, or close it when it is switched off.
     """
 
-    def __init__(self, prompt: str, content: Reader) -> None:
+    def __init__(self, prompt_end: str, content: Parser) -> None:
         self._content = content
-        end = prompt.rstrip()
+        end = prompt_end.rstrip()
         self._state = "inside" if end.endswith(OPEN) else "after" if end.endswith(CLOSE) else "before"
-        self._start = ""  # white space, and what may be the beginning of a tag
+        self._start = ""  # white space, and what may be the start of a tag
         self._close = StopScanner([CLOSE])
-        self._thoughts = Trailing(strip_start=True)
-        self._lead = True  # the white space between thoughts and answer is neither's
+        self._thoughts = TrailingSpace(strip_start=True)
+        self._strip_lead = True  # the white space between reasoning and answer belongs to neither
 
     @property
-    def reasoning(self) -> bool:
-        """Whether the answer is in the midst of its thoughts."""
+    def is_reasoning(self) -> bool:
+        """Whether the answer is inside its reasoning."""
         return self._state == "inside"
 
     def push(self, text: str) -> ParsedDelta:
-        """See `Reader`."""
+        """See `Parser`."""
         if self._state == "before":
             self._start += text
-            begun = self._start.lstrip()
-            if not begun.startswith(OPEN):
-                if OPEN.startswith(begun):
+            start = self._start.lstrip()
+            if not start.startswith(OPEN):
+                if OPEN.startswith(start):
                     return ParsedDelta()
-                self._state, self._lead = "after", False
+                self._state, self._strip_lead = "after", False
                 return self._content.push(self._start)
-            self._state, text = "inside", begun.removeprefix(OPEN)
+            self._state, text = "inside", start.removeprefix(OPEN)
         if self._state == "inside":
-            thought, closed = self._close.push(text)
-            said = ParsedDelta(reasoning=self._thoughts.push(thought))
-            if not closed:
-                return said
+            thoughts, is_closed = self._close.push(text)
+            parsed = ParsedDelta(reasoning=self._thoughts.push(thoughts))
+            if not is_closed:
+                return parsed
             self._state = "after"
-            return said + self.push(self._close.after)
-        if self._lead:
+            return parsed + self.push(self._close.rest)
+        if self._strip_lead:
             text = text.lstrip()
-            self._lead = not text
+            self._strip_lead = not text
         return self._content.push(text)
 
     def flush(self) -> ParsedDelta:
-        """See `Reader`."""
+        """See `Parser`."""
         if self._state == "before":
             return self._content.push(self._start) + self._content.flush()
         return ParsedDelta(reasoning=self._thoughts.push(self._close.flush())) + self._content.flush()
 
 
-def after_thinking(grammar: Grammar) -> Grammar | None:
-    """The grammar behind thoughts that the prompt has opened: what is asked for is the answer's form.
-
-    None for a grammar in Lark's notation, which has rules of its own names.
-    """
+def add_reasoning(grammar: Grammar) -> Grammar | None:
+    """Allow reasoning, which the prompt has opened, before the answer; None for a Lark grammar."""
     if grammar.kind == "lark":
         return None
-    if grammar.kind == "regex":
-        answer = "/" + _SLASH_OR_PAIR.sub(_escaped, grammar.text) + "/"
+    if grammar.kind == "regex":  # a slash would end the expression; an escaped one does not
+        escaped = _ESCAPE_OR_SLASH.sub(lambda match: r"\/" if match[0] == "/" else match[0], grammar.text)
+        answer = f"/{escaped}/"
     else:
         answer = "%json " + (grammar.text or json.dumps({"type": "object"}))
     rules = (
@@ -94,8 +79,3 @@ def after_thinking(grammar: Grammar) -> Grammar | None:
         f"answer: {answer}",
     )
     return Grammar("lark", "\n".join(rules))
-
-
-def _escaped(found: re.Match[str]) -> str:
-    """A slash would end the expression; one that is escaped does not."""
-    return r"\/" if found[0] == "/" else found[0]

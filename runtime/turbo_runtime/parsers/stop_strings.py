@@ -6,36 +6,33 @@ from collections.abc import Sequence
 
 
 class StopScanner:
-    """Passes text through until a stop string appears, and holds back what may be the beginning of one.
+    """Filter that passes text until a stop string appears, and holds back what may be the start of one.
 
-    `found` is the one that appeared, and `after` the text that came behind it with the same piece.
+    `match` is the one that appeared, and `rest` the text behind it in the same push.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
-        self._held = ""
-        self.found: str | None = None
-        self.after = ""
+        self._pending = ""
+        self.match: str | None = None
+        self.rest = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """The text that is certain to precede any stop string, and whether one has been found: then nothing
-        follows.
-        """
-        text = self._held + text
+        """Return the text that certainly precedes any stop string, and whether one appeared."""
+        text = self._pending + text
         starts = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if starts:
-            start, self.found = min(starts)
-            self._held, self.after = "", text[start + len(self.found) :]
+            start, self.match = min(starts)
+            self._pending, self.rest = "", text[start + len(self.match) :]
             return text[:start], True
-        kept = max((_overlap(text, stop) for stop in self._stops), default=0)
-        certain = len(text) - kept
-        self._held = text[certain:]
-        return text[:certain], False
+        end = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._pending = text[end:]
+        return text[:end], False
 
     def flush(self) -> str:
-        """The text that was held back, once no text follows."""
-        held, self._held = self._held, ""
-        return held
+        """Return the text that was held back, once no text follows."""
+        pending, self._pending = self._pending, ""
+        return pending
 
 
 def _overlap(text: str, stop: str) -> int:

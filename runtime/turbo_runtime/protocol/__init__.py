@@ -1,7 +1,69 @@
 """What a client may send: the fields of both endpoints, their types and ranges."""
 
-from turbo_runtime.protocol.chat import ChatRequest
-from turbo_runtime.protocol.completion import CompletionRequest
-from turbo_runtime.protocol.parsing import parse_chat, parse_completion
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from turbo_runtime.protocol.errors import ApiError, cut, invalid
+from turbo_runtime.protocol.requests import ChatRequest, CompletionRequest
+from turbo_runtime.protocol.sampling import Sampling
+from turbo_runtime.protocol.unsupported import CHAT, COMPLETION, Unsupported, drop_harmless
 
 __all__ = ["ChatRequest", "CompletionRequest", "parse_chat", "parse_completion"]
+
+Request = TypeVar("Request", bound=Sampling)
+
+
+def parse_chat(body: Mapping[str, Any]) -> ChatRequest:
+    """Parse a body. Raises ApiError (400) that names the field."""
+    return _parse(ChatRequest, CHAT, body)
+
+
+def parse_completion(body: Mapping[str, Any]) -> CompletionRequest:
+    """Parse a body. Raises ApiError (400) that names the field."""
+    return _parse(CompletionRequest, COMPLETION, body)
+
+
+def _parse(model: type[Request], unsupported: Mapping[str, Unsupported], body: Mapping[str, Any]) -> Request:
+    fields = drop_harmless(body, unsupported, model.model_fields)
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise _to_api_error(error, fields) from error
+
+
+def _to_api_error(error: ValidationError, body: Mapping[str, Any]) -> ApiError:
+    """Report the first problem as one sentence: a client can fix one at a time."""
+    problem = error.errors(include_url=False)[0]
+    kind = problem["type"]
+    param = _format_path(_trim_location(problem["loc"], body, is_missing=kind == "missing"))
+    if kind == "missing":
+        return invalid(param, f"'{param}' is missing.", "missing_required_parameter")
+    if kind == "extra_forbidden":
+        message = f"'{param}' is not supported by this server: leave it out."
+        return invalid(param, message, "unsupported_parameter")
+    reason = problem["msg"].removeprefix("Value error, ")
+    code = "invalid_type" if kind.endswith("_type") else "invalid_value"
+    return invalid(param, f"Invalid '{param}': {reason[0].lower()}{reason[1:]}.", code)
+
+
+def _trim_location(location: tuple[int | str, ...], body: Any, *, is_missing: bool) -> list[int | str]:
+    """Drop what the client did not send: pydantic also names which type of a union it tried."""
+    path: list[int | str] = []
+    for step in location:
+        if step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int):
+            body = body[step]
+        elif not (is_missing and step == location[-1]):
+            continue
+        path.append(step)
+    return path
+
+
+def _format_path(steps: list[int | str]) -> str:
+    path = ""
+    for step in steps:
+        path += f"[{step}]" if isinstance(step, int) else f".{cut(step)}" if path else cut(step)
+    return path

@@ -1,15 +1,78 @@
-"""The fields of both endpoints: how text is drawn, where it ends and how it is told."""
+"""Fields of both endpoints: how text is sampled, where it ends, its format, and what is reported."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args
+import json
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, FailFast, Field, WithJsonSchema, model_validator
 
 from turbo_runtime.messages import Drafting, Grammar
 from turbo_runtime.protocol.base import StreamOptions, Strict, at_most
 from turbo_runtime.protocol.errors import invalid
-from turbo_runtime.protocol.structure import ResponseFormat, StructuredOutputs
+
+# With a backslash before them they stand for themselves in every dialect of regular expressions.
+_ESCAPES = str.maketrans({letter: f"\\{letter}" for letter in "\\.^$|?*+()[]{}"})
+
+
+class NamedSchema(Strict):
+    """JSON schema as OpenAI wraps it. `strict` changes nothing: an answer always follows the schema."""
+
+    name: str
+    description: str | None = None
+    body: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """OpenAI's request for JSON."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("'json_schema' belongs to type 'json_schema', which needs it")
+        return self
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """Grammar of the answer; None for plain text."""
+        if self.json_schema is not None:
+            return Grammar("json_schema", json.dumps(self.json_schema.body))
+        return Grammar("json_object") if self.type == "json_object" else None
+
+
+class StructuredOutputs(Strict):
+    """vLLM's request for a format: exactly one of these."""
+
+    schema_: dict[str, Any] | str | None = Field(None, alias="json")  # a schema, or its text
+    json_object: Literal[True] | None = None
+    regex: str | None = None
+    grammar_: str | None = Field(None, alias="grammar")  # in Lark's notation
+    choice: Annotated[list[str], FailFast()] = Field(default_factory=list, min_length=1)
+
+    @model_validator(mode="after")
+    def _check_single(self) -> StructuredOutputs:
+        if len(self.model_fields_set) != 1:
+            raise ValueError("give exactly one of 'json', 'json_object', 'regex', 'grammar' and 'choice'")
+        return self
+
+    @property
+    def grammar(self) -> Grammar:
+        """Grammar of the answer."""
+        if self.schema_ is not None:
+            text = self.schema_ if isinstance(self.schema_, str) else json.dumps(self.schema_)
+            return Grammar("json_schema", text)
+        if self.regex is not None:
+            return Grammar("regex", self.regex)
+        if self.grammar_ is not None:
+            return Grammar("lark", self.grammar_)
+        if self.choice:
+            return Grammar("regex", "|".join(text.translate(_ESCAPES) for text in self.choice))
+        return Grammar("json_object")
+
 
 MAX_CHOICES = 128
 MAX_STOPS = 4
@@ -21,35 +84,35 @@ MAX_DRAFT_TOKENS = 64
 
 Count = Annotated[int, Field(ge=1)]
 TokenId = Annotated[int, Field(ge=0)]
-Words = Annotated[str, Field(min_length=1, max_length=MAX_WORD_CHARACTERS)]
+Word = Annotated[str, Field(min_length=1, max_length=MAX_WORD_CHARACTERS)]
 
 
-def _one_stop_is_a_list(value: Any) -> Any:
+def _list_stops(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _switch_is_a_method(value: Any) -> Any:
+def _name_drafting(value: Any) -> Any:
     return {True: "auto", False: "off"}[value] if isinstance(value, bool) else value
 
 
 _WORD = {"type": "string", "minLength": 1, "maxLength": MAX_WORD_CHARACTERS}
 Stops = Annotated[
-    list[Words],
+    list[Word],
     FailFast(),
     Field(max_length=MAX_STOPS),
     at_most(MAX_STOPS),
-    BeforeValidator(_one_stop_is_a_list),
+    BeforeValidator(_list_stops),
     WithJsonSchema({"anyOf": [_WORD, {"type": "array", "items": _WORD, "maxItems": MAX_STOPS}]}),
 ]
 Speculation = Annotated[
     Drafting,
-    BeforeValidator(_switch_is_a_method),
+    BeforeValidator(_name_drafting),
     WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": list(get_args(Drafting))}]}),
 ]
 
 
 class Sampling(Strict):
-    """OpenAI's names; vLLM's where OpenAI has none; `speculation` and `max_draft_tokens` are Turbo's own."""
+    """OpenAI's fields, and vLLM's where OpenAI has none; `speculation` and `max_draft_tokens` are Turbo's."""
 
     model: str
     temperature: float = Field(1.0, ge=0, le=2)
@@ -71,7 +134,7 @@ class Sampling(Strict):
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0)
     max_tokens: Count | None = None
-    bad_words: Annotated[list[Words], FailFast(), at_most(MAX_WORDS)] = Field(
+    bad_words: Annotated[list[Word], FailFast(), at_most(MAX_WORDS)] = Field(
         default_factory=list, max_length=MAX_WORDS
     )
     response_format: ResponseFormat | None = None
@@ -86,18 +149,18 @@ class Sampling(Strict):
     max_draft_tokens: int | None = Field(None, ge=0, le=MAX_DRAFT_TOKENS)
 
     @model_validator(mode="after")
-    def _options_need_a_stream(self) -> Sampling:
+    def _check_stream_options(self) -> Sampling:
         if "stream_options" in self.model_fields_set and not self.stream:
             raise invalid("stream_options", "'stream_options' is only allowed together with 'stream': true.")
         return self
 
     @property
     def grammar(self) -> Grammar | None:
-        """What the answer must match. Raises ApiError where two fields ask for a format."""
-        asked = None if self.response_format is None else self.response_format.grammar
+        """Grammar of the answer. Raises ApiError where two fields ask for a format."""
+        grammar = None if self.response_format is None else self.response_format.grammar
         if self.structured_outputs is None:
-            return asked
-        if asked is not None:
+            return grammar
+        if grammar is not None:
             raise invalid(
                 "structured_outputs",
                 "'response_format' and 'structured_outputs' both ask for a format; send one of them.",

@@ -1,11 +1,9 @@
-"""The OpenAI API's parameters that this server does not take, each with the values that change nothing and
-what to do instead.
-"""
+"""Parameters of the OpenAI API that this server rejects, with the values that change nothing."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +12,17 @@ from turbo_runtime.protocol.errors import ApiError, cut, invalid
 
 @dataclass(frozen=True, slots=True)
 class Unsupported:
-    """`harmless` values mean what the server does anyway, so they are let through; null always is."""
+    """Rejected parameter. `harmless` values mean what the server does anyway, so they pass; so does null."""
 
     remedy: str
     harmless: tuple[Any, ...] = ()
 
     def accepts(self, value: Any) -> bool:
-        """Whether the value asks for nothing that the server lacks."""
+        """Return whether the value asks for nothing that the server lacks."""
         # `True == 1` in Python, but logprobs=true and logprobs=1 are not the same request
-        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in self.harmless)
+        return any(
+            value == known and isinstance(value, bool) == isinstance(known, bool) for known in self.harmless
+        )
 
 
 _LEAVE_OUT = "leave it out"
@@ -69,37 +69,32 @@ COMPLETION: Mapping[str, Unsupported] = {
 }
 
 
-def keep_supported(
-    body: Mapping[str, Any], unsupported: Mapping[str, Unsupported], known: Iterable[str]
+def drop_harmless(
+    body: Mapping[str, Any], unsupported: Mapping[str, Unsupported], known: Collection[str]
 ) -> dict[str, Any]:
-    """The fields of `body` that are for this server; null ones are left out, as if never sent.
-
-    Raises ApiError (400) for the first field that asks for what the server lacks, or that nobody knows.
-    """
-    known = set(known)
-    kept: dict[str, Any] = {}
+    """Return the `known` fields without null ones. Raises ApiError (400) for an unsupported field."""
+    fields: dict[str, Any] = {}
     for name, value in body.items():
-        if value is None and (name in known or name in unsupported):
-            continue
         if name in known:
-            kept[name] = value
+            if value is not None:
+                fields[name] = value
         elif name not in unsupported:
-            raise _unknown(name, known)
-        elif not unsupported[name].accepts(value):
-            raise _refused(name, unsupported[name])
-    return kept
+            raise _unknown_error(name, known)
+        elif value is not None and not unsupported[name].accepts(value):
+            raise _unsupported_error(name, unsupported[name])
+    return fields
 
 
-def _refused(name: str, entry: Unsupported) -> ApiError:
-    allowed = " or ".join(repr(value) for value in entry.harmless)
-    only = f" (only {allowed} is accepted, which changes nothing)" if allowed else ""
+def _unsupported_error(name: str, parameter: Unsupported) -> ApiError:
+    accepted = " or ".join(repr(value) for value in parameter.harmless)
+    only = f" (only {accepted} is accepted, which changes nothing)" if accepted else ""
     return invalid(
-        name, f"'{name}' is not supported by this server{only}: {entry.remedy}.", "unsupported_parameter"
+        name, f"'{name}' is not supported by this server{only}: {parameter.remedy}.", "unsupported_parameter"
     )
 
 
-def _unknown(name: str, known: Iterable[str]) -> ApiError:
+def _unknown_error(name: str, known: Collection[str]) -> ApiError:
     name = cut(name)
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "leave it out."
+    matches = difflib.get_close_matches(name, sorted(known), n=1)
+    hint = f"did you mean '{matches[0]}'?" if matches else "leave it out."
     return invalid(name, f"There is no parameter '{name}'; {hint}", "unknown_parameter")

@@ -20,57 +20,57 @@ from turbo_runtime.capture.settings import CaptureError
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.api_keys import ApiKeys
 from turbo_runtime.server.app import build_app
-from turbo_runtime.server.connections import IDLE_SECONDS, Farewell, protocol
-from turbo_runtime.server.engine_client.client import STOP_SECONDS, EngineClient
-from turbo_runtime.server.engine_client.process import EngineMain, turbo_engine
+from turbo_runtime.server.connections import IDLE_SECONDS, ConnectionCloser, build_protocol
+from turbo_runtime.server.engine_client import STOP_SECONDS, EngineClient, EngineMain
 from turbo_runtime.server.service import Phase, Service
-from turbo_runtime.server.thread_offload import still_running
+from turbo_runtime.server.thread_offload import has_running_threads
 from turbo_runtime.version import turbo_version
 
-FAREWELL_SECONDS = 2  # for error replies to reach their clients when the server ends early
+ERROR_REPLY_SECONDS = 2  # for error replies to reach their clients when the server ends early
 
 
-def run_server(config: RuntimeConfig, engine: EngineMain = turbo_engine) -> int:
+def run_server(config: RuntimeConfig, engine: EngineMain | None = None) -> int:
     """Serve until a signal or until the engine dies.
 
-    Returns the exit status: 0 after a drain, 1 when the port cannot be had or the engine failed, 128 +
-    signal number
-    when a second signal cut the drain short.
+    Returns the exit status: 0 after a drain, 1 when the port cannot be had or the engine failed, 128 + signal
+    number when a second signal cut the drain short.
     """
     try:
         keys = None if config.api_keys is None else ApiKeys(Path(config.api_keys))
     except ValueError as error:
-        say(f"turbo serve: {error}")
-        return 1
+        return _fail(str(error))
     try:
         capture = None if config.capture is None else Capture(Path(config.capture))
     except CaptureError as error:
-        say(f"turbo serve: --capture: {error}.")
-        return 1
+        return _fail(f"--capture: {error}.")
     try:
         listener = _listen(config.host, config.port)
     except OSError as error:
-        say(f"turbo serve: cannot listen on {config.host}:{config.port}: {error.strerror or error}.")
-        return 1
+        return _fail(f"cannot listen on {config.host}:{config.port}: {error.strerror or error}.")
     with tempfile.TemporaryDirectory(prefix="turbo-tokenizer-") as tokenizer_dir:
         status = asyncio.run(_serve(config, engine, keys, capture, listener, Path(tokenizer_dir)))
     if capture is not None:
         capture.close()
-    if still_running():
-        # A thread amid a tokenizer's own code cannot be ended in order, and its result is for nobody.
+    if has_running_threads():
+        # A thread in a tokenizer's own code cannot be ended in order, and nobody waits for its result.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     return status
 
 
-def say(sentence: str) -> None:
-    """Tell whoever watches the terminal or the pod's log."""
-    print(sentence, file=sys.stderr, flush=True)
+def _log(message: str) -> None:
+    """Write a line for whoever watches the terminal or the pod's log."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _fail(message: str) -> int:
+    _log(f"turbo serve: {message}")
+    return 1
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers: draining is ours."""
+    """uvicorn without its signal handlers: the server drains by itself."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -79,19 +79,21 @@ class _Uvicorn(uvicorn.Server):
 
 async def _serve(
     config: RuntimeConfig,
-    engine_main: EngineMain,
+    engine_main: EngineMain | None,
     keys: ApiKeys | None,
     capture: Capture | None,
     listener: socket.socket,
     tokenizer_dir: Path,
 ) -> int:
-    signals = _signals()
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):  # in place of their default actions
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     engine = EngineClient(config, engine_main, str(tokenizer_dir))
     service = Service(config, engine, keys, capture)
     http = _Uvicorn(
         uvicorn.Config(
-            Farewell(build_app(service), lambda: service.draining),
-            http=protocol(config.connection_seconds),
+            ConnectionCloser(build_app(service), lambda: service.is_draining),
+            http=build_protocol(config.connection_seconds),
             log_level="warning",
             access_log=False,
             lifespan="off",
@@ -99,117 +101,99 @@ async def _serve(
             timeout_keep_alive=IDLE_SECONDS,
         )
     )
-    say(
-        f"turbo {turbo_version()}: loading {config.model}; "
-        f"listening on {_url(listener)}, ready when the model is."
-    )
+    url = _format_url(listener)
+    _log(f"turbo {turbo_version()}: loading {config.model}; listening on {url}, ready when the model is.")
     engine.start()
     serving = asyncio.create_task(http.serve(sockets=[listener]))
-    loading = asyncio.create_task(_load(service, tokenizer_dir, listener))
-    patience = STOP_SECONDS
+    loading = asyncio.create_task(_load(service, tokenizer_dir, url))
+    timeout_seconds = STOP_SECONDS
     try:
-        status = await _until_stopped(service, signals, loading)
-        if status > 128:  # who has signalled twice does not wait for the engine to end in order
-            patience = 0.0
+        status = await _run_until_stopped(service, signals, loading)
+        if status > 128:  # a second signal does not wait for the engine to end in order
+            timeout_seconds = 0.0
     finally:
         loading.cancel()
         http.should_exit = True
-        http.config.timeout_graceful_shutdown = FAREWELL_SECONDS
+        http.config.timeout_graceful_shutdown = ERROR_REPLY_SECONDS
         await serving
-        await engine.stop(patience)
+        await engine.stop(timeout_seconds)
     return status
 
 
-async def _load(service: Service, tokenizer_dir: Path, listener: socket.socket) -> None:
+async def _load(service: Service, tokenizer_dir: Path, url: str) -> None:
     model = await service.load(tokenizer_dir)
-    facts = model.facts
-    say(
-        f"Model loaded in {facts.load_seconds:.1f} s on {facts.device} as {facts.dtype}, "
+    info = model.info
+    _log(
+        f"Model loaded in {info.load_seconds:.1f} s on {info.device} as {info.dtype}, "
         f"{model.context} tokens of context."
     )
-    promise = "the same bytes" if facts.guarantee == "bytes" else "the same distribution"
-    reason = f"; {facts.law_reason}" if facts.law_reason else ""
-    say(
-        f"Start-up check took {facts.check_seconds:.1f} s; guarantee on this machine: {facts.guarantee} "
+    promise = "the same bytes" if info.guarantee == "bytes" else "the same distribution"
+    reason = f"; {info.law_reason}" if info.law_reason else ""
+    _log(
+        f"Start-up check took {info.check_seconds:.1f} s; guarantee on this machine: {info.guarantee} "
         f"({promise} with speculation and without{reason})."
     )
-    if facts.step_times:
+    if info.step_times:
         points = ", ".join(
-            f"{each.rows} x {each.tokens} tokens after {each.context} in {each.seconds * 1e3:.1f} ms"
-            for each in facts.step_times
+            f"{point.rows} x {point.tokens} tokens after {point.context} in {point.seconds * 1e3:.1f} ms"
+            for point in info.step_times
         )
-        say(f"Micro-benchmark took {facts.measure_seconds:.1f} s; one pass over {points}.")
-    say(f"Ready: the OpenAI API is at {_url(listener)}/v1, the model's name is {model.name}.")
+        _log(f"Micro-benchmark took {info.measure_seconds:.1f} s; one pass over {points}.")
+    _log(f"Ready: the OpenAI API is at {url}/v1, the model's name is {model.name}.")
 
 
-async def _until_stopped(
+async def _run_until_stopped(
     service: Service, signals: asyncio.Queue[signal.Signals], loading: asyncio.Task[None]
 ) -> int:
-    """Wait for the first of: a failure to load, the engine's end, a signal; then drain if there is
-    something to drain.
-    """
+    """Wait for a failure to load, the engine's end or a signal; after a signal drain."""
     ended = service.engine.ended
-    signalled = asyncio.create_task(signals.get())
-    await _first(ended, signalled, loading)
+    first_signal = asyncio.create_task(signals.get())
+    await _wait_first(ended, first_signal, loading)
     if loading.done():
         loading.result()  # an exception here is a bug or a broken tokenizer: its traceback is the log
-        await _first(ended, signalled)
+        await _wait_first(ended, first_signal)
     if ended.done():
-        say(f"turbo serve: {ended.result()}")
-        return 1
-    draining = asyncio.create_task(_drain(service, quick=signalled.result() is signal.SIGINT))
-    again = asyncio.create_task(signals.get())
-    await _first(ended, draining, again)
+        return _fail(ended.result())
+    draining = asyncio.create_task(_drain(service, at_terminal=first_signal.result() is signal.SIGINT))
+    second_signal = asyncio.create_task(signals.get())
+    await _wait_first(ended, draining, second_signal)
     if draining.done():
         draining.result()
         return 0
     draining.cancel()
     if ended.done():
-        say(f"turbo serve: {ended.result()}")
-        return 1
-    say("Stopping now.")
+        return _fail(ended.result())
+    _log("Stopping now.")
     service.cut_short("The server was stopped before this answer was complete.")
-    return 128 + again.result()
+    return 128 + second_signal.result()
 
 
-async def _drain(service: Service, quick: bool) -> None:
-    """Leave the load balancers, then finish what runs. `quick` skips the first: someone at a terminal has
-    no load balancer.
-    """
+async def _drain(service: Service, at_terminal: bool) -> None:
+    """Leave the load balancers, of which a terminal has none, then finish what runs."""
     loop = asyncio.get_running_loop()
     config = service.config
     deadline = loop.time() + max(config.drain_seconds, config.endpoint_seconds)
-    if not quick:
+    if not at_terminal:
         service.phase = Phase.LEAVING
-        say(
+        _log(
             f"Draining: taking requests for {config.endpoint_seconds:g} s more, "
             "then finishing those that run."
         )
         await asyncio.sleep(config.endpoint_seconds)
     service.phase = Phase.CLOSED
-    say(f"Finishing {service.admitted} running answers.")
-    with contextlib.suppress(TimeoutError):  # what is cut is said below
+    _log(f"Finishing {service.slots.answers} running answers.")
+    with contextlib.suppress(TimeoutError):  # reported below
         async with asyncio.timeout_at(deadline):
-            await service.places.empty.wait()
-    if service.admitted:
-        say(f"{service.admitted} answers were not complete after {config.drain_seconds:g} s and are cut.")
-        service.cut_short(
-            f"The server shut down and this answer was not complete after {config.drain_seconds:g} s."
-        )
-    say("Drained.")
+            await service.slots.empty.wait()
+    if service.slots.answers:
+        seconds = f"{config.drain_seconds:g} s"
+        _log(f"{service.slots.answers} answers were not complete after {seconds} and are cut.")
+        service.cut_short(f"The server shut down and this answer was not complete after {seconds}.")
+    _log("Drained.")
 
 
-async def _first(*futures: asyncio.Future[Any]) -> None:
+async def _wait_first(*futures: asyncio.Future[Any]) -> None:
     await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
-
-
-def _signals() -> asyncio.Queue[signal.Signals]:
-    """SIGTERM and SIGINT as they come, in place of their default actions."""
-    loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, queue.put_nowait, number)
-    return queue
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -227,6 +211,6 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _url(listener: socket.socket) -> str:
+def _format_url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what this server takes, written from the models that check it."""
+"""The OpenAPI document, generated from the models that check requests."""
 
 from __future__ import annotations
 
@@ -24,48 +24,41 @@ _ERRORS = {
     "500": "the engine failed on this request",
     "503": "the model is loading, the server is shutting down, or its engine is gone",
 }
-_ERROR: Json = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": "string"},
-            },
-        }
-    },
+_STRING = {"type": "string"}
+_ERROR_PROPERTIES = {
+    "message": _STRING,
+    "type": _STRING,
+    "param": {"type": ["string", "null"]},
+    "code": _STRING,
+}
+_GETS = {
+    endpoints.HEALTH_PATH: "whether server and engine are alive",
+    endpoints.READY_PATH: "whether requests should be sent here",
+    endpoints.LOAD_PATH: "what runs and waits",
+    endpoints.METRICS_PATH: "Prometheus metrics",
+    endpoints.VERSION_PATH: "what is served and what it promises",
+    "/v1/models": "the one served model",
 }
 
 
-def openapi_document() -> Json:
-    """As OpenAPI 3.1."""
-    schemas: Json = {"Error": _ERROR}
-    for kind, table in ((ChatRequest, CHAT), (CompletionRequest, COMPLETION)):
-        schema = kind.model_json_schema(ref_template=_REFERENCE + "{model}")
+def build_openapi_document() -> Json:
+    """Build the document, as OpenAPI 3.1."""
+    error = {"type": "object", "required": [*_ERROR_PROPERTIES], "properties": _ERROR_PROPERTIES}
+    schemas: Json = {"Error": {"type": "object", "required": ["error"], "properties": {"error": error}}}
+    for model, unsupported in ((ChatRequest, CHAT), (CompletionRequest, COMPLETION)):
+        schema = model.model_json_schema(ref_template=_REFERENCE + "{model}")
         schemas |= schema.pop("$defs", {})
-        schemas[kind.__name__] = schema | {"properties": schema["properties"] | _refused(table)}
+        properties = schema["properties"] | _describe_unsupported(unsupported)
+        schemas[model.__name__] = schema | {"properties": properties}
     for schema in schemas.values():
-        _let_null_mean_absent(schema)
-    gets = {
-        endpoints.HEALTH_PATH: "whether server and engine are alive",
-        endpoints.READY_PATH: "whether requests should be sent here",
-        endpoints.LOAD_PATH: "what runs and waits",
-        endpoints.METRICS_PATH: "Prometheus metrics",
-        endpoints.VERSION_PATH: "what is served and what it promises",
-        "/v1/models": "the one served model",
-    }
+        _allow_null(schema)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Turbo", "version": turbo_version()},
         "paths": {
             "/v1/chat/completions": {"post": _post("a chat, through the model's chat template", ChatRequest)},
             "/v1/completions": {"post": _post("a completion of a prompt", CompletionRequest)},
-            **{path: {"get": _get(summary)} for path, summary in gets.items()},
+            **{path: {"get": _get(summary)} for path, summary in _GETS.items()},
         },
         "components": {
             "schemas": schemas,
@@ -74,37 +67,36 @@ def openapi_document() -> Json:
     }
 
 
-def _post(summary: str, kind: type) -> Json:
-    body = {"application/json": {"schema": {"$ref": _REFERENCE + kind.__name__}}}
+def _post(summary: str, model: type) -> Json:
+    body = {"application/json": {"schema": {"$ref": _REFERENCE + model.__name__}}}
     error = {"application/json": {"schema": {"$ref": _REFERENCE + "Error"}}}
-    done: Json = {"application/json": {}, "text/event-stream": {}}
-    responses: Json = {"200": {"description": "the answer, whole or as a stream of events", "content": done}}
-    responses |= {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
+    content: Json = {"application/json": {}, "text/event-stream": {}}
+    success = {"description": "the answer, whole or as a stream of events", "content": content}
+    errors = {code: {"description": text, "content": error} for code, text in _ERRORS.items()}
     return {
         "summary": summary,
         "security": [{}, {"key": []}],
         "requestBody": {"required": True, "content": body},
-        "responses": responses,
+        "responses": {"200": success, **errors},
     }
 
 
 def _get(summary: str) -> Json:
+    descriptions = {"200": summary, "401": _ERRORS["401"], "503": _ERRORS["503"]}
+    responses = {code: {"description": text} for code, text in descriptions.items()}
+    return {"summary": summary, "responses": responses}
+
+
+def _describe_unsupported(parameters: Mapping[str, Unsupported]) -> Json:
+    """Only the values that change nothing are accepted."""
     return {
-        "summary": summary,
-        "responses": {"200": {"description": summary}, "401": {"description": _ERRORS["401"]}}
-        | {"503": {"description": _ERRORS["503"]}},
+        name: {"enum": [*parameter.harmless, None], "description": f"Not supported: {parameter.remedy}."}
+        for name, parameter in parameters.items()
     }
 
 
-def _refused(table: Mapping[str, Unsupported]) -> Json:
-    """Parameters of which only the values that ask for nothing are taken."""
-    return {
-        name: {"enum": [*entry.harmless, None], "description": f"Not supported: {entry.remedy}."}
-        for name, entry in table.items()
-    }
-
-
-def _let_null_mean_absent(schema: Json) -> None:
+def _allow_null(schema: Json) -> None:
+    """Null means absent."""
     required = schema.get("required", [])
     for name, field in schema.get("properties", {}).items():
         if name not in required:

@@ -1,30 +1,23 @@
-"""From a checked request to what the engine computes, and how the answers are read."""
+"""From a checked request to what the engine computes, and how to parse the answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from turbo_runtime.messages import DEFAULT_DRAFT, Grammar, SamplingParams
-from turbo_runtime.parsers import AnswerReader
-from turbo_runtime.parsers.json_tool_calls import BareJson
-from turbo_runtime.parsers.reasoning import CLOSE, OPEN, after_thinking
+from turbo_runtime.messages import DEFAULT_DRAFT, MASK_64, Grammar, SamplingParams
+from turbo_runtime.parsers import OutputParser
+from turbo_runtime.parsers.reasoning import CLOSE, OPEN, add_reasoning
+from turbo_runtime.parsers.tool_calls import JsonToolCallParser
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
-from turbo_runtime.protocol.errors import cut, invalid, unavailable
-from turbo_runtime.server.sampling_params import (
-    check_ids,
-    check_text,
-    check_told,
-    drawn_seed,
-    for_prompt,
-    sampling_params,
-)
+from turbo_runtime.protocol.errors import ApiError, cut, invalid, unavailable
 from turbo_runtime.server.served_model import ServedModel
-from turbo_runtime.server.thread_offload import Wanted
+from turbo_runtime.server.thread_offload import IsWanted
 from turbo_runtime.tokenization.chat_template import ChatTemplate, TemplateRefusalError
 
-_TEMPLATES_OWN = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+_RESERVED_VARIABLES = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +25,34 @@ class PreparedRequest:
     """One HTTP request's work: `n` answers to each prompt. Answer i belongs to prompt i // n."""
 
     prompts: tuple[tuple[int, ...], ...]
-    params: tuple[SamplingParams, ...]  # one for each prompt: what max_tokens may be depends on its length
+    params: tuple[SamplingParams, ...]  # one for each prompt
     seed: int  # as the client gave it, or drawn
     n: int
     stops: tuple[str, ...]
-    reader: Callable[[], AnswerReader]  # a new one for each answer
-    echoes: tuple[str, ...] = ()  # texts of the prompts, where they are to be told again
-    tells_prompt: bool = False  # by vLLM's `prompt_logprobs`
+    build_parser: Callable[[], OutputParser]  # called for each answer
+    echoes: tuple[str, ...] = ()  # texts of the prompts, where answers repeat them
+    wants_prompt_logprobs: bool = False  # by vLLM's `prompt_logprobs`
     tenant: str = ""
     salt: str = ""  # divides what the tenant's requests share
-    draft: str = DEFAULT_DRAFT  # the trained draft that was chosen
+    draft: str = DEFAULT_DRAFT
 
     @property
-    def choices(self) -> int:
-        """All answers."""
+    def num_answers(self) -> int:
+        """Number of answers to all prompts."""
         return len(self.prompts) * self.n
 
     @property
-    def prompt_tokens(self) -> int:
-        """Of all prompts, each counted once however many answers it has."""
+    def num_prompt_tokens(self) -> int:
+        """Number of tokens of all prompts, each counted once however many answers it has."""
         return sum(map(len, self.prompts))
 
 
-def chat_job(request: ChatRequest, model: ServedModel, wanted: Wanted) -> PreparedRequest:  # noqa: ARG001
-    """Raises ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
+def prepare_chat(
+    request: ChatRequest,
+    model: ServedModel,
+    is_wanted: IsWanted,  # noqa: ARG001
+) -> PreparedRequest:
+    """Raise ApiError (400) when the messages fit no template or no context, or the model takes no tools."""
     template = model.tokenizer.template
     if template is None:
         raise invalid(
@@ -63,14 +60,14 @@ def chat_job(request: ChatRequest, model: ServedModel, wanted: Wanted) -> Prepar
             f"The model '{model.name}' has no chat template: send a 'prompt' to /v1/completions instead.",
             "unsupported_model",
         )
-    told = model.tokenizer.output_format
-    if request.offered and "tools" not in template.names:
+    output_format = model.tokenizer.output_format
+    if request.offered_tools and "tools" not in template.names:
         raise invalid(
             "tools",
             f"The chat template of '{model.name}' takes no tools: describe them in a message.",
             "unsupported_model",
         )
-    if request.offered and told.calls is None and not request.must_call:
+    if request.offered_tools and output_format.tool_parser is None and not request.required_tools:
         raise invalid(
             "tools",
             f"How '{model.name}' writes tool calls is not known to this server: "
@@ -78,86 +75,93 @@ def chat_job(request: ChatRequest, model: ServedModel, wanted: Wanted) -> Prepar
             "unsupported_model",
         )
     prompt = _render(request, template)
-    calls = BareJson if request.must_call else told.calls if request.offered else None
-    names = {tool.function.name for tool in request.must_call or request.offered}
-    thinking_after = prompt[-64:] if told.reasons else None  # of the prompt only its end matters
+    tool_parser = output_format.tool_parser if request.offered_tools else None
+    if request.required_tools:
+        tool_parser = JsonToolCallParser
+    names = {tool.function.name for tool in request.required_tools or request.offered_tools}
+    single_call = bool(request.required_tools) or not request.parallel_tool_calls
+    prompt_end = prompt[-64:] if output_format.reasons else None
 
-    def reader() -> AnswerReader:
-        single = bool(request.must_call) or not request.parallel_tool_calls
-        return AnswerReader(calls(names) if calls else None, thinking_after, single=single)
+    def build_parser() -> OutputParser:
+        return OutputParser(tool_parser(names) if tool_parser else None, prompt_end, single_call=single_call)
 
     grammar = request.grammar
-    if grammar is not None and thinking_after is not None and thinking_after.rstrip().endswith(OPEN):
-        grammar = after_thinking(grammar)
+    if grammar is not None and prompt_end is not None and prompt_end.rstrip().endswith(OPEN):
+        grammar = add_reasoning(grammar)
         if grammar is None:
             raise invalid(
                 "structured_outputs",
                 "A 'grammar' cannot follow reasoning: switch that off with 'chat_template_kwargs', "
                 "or let the grammar itself begin with the thoughts.",
             )
-    check_text(prompt, "messages", model)
+    check_text_length(prompt, "messages", model)
     ids = model.tokenizer.encode_written(prompt)
-    return _job(request, (ids,), "messages", reader, grammar, model)
+    return _prepare(request, (ids,), "messages", build_parser, grammar, model)
 
 
-def least_tokens(request: ChatRequest | CompletionRequest, model: ServedModel) -> int:
-    """How many tokens its prompts have at the least, each answer's counted: known without tokenising them."""
+def min_prompt_tokens(request: ChatRequest | CompletionRequest, model: ServedModel) -> int:
+    """Return a lower bound of the prompts' tokens, counted for each answer, without tokenization."""
     if isinstance(request, ChatRequest):
         return request.n
     lengths = (
-        model.tokenizer.least_tokens(prompt) if isinstance(prompt, str) else len(prompt)
+        model.tokenizer.min_tokens(prompt) if isinstance(prompt, str) else len(prompt)
         for prompt in request.prompt
     )
     return sum(lengths) * request.n
 
 
-def completion_job(request: CompletionRequest, model: ServedModel, wanted: Wanted) -> PreparedRequest:
-    """Raises ApiError (400) when a prompt is empty, holds an unknown token id, or fits no context."""
+def prepare_completion(
+    request: CompletionRequest, model: ServedModel, is_wanted: IsWanted
+) -> PreparedRequest:
+    """Raise ApiError (400) when a prompt is empty, holds an unknown token id, or fits no context."""
+    tokenizer = model.tokenizer
     for prompt in request.prompt:
         if isinstance(prompt, str):
-            check_text(prompt, "prompt", model)
-    prompts = tuple(_ids(prompt, model, wanted) for prompt in request.prompt)
-    job = _job(request, prompts, "prompt", lambda: AnswerReader(None, None), request.grammar, model)
-    if not request.echo:
-        return job
-    echoes = (
-        prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt) for prompt in request.prompt
+            check_text_length(prompt, "prompt", model)
+    prompts = []
+    for prompt in request.prompt:
+        if not is_wanted():
+            raise unavailable("The client left.")  # so nobody reads this
+        prompts.append(tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt))
+    prepared = _prepare(
+        request, tuple(prompts), "prompt", lambda: OutputParser(None, None), request.grammar, model
     )
-    return replace(job, echoes=tuple(echoes))
+    if not request.echo:
+        return prepared
+    echoes = (prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in request.prompt)
+    return replace(prepared, echoes=tuple(echoes))
 
 
-def _ids(prompt: str | list[int], model: ServedModel, wanted: Wanted) -> tuple[int, ...]:
-    if not wanted():
-        raise unavailable("The client left.")  # and so nobody reads it
-    return model.tokenizer.encode(prompt) if isinstance(prompt, str) else tuple(prompt)
-
-
-def _job(
+def _prepare(
     request: ChatRequest | CompletionRequest,
     prompts: tuple[tuple[int, ...], ...],
     field: str,
-    reader: Callable[[], AnswerReader],
+    build_parser: Callable[[], OutputParser],
     grammar: Grammar | None,
     model: ServedModel,
 ) -> PreparedRequest:
-    seed = drawn_seed(request)
-    for prompt in prompts:
-        check_ids(prompt, field, model)
-    shared = sampling_params(request, seed, grammar, model)
-    params = tuple(for_prompt(shared, len(prompt), request, field, model) for prompt in prompts)
-    check_told(params, prompts, request.n)
-    tells_prompt = request.prompt_logprobs is not None
-    return PreparedRequest(prompts, params, seed, request.n, tuple(request.stop), reader, (), tells_prompt)
+    # a drawn seed has 53 bits, which every client reads back unchanged, JavaScript's too
+    seed = secrets.randbits(53) if request.seed is None else request.seed
+    return PreparedRequest(
+        prompts,
+        build_sampling_params(request, seed, grammar, prompts, field, model),
+        seed,
+        request.n,
+        tuple(request.stop),
+        build_parser,
+        wants_prompt_logprobs=request.prompt_logprobs is not None,
+    )
 
 
 def _render(request: ChatRequest, template: ChatTemplate) -> str:
-    """The prompt's text; raises ApiError (400) for what the template refuses or does not read."""
+    """Render the prompt. Raises ApiError (400) for what the template rejects or does not read."""
     extra: dict[str, Any] = dict(request.chat_template_kwargs)
     for name in extra:
-        if name in _TEMPLATES_OWN or name not in template.names:
-            told = cut(name)
+        if name in _RESERVED_VARIABLES or name not in template.names:
+            short = cut(name)
             raise invalid(
-                f"chat_template_kwargs.{told}", f"The model's chat template takes no '{told}': leave it out."
+                f"chat_template_kwargs.{short}",
+                f"The model's chat template takes no '{short}': leave it out.",
             )
     if request.reasoning_effort is not None:
         if "reasoning_effort" in template.names:
@@ -171,8 +175,132 @@ def _render(request: ChatRequest, template: ChatTemplate) -> str:
                 "unsupported_parameter",
             )
     messages = [message.for_template() for message in request.messages]
-    tools = [tool.for_template() for tool in request.offered]
+    tools = [tool.for_template() for tool in request.offered_tools]
     try:
         return template.render(messages, tools, extra)
     except TemplateRefusalError as error:
         raise invalid("messages", f"The model's chat template refuses these messages: {error}.") from error
+
+
+MAX_TOTAL_LOGPROBS = 1 << 20  # of several answers together: some 100 MB of JSON
+
+
+def build_sampling_params(
+    request: ChatRequest | CompletionRequest,
+    seed: int,
+    grammar: Grammar | None,
+    prompts: Sequence[Sequence[int]],
+    field: str,
+    model: ServedModel,
+) -> tuple[SamplingParams, ...]:
+    """Return the parameters for each prompt, which came in `field`: `max_tokens` depends on its length."""
+    for prompt in prompts:
+        _check_ids(prompt, field, model)
+    stops = frozenset(request.stop_token_ids)
+    _check_ids(stops, "stop_token_ids", model)
+    bias = tuple(sorted((int(token), value) for token, value in request.logit_bias.items()))
+    _check_ids((token for token, _ in bias), "logit_bias", model)
+    num_echoed = request.num_logprobs if isinstance(request, CompletionRequest) and request.echo else None
+    shared = SamplingParams(
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=min(max(request.top_k, 0), model.info.vocab_size),
+        min_p=request.min_p,
+        repetition_penalty=request.repetition_penalty,
+        presence_penalty=request.presence_penalty,
+        frequency_penalty=request.frequency_penalty,
+        logit_bias=bias,
+        min_tokens=request.min_tokens,
+        bad_words=_tokenize_bad_words(request.bad_words, model),
+        grammar=grammar,
+        seed=seed & MASK_64,
+        stop_token_ids=stops if request.ignore_eos else stops | model.stop_token_ids,
+        logprobs=request.num_logprobs,
+        prompt_logprobs=max(
+            (count for count in (request.prompt_logprobs, num_echoed) if count is not None), default=None
+        ),
+        drafting=request.speculation,
+        max_draft_tokens=request.max_draft_tokens,
+    )
+    params = tuple(
+        replace(shared, max_tokens=_max_tokens(len(prompt), request, field, model)) for prompt in prompts
+    )
+    _check_total_logprobs(params, prompts, request.n)
+    return params
+
+
+def check_text_length(text: str, field: str, model: ServedModel) -> None:
+    """Reject a text that no context holds, before tokenization, which takes seconds per MiB."""
+    min_tokens = model.tokenizer.min_tokens(text)
+    if min_tokens >= model.context:
+        raise _prompt_too_long(field, f"at least {min_tokens}", model)
+
+
+def _check_total_logprobs(params: Sequence[SamplingParams], prompts: Sequence[Sequence[int]], n: int) -> None:
+    """Reject several answers that could have more logprobs together than memory should hold."""
+    total = n * sum(
+        prompt_params.max_tokens * _num_entries(prompt_params.logprobs)
+        + len(prompt) * _num_entries(prompt_params.prompt_logprobs)
+        for prompt_params, prompt in zip(params, prompts, strict=True)
+    )
+    if total > MAX_TOTAL_LOGPROBS and n * len(prompts) > 1:
+        raise invalid(
+            "logprobs",
+            f"The answers could tell {total} logprobs together, and at most {MAX_TOTAL_LOGPROBS} are told "
+            "at once: ask for fewer answers, fewer likely tokens or a smaller 'max_tokens'.",
+        )
+
+
+def _num_entries(logprobs: int | None) -> int:
+    """Return the number of logprobs at one position."""
+    return 0 if logprobs is None else logprobs + 1
+
+
+def _tokenize_bad_words(words: list[str], model: ServedModel) -> tuple[tuple[int, ...], ...]:
+    """Tokenize each word as it is written inside a text (behind a space) and at its start."""
+    texts = (text for word in words for text in (word, f" {word}"))
+    return tuple(dict.fromkeys(ids for text in texts if (ids := model.tokenizer.encode_written(text))))
+
+
+def _check_ids(ids: Iterable[int], field: str, model: ServedModel) -> None:
+    """A tokenizer, too, may know tokens that the model has no embedding for."""
+    size = model.info.vocab_size
+    wrong = next((token for token in ids if not 0 <= token < size), None)
+    if wrong is not None:
+        raise invalid(field, f"Invalid '{field}': token ids must lie between 0 and {size - 1}, not {wrong}.")
+
+
+def _max_tokens(
+    num_prompt_tokens: int, request: ChatRequest | CompletionRequest, field: str, model: ServedModel
+) -> int:
+    context, limit = model.context, request.limit
+    if num_prompt_tokens == 0:
+        raise invalid(field, f"Invalid '{field}': it has no tokens; send at least one.")
+    if num_prompt_tokens >= context:
+        raise _prompt_too_long(field, str(num_prompt_tokens), model)
+    max_tokens = context - num_prompt_tokens
+    if limit is not None and limit > max_tokens:
+        raise _too_long(
+            request.limit_field,
+            f"The prompt has {num_prompt_tokens} tokens and the answer may have {limit}, together more than "
+            f"the context of {context}: shorten the prompt, or ask for at most {max_tokens} tokens.",
+        )
+    max_tokens = max_tokens if limit is None else limit
+    if request.min_tokens > max_tokens:
+        raise invalid(
+            "min_tokens",
+            f"'min_tokens' is {request.min_tokens} and the answer may have {max_tokens}: ask for fewer.",
+        )
+    return max_tokens
+
+
+def _prompt_too_long(field: str, num_tokens: str, model: ServedModel) -> ApiError:
+    return _too_long(
+        field,
+        f"The prompt has {num_tokens} tokens and the context of this server {model.context}, "
+        "of which the answer needs at least one: shorten the prompt.",
+    )
+
+
+def _too_long(field: str, message: str) -> ApiError:
+    return invalid(field, message, "context_length_exceeded")

@@ -10,30 +10,28 @@ from turbo_runtime.tokenization.tokenizer import ServedTokenizer
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """Its name in the API, what the engine reported, and its tokenizer."""
+    """The model's name in the API, what the engine reported, and its tokenizer."""
 
     name: str
-    facts: EngineReady
+    info: EngineReady
     tokenizer: ServedTokenizer
 
     @property
     def context(self) -> int:
-        """Most tokens of prompt and answer together: the model's limit, or the KV cache's where that is
-        smaller.
-        """
-        return min(self.facts.max_model_len, self.kv_tokens)
+        """Maximum tokens of prompt and answer together: the model's limit or the KV cache's."""
+        return min(self.info.max_model_len, self.kv_tokens)
 
     @property
     def kv_tokens(self) -> int:
         """Capacity of the KV cache in tokens."""
-        return self.facts.kv_blocks * self.facts.block_size
+        return self.info.kv_blocks * self.info.block_size
 
     @property
     def stop_token_ids(self) -> frozenset[int]:
         """Tokens that end an answer, by the model's generation config and by its tokenizer."""
-        return self.tokenizer.eos_token_ids | frozenset(self.facts.eos_token_ids)
+        return self.tokenizer.eos_token_ids | frozenset(self.info.eos_token_ids)
 
 
 def served_name(model: str, given: str | None) -> str:
-    """The name in the API: as given, or the last part of a path or hub id, without `.gguf`."""
+    """Return the name in the API: as given, or the last part of a path or hub id, without `.gguf`."""
     return given or model.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")

@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 class TemplateRefusalError(ValueError):
-    """The template will not take these messages, in its own words."""
+    """Rejection of the messages, in the template's own words."""
 
 
 class _Generation(Extension):
@@ -29,18 +29,16 @@ class _Generation(Extension):
 
 
 class ChatTemplate:
-    """Messages to the text of a prompt. The template comes with the model, so it runs in jinja2's sandbox.
-
-    `names` are the variables that the template reads.
-    """
+    """Template of a model, run in jinja2's sandbox; `names` are the variables that it reads."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation]
         )
         environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = _strftime_now
+        environment.globals["raise_exception"] = _raise_exception
+        # templates write the local day
+        environment.globals["strftime_now"] = lambda layout: datetime.now().strftime(layout)  # noqa: DTZ005
         self._template = environment.from_string(source)
         self._special_tokens = dict(special_tokens)
         self.source = source
@@ -52,9 +50,8 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         extra: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt, up to where the assistant speaks; `extra` are further variables of the template.
-
-        Raises TemplateRefusalError when the template refuses the messages, or fails on them.
+        """Render the prompt, up to the assistant's turn. Raises TemplateRefusalError where the template
+        fails.
         """
         variables = {
             **(extra or {}),
@@ -83,9 +80,5 @@ def _tojson(
     )
 
 
-def _refuse(message: str) -> NoReturn:
+def _raise_exception(message: str) -> NoReturn:
     raise jinja2.TemplateError(message)
-
-
-def _strftime_now(layout: str) -> str:
-    return datetime.now().strftime(layout)  # noqa: DTZ005  templates write the local day

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.server.admission.policy import Admission, Limits
-from turbo_runtime.server.engine_client.client import EngineClient
+from turbo_runtime.server.admission import Admission, Limits
+from turbo_runtime.server.engine_client import EngineClient
 
 PLENTY = 1 << 30
 KEYS = "flood:sk-flood-1\ncalm:sk-calm-01\n"
@@ -24,7 +24,7 @@ def crowd(limit: int, **tenants: int) -> Admission:
     """One full up to its limit with the answers of these tenants, of a token each."""
     admission = Admission(Limits(limit, PLENTY))
     for tenant, answers in tenants.items():
-        admission.enter(tenant, answers, answers)
+        admission.add(tenant, answers, answers)
     return admission
 
 
@@ -39,32 +39,32 @@ def test_limits_hold_and_each_tenant_has_its_share(limit: int, asked: list[tuple
         tenant = f"t{number}"
         here = own.get(tenant, 0)
         if leaves and here:
-            admission.leave(tenant, 1, 1)
+            admission.remove(tenant, 1, 1)
             own[tenant] -= 1
             continue
         present = {tenant, *(each for each, count in own.items() if count)}
         total = sum(own.values()) + answers
-        refusal = admission.refusal(tenant, answers, answers)
+        rejection = admission.find_rejection(tenant, answers, answers)
         within_share = total <= 2 * limit and (here + answers) * len(present) <= limit
-        assert (refusal is None) == (total <= limit or within_share)
-        if refusal is None:
-            admission.enter(tenant, answers, answers)
+        assert (rejection is None) == (total <= limit or within_share)
+        if rejection is None:
+            admission.add(tenant, answers, answers)
             own[tenant] = here + answers
         elif answers <= limit:  # else it could never come in
-            assert refusal.places == total - limit
+            assert rejection.num_answers == total - limit
         assert admission.answers == sum(own.values()) <= 2 * limit
 
 
 def test_who_comes_new_gets_its_share_of_what_another_filled() -> None:
     admission = crowd(6, a=6)
-    refusal = admission.refusal("a", 1, 1)
-    assert refusal is not None
-    assert refusal.sentence == "The queue is full: 6 answers of at most 6 are running or waiting."
+    rejection = admission.find_rejection("a", 1, 1)
+    assert rejection is not None
+    assert rejection.message == "The queue is full: 6 answers of at most 6 are running or waiting."
     for tenant, share in (("b", 3), ("c", 2)):
         for _ in range(share):
-            assert admission.refusal(tenant, 1, 1) is None
-            admission.enter(tenant, 1, 1)
-        assert admission.refusal(tenant, 1, 1) is not None
+            assert admission.find_rejection(tenant, 1, 1) is None
+            admission.add(tenant, 1, 1)
+        assert admission.find_rejection(tenant, 1, 1) is not None
 
 
 def test_shares_of_many_tenants_together_stay_below_twice_the_limit() -> None:
@@ -72,22 +72,22 @@ def test_shares_of_many_tenants_together_stay_below_twice_the_limit() -> None:
     let_in = []
     for tenant in "abcde":
         let_in.append(0)
-        while admission.refusal(tenant, 1, 1) is None:
-            admission.enter(tenant, 1, 1)
+        while admission.find_rejection(tenant, 1, 1) is None:
+            admission.add(tenant, 1, 1)
             let_in[-1] += 1
     assert let_in == [60, 30, 20, 10, 0]
 
 
 def test_long_prompts_fill_a_queue_too_and_leave_it_when_they_end() -> None:
     admission = Admission(Limits(100, 200))
-    admission.enter("a", 2, 120)
-    refusal = admission.refusal("a", 1, 200)
-    assert refusal is not None
-    assert "120 prompt tokens of at most 200" in refusal.sentence
-    assert refusal.places == 2  # 120 tokens too many, 60 an answer
-    assert admission.refusal("a", 1, 80) is None
-    admission.leave("a", 2, 120)
-    assert admission.refusal("a", 1, 200) is None
+    admission.add("a", 2, 120)
+    rejection = admission.find_rejection("a", 1, 200)
+    assert rejection is not None
+    assert "120 prompt tokens of at most 200" in rejection.message
+    assert rejection.num_answers == 2  # 120 tokens too many, 60 an answer
+    assert admission.find_rejection("a", 1, 80) is None
+    admission.remove("a", 2, 120)
+    assert admission.find_rejection("a", 1, 200) is None
 
 
 async def test_one_tenants_flood_is_turned_away_and_another_is_served(launch: Any, tmp_path: Path) -> None:

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 
 from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent
-from turbo_runtime.parsers import AnswerReader
+from turbo_runtime.parsers import OutputParser
 from turbo_runtime.protocol.errors import ApiError
-from turbo_runtime.server.engine_client.event_buffer import AT_ONCE, Arrivals
+from turbo_runtime.server.engine_client import MAX_EVENTS, EventBuffer
 from turbo_runtime.server.preprocessing import PreparedRequest
 from turbo_runtime.server.responses.output import OutputDelta
 from turbo_runtime.server.responses.request_output import RequestOutput
 
 MODEL: Any = SimpleNamespace(
     tokenizer=SimpleNamespace(
-        decode=lambda ids: "".join(chr(97 + token % 26) for token in ids), is_silent=lambda _: False
+        decode=lambda ids: "".join(chr(97 + token % 26) for token in ids), is_skipped=lambda _: False
     ),
     stop_token_ids=frozenset(),
 )
@@ -30,10 +30,10 @@ class Engine:
     """Hands over what a test puts."""
 
     def __init__(self) -> None:
-        self.arrivals = Arrivals()
+        self.arrivals = EventBuffer()
         self.ids: list[str] = []
 
-    def submit(self, submits: Sequence[GenerationRequest]) -> Arrivals:
+    def submit(self, submits: Sequence[GenerationRequest]) -> EventBuffer:
         self.ids = [submit.request_id for submit in submits]
         return self.arrivals
 
@@ -47,24 +47,26 @@ class Watch:
         self.steps: list[float] = []
         self.ends: list[tuple[str, float]] = []
 
-    def queued(self, seconds: float) -> None: ...
+    def observe_queue_time(self, seconds: float) -> None: ...
 
-    def tokens(self, seconds: float, first: bool) -> None:
+    def observe_tokens(self, seconds: float, *, first: bool) -> None:
         if not first:
             self.steps.append(seconds)
 
-    def finished(self, reason: str, prompt: int, tokens: int, to_first: float | None, total: float) -> None:
+    def observe_finish(
+        self, reason: str, prompt: int, tokens: int, first: float | None, total: float
+    ) -> None:
         self.ends.append((reason, total))
 
 
 def asked(engine: Any, watch: Watch, n: int = 1, seconds: float = 60) -> RequestOutput:
     params = SamplingParams(max_tokens=10_000)
-    job = PreparedRequest(((1, 2),), (params,), 0, n, (), lambda: AnswerReader(None, None))
+    job = PreparedRequest(((1, 2),), (params,), 0, n, (), lambda: OutputParser(None, None))
     return RequestOutput(job, MODEL, engine, watch, seconds, lambda: None)
 
 
 async def hear(answers: RequestOutput, tell: Callable[[OutputDelta], None]) -> None:
-    async for piece in answers.pieces():
+    async for piece in answers.deltas():
         tell(piece)
 
 
@@ -76,8 +78,8 @@ async def test_what_came_meanwhile_is_one_piece_of_each_answer() -> None:
                 engine.arrivals.put(TokenEvent(request_id, (token,)), 0.0)
         for request_id in engine.ids:
             engine.arrivals.put(TokenEvent(request_id, (10,), "length"), 0.0)
-        pieces = [piece async for piece in answers.pieces()]
-    assert [(piece.index, piece.said.content, piece.finish_reason) for piece in pieces] == [
+        pieces = [piece async for piece in answers.deltas()]
+    assert [(piece.index, piece.parsed.content, piece.finish_reason) for piece in pieces] == [
         (0, "abcdefghijk", "length"),
         (1, "abcdefghijk", "length"),
     ]
@@ -92,15 +94,15 @@ async def test_what_came_before_an_error_is_told_before_it() -> None:
         engine.arrivals.put(TokenEvent(engine.ids[0], finish_reason="error", error="It broke."), 0.0)
         with pytest.raises(ApiError, match=r"It broke\."):
             await hear(answers, heard.append)
-    assert [piece.said.content for piece in heard] == ["ab"]
+    assert [piece.parsed.content for piece in heard] == ["ab"]
 
 
 async def test_a_backlog_is_worked_off_beside_others() -> None:
     engine = Engine()
     rounds = 20
     with asked(engine, Watch()) as answers:
-        for token in range(rounds * AT_ONCE):
-            last = token + 1 == rounds * AT_ONCE
+        for token in range(rounds * MAX_EVENTS):
+            last = token + 1 == rounds * MAX_EVENTS
             engine.arrivals.put(TokenEvent(engine.ids[0], (token,), "length" if last else None), 0.0)
         turns, ended = 0, False
 
@@ -111,7 +113,7 @@ async def test_a_backlog_is_worked_off_beside_others() -> None:
                 await asyncio.sleep(0)
 
         beside = asyncio.create_task(other())
-        assert len([piece async for piece in answers.pieces()]) == rounds
+        assert len([piece async for piece in answers.deltas()]) == rounds
         ended = True
         await beside
     assert turns >= rounds
@@ -136,7 +138,7 @@ async def test_a_slow_reader_does_not_make_the_engine_slow() -> None:
             reason = "length" if step == 3 else None
             engine.arrivals.put(TokenEvent(engine.ids[0], (step,), reason), began + step * 0.01)
         await asyncio.sleep(0.2)  # the client takes nothing
-        async for _ in answers.pieces():
+        async for _ in answers.deltas():
             await asyncio.sleep(0.1)
     assert watch.steps == pytest.approx([0.01] * 3)
     ((reason, total),) = watch.ends

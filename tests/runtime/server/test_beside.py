@@ -20,12 +20,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from turbo_runtime.protocol import parse_completion
 from turbo_runtime.protocol.errors import ApiError
-from turbo_runtime.server.admission.policy import Limits
-from turbo_runtime.server.admission.slots import AdmissionSlots
-from turbo_runtime.server.disconnect import unless_client_leaves
-from turbo_runtime.server.preprocessing import completion_job
+from turbo_runtime.server.admission import AdmissionSlots, Limits
+from turbo_runtime.server.connections import run_until_disconnect
+from turbo_runtime.server.preprocessing import prepare_completion
 from turbo_runtime.server.thread_offload import ThreadOffload
-from turbo_runtime.tokenization.token_bytes import longest_token
+from turbo_runtime.tokenization.token_bytes import max_token_bytes
 
 LONG = "zqxj" * 100_000
 
@@ -45,19 +44,19 @@ class Counting:
         self.words.append(text)
         return (2, len(text))
 
-    def least_tokens(self, text: str) -> int:
+    def min_tokens(self, text: str) -> int:
         return len(text) // 3
 
 
 def model_of(tokenizer: Counting) -> Any:
-    facts = SimpleNamespace(vocab_size=100)
-    return SimpleNamespace(tokenizer=tokenizer, facts=facts, context=1000, stop_token_ids=frozenset())
+    info = SimpleNamespace(vocab_size=100)
+    return SimpleNamespace(tokenizer=tokenizer, info=info, context=1000, stop_token_ids=frozenset())
 
 
 def test_bad_words_are_tokenised_once_for_all_prompts() -> None:
     tokenizer = Counting()
     body = {"model": "m", "prompt": ["a", "bb", "ccc"], "bad_words": ["x", "y"], "max_tokens": 5}
-    job = completion_job(parse_completion(body), model_of(tokenizer), lambda: True)
+    job = prepare_completion(parse_completion(body), model_of(tokenizer), lambda: True)
     assert tokenizer.words == ["x", " x", "y", " y"]
     assert [len(prompt) for prompt in job.prompts] == [1, 2, 3]
     assert {params.bad_words for params in job.params} == {((2, 1), (2, 2))}
@@ -68,7 +67,7 @@ def test_a_text_that_no_context_holds_is_not_tokenised() -> None:
     tokenizer = Counting()
     body = {"model": "m", "prompt": ["a", "b" * 3000]}
     with pytest.raises(ApiError) as caught:
-        completion_job(parse_completion(body), model_of(tokenizer), lambda: True)
+        prepare_completion(parse_completion(body), model_of(tokenizer), lambda: True)
     assert caught.value.code == "context_length_exceeded"
     assert tokenizer.prompts == []
 
@@ -77,7 +76,7 @@ def test_prompts_that_nobody_waits_for_are_not_tokenised() -> None:
     tokenizer = Counting()
     request = parse_completion({"model": "m", "prompt": ["a", "b", "c"]})
     with pytest.raises(ApiError):
-        completion_job(request, model_of(tokenizer), lambda: len(tokenizer.prompts) < 2)
+        prepare_completion(request, model_of(tokenizer), lambda: len(tokenizer.prompts) < 2)
     assert tokenizer.prompts == ["a", "b"]
 
 
@@ -93,7 +92,7 @@ def test_no_text_has_fewer_tokens_than_its_bytes_allow(text: str, nfc: bool) -> 
     tokenizer.decoder = decoders.ByteLevel()
     if nfc:
         tokenizer.normalizer = normalizers.NFC()
-    longest = longest_token(tokenizer)
+    longest = max_token_bytes(tokenizer)
     assert longest == (6 if nfc else 2)
     assert len(text.encode()) // longest <= len(tokenizer.encode(text).ids)
 
@@ -108,7 +107,7 @@ def test_where_text_may_vanish_no_bound_is_known(what: str) -> None:
         tokenizer.normalizer = normalizers.Strip()
     if what == "strip":
         tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True)])
-    assert longest_token(tokenizer) is None
+    assert max_token_bytes(tokenizer) is None
 
 
 def test_more_answers_than_are_let_in_are_refused_before_anything_is_tokenised(server: Any) -> None:
@@ -128,30 +127,30 @@ def test_a_text_that_is_far_too_long_is_refused_as_too_long(server: Any) -> None
 
 
 def test_a_place_that_turns_out_to_need_more_keeps_its_answers() -> None:
-    places = AdmissionSlots(Limits(answers=2, tokens=100))
-    first, second = places.take("a", 1, 1, "prompt"), places.take("b", 1, 1, "prompt")
-    first.settle(40)
-    second.settle(60)
-    assert places.answers == 2
+    slots = AdmissionSlots(Limits(answers=2, tokens=100))
+    first, second = slots.acquire("a", 1, 1, "prompt"), slots.acquire("b", 1, 1, "prompt")
+    slots.resize(first, 40)
+    slots.resize(second, 60)
+    assert slots.answers == 2
     with pytest.raises(ApiError) as caught:
-        first.settle(90)
+        slots.resize(first, 90)
     assert caught.value.status == 429
     with pytest.raises(ApiError) as caught:
-        second.settle(101)
+        slots.resize(second, 101)
     assert caught.value.status == 400
-    for place in (first, second):
-        place.leave(answered=False)
-    assert places.answers == 0
-    places.take("c", 2, 100, "prompt")
+    for slot in (first, second):
+        slots.release(slot, finished=False)
+    assert slots.answers == 0
+    slots.acquire("c", 2, 100, "prompt")
 
 
 async def test_a_client_that_leaves_frees_its_slot_as_soon_as_the_work_hears_of_it() -> None:
     preparing, started = ThreadOffload(1), asyncio.Event()
     loop, left = asyncio.get_running_loop(), asyncio.Event()
 
-    def work(wanted: Any) -> str:
+    def work(is_wanted: Any) -> str:
         loop.call_soon_threadsafe(started.set)
-        while wanted():
+        while is_wanted():
             threading.Event().wait(0.01)
         return "too late"
 
@@ -159,7 +158,7 @@ async def test_a_client_that_leaves_frees_its_slot_as_soon_as_the_work_hears_of_
         await left.wait()
         return {"type": "http.disconnect"}
 
-    first = asyncio.create_task(unless_client_leaves(receive, preparing.run(work)))
+    first = asyncio.create_task(run_until_disconnect(receive, preparing.run(work)))
     await started.wait()
     second = asyncio.create_task(preparing.run(lambda _: "done"))
     left.set()
@@ -176,7 +175,7 @@ from turbo_runtime.server.thread_offload import ThreadOffload
 
 async def serve(*_):
     started = threading.Event()
-    def work(wanted):
+    def work(is_wanted):
         started.set()
         threading.Event().wait(300)
     asyncio.get_running_loop().create_task(ThreadOffload(1).run(work))

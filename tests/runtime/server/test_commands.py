@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 
 from turbo_runtime.cli.bench import bench
 from turbo_runtime.cli.chat import chat
-from turbo_runtime.cli.conversation import Conversation, field_value
-from turbo_runtime.cli.figures import percentile
-from turbo_runtime.cli.workload import made_prompts, read_prompts
+from turbo_runtime.cli.conversation import Conversation, parse_field
+from turbo_runtime.cli.report import percentile
+from turbo_runtime.cli.workload import generate_prompts, read_prompts
 from turbo_runtime.client.address import Address, ServerError
 from turbo_runtime.client.client import Server
-from turbo_runtime.client.sse import Progress, answer
+from turbo_runtime.client.stream import Progress, stream_chat
 
 CHAT = "import sys; from turbo_runtime.cli.chat import chat; sys.exit(chat(sys.argv[1:]))"
 PATIENCE_SECONDS = 30
@@ -99,7 +99,7 @@ def test_what_is_no_field_of_a_request_is_not_set(given: str, capsys: pytest.Cap
 
 @pytest.mark.parametrize("text", ["NaN", "-Infinity", "[" * 100_000, "off"])
 def test_what_is_no_json_is_text(text: str) -> None:
-    assert field_value(text) == text
+    assert parse_field(text) == text
 
 
 def test_any_other_server_of_the_openai_api_will_do(
@@ -146,8 +146,8 @@ def test_what_is_wrong_with_the_address_is_one_sentence_and_status_1(
 
 @pytest.mark.parametrize("url", ["a:8000", "http://a:8000", "a:8000/v1", "http://a:8000/v1/", "a:8000/"])
 def test_an_address_is_taken_as_people_write_it(url: str) -> None:
-    assert Address.of(url) == Address("a", 8000, secure=False, prefix="")
-    assert str(Address.of("https://[::1]/x/v1")) == "https://[::1]:443/x"
+    assert Address.parse(url) == Address("a", 8000, secure=False, prefix="")
+    assert str(Address.parse("https://[::1]/x/v1")) == "https://[::1]:443/x"
 
 
 def test_a_server_that_asks_for_a_key_names_the_variable_for_it(
@@ -232,7 +232,7 @@ def test_where_figures_cannot_be_written_nothing_is_measured(
 def test_a_refusal_is_in_the_servers_own_words(server: Any) -> None:
     with pytest.raises(ServerError, match="The model 'x' does not exist"):
         list(
-            answer(
+            stream_chat(
                 Server.at(server.url),
                 {"model": "x", "messages": [{"role": "user", "content": "a"}]},
                 Progress(),
@@ -343,8 +343,8 @@ def test_prompts_are_lines_or_objects(tmp_path: Path) -> None:
 
 
 def test_made_prompts_are_always_the_same_and_no_two_are_alike() -> None:
-    prompts = made_prompts(600)
-    assert made_prompts(600) == prompts
+    prompts = generate_prompts(600)
+    assert generate_prompts(600) == prompts
     assert len({json.dumps(one) for one in prompts}) == 600
 
 
@@ -360,26 +360,26 @@ def test_a_percentile_is_the_least_value_that_so_large_a_share_does_not_pass(
 
 def test_tokens_per_second_leave_out_what_the_first_event_brought() -> None:
     progress = Progress()
-    progress.told({"usage": {"completion_tokens": 3}}, 1.0, words=True)
+    progress.update({"usage": {"completion_tokens": 3}}, 1.0, has_text=True)
     assert progress.tokens_per_second is None
-    progress.told({"usage": {"completion_tokens": 11}, "turbo": {"speedup": 2.0}}, 3.0, words=True)
-    assert (progress.to_first, progress.tokens_per_second, progress.speedup) == (1.0, 4.0, 2.0)
+    progress.update({"usage": {"completion_tokens": 11}, "turbo": {"speedup": 2.0}}, 3.0, has_text=True)
+    assert (progress.first_token_seconds, progress.tokens_per_second, progress.speedup) == (1.0, 4.0, 2.0)
 
 
 def test_a_conversation_keeps_what_was_said_and_obeys() -> None:
     talk = Conversation("m", system="be brief")
-    assert [one["role"] for one in talk.ask("a", {})["messages"]] == ["system", "user"]
-    talk.answered("b")
-    assert talk.command("/set temperature 0.5") == "temperature is 0.5."
-    assert talk.command("/set speculation off") == 'speculation is "off".'
-    body = talk.ask("c", {})
+    assert [one["role"] for one in talk.add_message("a", {})["messages"]] == ["system", "user"]
+    talk.add_answer("b")
+    assert talk.run_command("/set temperature 0.5") == "temperature is 0.5."
+    assert talk.run_command("/set speculation off") == 'speculation is "off".'
+    body = talk.add_message("c", {})
     assert (body["temperature"], body["speculation"], len(body["messages"])) == (0.5, "off", 4)
-    talk.answered("")  # stopped before its first word: as if it had not been asked
-    assert talk.command("/set speculation") == "speculation is no longer sent."
-    assert talk.command("/set messages []").startswith("Write /set NAME VALUE")
+    talk.add_answer("")  # stopped before its first word: as if it had not been asked
+    assert talk.run_command("/set speculation") == "speculation is no longer sent."
+    assert talk.run_command("/set messages []").startswith("Write /set NAME VALUE")
     assert [one["content"] for one in talk.messages] == ["a", "b"]
-    talk.command("/system")
-    talk.command("/new")
-    assert talk.ask("d", {})["messages"] == [{"role": "user", "content": "d"}]
-    assert "/help" in talk.command("/nothing")
-    assert talk.command("/quit") is None
+    talk.run_command("/system")
+    talk.run_command("/new")
+    assert talk.add_message("d", {})["messages"] == [{"role": "user", "content": "d"}]
+    assert "/help" in talk.run_command("/nothing")
+    assert talk.run_command("/quit") is None

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.server import connections
-from turbo_runtime.server.admission.drain_rate import LONGEST_WAIT_SECONDS, DrainRate
-from turbo_runtime.server.connections import ABORT, protocol, send_in_time, send_whole
+from turbo_runtime.server.admission import MAX_RETRY_SECONDS, DrainRate
+from turbo_runtime.server.connections import ABORT, build_protocol, send_in_time, send_whole
 
 
 async def hello(scope: Any, receive: Any, send: Any) -> None:
@@ -51,7 +51,7 @@ async def test_headers_that_do_not_come_end_the_connection(
     monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
-    server, serving, port = await serve(protocol(0))
+    server, serving, port = await serve(build_protocol(0))
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(sent)
     said = await asyncio.wait_for(reader.read(), 10)
@@ -63,7 +63,7 @@ async def test_headers_that_do_not_come_end_the_connection(
 
 async def test_a_connection_that_waits_between_requests_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.1)
-    server, serving, port = await serve(protocol(0))
+    server, serving, port = await serve(build_protocol(0))
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for _ in range(2):
         writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -101,7 +101,7 @@ async def test_what_a_client_does_not_read_is_given_up_with_its_connection(
                 await send_in_time(scope, send, part)
         given_up.set()
 
-    server, serving, port = await serve(protocol(0), endless)
+    server, serving, port = await serve(build_protocol(0), endless)
     _, writer = await asyncio.open_connection("127.0.0.1", port, limit=1)
     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     await asyncio.wait_for(given_up.wait(), 20)
@@ -120,7 +120,7 @@ async def test_a_whole_reply_that_a_client_does_not_read_is_given_up(monkeypatch
         except ConnectionError:
             given_up.set()
 
-    server, serving, port = await serve(protocol(0), whole)
+    server, serving, port = await serve(build_protocol(0), whole)
     with silent_client(port):
         await asyncio.wait_for(given_up.wait(), 20)
         server.should_exit = True
@@ -139,7 +139,7 @@ async def test_a_connection_whose_last_reply_is_not_read_is_dropped(
         await send({"type": "http.response.body", "body": b"x" * (32 << 20)})
         answered.set()
 
-    server, serving, port = await serve(protocol(0), at_once)
+    server, serving, port = await serve(build_protocol(0), at_once)
     with silent_client(port):
         await asyncio.wait_for(answered.wait(), 20)
         assert server.server_state.connections
@@ -159,7 +159,7 @@ async def test_a_slow_reader_gets_all_of_a_whole_reply(monkeypatch: pytest.Monke
     async def whole(scope: Any, receive: Any, send: Any) -> None:
         await send_whole(scope, send, Response(b"x" * size))
 
-    server, serving, port = await serve(protocol(0), whole)
+    server, serving, port = await serve(build_protocol(0), whole)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     head = await reader.readuntil(b"\r\n\r\n")
@@ -208,14 +208,14 @@ def test_a_request_that_takes_too_long_is_ended_and_its_answers_are_cancelled(la
 def test_a_client_comes_back_when_places_should_be_free(gap: float, count: int, places: int) -> None:
     rate = DrainRate()
     for number in range(count):
-        rate.left(number * gap)
+        rate.record(number * gap)
     now = count * gap
-    wait = rate.seconds_until(places, now)
-    assert 1 <= wait <= LONGEST_WAIT_SECONDS
-    if 1 < places * gap < LONGEST_WAIT_SECONDS - 1:
+    wait = rate.estimate_seconds(places, now)
+    assert 1 <= wait <= MAX_RETRY_SECONDS
+    if 1 < places * gap < MAX_RETRY_SECONDS - 1:
         assert places * gap - 1e-6 <= wait < places * gap + 1.001
-    assert rate.seconds_until(places, now + 100) >= wait  # nothing has left since
+    assert rate.estimate_seconds(places, now + 100) >= wait  # nothing has left since
 
 
 def test_nothing_known_is_a_second() -> None:
-    assert DrainRate().seconds_until(5, 100.0) == 1
+    assert DrainRate().estimate_seconds(5, 100.0) == 1

@@ -29,7 +29,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> ServedTokenizer:
 
 
 def pieces(tokenizer: ServedTokenizer, ids: list[int]) -> list[str]:
-    detokenizer = Detokenizer(tokenizer.decode, tokenizer.is_silent)
+    detokenizer = Detokenizer(tokenizer.decode, tokenizer.is_skipped)
     return [*[detokenizer.push(token) for token in ids], detokenizer.flush()]
 
 
@@ -68,7 +68,7 @@ def test_tokens_of_several_bytes_give_the_text_of_their_decoding_at_once(ids: li
 @pytest.mark.parametrize("what", ["end", "half a character", "a padding id"])
 def test_tokens_without_text_of_their_own_cost_no_more_and_more(byte_level, what: str) -> None:
     tokens = {"end": 0, "a padding id": 100_000}
-    halves = (token for token in range(256) if byte_level.bytes_of(token) == b"\xe2")
+    halves = (token for token in range(256) if byte_level.token_bytes(token) == b"\xe2")
     token = tokens[what] if what in tokens else next(halves)
     longest = 0
 
@@ -77,7 +77,7 @@ def test_tokens_without_text_of_their_own_cost_no_more_and_more(byte_level, what
         longest = max(longest, len(ids))
         return byte_level.decode(ids)
 
-    detokenizer = Detokenizer(decode, byte_level.is_silent)
+    detokenizer = Detokenizer(decode, byte_level.is_skipped)
     text = "".join(detokenizer.push(token) for token in [*byte_level.encode("hi"), *[token] * 500])
     assert longest < 16
     assert text + detokenizer.flush() == byte_level.decode([*byte_level.encode("hi"), *[token] * 500])

@@ -18,10 +18,10 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.sampling import MAX_CHOICES, MAX_DRAFT_TOKENS, MAX_LOGPROBS, MAX_STOPS
 from turbo_runtime.protocol.unsupported import CHAT, COMPLETION
-from turbo_runtime.server.api_keys import LEAST_KEY_LENGTH
+from turbo_runtime.server.api_keys import MIN_KEY_LENGTH
 from turbo_runtime.server.bodies import BODY_SECONDS, MAX_BODY_BYTES, READ_BYTES
 from turbo_runtime.server.connections import HEADER_SECONDS, IDLE_SECONDS, STALL_SECONDS
-from turbo_runtime.server.openapi import OPENAPI_PATH, openapi_document
+from turbo_runtime.server.openapi import OPENAPI_PATH, build_openapi_document
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "server.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
@@ -43,7 +43,7 @@ def test_bounds_are_the_codes() -> None:
     assert f"| headers of a request | {HEADER_SECONDS:g} s; {IDLE_SECONDS} s between" in PAGE
     assert f"| a client that reads nothing | {STALL_SECONDS:g} s" in PAGE
     assert f"| body | {MAX_BODY_BYTES >> 20} MiB, within {BODY_SECONDS:g} s |" in PAGE
-    assert f"at least {LEAST_KEY_LENGTH} characters" in PAGE
+    assert f"at least {MIN_KEY_LENGTH} characters" in PAGE
     assert f"`stop` (up to {MAX_STOPS} strings)" in PAGE
     assert f"`n` (up to {MAX_CHOICES})" in PAGE
     assert f"larger than {MAX_BODY_BYTES >> 20} MiB; up to {READ_BYTES >> 20} MiB are read" in PAGE
@@ -85,9 +85,9 @@ def test_what_a_reply_tells_beside_openais_fields_is_documented_in_full(server: 
     assert sorted(name for row in rows for name in re.findall(r"`(\w+)`", row)) == sorted(told)
 
 
-def test_the_statuses_of_errors_are_those_of_the_openapi_document() -> None:
+def test_the_statuses_of_errors_are_those_of_the_build_openapi_document() -> None:
     told = set(re.findall(r"^\| (\d{3}) \|", SECTIONS["Errors"], re.M))
-    answers = openapi_document()["paths"]["/v1/chat/completions"]["post"]["responses"]
+    answers = build_openapi_document()["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert told == set(answers) - {"200"}
 
 

@@ -16,7 +16,7 @@ import pytest
 from turbo_runtime.contract import endpoints
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.server.app import build_app
-from turbo_runtime.server.engine_client.client import EngineClient
+from turbo_runtime.server.engine_client import EngineClient
 from turbo_runtime.server.service import Service
 
 HOLD = {"model": "echo", "prompt": "hold", "temperature": 0}

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.parsers import AnswerReader, MakeReader, OutputFormat, ParsedDelta
-from turbo_runtime.parsers.base import Reader
-from turbo_runtime.parsers.json_tool_calls import BareJson
-from turbo_runtime.parsers.reasoning import after_thinking
-from turbo_runtime.parsers.tagged_tool_calls import deepseek, hermes
+from turbo_runtime.parsers import OutputFormat, OutputParser, ParsedDelta
+from turbo_runtime.parsers.base import Parser
+from turbo_runtime.parsers.reasoning import add_reasoning
+from turbo_runtime.parsers.tool_calls import JsonToolCallParser, ToolParser, deepseek, hermes
 
 WEATHER = '{"name": "weather", "arguments": {"city": "Köln {1}", "days": 2}}'
 R1 = (
@@ -47,20 +46,20 @@ CASES = {
     "hermes, no JSON": (hermes, "a <tool_call>x</tool_call> b", "a <tool_call>x</tool_call> b", []),
     "hermes, no call": (hermes, "1 < 2 and <tool> \n", "1 < 2 and <tool> \n", []),
     "llama": (
-        BareJson,
+        JsonToolCallParser,
         '{"name": "weather", "parameters": {"city": "Bonn"}}',
         "",
         [("weather", {"city": "Bonn"})],
     ),
     "llama, tagged, two calls": (
-        BareJson,
+        JsonToolCallParser,
         '<|python_tag|>{"name": "a", "parameters": {}}; {"name": "b", "parameters": {"x": 1}}',
         "",
         [("a", {}), ("b", {"x": 1})],
     ),
-    "llama, another object": (BareJson, '{"answer": 42}', '{"answer": 42}', []),
+    "llama, another object": (JsonToolCallParser, '{"answer": 42}', '{"answer": 42}', []),
     **{
-        f"llama, {why}": (BareJson, text, text, [])
+        f"llama, {why}": (JsonToolCallParser, text, text, [])
         for why, text in {
             "an answer that has a name": '{"name": "Bonn", "country": "DE"}',
             "an answer that has a tool's name": '{"name": "time", "hour": 3}',
@@ -70,9 +69,9 @@ CASES = {
             "a call and no object": '{"name": "a", "parameters": {}}[]',
         }.items()
     },
-    "llama, text": (BareJson, "The weather is {fine}.", "The weather is {fine}.", []),
-    "llama, nothing but white space": (BareJson, " \n", " \n", []),
-    "llama, cut": (BareJson, '{"name": "wea', '{"name": "wea', []),
+    "llama, text": (JsonToolCallParser, "The weather is {fine}.", "The weather is {fine}.", []),
+    "llama, nothing but white space": (JsonToolCallParser, " \n", " \n", []),
+    "llama, cut": (JsonToolCallParser, '{"name": "wea', '{"name": "wea', []),
     "hermes, a tool that was not offered": (
         hermes,
         '<tool_call>{"name": "fly"}</tool_call>',
@@ -85,11 +84,11 @@ CASES = {
 }
 
 
-def read(reader: Reader, pieces: list[str]) -> ParsedDelta:
+def read(parser: Parser, pieces: list[str]) -> ParsedDelta:
     said = ParsedDelta()
     for piece in pieces:
-        said += reader.push(piece)
-    return said + reader.flush()
+        said += parser.push(piece)
+    return said + parser.flush()
 
 
 def cuts(data: st.DataObject, text: str) -> list[str]:
@@ -106,9 +105,9 @@ def test_calls_and_content_are_the_same_however_the_text_is_cut(name: str, data:
     assert [(call.name, json.loads(call.arguments)) for call in said.calls] == calls
 
 
-@pytest.mark.parametrize("make", [hermes, BareJson, deepseek])
+@pytest.mark.parametrize("make", [hermes, JsonToolCallParser, deepseek])
 @given(text=st.text(st.sampled_from('<{}|>tool_cal"/ \n'), max_size=30))
-def test_what_holds_no_call_stays_as_it_is(make: MakeReader, text: str) -> None:
+def test_what_holds_no_call_stays_as_it_is(make: ToolParser, text: str) -> None:
     assert read(make(OFFERED), list(text)) == ParsedDelta(text)
 
 
@@ -118,17 +117,19 @@ def test_what_holds_no_call_stays_as_it_is(make: MakeReader, text: str) -> None:
     [
         (hermes, '<tool_call>{"name": "a", "arguments": {"x": ', "}}</tool_call>"),
         (hermes, r'<tool_call>{"name": "a", "arguments": "{\"x\": ', '}"}</tool_call>'),
-        (BareJson, '{"name": "a", "parameters": {"x": ', "}}"),
+        (JsonToolCallParser, '{"name": "a", "parameters": {"x": ', "}}"),
         (deepseek, *V31.split('"Bonn"')),
     ],
 )
-def test_arguments_that_are_no_json_stay_text(make: MakeReader, before: str, after: str, number: str) -> None:
+def test_arguments_that_are_no_json_stay_text(make: ToolParser, before: str, after: str, number: str) -> None:
     text = before + number + after
     assert read(make(OFFERED), [text]) == ParsedDelta(text)
 
 
 def test_arguments_can_always_be_sent() -> None:
-    (call,) = read(BareJson(OFFERED), [r'{"name": "a", "parameters": {"x": "\ud83d", "y": "ü"}}']).calls
+    (call,) = read(
+        JsonToolCallParser(OFFERED), [r'{"name": "a", "parameters": {"x": "\ud83d", "y": "ü"}}']
+    ).calls
     assert json.loads(call.arguments.encode()) == {"x": "\ud83d", "y": "ü"}
 
 
@@ -147,7 +148,7 @@ THOUGHTS = {
 @given(data=st.data())
 def test_thoughts_are_taken_out_however_the_text_is_cut(name: str, data: st.DataObject) -> None:
     prompt, text, reasoning, content = THOUGHTS[name]
-    assert read(AnswerReader(None, prompt), cuts(data, text)) == ParsedDelta(content, reasoning)
+    assert read(OutputParser(None, prompt), cuts(data, text)) == ParsedDelta(content, reasoning)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +164,7 @@ def test_thoughts_are_taken_out_however_the_text_is_cut(name: str, data: st.Data
 def test_a_format_holds_behind_thoughts_that_the_prompt_has_opened(
     grammar: Grammar, right: str, wrong: str
 ) -> None:
-    behind = after_thinking(grammar)
+    behind = add_reasoning(grammar)
     assert behind
 
     def accepted(text: str) -> bool:
@@ -178,34 +179,38 @@ def test_a_format_holds_behind_thoughts_that_the_prompt_has_opened(
 
 
 def test_a_grammar_of_the_clients_own_cannot_follow_thoughts() -> None:
-    assert after_thinking(Grammar("lark", 'start: "a"')) is None
+    assert add_reasoning(Grammar("lark", 'start: "a"')) is None
 
 
 def test_thoughts_and_calls_come_apart() -> None:
-    reader = AnswerReader(hermes(OFFERED), "assistant\n")
-    said = read(reader, list(f"<think>{WEATHER}</think>Well.<tool_call>{WEATHER}</tool_call>"))
+    parser = OutputParser(hermes(OFFERED), "assistant\n")
+    said = read(parser, list(f"<think>{WEATHER}</think>Well.<tool_call>{WEATHER}</tool_call>"))
     assert (said.reasoning, said.content, len(said.calls)) == (WEATHER, "Well.", 1)
 
 
 def test_an_answer_that_may_call_once_is_complete_after_its_first_call() -> None:
-    reader = AnswerReader(hermes(OFFERED), None, single=True)
+    parser = OutputParser(hermes(OFFERED), None, single_call=True)
     call = f"<tool_call>{WEATHER}</tool_call>"
-    said = reader.push(call + call + "more")
-    assert reader.complete
-    assert len((said + reader.push("more") + reader.flush()).calls) == 1
+    said = parser.push(call + call + "more")
+    assert parser.is_complete
+    assert len((said + parser.push("more") + parser.flush()).calls) == 1
 
 
 @pytest.mark.parametrize(
     ("template", "reasons", "calls"),
     [
         ("{{ '<tool_call>' }}...content.split('</think>')", True, hermes),
-        ('Respond in the format {"name": function name, "parameters": dictionary of', False, BareJson),
-        ("{{ '<|python_tag|>' }}", False, BareJson),
+        (
+            'Respond in the format {"name": function name, "parameters": dictionary of',
+            False,
+            JsonToolCallParser,
+        ),
+        ("{{ '<|python_tag|>' }}", False, JsonToolCallParser),
         ("{{ '<｜tool▁calls▁begin｜>' }}</think>", True, deepseek),
         ("{{ messages }}", False, None),
     ],
 )
 def test_a_template_shows_how_its_model_writes(
-    template: str, reasons: bool, calls: MakeReader | None
+    template: str, reasons: bool, calls: ToolParser | None
 ) -> None:
-    assert OutputFormat.of(template) == OutputFormat(reasons, calls)
+    assert OutputFormat.from_template(template) == OutputFormat(reasons, calls)

@@ -21,7 +21,7 @@ from turbo_dev.server_process import PATIENCE_SECONDS, ServerProcess
 from turbo_runtime.contract import endpoints, metrics
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.messages import EngineReady
-from turbo_runtime.server.engine_client.client import EngineClient
+from turbo_runtime.server.engine_client import EngineClient
 
 SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"
 LIMIT_SECONDS = 5
@@ -51,7 +51,9 @@ def until_ready_is(server: Any, status: int) -> httpx.Response:
 def silence(server: Any) -> float:
     page = httpx.get(server.url + endpoints.METRICS_PATH).text
     lines = page.splitlines()
-    return next(float(line.split()[-1]) for line in lines if line.startswith(metrics.HEARTBEAT_AGE + "{"))
+    return next(
+        float(line.split()[-1]) for line in lines if line.startswith(metrics.HEARTBEAT_AGE.name + "{")
+    )
 
 
 def test_an_idle_engine_that_hangs_leaves_its_service_and_then_ends_the_server(launch) -> None:
@@ -174,7 +176,7 @@ async def test_an_engine_that_not_even_a_kill_ends_is_given_up(monkeypatch: pyte
     os.kill(engine._process.pid, signal.SIGSTOP)
     with monkeypatch.context() as patched:
         patched.setattr(engine._process, "kill", lambda: None)  # as one that is stuck in a driver takes it
-        engine._handle(EngineReady("bytes"), 0.0)
+        engine._handle_message(EngineReady("bytes"), 0.0)
         sentence = await engine.ended
     assert sentence.startswith("The engine process has not finished a step for 1 s and was ended.")
     await engine.stop(0)

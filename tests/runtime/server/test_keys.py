@@ -20,32 +20,32 @@ def test_a_key_tells_its_tenant_and_nothing_else_does(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(KEYS)
     known = ApiKeys(path)
-    assert known.tenant("Bearer sk-alice-1") == "alice"
-    assert known.tenant("bearer  sk-alice-1 ") == "alice"
-    nameless = known.tenant("Bearer sk-nameless-1")
+    assert known.find_tenant("Bearer sk-alice-1") == "alice"
+    assert known.find_tenant("bearer  sk-alice-1 ") == "alice"
+    nameless = known.find_tenant("Bearer sk-nameless-1")
     assert nameless
     assert "nameless" not in nameless
     for other in (None, "", "sk-alice-1", "Basic sk-alice-1", "Bearer", "Bearer alice", "Bearer sk-alice-10"):
-        assert known.tenant(other) is None
+        assert known.find_tenant(other) is None
 
 
 def test_a_file_that_changes_is_read_again_and_a_broken_one_is_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(api_keys, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(api_keys, "RELOAD_SECONDS", 0.0)
     path = tmp_path / "keys"
     path.write_text(KEYS)
     known = ApiKeys(path)
     replacement = tmp_path / "new"
     replacement.write_text("bob:sk-bob-0001\n")
     replacement.rename(path)  # as Kubernetes swaps a mounted Secret
-    assert known.tenant("Bearer sk-alice-1") is None
-    assert known.tenant("Bearer sk-bob-0001") == "bob"
+    assert known.find_tenant("Bearer sk-alice-1") is None
+    assert known.find_tenant("Bearer sk-bob-0001") == "bob"
     with caplog.at_level(logging.ERROR):
         path.write_text("carol:short\n")
-        assert known.tenant("Bearer sk-bob-0001") == "bob"
+        assert known.find_tenant("Bearer sk-bob-0001") == "bob"
         path.unlink()
-        assert known.tenant("Bearer sk-bob-0001") == "bob"
+        assert known.find_tenant("Bearer sk-bob-0001") == "bob"
     assert "line 1" in caplog.text
     assert "short" not in caplog.text.replace("shorter", "")
 
@@ -54,18 +54,18 @@ def test_a_secret_that_the_kubelet_renews_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A key of the volume is a link through `..data`, and that is what is swapped."""
-    monkeypatch.setattr(api_keys, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(api_keys, "RELOAD_SECONDS", 0.0)
     for name, content in (("..old", KEYS), ("..new", "bob:sk-bob-0001\n")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "api-keys").write_text(content)
     (tmp_path / "..data").symlink_to("..old")
     (tmp_path / "api-keys").symlink_to("..data/api-keys")
     known = ApiKeys(tmp_path / "api-keys")
-    assert known.tenant("Bearer sk-alice-1") == "alice"
+    assert known.find_tenant("Bearer sk-alice-1") == "alice"
     (tmp_path / "..tmp").symlink_to("..new")
     (tmp_path / "..tmp").rename(tmp_path / "..data")
-    assert known.tenant("Bearer sk-alice-1") is None
-    assert known.tenant("Bearer sk-bob-0001") == "bob"
+    assert known.find_tenant("Bearer sk-alice-1") is None
+    assert known.find_tenant("Bearer sk-bob-0001") == "bob"
 
 
 @pytest.mark.parametrize("content", ["", "# none\n", "name:\n", "name:has space\n", "tooshrt\n"])

@@ -14,10 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.parsers import ParsedDelta
-from turbo_runtime.server.json_parts import AT_ONCE, json_parts
-from turbo_runtime.server.responses.openai import sse
+from turbo_runtime.server.json_parts import MAX_ENTRIES, json_parts
 from turbo_runtime.server.responses.output import OutputDelta
-from turbo_runtime.server.responses.streaming import WholeReply
+from turbo_runtime.server.responses.streaming import WholeReply, format_sse
 from turbo_runtime.server.thread_offload import ThreadOffload
 
 JSON = st.recursive(
@@ -26,7 +25,7 @@ JSON = st.recursive(
 )
 
 
-@given(document=JSON, many=st.integers(0, 3 * AT_ONCE))
+@given(document=JSON, many=st.integers(0, 3 * MAX_ENTRIES))
 def test_parts_are_the_document(document: Any, many: int) -> None:
     lists = {"long": [document] * many, "short": document}
     assert json.loads("".join(json_parts(lists))) == lists
@@ -35,11 +34,11 @@ def test_parts_are_the_document(document: Any, many: int) -> None:
 
 
 def test_an_event_is_one_line_for_everybody() -> None:
-    assert sse({"a": "\u2028\x85"}) == 'data: {"a":"\\u2028\\u0085"}\n\n'
+    assert format_sse({"a": "\u2028\x85"}) == 'data: {"a":"\\u2028\\u0085"}\n\n'
 
 
 def test_no_part_is_large() -> None:
-    assert max(map(len, json_parts({"a": {"b": ["x"] * 10_000}}))) < 4 * AT_ONCE + 2
+    assert max(map(len, json_parts({"a": {"b": ["x"] * 10_000}}))) < 4 * MAX_ENTRIES + 2
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["logprobs", "none"])
@@ -47,19 +46,19 @@ async def test_logprobs_are_written_in_a_thread(told: bool) -> None:
     wrote: list[threading.Thread] = []
 
     class Answers:
-        job = SimpleNamespace(choices=1)
+        request = SimpleNamespace(num_answers=1)
 
         def __enter__(self) -> None: ...
         def __exit__(self, *_: object) -> None: ...
 
-        async def pieces(self) -> Any:
+        async def deltas(self) -> Any:
             yield OutputDelta(0, ParsedDelta(), "stop")
 
     def whole(pieces: list[list[OutputDelta]]) -> bytes:
         wrote.append(threading.current_thread())
         return b"{}"
 
-    reply: Any = SimpleNamespace(answers=Answers(), tells_logprobs=told, whole=whole)
+    reply: Any = SimpleNamespace(output=Answers(), has_logprobs=told, whole=whole)
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

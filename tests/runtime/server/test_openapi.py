@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
 from turbo_runtime.protocol.unsupported import CHAT, COMPLETION
-from turbo_runtime.server.openapi import openapi_document
+from turbo_runtime.server.openapi import build_openapi_document
 
 BASE: dict[str, dict[str, Any]] = {
     "chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 4},
@@ -36,14 +36,14 @@ JSON = st.recursive(
 
 def test_the_document_is_served_and_names_every_field_and_every_refusal(server: Any) -> None:
     served = httpx.get(f"{server.url}/openapi.json").json()
-    assert served == openapi_document()
+    assert served == build_openapi_document()
     schemas = served["components"]["schemas"]
     assert sorted(schemas["ChatRequest"]["properties"]) == FIELDS["chat/completions"]
     assert sorted(schemas["CompletionRequest"]["properties"]) == FIELDS["completions"]
 
 
 def test_every_reference_of_the_document_leads_somewhere() -> None:
-    document = openapi_document()
+    document = build_openapi_document()
 
     def references(node: Any) -> set[str]:
         if isinstance(node, dict):
@@ -59,7 +59,7 @@ def test_every_reference_of_the_document_leads_somewhere() -> None:
 @pytest.mark.parametrize("path", sorted(BASE))
 def test_what_the_document_allows_at_its_edges_is_taken(server: Any, path: str) -> None:
     """Numbers at their bounds, booleans, and every word of a choice, as the schema names them."""
-    schemas = openapi_document()["components"]["schemas"]
+    schemas = build_openapi_document()["components"]["schemas"]
     kind = "ChatRequest" if path == "chat/completions" else "CompletionRequest"
     apart = {"n", "tool_choice", "reasoning_effort", "min_tokens", "max_draft_tokens"}  # bound to others
     with httpx.Client(base_url=f"{server.url}/v1/", timeout=30) as client:

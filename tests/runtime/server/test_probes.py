@@ -86,60 +86,60 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
         client.completions.create(model="echo", prompt="abcde", temperature=0, max_tokens=9)
         client.completions.create(model="echo", prompt="abcde", temperature=0, max_tokens=4)
     seen = samples(server)
-    assert seen[(metrics.PROMPT_TOKENS + "_total",)] == 10
-    assert seen[(metrics.GENERATION_TOKENS + "_total",)] == 10
-    assert seen[(metrics.SPEC_NUM_DRAFTS + "_total",)] == 4
-    assert seen[(metrics.SPEC_NUM_DRAFT_TOKENS + "_total",)] == 16
-    assert seen[(metrics.SPEC_NUM_ACCEPTED_TOKENS + "_total",)] == 6
-    assert seen[(metrics.SPEC_NUM_ACCEPTED_TOKENS_PER_POS + "_total", "0")] > 0
-    assert seen[(metrics.REQUEST_SUCCESS + "_total", "stop")] == 1
-    assert seen[(metrics.REQUEST_SUCCESS + "_total", "length")] == 1
-    assert seen[(metrics.TIME_TO_FIRST_TOKEN + "_count",)] == 2
-    assert seen[(metrics.INTER_TOKEN_LATENCY + "_count",)] == 2  # one for each later step
-    assert seen[(metrics.REQUEST_TIME_PER_OUTPUT_TOKEN + "_count",)] == 2
-    assert seen[(metrics.E2E_REQUEST_LATENCY + "_count",)] == 2
-    assert seen[(metrics.NUM_REQUESTS_RUNNING,)] == 0
-    assert seen[(metrics.NUM_REQUESTS_WAITING,)] == 0
-    assert seen[(metrics.KV_CACHE_USAGE,)] == 0
-    assert seen[(metrics.GUARANTEE_INFO, "bytes")] == 1
-    assert seen[(metrics.PREFIX_CACHE_QUERIES + "_total",)] == 10
-    assert seen[(metrics.PREFIX_CACHE_HITS + "_total",)] == 5
-    assert seen[(metrics.REQUEST_QUEUE_TIME + "_sum",)] == 1
-    assert seen[(metrics.REQUEST_PROMPT_TOKENS + "_sum",)] == 10
-    assert seen[(metrics.REQUEST_GENERATION_TOKENS + "_sum",)] == 10
-    assert seen[(metrics.ITERATION_TOKENS + "_sum",)] == 20  # the answers' and their prompts'
-    assert seen[(metrics.ITERATION_TOKENS + "_count",)] == 4
-    assert seen[(metrics.CHOSEN_DRAFTS + "_total", "4")] == 4
-    assert seen[(metrics.STEP_SECONDS + "_total",)] == 2
-    assert seen[(metrics.FORWARD_SECONDS + "_total",)] == 1
-    assert seen[(metrics.SPEEDUP,)] == 1.75
-    assert seen[(metrics.DRAFT_INFO, "default", "heads-3")] == 1
-    assert seen[(metrics.AUDITS + "_total",)] == 2
-    assert seen[(metrics.AUDIT_MISMATCHES + "_total",)] == 1
+    assert seen[(metrics.PROMPT_TOKENS.name + "_total",)] == 10
+    assert seen[(metrics.GENERATION_TOKENS.name + "_total",)] == 10
+    assert seen[(metrics.SPEC_NUM_DRAFTS.name + "_total",)] == 4
+    assert seen[(metrics.SPEC_NUM_DRAFT_TOKENS.name + "_total",)] == 16
+    assert seen[(metrics.SPEC_NUM_ACCEPTED_TOKENS.name + "_total",)] == 6
+    assert seen[(metrics.SPEC_NUM_ACCEPTED_TOKENS_PER_POS.name + "_total", "0")] > 0
+    assert seen[(metrics.REQUEST_SUCCESS.name + "_total", "stop")] == 1
+    assert seen[(metrics.REQUEST_SUCCESS.name + "_total", "length")] == 1
+    assert seen[(metrics.TIME_TO_FIRST_TOKEN.name + "_count",)] == 2
+    assert seen[(metrics.INTER_TOKEN_LATENCY.name + "_count",)] == 2  # one for each later step
+    assert seen[(metrics.REQUEST_TIME_PER_OUTPUT_TOKEN.name + "_count",)] == 2
+    assert seen[(metrics.E2E_REQUEST_LATENCY.name + "_count",)] == 2
+    assert seen[(metrics.NUM_REQUESTS_RUNNING.name,)] == 0
+    assert seen[(metrics.NUM_REQUESTS_WAITING.name,)] == 0
+    assert seen[(metrics.KV_CACHE_USAGE.name,)] == 0
+    assert seen[(metrics.GUARANTEE_INFO.name, "bytes")] == 1
+    assert seen[(metrics.PREFIX_CACHE_QUERIES.name + "_total",)] == 10
+    assert seen[(metrics.PREFIX_CACHE_HITS.name + "_total",)] == 5
+    assert seen[(metrics.REQUEST_QUEUE_TIME.name + "_sum",)] == 1
+    assert seen[(metrics.REQUEST_PROMPT_TOKENS.name + "_sum",)] == 10
+    assert seen[(metrics.REQUEST_GENERATION_TOKENS.name + "_sum",)] == 10
+    assert seen[(metrics.ITERATION_TOKENS.name + "_sum",)] == 20  # the answers' and their prompts'
+    assert seen[(metrics.ITERATION_TOKENS.name + "_count",)] == 4
+    assert seen[(metrics.CHOSEN_DRAFTS.name + "_total", "4")] == 4
+    assert seen[(metrics.STEP_SECONDS.name + "_total",)] == 2
+    assert seen[(metrics.FORWARD_SECONDS.name + "_total",)] == 1
+    assert seen[(metrics.SPEEDUP.name,)] == 1.75
+    assert seen[(metrics.DRAFT_INFO.name, "default", "heads-3")] == 1
+    assert seen[(metrics.AUDITS.name + "_total",)] == 2
+    assert seen[(metrics.AUDIT_MISMATCHES.name + "_total",)] == 1
 
 
 @pytest.mark.parametrize("reason", ["stop", "length", "abort", "error"])
 def test_only_complete_answers_are_measured_whole(reason: str) -> None:
-    metrics = Metrics("m")
-    metrics.finished(reason, prompt=7, tokens=5, to_first=0.5, total=2.5)
-    page = metrics.page().decode()
+    exporter = Metrics("m")
+    exporter.observe_finish(reason, 7, 5, 0.5, 2.5)
+    page = exporter.render().decode()
     assert f'vllm:request_success_total{{finished_reason="{reason}",model_name="m"}} 1.0' in page
     complete = float(reason in ("stop", "length"))
     for name in (
-        metrics.E2E_REQUEST_LATENCY,
-        metrics.REQUEST_TIME_PER_OUTPUT_TOKEN,
-        metrics.REQUEST_PROMPT_TOKENS,
-        metrics.REQUEST_GENERATION_TOKENS,
+        metrics.E2E_REQUEST_LATENCY.name,
+        metrics.REQUEST_TIME_PER_OUTPUT_TOKEN.name,
+        metrics.REQUEST_PROMPT_TOKENS.name,
+        metrics.REQUEST_GENERATION_TOKENS.name,
     ):
         assert f'{name}_count{{model_name="m"}} {complete}' in page
 
 
 def test_a_steps_tokens_are_those_it_brought_and_the_prompts_it_finished() -> None:
-    metrics = Metrics("m")
+    exporter = Metrics("m")
     for generated, begun, drafted in ((0, 0, 0), (1, 40, 4), (1, 40, 4), (4, 40, 8)):
         stats = EngineStats(generated_tokens=generated, begun_prompt_tokens=begun, draft_tokens=drafted)
-        metrics.follow(stats)
-    page = metrics.page().decode()
+        exporter.update(stats)
+    page = exporter.render().decode()
     assert 'vllm:iteration_tokens_total_sum{model_name="m"} 44.0' in page
     assert 'vllm:iteration_tokens_total_count{model_name="m"} 2.0' in page
     assert 'vllm:prompt_tokens_total{model_name="m"} 40.0' in page
@@ -147,24 +147,24 @@ def test_a_steps_tokens_are_those_it_brought_and_the_prompts_it_finished() -> No
 
 def test_what_is_not_known_is_no_metric(launch) -> None:
     seen = {name for name, *_ in samples(launch())}
-    assert not seen & {metrics.SPEEDUP, metrics.DRAFT_INFO}
+    assert not seen & {metrics.SPEEDUP.name, metrics.DRAFT_INFO.name}
 
 
 def test_drafts_without_a_version_are_no_version() -> None:
-    metrics = Metrics("m")
+    exporter = Metrics("m")
     for version in ("heads-3", "heads-4", ""):
-        metrics.follow(EngineStats(by_draft=(DraftStats("default", version),)))
-        told = re.findall(r'^turbo:draft_info\{.*version="(.*)"\} 1', metrics.page().decode(), re.M)
+        exporter.update(EngineStats(by_draft=(DraftStats("default", version),)))
+        told = re.findall(r'^turbo:draft_info\{.*version="(.*)"\} 1', exporter.render().decode(), re.M)
         assert told == ([version] if version else [])
 
 
 def test_drafts_are_counted_by_name_and_a_name_that_is_dropped_is_told_no_more() -> None:
-    metrics = Metrics("m")
+    exporter = Metrics("m")
 
     def told(*drafts: DraftStats) -> list[tuple[str, str, float]]:
-        metrics.follow(EngineStats(by_draft=drafts))
+        exporter.update(EngineStats(by_draft=drafts))
         found = re.findall(
-            r'^turbo:(\w+)_by_draft_total\{draft="(.*?)".*\} (.*)$', metrics.page().decode(), re.M
+            r'^turbo:(\w+)_by_draft_total\{draft="(.*?)".*\} (.*)$', exporter.render().decode(), re.M
         )
         return [(name, draft, float(count)) for name, draft, count in found if float(count)]
 
@@ -175,16 +175,16 @@ def test_drafts_are_counted_by_name_and_a_name_that_is_dropped_is_told_no_more()
     assert told(default) == once
     assert told(default, DraftStats("latex", "v1", 1, 4, 4))[1] == ("drafts", "latex", 1.0)
     assert told(default) == once
-    assert 'draft="latex"' not in metrics.page().decode()
+    assert 'draft="latex"' not in exporter.render().decode()
     assert told(default, DraftStats("latex", "v1", 0, 0, 0)) == once
     assert told(default, DraftStats("latex", "v1", 3, 8, 2))[1] == ("drafts", "latex", 3.0)
 
 
 def test_a_problem_of_the_drafts_is_a_metric_until_it_is_mended() -> None:
-    metrics = Metrics("m")
+    exporter = Metrics("m")
     for problem in ("", "drafts.json cannot be read", ""):
-        metrics.follow(EngineStats(draft_problem=problem))
-        told = re.findall(r"^turbo:draft_problem\{.*\} (.*)$", metrics.page().decode(), re.M)
+        exporter.update(EngineStats(draft_problem=problem))
+        told = re.findall(r"^turbo:draft_problem\{.*\} (.*)$", exporter.render().decode(), re.M)
         assert [float(value) for value in told] == [1.0 if problem else 0.0]
 
 
@@ -203,8 +203,8 @@ def test_every_metric_is_documented_and_no_other(server) -> None:
     named = set(re.findall(r"`((?:vllm|turbo):\w+)`", page))
     lines = httpx.get(server.url + endpoints.METRICS_PATH).text.splitlines()
     served = {line.split()[2] for line in lines if line.startswith("# TYPE ")}
-    suffixed = {name.removesuffix("_total") for name in served} | {metrics.ITERATION_TOKENS}
-    assert named == suffixed - {metrics.ITERATION_TOKENS.removesuffix("_total")}
+    suffixed = {name.removesuffix("_total") for name in served} | {metrics.ITERATION_TOKENS.name}
+    assert named == suffixed - {metrics.ITERATION_TOKENS.name.removesuffix("_total")}
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> None:

@@ -7,21 +7,20 @@ import io
 import pytest
 from rich.console import Console
 
-from turbo_runtime.cli.figures import Pass
-from turbo_runtime.cli.report import report
+from turbo_runtime.cli.report import ModeResult, render_report
 from turbo_runtime.client.sse import Progress
 
 
 @pytest.mark.parametrize("width", [40, 60, 79, 80, 120])
 def test_no_figure_is_cut(width: int) -> None:
-    passes = []
+    modes = []
     for name in ("on", "off"):
         progress = Progress(100_000, 100_000, 1, 0.9994, 2.0, 3.21)
-        passes.append(Pass(name, answers=[progress]))
-        passes[-1].took(1.0, [progress])
+        modes.append(ModeResult(name, answers=[progress]))
+        modes[-1].add_pass(1.0, [progress])
     written = io.StringIO()
     console = Console(file=written, width=width)
-    console.print(report(passes, "m", "http://a:80", None, 6, 2, console.width))
+    console.print(render_report(modes, "m at http://a:80\n6 requests, 2 at a time", console.width))
     told = written.getvalue()
     assert "…" not in told
     assert all(len(line) <= width for line in told.splitlines())

@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer
 from pydantic import BaseModel
 
 from turbo_runtime.messages import Grammar
-from turbo_runtime.parsers.reasoning import after_thinking
+from turbo_runtime.parsers.reasoning import add_reasoning
 from turbo_runtime.protocol import parse_chat
 
 NUMBER = {"type": "integer"}
@@ -113,7 +113,7 @@ def test_what_looks_like_a_reference_in_a_constant_is_data() -> None:
 
 
 def test_it_holds_behind_thoughts_too() -> None:
-    behind = after_thinking(required(tool("tree", TREE)))
+    behind = add_reasoning(required(tool("tree", TREE)))
     assert behind
     compiled = LLMatcher.grammar_from_lark(behind.text)
     call = '{"name": "tree", "arguments": {"sku": '

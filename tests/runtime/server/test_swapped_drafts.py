@@ -98,7 +98,7 @@ def text(reply: dict[str, Any]) -> str:
 def version(url: str) -> str:
     """Of the drafts in use, as metrics have it."""
     lines = httpx.get(url + endpoints.METRICS_PATH).text.splitlines()
-    (line,) = [line for line in lines if line.startswith(metrics.DRAFT_INFO + "{")]
+    (line,) = [line for line in lines if line.startswith(metrics.DRAFT_INFO.name + "{")]
     return line.partition('version="')[2].partition('"')[0]
 
 
@@ -170,7 +170,7 @@ def drafts(url: str) -> dict[str, str | None]:
 def counted(url: str, draft: str) -> float:
     """Tokens drafted for requests that have it."""
     lines = httpx.get(url + endpoints.METRICS_PATH).text.splitlines()
-    begin = f'{metrics.DRAFT_TOKENS_BY_DRAFT}_total{{draft="{draft}"'
+    begin = f'{metrics.DRAFT_TOKENS_BY_DRAFT.name}_total{{draft="{draft}"'
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(begin))
 
 

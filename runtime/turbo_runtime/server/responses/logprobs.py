@@ -1,4 +1,4 @@
-"""Logprobs in the shapes of the three who ask: chats, completions, and vLLM's `prompt_logprobs`."""
+"""Logprobs in three formats: of chats, of completions, and vLLM's `prompt_logprobs`."""
 
 from __future__ import annotations
 
@@ -8,64 +8,68 @@ from typing import Any
 
 from turbo_runtime.messages import TokenLogprob
 
-LEAST = -9999.0  # stands for minus infinity, which JSON lacks; as in vLLM
+MIN_LOGPROB = -9999.0  # stands for minus infinity, which JSON lacks; as in vLLM
 
 Json = dict[str, Any]
-BytesOf = Callable[[int], bytes]
+TokenBytes = Callable[[int], bytes]
 
 
-def chat_logprobs(tokens: Sequence[TokenLogprob], bytes_of: BytesOf) -> Json:
-    """`choices[].logprobs` of a chat."""
+def chat_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes) -> Json:
+    """Return `choices[].logprobs` of a chat."""
 
     def entry(token: int, logprob: float) -> Json:
-        raw = bytes_of(token)
-        return {"token": _text(raw), "logprob": max(logprob, LEAST), "bytes": list(raw)}
+        raw = token_bytes(token)
+        return {"token": _text(raw), "logprob": max(logprob, MIN_LOGPROB), "bytes": list(raw)}
 
     content = [
-        {**entry(one.token, one.logprob), "top_logprobs": [entry(*likely) for likely in one.top]}
-        for one in tokens
+        {**entry(item.token, item.logprob), "top_logprobs": [entry(*likely) for likely in item.top]}
+        for item in logprobs
     ]
     return {"content": content, "refusal": None}
 
 
-def text_length(ids: Sequence[int], bytes_of: BytesOf) -> int:
-    """Characters of the tokens' texts, one by one."""
-    return sum(len(_text(bytes_of(token))) for token in ids)
+def text_length(ids: Sequence[int], token_bytes: TokenBytes) -> int:
+    """Return the number of characters of the tokens' texts, one by one."""
+    return sum(len(_text(token_bytes(token))) for token in ids)
 
 
 def completion_logprobs(
-    ids: Sequence[int], told: Sequence[TokenLogprob | None], offset: int, bytes_of: BytesOf
+    ids: Sequence[int], logprobs: Sequence[TokenLogprob | None], offset: int, token_bytes: TokenBytes
 ) -> Json:
-    """`choices[].logprobs` of a completion. `told` is None for the first token of a prompt; `offset` is
-    where the first token's text starts, in characters.
+    """Return `choices[].logprobs` of a completion. `offset` is where the first token's text starts, in
+    characters; the logprob of a prompt's first token is None.
     """
-    lengths = [text_length([token], bytes_of) for token in ids]
+    lengths = [text_length([token], token_bytes) for token in ids]
     return {
-        "tokens": [_name(bytes_of(token)) for token in ids],
-        "token_logprobs": [None if one is None else max(one.logprob, LEAST) for one in told],
-        "top_logprobs": [None if one is None else _likeliest(one, bytes_of) for one in told],
+        "tokens": [_name(token_bytes(token)) for token in ids],
+        "token_logprobs": [None if item is None else max(item.logprob, MIN_LOGPROB) for item in logprobs],
+        "top_logprobs": [None if item is None else _top_logprobs(item, token_bytes) for item in logprobs],
         "text_offset": list(accumulate(lengths, initial=offset))[:-1],
     }
 
 
-def prompt_logprobs(told: Sequence[TokenLogprob], bytes_of: BytesOf) -> list[Json | None]:
-    """vLLM's `prompt_logprobs`: for each prompt token what was likely there; null for the first."""
-    return [None, *[_by_id(one, bytes_of) for one in told]]
+def prompt_logprobs(logprobs: Sequence[TokenLogprob], token_bytes: TokenBytes) -> list[Json | None]:
+    """Return vLLM's `prompt_logprobs`: the likely tokens at each position; null for the first."""
+
+    def by_id(item: TokenLogprob) -> Json:
+        ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(item.top, start=1)}
+        ranked[item.token] = item.logprob, item.rank
+        return {
+            str(token): {
+                "logprob": max(logprob, MIN_LOGPROB),
+                "rank": rank,
+                "decoded_token": _text(token_bytes(token)),
+            }
+            for token, (logprob, rank) in ranked.items()
+        }
+
+    return [None, *map(by_id, logprobs)]
 
 
-def _by_id(one: TokenLogprob, bytes_of: BytesOf) -> Json:
-    ranked = {token: (logprob, rank) for rank, (token, logprob) in enumerate(one.top, start=1)}
-    ranked[one.token] = one.logprob, one.rank
-    return {
-        str(token): {"logprob": max(logprob, LEAST), "rank": rank, "decoded_token": _text(bytes_of(token))}
-        for token, (logprob, rank) in ranked.items()
-    }
-
-
-def _likeliest(one: TokenLogprob, bytes_of: BytesOf) -> dict[str, float]:
+def _top_logprobs(item: TokenLogprob, token_bytes: TokenBytes) -> dict[str, float]:
     """The likeliest tokens and the token itself, which need not be one of them."""
-    told = [*one.top, (one.token, one.logprob)]
-    return {_name(bytes_of(token)): max(logprob, LEAST) for token, logprob in told}
+    entries = [*item.top, (item.token, item.logprob)]
+    return {_name(token_bytes(token)): max(logprob, MIN_LOGPROB) for token, logprob in entries}
 
 
 def _text(raw: bytes) -> str:

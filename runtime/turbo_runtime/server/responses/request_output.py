@@ -8,35 +8,21 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
 
 from turbo_runtime.messages import GenerationRequest, TokenEvent
 from turbo_runtime.parsers.stop_strings import StopScanner
 from turbo_runtime.protocol.errors import failed, invalid, timed_out, unavailable
-from turbo_runtime.server.engine_client.client import ABANDONED, EngineClient
-from turbo_runtime.server.engine_client.event_buffer import Arrival
+from turbo_runtime.server.engine_client import ABANDONED, EngineClient, TimedEvent
+from turbo_runtime.server.metrics import Metrics
 from turbo_runtime.server.preprocessing import PreparedRequest
-from turbo_runtime.server.responses.output import CompletionOutput, OutputDelta, joined
+from turbo_runtime.server.responses.output import CompletionOutput, OutputDelta, join
 from turbo_runtime.server.served_model import ServedModel
 from turbo_runtime.tokenization.detokenizer import Detokenizer
 
 
-class Watch(Protocol):
-    """Whoever measures answers; times are in seconds."""
-
-    def queued(self, seconds: float) -> None:
-        """The engine took a request in after so long."""
-
-    def tokens(self, seconds: float, first: bool) -> None:
-        """A step brought tokens, `seconds` after the request came (`first`) or after the step before."""
-
-    def finished(self, reason: str, prompt: int, tokens: int, to_first: float | None, total: float) -> None:
-        """An answer of so many tokens ended; `to_first` is None when no token ever came."""
-
-
 @dataclass(slots=True)
 class Tally:
-    """What a request's answers cost so far."""
+    """Token counts of a request's answers so far."""
 
     completion_tokens: int = 0
     reasoning_tokens: int = 0
@@ -44,7 +30,7 @@ class Tally:
     drafts: int = 0  # verification passes with at least one drafted token
     drafted_tokens: int = 0
     accepted_tokens: int = 0
-    verified_tokens: int = 0  # that those passes brought: what was accepted, and the bonus tokens
+    verified_tokens: int = 0  # that those passes brought: accepted tokens and bonus tokens
 
     @property
     def acceptance_length(self) -> float | None:
@@ -53,69 +39,64 @@ class Tally:
 
 
 class RequestOutput:
-    """All answers of one request, handed to the engine at once.
-
-    To be used as a context manager: leaving it, early or not, cancels what is unfinished and calls `left`.
-    `seconds` is how long they may take together.
-    """
+    """All answers of one request. Leaving the context cancels what is unfinished and calls `on_exit`."""
 
     def __init__(
         self,
-        job: PreparedRequest,
+        request: PreparedRequest,
         model: ServedModel,
         engine: EngineClient,
-        watch: Watch,
-        seconds: float,
-        left: Callable[[], None],
+        metrics: Metrics,
+        timeout_seconds: float,
+        on_exit: Callable[[], None],
     ) -> None:
-        self.job = job
+        self.request = request
         self.tally = Tally()
         self._engine = engine
-        self._watch = watch
-        self._seconds = seconds
-        self._left = left
-        self._started = time.monotonic()
-        submits = _submits(job)
+        self._metrics = metrics
+        self._timeout_seconds = timeout_seconds
+        self._on_exit = on_exit
+        self._start_time = time.monotonic()
+        generations = _generation_requests(request)
         self._answers = [
             CompletionOutput(
                 index,
-                submit.params,
-                Detokenizer(model.tokenizer.decode, model.tokenizer.is_silent),
-                StopScanner(job.stops),
-                job.reader(),
+                generation.params,
+                Detokenizer(model.tokenizer.decode, model.tokenizer.is_skipped),
+                StopScanner(request.stops),
+                request.build_parser(),
                 model.stop_token_ids,
             )
-            for index, submit in enumerate(submits)
+            for index, generation in enumerate(generations)
         ]
-        self._open = {
-            submit.request_id: answer for submit, answer in zip(submits, self._answers, strict=True)
-        }
-        self._arrivals = engine.submit(submits)
+        ids = (generation.request_id for generation in generations)
+        self._unfinished = dict(zip(ids, self._answers, strict=True))
+        self._events = engine.submit(generations)
 
     @property
     def speedup(self) -> float | None:
-        """Of these answers: tokens per second over those that speculation off would give; None while nothing
-        was measured.
+        """Tokens per second of these answers over those without speculation; None before a measurement.
 
-        With speculation off a token takes a while, and an answer's while over its speed-up with it: so the
-        means are of times, not of ratios.
+        Without speculation a token takes some time, and an answer's token that time over its speed-up: so
+        the means are of times, not of ratios.
         """
-        known = [(each.tokens, each.speedup) for each in self._answers if each.tokens and each.speedup]
-        if not known:
+        answers = (answer for answer in self._answers if answer.num_tokens)
+        measured = [(answer.num_tokens, answer.speedup) for answer in answers if answer.speedup]
+        if not measured:
             return None
-        return sum(tokens for tokens, _ in known) / sum(tokens / speedup for tokens, speedup in known)
+        return sum(tokens for tokens, _ in measured) / sum(tokens / speedup for tokens, speedup in measured)
 
-    async def pieces(self) -> AsyncIterator[OutputDelta]:
-        """Text as it comes, until all answers are finished. What came while the client was busy with the text
-        before is one piece of each answer: a client that lags costs less, not more.
+    async def deltas(self) -> AsyncIterator[OutputDelta]:
+        """Yield text as it comes, until all answers are finished. What arrives while the client is busy is
+        one delta of each answer: a slow client costs less, not more.
 
-        Raises ApiError: 400 when the engine refuses one, 408 when they take too long, 500 when the engine
-        fails one, 503 when it is gone.
+        Raises ApiError: 400 when the engine rejects an answer, 408 when they take too long, 500 when the
+        engine fails one, 503 when it is gone.
         """
-        while self._open:
-            pieces, error = self._hear(await self._news())
-            for piece in pieces:
-                yield piece
+        while self._unfinished:
+            deltas, error = self._process(await self._take_events())
+            for delta in deltas:
+                yield delta
             if error is not None:
                 raise error
 
@@ -123,103 +104,102 @@ class RequestOutput:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for request_id in list(self._open):
+        for request_id in list(self._unfinished):
             self._finish(request_id, "abort", time.monotonic())
-        self._left()
+        self._on_exit()
 
-    async def _news(self) -> list[Arrival]:
+    async def _take_events(self) -> list[TimedEvent]:
         try:
-            async with asyncio.timeout(self._started + self._seconds - time.monotonic()):
-                return await self._arrivals.take()
+            async with asyncio.timeout(self._start_time + self._timeout_seconds - time.monotonic()):
+                return await self._events.take()
         except TimeoutError:
-            raise timed_out(self._seconds) from None
+            raise timed_out(self._timeout_seconds) from None
 
-    def _hear(self, arrivals: Iterable[Arrival]) -> tuple[list[OutputDelta], Exception | None]:
-        """One piece of each answer that has news, and what went wrong behind them."""
-        news: dict[int, list[OutputDelta]] = {}
+    def _process(self, events: Iterable[TimedEvent]) -> tuple[list[OutputDelta], Exception | None]:
+        """Return one delta of each answer that has news, and the error that follows them."""
+        deltas: dict[int, list[OutputDelta]] = {}
         error = None
-        for event, at in arrivals:
-            answer = self._open.get(event.request_id)
+        for event, event_time in events:
+            answer = self._unfinished.get(event.request_id)
             if answer is None:
                 continue  # a stop string ended it, and this event was already on its way
             if event.error is not None:
-                self._finish(event.request_id, "error", at)
-                error = _error(event)
+                self._finish(event.request_id, "error", event_time)
+                error = _to_api_error(event, event.error)
                 break
-            piece = self._take(event, answer, at)
-            if piece.finish_reason is not None:
-                self._finish(event.request_id, piece.finish_reason, at)
-            if piece:
-                news.setdefault(answer.index, []).append(piece)
-        return [joined(pieces) for pieces in news.values()], error
+            delta = self._update(event, answer, event_time)
+            if delta.finish_reason is not None:
+                self._finish(event.request_id, delta.finish_reason, event_time)
+            if delta:
+                deltas.setdefault(answer.index, []).append(delta)
+        return list(map(join, deltas.values())), error
 
-    def _take(self, event: TokenEvent, answer: CompletionOutput, at: float) -> OutputDelta:
-        before, thought = answer.tokens, answer.reasoning_tokens
-        piece = answer.take(event)
-        kept = answer.tokens - before
-        # Accepted tokens come before the bonus token; those behind a stop string are no part of the reply.
-        accepted = min(event.accepted, kept)
+    def _update(self, event: TokenEvent, answer: CompletionOutput, event_time: float) -> OutputDelta:
+        num_before, num_reasoning_before = answer.num_tokens, answer.num_reasoning_tokens
+        delta = answer.update(event)
+        num_new = answer.num_tokens - num_before
+        # Accepted tokens precede the bonus token; those behind a stop string are no part of the reply.
+        accepted = min(event.accepted, num_new)
         tally = self.tally
-        tally.completion_tokens += kept
-        tally.reasoning_tokens += answer.reasoning_tokens - thought
+        tally.completion_tokens += num_new
+        tally.reasoning_tokens += answer.num_reasoning_tokens - num_reasoning_before
         tally.accepted_tokens += accepted
         tally.drafted_tokens += event.drafted - (event.accepted - accepted)
         if event.drafted:
             tally.drafts += 1
-            tally.verified_tokens += kept
-        if answer.index % self.job.n == 0:  # the other answers to a prompt find what the first computed
+            tally.verified_tokens += num_new
+        if answer.index % self.request.n == 0:  # the other answers to a prompt find what the first computed
             tally.cached_tokens += event.cached_tokens or 0
         if event.speedup is not None:
             answer.speedup = event.speedup
-        self._time(event, answer, at)
-        return piece
-
-    def _time(self, event: TokenEvent, answer: CompletionOutput, at: float) -> None:
         if event.queued_seconds is not None:
-            self._watch.queued(event.queued_seconds)
-        if not event.tokens:
-            return
-        if answer.first_at is None:
-            answer.first_at = at
-            self._watch.tokens(at - self._started, first=True)
-        else:
-            self._watch.tokens(at - answer.last_at, first=False)
-        answer.last_at = at
+            self._metrics.observe_queue_time(event.queued_seconds)
+        if event.tokens:
+            is_first = answer.first_token_time is None
+            last_time = self._start_time if is_first else answer.last_token_time
+            self._metrics.observe_tokens(event_time - last_time, first=is_first)
+            if is_first:
+                answer.first_token_time = event_time
+            answer.last_token_time = event_time
+        return delta
 
-    def _finish(self, request_id: str, reason: str, at: float) -> None:
-        answer = self._open.pop(request_id)
+    def _finish(self, request_id: str, reason: str, end_time: float) -> None:
+        answer = self._unfinished.pop(request_id)
         self._engine.cancel([request_id])  # does nothing where the engine itself ended it
-        to_first = None if answer.first_at is None else answer.first_at - self._started
-        prompt = len(self.job.prompts[answer.index // self.job.n])
-        told = "stop" if reason == "tool_calls" else reason
-        self._watch.finished(told, prompt, answer.tokens, to_first, at - self._started)
+        first_time = answer.first_token_time
+        self._metrics.observe_finish(
+            "stop" if reason == "tool_calls" else reason,
+            len(self.request.prompts[answer.index // self.request.n]),
+            answer.num_tokens,
+            None if first_time is None else first_time - self._start_time,
+            end_time - self._start_time,
+        )
 
 
-def _error(event: TokenEvent) -> Exception:
-    sentence = event.error or ""
+def _to_api_error(event: TokenEvent, message: str) -> Exception:
     if event.finish_reason == ABANDONED:
-        return unavailable(sentence)
-    return invalid(None, sentence, "invalid_request") if event.refused else failed(sentence)
+        return unavailable(message)
+    return invalid(None, message, "invalid_request") if event.refused else failed(message)
 
 
-def _submits(job: PreparedRequest) -> list[GenerationRequest]:
-    """One for each answer. Equal prompts count their choices on, so that repeating one draws anew."""
+def _generation_requests(request: PreparedRequest) -> list[GenerationRequest]:
+    """Equal prompts continue the numbers of their choices, so that repeating one draws anew."""
     request_id = uuid.uuid4().hex
-    submits: list[GenerationRequest] = []
-    seen: Counter[tuple[int, ...]] = Counter()
-    for index, (prompt, params) in enumerate(zip(job.prompts, job.params, strict=True)):
-        first = seen[prompt] * job.n
-        seen[prompt] += 1
-        submits += [
+    num_seen: Counter[tuple[int, ...]] = Counter()
+    generations: list[GenerationRequest] = []
+    for index, (prompt, params) in enumerate(zip(request.prompts, request.params, strict=True)):
+        first = num_seen[prompt] * request.n
+        num_seen[prompt] += 1
+        generations += [
             GenerationRequest(
                 f"{request_id}-{index}-{choice}",
                 prompt,
                 params,
                 first + choice,
-                job.tenant,
-                job.salt,
-                job.draft,
+                request.tenant,
+                request.salt,
+                request.draft,
             )
-            for choice in range(job.n)
+            for choice in range(request.n)
         ]
-    return submits
+    return generations

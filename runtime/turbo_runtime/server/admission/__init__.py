@@ -1,1 +1,0 @@
-"""Which requests the server admits, and when a rejected client retries."""

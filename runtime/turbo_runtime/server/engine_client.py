@@ -1,0 +1,317 @@
+"""The engine's process and the server's end of its two queues: starts it, dispatches its events, notices its
+death, and ends it when it hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from multiprocessing.queues import Queue
+from typing import Any, NamedTuple
+
+from turbo_runtime.contract.config import RuntimeConfig
+from turbo_runtime.messages import (
+    Abort,
+    EngineFailed,
+    EngineReady,
+    EngineStats,
+    GenerationRequest,
+    Shutdown,
+    StepOutput,
+    TokenEvent,
+)
+
+# (config, inbox, outbox, folder that the tokenizer is exported into, what to call at every turn of the loop),
+# as `turbo_runtime.engine.process.run_engine` takes them
+EngineMain = Callable[[RuntimeConfig, "Queue[Any]", "Queue[Any]", str, Callable[[], None]], None]
+
+
+def child_main(
+    engine: EngineMain | None,
+    config: RuntimeConfig,
+    inbox: Queue[Any],
+    outbox: Queue[Any],
+    tokenizer_dir: str,
+    heartbeat: ctypes.c_uint64,
+) -> None:
+    """Run `engine`, by default the real one, and count the turns of its loop in shared memory."""
+    if engine is None:  # imported only in its own process: the server's stays free of torch
+        from turbo_runtime.engine.process import run_engine
+
+        engine = run_engine
+
+    def beat() -> None:
+        heartbeat.value += 1
+
+    # Ctrl-C and a service manager's SIGTERM reach both processes; the server alone decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_die_with_server, name="server watch", daemon=True).start()
+    engine(config, inbox, outbox, tokenizer_dir, beat)
+
+
+def _die_with_server() -> None:
+    """A server that was killed sends no Shutdown, and an engine without it would hold its memory for ever."""
+    server = multiprocessing.parent_process()
+    assert server is not None
+    server.join()
+    os._exit(1)
+
+
+MAX_PERIOD_SECONDS = 1.0  # between two checks
+
+# Fraction of the limit after which no new requests should come. Not much sooner: a chunk of a long prompt is
+# one step, and 512 tokens of SmolLM2-135M after 4,000 others took 6 s of a core: 15 s of a pod that may use
+# 400m of one, and 30 s where others wanted the core too. A pod that left its Service for each such step
+# would only send the next long prompt to another.
+LATE_FRACTION = 0.5
+
+
+class Watchdog:
+    """Sum of the time between checks that find the count unchanged.
+
+    Only time in which the server is awake counts, so that server and engine may be stopped together (a
+    frozen container, a suspended machine) and go on: a late check adds no more than two periods.
+    """
+
+    def __init__(self, limit_seconds: float) -> None:
+        """Silence begins with the first check."""
+        self.limit_seconds = limit_seconds
+        self.period_seconds = min(MAX_PERIOD_SECONDS, limit_seconds / 8)
+        self.silent_seconds = 0.0
+        self._count = -1
+        self._check_time = 0.0
+
+    def check(self, count: int, now: float) -> None:
+        """Compare the engine's count with the last one; `now` is by a clock that never goes back."""
+        passed, self._check_time = now - self._check_time, now
+        if count != self._count:
+            self._count, self.silent_seconds = count, 0.0
+        else:
+            self.silent_seconds += min(passed, 2 * self.period_seconds)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the engine has been silent for so long that requests should go elsewhere."""
+        return self.silent_seconds >= LATE_FRACTION * self.limit_seconds
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether to end the engine."""
+        return self.silent_seconds >= self.limit_seconds
+
+
+LAST_MESSAGES_SECONDS = 2.0  # how long to wait for messages of a dead engine
+ABANDONED = "abandoned"  # a finish reason in addition to the engine's: it sends no more of this answer
+STOP_SECONDS = 5.0  # how long an engine may take to end by itself
+MAX_EVENTS = 64  # taken at once: a few milliseconds of work
+
+
+class TimedEvent(NamedTuple):
+    """An event and its time of arrival, which does not depend on how fast the client reads."""
+
+    event: TokenEvent
+    time: float
+
+
+class EventBuffer:
+    """Events of one request, until the request's coroutine takes them; used on the event loop only."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[TimedEvent] = asyncio.Queue()
+
+    def put(self, event: TokenEvent, time: float) -> None:
+        """Add an event."""
+        self._queue.put_nowait(TimedEvent(event, time))
+
+    async def take(self) -> list[TimedEvent]:
+        """Wait for an event, and return what has arrived in order, `MAX_EVENTS` at most.
+
+        Always lets others run: a queue that never empties would hand the loop to one client.
+        """
+        await asyncio.sleep(0)
+        events = [await self._queue.get()]
+        while len(events) < MAX_EVENTS and not self._queue.empty():
+            events.append(self._queue.get_nowait())
+        return events
+
+
+class _EngineExited:
+    """Put on the outbox behind the last message of an engine that exited."""
+
+
+class EngineClient:
+    """Client on the event loop's thread; only the reader thread blocks on the outbox.
+
+    `ready` holds the engine's first message. `ended` holds a sentence once the engine sends nothing more.
+    """
+
+    def __init__(self, config: RuntimeConfig, engine: EngineMain | None, tokenizer_dir: str) -> None:
+        # a fork would copy the threads' locks in whatever state they are
+        context = multiprocessing.get_context("spawn")
+        self._inbox = context.Queue()
+        self._outbox = context.Queue()
+        self._heartbeat = context.RawValue(ctypes.c_uint64, 0)
+        self._process = context.Process(
+            target=child_main,
+            args=(engine, config, self._inbox, self._outbox, tokenizer_dir, self._heartbeat),
+            name="turbo engine",
+        )
+        self._loop = asyncio.get_running_loop()
+        self._buffers: dict[str, EventBuffer] = {}  # of unfinished answers, by id
+        self._stopping = False
+        self._hang_message = ""  # set when the watchdog ends the engine
+        self.watchdog = Watchdog(config.step_timeout_seconds)
+        self.stats = EngineStats()
+        self.ready: asyncio.Future[EngineReady] = self._loop.create_future()
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+        self.on_step: Callable[[EngineStats], None] | None = None
+
+    def start(self) -> None:
+        """Start the process; `ready` or `ended` follows."""
+        self._process.start()
+        threading.Thread(target=self._read_outbox, name="engine outbox", daemon=True).start()
+        self._loop.add_reader(self._process.sentinel, self._handle_exit)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine can still answer; also true while it loads."""
+        return not self.ended.done()
+
+    @property
+    def num_unfinished(self) -> int:
+        """Number of answers submitted and not finished, running or waiting."""
+        return len(self._buffers)
+
+    def submit(self, requests: Sequence[GenerationRequest]) -> EventBuffer:
+        """Hand requests to the engine and return where all their events arrive, also when the engine dies.
+
+        Raises ValueError for an id that is in use, and hands nothing over.
+        """
+        duplicate = next((new.request_id for new in requests if new.request_id in self._buffers), None)
+        if duplicate is not None:
+            raise ValueError(f"request {duplicate} is running or waiting already")
+        events = EventBuffer()
+        for request in requests:
+            self._buffers[request.request_id] = events
+            self._inbox.put(request)
+        if self.ended.done():  # it died after the caller checked
+            self.fail_all(self.ended.result())
+        return events
+
+    def cancel(self, request_ids: Iterable[str]) -> None:
+        """Drop answers that nobody waits for any more; finished ones are ignored."""
+        for request_id in request_ids:
+            if self._buffers.pop(request_id, None) is not None and self.is_alive:
+                self._inbox.put(Abort(request_id))
+
+    def fail_all(self, message: str) -> None:
+        """End every unfinished answer with an error."""
+        unfinished, now = dict(self._buffers), time.monotonic()
+        self.cancel(unfinished)
+        for request_id, events in unfinished.items():
+            events.put(TokenEvent(request_id, finish_reason=ABANDONED, error=message), now)
+
+    async def stop(self, timeout_seconds: float = STOP_SECONDS) -> None:
+        """End the process after its current step, by force if that takes longer than `timeout_seconds`."""
+        self._stopping = True
+        if timeout_seconds and self._process.is_alive():
+            self._inbox.put(Shutdown())
+            await asyncio.to_thread(self._process.join, timeout_seconds)
+        if self._process.is_alive():
+            self._process.kill()
+            await asyncio.to_thread(self._process.join)
+        self._loop.remove_reader(self._process.sentinel)
+        # a dead reader leaves the pipe full, and the interpreter would wait for it at exit
+        self._inbox.cancel_join_thread()
+        self._outbox.cancel_join_thread()
+
+    def _read_outbox(self) -> None:
+        while True:
+            message = self._outbox.get()
+            try:
+                self._loop.call_soon_threadsafe(self._handle_message, message, time.monotonic())
+            except RuntimeError:  # the loop is closed: the server ends, and nobody listens any more
+                return
+            if isinstance(message, _EngineExited | EngineFailed):
+                return
+
+    def _handle_message(self, message: Any, arrival_time: float) -> None:
+        if isinstance(message, StepOutput):
+            self._update_stats(message.stats)
+            for event in message.events:
+                self._dispatch(event, arrival_time)
+        elif isinstance(message, EngineReady):
+            self._update_stats(message.stats)
+            self.ready.set_result(message)
+            self._check_heartbeat()
+        elif isinstance(message, EngineFailed):
+            self._end(message.error)
+        elif isinstance(message, _EngineExited):
+            self._end(self._explain_exit())
+        else:
+            raise TypeError(f"the engine sent {type(message).__name__}, which is no message of its")
+
+    def _update_stats(self, stats: EngineStats) -> None:
+        self.stats = stats
+        if self.on_step is not None:
+            self.on_step(stats)
+
+    def _dispatch(self, event: TokenEvent, arrival_time: float) -> None:
+        events = self._buffers.get(event.request_id)
+        if events is None:
+            return  # cancelled while the event was on its way
+        if event.finish_reason is not None:
+            del self._buffers[event.request_id]
+        events.put(event, arrival_time)
+
+    def _handle_exit(self) -> None:
+        self._loop.remove_reader(self._process.sentinel)
+        if self._stopping:
+            return
+        # Its last messages, an EngineFailed perhaps, may still be on the way: the mark queues up behind them.
+        self._outbox.put(_EngineExited())
+        # An engine killed while it wrote leaves the outbox locked, and the mark then never arrives.
+        self._loop.call_later(LAST_MESSAGES_SECONDS, lambda: self._end(self._explain_exit()))
+
+    def _check_heartbeat(self) -> None:
+        """Check now and from now on. Starts with EngineReady, since loading has no time limit."""
+        if self._stopping or self.ended.done():
+            return
+        self.watchdog.check(self._heartbeat.value, self._loop.time())
+        if not self.watchdog.is_expired:
+            self._loop.call_later(self.watchdog.period_seconds, self._check_heartbeat)
+            return
+        self._hang_message = (
+            f"The engine process has not finished a step for {self.watchdog.limit_seconds:g} s and was "
+            "ended. If a step may take that long here, lower --max-step-tokens or raise "
+            "--step-timeout-seconds."
+        )
+        self._process.kill()  # also ends a process that is stopped
+        # one that is stuck in a driver does not end even so
+        self._loop.call_later(LAST_MESSAGES_SECONDS, self._end, self._hang_message)
+
+    def _end(self, message: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result(message)
+            self.fail_all(message)
+
+    def _explain_exit(self) -> str:
+        if self._hang_message:
+            return self._hang_message
+        self._process.join()
+        code = self._process.exitcode
+        assert code is not None
+        if code >= 0:
+            how = f"ended with status {code}; its last lines above say why"
+        elif -code == signal.SIGKILL:
+            how = "was killed (SIGKILL), most often because it needed more memory than it may have"
+        else:
+            how = f"died of {signal.Signals(-code).name}"
+        return f"The engine process {how}."

@@ -1,1 +1,0 @@
-"""The server's connection to the engine process."""
