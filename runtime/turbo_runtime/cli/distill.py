@@ -21,7 +21,7 @@ from turbo_runtime.distill.progress import Progress, spell
 from turbo_runtime.distill.progress_server import told_on
 from turbo_runtime.distill.recipe import HEADS, METHODS, OTHERWISE, Recipe
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, drawn_by
-from turbo_runtime.engine.startup.threads import settle_threads
+from turbo_runtime.engine.startup.environment import settle_threads
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
 from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
 
@@ -58,8 +58,8 @@ def distill(argv: list[str]) -> int:
         find(options.model, options.revision)
         settle_threads(options.threads)
         # what brings torch comes only now: the threads are settled, what is wrong with the command is said
-        from turbo_runtime.engine.startup.library_logging import quiet_libraries
-        from turbo_runtime.models.gguf_cache import gguf_parsed_once
+        from turbo_runtime.engine.startup.environment import quiet_libraries
+        from turbo_runtime.models.loader import gguf_parsed_once
 
         quiet_libraries()
         progress = Progress()

@@ -173,7 +173,9 @@ def test_a_cache_that_shortens_the_context_is_told(
 def test_where_nothing_is_proven_in_time_ready_says_why_it_promises_less(
     config: RuntimeConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "check_arithmetic", partial(builder.check_batch_invariance, limit_seconds=0))
+    monkeypatch.setattr(
+        builder, "check_batch_invariance", partial(builder.check_batch_invariance, limit_seconds=0)
+    )
     _, ready = start_engine(config, time.monotonic())
     assert (ready.guarantee, ready.law_reason) == ("law", "the start-up check took too long")
 

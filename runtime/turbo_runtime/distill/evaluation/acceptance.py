@@ -78,7 +78,9 @@ def _accepted(source: HeadsDrafter, wants: Sequence[DraftRequest], text: Sequenc
     live = [True] * len(wants)
     while any(live):
         right: list[int | None] = []
-        for index, (want, offer) in enumerate(zip(wants, proposal.offers([0.0] * len(wants)), strict=True)):
+        for index, (want, offer) in enumerate(
+            zip(wants, proposal.next_candidates([0.0] * len(wants)), strict=True)
+        ):
             at = len(want.tokens) + grown[index]
             live[index] &= offer is not None and at < len(text) - 1 and offer.token == text[at]
             grown[index] += live[index]
