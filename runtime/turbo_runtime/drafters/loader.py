@@ -105,7 +105,7 @@ class ActiveDrafts:
 
 
 class DraftLoader:
-    """Loads drafts, and keeps those whose files are unchanged with what they have learned. Not thread-safe."""
+    """Loads drafts; those with unchanged files keep what they have learned. Not thread-safe."""
 
     def __init__(self, target: Target, noise: Noise, until_then: Drafting = "auto") -> None:
         """`until_then` drafts if the first file's own draft cannot be loaded."""

@@ -118,8 +118,8 @@ class Proposer:
         return (drafting, name, self._generation) if usable else None
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
-        """Learn from the tokens committed in the draft's place. All of the draft teaches, verified or not,
-        and so do its losing candidates.
+        """Learn from the committed tokens: all of the draft teaches, verified or not, and its losing
+        candidates.
         """
         for origin, token, actual in zip(draft.origins, draft.tokens, committed, strict=False):
             for name, cell, candidate in (

@@ -16,9 +16,7 @@ _TAIL = 64  # last tokens of a context, to look it up in an automaton that it ha
 
 
 class History:
-    """The newest `max_tokens` / 2 to `max_tokens` tokens of a stream of texts, in two automata: a full one
-    replaces the older one.
-    """
+    """The newest texts of a stream, in two automata: a full one replaces the older one."""
 
     def __init__(self, max_tokens: int) -> None:
         self._half = max(1, max_tokens // 2)

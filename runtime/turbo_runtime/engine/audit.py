@@ -107,9 +107,7 @@ class Audit:
                 self._waiting.appendleft(finished)
 
     def step(self) -> bool | None:
-        """Compute a tile of a prompt or one token. Whether the answer passed, once known; an error of the
-        audit is logged and has no result.
-        """
+        """Compute a tile of a prompt or one token; whether the answer passed, once known."""
         replay = self._replay = self._replay or self._begin()
         if replay is None:
             return None

@@ -16,9 +16,7 @@ from turbo_runtime.sampling.sampler import AnswerRows, Sampler
 
 @dataclass(slots=True)
 class BatchEntry:
-    """The rows are those of prompt tokens with log probabilities; then, if the work yields, one after the
-    tokens so far and one after each draft.
-    """
+    """Its rows: of prompt tokens with log probabilities; then, if it yields, of the answer and each draft."""
 
     work: ScheduledTokens
     sampler: Sampler

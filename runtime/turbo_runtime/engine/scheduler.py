@@ -306,9 +306,7 @@ def _share(wants: dict[Sequence, int], budget: int) -> dict[Sequence, int]:
 
 
 def _chunk(sequence: Sequence, step: _StepBudget) -> int:
-    """The number of missing tokens to compute within the budget; a cut prompt ends with a tile, since half a
-    tile costs as much as a whole one.
-    """
+    """Count missing tokens within the budget; a cut prompt ends with a tile, half of which costs as much."""
     count = min(sequence.missing, step.tokens)
     if sequence.submit.params.prompt_logprobs is not None:
         count = min(count, max(0, step.prompt_logprobs))

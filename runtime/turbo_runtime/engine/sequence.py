@@ -37,9 +37,7 @@ class Sequence:
 
     @property
     def shareable(self) -> tuple[bytes, ...]:
-        """Keys of the blocks that it may take from the prefix cache: without the last token, whose logits are
-        needed; none with `prompt_logprobs`.
-        """
+        """Keys of blocks to take from the prefix cache: before the last token; none with `prompt_logprobs`."""
         if self.submit.params.prompt_logprobs is not None:
             return ()
         return self.keys[: (len(self.tokens) - 1) // BLOCK_SIZE]

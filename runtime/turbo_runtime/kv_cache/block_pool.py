@@ -91,9 +91,7 @@ class BlockPool:
             self._references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Remove a holder from each of these blocks in order; without holders a kept one is idle, others
-        free.
-        """
+        """Remove a holder from each of these blocks in order; the last one leaves it idle if kept, else free."""
         for block in blocks:
             if self._references[block] == 0:
                 raise ValueError(f"block {block} has no holder to let go of it")

@@ -77,9 +77,7 @@ class PrefixCache:
             self._block[key], self._key[own] = own, key
 
     def extend(self, table: list[int], tokens: int) -> None:
-        """Extend a table in place to hold `tokens`, evicting idle blocks as needed; raises OutOfBlocks if
-        free and idle ones do not suffice.
-        """
+        """Extend a table in place to hold `tokens`, evicting idle blocks as needed; may raise OutOfBlocks."""
         count = blocks_for(tokens) - len(table)
         if count <= self.ledger.num_available:  # else evict nothing
             while self.ledger.num_free < count:

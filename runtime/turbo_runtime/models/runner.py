@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turbo_runtime.models.attention import AttentionMetadata, KVPool, Rule, Span, cache_shape
-from turbo_runtime.models.layers.decoder import build_decoder
+from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
+from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
 from turbo_runtime.models.matmul import padded_rows
 
 
@@ -54,7 +55,11 @@ class ModelRunner:
             dtype=model.dtype,
             device=model.device,
         )
-        self.decoder = build_decoder(model, max_length)
+        self.decoder: LeanDecoder | ModuleDecoder
+        if type(model).__name__ in LEAN_ARCHITECTURES:
+            self.decoder = LeanDecoder(model, max_length)
+        else:
+            self.decoder = ModuleDecoder(model)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:

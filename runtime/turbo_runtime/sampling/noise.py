@@ -71,15 +71,13 @@ class Noise:
         self._blocks = -torch.arange(1, self.num_blocks + 1, device=device) * _signed(_GOLDEN)
 
     def block_minima(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least exponential of each block, float64, and its place in the block, int64; both (rows,
-        blocks) for `keys` (rows,).
-        """
+        """Return the least exponential of each block and its place there: (rows, blocks) for `keys` (rows,)."""
         bits = _mix(self._blocks + keys[:, None])
         return _exponential(bits).div_(BLOCK), bits.bitwise_and_(BLOCK - 1)
 
     def gumbel_within(self, keys: Tensor, ids: Tensor, minima: Tensor, places: Tensor) -> Tensor:
-        """Return standard Gumbel noise (n,) float64 of `ids` (n,) under `keys` (n,), given the entries (n,)
-        of `block_minima` for their blocks.
+        """Return Gumbel noise (n,) float64 of `ids` under `keys`, given their blocks' `block_minima`, all
+        (n,).
         """
         beyond = _exponential(_mix(self._tokens.index_select(0, ids) + keys)).add_(minima)
         return torch.where(places == ids % BLOCK, minima, beyond).log_().neg_()

@@ -17,9 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class SamplerRegistry:
-    """Builds a sampler for each answer and keeps it while the answer lives; grammars compile in the
-    background.
-    """
+    """Builds a sampler for each answer and keeps it while the answer lives."""
 
     def __init__(self, noise: Noise, grammars: Grammars | None) -> None:
         """Without `grammars`, answers under a grammar are rejected."""
@@ -42,8 +40,8 @@ class SamplerRegistry:
         return bool(self._compiling or self._renewing)
 
     def begin(self, submit: GenerationRequest) -> bool:
-        """Whether the answer has its sampler now; else it comes from `compiled` later. Raises ValueError with
-        a sentence for parameters that cannot be served.
+        """Whether the answer has its sampler now; else `compiled` gives it. Raises ValueError with a
+        sentence.
         """
         if submit.params.grammar is None:
             self._samplers[submit.request_id] = self._build(submit, None)

@@ -32,7 +32,7 @@ class Gate:
         return self.credit >= 0
 
     def book(self, gained: float, lost: float) -> None:
-        """Book a step that gained tokens by drafts, and cost the time of `lost` tokens for them."""
+        """Book a step of an answer; full use of the slots might have been more, no slots are no sign."""
         low, high = self.bounds
         self.credit = min(max(self.credit + gained - lost + _ALLOWANCE, low), high)
         self.won = min(max(self.won + gained - lost, low), high)

@@ -59,9 +59,7 @@ class StepCost:
         return float(self.growing(shape, 0, 0.0)[0])
 
     def growing(self, shape: StepShape, more: int, reads: float) -> Vector:
-        """Predict the times (more + 1,) with 0, 1, ... `more` additional tokens, each of which reads `reads`
-        keys; they never fall, and are above 0.
-        """
+        """Predict times (more + 1,) with up to `more` tokens of `reads` keys each; never falling."""
         if self._mean is None:
             raise ValueError("no step was measured yet; learn one first")
         tokens = [self._padded(shape.tokens + n) for n in range(more + 1)]

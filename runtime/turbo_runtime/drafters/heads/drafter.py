@@ -150,8 +150,8 @@ class _HeadsProposal:
         self._rows = list(self._before)
 
     def _draw(self, guessed: Guesses, rows: Sequence[int]) -> list[int]:
-        """Indices in the heads' vocabulary: the likeliest token of a greedy row; of a sampled one the
-        engine's own draw if these logits were the target's.
+        """Indices in the heads' vocabulary: the likeliest tokens, or the engine's own draws from these
+        logits.
         """
         wants = [self._wants[index] for index in rows]
         if not any(want.coupling.temperature > 0 for want in wants):

@@ -102,9 +102,7 @@ def _group_products(model: ModelRunner) -> list[tuple[str, list[BatchInvariantLi
 
 
 def find_invariant_kernel(product: BatchInvariantLinear, deadline: float) -> MatmulKernel:
-    """The first kernel that keeps a row equal at every position of its row counts, with weights of the shape
-    and type of `product`.
-    """
+    """Find the first kernel whose rows hold, for weights of the shape and type of `product`."""
     weight, row = build_cancelling(*product.shape, product.dtype)
     row = row.repeat(1, product.heads)
     for kernel in product.forms:

@@ -117,9 +117,7 @@ def paged_attention(
     paged_step: AttentionMetadata,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as transformers asks: query (1, heads, rows, width), key and value (1, KV heads, rows, width) ->
-    (1, rows, heads, value width).
-    """
+    """Attend: (1, heads, rows, width) and twice (1, KV heads, rows, width) -> (1, rows, heads, width)."""
     layer = module.layer_idx
     assert isinstance(layer, int)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

@@ -6,7 +6,7 @@ experts. All of that comes from the modules that transformers built, as does eve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from turbo_runtime.models.layers.primitives import (
     Rope,
     Rotation,
     RowWise,
+    Tap,
     fused,
 )
 
@@ -99,7 +100,7 @@ class LeanDecoder(Layer):
         self._head = fused(model.get_output_embeddings())
 
     def output_rows(self, ids: Tensor) -> Tensor:
-        """Rows (n, width) of the LM head for ids (n)."""
+        """Return rows (n, width) of the LM head for ids (n)."""
         return self._head.output_rows(ids)
 
     def row_wise(self) -> Iterator[RowWise]:
@@ -109,9 +110,7 @@ class LeanDecoder(Layer):
             kinds.setdefault((operation.name, operation.width), operation)
         yield from kinds.values()
 
-    def hidden(
-        self, tokens: Tensor, step: AttentionMetadata, tap: Callable[[int, Tensor], None] | None = None
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, step: AttentionMetadata, tap: Tap | None = None) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
         x = self.embedding.index_select(0, tokens)
         rotation = self._rope.at(step.positions)

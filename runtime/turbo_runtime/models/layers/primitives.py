@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
+Tap = Callable[[int, Tensor], None]  # gets a layer's number and the residual stream that enters it
+
 
 @dataclass(frozen=True, slots=True)
 class RowWise:

@@ -4,7 +4,7 @@ pool, and every `nn.Linear` computes by a form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from turbo_runtime.models.attention import AttentionMetadata
-from turbo_runtime.models.layers.primitives import RowWise
+from turbo_runtime.models.layers.primitives import RowWise, Tap
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
 
@@ -42,7 +42,7 @@ class ModuleDecoder:
         self._inner = int(model.config.intermediate_size)
 
     def output_rows(self, ids: Tensor) -> Tensor:
-        """Rows (n, width) of the LM head for ids (n)."""
+        """Return rows (n, width) of the LM head for ids (n)."""
         rows: Tensor = self._head.product.output_rows(ids)
         return rows
 
@@ -60,9 +60,7 @@ class ModuleDecoder:
                 seen.add(key)
                 yield RowWise(key[0], width, module)
 
-    def hidden(
-        self, tokens: Tensor, step: AttentionMetadata, tap: Callable[[int, Tensor], None] | None = None
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, step: AttentionMetadata, tap: Tap | None = None) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
         with _tapped(self._body, tap):
             hidden: Tensor = self._body(
@@ -77,7 +75,7 @@ class ModuleDecoder:
 
 
 @contextmanager
-def _tapped(body: Any, tap: Callable[[int, Tensor], None] | None) -> Iterator[None]:
+def _tapped(body: Any, tap: Tap | None) -> Iterator[None]:
     def call_tap(number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if tap:
             tap(number, (args[0] if args else kwargs["hidden_states"])[0])
