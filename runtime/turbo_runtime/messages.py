@@ -30,7 +30,7 @@ class Grammar:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to draw one answer. The defaults change nothing, except for temperature; temperature 0 is greedy."""
+    """How to draw one answer. The defaults change nothing but the temperature; temperature 0 is greedy."""
 
     temperature: float = 1.0
     top_p: float = 1.0  # 1 keeps all

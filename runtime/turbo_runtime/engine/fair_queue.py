@@ -59,7 +59,7 @@ class FairQueue(Generic[Item]):
         return None if line is None else self._lines[line][0]
 
     def remove(self, tenant: str, item: Item) -> None:
-        """Take an item out of its line, whether it is admitted or given up; ValueError if it does not wait."""
+        """Take an admitted or canceled item out of its line; ValueError if it does not wait."""
         line = self._lines[tenant]
         line.remove(item)
         if not line:

@@ -76,7 +76,7 @@ def run_engine(
 
 
 def serve(engine: Engine, inbox: Inbox, outbox: Outbox, beat: Callable[[], None]) -> None:
-    """Take messages, compute, and send outputs until Shutdown; call `beat` in every iteration, idle ones too."""
+    """Take messages, compute, and send outputs until Shutdown; call `beat` in every iteration, also idle."""
     timeout = REST_SECONDS
     sent: EngineStats | None = None
     while True:

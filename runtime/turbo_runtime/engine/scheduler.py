@@ -90,7 +90,7 @@ class Scheduler:
         return self._queue.service(tenant)
 
     def add(self, submit: GenerationRequest) -> Sequence:
-        """Queue a new answer. Raises ValueError if its prompt leaves no room for a token within `max_length`."""
+        """Queue a new answer. Raises ValueError if its prompt leaves no room for a token."""
         if not 1 <= len(submit.prompt) < self.max_length:
             raise ValueError(
                 f"the prompt has {len(submit.prompt)} tokens; from 1 to {self.max_length - 1} are possible"
@@ -252,7 +252,7 @@ class Scheduler:
             self._compute(sequence, _chunk(sequence, step), step)
 
     def _start(self, sequence: Sequence, cached: list[int]) -> None:
-        """Run a waiting sequence with the `cached` blocks and those for all its tokens, so that none run out."""
+        """Run a waiting sequence with the `cached` blocks and those for all its tokens, lest it run out."""
         if self._resuming:
             self._resuming.popleft()
         else:

@@ -37,7 +37,7 @@ class Sequence:
 
     @property
     def shareable(self) -> tuple[bytes, ...]:
-        """Keys of blocks to take from the prefix cache: before the last token; none with `prompt_logprobs`."""
+        """Keys of blocks to take from the prefix cache: before the last token; none for `prompt_logprobs`."""
         if self.submit.params.prompt_logprobs is not None:
             return ()
         return self.keys[: (len(self.tokens) - 1) // BLOCK_SIZE]
@@ -45,7 +45,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledTokens:
-    """One sequence's part of a step: `count` committed tokens from `start`, then up to `draft_limit` drafts."""
+    """One sequence's part of a step: `count` committed tokens from `start`, then `draft_limit` drafts."""
 
     sequence: Sequence
     start: int

@@ -91,7 +91,7 @@ class BlockPool:
             self._references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Remove a holder from each of these blocks in order; the last one leaves it idle if kept, else free."""
+        """Remove a holder from each of these blocks in order; without holders one is idle if kept, or free."""
         for block in blocks:
             if self._references[block] == 0:
                 raise ValueError(f"block {block} has no holder to let go of it")
@@ -130,7 +130,7 @@ class BlockPool:
             del table[kept:]
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Raise CorruptBlockPoolError unless `tables` are exactly the holders and every block has one state."""
+        """Raise CorruptBlockPoolError unless `tables` are all holders and every block has one state."""
         held = Counter(block for table in tables for block in table)
         free = Counter(self._free)
         for block in self.blocks:

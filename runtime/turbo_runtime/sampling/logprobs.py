@@ -52,7 +52,7 @@ def _sum(values: Tensor) -> Tensor:
 
 
 class PromptLogprobs:
-    """The log probabilities of a prompt's tokens from the second on, computed in chunks, some perhaps twice."""
+    """The log probabilities of a prompt's tokens from the second on, in chunks, some perhaps twice."""
 
     def __init__(self, prompt: Sequence[int], top: int | None) -> None:
         """Without `top` none are requested."""
@@ -61,7 +61,7 @@ class PromptLogprobs:
         self._found: list[TokenLogprob] = []
 
     def rows(self, start: int, count: int) -> range:
-        """Positions of a chunk of `count` tokens from `start` whose logits predict a new token of the prompt."""
+        """Positions among `count` tokens from `start` whose logits predict a new token of the prompt."""
         if self._top is None:
             return range(0)
         begin = max(start, len(self._found))

@@ -71,7 +71,7 @@ class Noise:
         self._blocks = -torch.arange(1, self.num_blocks + 1, device=device) * _signed(_GOLDEN)
 
     def block_minima(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the least exponential of each block and its place there: (rows, blocks) for `keys` (rows,)."""
+        """Return the least exponential of each block and its place: (rows, blocks) for `keys` (rows,)."""
         bits = _mix(self._blocks + keys[:, None])
         return _exponential(bits).div_(BLOCK), bits.bitwise_and_(BLOCK - 1)
 

@@ -146,7 +146,7 @@ class GoodputController:
         return counts if lost <= _EXPLORING * self._since_drafts else [0] * len(counts)
 
     def learn(self, shape: StepShape, outcomes: Sequence[DraftOutcome], times: StepTimes) -> None:
-        """Learn from a step that was `shape` without its drafts; one outcome for each answer that got tokens."""
+        """Learn from a step, `shape` without its drafts; one outcome for each answer that got tokens."""
         answers, drafted = len(outcomes), sum(outcome.drafted for outcome in outcomes)
         reads = shape.row_reads // max(answers, 1)
         self.cost.learn(

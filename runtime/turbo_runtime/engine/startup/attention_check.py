@@ -138,7 +138,7 @@ class _Trial:
         return self._attend(attention, queries, 0, count)
 
     def tile(self, cuts: list[int], preceded: bool) -> Tensor:
-        """(KV heads, PROMPT_TILE * group, value width) of the last tile, with a step between any two `cuts`."""
+        """(KV heads, PROMPT_TILE * group, value width) of the last tile, a step between any two `cuts`."""
         group, first = self._pool.group, self._length - PROMPT_TILE
         before = [Span(0, PROMPT_TILE, self._table, PROMPT_TILE)] if preceded else []
         own = self._queries[:, -PROMPT_TILE * group :]

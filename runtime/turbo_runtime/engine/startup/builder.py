@@ -156,7 +156,7 @@ def cpu_info() -> str:
 
 
 def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, free: int) -> tuple[int, int]:
-    """Return (blocks, maximum length of a sequence) for `free` bytes; raises ModelError if no sequence fits."""
+    """Return (blocks, maximum sequence length) for `free` bytes; raises ModelError if no sequence fits."""
     length = longest(model_config)
     if config.max_model_len is not None:
         if config.max_model_len > length:

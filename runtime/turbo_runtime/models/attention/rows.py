@@ -86,7 +86,7 @@ def _cheapest(spans: Spans, row_counts: tuple[int, ...], group: int) -> int:
 
 
 def _parts(pool: KVPool, ordered: Spans, *, alike: bool) -> Iterator[slice]:
-    """Yield runs of items, ordered by length, that fit in GROUP_BYTES, or one item; `alike`: of equal length."""
+    """Yield runs of items, ordered by length, that fit in GROUP_BYTES, or single ones; `alike` in length."""
     tiles = _tiles(ordered).tolist()
     begin = 0
     for index, count in enumerate(tiles):

@@ -109,7 +109,7 @@ class Grammars:
     """Compiles grammars for one tokenizer, and caches the latest."""
 
     def __init__(self, tokenizer_file: Path, vocabulary: int, end_ids: Collection[int]) -> None:
-        """`tokenizer_file`: a tokenizer.json, read with the first grammar; `end_ids` end a complete answer."""
+        """`tokenizer_file`: a tokenizer.json, read with the first grammar; `end_ids` complete an answer."""
         self.vocabulary = vocabulary
         self.end_ids = tuple(sorted(end_ids))
         self._file = tokenizer_file

@@ -107,7 +107,7 @@ class GrammarTrial:
 
 
 def main(file: str, vocabulary: int, end_ids: Sequence[int], max_bytes: int) -> None:
-    """Run the process: a line in for each grammar, a line out: why it cannot be used, or an empty sentence."""
+    """Run the process: for each grammar a line in, and out why it cannot be used, or an empty sentence."""
     tokenizer = read_tokenizer(Path(file), vocabulary, end_ids)
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + max_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
