@@ -62,10 +62,10 @@ def run_engine(
     from turbo_runtime.models.loader import export_tokenizer, gguf_parsed_once
 
     try:
-        began = time.monotonic()
+        start_time = time.monotonic()
         with gguf_parsed_once():
             tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
-            engine, ready = start_engine(config, began, tokenizer)
+            engine, ready = start_engine(config, start_time, tokenizer)
         outbox.put(ready)
         serve(engine, inbox, outbox, beat)
     except ModelError as error:

@@ -67,8 +67,8 @@ class Speculator:
             (token == actual) - (origin.fallback_token == actual)
             for origin, token, actual in zip(verified.origins, verified.tokens, verdict.tokens, strict=False)
         )
-        asked, heads = request_id in self._asked, self._heads.get(request_id)
-        self._outcomes.append(DraftOutcome(request_id, asked, drafted, won, heads, more, gained))
+        proposed, heads = request_id in self._asked, self._heads.get(request_id)
+        self._outcomes.append(DraftOutcome(request_id, proposed, drafted, won, heads, more, gained))
         if self.drafters.use_hidden:
             self._hidden[request_id] = state.clone()  # a view would keep all rows
 

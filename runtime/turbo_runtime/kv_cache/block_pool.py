@@ -91,7 +91,7 @@ class BlockPool:
             self._references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """Remove a holder from each of these blocks in order; without holders one is idle if kept, or free."""
+        """Remove a holder from each of these blocks in order; without holders they are idle or free."""
         for block in blocks:
             if self._references[block] == 0:
                 raise ValueError(f"block {block} has no holder to let go of it")
@@ -124,20 +124,20 @@ class BlockPool:
         """Shorten a sequence's table in place to `tokens`. The last block goes first, so that the beginning,
         which most sequences can share, stays idle longest.
         """
-        kept = blocks_for(tokens)
-        if len(table) > kept:
-            self.release(table[: kept - 1 if kept else None : -1])
-            del table[kept:]
+        length = blocks_for(tokens)
+        if len(table) > length:
+            self.release(table[: length - 1 if length else None : -1])
+            del table[length:]
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise CorruptBlockPoolError unless `tables` are all holders and every block has one state."""
-        held = Counter(block for table in tables for block in table)
+        holders = Counter(block for table in tables for block in table)
         free = Counter(self._free)
         for block in self.blocks:
             references, kept = self._references[block], self._kept[block]
-            if references != held[block]:
+            if references != holders[block]:
                 raise CorruptBlockPoolError(
-                    f"block {block} counts {references} holders and has {held[block]}"
+                    f"block {block} counts {references} holders and has {holders[block]}"
                 )
             idle = block in self._idle
             if idle != (kept and not references):

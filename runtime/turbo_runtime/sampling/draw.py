@@ -41,17 +41,17 @@ def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: No
     floor = (floor - _SLACK * (1 + floor.abs())).clamp_(min=_LEAST)  # forbidden tokens stay below
     peaks = blocks.amax(2)
     bounds = peaks.double().div_(temperatures[:, None]).add_(highest)
-    found = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)  # blocks, counted through the rows
-    row = found // noise.num_blocks
+    block = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)  # blocks, counted through the rows
+    row = block // noise.num_blocks
 
-    high, heat = highest.view(-1).index_select(0, found), temperatures.index_select(0, row)
-    least = _rounded_down((floor.index_select(0, row) - high) * heat)
-    values = blocks.view(-1, BLOCK).index_select(0, found)
-    near = (values >= least[:, None]).view(-1).nonzero().squeeze(1)  # tokens, counted through those blocks
-    found, row, heat = (column.index_select(0, near // BLOCK) for column in (found, row, heat))
+    high, heat = highest.view(-1).index_select(0, block), temperatures.index_select(0, row)
+    min_logits = _rounded_down((floor.index_select(0, row) - high) * heat)
+    values = blocks.view(-1, BLOCK).index_select(0, block)
+    near = (values >= min_logits[:, None]).view(-1).nonzero().squeeze(1)  # tokens, through those blocks
+    block, row, heat = (column.index_select(0, near // BLOCK) for column in (block, row, heat))
 
-    ids = found % noise.num_blocks * BLOCK + near % BLOCK
-    minima, places = minima.view(-1).index_select(0, found), places.view(-1).index_select(0, found)
+    ids = block % noise.num_blocks * BLOCK + near % BLOCK
+    minima, places = minima.view(-1).index_select(0, block), places.view(-1).index_select(0, block)
     gumbel = noise.gumbel_within(keys.index_select(0, row), ids, minima, places)
     scores = values.view(-1).index_select(0, near).double().div_(heat).add_(gumbel)
     best = logits.new_full((len(logits),), -torch.inf, dtype=torch.float64)

@@ -52,10 +52,10 @@ def token_exponential(key: int, token: int) -> float:
     `Noise` to within rounding. For a drafter, which needs it for few tokens and tolerates a wrong last digit.
     """
     bits = mix64(key - (token // BLOCK + 1) * _GOLDEN)
-    least = _float_exponential(bits) / BLOCK
+    minimum = _float_exponential(bits) / BLOCK
     if bits & (BLOCK - 1) == token & (BLOCK - 1):
-        return least
-    return least + _float_exponential(mix64(key + (token + 1) * _GOLDEN))
+        return minimum
+    return minimum + _float_exponential(mix64(key + (token + 1) * _GOLDEN))
 
 
 class Noise:

@@ -57,8 +57,8 @@ def keep_candidates(logits: Tensor, params: SamplingParams) -> Tensor:
         values = logits.index_select(0, ids)
         if params.top_p < 1.0:
             weights = values.double().sub_(values[0]).div_(params.temperature).exp_()
-            kept = _begin(weights, params.top_p * weights.sum())
-            ids, values = ids[:kept], values[:kept]
+            num_kept = _begin(weights, params.top_p * weights.sum())
+            ids, values = ids[:num_kept], values[:num_kept]
         return torch.full_like(logits, -torch.inf).index_copy_(0, ids, values)
     return _nucleus(logits, params.temperature, params.top_p) if params.top_p < 1.0 else logits
 
@@ -78,9 +78,9 @@ def _nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     ids = (bins == edge).nonzero().squeeze(1)
     ids = ids.index_select(0, logits.index_select(0, ids).argsort(descending=True, stable=True))
     left = enough - mass[edge - 1] if edge else enough
-    kept = bins < edge
-    kept[ids[: _begin(weights.index_select(0, ids), left)]] = True
-    return torch.where(kept, logits, -torch.inf)
+    mask = bins < edge
+    mask[ids[: _begin(weights.index_select(0, ids), left)]] = True
+    return torch.where(mask, logits, -torch.inf)
 
 
 def _begin(weights: Tensor, enough: Tensor) -> int:
@@ -121,5 +121,5 @@ def _lowest(row: Tensor, params: SamplingParams, off: float) -> float:
     """
     factor = math.exp(max(-_MAX_EXPONENT, min(2 * off / params.temperature, _MAX_EXPONENT)))
     moved = replace(params, min_p=min(1.0, params.min_p / factor), top_p=min(1.0, params.top_p * factor))
-    kept = keep_candidates(row, moved)
-    return float(kept[kept.isfinite()].min())
+    truncated = keep_candidates(row, moved)
+    return float(truncated[truncated.isfinite()].min())

@@ -163,21 +163,21 @@ class GoodputController:
         decoding = self._decoding(shape, answers)
         if not drafted:
             plain = times.rest  # no prediction needed
-        asked = sum(outcome.proposed for outcome in outcomes)
+        num_proposed = sum(outcome.proposed for outcome in outcomes)
         total = times.drafting + times.rest + times.reading
         have = Counter(outcome.heads for outcome in outcomes if outcome.proposed)
         for_all = times.drafting - sum(spent for heads, spent in times.heads.items() if heads in have)
-        each = extra / drafted if drafted else 0.0
+        row_cost = extra / drafted if drafted else 0.0
         speed = max(self.speedup or 1.0, 1.0)  # the worth of time to heads, which come in addition to others
         total_won = 0
         for name, proposed, verified, won, heads, more_by_heads, won_by_heads in outcomes:
-            lost = each * verified
+            lost = row_cost * verified
             if proposed:
                 drafting = times.heads.get(heads, 0.0) / have[heads]
-                lost += for_all / asked + drafting
+                lost += for_all / num_proposed + drafting
                 # Not where nobody was asked: a common debt is paid first, and suffixes try alone.
                 if heads is not None:
-                    spent = each * more_by_heads + drafting
+                    spent = row_cost * more_by_heads + drafting
                     self._heads[heads].book(won_by_heads, spent * answers / decoding * speed)
             request = self._requests[name]
             # a grammar's forced tokens are no guess

@@ -85,11 +85,11 @@ def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
     _check_vocabulary(folder, config, vocabulary)
     # before allocation: a damaged configuration may exceed the memory
     expected = shapes_of(config.width, config.vocabulary_size, config.heads, config.markov_rank)
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if found != expected:
-        wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    if shapes != expected:
+        wrong = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
         raise HeadsError(
-            f"{folder / WEIGHTS_FILE}: {wrong[0]} is {found.get(wrong[0], 'missing')} and its configuration "
+            f"{folder / WEIGHTS_FILE}: {wrong[0]} is {shapes.get(wrong[0], 'missing')} and its configuration "
             f"wants {expected.get(wrong[0], 'no such tensor')}; train the heads again"
         )
     if not all(bool(value.isfinite().all()) for value in tensors.values()):

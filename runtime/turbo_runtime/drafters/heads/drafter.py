@@ -51,11 +51,11 @@ class LaidOut:
         """`hidden` (rows, width), `before` the ids of the tokens before those to guess."""
         states = hidden + F.silu(self._block[head](hidden))
         m = self._table[torch.tensor(before, device=hidden.device)]
-        told = (self._output(states) + self._markov[head](m)).float()
-        logits = told[:, : -self.heads]
+        outputs = (self._output(states) + self._markov[head](m)).float()
+        logits = outputs[:, : -self.heads]
         likeliest, places = logits.max(-1)
         logs = (likeliest - logits.logsumexp(-1)).tolist()
-        linear = told[:, head - self.heads].tolist()
+        linear = outputs[:, head - self.heads].tolist()
         confidences = [
             _sigmoid(clue + self._odds[head] * _log_odds(log) + self._bias[head])
             for clue, log in zip(linear, logs, strict=True)

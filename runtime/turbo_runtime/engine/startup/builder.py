@@ -115,23 +115,23 @@ def _end_ids(generation_config: object) -> tuple[int, ...]:
     return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
-def choose_device(wanted: str) -> torch.device:
+def choose_device(requested: str) -> torch.device:
     """Choose the device; `auto` is CUDA if available."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted not in ("cpu", "cuda"):
-        raise ModelError(f"--device must be auto, cpu or cuda, not {wanted}")
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested not in ("cpu", "cuda"):
+        raise ModelError(f"--device must be auto, cpu or cuda, not {requested}")
+    if requested == "cuda" and not torch.cuda.is_available():
         raise ModelError("--device=cuda: no CUDA device is usable here; use --device=cpu")
-    return torch.device(wanted)
+    return torch.device(requested)
 
 
-def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
+def choose_dtype(requested: DType, device: torch.device) -> torch.dtype:
     """Choose the type of weights; `auto` is bfloat16 where the hardware multiplies it faster than float32."""
-    if wanted == "auto":
+    if requested == "auto":
         fast = device.type == "cuda" or is_bfloat16_fast(cpu_info())
         return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    return torch.bfloat16 if requested == "bfloat16" else torch.float32
 
 
 def is_bfloat16_fast(info: str) -> bool:

@@ -32,11 +32,11 @@ class RowAttention:
         fused, group = is_fused(pool), pool.group
         pieces = spans.split_at(PROMPT_TILE) if fused else spans
         rows_each = _cheapest(pieces, row_counts, group)
-        pieces, each = pieces.pieces(rows_each), padded_queries(rows_each, group)
+        pieces, item_rows = pieces.pieces(rows_each), padded_queries(rows_each, group)
         alone = len(pieces.count) == 1
         # whether `attend` returns the outputs in the order of the step's queries, padding included
-        self.in_order = alone and each == step_rows * group
-        in_place = alone and each <= step_rows * group
+        self.in_order = alone and item_rows == step_rows * group
+        in_place = alone and item_rows <= step_rows * group
         order = np.argsort(_tiles(pieces), kind="stable")  # equal lengths together
         ordered = pieces.select(order)
         self._groups: list[FusedItems | SplitKVItems] = []
@@ -45,10 +45,10 @@ class RowAttention:
             self._groups.append(
                 FusedItems(pool, items, in_place=in_place) if fused else SplitKVItems(pool, items)
             )
-        self.padded = len(order) * each  # rows of what `attend` returns
+        self.padded = len(order) * item_rows  # rows of what `attend` returns
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        first = np.repeat(place, pieces.count) * each + ragged(pieces.count) * group
+        first = np.repeat(place, pieces.count) * item_rows + ragged(pieces.count) * group
         # (tokens, group): where each query of a token stands in it
         self.answers = first[:, None] + np.arange(group)
 

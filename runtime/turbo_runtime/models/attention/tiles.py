@@ -54,8 +54,8 @@ class TileAttention:
             self._sources.append((torch.from_numpy(blocks).to(pool.device), tiles))
             place += len(position)
         group = np.arange(pool.group)
-        wanted = np.concatenate(queries)[:, None] * pool.group + group
-        self._queries = torch.from_numpy(wanted.ravel()).to(pool.device)
+        indices = np.concatenate(queries)[:, None] * pool.group + group
+        self._queries = torch.from_numpy(indices.ravel()).to(pool.device)
         self.padded = place * pool.group  # rows of what `attend` returns
         # (tokens, group): where each query of a token stands in it
         self.answers = np.concatenate(answers)[:, None] * pool.group + group

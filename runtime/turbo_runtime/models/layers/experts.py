@@ -53,8 +53,9 @@ class Router(Layer):
         """(rows, experts): -inf outside the best groups."""
         by_group = ranked.view(len(ranked), self.groups, -1)
         best = by_group.topk(1 if self.correction is None else 2).values.sum(-1)
-        kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(self.kept_groups).indices, True)
-        return by_group.masked_fill(~kept[..., None], float("-inf")).view_as(ranked)
+        indices = best.topk(self.kept_groups).indices
+        selected = torch.zeros_like(best, dtype=torch.bool).scatter_(1, indices, True)
+        return by_group.masked_fill(~selected[..., None], float("-inf")).view_as(ranked)
 
 
 class Experts(Layer):

@@ -50,14 +50,14 @@ class LatentAttention(Layer):
         query, query_rope = query.tensor_split((heads * self.nope,), 1)
         rotated = rotation(torch.cat([query_rope, key_rope], 1).view(rows, heads + 1, self.rope))
         absorbed = self.absorb(query).view(rows, heads, self.rank)
-        found = step.attend(
+        outputs = step.attend(
             self.layer,
             torch.cat([absorbed, rotated[:, :heads]], 2),
             torch.cat([self.latent_norm(latent)[:, None], rotated[:, heads:]], 2),
             None,
             self.scaling,
         )
-        return self.output(self.expand(found.flatten(1)))
+        return self.output(self.expand(outputs.flatten(1)))
 
     def _query_order(self, interleaved: bool) -> Tensor:
         """Of the rows of the query matrix: what is not rotated of all heads, then what is rotated."""

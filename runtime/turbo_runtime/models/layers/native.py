@@ -59,8 +59,8 @@ class LeanAttention(Layer):
         rotated = rotation(rotated)
         query, key = rotated[:, : self.heads], rotated[:, self.heads :]
         value = projected[:, self.heads + self.kv_heads :]
-        found = step.attend(self.layer, query, key, value, self.scaling)
-        return self.output(found.flatten(1))
+        outputs = step.attend(self.layer, query, key, value, self.scaling)
+        return self.output(outputs.flatten(1))
 
 
 class LeanBlock(Layer):
