@@ -25,7 +25,7 @@ def tokenizer(config: RuntimeConfig) -> tuple[Encode, Decode]:
     """(chat prompt -> ids, ids -> text), from the files that the server would read."""
     from transformers import AutoTokenizer
 
-    from turbo_runtime.models.tokenizer import export_tokenizer
+    from turbo_runtime.models.loader import export_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         export_tokenizer(config.model, config.revision, Path(folder))

@@ -18,8 +18,7 @@ from harness import Bar, arguments, finish
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.startup.library_logging import quiet_libraries
-from turbo_runtime.engine.startup.threads import settle_threads
+from turbo_runtime.engine.startup.environment import quiet_libraries, settle_threads
 from turbo_runtime.messages import EngineStats
 
 BARS = (

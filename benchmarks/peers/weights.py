@@ -10,8 +10,7 @@ import numpy as np
 
 from turbo_dev.paths import cache_root
 from turbo_dev.progress import step
-from turbo_runtime.models.gguf_cache import gguf_parsed_once
-from turbo_runtime.models.tokenizer import export_tokenizer
+from turbo_runtime.models.loader import export_tokenizer, gguf_parsed_once
 
 
 def float32_folder(source: Path) -> Path:

@@ -36,7 +36,7 @@ class Growth:
 
     def __init__(self, folder: Path) -> None:
         self._grammars = grammars(folder)
-        self._memory = Memory(most_tokens=REMEMBERED_TOKENS, most_bytes=REMEMBERED_BYTES)
+        self._memory = Memory(max_tokens=REMEMBERED_TOKENS, max_bytes=REMEMBERED_BYTES)
         model = ModelRunner(network(), blocks=BLOCKS, max_length=POSITIONS)
         check_batch_invariance(model, STEP_TOKENS)
         scheduler = Scheduler(

@@ -19,8 +19,7 @@ from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise, answer_key
-from turbo_runtime.sampling.sampler import Sampler
-from turbo_runtime.sampling.step import AnswerRows, TokenAt, tokens_of_step
+from turbo_runtime.sampling.sampler import AnswerRows, Sampler, TokenAt, tokens_of_step
 from turbo_runtime.speculation.verification import VerificationResult, verify
 
 Verifier = Callable[..., VerificationResult]

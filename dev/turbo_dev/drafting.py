@@ -33,13 +33,13 @@ class EveryDraft(GoodputController):
 
     def choose(
         self,
-        survivals: Sequence[Sequence[float]],
+        acceptances: Sequence[Sequence[float]],
         shape: StepShape,  # noqa: ARG002  it is what is not looked at
         answers: int,  # noqa: ARG002
         drafting: float,  # noqa: ARG002
     ) -> list[int]:
         """Each draft by itself."""
-        return [self.length(len(each)) for each in survivals]
+        return [self.length(len(each)) for each in acceptances]
 
 
 class NoDraft(EveryDraft):

@@ -64,7 +64,7 @@ class Simulation:
         """Plan, compute, commit; end what is through. AssertionError where a slot holds something else than
         what its reader computed or may share.
         """
-        plan = self.scheduler.plan()
+        plan = self.scheduler.schedule()
         drafts = [self._drafts(work) for work in plan.work]
         for work, drafted in zip(plan.work, drafts, strict=True):
             self._compute(work, drafted)
@@ -109,7 +109,7 @@ class Simulation:
         if work.yields:
             right = sum(token != WRONG for token in drafted)
             committed = _next_tokens(sequence, min(right + 1, room))
-        self.scheduler.fold(work, committed)
+        self.scheduler.update_from_output(work, committed)
         if self.scheduler.room(sequence) == 0:
             self.answers[sequence.submit.request_id] = sequence.tokens[sequence.prompt_length :]
             self.scheduler.finish(sequence)

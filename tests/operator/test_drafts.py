@@ -32,7 +32,7 @@ from turbo_operator.snapshot import Accelerator, DraftView, LoadSample, PodView,
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.model import ModelInfo
-from turbo_runtime.drafters.config import read_selection
+from turbo_runtime.drafters.loader import read_selection
 
 SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None

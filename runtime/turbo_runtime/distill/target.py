@@ -23,9 +23,9 @@ from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.builder import start_engine
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
 from turbo_runtime.messages import GenerationRequest, SamplingParams
+from turbo_runtime.models.loader import export_tokenizer
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import Chunk
-from turbo_runtime.models.tokenizer import export_tokenizer
 from turbo_runtime.prompts import Prompt, PromptsError
 from turbo_runtime.speculation.controller import GoodputController
 from turbo_runtime.tokenization.chat_template import TemplateRefusalError

@@ -1,1 +1,1 @@
-"""Drafters: one file each, behind two verbs, `propose` and `observe`."""
+"""Drafters: a module each, behind `Proposer.propose` and `Proposer.observe`."""

@@ -1,9 +1,9 @@
-"""A suffix automaton that grows token by token (Blumer et al., 1985), with the number of times each substring
-was seen, and what followed it most often.
+"""A suffix automaton that grows token by token (Blumer et al., 1985), with the count of each substring and
+its most frequent followers.
 
 A state stands for all substrings that end at the same places; its link leads to the longest shorter one that
-ends at more places. Appending is amortised constant time, and a text of n tokens has at most 2n states. Most
-states have one successor: that one lies in two flat arrays, and only the others have a dictionary.
+ends at more places. Appending is amortized constant time, and a text of n tokens has at most 2n states. Most
+states have one successor, in two flat arrays; only the others have a dictionary.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from heapq import nlargest
 from typing import NamedTuple
 
 ROOT = 0
-# A count is carried along the links to all suffixes of the text. Past this many, only very short suffixes are
-# left, whose counts matter least, while in repetitive text the chain would be as long as the text.
-_LINKS_COUNTED = 32
-_STALE = 1.25  # what followed a match most often is asked again when its count has grown by this factor
-_FOLLOWERS = 8  # different tokens behind one match that are told
+# Links along which a count goes to suffixes of the text. The rest are very short and matter least, while in
+# repetitive text the chain would be as long as the text.
+_COUNTED_LINKS = 32
+_STALE = 1.25  # growth of a match's count at which its cached followers expire
+_MAX_FOLLOWERS = 8  # different tokens returned after one match
 _NONE, _MANY = -1, -2  # in place of a state's one token
-_STATE_BYTES, _BRANCH_BYTES, _ENTRY_BYTES, _ASKED_BYTES = 23, 256, 96, 320
+_STATE_BYTES, _BRANCH_BYTES, _ENTRY_BYTES, _CACHED_BYTES = 23, 256, 96, 320
 
 
 class Cursor(NamedTuple):
@@ -41,7 +41,7 @@ class SuffixAutomaton:
         self._next = array("i")  # where it leads
         self._branches: dict[int, dict[int, int]] = {}  # of the states with several transitions
         self._entries = 0  # of all branches
-        self._asked: dict[int, tuple[tuple[int, ...], int]] = {}  # what followed most, and the count then
+        self._cached: dict[int, tuple[tuple[int, ...], int]] = {}  # followers, and the count then
         self._tokens = 0
         self._last = self._state(0, -1, 0)
 
@@ -51,43 +51,43 @@ class SuffixAutomaton:
 
     @property
     def num_bytes(self) -> int:
-        """Memory taken, at most."""
+        """Upper bound of the memory."""
         return (
             _STATE_BYTES * len(self._link)
             + _BRANCH_BYTES * len(self._branches)
             + _ENTRY_BYTES * self._entries
-            + _ASKED_BYTES * len(self._asked)
+            + _CACHED_BYTES * len(self._cached)
         )
 
     def separate(self) -> None:
-        """What is appended from here on is another text: no substring spans the two."""
+        """Begin another text: no substring spans the two."""
         self._last = ROOT
 
     def append(self, token: int) -> None:
-        """Lengthen the current text by one token."""
+        """Append a token to the current text."""
         self._tokens += 1
         self._last = state = self._extend(token)
         count, link = self._count, self._link
-        for _ in range(_LINKS_COUNTED):
+        for _ in range(_COUNTED_LINKS):
             if state <= ROOT:
                 break
             count[state] += 1
             state = link[state]
 
     def follow(self, state: int, token: int) -> int:
-        """The state after one more token, or -1."""
+        """Return the state after one more token, or -1."""
         only = self._token[state]
         if only == token:
             return self._next[state]
         return self._branches[state].get(token, -1) if only == _MANY else -1
 
     def repeat(self) -> Cursor:
-        """The longest suffix of the current text that occurred before in it."""
+        """Find the longest suffix of the current text that occurred before."""
         state = self._link[self._last]
         return Cursor() if state <= ROOT else Cursor(state, self._longest[state])
 
     def advance(self, cursor: Cursor, token: int) -> Cursor:
-        """The longest match after one more token of the context."""
+        """Find the longest match after one more token of the context."""
         state, length = self.settle(cursor), cursor.length
         following = self.follow(state, token)
         while following < 0:
@@ -99,21 +99,21 @@ class SuffixAutomaton:
         return Cursor(following, length + 1)
 
     def advance_all(self, cursor: Cursor, tokens: Iterable[int]) -> Cursor:
-        """The longest match after some more tokens."""
+        """Find the longest match after more tokens."""
         for token in tokens:
             cursor = self.advance(cursor, token)
         return cursor
 
     def settle(self, cursor: Cursor) -> int:
-        """The state of a cursor's substring now: a state may have been split since the cursor was set."""
+        """Find the current state of a cursor's substring: splits may have moved it."""
         state, length = cursor
         while state != ROOT and self._longest[self._link[state]] >= length:
             state = self._link[state]
         return state
 
     def followers(self, cursor: Cursor) -> tuple[list[tuple[int, int]], int]:
-        """((token, its count) of what followed the match, the most frequent first, of equals the newest; and
-        the count of the match). None at a text's end; of many, the few most frequent as of a while ago.
+        """([(token, its count after the match)], the count of the match); most frequent first, then newest.
+        Empty at a text's end; of many, the most frequent as of a while ago.
         """
         state = self.settle(cursor)
         count, token = self._count, self._token[state]
@@ -122,11 +122,11 @@ class SuffixAutomaton:
         if token != _MANY:
             return [(token, count[self._next[state]])], count[state]
         branch = self._branches[state]
-        tokens, then = self._asked.get(state, ((), 0))
-        if count[state] > _STALE * then:
+        tokens, count_then = self._cached.get(state, ((), 0))
+        if count[state] > _STALE * count_then:
             newest_first = reversed(branch)
-            tokens = tuple(nlargest(_FOLLOWERS, newest_first, key=lambda token: count[branch[token]]))
-            self._asked[state] = tokens, count[state]
+            tokens = tuple(nlargest(_MAX_FOLLOWERS, newest_first, key=lambda token: count[branch[token]]))
+            self._cached[state] = tokens, count[state]
         return [(token, count[branch[token]]) for token in tokens], count[state]
 
     def _state(self, longest: int, link: int, count: int) -> int:
@@ -138,7 +138,7 @@ class SuffixAutomaton:
         return len(self._link) - 1
 
     def _connect(self, state: int, token: int, target: int) -> None:
-        """Set the transition, new or not."""
+        """Add or replace a transition."""
         only = self._token[state]
         if only in (_NONE, token):
             self._token[state], self._next[state] = token, target
@@ -152,10 +152,10 @@ class SuffixAutomaton:
         branch[token] = target
 
     def _extend(self, token: int) -> int:
-        """The state of the current text with the token behind it."""
+        """Return the state of the current text with the token appended."""
         last, longest, link = self._last, self._longest, self._link
         known = self.follow(last, token)
-        if known >= 0:  # only after `separate`: another text began alike
+        if known >= 0:  # only after `separate`: another text begins alike
             return known if longest[known] == longest[last] + 1 else self._split(last, token, known)
         new = self._state(longest[last] + 1, ROOT, 0)
         while known < 0:
@@ -168,9 +168,7 @@ class SuffixAutomaton:
         return new
 
     def _split(self, state: int, token: int, target: int) -> int:
-        """Part of `target` that follows `state` gets a state of its own, since it ends at one more place from
-        now on.
-        """
+        """Split off the part of `target` that follows `state`, which ends at one more place from now on."""
         clone = self._state(self._longest[state] + 1, self._link[target], self._count[target])
         self._token[clone], self._next[clone] = self._token[target], self._next[target]
         if self._token[clone] == _MANY:

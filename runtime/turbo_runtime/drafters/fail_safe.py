@@ -1,6 +1,4 @@
-"""A source of drafts whose failure is told once and ends its drafts, and nothing else: drafts are never
-needed.
-"""
+"""A drafter whose failure is reported once and ends its drafts, and nothing else: drafts are never needed."""
 
 from __future__ import annotations
 
@@ -13,71 +11,65 @@ from turbo_runtime.drafters.interface import CandidateStream, Drafter, DraftRequ
 
 log = logging.getLogger(__name__)
 
-Said = TypeVar("Said")
+Result = TypeVar("Result")
 
 
 class Guarded:
-    """The same source until it fails; from then on one that knows nothing."""
+    """A drafter until it fails; then one without candidates."""
 
     def __init__(self, source: Drafter, draft: str = "") -> None:
-        """`draft`: which of several, for the sentence that tells of its failure."""
+        """`draft`: its name among several, for messages."""
         self.source = source
         self.name, self.takes_time = source.name, source.takes_time
         self._who = f"{source.name} of the draft {draft}" if draft else source.name
-        self.problem = ""  # why it gives no drafts any more; empty while it does
-        self.seconds = 0.0  # that it was asked for drafts, in all
+        self.problem = ""  # why it gives no drafts any more; else empty
+        self.seconds = 0.0  # of all its drafting
 
     def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
-        """Read what is new in each want."""
-        nothing: CandidateStream = _Nothing(len(wants))
-        begun = self.timed(lambda: self.source.begin(wants), nothing)
-        return nothing if self.problem else _GuardedProposal(self, begun, len(wants))
+        """Read the new tokens of each request."""
+        stream = self.attempt_timed(lambda: self.source.begin(wants), None)
+        return _GuardedStream(self, stream, len(wants))
 
     def learn(self, cell: Hashable, accepted: bool) -> None:
-        """What became of a token offered."""
+        """Learn the result of a candidate."""
         self.attempt(lambda: self.source.learn(cell, accepted), None)
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
-        """The request ended: what it held is let go, though the source has failed."""
+        """Release the state of an ended request, even after a failure."""
         self.attempt(lambda: self.source.finish(request_id, tokens, prompt_length, scope), None, always=True)
 
-    def timed(self, ask: Callable[[], Said], otherwise: Said) -> Said:
-        """As `attempt`, its time counted."""
-        began = time.perf_counter()
-        said = self.attempt(ask, otherwise)
-        self.seconds += time.perf_counter() - began
-        return said
+    def attempt_timed(self, call: Callable[[], Result], default: Result) -> Result:
+        """`attempt`, and count its time."""
+        start_time = time.perf_counter()
+        result = self.attempt(call, default)
+        self.seconds += time.perf_counter() - start_time
+        return result
 
-    def attempt(self, ask: Callable[[], Said], otherwise: Said, *, always: bool = False) -> Said:
-        """What the source says, and `otherwise` where it has failed. `always`: ask even then."""
+    def attempt(self, call: Callable[[], Result], default: Result, *, always: bool = False) -> Result:
+        """Call the drafter; return `default` if it fails or has failed. `always`: call it even then."""
         if self.problem and not always:
-            return otherwise
+            return default
         try:
-            return ask()
-        except Exception as error:  # whatever it is, it is no reason to stop serving
+            return call()
+        except Exception as error:  # no reason to stop serving
             if not self.problem:
                 log.exception("the drafter %s failed and gives no drafts from now on", self._who)
                 self.problem = f"the drafter {self._who} failed: {type(error).__name__}: {error}"
-            return otherwise
+            return default
 
 
-class _GuardedProposal:
-    def __init__(self, guard: Guarded, proposal: CandidateStream, wants: int) -> None:
-        self._guard, self._proposal, self._wants = guard, proposal, wants
+class _GuardedStream:
+    def __init__(self, guard: Guarded, stream: CandidateStream | None, num_drafts: int) -> None:
+        self._guard, self._stream = guard, stream
+        self._nothing: list[TokenCandidate | None] = [None] * num_drafts
 
-    def offers(self, beside: Sequence[float]) -> list[TokenCandidate | None]:
-        return self._guard.timed(lambda: self._proposal.offers(beside), [None] * self._wants)
-
-    def advance(self, tokens: Sequence[int | None]) -> None:
-        self._guard.timed(lambda: self._proposal.advance(tokens), None)
-
-
-class _Nothing:
-    def __init__(self, wants: int) -> None:
-        self._wants = wants
-
-    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
-        return [None] * self._wants
+    def next_candidates(self, best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
+        stream = self._stream
+        if stream is None:
+            return self._nothing
+        return self._guard.attempt_timed(lambda: stream.next_candidates(best_confidence), self._nothing)
 
     def advance(self, tokens: Sequence[int | None]) -> None:
-        """There is nothing to go on behind."""
+        stream = self._stream
+        if stream is not None:
+            self._guard.attempt_timed(lambda: stream.advance(tokens), None)

@@ -1,8 +1,9 @@
-"""The drafts of a batch out of several sources: for each position the more confident one's token."""
+"""The drafts of a batch from several drafters: at each position the most confident one's token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from turbo_runtime.drafters.interface import (
     Draft,
@@ -13,92 +14,88 @@ from turbo_runtime.drafters.interface import (
     TokenOrigin,
 )
 
-LEAST_SURVIVAL = 0.02  # whatever the caller says: with less there is no hope
+MIN_ACCEPTANCE = 0.02  # a lower bound for whatever the caller says
+
+_Candidate: TypeAlias = "tuple[Drafter, TokenCandidate]"
 
 
 def propose(
-    sources: Sequence[Drafter], wants: Sequence[DraftRequest], least: float = LEAST_SURVIVAL
+    drafters: Sequence[Drafter], requests: Sequence[DraftRequest], min_acceptance: float = MIN_ACCEPTANCE
 ) -> list[Draft]:
-    """One draft for each want. Every source goes on behind what was drafted so far, whoever drafted it; those
-    that take time come last, and are told how sure the others are. A draft ends where the chance that all of
-    it is accepted falls below `least`.
+    """Return one draft for each request. Every drafter continues the common draft; those that take time come
+    last and see the confidence of the others. A draft ends where its cumulative acceptance falls below
+    `min_acceptance`.
     """
-    if not sources or not wants:
-        return [Draft() for _ in wants]
-    proposals = [source.begin(wants) for source in sources]
-    growing = [_Growing(want.limit, max(least, LEAST_SURVIVAL)) for want in wants]
+    if not drafters or not requests:
+        return [Draft() for _ in requests]
+    streams = [drafter.begin(requests) for drafter in drafters]
+    growing = [_GrowingDraft(request.limit, max(min_acceptance, MIN_ACCEPTANCE)) for request in requests]
     while True:
-        offers: list[list[TokenCandidate | None]] = []
-        beside = [0.0] * len(wants)
-        for proposal in proposals:
-            offers.append(proposal.offers(beside))
-            beside = [
-                max(sure, offer.confidence) if offer else sure
-                for sure, offer in zip(beside, offers[-1], strict=True)
+        candidates: list[list[TokenCandidate | None]] = []
+        best_confidence = [0.0] * len(requests)
+        for stream in streams:
+            candidates.append(stream.next_candidates(best_confidence))
+            best_confidence = [
+                max(best, candidate.confidence) if candidate else best
+                for best, candidate in zip(best_confidence, candidates[-1], strict=True)
             ]
-        each = zip(*offers, strict=True)
-        taken = [draft.take(sources, of_want) for draft, of_want in zip(growing, each, strict=True)]
+        by_draft = zip(*candidates, strict=True)
+        taken = [draft.take(drafters, options) for draft, options in zip(growing, by_draft, strict=True)]
         if all(token is None for token in taken):
-            return [draft.done() for draft in growing]
-        for proposal in proposals:
-            proposal.advance(taken)
+            return [Draft(tuple(d.tokens), tuple(d.acceptance), tuple(d.origins)) for d in growing]
+        for stream in streams:
+            stream.advance(taken)
 
 
-class _Growing:
-    """The draft of one want so far."""
+class _GrowingDraft:
+    __slots__ = ("_free_acceptance", "_limit", "_min_acceptance", "acceptance", "origins", "tokens")
 
-    __slots__ = ("_evidence", "_least", "_limit", "_survival", "_tokens", "_without")
+    def __init__(self, limit: int, min_acceptance: float) -> None:
+        self._limit, self._min_acceptance = limit, min_acceptance
+        self.tokens: list[int] = []
+        self.acceptance: list[float] = []  # cumulative
+        self.origins: list[TokenOrigin] = []
+        self._free_acceptance = 1.0  # of the same tokens by drafters that take no time; 0 if theirs differ
 
-    def __init__(self, limit: int, least: float) -> None:
-        self._limit, self._least = limit, least
-        self._tokens: list[int] = []
-        self._survival: list[float] = []
-        self._evidence: list[TokenOrigin] = []
-        self._without = (
-            1.0  # survival of the same tokens without sources that take time; 0: of others, or none
-        )
-
-    def take(self, sources: Sequence[Drafter], offers: Sequence[TokenCandidate | None]) -> int | None:
-        """The most confident offer's token, now part of the draft; None where the draft ends."""
-        if len(self._tokens) == self._limit:
+    def take(self, drafters: Sequence[Drafter], options: Sequence[TokenCandidate | None]) -> int | None:
+        """Append the most confident candidate's token; None where the draft ends."""
+        if len(self.tokens) == self._limit:
             return None
-        made = [
-            (source, offer)
-            for source, offer in zip(sources, offers, strict=True)
-            if offer is not None and offer.confidence > 0  # not a number is above none
+        candidates = [
+            (drafter, candidate)
+            for drafter, candidate in zip(drafters, options, strict=True)
+            if candidate is not None and candidate.confidence > 0  # False for NaN
         ]
-        if not made:
+        if not candidates:
             return None
-        surest, best = max(made, key=_confidence)
-        survival = best.confidence * (self._survival[-1] if self._survival else 1.0)
-        if survival < self._least:
+        winner, best = max(candidates, key=_confidence)
+        acceptance = best.confidence * (self.acceptance[-1] if self.acceptance else 1.0)
+        if acceptance < self._min_acceptance:
             return None
-        outbid = tuple(
-            LosingCandidate(source.name, offer.cell, offer.token)
-            for source, offer in made
-            if offer is not best
+        losers = tuple(
+            LosingCandidate(drafter.name, candidate.cell, candidate.token)
+            for drafter, candidate in candidates
+            if candidate is not best
         )
-        self._tokens.append(best.token)
-        self._survival.append(survival)
-        self._evidence.append(TokenOrigin(surest.name, best.cell, self._instead(best.token, made), outbid))
+        self.tokens.append(best.token)
+        self.acceptance.append(acceptance)
+        fallback = self._find_fallback(best.token, candidates)
+        self.origins.append(TokenOrigin(winner.name, best.cell, fallback, losers))
         return best.token
 
-    def _instead(self, taken: int, made: Sequence[tuple[Drafter, TokenCandidate]]) -> int | None:
-        """What would have been drafted here without sources that take time."""
-        free = [each for each in made if not each[0].takes_time]
-        if not free or not self._without:
-            self._without = 0.0
+    def _find_fallback(self, taken: int, candidates: Sequence[_Candidate]) -> int | None:
+        """The token that would be drafted here without drafters that take time."""
+        free = [candidate for candidate in candidates if not candidate[0].takes_time]
+        if not free or not self._free_acceptance:
+            self._free_acceptance = 0.0
             return None
         _, best = max(free, key=_confidence)
-        self._without *= best.confidence
-        instead = best.token if self._without >= self._least else None
-        if instead != taken:
-            self._without = 0.0
-        return instead
-
-    def done(self) -> Draft:
-        return Draft(tuple(self._tokens), tuple(self._survival), tuple(self._evidence))
+        self._free_acceptance *= best.confidence
+        fallback = best.token if self._free_acceptance >= self._min_acceptance else None
+        if fallback != taken:
+            self._free_acceptance = 0.0
+        return fallback
 
 
-def _confidence(made: tuple[Drafter, TokenCandidate]) -> float:
-    return made[1].confidence
+def _confidence(candidate: _Candidate) -> float:
+    return candidate[1].confidence

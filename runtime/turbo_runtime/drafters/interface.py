@@ -1,7 +1,7 @@
-"""What passes between the engine and its drafters: plain data, and the verbs of a source of drafts.
+"""The data and methods between the engine and its drafters.
 
-A drafter may look at anything and be wrong at will: what the engine commits does not depend on it (see
-`engine/verify.py`). It says how sure it is, and the engine decides how much of it is worth verifying.
+A drafter may use any data and may be wrong: the committed tokens do not depend on it (see
+`speculation.verification`). It states its confidence, and the engine decides how much to verify.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Coupling:
-    """The noise of an answer: what is drafted with it is what the engine's own draw would be, were the
-    drafter's law the model's (Daliri, Musco, Suresh, arXiv 2408.07978).
+    """The noise of an answer: with it a drafter draws what the engine draws, if its distribution is the
+    model's (Daliri, Musco, Suresh, arXiv 2408.07978).
     """
 
     key: int  # the answer's, `sampling.answer_key`
@@ -28,21 +28,21 @@ class Coupling:
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
-    """One sequence that drafts are wanted for."""
+    """A request for the draft of one sequence."""
 
     request_id: str
     tokens: Sequence[int]  # prompt and answer so far; only ever grows
     prompt_length: int
-    limit: int  # most tokens to draft, at least 1
+    limit: int  # maximum number of tokens, at least 1
     scope: str
     coupling: Coupling
-    hidden: Tensor | None = None  # (width,): the model's last hidden state that the last token was drawn from
-    drafting: Drafting = "auto"  # what the request asks for
-    name: str = DEFAULT_DRAFT  # of the trained draft it chose
+    hidden: Tensor | None = None  # (width,): the model's last hidden state, which gave the last token
+    drafting: Drafting = "auto"  # the request's choice of drafters
+    name: str = DEFAULT_DRAFT  # of its trained draft
 
 
 class LosingCandidate(NamedTuple):
-    """A token that another one was surer of."""
+    """A candidate with less confidence than the drafted token."""
 
     source: str
     cell: Hashable
@@ -50,51 +50,50 @@ class LosingCandidate(NamedTuple):
 
 
 class TokenOrigin(NamedTuple):
-    """What a drafted token's confidence came from, so that its source learns what became of it; and what
-    else there was in its place.
-    """
+    """The source of a drafted token, which learns its result, and the alternatives to it."""
 
     source: str
     cell: Hashable  # of the source's calibration
-    instead: int | None = None  # the token drafted here without sources that take time; None: there is none
-    outbid: tuple[
-        LosingCandidate, ...
-    ] = ()  # whose sources learn as well: else they would learn where they are sure
+    fallback_token: int | None = (
+        None  # the token drafted here without sources that take time; None: there is none
+    )
+    # whose sources learn as well: else they would learn only where they are sure
+    losing_candidates: tuple[LosingCandidate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Tokens that may follow, and for each the chance that it and all before it are accepted."""
+    """Tokens that may follow, with the chance of each that it and all before it are accepted."""
 
     tokens: tuple[int, ...] = ()
-    survival: tuple[float, ...] = ()  # as long as `tokens`, never rising
-    evidence: tuple[TokenOrigin, ...] = ()  # as long as `tokens`
-    name: str = DEFAULT_DRAFT  # of the trained draft that was asked, perhaps beside others
+    cumulative_acceptance: tuple[float, ...] = ()  # as long as `tokens`, never rising
+    origins: tuple[TokenOrigin, ...] = ()  # as long as `tokens`
+    name: str = DEFAULT_DRAFT  # of the trained draft that may have contributed
 
     @property
     def drafter(self) -> str:
-        """Who proposed it, a label of metrics: a source's name, "hybrid" of several, "" of none."""
-        names = {evidence.source for evidence in self.evidence}
+        """The source as a label of metrics: a drafter's name, "hybrid" for several, "" for none."""
+        names = {origin.source for origin in self.origins}
         return names.pop() if len(names) == 1 else "hybrid" if names else ""
 
     def drafted_by(self, source: str, length: int) -> int:
-        """How many of the first `length` tokens are that source's."""
-        return sum(evidence.source == source for evidence in self.evidence[:length])
+        """Count the tokens of that source among the first `length`."""
+        return sum(origin.source == source for origin in self.origins[:length])
 
     def cut(self, length: int) -> Draft:
-        """The first `length` tokens of it."""
+        """Cut the draft to its first `length` tokens."""
         if length >= len(self.tokens):
             return self
         return replace(
             self,
             tokens=self.tokens[:length],
-            survival=self.survival[:length],
-            evidence=self.evidence[:length],
+            cumulative_acceptance=self.cumulative_acceptance[:length],
+            origins=self.origins[:length],
         )
 
 
 class TokenCandidate(NamedTuple):
-    """One source's next token for one want."""
+    """One drafter's next token for one draft."""
 
     token: int
     confidence: float  # calibrated chance that it is accepted if all before it are
@@ -102,29 +101,29 @@ class TokenCandidate(NamedTuple):
 
 
 class CandidateStream(Protocol):
-    """One source's part in the drafts of a batch, which grow by a token of whichever source at a time."""
+    """One drafter's candidates for the drafts of a batch, which grow by a token of any drafter at a time."""
 
-    def offers(self, beside: Sequence[float], /) -> list[TokenCandidate | None]:
-        """The next token for each want; None where the source knows nothing or the want's draft has ended.
-        `beside`: for each want how sure others are of theirs; where that can hardly be more, a source that
-        takes time may keep silent.
+    def next_candidates(self, best_confidence: Sequence[float], /) -> list[TokenCandidate | None]:
+        """Return the next token for each draft; None where the drafter has none or the draft has ended.
+        `best_confidence` is that of the other drafters: where it is high, one that takes time may return
+        None.
         """
 
     def advance(self, tokens: Sequence[int | None]) -> None:
-        """The token that each draft got; None ends the draft."""
+        """Append a token to each draft; None ends the draft."""
 
 
 class Drafter(Protocol):
-    """Where drafts come from."""
+    """A source of drafts."""
 
     name: str
-    takes_time: bool  # more than next to none
+    takes_time: bool  # more than a negligible one
 
     def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
-        """Read what is new in each want."""
+        """Read the new tokens of each request."""
 
     def learn(self, cell: Hashable, accepted: bool) -> None:
-        """What became of a token offered, all before it having been accepted."""
+        """Learn the result of a candidate whose predecessors were all accepted."""
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
-        """The request ended, with an answer or without: what it held is let go."""
+        """Release the state of an ended request."""

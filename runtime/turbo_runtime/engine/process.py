@@ -1,4 +1,4 @@
-"""The engine as a process of its own: load, check, say Ready, serve until Stop."""
+"""The engine process: load, check, send EngineReady, serve until Shutdown."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Protocol
 
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.startup.library_logging import quiet_libraries
-from turbo_runtime.engine.startup.threads import settle_threads
+from turbo_runtime.engine.startup.environment import quiet_libraries, settle_threads
 from turbo_runtime.messages import (
     Abort,
     EngineFailed,
@@ -27,22 +26,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MOST_MESSAGES = 64  # taken before a step: those who are served must not wait for all who come
-REST_SECONDS = 0.5  # without a message, after which an idle engine sees to itself
+MAX_MESSAGES = 64  # taken before a step, so that running requests need not wait for all new ones
+REST_SECONDS = 0.5  # without a message, after which an idle engine does background work
 
 
 class Inbox(Protocol):
-    """What the server says: the receiving end of a multiprocessing queue."""
+    """The receiving end of a multiprocessing queue from the server."""
 
     def get(self, block: bool = True, timeout: float | None = None) -> GenerationRequest | Abort | Shutdown:
-        """The next message; waits for one, `timeout` seconds at most, then raises queue.Empty."""
+        """Wait for the next message; raises queue.Empty after `timeout` seconds."""
 
     def empty(self) -> bool:
-        """Whether no message is there now."""
+        """Whether there is no message."""
 
 
 class Outbox(Protocol):
-    """What the engine says: the sending end of a multiprocessing queue."""
+    """The sending end of a multiprocessing queue to the server."""
 
     def put(self, item: EngineReady | StepOutput | EngineFailed, /) -> None:
         """Send without waiting."""
@@ -51,60 +50,57 @@ class Outbox(Protocol):
 def run_engine(
     config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_dir: str, beat: Callable[[], None]
 ) -> None:
-    """Main function of the engine process.
-
-    Exports the tokenizer into `tokenizer_dir` first, then loads the model and sends Ready, then one Step per
-    step until Stop comes. Whatever makes the engine unable to start or go on is sent as Failed, in one
-    sentence, and ends the process.
+    """Run the engine process: export the tokenizer into `tokenizer_dir`, load the model, send EngineReady,
+    then a StepOutput per step until Shutdown. A failure is sent as EngineFailed, one sentence, and ends the
+    process.
     """
     settle_threads(config.threads)
     quiet_libraries()
-    # torch comes in only here, after those
+    # these import torch
     from turbo_runtime.engine.startup.builder import start_engine
     from turbo_runtime.model_files.source import ModelError
-    from turbo_runtime.models.gguf_cache import gguf_parsed_once
-    from turbo_runtime.models.tokenizer import export_tokenizer
+    from turbo_runtime.models.loader import export_tokenizer, gguf_parsed_once
 
     try:
-        began = time.monotonic()
+        start_time = time.monotonic()
         with gguf_parsed_once():
             tokenizer = export_tokenizer(config.model, config.revision, Path(tokenizer_dir))
-            engine, ready = start_engine(config, began, tokenizer)
+            engine, ready = start_engine(config, start_time, tokenizer)
         outbox.put(ready)
         serve(engine, inbox, outbox, beat)
     except ModelError as error:
         outbox.put(EngineFailed(str(error)))
-    except Exception as error:  # the last thing this process does is to say why
+    except Exception as error:  # the process reports why it ends
         log.exception("the engine failed")
         outbox.put(EngineFailed(f"the engine failed: {type(error).__name__}: {error}"))
 
 
 def serve(engine: Engine, inbox: Inbox, outbox: Outbox, beat: Callable[[], None]) -> None:
-    """Take messages, compute and tell, until Stop comes. `beat` is called at every turn, at rest too."""
-    patience = REST_SECONDS
-    told: EngineStats | None = None
+    """Take messages, compute, and send outputs until Shutdown; call `beat` in every iteration, also idle."""
+    timeout = REST_SECONDS
+    sent: EngineStats | None = None
     while True:
         beat()
         taken = 0
         # idle: wait for a message; busy: take what is there and compute on
-        while engine.idle or (taken < MOST_MESSAGES and not inbox.empty()):
+        while engine.idle or (taken < MAX_MESSAGES and not inbox.empty()):
             beat()
-            if engine.idle and (stats := engine.stats()) != told:  # a cancel or a rest changed it
+            if engine.idle and (stats := engine.stats()) != sent:  # after an abort or background work
                 outbox.put(StepOutput((), stats))
-                told = stats
+                sent = stats
             try:
-                message = inbox.get(timeout=patience)
+                message = inbox.get(timeout=timeout)
             except Empty:
                 engine.rest()
-                # an audit goes on at once, with a look into the inbox after each small step of it
-                patience = 0.0 if engine.audit.pending else REST_SECONDS
+                # an audit goes on at once, but checks the inbox after each small step
+                timeout = 0.0 if engine.audit.pending else REST_SECONDS
                 continue
             if isinstance(message, Shutdown):
                 return
-            patience = REST_SECONDS
+            timeout = REST_SECONDS
             engine.accept(message)
             taken += 1
         step = engine.step()
-        if step.events or step.stats != told:  # not while a grammar is waited for and nothing else is done
+        if step.events or step.stats != sent:  # not while it only waits for a grammar
             outbox.put(step)
-            told = step.stats
+            sent = step.stats

@@ -1,20 +1,20 @@
-"""Who computes what in the next step, within a budget of tokens and one of blocks.
+"""The work of the next step, within a budget of tokens and one of blocks.
 
-The scheduler knows tokens computed (their keys and values are in the cache) and tokens wanted (committed so
-far). A prompt, a recomputation after preemption and plain decoding are the same thing, a gap between the two;
-drafts are extra tokens behind a closed gap; a prefix found in the cache is a gap that is smaller from the
-start. So chunked prefill, speculation and prefix caching are no branches here.
+The scheduler knows computed tokens (their keys and values are in the cache) and committed tokens. A prompt, a
+recomputation after preemption and plain decoding are the same thing, a gap between the two; drafts are extra
+tokens after a closed gap; a cached prefix makes the gap smaller. So chunked prefill, speculation and prefix
+caching are no branches here.
 
 The budget of a step, in this order:
-1. one token for every sequence that decodes: none ever waits longer than one step, since no sequence starts
-   unless the budget has a token for it beside all that run;
-2. prompts, oldest first, then those of waiting sequences, as many as fit: what is left but for the drafts'
-   promise, which is what they are likely to use and at most half;
+1. one token for every decoding sequence: none waits longer than one step, since no sequence starts unless the
+   budget has a token for it in addition to all running ones;
+2. prompts, oldest first, then those of waiting sequences: all but the drafts' promise, which is their likely
+   use and at most half;
 3. drafts: each its promise, then what the prompts leave, both shared evenly.
 
-Preemption happens while planning, never inside a step: the youngest sequence gives its blocks up, is first to
-come back, and is computed again but for what the prefix cache still has of its prompt. The oldest
-is never preempted, so every answer ends. Knows no torch, no model and no clock.
+Preemption happens between steps: the youngest sequence loses its blocks, resumes first, and is recomputed but
+for what the prefix cache still has. The oldest is never preempted, so every answer ends. Knows no torch, no
+model and no clock.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from turbo_runtime.kv_cache.block_pool import (
 from turbo_runtime.kv_cache.prefix_cache import PrefixCache, block_keys
 from turbo_runtime.messages import GenerationRequest
 
-MOST_TOLD = 64  # tokens of prompts in a step whose log probabilities are told: each a look at the vocabulary
+MAX_PROMPT_LOGPROBS = 64  # in a step: each reads the vocabulary
 
 
 @dataclass(slots=True)
-class _Draft:
-    """A plan in the making."""
+class _StepBudget:
+    """The remaining budget of a step, and the work assigned so far."""
 
-    budget: int  # tokens left
-    told: int = MOST_TOLD  # of them, such as are told with their log probabilities
+    tokens: int
+    prompt_logprobs: int = MAX_PROMPT_LOGPROBS
     counts: dict[Sequence, int] = field(default_factory=dict)  # committed tokens to compute
-    blocks: set[bytes] = field(default_factory=set)  # of prompts, that this step works on
+    blocks: set[bytes] = field(default_factory=set)  # of prompts that this step computes
     preempted: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
-    """Owns all sequences, the tables of their blocks, the prefix cache and the queue."""
+    """Owner of all sequences, their block tables, the prefix cache and the queue."""
 
     def __init__(
         self,
@@ -62,8 +62,8 @@ class Scheduler:
         max_length: int,
         shared_tile: int = PROMPT_TILE,
     ) -> None:
-        """`max_length` bounds prompt plus answer; the ledger must hold one such sequence, else nothing
-        guarantees an end. Of prompts the whole tiles of `shared_tile` tokens are shared.
+        """`max_length` bounds prompt plus answer; `ledger` must hold one such sequence, so that each can end.
+        Whole tiles of `shared_tile` tokens of prompts are shared.
         """
         if blocks_for(max_length) > ledger.num_blocks:
             raise ValueError(f"{ledger.num_blocks} blocks cannot hold one sequence of {max_length} tokens")
@@ -82,17 +82,15 @@ class Scheduler:
 
     @property
     def waiting(self) -> list[Sequence]:
-        """Sequences that hold no blocks: preempted ones first, the others tenant by tenant."""
+        """Sequences without blocks: preempted ones first, the others tenant by tenant."""
         return [*self._resuming, *self._queue]
 
     def service(self, tenant: str) -> int:
-        """What a tenant got since it last had nothing here, in tokens of a prompt (`FairQueue`)."""
+        """The service of a tenant in prompt tokens (`FairQueue`)."""
         return self._queue.service(tenant)
 
     def add(self, submit: GenerationRequest) -> Sequence:
-        """Queue a new answer. Raises ValueError if its prompt leaves no room for one token within
-        `max_length`. How many may wait is the server's to say.
-        """
+        """Queue a new answer. Raises ValueError if its prompt leaves no room for a token."""
         if not 1 <= len(submit.prompt) < self.max_length:
             raise ValueError(
                 f"the prompt has {len(submit.prompt)} tokens; from 1 to {self.max_length - 1} are possible"
@@ -106,11 +104,11 @@ class Scheduler:
         return sequence
 
     def find(self, request_id: str) -> Sequence | None:
-        """The live sequence of that request."""
+        """Return the live sequence of that request."""
         return self._live.get(request_id)
 
     def finish(self, sequence: Sequence) -> None:
-        """Forget a sequence, whatever its state, and free its blocks."""
+        """End a sequence in any state, and free its blocks."""
         tenant = sequence.submit.tenant
         del self._live[sequence.submit.request_id]
         if sequence in self.running:
@@ -123,41 +121,40 @@ class Scheduler:
         self._queue.leave(tenant)
 
     def room(self, sequence: Sequence) -> int:
-        """Tokens that the answer may still get."""
+        """Return how many tokens the answer may still get."""
         by_length = self.max_length - len(sequence.tokens)
         return min(by_length, sequence.submit.params.max_tokens - sequence.generated)
 
-    def plan(self, likely: Callable[[str], int] | None = None) -> SchedulerOutput:
+    def schedule(self, likely: Callable[[str], int] | None = None) -> SchedulerOutput:
         """Reserve budget and blocks for the next step. Empty only when nothing is queued or running.
 
-        `likely`: drafts that a request will use, of which the prompts leave room; by default all that it
+        `likely`: drafts that a request will probably use, for which prompts leave room; by default all it
         could.
         """
-        draft = _Draft(self.max_step_tokens)
-        for sequence in [each for each in self.running if each.missing == 1]:
-            if self._find_block(sequence, draft):
-                self._compute(sequence, 1, draft)
-        wanted = {each: self._draft_ceiling(each) for each in draft.counts}
+        step = _StepBudget(self.max_step_tokens)
+        for sequence in [sequence for sequence in self.running if sequence.missing == 1]:
+            if self._find_block(sequence, step):
+                self._compute(sequence, 1, step)
+        wanted = {sequence: self._max_drafts(sequence) for sequence in step.counts}
         promised = wanted
         if likely is not None:
-            promised = {each: min(most, likely(each.submit.request_id)) for each, most in wanted.items()}
-        promise = min(sum(promised.values()), draft.budget // 2)
-        draft.budget -= promise
-        for sequence in [each for each in self.running if each.missing > 1]:
-            self._compute(sequence, _chunk(sequence, draft), draft)
-        self._admit(draft)
-        counts, limits = draft.counts, self._grant_drafts(wanted, promised, draft.budget + promise)
+            promised = {s: min(limit, likely(s.submit.request_id)) for s, limit in wanted.items()}
+        promise = min(sum(promised.values()), step.tokens // 2)
+        step.tokens -= promise
+        for sequence in [sequence for sequence in self.running if sequence.missing > 1]:
+            self._compute(sequence, _chunk(sequence, step), step)
+        self._admit(step)
+        counts, limits = step.counts, self._grant_drafts(wanted, promised, step.tokens + promise)
         work = (
             ScheduledTokens(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts
         )
-        return SchedulerOutput(tuple(work), tuple(draft.preempted))
+        return SchedulerOutput(tuple(work), tuple(step.preempted))
 
-    def fold(self, work: ScheduledTokens, committed: list[int]) -> None:
-        """Book what a step brought: none for a prompt that is not through yet, else the tokens that
-        verification committed, of however many of the granted drafts were verified.
+    def update_from_output(self, work: ScheduledTokens, committed: list[int]) -> None:
+        """Append a step's committed tokens, none within a prompt.
 
-        All but the last committed token were drafts whose keys and values are in the cache. Look-ahead slots
-        that no token took go back, and blocks of the prompt that are full now can be shared.
+        All but the last were drafts with keys and values in the cache. Unused look-ahead slots go back, and
+        full blocks of the prompt become shareable.
         """
         sequence = work.sequence
         sequence.computed = work.start + work.count + max(0, len(committed) - 1)
@@ -170,19 +167,16 @@ class Scheduler:
             sequence.shared = full
 
     @property
-    def most_wanted(self) -> int:
-        """Blocks of which the next plan wants no more whatever it is: for all that runs and waits, beside
-        what it holds, and one for each to grow into.
-        """
+    def max_demand(self) -> int:
+        """The most additional blocks that the next step can need, with one for each sequence to grow into."""
         reach = self.max_draft_tokens + 1
         sequences = (*self.running, *self.waiting)
-        return sum(blocks_for(len(each.tokens) + reach) + 1 - len(each.table) for each in sequences)
+        return sum(blocks_for(len(s.tokens) + reach) + 1 - len(s.table) for s in sequences)
 
     def check(self, held: Iterable[int] = ()) -> None:
-        """Raise BrokenLedger if a block leaks, is held by the wrong one or is not in the state it should be;
-        `held` are those of no sequence here.
-
-        Costs one look at every block: after every step in tests, and whenever the engine has nothing to do.
+        """Raise CorruptBlockPoolError if a block leaks, has a wrong holder or a wrong state; `held` are
+        blocks of no sequence here. Reads every block: after every step in tests, and whenever the engine is
+        idle.
         """
         self.ledger.check([tuple(held), *(sequence.table for sequence in self._live.values())])
         self.prefixes.check()
@@ -200,17 +194,17 @@ class Scheduler:
                 if self.ledger.references(block) != 1 or self.ledger.is_kept(block):
                     raise CorruptBlockPoolError(f"block {block} of request {name} is written and shared")
 
-    def _find_block(self, sequence: Sequence, draft: _Draft) -> bool:
-        """The block that the next token of a decoding sequence needs, taken from the youngest if need be;
+    def _find_block(self, sequence: Sequence, step: _StepBudget) -> bool:
+        """Find the block for the next token of a decoding sequence, if need be by preempting the youngest;
         False if that is the sequence itself. (A prompt has all its blocks from the start.)
         """
-        if sequence in draft.preempted:
+        if sequence in step.preempted:
             return False
         tokens = len(sequence.tokens)
         while blocks_for(tokens) - len(sequence.table) > self.ledger.num_available:
             youngest = self.running[-1]
             self._preempt(youngest)
-            draft.preempted.append(youngest)
+            step.preempted.append(youngest)
             if youngest is sequence:
                 return False
         self.prefixes.extend(sequence.table, tokens)
@@ -223,63 +217,60 @@ class Scheduler:
         self._resuming.appendleft(sequence)
         self.preemptions += 1
 
-    def _compute(self, sequence: Sequence, count: int, draft: _Draft) -> None:
-        """Plan so many more tokens of a running sequence, whose blocks it has."""
+    def _compute(self, sequence: Sequence, count: int, step: _StepBudget) -> None:
+        """Assign tokens of a running sequence that has their blocks."""
         if count:
-            draft.counts[sequence] = count
-            draft.budget -= count
+            step.counts[sequence] = count
+            step.tokens -= count
             if sequence.submit.params.prompt_logprobs is not None:
-                draft.told -= count  # few at a time: nobody waits for its blocks
+                step.prompt_logprobs -= count  # few at a time: nobody waits for its blocks
                 return
             end = sequence.computed + count
-            draft.blocks.update(sequence.keys[sequence.shared : blocks_for(end)])
+            step.blocks.update(sequence.keys[sequence.shared : blocks_for(end)])
 
-    def _admit(self, draft: _Draft) -> None:
+    def _admit(self, step: _StepBudget) -> None:
         """Start waiting sequences while there are budget, a place, and blocks: for all their tokens and the
-        next one, and one for each that runs to grow into, else somebody would soon be preempted for it. (So
-        whoever gave way a moment ago does not fit.)
+        next one, and one for each running sequence to grow into, which would else soon be preempted.
 
-        Whoever is first and cannot start is waited for: the large do not starve behind the small. Nor does a
-        sequence start whose next block is being computed in this step: it finds it in the following one, so
-        that equal prompts, or n answers to one, are computed once.
+        The first one blocks the others: large prompts do not starve behind small ones. A sequence whose next
+        block this step computes also waits: it finds the block in the next step, so that equal prompts, or n
+        answers to one, are computed once.
         """
-        while draft.budget and len(self.running) < self.max_running:
+        while step.tokens and len(self.running) < self.max_running:
             sequence = self._resuming[0] if self._resuming else self._queue.first()
             if sequence is None:
                 return
             keys = sequence.shareable
-            found = self.prefixes.find(keys)
-            if not draft.blocks.isdisjoint(keys[len(found) :][:1]):
+            cached = self.prefixes.find(keys)
+            if not step.blocks.isdisjoint(keys[len(cached) :][:1]):
                 return
-            revived = sum(self.ledger.references(block) == 0 for block in found)
-            lacking = blocks_for(len(sequence.tokens) + 1) - len(found) + len(self.running)
+            revived = sum(self.ledger.references(block) == 0 for block in cached)
+            lacking = blocks_for(len(sequence.tokens) + 1) - len(cached) + len(self.running)
             if lacking > self.ledger.num_available - revived:
                 return
-            self._start(sequence, found)
-            self._compute(sequence, _chunk(sequence, draft), draft)
+            self._start(sequence, cached)
+            self._compute(sequence, _chunk(sequence, step), step)
 
-    def _start(self, sequence: Sequence, found: list[int]) -> None:
-        """Make a waiting sequence a running one that holds the `found` blocks and those for all its
-        tokens: a prompt that has begun should not be the one that runs out.
-        """
+    def _start(self, sequence: Sequence, cached: list[int]) -> None:
+        """Run a waiting sequence with the `cached` blocks and those for all its tokens, lest it run out."""
         if self._resuming:
             self._resuming.popleft()
         else:
             self._queue.remove(sequence.submit.tenant, sequence)
         self.running.append(sequence)
-        self.ledger.share(found)
-        sequence.table.extend(found)
-        sequence.shared = len(found)
-        sequence.computed = len(found) * BLOCK_SIZE
+        self.ledger.share(cached)
+        sequence.table.extend(cached)
+        sequence.shared = len(cached)
+        sequence.computed = len(cached) * BLOCK_SIZE
         self.prefixes.extend(sequence.table, len(sequence.tokens))
-        if sequence.cached is None:  # not when it comes back: that is no service, and no news to the cache
+        if sequence.cached is None:  # a resumption is no service and no query
             sequence.cached = sequence.computed
             self._queue.charge(sequence.submit.tenant, sequence.prompt_length - sequence.cached)
             if sequence.submit.params.prompt_logprobs is None:
                 self.prefixes.queries += sequence.prompt_length
                 self.prefixes.hits += sequence.cached
 
-    def _draft_ceiling(self, sequence: Sequence) -> int:
+    def _max_drafts(self, sequence: Sequence) -> int:
         """Drafts that a decoding sequence could use in one step."""
         params = sequence.submit.params
         if params.drafting == "off":
@@ -291,11 +282,9 @@ class Scheduler:
     def _grant_drafts(
         self, wanted: dict[Sequence, int], promised: dict[Sequence, int], budget: int
     ) -> dict[Sequence, int]:
-        """Draft slots with blocks, for which nobody is preempted: at most what each wants, and when the
-        budget is short, first what each was promised.
-        """
+        """Grant draft slots with blocks, without preemption: at most what each wants, its promise first."""
         first = _share(promised, budget)
-        more = _share({each: wanted[each] - first[each] for each in wanted}, budget - sum(first.values()))
+        more = _share({s: wanted[s] - first[s] for s in wanted}, budget - sum(first.values()))
         limits: dict[Sequence, int] = {}
         for sequence in first:
             spare = (self.ledger.num_available + len(sequence.table)) * BLOCK_SIZE - len(sequence.tokens)
@@ -307,7 +296,7 @@ class Scheduler:
 
 
 def _share(wants: dict[Sequence, int], budget: int) -> dict[Sequence, int]:
-    """At most what each wants, as even as can be; those who want least come first."""
+    """Share as evenly as possible, at most what each wants."""
     shares: dict[Sequence, int] = {}
     by_want = sorted(wants, key=wants.__getitem__)
     for place, sequence in enumerate(by_want):
@@ -316,13 +305,11 @@ def _share(wants: dict[Sequence, int], budget: int) -> dict[Sequence, int]:
     return shares
 
 
-def _chunk(sequence: Sequence, draft: _Draft) -> int:
-    """How many of its missing tokens to compute within the budget: to the end of a tile where a prompt is cut
-    anyway, since half a tile costs as much as a whole one.
-    """
-    count = min(sequence.missing, draft.budget)
+def _chunk(sequence: Sequence, step: _StepBudget) -> int:
+    """Count missing tokens within the budget; a cut prompt ends with a tile, half of which costs as much."""
+    count = min(sequence.missing, step.tokens)
     if sequence.submit.params.prompt_logprobs is not None:
-        count = min(count, max(0, draft.told))
+        count = min(count, max(0, step.prompt_logprobs))
     end = sequence.computed + count
     whole = end - end % PROMPT_TILE
     return whole - sequence.computed if sequence.computed < whole and end < sequence.prompt_length else count

@@ -1,4 +1,4 @@
-"""One answer being computed, and its part of a step. Knows no torch and no clock."""
+"""A live answer, and its part of a step. Knows no torch and no clock."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from turbo_runtime.messages import GenerationRequest
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One answer being computed; only the scheduler changes it, and the audit those that it replays."""
+    """A live answer, changed only by the scheduler, or by the audit that replays it."""
 
     submit: GenerationRequest
     tokens: list[int]  # prompt and committed answer
-    keys: tuple[bytes, ...]  # of the prompt's blocks that may be shared (`prefix.block_keys`)
-    computed: int = 0  # leading tokens whose keys and values are in the cache
+    keys: tuple[bytes, ...]  # of the prompt's shareable blocks (`prefix_cache.block_keys`)
+    computed: int = 0  # leading tokens with keys and values in the cache
     table: list[int] = field(default_factory=list)  # blocks, in order of position
-    shared: int = 0  # leading blocks of the table that the prefix cache knows: they are only read
-    cached: int | None = None  # prompt tokens found in the prefix cache; None before it is first admitted
+    shared: int = 0  # leading blocks in the prefix cache, which are only read
+    cached: int | None = None  # prompt tokens found in the prefix cache; None before the first admission
 
     @property
     def prompt_length(self) -> int:
@@ -32,15 +32,12 @@ class Sequence:
 
     @property
     def missing(self) -> int:
-        """Committed tokens not computed yet; 1 while decoding."""
+        """Committed tokens still to compute; 1 while decoding."""
         return len(self.tokens) - self.computed
 
     @property
     def shareable(self) -> tuple[bytes, ...]:
-        """Keys of the blocks that it may take from the prefix cache.
-
-        The last token is always computed, since its logits are wanted; with `prompt_logprobs` all are.
-        """
+        """Keys of blocks to take from the prefix cache: before the last token; none for `prompt_logprobs`."""
         if self.submit.params.prompt_logprobs is not None:
             return ()
         return self.keys[: (len(self.tokens) - 1) // BLOCK_SIZE]
@@ -48,9 +45,7 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class ScheduledTokens:
-    """One sequence's part of a step: `count` committed tokens from position `start`, then up to `draft_limit`
-    drafted ones.
-    """
+    """One sequence's part of a step: `count` committed tokens from `start`, then `draft_limit` drafts."""
 
     sequence: Sequence
     start: int
@@ -59,15 +54,13 @@ class ScheduledTokens:
 
     @property
     def yields(self) -> bool:
-        """Whether the last committed token is among them, so that new tokens come of it."""
+        """Whether the last committed token is among them, so that they give new tokens."""
         return self.start + self.count == len(self.sequence.tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerOutput:
-    """The work of one step and who had to give its blocks up for it. Blocks for every token of it are
-    reserved.
-    """
+    """The work of one step, with blocks reserved for every token, and the sequences preempted for it."""
 
     work: tuple[ScheduledTokens, ...]
     preempted: tuple[Sequence, ...] = ()

@@ -1,4 +1,4 @@
-"""The drafts of a step: what the grammar forces, else what the drafters have, as far as it is worth it."""
+"""The drafts of a step: the grammar's forced tokens, else the drafters', as far as they pay."""
 
 from __future__ import annotations
 
@@ -11,68 +11,69 @@ from torch import Tensor
 from turbo_runtime.drafters.interface import Coupling, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.batch import BatchEntry
+from turbo_runtime.speculation.accounting import Demand
 from turbo_runtime.speculation.background_indexer import Reading
 from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
-from turbo_runtime.speculation.demand import Demand
 from turbo_runtime.speculation.step_cost import StepShape
 from turbo_runtime.speculation.verification import VerificationResult
 
-_FORCED = 1.0  # chance that a token is accepted which the grammar leaves no choice about
+_FORCED = 1.0  # acceptance of a token that the grammar forces
 
 
 class Speculator:
-    """Gives the parts of one step their drafts, then learns what became of them."""
+    """Drafts for the parts of each step, and learns from the results."""
 
     def __init__(self, drafters: Proposer, control: GoodputController) -> None:
         self.drafters = drafters
         self.control = control
         self.demand = Demand()
-        self._hidden: dict[str, Tensor] = {}  # the state that an answer's last token was drawn from
+        self._hidden: dict[str, Tensor] = {}  # the states that gave the answers' last tokens
         self._shape = StepShape(0)  # of the step in progress, without drafts
-        self._asked: set[str] = set()  # requests of it that the drafters were asked for
-        self._heads: dict[str, Hashable | None] = {}  # those that draft for its requests, where they pay
+        self._asked: set[str] = set()  # its requests with drafts of drafters
+        self._heads: dict[str, Hashable | None] = {}  # heads that may draft for its requests
         self._outcomes: list[DraftOutcome] = []  # of it
-        self._ended: list[str] = []  # requests whose last step is still to be learnt from
+        self._ended: list[str] = []  # requests whose last step is still to learn from
         self._reading = Reading()
         self._read = self._drafting = 0.0  # seconds of it
 
     def propose(self, parts: Sequence[BatchEntry]) -> None:
-        """Set `draft` and `drafts` of the parts: verified is what promises most tokens a second."""
-        began = time.perf_counter()
+        """Set `draft` and `drafts` of the parts to those that promise most tokens a second."""
+        start_time = time.perf_counter()
         self._outcomes.clear()
         self._shape = _shape(parts)
         able = [part for part in parts if part.work.yields and part.work.draft_limit]
-        self._ask(able, sum(part.work.yields for part in parts))
-        self._drafting = time.perf_counter() - began
+        answers = sum(part.work.yields for part in parts)
+        self._ask(able, answers)
+        self._drafting = time.perf_counter() - start_time
         self._read_on(parts)
         drafting = [part for part in able if part.drafts]
-        answers = sum(part.work.yields for part in parts)
-        survivals = [
-            part.draft.survival[: len(part.drafts)] or [_FORCED] * len(part.drafts) for part in drafting
+        acceptances = [
+            part.draft.cumulative_acceptance[: len(part.drafts)] or [_FORCED] * len(part.drafts)
+            for part in drafting
         ]
-        counts = self.control.choose(survivals, self._shape, answers, self._drafting)
+        counts = self.control.choose(acceptances, self._shape, answers, self._drafting)
         for part, count in zip(drafting, counts, strict=True):
             del part.drafts[count:]
 
     def observe(self, part: BatchEntry, verdict: VerificationResult, state: Tensor) -> None:
-        """What was committed for a part, and the hidden state that its last token was drawn from."""
+        """Learn a part's committed tokens; `state` gave the last of them."""
         request_id = part.work.sequence.submit.request_id
         self.drafters.observe(part.draft, verdict.tokens)
         self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         drafted, won = len(part.drafts), len(verdict.tokens) - 1
         verified = part.draft.cut(drafted)
-        more = sum(evidence.instead is None for evidence in verified.evidence)
+        more = sum(origin.fallback_token is None for origin in verified.origins)
         gained = sum(
-            (token == said) - (evidence.instead == said)
-            for evidence, token, said in zip(verified.evidence, verified.tokens, verdict.tokens, strict=False)
+            (token == actual) - (origin.fallback_token == actual)
+            for origin, token, actual in zip(verified.origins, verified.tokens, verdict.tokens, strict=False)
         )
-        asked, heads = request_id in self._asked, self._heads.get(request_id)
-        self._outcomes.append(DraftOutcome(request_id, asked, drafted, won, heads, more, gained))
+        proposed, heads = request_id in self._asked, self._heads.get(request_id)
+        self._outcomes.append(DraftOutcome(request_id, proposed, drafted, won, heads, more, gained))
         if self.drafters.use_hidden:
-            self._hidden[request_id] = state.clone()  # not the view, which keeps everybody's rows
+            self._hidden[request_id] = state.clone()  # a view would keep all rows
 
     def learn(self, seconds: float) -> None:
-        """The whole step took so long."""
+        """Learn from the time of the whole step."""
         if self._outcomes or self._shape.tile_reads:
             self.control.learn(
                 self._shape,
@@ -90,19 +91,17 @@ class Speculator:
         self._ended.clear()
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
-        """The request ended: `tokens` are prompt and answer so far."""
+        """End a request: `tokens` are prompt and answer so far."""
         self.drafters.finish(request_id, tokens, prompt_length, scope)
         self._ended.append(request_id)
         self._hidden.pop(request_id, None)
 
     def rest(self) -> None:
-        """What is done while there is nothing to compute, a little at a time."""
+        """Do a little background work while the engine is idle."""
         self._reading.rest(self.drafters)
 
     def _read_on(self, parts: Sequence[BatchEntry]) -> None:
-        """Read prompts while they are computed, so that they are known when their answers begin, and what
-        was answered before.
-        """
+        """Index prompts while they are computed, and finished answers."""
         for part in parts:
             sequence = part.work.sequence
             params = sequence.submit.params
@@ -111,10 +110,10 @@ class Speculator:
         self._read = self._reading.step(self.drafters, self.control.spare(self._shape))
 
     def _ask(self, able: Sequence[BatchEntry], answers: int) -> None:
-        """Give each part all that there is for it and may be worth a row of this step, of so many answers."""
+        """Give each part all drafts that may be worth a row of this step, which has `answers`."""
         wanting: list[BatchEntry] = []
         for part in able:
-            forced = part.law.forced(part.work.sequence.tokens)
+            forced = part.sampler.forced(part.work.sequence.tokens)
             part.drafts = _before_end(part, forced[: part.work.draft_limit])
             if not forced:
                 wanting.append(part)
@@ -122,16 +121,17 @@ class Speculator:
         wanting = [part for part in wanting if part.work.sequence.submit.request_id in self._asked]
         if not wanting:
             return
-        least = self.control.least_survival(self._shape, answers)
+        min_acceptance = self.control.min_acceptance(self._shape, answers)
         wants = [self._want(part) for part in wanting]
         self._heads = {want.request_id: self.drafters.heads_of(want.drafting, want.name) for want in wants}
-        proposed = self.drafters.propose(wants, least, self.control.heads_pay)
+        proposed = self.drafters.propose(wants, min_acceptance, self.control.heads_pay)
         for part, draft in zip(wanting, proposed, strict=True):
             part.draft = draft
-            part.drafts = _before_end(part, part.law.allowed_prefix(part.work.sequence.tokens, draft.tokens))
+            allowed = part.sampler.allowed_prefix(part.work.sequence.tokens, draft.tokens)
+            part.drafts = _before_end(part, allowed)
 
     def _want(self, part: BatchEntry) -> DraftRequest:
-        sequence, law = part.work.sequence, part.law
+        sequence, sampler = part.work.sequence, part.sampler
         submit = sequence.submit
         return DraftRequest(
             submit.request_id,
@@ -139,20 +139,20 @@ class Speculator:
             sequence.prompt_length,
             part.work.draft_limit,
             submit.scope,
-            Coupling(law.key, 0.0 if law.greedy else law.params.temperature),
+            Coupling(sampler.key, 0.0 if sampler.greedy else sampler.params.temperature),
             self._hidden.get(submit.request_id),
-            law.params.drafting,
+            sampler.params.drafting,
             submit.draft,
         )
 
 
 def _before_end(part: BatchEntry, tokens: Iterable[int]) -> list[int]:
-    """The tokens before one that ends the answer: that one is had for nothing, as the bonus of the others."""
-    return list(takewhile(lambda token: token not in part.law.stop_ids, tokens))
+    """The tokens before one that ends the answer, which comes for free as the bonus of the others."""
+    return list(takewhile(lambda token: token not in part.sampler.stop_ids, tokens))
 
 
 def _shape(parts: Sequence[BatchEntry]) -> StepShape:
-    """The step without drafts. A part of several tokens is a prompt's, or one computed again."""
+    """The step without drafts. A part of several tokens is a prompt's, or a recomputation."""
     works = [part.work for part in parts]
     return StepShape(
         sum(work.count for work in works),

@@ -1,9 +1,10 @@
-"""What happened in the engine since it started, counted in place: a step counts several times per answer."""
+"""Counters of the engine since its start, changed in place."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.interface import Draft
@@ -13,7 +14,7 @@ from turbo_runtime.speculation.verification import VerificationResult
 
 @dataclass(slots=True)
 class Counters:
-    """The fields of `EngineStats` of the same names, which says what they are."""
+    """The fields of `EngineStats` of the same names."""
 
     prompts: int = 0
     prompt_tokens: int = 0
@@ -31,13 +32,13 @@ class Counters:
     _by_draft: dict[str, DraftStats] = field(default_factory=dict)
 
     def count_prompt(self, tokens: int) -> None:
-        """An answer was taken in."""
+        """Count an accepted answer."""
         self.prompts += 1
         self.prompt_tokens += tokens
 
     def count_verdict(self, verdict: VerificationResult, drafted: int, draft: Draft, chosen: str) -> None:
-        """One answer's part of a step: so many tokens were verified, the first ones of `draft` or what a
-        grammar forced; `chosen`: the trained draft it has.
+        """Count one answer's part of a step: `drafted` tokens were verified, the first of `draft` or those
+        that a grammar forced; `chosen`: its trained draft.
         """
         self.generated_tokens += len(verdict.tokens)
         _reach(self.chosen_drafts, drafted + 1)
@@ -50,30 +51,33 @@ class Counters:
             for position in range(verdict.accepted):
                 self.accepted_per_position[position] += 1
             before = self._by_draft.get(chosen, DraftStats(chosen))
-            own, own_accepted = (
-                draft.drafted_by(HeadsDrafter.name, length) for length in (drafted, verdict.accepted)
-            )
             self._by_draft[chosen] = replace(
                 before,
                 drafts=before.drafts + 1,
                 draft_tokens=before.draft_tokens + drafted,
                 accepted_tokens=before.accepted_tokens + verdict.accepted,
-                own_draft_tokens=before.own_draft_tokens + own,
-                own_accepted_tokens=before.own_accepted_tokens + own_accepted,
+                own_draft_tokens=before.own_draft_tokens + draft.drafted_by(HeadsDrafter.name, drafted),
+                own_accepted_tokens=before.own_accepted_tokens
+                + draft.drafted_by(HeadsDrafter.name, verdict.accepted),
             )
 
     def count_step(self, seconds: float, forward_seconds: float) -> None:
-        """A step took so long, of it in the model."""
+        """Count a step and its time in the model."""
         self.step_seconds += seconds
         self.forward_seconds += forward_seconds
 
-    def count_audit(self, held: bool) -> None:
-        """An answer was replayed."""
+    def count_audit(self, passed: bool) -> None:
+        """Count a replayed answer."""
         self.audits += 1
-        self.audit_mismatches += not held
+        self.audit_mismatches += not passed
+
+    def values(self) -> dict[str, Any]:
+        """The counters as keyword arguments of `EngineStats`."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "_by_draft"}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
     def by_draft(self, versions: Mapping[str, str]) -> tuple[DraftStats, ...]:
-        """Of the drafts in use, whose `versions` these are; the others are forgotten."""
+        """The counters of the drafts in use, by `versions`; the others are dropped."""
         self._by_draft = {
             name: replace(self._by_draft.get(name, DraftStats(name)), version=version)
             for name, version in versions.items()

@@ -1,9 +1,8 @@
-"""The KV cache as a ledger: which blocks of slots are free, and how often each is referred to.
+"""States and reference counts of the KV cache's blocks, without tensors (those are in `attention.pool`).
 
-Owns numbers only, no tensors: the pool that the numbers point into lives in `attention`. A block is in one of
-three states: used (it has holders; more than one when several sequences read it), free, or idle: nobody holds
-it, but its content is worth keeping until a block is needed (`prefix.py` says which and for whom). Rolling
-back rejected tokens is a shorter table (`trim`): their slots are simply written again.
+A block is used (by several holders if several sequences read it), free, or idle: without holders, but with
+content that the prefix cache keeps until the block is needed. A rollback of rejected tokens is a shorter
+table (`trim`): later tokens overwrite their slots.
 """
 
 from __future__ import annotations
@@ -12,27 +11,27 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 
 BLOCK_SIZE = 16  # token slots of one block
-PROMPT_TILE = 64  # aligned positions that are computed by one call; whole blocks
+PROMPT_TILE = 64  # aligned positions that one call computes; whole blocks
 
 
 def blocks_for(tokens: int) -> int:
-    """How many blocks hold that many tokens."""
+    """Return the number of blocks for that many tokens."""
     return -(-tokens // BLOCK_SIZE)
 
 
 class OutOfBlocks(Exception):  # noqa: N818  a condition that the scheduler plans around, not a fault
-    """Fewer blocks are free than were asked for; nothing was taken."""
+    """Too few blocks are free; nothing was taken."""
 
 
 class CorruptBlockPoolError(RuntimeError):
-    """A block is lost, given twice or shared wrongly: a bug, after which no answer can be trusted."""
+    """A block is lost, used twice or shared wrongly: a bug, after which no answer can be trusted."""
 
 
 class BlockPool:
     """State and reference counts of `num_blocks` blocks."""
 
     def __init__(self, num_blocks: int, first: int = 0) -> None:
-        """They are numbered from `first`: ledgers of blocks that do not overlap share a pool."""
+        """Blocks are numbered from `first`: disjoint pools can share tensors."""
         if num_blocks < 1:
             raise ValueError(f"a KV cache needs at least one block, not {num_blocks}")
         self.num_blocks = num_blocks
@@ -45,26 +44,26 @@ class BlockPool:
 
     @property
     def num_free(self) -> int:
-        """Blocks that nobody refers to and whose content nobody wants."""
+        """Blocks without holders and without content to keep."""
         return len(self._free)
 
     @property
     def num_available(self) -> int:
-        """Blocks that can be had: free ones, and idle ones once they are forgotten."""
+        """Free and idle blocks."""
         return len(self._free) + len(self._idle)
 
     @property
     def num_used(self) -> int:
-        """Blocks that somebody refers to."""
+        """Blocks with holders."""
         return self.num_blocks - self.num_available
 
     @property
     def longest_idle(self) -> int | None:
-        """The idle block whose last holder let go first."""
+        """The idle block whose last holder released it first."""
         return next(iter(self._idle), None)
 
     def references(self, block: int) -> int:
-        """How many holders the block has."""
+        """Return the number of the block's holders."""
         return self._references[block]
 
     def is_kept(self, block: int) -> bool:
@@ -72,7 +71,7 @@ class BlockPool:
         return self._kept[block]
 
     def take(self, count: int) -> list[int]:
-        """`count` free blocks, one reference each; raises OutOfBlocks and takes none if there are fewer."""
+        """Take free blocks, one reference each; raises OutOfBlocks and takes none if there are fewer."""
         if count > len(self._free):
             raise OutOfBlocks(f"{count} blocks wanted, {len(self._free)} free")
         taken = [self._free.pop() for _ in range(count)]
@@ -81,7 +80,7 @@ class BlockPool:
         return taken
 
     def share(self, blocks: Iterable[int]) -> None:
-        """One more holder for each of these blocks, which must be used or idle."""
+        """Add a holder to each of these blocks, which must be used or idle."""
         blocks = list(blocks)
         for block in blocks:
             if self._references[block] == 0 and not self._kept[block]:
@@ -92,9 +91,7 @@ class BlockPool:
             self._references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
-        """One holder less for each of these blocks, in this order; one without a holder is idle if it is
-        kept, else free.
-        """
+        """Remove a holder from each of these blocks in order; without holders they are idle or free."""
         for block in blocks:
             if self._references[block] == 0:
                 raise ValueError(f"block {block} has no holder to let go of it")
@@ -106,43 +103,41 @@ class BlockPool:
                     self._free.append(block)
 
     def keep(self, blocks: Iterable[int]) -> None:
-        """The content of these used blocks outlives their holders."""
+        """Let the content of these used blocks outlive their holders."""
         for block in blocks:
             if self._references[block] == 0:
                 raise ValueError(f"block {block} has no holder and no content to keep")
             self._kept[block] = True
 
     def forget(self, blocks: Iterable[int]) -> None:
-        """The content of these idle blocks is not wanted any more: they are free."""
+        """Free these idle blocks."""
         for block in blocks:
             del self._idle[block]
             self._kept[block] = False
             self._free.append(block)
 
     def extend(self, table: list[int], tokens: int) -> None:
-        """Lengthen a sequence's table in place so that it holds `tokens`; raises OutOfBlocks and changes
-        nothing.
-        """
+        """Extend a sequence's table in place to hold `tokens`; OutOfBlocks changes nothing."""
         table.extend(self.take(max(0, blocks_for(tokens) - len(table))))
 
     def trim(self, table: list[int], tokens: int) -> None:
-        """Shorten a sequence's table in place to what `tokens` need; the deepest block goes first, so that of
-        what is kept the beginning, which most can use, stays longest.
+        """Shorten a sequence's table in place to `tokens`. The last block goes first, so that the beginning,
+        which most sequences can share, stays idle longest.
         """
-        kept = blocks_for(tokens)
-        if len(table) > kept:
-            self.release(table[: kept - 1 if kept else None : -1])
-            del table[kept:]
+        length = blocks_for(tokens)
+        if len(table) > length:
+            self.release(table[: length - 1 if length else None : -1])
+            del table[length:]
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
-        """Raise BrokenLedger unless `tables` are exactly the holders and every block is in one state."""
-        held = Counter(block for table in tables for block in table)
+        """Raise CorruptBlockPoolError unless `tables` are all holders and every block has one state."""
+        holders = Counter(block for table in tables for block in table)
         free = Counter(self._free)
         for block in self.blocks:
             references, kept = self._references[block], self._kept[block]
-            if references != held[block]:
+            if references != holders[block]:
                 raise CorruptBlockPoolError(
-                    f"block {block} counts {references} holders and has {held[block]}"
+                    f"block {block} counts {references} holders and has {holders[block]}"
                 )
             idle = block in self._idle
             if idle != (kept and not references):

@@ -1,61 +1,67 @@
-"""From a model's source to a transformers model that the engine can serve.
+"""From a model's source to a transformers model and a tokenizer that the engine can serve.
 
-Everything that can be wrong with it is a `ModelError` with one sentence that says what to do.
+Whatever is wrong with them is a `ModelError` with one sentence that says what to do.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from turbo_runtime.model_files.hub import hub_errors
-from turbo_runtime.model_files.source import ARCHITECTURES, ModelError, Source
+from turbo_runtime.model_files.source import ARCHITECTURES, ModelError, Source, find
 from turbo_runtime.models.attention import IMPLEMENTATION, register
 
-# These rescale by the longest position of the batch, so that one request's text would depend on its batch
-# mates.
-_ROPE_OF_THE_BATCH = ("dynamic", "longrope")
+# These rescale by the longest position of the batch, so that one request's text would depend on the others'.
+_BATCH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def load_config(source: Source) -> Any:
-    """The model's configuration, checked to be one that the engine can serve."""
-    try:
-        with hub_errors():
-            config = AutoConfig.from_pretrained(source.name, **source.arguments())
-    except ModelError:
-        raise
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"the configuration of {source.name} cannot be read: {_first_line(error)}"
-        ) from error
+    """Read the model's configuration and check that the engine can serve it."""
+    with _model_errors(f"the configuration of {source.name} cannot be read"):
+        config = AutoConfig.from_pretrained(source.name, **source.arguments())
     check_config(config)
     return config
 
 
+@contextmanager
+def _model_errors(
+    sentence: str, errors: tuple[type[Exception], ...] = (OSError, ValueError, KeyError)
+) -> Iterator[None]:
+    """Turn errors of the hub, of files and of what is in them into ModelError."""
+    try:
+        with hub_errors():
+            yield
+    except ModelError:
+        raise
+    except errors as error:
+        first_line = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise ModelError(f"{sentence}: {first_line}") from error
+
+
 def check_config(config: Any) -> None:
-    """Raises ModelError unless the engine computes this model as transformers would, row by row alike."""
+    """Raise ModelError unless the engine computes this model as transformers would, row by row alike."""
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{config.model_type} is an encoder-decoder; only decoder-only models can be served")
-    names = config.architectures or [
-        n for n in ARCHITECTURES if n.lower() == f"{config.model_type}forcausallm"
-    ]
+    by_type = [name for name in ARCHITECTURES if name.lower() == f"{config.model_type}forcausallm"]
+    names = config.architectures or by_type
     if not any(name in ARCHITECTURES for name in names):
-        found = ", ".join(names) or config.model_type
-        raise ModelError(f"{found} is not supported; supported are {', '.join(ARCHITECTURES)}")
+        requested = ", ".join(names) or config.model_type
+        raise ModelError(f"{requested} is not supported; supported are {', '.join(ARCHITECTURES)}")
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in _ROPE_OF_THE_BATCH:
+    if rope.get("rope_type") in _BATCH_DEPENDENT_ROPE:
         raise ModelError(
             f"rotary embeddings of type {rope['rope_type']} depend on the batch and are not supported"
         )
-    _check_blocks(config)
-
-
-def _check_blocks(config: Any) -> None:
-    """transformers takes the size of a scaled block to be the rows of a matrix over those of its scales,
-    which is wrong where the last block is not full.
-    """
+    # transformers takes the size of a scaled block to be the rows of a matrix over those of its scales, which
+    # is wrong where the last block is not full
     quantization = getattr(config, "quantization_config", None) or {}
     block, _ = quantization.get("weight_block_size") or (1, 1)
     if rank := getattr(config, "kv_lora_rank", None):
@@ -63,12 +69,12 @@ def _check_blocks(config: Any) -> None:
         if rows % block:
             raise ModelError(
                 f"weight_block_size: the {rows} rows of kv_a_proj_with_mqa are not a multiple of {block} and "
-                "would be dequantised wrongly; convert the weights to bfloat16"
+                "would be dequantized wrongly; convert the weights to bfloat16"
             )
 
 
 def longest(config: Any) -> int:
-    """Tokens of the longest context: a sliding window counts as the end, since the cache keeps no window."""
+    """Tokens of the longest context; a sliding window bounds it, since the cache keeps no window."""
     length = int(config.max_position_embeddings)
     window: int | None = getattr(config, "sliding_window", None)
     if window is None or not getattr(config, "use_sliding_window", True):
@@ -77,26 +83,51 @@ def longest(config: Any) -> int:
 
 
 def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """Weights in `dtype` on `device`, in evaluation mode, attention through the paged pool. A GGUF file is
-    dequantised once.
-    """
+    """Load weights in `dtype` on `device`, attention through the paged pool; dequantize a GGUF file."""
     register()
     config = load_config(source)
-    try:
-        with hub_errors():
-            model = AutoModelForCausalLM.from_pretrained(
-                source.name,
-                config=config,
-                dtype=dtype,
-                attn_implementation=IMPLEMENTATION,
-                **source.arguments(),
-            )
-    except ModelError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError(f"the weights of {source.name} cannot be loaded: {_first_line(error)}") from error
+    options = {"config": config, "dtype": dtype, "attn_implementation": IMPLEMENTATION, **source.arguments()}
+    errors = (OSError, ValueError, KeyError, RuntimeError)
+    with _model_errors(f"the weights of {source.name} cannot be loaded", errors):
+        model = AutoModelForCausalLM.from_pretrained(source.name, **options)
     return model.to(device).eval().requires_grad_(False)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0]
+@dataclass(frozen=True, slots=True)
+class ExportedTokenizer:
+    """The parts of a tokenizer that the engine itself needs, for grammars."""
+
+    file: Path  # tokenizer.json; missing where the tokenizer has no such form
+    end_ids: frozenset[int]  # of its end-of-sequence token
+
+
+def export_tokenizer(model: str, revision: str | None, directory: Path) -> ExportedTokenizer:
+    """Save the tokenizer and its chat template into `directory`, for the server; raises ModelError."""
+    source = find(model, revision)
+    with _model_errors(f"the tokenizer of {model} cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(source.name, **source.arguments())
+    tokenizer.save_pretrained(directory)
+    end = tokenizer.eos_token_id
+    return ExportedTokenizer(directory / "tokenizer.json", frozenset(() if end is None else (int(end),)))
+
+
+@contextmanager
+def gguf_parsed_once() -> Iterator[None]:
+    """Parse each GGUF file once, not for the tokenizer, the configuration, the weights and the digest each.
+
+    transformers also builds a table of tensor names for every module of the model. Each takes seconds, and
+    nobody changes what they share. Not for several threads at a time.
+    """
+    import gguf  # only this format needs it
+
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+    read = cache(reader)
+
+    def open_once(path: str | Path) -> Any:
+        return read(Path(path).resolve())
+
+    gguf.GGUFReader, gguf.get_tensor_name_map = open_once, cache(names)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names

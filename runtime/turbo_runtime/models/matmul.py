@@ -1,14 +1,15 @@
 """Matrix products whose rows do not depend on how many rows there are, nor on where a row stands among them.
 
 A library picks another kernel for another row count, and another kernel adds in another order: the last bits
-of every row change with the batch. So a product is computed by a *form*: a layout of the weights and the few
-row counts that are ever multiplied (rows are cut at the largest and padded with zeros up to the next). Which
-form keeps rows bit-equal is found out on this machine, with this number of threads, at every one of its
-counts (`check.py`).
+of every row change with the batch. So a *kernel* computes a product: a layout of the weights and the few row
+counts that are ever multiplied (rows are cut at the largest and padded with zeros up to the next). The
+start-up check finds the kernel that keeps rows bit-equal on this machine, with this number of threads.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -17,11 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+log = logging.getLogger(__name__)
+
 Layout = Literal["packed", "rows", "columns", "batched"]
 
 # Close steps where a decoding batch lies, wider ones above.
 COUNTS: tuple[int, ...] = (*range(4, 33, 4), *range(40, 65, 8), *range(80, 129, 16))
-BULK = (256, 512)  # of a long prompt: pieces that are full, since their results need not be put together
+BULK = (256, 512)  # of a long prompt: full pieces, whose results need not be put together
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class MatmulKernel:
     """One way to compute X @ W.T, X (rows, in).
 
     packed: W in the blocks that oneDNN's kernel reads, twice as fast as the others at 4 to 16 rows.
-    rows: W as it is. columns: X times a contiguous W.T. batched: a W for each head (`head_product.py`).
+    rows: W as it is. columns: X times a contiguous W.T. batched: a W for each head (`HeadProduct`).
     """
 
     name: str
@@ -38,7 +41,7 @@ class MatmulKernel:
     bulk: tuple[int, ...] = ()  # more, each a multiple of the one before: nothing is padded up to them
 
     def in_bulk(self) -> MatmulKernel:
-        """The same with full pieces of hundreds of rows."""
+        """Add full pieces of hundreds of rows."""
         return replace(self, name=f"{self.name}, in bulk", bulk=BULK)
 
     @cached_property
@@ -46,7 +49,7 @@ class MatmulKernel:
         return frozenset((*(self.counts or ()), *self.bulk))
 
     def takes(self, rows: int) -> bool:
-        """Whether so many rows are one product, without padding."""
+        """Whether `rows` are one product, without padding."""
         return self.counts is None or rows in self._as_set
 
     def pieces(self, rows: int) -> list[tuple[int, int]]:
@@ -59,7 +62,7 @@ class MatmulKernel:
         return cut + ([(rows, next(count for count in self.counts if count >= rows))] if rows else [])
 
 
-# In the order they are tried; the first that holds is used. Tiles read the weights once each.
+# In the order of the trial; the first that holds wins. Tiles read the weights once each.
 FORMS = (
     MatmulKernel("packed", "packed", COUNTS),
     MatmulKernel("linear", "rows", COUNTS),
@@ -77,21 +80,21 @@ PLAIN = FREE_FORMS[-1]
 
 
 def padded_rows(rows: int) -> int:
-    """The least number of rows, at least so many, that products take without padding."""
+    """Round up to a number of rows that products take without padding."""
     rest = rows % COUNTS[-1]
     padded = next(count for count in (0, *COUNTS) if count >= rest)
     return rows - rest + padded
 
 
 class BatchInvariantLinear:
-    """x (rows, in) -> x @ weight.T + bias (rows, out), by one form."""
+    """x (rows, in) -> x @ weight.T + bias (rows, out), by one kernel."""
 
     forms: ClassVar[tuple[MatmulKernel, ...]] = FORMS
     free_forms: ClassVar[tuple[MatmulKernel, ...]] = FREE_FORMS
     heads = 1  # matrices of this shape side by side
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, form: MatmulKernel = PLAIN) -> None:
-        """`weight` (out, in) is kept as it is until a form wants another layout."""
+        """`weight` (out, in) stays as it is until a kernel needs another layout."""
         self.shape = (int(weight.shape[0]), int(weight.shape[1]))  # (out, in)
         self.dtype = weight.dtype
         self.bias = bias
@@ -105,33 +108,51 @@ class BatchInvariantLinear:
         return "{}x{}".format(*self.shape)
 
     def like(self, weight: Tensor) -> BatchInvariantLinear:
-        """The same product with another weight (out, in); a bias, if there is one, is zero."""
+        """Build the same product with another weight (out, in); a bias, if there is one, is zero."""
         return BatchInvariantLinear(weight, None if self.bias is None else torch.zeros_like(self.bias))
 
     def use(self, form: MatmulKernel) -> None:
-        """Change the form. The weights are laid out anew where it wants another layout, and the old ones let
-        go. RuntimeError or AttributeError where this build of torch, or this processor, does not know it.
+        """Change the kernel, and the layout of the weights if it needs another. Raises RuntimeError or
+        AttributeError where this build of torch, or this processor, lacks it.
         """
         if form.layout != self.form.layout:
             self._stored = _laid_out(_as_rows(self._stored, self.form.layout), form.layout)
         self.form = form
 
+    def adopt(self, form: MatmulKernel) -> bool:
+        """Use the form if it works here; whether it does."""
+        before = self.form
+        try:
+            self.use(form)
+            self(torch.zeros(4, self.heads * self.shape[1], dtype=self.dtype))
+        except (AttributeError, RuntimeError) as error:  # this build or processor lacks an operator
+            log.info("products are not computed %s: %s", form.name, error)
+            self.use(before)
+            return False
+        return True
+
+    def adopt_first(self, forms: Iterable[MatmulKernel]) -> None:
+        """Use the first of the forms that works here, if any does."""
+        for form in forms:
+            if self.adopt(form):
+                return
+
     def output_rows(self, ids: Tensor) -> Tensor:
-        """ids (n) -> those rows (n, in) of the weight, copied; seldom, since a packed one is unpacked."""
+        """Copy rows (n, in) of the weight for ids (n); expensive, since a packed one is unpacked."""
         return _as_rows(self._stored, self.form.layout).index_select(0, ids)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x (rows, in) -> (rows, out)."""
         if self.form.takes(x.shape[0]):
             return self._multiply(x)
-        found = x.new_empty(x.shape[0], self.heads * self.shape[0])
+        result = x.new_empty(x.shape[0], self.heads * self.shape[0])
         start = 0
         for rows, padded in self.form.pieces(x.shape[0]):
             piece = x[start : start + rows]
             out = self._multiply(piece if rows == padded else F.pad(piece, (0, 0, 0, padded - rows)))
-            found[start : start + rows] = out[:rows]  # while it is in the cache
+            result[start : start + rows] = out[:rows]  # while it is in the cache
             start += rows
-        return found
+        return result
 
     def _multiply(self, x: Tensor) -> Tensor:
         if self.form.layout == "packed":
@@ -154,3 +175,41 @@ def _as_rows(stored: Tensor, layout: Layout) -> Tensor:
     if layout == "packed":
         return stored.to_dense()
     return stored.t().contiguous() if layout == "columns" else stored
+
+
+class HeadProduct(BatchInvariantLinear):
+    """x (rows, heads * in) -> (rows, heads * out), all heads in one batched product."""
+
+    forms: ClassVar[tuple[MatmulKernel, ...]] = (
+        MatmulKernel("batched", "batched", COUNTS),
+        MatmulKernel("batched, tiles of 4", "batched", (4,)),
+        MatmulKernel("batched, tiles of 16", "batched", (16,)),
+    )
+    free_forms: ClassVar[tuple[MatmulKernel, ...]] = (MatmulKernel("batched, any rows", "batched", None),)
+
+    def __init__(self, weight: Tensor) -> None:
+        """`weight` (heads, out, in); copied."""
+        self.heads = int(weight.shape[0])
+        self.shape = (int(weight.shape[1]), int(weight.shape[2]))  # of one head
+        self.dtype = weight.dtype
+        self.bias = None
+        self.form = self.free_forms[0]
+        self._stored = weight.transpose(1, 2).contiguous()
+
+    @property
+    def name(self) -> str:
+        """heads x out x in."""
+        return f"{self.heads}x{super().name}"
+
+    def like(self, weight: Tensor) -> HeadProduct:
+        """Build the same number of heads, each with `weight` (out, in)."""
+        return HeadProduct(weight.expand(self.heads, -1, -1))
+
+    def use(self, form: MatmulKernel) -> None:
+        """Change how rows are cut; all kernels have the same layout."""
+        self.form = form
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        # a copy, so that the kernel sees the same strides whatever `x` was cut from
+        by_head = x.reshape(x.shape[0], self.heads, -1).transpose(0, 1).contiguous()
+        return torch.bmm(by_head, self._stored).transpose(0, 1).reshape(x.shape[0], -1)

@@ -1,9 +1,10 @@
-"""A model over the paged pool: one flat batch in, logits and hidden rows of those that need them out."""
+"""A model over the paged pool: one flat batch in; logits and hidden rows out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from turbo_runtime.models.attention import AttentionMetadata, KVPool, Rule, Span, cache_shape
-from turbo_runtime.models.layers.decoder import build_decoder
+from turbo_runtime.models.layers.native import LEAN_ARCHITECTURES, LeanDecoder
+from turbo_runtime.models.layers.transformers_backend import ModuleDecoder
 from turbo_runtime.models.matmul import padded_rows
 
 
@@ -22,34 +24,30 @@ class Chunk:
     tokens: Sequence[int]
     start: int  # position of the first
     table: list[int]  # blocks for start + len(tokens) tokens
-    logit_rows: int  # of the last tokens, how many need logits
-    prompt_length: int  # tokens of the sequence's prompt
+    logit_rows: int  # last tokens that need logits
+    prompt_length: int
 
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """The rows that were asked for, in the order of the chunks."""
+    """The requested rows, in the order of the chunks."""
 
     logits: Tensor  # (rows, vocabulary) float32
     hidden: Tensor  # (rows, width), after the final norm
-    streams: Tensor | None = (
-        None  # (tokens of all chunks, layers asked for x width): what entered those layers
-    )
-    broken: frozenset[int] = frozenset()  # numbers of the chunks with a state that is NaN or infinite
+    streams: Tensor | None = None  # (tokens of all chunks, requested layers x width): those layers' inputs
+    broken: frozenset[int] = frozenset()  # indices of the chunks with a state that is NaN or infinite
 
 
 class ModelRunner:
-    """Owns the weights and the KV tensors; what a slot means is the scheduler's."""
+    """Owner of the weights and the KV tensors; the scheduler assigns the slots."""
 
     def __init__(self, model: PreTrainedModel, *, blocks: int, max_length: int) -> None:
-        """`blocks` of KV cache; `max_length` tokens bound one sequence. The weights are taken out of
-        `model`.
-        """
+        """`blocks` of KV cache; `max_length` tokens bound one sequence. `model` loses its weights."""
         self.config = config = model.config
         self.vocabulary = int(config.vocab_size)
         self.device = model.device
         self.max_length = max_length
-        self.rule = Rule()  # the start-up check says what holds
+        self.rule = Rule()  # set by the start-up check
         self.pool = KVPool(
             cache_shape(config),
             layers=config.num_hidden_layers,
@@ -57,14 +55,18 @@ class ModelRunner:
             dtype=model.dtype,
             device=model.device,
         )
-        self.decoder = build_decoder(model, max_length)
+        self.decoder: LeanDecoder | ModuleDecoder
+        if type(model).__name__ in LEAN_ARCHITECTURES:
+            self.decoder = LeanDecoder(model, max_length)
+        else:
+            self.decoder = ModuleDecoder(model)
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk], layers: Sequence[int] = ()) -> Forward:
-        """Compute all chunks in one pass. Of `layers` the residual stream is told that enters them.
+        """Compute all chunks in one pass; `streams` get the inputs of `layers`.
 
-        A broken chunk leaves zeros in its slots: whoever reads its blocks later, and be it in slots that are
-        masked, would get NaN from them.
+        A broken chunk leaves zeros in its slots: later readers of its blocks would get NaN, even from masked
+        slots.
         """
         tokens = [token for chunk in chunks for token in chunk.tokens]
         rows = padded_rows(len(tokens))
@@ -79,23 +81,20 @@ class ModelRunner:
 
         hidden = self.decoder.hidden(torch.tensor(tokens, device=self.device), step, tap if layers else None)
         finite = hidden[: step.tokens].isfinite().all(1)
-        wanted = hidden.index_select(0, torch.tensor(list(_logit_rows(chunks)), device=self.device).int())
+        ends = accumulate(len(chunk.tokens) for chunk in chunks)
+        indices = [
+            i for chunk, end in zip(chunks, ends, strict=True) for i in range(end - chunk.logit_rows, end)
+        ]
+        selected = hidden.index_select(0, torch.tensor(indices, device=self.device).int())
         logits = torch.empty(0, self.vocabulary, device=self.device)
-        if len(wanted):
-            logits = self.decoder.logits(wanted).float()
-        told = torch.cat([streams[layer][: step.tokens] for layer in layers], 1) if layers else None
+        if len(selected):
+            logits = self.decoder.logits(selected).float()
+        inputs = torch.cat([streams[layer][: step.tokens] for layer in layers], 1) if layers else None
         if bool(finite.all()):
-            return Forward(logits, wanted, told)
+            return Forward(logits, selected, inputs)
         broken = step.spans_without(finite)
         step.clear(broken)
-        return Forward(logits, wanted, told, broken)
-
-
-def _logit_rows(chunks: Sequence[Chunk]) -> Iterator[int]:
-    end = 0
-    for chunk in chunks:
-        end += len(chunk.tokens)
-        yield from range(end - chunk.logit_rows, end)
+        return Forward(logits, selected, inputs, broken)
 
 
 def kv_bytes_per_block(config: Any, dtype: torch.dtype, block_size: int) -> int:

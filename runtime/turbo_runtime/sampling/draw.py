@@ -1,4 +1,4 @@
-"""The token of a row: the highest logit, or the highest perturbed one. Many rows at once, each as alone."""
+"""The tokens of rows: the highest logit, or the highest perturbed one, independent of other rows."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from turbo_runtime.sampling.noise import BLOCK, Noise
 NOTHING = -1  # in place of a token: the row has none with a finite logit
 _LEAST = torch.finfo(torch.float64).min
 _LEAST_LOGIT = torch.finfo(torch.float32).min
-_SLACK = (
-    1e-9  # relative, more than the rounding of a score: a bound that much below the best is still looked into
-)
+_SLACK = 1e-9  # relative, more than the rounding of a score: bounds so close to the best are searched
 
 
 def greedy_tokens(logits: Tensor) -> Tensor:
-    """The token (rows,) int64 of each row of `logits` (rows, vocabulary), of equal ones the lowest id;
-    `NOTHING` for a row without one, or with one that is no number.
-
-    A maximum per block and one among those is several times faster than `argmax` over the row.
+    """Return the token (rows,) int64 of each row of `logits` (rows, vocabulary), of equal ones the lowest id;
+    `NOTHING` for a row without a finite logit or with NaN. Maxima of blocks are several times faster than
+    `argmax`.
     """
     blocks = blocked(logits)
     peaks, block = blocks.amax(2).max(1)  # the first of equal ones
@@ -30,49 +27,48 @@ def greedy_tokens(logits: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def sampled_tokens(logits: Tensor, temperatures: Tensor, keys: Tensor, noise: Noise) -> Tensor:
-    """The token (rows,) int64 of each row of `logits` (rows, vocabulary) float32 at its own of `temperatures`
-    (rows,) float64 above 0 and of `keys` (rows,) int64; `NOTHING` as in `greedy_tokens`.
+    """Return the token (rows,) int64 of each row of `logits` (rows, vocabulary) float32, for `temperatures`
+    (rows,) float64 above 0 and `keys` (rows,) int64; `NOTHING` as in `greedy_tokens`.
 
-    Branch and bound: no score of a block exceeds its highest logit with its highest noise, and the token on
-    which that noise falls has a score already. Only tokens that may exceed the best of those need noise of
-    their own.
+    Branch and bound: no score of a block exceeds its highest logit with its highest noise, and the token with
+    that noise has a score already. Only tokens that may exceed the best of those need noise of their own.
     """
     blocks = blocked(logits)
     minima, places = noise.block_minima(keys)
     highest = minima.log().neg_()
     scored = blocks.gather(2, places[:, :, None]).squeeze(2).double().div_(temperatures[:, None])
     floor = scored.add_(highest).amax(1)
-    floor = (floor - _SLACK * (1 + floor.abs())).clamp_(min=_LEAST)  # what is forbidden stays below
+    floor = (floor - _SLACK * (1 + floor.abs())).clamp_(min=_LEAST)  # forbidden tokens stay below
     peaks = blocks.amax(2)
     bounds = peaks.double().div_(temperatures[:, None]).add_(highest)
-    found = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)  # blocks, counted through the rows
-    row = found // noise.num_blocks
+    block = (bounds >= floor[:, None]).view(-1).nonzero().squeeze(1)  # blocks, counted through the rows
+    row = block // noise.num_blocks
 
-    high, heat = highest.view(-1).index_select(0, found), temperatures.index_select(0, row)
-    least = _rounded_down((floor.index_select(0, row) - high) * heat)
-    values = blocks.view(-1, BLOCK).index_select(0, found)
-    near = (values >= least[:, None]).view(-1).nonzero().squeeze(1)  # tokens, counted through those blocks
-    found, row, heat = (each.index_select(0, near // BLOCK) for each in (found, row, heat))
+    high, heat = highest.view(-1).index_select(0, block), temperatures.index_select(0, row)
+    min_logits = _rounded_down((floor.index_select(0, row) - high) * heat)
+    values = blocks.view(-1, BLOCK).index_select(0, block)
+    near = (values >= min_logits[:, None]).view(-1).nonzero().squeeze(1)  # tokens, through those blocks
+    block, row, heat = (column.index_select(0, near // BLOCK) for column in (block, row, heat))
 
-    ids = found % noise.num_blocks * BLOCK + near % BLOCK
-    minima, places = minima.view(-1).index_select(0, found), places.view(-1).index_select(0, found)
+    ids = block % noise.num_blocks * BLOCK + near % BLOCK
+    minima, places = minima.view(-1).index_select(0, block), places.view(-1).index_select(0, block)
     gumbel = noise.gumbel_within(keys.index_select(0, row), ids, minima, places)
     scores = values.view(-1).index_select(0, near).double().div_(heat).add_(gumbel)
     best = logits.new_full((len(logits),), -torch.inf, dtype=torch.float64)
     best.scatter_reduce_(0, row, scores, "amax")
     ids = torch.where(scores == best.index_select(0, row), ids, noise.vocabulary)
     drawn = torch.full_like(keys, noise.vocabulary).scatter_reduce_(0, row, ids, "amin")
-    # a block with a NaN has no bound and was not looked into
+    # a block with a NaN has no bound and was not searched
     return torch.where(best.isfinite() & peaks.amax(1).isfinite(), drawn, NOTHING)
 
 
 def _rounded_down(values: Tensor) -> Tensor:
-    """float32 at or below these float64 values, but for those below every finite logit."""
+    """Round float64 down to float32, but not below the lowest finite logit."""
     return values.float().nextafter(values.new_tensor(-torch.inf).float()).clamp_(min=_LEAST_LOGIT)
 
 
 def blocked(logits: Tensor) -> Tensor:
-    """(rows, vocabulary) as (rows, blocks, BLOCK), filled up with -inf."""
+    """Reshape (rows, vocabulary) to (rows, blocks, BLOCK), padded with -inf."""
     missing = -logits.shape[1] % BLOCK
     whole = F.pad(logits, (0, missing), value=-torch.inf) if missing else logits
     return whole.view(len(logits), -1, BLOCK)

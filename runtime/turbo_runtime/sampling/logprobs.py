@@ -1,4 +1,4 @@
-"""Log probabilities under the model's own law: of logits as they came, at temperature 1."""
+"""Log probabilities under the model's own distribution: of unprocessed logits, at temperature 1."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.messages import TokenLogprob
-from turbo_runtime.sampling.ranking import head
+from turbo_runtime.sampling.truncation import head
 
 _ROWS = 8  # at once: a vocabulary of float64 is a megabyte
 
 
 @torch.inference_mode()
 def token_logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
-    """Of one of `tokens` for each row of unprocessed `logits` (rows, vocabulary), and of the `top` likeliest;
-    ranks count equal logits by lower id first. The bits of a row do not depend on the others.
+    """The log probability of one of `tokens` for each row of `logits` (rows, vocabulary), and of the `top`
+    likeliest; equal logits rank by lower id. The bits of a row do not depend on the others.
     """
-    found: list[TokenLogprob] = []
-    for begin in range(0, len(tokens), _ROWS):
-        found += _told(logits[begin : begin + _ROWS], tokens[begin : begin + _ROWS], top)
-    return found
+    result: list[TokenLogprob] = []
+    for start in range(0, len(tokens), _ROWS):
+        result += _chunk_logprobs(logits[start : start + _ROWS], tokens[start : start + _ROWS], top)
+    return result
 
 
-def _told(rows: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
+def _chunk_logprobs(rows: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
     wanted = torch.tensor(tokens, device=rows.device)[:, None]
     peaks = rows.amax(1, keepdim=True).double()
     totals = peaks + _sum(rows.double().sub_(peaks).exp_()).log_()
@@ -36,17 +36,14 @@ def _told(rows: Tensor, tokens: Sequence[int], top: int) -> list[TokenLogprob]:
     if top:
         ids = [head(row, top) for row in rows]
         best = [
-            tuple(zip(each.tolist(), (row[each].double() - total).tolist(), strict=True))
-            for each, row, total in zip(ids, rows, totals, strict=True)
+            tuple(zip(ranked.tolist(), (row[ranked].double() - total).tolist(), strict=True))
+            for ranked, row, total in zip(ids, rows, totals, strict=True)
         ]
-    told = zip(tokens, logprobs[:, 0].tolist(), ranks.tolist(), best, strict=True)
-    return [TokenLogprob(*each) for each in told]
+    return list(map(TokenLogprob, tokens, logprobs[:, 0].tolist(), ranks.tolist(), best))
 
 
 def _sum(values: Tensor) -> Tensor:
-    """(rows, 1): sums of rows, halved again and again, so that their order does not depend on how many rows
-    there are, as a library's may.
-    """
+    """Sum rows to (rows, 1) by halving: a library's order of summation may depend on the number of rows."""
     while (count := values.shape[1]) > 1:
         half = count // 2
         pairs = values[:, :half] + values[:, half : 2 * half]
@@ -55,30 +52,33 @@ def _sum(values: Tensor) -> Tensor:
 
 
 class PromptLogprobs:
-    """Collects those of a prompt's tokens, from its second on, while the prompt is computed in chunks, some
-    perhaps twice.
-    """
+    """The log probabilities of a prompt's tokens from the second on, in chunks, some perhaps twice."""
 
-    def __init__(self, prompt: Sequence[int], top: int) -> None:
+    def __init__(self, prompt: Sequence[int], top: int | None) -> None:
+        """Without `top` none are requested."""
         self._prompt = prompt
         self._top = top
         self._found: list[TokenLogprob] = []
 
     def rows(self, start: int, count: int) -> range:
-        """Positions of a chunk of `count` tokens from position `start` whose logits are wanted: they foretell
-        a token of the prompt that was not told yet. The chunk of a prompt's last token may yield an answer's
-        row behind them.
-        """
+        """Positions among `count` tokens from `start` whose logits predict a new token of the prompt."""
+        if self._top is None:
+            return range(0)
         begin = max(start, len(self._found))
         return range(begin, max(begin, min(start + count, len(self._prompt) - 1)))
 
     def read(self, logits: Tensor, positions: range) -> None:
-        """Logits (rows, vocabulary) of those positions."""
+        """Read the logits (rows, vocabulary) of those positions."""
+        if self._top is None:
+            return
         if positions and positions.start != len(self._found):
             raise ValueError(f"prompt rows from {positions.start} on came, {len(self._found)} were due")
-        told = self._prompt[positions.start + 1 : positions.stop + 1]
-        self._found += token_logprobs(logits, told, self._top)
+        tokens = self._prompt[positions.start + 1 : positions.stop + 1]
+        self._found += token_logprobs(logits, tokens, self._top)
 
     def take(self) -> tuple[TokenLogprob, ...] | None:
-        """All of them, once the prompt is through; None before."""
-        return tuple(self._found) if len(self._found) == len(self._prompt) - 1 else None
+        """Return all of them once, when the prompt is complete; else None."""
+        if self._top is None or len(self._found) < len(self._prompt) - 1:
+            return None
+        self._top = None
+        return tuple(self._found)

@@ -1,9 +1,9 @@
 """Gumbel noise for every token of a vocabulary, addressed by a position's key: counter-based, stateless.
 
-g = -log(e) with e from the standard exponential law. A vocabulary is cut into blocks of `BLOCK` ids, and the
-least e of each block can be had without the others: the minimum of n exponentials is exponential with rate
-n, falls on each of them equally often, and what the others have beyond it is standard exponential again
-(Rényi, 1953). So the highest g / score of a row can be searched block by block (`draw.py`).
+g = -log(e) with e from the standard exponential distribution. A vocabulary is cut into blocks of `BLOCK` ids,
+and the least e of each block needs no others: the minimum of n exponentials is exponential with rate n, falls
+on each of them equally often, and the excess of the others is standard exponential again (Rényi, 1953). So
+`draw` can search the highest score of a row block by block.
 """
 
 from __future__ import annotations
@@ -27,9 +27,7 @@ _UNIFORM_BITS = 53  # uniforms of 24 bits tie in large vocabularies
 
 
 def mix64(value: int) -> int:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection of 64 bits that spreads
-    every input bit.
-    """
+    """Mix 64 bits by the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), a bijection."""
     value &= MASK_64
     value = ((value ^ (value >> 30)) * _MIX_1) & MASK_64
     value = ((value ^ (value >> 27)) * _MIX_2) & MASK_64
@@ -37,9 +35,7 @@ def mix64(value: int) -> int:
 
 
 def answer_key(seed: int, prompt: Sequence[int], choice: int) -> int:
-    """64 bits for one answer: another seed, prompt or choice gives noise that has nothing to do with this
-    one's.
-    """
+    """Return 64 bits for one answer: another seed, prompt or choice gives independent noise."""
     digest = hashlib.blake2b(array("q", prompt).tobytes(), digest_size=8).digest()
     key = mix64(seed + _GOLDEN)
     key = mix64(key ^ int.from_bytes(digest, "little"))
@@ -47,22 +43,19 @@ def answer_key(seed: int, prompt: Sequence[int], choice: int) -> int:
 
 
 def position_key(answer: int, position: int) -> int:
-    """64 bits for one absolute position (0 is the prompt's first token) of the answer with that key, as the
-    int64 that tensors hold.
-    """
+    """Return 64 bits as int64 for an absolute position (0: the prompt's first token) of the answer."""
     return _signed(mix64(answer ^ mix64((position + 1) * _GOLDEN)))
 
 
 def token_exponential(key: int, token: int) -> float:
-    """The standard exponential e of one token at one position, g = -log(e): what `Noise` has for it to within
-    rounding, in plain Python. For a drafter, which asks for a few tokens and can live with a last digit that
-    is off.
+    """Return the standard exponential e of one token at one position, g = -log(e), in plain Python: that of
+    `Noise` to within rounding. For a drafter, which needs it for few tokens and tolerates a wrong last digit.
     """
     bits = mix64(key - (token // BLOCK + 1) * _GOLDEN)
-    least = _float_exponential(bits) / BLOCK
+    minimum = _float_exponential(bits) / BLOCK
     if bits & (BLOCK - 1) == token & (BLOCK - 1):
-        return least
-    return least + _float_exponential(mix64(key + (token + 1) * _GOLDEN))
+        return minimum
+    return minimum + _float_exponential(mix64(key + (token + 1) * _GOLDEN))
 
 
 class Noise:
@@ -78,21 +71,19 @@ class Noise:
         self._blocks = -torch.arange(1, self.num_blocks + 1, device=device) * _signed(_GOLDEN)
 
     def block_minima(self, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """The least exponential of each block, float64, and where in the block it falls, int64; both
-        (rows, blocks) for `keys` (rows,).
-        """
+        """Return the least exponential of each block and its place: (rows, blocks) for `keys` (rows,)."""
         bits = _mix(self._blocks + keys[:, None])
         return _exponential(bits).div_(BLOCK), bits.bitwise_and_(BLOCK - 1)
 
     def gumbel_within(self, keys: Tensor, ids: Tensor, minima: Tensor, places: Tensor) -> Tensor:
-        """Standard Gumbel noise (n,) float64 of `ids` (n,), each under its own of `keys` (n,) and given its
-        block's entries (n,) of `block_minima`.
+        """Return Gumbel noise (n,) float64 of `ids` under `keys`, given their blocks' `block_minima`, all
+        (n,).
         """
         beyond = _exponential(_mix(self._tokens.index_select(0, ids) + keys)).add_(minima)
         return torch.where(places == ids % BLOCK, minima, beyond).log_().neg_()
 
     def gumbel(self, key: int, ids: Tensor) -> Tensor:
-        """Standard Gumbel noise (n,) float64 of these tokens at one position."""
+        """Return standard Gumbel noise (n,) float64 of these tokens at one position."""
         keys = torch.tensor([key], device=self.device)
         minima, places = self.block_minima(keys)
         blocks = ids // BLOCK
@@ -102,7 +93,7 @@ class Noise:
 
 
 def _mix(x: Tensor) -> Tensor:
-    """`mix64` of every element, in place; the masks make the shifts logical ones."""
+    """Apply `mix64` to every element, in place; the masks make the shifts logical ones."""
     x.bitwise_xor_((x >> 30).bitwise_and_((1 << 34) - 1)).mul_(_signed(_MIX_1))
     x.bitwise_xor_((x >> 27).bitwise_and_((1 << 37) - 1)).mul_(_signed(_MIX_2))
     return x.bitwise_xor_((x >> 31).bitwise_and_((1 << 33) - 1))
@@ -114,7 +105,7 @@ def _float_exponential(bits: int) -> float:
 
 
 def _exponential(bits: Tensor) -> Tensor:
-    """Standard exponential noise, float64, of the upper 53 of 64 random bits: -log(u), u in (0, 1)."""
+    """Return -log(u), float64, with u in (0, 1) from the upper 53 of 64 random bits."""
     uniform = (bits >> (64 - _UNIFORM_BITS)).bitwise_and_((1 << _UNIFORM_BITS) - 1).clamp_(min=1).double()
     return uniform.mul_(2.0**-_UNIFORM_BITS).log_().neg_()
 

@@ -1,4 +1,4 @@
-"""What changes an answer's logits before its law is read from them: masks, bias, penalties, in this order."""
+"""The processors of an answer's logits: masks, bias, penalties, in this order."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from turbo_runtime.sampling.noise import Noise
 
 
 class Processors:
-    """The processors of one answer, and what they remember of its prompt and of the answer so far."""
+    """The processors of one answer, with their state."""
 
     def __init__(
         self, params: SamplingParams, prompt: Sequence[int], stop_ids: Collection[int], noise: Noise
     ) -> None:
-        """Vocabulary and device are those of `noise`. Raises ValueError with a sentence for a token that is
-        not in the vocabulary. What costs time or memory is made with the first row: many may wait for theirs.
+        """Vocabulary and device are those of `noise`. Raises ValueError with a sentence for an unknown token.
+        Expensive state waits for the first row, since many answers may be queued.
         """
         vocabulary, device = noise.vocabulary, noise.device
         _check_ids("logit_bias", (token for token, _ in params.logit_bias), vocabulary)
@@ -38,20 +38,20 @@ class Processors:
         self._answer: list[int] = []
         self._prompt = prompt
         self._device = device
-        self._penalises = bool(
+        self._has_penalties = bool(
             params.presence_penalty or params.frequency_penalty or params.repetition_penalty != 1.0
         )
         self._penalties: Penalties | None = None  # made with the first row
 
     @property
     def idle(self) -> bool:
-        """Whether no row of this answer is ever changed."""
+        """Whether no row of this answer ever changes."""
         p = self._params
-        return not (p.logit_bias or p.bad_words or p.min_tokens or self._penalises)
+        return not (p.logit_bias or p.bad_words or p.min_tokens or self._has_penalties)
 
     @property
     def gain(self) -> float:
-        """By what a difference between two rows grows at most: the repetition penalty multiplies."""
+        """The maximum growth of a difference between two rows: the repetition penalty multiplies."""
         return max(self._params.repetition_penalty, 1 / self._params.repetition_penalty)
 
     def read(self, tokens: Sequence[int]) -> None:
@@ -61,7 +61,7 @@ class Processors:
             self._penalties.read(tokens)
 
     def apply(self, logits: Tensor) -> Tensor:
-        """Processed logits (vocabulary,) float32 of the row after what was read, as a copy."""
+        """Return processed logits (vocabulary,) float32 of the row after the read tokens, as a copy."""
         row = logits.clone()
         row[self._never] = -torch.inf
         for run in self._runs:
@@ -70,7 +70,7 @@ class Processors:
         if len(self._answer) < self._params.min_tokens:
             row[self._stops] = -torch.inf
         row.index_add_(0, self._biased, self._bias)
-        if not self._penalises:
+        if not self._has_penalties:
             return row
         if self._penalties is None:
             self._penalties = Penalties(self._params, self._prompt, self._device)
@@ -79,24 +79,24 @@ class Processors:
 
 
 class Penalties:
-    """Repetition, frequency and presence, of the tokens that they can concern."""
+    """Repetition, frequency and presence penalties, for the tokens that can have them."""
 
     def __init__(self, params: SamplingParams, prompt: Sequence[int], device: torch.device) -> None:
         self._params = params
-        met = prompt if params.repetition_penalty != 1.0 else ()
-        self._of_prompt = np.unique(np.fromiter(met, np.int64, len(met)))
-        self._place: dict[int, int] = {}  # of the answer's tokens in both, which begin with the prompt's:
+        penalized = prompt if params.repetition_penalty != 1.0 else ()
+        self._of_prompt = np.unique(np.fromiter(penalized, np.int64, len(penalized)))
+        self._place: dict[int, int] = {}  # of tokens in these two, which begin with the prompt's
         self._ids = torch.from_numpy(self._of_prompt).to(device)
         self._counts = torch.zeros(len(self._ids), device=device)  # how often the answer has them
 
     def read(self, tokens: Sequence[int]) -> None:
         """The answer goes on with these tokens."""
-        self._meet(tokens)
+        self._add_new(tokens)
         places = torch.tensor([self._place[token] for token in tokens], device=self._ids.device).long()
         self._counts.index_add_(0, places, torch.ones(len(tokens), device=places.device))
 
     def apply(self, row: Tensor) -> Tensor:
-        """The row (vocabulary,) with all three, changed in place."""
+        """Apply all three to the row (vocabulary,) in place."""
         values, counts = row.index_select(0, self._ids), self._counts
         penalty = self._params.repetition_penalty
         values = torch.where(values > 0, values / penalty, values * penalty)
@@ -104,7 +104,7 @@ class Penalties:
         values -= (counts > 0) * self._params.presence_penalty
         return row.index_copy_(0, self._ids, values)
 
-    def _meet(self, tokens: Sequence[int]) -> None:
+    def _add_new(self, tokens: Sequence[int]) -> None:
         new: list[int] = []
         for token in tokens:
             if token not in self._place:

@@ -1,8 +1,8 @@
-"""How long a step takes, learnt from the engine's own steps. Pure: it is told times and reads no clock.
+"""The seconds of a step, learned from the engine's own steps. Pure: no clock.
 
-A Kalman filter over the seconds at fixed numbers of tokens, between which they are interpolated, and over the
-seconds of reading the cache (Kalman, 1960; the prior over the knots is a Gaussian process's). What one step
-teaches about its own size it teaches about all sizes in part: a machine that slows down does so for all.
+A Kalman filter over the seconds at fixed numbers of tokens, with interpolation between them, and over the
+seconds of reading the cache (Kalman, 1960; the prior over the knots is a Gaussian process's). A step teaches
+about its own size, and in part about all sizes: a machine that slows down does so for all.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from turbo_runtime.contract.model import StepTime
 Vector: TypeAlias = NDArray[np.float64]
 
 _KNOTS = np.array([4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048, 4096], np.float64)
-_SHAPE = np.array([1, 1.5, 1.7, 1.9, 2.4, 3, 4, 5, 7, 9, 13, 17, 33, 65, 129, 257])  # where nothing is known
+_SHAPE = np.array([1, 1.5, 1.7, 1.9, 2.4, 3, 4, 5, 7, 9, 13, 17, 33, 65, 129, 257])  # before any measurement
 _READS = 1e5  # keys read, the unit of both coefficients of reading
 _COMMON, _OWN = 0.3, 0.15  # standard deviations of the prior relative to it: of all knots alike, of each
 _READING = 0.1  # of a coefficient of reading, relative to the seconds at the first knot
 _NOISE = 0.08  # of one step's time, relative
-_DRIFT = 2e-4  # of the prior's variance that every step brings back: what was learnt long ago fades
-_LEAST = 1e-6  # seconds that any pass takes: shares of a step's time are asked for, so it must not be 0
-_OUTLIER = 3.0  # standard deviations; what is further away counts as if it were so far
+_DRIFT = 2e-4  # of the prior's variance that every step restores: old lessons fade
+_MIN_SECONDS = 1e-6  # of any pass: shares of a step's time divide by it
+_OUTLIER = 3.0  # standard deviations, to which a surprise is clipped
 
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """What a step's time depends on."""
+    """The quantities that a step's time depends on."""
 
     tokens: int  # that the pass computes: of prompts, answers and drafts
-    row_reads: int = 0  # keys that tokens of answers and drafts attend to, summed over them
+    row_reads: int = 0  # keys that tokens of answers and drafts attend to, in total
     tile_reads: int = 0  # likewise of prompts
 
 
@@ -42,9 +42,7 @@ class StepCost:
     """Seconds of a step by its shape."""
 
     def __init__(self, seeds: Sequence[StepTime] | None, padded: Callable[[int], int]) -> None:
-        """`seeds`: measured passes, where the filter begins; without, it begins with the first step.
-        `padded`: tokens of a pass to those it computes in fact.
-        """
+        """`seeds`: measured passes to begin with, else the first step. `padded`: tokens with padding."""
         self._padded = padded
         self._mean: Vector | None = None
         self._covariance = self._fading = np.zeros((0, 0))
@@ -53,21 +51,19 @@ class StepCost:
 
     @property
     def known(self) -> bool:
-        """Whether anything was measured yet."""
+        """Whether there is any measurement."""
         return self._mean is not None
 
     def seconds(self, shape: StepShape) -> float:
-        """The time that such a step takes."""
+        """Predict the time of a step."""
         return float(self.growing(shape, 0, 0.0)[0])
 
     def growing(self, shape: StepShape, more: int, reads: float) -> Vector:
-        """(more + 1,): the times with 0, 1, ... `more` tokens more, each of which reads `reads` keys; they
-        never fall, and are above 0.
-        """
+        """Predict times (more + 1,) with up to `more` tokens of `reads` keys each; never falling."""
         if self._mean is None:
             raise ValueError("no step was measured yet; learn one first")
         tokens = [self._padded(shape.tokens + n) for n in range(more + 1)]
-        knots = np.maximum.accumulate(np.maximum(self._mean[:-2], _LEAST))
+        knots = np.maximum.accumulate(np.maximum(self._mean[:-2], _MIN_SECONDS))
         base = np.interp(tokens, _KNOTS, knots)
         per_row, per_tile = np.maximum(self._mean[-2:], 0.0) / _READS
         times: Vector = base + per_tile * shape.tile_reads
@@ -75,9 +71,7 @@ class StepCost:
         return times
 
     def doubt(self, shape: StepShape, more: int, reads: float) -> Vector:
-        """(more + 1,): how far `growing` may be wrong about what the tokens more cost, as one standard
-        deviation in seconds.
-        """
+        """The standard deviations (more + 1,) of what the additional tokens of `growing` cost, in seconds."""
         features = np.stack(
             [
                 self._features(
@@ -91,12 +85,12 @@ class StepCost:
         return np.sqrt(np.maximum(variance, 0.0))
 
     def learn(self, shape: StepShape, seconds: float) -> None:
-        """One step took so long."""
+        """Learn from one step."""
         features = self._features(shape)
         if self._mean is None:
             self._begin(_SHAPE * (seconds / float(features[:-2] @ _SHAPE)))
         assert self._mean is not None
-        # towards the prior's: no size becomes less certain than it was before anything was known of it
+        # towards the prior: no size becomes less certain than before any measurement
         self._covariance += _DRIFT * (self._fading - self._covariance)
         predicted = float(features @ self._mean)
         gain = self._covariance @ features

@@ -1,8 +1,8 @@
-"""Coupled verification: drafts are accepted while they equal what the engine would have said anyway.
+"""Coupled verification: accepts drafts while they equal the engine's own tokens.
 
-The engine's own token at a row never depends on the drafts (see `sampling.py`), so the committed stream is
-the same with any drafter and any number of drafts, none included: plain decoding is this function with no
-drafts (Daliri, Musco, Suresh, arXiv 2408.07978). Pure.
+The engine's own token at a row never depends on drafts (see `sampling`), so the committed stream is the same
+with any drafter and any number of drafts: plain decoding is this function with no drafts (Daliri, Musco,
+Suresh, arXiv 2408.07978). Pure.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class VerificationResult:
-    """What a step commits for one sequence."""
+    """The tokens that a step commits for one sequence."""
 
     tokens: tuple[int, ...]  # at least one: accepted drafts, then the correction or the bonus
-    accepted: int  # of the drafts, how many are among `tokens`
+    accepted: int  # drafts among `tokens`
     finish_reason: str | None = None  # "stop" or "length"
 
 
@@ -26,10 +26,10 @@ def verify(
     """Commit tokens row by row.
 
     `token_at(i)` is the engine's token after the context and the first i drafts (row i of len(drafts) + 1);
-    it is asked for only while all earlier drafts were right, since later rows have seen a wrong context.
-    A row that has none (ValueError) ends the step before it, and is asked for again in the next, where it is
-    the first and its error the caller's: so what is told before it is the same with any drafts.
-    `room` >= 1 is how many tokens the answer may still get; a token of `stop_ids` ends it and is included.
+    it is called only while all earlier drafts were right, since later rows have seen a wrong context. A row
+    that raises ValueError ends the step before it; in the next step it is the first, and the error the
+    caller's. So the tokens before it are the same with any drafts. `room` >= 1 tokens may follow; a token of
+    `stop_ids` ends the answer and is included.
     """
     if room < 1:
         raise ValueError("an answer without room for a token is finished already")

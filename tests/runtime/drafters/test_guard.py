@@ -31,7 +31,7 @@ class Failing:
         self._wants = len(wants)
         return self._or(self, "begin")
 
-    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
+    def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         return self._or([TokenCandidate(9, 0.99, 0)] * self._wants, "offers")
 
     def advance(self, tokens: Sequence[int | None]) -> None:
@@ -79,9 +79,9 @@ def test_the_others_draft_on_in_the_very_step(verb: str) -> None:
     failing = Failing(verb)
     drafters = Proposer(ActiveDrafts("auto", failing))  # type: ignore[arg-type]
     (draft,) = drafters.propose([WANT])
-    assert "suffix" in {evidence.source for evidence in draft.evidence} or verb == "advance"
+    assert "suffix" in {origin.source for origin in draft.origins} or verb == "advance"
     assert "failing" in drafters.problem
-    assert not any(evidence.source == "failing" for evidence in drafters.propose([WANT])[0].evidence)
+    assert not any(origin.source == "failing" for origin in drafters.propose([WANT])[0].origins)
     calls = failing.calls
     drafters.propose([WANT])
     assert failing.calls == calls
@@ -89,7 +89,7 @@ def test_the_others_draft_on_in_the_very_step(verb: str) -> None:
 
 def test_an_offer_without_a_number_for_its_chance_is_none() -> None:
     class Unsure(Failing):
-        def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
+        def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
             return [TokenCandidate(9, float("nan"), 0)] * self._wants
 
     (draft,) = propose([Unsure("")], [WANT])

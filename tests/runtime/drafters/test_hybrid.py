@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.drafters.hybrid import LEAST_SURVIVAL, propose
+from turbo_runtime.drafters.hybrid import MIN_ACCEPTANCE, propose
 from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest, TokenCandidate, TokenOrigin
 
 Script = dict[int, tuple[int, float]]  # the token before -> what follows, and how surely
@@ -25,7 +25,7 @@ class Scripted:
         self._before: list[int | None] = [want.tokens[-1] for want in wants]
         return self
 
-    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
+    def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         known = [None if token is None else self._script.get(token) for token in self._before]
         return [None if follow is None else TokenCandidate(*follow, cell=follow[0]) for follow in known]
 
@@ -56,8 +56,8 @@ TWO = Scripted("two", {0: (5, 0.4), 1: (6, 0.8), 2: (7, 0.5)})
 def test_each_token_is_the_surer_sources_and_all_go_on_behind_it() -> None:
     found = draft(ONE, TWO)
     assert found.tokens == (1, 2, 7, 8)
-    assert [evidence.source for evidence in found.evidence] == ["one", "one", "two", "one"]
-    assert found.survival == (0.5, 0.45, 0.225, 0.1125)
+    assert [origin.source for origin in found.origins] == ["one", "one", "two", "one"]
+    assert found.cumulative_acceptance == (0.5, 0.45, 0.225, 0.1125)
     assert found.drafter == "hybrid"
 
 
@@ -68,10 +68,10 @@ def test_a_draft_tells_what_would_be_drafted_without_sources_that_take_time(*, t
     sources = [Scripted("free", free), Scripted("slow", slow, takes_time=True)]
     found = draft(*(sources[::-1] if turned else sources))
     assert found.tokens == (5, 6, 7, 8, 9)
-    assert [evidence.source for evidence in found.evidence] == ["slow", "free", "slow", "slow", "free"]
+    assert [origin.source for origin in found.origins] == ["slow", "free", "slow", "slow", "free"]
     # behind the 7 it would not have come
-    assert [evidence.instead for evidence in found.evidence] == [5, 6, 1, None, None]
-    assert [[bid.token for bid in evidence.outbid] for evidence in found.evidence] == [
+    assert [origin.fallback_token for origin in found.origins] == [5, 6, 1, None, None]
+    assert [[bid.token for bid in origin.losing_candidates] for origin in found.origins] == [
         [5],
         [6],
         [1],
@@ -89,13 +89,13 @@ def test_what_others_are_not_sure_enough_of_would_not_be_drafted(
         Scripted("slow", {0: (5, 0.9), 5: (6, 0.9)}, takes_time=True),
     ]
     (found,) = propose(sources, [DraftRequest("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
-    assert [evidence.instead for evidence in found.evidence] == instead
+    assert [origin.fallback_token for origin in found.origins] == instead
 
 
 def test_of_what_is_no_number_nothing_is_told() -> None:
     sources = [Scripted("free", {0: (5, math.nan)}), Scripted("slow", {0: (6, 0.9)}, takes_time=True)]
-    assert draft(*sources).evidence == (TokenOrigin("slow", 6),)
-    assert draft(*sources[::-1]).evidence == (TokenOrigin("slow", 6),)
+    assert draft(*sources).origins == (TokenOrigin("slow", 6),)
+    assert draft(*sources[::-1]).origins == (TokenOrigin("slow", 6),)
 
 
 @given(scripts=st.lists(SCRIPTS, min_size=1, max_size=3), least=st.floats(0, 1))
@@ -104,7 +104,7 @@ def test_without_sources_that_take_time_nothing_else_would_be_drafted(
 ) -> None:
     sources = [Scripted(str(number), script) for number, script in enumerate(scripts)]
     (found,) = propose(sources, [DraftRequest("r", [0], 1, 8, "", Coupling(0, 0.0))], least)
-    assert [evidence.instead for evidence in found.evidence] == list(found.tokens)
+    assert [origin.fallback_token for origin in found.origins] == list(found.tokens)
 
 
 @given(free=SCRIPTS, slow=SCRIPTS, least=st.floats(0, 1))
@@ -114,7 +114,7 @@ def test_what_is_told_of_the_others_is_what_they_draft_alone(
     want = DraftRequest("r", [0], 1, 8, "", Coupling(0, 0.0))
     (found,) = propose([Scripted("free", free), Scripted("slow", slow, takes_time=True)], [want], least)
     (alone,) = propose([Scripted("free", free)], [want], least)
-    told = [evidence.instead for evidence in found.evidence]
+    told = [origin.fallback_token for origin in found.origins]
     for place, (token, instead) in enumerate(zip(found.tokens, told, strict=True)):
         assert instead == (alone.tokens[place] if place < len(alone.tokens) else None)
         if instead != token:
@@ -133,7 +133,7 @@ def test_a_draft_ends_at_its_limit_and_where_it_would_hardly_survive() -> None:
     assert draft(ONE, TWO, limit=2).tokens == (1, 2)
     circle = Scripted("circle", {0: (0, 0.5)})
     long = draft(circle, limit=64)
-    assert long.survival[-1] >= LEAST_SURVIVAL > long.survival[-1] / 2
+    assert long.cumulative_acceptance[-1] >= MIN_ACCEPTANCE > long.cumulative_acceptance[-1] / 2
 
 
 def test_the_drafts_of_a_batch_have_each_their_own_length() -> None:
@@ -153,5 +153,5 @@ def test_a_cut_draft_is_its_beginning() -> None:
     for length in range(6):
         cut = whole.cut(length)
         assert cut.tokens == whole.tokens[:length]
-        assert cut.survival == whole.survival[:length]
-        assert cut.evidence == whole.evidence[:length]
+        assert cut.cumulative_acceptance == whole.cumulative_acceptance[:length]
+        assert cut.origins == whole.origins[:length]

@@ -12,11 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from turbo_runtime.drafters import loader as loading
-from turbo_runtime.drafters.config import MOST_NAMED, SelectionError, read_selection
 from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest, TokenCandidate, TokenOrigin
-from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, LoadedDraft
+from turbo_runtime.drafters.loader import (
+    MAX_NAMED,
+    ActiveDrafts,
+    DraftLoader,
+    LoadedDraft,
+    SelectionError,
+    read_selection,
+)
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.reload import LOOK_SECONDS, RETRY_SECONDS, WatchedFile
 from turbo_runtime.messages import Drafting
@@ -69,7 +75,7 @@ def select(folder: Path, **selection: object) -> Path:
         ({"-latex": "latex"}, "named cannot have '-latex'"),
         ({"latex\n": "latex"}, "named cannot have 'latex\\n'"),
         ({"x" * 64: "latex"}, "up to 63 lower-case letters"),
-        ({f"n{i}": "x" for i in range(MOST_NAMED + 1)}, f"named has 9 drafts; keep {MOST_NAMED} at most"),
+        ({f"n{i}": "x" for i in range(MAX_NAMED + 1)}, f"named has 9 drafts; keep {MAX_NAMED} at most"),
     ],
 )
 def test_names_that_cannot_be_followed_are_refused_in_a_sentence(
@@ -237,7 +243,7 @@ class Recorder:
         self.asked.append([want.request_id for want in wants])
         return self
 
-    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
+    def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         return [TokenCandidate(self.token, self.confidence, self.token) for _ in self.asked[-1]]
 
     def advance(self, tokens: Sequence[int | None]) -> None:
@@ -281,7 +287,7 @@ def test_who_was_outbid_learns_as_well_up_to_the_first_token_that_was_wrong(sure
     memory, heads = Recorder(30, "suffix", takes_time=False, confidence=0.8), Recorder(31, confidence=sure)
     drafters = Proposer(ActiveDrafts("auto", heads, "v1"), suffix=memory)  # type: ignore[arg-type]
     (draft,) = drafters.propose([want("default")])
-    assert {evidence.source for evidence in draft.evidence} == {surest}
+    assert {origin.source for origin in draft.origins} == {surest}
     drafters.observe(draft, [draft.tokens[0], 30, 9])
     assert memory.taught == [surest == "suffix", True, *([False] if surest == "suffix" else [])]
     assert heads.taught == [surest == "heads", False, *([False] if surest == "suffix" else [])]
@@ -297,7 +303,7 @@ def test_a_request_that_wants_no_heads_has_none_whatever_it_chose() -> None:
     latex = Recorder(31)
     drafters = recorders(Recorder(30), latex=latex)
     (draft,) = drafters.propose([want("latex", drafting="suffix")])
-    assert {evidence.source for evidence in draft.evidence} == {"suffix"}
+    assert {origin.source for origin in draft.origins} == {"suffix"}
     assert drafters.propose([want("latex", drafting="off")]) == [Draft(name="latex")]
     assert latex.asked == []
 
@@ -325,11 +331,11 @@ def test_a_look_that_finds_the_same_does_not_try_again_what_failed(file: Path, t
     select(tmp_path, heads="chat", named={"late": "late"})
     watched = WatchedFile(file, loader().load)
     drafters = Proposer(watched.wait(0.0), file=watched)
-    guards = list(drafters._guarded)
+    guards = [drafters._recent, *drafters._heads.values()]
     watched._look_at = watched._retry_at = 0.0  # it is due
     drafters.poll(1.0)
     assert watched._loading is not None
     watched._loading.result(30)
     drafters.poll(1.0)
     assert watched._loading is None
-    assert drafters._guarded == guards
+    assert [drafters._recent, *drafters._heads.values()] == guards

@@ -12,8 +12,7 @@ from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.sampling.noise import Noise, answer_key
-from turbo_runtime.sampling.sampler import Sampler
-from turbo_runtime.sampling.step import AnswerRows, tokens_of_step
+from turbo_runtime.sampling.sampler import AnswerRows, Sampler, tokens_of_step
 from turbo_runtime.speculation.verification import verify
 
 WORDS = 2000  # of which one comes at random, then `THEN`, then one of `ENDS` by their chances
@@ -63,7 +62,7 @@ def run(temperature: float, drafted_with: Coupling | None) -> Fared:
         if tokens[-1] == THEN and len(tokens) > 3 * UNITS / 2:
             fared.ends += 1
             fared.accepted += verdict.accepted
-            fared.expected += sum(draft.survival)
+            fared.expected += sum(draft.cumulative_acceptance)
         tokens.extend(verdict.tokens)
     return fared
 

@@ -124,9 +124,9 @@ def test_every_proposed_token_was_heard_right_behind_the_one_before_it(
         remember(suffix, prompt + answer, len(prompt), "")
         heard.append(prompt[-8:] + answer)
     found = draft(suffix, context, limit)
-    assert len(found.tokens) == len(found.survival) <= limit
-    assert list(found.survival) == sorted(found.survival, reverse=True)
-    assert all(0 < chance <= 1 for chance in found.survival)
+    assert len(found.tokens) == len(found.cumulative_acceptance) <= limit
+    assert list(found.cumulative_acceptance) == sorted(found.cumulative_acceptance, reverse=True)
+    assert all(0 < chance <= 1 for chance in found.cumulative_acceptance)
     seen = {pair for text in heard for pair in itertools.pairwise(text)}
     assert set(itertools.pairwise([context[-1], *found.tokens])) <= seen
 
@@ -136,16 +136,16 @@ def test_survival_becomes_what_happens_to_the_drafts() -> None:
     context = [1, 2, 3, 4, 5, 9, 8, 1, 2, 3]
     hopeful = draft(suffix, context, 1)
     for _ in range(200):
-        suffix.learn(hopeful.evidence[0].cell, False)
-    assert draft(suffix, context, 1, request="b").survival == ()  # not worth a row any more
+        suffix.learn(hopeful.origins[0].cell, False)
+    assert draft(suffix, context, 1, request="b").cumulative_acceptance == ()  # not worth a row any more
     for _ in range(2000):
-        suffix.learn(hopeful.evidence[0].cell, True)
-    (sure,) = draft(suffix, context, 1, request="c").survival
-    assert sure > max(0.9, hopeful.survival[0])
+        suffix.learn(hopeful.origins[0].cell, True)
+    (sure,) = draft(suffix, context, 1, request="c").cumulative_acceptance
+    assert sure > max(0.9, hopeful.cumulative_acceptance[0])
 
 
 def test_recent_answers_take_bounded_memory_and_the_newest_stay() -> None:
-    suffix = SuffixDrafter(Memory(most_tokens=200))
+    suffix = SuffixDrafter(Memory(max_tokens=200))
     for number in range(100):
         remember(suffix, [0, *range(number * 1000, number * 1000 + 50)], 1, "")
     assert suffix.num_bytes < 200 * 400
@@ -154,7 +154,7 @@ def test_recent_answers_take_bounded_memory_and_the_newest_stay() -> None:
 
 
 def test_all_scopes_together_take_bounded_memory_and_the_least_recently_used_goes_first() -> None:
-    memory = Memory(most_tokens=1000, most_bytes=200_000)
+    memory = Memory(max_tokens=1000, max_bytes=200_000)
     suffix = SuffixDrafter(memory)
     for number in range(60):
         remember(suffix, [0, *range(number * 1000, number * 1000 + 200)], 1, f"scope-{number}")
@@ -166,7 +166,7 @@ def test_all_scopes_together_take_bounded_memory_and_the_least_recently_used_goe
 
 
 def test_the_bound_of_memory_holds_of_what_drafting_adds_too() -> None:
-    memory, noise = Memory(most_tokens=2048, most_bytes=1 << 19), random.Random(1)
+    memory, noise = Memory(max_tokens=2048, max_bytes=1 << 19), random.Random(1)
     suffix = SuffixDrafter(memory)
     for number in range(300):
         scope = f"t{number % 20}"

@@ -12,11 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from turbo_runtime.drafters.config import DraftConfig, SelectionError, read_selection
 from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_heads
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.interface import Coupling, DraftRequest
-from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader
+from turbo_runtime.drafters.loader import (
+    ActiveDrafts,
+    DraftConfig,
+    DraftLoader,
+    SelectionError,
+    read_selection,
+)
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.drafters.reload import LOOK_SECONDS, RETRY_SECONDS, WatchedFile
 from turbo_runtime.messages import Drafting
@@ -51,7 +56,7 @@ def names(drafters: Proposer, drafting: Drafting = "auto") -> set[str]:
     tokens = [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
     want = DraftRequest("r", tokens, 10, 4, "", Coupling(0, 0.0), torch.ones(WIDTH), drafting)
     (draft,) = drafters.propose([want])
-    return {evidence.source for evidence in draft.evidence}
+    return {origin.source for origin in draft.origins}
 
 
 def test_what_the_file_names_is_taken_up_and_swapped_while_it_runs(tmp_path: Path) -> None:

@@ -14,14 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from turbo_runtime.engine.startup.attention_check import (
+    _Trial,
+    are_tiles_invariant,
+    are_tiles_rows,
+    find_invariant_row_counts,
+)
+from turbo_runtime.engine.startup.harness import NotProvenError
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention import AttentionMetadata, KVCacheSpec, KVPool, Rule, Span
 from turbo_runtime.models.attention import rows as row_wise
-from turbo_runtime.models.attention.check import _Trial, row_counts_that_hold, tiles_are_rows, tiles_hold
-from turbo_runtime.models.attention.items import padded_queries
+from turbo_runtime.models.attention.kernels import SplitKVItems
 from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention
-from turbo_runtime.models.attention.spans import Spans
-from turbo_runtime.models.attention.split_kv import SplitKVItems
+from turbo_runtime.models.attention.spans import Spans, padded_queries
 
 HEADS, KV_HEADS, KEY, NARROW = 6, 2, 16, 8
 LENGTH = 290
@@ -89,7 +94,7 @@ def computed(
 @cache
 def found_out(value: int) -> tuple[tuple[int, ...], bool]:
     """Row counts that hold, and whether tiles are rows."""
-    return row_counts_that_hold(pool(value=value)), tiles_are_rows(pool(value=value))
+    return find_invariant_row_counts(pool(value=value)), are_tiles_rows(pool(value=value))
 
 
 @pytest.mark.parametrize("prompt_length", [0, 63, 64, 200, LENGTH])
@@ -172,7 +177,7 @@ def test_where_tiles_are_rows_a_long_span_is_computed_in_tiles_wherever_it_is(
 
 
 def test_tiles_are_no_rows_where_those_are_split_over_their_keys() -> None:
-    assert not tiles_are_rows(pool())
+    assert not are_tiles_rows(pool())
 
 
 def test_a_row_sees_as_many_keys_as_there_are_to_the_end_of_its_tile_whatever_the_step(
@@ -259,7 +264,7 @@ def test_products_whose_bits_depend_on_their_rows_are_left_out(
         return real(a[:, :, half:], b[:, half:]) + real(a[:, :, :half], b[:, :half])
 
     monkeypatch.setattr(torch, "bmm", another_order)
-    found = row_counts_that_hold(pool())
+    found = find_invariant_row_counts(pool())
     assert rows_each not in found
     assert 1 in found
 
@@ -274,7 +279,7 @@ def test_products_whose_bits_depend_on_how_many_there_are_hold_at_no_count(
         return real(a[:, :, half:], b[:, half:]) + (real(a[:, :, :half], b[:, :half]) if half else 0)
 
     monkeypatch.setattr(torch, "bmm", crowded)
-    assert row_counts_that_hold(pool()) == ()
+    assert find_invariant_row_counts(pool()) == ()
 
 
 @pytest.mark.parametrize("rows_each", [1, 3, 17])
@@ -290,7 +295,7 @@ def test_a_fused_kernel_whose_bits_depend_on_its_rows_is_found_out(
     monkeypatch.setattr(F, "scaled_dot_product_attention", another_order)
     same = {rows for rows in ROW_COUNTS if padded_queries(rows, HEADS // KV_HEADS) == width}
     alike_with_one = same if 1 in same else set(ROW_COUNTS) - same
-    assert set(row_counts_that_hold(pool(value=KEY))) == alike_with_one
+    assert set(find_invariant_row_counts(pool(value=KEY))) == alike_with_one
 
 
 @pytest.mark.parametrize("crowd", [3, 12])
@@ -304,7 +309,7 @@ def test_a_fused_kernel_whose_bits_depend_on_how_many_items_there_are_holds_at_n
         return whole * (1 + 1e-6) if query.shape[0] > crowd else whole
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", crowded)
-    assert row_counts_that_hold(pool(value=KEY)) == ()
+    assert find_invariant_row_counts(pool(value=KEY)) == ()
 
 
 @pytest.mark.parametrize("keys", [*(64 * tiles for tiles in range(1, 10)), 832, 1024, 1088])
@@ -318,8 +323,8 @@ def test_a_fused_kernel_whose_bits_depend_on_its_rows_at_some_number_of_keys_is_
         return whole * (1 + 1e-6) if key.shape[2] == keys and query.shape[2] > single else whole
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", another_order)
-    assert row_counts_that_hold(pool(value=KEY)) == (1,)
-    assert not tiles_are_rows(pool(value=KEY))
+    assert find_invariant_row_counts(pool(value=KEY)) == (1,)
+    assert not are_tiles_rows(pool(value=KEY))
 
 
 def test_a_sequence_that_is_read_where_it_lies_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,25 +337,25 @@ def test_a_sequence_that_is_read_where_it_lies_is_tried(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", another_order)
     same = {rows for rows in ROW_COUNTS if padded_queries(rows, group) == padded_queries(4, group)}
-    assert set(row_counts_that_hold(pool(value=KEY))) == set(ROW_COUNTS) - same
+    assert set(find_invariant_row_counts(pool(value=KEY))) == set(ROW_COUNTS) - same
 
 
 def test_what_is_not_tried_in_time_is_not_held() -> None:
-    with pytest.raises(TimeoutError):
-        row_counts_that_hold(pool(value=KEY), deadline=0.0)
-    assert row_counts_that_hold(pool(value=KEY), further=0.0) == (1,)
-    assert not tiles_are_rows(pool(value=KEY), deadline=0.0)
+    with pytest.raises(NotProvenError):
+        find_invariant_row_counts(pool(value=KEY), deadline=0.0)
+    assert find_invariant_row_counts(pool(value=KEY), optional_deadline=0.0) == (1,)
+    assert not are_tiles_rows(pool(value=KEY), deadline=0.0)
 
 
 def test_sequences_beside_the_one_that_is_tried_are_as_many_as_a_call_has_room_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kv = pool(value=KEY)
-    assert (30, True) in _Trial(kv, 320).mates()
+    assert (30, True) in _Trial(kv, 320).batches()
     monkeypatch.setattr(row_wise, "GROUP_BYTES", 8 * 576 * kv.shape.elements * kv.dtype.itemsize)
-    long = {number for number, as_long in _Trial(kv, 576).mates() if as_long}
+    long = {number for number, as_long in _Trial(kv, 576).batches() if as_long}
     assert long == {1, 6, 8}
-    assert _Trial(kv, 1024).mates() == {(0, False)}
+    assert _Trial(kv, 1024).batches() == {(0, False)}
 
 
 def test_only_the_last_keys_of_an_item_are_masked() -> None:
@@ -363,7 +368,7 @@ def test_only_the_last_keys_of_an_item_are_masked() -> None:
 
 
 def test_a_tile_far_into_a_prompt_is_tried_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tiles_hold(pool())
+    assert are_tiles_invariant(pool())
     real = F.scaled_dot_product_attention
 
     def crowded(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
@@ -374,7 +379,7 @@ def test_a_tile_far_into_a_prompt_is_tried_in_parts(monkeypatch: pytest.MonkeyPa
         return whole * (1 + 1e-6) if alike and key.shape[2] > 2 * PROMPT_TILE else whole
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", crowded)
-    assert not tiles_hold(pool())
+    assert not are_tiles_invariant(pool())
 
 
 def test_a_token_beyond_its_sequences_blocks_is_written_nowhere() -> None:

@@ -23,7 +23,7 @@ from turbo_dev.audited import (
 from turbo_dev.coupling import MUTANTS, Verifier
 from turbo_dev.tiny_engine import VOCABULARY, WANTED
 from turbo_runtime.engine import loop
-from turbo_runtime.engine.audit import MOST_WAITING, Audit, AuditTerms
+from turbo_runtime.engine.audit import MAX_WAITING, Audit, AuditTerms
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import Abort, Grammar
@@ -151,7 +151,7 @@ def test_the_id_says_which_and_the_share_how_many(make: Make) -> None:
     def taken(share: float) -> list[bool]:
         server, found = make(), []
         for number in range(2000):
-            audit = Audit(server.model, server.scheduler, server.laws, AuditTerms(share, "bytes"))
+            audit = Audit(server.model, server.scheduler, server.samplers, AuditTerms(share, "bytes"))
             audit.offer(asked(f"chatcmpl-{number}"), (1,), "length")
             found.append(audit.pending)
         return found
@@ -176,9 +176,9 @@ def test_of_many_answers_the_latest_are_kept(make: Make, caplog: pytest.LogCaptu
     answer = run(server, submit)["r"]
     assert finish_audits(server) == (1, 0)
     wrong = (*answer[:-1], (answer[-1] + 1) % VOCABULARY)
-    for number in range(MOST_WAITING + 5):
+    for number in range(MAX_WAITING + 5):
         server.audit.offer(replace(submit, request_id=f"r{number}"), wrong, "length")
-    assert finish_audits(server) == (1 + MOST_WAITING, MOST_WAITING)
+    assert finish_audits(server) == (1 + MAX_WAITING, MAX_WAITING)
     assert "request r5 " in caplog.records[0].getMessage()
 
 

@@ -134,7 +134,7 @@ def test_requests_that_want_the_blocks_get_them_and_the_audit_begins_again(
         # drafters read all there is in every step, and draft all they can: how much otherwise, the clock says
         control = server.speculation.control
         control.spare = lambda shape: 1.0  # type: ignore[method-assign]
-        control.least_survival = lambda shape, answers: 0.0  # type: ignore[method-assign]
+        control.min_acceptance = lambda shape, answers: 0.0  # type: ignore[method-assign]
         run(server, asked("first", 30))
         for _ in range(8):
             server.rest()
@@ -184,10 +184,7 @@ def test_an_audit_changes_no_other_figure_and_leaves_nothing_in_cache_and_drafte
 
 
 def test_an_audit_that_fails_is_logged_and_the_engine_goes_on(
-    make: Make,
-    exact: ModelRunner,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    make: Make, exact: ModelRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = make()
     run(server, asked("a"))

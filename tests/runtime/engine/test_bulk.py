@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from turbo_dev.tiny_engine import network
-from turbo_runtime.engine.startup.bulk_check import take_up_bulk
-from turbo_runtime.engine.startup.invariance_check import ArithmeticReport, check_batch_invariance
+from turbo_runtime.engine.startup.invariance_check import (
+    ArithmeticReport,
+    adopt_bulk,
+    check_batch_invariance,
+)
 from turbo_runtime.kv_cache.block_pool import blocks_for
 from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear
 from turbo_runtime.models.runner import Chunk, ModelRunner
@@ -40,7 +43,7 @@ def logits(model: ModelRunner, cuts: tuple[int, ...]) -> Tensor:
 def test_a_prompt_has_the_same_bits_in_full_pieces_and_in_small_ones(one_thread: None) -> None:
     model, report = checked()
     before = logits(model, (100,) * 6)
-    taken = take_up_bulk(model, report, STEP, limit_seconds=60)
+    taken = adopt_bulk(model, report, STEP, limit_seconds=60)
     assert in_bulk(model) > 0
     assert sum(name.endswith(", in bulk") for name in taken.forms.values()) > 0
     for cuts in ((STEP,), (512, 88), (256, 256, 88), (300, 300), (100,) * 6):
@@ -57,16 +60,16 @@ def test_where_full_pieces_add_up_otherwise_all_stays_as_it_was(
         "_multiply",
         lambda self, x: real(self, x) * (1 + 2**-20) if x.shape[0] in BULK else real(self, x),
     )
-    assert take_up_bulk(model, report, STEP, limit_seconds=60).forms == report.forms
+    assert adopt_bulk(model, report, STEP, limit_seconds=60).forms == report.forms
     assert in_bulk(model) == 0
 
 
 def test_without_the_time_for_them_all_stays_as_it_was(one_thread: None) -> None:
     model, report = checked()
-    assert take_up_bulk(model, report, STEP, limit_seconds=0.0) == report
+    assert adopt_bulk(model, report, STEP, limit_seconds=0.0) == report
     assert in_bulk(model) == 0
 
 
 def test_where_no_step_has_so_many_rows_nothing_is_tried(one_thread: None) -> None:
     model, report = checked()
-    assert take_up_bulk(model, report, COUNTS[-1]) is report
+    assert adopt_bulk(model, report, COUNTS[-1]) is report

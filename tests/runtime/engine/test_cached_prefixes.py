@@ -12,9 +12,9 @@ from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.attention_check import are_tiles_rows
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.models.attention.check import tiles_are_rows
 from turbo_runtime.models.runner import ModelRunner
 
 LENGTH = 256
@@ -33,7 +33,7 @@ def model() -> ModelRunner:
 
 @pytest.fixture(params=[PROMPT_TILE, BLOCK_SIZE], ids=["whole tiles", "any block"])
 def tile(request: pytest.FixtureRequest, model: ModelRunner) -> int:
-    assert tiles_are_rows(model.pool)  # so that any block may be shared
+    assert are_tiles_rows(model.pool)  # so that any block may be shared
     return int(request.param)
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 
 from turbo_runtime.contract.model import StepTime
+from turbo_runtime.speculation.accounting import Gate, SharedGate
 from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
-from turbo_runtime.speculation.gate import Gate, SharedGate
 from turbo_runtime.speculation.step_cost import StepShape
 
 CONTEXT = 256  # tokens behind every answer
@@ -51,9 +51,9 @@ class Served:
         shape = StepShape(self.answers + prompt, self.answers * CONTEXT, prompt * prompt // 2)
         asked = self.control.to_draft(names)
         claimed = self.accepted if self.claimed is None else self.claimed
-        survivals = [[claimed ** (j + 1) for j in range(self.most)] for name in names if name in asked]
+        acceptances = [[claimed ** (j + 1) for j in range(self.most)] for name in names if name in asked]
         drafting = DRAFTING if asked else 0.0
-        counts = iter(self.control.choose(survivals, shape, self.answers, drafting))
+        counts = iter(self.control.choose(acceptances, shape, self.answers, drafting))
         outcomes = [self._outcome(name, next(counts) if name in asked else None) for name in names]
         drafted = sum(outcome.drafted for outcome in outcomes)
         rest = self.law(to_four(shape.tokens + drafted)) * self.noise.uniform(0.97, 1.03)
@@ -86,16 +86,16 @@ def gain(accepted: float, prompt_every: int, prompt: int = 256, steps: int = 250
     return (plain + chunks * machine(served.answers + prompt)) / served.seconds
 
 
-def drafts_beside(prompt: int, survivals: Sequence[Sequence[float]]) -> list[int]:
-    answers = len(survivals)
+def drafts_beside(prompt: int, acceptances: Sequence[Sequence[float]]) -> list[int]:
+    answers = len(acceptances)
     shape = StepShape(answers + prompt, answers * CONTEXT, prompt * prompt // 2)
-    return GoodputController(measured(), to_four).choose(survivals, shape, answers, DRAFTING)
+    return GoodputController(measured(), to_four).choose(acceptances, shape, answers, DRAFTING)
 
 
 @pytest.mark.parametrize("chance", [0.3, 0.5, 0.7, 0.9])
 def test_no_more_is_drafted_beside_a_prompt_than_without_one(chance: float) -> None:
-    survivals = [[chance ** (n + 1) for n in range(6)]] * 8
-    assert sum(drafts_beside(256, survivals)) <= sum(drafts_beside(0, survivals)) + 8  # one more each
+    acceptances = [[chance ** (n + 1) for n in range(6)]] * 8
+    assert sum(drafts_beside(256, acceptances)) <= sum(drafts_beside(0, acceptances)) + 8  # one more each
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,12 @@ def test_what_is_hardly_worth_drafting_is_what_a_row_costs_in_tokens(answers: in
     served = Served(GoodputController(measured(law), to_four), 0.5, answers=answers, claimed=0.9, law=law)
     for _ in range(300):
         served.step()
-    found = served.control.least_survival(StepShape(answers), answers)
+    found = served.control.min_acceptance(StepShape(answers), answers)
     assert found == pytest.approx(row / (law(to_four(answers)) / answers), rel=0.3, abs=0.06)
 
 
 def test_before_anything_was_measured_everything_may_be_worth_drafting() -> None:
-    assert GoodputController(None, to_four).least_survival(StepShape(1), 1) == 0.0
+    assert GoodputController(None, to_four).min_acceptance(StepShape(1), 1) == 0.0
 
 
 @pytest.mark.parametrize("right", [0, 1, 3])

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 
-from turbo_runtime.engine.startup.invariance_check import first_that_holds
+from turbo_runtime.engine.startup.invariance_check import find_invariant_kernel
 from turbo_runtime.models.layers.experts import Experts
-from turbo_runtime.models.layers.mlp import GatedMLP
+from turbo_runtime.models.layers.primitives import GatedMLP
 from turbo_runtime.models.matmul import MatmulKernel, padded_rows
 
 WIDTH, ROWS = 32, 150
@@ -39,7 +39,7 @@ def experts() -> Experts:
     made, forms = Experts(module()), dict[str, MatmulKernel]()
     for product in made.products():
         if product.name not in forms:
-            forms[product.name] = first_that_holds(product, time.monotonic() + 60)
+            forms[product.name] = find_invariant_kernel(product, time.monotonic() + 60)
         product.use(forms[product.name])
     return made
 

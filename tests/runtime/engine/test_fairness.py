@@ -20,11 +20,7 @@ MAX_LENGTH = 128
 
 def engine(running: int = 4, blocks: int = 32) -> Scheduler:
     return Scheduler(
-        BlockPool(blocks),
-        max_running=running,
-        max_step_tokens=64,
-        max_draft_tokens=2,
-        max_length=MAX_LENGTH,
+        BlockPool(blocks), max_running=running, max_step_tokens=64, max_draft_tokens=2, max_length=MAX_LENGTH
     )
 
 
@@ -155,10 +151,10 @@ def test_a_tenant_is_forgotten_with_its_last_answer() -> None:
 def test_whoever_is_too_large_for_now_is_waited_for() -> None:
     scheduler = engine(blocks=8)
     scheduler.add(ask("holds", "a", prompt=30, answer=60))
-    scheduler.plan()
+    scheduler.schedule()
     scheduler.add(ask("large", "a", prompt=110))
     small = [scheduler.add(ask(f"small {n}", "a", prompt=1)) for n in range(3)]
-    scheduler.plan()
+    scheduler.schedule()
     assert not any(each in scheduler.running for each in small)
 
 

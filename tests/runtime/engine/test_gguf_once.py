@@ -10,8 +10,7 @@ import pytest
 
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import find
-from turbo_runtime.models.gguf_cache import gguf_parsed_once
-from turbo_runtime.models.loader import load_config
+from turbo_runtime.models.loader import gguf_parsed_once, load_config
 
 
 @pytest.fixture

@@ -10,10 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_runtime.contract.model import StepTime
+from turbo_runtime.speculation.accounting import Gate, Meter
 from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.draft_length import select_draft_lengths
-from turbo_runtime.speculation.gate import Gate
-from turbo_runtime.speculation.meter import Meter
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
 SEEDS = (StepTime(1, 1, 256, 0.020), StepTime(8, 1, 256, 0.030), StepTime(1, 128, 0, 0.180))
@@ -33,35 +32,37 @@ def times(growth: list[float]) -> list[float]:
     return [1.0 + sum(growth[:n]) for n in range(len(growth) + 1)]
 
 
-def rate(survivals: list[list[float]], counts: list[int], seconds: list[float], gone: float) -> float:
-    gained = sum(sum(each[:count]) for each, count in zip(survivals, counts, strict=True))
-    return (len(survivals) + gained) / (gone + seconds[sum(counts)])
+def rate(acceptances: list[list[float]], counts: list[int], seconds: list[float], gone: float) -> float:
+    gained = sum(sum(each[:count]) for each, count in zip(acceptances, counts, strict=True))
+    return (len(acceptances) + gained) / (gone + seconds[sum(counts)])
 
 
 @given(drafts, growths, spent)
 def test_no_set_of_prefixes_is_better_than_the_chosen_one(
-    survivals: list[list[float]], growth: list[float], gone: float
+    acceptances: list[list[float]], growth: list[float], gone: float
 ) -> None:
     seconds = times(growth)
-    chosen = rate(survivals, select_draft_lengths(survivals, len(survivals), seconds, gone), seconds, gone)
-    every = product(*(range(len(each) + 1) for each in survivals))
-    assert chosen >= max(rate(survivals, list(counts), seconds, gone) for counts in every) - 1e-9
+    chosen = rate(
+        acceptances, select_draft_lengths(acceptances, len(acceptances), seconds, gone), seconds, gone
+    )
+    every = product(*(range(len(each) + 1) for each in acceptances))
+    assert chosen >= max(rate(acceptances, list(counts), seconds, gone) for counts in every) - 1e-9
 
 
 @given(drafts, growths, spent, st.data())
 def test_a_chosen_token_stays_chosen_when_it_is_surer(
-    survivals: list[list[float]], growth: list[float], gone: float, data: st.DataObject
+    acceptances: list[list[float]], growth: list[float], gone: float, data: st.DataObject
 ) -> None:
     seconds = times(growth)
-    counts = select_draft_lengths(survivals, len(survivals), seconds, gone)
+    counts = select_draft_lengths(acceptances, len(acceptances), seconds, gone)
     places = [(i, j) for i, count in enumerate(counts) for j in range(count)]
     if not places:
         return
     draft, token = data.draw(st.sampled_from(places))
-    ceiling = survivals[draft][token - 1] if token else 1.0
-    surer = [list(each) for each in survivals]
-    surer[draft][token] = data.draw(st.floats(survivals[draft][token], ceiling))
-    assert select_draft_lengths(surer, len(survivals), seconds, gone)[draft] > token
+    ceiling = acceptances[draft][token - 1] if token else 1.0
+    surer = [list(each) for each in acceptances]
+    surer[draft][token] = data.draw(st.floats(acceptances[draft][token], ceiling))
+    assert select_draft_lengths(surer, len(acceptances), seconds, gone)[draft] > token
 
 
 def test_nothing_is_verified_where_a_row_costs_what_a_token_brings() -> None:

@@ -16,8 +16,7 @@ from turbo_dev import tiny_engine
 from turbo_runtime.messages import Grammar, SamplingParams
 from turbo_runtime.sampling.grammar.matcher import MOST_CHARACTERS, GrammarError, Grammars
 from turbo_runtime.sampling.noise import Noise, answer_key
-from turbo_runtime.sampling.sampler import NoTokenError, Sampler
-from turbo_runtime.sampling.step import AnswerRows, tokens_of_step
+from turbo_runtime.sampling.sampler import AnswerRows, NoTokenError, Sampler, tokens_of_step
 from turbo_runtime.speculation.verification import verify
 
 END = 0

@@ -59,16 +59,14 @@ def test_a_slow_grammar_keeps_no_quick_one_waiting(
         slow = compiled.compile(Grammar("json_schema", '{"type": "integer", "multipleOf": 99991}'))
         compiled._quick.thread.submit(lambda: None).result()  # that one was too slow by now
     assert compiled.compile(Grammar("regex", "abcd")).matcher().allowed().any()
-    assert not slow.done
+    assert not slow.future.done()
     others.set()
     assert slow.matcher().allowed().any()
 
 
-def test_a_grammar_that_takes_too_much_memory_is_refused_and_the_next_is_tried(
-    tmp_path: Path,
-) -> None:
+def test_a_grammar_that_takes_too_much_memory_is_refused_and_the_next_is_tried(tmp_path: Path) -> None:
     tokenizer().save(str(tmp_path / "tokenizer.json"))
-    trial = GrammarTrial(tmp_path / "tokenizer.json", VOCABULARY, [END], most_bytes=32 << 20)
+    trial = GrammarTrial(tmp_path / "tokenizer.json", VOCABULARY, [END], max_bytes=32 << 20)
     huge, small = Grammar("json_schema", HUGE), Grammar("regex", "ab")
     trial.begin(huge, 60.0)
     with pytest.raises(GrammarError, match="the json_schema takes too much memory to compile; simplify it"):

@@ -87,8 +87,8 @@ class Answers:
         drafting = self.seconds * by_heads
         claims = [max(place.memory, place.heads * by_heads) for place in self.places]
         claims = list(takewhile(bool, claims))
-        survivals = [list(accumulate(claims, mul)) for name in names if name in asked]
-        counts = iter(self.control.choose(survivals, StepShape(ANSWERS), ANSWERS, drafting))
+        acceptances = [list(accumulate(claims, mul)) for name in names if name in asked]
+        counts = iter(self.control.choose(acceptances, StepShape(ANSWERS), ANSWERS, drafting))
         outcomes = [
             self._outcome(name, next(counts) if name in asked else None, by_heads=by_heads) for name in names
         ]
@@ -185,7 +185,7 @@ class Fixed:
         self._left = [True] * len(wants)
         return self
 
-    def offers(self, _beside: Sequence[float]) -> list[TokenCandidate | None]:
+    def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         return [self._offer if left else None for left in self._left]
 
     def advance(self, _tokens: Sequence[int | None]) -> None:

@@ -45,7 +45,7 @@ class Counting(Proposer):
         self, wants: Sequence[DraftRequest], least: float = 0.0, pays: Callable[[Hashable], bool] = bool, /
     ) -> list[Draft]:
         drafts = super().propose(wants, least, pays)
-        self.sources.update(evidence.source for draft in drafts for evidence in draft.evidence)
+        self.sources.update(origin.source for draft in drafts for origin in draft.origins)
         return drafts
 
 
@@ -54,12 +54,7 @@ class Counting(Proposer):
 )
 @pytest.mark.parametrize("drafter", ["heads", "auto"])
 def test_answers_are_those_without_drafts_in_company_chunks_and_preemption(
-    make_engine: MakeEngine,
-    tiny_heads: Heads,
-    asked: Asked,
-    drafter: Drafting,
-    blocks: int,
-    step_tokens: int,
+    make_engine: MakeEngine, tiny_heads: Heads, asked: Asked, drafter: Drafting, blocks: int, step_tokens: int
 ) -> None:
     wanted, alone = asked
     sources: Counter[str] = Counter()

@@ -14,13 +14,12 @@ from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 from turbo_operator.planner.performance.memory import kv_bytes
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.engine.startup.builder import start_engine
-from turbo_runtime.engine.startup.invariance_check import first_that_holds
+from turbo_runtime.engine.startup.invariance_check import find_invariant_kernel
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
-from turbo_runtime.models.head_product import HeadProduct
 from turbo_runtime.models.loader import check_config, load_model
-from turbo_runtime.models.matmul import COUNTS
+from turbo_runtime.models.matmul import COUNTS, HeadProduct
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
 
 HEADS, RANK, ROPE, LAYERS = 4, 24, 8, 2
@@ -98,7 +97,7 @@ def test_each_head_has_its_own_matrix_and_rows_stay_apart(
     torch.manual_seed(0)
     weight = torch.randn(heads, out, width).to(dtype)
     product = HeadProduct(weight)
-    product.use(first_that_holds(product, time.monotonic() + 60))
+    product.use(find_invariant_kernel(product, time.monotonic() + 60))
     x = torch.randn(COUNTS[-1] + 9, heads * width).to(dtype)
     expected = torch.einsum("rhi,hoi->rho", x.view(-1, heads, width).float(), weight.float()).flatten(1)
     close = 1e-4 if dtype == torch.float32 else 5e-2

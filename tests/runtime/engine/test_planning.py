@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.simulated import Simulation, answer_to
-from turbo_runtime.engine.scheduler import MOST_TOLD, Scheduler
+from turbo_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS, Scheduler
 from turbo_runtime.engine.sequence import ScheduledTokens, SchedulerOutput
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool, blocks_for
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.speculation.demand import Demand
+from turbo_runtime.speculation.accounting import Demand
 
 MAX_LENGTH = 160
 
@@ -75,9 +75,9 @@ def small(
 
 def decode(scheduler: Scheduler, token: int = 7) -> SchedulerOutput:
     """A step in which no draft is accepted."""
-    plan = scheduler.plan()
+    plan = scheduler.schedule()
     for work in plan.work:
-        scheduler.fold(work, [token] if work.yields else [])
+        scheduler.update_from_output(work, [token] if work.yields else [])
     return plan
 
 
@@ -144,10 +144,10 @@ def test_a_plan_keeps_to_the_budget_of_tokens(load: Load) -> None:
     for number, each in enumerate(load.answers):
         scheduler.add(submit(number, *each))
     for _ in range(30):
-        plan = scheduler.plan()
+        plan = scheduler.schedule()
         check(plan, scheduler, load)
         for work in plan.work:
-            scheduler.fold(work, [7] if work.yields else [])
+            scheduler.update_from_output(work, [7] if work.yields else [])
             if scheduler.room(work.sequence) == 0:
                 scheduler.finish(work.sequence)
 
@@ -157,7 +157,7 @@ def test_whoever_is_dropped_in_mid_flight_gives_all_blocks_back(load: Load) -> N
     scheduler = scheduler_for(load)
     sequences = [scheduler.add(submit(number, *each)) for number, each in enumerate(load.answers)]
     decode(scheduler, 0)
-    scheduler.plan()
+    scheduler.schedule()
     for sequence in sequences:
         scheduler.finish(sequence)
         assert scheduler.find(sequence.submit.request_id) is None
@@ -186,7 +186,7 @@ def test_those_who_gave_way_together_come_back_in_their_order() -> None:
     assert scheduler.running == [old]
     assert scheduler.waiting == [middle, young]
     scheduler.finish(old)
-    scheduler.plan()
+    scheduler.schedule()
     assert scheduler.running[0] is middle
 
 
@@ -198,7 +198,7 @@ def test_a_preempted_prompt_finds_its_tiles_again() -> None:
         decode(scheduler)
     assert scheduler.waiting == [young]
     scheduler.finish(old)
-    (work,) = scheduler.plan().work
+    (work,) = scheduler.schedule().work
     assert work.sequence is young
     assert work.start == PROMPT_TILE
     assert young.cached == 0  # that was its own work, not a gift
@@ -224,7 +224,7 @@ def test_many_short_prompts_start_in_one_step() -> None:
     scheduler = small(64, running=20, budget=100)
     for number in range(20):
         scheduler.add(submit(number, 10, 4))
-    assert [work.count for work in scheduler.plan().work] == [10] * 10
+    assert [work.count for work in scheduler.schedule().work] == [10] * 10
 
 
 def test_more_than_a_step_can_decode_do_not_run_together() -> None:
@@ -253,7 +253,7 @@ def test_drafts_share_evenly_what_prompts_leave_and_at_least_half(
     decode(scheduler)
     if prompt:
         scheduler.add(submit(9, prompt, 1))
-    plan = scheduler.plan()
+    plan = scheduler.schedule()
     assert sorted(work.draft_limit for work in plan.work if work.sequence.generated) == granted
     if prompt:
         assert plan.work[-1].count == min(prompt, budget - 4 - sum(granted))
@@ -264,13 +264,13 @@ def chunks_beside(answers: int, verified: int, drafts: int) -> tuple[list[int], 
     scheduler, demand = small(2000, 8192, running=64, budget=512, drafts=drafts), Demand()
 
     def decode_with_drafts() -> SchedulerOutput:
-        plan = scheduler.plan(demand.of)
+        plan = scheduler.schedule(demand.of)
         for work in plan.work:
             name = work.sequence.submit.request_id
             used = min(verified, work.draft_limit) if name == "r0" else 0
             if work.yields:
                 demand.book(name, used, work.draft_limit)
-            scheduler.fold(work, [7] * (1 + used) if work.yields else [])
+            scheduler.update_from_output(work, [7] * (1 + used) if work.yields else [])
         return plan
 
     for number in range(answers):
@@ -313,14 +313,14 @@ def test_a_request_may_lower_the_ceiling_of_drafts_and_not_raise_it() -> None:
         params = SamplingParams(max_tokens=40, max_draft_tokens=ceiling)
         scheduler.add(GenerationRequest(f"r{number}", (1,), params))
     decode(scheduler)
-    assert [work.draft_limit for work in scheduler.plan().work] == [0, 2, 5]
+    assert [work.draft_limit for work in scheduler.schedule().work] == [0, 2, 5]
 
 
 def test_nobody_starts_where_those_that_run_have_no_block_to_grow_into() -> None:
     scheduler = small(6)
     for number in range(3):
         scheduler.add(submit(number, 2 * BLOCK_SIZE - 1, 30))
-    scheduler.plan()
+    scheduler.schedule()
     assert scheduler.ledger.num_free == 2
     assert len(scheduler.running) == 2
 
@@ -330,7 +330,7 @@ def test_drafts_preempt_nobody() -> None:
     for number in range(2):
         scheduler.add(submit(number, 2 * BLOCK_SIZE - 2, 30, True))
     decode(scheduler)
-    plan = scheduler.plan()
+    plan = scheduler.schedule()
     assert plan.preempted == ()
     assert [work.draft_limit for work in plan.work] == [17, 1]
 
@@ -339,10 +339,10 @@ def test_look_ahead_blocks_that_no_token_took_are_given_back() -> None:
     scheduler = small(8, drafts=40)
     sequence = scheduler.add(submit(0, 10, 50, True))
     decode(scheduler)
-    (work,) = scheduler.plan().work
+    (work,) = scheduler.schedule().work
     assert work.draft_limit == 40
     assert scheduler.ledger.num_used == blocks_for(11 + 40)
-    scheduler.fold(work, [1, 2, 3])  # the loop verified fewer, and two were accepted
+    scheduler.update_from_output(work, [1, 2, 3])  # the loop verified fewer, and two were accepted
     assert scheduler.ledger.num_used == 1
     assert sequence.computed == 13
     assert sequence.missing == 1
@@ -375,13 +375,13 @@ def test_a_step_computes_so_many_tokens_at_most_whose_log_probabilities_are_told
     other = scheduler.add(submit(9, 150, 1, tenant="other"))
     steps = 0
     while scheduler.running or scheduler.waiting:
-        plan = scheduler.plan()
+        plan = scheduler.schedule()
         steps += 1
-        assert sum(work.count for work in plan.work if work.sequence in told) <= MOST_TOLD
+        assert sum(work.count for work in plan.work if work.sequence in told) <= MAX_PROMPT_LOGPROBS
         assert (steps == 1) == (other in [work.sequence for work in plan.work])
         for work in plan.work:
             ends = work.yields
-            scheduler.fold(work, [1] if ends else [])
+            scheduler.update_from_output(work, [1] if ends else [])
             if ends:
                 scheduler.finish(work.sequence)
     assert steps < 8

@@ -343,9 +343,9 @@ def test_memory_is_bounded_over_ten_thousand_requests() -> None:
             params = SamplingParams(max_tokens=luck.randint(1, 50))
             scheduler.add(GenerationRequest(f"r{submitted}", prompt, params, tenant=f"t{submitted // 6}"))
             submitted += 1
-        for work in scheduler.plan().work:
+        for work in scheduler.schedule().work:
             committed = [0] * min(1 + luck.randint(0, work.draft_limit), scheduler.room(work.sequence))
-            scheduler.fold(work, committed if work.yields else [])
+            scheduler.update_from_output(work, committed if work.yields else [])
             if scheduler.room(work.sequence) == 0 or luck.random() < 0.01:
                 scheduler.finish(work.sequence)
         steps += 1

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from turbo_runtime.engine.startup import invariance_check
-from turbo_runtime.engine.startup.invariance_check import NotProvenError, first_that_holds, is_batch_invariant
+from turbo_runtime.engine.startup.harness import NotProvenError, is_batch_invariant
+from turbo_runtime.engine.startup.invariance_check import find_invariant_kernel
 from turbo_runtime.models import matmul
 from turbo_runtime.models.layers.transformers_backend import replace_linears
 from turbo_runtime.models.matmul import (
@@ -77,7 +77,7 @@ def test_the_chosen_form_keeps_every_row_at_every_position(
     out: int, width: int, bias: bool, in_bulk: bool
 ) -> None:
     layer = product(out, width, bias)
-    form = first_that_holds(layer, in_an_hour())
+    form = find_invariant_kernel(layer, in_an_hour())
     layer.use(form.in_bulk() if in_bulk and form.counts == COUNTS else form)
     fresh = torch.randn(BULK[-1] + COUNTS[-1] + 9, width)
     alone = torch.cat([layer(fresh[i : i + 1]) for i in range(len(fresh))])
@@ -117,9 +117,9 @@ def test_a_form_that_adds_up_in_another_order_at_one_count_is_passed_over(
         return real(self, x)
 
     layer = product(192, 96)
-    assert first_that_holds(layer, in_an_hour()).layout == "packed"
+    assert find_invariant_kernel(layer, in_an_hour()).layout == "packed"
     monkeypatch.setattr(BatchInvariantLinear, "_multiply", reordered)
-    assert first_that_holds(layer, in_an_hour()).layout != "packed"
+    assert find_invariant_kernel(layer, in_an_hour()).layout != "packed"
 
 
 @pytest.mark.parametrize("error", [AttributeError("no such operator"), RuntimeError("needs avx512")])
@@ -135,8 +135,8 @@ def test_where_weights_cannot_be_packed_another_form_is_taken(
 
     monkeypatch.setattr(matmul, "_laid_out", without_packing)
     layer = product(64, 48)
-    assert first_that_holds(layer, in_an_hour()) in FORMS[1:]
-    assert not invariance_check._adopts(layer, FORMS[0])
+    assert find_invariant_kernel(layer, in_an_hour()) in FORMS[1:]
+    assert not layer.adopt(FORMS[0])
     assert layer.form == PLAIN
     torch.testing.assert_close(layer(torch.ones(3, 48)), product(64, 48)(torch.ones(3, 48)))
 
@@ -144,10 +144,10 @@ def test_where_weights_cannot_be_packed_another_form_is_taken(
 def test_when_no_form_holds_or_time_is_up_nothing_is_promised(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = product(8, 4)
     with pytest.raises(NotProvenError, match="too long"):
-        first_that_holds(layer, time.monotonic() - 1)
+        find_invariant_kernel(layer, time.monotonic() - 1)
     monkeypatch.setattr(BatchInvariantLinear, "__call__", lambda _, x: x + torch.arange(len(x))[:, None])
     with pytest.raises(NotProvenError, match="no product form keeps the rows of a 8x4 weight"):
-        first_that_holds(layer, in_an_hour())
+        find_invariant_kernel(layer, in_an_hour())
 
 
 def test_every_linear_of_a_model_is_replaced_once_and_a_tied_weight_survives_a_new_layout() -> None:

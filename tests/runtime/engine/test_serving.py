@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import cast
 
 from turbo_runtime.engine.loop import Engine
-from turbo_runtime.engine.process import MOST_MESSAGES, serve
+from turbo_runtime.engine.process import MAX_MESSAGES, serve
 from turbo_runtime.messages import (
     Abort,
     EngineFailed,
@@ -67,8 +67,8 @@ def no_beat() -> None:
 
 def test_steps_are_computed_however_many_messages_come() -> None:
     engine = Busy([StepOutput((), EngineStats())])
-    serve(cast("Engine", engine), Flood(3 * MOST_MESSAGES + 5), Outbox(), no_beat)
-    assert engine.taken == [MOST_MESSAGES] * 3 + [5]
+    serve(cast("Engine", engine), Flood(3 * MAX_MESSAGES + 5), Outbox(), no_beat)
+    assert engine.taken == [MAX_MESSAGES] * 3 + [5]
 
 
 def test_a_step_without_news_is_not_told() -> None:
@@ -83,7 +83,7 @@ def test_a_step_without_news_is_not_told() -> None:
         StepOutput((), running),
     ]
     outbox = Outbox()
-    serve(cast("Engine", Busy(steps)), Flood(len(steps) * MOST_MESSAGES), outbox, no_beat)
+    serve(cast("Engine", Busy(steps)), Flood(len(steps) * MAX_MESSAGES), outbox, no_beat)
     assert outbox.said == [steps[0], steps[2], token, token]
 
 

@@ -124,7 +124,7 @@ def test_an_answer_may_leave_while_its_grammar_is_compiled_again(
     while not server.idle:
         server.step()
         for request in requests:
-            if request.request_id in server.laws and not server.laws.ready(request.request_id):
+            if request.request_id in server.samplers and not server.samplers.ready(request.request_id):
                 server.accept(Abort(request.request_id))
     server.scheduler.check(server.audit.table)
-    assert not server.laws.compiling
+    assert not server.samplers.compiling

@@ -302,7 +302,7 @@ def test_what_only_makes_it_faster_costs_no_guarantee_where_time_is_short(
     paged: tuple[str, ModelRunner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = paged[1].rule
-    monkeypatch.setattr(invariance_check, "FURTHER_SHARE", 0.0)
+    monkeypatch.setattr(invariance_check, "OPTIONAL_FRACTION", 0.0)
     report = check_batch_invariance(paged[1], max_step_tokens=64, limit_seconds=60)
     found, paged[1].rule = paged[1].rule, before
     assert report.guarantee == "bytes", report.reason

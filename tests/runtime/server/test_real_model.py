@@ -26,7 +26,7 @@ pytestmark = pytest.mark.model
 SERVE = "import sys; from turbo_runtime.cli.serve import serve; sys.exit(serve(sys.argv[1:]))"
 BUSY_MACHINE_SECONDS = 300  # loading and checking take half a minute of two idle cores
 EXPORT = (
-    "import sys; from pathlib import Path; from turbo_runtime.models.tokenizer import export_tokenizer; "
+    "import sys; from pathlib import Path; from turbo_runtime.models.loader import export_tokenizer; "
     "export_tokenizer(sys.argv[1], None, Path(sys.argv[2]))"
 )
 COPY = (

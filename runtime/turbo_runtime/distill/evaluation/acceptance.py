@@ -78,7 +78,7 @@ def _draft_along(drafter: HeadsDrafter, requests: Sequence[DraftRequest], text: 
     live = [True] * len(requests)
     while any(live):
         right: list[int | None] = []
-        offers = proposal.offers([0.0] * len(requests))
+        offers = proposal.next_candidates([0.0] * len(requests))
         for index, (request, offer) in enumerate(zip(requests, offers, strict=True)):
             at = len(request.tokens) + lengths[index]
             live[index] &= offer is not None and at < len(text) - 1 and offer.token == text[at]

@@ -1,4 +1,4 @@
-"""The artefact on disk: written by training, read and refused in one sentence by the engine."""
+"""The checkpoint on disk: training writes it, the engine reads it or rejects it in one sentence."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ _VOCABULARY = "vocabulary"
 
 
 class HeadsError(ValueError):
-    """The artefact cannot be used; one sentence says why and what to do."""
+    """The checkpoint cannot be used; one sentence says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadsConfig:
     """`config.json`."""
 
-    version: str  # of this artefact, whatever its maker calls it
+    version: str  # of this checkpoint, a free text
     heads: int  # tokens drafted at once
     width: int  # of the target's hidden state
     markov_rank: int
     vocabulary_size: int  # tokens that can be drafted
     target_vocabulary_size: int
     target_digest: str  # of the target, as `turbo inspect` states it
-    domain: str = ""  # what the heads were trained on, in a word
-    training: dict[str, Any] = field(default_factory=dict)  # facts of it: the engine reads none
+    domain: str = ""  # of the training data, in a word
+    training: dict[str, Any] = field(default_factory=dict)  # metadata that the engine ignores
     kind: str = KIND
     format: int = FORMAT
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The parts of the model served that heads share."""
+    """The parts of the served model that heads share."""
 
     digest: str
     embedding: Tensor  # (vocabulary, width)
@@ -55,41 +55,41 @@ class Target:
 
 
 def save_heads(folder: Path, config: HeadsConfig, heads: Heads) -> None:
-    """Write an artefact; the folder is complete or, at its first writing, without a configuration."""
+    """Write a checkpoint; an incomplete folder has no configuration."""
     tensors = {name: value.detach().contiguous().cpu() for name, value in heads.state_dict().items()}
     tensors[_VOCABULARY] = heads.vocabulary.cpu()
     write_whole_by(folder / WEIGHTS_FILE, lambda scratch: save_file(tensors, scratch))
     write_whole(folder / CONFIG_FILE, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
 
-def tensors_digest(learnt: nn.Module, vocabulary: Tensor) -> str:
-    """sha256 over everything that was learnt and the vocabulary it was learnt for, in hex."""
+def tensors_digest(learned: nn.Module, vocabulary: Tensor) -> str:
+    """Return the sha256 of the learned tensors and their vocabulary, in hex."""
     digest = hashlib.sha256()
-    for name, value in sorted({**learnt.state_dict(), _VOCABULARY: vocabulary}.items()):
+    for name, value in sorted({**learned.state_dict(), _VOCABULARY: vocabulary}.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
 def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
-    """Heads in evaluation mode, of the target's dtype, on its device. Raises HeadsError."""
+    """Load heads in evaluation mode, with the target's dtype and device. Raises HeadsError."""
     config = read_config(folder)
     _check_target(folder, config, target)
     try:
         (folder / WEIGHTS_FILE).open("rb").close()  # safetensors calls any trouble a missing file
-        # not mapped: whoever copies over the file while it is in use would end the process
+        # not mapped: a copy over the file in use would end the process
         tensors = load_file(folder / WEIGHTS_FILE, backend="pread")
     except (OSError, SafetensorError) as error:
         raise HeadsError(f"{folder / WEIGHTS_FILE} cannot be read: {error}; copy the folder again") from error
     vocabulary = tensors.pop(_VOCABULARY, torch.empty(0))
     _check_vocabulary(folder, config, vocabulary)
-    # before such heads are made: a damaged configuration may ask for more than there is memory
+    # before allocation: a damaged configuration may exceed the memory
     expected = shapes_of(config.width, config.vocabulary_size, config.heads, config.markov_rank)
-    found = {name: tuple(value.shape) for name, value in tensors.items()}
-    if found != expected:
-        wrong = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
+    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    if shapes != expected:
+        wrong = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))
         raise HeadsError(
-            f"{folder / WEIGHTS_FILE}: {wrong[0]} is {found.get(wrong[0], 'missing')} and its configuration "
+            f"{folder / WEIGHTS_FILE}: {wrong[0]} is {shapes.get(wrong[0], 'missing')} and its configuration "
             f"wants {expected.get(wrong[0], 'no such tensor')}; train the heads again"
         )
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
@@ -106,7 +106,7 @@ def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
 
 
 def read_config(folder: Path) -> HeadsConfig:
-    """`config.json` of an artefact. Raises HeadsError."""
+    """Read `config.json` of a checkpoint. Raises HeadsError."""
     path = folder / CONFIG_FILE
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -125,10 +125,10 @@ def read_config(folder: Path) -> HeadsConfig:
             "train the heads with this version"
         )
     values = {}
-    for each in dataclasses.fields(HeadsConfig):
-        if each.name not in document and each.default is dataclasses.MISSING and each.name != "training":
-            raise HeadsError(f"{path}: {each.name} is missing; train the heads again")
-        values[each.name] = document.get(each.name, {} if each.name == "training" else each.default)
+    for item in dataclasses.fields(HeadsConfig):
+        if item.name not in document and item.default is dataclasses.MISSING and item.name != "training":
+            raise HeadsError(f"{path}: {item.name} is missing; train the heads again")
+        values[item.name] = document.get(item.name, {} if item.name == "training" else item.default)
     for name in ("heads", "width", "markov_rank", "vocabulary_size", "target_vocabulary_size"):
         value = values[name]
         if not isinstance(value, int) or isinstance(value, bool) or value < (name != "markov_rank"):
@@ -146,13 +146,14 @@ def _check_target(folder: Path, config: HeadsConfig, target: Target) -> None:
             "served; name heads that were trained for it"
         )
     vocabulary, width = target.embedding.shape
-    for name, said, served in (
+    for name, trained, served in (
         ("width", config.width, width),
         ("target_vocabulary_size", config.target_vocabulary_size, vocabulary),
     ):
-        if said != served:
+        if trained != served:
             raise HeadsError(
-                f"{folder}: {name} is {said} and the model has {served}; name heads that were trained for it"
+                f"{folder}: {name} is {trained} and the model has {served}; "
+                "name heads that were trained for it"
             )
 
 

@@ -1,4 +1,4 @@
-"""The heads as a torch module, as training has them; drafting lays them out anew (`laid_out`).
+"""The heads as a torch module for training; drafting packs them (`drafter.LaidOut`).
 
 Head j guesses the token j + 1 places behind the last committed one, from the hidden state h that the last
 committed one was drawn from and from the token right before the guessed one:
@@ -8,8 +8,8 @@ committed one was drawn from and from the token right before the guessed one:
     logits_j = E x_j + B m                             E: rows of the target's LM head; the Markov term
     confidence_j = c_j [x_j, m, f] + d_j               f: log-odds of the likeliest token; a logit
 
-The Markov term follows the draft as it grows (as in Hydra, arXiv 2402.05109). A confidence is of the token
-drafted, given all before it accepted.
+The Markov term follows the growing draft (as in Hydra, arXiv 2402.05109). A confidence is that of the drafted
+token, given all before it accepted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CERTAIN = 1 - 1e-6  # a probability whose odds are as high as is told apart
+CERTAIN = 1 - 1e-6  # the highest probability with its own odds
 
 
 class Heads(nn.Module):
@@ -42,7 +42,7 @@ class Heads(nn.Module):
         self.register_buffer("output", output, persistent=False)
         self.register_buffer("vocabulary", vocabulary.to(device), persistent=False)
         self.heads = heads
-        # zeros: at first every head says what the LM head says of h
+        # zeros: at first every head equals the LM head
         self.block = nn.Parameter(torch.zeros(shapes["block"], device=device))
         self.block_bias = nn.Parameter(torch.zeros(shapes["block_bias"], device=device))
         self.markov_in = nn.Parameter(torch.randn(shapes["markov_in"], device=device) * width**-0.5)
@@ -76,7 +76,7 @@ class Heads(nn.Module):
 
 
 def shapes_of(width: int, words: int, heads: int, markov_rank: int) -> dict[str, tuple[int, ...]]:
-    """Of all parameters; `words`: tokens that can be drafted."""
+    """Return the shapes of all parameters; `words`: tokens that can be drafted."""
     return {
         "block": (heads, width, width),
         "block_bias": (heads, width),

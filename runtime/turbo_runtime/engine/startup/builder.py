@@ -1,4 +1,4 @@
-"""From a RuntimeConfig to an engine, checked and measured: device, dtype, memory, model."""
+"""Builds a checked and measured engine from a RuntimeConfig: device, dtype, memory, model."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ from turbo_runtime.drafters.reload import WatchedFile
 from turbo_runtime.engine.audit import AuditTerms
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.startup.bulk_check import take_up_bulk
-from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
+from turbo_runtime.engine.startup.invariance_check import adopt_bulk, check_batch_invariance
 from turbo_runtime.engine.startup.microbenchmark import measure_steps
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool, blocks_for
 from turbo_runtime.messages import Drafting, EngineReady
 from turbo_runtime.model_files.inspector import inspect_model
 from turbo_runtime.model_files.source import ModelError, find
-from turbo_runtime.models.loader import load_model, longest
+from turbo_runtime.models.loader import ExportedTokenizer, load_model, longest
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import ModelRunner, kv_bytes_per_block
-from turbo_runtime.models.tokenizer import ExportedTokenizer
 from turbo_runtime.sampling.grammar.matcher import Grammars
 from turbo_runtime.speculation.controller import GoodputController
 
@@ -39,10 +37,10 @@ KV_SHARE_OF_FREE_MEMORY = 0.5
 
 
 def start_engine(
-    config: RuntimeConfig, began: float, tokenizer: ExportedTokenizer | None = None
+    config: RuntimeConfig, start_time: float, tokenizer: ExportedTokenizer | None = None
 ) -> tuple[Engine, EngineReady]:
-    """Load, check, measure; `began` (monotonic) is when loading began. Without `tokenizer` answers that ask
-    for a grammar are refused. Raises ModelError with a sentence.
+    """Load, check, measure; loading began at `start_time` (monotonic). Without `tokenizer` answers under a
+    grammar are rejected. Raises ModelError with a sentence.
     """
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.device)
@@ -53,7 +51,7 @@ def start_engine(
     model = ModelRunner(weights, blocks=blocks, max_length=length)
     loaded = time.monotonic()
     report = check_batch_invariance(model, config.max_step_tokens)
-    report = take_up_bulk(model, report, config.max_step_tokens)
+    report = adopt_bulk(model, report, config.max_step_tokens)
     checked = time.monotonic()
     ledger = BlockPool(blocks)
     steps = measure_steps(
@@ -80,7 +78,7 @@ def start_engine(
         vocab_size=model.vocabulary,
         eos_token_ids=_end_ids(weights.generation_config),
         digest=digest,
-        load_seconds=loaded - began,
+        load_seconds=loaded - start_time,
         check_seconds=checked - loaded,
         step_times=steps,
         measure_seconds=measured - checked,
@@ -102,7 +100,7 @@ def start_engine(
 
 
 def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Proposer:
-    """Drafters that do what the file says, now and later; `until_then` where it cannot be used yet."""
+    """Build drafters that follow the file; `until_then` while it cannot be used."""
     decoder = engine.model.decoder
     target = Target(digest, decoder.embedding, decoder.output_rows)
     file = WatchedFile(path, DraftLoader(target, engine.noise, until_then).load)
@@ -110,36 +108,36 @@ def _follow(path: Path, engine: Engine, digest: str, until_then: Drafting) -> Pr
 
 
 def _end_ids(generation_config: object) -> tuple[int, ...]:
-    """Tokens that end an answer by the model's own generation config."""
+    """Tokens that end an answer, from the model's generation config."""
     ids = getattr(generation_config, "eos_token_id", None)
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else tuple(ids)
 
 
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is CUDA where there is one."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    if wanted not in ("cpu", "cuda"):
-        raise ModelError(f"--device must be auto, cpu or cuda, not {wanted}")
-    if wanted == "cuda" and not torch.cuda.is_available():
+def choose_device(requested: str) -> torch.device:
+    """Choose the device; `auto` is CUDA if available."""
+    if requested == "auto":
+        requested = "cuda" if torch.cuda.is_available() else "cpu"
+    if requested not in ("cpu", "cuda"):
+        raise ModelError(f"--device must be auto, cpu or cuda, not {requested}")
+    if requested == "cuda" and not torch.cuda.is_available():
         raise ModelError("--device=cuda: no CUDA device is usable here; use --device=cpu")
-    return torch.device(wanted)
+    return torch.device(requested)
 
 
-def choose_dtype(wanted: DType, device: torch.device) -> torch.dtype:
-    """`auto` is bfloat16 where the hardware multiplies it faster than float32."""
-    if wanted == "auto":
+def choose_dtype(requested: DType, device: torch.device) -> torch.dtype:
+    """Choose the type of weights; `auto` is bfloat16 where the hardware multiplies it faster than float32."""
+    if requested == "auto":
         fast = device.type == "cuda" or is_bfloat16_fast(cpu_info())
         return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    return torch.bfloat16 if requested == "bfloat16" else torch.float32
 
 
 def is_bfloat16_fast(info: str) -> bool:
-    """By what Linux says of the CPU. Intel's tiles (AMX) and AMD's AVX-512 multiply two in the time of one;
-    Intel's AVX-512, which is all there is where a virtual machine hides the tiles, does not: a step of 512
-    tokens took 1.5 times as long as in float32 (family 6, model 207). Elsewhere it is emulated.
+    """Whether the CPU multiplies bfloat16 fast, by /proc/cpuinfo. Intel's tiles (AMX) and AMD's AVX-512 take
+    half the time; Intel's AVX-512, for a virtual machine that hides the tiles, 1.5 times that of float32 for
+    a step of 512 tokens (family 6, model 207). Elsewhere it is emulated.
     """
     facts: dict[str, str] = {}
     for line in info.splitlines():
@@ -150,7 +148,7 @@ def is_bfloat16_fast(info: str) -> bool:
 
 
 def cpu_info() -> str:
-    """Empty where Linux does not say."""
+    """Read /proc/cpuinfo; empty if there is none."""
     try:
         return Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -158,9 +156,7 @@ def cpu_info() -> str:
 
 
 def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, free: int) -> tuple[int, int]:
-    """(blocks, longest sequence in tokens) for `free` bytes of memory; raises ModelError if not one sequence
-    fits.
-    """
+    """Return (blocks, maximum sequence length) for `free` bytes; raises ModelError if no sequence fits."""
     length = longest(model_config)
     if config.max_model_len is not None:
         if config.max_model_len > length:
@@ -190,9 +186,7 @@ def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, 
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that may still be used: of the GPU, or of this machine and of this process's control group,
-    whichever is less.
-    """
+    """Return the available bytes of the GPU, or of this machine and this process's control group."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())

@@ -1,7 +1,7 @@
-"""The start-up micro-benchmark: how long a forward pass takes on this machine, at three points.
+"""The start-up micro-benchmark: the time of a forward pass on this machine, at three points.
 
 The planner scales its step-time model by them: decoding one row, decoding several, and a chunk of a prompt.
-The passes are those of serving: the same model in the same forms, the same threads, the same paged pool.
+The passes are those of serving: the same model, kernels, threads and paged pool.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import time
 
 from turbo_runtime.contract.model import StepTime
+from turbo_runtime.engine.startup.harness import probe_tokens
 from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
 from turbo_runtime.models.matmul import COUNTS
 from turbo_runtime.models.runner import Chunk, ModelRunner
@@ -18,8 +19,8 @@ from turbo_runtime.sampling.draw import greedy_tokens
 
 log = logging.getLogger(__name__)
 
-LIMIT_SECONDS = 2.0  # of all passes together: a pod that starts is waited for
-REPEATS = 9  # passes of one point at most; fewer where they take too long
+LIMIT_SECONDS = 2.0  # of all passes
+REPEATS = 9  # passes of one point at most
 CONTEXT = 256  # cached tokens of a decoded row
 ROWS = 8  # of the second point
 
@@ -36,18 +37,15 @@ def measure_steps(
     max_step_tokens: int,
     limit_seconds: float = LIMIT_SECONDS,
 ) -> tuple[StepTime, ...] | None:
-    """Median times of a pass that decodes one row, one that decodes up to `ROWS` rows (left out where only
-    one fits), and one over the longest chunk of a prompt that the time allows. None, and a line in the log,
-    where one pass takes longer than its point's share of `limit_seconds`.
-
-    Blocks of `ledger` are borrowed and given back; what is left in their slots is written over in serving.
+    """Measure median times of a pass that decodes one row, one that decodes up to `ROWS` rows (left out if
+    only one fits), and one over the longest chunk of a prompt that the time allows. Logs and returns None if
+    a pass takes longer than its point's share of `limit_seconds`. Borrows blocks of `ledger`.
     """
-    longest = model.max_length
-    context = min(CONTEXT, longest - 1)
-    each = blocks_for(context + 1)
-    several = min(ROWS, max_running, max_step_tokens, ledger.num_free // each)
-    chunk = min(max_step_tokens, longest)
-    blocks = ledger.take(max(several * each, blocks_for(chunk)))
+    context = min(CONTEXT, model.max_length - 1)
+    blocks_per_row = blocks_for(context + 1)
+    several = min(ROWS, max_running, max_step_tokens, ledger.num_free // blocks_per_row)
+    chunk = min(max_step_tokens, model.max_length)
+    blocks = ledger.take(max(several * blocks_per_row, blocks_for(chunk)))
     try:
         model.pool.clear(blocks)
         bench = _Bench(model, blocks, limit_seconds / 3)
@@ -67,8 +65,8 @@ class _Bench:
         self._model, self._blocks, self._share = model, blocks, share
 
     def point(self, rows: int, tokens: int, context: int) -> StepTime:
-        """The median of as many passes as there is time for after a warm-up, one at least."""
-        began = time.perf_counter()
+        """Measure the median of as many passes as the time allows after a warm-up, at least one."""
+        start_time = time.perf_counter()
         warm_up = self._pass(rows, tokens, context)
         if warm_up > self._share:
             raise _TooSlow(
@@ -76,25 +74,24 @@ class _Bench:
                 f"and {self._share:.2f} s are there for it and its repetitions"
             )
         times = [self._pass(rows, tokens, context)]
-        while len(times) < REPEATS and time.perf_counter() - began + min(times) < self._share:
+        while len(times) < REPEATS and time.perf_counter() - start_time + min(times) < self._share:
             times.append(self._pass(rows, tokens, context))
         return StepTime(rows, tokens, context, statistics.median(times))
 
-    def prompt(self, most: int) -> StepTime:
-        """A prompt's first chunk, doubled for as long as there is time for three passes over the double."""
-        tokens = min(COUNTS[-1], most)
-        while tokens < most and 3 * 2 * self._pass(1, tokens, 0) < self._share:
-            tokens = min(2 * tokens, most)
+    def prompt(self, max_tokens: int) -> StepTime:
+        """Measure a prompt's first chunk, doubled while there is time for three passes over the double."""
+        tokens = min(COUNTS[-1], max_tokens)
+        while tokens < max_tokens and 3 * 2 * self._pass(1, tokens, 0) < self._share:
+            tokens = min(2 * tokens, max_tokens)
         return self.point(1, tokens, 0)
 
     def _pass(self, rows: int, tokens: int, context: int) -> float:
-        """Seconds of one pass. Its greedy tokens are taken, as in serving: then a GPU has finished too."""
-        each = blocks_for(context + tokens)
+        """Seconds of one pass with its greedy tokens, as in serving: then a GPU has finished too."""
+        size = blocks_for(context + tokens)
         prompt = context or tokens  # decoded rows follow a prompt
-        new = [(17 + 31 * i) % self._model.vocabulary for i in range(tokens)]
-        chunks = [
-            Chunk(new, context, self._blocks[row * each : (row + 1) * each], 1, prompt) for row in range(rows)
-        ]
-        began = time.perf_counter()
+        new = probe_tokens(self._model, tokens)
+        tables = [self._blocks[row * size : (row + 1) * size] for row in range(rows)]
+        chunks = [Chunk(new, context, table, 1, prompt) for table in tables]
+        start_time = time.perf_counter()
         greedy_tokens(self._model.forward(chunks).logits).tolist()
-        return time.perf_counter() - began
+        return time.perf_counter() - start_time

@@ -1,12 +1,14 @@
-"""Where the tokens of one step live, and which way each of them attends."""
+"""The slots of one step's tokens, and how each of them attends; also as transformers' attention."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.models.attention.pool import KVPool
@@ -19,24 +21,23 @@ LONG_SPAN = 32  # tokens from which a span is cheaper as one call than row by ro
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What decides how a position is computed."""
+    """The inputs that decide how a position is computed."""
 
     exact: bool = True  # (prompt length, position) alone; else also what is cheapest in this step
-    row_counts: tuple[int, ...] = ROW_COUNTS  # of ROW_COUNTS, those that give the same bits on this machine
-    # whether tiles have the bits of rows: then position alone decides, and a long span may be either
-    uniform: bool = False
+    row_counts: tuple[int, ...] = ROW_COUNTS  # those that give the same bits on this machine
+    uniform: bool = False  # tiles have the bits of rows: position alone decides, a long span may be either
 
     @property
     def shared_tile(self) -> int:
-        """Positions of a prompt within whole ones of which blocks are shared."""
+        """The unit of sharing: tokens of a prompt whose blocks are shared when it is whole."""
         return BLOCK_SIZE if self.exact and self.uniform else PROMPT_TILE
 
 
 class AttentionMetadata:
-    """One flat batch: worked out once, used by every layer."""
+    """One flat batch, prepared once for all layers."""
 
     def __init__(self, pool: KVPool, spans: list[Span], rows: int, rule: Rule) -> None:
-        """The spans' tokens one after the other, then padding up to `rows`, which nobody reads."""
+        """The spans' tokens one after the other, then padding up to `rows`."""
         self._pool = pool
         columns = Spans.of(spans)
         self.tokens = int(columns.count.sum())  # rows that are not padding
@@ -44,9 +45,9 @@ class AttentionMetadata:
         self.positions = self._tensor(np.concatenate([columns.positions(), idle]))
         self._slots = self._tensor(columns.slots(pool.scratch))
         self._count = columns.count
-        tiled, single = _told_apart(columns, spans, rule)
+        tiled, single = _split(columns, spans, rule)
         self._parts: list[TileAttention | RowAttention] = []
-        self._answers: Tensor | None = None  # where each query's answer stands in what the parts found
+        self._answers: Tensor | None = None  # where each query's output stands in those of the parts
         answers = np.zeros((rows, pool.group), np.int64)
         place = 0
         if len(tiled.count):
@@ -63,39 +64,71 @@ class AttentionMetadata:
         self._answers = self._tensor(answers.ravel())
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor | None, scaling: float) -> Tensor:
-        """Store keys and values (rows, KV heads, width), and return what query (rows, heads, width) finds:
-        (rows, heads, value width). No value where the pool has it in the key.
+        """Store key and value (rows, KV heads, width), and attend with query (rows, heads, width) -> (rows,
+        heads, value width). No value where the pool has it in the key.
         """
         pool = self._pool
-        # padding is written nowhere: it holds another row's answer, and what it has may be no number
+        # padding is not stored: it holds another row's output, which may be NaN
         pool.write(layer, self._slots, key[: self.tokens], None if value is None else value[: self.tokens])
         rows, heads, width = query.shape
         by_head = query.view(rows, pool.kv_heads, pool.group, width).transpose(0, 1)
         queries = by_head.reshape(pool.kv_heads, rows * pool.group, width)
         parts = [part.attend(layer, queries, scaling) for part in self._parts]
-        found = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        outputs = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         if self._answers is not None:
-            found = found.index_select(1, self._answers)
-        return found.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
+            outputs = outputs.index_select(1, self._answers)
+        return outputs.view(pool.kv_heads, rows, pool.group, -1).transpose(0, 1).reshape(rows, heads, -1)
 
     def spans_without(self, finite: Tensor) -> frozenset[int]:
-        """Numbers of the spans that have a token which is not `finite` (tokens,)."""
-        each = torch.split(finite.cpu(), self._count.tolist())
-        return frozenset(number for number, tokens in enumerate(each) if not bool(tokens.all()))
+        """Indices of the spans that have a token which is not `finite` (tokens,)."""
+        parts = torch.split(finite.cpu(), self._count.tolist())
+        return frozenset(index for index, tokens in enumerate(parts) if not bool(tokens.all()))
 
     def clear(self, spans: frozenset[int]) -> None:
-        """Zeros again in the slots of these spans' tokens."""
-        of = np.repeat(np.arange(len(self._count)), self._count)
-        self._pool.clear_slots(self._slots[self._tensor(np.flatnonzero(np.isin(of, list(spans))))])
+        """Write zeros to the slots of these spans' tokens."""
+        span = np.repeat(np.arange(len(self._count)), self._count)
+        self._pool.clear_slots(self._slots[self._tensor(np.flatnonzero(np.isin(span, list(spans))))])
 
     def _tensor(self, values: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Tensor:
         return torch.from_numpy(values).to(self._pool.device)
 
 
-def _told_apart(columns: Spans, spans: list[Span], rule: Rule) -> tuple[Spans, Spans]:
+def _split(columns: Spans, spans: list[Span], rule: Rule) -> tuple[Spans, Spans]:
     """(what is computed in tiles, what row by row)."""
     if rule.uniform or not rule.exact:
         long = columns.count >= LONG_SPAN
         return columns.select(long), columns.select(~long)
     whole = np.array([span.prompt_length // PROMPT_TILE * PROMPT_TILE for span in spans])
     return columns.part(columns.start, whole), columns.part(whole, columns.end)
+
+
+IMPLEMENTATION = "turbo_paged"
+
+
+def paged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,  # noqa: ARG001  transformers' interface; the step knows who sees what
+    scaling: float,
+    dropout: float = 0.0,  # noqa: ARG001  serving has none
+    *,
+    paged_step: AttentionMetadata,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend: (1, heads, rows, width) and twice (1, KV heads, rows, width) -> (1, rows, heads, width)."""
+    layer = module.layer_idx
+    assert isinstance(layer, int)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return paged_step.attend(layer, query, key, value, scaling)[None], None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Build no dense mask over a flat row of many sequences: it would be large and unread."""
+
+
+def register() -> None:
+    """Register `attn_implementation="turbo_paged"` with transformers."""
+    AttentionInterface.register(IMPLEMENTATION, paged_attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, _no_mask)

@@ -2,11 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE
-from turbo_runtime.models.attention.shape import KVCacheSpec
+
+
+@dataclass(frozen=True, slots=True)
+class KVCacheSpec:
+    """Keys and values of one token in one layer, and the queries that read them.
+
+    latent: all heads read one vector, whose leading `value_width` elements are the value too, so that only
+    keys are stored (multi-head latent attention: DeepSeek-V2, arXiv 2405.04434, section 2.1).
+    """
+
+    heads: int
+    kv_heads: int
+    key_width: int
+    value_width: int
+    latent: bool = False
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.heads // self.kv_heads
+
+    @property
+    def elements(self) -> int:
+        """Numbers stored for a token in a layer."""
+        return self.kv_heads * (self.key_width + (0 if self.latent else self.value_width))
+
+
+def cache_shape(config: Any) -> KVCacheSpec:
+    """Read the shape from a transformers configuration."""
+    heads = int(config.num_attention_heads)
+    if rank := getattr(config, "kv_lora_rank", None):
+        return KVCacheSpec(heads, 1, int(rank) + int(config.qk_rope_head_dim), int(rank), latent=True)
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return KVCacheSpec(heads, int(config.num_key_value_heads), width, width)
 
 
 class KVPool:
@@ -15,17 +51,20 @@ class KVPool:
     def __init__(
         self, shape: KVCacheSpec, *, layers: int, blocks: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        """`blocks` of the ledger, and one more that no sequence has: it is read where a sequence has no block
-        and nobody looks, and never written.
-        """
+        """Allocate `blocks`, and one for masked reads beyond a sequence's blocks, which is never written."""
         slots = (blocks + 1) * BLOCK_SIZE
-        # zeros, since a masked slot is still multiplied by 0 and must not hold a NaN; nor does any later
-        # (`PagedModel.forward`)
-        self.keys = [
-            torch.zeros(shape.kv_heads, slots, shape.key_width, dtype=dtype, device=device)
-            for _ in range(layers)
-        ]
-        self.values = [_values(keys, shape) for keys in self.keys]
+
+        def allocate(width: int) -> list[Tensor]:
+            # zeros: a masked slot is still multiplied by 0 and must never hold a NaN (`ModelRunner.forward`)
+            options: dict[str, Any] = {"dtype": dtype, "device": device}
+            return [torch.zeros(shape.kv_heads, slots, width, **options) for _ in range(layers)]
+
+        self.keys = allocate(shape.key_width)
+        if shape.latent:
+            self.values = [keys[..., : shape.value_width] for keys in self.keys]
+        else:
+            self.values = allocate(shape.value_width)
+        self._stored = self.keys if shape.latent else [*self.keys, *self.values]
         self.shape = shape
         self.kv_heads, self.group = shape.kv_heads, shape.group
         self.key_width, self.value_width = shape.key_width, shape.value_width
@@ -40,33 +79,22 @@ class KVPool:
             self.values[layer].index_copy_(1, slots, value.transpose(0, 1))
 
     def gather(self, layer: int, blocks: Tensor | slice) -> tuple[Tensor, Tensor]:
-        """Keys and values (KV heads, slots, width) of these blocks, in their order; of a slice of slots
-        without a copy.
-        """
+        """Keys and values (KV heads, slots, width) of these blocks in order; a view for a slice of slots."""
         keys = _gather(self.keys[layer], blocks)
         if self.shape.latent:
             return keys, keys[..., : self.value_width]
         return keys, _gather(self.values[layer], blocks)
 
     def clear(self, blocks: list[int]) -> None:
-        """Zeros in all slots of these blocks; the memory is really there afterwards."""
-        wanted = torch.tensor(blocks, device=self.device)
-        for tensor in self._stored():
-            tensor.view(self.kv_heads, -1, BLOCK_SIZE * tensor.shape[2]).index_fill_(1, wanted, 0)
+        """Write zeros to all slots of these blocks, which also makes the system commit the memory."""
+        indices = torch.tensor(blocks, device=self.device)
+        for tensor in self._stored:
+            tensor.view(self.kv_heads, -1, BLOCK_SIZE * tensor.shape[2]).index_fill_(1, indices, 0)
 
     def clear_slots(self, slots: Tensor) -> None:
-        """Zeros in these slots of all layers."""
-        for tensor in self._stored():
+        """Write zeros to these slots of all layers."""
+        for tensor in self._stored:
             tensor.index_fill_(1, slots, 0)
-
-    def _stored(self) -> list[Tensor]:
-        return self.keys if self.shape.latent else [*self.keys, *self.values]
-
-
-def _values(keys: Tensor, shape: KVCacheSpec) -> Tensor:
-    if shape.latent:
-        return keys[..., : shape.value_width]
-    return keys.new_zeros(*keys.shape[:2], shape.value_width)
 
 
 def _gather(slots: Tensor, blocks: Tensor | slice) -> Tensor:

@@ -1,8 +1,8 @@
 """Attention of single positions, batched over the whole step, each as if it were alone.
 
-Positions are cut into *items* of a few rows of one sequence. How an item is computed does not depend on how
-many rows it has, on where among them a row stands, nor on the items beside it: by one of two ways, whichever
-is cheaper for such a cache.
+Positions are cut into *items* of a few rows of one sequence. A row's bits do not depend on the number of rows
+in its item, on its place among them, nor on other items. The cheaper of two kernels for the cache computes
+them (`kernels`).
 """
 
 from __future__ import annotations
@@ -14,34 +14,30 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
-from turbo_runtime.models.attention.fused import FusedItems
-from turbo_runtime.models.attention.items import Items, padded_queries
+from turbo_runtime.models.attention.kernels import KEY_CHUNK, FusedItems, SplitKVItems
 from turbo_runtime.models.attention.pool import KVPool
-from turbo_runtime.models.attention.spans import Ints, Spans, ragged
-from turbo_runtime.models.attention.split_kv import KEY_CHUNK, SplitKVItems
+from turbo_runtime.models.attention.spans import Ints, Items, Spans, padded_queries, ragged
 
-# Query rows of one item: one, or one and its drafts; few shapes, each of which is checked at start.
+# Query rows of one item: one, or one and its drafts; few shapes, all checked at start.
 ROW_COUNTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 16, 17)
 GROUP_BYTES = 4 << 20  # gathered at once: what a CPU's caches still hold when it is multiplied
 READING = 8  # what gathering a chunk costs, in query rows of computing it
 
 
 class RowAttention:
-    """The single positions of one step, worked out once and used by every layer."""
+    """The single positions of one step, prepared once for all layers."""
 
     def __init__(self, pool: KVPool, spans: Spans, row_counts: tuple[int, ...], step_rows: int = 0) -> None:
-        """`row_counts`: which of ROW_COUNTS may be used. `step_rows`: of the step, padding included, where
-        these spans are all of it.
-        """
+        """`row_counts`: allowed ones of ROW_COUNTS. `step_rows`: if the spans are all of the step, padded."""
         fused, group = is_fused(pool), pool.group
         pieces = spans.split_at(PROMPT_TILE) if fused else spans
         rows_each = _cheapest(pieces, row_counts, group)
-        pieces, each = pieces.pieces(rows_each), padded_queries(rows_each, group)
+        pieces, item_rows = pieces.pieces(rows_each), padded_queries(rows_each, group)
         alone = len(pieces.count) == 1
-        # whether what `attend` returns answers the step's queries as they stand, padding included
-        self.in_order = alone and each == step_rows * group
-        in_place = alone and each <= step_rows * group
-        order = np.argsort(_tiles(pieces), kind="stable")  # those of like length together
+        # whether `attend` returns the outputs in the order of the step's queries, padding included
+        self.in_order = alone and item_rows == step_rows * group
+        in_place = alone and item_rows <= step_rows * group
+        order = np.argsort(_tiles(pieces), kind="stable")  # equal lengths together
         ordered = pieces.select(order)
         self._groups: list[FusedItems | SplitKVItems] = []
         for part in _parts(pool, ordered, alike=fused):
@@ -49,10 +45,10 @@ class RowAttention:
             self._groups.append(
                 FusedItems(pool, items, in_place=in_place) if fused else SplitKVItems(pool, items)
             )
-        self.padded = len(order) * each  # rows of what `attend` returns
+        self.padded = len(order) * item_rows  # rows of what `attend` returns
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
-        first = np.repeat(place, pieces.count) * each + ragged(pieces.count) * group
+        first = np.repeat(place, pieces.count) * item_rows + ragged(pieces.count) * group
         # (tokens, group): where each query of a token stands in it
         self.answers = first[:, None] + np.arange(group)
 
@@ -63,26 +59,26 @@ class RowAttention:
 
 
 def is_fused(pool: KVPool) -> bool:
-    """Whether the fused kernel is the cheaper way. In bfloat16 it calls oneDNN for each item and head, which
-    costs a batch a quarter more than products over all chunks at once; on a device a call for each length
-    costs more; and where values are narrower than keys, another kernel takes its place that holds all scores.
+    """Whether the fused kernel is cheaper. In bfloat16 it calls oneDNN for each item and head, which is a
+    quarter slower than products over all chunks; on a device a call for each length costs more; and where
+    values are narrower than keys, torch uses a kernel that materializes all scores.
     """
     wide = pool.shape.latent or pool.key_width == pool.value_width
     return pool.device.type == "cpu" and pool.dtype == torch.float32 and wide
 
 
 def items_together(pool: KVPool, keys: int) -> int:
-    """How many items with so many keys are computed at once; one at least."""
+    """The number of items with so many keys that are computed at once; at least 1."""
     return max(1, GROUP_BYTES // (keys * pool.shape.elements * pool.dtype.itemsize))
 
 
 def _tiles(spans: Spans) -> Ints:
-    """Of keys, that each span sees."""
+    """Tiles of keys that each span sees."""
     return -(-spans.end // PROMPT_TILE)
 
 
 def _cheapest(spans: Spans, row_counts: tuple[int, ...], group: int) -> int:
-    """The number of rows an item with which the spans cost least, in query rows times chunks."""
+    """The cheapest number of rows an item for the spans, in query rows times chunks."""
     items = -(-spans.count // np.array(row_counts)[:, None])
     rows = np.array([padded_queries(rows_each, group) for rows_each in row_counts])
     chunks = -(-spans.end // KEY_CHUNK)
@@ -90,9 +86,7 @@ def _cheapest(spans: Spans, row_counts: tuple[int, ...], group: int) -> int:
 
 
 def _parts(pool: KVPool, ordered: Spans, *, alike: bool) -> Iterator[slice]:
-    """Runs of items, ordered by length, whose gathered keys and values stay within GROUP_BYTES were all as
-    long as the last, one item at least; all `alike` in tiles where wanted.
-    """
+    """Yield runs of items, ordered by length, that fit in GROUP_BYTES, or single ones; `alike` in length."""
     tiles = _tiles(ordered).tolist()
     begin = 0
     for index, count in enumerate(tiles):

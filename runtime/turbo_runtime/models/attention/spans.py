@@ -1,6 +1,4 @@
-"""What a step computes, as arrays: plain integers that the parts of `attention` cut up without a Python loop
-per token.
-"""
+"""The work of a step as arrays of integers, which `attention` cuts up without a Python loop per token."""
 
 from __future__ import annotations
 
@@ -23,23 +21,23 @@ class Span:
     start: int  # position of the first
     count: int
     table: list[int]  # the sequence's blocks, long enough for start + count tokens
-    prompt_length: int  # tokens of the sequence's prompt
+    prompt_length: int
 
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Spans as columns. `row` is where the first token of each stands in the step's flat batch."""
+    """Spans as columns."""
 
     start: Ints
     count: Ints
-    row: Ints
+    row: Ints  # where the first token stands in the step's flat batch
     table: Ints  # where the span's blocks begin in `blocks`
     table_length: Ints
     blocks: Ints  # of all tables, one after the other
 
     @classmethod
     def of(cls, spans: list[Span]) -> Spans:
-        """Columns of these spans, which lie one after the other in the flat batch."""
+        """Lay the spans out one after the other in the flat batch."""
         count = _array([span.count for span in spans])
         lengths = _array([len(span.table) for span in spans])
         return cls(
@@ -57,29 +55,28 @@ class Spans:
         return self.start + self.count
 
     def part(self, begin: Ints, end: Ints) -> Spans:
-        """Of each span the positions from `begin` to before `end` that it has; spans without any are left
-        out.
-        """
+        """Cut each span to the positions from `begin` to before `end`; drop spans without any."""
         start, end = np.maximum(begin, self.start), np.minimum(end, self.end)
-        kept = np.flatnonzero(start < end)
-        return self._cut(kept, start[kept], end[kept])
+        index = np.flatnonzero(start < end)
+        return self._cut(index, start[index], end[index])
 
     def pieces(self, size: int) -> Spans:
-        """The spans cut after every `size` tokens."""
+        """Cut the spans after every `size` tokens."""
         cuts = -(-self.count // size)
-        of = np.repeat(np.arange(len(cuts)), cuts)
-        start = self.start[of] + ragged(cuts) * size
-        return self._cut(of, start, np.minimum(start + size, self.end[of]))
+        index = np.repeat(np.arange(len(cuts)), cuts)
+        start = self.start[index] + ragged(cuts) * size
+        return self._cut(index, start, np.minimum(start + size, self.end[index]))
 
     def split_at(self, size: int) -> Spans:
-        """The spans cut at every multiple of `size` that lies within them."""
+        """Cut the spans at every multiple of `size` within them."""
         first = self.start // size
         cuts = -(-self.end // size) - first
-        of, begin = np.repeat(np.arange(len(cuts)), cuts), (np.repeat(first, cuts) + ragged(cuts)) * size
-        return self._cut(of, np.maximum(begin, self.start[of]), np.minimum(begin + size, self.end[of]))
+        index, begin = np.repeat(np.arange(len(cuts)), cuts), (np.repeat(first, cuts) + ragged(cuts)) * size
+        start, end = np.maximum(begin, self.start[index]), np.minimum(begin + size, self.end[index])
+        return self._cut(index, start, end)
 
     def select(self, which: Any) -> Spans:
-        """Some of the spans, by a slice or a mask."""
+        """Select spans by a slice, a mask or indices."""
         return Spans(
             self.start[which],
             self.count[which],
@@ -89,34 +86,32 @@ class Spans:
             self.blocks,
         )
 
-    def _cut(self, of: Ints, start: Ints, end: Ints) -> Spans:
-        """Positions from `start` to before `end` of the spans with the numbers `of`."""
+    def _cut(self, index: Ints, start: Ints, end: Ints) -> Spans:
+        """The positions from `start` to before `end` of the spans at `index`."""
         return Spans(
             start=start,
             count=end - start,
-            row=self.row[of] + start - self.start[of],
-            table=self.table[of],
-            table_length=self.table_length[of],
+            row=self.row[index] + start - self.start[index],
+            table=self.table[index],
+            table_length=self.table_length[index],
             blocks=self.blocks,
         )
 
     def block_at(self, span: Ints, logical: Ints, scratch: int) -> Ints:
-        """Physical block of the logical one of each span; `scratch` beyond the end of its table."""
+        """The physical block of each span's logical one; `scratch` beyond the end of its table."""
         inside = logical < self.table_length[span]
         return np.where(inside, self.blocks[np.where(inside, self.table[span] + logical, 0)], scratch)
 
     def positions(self) -> Ints:
-        """Of every token."""
+        """The position of every token."""
         return np.repeat(self.start, self.count) + ragged(self.count)
 
     def rows(self) -> Ints:
-        """In the flat batch, of every token."""
+        """The row of every token in the flat batch."""
         return np.repeat(self.row, self.count) + ragged(self.count)
 
     def slots(self, scratch: int) -> Ints:
-        """In the pool, of every token. Raises IndexError for one beyond its sequence's blocks: `scratch` is
-        read by everybody, so nobody may write it.
-        """
+        """The slot of every token in the pool. Raises IndexError rather than return one of `scratch`."""
         positions = self.positions()
         span = np.repeat(np.arange(len(self.count)), self.count)
         block = self.block_at(span, positions // BLOCK_SIZE, scratch)
@@ -133,3 +128,27 @@ def ragged(counts: Ints) -> Ints:
 
 def _array(values: list[int]) -> Ints:
     return np.array(values, dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Consecutive positions of one sequence each, which attend together; all items have as many rows.
+
+    Rows beyond an item's own repeat its last one.
+    """
+
+    spans: Spans  # each of at most so many tokens
+    queries: Ints  # (items, rows): where each stands among the step's queries
+    positions: Ints  # (items, rows)
+
+    @classmethod
+    def of(cls, spans: Spans, rows_each: int, group: int) -> Items:
+        """Build items of spans of at most `rows_each` tokens, with `group` queries a KV head."""
+        query = np.minimum(np.arange(padded_queries(rows_each, group)), rows_each * group - 1)
+        token = np.minimum(query // group, spans.count[:, None] - 1)
+        return cls(spans, (spans.row[:, None] + token) * group + query % group, spans.start[:, None] + token)
+
+
+def padded_queries(rows_each: int, group: int) -> int:
+    """Rows of the products of one item: a multiple of 4, at which kernels keep rows apart."""
+    return -(-rows_each * group // 4) * 4

@@ -1,10 +1,8 @@
-"""Attention of many positions at once: a tile of them a call, against the keys up to its end.
+"""Attention of many positions at once: one call for a tile, against the keys up to its end.
 
-Under `bytes` a tile is aligned and computed whole, so that every call has a fixed shape.
-
-All rows of such a tile are computed against the keys up to the tile's end, with a mask, whichever of them are
-wanted now: so a position's arithmetic does not depend on how the prompt was cut up into steps. Rows that are
-not wanted hold some other row of the step; no product mixes rows.
+Under `bytes` a tile is aligned and computed whole, with a mask, whichever of its rows the step needs. So each
+call has a fixed shape, and a position's arithmetic does not depend on how steps cut the prompt. Unneeded rows
+hold some other row of the step; no product mixes rows.
 """
 
 from __future__ import annotations
@@ -24,24 +22,22 @@ from turbo_runtime.models.attention.spans import Ints, Spans
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """Positions first to before `end`, computed in one call against all keys before `end`."""
+    """Positions `first` to before `end`, computed in one call against all keys before `end`."""
 
     first: int
     end: int
-    place: int  # of its first row in what `attend` returns, in tokens
+    place: int  # of its first row in the output of `attend`, in tokens
 
 
 class TileAttention:
-    """The tiles of one step, worked out once and used by every layer."""
+    """The tiles of one step, prepared once for all layers."""
 
     def __init__(self, pool: KVPool, spans: Spans, *, aligned: bool) -> None:
-        """Aligned tiles, each computed whole however little of it a span has; else they begin where the span
-        does, and the last ends with it. On a device a span is one of these: a call costs more there than
-        scores that nobody reads.
+        """Tiles are aligned and whole, or else begin and end with the span. On a device such a span is one
+        tile: a call costs more there than unread scores.
         """
         self._pool = pool
         self._sources: list[tuple[Tensor, list[_Tile]]] = []  # blocks, and the tiles that read them
-        self._masks: dict[int, Tensor] = {}  # rows of a tile -> its mask
         queries: list[Ints] = []
         answers: list[Ints] = []
         place = 0
@@ -58,16 +54,16 @@ class TileAttention:
             self._sources.append((torch.from_numpy(blocks).to(pool.device), tiles))
             place += len(position)
         group = np.arange(pool.group)
-        wanted = np.concatenate(queries)[:, None] * pool.group + group
-        self._queries = torch.from_numpy(wanted.ravel()).to(pool.device)
+        indices = np.concatenate(queries)[:, None] * pool.group + group
+        self._queries = torch.from_numpy(indices.ravel()).to(pool.device)
         self.padded = place * pool.group  # rows of what `attend` returns
         # (tokens, group): where each query of a token stands in it
         self.answers = np.concatenate(answers)[:, None] * pool.group + group
-        longest: dict[int, int] = {}
+        max_keys: dict[int, int] = {}
         for tile in (tile for _, tiles in self._sources for tile in tiles):
             rows = tile.end - tile.first
-            longest[rows] = max(longest.get(rows, 0), tile.end)
-        self._masks = {rows: causal_tail(rows, keys, pool) for rows, keys in longest.items()}
+            max_keys[rows] = max(max_keys.get(rows, 0), tile.end)
+        self._masks = {rows: causal_tail(rows, keys, pool) for rows, keys in max_keys.items()}  # by tile rows
 
     def attend(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
         """Queries (KV heads, tokens * group, width) of the whole step -> (KV heads, padded, value width)."""
@@ -77,8 +73,7 @@ class TileAttention:
         for blocks, tiles in self._sources:
             keys, values = pool.gather(layer, blocks)
             if pool.shape.latent:
-                # the kernel that never holds all scores wants values as wide as keys; they lead the keys
-                values = keys
+                values = keys  # the fastest kernel needs values as wide as keys; the values lead the keys
             for tile in tiles:
                 rows = tile.end - tile.first
                 here = slice(tile.place * pool.group, (tile.place + rows) * pool.group)
@@ -99,9 +94,7 @@ def _tiles(start: int, end: int, place: int, size: int, *, aligned: bool) -> Ite
 
 
 def causal_tail(rows: int, keys: int, pool: KVPool) -> Tensor:
-    """(rows * group, keys): zeros, but -inf where a key comes after the row, whose position is one of the
-    last `rows`.
-    """
+    """(rows * group, keys): zeros, but -inf where a key comes after the row, one of the last `rows`."""
     later = torch.ones(rows, keys, dtype=torch.bool, device=pool.device).triu_(keys - rows + 1)
     mask = torch.zeros(rows, keys, dtype=pool.dtype, device=pool.device).masked_fill_(later, float("-inf"))
     return mask.repeat_interleave(pool.group, dim=0)

@@ -7,22 +7,17 @@ the mixture of latents that attention finds. So all heads attend as one group ov
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from turbo_runtime.models.attention import AttentionMetadata
-from turbo_runtime.models.head_product import HeadProduct
-from turbo_runtime.models.layers.linear import Affine, fused
-from turbo_runtime.models.layers.norm import RMSNorm
-from turbo_runtime.models.layers.rope import Rotation
-from turbo_runtime.models.layers.rowwise import RowWise
-from turbo_runtime.models.matmul import BatchInvariantLinear
+from turbo_runtime.models.layers.primitives import Affine, Layer, RMSNorm, Rotation, fused
+from turbo_runtime.models.matmul import BatchInvariantLinear, HeadProduct
 
 
-class LatentAttention:
+class LatentAttention(Layer):
     """Projections down, queries into the latents' space, paged attention, and back."""
 
     def __init__(self, module: Any, layer: int) -> None:
@@ -35,31 +30,16 @@ class LatentAttention:
         queries = queries.reordered(self._query_order(interleaved))
         order = torch.cat([self.rank + _rope_order(self.rope, interleaved), torch.arange(self.rank)])
         cached = Affine.of(module.kv_a_proj_with_mqa).reordered(order)
+        self.down = fused(queries if module.q_lora_rank is None else module.q_a_proj, cached)
         self.query_norm: RMSNorm | None = None
         self.query: BatchInvariantLinear | None = None
-        if module.q_lora_rank is None:
-            self.down = fused(queries, cached)
-        else:
-            self.down = fused(module.q_a_proj, cached)
+        if module.q_lora_rank is not None:
             self.query_norm, self.query = RMSNorm(module.q_a_layernorm), fused(queries)
         self.latent_norm = RMSNorm(module.kv_a_layernorm)
         by_head = module.kv_b_proj.weight.detach().view(self.heads, self.nope + self.value, self.rank)
         self.absorb = HeadProduct(by_head[:, : self.nope].transpose(1, 2))
         self.expand = HeadProduct(by_head[:, self.nope :])
         self.output = fused(module.o_proj)
-
-    def products(self) -> Iterable[BatchInvariantLinear]:
-        """Every product with weights."""
-        yield self.down
-        if self.query:
-            yield self.query
-        yield from (self.absorb, self.expand, self.output)
-
-    def row_wise(self) -> Iterable[RowWise]:
-        """Every other operation that could mix rows."""
-        for norm in (self.query_norm, self.latent_norm):
-            if norm:
-                yield RowWise("RMSNorm", norm.weight.shape[0], norm)
 
     def __call__(self, x: Tensor, rotation: Rotation, step: AttentionMetadata) -> Tensor:
         """x (rows, width) -> the same."""
@@ -70,14 +50,14 @@ class LatentAttention:
         query, query_rope = query.tensor_split((heads * self.nope,), 1)
         rotated = rotation(torch.cat([query_rope, key_rope], 1).view(rows, heads + 1, self.rope))
         absorbed = self.absorb(query).view(rows, heads, self.rank)
-        found = step.attend(
+        outputs = step.attend(
             self.layer,
             torch.cat([absorbed, rotated[:, :heads]], 2),
             torch.cat([self.latent_norm(latent)[:, None], rotated[:, heads:]], 2),
             None,
             self.scaling,
         )
-        return self.output(self.expand(found.flatten(1)))
+        return self.output(self.expand(outputs.flatten(1)))
 
     def _query_order(self, interleaved: bool) -> Tensor:
         """Of the rows of the query matrix: what is not rotated of all heads, then what is rotated."""
@@ -87,8 +67,8 @@ class LatentAttention:
 
 
 def _rope_order(width: int, interleaved: bool) -> Tensor:
-    """Rows in the order that `Rotation` wants, pairs half a head apart; the checkpoint may have them side by
-    side. Queries and keys are reordered alike, so that no score changes.
+    """Rows in the order of `Rotation`, pairs half a head apart; the checkpoint may have them side by side.
+    Queries and keys are reordered alike, so that no score changes.
     """
     order = torch.arange(width)
     return torch.cat([order[0::2], order[1::2]]) if interleaved else order

@@ -1,13 +1,12 @@
-"""Llama's block and its near kin, with as few operations a layer as they need.
+"""Llama's block and its variants, with as few operations a layer as they need.
 
-The families differ in a few things: Qwen2 has biases on queries, keys and values, Qwen3 norms queries and
-keys, DeepSeek caches latents and has experts. All are read off the modules that transformers built, as is
-every weight.
+Qwen2 has biases on queries, keys and values, Qwen3 norms queries and keys, DeepSeek caches latents and has
+experts. All of that comes from the modules that transformers built, as does every weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,13 +14,18 @@ from transformers import PreTrainedModel
 
 from turbo_runtime.models.attention import AttentionMetadata, cache_shape
 from turbo_runtime.models.layers.experts import Experts
-from turbo_runtime.models.layers.linear import fused
 from turbo_runtime.models.layers.mla import LatentAttention
-from turbo_runtime.models.layers.mlp import GatedMLP
-from turbo_runtime.models.layers.norm import HeadNorm, RMSNorm
-from turbo_runtime.models.layers.rope import Rope, Rotation
-from turbo_runtime.models.layers.rowwise import RowWise
-from turbo_runtime.models.matmul import BatchInvariantLinear
+from turbo_runtime.models.layers.primitives import (
+    GatedMLP,
+    HeadNorm,
+    Layer,
+    RMSNorm,
+    Rope,
+    Rotation,
+    RowWise,
+    Tap,
+    fused,
+)
 
 LEAN_ARCHITECTURES = (
     "DeepseekV2ForCausalLM",
@@ -33,7 +37,7 @@ LEAN_ARCHITECTURES = (
 )
 
 
-class LeanAttention:
+class LeanAttention(Layer):
     """Fused projections, rotation, paged attention, projection back."""
 
     def __init__(self, module: Any, layer: int, heads: int, kv_heads: int) -> None:
@@ -45,16 +49,6 @@ class LeanAttention:
         if hasattr(module, "q_norm"):
             self.head_norm = HeadNorm(module.q_norm, module.k_norm, heads, kv_heads)
 
-    def products(self) -> Iterable[BatchInvariantLinear]:
-        """Every product with weights."""
-        return self.project, self.output
-
-    def row_wise(self) -> Iterable[RowWise]:
-        """Every other operation that could mix rows."""
-        if norm := self.head_norm:
-            heads = norm.weight.shape
-            yield RowWise("the norm of heads", heads.numel(), lambda x: norm(x.view(-1, *heads)).view_as(x))
-
     def __call__(self, x: Tensor, rotation: Rotation, step: AttentionMetadata) -> Tensor:
         """x (rows, width) -> the same."""
         rows = x.shape[0]
@@ -65,11 +59,11 @@ class LeanAttention:
         rotated = rotation(rotated)
         query, key = rotated[:, : self.heads], rotated[:, self.heads :]
         value = projected[:, self.heads + self.kv_heads :]
-        found = step.attend(self.layer, query, key, value, self.scaling)
-        return self.output(found.flatten(1))
+        outputs = step.attend(self.layer, query, key, value, self.scaling)
+        return self.output(outputs.flatten(1))
 
 
-class LeanBlock:
+class LeanBlock(Layer):
     """One layer with its residuals."""
 
     def __init__(self, module: Any, layer: int, heads: int, kv_heads: int) -> None:
@@ -83,16 +77,6 @@ class LeanBlock:
         self.mlp_norm = RMSNorm(module.post_attention_layernorm)
         self.mlp = Experts(mlp) if hasattr(mlp, "experts") else GatedMLP.of(mlp)
 
-    def products(self) -> Iterable[BatchInvariantLinear]:
-        """Every product with weights."""
-        yield from self.attention.products()
-        yield from self.mlp.products()
-
-    def row_wise(self) -> Iterable[RowWise]:
-        """Every other operation that could mix rows."""
-        yield from self.attention.row_wise()
-        yield from self.mlp.row_wise()
-
     def __call__(self, x: Tensor, rotation: Rotation, step: AttentionMetadata) -> Tensor:
         """x (rows, width) -> the same."""
         x = x + self.attention(self.attention_norm(x), rotation, step)
@@ -100,42 +84,33 @@ class LeanBlock:
         return x + (self.mlp(normed, step.tokens) if isinstance(self.mlp, Experts) else self.mlp(normed))
 
 
-class LeanDecoder:
-    """The whole model; takes each layer's weights over and lets the layer go."""
+class LeanDecoder(Layer):
+    """The whole model; takes over each layer's weights and frees the layer."""
 
-    def __init__(self, model: PreTrainedModel, longest: int) -> None:
-        """`longest`: tokens of a sequence."""
+    def __init__(self, model: PreTrainedModel, max_length: int) -> None:
+        """`max_length`: tokens of a sequence."""
         body, cached = model.get_decoder(), cache_shape(model.config)
         self.embedding: Tensor = body.embed_tokens.weight.detach()
-        self._rope = Rope(body.rotary_emb, longest, self.embedding)
+        self._rope = Rope(body.rotary_emb, max_length, self.embedding)
+        self._norm = RMSNorm(body.norm)
         self._blocks: list[LeanBlock] = []
         for layer, module in enumerate(body.layers):
             self._blocks.append(LeanBlock(module, layer, cached.heads, cached.kv_heads))
-            body.layers[layer] = nn.Identity()  # else the fused copies would stand beside all of its weights
-        self._norm = RMSNorm(body.norm)
+            body.layers[layer] = nn.Identity()  # else both its weights and the fused copies take memory
         self._head = fused(model.get_output_embeddings())
 
     def output_rows(self, ids: Tensor) -> Tensor:
-        """ids (n) -> those rows (n, width) of the LM head."""
+        """Return rows (n, width) of the LM head for ids (n)."""
         return self._head.output_rows(ids)
 
-    def products(self) -> Iterable[BatchInvariantLinear]:
-        """Every product with weights, the LM head included."""
-        for block in self._blocks:
-            yield from block.products()
-        yield self._head
+    def row_wise(self) -> Iterator[RowWise]:
+        """Yield every other operation that could mix rows, one of a kind."""
+        kinds: dict[tuple[str, int], RowWise] = {}
+        for operation in super().row_wise():
+            kinds.setdefault((operation.name, operation.width), operation)
+        yield from kinds.values()
 
-    def row_wise(self) -> Iterable[RowWise]:
-        """Every other operation that could mix rows, one of a kind."""
-        found = {("RMSNorm", width := self._norm.weight.shape[0]): RowWise("RMSNorm", width, self._norm)}
-        for block in self._blocks:
-            for operation in block.row_wise():
-                found.setdefault((operation.name, operation.width), operation)
-        return found.values()
-
-    def hidden(
-        self, tokens: Tensor, step: AttentionMetadata, tap: Callable[[int, Tensor], None] | None = None
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, step: AttentionMetadata, tap: Tap | None = None) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
         x = self.embedding.index_select(0, tokens)
         rotation = self._rope.at(step.positions)

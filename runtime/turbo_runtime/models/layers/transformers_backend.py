@@ -4,15 +4,16 @@ pool, and every `nn.Linear` computes by a form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from turbo_runtime.models.attention import AttentionMetadata
-from turbo_runtime.models.layers.rowwise import RowWise
+from turbo_runtime.models.layers.primitives import RowWise, Tap
 from turbo_runtime.models.matmul import BatchInvariantLinear
 
 
@@ -33,7 +34,7 @@ class ModuleDecoder:
     """The whole model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        """`model` was made with `attn_implementation=IMPLEMENTATION`; its linear layers are replaced."""
+        """Replace the linear layers of `model`, which has `attn_implementation=IMPLEMENTATION`."""
         self._products = [layer.product for layer in replace_linears(model)]
         self._body = model.get_decoder()
         self._head = model.get_output_embeddings()
@@ -41,7 +42,7 @@ class ModuleDecoder:
         self._inner = int(model.config.intermediate_size)
 
     def output_rows(self, ids: Tensor) -> Tensor:
-        """ids (n) -> those rows (n, width) of the LM head."""
+        """Return rows (n, width) of the LM head for ids (n)."""
         rows: Tensor = self._head.product.output_rows(ids)
         return rows
 
@@ -59,9 +60,7 @@ class ModuleDecoder:
                 seen.add(key)
                 yield RowWise(key[0], width, module)
 
-    def hidden(
-        self, tokens: Tensor, step: AttentionMetadata, tap: Callable[[int, Tensor], None] | None = None
-    ) -> Tensor:
+    def hidden(self, tokens: Tensor, step: AttentionMetadata, tap: Tap | None = None) -> Tensor:
         """tokens (rows) -> (rows, width), after the final norm."""
         with _tapped(self._body, tap):
             hidden: Tensor = self._body(
@@ -76,8 +75,16 @@ class ModuleDecoder:
 
 
 @contextmanager
-def _tapped(body: Any, tap: Callable[[int, Tensor], None] | None) -> Iterator[None]:
-    hooks = [_hook(layer, number, tap) for number, layer in enumerate(body.layers)] if tap else []
+def _tapped(body: Any, tap: Tap | None) -> Iterator[None]:
+    def call_tap(number: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if tap:
+            tap(number, (args[0] if args else kwargs["hidden_states"])[0])
+
+    layers = enumerate(body.layers) if tap else ()
+    hooks = [
+        layer.register_forward_pre_hook(partial(call_tap, number), with_kwargs=True)
+        for number, layer in layers
+    ]
     try:
         yield
     finally:
@@ -85,17 +92,8 @@ def _tapped(body: Any, tap: Callable[[int, Tensor], None] | None) -> Iterator[No
             hook.remove()
 
 
-def _hook(layer: nn.Module, number: int, tap: Callable[[int, Tensor], None]) -> Any:
-    def told(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tap(number, (args[0] if args else kwargs["hidden_states"])[0])
-
-    return layer.register_forward_pre_hook(told, with_kwargs=True)
-
-
 def replace_linears(model: nn.Module) -> list[RowLinear]:
-    """Put a `RowLinear` in the place of every `nn.Linear` of the model, the LM head included, and return them
-    all.
-    """
+    """Replace every `nn.Linear` of the model, the LM head included, and return the replacements."""
     replaced: list[RowLinear] = []
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

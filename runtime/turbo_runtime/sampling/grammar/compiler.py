@@ -1,5 +1,6 @@
-"""From a grammar's text and a tokenizer's file to llguidance's matcher, or a sentence why not. Free of torch,
-since the process that tries grammars out (`grammar_trial.py`) starts with every engine that is asked for one.
+"""From a grammar's text and a tokenizer's file to llguidance's matcher, or a sentence why not.
+
+Imports no torch, so that the process which tries out grammars (`sandbox`) starts fast.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from turbo_runtime.messages import Grammar
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-# Without a bound a model that has lost its way writes blanks for ever. `x-guidance` in a schema overrules it.
+# Without a bound a confused model writes blanks for ever. `x-guidance` in a schema overrides it.
 _WHITESPACE: JsonCompileOptions = {"whitespace_pattern": r"[ \t\n\r]{0,32}"}
 
 LIMITS = LLParserLimits(verbose_errors=False)
@@ -27,7 +28,7 @@ class GrammarError(ValueError):
 
 
 def read_tokenizer(file: Path, vocabulary: int, end_ids: Sequence[int]) -> LLTokenizer:
-    """llguidance's view of a tokenizer.json. Raises GrammarError."""
+    """Read a tokenizer.json for llguidance. Raises GrammarError."""
     if not end_ids:
         raise GrammarError("the model has no end-of-sequence token, which a grammar needs")
     try:
@@ -41,26 +42,26 @@ def read_tokenizer(file: Path, vocabulary: int, end_ids: Sequence[int]) -> LLTok
 
 
 def compile_grammar(tokenizer: LLTokenizer, grammar: Grammar) -> LLMatcher:
-    """A matcher at the grammar's beginning, whatever that takes. Raises GrammarError."""
+    """Build a matcher at the grammar's beginning, whatever that takes. Raises GrammarError."""
     try:
-        text = _in_llguidance(grammar)
-        matcher = LLMatcher(tokenizer, text, log_level=0, limits=LIMITS)
+        matcher = LLMatcher(tokenizer, _translate(grammar), log_level=0, limits=LIMITS)
+        if matcher.is_error():
+            raise ValueError(matcher.get_error())
     except ValueError as error:
-        raise _unusable(grammar, str(error)) from error
-    if matcher.is_error():
-        raise _unusable(grammar, matcher.get_error())
+        reason = summarize(str(error))
+        raise GrammarError(f"the {grammar.kind} cannot be used: {reason}; mend or simplify it") from error
     return matcher
 
 
-def sentence(error: str) -> str:
-    """Where it went wrong and why, of a message of many lines."""
+def summarize(error: str) -> str:
+    """Reduce an error of many lines to the place and the causes."""
     lines = [line.strip() for line in error.splitlines() if line.strip()]
     causes = [line.removeprefix("error: ") for line in lines[1:] if line.startswith("error: ")]
     return ": ".join([lines[0].rstrip(":"), *causes])
 
 
-def _in_llguidance(grammar: Grammar) -> str:
-    """The grammar in llguidance's own notation; ValueError for a schema that is no JSON object."""
+def _translate(grammar: Grammar) -> str:
+    """Translate the grammar to llguidance's notation; ValueError for a schema that is no JSON object."""
     match grammar.kind:
         case "json_schema":
             return LLMatcher.grammar_from_json_schema(_schema(grammar.text), defaults=_WHITESPACE)
@@ -82,7 +83,3 @@ def _schema(text: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise ValueError(f"it is of type {type(schema).__name__}, not an object")
     return schema
-
-
-def _unusable(grammar: Grammar, error: str) -> GrammarError:
-    return GrammarError(f"the {grammar.kind} cannot be used: {sentence(error)}; mend or simplify it")

@@ -1,8 +1,8 @@
-"""Grammars are compiled on trial first, in a process that ends when one takes too long or too much memory.
+"""Trial compilation of grammars, in a process that ends when one takes too much time or memory.
 
-llguidance bounds most of what a grammar may cost, but not all (`multipleOf` of a large prime takes as many
-states), and a thread in it cannot be stopped. What the trial got through is compiled again by the engine, in
-about the same time and memory.
+llguidance bounds most of a grammar's cost, but not all (`multipleOf` of a large prime takes as many states),
+and its threads cannot be stopped. The engine compiles a grammar that passes again, in about the same time and
+memory.
 """
 
 from __future__ import annotations
@@ -20,60 +20,56 @@ from pathlib import Path
 from turbo_runtime.messages import Grammar
 from turbo_runtime.sampling.grammar.compiler import GrammarError, compile_grammar, read_tokenizer
 
-MOST_BYTES = 1 << 30  # beyond what the process holds before it compiles
+MAX_BYTES = 1 << 30  # in addition to the process's memory before it compiles
 
 
 class SlowGrammarError(GrammarError):
-    """It takes more than the time it was given."""
+    """The grammar takes more than its time."""
 
 
 class GrammarTrial:
-    """Asks the process, which starts with the first grammar, and again with the next after it was ended."""
+    """The process, which starts with the first grammar, and again with the next after it was ended."""
 
     def __init__(
-        self,
-        tokenizer_file: Path,
-        vocabulary: int,
-        end_ids: Sequence[int],
-        most_bytes: int = MOST_BYTES,
+        self, tokenizer_file: Path, vocabulary: int, end_ids: Sequence[int], max_bytes: int = MAX_BYTES
     ) -> None:
         """The tokenizer is that of the engine."""
-        self._arguments = json.dumps([str(tokenizer_file), vocabulary, list(end_ids), most_bytes])
+        self._arguments = json.dumps([str(tokenizer_file), vocabulary, list(end_ids), max_bytes])
         self._process: subprocess.Popen[str] | None = None
         self._lock = threading.Lock()  # `close` comes from another thread
         self._closed = False
 
     def start(self) -> None:
-        """Start the process, unless it runs; it reads the tokenizer then."""
+        """Start the process unless it runs; it reads the tokenizer first."""
         with self._lock:
             self._running()
 
     def begin(self, grammar: Grammar, seconds: float) -> None:
-        """Compile, for so long at most; `end` must follow, and tells what came of it."""
+        """Begin to compile for at most `seconds`; `end` must follow."""
         with self._lock:
-            to = self._running().stdin
-            assert to
+            stdin = self._running().stdin
+            assert stdin
             with suppress(BrokenPipeError):  # it has ended: `end` says so
-                to.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
-                to.flush()
+                stdin.write(json.dumps([grammar.kind, grammar.text, seconds]) + "\n")
+                stdin.flush()
 
     def end(self, grammar: Grammar, seconds: float) -> None:
-        """Wait for the grammar that was begun. Raises GrammarError where it must not be compiled."""
+        """Wait for the grammar. Raises GrammarError if it must not be compiled."""
         process = self._process
         if process is None:
             raise GrammarError("the engine ends")
         assert process.stdout
-        said = process.stdout.readline()
-        if said:
-            if error := json.loads(said):
+        line = process.stdout.readline()
+        if line:
+            if error := json.loads(line):
                 raise GrammarError(error)
             return
-        ended = process.wait()
+        status = process.wait()
         with self._lock:
             if self._closed:
                 raise GrammarError("the engine ends")
             self._drop()
-        if ended == -signal.SIGALRM:
+        if status == -signal.SIGALRM:
             raise SlowGrammarError(f"the grammar takes more than {seconds:.0f} s to compile; simplify it")
         raise GrammarError(f"the {grammar.kind} takes too much memory to compile; simplify it")
 
@@ -92,7 +88,7 @@ class GrammarTrial:
                 [sys.executable, "-P", "-m", __name__, self._arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # what it dies of may tell of the grammar, which is not for logs
+                stderr=subprocess.DEVNULL,  # it may quote the grammar, which is not for logs
                 start_new_session=True,  # it ends with its input, not at the terminal's Ctrl-C
                 encoding="utf-8",
             )
@@ -110,21 +106,21 @@ class GrammarTrial:
                     pipe.close()
 
 
-def main(file: str, vocabulary: int, end_ids: Sequence[int], most_bytes: int) -> None:
-    """The process: one line in for each grammar, one out: why it cannot be used, or an empty sentence."""
+def main(file: str, vocabulary: int, end_ids: Sequence[int], max_bytes: int) -> None:
+    """Run the process: for each grammar a line in, and out why it cannot be used, or an empty sentence."""
     tokenizer = read_tokenizer(Path(file), vocabulary, end_ids)
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + most_bytes, held + most_bytes))
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + max_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for line in sys.stdin:
         kind, text, seconds = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds)  # the signal ends the process, also amid foreign code
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # the signal ends the process, even in native code
         error = ""
         try:
-            # the first mask is made too: some grammars put their work off until then
+            # the first mask too: some grammars defer their work until then
             compile_grammar(tokenizer, Grammar(kind, text)).compute_bitmask()
-        except GrammarError as refusal:
-            error = str(refusal)
+        except GrammarError as rejection:
+            error = str(rejection)
         signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(error), flush=True)
 

@@ -1,0 +1,160 @@
+"""Which shapes of attention give a query row the same bits on this machine."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from math import inf
+
+import torch
+from torch import Tensor
+
+from turbo_runtime.engine.startup.harness import require_time
+from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
+from turbo_runtime.models.attention.pool import KVPool
+from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
+from turbo_runtime.models.attention.spans import Span, Spans, padded_queries
+from turbo_runtime.models.attention.tiles import TileAttention
+
+# Tokens of the tried sequences: one chunk of keys and three, partly filled. For the fused kernel: in a batch,
+# all numbers of keys within its block of 512 and one beyond; alone, a second and a third block.
+SPLIT_LENGTHS = (100, 300)
+FUSED_LENGTHS = tuple(PROMPT_TILE * tiles for tiles in range(1, 10))
+FAR_LENGTHS = (832, 1024, 1088)
+# The rest of the batch: (sequences, whether they are as long, so that they are computed together)
+BATCHES = ((0, False), (1, False), (30, False), (1, True), (6, True), (30, True))
+TILES = 8  # whole tiles of the tried prompt
+FIRST_BLOCK = 3  # of the tried sequence: it does not begin where the cache does
+
+
+def find_invariant_row_counts(
+    pool: KVPool, deadline: float = inf, optional_deadline: float = inf
+) -> tuple[int, ...]:
+    """Of ROW_COUNTS those at which every row gets the bits that it gets alone, in any batch; empty where even
+    a single row does not. Raises NotProvenError if single rows are not tried by `deadline`; leaves out counts
+    that are not tried by `optional_deadline`.
+    """
+    lengths = (*FUSED_LENGTHS, *FAR_LENGTHS) if is_fused(pool) else SPLIT_LENGTHS
+    trials: list[tuple[_Trial, Tensor]] = []
+    for length in lengths:
+        trial = _Trial(pool, length)
+        trials.append((trial, trial.rows(1, max(ROW_COUNTS) + 1)))  # more than one item at every count
+        require_time(deadline)
+        if not trial.is_invariant(1, trials[-1][1]):
+            return ()
+    return 1, *(
+        rows
+        for rows in ROW_COUNTS
+        if rows > 1
+        and all(
+            time.monotonic() <= optional_deadline and trial.is_invariant(rows, alone)
+            for trial, alone in trials
+        )
+    )
+
+
+def are_tiles_invariant(pool: KVPool) -> bool:
+    """Whether the last tile of a prompt gets the same bits at once and in parts, alone and after another."""
+    trial = _Trial(pool, TILES * PROMPT_TILE)
+    at_once = trial.tile([0, PROMPT_TILE], preceded=False)
+    return all(
+        torch.equal(trial.tile(cuts, preceded), at_once)
+        for cuts, preceded in (([0, PROMPT_TILE], True), ([0, 1, PROMPT_TILE - 5, PROMPT_TILE], False))
+    )
+
+
+def are_tiles_rows(pool: KVPool, deadline: float = inf) -> bool:
+    """Whether invariant tiles have the bits that their positions would get as rows, if proven by `deadline`.
+    Only the fused kernel adds up in the same order.
+    """
+    return is_fused(pool) and all(
+        time.monotonic() <= deadline
+        and torch.equal(trial.tile([0, PROMPT_TILE], preceded=False), trial.rows(1, PROMPT_TILE))
+        for trial in (_Trial(pool, length) for length in (*FUSED_LENGTHS, *FAR_LENGTHS))
+    )
+
+
+class _Trial:
+    """The last positions of one sequence, computed in several ways on a pool of the shape of the model's."""
+
+    def __init__(self, pool: KVPool, length: int) -> None:
+        blocks = FIRST_BLOCK + blocks_for(length)
+        self._pool = KVPool(pool.shape, layers=1, blocks=blocks, dtype=pool.dtype, device=pool.device)
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            # numbers of many sizes and both signs: another order of summation shows in the last bits
+            sizes = torch.exp2(torch.randint(-4, 4, shape, generator=generator).float())
+            return (torch.randn(shape, generator=generator) * sizes).to(pool.dtype)
+
+        self._pool.keys[0].copy_(draw(*self._pool.keys[0].shape))
+        if not pool.shape.latent:
+            self._pool.values[0].copy_(draw(*self._pool.values[0].shape))
+        self._queries = draw(pool.kv_heads, PROMPT_TILE * pool.group, pool.key_width)
+        self._length = length
+        self._table = list(range(FIRST_BLOCK, blocks))
+
+    def is_invariant(self, rows_each: int, alone: Tensor) -> bool:
+        """Whether the last rows, `rows_each` an item, equal `alone` (KV heads, rows * group, width)."""
+        group = self._pool.group
+        expected = alone[:, -(rows_each + 1) * group :]
+        if not all(
+            torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
+        ):
+            return False
+        step = padded_queries(rows_each, 1)
+        return all(
+            torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
+        ) and all(
+            torch.equal(self.in_place(rows_each, rows), expected[:, group:]) for rows in (step, step + 4)
+        )
+
+    def batches(self) -> set[tuple[int, bool]]:
+        """Those of BATCHES that teach something: no more long sequences than a call has room for."""
+        if self._length in FAR_LENGTHS:
+            return {(0, False)}
+        together = items_together(self._pool, self._length)
+        return {(min(number, together) if long else number, long) for number, long in BATCHES}
+
+    def rows(self, rows_each: int, count: int, others: int = 0, long: bool = False) -> Tensor:
+        """(KV heads, count * group, value width) of the last rows, between `others` other sequences."""
+        other = Span(self._length - 1 if long else 0, 1, self._table, 0)
+        tried = Span(self._length - count, count, self._table, 0)
+        before = others // 2
+        spans = Spans.of([other] * before + [tried] + [other] * (others - before))
+        attention = RowAttention(self._pool, spans, (rows_each,))
+        group = self._pool.group
+        idle, own = self._queries[:, :group], self._queries[:, -count * group :]
+        queries = torch.cat([*[idle] * before, own, *[idle] * (others - before)], 1)
+        return self._attend(attention, queries, before, before + count)
+
+    def in_place(self, count: int, step_rows: int) -> Tensor:
+        """The last rows as all of a step, which is padded up to `step_rows`."""
+        group = self._pool.group
+        spans = Spans.of([Span(self._length - count, count, self._table, 0)])
+        attention = RowAttention(self._pool, spans, (count,), step_rows)
+        padding = self._queries[:, : (step_rows - count) * group]
+        queries = torch.cat([self._queries[:, -count * group :], padding], 1)
+        return self._attend(attention, queries, 0, count)
+
+    def tile(self, cuts: list[int], preceded: bool) -> Tensor:
+        """(KV heads, PROMPT_TILE * group, value width) of the last tile, a step between any two `cuts`."""
+        group, first = self._pool.group, self._length - PROMPT_TILE
+        before = [Span(0, PROMPT_TILE, self._table, PROMPT_TILE)] if preceded else []
+        own = self._queries[:, -PROMPT_TILE * group :]
+        parts = []
+        for start, end in pairwise(cuts):
+            spans = Spans.of([*before, Span(first + start, end - start, self._table, self._length)])
+            attention = TileAttention(self._pool, spans, aligned=True)
+            queries = own[:, start * group : end * group]
+            if preceded:
+                queries = torch.cat([own, queries], 1)
+            parts.append(self._attend(attention, queries, len(before) * PROMPT_TILE, None))
+        return torch.cat(parts, 1)
+
+    def _attend(
+        self, attention: RowAttention | TileAttention, queries: Tensor, start: int, end: int | None
+    ) -> Tensor:
+        """The outputs of the tokens from `start` to before `end` of the step."""
+        outputs = attention.attend(0, queries, self._pool.key_width**-0.5)
+        return outputs.index_select(1, torch.from_numpy(attention.answers[start:end].ravel()))

@@ -1,0 +1,171 @@
+"""The parts that layers of several architectures share, all under the row rule of `matmul`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from turbo_runtime.models.matmul import BatchInvariantLinear
+
+Tap = Callable[[int, Tensor], None]  # gets a layer's number and the residual stream that enters it
+
+
+@dataclass(frozen=True, slots=True)
+class RowWise:
+    """A function of rows (rows, width) whose rows must not depend on their number or place."""
+
+    name: str
+    width: int
+    apply: Callable[[Tensor], Tensor]
+
+
+class Layer:
+    """A part of a model that names its operations to the start-up check, those of its parts included."""
+
+    def products(self) -> Iterator[BatchInvariantLinear]:
+        """Yield every product with weights."""
+        for part in self._parts():
+            if isinstance(part, BatchInvariantLinear):
+                yield part
+            elif isinstance(part, Layer):
+                yield from part.products()
+
+    def row_wise(self) -> Iterator[RowWise]:
+        """Yield every other operation that could mix rows."""
+        for part in self._parts():
+            if isinstance(part, Layer):
+                yield from part.row_wise()
+
+    def _parts(self) -> Iterator[object]:
+        for value in vars(self).values():
+            yield from value if isinstance(value, list) else (value,)
+
+
+class Affine(NamedTuple):
+    """The weights of a linear layer."""
+
+    weight: Tensor  # (out, in)
+    bias: Tensor | None  # (out)
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Affine:
+        """Read them from a transformers module."""
+        return cls(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+
+    def reordered(self, order: Tensor) -> Affine:
+        """Put the outputs in another order (out)."""
+        order = order.to(self.weight.device)
+        return Affine(self.weight[order], None if self.bias is None else self.bias[order])
+
+
+def fused(*layers: nn.Linear | Affine) -> BatchInvariantLinear:
+    """Build one product that gives the outputs of all these layers side by side."""
+    parts = [layer if isinstance(layer, Affine) else Affine.of(layer) for layer in layers]
+    weight = parts[0].weight if len(parts) == 1 else torch.cat([part.weight for part in parts])
+    if all(part.bias is None for part in parts):
+        return BatchInvariantLinear(weight)
+    biases = [weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in parts]
+    return BatchInvariantLinear(weight, torch.cat(biases))
+
+
+class RMSNorm(Layer):
+    """x / sqrt(mean(x²) + epsilon) * weight over the last dimension (Zhang, Sennrich, arXiv 1910.07467)."""
+
+    def __init__(self, module: Any) -> None:
+        self.weight: Tensor = module.weight.detach()
+        self.epsilon = float(module.variance_epsilon)
+
+    def row_wise(self) -> Iterator[RowWise]:
+        """Yield itself."""
+        yield RowWise("RMSNorm", self.weight.shape[0], self)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (..., width) -> the same."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.epsilon)
+
+
+class HeadNorm(Layer):
+    """RMSNorm of each query and key head, in one go."""
+
+    def __init__(self, query: Any, key: Any, heads: int, kv_heads: int) -> None:
+        self.epsilon = float(query.variance_epsilon)
+        self.weight = torch.cat([query.weight.expand(heads, -1), key.weight.expand(kv_heads, -1)]).detach()
+
+    def row_wise(self) -> Iterator[RowWise]:
+        """Yield itself, over all heads of a row."""
+        shape = self.weight.shape
+        yield RowWise("the norm of heads", shape.numel(), lambda x: self(x.view(-1, *shape)).view_as(x))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (rows, query and key heads, width)."""
+        return F.rms_norm(x, x.shape[-1:], None, self.epsilon) * self.weight
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """cos and sin (rows, 1, width) for the positions of a step."""
+
+    cos: Tensor
+    sin: Tensor  # its first half negated
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Rotate x (rows, heads, width)."""
+        half = x.shape[-1] // 2
+        swapped = torch.cat([x[..., half:], x[..., :half]], -1)
+        # products and a sum: a fused multiply-add would round by where a row happens to stand
+        return x * self.cos + swapped * self.sin
+
+
+class Rope:
+    """Rotary position embeddings (Su et al., arXiv 2104.09864), computed once: none depends on the batch."""
+
+    def __init__(self, rotary: nn.Module, max_length: int, like: Tensor) -> None:
+        """`rotary` is a transformers module; positions below `max_length`; dtype and device of `like`."""
+        positions = torch.arange(max_length, device=like.device)[None]
+        angles = rotary(like.new_empty(1, 1, 1), positions)
+        if isinstance(angles, Tensor):  # DeepSeek-V2's has one complex number for each pair
+            angles = tuple(torch.cat([part, part], -1).to(like.dtype) for part in (angles.real, angles.imag))
+        cos, sin = angles
+        half = sin.shape[-1] // 2
+        self._cos = cos[0]
+        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)
+
+    def at(self, positions: Tensor) -> Rotation:
+        """The rotation of each row, by its position (rows)."""
+        return Rotation(self._cos[positions][:, None], self._sin[positions][:, None])
+
+
+class GatedMLP(Layer):
+    """down(act(gate(x)) * up(x)) (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(
+        self,
+        gate_up: BatchInvariantLinear,
+        down: BatchInvariantLinear,
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
+        """`gate_up` gives both gate and up, side by side."""
+        self.gate_up, self.down, self.activation = gate_up, down, activation
+
+    @classmethod
+    def of(cls, module: Any) -> GatedMLP:
+        """Take the weights of a transformers module."""
+        return cls(fused(module.gate_proj, module.up_proj), fused(module.down_proj), module.act_fn)
+
+    def row_wise(self) -> Iterator[RowWise]:
+        """Yield the activation."""
+        yield RowWise("the gated activation", self.gate_up.shape[0], self.gated)
+
+    def gated(self, gate_up: Tensor) -> Tensor:
+        """(rows, 2 * inner) -> (rows, inner)."""
+        gate, up = gate_up.chunk(2, -1)
+        return self.activation(gate) * up
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (rows, width) -> the same."""
+        return self.down(self.gated(self.gate_up(x)))
