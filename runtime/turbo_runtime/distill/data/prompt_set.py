@@ -9,8 +9,8 @@ from typing import Any
 from turbo_runtime.distill.data.responses import TokenizedPrompt, intern_tokens
 from turbo_runtime.distill.recipe import TRAINING, Recipe
 from turbo_runtime.prompts import Prompt, PromptsError
-from turbo_runtime.protocol.errors import ApiError
 from turbo_runtime.protocol import parse_chat
+from turbo_runtime.protocol.errors import ApiError
 
 _MIN_DEALT = 3  # prompts of a domain, from which on every part gets one
 
