@@ -57,7 +57,7 @@ DATA = HERE / "data" / "distill"
 SAMPLED = ("latex",)  # greedy answers loop
 TEMPERATURE = 0.7
 HELD_OUT, JUDGES, SEED = 0.22, 0.08, 0
-DEALT = ("--held-out", str(HELD_OUT), "--judges", str(JUDGES))
+DEALT = ("--test-fraction", str(HELD_OUT), "--validation-fraction", str(JUDGES))
 ANSWER_TOKENS, CONTEXT, ROUNDS = 128, 1024, 5
 ENOUGH_PROMPTS, ENOUGH_TOKENS = 45, 4400  # of a case: more than the bars want
 
@@ -152,7 +152,7 @@ def main() -> int:
                 dtype=options.dtype,
                 threads=threads,
                 max_model_len=CONTEXT,
-                audit_share=0.0,
+                audit_fraction=0.0,
                 device="cpu",
             )
         )

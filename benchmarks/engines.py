@@ -56,8 +56,8 @@ def fresh(
     old = engine.scheduler
     scheduler = Scheduler(
         BlockPool(limits.get("blocks", old.ledger.num_blocks)),
-        max_running=limits.get("max_running", old.max_running),
-        max_step_tokens=limits.get("max_step_tokens", old.max_step_tokens),
+        max_num_seqs=limits.get("max_num_seqs", old.max_num_seqs),
+        max_num_batched_tokens=limits.get("max_num_batched_tokens", old.max_num_batched_tokens),
         max_draft_tokens=limits.get("max_draft_tokens", old.max_draft_tokens),
         max_length=limits.get("max_length", old.max_length),
         shared_tile=old.shared_tile,

@@ -105,9 +105,14 @@ def _server(threads: int | None) -> Iterator[ServerProcess]:
     """`turbo serve` of the real model, ready; its limits are low, so that they are met."""
     command = [
         *(sys.executable, "-m", "turbo_cli", "serve", str(ensure())),
-        *(f"--served-name={SERVED_NAME}", "--host=127.0.0.1", "--port=0"),
+        *(f"--served-model-name={SERVED_NAME}", "--host=127.0.0.1", "--port=0"),
         *("--max-model-len=256", "--kv-cache-gib=0.2"),
-        *("--max-running=24", "--max-waiting=60", "--request-seconds=60", "--endpoint-seconds=1"),
+        *(
+            "--max-num-seqs=24",
+            "--max-queued-requests=60",
+            "--request-timeout-seconds=60",
+            "--shutdown-delay-seconds=1",
+        ),
         *([f"--threads={threads}"] if threads else []),
     ]
     server = ServerProcess(command)

@@ -78,7 +78,7 @@ def main() -> int:
         str(ensure()),
         dtype="float32",
         threads=options.threads,
-        max_running=max(CONCURRENCY),
+        max_num_seqs=max(CONCURRENCY),
         max_model_len=1024,
     )
     with step("start the engine", "15 s"):

@@ -9,8 +9,8 @@ so that what else the machine does falls on both, and a run's time is that of it
 remember nothing at a run's beginning; what a step costs, and whether drafts helped, is known from the runs
 before, as in a server.
 
-Then what `bytes` costs before the first token: long prompts by the arithmetic of the start-up check, and by
-the cheapest that each row may be computed in (`law`), in turn.
+Then what `bitwise` costs before the first token: long prompts by the arithmetic of the start-up check, and by
+the cheapest that each row may be computed in (`distribution`), in turn.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def main() -> int:
     known = {drafting: deepcopy(engine.speculation.control) for drafting in DRAFTING}
     rows: list[dict[str, Any]] = []
     figures: dict[str, float] = {"pairs": options.pairs}
-    if ready.guarantee != "bytes":
-        sys.exit(f"the guarantee is {ready.guarantee}: there is no price of `bytes` to tell")
+    if ready.guarantee != "bitwise":
+        sys.exit(f"the guarantee is {ready.guarantee}: there is no price of `bitwise` to tell")
     for name in options.traffic:
         for count in CONCURRENT:
             ratios, drafted, accepted = [], 0, 0
@@ -125,9 +125,9 @@ def main() -> int:
         for pair in range(options.pairs + 1):
             prompt = tuple(noise.randrange(ready.vocab_size) for _ in range(count))
             request = GenerationRequest(f"first-{pair}", prompt, SamplingParams(max_tokens=1))
-            order = ("law", "bytes") if pair % 2 else ("bytes", "law")
+            order = ("distribution", "bitwise") if pair % 2 else ("bitwise", "distribution")
             times = {arithmetic: _first_token(engine, request, arithmetic) for arithmetic in order}
-            ratios.append(times["bytes"] / times["law"])
+            ratios.append(times["bitwise"] / times["distribution"])
         rows.append(_row(f"first token, prompt: {count}", ratios[1:]))
         print(rows[-1], flush=True)
         figures[f"first_token_{count}"] = rows[-1]["median"]
@@ -226,7 +226,7 @@ def _answered(
 
 def _first_token(engine: Engine, request: GenerationRequest, arithmetic: str) -> float:
     server = fresh(engine)
-    with _free(engine) if arithmetic == "law" else nullcontext():
+    with _free(engine) if arithmetic == "distribution" else nullcontext():
         began = time.perf_counter()
         run(server, [request], 1)
         return time.perf_counter() - began

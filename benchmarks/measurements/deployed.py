@@ -72,7 +72,7 @@ class Deployment:
             self.shape, weights.dense, weights.expert, self._cached(tokens, slides=True)
         )
 
-    def most_rows(self, tokens: float, max_running: float, max_step_tokens: float) -> float:
+    def most_rows(self, tokens: float, max_num_seqs: float, max_num_batched_tokens: float) -> float:
         """Requests of `tokens` tokens each that each group's memory holds beside the activations of the
         largest pass of an engine with these ceilings; 0 or less where none fits.
 
@@ -83,7 +83,9 @@ class Deployment:
         mine = replace(weights, expert=weights.expert / self.data)
         held = memory.stage_bytes(shape, mine, ELEMENT, stages) / self.tensor
         tensor = float(self.tensor)
-        activations = memory.activation_bytes(shape, ELEMENT, tensor, max_running, max_step_tokens, 0.0)
+        activations = memory.activation_bytes(
+            shape, ELEMENT, tensor, max_num_seqs, max_num_batched_tokens, 0.0
+        )
         room = memory.usable(self.accelerator) - held - activations
         cached = self._cached(tokens, slides=False) * memory.largest_stage(shape.layers, stages)
         return float(room / (cached * tokens))

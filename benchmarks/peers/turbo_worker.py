@@ -33,7 +33,7 @@ def load(setup: Setup) -> Answerer:
         max_model_len=setup.max_length,
     )
     engine, ready = start_engine(config, time.monotonic())
-    if ready.guarantee != "bytes":
+    if ready.guarantee != "bitwise":
         raise RuntimeError(f"the guarantee is {ready.guarantee}: this machine's products are not exact")
 
     import torch

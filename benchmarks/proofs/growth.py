@@ -41,8 +41,8 @@ class Growth:
         check_batch_invariance(model, STEP_TOKENS)
         scheduler = Scheduler(
             BlockPool(BLOCKS),
-            max_running=TOGETHER,
-            max_step_tokens=STEP_TOKENS,
+            max_num_seqs=TOGETHER,
+            max_num_batched_tokens=STEP_TOKENS,
             max_draft_tokens=4,
             max_length=POSITIONS,
             shared_tile=model.rule.shared_tile,

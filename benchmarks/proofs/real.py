@@ -71,8 +71,8 @@ def mixed(
         engine,
         blocks=mix.longest * blocks_for(longest),
         max_length=longest,
-        max_running=mix.batch,
-        max_step_tokens=mix.step_tokens,
+        max_num_seqs=mix.batch,
+        max_num_batched_tokens=mix.step_tokens,
         max_draft_tokens=mix.drafts,
     )
     crowd: list[GenerationRequest] = []

@@ -64,8 +64,8 @@ class Tiny:
 
     def __init__(self, folder: Path) -> None:
         self.model = ModelRunner(network(), blocks=BLOCKS, max_length=POSITIONS)
-        report = check_batch_invariance(self.model, max_step_tokens=max(STEP_TOKENS), limit_seconds=60)
-        if report.guarantee != "bytes":
+        report = check_batch_invariance(self.model, max_num_batched_tokens=max(STEP_TOKENS), limit_seconds=60)
+        if report.guarantee != "bitwise":
             raise RuntimeError(f"this machine's products are not exact: {report.reason}")
         self.grammars: Grammars = grammars(folder)
         self.requests = _requests()
@@ -77,8 +77,8 @@ class Tiny:
         """An engine that remembers nothing."""
         scheduler = Scheduler(
             BlockPool(way.blocks),
-            max_running=way.batch,
-            max_step_tokens=way.step_tokens,
+            max_num_seqs=way.batch,
+            max_num_batched_tokens=way.step_tokens,
             max_draft_tokens=way.drafts,
             max_length=POSITIONS,
             shared_tile=self.model.rule.shared_tile,

@@ -29,8 +29,8 @@ def model(kind: str) -> ModelRunner:
     """The tiny model of that kind; AssertionError where this machine cannot have it exact."""
     made = ModelRunner(network().to(KINDS[kind]), blocks=BLOCKS, max_length=POSITIONS)
     if kind == "exact":
-        report = check_batch_invariance(made, max_step_tokens=64, limit_seconds=60)
-        assert report.guarantee == "bytes", report.reason
+        report = check_batch_invariance(made, max_num_batched_tokens=64, limit_seconds=60)
+        assert report.guarantee == "bitwise", report.reason
     else:
         set_free(made)
     return made
@@ -38,15 +38,15 @@ def model(kind: str) -> ModelRunner:
 
 def terms(kind: str, share: float) -> AuditTerms:
     """What a model of that kind is held to."""
-    return AuditTerms(share, "bytes" if kind == "exact" else "law")
+    return AuditTerms(share, "bitwise" if kind == "exact" else "distribution")
 
 
 def engine(model: ModelRunner, grammars: Grammars | None, audit: AuditTerms, blocks: int = BLOCKS) -> Engine:
     """Verifies all that is drafted."""
     scheduler = Scheduler(
         BlockPool(blocks),
-        max_running=6,
-        max_step_tokens=64,
+        max_num_seqs=6,
+        max_num_batched_tokens=64,
         max_draft_tokens=8,
         max_length=min(POSITIONS, blocks * BLOCK_SIZE),
         shared_tile=model.rule.shared_tile,

@@ -21,7 +21,7 @@ CAPACITY = Capacity(requests_per_second=1.0, concurrency=10, tokens=10_000, toke
 START = 1_700_000_000.0
 PERIOD = 15.0
 FRESH = 45.0
-IDLE = Load(0, 0, 0, 0, 0.0, 20_000, 0, 0, 0, 0, "bytes", draining=False)
+IDLE = Load(0, 0, 0, 0, 0.0, 20_000, 0, 0, 0, 0, "bitwise", draining=False)
 
 
 def chosen(accelerator: Accelerator = H100, capacity: Capacity | None = CAPACITY) -> Choice:
@@ -53,7 +53,7 @@ def planned(floor: int = 1, capacity: Capacity | None = CAPACITY) -> Plan:
 
 def written(**spec: Any) -> TurboDeploymentSpec:
     """A spec of policy Metrics; `scaling` adds to it."""
-    scaling = {"policy": "Metrics", **spec.pop("scaling", {})}
+    scaling = {"mode": "Metrics", **spec.pop("scaling", {})}
     return TurboDeploymentSpec.model_validate({"model": {"uri": "hf://a/b"}, "scaling": scaling, **spec})
 
 

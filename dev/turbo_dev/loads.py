@@ -10,8 +10,8 @@ from turbo_runtime.contract.load import Load
 
 def load(seconds: float, plain_seconds: float, **more: Any) -> Load:
     """Of a pod that has answered for so long, and would have for `plain_seconds` without drafts."""
-    idle = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False)
-    told = {"answering_seconds": seconds, "plain_answering_seconds": plain_seconds, "audits": 0}
+    idle = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bitwise", False)
+    told = {"generation_seconds": seconds, "baseline_generation_seconds": plain_seconds, "audits": 0}
     values = {name: getattr(idle, name) for name in idle.__dataclass_fields__} | told
     return Load(**(values | {"audit_mismatches": 0} | more))
 

@@ -164,7 +164,7 @@ def specs(draw: st.DrawFn) -> TurboDeploymentSpec:
         replicas=draw(st.integers(0, 5)),
         scaling={
             **(
-                {"policy": policy}
+                {"mode": policy}
                 if (policy := draw(st.sampled_from((None, None, "Planned", "External"))))
                 else {}
             ),

@@ -98,13 +98,13 @@ def weighed(
     if price is None and (not only or bounded or kinds != KINDS[:1]):
         return None
     need = needs(wanted, asked, engine) if judged else float(wanted.scaling.min_replicas or 1)
-    external = wanted.scaling_policy == "External"
+    external = wanted.scaling_mode == "External"
     most = wanted.scaling.max_replicas or 1000
     if need == math.inf or (need > most and not external):
         return None
     replicas = wanted.replicas if external else int(need)
     bounds = room(wanted, row, supply, kind)
-    if not external and wanted.scaling_policy == "Planned" and objective != "Cost":
+    if not external and wanted.scaling_mode == "Planned" and objective != "Cost":
         for more in range(replicas, min([*bounds, most]) + 1):
             over = cost and cost.max_per_hour and price and paid(row, more) * price > cost.max_per_hour
             replicas = replicas if over else more
@@ -137,7 +137,7 @@ def billed(
         million = float(price * paid(row, replicas)) / tokens_per_hour * 1e6
         if million > float(cost.max_per_million_tokens) * (1 + 1e-12):
             return None
-    external = wanted.scaling_policy == "External"
+    external = wanted.scaling_mode == "External"
     compared = least if external else replicas  # the load says which class, whoever says how many run
     money = float((1 if price is None else price) * paid(row, compared))
     leading = 0.0
@@ -147,7 +147,7 @@ def billed(
     elif objective == "Latency":
         assert engine is not None
         leading = token_at(asked, engine, compared)
-        if wanted.scaling_policy == "Planned":  # no more than make it faster
+        if wanted.scaling_mode == "Planned":  # no more than make it faster
             few = next(
                 count for count in range(least, replicas + 1) if token_at(asked, engine, count) <= leading
             )

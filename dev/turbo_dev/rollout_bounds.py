@@ -20,7 +20,7 @@ def wanted(state: State, owner: Key) -> int:
     if body is None or body["spec"].get("suspend"):
         return 0
     spec = body["spec"]
-    if "workload" in spec or (spec.get("scaling") or {}).get("policy") not in (None, "External"):
+    if "workload" in spec or (spec.get("scaling") or {}).get("mode") not in (None, "External"):
         return int((body.get("status") or {}).get("desiredReplicas") or 0)
     return int(spec.get("replicas", 1))
 

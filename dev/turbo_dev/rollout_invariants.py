@@ -230,7 +230,7 @@ def _stays_stalled(now: State, seen: State, owner: Key, body: Body | None) -> st
     after = next((each for each in new.get("conditions", ()) if each["type"] == "Stalled"), None)
     if before is None or after is None or spec_changed:
         return None
-    waited = (before["status"], before["reason"]) == ("True", "NeedsChange")
+    waited = (before["status"], before["reason"]) == ("True", "UserActionRequired")
     if not waited or after["status"] == "True" or old["observedGeneration"] != new["observedGeneration"]:
         return None
     return f"It said that only a change helps ('{before['message']}'), and went on without one."
@@ -266,10 +266,10 @@ def _end_of(state: State, owner: Key, body: Body) -> Iterator[str]:
     if status.get("observedGeneration") != body["metadata"]["generation"]:
         yield f"Its status is of generation {status.get('observedGeneration')}: {told}."
     problem = _is_not_alone(state, owner)
-    in_force = told.get("Reconciling") == ("False", "InForce")
+    in_force = told.get("Reconciling") == ("False", "UpToDate")
     waits = told.get("Reconciling", ("", ""))[0] == "True" or told.get("Stalled", ("", ""))[0] == "True"
     if problem and in_force:
-        yield f"Reconciling is False for InForce, and {problem}."
+        yield f"Reconciling is False for UpToDate, and {problem}."
     elif problem and not waits:
         yield f"It does not say what it waits for, and {problem}: {told}."
     if not problem and not waits and not in_force and not body["spec"].get("suspend"):

@@ -88,7 +88,7 @@ class Served:
 
     def in_force(self) -> bool:
         """Whether what runs is what the spec asks for."""
-        return self.says("Reconciling", "False", "InForce")
+        return self.says("Reconciling", "False", "UpToDate")
 
     def pods(self) -> list[dict[str, Any]]:
         """Its serving pods, those that end included."""
@@ -120,7 +120,7 @@ class Served:
         """Its Service, for clients."""
         spec = self.access.get("service", self.name, "-n", NAMESPACE)["spec"]
         url = f"http://{spec['clusterIP']}:{spec['ports'][0]['port']}/v1"
-        return Target(url, self.body()["spec"]["model"]["servedName"], timeout_seconds, num_tokens)
+        return Target(url, self.body()["spec"]["model"]["name"], timeout_seconds, num_tokens)
 
     def operator_log(self) -> str:
         """What the operator has said since it started."""

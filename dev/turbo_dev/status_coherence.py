@@ -112,13 +112,13 @@ def _verdicts(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
     if _is(conditions, "Ready", "False") and not waits and not rests:
         yield "Ready is False, and neither Reconciling nor Stalled says what it waits for."
     reason = conditions.get("Reconciling", _ABSENT)["reason"]
-    rests = _is(conditions, "Reconciling", "False") and reason not in ("InForce", "Suspended")
+    rests = _is(conditions, "Reconciling", "False") and reason not in ("UpToDate", "Suspended")
     if rests and not _is(conditions, "Stalled", "True"):
         yield f"Reconciling is False for {reason}, and Stalled is not True."
-    if _is(conditions, "Reconciling", "False", "InForce"):
+    if _is(conditions, "Reconciling", "False", "UpToDate"):
         for kind, bad in (("Ready", "False"), ("Stalled", "True"), ("PlanFeasible", "False")):
             if _is(conditions, kind, bad):
-                yield f"Reconciling is False for InForce, and {kind} is {bad}."
+                yield f"Reconciling is False for UpToDate, and {kind} is {bad}."
 
 
 def _counts(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
@@ -158,26 +158,26 @@ def _counts(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
 
 def _in_force(status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
     """Where the spec is in force, all is there that it wants, and nothing more."""
-    if not _is(conditions, "Reconciling", "False", "InForce"):
+    if not _is(conditions, "Reconciling", "False", "UpToDate"):
         return
     replicas, ready = _number(status, "replicas"), _number(status, "readyReplicas")
     wanted = _number(status, "desiredReplicas")
     trial = 1 if status.get("canary") else 0  # its pod is there in addition, or in the place of another
     if not wanted <= replicas <= wanted + trial or not wanted - trial <= ready:
         yield (
-            f"Reconciling is False for InForce, and replicas is {replicas}, readyReplicas {ready}, "
+            f"Reconciling is False for UpToDate, and replicas is {replicas}, readyReplicas {ready}, "
             f"desiredReplicas {wanted}."
         )
     rollout = status.get("rollout")
     if rollout and wanted > 0:  # with no replica nothing takes over
-        yield f"Reconciling is False for InForce, and the rollout to {rollout.get('planHash')} is not over."
+        yield f"Reconciling is False for UpToDate, and the rollout to {rollout.get('planHash')} is not over."
 
 
 def _suspension(body: Body, status: Body, conditions: Mapping[str, Body]) -> Iterator[str]:
     """All conditions agree on whether it is suspended, and with the spec that they speak of."""
     is_told = {kind for kind in ("Ready", "Available") if _is(conditions, kind, "False", "Suspended")}
     if len(is_told) == 1 and _is(conditions, "Available", "False", "Suspended"):
-        if conditions.get("Ready", _ABSENT)["reason"] not in ("Refused", "InvalidSpec"):
+        if conditions.get("Ready", _ABSENT)["reason"] not in ("ApplyRejected", "InvalidSpec"):
             yield f"Available is False for Suspended, and Ready is False for {conditions['Ready']['reason']}."
     elif len(is_told) == 1:
         yield f"Ready is False for Suspended, and Available {conditions.get('Available', _ABSENT)['reason']}."

@@ -27,7 +27,7 @@ L4 = Accelerator("l4", "nvidia.com/gpu", Decimal(1), 24 << 30, prices={CapacityT
 ROOM = {name: Supply((NodeSupply("n", 4, 4),)) for name in ("cpu", "l4")}
 WORTH = DomainEvaluation("chat", 2.5, (0.7, 0.5), (MeasuredGain(1, 1.1, 1.8),))
 MADE = DraftManifest("heads", "chat-1", "sha256:" + "1" * 64, MODEL, "chat", 0, (WORTH,))
-LOAD = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False)
+LOAD = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bitwise", False)
 
 
 def td(
@@ -38,11 +38,14 @@ def td(
     **asked: Any,
 ) -> TurboDeployment:
     """`spec` and `told` lie over the rest of spec and status, `asked` over spec.speculation.training."""
-    wanted = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}} | asked
+    wanted = {
+        "persistentVolumeClaim": {"claimName": "drafts"},
+        "prompts": {"type": "ConfigMap", "configMap": {"name": "prompts"}},
+    } | asked
     written: dict[str, Any] = {
         "model": {"uri": "pvc://models/chat"},
         "accelerators": {"allowed": ["cpu", "l4"]},
-        "capture": {"pvc": {"claimName": "kept"}},
+        "capture": {"persistentVolumeClaim": {"claimName": "kept"}},
         "speculation": {} if absent else {"training": wanted},
     }
     return parse(

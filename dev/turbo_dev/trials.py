@@ -42,8 +42,8 @@ OLD, NEW = draft("chat-draft-1"), draft("chat-draft-2")
 
 def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
     """The deployment, with what its status tells."""
-    prompts = {"configMapRef": {"name": "prompts"}}
-    trained = {"pvc": {"claimName": "drafts"}, "prompts": prompts}
+    prompts = {"type": "ConfigMap", "configMap": {"name": "prompts"}}
+    trained = {"persistentVolumeClaim": {"claimName": "drafts"}, "prompts": prompts}
     return parse(
         {
             "apiVersion": "serving.turbo.dev/v1alpha1",
@@ -52,7 +52,7 @@ def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
             "spec": {
                 "model": {"uri": "pvc://models/chat"},
                 "speculation": {"training": trained},
-                "rollout": {"canary": {"answering": "20s", "window": "60s"}},
+                "rollout": {"canary": {"minGenerationDuration": "20s", "minDuration": "60s"}},
                 **spec,
             },
             "status": told or {},
@@ -62,8 +62,8 @@ def td(told: dict[str, Any] | None = None, **spec: Any) -> TurboDeployment:
 
 def turned_down(*drafts: DraftView) -> dict[str, Any]:
     """The status where those were tried in vain."""
-    why = {"reason": "NoGain", "message": "No.", "time": "2026-01-01T00:00:00Z"}
-    return {"turnedDown": [{**record(one), **why} for one in drafts]}
+    why = {"reason": "NoImprovement", "message": "No.", "time": "2026-01-01T00:00:00Z"}
+    return {"rejectedDrafts": [{**record(one), **why} for one in drafts]}
 
 
 def planned(it: TurboDeployment) -> Plan:

@@ -147,13 +147,15 @@ class EngineStats:
     begun_prompt_tokens: int = 0  # of prompts whose answers have a token
     prefix_cache_queries: int = 0  # prompt tokens looked up in the prefix cache
     prefix_cache_hits: int = 0  # of them found
-    chosen_drafts: tuple[int, ...] = ()  # how often n drafts were verified for an answer in a step, by n
+    verified_draft_length: tuple[
+        int, ...
+    ] = ()  # how often n drafts were verified for an answer in a step, by n
     speedup: float | None = None  # recent tokens per second over those without drafts
     draft_version: str = ""  # of the deployment's own draft weights
     by_draft: tuple[DraftStats, ...] = (DraftStats(DEFAULT_DRAFT),)  # the default, then those of other names
-    draft_problem: str = ""  # why drafts are not as configured or fail; else empty
-    answering_seconds: float = 0.0  # of steps that gave answers tokens
-    plain_answering_seconds: float = 0.0  # for as many tokens without drafts
+    draft_error: str = ""  # why drafts are not as configured or fail; else empty
+    generation_seconds: float = 0.0  # of steps that gave answers tokens
+    baseline_generation_seconds: float = 0.0  # for as many tokens without drafts
     audits: int = 0  # finished answers replayed without speculation
     audit_mismatches: int = 0  # of them with another result
 
@@ -171,7 +173,7 @@ class EngineReady:
     """The model is loaded; the start-up check and the micro-benchmark have run."""
 
     guarantee: Guarantee
-    law_reason: str = ""  # why only `law`
+    guarantee_reason: str = ""  # why only `distribution`
     arithmetic: dict[str, str] = field(default_factory=dict)  # weight shape -> its matmul kernel
     device: str = "cpu"
     dtype: str = "float32"

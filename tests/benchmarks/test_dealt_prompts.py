@@ -54,7 +54,7 @@ def engine() -> Iterator[Engine]:
     torch.set_num_threads(1)
     model = ModelRunner(network(), blocks=64, max_length=128)
     scheduler = Scheduler(
-        BlockPool(64), max_running=8, max_step_tokens=128, max_draft_tokens=4, max_length=128
+        BlockPool(64), max_num_seqs=8, max_num_batched_tokens=128, max_draft_tokens=4, max_length=128
     )
     yield Engine(model, scheduler, Proposer(), control=EveryDraft())
     torch.set_num_threads(before)

@@ -22,7 +22,12 @@ SCRIPTED = Path(__file__).parents[1] / "runtime" / "server" / "scripted_server.p
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
     command = [sys.executable, str(SCRIPTED), "models/echo", "--host=127.0.0.1", "--port=0"]
-    limits = (f"--served-name={SERVED_NAME}", "--max-running=24", "--max-waiting=60", "--endpoint-seconds=0")
+    limits = (
+        f"--served-model-name={SERVED_NAME}",
+        "--max-num-seqs=24",
+        "--max-queued-requests=60",
+        "--shutdown-delay-seconds=0",
+    )
     process = ServerProcess([*command, *limits], {"SCRIPTED_ENGINE_LOG": str(tmp_path / "log")})
     process.wait_for("Ready: ")
     yield process

@@ -32,14 +32,14 @@ LOADS = st.builds(
         COUNTS,
     ),
     kv_cache_usage=st.floats(0, 1),
-    guarantee=st.sampled_from(["bytes", "law"]),
+    guarantee=st.sampled_from(["bitwise", "distribution"]),
     draining=st.booleans(),
     **dict.fromkeys(
-        ["max_running", "prompts", "prompt_tokens", "audits", "audit_mismatches", "captured"],
+        ["max_num_seqs", "prompts", "prompt_tokens", "audits", "audit_mismatches", "captured"],
         st.none() | COUNTS,
     ),
-    **dict.fromkeys(["answering_seconds", "plain_answering_seconds"], st.none() | st.floats(0, 1e9)),
-    **dict.fromkeys(["draft_version", "draft_problem"], st.none() | st.text(max_size=100)),
+    **dict.fromkeys(["generation_seconds", "baseline_generation_seconds"], st.none() | st.floats(0, 1e9)),
+    **dict.fromkeys(["draft_version", "draft_error"], st.none() | st.text(max_size=100)),
     step_times=st.none() | st.lists(STEP_TIMES, max_size=16).map(tuple),
     speedup=st.none() | st.floats(0, 100),
 )
@@ -152,7 +152,7 @@ def test_what_is_no_document_is_told_in_a_sentence(text: str) -> None:
 
 
 def test_acceptance_length_counts_the_bonus_token_and_is_unknown_before_the_first_draft() -> None:
-    numbers = dict.fromkeys(Load.__dataclass_fields__, 0) | {"guarantee": "law", "draining": False}
+    numbers = dict.fromkeys(Load.__dataclass_fields__, 0) | {"guarantee": "distribution", "draining": False}
     assert Load(**numbers).acceptance_length is None
     assert Load(**{**numbers, "drafts": 4, "draft_tokens": 16, "accepted_tokens": 6}).acceptance_length == 2.5
 
@@ -171,13 +171,13 @@ def test_acceptance_length_counts_the_bonus_token_and_is_unknown_before_the_firs
         ("kv_cache_usage", "full"),
         ("guarantee", "hope"),
         ("draining", 0),
-        ("max_running", "32"),
+        ("max_num_seqs", "32"),
         ("step_times", 3),
         ("step_times", [{}] * 17),
     ],
 )
 def test_a_load_of_the_right_keys_and_wrong_types_is_refused_by_name(field: str, value: object) -> None:
-    document = json.loads(Load(1, 0, 1, 0, 0.5, 10, 0, 0, 0, 1, "bytes", False).to_json())
+    document = json.loads(Load(1, 0, 1, 0, 0.5, 10, 0, 0, 0, 1, "bitwise", False).to_json())
     with pytest.raises(ValueError, match=f"Load: {field} cannot be"):
         Load.from_json(json.dumps(document | {field: value}))
 
@@ -191,7 +191,7 @@ def test_a_load_of_the_right_keys_and_wrong_types_is_refused_by_name(field: str,
     ],
 )
 def test_a_step_time_that_is_none_is_refused_by_name(point: object, said: str) -> None:
-    document = json.loads(Load(1, 0, 1, 0, 0.5, 10, 0, 0, 0, 1, "bytes", False).to_json())
+    document = json.loads(Load(1, 0, 1, 0, 0.5, 10, 0, 0, 0, 1, "bitwise", False).to_json())
     with pytest.raises(ValueError, match=f"^Load: step_times {said}$"):
         Load.from_json(json.dumps(document | {"step_times": [point]}))
 

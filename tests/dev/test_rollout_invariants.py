@@ -345,7 +345,7 @@ def condition(kind: str, status: str, reason: str) -> dict[str, Any]:
 def status(reconciling: tuple[str, str], ready: int = 1, replicas: int = 1) -> dict[str, Any]:
     conditions = [
         condition("Ready", "True", "Serving"),
-        condition("Available", "True", "MinimumReplicas"),
+        condition("Available", "True", "MinimumReplicasAvailable"),
         condition("Reconciling", *reconciling),
         condition("Stalled", "False", "Progressing"),
     ]
@@ -361,7 +361,7 @@ def ends(log: Log) -> list[str]:
 
 def test_a_rollout_ends_alone_and_in_force() -> None:
     log = serving()
-    log.spec(status(("False", "InForce")), replicas=1)
+    log.spec(status(("False", "UpToDate")), replicas=1)
     assert ends(log) == []
     log.spec(status(("False", "Suspended")), replicas=1)
     assert "All its replicas serve" in ends(log)[0]
@@ -372,8 +372,8 @@ def test_a_rollout_that_does_not_end_says_what_it_waits_for() -> None:
     log.scale(NEW, 1)
     log.spec(status(("True", "WaitingForAccelerator")), replicas=1)
     assert ends(log) == []
-    log.spec(status(("False", "InForce")), replicas=1)
-    assert "InForce, and its variants are {'chat-aaaa': 1, 'chat-bbbb': 1}" in ends(log)[0]
+    log.spec(status(("False", "UpToDate")), replicas=1)
+    assert "UpToDate, and its variants are {'chat-aaaa': 1, 'chat-bbbb': 1}" in ends(log)[0]
     log.spec(status(("False", "Suspended")), replicas=1)
     assert "does not say what it waits for" in ends(log)[0]
 
@@ -386,8 +386,8 @@ def test_a_status_that_counts_other_pods_than_there_are_is_caught() -> None:
 
 def test_what_waits_for_a_change_of_the_spec_and_goes_on_without_is_caught() -> None:
     log = serving()
-    stalled = status(("False", "NeedsChange"))
-    stalled["conditions"][3] = condition("Stalled", "True", "NeedsChange")
+    stalled = status(("False", "UserActionRequired"))
+    stalled["conditions"][3] = condition("Stalled", "True", "UserActionRequired")
     log.told(stalled)
     log.wait(5)
     log.told(status(("True", "ModelLoading")))

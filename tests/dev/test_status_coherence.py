@@ -28,8 +28,8 @@ def body(*changed: dict[str, Any], **status: Any) -> dict[str, Any]:
     conditions = {
         "Ready": condition("Ready", "True", "Serving", "2 of 2 replicas serve chat at http://chat."),
         "PlanFeasible": condition("PlanFeasible", "True", "Feasible"),
-        "Available": condition("Available", "True", "MinimumReplicas", "2 of 2 replicas answer."),
-        "Reconciling": condition("Reconciling", "False", "InForce"),
+        "Available": condition("Available", "True", "MinimumReplicasAvailable", "2 of 2 replicas answer."),
+        "Reconciling": condition("Reconciling", "False", "UpToDate"),
         "Stalled": condition("Stalled", "False", "Progressing"),
     } | {each["type"]: each for each in changed}
     return {
@@ -78,9 +78,12 @@ def test_a_status_that_holds_together_has_no_contradiction() -> None:
     under_way = {"plan": {"hash": "bbbb"}, "rollout": {"planHash": "bbbb"}, "replicas": 3}
     assert contradictions(body(*IN_ROLLOUT, **under_way)) == []
     assert contradictions(body(*ROLLED_BACK, **BACK)) == []
-    two_too_many = condition("Available", "True", "MinimumReplicas", "2 of 2 replicas answer.")
+    two_too_many = condition("Available", "True", "MinimumReplicasAvailable", "2 of 2 replicas answer.")
     assert contradictions(body(*IN_ROLLOUT, two_too_many, replicas=4, readyReplicas=4)) == []
-    at_zero = condition("Ready", "True", "ScaledToZero"), condition("Available", "True", "MinimumReplicas")
+    at_zero = (
+        condition("Ready", "True", "ScaledToZero"),
+        condition("Available", "True", "MinimumReplicasAvailable"),
+    )
     none = {"replicas": 0, "readyReplicas": 0, "desiredReplicas": 0}
     assert contradictions(body(*at_zero, **none, rollout={"planHash": "aaaa"}, servingPlan=None)) == []
     asleep = body(*SUSPENDED, replicas=0, readyReplicas=0, desiredReplicas=0)
@@ -90,32 +93,32 @@ def test_a_status_that_holds_together_has_no_contradiction() -> None:
 
 WRONG = {
     "ready-above-replicas": (body(*IN_ROLLOUT, readyReplicas=3), "readyReplicas is 3, and replicas 2"),
-    "in-force-with-one-missing": (body(readyReplicas=1), "InForce, and replicas is 2, readyReplicas 1"),
-    "in-force-with-pods-of-another": (body(replicas=3), "InForce, and replicas is 3"),
+    "in-force-with-one-missing": (body(readyReplicas=1), "UpToDate, and replicas is 2, readyReplicas 1"),
+    "in-force-with-pods-of-another": (body(replicas=3), "UpToDate, and replicas is 3"),
     "in-force-in-a-rollout": (body(rollout={"planHash": "bbbb"}), "rollout to bbbb is not over"),
     "in-force-and-not-ready": (
-        body(condition("Ready", "False", "CrashLoop")),
-        "Reconciling is False for InForce, and Ready is False",
+        body(condition("Ready", "False", "CrashLoopBackOff")),
+        "Reconciling is False for UpToDate, and Ready is False",
     ),
     "in-force-and-stalled": (
-        body(condition("Stalled", "True", "NeedsChange")),
-        "InForce, and Stalled is True",
+        body(condition("Stalled", "True", "UserActionRequired")),
+        "UpToDate, and Stalled is True",
     ),
     "in-force-and-infeasible": (
-        body(condition("PlanFeasible", "False", "NoCapacity")),
-        "InForce, and PlanFeasible is False",
+        body(condition("PlanFeasible", "False", "InsufficientCapacity")),
+        "UpToDate, and PlanFeasible is False",
     ),
     "available-with-none": (body(*IN_ROLLOUT, replicas=0, readyReplicas=0), "none is ready"),
     "ready-and-unavailable": (
-        body(condition("Available", "False", "CrashLoop")),
+        body(condition("Available", "False", "CrashLoopBackOff")),
         "Ready is True, and Available is False",
     ),
     "unavailable-with-all": (
-        body(*IN_ROLLOUT, condition("Available", "False", "CrashLoop")),
-        "Available is False for CrashLoop, and 2 of 2",
+        body(*IN_ROLLOUT, condition("Available", "False", "CrashLoopBackOff")),
+        "Available is False for CrashLoopBackOff, and 2 of 2",
     ),
     "stalled-and-reconciling": (
-        body(*IN_ROLLOUT, condition("Stalled", "True", "NeedsChange")),
+        body(*IN_ROLLOUT, condition("Stalled", "True", "UserActionRequired")),
         "Stalled and Reconciling are both True",
     ),
     "serves-with-none": (body(readyReplicas=0), "Ready is True for Serving, and no replica is ready"),
@@ -125,13 +128,16 @@ WRONG = {
     ),
     "unready-for-serving": (body(condition("Ready", "False", "Serving")), "Ready is False for Serving"),
     "waits-for-nothing": (
-        body(condition("Ready", "False", "CrashLoop"), condition("Reconciling", "False", "CrashLoop")),
+        body(
+            condition("Ready", "False", "CrashLoopBackOff"),
+            condition("Reconciling", "False", "CrashLoopBackOff"),
+        ),
         "neither Reconciling nor Stalled says what it waits for",
     ),
     "of-the-future": (body(observedGeneration=3), "observedGeneration is 3, and the generation 2"),
     "condition-of-the-future": (body(observedGeneration=1), "speaks of generation 2, and the status of 1"),
     "count-in-the-message": (
-        body(condition("Available", "True", "MinimumReplicas", "1 of 2 replicas answer.")),
+        body(condition("Available", "True", "MinimumReplicasAvailable", "1 of 2 replicas answer.")),
         "Available says '1 of 2 replicas answer'",
     ),
     "total-in-the-message": (
@@ -159,8 +165,8 @@ WRONG = {
         "there is no status.rollout",
     ),
     "rests-for-nothing": (
-        body(condition("Reconciling", "False", "CrashLoop")),
-        "Reconciling is False for CrashLoop, and Stalled is not True",
+        body(condition("Reconciling", "False", "CrashLoopBackOff")),
+        "Reconciling is False for CrashLoopBackOff, and Stalled is not True",
     ),
     "within-a-budget-that-is-exceeded": (
         body(condition("WithinBudget", "True", "WithinBudget", SAID)),
@@ -200,7 +206,7 @@ def test_a_condition_twice_and_one_that_is_missing_are_told() -> None:
 
 def test_a_transition_time_moves_with_the_status_alone_and_never_back() -> None:
     later = "2026-01-01T00:00:09Z"
-    flipped = condition("Stalled", "True", "NeedsChange") | {"lastTransitionTime": later}
+    flipped = condition("Stalled", "True", "UserActionRequired") | {"lastTransitionTime": later}
     kept = condition("Stalled", "False", "Progressing") | {"lastTransitionTime": later}
     assert impossible_changes(body(), body(flipped)) == []
     assert "Stalled stayed False" in impossible_changes(body(), body(kept))[0]

@@ -58,7 +58,7 @@ def test_the_plan_worked_out_by_hand_is_the_planners(
         it = answer["rejected"][0]
         replicas = it["replicas"]
     else:
-        assert answer["choice"] is not None, answer["detail"]
+        assert answer["choice"] is not None, answer["message"]
         it, replicas = answer["choice"], answer["replicas"]
     assert it["accelerator"] == candidate["accelerator"]
     assert it["tensor"] == int(candidate["tensor"] or 1)

@@ -22,7 +22,7 @@ ROOM = 1000  # tokens of a pod's KV cache
 WINDOW = 3  # seconds
 SCRAPE = "0.5"  # seconds; a load is too old after three: a busy machine may keep an answer for half a second
 SCALING = {
-    "policy": "Metrics",
+    "mode": "Metrics",
     "maxReplicas": 6,
     "behavior": {
         "scaleUp": {"policies": [{"type": "Percent", "value": 100, "periodSeconds": 2}]},
@@ -48,7 +48,7 @@ class Pods:
         pods = self._cluster.api.list(resources.POD, self.namespace)
         serving = [pod for pod in pods if pod["metadata"]["labels"]["serving.turbo.dev/role"] == "serving"]
         tokens = self.demand // max(1, len(serving))
-        return Load(1, 0, tokens, 0, 0.0, ROOM, 0, 0, 0, 0, "bytes", draining=False).to_json()
+        return Load(1, 0, tokens, 0, 0.0, ROOM, 0, 0, 0, 0, "bitwise", draining=False).to_json()
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_replicas_follow_the_load_and_rest_with_it(cluster: Any, pods: Pods) -> 
     pods.demand = 3 * ROOM  # four replicas are not above 0.85
     until_wanted(cluster, pods.namespace, 4)
     body = cluster.until_ready(pods.namespace, replicas=4)
-    assert body["status"]["summary"]["ready"] == "4/4"
+    assert (body["status"]["readyReplicas"], body["status"]["desiredReplicas"]) == (4, 4)
     cluster.until(
         lambda: until_reason(cluster, pods.namespace, "Stable") == "4 replicas for the load.",
         "every pod has said its load",
@@ -134,7 +134,7 @@ def test_silence_and_a_restart_take_nothing_away(cluster: Any, pods: Pods) -> No
     cluster.create_deployment(pods.namespace, scaling=SCALING)
     cluster.until_ready(pods.namespace, replicas=2)
     pods.demand = None
-    message = until_reason(cluster, pods.namespace, "HoldingNoMetrics")
+    message = until_reason(cluster, pods.namespace, "MetricsUnavailable")
     assert message.startswith("The load of chat-")
     assert message.endswith(" is not known: 2 replicas as before.")
     time.sleep(WINDOW + 1)
@@ -156,7 +156,7 @@ def test_a_budget_bounds_growth_and_its_cut_needs_no_metrics(cluster: Any, pods:
     pods.demand = 5 * ROOM
     cluster.create_deployment(pods.namespace, scaling=SCALING, cost={"maxPerHour": "0.08"})
     cluster.until_ready(pods.namespace, replicas=2)
-    message = until_reason(cluster, pods.namespace, "BudgetLimit")
+    message = until_reason(cluster, pods.namespace, "ScalingLimited")
     assert "one more would cost more than spec.cost.maxPerHour of 0.08 $/h: 2 replicas now" in message
     pods.demand = None
     cut = {"spec": {"cost": {"maxPerHour": "0.04"}}}

@@ -22,8 +22,8 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
         "NoProfile",
         "no TurboAccelerator abacus",
     ),
-    ("too-dear", {"cost": {"maxPerHour": "0.01"}}, "OverBudget", "above spec.cost.maxPerHour of 0.01"),
-    ("too-many", {"replicas": 9, "cost": {"maxPerHour": "0.30"}}, "OverBudget", "for 9 replicas"),
+    ("too-dear", {"cost": {"maxPerHour": "0.01"}}, "BudgetExceeded", "above spec.cost.maxPerHour of 0.01"),
+    ("too-many", {"replicas": 9, "cost": {"maxPerHour": "0.30"}}, "BudgetExceeded", "for 9 replicas"),
     ("too-small", {"accelerators": {"allowed": ["tiny"]}}, "OutOfMemory", "tiny"),
     (
         "no-price",
@@ -47,7 +47,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
                 }
             }
         },
-        "Refused",
+        "ApplyRejected",
         "must be less than or equal to ephemeral-storage limit",
     ),
     (
@@ -122,7 +122,7 @@ def test_what_the_api_server_refuses_is_not_asked_for_again_and_again(cluster: A
         "value": "x",
     }  # the rules of pods forbid it, those of the overlay do not
     cluster.create_deployment(namespace, template={"tolerations": [toleration]})
-    cluster.until(lambda: ready(cluster, namespace, "chat")["reason"] == "Refused", "it is refused")
+    cluster.until(lambda: ready(cluster, namespace, "chat")["reason"] == "ApplyRejected", "it is refused")
     cluster.create_deployment(namespace, "other")
     cluster.until_ready(namespace, "other")
     codes = [

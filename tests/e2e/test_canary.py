@@ -58,11 +58,11 @@ def node(node_cluster: Cluster) -> Iterator[Cluster]:
 
 def deployment() -> dict[str, Any]:
     training = {
-        "pvc": {"claimName": "taught"},
-        "prompts": {"captured": {}},
+        "persistentVolumeClaim": {"claimName": "taught"},
+        "prompts": {"type": "Captured"},
         "trigger": {"minPrompts": NUM_CAPTURED},
-        "accelerator": "large",
-        "answerTokens": ANSWER_TOKENS,
+        "acceleratorName": "large",
+        "maxOutputTokens": ANSWER_TOKENS,
         "maxCost": "1.00",
     }
     return {
@@ -72,9 +72,11 @@ def deployment() -> dict[str, Any]:
         "spec": {
             "model": {"uri": f"pvc://models/{FILE}", "maxModelLen": 1024},
             "accelerators": {"allowed": ["small"]},
-            "capture": {"pvc": {"claimName": "kept"}},
+            "capture": {"persistentVolumeClaim": {"claimName": "kept"}},
             "speculation": {"training": training},
-            "rollout": {"canary": {"answering": "10s", "window": "15s", "minGain": "1.05"}},
+            "rollout": {
+                "canary": {"minGenerationDuration": "10s", "minDuration": "15s", "minSpeedupRatio": "1.05"}
+            },
         },
     }
 
@@ -239,7 +241,7 @@ def test_a_draft_is_trained_tried_and_promoted_a_bad_one_turned_down_and_no_requ
         done = until(access, lambda now: now.get("draft"), "it is promoted")
         good = done["draft"]
         assert good["name"] == f"{NAME}-draft-1"
-        until(access, lambda now: _reason(now, "DraftReady") == "InUse", "all pods use it")
+        until(access, lambda now: _reason(now, "DraftReady") == "Loaded", "all pods use it")
 
         folder = node.directory / "volumes" / "taught" / NAME
         shutil.copytree(folder.parent / good["path"], folder / "spoilt")
@@ -251,9 +253,9 @@ def test_a_draft_is_trained_tried_and_promoted_a_bad_one_turned_down_and_no_requ
         bad = {"name": "spoilt", "namespace": "default"}
         access.apply({"apiVersion": API_VERSION, "kind": "TurboDraft", "metadata": bad, "spec": spec})
         until(access, lambda now: (now.get("canary") or {}).get("name") == "spoilt", "the bad one is tried")
-        after = until(access, lambda now: now.get("turnedDown"), "the bad one is turned down")
-        (down,) = after["turnedDown"]
-        assert (down["name"], down["reason"]) == ("spoilt", "NoGain"), down
+        after = until(access, lambda now: now.get("rejectedDrafts"), "the bad one is turned down")
+        (down,) = after["rejectedDrafts"]
+        assert (down["name"], down["reason"]) == ("spoilt", "NoImprovement"), down
         assert after["draft"] == good
         until(access, lambda now: len(pods(access)) == 1 and not now.get("canary"), "its pod is gone")
 

@@ -112,7 +112,9 @@ def test_eight_gpus_are_planned_counted_paid_and_told(hall: Hall) -> None:
     h100 = hall.accelerator("h100", "2.50")
     hall.nodes(h100, 1, gpus=8)
     operator = hall.cluster.start(hall.namespace)
-    hall.until(lambda: hall.counts(h100) == {"nodes": 1, "allocatable": 8, "free": 8}, "nothing is held yet")
+    hall.until(
+        lambda: hall.counts(h100) == {"nodes": 1, "allocatable": 8, "available": 8}, "nothing is held yet"
+    )
     hall.deploy(h100, replicas=8, cost={"maxPerHour": "20.00"})
     body = hall.until_ready(8)
     assert {pod["spec"]["nodeName"] for pod in hall.serving()} == {f"{h100}-0"}
@@ -120,12 +122,12 @@ def test_eight_gpus_are_planned_counted_paid_and_told(hall: Hall) -> None:
     assert body["status"]["plan"]["predicted"]["costPerHour"] == "20.00"
     hall.until(lambda: hall.body()["status"]["observed"]["costPerHour"] == "20.00", "what runs is paid")
     hall.until_said("WithinBudget", "True", "WithinBudget")
-    hall.until(lambda: hall.counts(h100) == {"nodes": 1, "allocatable": 8, "free": 0}, "all are held")
+    hall.until(lambda: hall.counts(h100) == {"nodes": 1, "allocatable": 8, "available": 0}, "all are held")
     told = httpx.get(operator.metrics).text
     where = f'name="chat",namespace="{hall.namespace}"'
     assert f'turbo_deployment_cost_per_hour{{load="planned",{where}}} 20.0' in told
     assert f'turbo_deployment_cost_per_hour{{load="present",{where}}} 20.0' in told
-    assert f"turbo_desired_replicas{{{where}}} 8.0" in told
+    assert f"turbo_deployment_desired_replicas{{{where}}} 8.0" in told
     assert f'node_gpu_hourly_cost{{accelerator="{h100}",node="{h100}-0"}} 2.5' in told
     hall.cluster.access.kubectl("delete", "td", "chat", "-n", hall.namespace)
     hall.cluster.until(lambda: where not in httpx.get(operator.metrics).text, "its figures are gone with it")
@@ -182,7 +184,7 @@ def test_a_cut_of_the_budget_moves_it_without_a_gap(hall: Hall) -> None:
         watcher.join()
     assert min(least) == 2
     hall.until_said("WithinBudget", "True", "WithinBudget")
-    hall.until(lambda: hall.counts(h100)["free"] == 2, "what it held is free")
+    hall.until(lambda: hall.counts(h100)["available"] == 2, "what it held is free")
 
 
 def is_ready(pod: dict[str, Any]) -> bool:
@@ -194,7 +196,7 @@ def test_no_capacity_until_a_node_is_added(hall: Hall) -> None:
     h100 = hall.accelerator("h100", "2.50")
     hall.cluster.start(hall.namespace)
     hall.deploy(h100)
-    said = hall.until_said("PlanFeasible", "False", "NoCapacity")
+    said = hall.until_said("PlanFeasible", "False", "InsufficientCapacity")
     assert h100 in said["message"]
     hall.until_said("Stalled", "False", "Progressing")
     assert hall.serving() == []
@@ -212,7 +214,7 @@ def test_a_spot_replica_waits_for_a_spot_node_beside_one_on_demand(hall: Hall) -
     hall.node_with(h100, "plain", {})
     hall.cluster.start(hall.namespace)
     hall.deploy(h100, accelerators={"capacityTypes": ["Spot"]})
-    said = hall.until_said("PlanFeasible", "False", "NoCapacity")["message"]
+    said = hall.until_said("PlanFeasible", "False", "InsufficientCapacity")["message"]
     assert f"no free {h100} (Spot), and 1 node of another capacity type" in said
     assert hall.serving() == []
     azure = {"key": "kubernetes.azure.com/scalesetpriority", "value": "spot", "effect": "NoSchedule"}
@@ -251,7 +253,7 @@ def test_what_others_hold_is_not_planned_with(hall: Hall) -> None:
     hall.until(
         lambda: (
             hall.cluster.condition(hall.cluster.deployment(hall.namespace, "other"), "PlanFeasible")["reason"]
-            == "NoCapacity"
+            == "InsufficientCapacity"
         ),
         "the other has nothing left",
     )
@@ -271,7 +273,7 @@ def test_a_quota_bounds_the_plan_until_it_grows(hall: Hall) -> None:
     hall.cluster.api.create(resources.QUOTA, quota)
     hall.cluster.start(hall.namespace)
     hall.deploy(h100, replicas=2)
-    assert "quota" in hall.until_said("PlanFeasible", "False", "NoCapacity")["message"]
+    assert "quota" in hall.until_said("PlanFeasible", "False", "InsufficientCapacity")["message"]
     hall.cluster.api.patch(
         resources.QUOTA, hall.namespace, "gpus", {"spec": {"hard": {f"requests.{GPU}": "2"}}}
     )
@@ -287,7 +289,7 @@ def test_a_pod_that_waits_too_long_makes_way_for_the_next_class(hall: Hall) -> N
     hall.until_said("Available", "False", "WaitingForAccelerator")
     assert hall.body()["status"]["plan"]["accelerator"] == l40s
     assert hall.until_ready(1)["status"]["plan"]["accelerator"] == h100
-    (passed,) = hall.body()["status"]["exhausted"]
+    (passed,) = hall.body()["status"]["unavailableAccelerators"]
     assert passed["accelerator"] == l40s
     operator.stop()
     hall.cluster.start(hall.namespace)  # knows it from the status

@@ -72,7 +72,7 @@ def test_a_draft_that_comes_later_is_taken_up_and_another_one_without_a_rollout(
     cluster.until_ready(namespace)
     status = cluster.deployment(namespace)["status"]
     assert (status["draft"]["name"], status["draft"]["version"]) == ("first", "first")
-    assert status["summary"]["speculation"] == "TurboHeads:8"
+    assert status["plan"]["maxDraftTokens"] == 8
     assert ready(cluster, namespace) == ("Unknown", "Loading")  # no engine answers in this tier
     with_it = pods_of(cluster, namespace)
 
@@ -94,7 +94,9 @@ def test_a_draft_that_comes_later_is_taken_up_and_another_one_without_a_rollout(
 
     cluster.access.apply(draft(namespace, "second", "chat/2", target="sha256:other"))
     cluster.until(lambda: named(cluster, namespace) == {}, "one of another model is named to nobody")
-    cluster.until(lambda: ready(cluster, namespace) == ("False", "WrongTarget"), "and the status says so")
+    cluster.until(
+        lambda: ready(cluster, namespace) == ("False", "TargetModelMismatch"), "and the status says so"
+    )
     assert pods_of(cluster, namespace) == with_it
     cluster.until_ready(namespace)
 
@@ -102,7 +104,7 @@ def test_a_draft_that_comes_later_is_taken_up_and_another_one_without_a_rollout(
 def test_what_is_kept_of_prompts_changes_without_a_rollout_and_ends_with_one(cluster: Any) -> None:
     namespace = cluster.namespace("capture")
     cluster.start(namespace)
-    capture = {"pvc": {"claimName": "prompts"}, "sampleFraction": "0.5"}
+    capture = {"persistentVolumeClaim": {"claimName": "prompts"}, "sampleFraction": "0.5"}
     cluster.create_deployment(namespace, capture=capture)
     cluster.until_ready(namespace)
 
@@ -121,7 +123,7 @@ def test_what_is_kept_of_prompts_changes_without_a_rollout_and_ends_with_one(clu
     cluster.until(lambda: settings().get("sampleFraction") == 1.0, "the change is there")
     assert settings()["redact"] == ["[0-9]{16}"]
     assert pods_of(cluster, namespace) == before
-    patch(enabled=False)
+    patch(suspend=True)
     cluster.until(
         lambda: settings() == {} and pods_of(cluster, namespace) != before, "nothing is kept any more"
     )

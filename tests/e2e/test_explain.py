@@ -17,7 +17,7 @@ pytestmark = pytest.mark.cluster
 
 GPU = "nvidia.com/gpu"
 CHOSEN = ("engine", "accelerator", "capacityType", "tensor", "nodes", "method", "maxDraftTokens")
-REJECTED = ("engine", "accelerator", "capacityType", "tensor", "method", "reason", "detail")
+REJECTED = ("engine", "accelerator", "capacityType", "tensor", "method", "reason", "message")
 MODEL = {"uri": "hf://maker/model"}
 
 
@@ -61,7 +61,7 @@ def test_status_explain_and_a_plan_from_files_agree(gpu_cluster: Any, ask: Any, 
         namespace,
         model=MODEL,
         accelerators={"allowed": ["few", "many"]},
-        scaling={"policy": "External"},
+        scaling={"mode": "External"},
         replicas=2,
         workload=wanted,
     )
@@ -104,9 +104,9 @@ def same_as(told: dict[str, Any], live: dict[str, Any]) -> bool:
     assert [{key: row[key] for key in REJECTED} for row in told["rejected"]] == rejected[
         : len(told["rejected"])
     ]
-    assert (told["reason"], told["detail"], told["replicas"]) == (
+    assert (told["reason"], told["message"], told["replicas"]) == (
         live["reason"],
-        live["detail"],
+        live["message"],
         live["replicas"],
     )
     assert told["predicted"]["costPerHour"] == live["choice"]["costPerHour"]
@@ -147,5 +147,5 @@ def test_a_file_is_planned_against_the_cluster_before_it_is_applied(
         path.write_text(json.dumps(body))
         status, found = ask(commands.plan, "-f", str(path), "--context", "turbo")
         assert status == expected, found
-    assert found["reason"] == "NoCapacity"
+    assert found["reason"] == "InsufficientCapacity"
     assert gpu_cluster.api.get(resources.TURBODEPLOYMENT, namespace, "chat") is None

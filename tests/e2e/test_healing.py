@@ -29,7 +29,7 @@ def test_a_name_that_a_stranger_gives_free_is_taken_at_once(cluster: Any) -> Non
     cluster.create_deployment(namespace)
 
     def is_refused() -> bool:
-        return bool(cluster.condition(cluster.deployment(namespace), "Ready")["reason"] == "Refused")
+        return bool(cluster.condition(cluster.deployment(namespace), "Ready")["reason"] == "ApplyRejected")
 
     cluster.until(is_refused, "it is refused")
     cluster.access.kubectl("delete", "service", "chat", "-n", namespace)

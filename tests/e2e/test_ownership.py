@@ -315,7 +315,7 @@ def test_a_revision_that_is_refused_is_told_of_and_its_variant_serves_on(cluster
 
         def is_told() -> bool:
             ready = cluster.condition(cluster.deployment(served.namespace), "Ready")
-            return ready["reason"] == "Refused" and counted in ready["message"]
+            return ready["reason"] == "ApplyRejected" and counted in ready["message"]
 
         served.soon(is_told, "the status reports it")
         assert served.child(DEPLOYMENT) is not None

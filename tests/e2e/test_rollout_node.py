@@ -70,7 +70,7 @@ def test_a_plan_that_cannot_start_goes_back_while_the_last_pod_stands_still_and_
         assert "turbo-runtime:none" in message
     assert chat.condition("Available")[0] == "True"
     assert list(chat.variants()) == [f"chat-{old}"]
-    assert told[1] == "ImagePull", told
+    assert told[1] == "ImagePullBackOff", told
 
 
 def lacks_image(pod: dict[str, Any]) -> bool:

@@ -61,11 +61,11 @@ def prompts() -> dict[str, Any]:
 
 def deployment(name: str) -> dict[str, Any]:
     training = {
-        "pvc": {"claimName": "drafts"},
-        "prompts": {"configMapRef": {"name": "prompts"}},
-        "accelerator": "trainer",
+        "persistentVolumeClaim": {"claimName": "drafts"},
+        "prompts": {"type": "ConfigMap", "configMap": {"name": "prompts"}},
+        "acceleratorName": "trainer",
         "domain": "support",
-        "answerTokens": ANSWER_TOKENS,
+        "maxOutputTokens": ANSWER_TOKENS,
         "maxCost": "1.00",
     }
     return {

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.cluster
 JOB = resources.CHILDREN["Job"]
 MODEL = "sha256:" + "0" * 64  # of the facts that the test's kubelet reports
 TRAINING = {
-    "pvc": {"claimName": "drafts"},
-    "prompts": {"configMapRef": {"name": "prompts"}},
+    "persistentVolumeClaim": {"claimName": "drafts"},
+    "prompts": {"type": "ConfigMap", "configMap": {"name": "prompts"}},
     "maxCost": "5.00",
 }
 MADE = DraftManifest(
@@ -121,7 +121,7 @@ def test_a_draft_is_trained_across_a_killed_operator_and_outlives_its_deployment
         "version": "chat-4f21c9aa",
         "digest": MADE.digest,
         "targetDigest": MODEL,
-        "deployment": "chat",
+        "deploymentName": "chat",
         "domain": "chat",
         "evaluation": [
             {
@@ -155,11 +155,11 @@ def test_one_that_failed_waits_for_a_change_and_one_that_runs_goes_where_it_is_d
     cluster.until_ready(namespace)
     assert list(jobs(cluster, namespace)) == ["chat-train-1"]  # with its logs
 
-    change(cluster, namespace, answerTokens=64)
+    change(cluster, namespace, maxOutputTokens=64)
     cluster.until(lambda: list(jobs(cluster, namespace)) == ["chat-train-2"], "another one is trained")
     cluster.until(lambda: "started" in state(cluster, namespace), "its pod is seen to run")
     uid = jobs(cluster, namespace)["chat-train-2"]
-    change(cluster, namespace, answerTokens=32)
+    change(cluster, namespace, maxOutputTokens=32)
     cluster.until(
         lambda: (
             cluster.deployment(namespace)["status"]["observedGeneration"]
@@ -169,9 +169,9 @@ def test_one_that_failed_waits_for_a_change_and_one_that_runs_goes_where_it_is_d
     )
     assert jobs(cluster, namespace) == {"chat-train-2": uid}  # it is frozen
 
-    change(cluster, namespace, enabled=False)
+    change(cluster, namespace, suspend=True)
     cluster.until(lambda: not jobs(cluster, namespace), "the Job is gone")
-    cluster.until(lambda: trained(cluster, namespace) == ("False", "TrainingDisabled"), "the status says so")
+    cluster.until(lambda: trained(cluster, namespace) == ("False", "Suspended"), "the status says so")
 
 
 def test_a_draft_of_somebody_elses_under_its_name_is_left_alone_and_serving_goes_on(cluster: Any) -> None:
@@ -193,7 +193,7 @@ def test_a_draft_of_somebody_elses_under_its_name_is_left_alone_and_serving_goes
     }
     cluster.access.apply(mine)
     end(cluster, namespace, pod, 0, MADE.to_json())
-    cluster.until(lambda: trained(cluster, namespace) == ("False", "Refused"), "the status says so")
+    cluster.until(lambda: trained(cluster, namespace) == ("False", "ApplyRejected"), "the status says so")
     assert cluster.api.get(resources.TURBODRAFT, namespace, "chat-draft-1")["spec"] == mine["spec"]
     cluster.until_ready(namespace)
     cluster.access.kubectl("delete", "turbodraft", "chat-draft-1", "-n", namespace)
@@ -214,7 +214,7 @@ def test_a_job_that_cannot_start_makes_room_once_the_spec_is_mended(cluster: Any
         cluster.until(lambda: list(jobs(cluster, namespace)) == ["chat-train-1"], "there is a Job")
         for mended in (
             {"template": {"imagePullSecrets": [{"name": "right"}]}},
-            {"speculation": {"training": {"prompts": {"configMapRef": {"name": "right"}}}}},
+            {"speculation": {"training": {"prompts": {"type": "ConfigMap", "configMap": {"name": "right"}}}}},
         ):
             before = jobs(cluster, namespace)
             text = json.dumps({"spec": mended})

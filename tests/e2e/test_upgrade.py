@@ -144,7 +144,7 @@ def test_an_upgrade_leaves_pods_that_rest_alone_and_ends_a_rollout(
     for name, replicas in {"single": 1, "pair": 2}.items():
         body = cluster.until_ready(namespace, name, replicas)
         assert contradictions(body) == []
-        assert cluster.condition(body, "Reconciling")["reason"] == "InForce"
+        assert cluster.condition(body, "Reconciling")["reason"] == "UpToDate"
     asleep = cluster.deployment(namespace, "asleep")
     assert contradictions(asleep) == []
     assert cluster.condition(asleep, "Ready")["reason"] == "Suspended"

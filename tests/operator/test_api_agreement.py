@@ -90,7 +90,7 @@ _template = _some(
     env=st.lists(_variables, max_size=2, unique_by=lambda variable: variable["name"]),
 )
 _specs = st.fixed_dictionaries(
-    {"model": st.fixed_dictionaries({"uri": _uris}, optional={"revision": _names, "servedName": _names})},
+    {"model": st.fixed_dictionaries({"uri": _uris}, optional={"revision": _names, "name": _names})},
     optional={
         "speculation": _some(
             mode=st.sampled_from(["Auto", "Required", "Disabled"]),
@@ -125,7 +125,7 @@ _specs = st.fixed_dictionaries(
             objective=st.sampled_from(["Cost", "Latency", "Throughput"]),
         ),
         "scaling": _some(
-            policy=st.sampled_from(["Planned", "Metrics", "External"]),
+            mode=st.sampled_from(["Planned", "Metrics", "External"]),
             minReplicas=_values([1, 3], st.integers(-1, 1001)),
             maxReplicas=_values([3, 1000], st.integers(-1, 1001)),
             behavior=_some(scaleUp=_rules, scaleDown=_rules),

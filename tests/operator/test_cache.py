@@ -15,7 +15,7 @@ from turbo_operator.snapshot import Accelerator, LoadSample, Occupancy
 from turbo_runtime.contract.load import Load
 
 KEY = Key("team", "chat")
-LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)
+LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bitwise", False)
 
 
 def child(
@@ -364,7 +364,5 @@ def test_a_load_that_tells_of_another_draft_is_news() -> None:
     assert cache.pods.put_load(KEY, "p", 1.0, LOAD) is False
     assert cache.pods.put_load(KEY, "p", 2.0, replace(LOAD, draft_version="a")) is True
     assert cache.pods.put_load(KEY, "p", 3.0, replace(LOAD, draft_version="a")) is False
-    assert (
-        cache.pods.put_load(KEY, "p", 4.0, replace(LOAD, draft_version="a", draft_problem="broken")) is True
-    )
+    assert cache.pods.put_load(KEY, "p", 4.0, replace(LOAD, draft_version="a", draft_error="broken")) is True
     assert cache.pods.put_load(KEY, "p", 5.0, LOAD) is True

@@ -72,21 +72,21 @@ def tried(
 def test_a_draft_that_gains_more_is_promoted_and_one_that_gains_less_is_not() -> None:
     assert tried(1.6, 1.5).reason == CanaryReason.PROMOTED
     worse = tried(1.2, 1.5)
-    assert worse.reason == CanaryReason.NO_GAIN
+    assert worse.reason == CanaryReason.NO_IMPROVEMENT
     assert "1.20 times as fast as no drafts, and what was there 1.50" in worse.detail
 
 
 @given(st.floats(0.2, 5.0), st.floats(0.2, 5.0))
 def test_no_draft_is_promoted_that_gains_less_than_what_was_there(new: float, old: float) -> None:
-    verdict, asked = tried(new, old), old * float(Canary().min_gain)
+    verdict, asked = tried(new, old), old * float(Canary().min_speedup_ratio)
     assert verdict.is_over
     assert (verdict.reason == CanaryReason.PROMOTED) == (new >= asked) or abs(new / asked - 1) < 1e-6
 
 
 def test_nothing_is_judged_before_enough_was_answered_long_enough_and_audited() -> None:
-    assert tried(1.6, 1.5, minutes=2).reason == CanaryReason.TRYING
+    assert tried(1.6, 1.5, minutes=2).reason == CanaryReason.EVALUATING
     assert "warms up" in tried(1.6, 1.5, minutes=1).detail
-    assert tried(1.6, 1.5, audits=0).reason == CanaryReason.TRYING
+    assert tried(1.6, 1.5, audits=0).reason == CanaryReason.EVALUATING
     assert "audited" in tried(1.6, 1.5, audits=0).detail
 
 
@@ -107,7 +107,7 @@ def test_one_wrong_answer_ends_a_trial_at_once_where_bytes_are_promised() -> Non
 def test_where_the_law_is_promised_a_larger_share_of_wrong_answers_than_of_the_others_ends_a_trial(
     audits: int, mismatches: int, usual: float, reason: CanaryReason
 ) -> None:
-    said = tried(1.6, 1.5, audits=audits, mismatches=mismatches, usual=usual, guarantee="law")
+    said = tried(1.6, 1.5, audits=audits, mismatches=mismatches, usual=usual, guarantee="distribution")
     assert said.reason == reason
     if reason == CanaryReason.PROMOTED:
         assert f"{audits} answers audited, {mismatches} of them differ" in said.detail
@@ -115,15 +115,15 @@ def test_where_the_law_is_promised_a_larger_share_of_wrong_answers_than_of_the_o
 
 def test_a_pod_that_goes_on_refusing_the_draft_ends_its_trial_and_trouble_with_another_one_does_not() -> None:
     def said(version: str, ready_for: float) -> CanaryReason:
-        told = load(0.0, 0.0, draft_version=version, draft_problem="heads.safetensors cannot be read")
+        told = load(0.0, 0.0, draft_version=version, draft_error="heads.safetensors cannot be read")
         pods = seen(pod("t", told, TRY, ready_since=NOW - ready_for))
         _, verdict = look(WITH_OLD, pods, SpeedupTracker(), NOW)
         assert verdict is not None
         return verdict.reason
 
-    assert said("", 90.0) == CanaryReason.REFUSED_BY_ENGINE
+    assert said("", 90.0) == CanaryReason.LOAD_FAILED
     assert said("", 10.0) == CanaryReason.STARTING  # it tries again by itself
-    assert said(NEW.version, 90.0) == CanaryReason.TRYING  # the sentence is about a further draft
+    assert said(NEW.version, 90.0) == CanaryReason.EVALUATING  # the sentence is about a further draft
 
 
 def test_a_draft_whose_pod_does_not_start_is_turned_down() -> None:
@@ -183,7 +183,7 @@ def test_the_pod_that_tries_has_its_own_file_its_label_and_more_audits() -> None
     template = made[f"Deployment chat-{TRY}"]["spec"]["template"]
     assert template["metadata"]["labels"]["serving.turbo.dev/draft-version"] == NEW.version
     (container,) = template["spec"]["containers"]
-    assert RuntimeConfig.from_argv(container["args"]).audit_share == 0.1
+    assert RuntimeConfig.from_argv(container["args"]).audit_fraction == 0.1
     volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}
     assert volumes["drafts-in-use"]["configMap"]["name"] == "chat-drafts-canary"
     service = made["Service chat"]["spec"]["selector"]
@@ -217,16 +217,16 @@ def test_the_status_says_what_is_tried_what_was_promoted_and_what_was_turned_dow
         made = decide(it, judged, SETTINGS, NOW, planned(it), History(), verdict=verdict)
         return status.compute(it, judged, made, NOW)
 
-    trying = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.TRYING, "It warms up."))
+    trying = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.EVALUATING, "It warms up."))
     assert (trying.draft.name, trying.canary.name) == (OLD.name, NEW.name)
     assert trying.condition(ConditionType.DRAFT_PROMOTED).status == "Unknown"
-    bad = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.NO_GAIN, "It is slower."))
+    bad = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.NO_IMPROVEMENT, "It is slower."))
     assert (bad.draft.name, bad.canary) == (OLD.name, None)
     assert [(each.name, each.reason, each.message) for each in bad.turned_down] == [
-        (NEW.name, "NoGain", "It is slower.")
+        (NEW.name, "NoImprovement", "It is slower.")
     ]
     later = after(td(bad.dump()), None)
-    assert later.condition(ConditionType.DRAFT_PROMOTED).reason == "NoGain"
+    assert later.condition(ConditionType.DRAFT_PROMOTED).reason == "NoImprovement"
     assert later.turned_down == bad.turned_down
     good = after(WITH_OLD, CanaryVerdict(NEW, TRY, CanaryReason.PROMOTED, "It is faster."))
     assert (good.draft.name, good.canary, good.turned_down) == (NEW.name, None, ())
@@ -244,7 +244,7 @@ def test_a_promoted_draft_is_kept_while_no_plan_is_feasible() -> None:
 def test_a_suspended_deployment_trains_nothing() -> None:
     step = training.decide(td(suspend=True), seen(), planned(td()), None, NOW)
     assert step.condition is not None
-    assert (step.condition.reason, step.job_request, step.query) == ("TrainingDisabled", None, None)
+    assert (step.condition.reason, step.job_request, step.query) == ("Suspended", None, None)
 
 
 def test_a_job_of_a_training_before_the_one_in_the_status_says_nothing() -> None:

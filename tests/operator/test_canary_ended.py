@@ -149,6 +149,6 @@ def test_what_the_api_server_refuses_of_a_trial_is_told_of_the_draft_and_holds_u
     assert "ConfigMap chat-unwanted" in server.removed
     told = {each["type"]: each for each in server.deployment["status"]["conditions"]}
     promoted = told["DraftPromoted"]
-    assert (promoted["status"], promoted["reason"]) == ("Unknown", CanaryReason.REFUSED)
+    assert (promoted["status"], promoted["reason"]) == ("Unknown", CanaryReason.APPLY_REJECTED)
     assert "no such pod is wanted here" in promoted["message"]
     assert (told["Stalled"]["status"], told["Ready"]["reason"]) == ("False", "ModelLoading")

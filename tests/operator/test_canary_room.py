@@ -92,7 +92,7 @@ def test_a_draft_that_never_ran_waits_however_long_and_says_what_for(
     assert gains.trial is not None
 
 
-METRICS = {"scaling": {"policy": "Metrics", "minReplicas": 1, "maxReplicas": 8}}
+METRICS = {"scaling": {"mode": "Metrics", "minReplicas": 1, "maxReplicas": 8}}
 
 
 def after_the_verdict(*there: ChildView) -> Snapshot:

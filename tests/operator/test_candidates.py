@@ -94,7 +94,7 @@ def test_the_draft_in_use_stays_as_it_was_while_what_was_changed_under_its_name_
 
 
 def test_what_is_turned_down_is_remembered_with_all_that_pods_would_load() -> None:
-    over = CanaryVerdict(NEW, "v1try", CanaryReason.NO_GAIN, "It is slower.")
+    over = CanaryVerdict(NEW, "v1try", CanaryReason.NO_IMPROVEMENT, "It is slower.")
     made = decided(WITH_OLD, seen(), SpeedupTracker(), over)
     told = status.compute(WITH_OLD, seen(), made, NOW)
     assert canary.candidate(td(told.dump()), seen()) is None

@@ -141,7 +141,10 @@ def test_the_templates_selector_narrows_a_capacity_type_further() -> None:
 
 def test_a_training_goes_where_its_capacity_type_is() -> None:
     begin = JobRequest(1, "w", chosen(SPOT), chosen(ON_DEMAND), None)
-    trains = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
+    trains = {
+        "persistentVolumeClaim": {"claimName": "drafts"},
+        "prompts": {"type": "ConfigMap", "configMap": {"name": "prompts"}},
+    }
     job = training_job(
         td(SPOT, speculation={"training": trains}), begin, FACTS, Settings(runtime_image="r:1")
     )

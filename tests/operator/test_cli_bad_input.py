@@ -29,7 +29,7 @@ from turbo_operator.yaml_text import documents
         ({"model": {"uri": "hf://HuggingFaceTB/SmolLM2-135-Instruct"}}, f"Did you mean {MODEL.lower()}?"),
         ({"targets": {"timeToFirstToken": {"max": 1000}}}, "max: write a duration like 120s, 2m or 25ms."),
         ({"replicas": "three"}, "spec.replicas: write a whole number, without quotes."),
-        ({"scaling": {"policy": "Metric"}}, "spec.scaling.policy: write 'Planned', 'Metrics' or 'External'."),
+        ({"scaling": {"mode": "Metric"}}, "spec.scaling.mode: write 'Planned', 'Metrics' or 'External'."),
         ({"accelerators": {"allowed": "h100"}}, "spec.accelerators.allowed: write a list, like [a, b]."),
         ({"cost": "3"}, "spec.cost: write its fields, like {name: value}."),
         ({"suspend": "yes"}, "spec.suspend: write true or false."),

@@ -25,7 +25,7 @@ def test_a_feasible_plan_ends_with_0(tmp_path: Path, capsys: pytest.CaptureFixtu
         "l4",
         "0.8048",
     )
-    assert {row["reason"] for row in found["rejected"]} == {"Dearer", "PriceUnknown", "NotPreferred"}
+    assert {row["reason"] for row in found["rejected"]} == {"HigherCost", "PriceUnknown", "NotPreferred"}
 
 
 def test_an_infeasible_plan_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,7 +33,7 @@ def test_an_infeasible_plan_ends_with_2(tmp_path: Path, capsys: pytest.CaptureFi
         commands.plan(["-f", written(tmp_path, deployment(cost={"maxPerHour": "0.10"})), "-o", "json"]) == 2
     )
     found = answer(capsys)
-    assert (found["choice"], found["reason"]) == (None, "OverBudget")
+    assert (found["choice"], found["reason"]) == (None, "BudgetExceeded")
 
 
 def test_a_plan_without_candidates_has_no_empty_table(
@@ -53,7 +53,7 @@ def test_what_comes_nearest_is_told_once(tmp_path: Path, capsys: pytest.CaptureF
         {"engine": {"type": "VLLM"}},
     ):
         assert commands.plan(["-f", written(tmp_path, deployment(**changes)), "-o", "json"]) == 2
-        nearest = answer(capsys)["nearest"]["detail"]
+        nearest = answer(capsys)["nearest"]["message"]
         assert commands.plan(["-f", written(tmp_path, deployment(**changes))]) == 2
         assert capsys.readouterr().out.count(nearest) == 1
 
@@ -143,7 +143,7 @@ def test_replicas_that_nobody_reads_are_said(tmp_path: Path, capsys: pytest.Capt
     planned = deployment(replicas=0, workload={"requestsPerSecond": "1"})
     assert commands.plan(["-f", (file := written(tmp_path, planned))]) == 0
     assert capsys.readouterr().err == (
-        f"turbo plan: {file}, document 1: spec.replicas is read under scaling.policy External alone, "
+        f"turbo plan: {file}, document 1: spec.replicas is read under scaling.mode External alone, "
         "and this is Planned.\n"
     )
     assert commands.plan(["-f", written(tmp_path, deployment(replicas=0))]) == 0
@@ -184,7 +184,7 @@ def test_rows_beside_a_number_of_replicas_are_told_for_as_many(
     found = answer(capsys)
     assert found["replicas"] == 3
     assert {row["replicas"] for row in found["rejected"]} == {3}
-    costs = [float(row["costPerHour"]) for row in found["rejected"] if row["reason"] == "Dearer"]
+    costs = [float(row["costPerHour"]) for row in found["rejected"] if row["reason"] == "HigherCost"]
     assert min(costs) > float(found["choice"]["costPerHour"])
 
 
@@ -200,7 +200,7 @@ def test_no_replicas_are_said_and_nothing_is_ringed(
 def test_the_nearest_candidate_has_one_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cheap = deployment(accelerators={"allowed": ["l4"]}, cost={"maxPerHour": "0.70"})
     assert commands.plan(["-f", written(tmp_path, cheap)]) == 2
-    rows = [line for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith("OverBudget")]
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.rstrip().endswith("BudgetExceeded")]
     assert [line.split()[0] for line in rows] == ["~"]
 
 
@@ -210,9 +210,9 @@ def test_the_nearest_candidate_has_one_row(tmp_path: Path, capsys: pytest.Captur
         (
             {"workload": {"requestsPerSecond": "1"}},
             "replicas=2",
-            "spec.replicas is read under scaling.policy",
+            "spec.replicas is read under scaling.mode",
         ),
-        ({}, "minReplicas=2", "spec.scaling.minReplicas is read under scaling.policy Planned or Metrics"),
+        ({}, "minReplicas=2", "spec.scaling.minReplicas is read under scaling.mode Planned or Metrics"),
     ],
 )
 def test_a_change_that_nobody_reads_is_said(

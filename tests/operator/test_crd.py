@@ -89,7 +89,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "revision": "v1.0",
             "dtype": "Float32",
             "maxModelLen": 4096,
-            "servedName": "tiny",
+            "name": "tiny",
             "tokenSecretRef": {"name": "hub", "key": "token"},
         },
         "engine": {"type": "VLLM", "image": "registry.example/vllm:1@sha256:abc"},
@@ -127,7 +127,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
         "replicas": 3,
         "server": {"apiKeysSecretRef": {"name": "keys", "key": "api-keys.txt"}},
         "scaling": {
-            "policy": "Metrics",
+            "mode": "Metrics",
             "minReplicas": 2,
             "maxReplicas": 9,
             "behavior": {
@@ -145,7 +145,7 @@ def test_full_object_survives_the_round_trip(cluster: Access) -> None:
             "maxUnavailable": 2,
             "minReadySeconds": 5,
             "progressDeadline": "20m",
-            "canary": {"answering": "90s", "window": "5m", "minGain": "1.05"},
+            "canary": {"minGenerationDuration": "90s", "minDuration": "5m", "minSpeedupRatio": "1.05"},
         },
         "drain": {"timeout": "1m30s"},
         "suspend": False,
@@ -255,9 +255,11 @@ def test_status_keeps_every_field_of_the_record_and_fills_the_columns(cluster: A
             replicas=3,
             predicted=api.Predicted(cost_per_hour="12.00"),
             reason="Feasible",
-            detail="It fits and costs least.",
+            message="It fits and costs least.",
             rejected=(
-                api.RejectedPlan(accelerator="l4", tensor=1, method="Off", reason="Dearer", detail="It is."),
+                api.RejectedPlan(
+                    accelerator="l4", tensor=1, method="Off", reason="HigherCost", message="It is."
+                ),
             ),
         ),
         conditions=(
@@ -370,7 +372,7 @@ def test_accelerators_show_what_nodes_have_and_what_they_cost(cluster: Access) -
     cluster.apply({**document, "spec": spec, "status": {"nodes": 9}})
     stored = cluster.get("ta", "crd-shown")
     assert "status" not in stored, "only the status subresource writes it"
-    status = api.TurboAcceleratorStatus(nodes=2, allocatable=16, free=3)
+    status = api.TurboAcceleratorStatus(nodes=2, allocatable=16, available=3)
     patch = json.dumps({"status": status.dump()})
     cluster.kubectl("patch", "ta", "crd-shown", "--subresource=status", "--type=merge", f"--patch={patch}")
     assert api.parse_accelerator(cluster.get("ta", "crd-shown")).status == status

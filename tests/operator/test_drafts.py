@@ -83,7 +83,7 @@ def pod(draft: DraftView | None, it: TurboDeployment = WITH) -> dict[str, Any]:
 def named(draft: DraftView, folder: Path) -> Path | None:
     """What the runtime reads as the heads to use."""
     (container,) = pod(draft)["containers"]
-    path = Path(RuntimeConfig.from_argv(container["args"]).drafts or "")
+    path = Path(RuntimeConfig.from_argv(container["args"]).draft_config or "")
     data = children(draft)["ConfigMap chat-drafts"]["data"]
     (folder / path.name).write_text(data[path.name])
     return read_selection(folder / path.name).heads
@@ -151,14 +151,17 @@ def test_without_one_that_the_engine_can_use_pods_are_as_if_none_was_asked_for(
 
 
 def test_where_drafts_are_to_be_trained_pods_mount_their_claim_and_not_while_that_is_switched_off() -> None:
-    trained = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
-    on, off = td(training=trained), td(training={**trained, "enabled": False})
+    trained = {
+        "persistentVolumeClaim": {"claimName": "drafts"},
+        "prompts": {"type": "ConfigMap", "configMap": {"name": "prompts"}},
+    }
+    on, off = td(training=trained), td(training={**trained, "suspend": True})
     assert hash_of(None, on) == hash_of(DRAFT, on) != hash_of(None, td())
     assert hash_of(None, off) == hash_of(None, td())
     assert "ConfigMap chat-drafts" not in children(None, off)
     assert hash_of(DRAFT, off) == hash_of(DRAFT, on)
     further = [{"name": "latex", "draftRef": {"name": "latex-1"}}]
-    assert hash_of(None, td(training={**trained, "enabled": False}, namedDrafts=further)) == hash_of(None, on)
+    assert hash_of(None, td(training={**trained, "suspend": True}, namedDrafts=further)) == hash_of(None, on)
 
 
 def test_a_trained_draft_is_planned_as_what_gains_nothing_until_it_is_measured() -> None:
@@ -179,16 +182,14 @@ def verdict(draft: DraftView | None, *loads: Load | None, it: TurboDeployment = 
         it, observed, status.Outcome(autoscaler.scale(it.spec), plan, variant), 1_700_000_000.0
     )
     found = new.condition("DraftReady")
-    used = found is not None and found.reason in ("InUse", "Loading", "RefusedByEngine")
+    used = found is not None and found.reason in ("Loaded", "Loading", "LoadFailed")
     assert (new.draft is not None) == (used or (draft is not None and draft.gone))
-    assert new.summary is not None
-    assert new.summary.speculation == ("TurboHeads:8" if new.draft else f"{plan.choice.method}:8")  # type: ignore[union-attr]
     return found
 
 
 def load(version: str = "support-1", problem: str = "") -> Load:
     return Load(
-        0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False, draft_version=version, draft_problem=problem
+        0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bitwise", False, draft_version=version, draft_error=problem
     )
 
 
@@ -204,7 +205,7 @@ def test_without_a_draft_asked_for_there_is_no_such_condition() -> None:
         (
             replace(DRAFT, target_digest="x"),
             (),
-            ("False", DraftReason.WRONG_TARGET),
+            ("False", DraftReason.TARGET_MODEL_MISMATCH),
             f"and {MODEL} is served",
         ),
         (DRAFT, (), ("Unknown", DraftReason.LOADING), "0 of 0 pods"),
@@ -213,13 +214,13 @@ def test_without_a_draft_asked_for_there_is_no_such_condition() -> None:
         (
             DRAFT,
             (load(), load()),
-            ("True", DraftReason.IN_USE),
+            ("True", DraftReason.LOADED),
             "2 of 2 pods that answer draft with support-1",
         ),
         (
             DRAFT,
             (load(), load("", "heads.safetensors cannot be read")),
-            ("False", DraftReason.REFUSED_BY_ENGINE),
+            ("False", DraftReason.LOAD_FAILED),
             "Pod p1: heads.safetensors cannot be read. It serves on without it.",
         ),
     ],

@@ -39,7 +39,7 @@ def test_a_pod_that_started_anew_counts_from_nothing_and_one_that_is_silent_lose
 
 
 def test_a_runtime_that_tells_no_seconds_counts_for_nothing() -> None:
-    old = replace(load(1.0, 1.0), answering_seconds=None)
+    old = replace(load(1.0, 1.0), generation_seconds=None)
     gains = SpeedupTracker().update([pod("a", old)], 0.0, WARM)
     assert gains.update([pod("a", old)], 60.0, WARM).overall is None
 

@@ -20,7 +20,7 @@ NOW = 1_700_000_000.0
 PRICES = {CapacityType.ON_DEMAND: Decimal("3.60")}
 H100 = Accelerator("h100", "nvidia.com/gpu", Decimal(1), 80 << 30, prices=PRICES)
 CORES = Accelerator("cpu", "cpu", Decimal(1), 4 << 30, prices=PRICES)
-LOAD = Load(1, 0, 10, 0, 0.5, 1000, 0, 0, 0, 40, "bytes", False)
+LOAD = Load(1, 0, 10, 0, 0.5, 1000, 0, 0, 0, 40, "bitwise", False)
 SCALE = ScalingDecision(2, ScalingReason.PLANNED, "Two.", History())
 
 
@@ -43,14 +43,14 @@ def test_present_cost_is_that_of_the_pods_that_hold_accelerators() -> None:
     assert value("turbo_deployment_cost_per_hour", load="present") == 7.2
     assert value("turbo_deployment_tokens_per_second", load="present") == 200
     assert value("turbo_deployment_cost_per_million_tokens", load="present") == 10.0
-    assert value("turbo_desired_replicas") == 2
+    assert value("turbo_deployment_desired_replicas") == 2
 
 
 def test_the_gain_is_shown_while_it_is_known() -> None:
     deployment_metrics.show(KEY, Snapshot({}, gain=1.5), None, SCALE, NOW)
-    assert value("turbo_deployment_gain") == 1.5
+    assert value("turbo_deployment_speedup") == 1.5
     deployment_metrics.show(KEY, Snapshot({}), None, SCALE, NOW)
-    assert value("turbo_deployment_gain") is None
+    assert value("turbo_deployment_speedup") is None
 
 
 def test_what_is_not_known_is_absent_again() -> None:
@@ -68,7 +68,7 @@ def test_figures_go_with_their_object() -> None:
     deployment_metrics.forget(KEY)
     deployment_metrics.forget(KEY)
     assert value("turbo_deployment_cost_per_hour", load="present") is None
-    assert value("turbo_desired_replicas") is None
+    assert value("turbo_deployment_desired_replicas") is None
 
 
 def test_prices_of_nodes_bear_opencosts_name_and_cores_are_no_gpus() -> None:
@@ -94,7 +94,7 @@ def test_a_training_is_told_while_it_runs_and_counted_once_when_it_ends() -> Non
     def ended() -> float:
         return value("turbo_trainings_total", result="Trained") or 0.0
 
-    begun = TrainingStatus(number=1, work="a", spec_hash="b", spent="0.25")
+    begun = TrainingStatus(number=1, input_hash="a", spec_hash="b", cost="0.25")
     runs = TrainPod("t", "chat-train-1", "Running", progress=TrainingProgress("answers", 1, 4, "prompts"))
     deployment_metrics.show_training(KEY, begun, (runs,))
     assert value("turbo_training_progress", stage="answers") == 0.25

@@ -24,7 +24,9 @@ BODY: dict[str, Any] = {
 
 
 def desired() -> float | None:
-    return REGISTRY.get_sample_value("turbo_desired_replicas", {"namespace": "team", "name": "gone"})
+    return REGISTRY.get_sample_value(
+        "turbo_deployment_desired_replicas", {"namespace": "team", "name": "gone"}
+    )
 
 
 @contextlib.asynccontextmanager

@@ -125,7 +125,7 @@ def asked(**more: Any) -> TurboDeployment:
 
 async def test_a_job_that_has_not_run_makes_room_for_what_the_spec_asks_for_now() -> None:
     world = World()
-    await world.written(asked(accelerator="cpu"))
+    await world.written(asked(acceleratorName="cpu"))
     await world.settled()
     first = world.jobs
     assert list(first) == ["chat-train-1"]
@@ -133,14 +133,16 @@ async def test_a_job_that_has_not_run_makes_room_for_what_the_spec_asks_for_now(
     assert (world.jobs, world.server.deleted) == (first, [])
 
     secrets = {"spec": {"template": {"imagePullSecrets": [{"name": "right"}]}}}
-    await world.written(asked(accelerator="cpu", **secrets))
+    await world.written(asked(acceleratorName="cpu", **secrets))
     await world.settled()
     assert "chat-train-1" in world.server.deleted
     second = world.jobs
     assert list(second) == ["chat-train-1"]
     assert second != first
 
-    await world.written(asked(accelerator="cpu", prompts={"configMapRef": {"name": "right"}}, **secrets))
+    await world.written(
+        asked(acceleratorName="cpu", prompts={"type": "ConfigMap", "configMap": {"name": "right"}}, **secrets)
+    )
     await world.settled()
     third = world.jobs
     assert list(third) == ["chat-train-1"]
@@ -148,7 +150,7 @@ async def test_a_job_that_has_not_run_makes_room_for_what_the_spec_asks_for_now(
 
     running = [{"name": "train", "state": {"running": {"startedAt": "2026-01-01T00:00:00Z"}}}]
     world.pod_of("chat-train-1", phase="Running", containerStatuses=running)
-    await world.written(asked(accelerator="cpu", answerTokens=64))
+    await world.written(asked(acceleratorName="cpu", maxOutputTokens=64))
     await world.settled()
     assert world.jobs == third
 
@@ -159,7 +161,7 @@ async def test_an_end_is_counted_once_it_is_written_and_once_only() -> None:
         return REGISTRY.get_sample_value("turbo_trainings_total", labels) or 0.0
 
     world = World()
-    await world.written(asked(accelerator="cpu"))
+    await world.written(asked(acceleratorName="cpu"))
     await world.settled()
     before = counted()
     ended = {"exitCode": 3, "message": "no", "startedAt": "2026-01-01T00:00:00Z"}
@@ -185,7 +187,7 @@ async def test_what_a_training_that_waits_was_told_is_among_what_a_count_may_out
     await world.written(asked())
     await world.settled()
     assert len(world.reconciler.plans_of(KEY)) == 2
-    await world.written(asked(enabled=False))
+    await world.written(asked(suspend=True))
     await world.settled()
     assert world.reconciler.plans_of(KEY) == [world.reconciler.plans.last(KEY)]
 

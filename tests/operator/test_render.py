@@ -114,13 +114,13 @@ SEEN_BY_PODS: dict[str, dict[str, Any]] = {
     "the model": {"model": {"uri": "pvc://models/other"}},
     "the claim": {"model": {"uri": "pvc://others/chat"}},
     "the length": {"model": {"uri": "pvc://models/chat", "maxModelLen": 512}},
-    "the served name": {"model": {"uri": "pvc://models/chat", "servedName": "other"}},
+    "the served name": {"model": {"uri": "pvc://models/chat", "name": "other"}},
     "speculation": {"speculation": {"mode": "Disabled"}},
     "the draft ceiling": {"speculation": {"maxDraftTokens": 4}},
     "the image": {"engine": {"image": "mine:1"}},
     "the drain": {"drain": {"timeout": "10s"}},
     "keys": {"server": {"apiKeysSecretRef": {"name": "keys"}}},
-    "kept prompts": {"capture": {"pvc": {"claimName": "kept"}}},
+    "kept prompts": {"capture": {"persistentVolumeClaim": {"claimName": "kept"}}},
     "a label": {"template": {"labels": {"team": "a"}}},
     "a variable": {"template": {"env": [{"name": "A", "value": "b"}]}},
     "scratch space": {"template": {"resources": {"limits": {"ephemeral-storage": "4Gi"}}}},
@@ -194,8 +194,8 @@ def test_the_runtime_understands_what_it_is_told() -> None:
     (container,) = pod(it)["containers"]
     config = RuntimeConfig.from_argv(container["args"])
     assert config == runtime_config(it, chosen(it), FACTS)
-    assert (config.model, config.served_name, config.threads) == ("/models/chat", "chat", 2)
-    assert (config.max_draft_tokens, config.drain_seconds, config.dtype) == (5, 90.0, "float32")
+    assert (config.model, config.served_model_name, config.threads) == ("/models/chat", "chat", 2)
+    assert (config.max_draft_tokens, config.drain_timeout_seconds, config.dtype) == (5, 90.0, "float32")
     assert config.kv_cache_gib is not None
     assert config.kv_cache_gib * GIB == chosen(it).kv_cache_bytes
 
@@ -261,7 +261,7 @@ def test_a_hub_model_is_pinned_to_its_commit_and_its_token_stays_a_reference() -
 def test_keys_are_a_mounted_folder_so_that_a_change_reaches_running_pods() -> None:
     spec = pod(td(server={"apiKeysSecretRef": {"name": "chat-keys", "key": "team.txt"}}))
     (container,) = spec["containers"]
-    path = RuntimeConfig.from_argv(container["args"]).api_keys
+    path = RuntimeConfig.from_argv(container["args"]).api_key_file
     assert path is not None
     (volume,) = [each for each in spec["volumes"] if "secret" in each]
     (item,) = volume["secret"]["items"]

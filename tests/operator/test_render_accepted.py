@@ -35,8 +35,8 @@ SPECS: dict[str, dict[str, Any]] = {
         "accelerators": {"allowed": ["cpu"]},
         "speculation": {
             "training": {
-                "pvc": {"claimName": "drafts"},
-                "prompts": {"configMapRef": {"name": "prompts", "key": "all.jsonl"}},
+                "persistentVolumeClaim": {"claimName": "drafts"},
+                "prompts": {"type": "ConfigMap", "configMap": {"name": "prompts", "key": "all.jsonl"}},
                 "maxCost": "1.00",
             }
         },
@@ -44,13 +44,13 @@ SPECS: dict[str, dict[str, Any]] = {
     "trained-on-traffic": {
         "model": {"uri": "hf://org/chat", "revision": "main"},
         "accelerators": {"allowed": ["l4"]},
-        "capture": {"pvc": {"claimName": "kept"}},
+        "capture": {"persistentVolumeClaim": {"claimName": "kept"}},
         "speculation": {
             "training": {
-                "pvc": {"claimName": "drafts"},
-                "prompts": {"captured": {}},
+                "persistentVolumeClaim": {"claimName": "drafts"},
+                "prompts": {"type": "Captured"},
                 "domain": "support",
-                "accelerator": "l40s",
+                "acceleratorName": "l40s",
             }
         },
         "template": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
@@ -60,8 +60,11 @@ SPECS: dict[str, dict[str, Any]] = {
         "accelerators": {"allowed": ["cpu"]},
         "speculation": {
             "training": {
-                "pvc": {"claimName": "both"},
-                "prompts": {"pvc": {"claimName": "both", "path": "prompts/all"}},
+                "persistentVolumeClaim": {"claimName": "both"},
+                "prompts": {
+                    "type": "PersistentVolumeClaim",
+                    "persistentVolumeClaim": {"claimName": "both", "path": "prompts/all"},
+                },
             }
         },
     },
@@ -69,7 +72,7 @@ SPECS: dict[str, dict[str, Any]] = {
         "model": {"uri": "hf://org/chat", "revision": "main", "tokenSecretRef": {"name": "hub"}},
         "accelerators": {"allowed": ["l4"]},
         "server": {"apiKeysSecretRef": {"name": "keys"}},
-        "capture": {"pvc": {"claimName": "kept"}, "redact": [r"\d{16}"], "maxAge": "48h"},
+        "capture": {"persistentVolumeClaim": {"claimName": "kept"}, "redact": [r"\d{16}"], "maxAge": "48h"},
         "drain": {"timeout": "1m30s"},
         "template": {
             "labels": {"team": "a"},
@@ -128,7 +131,7 @@ def test_every_child_is_taken_as_it_is(control_plane: Access, name: str) -> None
 
 def seen() -> Snapshot:
     """A model and a pod that has kept prompts enough."""
-    load = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False, captured=300)
+    load = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bitwise", False, captured=300)
     pod = PodView("p", "v1", "Running", True, None, None, None, load=LoadSample(0.0, load))
     return Snapshot({**catalogue(), "cpu": CPU}, model=FACTS, pods=(pod,))
 

@@ -26,7 +26,12 @@ SHAPE = shapes.shipped("HuggingFaceTB/SmolLM2-135M")
 assert SHAPE is not None
 FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
 CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
-WHOLE = {"pvc": {"claimName": "kept"}, "sampleFraction": "0.25", "maxSize": "2Gi", "maxAge": "48h"}
+WHOLE = {
+    "persistentVolumeClaim": {"claimName": "kept"},
+    "sampleFraction": "0.25",
+    "maxSize": "2Gi",
+    "maxAge": "48h",
+}
 
 
 def td(**capture: Any) -> TurboDeployment:
@@ -63,7 +68,7 @@ def test_the_runtime_reads_the_settings_that_are_mounted(tmp_path: Path) -> None
     it = td(**WHOLE, redact=[r"\d{16}"])
     spec = pod(it)
     (container,) = spec["containers"]
-    path = Path(RuntimeConfig.from_argv(container["args"]).capture or "")
+    path = Path(RuntimeConfig.from_argv(container["args"]).capture_config or "")
     (volume,) = [each for each in spec["volumes"] if each["name"] == "capture-settings"]
     (mount,) = [each for each in container["volumeMounts"] if each["name"] == "capture-settings"]
     assert mount["mountPath"] == str(path.parent)
@@ -91,9 +96,9 @@ def test_what_is_kept_of_traffic_changes_without_a_restart_and_where_it_is_kept_
         for name, it in (
             ("first", first),
             ("settings", td(**{**WHOLE, "sampleFraction": "1", "redact": ["x"], "maxSize": "1Mi"})),
-            ("claim", td(**{**WHOLE, "pvc": {"claimName": "other"}})),
+            ("claim", td(**{**WHOLE, "persistentVolumeClaim": {"claimName": "other"}})),
             ("none", td()),
-            ("disabled", td(**WHOLE, enabled=False)),
+            ("disabled", td(**WHOLE, suspend=True)),
         )
     }
     assert hashes["settings"] == hashes["first"]
@@ -101,7 +106,7 @@ def test_what_is_kept_of_traffic_changes_without_a_restart_and_where_it_is_kept_
     assert hashes["disabled"] == hashes["none"]
 
 
-@pytest.mark.parametrize("capture", [{}, {**WHOLE, "enabled": False}])
+@pytest.mark.parametrize("capture", [{}, {**WHOLE, "suspend": True}])
 def test_where_nothing_is_to_be_kept_nothing_of_it_is_there(capture: dict[str, Any]) -> None:
     assert "capture" not in json.dumps(list(children(td(**capture)).values()))
 
@@ -114,7 +119,7 @@ def test_a_pattern_that_is_none_is_refused_by_name() -> None:
 def test_pods_that_go_keep_nothing_more_while_they_are_there() -> None:
     before = children(td(**WHOLE))
     old = render.plan_hash(td(**WHOLE), chosen(td(**WHOLE)), FACTS)
-    off = td(**WHOLE, enabled=False)
+    off = td(**WHOLE, suspend=True)
     variants = (Variant(render.plan_hash(off, chosen(off), FACTS), 1), Variant(old, 1))
     observed = Snapshot({}, children=held(before.values()), model=FACTS)
     made = render.children(off, observed, chosen(off), variants, Settings(runtime_image="r:1"))

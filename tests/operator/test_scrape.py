@@ -24,7 +24,7 @@ from turbo_runtime.contract.model import StepTime
 from turbo_runtime.contract.training import PROGRESS_PATH, TrainingProgress
 
 KEY = Key("team", "chat")
-LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bytes", False)
+LOAD = Load(2, 3, 10, 0, 0.5, 1000, 3, 9, 6, 40, "bitwise", False)
 
 
 def pod(name: str, address: str, ready: bool = True) -> dict[str, Any]:
@@ -158,7 +158,7 @@ async def test_a_load_wakes_whoever_scales_by_it_and_a_first_step_time_everybody
     woken: list[Key] = []
     cache = with_root()
     meta = {"namespace": KEY.namespace, "name": KEY.name, "uid": "td", "resourceVersion": "1"}
-    cache.put_deployment({"metadata": meta, "spec": {"scaling": {"policy": policy}}})
+    cache.put_deployment({"metadata": meta, "spec": {"scaling": {"mode": policy}}})
     cache.pods.put(pod("good", "127.0.0.53"))
     scraper = Scraper(cache, period=1000, timeout=5, wake=woken.append, clock=lambda: 100.0)
     async with runtime("127.0.0.53", good), aiohttp.ClientSession() as session:

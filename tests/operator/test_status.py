@@ -116,9 +116,9 @@ def test_the_status_survives_the_api() -> None:
     ("reason", "expected"),
     [
         ("Unschedulable", AvailableReason.WAITING_FOR_ACCELERATOR),
-        ("ImagePullBackOff", AvailableReason.IMAGE_PULL),
-        ("CrashLoopBackOff", AvailableReason.CRASH_LOOP),
-        ("OOMKilled", AvailableReason.OUT_OF_MEMORY),
+        ("ImagePullBackOff", AvailableReason.IMAGE_PULL_BACK_OFF),
+        ("CrashLoopBackOff", AvailableReason.CRASH_LOOP_BACK_OFF),
+        ("OOMKilled", AvailableReason.OOM_KILLED),
         ("SomethingNew", AvailableReason.MODEL_LOADING),
         (None, AvailableReason.MODEL_LOADING),
     ],
@@ -134,14 +134,14 @@ def test_what_holds_up_the_pod_holds_up_the_deployment(reason: str | None, expec
 def test_the_first_failing_pod_is_named() -> None:
     pods = [pod("b", False, reason="OOMKilled"), pod("a", False, reason="ErrImagePull"), pod("c", False)]
     new = computed(td(replicas=3), *pods)
-    assert said(new, ConditionType.AVAILABLE) == ("False", AvailableReason.IMAGE_PULL)
+    assert said(new, ConditionType.AVAILABLE) == ("False", AvailableReason.IMAGE_PULL_BACK_OFF)
 
 
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
         ('pods "x" is forbidden: exceeded quota: compute', AvailableReason.QUOTA_EXCEEDED),
-        ('pods "x" is forbidden: violates PodSecurity', ReadyReason.REFUSED),
+        ('pods "x" is forbidden: violates PodSecurity', ReadyReason.APPLY_REJECTED),
     ],
 )
 def test_a_replica_set_that_makes_no_pods_says_why(message: str, expected: str) -> None:
@@ -166,7 +166,7 @@ def test_while_the_new_plan_comes_up_it_is_available_and_not_ready() -> None:
         td(), pod("old", variant="v1old"), pod("new", False, reason="ErrImagePull", message="no image")
     )
     assert said(new, ConditionType.AVAILABLE)[0] == "True"
-    assert said(new, ConditionType.READY) == ("False", AvailableReason.IMAGE_PULL)
+    assert said(new, ConditionType.READY) == ("False", AvailableReason.IMAGE_PULL_BACK_OFF)
 
 
 @pytest.mark.parametrize("by_spec", [False, True])
@@ -175,7 +175,7 @@ def test_a_new_plan_that_the_spec_holds_back_does_not_say_that_it_waits_for_acce
 ) -> None:
     takeover = Takeover(HASH, HASH, "v1old", waits="It waits.", waits_for_spec=by_spec)
     new = computed(td(), pod("old", variant="v1old"), takeover=takeover)
-    reason = ReadyReason.NEEDS_CHANGE if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
+    reason = ReadyReason.USER_ACTION_REQUIRED if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
     assert said(new, ConditionType.READY) == ("False", reason)
     assert said(new, ConditionType.STALLED)[0] == str(by_spec)
 
@@ -202,11 +202,11 @@ def test_what_kubernetes_says_twice_is_quoted_once() -> None:
 def test_an_infeasible_spec_leaves_the_last_plan_ready_and_says_so() -> None:
     before = computed(td(), pod())
     new = computed(td(before, cost={"maxPerHour": "0.01"}), pod())
-    assert said(new, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.OVER_BUDGET)
+    assert said(new, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.BUDGET_EXCEEDED)
     assert said(new, ConditionType.READY) == ("True", ReadyReason.SERVING)
     assert said(new, ConditionType.STALLED)[0] == "True"
     assert new.plan is not None
-    assert (new.plan.hash, new.plan.reason) == (HASH, PlanReason.OVER_BUDGET)
+    assert (new.plan.hash, new.plan.reason) == (HASH, PlanReason.BUDGET_EXCEEDED)
 
 
 def kstatus(it: TurboDeploymentStatus) -> str:
@@ -225,7 +225,7 @@ def test_kstatus_takes_an_object_for_current_only_while_its_spec_is_in_force() -
     assert kstatus(computed(td(before, cost={"maxPerHour": "0.01"}), pod())) == "Failed"
     none_free = computed(td(before), pod(), supply={"cpu": Supply()})
     assert said(none_free, ConditionType.READY) == ("True", ReadyReason.SERVING)
-    assert said(none_free, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.NO_CAPACITY)
+    assert said(none_free, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.INSUFFICIENT_CAPACITY)
     assert kstatus(none_free) == "InProgress"
     assert kstatus(computed(td(), pod(ready=False))) == "InProgress"
     assert said(computed(td(suspend=True)), ConditionType.RECONCILING)[0] == "False"  # it is as asked
@@ -233,7 +233,7 @@ def test_kstatus_takes_an_object_for_current_only_while_its_spec_is_in_force() -
 
 def test_an_infeasible_spec_with_nothing_running_is_not_ready() -> None:
     new = computed(td(cost={"maxPerHour": "0.01"}))
-    assert said(new, ConditionType.READY) == ("False", PlanReason.OVER_BUDGET)
+    assert said(new, ConditionType.READY) == ("False", PlanReason.BUDGET_EXCEEDED)
     assert said(new, ConditionType.AVAILABLE) == ("False", AvailableReason.NO_PLAN)
     nothing_asked_for = computed(td(cost={"maxPerHour": "0.01"}, replicas=0))  # costs nothing
     assert said(nothing_asked_for, ConditionType.READY)[0] == "True"
@@ -259,7 +259,7 @@ def test_a_failed_inspection_waits_for_the_user() -> None:
 
 def test_a_refused_child_is_shown_in_the_api_servers_words() -> None:
     new = computed(td(), pod(), refused="admission webhook said no")
-    assert said(new, ConditionType.READY) == ("False", ReadyReason.REFUSED)
+    assert said(new, ConditionType.READY) == ("False", ReadyReason.APPLY_REJECTED)
     assert said(new, ConditionType.STALLED)[0] == "True"
 
 
@@ -280,7 +280,10 @@ def test_a_suspended_object_does_not_claim_that_no_pod_runs_while_some_do() -> N
 def test_an_evicted_pod_is_no_replica_and_hides_no_live_one() -> None:
     evicted = replace(pod("a", False, reason="Evicted", message="disk pressure"), phase="Failed")
     new = computed(td(), evicted, pod("b", False, reason="ErrImagePull"))
-    assert (new.replicas, said(new, ConditionType.AVAILABLE)) == (1, ("False", AvailableReason.IMAGE_PULL))
+    assert (new.replicas, said(new, ConditionType.AVAILABLE)) == (
+        1,
+        ("False", AvailableReason.IMAGE_PULL_BACK_OFF),
+    )
     starting = computed(td(), evicted, pod("b", False))
     assert said(starting, ConditionType.AVAILABLE) == ("False", AvailableReason.MODEL_LOADING)
     assert "disk pressure" in explained(computed(td(), evicted), ConditionType.AVAILABLE)
@@ -295,7 +298,7 @@ def test_scaled_to_zero_is_as_asked_and_says_that_nothing_answers() -> None:
 def test_the_last_feasible_plan_is_ready_with_its_own_replicas() -> None:
     first = computed(td(), pod())
     new = computed(td(first, replicas=3, cost={"maxPerHour": "0.05"}), pod())
-    assert said(new, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.OVER_BUDGET)
+    assert said(new, ConditionType.PLAN_FEASIBLE) == ("False", PlanReason.BUDGET_EXCEEDED)
     assert said(new, ConditionType.READY) == ("True", ReadyReason.SERVING)
     assert said(new, ConditionType.AVAILABLE)[0] == "True"
 

@@ -35,7 +35,7 @@ HASH = "v1new"
 CPU = Accelerator("cpu", "cpu", Decimal(2), 6 << 30, prices={CapacityType.ON_DEMAND: Decimal("0.04")})
 SHAPE = ModelShape("LlamaForCausalLM", 134515008, 30, 576, 9, 3, 64, 49152, 8192, "bfloat16")
 FACTS = ModelInfo(SHAPE, "sha256:ab", None, 270_000_000)
-LOAD = Load(1, 0, 10, 0, 0.5, 1000, 0, 0, 0, 40, "bytes", False)
+LOAD = Load(1, 0, 10, 0, 0.5, 1000, 0, 0, 0, 40, "bitwise", False)
 
 
 def td(old: TurboDeploymentStatus | None = None, **spec: Any) -> TurboDeployment:
@@ -73,8 +73,10 @@ def test_the_plan_is_told_with_how_it_is_paid_for_and_what_its_figures_rest_on()
 
 
 def test_rejected_rows_name_engine_capacity_type_and_nodes() -> None:
-    row = Rejected("h100", 8, "Off", PlanReason.NO_CAPACITY, "There is none.", "VLLM", "Spot", nodes=2)
-    told = fields.plan(None, Plan(None, 1, PlanReason.NO_CAPACITY, "None.", (row,) * 9), None)
+    row = Rejected(
+        "h100", 8, "Off", PlanReason.INSUFFICIENT_CAPACITY, "There is none.", "VLLM", "Spot", nodes=2
+    )
+    told = fields.plan(None, Plan(None, 1, PlanReason.INSUFFICIENT_CAPACITY, "None.", (row,) * 9), None)
     assert told is not None
     assert len(told.rejected) == fields.MAX_REJECTED
     first = told.rejected[0]
@@ -84,17 +86,17 @@ def test_rejected_rows_name_engine_capacity_type_and_nodes() -> None:
 def test_a_sentence_that_is_too_long_for_the_status_is_cut() -> None:
     """The planner names every accelerator there is where none of those that are allowed is one."""
     said = "There are: " + ", ".join(f"an-accelerator-of-{number:030}" for number in range(60)) + "."
-    row = Rejected("h100", 2, "Off", PlanReason.NO_PROFILE, said)
+    row = Rejected("h100", 2, "Off", PlanReason.ACCELERATOR_NOT_FOUND, said)
     for new in (
-        Plan(None, 1, PlanReason.NO_PROFILE, said, (row,)),
+        Plan(None, 1, PlanReason.ACCELERATOR_NOT_FOUND, said, (row,)),
         replace(plan_of(td().spec, SHAPE, {"cpu": CPU}), detail=said, rejected=(row,)),
     ):
         told = fields.plan(None, new, None)
         assert told is not None
         assert TurboDeploymentStatus.model_validate({"plan": told.dump()}).plan == told
-        assert told.detail is not None
-        assert told.detail.startswith("There are: an-accelerator")
-        assert told.detail.endswith("...")
+        assert told.message is not None
+        assert told.message.startswith("There are: an-accelerator")
+        assert told.message.endswith("...")
 
 
 def test_a_pod_whose_label_says_that_it_holds_nothing_is_paid_for_all_the_same() -> None:
@@ -140,7 +142,7 @@ def test_a_figure_that_moves_by_less_than_a_tenth_stays(rate: float, factor: flo
     [
         ({}, {}, ("True", "NoBudget")),
         ({"cost": {"maxPerHour": "0.08"}}, {}, ("True", "WithinBudget")),
-        ({"cost": {"maxPerHour": "0.07"}}, {}, ("False", "OverBudget")),
+        ({"cost": {"maxPerHour": "0.07"}}, {}, ("False", "BudgetExceeded")),
         ({"cost": {"maxPerHour": "0.07"}}, {"accelerator": "gone"}, ("Unknown", "PriceUnknown")),
     ],
 )
@@ -159,8 +161,7 @@ def test_each_change_of_what_is_wanted_is_told_once_and_the_last_ones_are_kept()
     assert (told.desired_replicas, told.scale_history) == (1, ())
     for replicas in (2, 2, 3, 4, 5, 6, 7, 7):
         told = computed(td(told, replicas=replicas))
-    assert told.summary is not None
-    assert told.summary.ready == "0/7"
+    assert (told.ready_replicas, told.desired_replicas) == (0, 7)
     assert [(event.before, event.after) for event in told.scale_history] == [
         (number, number + 1) for number in range(2, 7)
     ]
@@ -174,12 +175,14 @@ def test_each_change_of_what_is_wanted_is_told_once_and_the_last_ones_are_kept()
 
 def test_what_is_passed_over_is_remembered() -> None:
     told = computed(td(), supply={"cpu": Supply(), "h100": Supply(exhausted_until=NOW)})
-    assert [(row.accelerator, row.until) for row in told.exhausted] == [("h100", "2023-11-14T22:13:20Z")]
+    assert [(row.accelerator, row.expiration_time) for row in told.unavailable_accelerators] == [
+        ("h100", "2023-11-14T22:13:20Z")
+    ]
 
 
 def test_a_shortage_of_nodes_is_not_the_users_to_mend() -> None:
     it = td()
-    plan = Plan(None, 1, PlanReason.NO_CAPACITY, "There is no h100.")
+    plan = Plan(None, 1, PlanReason.INSUFFICIENT_CAPACITY, "There is no h100.")
     seen = Snapshot({"cpu": CPU}, model=FACTS)
     told = status.compute(it, seen, status.Outcome(autoscaler.scale(it.spec, plan), plan), NOW)
     assert [told.condition(kind).status for kind in (ConditionType.PLAN_FEASIBLE, ConditionType.STALLED)] == [
@@ -200,9 +203,9 @@ def test_the_replica_that_is_missing_says_why() -> None:
 
 @pytest.mark.parametrize(("policy", "ignored"), [("Metrics", True), ("Planned", True), ("External", False)])
 def test_replicas_that_nobody_follows_are_told(policy: str, ignored: bool) -> None:
-    active = computed(td(replicas=5, scaling={"policy": policy})).condition(ConditionType.SCALING_ACTIVE)
+    active = computed(td(replicas=5, scaling={"mode": policy})).condition(ConditionType.SCALING_ACTIVE)
     assert active is not None
     assert ("spec.replicas of 5 is not followed" in active.message) == ignored
-    default = computed(td(scaling={"policy": policy})).condition(ConditionType.SCALING_ACTIVE)
+    default = computed(td(scaling={"mode": policy})).condition(ConditionType.SCALING_ACTIVE)
     assert default is not None
     assert "not followed" not in default.message

@@ -90,7 +90,7 @@ from turbo_operator.api.scaling import (
     PolicyType,
     RatePolicy,
     Scaling,
-    ScalingPolicy,
+    ScalingMode,
     ScalingRules,
     SelectPolicy,
 )
@@ -205,7 +205,7 @@ __all__ = [
     "RolloutStatus",
     "ScaleEvent",
     "Scaling",
-    "ScalingPolicy",
+    "ScalingMode",
     "ScalingReason",
     "ScalingRules",
     "SelectPolicy",

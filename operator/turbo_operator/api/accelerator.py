@@ -212,7 +212,7 @@ class TurboAcceleratorStatus(StatusRecord):
     """Nodes that have it."""
     allocatable: Annotated[int, Field(ge=0)] = 0
     """Accelerators of those nodes."""
-    free: Annotated[int, Field(ge=0)] = 0
+    available: Annotated[int, Field(ge=0)] = 0
     """Accelerators that no pod holds."""
 
 

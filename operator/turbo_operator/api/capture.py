@@ -45,9 +45,9 @@ class Capture(Record):
     header X-Turbo-Capture: off.
     """
 
-    enabled: Annotated[bool, Field(strict=True)] = True
-    """False keeps nothing more, and leaves what is kept."""
-    pvc: CaptureClaim
+    suspend: Annotated[bool, Field(strict=True)] = False
+    """True keeps no further prompt, and leaves what is kept."""
+    persistent_volume_claim: CaptureClaim
     """Where prompts are kept, in a folder of the deployment's name."""
     sample_fraction: Annotated[
         Decimal, Amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False)
@@ -85,6 +85,11 @@ class Capture(Record):
             "sampleFraction",
         ),
     )
+
+    @property
+    def claim_name(self) -> str:
+        """Name of the claim that prompts are kept on."""
+        return self.persistent_volume_claim.claim_name
 
     @property
     def max_mib(self) -> int:

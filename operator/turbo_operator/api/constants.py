@@ -83,10 +83,12 @@ class ReadyReason(StrEnum):
     SERVING = "Serving"
     SCALED_TO_ZERO = "ScaledToZero"  # as asked: what is there serves the spec, and nothing answers
     INVALID_SPEC = "InvalidSpec"
-    REFUSED = "Refused"  # by the API server: a quota, a webhook, a rule on one of the children
+    APPLY_REJECTED = "ApplyRejected"  # by the API server: a quota, a webhook, a rule on one of the children
     SUSPENDED = "Suspended"
     ROLLED_BACK = "RolledBack"  # the plan made no progress, and the one before it serves
-    NEEDS_CHANGE = "NeedsChange"  # spec.rollout lets no replica be replaced, and the old plan serves on
+    USER_ACTION_REQUIRED = (
+        "UserActionRequired"  # spec.rollout lets no replica be replaced, and the old plan serves on
+    )
 
 
 class RolloutReason(StrEnum):
@@ -101,14 +103,15 @@ class PlanReason(StrEnum):
 
     FEASIBLE = "Feasible"
     TARGET_UNREACHABLE = "TargetUnreachable"
-    OVER_BUDGET = "OverBudget"
-    NO_CAPACITY = "NoCapacity"  # the cluster has not that many, or a quota leaves fewer
+    BUDGET_EXCEEDED = "BudgetExceeded"
+    INSUFFICIENT_CAPACITY = "InsufficientCapacity"  # the cluster has not that many, or a quota leaves fewer
     INVALID_PARALLELISM = "InvalidParallelism"
-    OUT_OF_MEMORY = "OutOfMemory"
+    INSUFFICIENT_MEMORY = "InsufficientMemory"
     PRICE_UNKNOWN = "PriceUnknown"
-    NO_PROFILE = "NoProfile"  # no TurboAccelerator of that name, or one whose speed is not stated
+    ACCELERATOR_NOT_FOUND = "AcceleratorNotFound"  # no TurboAccelerator of that name
+    PERFORMANCE_UNKNOWN = "PerformanceUnknown"  # its speed is not stated
     NOT_YET_SUPPORTED = "NotYetSupported"
-    DEARER = "Dearer"  # of rejected rows: fits, and costs more than the chosen one
+    HIGHER_COST = "HigherCost"  # of rejected rows: fits, and costs more than the chosen one
     NOT_PREFERRED = "NotPreferred"  # of rejected rows: fits at the same cost, and gives less or comes later
     MODEL_UNKNOWN = "ModelUnknown"  # not inspected yet
 
@@ -163,12 +166,13 @@ class ModelInspectedReason(StrEnum):
 class AvailableReason(StrEnum):
     """What the first failing pod, or its ReplicaSet, says."""
 
-    MINIMUM_REPLICAS = "MinimumReplicas"
+    MINIMUM_REPLICAS_AVAILABLE = "MinimumReplicasAvailable"
     WAITING_FOR_ACCELERATOR = "WaitingForAccelerator"
     QUOTA_EXCEEDED = "QuotaExceeded"
-    IMAGE_PULL = "ImagePull"
-    CRASH_LOOP = "CrashLoop"
-    OUT_OF_MEMORY = "OutOfMemory"
+    IMAGE_PULL_BACK_OFF = "ImagePullBackOff"
+    CRASH_LOOP_BACK_OFF = "CrashLoopBackOff"
+    OOM_KILLED = "OOMKilled"
+    FAILED_CREATE = "FailedCreate"  # the API server rejected a pod
     MODEL_LOADING = "ModelLoading"
     NO_PLAN = "NoPlan"
     SUSPENDED = "Suspended"
@@ -177,13 +181,13 @@ class AvailableReason(StrEnum):
 class DraftReason(StrEnum):
     """Whether pods draft with the draft that is asked for."""
 
-    IN_USE = "InUse"
+    LOADED = "Loaded"
     LOADING = "Loading"  # not every pod has taken it up yet
     NOT_FOUND = "NotFound"
-    WRONG_TARGET = "WrongTarget"  # it was trained for another model
+    TARGET_MODEL_MISMATCH = "TargetModelMismatch"  # it was trained for another model
     NOT_YET_SUPPORTED = "NotYetSupported"
-    REFUSED_BY_ENGINE = "RefusedByEngine"  # a pod says what is wrong with it
-    DRAFTS_OFF = "DraftsOff"  # the plan is one without speculation
+    LOAD_FAILED = "LoadFailed"  # a pod says what is wrong with it
+    SPECULATION_DISABLED = "SpeculationDisabled"  # the plan is one without speculation
 
 
 class TrainingReason(StrEnum):
@@ -197,10 +201,10 @@ class TrainingReason(StrEnum):
     NO_ACCELERATOR = "NoAccelerator"  # none will do, whatever room there is
     PRICE_UNKNOWN = "PriceUnknown"  # maxCost is set, and what it is to be spent on has no price
     WAITING_FOR_BUDGET = "WaitingForBudget"  # with the replicas it would be above maxPerHour or maxTotal
-    OVER_BUDGET = "OverBudget"  # maxCost is spent
+    BUDGET_EXCEEDED = "BudgetExceeded"  # maxCost is spent
     TRAINING_FAILED = "TrainingFailed"
-    TRAINING_DISABLED = "TrainingDisabled"
-    REFUSED = "Refused"  # by the API server: its Job or its TurboDraft
+    SUSPENDED = "Suspended"
+    APPLY_REJECTED = "ApplyRejected"  # by the API server: its Job or its TurboDraft
 
 
 class CanaryReason(StrEnum):
@@ -208,14 +212,14 @@ class CanaryReason(StrEnum):
 
     WAITING_FOR_BUDGET = "WaitingForBudget"  # a pod beside the only one costs too much
     STARTING = "Starting"
-    TRYING = "Trying"  # too little was answered yet to tell
+    EVALUATING = "Evaluating"  # too little was answered yet to tell
     PROMOTED = "Promoted"
-    NO_GAIN = "NoGain"  # less than what was there has
+    NO_IMPROVEMENT = "NoImprovement"  # less than what was there has
     INCONCLUSIVE = "Inconclusive"  # not enough was answered within a day of a node's having its pod
     AUDIT_MISMATCH = "AuditMismatch"  # an answer differs from the one without drafts
-    REFUSED_BY_ENGINE = "RefusedByEngine"
+    LOAD_FAILED = "LoadFailed"
     POD_FAILED = "PodFailed"
-    REFUSED = "Refused"  # by the API server: what it would be tried on
+    APPLY_REJECTED = "ApplyRejected"  # by the API server: what it would be tried on
 
 
 class EffectReason(StrEnum):
@@ -231,7 +235,7 @@ class BudgetReason(StrEnum):
 
     WITHIN_BUDGET = "WithinBudget"
     NO_BUDGET = "NoBudget"
-    OVER_BUDGET = "OverBudget"
+    BUDGET_EXCEEDED = "BudgetExceeded"
     PRICE_UNKNOWN = "PriceUnknown"
 
 
@@ -241,8 +245,8 @@ class ScalingReason(StrEnum):
     PLANNED = "Planned"
     SCALING = "Scaling"
     STABLE = "Stable"
-    HOLDING_NO_METRICS = "HoldingNoMetrics"
-    BUDGET_LIMIT = "BudgetLimit"
+    METRICS_UNAVAILABLE = "MetricsUnavailable"
+    SCALING_LIMITED = "ScalingLimited"
     EXTERNALLY_MANAGED = "ExternallyManaged"
     SUSPENDED = "Suspended"
 
@@ -250,7 +254,7 @@ class ScalingReason(StrEnum):
 class ReconcilingReason(StrEnum):
     """Why Reconciling is False; else it carries the reason of the condition that holds it up."""
 
-    IN_FORCE = "InForce"
+    UP_TO_DATE = "UpToDate"
     PROGRESSING = "Progressing"  # Ready, and not all replicas are there yet or not all others gone
 
 
@@ -258,6 +262,6 @@ class StalledReason(StrEnum):
     """Whether the object waits for a change by its user."""
 
     PROGRESSING = "Progressing"
-    NEEDS_CHANGE = "NeedsChange"
+    USER_ACTION_REQUIRED = "UserActionRequired"
     ROLLED_BACK = "RolledBack"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"

@@ -23,21 +23,22 @@ _DEPLOYMENT_COLUMNS = (
     ("Model", ".spec.model.uri", 0),
     ("Engine", ".status.plan.engine", 0),
     ("Accelerator", ".status.plan.accelerator", 0),
-    ("Ready", ".status.summary.ready", 0),
+    ("Desired", ".status.desiredReplicas", 0),
+    ("Ready", ".status.readyReplicas", 0),
     ("Status", '.status.conditions[?(@.type=="Ready")].reason', 0),  # all that an object without a plan has
-    ("Speculation", ".status.summary.speculation", 0),
-    ("Gain", ".status.observed.gain", 0),
+    ("Method", ".status.plan.method", 0),
+    ("Draft", ".status.draft.version", 0),
+    ("Speedup", ".status.observed.speedup", 0),
     ("$/1M", ".status.plan.predicted.costPerMillionTokens", 0),
     ("$/h", ".status.plan.predicted.costPerHour", 1),
     ("Plan", ".status.plan.hash", 1),
-    ("Draft", ".status.draft.version", 1),
     ("URL", ".status.url", 1),
 )
 _ACCELERATOR_COLUMNS = (
     ("Resource", ".spec.resourceName", 0),
     ("Memory", ".spec.memoryGiB", 0),
     ("Nodes", ".status.nodes", 0),
-    ("Free", ".status.free", 0),
+    ("Available", ".status.available", 0),
     ("$/h", ".spec.pricing.perAcceleratorHour.onDemand", 0),
     ("Price from", ".spec.pricing.source", 0),
     ("Quantity", ".spec.quantity", 1),
@@ -52,6 +53,7 @@ _DRAFT_COLUMNS = (
     ("Claim", ".spec.location.claimName", 1),
     ("Path", ".spec.location.path", 1),
 )
+_COLUMN_TYPES = dict.fromkeys(("Desired", "Ready", "Nodes", "Available", "Allocatable"), "integer")
 
 
 def definitions() -> list[dict[str, Any]]:
@@ -113,7 +115,7 @@ def _definition(
 
 
 def _column(name: str, path: str, priority: int) -> dict[str, Any]:
-    column: dict[str, Any] = {"name": name, "type": "string", "jsonPath": path}
+    column: dict[str, Any] = {"name": name, "type": _COLUMN_TYPES.get(name, "string"), "jsonPath": path}
     return {**column, "priority": priority} if priority else column
 
 

@@ -21,11 +21,12 @@ from turbo_operator.api.requirements import (
     Workload,
 )
 from turbo_operator.api.rollout import Rollout
-from turbo_operator.api.scaling import Scaling, ScalingPolicy
+from turbo_operator.api.scaling import Scaling, ScalingMode
 from turbo_operator.api.server import Server
 from turbo_operator.api.speculation import Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import Template
+from turbo_operator.api.training import PromptsType
 from turbo_operator.api.validation import Duration, ObjectName, Record, Rule, Text, seconds
 
 
@@ -73,7 +74,7 @@ class Model(Record):
     """What the model is computed in; Auto takes what the weights are stored in where the hardware can."""
     max_model_len: Annotated[int, Field(strict=True, ge=16, le=16_777_216)] | None = None
     """Longest prompt plus answer in tokens. Default: the model's own."""
-    served_name: (
+    name: (
         Annotated[
             str,
             Text(
@@ -201,7 +202,7 @@ class TurboDeploymentSpec(Record):
     cost: Cost | None = None
     """What it may cost."""
     replicas: Annotated[int, Field(strict=True, ge=0, le=1000)] = 1
-    """Number of replicas while scaling.policy is External; kubectl scale or an autoscaler may own it through
+    """Number of replicas while scaling.mode is External; kubectl scale or an autoscaler may own it through
     the scale subresource."""
     scaling: Scaling = Field(default_factory=Scaling)
     """How many replicas there are."""
@@ -234,16 +235,15 @@ class TurboDeploymentSpec(Record):
             "speculation.method",
         ),
         Rule(
-            "!has(self.speculation.training) || !has(self.speculation.training.prompts.captured)"
+            "!has(self.speculation.training) || self.speculation.training.prompts.type != 'Captured'"
             " || has(self.capture)",
-            "write spec.capture, which keeps the prompts, or name others in "
-            "speculation.training.prompts.configMapRef or pvc",
+            "write spec.capture, which keeps the prompts, or take those of a ConfigMap or a claim",
             lambda it: (
                 it.speculation.training is None
-                or it.speculation.training.prompts.captured is None
+                or it.speculation.training.prompts.type != PromptsType.CAPTURED
                 or it.capture is not None
             ),
-            "speculation.training.prompts.captured",
+            "speculation.training.prompts.type",
         ),
         Rule(
             "!has(self.cost) || self.cost.objective == 'Cost' || has(self.cost.maxPerHour)"
@@ -260,15 +260,15 @@ class TurboDeploymentSpec(Record):
     )
 
     @property
-    def scaling_policy(self) -> ScalingPolicy:
+    def scaling_mode(self) -> ScalingMode:
         """Who decides on the number of replicas, the default worked out."""
-        if self.scaling.policy is not None:
-            return self.scaling.policy
+        if self.scaling.mode is not None:
+            return self.scaling.mode
         asked = self.workload is not None and (
             self.workload.requests_per_second is not None or self.workload.concurrency is not None
         )
         throughput = self.targets is not None and self.targets.tokens_per_second is not None
-        return ScalingPolicy.PLANNED if asked or throughput else ScalingPolicy.EXTERNAL
+        return ScalingMode.PLANNED if asked or throughput else ScalingMode.EXTERNAL
 
 
 class TurboDeployment(Record):
@@ -295,7 +295,7 @@ class TurboDeployment(Record):
     @property
     def served_name(self) -> str:
         """Name of the model in the OpenAI API."""
-        return self.spec.model.served_name or self.metadata.name
+        return self.spec.model.name or self.metadata.name
 
 
 def is_service_name(name: str) -> bool:

@@ -56,11 +56,11 @@ class DraftLocation(Record):
 class Gain(Record):
     """What was measured at so many requests at a time."""
 
-    batch: Annotated[int, Field(strict=True, ge=1, le=4096)]
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)]
     """Requests at a time."""
-    before: _Ratio | None = None
+    suffix_only: _Ratio | None = None
     """Speed over no drafts, of what is drafted from memory alone."""
-    after: _Ratio
+    with_draft: _Ratio
     """Speed over no drafts, with this one beside it."""
 
 
@@ -73,7 +73,7 @@ class DomainEvaluation(Record):
     """Tokens of a verified draft, the model's own one included."""
     acceptance_per_position: Annotated[tuple[_Ratio, ...], Field(max_length=64)] | None = None
     """That the token drafted there is right, all before it being so."""
-    gains: Annotated[tuple[Gain, ...], Field(max_length=8)] | None = None
+    speedups: Annotated[tuple[Gain, ...], Field(max_length=8)] | None = None
     """Measured where it was trained."""
 
 
@@ -90,7 +90,7 @@ class TurboDraftSpec(Record):
     """Of its configuration and tensors."""
     target_digest: Annotated[str, Text(253)]
     """Of the model that it was trained for, as status.model.digest of a TurboDeployment has it."""
-    deployment: ObjectName | None = None
+    deployment_name: ObjectName | None = None
     """The TurboDeployment of the same namespace whose candidate it is. Default: nobody's."""
     domain: Annotated[str, Text(253)] | None = None
     """What it was trained for, in a word."""

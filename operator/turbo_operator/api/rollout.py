@@ -15,24 +15,24 @@ Ratio = Annotated[Decimal, Amount('write a ratio as a string, like "1.05"', posi
 class Canary(Record):
     """How a new draft of the deployment is tried: by one pod of its own, before all take it."""
 
-    answering: Duration = "60s"
+    min_generation_duration: Duration = "60s"
     """Time that its pod has to spend on answers, once to warm up and once to be compared."""
-    window: Duration = "10m"
+    min_duration: Duration = "10m"
     """Shortest trial."""
-    min_gain: Ratio = Decimal("1.02")
+    min_speedup_ratio: Ratio = Decimal("1.02")
     """The gain that it must have, over that of the other pods in the same time. One that adds nothing to what
     these draft comes out about even with them.
     """
 
     @property
-    def answering_seconds(self) -> float:
+    def min_generation_seconds(self) -> float:
         """The same in seconds."""
-        return seconds(self.answering)
+        return seconds(self.min_generation_duration)
 
     @property
-    def window_seconds(self) -> float:
+    def min_seconds(self) -> float:
         """The same in seconds."""
-        return seconds(self.window)
+        return seconds(self.min_duration)
 
 
 _Replicas = Annotated[int, Field(strict=True, ge=0, le=1000)]

@@ -12,7 +12,7 @@ from turbo_operator.api.validation import Record, Rule
 _Replicas = Annotated[int, Field(strict=True, ge=1, le=1000)]
 
 
-class ScalingPolicy(StrEnum):
+class ScalingMode(StrEnum):
     """Who decides on the number of replicas."""
 
     PLANNED = "Planned"
@@ -78,7 +78,7 @@ class Behavior(Record):
 class Scaling(Record):
     """How many replicas there are."""
 
-    policy: ScalingPolicy | None = None
+    mode: ScalingMode | None = None
     """Planned: what the workload needs. Metrics: what the pods' load needs, between the bounds. External:
     spec.replicas, which kubectl scale or an autoscaler may write. Default: Planned where spec.workload names
     a rate or a concurrency or spec.targets.tokensPerSecond is set, else External."""

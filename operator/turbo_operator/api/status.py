@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, computed_field
+from pydantic import ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from turbo_operator.api.constants import OFF
 from turbo_operator.api.validation import Record
 
 _Name = Annotated[str, Field(max_length=253)]
@@ -123,7 +122,7 @@ class RejectedPlan(StatusRecord):
     """Its drafting method, or Off."""
     reason: _Name
     """Why not, in one word."""
-    detail: _Sentence
+    message: _Sentence
     """Why not, in a sentence."""
 
 
@@ -156,7 +155,7 @@ class PlanStatus(StatusRecord):
     """What it is expected to do."""
     reason: _Name | None = None
     """Why this plan, or why none, in one word."""
-    detail: _Sentence | None = None
+    message: _Sentence | None = None
     """The same in a sentence."""
     rejected: Annotated[tuple[RejectedPlan, ...], Field(max_length=5)] = ()
     """The best candidates that were not chosen."""
@@ -208,7 +207,7 @@ class ObservedMetrics(StatusRecord):
 
     tokens_per_second: _Name | None = None
     """Output tokens of all pods."""
-    gain: _Name | None = None
+    speedup: _Name | None = None
     """Speed of answers over that without drafts, of all pods in the last ten minutes."""
     cost_per_hour: _Name | None = None
     """Of the pods that hold accelerators, in US dollars per hour."""
@@ -234,7 +233,7 @@ class UnavailableAccelerator(StatusRecord):
 
     accelerator: _Name
     """Its name."""
-    until: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+    expiration_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
     """Until then nothing is planned on it but what its nodes have free (RFC 3339, UTC)."""
 
 
@@ -260,35 +259,35 @@ class TrainingStatus(StatusRecord):
 
     number: _Count
     """Counts trainings; it is in the name of the Job, the folder and the TurboDraft."""
-    work: _Name
+    input_hash: _Name
     """Hash of what decides the draft, in the name of its folder: another one is another training."""
     spec_hash: _Name
     """Hash of spec.speculation.training as it was when this one was last begun or ended."""
     target_digest: _Name | None = None
     """Of the model that it is for."""
-    accelerator: _Name | None = None
+    accelerator_name: _Name | None = None
     """The TurboAccelerator it runs on."""
-    passed_over: Annotated[tuple[_Name, ...], Field(max_length=32)] = ()
+    excluded_accelerators: Annotated[tuple[_Name, ...], Field(max_length=32)] = ()
     """TurboAccelerators that its pod has waited for in vain, until one has run."""
-    started: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    start_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     """When its first pod began to run (RFC 3339, UTC); absent until then."""
     cost_per_hour: _Name | None = None
     """Of that, in US dollars; absent where the price is not known."""
-    spent: _Name | None = None
+    cost: _Name | None = None
     """US dollars of the time that its pods ran; counted now and then."""
-    running_since: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    last_cost_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     """Since when the pod that runs is not counted in spent yet (RFC 3339, UTC)."""
     progress: _Name | None = None
     """The stage and how much of it is done, in steps of a tenth, like answers 40 %."""
-    left: _Name | None = None
+    estimated_remaining: _Name | None = None
     """About how long the stage will take yet, like 5m."""
-    below_since: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
-    """Since when the measured gain is below trigger.gainBelow (RFC 3339, UTC)."""
+    below_threshold_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    """Since when the measured gain is below trigger.speedupBelow (RFC 3339, UTC)."""
     result: _Name | None = None
-    """How it ended: Trained, OverBudget or TrainingFailed; absent until then."""
+    """How it ended: Trained, BudgetExceeded or TrainingFailed; absent until then."""
     message: _Sentence | None = None
     """Why it ended badly."""
-    ended: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
+    completion_time: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = None
     """When it ended (RFC 3339, UTC)."""
 
 
@@ -301,15 +300,6 @@ class RejectedDraft(DraftStatus):
     """Why, in a sentence."""
     time: Annotated[str, Field(json_schema_extra={"format": "date-time"})]
     """When (RFC 3339, UTC)."""
-
-
-class Summary(StatusRecord):
-    """What `kubectl get` shows, since a column cannot join two fields."""
-
-    ready: _Name
-    """Ready replicas of those wanted, like 2/3."""
-    speculation: _Name | None = None
-    """Method and ceiling of drafted tokens, like Suffix:8."""
 
 
 class TurboDeploymentStatus(StatusRecord):
@@ -341,7 +331,7 @@ class TurboDeploymentStatus(StatusRecord):
     """The training that runs, or the last one."""
     canary: DraftStatus | None = None
     """A new one that is tried on a pod of its own, or waits to be."""
-    turned_down: Annotated[tuple[RejectedDraft, ...], Field(max_length=MAX_TURNED_DOWN)] = ()
+    rejected_drafts: Annotated[tuple[RejectedDraft, ...], Field(max_length=MAX_TURNED_DOWN)] = ()
     """The last drafts that were tried in vain, the latest last."""
     observed: ObservedMetrics | None = None
     """What is measured and paid now."""
@@ -349,25 +339,13 @@ class TurboDeploymentStatus(StatusRecord):
     """What pods have told of their speed, those of the latest plan first."""
     scale_history: Annotated[tuple[ScaleEvent, ...], Field(max_length=5)] = ()
     """The last changes of the number of replicas, the latest last."""
-    exhausted: Annotated[tuple[UnavailableAccelerator, ...], Field(max_length=32)] = ()
+    unavailable_accelerators: Annotated[tuple[UnavailableAccelerator, ...], Field(max_length=32)] = ()
     """Accelerators that are passed over for a while."""
     conditions: Annotated[
         tuple[Condition, ...],
         Field(max_length=16, json_schema_extra={"x-kubernetes-list-map-keys": ["type"]}),
     ] = ()
     """The state, aspect by aspect."""
-
-    @computed_field  # type: ignore[prop-decorator]
-    @property
-    def summary(self) -> Summary | None:
-        """What kubectl get shows in one column each; derived from the rest."""
-        if self.plan is None or self.plan.replicas is None:
-            return None
-        wanted = self.plan.replicas if self.desired_replicas is None else self.desired_replicas
-        speculation = "TurboHeads" if self.draft and self.plan.method != OFF else self.plan.method
-        if speculation is not None and self.plan.max_draft_tokens:
-            speculation = f"{speculation}:{self.plan.max_draft_tokens}"
-        return Summary(ready=f"{self.ready_replicas}/{wanted}", speculation=speculation)
 
     def condition(self, kind: str) -> Condition | None:
         """The condition of one type, if there is one."""

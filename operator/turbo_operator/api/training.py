@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -22,10 +23,6 @@ class DraftsClaim(Record):
 
     claim_name: ObjectName
     """Name of the claim, in the same namespace."""
-
-
-class CapturedPrompts(Record):
-    """The prompts that spec.capture keeps; there is nothing to be set."""
 
 
 class PromptsConfigMap(Record):
@@ -48,21 +45,38 @@ class PromptsClaim(Record):
     """A file of JSON lines, or a folder of such files, below the claim's root."""
 
 
-class Prompts(Record):
-    """What the model is asked, so that a draft learns from its answers."""
+class PromptsType(StrEnum):
+    """Where prompts come from."""
 
-    captured: CapturedPrompts | None = None
-    """Prompts of this deployment's own traffic."""
-    config_map_ref: PromptsConfigMap | None = None
+    CAPTURED = "Captured"
+    CONFIG_MAP = "ConfigMap"
+    PERSISTENT_VOLUME_CLAIM = "PersistentVolumeClaim"
+
+
+class Prompts(Record):
+    """The prompts that the model answers, so that a draft learns from its answers."""
+
+    type: PromptsType
+    """Captured: prompts of this deployment's own traffic, which spec.capture keeps."""
+    config_map: PromptsConfigMap | None = None
     """Prompts of a ConfigMap."""
-    pvc: PromptsClaim | None = None
+    persistent_volume_claim: PromptsClaim | None = None
     """Prompts on a claim."""
 
     rules = (
         Rule(
-            "(has(self.captured) ? 1 : 0) + (has(self.configMapRef) ? 1 : 0) + (has(self.pvc) ? 1 : 0) == 1",
-            "write exactly one of captured, configMapRef and pvc",
-            lambda it: sum(each is not None for each in (it.captured, it.config_map_ref, it.pvc)) == 1,
+            "has(self.configMap) == (self.type == 'ConfigMap')",
+            "write configMap with the type ConfigMap, and with no other",
+            lambda it: (it.config_map is not None) == (it.type == PromptsType.CONFIG_MAP),
+            "configMap",
+        ),
+        Rule(
+            "has(self.persistentVolumeClaim) == (self.type == 'PersistentVolumeClaim')",
+            "write persistentVolumeClaim with the type PersistentVolumeClaim, and with no other",
+            lambda it: (
+                (it.persistent_volume_claim is not None) == (it.type == PromptsType.PERSISTENT_VOLUME_CLAIM)
+            ),
+            "persistentVolumeClaim",
         ),
     )
 
@@ -70,7 +84,7 @@ class Prompts(Record):
 class Trigger(Record):
     """When a draft is trained again."""
 
-    gain_below: (
+    speedup_below: (
         Annotated[Decimal, Amount('write a number above 0 as a string, like "1.30"', positive=True)] | None
     ) = None
     """Train again once the measured gain of what serves has stayed below this for the window; not while a
@@ -105,16 +119,16 @@ class Trigger(Record):
 class Training(Record):
     """A draft that the operator has trained by a Job, from the model's own answers."""
 
-    enabled: Annotated[bool, Field(strict=True)] = True
-    """False stops a training that runs and starts none; drafts stay."""
-    pvc: DraftsClaim
+    suspend: Annotated[bool, Field(strict=True)] = False
+    """True stops a training that runs and starts none; drafts stay."""
+    persistent_volume_claim: DraftsClaim
     """Where drafts are kept, in a folder of the deployment's name, whose folders with a number are the
     operator's; with pods on several nodes a claim that several may mount."""
     prompts: Prompts
     """What the model is asked."""
     trigger: Trigger = Field(default_factory=Trigger)
     """When a draft is trained again."""
-    accelerator: ObjectName | None = None
+    accelerator_name: ObjectName | None = None
     """The TurboAccelerator to train on. Default: the cheapest that fits and has room."""
     max_cost: (
         Annotated[Decimal, Amount('write US dollars as a string, like "5.00"', positive=True)] | None
@@ -123,5 +137,10 @@ class Training(Record):
     domain: Annotated[str, Text(253)] | None = None
     """What the draft is for, in a word; also the domain of captured prompts, and of those of a single file,
     that name none. Default: the deployment's name."""
-    answer_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256
+    max_output_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256
     """Tokens of an answer at most."""
+
+    @property
+    def claim_name(self) -> str:
+        """Name of the claim that drafts are kept on."""
+        return self.persistent_volume_claim.claim_name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from turbo_operator.api import ScalingPolicy, ScalingReason, TurboDeploymentSpec
+from turbo_operator.api import ScalingMode, ScalingReason, TurboDeploymentSpec
 from turbo_operator.autoscaler.decision import Event, History, ScalingDecision, count_replicas
 from turbo_operator.autoscaler.metrics_policy import autoscale
 from turbo_operator.plan import Plan
@@ -35,18 +35,18 @@ def scale(
     missing. `history` is that of the decision before; None after a start.
     """
     history = (history or History()).observe(present, now)
-    policy, choice = spec.scaling_policy, plan.served if plan is not None else None
+    policy, choice = spec.scaling_mode, plan.served if plan is not None else None
     if spec.suspend:
         detail = "spec.suspend is true: no pod is wanted until it is false."
         decision = ScalingDecision(0, ScalingReason.SUSPENDED, detail, history)
-    elif policy == ScalingPolicy.EXTERNAL:
+    elif policy == ScalingMode.EXTERNAL:
         detail = f"spec.replicas asks for {spec.replicas}; kubectl scale or an autoscaler may change it."
         decision = ScalingDecision(spec.replicas, ScalingReason.EXTERNALLY_MANAGED, detail, history)
     elif plan is None or choice is None:
-        reason = ScalingReason.PLANNED if policy == ScalingPolicy.PLANNED else ScalingReason.STABLE
+        reason = ScalingReason.PLANNED if policy == ScalingMode.PLANNED else ScalingReason.STABLE
         detail = "What runs is kept while no plan is feasible."
         decision = ScalingDecision(present or spec.scaling.min_replicas or 1, reason, detail, history)
-    elif policy == ScalingPolicy.PLANNED:
+    elif policy == ScalingMode.PLANNED:
         detail = f"The plan needs {count_replicas(plan.replicas)} for spec.workload and spec.targets."
         decision = ScalingDecision(plan.replicas, ScalingReason.PLANNED, detail, history)
     else:

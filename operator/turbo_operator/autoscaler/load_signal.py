@@ -94,7 +94,7 @@ def _carried_by_one(capacity: Capacity | None, loads: Sequence[Load]) -> tuple[f
     tokens = min((load.kv_cache_tokens for load in loads if load.kv_cache_tokens), default=None)
     if tokens is None:
         return None
-    return min((load.max_running for load in loads if load.max_running), default=math.inf), tokens
+    return min((load.max_num_seqs for load in loads if load.max_num_seqs), default=math.inf), tokens
 
 
 def _mean_output(spec: TurboDeploymentSpec, loads: Sequence[Load]) -> float:

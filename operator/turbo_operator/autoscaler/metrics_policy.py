@@ -57,7 +57,7 @@ def autoscale(
     reason, as_before = ScalingReason.STABLE, f"{count_replicas(current)} as before"
     # Replicas that are added are added for the load, though it needs more than the bound allows.
     if limit is not None and replicas == limit.replicas < wanted and replicas <= current:
-        reason = ScalingReason.BUDGET_LIMIT
+        reason = ScalingReason.SCALING_LIMITED
         detail = f"{count_replicas(wanted)} would be asked for, but {limit.sentence}: "
         detail += f"{count_replicas(replicas)} now."
     elif replicas != current or wanted != current:
@@ -67,7 +67,7 @@ def autoscale(
             cause = f"The plan needs {count_replicas(fewest)}"
         detail = f"{cause}: from {current} to {replicas} now."
     elif signal.silent or (signal.need is None and not signal.starting):
-        reason = ScalingReason.HOLDING_NO_METRICS
+        reason = ScalingReason.METRICS_UNAVAILABLE
         silence = "No pod that answers has said its load yet"
         if signal.silent:
             silence = f"The load of {_name_some(signal.silent)} is not known"

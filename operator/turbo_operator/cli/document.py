@@ -31,7 +31,7 @@ def as_document(answer: Answer) -> dict[str, Any]:
         document["training"] = {
             "accelerator": choice and choice.accelerator.name,
             "costPerHour": choice and _dollars(choice.predicted.cost_per_hour),
-            "detail": answer.training.detail,
+            "message": answer.training.detail,
         }
     if answer.changes:
         document["whatIf"] = [_change(change) for change in answer.changes]
@@ -43,7 +43,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "feasible": plan.choice is not None,
         "replicas": plan.replicas,
         "reason": str(plan.reason),
-        "detail": plan.detail,
+        "message": plan.detail,
         "choice": plan.choice and _choice(plan.choice),
     }
 
@@ -89,7 +89,7 @@ def _rejected(row: Rejected) -> dict[str, Any]:
         "replicas": row.replicas,
         **(_predicted(row.predicted) if row.predicted else {}),
         "reason": str(row.reason),
-        "detail": row.detail,
+        "message": row.detail,
     }
 
 

@@ -136,7 +136,7 @@ def against_cluster(given: Given, context: str) -> PlanQueries:
 def _deployment(item: Found, queries: PlanQueries) -> api.TurboDeployment:
     """Parse it, and note replicas that nobody reads; the API server writes the default everywhere."""
     td = manifests.parse(item, api.parse)
-    external = td.spec.scaling_policy == api.ScalingPolicy.EXTERNAL
+    external = td.spec.scaling_mode == api.ScalingMode.EXTERNAL
     if not external and td.spec.replicas != api.TurboDeploymentSpec.model_fields["replicas"].default:
         queries.notes.append(f"{item.place}: {unread_replicas(td)}")
     return td

@@ -78,13 +78,13 @@ def _training(question: Question, plan: Plan) -> TrainedOn | None:
     """Choose as the operator does once a training is due; None where none will begin."""
     td, observed, serving = question.td, question.observed, plan.choice
     spec = td.spec.speculation.training
-    if spec is None or not spec.enabled or td.spec.suspend:
+    if spec is None or spec.suspend or td.spec.suspend:
         return None
     if serving is None or serving.method == api.OFF:
         return None
-    if spec.trigger.gain_below is None and training.fitting(observed):
+    if spec.trigger.speedup_below is None and training.fitting(observed):
         return None
-    query = training.AcceleratorQuery(spec.accelerator or "", training.dtype(serving))
+    query = training.AcceleratorQuery(spec.accelerator_name or "", training.dtype(serving))
     trainer = compute_plan(training.question(td, observed, question.shape, query), question.now)
     return TrainedOn(trainer.choice, trained_on(spec, trainer))
 
@@ -107,14 +107,14 @@ def _change(question: Question, base: Plan, change: str) -> Change:
 def _unread(change: str, td: api.TurboDeployment) -> list[str]:
     """Note a change of a number of replicas that the policy does not read."""
     key = change.partition("=")[0]
-    external = td.spec.scaling_policy == api.ScalingPolicy.EXTERNAL
+    external = td.spec.scaling_mode == api.ScalingMode.EXTERNAL
     if key == "replicas" and not external:
         return [unread_replicas(td)]
     if key in ("minReplicas", "maxReplicas") and external:
-        return [f"spec.scaling.{key} is read under scaling.policy Planned or Metrics, and this is External."]
+        return [f"spec.scaling.{key} is read under scaling.mode Planned or Metrics, and this is External."]
     return []
 
 
 def unread_replicas(td: api.TurboDeployment) -> str:
     """Say that spec.replicas has no effect."""
-    return f"spec.replicas is read under scaling.policy External alone, and this is {td.spec.scaling_policy}."
+    return f"spec.replicas is read under scaling.mode External alone, and this is {td.spec.scaling_mode}."

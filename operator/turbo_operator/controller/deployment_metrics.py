@@ -40,11 +40,11 @@ TOKENS_PER_SECOND = Gauge(
     [*_OBJECT, "load"],
 )
 GAIN = Gauge(
-    "turbo_deployment_gain",
+    "turbo_deployment_speedup",
     "Speed of answers over that without drafts, of all pods in the last ten minutes.",
     _OBJECT,
 )
-DESIRED_REPLICAS = Gauge("turbo_desired_replicas", "Replicas that are wanted now.", _OBJECT)
+DESIRED_REPLICAS = Gauge("turbo_deployment_desired_replicas", "Replicas that are wanted now.", _OBJECT)
 TIME_TO_FIRST_TOKEN = Gauge(
     "turbo_deployment_predicted_time_to_first_token_seconds",
     "Time to first token that the plan expects, at the target's percentile.",
@@ -67,7 +67,7 @@ TRAINING_SPENT = Gauge(
 )
 TRAININGS = Counter(
     "turbo_trainings",
-    "Trainings that ended, by result: Trained, OverBudget, TrainingFailed.",
+    "Trainings that ended, by result: Trained, BudgetExceeded, TrainingFailed.",
     [*_OBJECT, "result"],
 )
 NODE_GPU_HOURLY_COST = Gauge(
@@ -78,7 +78,7 @@ NODE_GPU_HOURLY_COST = Gauge(
 
 _BY_LOAD = (COST_PER_HOUR, COST_PER_MILLION_TOKENS, TOKENS_PER_SECOND)
 _BY_OBJECT = (GAIN, DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, TRAINING_SPENT)
-ENDS = (TrainingReason.TRAINED, TrainingReason.OVER_BUDGET, TrainingReason.TRAINING_FAILED)
+ENDS = (TrainingReason.TRAINED, TrainingReason.BUDGET_EXCEEDED, TrainingReason.TRAINING_FAILED)
 _stages: dict[Key, set[str]] = {}  # that a gauge is set for
 
 
@@ -109,13 +109,13 @@ def show_training(key: Key, new: TrainingStatus | None, pods: Sequence[TrainPod]
         _stages[key] = {stage}
         share = progress.done / progress.total if progress.total > 0 else 0.0
         _set(TRAINING_PROGRESS, (*labels, stage), share)
-    _set(TRAINING_SPENT, labels, float(new.spent) if new is not None and new.spent else None)
+    _set(TRAINING_SPENT, labels, float(new.cost) if new is not None and new.cost else None)
 
 
 def count_training(key: Key, old: Mapping[str, Any] | None, new: TrainingStatus | None) -> None:
     """Count one that has ended since `old`, which the status held before `new` was written there."""
     last = None if old is None else (old.get("number"), old.get("result"))
-    if new is not None and new.work and new.result and last != (new.number, new.result):
+    if new is not None and new.input_hash and new.result and last != (new.number, new.result):
         TRAININGS.labels(key.namespace, key.name, new.result).inc()
 
 

@@ -78,7 +78,7 @@ class InventorySync:
             status = {
                 "nodes": len(nodes),
                 "allocatable": sum(node.allocatable for node in nodes),
-                "free": sum(node.free for node in nodes),
+                "available": sum(node.free for node in nodes),
             }
             if self._shown.get(name) == status:
                 continue

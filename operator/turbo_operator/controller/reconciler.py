@@ -17,7 +17,7 @@ from turbo_operator import metrics, status
 from turbo_operator.api import (
     ConditionType,
     InvalidObject,
-    ScalingPolicy,
+    ScalingMode,
     TurboDeployment,
     TurboDeploymentStatus,
     parse,
@@ -225,7 +225,7 @@ class Reconciler:
         if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
             seconds.append(ROLLOUT_SECONDS)
         # loads grow old, and windows pass
-        if td.spec.scaling_policy == ScalingPolicy.METRICS or decision.trial is not None:
+        if td.spec.scaling_mode == ScalingMode.METRICS or decision.trial is not None:
             seconds.append(self._settings.scrape_seconds)
         return min(seconds)
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 import aiohttp
 
 from turbo_operator import metrics
-from turbo_operator.api import ScalingPolicy
+from turbo_operator.api import ScalingMode
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.snapshot import PodView, TrainPod
 from turbo_runtime.contract.endpoints import LOAD_PATH, PORT
@@ -91,7 +91,7 @@ class Scraper:
 
     def _follows_load(self, key: Key) -> bool:
         scaling = (self._cache.deployments.get(key) or {}).get("spec", {}).get("scaling", {})
-        return bool(scaling.get("policy") == ScalingPolicy.METRICS)
+        return bool(scaling.get("mode") == ScalingMode.METRICS)
 
     async def _read(
         self,

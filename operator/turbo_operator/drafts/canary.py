@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from turbo_operator import render
-from turbo_operator.api import OFF, Canary, CanaryReason, DraftMethod, ScalingPolicy, TurboDeployment
+from turbo_operator.api import OFF, Canary, CanaryReason, DraftMethod, ScalingMode, TurboDeployment
 from turbo_operator.api.status import MAX_TURNED_DOWN
 from turbo_operator.autoscaler import limits
 from turbo_operator.drafts.speedup import MIN_SECONDS, CanaryRun, GenerationStats, SpeedupTracker
@@ -19,10 +19,15 @@ from turbo_operator.snapshot import ENDED_PHASES, ChildView, DraftView, PodView,
 _FAILING = frozenset({"CrashLoopBackOff", "OOMKilled"})
 _REFUSING_SECONDS = 60.0  # that a pod must refuse a draft for: it tries again by itself
 _UNDER_WAY = frozenset(
-    {CanaryReason.STARTING, CanaryReason.TRYING, CanaryReason.WAITING_FOR_BUDGET, CanaryReason.REFUSED}
+    {
+        CanaryReason.STARTING,
+        CanaryReason.EVALUATING,
+        CanaryReason.WAITING_FOR_BUDGET,
+        CanaryReason.APPLY_REJECTED,
+    }
 )
 GIVE_UP_SECONDS = 24 * 3600.0  # of a pod that a node has, after which a trial without a verdict is over
-# Under `law` rounding decides near-ties: a share of wrong answers is a fault, as of the alert on them.
+# Under `distribution` rounding decides near-ties: only a share of wrong answers is a fault.
 LAW_SHARE = 0.02
 
 
@@ -42,7 +47,7 @@ class CanaryVerdict:
 
     def refused(self, message: str) -> CanaryVerdict:
         """Tell that what it is tried on was not taken, for what `message` says: all else goes on."""
-        return replace(self, reason=CanaryReason.REFUSED, detail=message)
+        return replace(self, reason=CanaryReason.APPLY_REJECTED, detail=message)
 
 
 def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
@@ -60,7 +65,7 @@ def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
         if draft.method == DraftMethod.TURBO_HEADS and draft.target_digest == digest
     ]
     used = td.status.draft
-    known = {identity(draft) for draft in (*td.status.turned_down, used) if draft is not None}
+    known = {identity(draft) for draft in (*td.status.rejected_drafts, used) if draft is not None}
     names = [draft.name for draft in fitting]
     first = names.index(used.name) if used is not None and used.name in names else 0
     # more of them than are remembered would be tried in turn, again and again
@@ -76,7 +81,7 @@ def update_canary(
     The tracker holds a run for as long as its variant shall exist.
     """
     settings, run, verdict, draft = td.spec.rollout.canary, None, None, None
-    is_scaled_to_zero = td.spec.scaling_policy == ScalingPolicy.EXTERNAL and td.spec.replicas == 0
+    is_scaled_to_zero = td.spec.scaling_mode == ScalingMode.EXTERNAL and td.spec.replicas == 0
     if choice is not None and choice.method != OFF and not td.spec.suspend and not is_scaled_to_zero:
         draft = candidate(td, observed)
     if draft is not None and choice is not None and observed.model is not None:
@@ -86,7 +91,7 @@ def update_canary(
             run = speedups.trial
             if run is None or run.variant != variant:
                 run = CanaryRun(variant, now)
-    speedups = replace(speedups, trial=run).update(observed.pods, now, settings.answering_seconds)
+    speedups = replace(speedups, trial=run).update(observed.pods, now, settings.min_generation_seconds)
     if draft is None or speedups.trial is None:
         return speedups, verdict
     pods = _pods(observed, speedups.trial.variant)
@@ -185,10 +190,10 @@ def evaluate_canary(
     for pod in pods:
         if pod.reason in _FAILING and pod.phase not in ENDED_PHASES:
             return verdict(CanaryReason.POD_FAILED, f"Pod {pod.name} with {version}: {pod.reason}.")
-        problem = pod.load.load.draft_problem if pod.load else None
+        problem = pod.load.load.draft_error if pod.load else None
         ready = now - pod.ready_since if pod.ready_since is not None else 0.0
         if problem and not _is_used(draft, [pod]) and ready >= _REFUSING_SECONDS:
-            return verdict(CanaryReason.REFUSED_BY_ENGINE, f"Pod {pod.name}: {problem.rstrip('.')}.")
+            return verdict(CanaryReason.LOAD_FAILED, f"Pod {pod.name}: {problem.rstrip('.')}.")
     total = run.warmup + run.canary
     if total.mismatches and not _is_by_rounding(total, pods, others):
         message = f"{total.mismatches} of {total.audits} answers with {version} differ without drafts."
@@ -207,8 +212,8 @@ def evaluate_canary(
 
 
 def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Sequence[PodView]) -> bool:
-    """Whether answers may differ for no fault of the draft: under `law` one may, or as many as of others."""
-    if any(pod.load is not None and pod.load.load.guarantee == "bytes" for pod in pods):
+    """Whether answers may differ for no fault of the draft, as one may under `distribution`."""
+    if any(pod.load is not None and pod.load.load.guarantee == "bitwise" for pod in pods):
         return False
     reports = [GenerationStats.of(pod.load.load) for pod in others if pod.load is not None]
     usual = sum((report for report in reports if report is not None), GenerationStats())
@@ -217,24 +222,27 @@ def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Seq
 
 
 def _compare(settings: Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:
-    needed, total = settings.answering_seconds, run.warmup + run.canary
+    needed, total = settings.min_generation_seconds, run.warmup + run.canary
     new, old = run.canary.gain, run.baseline.gain
     seconds = min(run.canary.seconds, run.baseline.seconds)
     if seconds < needed or new is None or old is None:
         if run.warmup.seconds < needed:
-            return CanaryReason.TRYING, f"The pod that tries {version} warms up on live traffic."
+            return CanaryReason.EVALUATING, f"The pod that tries {version} warms up on live traffic."
         done = 10 * int(10 * seconds / max(needed, MIN_SECONDS))
-        return CanaryReason.TRYING, (
+        return CanaryReason.EVALUATING, (
             f"{version} is compared with what the other pods use: {done} % of the answers needed are there."
         )
-    if run.began is None or now - run.began < settings.window_seconds:
-        return CanaryReason.TRYING, f"{version} is tried for at least {settings.window}."
+    if run.began is None or now - run.began < settings.min_seconds:
+        return CanaryReason.EVALUATING, f"{version} is tried for at least {settings.min_duration}."
     if not total.audits:
-        return CanaryReason.TRYING, (
+        return CanaryReason.EVALUATING, (
             f"None of the answers with {version} was audited yet: pods do that while they are idle."
         )
     measured = f"{version} makes answers {new:.2f} times as fast as no drafts, and what was there {old:.2f}"
-    if new >= old * float(settings.min_gain):
+    if new >= old * float(settings.min_speedup_ratio):
         differ = f"{total.mismatches} of them differ" if total.mismatches else "none differs"
         return CanaryReason.PROMOTED, f"{measured}; {total.audits} answers audited, {differ}."
-    return CanaryReason.NO_GAIN, f"{measured}: it has to be at least {settings.min_gain} of that."
+    return (
+        CanaryReason.NO_IMPROVEMENT,
+        f"{measured}: it has to be at least {settings.min_speedup_ratio} of that.",
+    )

@@ -87,22 +87,22 @@ def _ready(
             f"{named} was trained for the model {draft.target_digest}, and {model.digest} is served: name "
             "one that was trained for it."
         )
-        return ConditionState("False", DraftReason.WRONG_TARGET, message)
+        return ConditionState("False", DraftReason.TARGET_MODEL_MISMATCH, message)
     if plan is not None and plan.choice is not None and plan.choice.method == OFF:
         message = f"{named} is not used: the plan is one without speculation."
-        return ConditionState("False", DraftReason.DRAFTS_OFF, message)
+        return ConditionState("False", DraftReason.SPECULATION_DISABLED, message)
     if model is not None and (problem := _named_problem(observed, draft.claim_name, model.digest)):
         return ConditionState("False", DraftReason.NOT_FOUND, problem)
     ready = sorted((pod for pod in current if pod.ready), key=lambda pod: pod.name)
     loads = [(pod.name, pod.load.load) for pod in ready if pod.load]
     for name, load in loads:
-        if load.draft_problem:
-            message = f"Pod {name}: {sentence(load.draft_problem)} It serves on without it."
-            return ConditionState("False", DraftReason.REFUSED_BY_ENGINE, message)
+        if load.draft_error:
+            message = f"Pod {name}: {sentence(load.draft_error)} It serves on without it."
+            return ConditionState("False", DraftReason.LOAD_FAILED, message)
     using = sum(load.draft_version == draft.version for _, load in loads)
     message = f"{using} of {len(ready)} pods that answer draft with {draft.version}."
     if ready and using == len(ready):
-        return ConditionState("True", DraftReason.IN_USE, message)
+        return ConditionState("True", DraftReason.LOADED, message)
     return ConditionState("Unknown", DraftReason.LOADING, message)
 
 

@@ -27,7 +27,7 @@ class GenerationStats:
     @classmethod
     def of(cls, load: Load) -> GenerationStats | None:
         """Read what a pod did since its start; None of a runtime that does not report it."""
-        seconds, plain_seconds = load.answering_seconds, load.plain_answering_seconds
+        seconds, plain_seconds = load.generation_seconds, load.baseline_generation_seconds
         if seconds is None or plain_seconds is None:
             return None
         return cls(seconds, plain_seconds, load.audits or 0, load.audit_mismatches or 0)

@@ -14,7 +14,7 @@ from turbo_operator.snapshot import NodeSupply
 _Count = Callable[[Iterable[NodeSupply]], Counter[tuple[str, str]]]
 
 # What more nodes, or larger ones, may mend.
-SHORT = frozenset({PlanReason.NO_CAPACITY, PlanReason.INVALID_PARALLELISM})
+SHORT = frozenset({PlanReason.INSUFFICIENT_CAPACITY, PlanReason.INVALID_PARALLELISM})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ def concerns(plan: Plan, owner: Owner, change: Change, stock: ClusterInventory) 
     if owner.namespace in change.quotas:
         return True
     refused = {row.accelerator for row in plan.rejected if row.reason in SHORT}
-    if not refused.isdisjoint(change.grown) or (change.grown and plan.reason == PlanReason.NO_CAPACITY):
+    if not refused.isdisjoint(change.grown) or (
+        change.grown and plan.reason == PlanReason.INSUFFICIENT_CAPACITY
+    ):
         return True
     choice = plan.choice
     if choice is None or choice.accelerator.name not in change.shrunk:

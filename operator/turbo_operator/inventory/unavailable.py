@@ -21,8 +21,8 @@ def unavailable_until(td: TurboDeployment, pods: Iterable[PodView], now: float) 
     backoff = BACKOFF_TIMEOUTS * _timeout(td)
     times = {
         # No wait gives more than a backoff from now: whatever is later comes of a clock or a hand that erred.
-        entry.accelerator: min(_instant(entry.until), now + backoff)
-        for entry in td.status.exhausted
+        entry.accelerator: min(_instant(entry.expiration_time), now + backoff)
+        for entry in td.status.unavailable_accelerators
     }
     plan = td.status.plan
     if plan is not None and plan.accelerator is not None:

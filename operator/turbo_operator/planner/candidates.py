@@ -135,7 +135,7 @@ def _min_stages(requirements: Requirements, accelerator: Accelerator, tensor: in
     weights = memory.weights(shape, element)
     cache = memory.kv_bytes(shape, element, tensor, length, slides=True) * length
     activations = memory.activation_bytes(
-        shape, element, tensor, engine.max_running, engine.max_step_tokens, 0.0
+        shape, element, tensor, engine.max_num_seqs, engine.max_num_batched_tokens, 0.0
     )
     for nodes in (1, *STAGES):
         held = memory.stage_bytes(shape, weights, element, nodes) / tensor
@@ -189,8 +189,8 @@ def estimate_memory(
     cpu = candidates.by_accelerator(memory.on_cpu, bool)
     element = candidates.by_accelerator(requirements.element_bytes)
     usable = candidates.by_accelerator(memory.usable)
-    running = candidates.by_engine(lambda engine: engine.max_running)
-    step_tokens = candidates.by_engine(lambda engine: engine.max_step_tokens)
+    running = candidates.by_engine(lambda engine: engine.max_num_seqs)
+    step_tokens = candidates.by_engine(lambda engine: engine.max_num_batched_tokens)
     forgets = candidates.by_engine(lambda engine: engine.forgets, bool)
     quantized = candidates.by_engine(lambda engine: engine.quantized, bool)
     tokens = candidates.by_draft(lambda option: option.max_draft_tokens)

@@ -21,8 +21,8 @@ class Engine:
     """One engine at its defaults."""
 
     name: EngineName
-    max_running: int  # requests decoded together
-    max_step_tokens: int  # of one pass, prompts and drafts together
+    max_num_seqs: int  # requests decoded together
+    max_num_batched_tokens: int  # of one pass, prompts and drafts together
     methods: tuple[str, ...]
     quantized: bool  # serves weights as they are stored, instead of converting them
     forgets: bool  # its cache drops what a sliding window has passed
@@ -33,8 +33,8 @@ class Engine:
 ENGINES = (
     Engine(
         EngineName.TURBO,
-        _TURBO.max_running,
-        _TURBO.max_step_tokens,
+        _TURBO.max_num_seqs,
+        _TURBO.max_num_batched_tokens,
         (str(Method.SUFFIX), str(Method.TURBO_HEADS), str(Method.EAGLE3), str(Method.DRAFT_MODEL), OFF),
         quantized=False,
         forgets=False,

@@ -22,12 +22,12 @@ from turbo_operator.snapshot import Accelerator, Host, Supply
 # What a candidate may break, the one that tells most first; an earlier one hides a later one.
 CODES = (
     PlanReason.FEASIBLE,
-    PlanReason.OUT_OF_MEMORY,
-    PlanReason.NO_PROFILE,
+    PlanReason.INSUFFICIENT_MEMORY,
+    PlanReason.PERFORMANCE_UNKNOWN,
     PlanReason.TARGET_UNREACHABLE,
-    PlanReason.NO_CAPACITY,
+    PlanReason.INSUFFICIENT_CAPACITY,
     PlanReason.PRICE_UNKNOWN,
-    PlanReason.OVER_BUDGET,
+    PlanReason.BUDGET_EXCEEDED,
     PlanReason.NOT_YET_SUPPORTED,
 )
 MICRO = 1_000_000  # of a dollar: prices have no smaller part, so that sums of them are exact
@@ -241,17 +241,17 @@ def check_feasibility(
     needs_price = ~(on_demand[availability.capacity_type] & requirements.only_one)
     broken = (
         (PlanReason.NOT_YET_SUPPORTED, lacking[candidate]),
-        (PlanReason.OVER_BUDGET, over),
+        (PlanReason.BUDGET_EXCEEDED, over),
         (PlanReason.PRICE_UNKNOWN, np.isnan(availability.price) & needs_price),
-        (PlanReason.NO_CAPACITY, replicas > bound),
+        (PlanReason.INSUFFICIENT_CAPACITY, replicas > bound),
         (PlanReason.TARGET_UNREACHABLE, short),
-        (PlanReason.NO_PROFILE, ~profiled[candidate] & requirements.needs_speed),
-        (PlanReason.OUT_OF_MEMORY, ~fits[candidate]),
+        (PlanReason.PERFORMANCE_UNKNOWN, ~profiled[candidate] & requirements.needs_speed),
+        (PlanReason.INSUFFICIENT_MEMORY, ~fits[candidate]),
     )
     code = np.zeros(len(candidate), np.int64)
     for reason, mask in broken:
         code[mask] = CODES.index(reason)
-    misses = (PlanReason.OVER_BUDGET, PlanReason.NO_CAPACITY, PlanReason.TARGET_UNREACHABLE)
+    misses = (PlanReason.BUDGET_EXCEEDED, PlanReason.INSUFFICIENT_CAPACITY, PlanReason.TARGET_UNREACHABLE)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = [excess, replicas / np.maximum(bound, 0.5), need / limit]
         miss = np.select([code == CODES.index(reason) for reason in misses], ratios, 1.0)

@@ -16,7 +16,7 @@ from turbo_operator.api import (
     Parallelism,
     Resources,
     Scaling,
-    ScalingPolicy,
+    ScalingMode,
     Targets,
     Template,
     TurboDeploymentSpec,
@@ -199,7 +199,7 @@ class Requirements:
     max_model_len: int
     demand: Demand
     overlong: str | None  # the lengths that max_model_len does not hold, as the start of a sentence
-    policy: ScalingPolicy
+    policy: ScalingMode
     fixed: int  # replicas while the policy is External
     min_replicas: int
     max_replicas: int
@@ -218,12 +218,12 @@ class Requirements:
     @property
     def external(self) -> bool:
         """Whether somebody else decides on the replicas."""
-        return self.policy == ScalingPolicy.EXTERNAL
+        return self.policy == ScalingMode.EXTERNAL
 
     @property
     def expands(self) -> bool:
         """Whether the objective asks for more replicas than the load needs."""
-        return self.objective != Objective.COST and self.policy == ScalingPolicy.PLANNED
+        return self.objective != Objective.COST and self.policy == ScalingMode.PLANNED
 
     @property
     def best(self) -> str:
@@ -280,7 +280,7 @@ def build_requirements(spec: TurboDeploymentSpec, shape: ModelShape, names: tupl
     accelerators, cost = spec.accelerators or Accelerators(), spec.cost or Cost()
     parallelism, template = spec.parallelism or Parallelism(), spec.template or Template()
     # Not read while the policy is External.
-    scaling = Scaling() if spec.scaling_policy == ScalingPolicy.EXTERNAL else spec.scaling
+    scaling = Scaling() if spec.scaling_mode == ScalingMode.EXTERNAL else spec.scaling
     max_model_len = spec.model.max_model_len or NOW.max_length(shape)
     is_unbounded = cost.max_per_hour is None and cost.max_per_million_tokens is None
     is_on_demand = accelerators.capacity_types == (CapacityType.ON_DEMAND,)
@@ -290,7 +290,7 @@ def build_requirements(spec: TurboDeploymentSpec, shape: ModelShape, names: tupl
         max_model_len=max_model_len,
         demand=demand(spec, max_model_len),
         overlong=describe_overlong(spec, max_model_len),
-        policy=spec.scaling_policy,
+        policy=spec.scaling_mode,
         fixed=spec.replicas,
         min_replicas=scaling.min_replicas or 1,
         max_replicas=scaling.max_replicas or MAX_REPLICAS,

@@ -36,7 +36,7 @@ def select_partial(evaluation: PlanEvaluation, running: Running | None) -> tuple
     requirements, availability = evaluation.requirements, evaluation.availability
     candidate, replicas = availability.candidate, np.maximum(evaluation.verdict.replicas, 1.0)
     fitting = np.minimum(np.minimum(availability.room, availability.within_total), availability.affordable)
-    short = evaluation.verdict.has_reason(PlanReason.NO_CAPACITY) & ~evaluation.lacking[candidate]
+    short = evaluation.verdict.has_reason(PlanReason.INSUFFICIENT_CAPACITY) & ~evaluation.lacking[candidate]
     short &= ~np.isnan(availability.price) | requirements.only_one
     if requirements.max_per_million is not None:
         per_million = feasibility.per_million_tokens(

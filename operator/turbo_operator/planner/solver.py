@@ -58,7 +58,7 @@ def plan(
     accelerators = tuple(catalog[name] for name in requirements.names if name in catalog)
     missing = "There is no TurboAccelerator {}: create it, or correct spec.accelerators.allowed."
     absent = tuple(
-        Rejected(name, 1, OFF, PlanReason.NO_PROFILE, missing.format(name))
+        Rejected(name, 1, OFF, PlanReason.ACCELERATOR_NOT_FOUND, missing.format(name))
         for name in requirements.names
         if name not in catalog
     )
@@ -90,7 +90,7 @@ def plan(
     choice = build_choice(evaluation, best, count, predicted)
     is_alone = not any(
         row.accelerator != choice.accelerator.name
-        and row.reason in (PlanReason.DEARER, PlanReason.NOT_PREFERRED)
+        and row.reason in (PlanReason.HIGHER_COST, PlanReason.NOT_PREFERRED)
         for row in rejected
     )
     detail = messages.chosen(choice, count, is_alone, requirements)
@@ -159,7 +159,7 @@ def _find_problem(requirements: Requirements, draft: ModelShape | None) -> tuple
             f"of {shape.vocab_size}: name a draft model with the model's own, or leave draftModel out."
         )
     if not requirements.names:
-        return PlanReason.NO_PROFILE, "There is no TurboAccelerator: create one to choose from."
+        return PlanReason.ACCELERATOR_NOT_FOUND, "There is no TurboAccelerator: create one to choose from."
     conflict = find_parallelism_conflict(requirements)
     return None if conflict is None else (PlanReason.INVALID_PARALLELISM, conflict)
 

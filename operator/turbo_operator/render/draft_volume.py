@@ -43,7 +43,9 @@ def _awaited(td: TurboDeployment) -> str | None:
     """On which drafts are trained, or further ones lie, while there is none of its own."""
     speculation = td.spec.speculation
     training = speculation.training
-    return training.pvc.claim_name if training and (training.enabled or speculation.named_drafts) else None
+    if training is None or (training.suspend and not speculation.named_drafts):
+        return None
+    return training.claim_name
 
 
 def argument(claim: str | None) -> str | None:

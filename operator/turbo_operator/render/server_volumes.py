@@ -24,13 +24,13 @@ def api_keys(td: TurboDeployment) -> ApiKeysSecretRef | None:
 
 
 def api_keys_argument(td: TurboDeployment) -> str | None:
-    """Return what the runtime gets as --api-keys."""
+    """Return what the runtime gets as --api-key-file."""
     return f"{KEYS_FOLDER}/{KEYS_FILE}" if api_keys(td) else None
 
 
 def capture(td: TurboDeployment) -> Capture | None:
     """Return how prompts are kept; None where they are not."""
-    return td.spec.capture if td.spec.capture and td.spec.capture.enabled else None
+    return td.spec.capture if td.spec.capture and not td.spec.capture.suspend else None
 
 
 def capture_argument(td: TurboDeployment) -> str | None:
@@ -79,7 +79,7 @@ def server_volumes(td: TurboDeployment) -> list[MountedVolume]:
         volumes.append(mounted_volume("api-keys", {"secret": secret}, KEYS_FOLDER, read_only=True))
     if kept := capture(td):
         settings = {"configMap": {"name": capture_configmap_name(td)}}
-        claim = {"persistentVolumeClaim": {"claimName": kept.pvc.claim_name}}
+        claim = {"persistentVolumeClaim": {"claimName": kept.persistent_volume_claim.claim_name}}
         volumes.append(mounted_volume("capture-settings", settings, CAPTURE_FOLDER, read_only=True))
         volumes.append(mounted_volume("capture", claim, CAPTURE_CLAIM_PATH))
     return volumes

@@ -45,7 +45,7 @@ from turbo_runtime.contract.model import ModelInfo
 
 # A later operator that hashes other things takes the next prefix, and keeps computing this one for the
 # variants that bear it.
-HASH_VERSION = "v1"
+HASH_VERSION = "v2"
 HASH_DIGITS = 8
 
 CPU = "cpu"
@@ -72,7 +72,7 @@ def plan_hash(
     claim = draft_volume.claim(td, draft, choice)
     accelerator = choice.accelerator
     material: dict[str, Any] = {
-        "argv": _hashed(runtime_config(td, choice, facts, claim)),
+        "argv": runtime_config(td, choice, facts, claim).to_argv(),
         "uri": td.spec.model.uri,
         "token": td.spec.model.token_secret_ref.dump() if td.spec.model.token_secret_ref else None,
         "image": td.spec.engine.image,
@@ -94,7 +94,7 @@ def plan_hash(
     if keys := server_volumes.api_keys(td):
         material["apiKeys"] = keys.dump()
     if capture := server_volumes.capture(td):
-        material["capture"] = capture.pvc.dump()  # the rest reaches pods as they run
+        material["capture"] = capture.persistent_volume_claim.dump()  # the rest reaches pods as they run
     if claim:
         material["drafts"] = claim
     if trial and draft:
@@ -111,18 +111,18 @@ def runtime_config(
     config = RuntimeConfig(
         model=source.argument(td),
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
-        served_name=td.served_name,
+        served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
         dtype="float32" if choice.dtype == "float32" else "bfloat16",
         threads=max(1, int(_cores(td, choice))) if cpu else None,
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
         speculation="off" if choice.method == OFF else "suffix",
-        drafts=draft_volume.argument(claim),
+        draft_config=draft_volume.argument(claim),
         max_draft_tokens=choice.max_draft_tokens,
-        drain_seconds=td.spec.drain.timeout_seconds,
-        api_keys=server_volumes.api_keys_argument(td),
-        capture=server_volumes.capture_argument(td),
+        drain_timeout_seconds=td.spec.drain.timeout_seconds,
+        api_key_file=server_volumes.api_keys_argument(td),
+        capture_config=server_volumes.capture_argument(td),
     )
     return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout)
 
@@ -141,7 +141,7 @@ def pod_template(
     claim = draft_volume.claim(td, draft, choice)
     config = runtime_config(td, choice, facts, claim)
     if trial:
-        config = dataclasses.replace(config, audit_share=TRIAL_AUDIT_SHARE)
+        config = dataclasses.replace(config, audit_fraction=TRIAL_AUDIT_SHARE)
     container = build_container(
         td, settings, "runtime", ["turbo", "serve"], config.to_argv(), resources(td, choice)
     ) | {
@@ -157,7 +157,7 @@ def pod_template(
     spec = placed_pod_spec(td, container, choice, volumes)
     if server_volumes.capture(td):
         spec["securityContext"] |= OWN_GROUP
-    grace = config.drain_seconds + config.endpoint_seconds + GRACE_SLACK_SECONDS
+    grace = config.drain_timeout_seconds + config.shutdown_delay_seconds + GRACE_SLACK_SECONDS
     spec["terminationGracePeriodSeconds"] = math.ceil(grace)
     own = {
         **labels(td, ROLE_SERVING),
@@ -186,16 +186,6 @@ def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
         requests |= overlay.requests or {}
         limits |= overlay.limits or {}
     return {"requests": requests, "limits": limits}
-
-
-def _hashed(config: RuntimeConfig) -> list[str]:
-    """Return the arguments as of `HASH_VERSION`: `suffix` was the default then, and is `auto` now."""
-    argv = config.to_argv()
-    if config.speculation == "suffix":
-        argv.remove("--speculation=suffix")
-    elif config.speculation == "auto":
-        argv.append("--speculation=auto")
-    return argv
 
 
 def _cores(td: TurboDeployment, choice: Choice) -> Decimal:

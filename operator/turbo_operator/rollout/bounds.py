@@ -127,5 +127,5 @@ def trainings_holding(td: TurboDeployment, observed: Snapshot) -> tuple[Holding,
     if pods:
         return tuple((labeled_footprint(pod, observed.accelerators), 1) for pod in pods)
     state = td.status.training
-    row = observed.accelerators.get(state.accelerator or "") if state and state.result is None else None
+    row = observed.accelerators.get(state.accelerator_name or "") if state and state.result is None else None
     return ((Footprint(row, CapacityType.ON_DEMAND, 1), 1),) if row is not None else ()

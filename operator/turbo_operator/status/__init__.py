@@ -66,12 +66,12 @@ def compute(
         rollout=takeover.rollout,
         draft=fields.draft(observed),
         canary=fields.canary(verdict),
-        turned_down=fields.turned_down(td.status, verdict, now),
+        rejected_drafts=fields.turned_down(td.status, verdict, now),
         training=outcome.step.state,
         observed=fields.live(td.status.observed, observed, now),
         calibrations=outcome.calibrations,
         scale_history=fields.scale_history(td.status, scale, now),
-        exhausted=fields.exhausted(observed),
+        unavailable_accelerators=fields.exhausted(observed),
         conditions=_conditions(states, td.status.conditions, td.metadata.generation, now),
     )
 
@@ -90,8 +90,8 @@ def invalid(document: Mapping[str, Any], problem: str, now: float) -> TurboDeplo
     message = f"The spec cannot be read: {problem}."
     states = {
         ConditionType.READY: ConditionState("False", ReadyReason.INVALID_SPEC, message),
-        ConditionType.RECONCILING: ConditionState("False", StalledReason.NEEDS_CHANGE, message),
-        ConditionType.STALLED: ConditionState("True", StalledReason.NEEDS_CHANGE, message),
+        ConditionType.RECONCILING: ConditionState("False", StalledReason.USER_ACTION_REQUIRED, message),
+        ConditionType.STALLED: ConditionState("True", StalledReason.USER_ACTION_REQUIRED, message),
     }
     new = _conditions(states, old.conditions, generation, now)
     others = (condition for condition in old.conditions if condition.type not in states)

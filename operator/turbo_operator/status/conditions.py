@@ -14,7 +14,7 @@ from turbo_operator.api import (
     ModelInspectedReason,
     PlanReason,
     ReadyReason,
-    ScalingPolicy,
+    ScalingMode,
     ScalingReason,
     TurboDeployment,
 )
@@ -33,11 +33,11 @@ POD_REASONS: Mapping[str, AvailableReason] = {
     reason: meaning
     for meaning, reasons in {
         AvailableReason.WAITING_FOR_ACCELERATOR: "Unschedulable SchedulingGated",
-        AvailableReason.IMAGE_PULL: "ErrImagePull ImagePullBackOff ImageInspectError InvalidImageName "
-        "ErrImageNeverPull RegistryUnavailable",
-        AvailableReason.OUT_OF_MEMORY: "OOMKilled",
-        AvailableReason.CRASH_LOOP: "CrashLoopBackOff CreateContainerConfigError CreateContainerError "
-        "RunContainerError StartError ContainerCannotRun Error Evicted",
+        AvailableReason.IMAGE_PULL_BACK_OFF: "ErrImagePull ImagePullBackOff ImageInspectError "
+        "InvalidImageName ErrImageNeverPull RegistryUnavailable",
+        AvailableReason.OOM_KILLED: "OOMKilled",
+        AvailableReason.CRASH_LOOP_BACK_OFF: "CrashLoopBackOff CreateContainerConfigError "
+        "CreateContainerError RunContainerError StartError ContainerCannotRun Error Evicted",
     }.items()
     for reason in reasons.split()
 }
@@ -123,7 +123,7 @@ def _available(
     answering = f"{ready} of {scale.replicas} replicas answer."
     if ready >= _minimum(scale.replicas):
         message = answering + _missing(outcome, ready, current)
-        return ConditionState("True", AvailableReason.MINIMUM_REPLICAS, message)
+        return ConditionState("True", AvailableReason.MINIMUM_REPLICAS_AVAILABLE, message)
     if plan_hash is None and not serving:
         message = f"0 of {scale.replicas} replicas answer. {feasible.message}"
         return ConditionState("False", AvailableReason.NO_PLAN, message)
@@ -158,7 +158,7 @@ def _held_up(
         return failing
     for child in observed.children:
         if child.kind == "Deployment" and child.message and plan_hash in (None, child.plan_hash):
-            why = AvailableReason.QUOTA_EXCEEDED if child.is_over_quota else ReadyReason.REFUSED
+            why = AvailableReason.QUOTA_EXCEEDED if child.is_over_quota else ReadyReason.APPLY_REJECTED
             return ConditionState("False", why, f"No pod can be made: {sentence(child.message)}")
     ended = [pod for pod in observed.pods if pod.phase in ENDED_PHASES and plan_hash in (None, pod.plan_hash)]
     if not pods and (failed := _first_failing(ended)):
@@ -202,7 +202,7 @@ def _ready(
     """Whether what runs serves the spec, or its last feasible plan; else the first thing that holds it up."""
     replicas, plan_hash, takeover = outcome.scale.replicas, outcome.plan_hash, outcome.takeover
     if refused:
-        return ConditionState("False", ReadyReason.REFUSED, sentence(refused))
+        return ConditionState("False", ReadyReason.APPLY_REJECTED, sentence(refused))
     if outcome.scale.reason == ScalingReason.SUSPENDED:
         return ConditionState("False", ReadyReason.SUSPENDED, available.message)
     if inspected.status == "Unknown":  # whether the new spec can be served is not known yet
@@ -226,7 +226,7 @@ def _ready(
         if takeover.waits:
             message = f"The plan before it serves on. {takeover.waits}"
             by_spec = takeover.waits_for_spec
-            why = ReadyReason.NEEDS_CHANGE if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
+            why = ReadyReason.USER_ACTION_REQUIRED if by_spec else AvailableReason.WAITING_FOR_ACCELERATOR
             return ConditionState("False", why, message)
         cause = _held_up(outcome.scale, observed, current, plan_hash, ready)
         message = f"The plan before it serves on. Of the new plan: {cause.message}"
@@ -235,13 +235,16 @@ def _ready(
 
 
 def _scaling(td: TurboDeployment, scale: ScalingDecision) -> ConditionState:
-    idle = (ScalingReason.SUSPENDED, ScalingReason.HOLDING_NO_METRICS)  # as a HorizontalPodAutoscaler says it
+    idle = (
+        ScalingReason.SUSPENDED,
+        ScalingReason.METRICS_UNAVAILABLE,
+    )  # as a HorizontalPodAutoscaler says it
     active: Literal["True", "False"] = "False" if scale.reason in idle else "True"
     message = scale.detail
-    if td.spec.scaling_policy != ScalingPolicy.EXTERNAL and td.spec.replicas != 1 and not td.spec.suspend:
+    if td.spec.scaling_mode != ScalingMode.EXTERNAL and td.spec.replicas != 1 and not td.spec.suspend:
         message += (
             f" spec.replicas of {td.spec.replicas} is not followed: kubectl scale and other autoscalers "
-            "decide under spec.scaling.policy External alone."
+            "decide under spec.scaling.mode External alone."
         )
     return ConditionState(active, scale.reason, message)
 
@@ -257,4 +260,4 @@ def _within_budget(observed: Snapshot, ceiling: Decimal | None) -> ConditionStat
     message = f"What runs costs {money(cost)} $/h, and spec.cost.maxPerHour is {money(ceiling)}."
     if cost <= ceiling:
         return ConditionState("True", BudgetReason.WITHIN_BUDGET, message)
-    return ConditionState("False", BudgetReason.OVER_BUDGET, message)
+    return ConditionState("False", BudgetReason.BUDGET_EXCEEDED, message)

@@ -67,14 +67,14 @@ def turned_down(
 ) -> tuple[RejectedDraft, ...]:
     """Return the last drafts that were rejected."""
     if verdict is None or not verdict.is_over or verdict.reason == CanaryReason.PROMOTED:
-        return old.turned_down
+        return old.rejected_drafts
     new = RejectedDraft(
         **dict(_draft(verdict.draft)),
         reason=verdict.reason,
         message=_bounded(verdict.detail),
         time=rfc3339(now),
     )
-    return (*old.turned_down, new)[-MAX_TURNED_DOWN:]
+    return (*old.rejected_drafts, new)[-MAX_TURNED_DOWN:]
 
 
 def _draft(view: DraftView) -> DraftStatus:
@@ -94,13 +94,13 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
             nodes=row.nodes,
             method=row.method,
             reason=row.reason,
-            detail=_bounded(row.detail),
+            message=_bounded(row.detail),
         )
         for row in new.rejected[:MAX_REJECTED]
     )
     choice = new.served
     if choice is None:
-        update = {"reason": new.reason, "detail": _bounded(new.detail), "rejected": rejected}
+        update = {"reason": new.reason, "message": _bounded(new.detail), "rejected": rejected}
         return (old or PlanStatus()).model_copy(update=update)
     return PlanStatus(
         hash=plan_hash,
@@ -116,7 +116,7 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
         replicas=new.replicas,
         predicted=_predicted(choice.predicted),
         reason=new.reason,
-        detail=_bounded(new.detail),
+        message=_bounded(new.detail),
         rejected=rejected,
     )
 
@@ -159,7 +159,7 @@ def live(old: ObservedMetrics | None, observed: Snapshot, now: float) -> Observe
         return None
     return ObservedMetrics(
         tokens_per_second=rate,
-        gain=gain,
+        speedup=gain,
         cost_per_hour=_money(cost),
         cost_per_million_tokens=_money(per_million),
     )
@@ -167,7 +167,7 @@ def live(old: ObservedMetrics | None, observed: Snapshot, now: float) -> Observe
 
 def shown_gain(old: ObservedMetrics | None, observed: Snapshot) -> str | None:
     """Return the speedup of all pods, as it stands in the status."""
-    return _stepped(old.gain if old is not None else None, observed.gain, "{:.2f}")
+    return _stepped(old.speedup if old is not None else None, observed.gain, "{:.2f}")
 
 
 def scale_history(old: TurboDeploymentStatus, scale: ScalingDecision, now: float) -> tuple[ScaleEvent, ...]:
@@ -185,7 +185,7 @@ def scale_history(old: TurboDeploymentStatus, scale: ScalingDecision, now: float
 def exhausted(observed: Snapshot) -> tuple[UnavailableAccelerator, ...]:
     """Return the accelerators that no pod could get, and until when they are passed over."""
     return tuple(
-        UnavailableAccelerator(accelerator=name, until=rfc3339(supply.exhausted_until))
+        UnavailableAccelerator(accelerator=name, expiration_time=rfc3339(supply.exhausted_until))
         for name, supply in sorted((observed.supply or {}).items())
         if supply.exhausted_until is not None
     )

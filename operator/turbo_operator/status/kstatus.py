@@ -50,15 +50,17 @@ def _stalled(
     """Whether nothing will get better unless somebody changes something."""
     takeover = outcome.takeover
     if refused:
-        return ConditionState("True", StalledReason.NEEDS_CHANGE, sentence(refused))
+        return ConditionState("True", StalledReason.USER_ACTION_REQUIRED, sentence(refused))
     for reason, stalled in _GIVEN_UP.items():
         if takeover.is_over(reason):
             return ConditionState("True", stalled, takeover.describe_failure(td))
     for cause in (others[ConditionType.MODEL_INSPECTED], others[ConditionType.PLAN_FEASIBLE]):
-        if cause.status == "False" and cause.reason != PlanReason.NO_CAPACITY:  # nodes come, and pods go
-            return ConditionState("True", StalledReason.NEEDS_CHANGE, cause.message)
+        if (
+            cause.status == "False" and cause.reason != PlanReason.INSUFFICIENT_CAPACITY
+        ):  # nodes come, and pods go
+            return ConditionState("True", StalledReason.USER_ACTION_REQUIRED, cause.message)
     if outcome.scale.replicas and takeover.waits and takeover.waits_for_spec:
-        return ConditionState("True", StalledReason.NEEDS_CHANGE, takeover.waits)
+        return ConditionState("True", StalledReason.USER_ACTION_REQUIRED, takeover.waits)
     return ConditionState("False", StalledReason.PROGRESSING, "Nothing waits for a change of the spec.")
 
 
@@ -86,7 +88,7 @@ def _reconciling(
         remaining = _describe_remaining(observed, outcome)
     if remaining is not None:
         return ConditionState("True", ReconcilingReason.PROGRESSING, remaining)
-    return ConditionState("False", ReconcilingReason.IN_FORCE, "What runs is what the spec asks for.")
+    return ConditionState("False", ReconcilingReason.UP_TO_DATE, "What runs is what the spec asks for.")
 
 
 def _describe_remaining(observed: Snapshot, outcome: Outcome) -> str | None:

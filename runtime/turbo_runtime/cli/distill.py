@@ -165,8 +165,8 @@ def _run(
         dtype=dtype,  # type: ignore[arg-type]  # likewise
         threads=options.threads,
         max_model_len=options.max_model_len,
-        max_running=MAX_RUNNING,
-        audit_share=0.0,
+        max_num_seqs=MAX_RUNNING,
+        audit_fraction=0.0,
     )
     with progress.stage("model", 1, "loaded") as advance:
         served = TargetModel(config)

@@ -8,7 +8,7 @@ from typing import Literal
 from turbo_runtime.contract.codec import JsonDocument
 from turbo_runtime.contract.model import StepTime
 
-Guarantee = Literal["bytes", "law"]
+Guarantee = Literal["bitwise", "distribution"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,17 @@ class Load(JsonDocument):
     guarantee: Guarantee
     draining: bool
     # Absent means unknown, of an older or another runtime.
-    max_running: int | None = None  # requests decoded together at most
+    max_num_seqs: int | None = None  # requests decoded together at most
     prompts: int | None = None  # requests taken in, since start
     prompt_tokens: int | None = None  # of those
     step_times: tuple[StepTime, ...] | None = None  # of the start-up micro-benchmark; None: not made
     speedup: float | None = None  # tokens per second lately over those without drafts; None: not known
-    answering_seconds: float | None = None  # of steps that brought answers tokens, since start
-    plain_answering_seconds: float | None = None  # that as many tokens would have taken without drafts
+    generation_seconds: float | None = None  # of steps that brought answers tokens, since start
+    baseline_generation_seconds: float | None = None  # that as many tokens would have taken without drafts
     audits: int | None = None  # answers replayed without speculation, since start
     audit_mismatches: int | None = None
     draft_version: str | None = None  # of the draft weights in use; empty: none
-    draft_problem: str | None = None  # why drafts are not those asked for; empty: they are
+    draft_error: str | None = None  # why drafts are not those asked for; empty: they are
     captured: int | None = None  # prompts kept to learn from, since start
 
     @property

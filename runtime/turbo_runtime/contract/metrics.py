@@ -95,43 +95,45 @@ GUARANTEE_INFO = Metric(
 STEP_SECONDS = _counter("turbo:step_seconds", "seconds of the engine's steps")
 FORWARD_SECONDS = _counter("turbo:forward_seconds", "seconds of them in the model")
 # The growth of the second over that of the first is the speed-up of any window.
-ANSWERING_SECONDS = _counter("turbo:answering_seconds", "seconds of steps that brought answers tokens")
-PLAIN_ANSWERING_SECONDS = _counter(
-    "turbo:plain_answering_seconds", "seconds that as many tokens would take without drafts"
+GENERATION_SECONDS = _counter("turbo:generation_seconds", "seconds of steps that brought answers tokens")
+BASELINE_GENERATION_SECONDS = _counter(
+    "turbo:baseline_generation_seconds", "seconds that as many tokens would take without drafts"
 )
 AUDITS = _counter("turbo:audits", "answers replayed without speculation")
 AUDIT_MISMATCHES = _counter("turbo:audit_mismatches", "replayed answers that came out otherwise")
-CHOSEN_DRAFTS = _counter(
-    "turbo:chosen_drafts", "how often so many drafts were verified for an answer in a step", "drafts"
+VERIFIED_DRAFT_LENGTH = _counter(
+    "turbo:verified_draft_length", "how often so many drafts were verified for an answer in a step", "drafts"
 )
 SPEEDUP = _gauge("turbo:speedup", "tokens per second lately over those without drafts")
 HEARTBEAT_AGE = _gauge(
     "turbo:engine_heartbeat_age_seconds", "seconds since the engine last finished a step or a rest"
 )
-DRAFT_PROBLEM = _gauge(  # /version says why
-    "turbo:draft_problem", "1 while drafts are not what was asked for, or there are none for a fault"
+DRAFT_ERROR = _gauge(  # /version says why
+    "turbo:draft_error", "1 while drafts are not what was asked for, or there are none for a fault"
 )
 DRAFT_INFO = _gauge("turbo:draft_info", "the version of the draft weights in use", "draft", "version")
 # What SPEC_NUM_* count of all requests, of those that chose a draft: default, or a name of the --drafts file.
 DRAFTS_BY_DRAFT = _counter(
-    "turbo:drafts_by_draft",
+    "turbo:spec_decode_num_drafts",
     "verification passes with a drafted token, of requests by the draft they have",
     "draft",
 )
-DRAFT_TOKENS_BY_DRAFT = _counter("turbo:draft_tokens_by_draft", "tokens drafted for them", "draft")
-ACCEPTED_TOKENS_BY_DRAFT = _counter("turbo:accepted_tokens_by_draft", "of these, tokens accepted", "draft")
+DRAFT_TOKENS_BY_DRAFT = _counter("turbo:spec_decode_num_draft_tokens", "tokens drafted for them", "draft")
+ACCEPTED_TOKENS_BY_DRAFT = _counter(
+    "turbo:spec_decode_num_accepted_tokens", "of these, tokens accepted", "draft"
+)
 OWN_DRAFT_TOKENS_BY_DRAFT = _counter(
-    "turbo:own_draft_tokens_by_draft", "tokens drafted for them by the draft's own layers", "draft"
+    "turbo:spec_decode_num_head_draft_tokens", "tokens drafted for them by the draft's own layers", "draft"
 )
 OWN_ACCEPTED_TOKENS_BY_DRAFT = _counter(
-    "turbo:own_accepted_tokens_by_draft", "of these, tokens accepted", "draft"
+    "turbo:spec_decode_num_head_accepted_tokens", "of these, tokens accepted", "draft"
 )
 CAPTURE_PROMPTS = _counter(  # kept, not_sampled, refused, ambiguous, unredacted, deleted, overrun or failed
     "turbo:capture_prompts", "prompts by whether they were kept to learn from", "outcome"
 )
 CAPTURE_BYTES = _gauge("turbo:capture_bytes", "bytes of the folder that prompts are kept in")
-CAPTURE_PROBLEM = _gauge(  # the log says why
-    "turbo:capture_problem", "1 while prompts are not kept as was asked for"
+CAPTURE_ERROR = _gauge(  # the log says why
+    "turbo:capture_error", "1 while prompts are not kept as was asked for"
 )
 
 METRICS = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

@@ -198,7 +198,7 @@ class Distillation:
         """Other arithmetic in the middle would give other bits."""
         ready = self._served.ready
         machine: dict[str, Any] = {"guarantee": ready.guarantee}
-        if ready.guarantee == "law":
+        if ready.guarantee == "distribution":
             machine["kv_blocks"] = ready.kv_blocks  # which prompts are computed together depends on it
         before = self._work.read(MACHINE)
         if before is None:

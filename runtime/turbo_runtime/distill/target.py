@@ -69,8 +69,8 @@ class TargetModel:
         first = self._engine.scheduler
         scheduler = Scheduler(
             pool,
-            max_running=first.max_running,
-            max_step_tokens=first.max_step_tokens,
+            max_num_seqs=first.max_num_seqs,
+            max_num_batched_tokens=first.max_num_batched_tokens,
             max_draft_tokens=first.max_draft_tokens,
             max_length=min(first.max_length, pool.num_blocks * BLOCK_SIZE),
             shared_tile=first.shared_tile,
@@ -143,7 +143,7 @@ class TargetModel:
 
     def _batches(self, completions: Sequence[Completion]) -> Iterator[list[Completion]]:
         """As many together as one step and the KV cache fit."""
-        max_tokens = self._engine.scheduler.max_step_tokens
+        max_tokens = self._engine.scheduler.max_num_batched_tokens
         batch: list[Completion] = []
         tokens = blocks = 0
         for completion in completions:
@@ -177,7 +177,7 @@ class TargetModel:
 
     def _passes(self, completions: Sequence[Completion]) -> Iterator[list[Chunk]]:
         """Yield one pass over several short responses, or several over one that is longer than a step."""
-        max_tokens, pool = self._engine.scheduler.max_step_tokens, BlockPool(self._blocks)
+        max_tokens, pool = self._engine.scheduler.max_num_batched_tokens, BlockPool(self._blocks)
         texts = [_read_tokens(completion) for completion in completions]
         tables = [pool.take(blocks_for(len(text))) for text in texts]
         chunks: list[Chunk] = []

@@ -131,11 +131,11 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return the state and the counters."""
         running, waiting = self.scheduler.running, self.scheduler.waiting
-        drafters, (answering, plain) = self.speculation.drafters, self.speculation.control.answering_seconds
+        drafters, (answering, plain) = self.speculation.drafters, self.speculation.control.generation_seconds
         return EngineStats(
             **self._counters.values(),
-            answering_seconds=answering,
-            plain_answering_seconds=plain,
+            generation_seconds=answering,
+            baseline_generation_seconds=plain,
             running_requests=len(running),
             waiting_requests=len(waiting),
             running_tokens=sum(s.computed for s in running),
@@ -147,7 +147,7 @@ class Engine:
             speedup=self.speculation.control.speedup,
             draft_version=drafters.version,
             by_draft=self._counters.by_draft(drafters.versions),
-            draft_problem=drafters.problem,
+            draft_error=drafters.problem,
         )
 
     def rest(self) -> None:

@@ -56,8 +56,8 @@ class Scheduler:
         self,
         ledger: BlockPool,
         *,
-        max_running: int,
-        max_step_tokens: int,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
         max_draft_tokens: int,
         max_length: int,
         shared_tile: int = PROMPT_TILE,
@@ -69,8 +69,8 @@ class Scheduler:
             raise ValueError(f"{ledger.num_blocks} blocks cannot hold one sequence of {max_length} tokens")
         self.ledger = ledger
         self.prefixes = PrefixCache(ledger)
-        self.max_running = max_running
-        self.max_step_tokens = max_step_tokens
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
         self.max_draft_tokens = max_draft_tokens
         self.max_length = max_length
         self.shared_tile = shared_tile
@@ -131,7 +131,7 @@ class Scheduler:
         `likely`: drafts that a request will probably use, for which prompts leave room; by default all it
         could.
         """
-        step = _StepBudget(self.max_step_tokens)
+        step = _StepBudget(self.max_num_batched_tokens)
         for sequence in [sequence for sequence in self.running if sequence.missing == 1]:
             if self._find_block(sequence, step):
                 self._compute(sequence, 1, step)
@@ -236,7 +236,7 @@ class Scheduler:
         block this step computes also waits: it finds the block in the next step, so that equal prompts, or n
         answers to one, are computed once.
         """
-        while step.tokens and len(self.running) < self.max_running:
+        while step.tokens and len(self.running) < self.max_num_seqs:
             sequence = self._resuming[0] if self._resuming else self._queue.first()
             if sequence is None:
                 return

@@ -24,7 +24,7 @@ class Counters:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     accepted_per_position: list[int] = field(default_factory=list)
-    chosen_drafts: list[int] = field(default_factory=list)
+    verified_draft_length: list[int] = field(default_factory=list)
     step_seconds: float = 0.0
     forward_seconds: float = 0.0
     audits: int = 0
@@ -41,8 +41,8 @@ class Counters:
         that a grammar forced; `chosen`: its trained draft.
         """
         self.generated_tokens += len(verdict.tokens)
-        _reach(self.chosen_drafts, drafted + 1)
-        self.chosen_drafts[drafted] += 1
+        _reach(self.verified_draft_length, drafted + 1)
+        self.verified_draft_length[drafted] += 1
         if drafted:
             self.drafts += 1
             self.draft_tokens += drafted

@@ -56,7 +56,7 @@ def read_keys(path: Path) -> list[tuple[bytes, str]]:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-        raise ValueError(f"--api-keys: {path} cannot be read: {reason}.") from error
+        raise ValueError(f"--api-key-file: {path} cannot be read: {reason}.") from error
     keys = []
     for number, line in enumerate(lines, start=1):
         if not line or line.startswith("#"):
@@ -66,13 +66,13 @@ def read_keys(path: Path) -> list[tuple[bytes, str]]:
             name, secret = "", line
         if len(secret) < MIN_KEY_LENGTH or any(letter.isspace() for letter in secret):
             raise ValueError(
-                f"--api-keys: line {number} of {path} holds no key: "
+                f"--api-key-file: line {number} of {path} holds no key: "
                 f"a key has at least {MIN_KEY_LENGTH} characters and no white space."
             )
         digest = _digest(secret)
         keys.append((digest, name or digest.hex()[:16]))  # a nameless key is a tenant of its own
     if not keys:
-        raise ValueError(f"--api-keys: {path} holds no key; write one a line, as name:key.")
+        raise ValueError(f"--api-key-file: {path} holds no key; write one a line, as name:key.")
     return keys
 
 

@@ -108,13 +108,13 @@ def build_probe_router(service: Service) -> APIRouter:
                 "model": model.name,
                 "digest": info.digest,
                 "guarantee": info.guarantee,
-                "law_reason": info.law_reason or None,
+                "guarantee_reason": info.guarantee_reason or None,
                 "arithmetic": info.arithmetic,
                 "device": info.device,
                 "dtype": info.dtype,
                 "draft_version": stats.draft_version or None,
                 "drafts": {draft.name: draft.version or None for draft in stats.by_draft},
-                "draft_problem": stats.draft_problem or None,
+                "draft_error": stats.draft_error or None,
                 "max_model_len": model.context,
             }
         )

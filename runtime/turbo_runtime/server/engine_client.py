@@ -290,7 +290,7 @@ class EngineClient:
             return
         self._hang_message = (
             f"The engine process has not finished a step for {self.watchdog.limit_seconds:g} s and was "
-            "ended. If a step may take that long here, lower --max-step-tokens or raise "
+            "ended. If a step may take that long here, lower --max-num-batched-tokens or raise "
             "--step-timeout-seconds."
         )
         self._process.kill()  # also ends a process that is stopped

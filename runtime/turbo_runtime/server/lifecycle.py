@@ -36,11 +36,11 @@ def run_server(config: RuntimeConfig, engine: EngineMain | None = None) -> int:
     number when a second signal cut the drain short.
     """
     try:
-        keys = None if config.api_keys is None else ApiKeys(Path(config.api_keys))
+        keys = None if config.api_key_file is None else ApiKeys(Path(config.api_key_file))
     except ValueError as error:
         return _fail(str(error))
     try:
-        capture = None if config.capture is None else Capture(Path(config.capture))
+        capture = None if config.capture_config is None else Capture(Path(config.capture_config))
     except CaptureError as error:
         return _fail(f"--capture: {error}.")
     try:
@@ -127,8 +127,8 @@ async def _load(service: Service, tokenizer_dir: Path, url: str) -> None:
         f"Model loaded in {info.load_seconds:.1f} s on {info.device} as {info.dtype}, "
         f"{model.context} tokens of context."
     )
-    promise = "the same bytes" if info.guarantee == "bytes" else "the same distribution"
-    reason = f"; {info.law_reason}" if info.law_reason else ""
+    promise = "the same bytes" if info.guarantee == "bitwise" else "the same distribution"
+    reason = f"; {info.guarantee_reason}" if info.guarantee_reason else ""
     _log(
         f"Start-up check took {info.check_seconds:.1f} s; guarantee on this machine: {info.guarantee} "
         f"({promise} with speculation and without{reason})."
@@ -172,21 +172,21 @@ async def _drain(service: Service, at_terminal: bool) -> None:
     """Leave the load balancers, of which a terminal has none, then finish what runs."""
     loop = asyncio.get_running_loop()
     config = service.config
-    deadline = loop.time() + max(config.drain_seconds, config.endpoint_seconds)
+    deadline = loop.time() + max(config.drain_timeout_seconds, config.shutdown_delay_seconds)
     if not at_terminal:
         service.phase = Phase.LEAVING
         _log(
-            f"Draining: taking requests for {config.endpoint_seconds:g} s more, "
+            f"Draining: taking requests for {config.shutdown_delay_seconds:g} s more, "
             "then finishing those that run."
         )
-        await asyncio.sleep(config.endpoint_seconds)
+        await asyncio.sleep(config.shutdown_delay_seconds)
     service.phase = Phase.CLOSED
     _log(f"Finishing {service.slots.answers} running answers.")
     with contextlib.suppress(TimeoutError):  # reported below
         async with asyncio.timeout_at(deadline):
             await service.slots.empty.wait()
     if service.slots.answers:
-        seconds = f"{config.drain_seconds:g} s"
+        seconds = f"{config.drain_timeout_seconds:g} s"
         _log(f"{service.slots.answers} answers were not complete after {seconds} and are cut.")
         service.cut_short(f"The server shut down and this answer was not complete after {seconds}.")
     _log("Drained.")

@@ -32,15 +32,15 @@ _COUNTERS = {
     metrics.PREFIX_CACHE_HITS: "prefix_cache_hits",
     metrics.STEP_SECONDS: "step_seconds",
     metrics.FORWARD_SECONDS: "forward_seconds",
-    metrics.ANSWERING_SECONDS: "answering_seconds",
-    metrics.PLAIN_ANSWERING_SECONDS: "plain_answering_seconds",
+    metrics.GENERATION_SECONDS: "generation_seconds",
+    metrics.BASELINE_GENERATION_SECONDS: "baseline_generation_seconds",
     metrics.AUDITS: "audits",
     metrics.AUDIT_MISMATCHES: "audit_mismatches",
 }
 # Fields that are lists; the label is the index
 _INDEXED_COUNTERS = {
     metrics.SPEC_NUM_ACCEPTED_TOKENS_PER_POS: "accepted_per_position",
-    metrics.CHOSEN_DRAFTS: "chosen_drafts",
+    metrics.VERIFIED_DRAFT_LENGTH: "verified_draft_length",
 }
 # Fields of DraftStats
 _DRAFT_COUNTERS = {
@@ -86,7 +86,7 @@ class Metrics:
             self._collectors[metrics.ITERATION_TOKENS].observe(tokens)
         if stats.by_draft != counted.by_draft:
             self._update_drafts(stats, counted)
-        self._series(metrics.DRAFT_PROBLEM).set(1 if stats.draft_problem else 0)
+        self._series(metrics.DRAFT_ERROR).set(1 if stats.draft_error else 0)
         if stats.speedup is not None:
             self._series(metrics.SPEEDUP).set(stats.speedup)
 
@@ -111,7 +111,7 @@ class Metrics:
             self._series(metrics.CAPTURE_PROMPTS, outcome).inc(count - counted)
         self._capture_outcomes = dict(outcomes)
         self._series(metrics.CAPTURE_BYTES).set(size)
-        self._series(metrics.CAPTURE_PROBLEM).set(1 if problem else 0)
+        self._series(metrics.CAPTURE_ERROR).set(1 if problem else 0)
 
     def set_load(self, load: load.Load, silent_seconds: float) -> None:
         """Set the gauges; never called before the engine is ready."""

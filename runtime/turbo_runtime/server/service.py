@@ -47,7 +47,7 @@ class Service:
         self.model: ServedModel | None = None  # None while it loads
         self._keys = keys
         self.slots = self._build_slots(0)
-        self.name = served_name(config.model, config.served_name)
+        self.name = served_name(config.model, config.served_model_name)
         self.metrics = Metrics(self.name)
         self.phase = Phase.LOADING
         self.preprocessing = ThreadOffload(2)  # long prompts; each holds many times its size
@@ -73,7 +73,9 @@ class Service:
         """
         config = self.config
         return AdmissionSlots(
-            Limits(config.max_running + config.max_waiting, kv_tokens + config.max_waiting_tokens)
+            Limits(
+                config.max_num_seqs + config.max_queued_requests, kv_tokens + config.max_queued_prompt_tokens
+            )
         )
 
     def cut_short(self, message: str) -> None:
@@ -118,7 +120,7 @@ class Service:
             model,
             self.engine,
             self.metrics,
-            self.config.request_seconds,
+            self.config.request_timeout_seconds,
             partial(self.slots.release, slot, finished=True),
         )
 
@@ -154,16 +156,16 @@ class Service:
             generated_tokens=stats.generated_tokens,
             guarantee=model.info.guarantee,
             draining=self.is_draining,
-            max_running=self.config.max_running,
+            max_num_seqs=self.config.max_num_seqs,
             prompts=stats.prompts,
             prompt_tokens=stats.prompt_tokens,
             step_times=model.info.step_times,
             speedup=stats.speedup,
-            answering_seconds=stats.answering_seconds,
-            plain_answering_seconds=stats.plain_answering_seconds,
+            generation_seconds=stats.generation_seconds,
+            baseline_generation_seconds=stats.baseline_generation_seconds,
             audits=stats.audits,
             audit_mismatches=stats.audit_mismatches,
             draft_version=stats.draft_version,
-            draft_problem=stats.draft_problem,
+            draft_error=stats.draft_error,
             captured=self.capture.outcomes["kept"] if self.capture else None,
         )

@@ -75,7 +75,7 @@ class GoodputController:
         return self._lately.speedup
 
     @property
-    def answering_seconds(self) -> tuple[float, float]:
+    def generation_seconds(self) -> tuple[float, float]:
         """Time of all steps that brought answers tokens, and the same without drafts for as many tokens."""
         return self._ever.measured, self._ever.without
 

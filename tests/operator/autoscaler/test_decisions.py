@@ -69,8 +69,8 @@ def test_without_a_capacity_a_pod_carries_what_it_has_room_for() -> None:
 
     assert asked(loaded(16_000)) == 1  # of 20,000 tokens
     assert asked(loaded(18_000)) == 2
-    assert asked(replace(loaded(100, requests=30), max_running=32)) == 2
-    assert asked(replace(loaded(100, requests=20), max_running=32)) == 1
+    assert asked(replace(loaded(100, requests=30), max_num_seqs=32)) == 2
+    assert asked(replace(loaded(100, requests=20), max_num_seqs=32)) == 1
 
 
 def test_work_of_a_pod_that_drains_or_fell_out_is_still_demand() -> None:
@@ -148,7 +148,7 @@ def test_a_window_holds_more_replicas_back_too() -> None:
 def test_a_silent_pod_holds_the_replicas_and_is_named() -> None:
     pods = [pod("says", loaded(100)), pod("silent", None), pod("stale", loaded(9_000), START - FRESH - 1)]
     answer = scale(written(), planned(), pods, None, START, present=3)
-    assert (answer.replicas, answer.reason) == (3, ScalingReason.HOLDING_NO_METRICS)
+    assert (answer.replicas, answer.reason) == (3, ScalingReason.METRICS_UNAVAILABLE)
     assert answer.detail == "The load of silent, stale is not known: 3 replicas as before."
 
 
@@ -163,7 +163,7 @@ def test_a_pod_that_became_ready_just_now_is_not_silent_and_holds_the_others() -
     held = asked(FRESH, history=seen)
     assert (held.replicas, held.reason) == (2, ScalingReason.STABLE)
     assert held.detail == "2 replicas as before: new became ready just now and is asked next."
-    assert asked(FRESH + 1).reason == ScalingReason.HOLDING_NO_METRICS
+    assert asked(FRESH + 1).reason == ScalingReason.METRICS_UNAVAILABLE
     assert asked(5, load=30_000).replicas == 4
     reported = [pod("says", loaded(100)), pod("new", loaded(0), ready_since=START - 5)]
     later = scale(hasty, planned(), reported, seen, START + PERIOD, present=2)
@@ -187,7 +187,7 @@ def test_while_nothing_answers_the_replicas_are_held() -> None:
     for look in range(100):
         answer = scale(written(), planned(), loading, fleet, START + PERIOD * look, present=2)
         fleet = answer.history
-        assert (answer.replicas, answer.reason) == (2, ScalingReason.HOLDING_NO_METRICS)
+        assert (answer.replicas, answer.reason) == (2, ScalingReason.METRICS_UNAVAILABLE)
 
 
 def test_a_pod_that_never_becomes_ready_keeps_no_other() -> None:
@@ -236,7 +236,7 @@ def test_the_sentence_says_which_bound_holds_the_replicas(
 
 def test_the_budget_stops_growth_with_the_sentence() -> None:
     answer = Fleet(written(cost={"maxPerHour": "5.00"}), present=2).look(90_000)
-    assert (answer.replicas, answer.reason) == (2, ScalingReason.BUDGET_LIMIT)
+    assert (answer.replicas, answer.reason) == (2, ScalingReason.SCALING_LIMITED)
     assert answer.detail == (
         "11 replicas would be asked for, but one more would cost more than spec.cost.maxPerHour of "
         "5.00 $/h: 2 replicas now."
@@ -259,7 +259,7 @@ def test_a_supply_bounds_growth_and_takes_nothing_away(node: NodeSupply) -> None
         return scale(written(), planned(), pods, None, START, present=present, supply=supply)
 
     assert (asked(1).replicas, asked(1).reason) == (2, ScalingReason.SCALING)
-    assert (asked(2).replicas, asked(2).reason) == (2, ScalingReason.BUDGET_LIMIT)
+    assert (asked(2).replicas, asked(2).reason) == (2, ScalingReason.SCALING_LIMITED)
     assert asked(3).replicas == 3
     assert "hold no more replicas on h100" in asked(3).detail
 
@@ -269,7 +269,7 @@ def test_nothing_more_is_asked_for_while_a_pod_has_waited_too_long() -> None:
     waits = pod("waits", None, ready=False, pending_since=START - 301)
     pods = [*spread(25_000, 1, START), waits]
     answer = scale(spec, planned(), pods, None, START, present=2)
-    assert (answer.replicas, answer.reason) == (2, ScalingReason.BUDGET_LIMIT)
+    assert (answer.replicas, answer.reason) == (2, ScalingReason.SCALING_LIMITED)
     assert "pod waits has waited for an accelerator for longer than 5m" in answer.detail
     early = [*pods[:-1], replace(waits, pending_since=START - 299)]
     assert scale(spec, planned(), early, None, START, present=2).replicas == 3
@@ -280,24 +280,24 @@ def test_nothing_more_is_asked_for_while_a_pod_has_waited_too_long() -> None:
 
 @pytest.mark.parametrize("policy", ["External", "Planned", "Metrics"])
 def test_a_suspended_deployment_has_no_replicas(policy: str) -> None:
-    answer = scale(written(scaling={"policy": policy}, suspend=True), planned(3), present=3)
+    answer = scale(written(scaling={"mode": policy}, suspend=True), planned(3), present=3)
     assert (answer.replicas, answer.reason) == (0, ScalingReason.SUSPENDED)
 
 
 def test_external_follows_spec_replicas() -> None:
-    answer = scale(written(scaling={"policy": "External"}, replicas=7), planned(3), present=3)
+    answer = scale(written(scaling={"mode": "External"}, replicas=7), planned(3), present=3)
     assert (answer.replicas, answer.reason) == (7, ScalingReason.EXTERNALLY_MANAGED)
 
 
 def test_planned_follows_the_plan() -> None:
-    answer = scale(written(scaling={"policy": "Planned"}), planned(3), present=1)
+    answer = scale(written(scaling={"mode": "Planned"}), planned(3), present=1)
     assert (answer.replicas, answer.reason) == (3, ScalingReason.PLANNED)
 
 
 @pytest.mark.parametrize("policy", ["Planned", "Metrics"])
 @pytest.mark.parametrize("plan", [None, replace(planned(3), choice=None)])
 def test_without_a_feasible_plan_what_runs_is_kept(policy: str, plan: Plan | None) -> None:
-    spec = written(scaling={"policy": policy, "minReplicas": 2})
+    spec = written(scaling={"mode": policy, "minReplicas": 2})
     assert scale(spec, plan, present=4).replicas == 4
     assert scale(spec, plan, present=None).replicas == 2
 

@@ -23,14 +23,14 @@ def test_a_plan_must_fit_on_the_nodes_less_what_pods_hold(
     assert answer(capsys)["choice"]["accelerator"] == "mine"
     taken = nodes_file(tmp_path, node("a", 4), pod("stranger", "a", 2))
     assert commands.plan(["-f", file, "--nodes", taken, "-o", "json"]) == 2
-    assert answer(capsys)["reason"] == "NoCapacity"
+    assert answer(capsys)["reason"] == "InsufficientCapacity"
 
 
 def test_a_cordoned_node_takes_no_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(tmp_path, accelerator("mine", "0.30"), deployment(accelerators={"allowed": ["mine"]}))
     nodes = nodes_file(tmp_path, node("a", 4, unschedulable=True))
     assert commands.plan(["-f", file, "--nodes", nodes, "-o", "json"]) == 2
-    assert answer(capsys)["reason"] == "NoCapacity"
+    assert answer(capsys)["reason"] == "InsufficientCapacity"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ OLD = {
     "reason": "Feasible",
     "predicted": {"timePerOutputToken": "12.3ms", "costPerHour": "0.80"},
     "rejected": [
-        {"accelerator": "h100", "tensor": 1, "method": "Off", "reason": "Dearer", "detail": "Dear."}
+        {"accelerator": "h100", "tensor": 1, "method": "Off", "reason": "HigherCost", "message": "Dear."}
     ],
 }
 NEW = {**OLD, "hash": "v1new", "accelerator": "h100", "predicted": {"costPerHour": "3.93"}}
@@ -47,7 +47,7 @@ def test_a_plan_that_takes_over_and_the_one_that_serves_are_told_with_their_pred
 
 
 def test_a_plan_that_cannot_take_over_is_not_told_as_if_it_did() -> None:
-    stalled = {"type": "Stalled", "status": "True", "reason": "NeedsChange", "message": "It waits."}
+    stalled = {"type": "Stalled", "status": "True", "reason": "UserActionRequired", "message": "It waits."}
     conditions = [{**stalled, "lastTransitionTime": "2026-01-01T00:00:00Z", "observedGeneration": 1}]
     (first, _) = serving.sentences(td(plan=NEW, servingPlan=OLD, conditions=conditions))
     assert first.startswith("Plan v1new waits to take over: ")

@@ -17,7 +17,10 @@ from turbo_operator.snapshot import Snapshot
 
 
 def speculation(**training: Any) -> dict[str, Any]:
-    wanted = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
+    wanted = {
+        "persistentVolumeClaim": {"claimName": "drafts"},
+        "prompts": {"type": "ConfigMap", "configMap": {"name": "prompts"}},
+    }
     return {"training": wanted | training}
 
 
@@ -34,10 +37,10 @@ def test_it_names_the_cheapest_that_fits_its_price_and_the_time_that_the_money_b
 ) -> None:
     document, shown = told(tmp_path, capsys, maxCost="2.00")
     assert (document["accelerator"], document["costPerHour"]) == ("l4", "0.8048")
-    assert document["detail"] == "A draft is trained on l4 for 0.8048 $/h, for 2.00 $ or 2.49 h at most."
-    assert document["detail"] in shown
+    assert document["message"] == "A draft is trained on l4 for 0.8048 $/h, for 2.00 $ or 2.49 h at most."
+    assert document["message"] in shown
     document, _ = told(tmp_path, capsys)
-    assert document["detail"] == "A draft is trained on l4 for 0.8048 $/h."
+    assert document["message"] == "A draft is trained on l4 for 0.8048 $/h."
 
 
 def test_heads_to_be_trained_are_served_with_suffix_drafts_until_the_first_one(
@@ -59,16 +62,16 @@ def test_heads_to_be_trained_are_served_with_suffix_drafts_until_the_first_one(
 def test_an_accelerator_of_no_such_name_is_told_with_its_field(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    document, shown = told(tmp_path, capsys, accelerator="h1000")
+    document, shown = told(tmp_path, capsys, acceleratorName="h1000")
     assert document["accelerator"] is None
-    assert document["detail"] == (
-        "There is no TurboAccelerator h1000: create it, or correct spec.speculation.training.accelerator."
+    assert document["message"] == (
+        "There is no TurboAccelerator h1000: create it, or correct spec.speculation.training.acceleratorName."
     )
-    assert document["detail"] in shown
+    assert document["message"] in shown
 
 
 def test_nothing_is_told_where_none_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    document, shown = told(tmp_path, capsys, enabled=False)
+    document, shown = told(tmp_path, capsys, suspend=True)
     assert document is None
     assert "trained" not in shown
 
@@ -86,7 +89,7 @@ def test_it_needs_room_on_the_nodes_of_a_file_beside_what_serves_and_says_what_l
         assert commands.plan(["-f", file, "--nodes", nodes, "-o", "json"]) == 0
         training = answer(capsys)["training"]
         assert training["accelerator"] == name
-        assert training["detail"].startswith("No accelerator can be had for a training. ") == (name is None)
+        assert training["message"].startswith("No accelerator can be had for a training. ") == (name is None)
 
 
 def explained(it: api.TurboDeployment, observed: Snapshot) -> bool:
@@ -99,7 +102,7 @@ def test_nothing_is_told_where_none_will_begin() -> None:
     assert explained(td(), seen())
     assert explained(td(), seen(drafts=(draft(target="sha256:other"),)))
     assert not explained(td(), done)
-    assert explained(td(trigger={"gainBelow": "1.30"}), done)
+    assert explained(td(trigger={"speedupBelow": "1.30"}), done)
     assert not explained(td(spec={"suspend": True}), seen())
     none = {name: dataclasses.replace(row, memory_bytes=1 << 20) for name, row in done.accelerators.items()}
     assert not explained(td(), seen(accelerators=none))  # nor any plan to serve it

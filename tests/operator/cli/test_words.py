@@ -14,4 +14,4 @@ def test_a_candidate_is_named_by_what_one_replica_is_made_of() -> None:
 
 
 def name(accelerator: str, tensor: int, nodes: int, engine: str, capacity_type: str) -> str:
-    return candidate(Rejected(accelerator, tensor, "Off", "Dearer", "", engine, capacity_type, nodes))
+    return candidate(Rejected(accelerator, tensor, "Off", "HigherCost", "", engine, capacity_type, nodes))

@@ -21,8 +21,8 @@ def td(*known: tuple[str, float | str], accelerator: str = "h100") -> TurboDeplo
     status = TurboDeploymentStatus.model_validate(
         {
             "plan": {"hash": "v1a", "accelerator": accelerator},
-            "exhausted": [
-                {"accelerator": name, "until": until if isinstance(until, str) else rfc3339(until)}
+            "unavailableAccelerators": [
+                {"accelerator": name, "expirationTime": until if isinstance(until, str) else rfc3339(until)}
                 for name, until in known
             ],
         }

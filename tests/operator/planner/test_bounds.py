@@ -17,7 +17,7 @@ def test_too_few_external_replicas_serve_and_the_plan_says_so() -> None:
     need = plan(spec(model=SHORT, workload=LOAD), MIDDLE, catalog).replicas
     assert need > 1
     for count in (0, need - 1, need):
-        asked = spec(model=SHORT, workload=LOAD, scaling={"policy": "External"}, replicas=count)
+        asked = spec(model=SHORT, workload=LOAD, scaling={"mode": "External"}, replicas=count)
         result = plan(asked, MIDDLE, catalog)
         assert result.choice is not None
         assert result.replicas == count
@@ -32,12 +32,12 @@ def test_rows_beside_external_replicas_speak_of_the_number_that_they_are_compare
     slow = {"memory_bandwidth": 3e11}
     catalog = named(fast("a", 80, "1.00", **slow), fast("b", 80, "7.00"), fast("c", 80, "2.00", **slow))
     load = {**LOAD, "requestsPerSecond": "9"}
-    asked = spec(model=SHORT, workload=load, scaling={"policy": "External"}, replicas=count)
+    asked = spec(model=SHORT, workload=load, scaling={"mode": "External"}, replicas=count)
     needed = plan(spec(model=SHORT, workload=load), MIDDLE, catalog)
     result = plan(asked, MIDDLE, catalog)
     assert needed.replicas > 1
     for name in ("b", "c"):
-        reported, same = (row_of(item, name, PlanReason.DEARER) for item in (result, needed))
+        reported, same = (row_of(item, name, PlanReason.HIGHER_COST) for item in (result, needed))
         assert (reported.replicas, reported.detail) == (same.replicas, same.detail)
         assert reported.predicted == same.predicted
 
@@ -47,7 +47,7 @@ def test_what_misses_by_little_is_told_with_as_many_external_replicas_as_the_loa
     load = {**LOAD, "requestsPerSecond": "40"}
     asked = {"model": SHORT, "workload": load, "targets": {"timePerOutputToken": {"max": "12ms"}}}
     planned = plan(spec(**asked), MIDDLE, catalog)
-    result = plan(spec(**asked, scaling={"policy": "External"}, replicas=1), MIDDLE, catalog)
+    result = plan(spec(**asked, scaling={"mode": "External"}, replicas=1), MIDDLE, catalog)
     assert planned.nearest is not None
     assert planned.nearest.replicas != 1
     assert result.nearest == planned.nearest
@@ -55,7 +55,7 @@ def test_what_misses_by_little_is_told_with_as_many_external_replicas_as_the_loa
 
 def test_what_no_number_of_external_replicas_reaches_is_no_plan() -> None:
     targets = {"timePerOutputToken": {"max": "1ms"}}
-    asked = spec(model=SHORT, targets=targets, scaling={"policy": "External"}, replicas=9)
+    asked = spec(model=SHORT, targets=targets, scaling={"mode": "External"}, replicas=9)
     result = plan(asked, MIDDLE, named(fast("a", 80, "1.00")))
     assert (result.choice, result.reason) == (None, PlanReason.TARGET_UNREACHABLE)
 
@@ -65,7 +65,7 @@ def test_a_fixed_class_with_too_few_nodes_is_no_capacity_with_the_remedy() -> No
     supply = {"a": Supply((NodeSupply("n1", 8, 1), NodeSupply("n2", 8, 1)))}
     assert plan(spec(replicas=2), SMALL, catalog, supply).choice is not None
     result = plan(spec(replicas=3), SMALL, catalog, supply)
-    assert (result.choice, result.reason) == (None, PlanReason.NO_CAPACITY)
+    assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
     assert "3 replicas of a are needed, and the cluster has 2 a free on 2 nodes" in result.detail
     assert "provisioning: Elastic" in result.detail
     other = {**catalog, "b": fast("b", 80, "5.00")}
@@ -82,7 +82,7 @@ def test_an_elastic_class_that_a_pod_waited_for_in_vain_is_passed_over_for_a_whi
     passed = plan(spec(), SMALL, catalog, supply, now=50.0)
     assert passed.choice is not None
     assert passed.choice.accelerator.name == "b"
-    assert "spec.accelerators.pendingTimeout" in row_of(passed, "a", PlanReason.NO_CAPACITY).detail
+    assert "spec.accelerators.pendingTimeout" in row_of(passed, "a", PlanReason.INSUFFICIENT_CAPACITY).detail
     again = plan(spec(), SMALL, catalog, supply, now=150.0)
     assert again.choice is not None
     assert again.choice.accelerator.name == "a"
@@ -91,7 +91,7 @@ def test_an_elastic_class_that_a_pod_waited_for_in_vain_is_passed_over_for_a_whi
 def test_a_node_whose_devices_are_all_unwell_is_no_capacity() -> None:
     catalog = named(fast("a", 80, "1.00", per_node=None))
     result = plan(spec(), SMALL, catalog, {"a": Supply((NodeSupply("n1", 0, 0),))})
-    assert (result.choice, result.reason) == (None, PlanReason.NO_CAPACITY)
+    assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
     assert [row.accelerator for row in result.rejected] == ["a"]
 
 
@@ -99,7 +99,7 @@ def test_a_quota_bounds_the_replicas() -> None:
     catalog = named(fast("a", 80, "1.00"))
     supply = {"a": Supply((NodeSupply("n1", 8, 8),), quota=2)}
     result = plan(spec(replicas=3), SMALL, catalog, supply)
-    assert (result.choice, result.reason) == (None, PlanReason.NO_CAPACITY)
+    assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
     assert "quota leaves 2 a" in result.detail
 
 
@@ -123,7 +123,7 @@ def test_a_node_without_memory_or_cores_beside_its_devices_is_no_room() -> None:
         assert two.choice is not None
         assert two.choice.accelerator.name == "b"
         message = f"enough for 1 such replica, each with {cores} cores and 33.9 GiB of memory beside: ask"
-        assert message in row_of(two, "a", PlanReason.NO_CAPACITY).detail
+        assert message in row_of(two, "a", PlanReason.INSUFFICIENT_CAPACITY).detail
 
 
 def test_whole_nodes_are_paid_where_they_are_bought() -> None:
@@ -183,7 +183,7 @@ class Slower:
 
 def test_bounds_of_replicas_that_external_does_not_read_change_nothing() -> None:
     catalog = named(fast("a", 80, "1.00", memory_bandwidth=3e11))
-    external = {"policy": "External"}
+    external = {"mode": "External"}
     asked = spec(model=SHORT, workload=LOAD, scaling=external)
     bounded = spec(model=SHORT, workload=LOAD, scaling={**external, "minReplicas": 50, "maxReplicas": 60})
     assert plan(bounded, MIDDLE, catalog) == plan(asked, MIDDLE, catalog)

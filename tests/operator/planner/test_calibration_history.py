@@ -77,7 +77,7 @@ def points(decode: float, prefill: float) -> tuple[StepTime, ...]:
 def seen(*measured: tuple[float, float], row: Accelerator = CARD) -> Snapshot:
     pods = []
     for number, factors in enumerate(measured):
-        load = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bytes", False, step_times=points(*factors))
+        load = Load(0, 0, 0, 0, 0.0, 1000, 0, 0, 0, 0, "bitwise", False, step_times=points(*factors))
         pods.append(
             PodView(f"p{number}", "v1a", "Running", True, "10.0.0.1", None, None, load=LoadSample(NOW, load))
         )

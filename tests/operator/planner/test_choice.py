@@ -30,7 +30,7 @@ def test_a_dearer_accelerator_of_the_same_size_is_rejected_as_dearer() -> None:
     assert result.choice is not None
     assert result.choice.accelerator.name == "cheap"
     assert result.choice.predicted.cost_per_hour == Decimal("1.60")
-    assert row_of(result, "dear", PlanReason.DEARER)
+    assert row_of(result, "dear", PlanReason.HIGHER_COST)
 
 
 def test_at_equal_price_the_order_of_the_allowed_decides() -> None:
@@ -81,7 +81,7 @@ def test_an_unpriced_accelerator_serves_where_cost_decides_nothing() -> None:
 def test_the_nearest_infeasible_plan_is_the_cheapest_that_fits() -> None:
     catalog = named(accelerator("a", 24, "5.00"), accelerator("b", 24, "3.00"), accelerator("c", 1, "0.10"))
     result = plan(spec(cost={"maxPerHour": "1.00"}), SMALL, catalog)
-    assert result.reason == PlanReason.OVER_BUDGET
+    assert result.reason == PlanReason.BUDGET_EXCEEDED
     assert "b fits and costs 3.00 $/h for 1 replica" in result.detail
     assert result.nearest == result.rejected[0]
 
@@ -140,20 +140,20 @@ def test_a_context_beyond_the_models_own_is_refused() -> None:
 
 def test_an_unknown_accelerator_is_named() -> None:
     result = plan(spec(accelerators={"allowed": ["nowhere"]}), SMALL, catalogue())
-    assert result.reason == PlanReason.NO_PROFILE
+    assert result.reason == PlanReason.ACCELERATOR_NOT_FOUND
     assert "nowhere" in result.detail
 
 
 def test_a_misspelt_accelerator_is_told_which_there_are() -> None:
     catalog = named(*(accelerator(name, 80, "1") for name in ("beta", "alpha")))
     result = plan(spec(accelerators={"allowed": ["alpa"]}), SMALL, catalog)
-    assert result.reason == PlanReason.NO_PROFILE
+    assert result.reason == PlanReason.ACCELERATOR_NOT_FOUND
     assert result.detail.startswith("There is no TurboAccelerator alpa:")
     assert result.detail.endswith("There are: alpha, beta.")
 
 
 def test_an_empty_catalogue_is_no_crash() -> None:
-    assert plan(spec(), SMALL, {}).reason == PlanReason.NO_PROFILE
+    assert plan(spec(), SMALL, {}).reason == PlanReason.ACCELERATOR_NOT_FOUND
 
 
 def test_a_template_cannot_take_more_cores_or_leave_less_memory_than_was_counted() -> None:
@@ -182,6 +182,6 @@ def test_an_accelerator_without_a_profile_serves_until_speed_is_asked_for() -> N
     assert result.choice.capacity is None
     assert result.choice.predicted.time_per_output_token is None
     asked = plan(spec(workload=LOAD), SMALL, catalog)
-    assert (asked.choice, asked.reason) == (None, PlanReason.NO_PROFILE)
+    assert (asked.choice, asked.reason) == (None, PlanReason.ACCELERATOR_NOT_FOUND)
     assert "spec.memoryBandwidthGBps and spec.tflops" in asked.detail
     assert "There are" not in asked.detail  # it is there, and another name would be no remedy

@@ -63,7 +63,7 @@ def test_no_plan_breaks_memory_budget_or_supply(
     assert all(result.replicas <= bound for bound in room(wanted, row, supply, choice.capacity_type))
     asked = demand(wanted)
     # Under External the load decides which candidate, somebody else how many.
-    if asked.tokens_per_second and asked.concurrency and wanted.scaling_policy != "External":
+    if asked.tokens_per_second and asked.concurrency and wanted.scaling_mode != "External":
         assert choice.predicted.tokens_per_second is not None
         assert choice.predicted.tokens_per_second >= asked.tokens_per_second * (1 - 1e-9)
 
@@ -72,7 +72,7 @@ def by_load(wanted: TurboDeploymentSpec) -> TurboDeploymentSpec:
     """The same, where a plan's cost is what it is chosen by: under External somebody else decides how many of
     the candidate run that is the cheapest for the load.
     """
-    return changed(wanted, scaling={"policy": "Planned"}) if wanted.scaling_policy == "External" else wanted
+    return changed(wanted, scaling={"mode": "Planned"}) if wanted.scaling_mode == "External" else wanted
 
 
 @several
@@ -290,7 +290,7 @@ def test_another_number_of_external_replicas_is_the_same_candidate_unless_money_
     count: int,
 ) -> None:
     one, other = (
-        changed(wanted, scaling={"policy": "External"}, replicas=replicas)
+        changed(wanted, scaling={"mode": "External"}, replicas=replicas)
         for replicas in (wanted.replicas, count)
     )
     before, after = (planned(item, model, catalog, supply) for item in (one, other))
@@ -300,7 +300,7 @@ def test_another_number_of_external_replicas_is_the_same_candidate_unless_money_
     if after.choice is not None and running(after.choice) == running(was):
         assert after.replicas == count
         return
-    forbidden = {PlanReason.NO_CAPACITY, PlanReason.OVER_BUDGET}
+    forbidden = {PlanReason.INSUFFICIENT_CAPACITY, PlanReason.BUDGET_EXCEEDED}
     if after.choice is None:
         assert forbidden & {row.reason for row in after.rejected}
         return
@@ -325,7 +325,7 @@ def test_a_price_is_asked_for_only_where_the_targets_would_hold(
     for row in result.rejected:
         if row.reason != PlanReason.PRICE_UNKNOWN or row.predicted is None or wanted.replicas == 0:
             continue
-        if wanted.scaling_policy == "External":
+        if wanted.scaling_mode == "External":
             continue  # somebody may have decided on too few
         for bound, value in (
             (asked.time_to_first_token, row.predicted.time_to_first_token),

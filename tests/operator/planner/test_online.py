@@ -31,7 +31,7 @@ assert FOUND is not None
 MACHINE, WORK = FOUND
 PROMPT, ANSWER = 200, 100
 START = 1_700_000_000.0
-IDLE = Load(0, 0, 0, 0, 0.0, 100_000, 0, 0, 0, 0, "bytes", draining=False, prompts=0, prompt_tokens=0)
+IDLE = Load(0, 0, 0, 0, 0.0, 100_000, 0, 0, 0, 0, "bitwise", draining=False, prompts=0, prompt_tokens=0)
 
 
 @functools.cache

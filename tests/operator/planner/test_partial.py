@@ -32,7 +32,7 @@ def running(name: str) -> Running:
 
 def test_as_many_replicas_as_fit_are_served_of_a_plan_that_says_how_many_do_not() -> None:
     actual = plan(spec(replicas=3), SHAPE, {"cpu": CPU}, free(cpu=2))
-    assert (actual.choice, actual.reason, actual.replicas) == (None, PlanReason.NO_CAPACITY, 3)
+    assert (actual.choice, actual.reason, actual.replicas) == (None, PlanReason.INSUFFICIENT_CAPACITY, 3)
     assert actual.served is not None
     assert actual.served.accelerator.name == "cpu"
     assert actual.detail.endswith("2 of 3 replicas on cpu can run until then.")
@@ -58,7 +58,7 @@ def test_the_one_that_comes_closest_is_served_unless_another_runs() -> None:
 
 def test_what_is_short_of_money_is_not_served_in_part() -> None:
     over = plan(spec(replicas=3, cost={"maxPerHour": "0.08"}), SHAPE, {"cpu": CPU}, free(cpu=8))
-    assert (over.reason, over.served) == (PlanReason.OVER_BUDGET, None)
+    assert (over.reason, over.served) == (PlanReason.BUDGET_EXCEEDED, None)
 
 
 def test_a_total_that_is_too_low_leaves_as_many_as_it_allows() -> None:

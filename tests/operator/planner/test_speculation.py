@@ -95,7 +95,10 @@ def test_modes_close_what_they_name() -> None:
     assert OFF not in [item.method for item in required]
 
 
-TRAINING = {"pvc": {"claimName": "drafts"}, "prompts": {"configMapRef": {"name": "prompts"}}}
+TRAINING = {
+    "persistentVolumeClaim": {"claimName": "drafts"},
+    "prompts": {"type": "ConfigMap", "configMap": {"name": "prompts"}},
+}
 SOURCES = {"training": {"training": TRAINING}, "a draft": {"draftRef": {"name": "a"}}, "nothing yet": {}}
 
 

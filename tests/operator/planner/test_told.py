@@ -47,9 +47,9 @@ def test_a_pinned_degree_above_a_nodes_accelerators_is_refused() -> None:
 def test_a_fixed_number_of_accelerators_bounds_a_replica_and_all_of_them() -> None:
     catalog = named(accelerator("mid", 40, "2.00"))
     result = plan(spec(accelerators={"maxPerReplica": 1}), LARGE, catalog)
-    assert {row.reason for row in result.rejected} == {PlanReason.OUT_OF_MEMORY}
+    assert {row.reason for row in result.rejected} == {PlanReason.INSUFFICIENT_MEMORY}
     total = plan(spec(accelerators={"maxTotal": 2}, replicas=3), SMALL, catalog)
-    assert (total.choice, total.reason) == (None, PlanReason.NO_CAPACITY)
+    assert (total.choice, total.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
     assert "spec.accelerators.maxTotal is 2" in total.detail
 
 
@@ -108,7 +108,7 @@ def test_a_price_is_not_asked_for_where_none_would_help() -> None:
     result = plan(spec(model=SHORT, targets={"timePerOutputToken": {"max": "1ms"}}), MIDDLE, catalog)
     assert (result.choice, result.reason) == (None, PlanReason.TARGET_UNREACHABLE)
     none = plan(spec(model=SHORT), MIDDLE, catalog, {"a": Supply(), "b": Supply()})
-    assert (none.choice, none.reason) == (None, PlanReason.NO_CAPACITY)
+    assert (none.choice, none.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
 
 
 def test_a_load_beyond_all_replicas_is_told_with_what_it_takes() -> None:
@@ -124,7 +124,7 @@ def test_a_load_beyond_all_replicas_is_told_with_what_it_takes() -> None:
 
 def test_what_is_overloaded_yields_no_more_than_it_can() -> None:
     load = {**LOAD, "requestsPerSecond": "1000"}
-    asked = spec(model=SHORT, workload=load, scaling={"policy": "External"}, replicas=1)
+    asked = spec(model=SHORT, workload=load, scaling={"mode": "External"}, replicas=1)
     chosen = plan(asked, MIDDLE, named(fast("a", 80, "1.00"))).choice
     assert chosen is not None
     does = chosen.predicted
@@ -254,7 +254,7 @@ def test_without_a_load_latency_is_that_of_a_request_alone_and_throughput_that_a
 
 
 def test_no_replicas_yield_no_tokens() -> None:
-    result = plan(spec(model=SHORT, workload=LOAD, scaling={"policy": "External"}, replicas=0), MIDDLE, CARD)
+    result = plan(spec(model=SHORT, workload=LOAD, scaling={"mode": "External"}, replicas=0), MIDDLE, CARD)
     assert result.choice is not None
     assert result.choice.predicted.tokens_per_second is None
     assert result.choice.predicted.cost_per_million_tokens is None
@@ -271,7 +271,7 @@ def test_a_row_says_how_both_are_paid_for_where_it_is_not_on_demand() -> None:
     prices = {CapacityType.SPOT: Decimal("0.50"), CapacityType.ON_DEMAND: Decimal("1.00")}
     catalog = named(replace(fast("a", 80, None), prices=prices))
     result = plan(spec(accelerators={"capacityTypes": ["OnDemand", "Spot"]}), SMALL, catalog)
-    row = row_of(result, "a", PlanReason.DEARER)
+    row = row_of(result, "a", PlanReason.HIGHER_COST)
     assert row.detail == "a fits, and costs 0.50 $/h more per replica than a (Spot)."
     dear = {**prices, CapacityType.SPOT: Decimal("2.00")}
     other = plan(
@@ -279,12 +279,14 @@ def test_a_row_says_how_both_are_paid_for_where_it_is_not_on_demand() -> None:
         SMALL,
         named(replace(catalog["a"], prices=dear)),
     )
-    assert row_of(other, "a", PlanReason.DEARER).detail.startswith("a (Spot) fits, and costs 1.00 $/h more")
+    assert row_of(other, "a", PlanReason.HIGHER_COST).detail.startswith(
+        "a (Spot) fits, and costs 1.00 $/h more"
+    )
 
 
 def test_one_replica_without_a_free_accelerator_is_told_in_the_singular() -> None:
     result = plan(spec(), SMALL, CARD, {"a": Supply((NodeSupply("n1", 8, 0),))})
-    assert (result.choice, result.reason) == (None, PlanReason.NO_CAPACITY)
+    assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
     assert "1 replica of a is needed, and the cluster has no free a: ask for fewer" in result.detail
 
 
@@ -293,7 +295,7 @@ def test_nodes_of_another_capacity_type_are_told_with_the_field_that_names_them(
     supply = {"a": Supply((NodeSupply("n1", 8, 8, capacity_types=on_demand),))}
     card = named(replace(fast("a", 80, "1.00"), prices={CapacityType.SPOT: Decimal(1)}))
     result = plan(spec(accelerators={"capacityTypes": ["Spot"]}), SMALL, card, supply)
-    assert (result.choice, result.reason) == (None, PlanReason.NO_CAPACITY)
+    assert (result.choice, result.reason) == (None, PlanReason.INSUFFICIENT_CAPACITY)
     assert (
         "the cluster has no free a (Spot), and 1 node of another capacity type (told by labels: name yours "
         "in spec.capacityTypes of TurboAccelerator a): ask for fewer"
@@ -303,7 +305,7 @@ def test_nodes_of_another_capacity_type_are_told_with_the_field_that_names_them(
 def test_what_only_costs_more_is_not_called_dearer_where_speed_decides() -> None:
     catalog = named(fast("a", 80, "1.00"), fast("b", 80, "2.00"))
     cost = {"objective": "Latency", "maxPerHour": "2.00"}
-    result = plan(spec(model=SHORT, workload=LOAD, scaling={"policy": "Metrics"}, cost=cost), MIDDLE, catalog)
+    result = plan(spec(model=SHORT, workload=LOAD, scaling={"mode": "Metrics"}, cost=cost), MIDDLE, catalog)
     assert result.choice is not None
     row = row_of(result, "b", PlanReason.NOT_PREFERRED)
     assert row.detail.endswith("and it is no better by spec.cost.objective Latency.")

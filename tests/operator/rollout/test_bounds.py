@@ -74,7 +74,7 @@ def test_a_training_is_reserved_from_its_beginning_to_its_end() -> None:
         observed = Snapshot({"cpu": CPU}, trainings=pods)
         return len(bounds_of(td({"training": status}), observed, (), NOW).reserved)
 
-    begun = {"number": 1, "work": "w", "specHash": "s", "accelerator": "cpu"}
+    begun = {"number": 1, "inputHash": "w", "specHash": "s", "acceleratorName": "cpu"}
     pod = TrainPod("t", "chat-train-1", "Running", accelerator="cpu")
     assert reserved(begun) == 1
     assert reserved(begun, pod) == 1

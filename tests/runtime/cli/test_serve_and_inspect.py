@@ -27,7 +27,7 @@ def test_serve_refuses_a_wrong_flag_before_anything_starts(capsys: pytest.Captur
     assert "--port" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [["m", "--device=tpu"], ["m", "--served-name="]])
+@pytest.mark.parametrize("argv", [["m", "--device=tpu"], ["m", "--served-model-name="]])
 def test_serve_refuses_what_it_would_have_to_replace(
     argv: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

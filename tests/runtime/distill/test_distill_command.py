@@ -102,10 +102,15 @@ def test_the_engine_loads_it(done: tuple[Path, str], folder: Path, tmp_path: Pat
     drafts = tmp_path / "drafts.json"
     drafts.write_text(json.dumps({"heads": str(out)}))
     config = RuntimeConfig(
-        str(folder / "model"), device="cpu", threads=1, dtype="float32", drafts=str(drafts), max_running=2
+        str(folder / "model"),
+        device="cpu",
+        threads=1,
+        dtype="float32",
+        draft_config=str(drafts),
+        max_num_seqs=2,
     )
     engine, _ = start_engine(config, time.monotonic())
-    assert engine.stats().draft_problem == ""
+    assert engine.stats().draft_error == ""
     assert engine.stats().draft_version == read_config(out).version
 
 

@@ -203,7 +203,7 @@ def test_the_manifest_of_a_draft_is_a_turbodraft(tmp_path: Path, capsys: pytest.
     assert drafts(["manifest", str(folder), *given]) == 0
     made = parse_draft(json.loads(capsys.readouterr().out))
     assert (made.metadata.name, made.spec.version) == ("support-1-1", "Support.1-1")
-    assert made.spec.deployment == "smollm2"
+    assert made.spec.deployment_name == "smollm2"
     assert (made.spec.location.claim_name, made.spec.location.path) == ("drafts", "chat/support-1")
     assert (made.spec.digest, made.spec.target_digest) == (artefact_digest(folder), "sha256:one")
     (found,) = made.spec.evaluation or ()

@@ -131,7 +131,12 @@ def test_auto_trains_what_its_pilot_says_to_pay_and_keeps_what_it_found(
 def test_the_streams_are_those_that_transformers_feeds_to_the_layers(folder: Path) -> None:
     served = TargetModel(
         RuntimeConfig(
-            str(folder / "model"), device="cpu", dtype="float32", threads=1, max_running=8, max_step_tokens=64
+            str(folder / "model"),
+            device="cpu",
+            dtype="float32",
+            threads=1,
+            max_num_seqs=8,
+            max_num_batched_tokens=64,
         )
     )
     said = [

@@ -143,7 +143,10 @@ def test_answers_are_either_kept_or_asked_for(folder: Path, capsys: pytest.Captu
     for flags, told in (
         (["--answers", "a", "--from", "http://127.0.0.1:1"], "--from asks for new answers"),
         (["--answers", "a", "--prompts", "b"], "not allowed with argument"),
-        (["--answers", "a", "--held-out", "0.2", "--completions"], "leave out --held-out, --completions"),
+        (
+            ["--answers", "a", "--test-fraction", "0.2", "--completions"],
+            "leave out --test-fraction, --completions",
+        ),
         ([], "one of the arguments --prompts --answers is required"),
     ):
         with pytest.raises(SystemExit) as ended:

@@ -47,7 +47,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TargetModel]:
     before = torch.get_num_threads()
     yield TargetModel(
         RuntimeConfig(
-            str(folder), device="cpu", dtype="float32", threads=1, max_running=8, max_step_tokens=64
+            str(folder), device="cpu", dtype="float32", threads=1, max_num_seqs=8, max_num_batched_tokens=64
         )
     )
     torch.set_num_threads(before)

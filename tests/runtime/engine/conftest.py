@@ -50,8 +50,8 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Grammars]:
 @pytest.fixture(scope="module")
 def tiny_model(one_thread: None) -> ModelRunner:
     paged = ModelRunner(network(), blocks=BLOCKS, max_length=LONGEST)
-    report = check_batch_invariance(paged, max_step_tokens=160, limit_seconds=60)
-    assert report.guarantee == "bytes", report.reason
+    report = check_batch_invariance(paged, max_num_batched_tokens=160, limit_seconds=60)
+    assert report.guarantee == "bitwise", report.reason
     return paged
 
 
@@ -69,8 +69,8 @@ def make_engine(tiny_model: ModelRunner) -> MakeEngine:
     ) -> Engine:
         scheduler = Scheduler(
             BlockPool(blocks),
-            max_running=8,
-            max_step_tokens=step_tokens,
+            max_num_seqs=8,
+            max_num_batched_tokens=step_tokens,
             max_draft_tokens=6,
             max_length=LONGEST,
             shared_tile=tiny_model.rule.shared_tile,

@@ -151,7 +151,7 @@ def test_the_id_says_which_and_the_share_how_many(make: Make) -> None:
     def taken(share: float) -> list[bool]:
         server, found = make(), []
         for number in range(2000):
-            audit = Audit(server.model, server.scheduler, server.samplers, AuditTerms(share, "bytes"))
+            audit = Audit(server.model, server.scheduler, server.samplers, AuditTerms(share, "bitwise"))
             audit.offer(asked(f"chatcmpl-{number}"), (1,), "length")
             found.append(audit.pending)
         return found

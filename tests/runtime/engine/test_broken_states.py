@@ -31,7 +31,7 @@ def poisoned(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
     weights.get_output_embeddings().weight = torch.nn.Parameter(embedding.clone(), requires_grad=False)
     embedding[POISON] = request.param
     model = ModelRunner(weights, blocks=BLOCKS, max_length=LENGTH)
-    assert check_batch_invariance(model, max_step_tokens=96, limit_seconds=60).guarantee == "bytes"
+    assert check_batch_invariance(model, max_num_batched_tokens=96, limit_seconds=60).guarantee == "bitwise"
     yield model
     torch.set_num_threads(before)
 
@@ -39,8 +39,8 @@ def poisoned(request: pytest.FixtureRequest) -> Iterator[ModelRunner]:
 def engine(model: ModelRunner, drafters: Proposer | None = None) -> Engine:
     scheduler = Scheduler(
         BlockPool(BLOCKS),
-        max_running=8,
-        max_step_tokens=96,
+        max_num_seqs=8,
+        max_num_batched_tokens=96,
         max_draft_tokens=4,
         max_length=LENGTH,
         shared_tile=model.rule.shared_tile,

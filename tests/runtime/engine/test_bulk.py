@@ -22,7 +22,7 @@ LONGEST, STEP = 640, 600
 def checked() -> tuple[ModelRunner, ArithmeticReport]:
     model = ModelRunner(network(), blocks=2 * blocks_for(LONGEST), max_length=LONGEST)
     report = check_batch_invariance(model, STEP, limit_seconds=60)
-    assert report.guarantee == "bytes", report.reason
+    assert report.guarantee == "bitwise", report.reason
     return model, report
 
 

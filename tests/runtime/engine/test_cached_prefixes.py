@@ -42,8 +42,8 @@ def engine(
 ) -> Engine:
     scheduler = Scheduler(
         BlockPool(blocks),
-        max_running=8,
-        max_step_tokens=step_tokens,
+        max_num_seqs=8,
+        max_num_batched_tokens=step_tokens,
         max_draft_tokens=4,
         max_length=LENGTH,
         shared_tile=tile,

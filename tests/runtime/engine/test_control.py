@@ -214,13 +214,13 @@ def test_no_speed_up_is_told_beyond_the_tokens_of_a_pass(right: int) -> None:
 
 def test_the_seconds_of_answering_grow_by_every_step_and_what_they_would_have_been_by_its_tokens() -> None:
     control = GoodputController(measured(), to_four)
-    assert control.answering_seconds == (0.0, 0.0)
+    assert control.generation_seconds == (0.0, 0.0)
     control.learn(StepShape(64, tile_reads=900), [], StepTimes(0.0, 0.5))  # of a prompt alone
-    assert control.answering_seconds == (0.0, 0.0)
+    assert control.generation_seconds == (0.0, 0.0)
     control.learn(StepShape(1), [DraftOutcome("a", False, 0, 0)], StepTimes(0.0, 0.030))
-    assert control.answering_seconds == (0.030, 0.030)
+    assert control.generation_seconds == (0.030, 0.030)
     control.learn(StepShape(1), [DraftOutcome("a", True, 3, 2)], StepTimes(0.002, 0.033, 0.001))
-    measured_in_all, without = control.answering_seconds
+    measured_in_all, without = control.generation_seconds
     assert measured_in_all == pytest.approx(0.066)
     assert without == pytest.approx(0.030 + 3 * control.cost.seconds(StepShape(1)), rel=0.1)
 

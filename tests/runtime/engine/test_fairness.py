@@ -20,7 +20,11 @@ MAX_LENGTH = 128
 
 def engine(running: int = 4, blocks: int = 32) -> Scheduler:
     return Scheduler(
-        BlockPool(blocks), max_running=running, max_step_tokens=64, max_draft_tokens=2, max_length=MAX_LENGTH
+        BlockPool(blocks),
+        max_num_seqs=running,
+        max_num_batched_tokens=64,
+        max_draft_tokens=2,
+        max_length=MAX_LENGTH,
     )
 
 

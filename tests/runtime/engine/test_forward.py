@@ -126,8 +126,8 @@ def computed(model: ModelRunner, lengths: list[int], first_block: int = 0) -> Te
 def checked(request: pytest.FixtureRequest) -> tuple[str, ModelRunner]:
     torch.set_num_threads(1)
     model = paged(request.param)
-    report = check_batch_invariance(model, max_step_tokens=256, limit_seconds=60)
-    assert report.guarantee == "bytes", report.reason
+    report = check_batch_invariance(model, max_num_batched_tokens=256, limit_seconds=60)
+    assert report.guarantee == "bitwise", report.reason
     return request.param, model
 
 
@@ -212,8 +212,8 @@ def test_a_model_whose_rows_depend_on_their_number_is_served_under_law(
         return hidden if len(ids) > COUNTS[0] else hidden * (1 + 2**-20)
 
     monkeypatch.setattr(model.decoder, "hidden", crowded)
-    report = check_batch_invariance(model, max_step_tokens=64, limit_seconds=60)
-    assert report.guarantee == "law"
+    report = check_batch_invariance(model, max_num_batched_tokens=64, limit_seconds=60)
+    assert report.guarantee == "distribution"
     assert "depend on the number of rows" in report.reason
     assert not model.rule.exact
 
@@ -225,7 +225,7 @@ def test_a_norm_that_depends_on_the_number_of_rows_is_noticed(monkeypatch: pytes
         return real(x, *rest) * (1 + 2**-20 * (x.shape[0] == 40))  # type: ignore[arg-type]
 
     monkeypatch.setattr(torch.nn.functional, "rms_norm", crowded)
-    report = check_batch_invariance(paged("llama, tied"), max_step_tokens=64, limit_seconds=60)
+    report = check_batch_invariance(paged("llama, tied"), max_num_batched_tokens=64, limit_seconds=60)
     assert report.reason == "RMSNorm over 48 values depends on the number of rows"
 
 

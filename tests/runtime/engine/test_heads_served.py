@@ -90,7 +90,9 @@ def test_heads_that_know_the_answers_shorten_them(
     while not server.idle:
         server.step()
     stats = server.stats()
-    assert stats.generated_tokens > 1.4 * sum(stats.chosen_drafts)  # tokens over the passes that gave them
+    assert stats.generated_tokens > 1.4 * sum(
+        stats.verified_draft_length
+    )  # tokens over the passes that gave them
 
 
 def test_heads_whose_weights_overflow_end_nothing(

@@ -81,10 +81,10 @@ def test_inspect_counts_the_weights_that_the_engine_loads(folder: Path) -> None:
 def test_it_starts_with_the_guarantee_and_as_many_blocks_as_memory_allows(folder: Path, dtype: str) -> None:
     blocks = 20
     each = kv_bytes_per_block(CONFIG, getattr(torch, dtype), BLOCK_SIZE)
-    config = RuntimeConfig(model=str(folder), dtype="float32", threads=1, max_running=3, device="cpu")
+    config = RuntimeConfig(model=str(folder), dtype="float32", threads=1, max_num_seqs=3, device="cpu")
     config = replace(config, dtype=dtype, kv_cache_gib=blocks * each / 2**30)  # type: ignore[arg-type]
     engine, ready = start_engine(config, time.monotonic())
-    assert ready.guarantee == "bytes"
+    assert ready.guarantee == "bitwise"
     assert ready.kv_blocks == blocks == engine.model.pool.blocks
     assert f"{HEADS}x{RANK}x12" in ready.arithmetic
 

@@ -35,7 +35,11 @@ def measured(
 ) -> list[tuple[int, int, int]]:
     """(rows, tokens, context) of each point; all seconds are above 0."""
     points = measure_steps(
-        model, ledger, max_running=running, max_step_tokens=step_tokens, limit_seconds=PATIENCE_SECONDS
+        model,
+        ledger,
+        max_num_seqs=running,
+        max_num_batched_tokens=step_tokens,
+        limit_seconds=PATIENCE_SECONDS,
     )
     assert points is not None
     assert all(point.seconds > 0 for point in points)
@@ -95,7 +99,10 @@ def test_a_pass_that_takes_too_long_leaves_the_times_unknown_and_says_so(
 ) -> None:
     ledger = BlockPool(256)
     with caplog.at_level(logging.WARNING):
-        assert measure_steps(tiny(), ledger, max_running=8, max_step_tokens=64, limit_seconds=0.0) is None
+        assert (
+            measure_steps(tiny(), ledger, max_num_seqs=8, max_num_batched_tokens=64, limit_seconds=0.0)
+            is None
+        )
     assert "Micro-benchmark left out: a pass over 1 x 1 tokens took" in caplog.text
     assert ledger.num_used == 0
 
@@ -104,14 +111,15 @@ def test_answers_and_the_guarantee_are_the_same_after_it_as_without_it() -> None
     untouched, model = tiny(), tiny()
     for each in (untouched, model):
         assert (
-            check_batch_invariance(each, max_step_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee
-            == "bytes"
+            check_batch_invariance(each, max_num_batched_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee
+            == "bitwise"
         )
     ledger = BlockPool(256)
     measured(model, ledger)
     assert answers(model, ledger) == answers(untouched, BlockPool(256))
     assert (
-        check_batch_invariance(model, max_step_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee == "bytes"
+        check_batch_invariance(model, max_num_batched_tokens=64, limit_seconds=PATIENCE_SECONDS).guarantee
+        == "bitwise"
     )
 
 
@@ -128,7 +136,9 @@ def test_the_slots_of_cleared_blocks_are_zero_and_no_others() -> None:
 
 def answers(model: ModelRunner, ledger: BlockPool) -> dict[str, list[int]]:
     """Of a few greedy and sampled requests together, with drafts."""
-    scheduler = Scheduler(ledger, max_running=8, max_step_tokens=64, max_draft_tokens=4, max_length=LENGTH)
+    scheduler = Scheduler(
+        ledger, max_num_seqs=8, max_num_batched_tokens=64, max_draft_tokens=4, max_length=LENGTH
+    )
     engine = Engine(model, scheduler, Proposer(), control=EveryDraft())
     said: dict[str, list[int]] = {}
     for number in range(6):

@@ -31,14 +31,18 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def paged() -> ModelRunner:
     model = ModelRunner(network(), blocks=64, max_length=LENGTH)
-    report = check_batch_invariance(model, max_step_tokens=48, limit_seconds=60)
-    assert report.guarantee == "bytes", report.reason
+    report = check_batch_invariance(model, max_num_batched_tokens=48, limit_seconds=60)
+    assert report.guarantee == "bitwise", report.reason
     return model
 
 
 def engine(model: ModelRunner, compiled: Grammars | None, *, drafts: int = 8, blocks: int = 64) -> Engine:
     scheduler = Scheduler(
-        BlockPool(blocks), max_running=6, max_step_tokens=48, max_draft_tokens=drafts, max_length=LENGTH
+        BlockPool(blocks),
+        max_num_seqs=6,
+        max_num_batched_tokens=48,
+        max_draft_tokens=drafts,
+        max_length=LENGTH,
     )
     return Engine(model, scheduler, Proposer(), compiled, EveryDraft())
 

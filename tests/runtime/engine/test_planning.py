@@ -25,8 +25,8 @@ class Load:
 
     answers: list[tuple[int, int, bool]]
     blocks: int
-    max_running: int
-    max_step_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
     max_draft_tokens: int
     seed: int
 
@@ -54,8 +54,8 @@ def submit(
 def scheduler_for(load: Load) -> Scheduler:
     return Scheduler(
         BlockPool(load.blocks),
-        max_running=load.max_running,
-        max_step_tokens=load.max_step_tokens,
+        max_num_seqs=load.max_num_seqs,
+        max_num_batched_tokens=load.max_num_batched_tokens,
         max_draft_tokens=load.max_draft_tokens,
         max_length=MAX_LENGTH,
     )
@@ -66,8 +66,8 @@ def small(
 ) -> Scheduler:
     return Scheduler(
         BlockPool(blocks),
-        max_running=running,
-        max_step_tokens=budget,
+        max_num_seqs=running,
+        max_num_batched_tokens=budget,
         max_draft_tokens=drafts,
         max_length=max_length,
     )
@@ -83,8 +83,8 @@ def decode(scheduler: Scheduler, token: int = 7) -> SchedulerOutput:
 
 def check(plan: SchedulerOutput, scheduler: Scheduler, load: Load) -> None:
     """What holds of every plan, before it is carried out."""
-    assert sum(work.count + work.draft_limit for work in plan.work) <= load.max_step_tokens
-    assert len(scheduler.running) <= load.max_running
+    assert sum(work.count + work.draft_limit for work in plan.work) <= load.max_num_batched_tokens
+    assert len(scheduler.running) <= load.max_num_seqs
     assert [work.sequence for work in plan.work] == [
         each for each in scheduler.running if each in {work.sequence for work in plan.work}
     ]
@@ -368,7 +368,7 @@ def test_a_cache_that_holds_no_whole_sequence_is_refused() -> None:
 
 def test_a_step_computes_so_many_tokens_at_most_whose_log_probabilities_are_told() -> None:
     scheduler = Scheduler(
-        BlockPool(40), max_running=4, max_step_tokens=400, max_draft_tokens=0, max_length=MAX_LENGTH
+        BlockPool(40), max_num_seqs=4, max_num_batched_tokens=400, max_draft_tokens=0, max_length=MAX_LENGTH
     )
     params = SamplingParams(max_tokens=1, prompt_logprobs=0)
     told = [scheduler.add(GenerationRequest(f"told {i}", tuple(range(i, 150)), params)) for i in range(2)]

@@ -30,8 +30,8 @@ BASE = tuple(random.Random(3).choices(range(50), k=MAX_LENGTH))
 def engine(blocks: int = 64, *, running: int = 8, budget: int = 512, drafts: int = 0) -> Simulation:
     scheduler = Scheduler(
         BlockPool(blocks),
-        max_running=running,
-        max_step_tokens=budget,
+        max_num_seqs=running,
+        max_num_batched_tokens=budget,
         max_draft_tokens=drafts,
         max_length=MAX_LENGTH,
     )
@@ -333,7 +333,7 @@ def test_memory_is_bounded_over_ten_thousand_requests() -> None:
     """Tenants, prompts and choices without end, of which some are cut off, in a cache of 40 blocks."""
     luck = random.Random(5)
     scheduler = Scheduler(
-        BlockPool(40), max_running=8, max_step_tokens=256, max_draft_tokens=4, max_length=MAX_LENGTH
+        BlockPool(40), max_num_seqs=8, max_num_batched_tokens=256, max_draft_tokens=4, max_length=MAX_LENGTH
     )
     submitted, steps = 0, 0
     sizes: list[int] = []

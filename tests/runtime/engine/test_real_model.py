@@ -54,8 +54,8 @@ def smollm2() -> Iterator[ModelRunner]:
     model = ModelRunner(
         load_model(find(str(ensure()), None), choose_dtype("auto", cpu), cpu), blocks=128, max_length=LENGTH
     )
-    report = check_batch_invariance(model, max_step_tokens=128, limit_seconds=BUSY_MACHINE_SECONDS)
-    assert report.guarantee == "bytes", report.reason
+    report = check_batch_invariance(model, max_num_batched_tokens=128, limit_seconds=BUSY_MACHINE_SECONDS)
+    assert report.guarantee == "bitwise", report.reason
     yield model
     torch.set_num_threads(before)
 
@@ -80,8 +80,8 @@ def run(
 ) -> tuple[dict[str, list[int]], EngineStats]:
     scheduler = Scheduler(
         BlockPool(blocks),
-        max_running=8,
-        max_step_tokens=step_tokens,
+        max_num_seqs=8,
+        max_num_batched_tokens=step_tokens,
         max_draft_tokens=drafts,
         max_length=LENGTH,
     )

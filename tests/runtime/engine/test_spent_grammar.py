@@ -33,7 +33,7 @@ def model() -> Iterator[ModelRunner]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     paged = ModelRunner(network(), blocks=96, max_length=200)
-    assert check_batch_invariance(paged, max_step_tokens=64, limit_seconds=60).guarantee == "bytes"
+    assert check_batch_invariance(paged, max_num_batched_tokens=64, limit_seconds=60).guarantee == "bitwise"
     yield paged
     torch.set_num_threads(before)
 
@@ -61,7 +61,7 @@ class Letters(Proposer):
 
 def engine(model: ModelRunner, under: Grammars, *, drafts: bool) -> Engine:
     scheduler = Scheduler(
-        BlockPool(96), max_running=4, max_step_tokens=64, max_draft_tokens=4, max_length=200
+        BlockPool(96), max_num_seqs=4, max_num_batched_tokens=64, max_draft_tokens=4, max_length=200
     )
     control = EveryDraft() if drafts else NoDraft()
     return Engine(model, scheduler, Letters() if drafts else Proposer(), under, control)

@@ -44,7 +44,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RuntimeConfig]:
     torch.manual_seed(1)
     LlamaForCausalLM(SIZES).save_pretrained(folder)
     before = torch.get_num_threads()
-    yield RuntimeConfig(model=str(folder), dtype="float32", threads=1, max_running=3, device="cpu")
+    yield RuntimeConfig(model=str(folder), dtype="float32", threads=1, max_num_seqs=3, device="cpu")
     torch.set_num_threads(before)
 
 
@@ -52,7 +52,7 @@ def test_ready_says_what_was_loaded_and_what_is_promised(config: RuntimeConfig) 
     began = time.monotonic()
     engine, ready = start_engine(config, began)
     took = time.monotonic() - began
-    assert ready.guarantee == "bytes"
+    assert ready.guarantee == "bitwise"
     assert set(ready.arithmetic) == {"61x32", "32x32", "64x32", "128x32", "32x64"}
     assert (ready.device, ready.dtype, ready.vocab_size) == ("cpu", "float32", 61)
     assert (ready.max_model_len, ready.block_size) == (LONGEST, BLOCK_SIZE)
@@ -79,7 +79,7 @@ def test_the_engine_is_measured_before_it_is_ready_and_its_cache_is_empty_then(
 ) -> None:
     # a machine that stands still for a second must not fail this
     monkeypatch.setattr(builder, "measure_steps", partial(builder.measure_steps, limit_seconds=60))
-    engine, ready = start_engine(replace(config, max_step_tokens=100), time.monotonic())
+    engine, ready = start_engine(replace(config, max_num_batched_tokens=100), time.monotonic())
     assert ready.step_times is not None
     # three run at most, and none is longer than the model's 256 positions
     assert [(each.rows, each.tokens, each.context) for each in ready.step_times] == [
@@ -115,7 +115,7 @@ def test_until_the_file_of_drafts_can_be_read_the_option_says_who_drafts(
     file = tmp_path / "drafts.json"
     file.write_text("{")
     engine, _ = start_engine(
-        replace(config, speculation="suffix", drafts=str(file), max_draft_tokens=4), time.monotonic()
+        replace(config, speculation="suffix", draft_config=str(file), max_draft_tokens=4), time.monotonic()
     )
     assert engine.speculation.drafters.problem
     assert engine.speculation.drafters._in_use.drafter == "suffix"
@@ -131,9 +131,9 @@ def test_which_drafts_can_be_chosen_is_told_before_the_first_request(
     write(tmp_path / "one", heads, Target(digest, rows, lambda ids: rows[ids]), "latex-1")
     file = tmp_path / "drafts.json"
     file.write_text('{"named": {"latex": "one", "json": "none"}}')
-    _, ready = start_engine(replace(config, drafts=str(file), max_draft_tokens=4), time.monotonic())
+    _, ready = start_engine(replace(config, draft_config=str(file), max_draft_tokens=4), time.monotonic())
     assert ready.stats.by_draft == (DraftStats("default"), DraftStats("latex", "latex-1"))
-    assert ready.stats.draft_problem.startswith("the draft json: ")
+    assert ready.stats.draft_error.startswith("the draft json: ")
 
 
 def test_the_cache_is_as_large_as_memory_and_use_allow(config: RuntimeConfig) -> None:
@@ -177,7 +177,7 @@ def test_where_nothing_is_proven_in_time_ready_says_why_it_promises_less(
         builder, "check_batch_invariance", partial(builder.check_batch_invariance, limit_seconds=0)
     )
     _, ready = start_engine(config, time.monotonic())
-    assert (ready.guarantee, ready.law_reason) == ("law", "the start-up check took too long")
+    assert (ready.guarantee, ready.guarantee_reason) == ("distribution", "the start-up check took too long")
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:

@@ -125,7 +125,7 @@ def test_a_swap_a_broken_file_and_none_cost_no_request_a_byte(
         traffic.more(10)
         assert engine.stats().draft_version == "v2"
         assert drafters.problem.startswith(f"{tmp_path / 'nowhere/config.json'} cannot be read")
-        assert engine.stats().draft_problem == drafters.problem
+        assert engine.stats().draft_error == drafters.problem
 
         file.unlink()
         traffic.until(lambda: drafters.problem.startswith(f"{file} cannot be read"))

@@ -79,8 +79,8 @@ def network(name: str, implementation: str) -> PreTrainedModel:
 @pytest.fixture(scope="module", params=CONFIGS)
 def paged(request: pytest.FixtureRequest) -> tuple[str, ModelRunner]:
     model = ModelRunner(network(request.param, IMPLEMENTATION), blocks=64, max_length=LENGTH)
-    report = check_batch_invariance(model, max_step_tokens=64, limit_seconds=60)
-    assert report.guarantee == "bytes", report.reason
+    report = check_batch_invariance(model, max_num_batched_tokens=64, limit_seconds=60)
+    assert report.guarantee == "bitwise", report.reason
     return request.param, model
 
 
@@ -95,8 +95,8 @@ def engine(
 ) -> Engine:
     scheduler = Scheduler(
         BlockPool(blocks),
-        max_running=running,
-        max_step_tokens=step_tokens,
+        max_num_seqs=running,
+        max_num_batched_tokens=step_tokens,
         max_draft_tokens=drafts,
         max_length=min(LENGTH, blocks * 16),
     )
@@ -292,8 +292,8 @@ def test_an_id_that_the_model_does_not_have_fails_its_own_request_alone(
 
 def test_the_check_gives_up_in_time_and_says_why(paged: tuple[str, ModelRunner]) -> None:
     began = time.monotonic()
-    report = check_batch_invariance(paged[1], max_step_tokens=64, limit_seconds=0.0)
-    assert report.guarantee == "law"
+    report = check_batch_invariance(paged[1], max_num_batched_tokens=64, limit_seconds=0.0)
+    assert report.guarantee == "distribution"
     assert "too long" in report.reason
     assert time.monotonic() - began < 5
 
@@ -303,7 +303,7 @@ def test_what_only_makes_it_faster_costs_no_guarantee_where_time_is_short(
 ) -> None:
     before = paged[1].rule
     monkeypatch.setattr(invariance_check, "OPTIONAL_FRACTION", 0.0)
-    report = check_batch_invariance(paged[1], max_step_tokens=64, limit_seconds=60)
+    report = check_batch_invariance(paged[1], max_num_batched_tokens=64, limit_seconds=60)
     found, paged[1].rule = paged[1].rule, before
-    assert report.guarantee == "bytes", report.reason
+    assert report.guarantee == "bitwise", report.reason
     assert found == Rule(row_counts=(1,), uniform=False)

@@ -121,7 +121,7 @@ class Engine:
         self.log = log
         outbox.put(
             EngineReady(
-                guarantee="bytes",
+                guarantee="bitwise",
                 arithmetic={"576x576": "X @ Wt"},
                 max_model_len=config.max_model_len or 2048,
                 kv_blocks=1024,
@@ -196,14 +196,14 @@ class Engine:
             begun_prompt_tokens=self.begun,
             prefix_cache_queries=self.prompted,
             prefix_cache_hits=self.prompted // 2,
-            chosen_drafts=(0, 0, 0, 0, self.drafts),
+            verified_draft_length=(0, 0, 0, 0, self.drafts),
             speedup=1.75,
             draft_version="heads-3",
             by_draft=(
                 DraftStats("default", "heads-3", self.drafts, self.drafted, self.accepted, self.drafted, 0),
                 DraftStats("latex", "latex-1"),
             ),
-            draft_problem="heads-4 is no folder",
+            draft_error="heads-4 is no folder",
             audits=2,
             audit_mismatches=1,
         )

@@ -93,7 +93,7 @@ def test_long_prompts_fill_a_queue_too_and_leave_it_when_they_end() -> None:
 async def test_one_tenants_flood_is_turned_away_and_another_is_served(launch: Any, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(KEYS)
-    server = launch("--max-running=2", "--max-waiting=2", f"--api-keys={keys}")
+    server = launch("--max-num-seqs=2", "--max-queued-requests=2", f"--api-key-file={keys}")
     held = {"model": "echo", "prompt": "hold", "max_tokens": 150}
     async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=60) as client:
 
@@ -115,7 +115,7 @@ async def test_one_tenants_flood_is_turned_away_and_another_is_served(launch: An
 
 
 async def test_salts_do_not_make_one_tenant_many(launch: Any) -> None:
-    server = launch("--max-running=1", "--max-waiting=1")
+    server = launch("--max-num-seqs=1", "--max-queued-requests=1")
     body = {"model": "echo", "prompt": "hold", "max_tokens": 100}
     async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=60) as client:
         replies = await asyncio.gather(
@@ -125,7 +125,7 @@ async def test_salts_do_not_make_one_tenant_many(launch: Any) -> None:
 
 
 async def test_tokens_that_wait_are_bounded_beside_those_that_run(launch: Any) -> None:
-    server = launch("--max-model-len=16384", "--max-waiting-tokens=100")  # the cache has 16,384
+    server = launch("--max-model-len=16384", "--max-queued-prompt-tokens=100")  # the cache has 16,384
     long = "hold " + "x" * 9000
     body = {"model": "echo", "prompt": long, "max_tokens": 100}
     async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=60) as client:
@@ -141,7 +141,7 @@ async def test_tokens_that_wait_are_bounded_beside_those_that_run(launch: Any) -
     ("fields", "param"), [({"prompt": ["abc"] * 6}, "prompt"), ({"prompt": "abc", "n": 6}, "n")]
 )
 def test_what_could_never_be_let_in_is_a_400(launch: Any, fields: dict[str, Any], param: str) -> None:
-    server = launch("--max-running=2", "--max-waiting=3")
+    server = launch("--max-num-seqs=2", "--max-queued-requests=3")
     reply = httpx.post(f"{server.url}/v1/completions", json={"model": "echo", **fields})
     assert reply.status_code == 400
     error = reply.json()["error"]

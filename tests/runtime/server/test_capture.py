@@ -60,7 +60,7 @@ def settings(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url(launch: Any, settings: Path) -> str:
-    server = launch(f"--capture={settings}", f"--api-keys={settings.with_name('keys')}")
+    server = launch(f"--capture={settings}", f"--api-key-file={settings.with_name('keys')}")
     return str(server.url)
 
 
@@ -76,7 +76,7 @@ def test_what_was_asked_is_kept_as_the_model_read_it_redacted_and_by_tenant(url:
     assert time.time() - 60 < rows[0]["at"] <= time.time()
     wait_for(lambda: gauge(url, "capture_bytes") > 0)
     assert outcomes(url)["kept"] == 2
-    assert gauge(url, "capture_problem") == 0
+    assert gauge(url, "capture_error") == 0
     prompts = read_prompts([tmp_path / "kept"])
     assert [(prompt.written, prompt.domain) for prompt in prompts] == [
         (rows[0]["text"], CAPTURED),
@@ -107,11 +107,11 @@ def test_settings_are_followed_and_broken_ones_change_nothing(
     url: str, settings: Path, tmp_path: Path
 ) -> None:
     settings.write_text('{"folder": ')
-    wait_for(lambda: gauge(url, "capture_problem") == 1)
+    wait_for(lambda: gauge(url, "capture_error") == 1)
     say(url, "hello once")
     wait_for(lambda: outcomes(url)["kept"] == 1)
     settings.write_text(json.dumps({"folder": str(tmp_path / "kept"), "sampleFraction": 0}))
-    wait_for(lambda: gauge(url, "capture_problem") == 0)
+    wait_for(lambda: gauge(url, "capture_error") == 0)
     say(url, "hello twice")
     wait_for(lambda: outcomes(url)["not_sampled"] == 1)
     assert [row["text"] for row in asked(tmp_path / "kept")] == ["hello once"]
@@ -121,15 +121,15 @@ def test_where_nothing_can_be_written_requests_are_answered_and_the_reason_is_to
     launch: Any, settings: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "kept").write_text("a file")
-    server = launch(f"--capture={settings}", f"--api-keys={settings.with_name('keys')}")
+    server = launch(f"--capture={settings}", f"--api-key-file={settings.with_name('keys')}")
     say(server.url, "hello")
     wait_for(lambda: outcomes(server.url)["failed"] == 1)
-    assert gauge(server.url, "capture_problem") == 1
+    assert gauge(server.url, "capture_error") == 1
     server.wait_for("prompts are not captured: ")
     (tmp_path / "kept").unlink()
     say(server.url, "hello")
     wait_for(lambda: outcomes(server.url)["kept"] == 1)
-    wait_for(lambda: gauge(server.url, "capture_problem") == 0)
+    wait_for(lambda: gauge(server.url, "capture_error") == 0)
 
 
 def test_settings_that_are_wrong_at_the_start_are_one_sentence(launch: Any, settings: Path) -> None:

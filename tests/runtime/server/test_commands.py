@@ -155,7 +155,7 @@ def test_a_server_that_asks_for_a_key_names_the_variable_for_it(
 ) -> None:
     keys = tmp_path / "keys"
     keys.write_text("alice:sk-alice-1\n")
-    server = launch(f"--api-keys={keys}")
+    server = launch(f"--api-key-file={keys}")
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert chat([server.url]) == 1
     assert "OPENAI_API_KEY" in capsys.readouterr().err

@@ -192,7 +192,7 @@ def test_an_old_connection_is_asked_to_end_with_its_next_answer(launch: Any) -> 
 
 
 def test_a_request_that_takes_too_long_is_ended_and_its_answers_are_cancelled(launch: Any) -> None:
-    server = launch("--request-seconds=0.5")
+    server = launch("--request-timeout-seconds=0.5")
     body = {"model": "echo", "prompt": "hold", "max_tokens": 900}
     reply = httpx.post(f"{server.url}/v1/completions", json=body, timeout=30)
     assert (reply.status_code, reply.json()["error"]["code"]) == (408, "request_timeout")

@@ -69,13 +69,15 @@ def test_the_fields_of_a_load_are_documented_and_no_others() -> None:
 
 def test_every_flag_of_a_limit_has_its_default_on_the_page() -> None:
     config = RuntimeConfig("m")
-    assert f"`--request-seconds`, queueing included (default {config.request_seconds:g})" in PAGE
+    assert (
+        f"`--request-timeout-seconds`, queueing included (default {config.request_timeout_seconds:g})" in PAGE
+    )
     assert f"`--step-timeout-seconds` (default {config.step_timeout_seconds:g})" in PAGE
-    assert f"`--max-step-tokens` tokens (default {config.max_step_tokens})" in PAGE
+    assert f"`--max-num-batched-tokens` tokens (default {config.max_num_batched_tokens})" in PAGE
     assert f"`--connection-seconds` (default {config.connection_seconds:g}," in PAGE
-    assert f"`--max-running` (default {config.max_running})" in PAGE
-    assert f"`--max-waiting` (default {config.max_waiting})" in PAGE
-    assert f"`--max-waiting-tokens` (default {config.max_waiting_tokens})" in PAGE
+    assert f"`--max-num-seqs` (default {config.max_num_seqs})" in PAGE
+    assert f"`--max-queued-requests` (default {config.max_queued_requests})" in PAGE
+    assert f"`--max-queued-prompt-tokens` (default {config.max_queued_prompt_tokens})" in PAGE
 
 
 def test_what_a_reply_tells_beside_openais_fields_is_documented_in_full(server: Any) -> None:

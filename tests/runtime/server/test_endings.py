@@ -114,7 +114,7 @@ def test_a_taken_port_is_one_sentence_and_status_1(launch, server) -> None:
 
 
 def test_sigterm_serves_on_then_finishes_what_runs_and_exits_0(launch, connect_to) -> None:
-    server = launch("--endpoint-seconds=1", "--drain-seconds=30")
+    server = launch("--shutdown-delay-seconds=1", "--drain-timeout-seconds=30")
     with connect_to(server) as client:
         running = in_background(lambda: client.completions.create(**HOLD, max_tokens=120))  # some 3 s
         until(server, "GenerationRequest")
@@ -136,7 +136,7 @@ def test_sigterm_serves_on_then_finishes_what_runs_and_exits_0(launch, connect_t
 
 
 def test_what_runs_longer_than_the_drain_is_cut_with_an_error(launch, connect_to) -> None:
-    server = launch("--endpoint-seconds=0", "--drain-seconds=0.3")
+    server = launch("--shutdown-delay-seconds=0", "--drain-timeout-seconds=0.3")
     with connect_to(server) as client:
         running = in_background(lambda: client.completions.create(**HOLD, max_tokens=1500))
         until(server, "GenerationRequest")
@@ -148,7 +148,7 @@ def test_what_runs_longer_than_the_drain_is_cut_with_an_error(launch, connect_to
 
 
 def test_ctrl_c_on_an_idle_server_ends_it_at_once(launch) -> None:
-    server = launch("--endpoint-seconds=60")
+    server = launch("--shutdown-delay-seconds=60")
     os.kill(server.engine_pid(), signal.SIGINT)  # a terminal sends it to both processes
     server.process.send_signal(signal.SIGINT)
     assert server.exit_status() == 0
@@ -156,7 +156,7 @@ def test_ctrl_c_on_an_idle_server_ends_it_at_once(launch) -> None:
 
 
 def test_a_second_signal_stops_now(launch, connect_to) -> None:
-    server = launch("--endpoint-seconds=60")
+    server = launch("--shutdown-delay-seconds=60")
     with connect_to(server) as client:
         running = in_background(lambda: client.completions.create(**HOLD, max_tokens=1500))
         until(server, "GenerationRequest")

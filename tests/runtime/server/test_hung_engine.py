@@ -74,7 +74,14 @@ def test_the_real_engine_is_heard_of_while_idle_and_given_up_when_it_hangs(
     start_process: Callable[[list[str]], ServerProcess], tmp_path: Path
 ) -> None:
     tiny_engine.write(tmp_path)
-    flags = ["--host=127.0.0.1", "--port=0", "--threads=1", "--dtype=float32", "--served-name=tiny", FLAG]
+    flags = [
+        "--host=127.0.0.1",
+        "--port=0",
+        "--threads=1",
+        "--dtype=float32",
+        "--served-model-name=tiny",
+        FLAG,
+    ]
     server = start_process([sys.executable, "-c", SERVE, str(tmp_path), *flags])
     server.wait_for("Ready: ", 3 * PATIENCE_SECONDS)
     time.sleep(2 * LIMIT_SECONDS)
@@ -156,14 +163,14 @@ def test_the_heartbeat_does_not_count_before_the_model_is_loaded(launch) -> None
 
 
 def test_an_engine_that_hangs_does_not_keep_the_server_from_ending(launch) -> None:
-    server = launch(FLAG, "--endpoint-seconds=0")
+    server = launch(FLAG, "--shutdown-delay-seconds=0")
     os.kill(server.engine_pid(), signal.SIGSTOP)
     server.process.send_signal(signal.SIGTERM)
     assert server.exit_status() == 0
 
 
 def test_an_engine_that_hangs_while_the_server_drains_ends_it_before_the_drain_does(launch) -> None:
-    server = launch(FLAG, "--endpoint-seconds=600", "--drain-seconds=600")
+    server = launch(FLAG, "--shutdown-delay-seconds=600", "--drain-timeout-seconds=600")
     os.kill(server.engine_pid(), signal.SIGSTOP)
     server.process.send_signal(signal.SIGTERM)
     assert server.exit_status() == 1
@@ -176,7 +183,7 @@ async def test_an_engine_that_not_even_a_kill_ends_is_given_up(monkeypatch: pyte
     os.kill(engine._process.pid, signal.SIGSTOP)
     with monkeypatch.context() as patched:
         patched.setattr(engine._process, "kill", lambda: None)  # as one that is stuck in a driver takes it
-        engine._handle_message(EngineReady("bytes"), 0.0)
+        engine._handle_message(EngineReady("bitwise"), 0.0)
         sentence = await engine.ended
     assert sentence.startswith("The engine process has not finished a step for 1 s and was ended.")
     await engine.stop(0)

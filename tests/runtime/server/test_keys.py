@@ -72,7 +72,7 @@ def test_a_secret_that_the_kubelet_renews_is_read_again(
 def test_a_file_without_a_usable_key_is_one_sentence_that_tells_no_key(tmp_path: Path, content: str) -> None:
     path = tmp_path / "keys"
     path.write_text(content)
-    with pytest.raises(ValueError, match="--api-keys") as caught:
+    with pytest.raises(ValueError, match="--api-key-file") as caught:
         read_keys(path)
     assert "has space" not in str(caught.value)
     assert "tooshrt" not in str(caught.value)
@@ -81,7 +81,7 @@ def test_a_file_without_a_usable_key_is_one_sentence_that_tells_no_key(tmp_path:
 def test_a_server_with_keys_asks_for_one_on_v1_and_nowhere_else(launch: Any, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(KEYS)
-    server = launch(f"--api-keys={path}")
+    server = launch(f"--api-key-file={path}")
     for url in ("/v1/models", "/v1/models/echo"):
         assert httpx.get(server.url + url).status_code == 401
     reply = httpx.post(f"{server.url}/v1/completions", content=b"no JSON at all")
@@ -101,8 +101,8 @@ def test_a_server_with_keys_asks_for_one_on_v1_and_nowhere_else(launch: Any, tmp
 
 
 def test_a_key_file_that_is_not_there_is_one_sentence_and_status_1(launch: Any, tmp_path: Path) -> None:
-    server = launch(f"--api-keys={tmp_path / 'gone'}", ready=False)
+    server = launch(f"--api-key-file={tmp_path / 'gone'}", ready=False)
     assert server.exit_status() == 1
     assert server.said == (
-        f"turbo serve: --api-keys: {tmp_path / 'gone'} cannot be read: No such file or directory.\n"
+        f"turbo serve: --api-key-file: {tmp_path / 'gone'} cannot be read: No such file or directory.\n"
     )

@@ -170,7 +170,7 @@ def test_the_reply_tells_what_speculation_did(client: openai.OpenAI) -> None:
     assert on.turbo["drafted_tokens"] == 8
     assert on.turbo["accepted_tokens"] == 4
     assert on.turbo["acceptance_length"] == 3
-    assert on.turbo["guarantee"] == "bytes"
+    assert on.turbo["guarantee"] == "bitwise"
     assert on.usage.completion_tokens_details.accepted_prediction_tokens == 4
     assert on.usage.completion_tokens_details.rejected_prediction_tokens == 4
     off = client.completions.create(**request, extra_body={"speculation": False})

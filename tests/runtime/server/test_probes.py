@@ -50,7 +50,7 @@ def test_a_loading_server_is_alive_and_not_ready(launch) -> None:
 def test_version_tells_what_is_served_and_what_it_promises(server) -> None:
     version = httpx.get(server.url + endpoints.VERSION_PATH).json()
     assert version["model"] == "echo"
-    assert (version["guarantee"], version["law_reason"]) == ("bytes", None)
+    assert (version["guarantee"], version["guarantee_reason"]) == ("bitwise", None)
     assert version["arithmetic"] == {"576x576": "X @ Wt"}
     assert version["digest"] == "sha256:feed"
     assert (version["device"], version["dtype"], version["max_model_len"]) == ("cpu", "float32", 2048)
@@ -64,10 +64,10 @@ def test_load_is_the_contracts_document_and_counts_what_runs(launch, connect_to)
         idle = load.Load.from_json(httpx.get(server.url + endpoints.LOAD_PATH).text)
         assert (idle.running_requests, idle.waiting_requests, idle.running_tokens) == (0, 0, 0)
         assert (idle.drafts, idle.draft_tokens, idle.accepted_tokens, idle.generated_tokens) == (2, 8, 4, 6)
-        assert (idle.acceptance_length, idle.kv_cache_tokens, idle.guarantee) == (3, 16384, "bytes")
+        assert (idle.acceptance_length, idle.kv_cache_tokens, idle.guarantee) == (3, 16384, "bitwise")
         assert not idle.draining
         assert idle.speedup == 1.75
-        assert (idle.max_running, idle.prompts, idle.prompt_tokens) == (32, 1, 5)
+        assert (idle.max_num_seqs, idle.prompts, idle.prompt_tokens) == (32, 1, 5)
         assert idle.step_times == (
             model.StepTime(1, 1, 256, 0.01),
             model.StepTime(8, 1, 256, 0.0125),
@@ -101,7 +101,7 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
     assert seen[(metrics.NUM_REQUESTS_RUNNING.name,)] == 0
     assert seen[(metrics.NUM_REQUESTS_WAITING.name,)] == 0
     assert seen[(metrics.KV_CACHE_USAGE.name,)] == 0
-    assert seen[(metrics.GUARANTEE_INFO.name, "bytes")] == 1
+    assert seen[(metrics.GUARANTEE_INFO.name, "bitwise")] == 1
     assert seen[(metrics.PREFIX_CACHE_QUERIES.name + "_total",)] == 10
     assert seen[(metrics.PREFIX_CACHE_HITS.name + "_total",)] == 5
     assert seen[(metrics.REQUEST_QUEUE_TIME.name + "_sum",)] == 1
@@ -109,7 +109,7 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
     assert seen[(metrics.REQUEST_GENERATION_TOKENS.name + "_sum",)] == 10
     assert seen[(metrics.ITERATION_TOKENS.name + "_sum",)] == 20  # the answers' and their prompts'
     assert seen[(metrics.ITERATION_TOKENS.name + "_count",)] == 4
-    assert seen[(metrics.CHOSEN_DRAFTS.name + "_total", "4")] == 4
+    assert seen[(metrics.VERIFIED_DRAFT_LENGTH.name + "_total", "4")] == 4
     assert seen[(metrics.STEP_SECONDS.name + "_total",)] == 2
     assert seen[(metrics.FORWARD_SECONDS.name + "_total",)] == 1
     assert seen[(metrics.SPEEDUP.name,)] == 1.75
@@ -183,8 +183,8 @@ def test_drafts_are_counted_by_name_and_a_name_that_is_dropped_is_told_no_more()
 def test_a_problem_of_the_drafts_is_a_metric_until_it_is_mended() -> None:
     exporter = Metrics("m")
     for problem in ("", "drafts.json cannot be read", ""):
-        exporter.update(EngineStats(draft_problem=problem))
-        told = re.findall(r"^turbo:draft_problem\{.*\} (.*)$", exporter.render().decode(), re.M)
+        exporter.update(EngineStats(draft_error=problem))
+        told = re.findall(r"^turbo:draft_error\{.*\} (.*)$", exporter.render().decode(), re.M)
         assert [float(value) for value in told] == [1.0 if problem else 0.0]
 
 
@@ -194,7 +194,7 @@ def test_version_tells_the_drafts_in_use(launch, connect_to) -> None:
     with connect_to(server) as client:
         client.completions.create(model="echo", prompt="abc")
     told = httpx.get(server.url + endpoints.VERSION_PATH).json()
-    assert (told["draft_version"], told["draft_problem"]) == ("heads-3", "heads-4 is no folder")
+    assert (told["draft_version"], told["draft_error"]) == ("heads-3", "heads-4 is no folder")
     assert told["drafts"] == {"default": "heads-3", "latex": "latex-1"}
 
 
@@ -208,7 +208,7 @@ def test_every_metric_is_documented_and_no_other(server) -> None:
 
 
 def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> None:
-    server = launch("--max-running=1", "--max-waiting=1")
+    server = launch("--max-num-seqs=1", "--max-queued-requests=1")
     with connect_to(server) as client:
         held = [
             client.completions.create(model="echo", prompt="hold", max_tokens=900, stream=True)
@@ -225,7 +225,7 @@ def test_a_full_queue_is_a_429_that_says_when_to_retry(launch, connect_to) -> No
 
 
 async def test_a_burst_fills_the_queue_to_its_bound_and_not_beyond(launch) -> None:
-    server = launch("--max-running=2", "--max-waiting=3")
+    server = launch("--max-num-seqs=2", "--max-queued-requests=3")
     body = {"model": "echo", "prompt": "hold", "max_tokens": 150, "stream": True}
     async with httpx.AsyncClient(base_url=f"{server.url}/v1/", timeout=30) as client:
         replies = await asyncio.gather(*[client.post("completions", json=body) for _ in range(12)])

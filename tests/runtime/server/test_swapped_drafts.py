@@ -57,7 +57,7 @@ def swap(folder: Path, **selection: object) -> None:
 
 @pytest.fixture(scope="module")
 def server(start_process: Callable[[list[str]], ServerProcess], folder: Path) -> ServerProcess:
-    flags = ["--host=127.0.0.1", "--port=0", "--threads=1", "--dtype=float32", "--served-name=tiny"]
+    flags = ["--host=127.0.0.1", "--port=0", "--threads=1", "--dtype=float32", "--served-model-name=tiny"]
     drafts = f"--drafts={folder / 'drafts.json'}"
     started = start_process([sys.executable, "-c", SERVE, str(folder / "model"), *flags, drafts])
     started.wait_for("Ready: ", 3 * PATIENCE_SECONDS)
@@ -196,7 +196,7 @@ def test_a_request_chooses_among_drafts_that_change_while_it_is_served(
     swap(folder, heads="v2", named={"latex": "nowhere", "sql": "v1"})
     until(lambda: drafts(url) == {"default": "v2", "latex": "v2", "sql": "v1"})
     server.wait_for(r"^drafts stay as they are: the draft latex: \S*nowhere/config.json cannot be read")
-    assert "the draft latex: " in httpx.get(url + endpoints.VERSION_PATH).json()["draft_problem"]
+    assert "the draft latex: " in httpx.get(url + endpoints.VERSION_PATH).json()["draft_error"]
     for draft in ("default", "latex", "sql"):
         answer(draft)
     assert post(url, 0, speculation=True, draft="json").status_code == 400
@@ -204,5 +204,5 @@ def test_a_request_chooses_among_drafts_that_change_while_it_is_served(
 
     swap(folder, heads="v2")
     until(lambda: drafts(url) == {"default": "v2"})
-    assert httpx.get(url + endpoints.VERSION_PATH).json()["draft_problem"] is None
+    assert httpx.get(url + endpoints.VERSION_PATH).json()["draft_error"] is None
     answer("default")

@@ -271,7 +271,7 @@ def _with_reports(view: View, before: View) -> View:
 
 def _draft_state(load: Load) -> tuple[str, str]:
     """Return what a pod drafts with, and what is wrong with it."""
-    return load.draft_version or "", load.draft_problem or ""
+    return load.draft_version or "", load.draft_error or ""
 
 
 _Name = TypeVar("_Name")

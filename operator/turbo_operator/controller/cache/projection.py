@@ -102,7 +102,7 @@ def draft(body: TurboDraft) -> DraftView:
         spec.version,
         spec.target_digest,
         digest=spec.digest,
-        deployment=spec.deployment,
+        deployment=spec.deployment_name,
         created=epoch(created) if created else 0.0,
     )
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from turbo_operator.api import DraftMethod, TrainingReason, TrainingStatus, TurboDeployment, epoch, rfc3339
 from turbo_operator.api.conditions import ConditionState
+from turbo_operator.api.training import PromptsType
 from turbo_operator.drafts.training import job_state, names
 from turbo_operator.drafts.training.job_state import update_state
 from turbo_operator.drafts.training.next_job import Case, TrainingTarget, replan, start_or_resume
@@ -31,14 +32,14 @@ def decide(
     job = next(jobs, None)
     pods = [pod for pod in observed.trainings if pod.job == name]
     state = update_state(old, pods, now, job.ended if job is not None else None) if old is not None else None
-    if training is None or not training.enabled or td.spec.suspend:
+    if training is None or training.suspend or td.spec.suspend:
         if state is not None and state.result is not None:
             state = state.model_copy(update={"spec_hash": ""})  # switched on again, it is tried again
         if training is None:
             return TrainingDecision(state=state)
-        off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.enabled is false"
+        off = "spec.suspend is true" if td.spec.suspend else "spec.speculation.training.suspend is true"
         message = f"{off}: nothing is trained, and drafts stay."
-        return TrainingDecision(unmet_condition(TrainingReason.TRAINING_DISABLED, message), state)
+        return TrainingDecision(unmet_condition(TrainingReason.SUSPENDED, message), state)
     choice = plan.served if plan is not None else None
     target = None
     if observed.model is not None and choice is not None and choice.method != OFF:
@@ -46,10 +47,12 @@ def decide(
     if state is not None and state.result is None:
         draft_name = names.draft_name(td, state.number)
         if any(draft.name == draft_name for draft in observed.drafts):  # it is published
-            state = state.model_copy(update={"result": TrainingReason.TRAINED, "ended": rfc3339(now)})
+            state = state.model_copy(
+                update={"result": TrainingReason.TRAINED, "completion_time": rfc3339(now)}
+            )
     case = Case(td, training, observed, answer, now, state)
     if job is not None and state is not None and state.result is None:
-        if job.complete or job.failed or state.started is not None:
+        if job.complete or job.failed or state.start_time is not None:
             return job_state.read_job_state(training, job, state, pods, now)
         waiting = job_state.wait(job, state, pods, now)
         return waiting if target is None else replan(case, target, waiting, pods)
@@ -80,9 +83,9 @@ def _decide_without_job(case: Case, target: TrainingTarget | None) -> TrainingDe
     drafts = fitting(observed)
     since = _below_since(case, drafts)
     if state is None and since is not None:  # somebody else's candidate, whose gain is to be remembered
-        state = TrainingStatus(number=0, work="", spec_hash="", result=TrainingReason.TRAINED)
+        state = TrainingStatus(number=0, input_hash="", spec_hash="", result=TrainingReason.TRAINED)
     if state is not None:
-        state = state.model_copy(update={"below_since": None if since is None else rfc3339(since)})
+        state = state.model_copy(update={"below_threshold_time": None if since is None else rfc3339(since)})
     case = replace(case, state=state)
     unfinished = state is not None and state.result is None
     is_measured = observed.gain is not None  # without requests, nothing is paid for
@@ -91,7 +94,7 @@ def _decide_without_job(case: Case, target: TrainingTarget | None) -> TrainingDe
         return TrainingDecision(_trained(case, drafts[-1], since), state)
     if (blocked := _blocked(case, target, drafts)) is not None:
         return TrainingDecision(blocked, state)
-    if training.prompts.captured is not None and not drafts and not unfinished:
+    if training.prompts.type == PromptsType.CAPTURED and not drafts and not unfinished:
         captured = sum(pod.load.load.captured or 0 for pod in observed.pods if pod.load)
         if captured < training.trigger.min_prompts:
             message = (
@@ -106,13 +109,13 @@ def _below_since(case: Case, drafts: list[DraftView]) -> float | None:
     """Return since when the gain is below the bound, in seconds since the epoch. A new draft has its own
     time, which begins once it was promoted or turned down: until then another one would only take its place.
     """
-    bound, gain, status = case.training.trigger.gain_below, case.observed.gain, case.td.status
-    known = {identity(draft) for draft in (*status.turned_down, status.draft) if draft is not None}
+    bound, gain, status = case.training.trigger.speedup_below, case.observed.gain, case.td.status
+    known = {identity(draft) for draft in (*status.rejected_drafts, status.draft) if draft is not None}
     if bound is None or not drafts or identity(drafts[-1]) not in known:
         return None
     if gain is not None and gain >= bound:
         return None
-    since = epoch(case.state.below_since) if case.state and case.state.below_since else None
+    since = epoch(case.state.below_threshold_time) if case.state and case.state.below_threshold_time else None
     if since is not None and since < drafts[-1].created:
         since = None
     return case.now if since is None and gain is not None else since
@@ -123,7 +126,7 @@ def _trained(case: Case, draft: DraftView, since: float | None) -> ConditionStat
     if since is not None:
         trigger = case.training.trigger
         message += (
-            f" The measured gain is below {trigger.gain_below} since {rfc3339(since)}: if it stays there, "
+            f" The measured gain is below {trigger.speedup_below} since {rfc3339(since)}: if it stays there, "
             f"another one is trained from {rfc3339(since + trigger.window_seconds)} on."
         )
     return ConditionState("True", TrainingReason.TRAINED, message)
@@ -136,10 +139,16 @@ def _blocked(case: Case, target: TrainingTarget, drafts: list[DraftView]) -> Con
         return None
     if state.result == TrainingReason.TRAINED and not drafts and state.target_digest == target.model.digest:
         return _useless(case, state, target.model.digest)
-    if state.result not in (TrainingReason.OVER_BUDGET, TrainingReason.TRAINING_FAILED):
+    if state.result not in (TrainingReason.BUDGET_EXCEEDED, TrainingReason.TRAINING_FAILED):
         return None
-    is_retried = state.result == TrainingReason.TRAINING_FAILED and training.prompts.captured is not None
-    if is_retried and state.ended and case.now - epoch(state.ended) >= training.trigger.window_seconds:
+    is_retried = (
+        state.result == TrainingReason.TRAINING_FAILED and training.prompts.type == PromptsType.CAPTURED
+    )
+    if (
+        is_retried
+        and state.completion_time
+        and case.now - epoch(state.completion_time) >= training.trigger.window_seconds
+    ):
         return None  # traffic has brought others
     return unmet_condition(TrainingReason(state.result), state.message or "It left no message.")
 

@@ -48,42 +48,42 @@ def update_state(
     if state.result is not None:
         return state
     times = [pod.started for pod in pods if pod.started is not None]
-    if times and state.started is None:
-        state = state.model_copy(update={"started": rfc3339(min(times)), "passed_over": ()})
+    if times and state.start_time is None:
+        state = state.model_copy(update={"start_time": rfc3339(min(times)), "excluded_accelerators": ()})
     running = ((pod.started, pod.progress) for pod in pods if pod.runs and pod.started is not None)
     start, progress = next(running, (None, None))
-    since = epoch(state.running_since) if state.running_since else None
+    since = epoch(state.last_cost_time) if state.last_cost_time else None
     if since is not None and (start is None or start > since):
         unseen = min(now, since + COUNTED_SECONDS) if job_ended is None else max(since, job_ended)
         ends = [pod.ended for pod in pods if pod.ended is not None and pod.ended >= since]
         state, since = add_cost(state, max(ends, default=unseen)), None
     if start is None:
-        return state.model_copy(update={"progress": None, "left": None})
+        return state.model_copy(update={"progress": None, "estimated_remaining": None})
     stage = format_progress(progress) if progress else state.progress
     if since is None:
-        state = state.model_copy(update={"running_since": rfc3339(start)})
+        state = state.model_copy(update={"last_cost_time": rfc3339(start)})
     elif stage != state.progress or now - since >= COUNTED_SECONDS:
-        state = add_cost(state, now).model_copy(update={"running_since": rfc3339(now)})
+        state = add_cost(state, now).model_copy(update={"last_cost_time": rfc3339(now)})
     else:
         return state
     remaining = format_remaining(progress) if progress else None
-    return state.model_copy(update={"progress": stage, "left": remaining})
+    return state.model_copy(update={"progress": stage, "estimated_remaining": remaining})
 
 
 def cost_until(state: TrainingStatus, now: float) -> Decimal:
     """Return US dollars until now, the pod that runs included; 0 where the price is not known."""
-    return Decimal(add_cost(state, now).spent or "0")
+    return Decimal(add_cost(state, now).cost or "0")
 
 
 def add_cost(state: TrainingStatus, until: float) -> TrainingStatus:
     """Add all that was paid until then to a state, with no pod that runs on."""
-    if state.running_since is None:
+    if state.last_cost_time is None:
         return state
-    update: dict[str, str | None] = {"running_since": None}
+    update: dict[str, str | None] = {"last_cost_time": None}
     if state.cost_per_hour is not None:
-        hours = Decimal(max(0.0, until - epoch(state.running_since))) / 3600
-        total = Decimal(state.spent or "0") + hours * Decimal(state.cost_per_hour)
-        update["spent"] = str(total.quantize(_CENTS))
+        hours = Decimal(max(0.0, until - epoch(state.last_cost_time))) / 3600
+        total = Decimal(state.cost or "0") + hours * Decimal(state.cost_per_hour)
+        update["cost"] = str(total.quantize(_CENTS))
     return state.model_copy(update=update)
 
 
@@ -98,16 +98,22 @@ def bought_seconds(training: Training, state: TrainingStatus, now: float) -> int
 def over_budget(training: Training, state: TrainingStatus, now: float) -> TrainingDecision:
     """End a training whose money is spent."""
     message = (
-        f"Training {state.number} on {state.accelerator} has cost {cost_until(state, now):.2f} $ of maxCost "
-        f"{training.max_cost}, and what is left buys no minute more: raise "
+        f"Training {state.number} on {state.accelerator_name} has cost {cost_until(state, now):.2f} $ of "
+        f"maxCost {training.max_cost}, and what is left buys no minute more: raise "
         "spec.speculation.training.maxCost, and it goes on where it is."
     )
-    return end_training(state, TrainingReason.OVER_BUDGET, message, now)
+    return end_training(state, TrainingReason.BUDGET_EXCEEDED, message, now)
 
 
 def end_training(state: TrainingStatus, reason: TrainingReason, message: str, now: float) -> TrainingDecision:
     """End a training badly."""
-    update = {"result": reason, "message": message, "ended": rfc3339(now), "progress": None, "left": None}
+    update = {
+        "result": reason,
+        "message": message,
+        "completion_time": rfc3339(now),
+        "progress": None,
+        "estimated_remaining": None,
+    }
     return TrainingDecision(unmet_condition(reason, message), add_cost(state, now).model_copy(update=update))
 
 
@@ -154,7 +160,7 @@ def _complete(
         return wait(job, state, pods, now)
     if done is None:
         # what it told went with its pod: another Job finds all done, where it was done, and tells it again
-        state = state.model_copy(update={"started": state.started or rfc3339(now)})
+        state = state.model_copy(update={"start_time": state.start_time or rfc3339(now)})
         message = f"Training {state.number} is done, and its pod was gone before it told: it is asked again."
         return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), state)
     try:
@@ -165,7 +171,7 @@ def _complete(
     condition = unmet_condition(
         TrainingReason.TRAINING, f"Training {state.number} is done: its TurboDraft is being made."
     )
-    draft = FinishedDraft(state.number, state.work, facts)
+    draft = FinishedDraft(state.number, state.input_hash, facts)
     return TrainingDecision(condition, state, kept_job=job.name, finished=draft)
 
 
@@ -176,11 +182,11 @@ def _describe(
     present = [pod for pod in pods if pod.exit_code is None]
     alive = [pod for pod in present if not pod.terminating]
     if any(pod.runs for pod in alive):
-        message = f" on {state.accelerator}: {state.progress or 'it starts'}"
-        if state.left:
-            message += f", about {state.left} left of this stage"
-        if state.spent and state.progress:
-            message += f"; {Decimal(state.spent):.2f} $ until then"
+        message = f" on {state.accelerator_name}: {state.progress or 'it starts'}"
+        if state.estimated_remaining:
+            message += f", about {state.estimated_remaining} left of this stage"
+        if state.cost and state.progress:
+            message += f"; {Decimal(state.cost):.2f} $ until then"
         return TrainingReason.TRAINING, f"{message}."
     waiting = next((pod for pod in alive if pod.reason), None)
     if waiting is not None:

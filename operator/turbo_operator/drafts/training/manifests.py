@@ -15,6 +15,7 @@ from turbo_operator.api import (
     Training,
     TurboDeployment,
 )
+from turbo_operator.api.training import PromptsType
 from turbo_operator.drafts.training.names import draft_name, dtype, folder, job_name, threads
 from turbo_operator.drafts.training.step import FinishedDraft, JobRequest
 from turbo_operator.planner.performance.memory import on_cpu
@@ -60,7 +61,7 @@ def training_job(
     arguments = _arguments(td, training, begin, facts)
     container = build_container(td, settings, CONTAINER, command, arguments, resources(td, choice))
     container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
-    claim = training.pvc.claim_name
+    claim = training.claim_name
     drafts = {"persistentVolumeClaim": {"claimName": claim}}
     path = draft_volume.claim_path(claim)
     volumes = [mounted_volume("drafts", drafts, path), _prompts(td, training)]
@@ -89,7 +90,7 @@ def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts
         f"--prompts={_prompts_path(td, training)}",
         f"--out={_out(td, training, begin)}",
         f"--domain={training.domain or td.metadata.name}",
-        f"--max-tokens={training.answer_tokens}",
+        f"--max-tokens={training.max_output_tokens}",
         f"--device={'cpu' if on_cpu(choice.accelerator) else 'cuda'}",
         f"--dtype={dtype(serving)}",
         f"--threads={threads(td, choice.accelerator)}",
@@ -103,23 +104,25 @@ def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts
 
 def _out(td: TurboDeployment, training: Training, begin: JobRequest) -> str:
     """Return the folder of the checkpoint, as its container has it."""
-    return f"{draft_volume.claim_path(training.pvc.claim_name)}/{folder(td, begin.number, begin.work)}"
+    return f"{draft_volume.claim_path(training.claim_name)}/{folder(td, begin.number, begin.work)}"
 
 
 def _prompts_path(td: TurboDeployment, training: Training) -> str:
     prompts = training.prompts
-    if prompts.captured is not None:
+    if prompts.type == PromptsType.CAPTURED:
         return f"{PROMPTS_PATH}/{td.metadata.name}"
-    return f"{PROMPTS_PATH}/{prompts.pvc.path if prompts.pvc else PROMPTS_FILE}"
+    claim = prompts.persistent_volume_claim
+    return f"{PROMPTS_PATH}/{claim.path if claim else PROMPTS_FILE}"
 
 
 def _prompts(td: TurboDeployment, training: Training) -> MountedVolume:
     prompts = training.prompts
-    if (ref := prompts.config_map_ref) is not None:
+    if (ref := prompts.config_map) is not None:
         items = [{"key": ref.key, "path": PROMPTS_FILE}]
         volume: dict[str, Any] = {"configMap": {"name": ref.name, "items": items}}
     else:
-        claim = prompts.pvc or (td.spec.capture.pvc if td.spec.capture else None)
+        captured = td.spec.capture.persistent_volume_claim if td.spec.capture else None
+        claim = prompts.persistent_volume_claim or captured
         assert claim is not None  # captured prompts ask for spec.capture, by a rule of the API's
         # Not read-only as a volume: the claim may be the one that drafts are written to.
         volume = {"persistentVolumeClaim": {"claimName": claim.claim_name}}
@@ -140,7 +143,7 @@ def turbo_draft(td: TurboDeployment, training: Training, finished: FinishedDraft
         "spec": {
             "method": DraftMethod.TURBO_HEADS if facts.method == "heads" else DraftMethod.EAGLE3,
             "location": {
-                "claimName": training.pvc.claim_name,
+                "claimName": training.claim_name,
                 "path": folder(td, finished.number, finished.work),
             },
             "version": facts.version,
@@ -159,8 +162,8 @@ def _evaluated(worth: DomainEvaluation) -> dict[str, Any]:
         "domain": worth.domain,
         **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
         "acceptancePerPosition": [f"{share:.3f}" for share in worth.acceptance_per_position],
-        "gains": [
-            {"batch": gain.batch, "before": f"{gain.before:.3f}", "after": f"{gain.after:.3f}"}
+        "speedups": [
+            {"batchSize": gain.batch, "suffixOnly": f"{gain.before:.3f}", "withDraft": f"{gain.after:.3f}"}
             for gain in worth.gains
         ],
     }

@@ -19,7 +19,7 @@ from turbo_operator.api import (
     Mode,
     PlanReason,
     Scaling,
-    ScalingPolicy,
+    ScalingMode,
     Speculation,
     Training,
     TrainingReason,
@@ -79,17 +79,19 @@ class Case:
     def unfinished(self) -> TrainingStatus | None:
         """The state of a training that may go on."""
         state = self.state
-        return state if state is not None and state.result in (None, TrainingReason.OVER_BUDGET) else None
+        return state if state is not None and state.result in (None, TrainingReason.BUDGET_EXCEEDED) else None
 
 
 def start_or_resume(case: Case, target: TrainingTarget) -> TrainingDecision:
     """Begin the next training, or resume the one that is half done, on what the planner chooses."""
     old = case.unfinished
-    pinned = case.training.accelerator or ""
-    if old is not None and old.started is not None and _goes_on(case, target, old):
+    pinned = case.training.accelerator_name or ""
+    if old is not None and old.start_time is not None and _goes_on(case, target, old):
         # another machine's threads and arithmetic make another draft
-        pinned = old.accelerator or ""
-    query = AcceleratorQuery(pinned, dtype(target.choice), old.passed_over if old is not None else ())
+        pinned = old.accelerator_name or ""
+    query = AcceleratorQuery(
+        pinned, dtype(target.choice), old.excluded_accelerators if old is not None else ()
+    )
     if case.answer is None:
         message = "A training is due, and the planner looks for its accelerator."
         condition = ConditionState("Unknown", TrainingReason.WAITING_FOR_ACCELERATOR, message)
@@ -104,7 +106,7 @@ def replan(
     old = case.state
     if old is None:
         return waiting
-    current = old.accelerator or ""
+    current = old.accelerator_name or ""
     allowed = case.td.spec.accelerators or Accelerators()
     is_timed_out = any(
         case.now - pod.pending_since >= allowed.pending_timeout_seconds
@@ -116,8 +118,8 @@ def replan(
         and current in case.observed.accelerators
         and current in (allowed.allowed or (current,))
     )
-    pinned = case.training.accelerator or (current if stays else "")
-    passed_over = old.passed_over
+    pinned = case.training.accelerator_name or (current if stays else "")
+    passed_over = old.excluded_accelerators
     if is_timed_out:
         passed_over = tuple(dict.fromkeys((*passed_over, current)))[-MAX_PASSED_OVER:]
     query = AcceleratorQuery(pinned, dtype(target.choice), passed_over)
@@ -127,17 +129,17 @@ def replan(
     if step.job_request is not None:
         return replace(step, condition=waiting.condition, kept_job=waiting.kept_job)
     if is_timed_out:  # nothing else is to be had: it waits on, and all are tried again
-        return replace(waiting, state=old.model_copy(update={"passed_over": ()}))
+        return replace(waiting, state=old.model_copy(update={"excluded_accelerators": ()}))
     return step
 
 
 def _goes_on(case: Case, target: TrainingTarget, old: TrainingStatus) -> bool:
     """Whether what is half done is what the spec asks for."""
-    row = case.observed.accelerators.get(old.accelerator or "")
-    if row is None or case.training.accelerator not in (None, row.name):
+    row = case.observed.accelerators.get(old.accelerator_name or "")
+    if row is None or case.training.accelerator_name not in (None, row.name):
         return False
     digest = target.model.digest
-    return old.work == names.work_hash(case.td, case.training, digest, row, dtype(target.choice))
+    return old.input_hash == names.work_hash(case.td, case.training, digest, row, dtype(target.choice))
 
 
 def _begin(case: Case, target: TrainingTarget, query: AcceleratorQuery, answer: Plan) -> TrainingDecision:
@@ -151,31 +153,31 @@ def _begin(case: Case, target: TrainingTarget, query: AcceleratorQuery, answer: 
     name, price = choice.accelerator.name, choice.predicted.cost_per_hour
     work = names.work_hash(td, training, digest, choice.accelerator, query.dtype)
     old = case.unfinished
-    if old is not None and (old.started is None or old.work == work):
-        new = old.model_copy(update={"result": None, "message": None, "ended": None})
+    if old is not None and (old.start_time is None or old.input_hash == work):
+        new = old.model_copy(update={"result": None, "message": None, "completion_time": None})
     else:
         last = names.last_draft(td, (draft.name for draft in case.observed.drafts))
         new = TrainingStatus(
             number=1 + max(last, case.state.number if case.state else 0),
-            work=work,
+            input_hash=work,
             spec_hash="",
-            below_since=case.state.below_since if case.state else None,
+            below_threshold_time=case.state.below_threshold_time if case.state else None,
         )
     new = new.model_copy(
         update={
-            "work": work,
+            "input_hash": work,
             "spec_hash": names.spec_hash(training),
             "target_digest": digest,
-            "accelerator": name,
-            "passed_over": query.passed_over,
+            "accelerator_name": name,
+            "excluded_accelerators": query.passed_over,
             "cost_per_hour": None if price is None else str(price),
-            "spent": None if price is None else (new.spent or "0"),
+            "cost": None if price is None else (new.cost or "0"),
         }
     )
     deadline = bought_seconds(training, new, case.now)
     if deadline is not None and deadline < MIN_SECONDS:
         return over_budget(training, new, case.now)
-    verb = "begins" if new.started is None else "goes on"
+    verb = "begins" if new.start_time is None else "goes on"
     message = f"Training {new.number} {verb} on {name}{'' if price is None else f' for {money(price)} $/h'}."
     request = JobRequest(new.number, work, choice, target.choice, deadline)
     return TrainingDecision(unmet_condition(TrainingReason.TRAINING, message), new, job_request=request)
@@ -214,14 +216,14 @@ def chosen(training: Training, answer: Plan) -> Choice | ConditionState:
             "or leave maxCost out."
         )
         return unmet_condition(TrainingReason.PRICE_UNKNOWN, message)
-    if training.accelerator is not None and answer.reason == PlanReason.NO_PROFILE:
+    if training.accelerator_name is not None and answer.reason == PlanReason.ACCELERATOR_NOT_FOUND:
         message = (
-            f"There is no TurboAccelerator {training.accelerator}: create it, or correct "
-            "spec.speculation.training.accelerator."
+            f"There is no TurboAccelerator {training.accelerator_name}: create it, or correct "
+            "spec.speculation.training.acceleratorName."
         )
         return unmet_condition(TrainingReason.NO_ACCELERATOR, message)
     reason = {
-        PlanReason.NO_CAPACITY: TrainingReason.WAITING_FOR_ACCELERATOR,
+        PlanReason.INSUFFICIENT_CAPACITY: TrainingReason.WAITING_FOR_ACCELERATOR,
         PlanReason.PRICE_UNKNOWN: TrainingReason.PRICE_UNKNOWN,
     }.get(PlanReason(answer.reason), TrainingReason.NO_ACCELERATOR)
     return unmet_condition(reason, f"No accelerator can be had for a training. {answer.detail}")
@@ -253,7 +255,7 @@ def question(
             "targets": None,
             "cost": None,
             "replicas": 1,
-            "scaling": Scaling(policy=ScalingPolicy.EXTERNAL),
+            "scaling": Scaling(mode=ScalingMode.EXTERNAL),
         }
     )
     used = training_bytes(shape)

@@ -52,7 +52,7 @@ class TrainingDecision:
 
     def refused(self, message: str) -> TrainingDecision:
         """Tell that the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
-        return replace(self, condition=unmet_condition(TrainingReason.REFUSED, message))
+        return replace(self, condition=unmet_condition(TrainingReason.APPLY_REJECTED, message))
 
 
 NO_TRAINING = TrainingDecision()

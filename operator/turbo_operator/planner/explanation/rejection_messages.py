@@ -61,7 +61,7 @@ def _loser(evaluation: PlanEvaluation, index: int, best: int) -> tuple[PlanReaso
             pods = f"{messages.count(count, 'replica')} of {name}"
             detail = f"{pods} would do, and cost {more} than {best_count} of {winner_name}"
         if objective == Objective.COST:
-            reason, detail = PlanReason.DEARER, f"{detail}."
+            reason, detail = PlanReason.HIGHER_COST, f"{detail}."
         else:
             detail = f"{detail}, and it is no better by spec.cost.objective {objective}."
     elif (pair.accelerator, pair.capacity_type) == (winner.accelerator, winner.capacity_type):
@@ -249,11 +249,11 @@ def _one_too_small(evaluation: PlanEvaluation, pair: Pair) -> str | None:
 
 
 _DETAILS = {
-    PlanReason.OUT_OF_MEMORY: _out_of_memory,
-    PlanReason.NO_PROFILE: _no_profile,
+    PlanReason.INSUFFICIENT_MEMORY: _out_of_memory,
+    PlanReason.PERFORMANCE_UNKNOWN: _no_profile,
     PlanReason.PRICE_UNKNOWN: _price_unknown,
     PlanReason.TARGET_UNREACHABLE: _unreachable,
-    PlanReason.NO_CAPACITY: _no_capacity,
-    PlanReason.OVER_BUDGET: _over_budget,
+    PlanReason.INSUFFICIENT_CAPACITY: _no_capacity,
+    PlanReason.BUDGET_EXCEEDED: _over_budget,
     PlanReason.NOT_YET_SUPPORTED: _not_yet,
 }

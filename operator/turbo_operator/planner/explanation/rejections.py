@@ -23,18 +23,18 @@ from turbo_operator.planner.requirements import Bound, Demand
 
 # Which rejection comes closest to a plan, so that the condition names the one worth acting on.
 NEAREST = (
-    PlanReason.DEARER,
+    PlanReason.HIGHER_COST,
     PlanReason.NOT_PREFERRED,
-    PlanReason.OVER_BUDGET,
-    PlanReason.NO_CAPACITY,
+    PlanReason.BUDGET_EXCEEDED,
+    PlanReason.INSUFFICIENT_CAPACITY,
     PlanReason.TARGET_UNREACHABLE,
     PlanReason.PRICE_UNKNOWN,
     PlanReason.NOT_YET_SUPPORTED,
-    PlanReason.OUT_OF_MEMORY,
+    PlanReason.INSUFFICIENT_MEMORY,
     PlanReason.INVALID_PARALLELISM,
-    PlanReason.NO_PROFILE,
+    PlanReason.PERFORMANCE_UNKNOWN,
 )
-EVERYWHERE = (PlanReason.OUT_OF_MEMORY, PlanReason.NO_PROFILE)  # whatever the capacity type
+EVERYWHERE = (PlanReason.INSUFFICIENT_MEMORY, PlanReason.PERFORMANCE_UNKNOWN)  # whatever the capacity type
 
 Key = tuple[int, int, PlanReason]  # accelerator, capacity type, reason
 
@@ -113,7 +113,7 @@ def _is_worth_reporting(
     if reason == PlanReason.NOT_YET_SUPPORTED:
         return best is None or _is_better(evaluation, first[key], best, rank) or not (is_chosen or supported)
     if reason in EVERYWHERE:
-        return not (is_chosen or {other[2] for other in others} - {PlanReason.OUT_OF_MEMORY})
+        return not (is_chosen or {other[2] for other in others} - {PlanReason.INSUFFICIENT_MEMORY})
     if _is_lacking(evaluation, first[key]):
         return not (is_chosen or any(other[1] == kind for other in supported))
     return True
@@ -163,7 +163,7 @@ def find_near_miss(evaluation: PlanEvaluation, best: int | None) -> Rejected | N
     paid = "" if price is None else f"cost {messages.money(price)} $/h and "
     pods = f"{messages.count(count, 'replica')} of {pair.hardware}"
     is_budget = all("spec.cost" in part for part in missed)
-    reason = PlanReason.OVER_BUDGET if is_budget else PlanReason.TARGET_UNREACHABLE
+    reason = PlanReason.BUDGET_EXCEEDED if is_budget else PlanReason.TARGET_UNREACHABLE
     return pair.reject(reason, f"{pods} would {paid}{messages.join(missed)}.", count, predicted)
 
 

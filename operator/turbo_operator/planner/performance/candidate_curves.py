@@ -120,7 +120,7 @@ def build_engines(
     together = rows / groups
     uneven = nodes * memory.largest_stage(shape.layers, nodes)
     hops = _hops(candidates, rates, shape)
-    step_tokens = candidates.by_engine(lambda engine: engine.max_step_tokens)
+    step_tokens = candidates.by_engine(lambda engine: engine.max_num_batched_tokens)
 
     def step(places: Indices) -> Callable[[float], Numbers]:
         own, what = take(machine, places), take(work, places)

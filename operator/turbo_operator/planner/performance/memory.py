@@ -158,8 +158,8 @@ def activation_bytes(
     shape: ModelShape,
     element: Numbers,
     tensor: Numbers,
-    max_running: Numbers,
-    max_step_tokens: Numbers,
+    max_num_seqs: Numbers,
+    max_num_batched_tokens: Numbers,
     drafts: Numbers,
 ) -> Numbers:
     """What a pass of the most tokens, with `drafts` drafts of every running request, holds at its peak on one
@@ -169,10 +169,10 @@ def activation_bytes(
     an MLP's two branches and their product, which the accelerators share; or, after the last layer, the
     logits of the tokens that are verified.
     """
-    tokens = np.maximum(max_step_tokens, drafts + 1.0)
+    tokens = np.maximum(max_num_batched_tokens, drafts + 1.0)
     between = 2.0 * shape.hidden_size * tokens * element
     inside = 3.0 * mlp_width(shape) * tokens * element / tensor
-    logits = LOGIT_BYTES * shape.vocab_size * np.minimum(max_running * (drafts + 1.0), tokens)
+    logits = LOGIT_BYTES * shape.vocab_size * np.minimum(max_num_seqs * (drafts + 1.0), tokens)
     return np.asarray(between + np.maximum(inside, logits))
 
 

@@ -50,25 +50,25 @@ def start_engine(
     blocks, length = size_cache(config, weights.config, dtype, free_memory(device))
     model = ModelRunner(weights, blocks=blocks, max_length=length)
     loaded = time.monotonic()
-    report = check_batch_invariance(model, config.max_step_tokens)
-    report = adopt_bulk(model, report, config.max_step_tokens)
+    report = check_batch_invariance(model, config.max_num_batched_tokens)
+    report = adopt_bulk(model, report, config.max_num_batched_tokens)
     checked = time.monotonic()
     ledger = BlockPool(blocks)
     steps = measure_steps(
-        model, ledger, max_running=config.max_running, max_step_tokens=config.max_step_tokens
+        model, ledger, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens
     )
     measured = time.monotonic()
     scheduler = Scheduler(
         ledger,
-        max_running=config.max_running,
-        max_step_tokens=config.max_step_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
         max_draft_tokens=config.max_draft_tokens if config.speculation != "off" else 0,
         max_length=length,
         shared_tile=model.rule.shared_tile,
     )
     ready = EngineReady(
         guarantee=report.guarantee,
-        law_reason=report.reason,
+        guarantee_reason=report.reason,
         arithmetic=report.forms,
         device=device.type,
         dtype=str(dtype).removeprefix("torch."),
@@ -92,10 +92,10 @@ def start_engine(
         Proposer(ActiveDrafts(config.speculation)),
         grammars,
         GoodputController(steps, padded_rows),
-        AuditTerms(config.audit_share, report.guarantee),
+        AuditTerms(config.audit_fraction, report.guarantee),
     )
-    if config.drafts:
-        engine.speculation.drafters = _follow(Path(config.drafts), engine, digest, config.speculation)
+    if config.draft_config:
+        engine.speculation.drafters = _follow(Path(config.draft_config), engine, digest, config.speculation)
     return engine, replace(ready, stats=engine.stats())
 
 
@@ -167,7 +167,7 @@ def size_cache(config: RuntimeConfig, model_config: object, dtype: torch.dtype, 
         budget = min(DEFAULT_KV_BYTES, int(free * KV_SHARE_OF_FREE_MEMORY))
     else:
         budget = int(config.kv_cache_gib * (1 << 30))
-    blocks = min(budget // per_block, config.max_running * blocks_for(length))
+    blocks = min(budget // per_block, config.max_num_seqs * blocks_for(length))
     if blocks >= blocks_for(length):
         return blocks, length
     fits = blocks * BLOCK_SIZE

@@ -1,8 +1,8 @@
 """The start-up check: which product kernels and which attention shapes keep rows bit-equal here, and so which
 guarantee holds.
 
-`bytes`: a request's text is the same with and without speculation, in any batch. `law`: it is a draw from the
-same distribution. The check tries, on this machine and with this number of threads, a fixed row at every
+`bitwise`: a request's text is the same with and without speculation, in any batch. `distribution`: it is a
+draw from the same distribution. The check tries, on this machine and with this number of threads, a fixed row at every
 position of every row count in use: for each distinct weight shape, for norms and activations; then attention
 of several lengths, alone and in a batch; then the whole model, many rows at once against few and one.
 
@@ -52,11 +52,11 @@ class ArithmeticReport:
 
     guarantee: Guarantee
     forms: dict[str, str] = field(default_factory=dict)  # product's name -> that of its kernel
-    reason: str = ""  # why only `law`
+    reason: str = ""  # why only `distribution`
 
 
 def check_batch_invariance(
-    model: ModelRunner, max_step_tokens: int, limit_seconds: float = LIMIT_SECONDS
+    model: ModelRunner, max_num_batched_tokens: int, limit_seconds: float = LIMIT_SECONDS
 ) -> ArithmeticReport:
     """Choose and set the kernel of every product and the model's rule; at most about `limit_seconds`."""
     deadline = time.monotonic() + limit_seconds
@@ -70,7 +70,7 @@ def check_batch_invariance(
                 for product in products:
                     product.use(kernel)
                 forms[name] = kernel.name
-            _check_row_wise(model, max_step_tokens, deadline)
+            _check_row_wise(model, max_num_batched_tokens, deadline)
             optional_deadline = deadline - (1 - OPTIONAL_FRACTION) * limit_seconds
             row_counts = find_invariant_row_counts(model.pool, deadline, optional_deadline)
             if not row_counts:
@@ -82,8 +82,8 @@ def check_batch_invariance(
     except NotProvenError as outcome:
         log.info("guarantee law: %s", outcome)
         set_free(model)
-        return ArithmeticReport("law", forms, str(outcome))
-    return ArithmeticReport("bytes", forms)
+        return ArithmeticReport("distribution", forms, str(outcome))
+    return ArithmeticReport("bitwise", forms)
 
 
 def set_free(model: ModelRunner) -> None:
@@ -114,9 +114,9 @@ def find_invariant_kernel(product: BatchInvariantLinear, deadline: float) -> Mat
     raise NotProvenError(f"no product form keeps the rows of a {product.name} weight equal")
 
 
-def _check_row_wise(model: ModelRunner, max_step_tokens: int, deadline: float) -> None:
+def _check_row_wise(model: ModelRunner, max_num_batched_tokens: int, deadline: float) -> None:
     """Norms and activations work row by row, but a library may cut the rows up among threads its own way."""
-    counts = sorted({padded_rows(rows) for rows in range(1, max_step_tokens + 1)})
+    counts = sorted({padded_rows(rows) for rows in range(1, max_num_batched_tokens + 1)})
     for operation in model.decoder.row_wise():
         row = torch.randn(1, operation.width, generator=torch.Generator().manual_seed(0))
         if not is_batch_invariant(operation.apply, row.to(model.pool.dtype), counts, deadline):
@@ -146,11 +146,11 @@ def _check_model(model: ModelRunner, deadline: float) -> None:
 def adopt_bulk(
     model: ModelRunner,
     report: ArithmeticReport,
-    max_step_tokens: int,
+    max_num_batched_tokens: int,
     limit_seconds: float = BULK_LIMIT_SECONDS,
 ) -> ArithmeticReport:
     """Use full pieces of hundreds of rows where they hold; the report with the kernels in use then."""
-    if report.guarantee != "bytes" or max_step_tokens < BULK[0]:
+    if report.guarantee != "bitwise" or max_num_batched_tokens < BULK[0]:
         return report
     deadline = time.monotonic() + limit_seconds
     proven: list[tuple[BatchInvariantLinear, MatmulKernel]] = []

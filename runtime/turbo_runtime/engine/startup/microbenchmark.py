@@ -33,8 +33,8 @@ def measure_steps(
     model: ModelRunner,
     ledger: BlockPool,
     *,
-    max_running: int,
-    max_step_tokens: int,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
     limit_seconds: float = LIMIT_SECONDS,
 ) -> tuple[StepTime, ...] | None:
     """Measure median times of a pass that decodes one row, one that decodes up to `ROWS` rows (left out if
@@ -43,8 +43,8 @@ def measure_steps(
     """
     context = min(CONTEXT, model.max_length - 1)
     blocks_per_row = blocks_for(context + 1)
-    several = min(ROWS, max_running, max_step_tokens, ledger.num_free // blocks_per_row)
-    chunk = min(max_step_tokens, model.max_length)
+    several = min(ROWS, max_num_seqs, max_num_batched_tokens, ledger.num_free // blocks_per_row)
+    chunk = min(max_num_batched_tokens, model.max_length)
     blocks = ledger.take(max(several * blocks_per_row, blocks_for(chunk)))
     try:
         model.pool.clear(blocks)

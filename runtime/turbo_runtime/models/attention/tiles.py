@@ -1,7 +1,7 @@
 """Attention of many positions at once: one call for a tile, against the keys up to its end.
 
-Under `bytes` a tile is aligned and computed whole, with a mask, whichever of its rows the step needs. So each
-call has a fixed shape, and a position's arithmetic does not depend on how steps cut the prompt. Unneeded rows
+Under `bitwise` a tile is aligned and computed whole, with a mask, whichever of its rows the step needs. So
+each call has a fixed shape, and a position's arithmetic does not depend on how steps cut the prompt. Unneeded rows
 hold some other row of the step; no product mixes rows.
 """
 

@@ -24,7 +24,7 @@ from turbo_dev.trainings import (
 )
 from turbo_operator.api import TrainingStatus, rfc3339
 
-AGAIN = {"trigger": {"gainBelow": "1.30", "window": "24h"}}
+AGAIN = {"trigger": {"speedupBelow": "1.30", "window": "24h"}}
 
 
 def trained(**asked: Any) -> TrainingStatus:
@@ -50,9 +50,9 @@ def test_a_draft_that_does_not_fit_or_is_gone_stops_the_next_one(drafts: Any) ->
 
 def test_it_is_trained_again_for_another_spec_another_model_or_when_it_is_switched_on_again() -> None:
     state = trained()
-    off = look(td(state, enabled=False), seen()).state
+    off = look(td(state, suspend=True), seen()).state
     other = seen(model=replace(FACTS, digest="sha256:cd"))
-    for step in (look(td(state, answerTokens=64), seen()), look(td(off), seen()), look(td(state), other)):
+    for step in (look(td(state, maxOutputTokens=64), seen()), look(td(off), seen()), look(td(state), other)):
         assert step.job_request is not None
         assert step.job_request.number == 2
 
@@ -74,11 +74,11 @@ def test_a_draft_on_trial_keeps_the_next_one_from_being_trained() -> None:
         step = look(td(state, told=promoted(first), **AGAIN), waits, NOW + hours * HOUR)
         assert (reason(step), step.job_request) == ("Trained", None)
         assert step.state is not None
-        assert step.state.below_since is None
+        assert step.state.below_threshold_time is None
         state = step.state
-    down = {**promoted(second)["draft"], "reason": "NoGain", "message": "No."}
+    down = {**promoted(second)["draft"], "reason": "NoImprovement", "message": "No."}
     down["time"] = rfc3339(NOW + 1000 * HOUR)
-    judged = {**promoted(first), "turnedDown": [down]}
+    judged = {**promoted(first), "rejectedDrafts": [down]}
     low = look(td(state, told=judged, **AGAIN), waits, NOW + 1001 * HOUR)
     assert (reason(low), low.job_request) == ("Trained", None)  # its window begins now
     step = look(td(low.state, told=judged, **AGAIN), waits, NOW + 1025 * HOUR)

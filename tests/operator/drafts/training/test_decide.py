@@ -50,30 +50,30 @@ def test_the_first_training_begins_on_the_cheapest_that_has_room() -> None:
 
 
 def test_a_named_accelerator_is_taken_whether_it_has_room_or_not() -> None:
-    begun = look(td(accelerator="l4"), seen(free={})).job_request
+    begun = look(td(acceleratorName="l4"), seen(free={})).job_request
     assert begun is not None
     assert begun.choice.accelerator.name == "l4"
 
 
 def test_what_waits_is_named() -> None:
     assert reason(look(td(), seen(model=None))) == "WaitingForPlan"
-    assert reason(look(td(enabled=False), seen())) == "TrainingDisabled"
+    assert reason(look(td(suspend=True), seen())) == "Suspended"
     assert reason(look(td(), seen(free={}))) == "WaitingForAccelerator"
-    gone = look(td(accelerator="gone"), seen())
+    gone = look(td(acceleratorName="gone"), seen())
     assert reason(gone) == "NoAccelerator"
     assert gone.condition.message == (
-        "There is no TurboAccelerator gone: create it, or correct spec.speculation.training.accelerator."
+        "There is no TurboAccelerator gone: create it, or correct spec.speculation.training.acceleratorName."
     )
     free = replace(CORES, prices={})
     unpriced = replace(seen(), accelerators={"cpu": free, "l4": L4})
-    step = look(td(accelerator="cpu", maxCost="1"), unpriced)
+    step = look(td(acceleratorName="cpu", maxCost="1"), unpriced)
     assert (reason(step), step.job_request) == ("PriceUnknown", None)
-    step = look(td(accelerator="cpu"), unpriced)
+    step = look(td(acceleratorName="cpu"), unpriced)
     assert step.job_request is not None  # without a bound no price is needed
     assert step.state is not None
     assert step.state.cost_per_hour is None
     step = look(td(maxCost="0.0001"), seen())
-    assert (reason(step), step.job_request) == ("OverBudget", None)
+    assert (reason(step), step.job_request) == ("BudgetExceeded", None)
     small = {name: replace(row, memory_bytes=1 << 30) for name, row in seen().accelerators.items()}
     assert reason(look(td(), replace(seen(), accelerators=small))) in ("NoAccelerator", "WaitingForPlan")
 
@@ -86,7 +86,7 @@ def test_nothing_is_told_and_no_job_stays_where_no_training_is_asked_for() -> No
 
 
 def test_captured_prompts_are_waited_for() -> None:
-    asked = {"prompts": {"captured": {}}, "trigger": {"minPrompts": 10}}
+    asked = {"prompts": {"type": "Captured"}, "trigger": {"minPrompts": 10}}
 
     def pods(*captured: int) -> tuple[PodView, ...]:
         return tuple(
@@ -105,7 +105,7 @@ def test_captured_prompts_are_waited_for() -> None:
 
 def test_a_job_that_has_run_is_frozen_whatever_becomes_of_the_spec() -> None:
     state = ran()
-    for changed in (td(state), td(state, answerTokens=64), td(state, accelerator="l4")):
+    for changed in (td(state), td(state, maxOutputTokens=64), td(state, acceleratorName="l4")):
         step = look(changed, seen(children=(job(),), trainings=(pod(),)))
         assert (step.kept_job, step.job_request) == ("chat-train-1", None)
         assert reason(step) == "Training"
@@ -114,7 +114,7 @@ def test_a_job_that_has_run_is_frozen_whatever_becomes_of_the_spec() -> None:
 def test_the_status_is_written_at_a_tenth_of_a_stage_and_counts_what_was_paid() -> None:
     state = look(td(began()), seen(children=(job(),), trainings=(pod(),))).state
     assert state is not None
-    assert state.running_since == rfc3339(NOW - 60)
+    assert state.last_cost_time == rfc3339(NOW - 60)
 
     def at(done: int, state: TrainingStatus, now: float) -> TrainingStatus:
         progress = TrainingProgress("answers", done, 100, "prompts", 130.0)
@@ -123,17 +123,17 @@ def test_the_status_is_written_at_a_tenth_of_a_stage_and_counts_what_was_paid() 
         return found
 
     first = at(41, state, NOW + 60)
-    assert (first.progress, first.left) == ("answers 40 %", "3m")
-    assert float(first.spent or 0) == pytest.approx(0.04 * 120 / 3600, abs=2e-6)
+    assert (first.progress, first.estimated_remaining) == ("answers 40 %", "3m")
+    assert float(first.cost or 0) == pytest.approx(0.04 * 120 / 3600, abs=2e-6)
     assert at(49, first, NOW + 600) == first  # nothing that is worth a write
     second = at(50, first, NOW + 3600)
     assert second.progress == "answers 50 %"
-    assert float(second.spent or 0) == pytest.approx(0.04 * 3660 / 3600, abs=2e-6)
+    assert float(second.cost or 0) == pytest.approx(0.04 * 3660 / 3600, abs=2e-6)
     ended = pod(phase="Failed", exit_code=137, ended=NOW + 7200)
     after = look(td(second), seen(children=(job(),), trainings=(ended,)), NOW + 9000).state
     assert after is not None
-    assert after.running_since is None
-    assert float(after.spent or 0) == pytest.approx(0.04 * 7260 / 3600, abs=2e-6)
+    assert after.last_cost_time is None
+    assert float(after.cost or 0) == pytest.approx(0.04 * 7260 / 3600, abs=2e-6)
 
 
 def test_a_draft_is_made_of_what_the_pod_told_and_the_job_goes_when_it_is_there() -> None:
@@ -141,7 +141,7 @@ def test_a_draft_is_made_of_what_the_pod_told_and_the_job_goes_when_it_is_there(
     done = pod(phase="Succeeded", exit_code=0, message=MADE.to_json(), ended=NOW)
     step = look(td(state), seen(children=(job(complete=True),), trainings=(done,)))
     assert step.kept_job == "chat-train-1"
-    assert step.finished == training.FinishedDraft(1, state.work, MADE)
+    assert step.finished == training.FinishedDraft(1, state.input_hash, MADE)
     step = look(td(step.state), seen(children=(job(complete=True),), trainings=(done,), drafts=(draft(),)))
     assert (step.kept_job, step.finished, step.job_request) == (None, None, None)
     assert reason(step) == "Trained"
@@ -165,18 +165,18 @@ def test_a_permanent_error_waits_for_another_spec_and_then_takes_another_folder(
     assert step.condition is not None
     assert "prompts.jsonl:3: no prompt" in step.condition.message
     assert step.kept_job == "chat-train-1"  # until the status has it
-    off = look(td(step.state, enabled=False), seen())
-    assert (reason(off), look(td(off.state), seen()).job_request is None) == ("TrainingDisabled", False)
+    off = look(td(step.state, suspend=True), seen())
+    assert (reason(off), look(td(off.state), seen()).job_request is None) == ("Suspended", False)
     for _ in range(3):  # and its Job stays, with what its pods have said
         step = look(td(step.state), seen(children=(job(failed=True),)), NOW + 1000 * HOUR)
         assert (reason(step), step.kept_job, step.job_request) == ("TrainingFailed", "chat-train-1", None)
-    step = look(td(step.state, answerTokens=64), seen(children=(job(failed=True),)))
+    step = look(td(step.state, maxOutputTokens=64), seen(children=(job(failed=True),)))
     assert step.job_request is not None
     assert (step.job_request.number, step.kept_job) == (2, None)
 
 
 def test_a_failure_on_captured_prompts_is_tried_again_after_a_window() -> None:
-    asked = {"prompts": {"captured": {}}, "trigger": {"minPrompts": 1, "window": "2h"}}
+    asked = {"prompts": {"type": "Captured"}, "trigger": {"minPrompts": 1, "window": "2h"}}
     full = PodView(
         *("p", "v1", "Running", True, None, None, None), load=LoadSample(NOW, replace(LOAD, captured=9))
     )
@@ -193,7 +193,7 @@ def test_over_budget_it_waits_and_goes_on_in_its_folder_with_what_a_higher_bound
     state = ran(maxCost="0.04")
     late = seen(children=(job(failed=True, reason="DeadlineExceeded", ended=NOW + HOUR),))
     step = look(td(state, maxCost="0.04"), late, NOW + HOUR)
-    assert reason(step) == "OverBudget"
+    assert reason(step) == "BudgetExceeded"
     assert step.condition is not None
     assert "maxCost" in step.condition.message
     assert look(td(step.state, maxCost="0.04"), seen(), NOW + 100 * HOUR).job_request is None
@@ -230,7 +230,7 @@ def test_a_deadline_that_a_pod_only_waited_for_is_no_end() -> None:
 
 
 def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None:
-    asked = {"trigger": {"gainBelow": "1.30", "window": "24h"}}
+    asked = {"trigger": {"speedupBelow": "1.30", "window": "24h"}}
     done = began(**asked).model_copy(update={"result": "Trained"})
     first, second = draft(created=NOW - HOUR), draft(2, NOW + 10 * HOUR)
     there = {"drafts": (first,)}
@@ -241,12 +241,12 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
     low = after(0, 1.1, done)
     assert reason(low) == "Trained"
     assert low.state is not None
-    assert low.state.below_since == rfc3339(NOW)
+    assert low.state.below_threshold_time == rfc3339(NOW)
     assert after(23, 1.1, low.state).job_request is None
     assert after(23, None, low.state).state == low.state  # silence is no gain
     high = after(23, 1.4, low.state).state
     assert high is not None
-    assert high.below_since is None
+    assert high.below_threshold_time is None
     assert after(24, None, low.state).job_request is None  # nor a reason to pay
     begun = after(24, 1.1, low.state).job_request
     assert begun is not None
@@ -255,13 +255,13 @@ def test_another_one_is_trained_when_the_gain_stays_low_for_the_window() -> None
     step = look(td(low.state, told=promoted(second), **asked), newer, NOW + 25 * HOUR)
     assert step.job_request is None
     assert step.state is not None
-    assert step.state.below_since == rfc3339(NOW + 25 * HOUR)
+    assert step.state.below_threshold_time == rfc3339(NOW + 25 * HOUR)
     # once, without a bound
     assert look(td(done), seen(**there, gain=0.9), NOW + 1000 * HOUR).job_request is None
 
 
 def test_a_candidate_that_somebody_else_has_trained_is_followed_like_our_own() -> None:
-    asked = {"trigger": {"gainBelow": "1.30", "window": "24h"}}
+    asked = {"trigger": {"speedupBelow": "1.30", "window": "24h"}}
     theirs = replace(draft(created=NOW - HOUR), name="by-hand")
     low = look(td(told=promoted(theirs), **asked), seen(drafts=(theirs,), gain=1.1))
     assert (reason(low), low.job_request) == ("Trained", None)
@@ -287,7 +287,7 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
     pods: dict[int, TrainPod] = {}
     drafts: dict[int, DraftView] = {}
     status: TrainingStatus | None = None
-    asked: dict[str, Any] = {"maxCost": "0.20", "trigger": {"gainBelow": "1.30", "window": "1h"}}
+    asked: dict[str, Any] = {"maxCost": "0.20", "trigger": {"speedupBelow": "1.30", "window": "1h"}}
     now, gain = NOW, 1.5
     for _ in range(120):
         newest = max(drafts) if drafts else None
@@ -314,7 +314,7 @@ def test_whatever_happens_there_is_one_job_at_a_time_and_every_state_is_left_or_
         now += chance.choice((1.0, 60.0, 600.0))
         gain = chance.choice((gain, gain, 1.1, 1.5))
         if chance.random() < 0.05:
-            asked |= {"maxCost": chance.choice(("0.20", "0.40")), "answerTokens": chance.choice((64, 256))}
+            asked |= {"maxCost": chance.choice(("0.20", "0.40")), "maxOutputTokens": chance.choice((64, 256))}
         for n, each in list(jobs.items()):
             event = chance.random()
             if each.complete or each.failed:

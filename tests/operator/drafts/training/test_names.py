@@ -31,10 +31,10 @@ def test_a_deployment_that_is_made_again_under_a_name_has_folders_of_its_own() -
 @pytest.mark.parametrize(
     "other",
     [
-        td(answerTokens=64),
+        td(maxOutputTokens=64),
         td(domain="support"),
-        td(prompts={"configMapRef": {"name": "others"}}),
-        td(pvc={"claimName": "elsewhere"}),
+        td(prompts={"type": "ConfigMap", "configMap": {"name": "others"}}),
+        td(persistentVolumeClaim={"claimName": "elsewhere"}),
         td(spec={"engine": {"image": "another"}}),
         td(spec={"template": {"resources": {"limits": {"cpu": "1"}}}}),
     ],
@@ -47,7 +47,7 @@ def test_arithmetic_threads_and_machine_are_of_the_work_and_money_is_not() -> No
     assert work(td(), dtype="bfloat16") != work(td())
     assert work(td(), replace(CORES, quantity=Decimal(4))) != work(td())
     assert work(td(), L4) != work(td())
-    for same in (td(maxCost="1"), td(domain="chat"), td(trigger={"window": "1h"}), td(accelerator="cpu")):
+    for same in (td(maxCost="1"), td(domain="chat"), td(trigger={"window": "1h"}), td(acceleratorName="cpu")):
         assert work(same) == work(td())
     assert work(td(), replace(CORES, prices={}, memory_bytes=1)) == work(td())
 
@@ -72,8 +72,8 @@ def test_half_done_work_goes_on_where_it_was_begun_and_nowhere_else() -> None:
     late = seen(children=(job(failed=True, reason="DeadlineExceeded", ended=NOW + HOUR),))
     over = look(td(ran(maxCost="0.04"), maxCost="0.04"), late, NOW + HOUR).state
     asked = {"maxCost": "1"}
-    same = look(td(over, accelerator="cpu", **asked), seen()).job_request
-    elsewhere = look(td(over, accelerator="l4", **asked), seen()).job_request
+    same = look(td(over, acceleratorName="cpu", **asked), seen()).job_request
+    elsewhere = look(td(over, acceleratorName="l4", **asked), seen()).job_request
     larger = seen(accelerators={"cpu": replace(CORES, quantity=Decimal(4)), "l4": L4})
     other = look(td(over, **asked), larger).job_request
     assert same is not None

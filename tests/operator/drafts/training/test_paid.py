@@ -23,14 +23,14 @@ def test_a_bound_that_is_set_or_lowered_while_it_runs_ends_it_once_that_is_spent
     state, there = ran(**asked), seen(children=(job(),), trainings=(pod(),))
     assert look(td(state, maxCost="0.04"), there, NOW + 3000).kept_job == "chat-train-1"
     step = look(td(state, maxCost="0.04"), there, NOW + HOUR)
-    assert (reason(step), step.kept_job) == ("OverBudget", "chat-train-1")
+    assert (reason(step), step.kept_job) == ("BudgetExceeded", "chat-train-1")
     assert step.state is not None
-    assert step.state.running_since is None
-    assert float(step.state.spent or 0) == cost(HOUR + 60)
+    assert step.state.last_cost_time is None
+    assert float(step.state.cost or 0) == cost(HOUR + 60)
     after = look(td(step.state, maxCost="0.04"), there, NOW + 2 * HOUR)  # its pod is still going
-    assert (reason(after), after.kept_job) == ("OverBudget", None)
+    assert (reason(after), after.kept_job) == ("BudgetExceeded", None)
     assert after.state is not None
-    assert after.state.spent == step.state.spent
+    assert after.state.cost == step.state.cost
     begun = look(td(after.state, maxCost="0.08"), seen(), NOW + 100 * HOUR).job_request
     assert begun is not None
     assert (begun.number, begun.deadline_seconds) == (1, 3539)
@@ -51,15 +51,15 @@ def test_what_is_paid_is_counted_every_ten_minutes() -> None:
     state = ran()
     assert update_state(state, (pod(),), NOW + 500) == state
     after = update_state(state, (pod(),), NOW - 60 + COUNTED_SECONDS)
-    assert after.running_since == rfc3339(NOW - 60 + COUNTED_SECONDS)
-    assert float(after.spent or 0) == cost(COUNTED_SECONDS)
+    assert after.last_cost_time == rfc3339(NOW - 60 + COUNTED_SECONDS)
+    assert float(after.cost or 0) == cost(COUNTED_SECONDS)
     assert float(cost_until(after, NOW + HOUR)) == cost(HOUR + 60)
 
 
 def unseen(state: TrainingStatus, now: float, job_ended: float | None = None) -> float:
     after = update_state(state, (), now, job_ended)
-    assert after.running_since is None
-    return float(after.spent or 0)
+    assert after.last_cost_time is None
+    return float(after.cost or 0)
 
 
 def test_a_pod_that_went_unseen_is_paid_until_it_was_last_counted_and_no_hours_more() -> None:
@@ -75,10 +75,10 @@ def test_a_pod_that_has_followed_another_is_paid_for_its_own_time() -> None:
     known = pod(phase="Failed", exit_code=137, ended=NOW + HOUR)
     for pods, paid in (((known, second), HOUR + 60), ((second,), COUNTED_SECONDS)):
         after = update_state(state, pods, NOW + 4 * HOUR)
-        assert float(after.spent or 0) == cost(paid)
-        assert after.running_since == rfc3339(NOW + 3 * HOUR)
+        assert float(after.cost or 0) == cost(paid)
+        assert after.last_cost_time == rfc3339(NOW + 3 * HOUR)
 
 
 def test_one_that_is_over_is_counted_no_further() -> None:
-    done = ran().model_copy(update={"result": "OverBudget", "running_since": None})
+    done = ran().model_copy(update={"result": "BudgetExceeded", "running_since": None})
     assert update_state(done, (pod(),), NOW + HOUR) == done

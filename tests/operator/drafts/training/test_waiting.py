@@ -59,8 +59,8 @@ def test_the_same_spec_comes_to_the_same_job_again_and_again() -> None:
 def test_a_spec_that_is_mended_makes_another_job_before_any_pod_has_run() -> None:
     state, waits = began(), there(pending(placed=NOW))
     for right in (
-        {"prompts": {"configMapRef": {"name": "right"}}},
-        {"pvc": {"claimName": "right"}},
+        {"prompts": {"type": "ConfigMap", "configMap": {"name": "right"}}},
+        {"persistentVolumeClaim": {"claimName": "right"}},
         {"spec": {"engine": {"image": "right"}}},
         {"spec": {"template": {"imagePullSecrets": [{"name": "right"}]}}},
     ):
@@ -76,7 +76,7 @@ def test_a_spec_that_is_mended_makes_another_job_before_any_pod_has_run() -> Non
 def test_a_job_that_has_run_is_not_asked_for_anew() -> None:
     state = ran()
     for pods in ((), (pending(placed=NOW),), (pending(NOW - HOUR),)):
-        step = look(td(state, prompts={"configMapRef": {"name": "other"}}), there(*pods))
+        step = look(td(state, prompts={"type": "ConfigMap", "configMap": {"name": "other"}}), there(*pods))
         assert (step.kept_job, step.job_request, step.query) == ("chat-train-1", None, None)
 
 
@@ -136,7 +136,7 @@ def test_what_its_pod_waits_for_in_vain_is_left_for_the_next_class_and_at_last_t
 
 
 def test_one_that_is_asked_for_by_name_is_waited_for() -> None:
-    asked = {"accelerator": "cheap"}
+    asked = {"acceleratorName": "cheap"}
     state = look(cloudy(**asked), clouded()).state
     step = look(cloudy(state, **asked), clouded(pending(NOW - HOUR, accelerator="cheap")))
     assert (accelerator(step), step.kept_job) == ("cheap", "chat-train-1")
@@ -156,8 +156,8 @@ def test_a_job_that_is_made_again_is_planned_anew_unless_one_of_its_pods_has_run
 def test_what_has_no_price_goes_once_a_bound_is_set() -> None:
     free = {"cpu": replace(CORES, prices={}), "l4": L4}
     there = {"children": (job(),), "trainings": (pending(placed=NOW),)}
-    state = look(td(accelerator="cpu"), seen(accelerators=free)).state
-    step = look(td(state, accelerator="cpu", maxCost="1"), seen(accelerators=free, **there))
+    state = look(td(acceleratorName="cpu"), seen(accelerators=free)).state
+    step = look(td(state, acceleratorName="cpu", maxCost="1"), seen(accelerators=free, **there))
     assert (reason(step), step.kept_job, step.job_request) == ("PriceUnknown", None, None)
 
 
@@ -186,13 +186,13 @@ def test_a_draft_that_is_there_already_ends_the_wait() -> None:
 def test_it_is_planned_in_what_is_served(serving: str) -> None:
     dtype = {"float32": "Float32", "bfloat16": "BFloat16"}[serving]
     model = {"model": {"uri": "pvc://models/chat", "dtype": dtype}}
-    begin = look(td(spec=model, accelerator="l4"), seen()).job_request
+    begin = look(td(spec=model, acceleratorName="l4"), seen()).job_request
     assert begin is not None
     assert (begin.serving.dtype, begin.choice.dtype) == (serving, serving)
 
 
 def test_what_serves_on_cores_in_float32_is_trained_in_it_on_a_device_too() -> None:
     cores = {"accelerators": {"allowed": ["cpu"]}}
-    begin = look(td(spec=cores, accelerator="l4"), seen()).job_request
+    begin = look(td(spec=cores, acceleratorName="l4"), seen()).job_request
     assert begin is not None
     assert (begin.choice.accelerator.name, begin.choice.dtype) == ("l4", "float32")
