@@ -5,9 +5,9 @@ A replay decodes the answer token by token and alone, with a fresh sampler. It t
 cache, so that errors there show too, and leaves nothing to the cache, the drafters or the goodput control. It
 returns its blocks as soon as requests might need them.
 
-The replay reads the answer as given. Under `bitwise` it must draw each token itself; up to the first mismatch
-this equals free decoding. Under `distribution` near-ties fall either way, so a token only must lie as near to the
-best as rounding can put it (`truncation.excess`).
+The replay reads the answer as given. Under `bitwise` it must draw each token itself; up to the first
+mismatch this equals free decoding. Under `distribution` near-ties fall either way, so a token only must lie
+as near to the best as rounding can put it (`truncation.excess`).
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING = 16  # answers; the oldest is dropped for one more
 
-# How far a logit may be off under `distribution`, in roundings of the row's greatest. Between one row at a time
-# and many, SmolLM2-135M's were off by up to 16 in float32 (6e-5) and 2.3 in bfloat16 (0.56), not counting common
-# shifts; deeper models add up more. In float32 a wide margin costs nothing, since a wrong token lies whole
-# logits below the best; in bfloat16 it hides errors, so there it is not twice as much.
+# How far a logit may be off under `distribution`, in roundings of the row's greatest. Between one row at a
+# time and many, SmolLM2-135M's were off by up to 16 in float32 (6e-5) and 2.3 in bfloat16 (0.56), not
+# counting common shifts; deeper models add up more. In float32 a wide margin costs nothing, since a wrong
+# token lies whole logits below the best; in bfloat16 it hides errors, so there it is not twice as much.
 _ROUNDINGS = {torch.float32: 128.0, torch.bfloat16: 4.0}
 
 

@@ -2,9 +2,10 @@
 guarantee holds.
 
 `bitwise`: a request's text is the same with and without speculation, in any batch. `distribution`: it is a
-draw from the same distribution. The check tries, on this machine and with this number of threads, a fixed row at every
-position of every row count in use: for each distinct weight shape, for norms and activations; then attention
-of several lengths, alone and in a batch; then the whole model, many rows at once against few and one.
+draw from the same distribution. The check tries, on this machine and with this number of threads, a fixed
+row at every position of every row count in use: for each distinct weight shape, for norms and activations;
+then attention of several lengths, alone and in a batch; then the whole model, many rows at once against few
+and one.
 
 Afterwards it tries full pieces of hundreds of rows. They only gain speed: what is not proven in time leaves
 everything as it was proven before.

@@ -1,8 +1,8 @@
 """Attention of many positions at once: one call for a tile, against the keys up to its end.
 
 Under `bitwise` a tile is aligned and computed whole, with a mask, whichever of its rows the step needs. So
-each call has a fixed shape, and a position's arithmetic does not depend on how steps cut the prompt. Unneeded rows
-hold some other row of the step; no product mixes rows.
+each call has a fixed shape, and a position's arithmetic does not depend on how steps cut the prompt.
+Unneeded rows hold some other row of the step; no product mixes rows.
 """
 
 from __future__ import annotations
