@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from turbo_runtime.client.stream import Progress, stream_chat
+from turbo_runtime.client.sse import Progress, stream_chat
 
 from turbo_runtime.cli.bench import bench
 from turbo_runtime.cli.chat import chat
