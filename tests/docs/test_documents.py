@@ -105,7 +105,7 @@ DISTILLATIONS = [words[2:] for _, words in commands() if words[:2] == ["turbo", 
 def test_every_distillation_shown_is_one_that_the_command_takes() -> None:
     assert DISTILLATIONS
     for words in DISTILLATIONS:
-        distill.build_parser().parse_args(words)
+        distill.parser().parse_args(words)
 
 
 def test_every_capture_setting_shown_is_one_that_the_server_takes(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def heads(served: TargetModel) -> Heads:
 def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draft(
     served: TargetModel, heads: Heads, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hybrid, "LEAST_SURVIVAL", 0.0)  # else it leaves out what it has no hope for
+    monkeypatch.setattr(hybrid, "MIN_ACCEPTANCE", 0.0)  # else it leaves out what it has no hope for
     answers = served.answer(asked(), params(temperature), params(temperature))
     said = [Completion(one, tokens) for one, tokens in zip(asked(temperature), answers, strict=True)]
     source = HeadsDrafter(heads, served.noise)
