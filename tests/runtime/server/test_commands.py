@@ -21,7 +21,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from turbo_runtime.client.sse import Progress, stream_chat
 
 from turbo_runtime.cli.bench import bench
 from turbo_runtime.cli.chat import chat
@@ -30,6 +29,7 @@ from turbo_runtime.cli.report import percentile
 from turbo_runtime.cli.workload import generate_prompts, read_prompts
 from turbo_runtime.client.address import Address, ServerError
 from turbo_runtime.client.client import Server
+from turbo_runtime.client.sse import Progress, stream_chat
 
 CHAT = "import sys; from turbo_runtime.cli.chat import chat; sys.exit(chat(sys.argv[1:]))"
 PATIENCE_SECONDS = 30
