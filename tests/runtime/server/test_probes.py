@@ -120,9 +120,9 @@ def test_counters_follow_the_engine_and_latencies_the_server(launch, connect_to)
 
 @pytest.mark.parametrize("reason", ["stop", "length", "abort", "error"])
 def test_only_complete_answers_are_measured_whole(reason: str) -> None:
-    metrics = Metrics("m")
-    metrics.finished(reason, prompt=7, tokens=5, to_first=0.5, total=2.5)
-    page = metrics.page().decode()
+    exporter = Metrics("m")
+    exporter.finished(reason, prompt=7, tokens=5, to_first=0.5, total=2.5)
+    page = exporter.page().decode()
     assert f'vllm:request_success_total{{finished_reason="{reason}",model_name="m"}} 1.0' in page
     complete = float(reason in ("stop", "length"))
     for name in (
@@ -135,11 +135,11 @@ def test_only_complete_answers_are_measured_whole(reason: str) -> None:
 
 
 def test_a_steps_tokens_are_those_it_brought_and_the_prompts_it_finished() -> None:
-    metrics = Metrics("m")
+    exporter = Metrics("m")
     for generated, begun, drafted in ((0, 0, 0), (1, 40, 4), (1, 40, 4), (4, 40, 8)):
         stats = EngineStats(generated_tokens=generated, begun_prompt_tokens=begun, draft_tokens=drafted)
-        metrics.follow(stats)
-    page = metrics.page().decode()
+        exporter.follow(stats)
+    page = exporter.page().decode()
     assert 'vllm:iteration_tokens_total_sum{model_name="m"} 44.0' in page
     assert 'vllm:iteration_tokens_total_count{model_name="m"} 2.0' in page
     assert 'vllm:prompt_tokens_total{model_name="m"} 40.0' in page
@@ -151,20 +151,20 @@ def test_what_is_not_known_is_no_metric(launch) -> None:
 
 
 def test_drafts_without_a_version_are_no_version() -> None:
-    metrics = Metrics("m")
+    exporter = Metrics("m")
     for version in ("heads-3", "heads-4", ""):
-        metrics.follow(EngineStats(by_draft=(DraftStats("default", version),)))
-        told = re.findall(r'^turbo:draft_info\{.*version="(.*)"\} 1', metrics.page().decode(), re.M)
+        exporter.follow(EngineStats(by_draft=(DraftStats("default", version),)))
+        told = re.findall(r'^turbo:draft_info\{.*version="(.*)"\} 1', exporter.page().decode(), re.M)
         assert told == ([version] if version else [])
 
 
 def test_drafts_are_counted_by_name_and_a_name_that_is_dropped_is_told_no_more() -> None:
-    metrics = Metrics("m")
+    exporter = Metrics("m")
 
     def told(*drafts: DraftStats) -> list[tuple[str, str, float]]:
-        metrics.follow(EngineStats(by_draft=drafts))
+        exporter.follow(EngineStats(by_draft=drafts))
         found = re.findall(
-            r'^turbo:(\w+)_by_draft_total\{draft="(.*?)".*\} (.*)$', metrics.page().decode(), re.M
+            r'^turbo:(\w+)_by_draft_total\{draft="(.*?)".*\} (.*)$', exporter.page().decode(), re.M
         )
         return [(name, draft, float(count)) for name, draft, count in found if float(count)]
 
@@ -175,16 +175,16 @@ def test_drafts_are_counted_by_name_and_a_name_that_is_dropped_is_told_no_more()
     assert told(default) == once
     assert told(default, DraftStats("latex", "v1", 1, 4, 4))[1] == ("drafts", "latex", 1.0)
     assert told(default) == once
-    assert 'draft="latex"' not in metrics.page().decode()
+    assert 'draft="latex"' not in exporter.page().decode()
     assert told(default, DraftStats("latex", "v1", 0, 0, 0)) == once
     assert told(default, DraftStats("latex", "v1", 3, 8, 2))[1] == ("drafts", "latex", 3.0)
 
 
 def test_a_problem_of_the_drafts_is_a_metric_until_it_is_mended() -> None:
-    metrics = Metrics("m")
+    exporter = Metrics("m")
     for problem in ("", "drafts.json cannot be read", ""):
-        metrics.follow(EngineStats(draft_problem=problem))
-        told = re.findall(r"^turbo:draft_problem\{.*\} (.*)$", metrics.page().decode(), re.M)
+        exporter.follow(EngineStats(draft_problem=problem))
+        told = re.findall(r"^turbo:draft_problem\{.*\} (.*)$", exporter.page().decode(), re.M)
         assert [float(value) for value in told] == [1.0 if problem else 0.0]
 
 

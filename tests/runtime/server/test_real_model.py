@@ -156,8 +156,8 @@ def test_several_answers_of_one_seed_differ_and_can_be_asked_again(smollm2: open
 def test_log_version_metrics_and_replies_agree_on_the_guarantee(real: Any, smollm2: openai.OpenAI) -> None:
     guarantee = real.wait_for(r"guarantee on this machine: (\w+)")
     assert httpx.get(real.url + endpoints.VERSION_PATH).json()["guarantee"] == guarantee
-    metrics = httpx.get(real.url + endpoints.METRICS_PATH).text
-    assert f'{metrics.GUARANTEE_INFO}{{guarantee="{guarantee}"}} 1.0' in metrics
+    page = httpx.get(real.url + endpoints.METRICS_PATH).text
+    assert f'{metrics.GUARANTEE_INFO}{{guarantee="{guarantee}"}} 1.0' in page
     reply = smollm2.completions.create(model="smollm2", prompt="Hi", max_tokens=1)
     assert reply.turbo["guarantee"] == guarantee
     assert reply.system_fingerprint.endswith(f"-{guarantee}")
