@@ -51,8 +51,7 @@ def api_server(control_plane: Access) -> Access:
     """The shared control plane with our CustomResourceDefinitions established."""
     definitions = crd.definitions()
     control_plane.apply(*definitions)
-    names = [f"crd/{definition['metadata']['name']}" for definition in definitions]
-    control_plane.kubectl("wait", "--for=condition=Established", *names)
+    control_plane.wait_for_crds()
     return control_plane
 
 

@@ -43,6 +43,12 @@ class Access:
         """`kubectl get ... -o json`, parsed."""
         return json.loads(self.kubectl("get", *arguments, "-o", "json"))
 
+    def wait_for_crds(self) -> None:
+        """Wait until the API server serves every CustomResourceDefinition; CommandError after 30 s."""
+        # Until the first status is written, `--for=condition` ends with "accessor error".
+        for what in ("jsonpath={.status.conditions}", "condition=Established"):
+            self.kubectl("wait", f"--for={what}", "crd", "--all", "--timeout=30s")
+
 
 def load(path: Path) -> Access:
     """The way into an embedded cluster whose administrator's kubeconfig is `path`."""

@@ -85,7 +85,7 @@ def test_install_upgrade_uninstall_and_install_again(
 ) -> None:
     notes = release("install", "turbo", chart)
     assert "kubectl get turboaccelerators" in notes
-    cluster.kubectl("wait", "--for=condition=Established", "crd/turbodeployments.serving.turbo.dev")
+    cluster.wait_for_crds()
     cluster.apply(MODEL)
     installed = cluster.get("deployment", "turbo", "-n", SYSTEM)
     assert installed["spec"]["template"]["spec"]["containers"][0]["image"] == "turbo-operator:0.1.0"

@@ -348,7 +348,7 @@ def _install(access: Access, directory: Path) -> Path:
         or document["apiVersion"].startswith("rbac.authorization.k8s.io/")
     ]
     access.apply(*crds)
-    access.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    access.wait_for_crds()
     bundle = json.dumps({"apiVersion": "v1", "kind": "List", "items": roles})
     access.kubectl("apply", "--server-side", "-n", SYSTEM, "-f", "-", input=bundle)
     until(lambda: _served(access), "the API server serves TurboAccelerators")
