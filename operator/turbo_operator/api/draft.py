@@ -53,7 +53,7 @@ class DraftLocation(Record):
     """The folder below the claim's root."""
 
 
-class Gain(Record):
+class Speedup(Record):
     """What was measured at so many requests at a time."""
 
     batch_size: Annotated[int, Field(strict=True, ge=1, le=4096)]
@@ -73,7 +73,7 @@ class DomainEvaluation(Record):
     """Tokens of a verified draft, the model's own one included."""
     acceptance_per_position: Annotated[tuple[_Ratio, ...], Field(max_length=64)] | None = None
     """That the token drafted there is right, all before it being so."""
-    speedups: Annotated[tuple[Gain, ...], Field(max_length=8)] | None = None
+    speedups: Annotated[tuple[Speedup, ...], Field(max_length=8)] | None = None
     """Measured where it was trained."""
 
 

@@ -208,8 +208,8 @@ def test_the_manifest_of_a_draft_is_a_turbodraft(tmp_path: Path, capsys: pytest.
     assert (made.spec.digest, made.spec.target_digest) == (artefact_digest(folder), "sha256:one")
     (found,) = made.spec.evaluation or ()
     assert (found.domain, str(found.acceptance_length)) == ("support", "2.500")
-    first = (found.gains or ())[0]
-    assert (first.batch, str(first.before), str(first.after)) == (1, "1.070", "1.400")
+    first = (found.speedups or ())[0]
+    assert (first.batch_size, str(first.suffix_only), str(first.with_draft)) == (1, "1.070", "1.400")
 
 
 def test_of_an_eagle3_layer_it_is_said_that_pods_cannot_draft_with_it(
