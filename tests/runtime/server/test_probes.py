@@ -164,13 +164,13 @@ def test_drafts_are_counted_by_name_and_a_name_that_is_dropped_is_told_no_more()
     def told(*drafts: DraftStats) -> list[tuple[str, str, float]]:
         exporter.update(EngineStats(by_draft=drafts))
         found = re.findall(
-            r'^turbo:(\w+)_by_draft_total\{draft="(.*?)".*\} (.*)$', exporter.render().decode(), re.M
+            r'^turbo:spec_decode_num_(\w+)_total\{draft="(.*?)".*\} (.*)$', exporter.render().decode(), re.M
         )
         return [(name, draft, float(count)) for name, draft, count in found if float(count)]
 
     default = DraftStats("default", "v1", 2, 9, 5, 4, 3)
     counts = {"drafts": 2, "draft_tokens": 9, "accepted_tokens": 5}
-    counts |= {"own_draft_tokens": 4, "own_accepted_tokens": 3}
+    counts |= {"head_draft_tokens": 4, "head_accepted_tokens": 3}
     once = [(name, "default", float(count)) for name, count in counts.items()]
     assert told(default) == once
     assert told(default, DraftStats("latex", "v1", 1, 4, 4))[1] == ("drafts", "latex", 1.0)
