@@ -43,7 +43,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if dig "create" true $account -}}
 {{- $account.name | default (include "turbo.fullname" .) -}}
 {{- else -}}
-{{- required "serviceAccount.create is false: set serviceAccount.name to an existing account." $account.name -}}
+{{- required "serviceAccount.create is false: name an existing one in serviceAccount.name." $account.name -}}
 {{- end -}}
 {{- end -}}
 
@@ -53,8 +53,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $image := index $root.Values.image (index . 1) -}}
 {{- if not $image.repository -}}
 {{- $why := "is empty, and the chart pulls no image from a registry that you did not name." -}}
-{{- $build := "Build and push the images with `make images REGISTRY=registry.example.com/turbo`, and install" -}}
-{{- fail (printf "image.%s.repository %s %s with the command that it prints." (index . 1) $why $build) -}}
+{{- $build := "Build and push the images with `make images REGISTRY=registry.example.com/turbo`, and" -}}
+{{- fail (printf "image.%s.repository %s %s install with the command that it prints." (index . 1) $why $build) -}}
 {{- end -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $image.repository $image.digest -}}
