@@ -2,8 +2,8 @@
 
     describe_chart.py CHART_YAML URL TAG
 
-A line of Chart.yaml says where they belong. The file in the repository has none of them, because a copy of the
-repository would send its users to another one.
+A line of Chart.yaml says where they belong. The file in the repository has none of them, because a copy of
+the repository would send its users to another one.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- if not $image.repository -}}
 {{- $why := "is empty, and the chart pulls no image from a registry that you did not name." -}}
 {{- $build := "Build and push the images with `make images REGISTRY=registry.example.com/turbo`, and" -}}
-{{- fail (printf "image.%s.repository %s %s install with the command that it prints." (index . 1) $why $build) -}}
+{{- $install := "install with the command that it prints." -}}
+{{- fail (printf "image.%s.repository %s %s %s" (index . 1) $why $build $install) -}}
 {{- end -}}
 {{- if $image.digest -}}
 {{- printf "%s@%s" $image.repository $image.digest -}}
