@@ -54,13 +54,17 @@ SCENARIOS = {
         "--set=serviceAccount.name=account,serviceAccount.annotations.note=a",
         "--set=podLabels.team=a,podAnnotations.note=a",
         '--set-json=affinity={"nodeAffinity":{"preferredDuringSchedulingIgnoredDuringExecution":[]}}',
-        '--set-json=topologySpreadConstraints=[{"maxSkew":1,"topologyKey":"zone",'
-        '"whenUnsatisfiable":"ScheduleAnyway"}]',
+        (
+            '--set-json=topologySpreadConstraints=[{"maxSkew":1,"topologyKey":"zone",'
+            '"whenUnsatisfiable":"ScheduleAnyway"}]'
+        ),
         '--set-json=extraEnv=[{"name":"NO_PROXY","value":"*"}]',
         '--set-json=extraVolumes=[{"name":"ca","configMap":{"name":"ca"}}]',
         '--set-json=extraVolumeMounts=[{"name":"ca","mountPath":"/ca"}]',
-        '--set-json=extraObjects=[{"apiVersion":"v1","kind":"ConfigMap",'
-        '"metadata":{"name":"ca","namespace":"turbo-system"}}]',
+        (
+            '--set-json=extraObjects=[{"apiVersion":"v1","kind":"ConfigMap",'
+            '"metadata":{"name":"ca","namespace":"turbo-system"}}]'
+        ),
     ),
     "everything-set": (
         "--set=imagePullPolicy=Never",
