@@ -33,6 +33,7 @@ from harness import Bar, arguments, finish
 from turbo_dev.access import Access, kubeconfig
 from turbo_dev.binaries import ensure
 from turbo_dev.controlplane import ControlPlane, free_port
+from turbo_dev.release import UNUSED_IMAGES
 from turbo_dev.shell import run
 from turbo_operator import api, planner, resources
 from turbo_operator.catalog import catalogue, shapes, shipped_objects
@@ -238,7 +239,8 @@ def _administrator(access: Access) -> Iterator[httpx.Client]:
 def _install(access: Access, folder: Path) -> Path:
     """CRDs, the chart's role and the catalogue; the kubeconfig of the operator's service account."""
     helm = ensure(("helm",))["helm"]
-    rendered = run([helm, "template", RELEASE, ROOT / "charts" / "turbo", "--namespace", SYSTEM])
+    chart = ROOT / "charts" / "turbo"
+    rendered = run([helm, "template", RELEASE, chart, "--namespace", SYSTEM, *UNUSED_IMAGES])
     documents = [document for document in yaml.safe_load_all(rendered) if document]
     access.kubectl("create", "namespace", SYSTEM)
     access.apply(*(each for each in documents if each["kind"] == "CustomResourceDefinition"))

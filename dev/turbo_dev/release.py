@@ -22,6 +22,11 @@ CRDS = tuple(
 )
 READY_SECONDS = 600.0
 LOOK_SECONDS = 0.5
+# For who renders the chart and runs no pod of it: the chart refuses to name images by itself.
+UNUSED_IMAGES = (
+    "--set=image.operator.repository=turbo-operator",
+    "--set=image.runtime.repository=turbo-runtime",
+)
 
 
 def install(access: Access, images: Images, registry: str | None) -> None:

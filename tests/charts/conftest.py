@@ -13,6 +13,7 @@ import yaml
 from turbo_dev import binaries
 from turbo_dev.access import Access
 from turbo_dev.controlplane import ControlPlane
+from turbo_dev.release import UNUSED_IMAGES
 from turbo_dev.shell import run
 
 CHART = Path(__file__).parents[2] / "charts" / "turbo"
@@ -59,10 +60,10 @@ def chart() -> str:
 
 @pytest.fixture(scope="session")
 def render(helm: Helm, chart: str) -> Callable[..., list[dict[str, Any]]]:
-    """The manifests of a release with further arguments to `helm template`."""
+    """The manifests of a release with images named and further arguments to `helm template`."""
 
     def call(*arguments: str, release: str = "turbo") -> list[dict[str, Any]]:
-        rendered = helm("template", release, chart, "--namespace=turbo-system", *arguments)
+        rendered = helm("template", release, chart, "--namespace=turbo-system", *UNUSED_IMAGES, *arguments)
         return [document for document in yaml.safe_load_all(rendered) if document]
 
     return call

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,9 @@ def test_what_cannot_be_pinned_ends_the_release(values: Path, image: str, proble
     assert asked.returncode != 0
     assert problem in asked.stderr
     assert values.read_text() == before
+
+
+def test_chart_has_the_version_of_the_distribution() -> None:
+    described = yaml.safe_load((ROOT / "charts" / "turbo" / "Chart.yaml").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert described["version"] == described["appVersion"] == project["version"]

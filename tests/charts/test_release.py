@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from turbo_dev.access import Access
+from turbo_dev.release import UNUSED_IMAGES
 from turbo_dev.shell import CommandError
 
 pytestmark = pytest.mark.cluster
@@ -30,13 +31,16 @@ def cluster(empty_cluster: Access) -> Access:
         empty_cluster.apply(
             {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
         )
+        empty_cluster.kubectl("wait", "--for=create", "serviceaccount/default", "-n", name)
     return empty_cluster
 
 
 @pytest.fixture
 def release(helm: Callable[..., str], cluster: Access) -> Callable[..., str]:
     def call(*arguments: str) -> str:
-        return helm(*arguments, f"--kubeconfig={cluster.kubeconfig}", f"--namespace={SYSTEM}")
+        images = UNUSED_IMAGES if arguments[0] in ("install", "upgrade") else ()
+        where = (f"--kubeconfig={cluster.kubeconfig}", f"--namespace={SYSTEM}")
+        return helm(*arguments, *images, *where)
 
     return call
 
@@ -45,6 +49,23 @@ SCENARIOS = {
     "default": (),
     "named-namespaces": ("--set=watchNamespaces={default,team-a}",),
     "digests": (f"--set=image.operator.digest=sha256:{'a' * 64},image.runtime.digest=sha256:{'b' * 64}",),
+    "placed-and-extended": (
+        "--set=nameOverride=speedy",
+        "--set=serviceAccount.name=account,serviceAccount.annotations.note=a",
+        "--set=podLabels.team=a,podAnnotations.note=a",
+        '--set-json=affinity={"nodeAffinity":{"preferredDuringSchedulingIgnoredDuringExecution":[]}}',
+        (
+            '--set-json=topologySpreadConstraints=[{"maxSkew":1,"topologyKey":"zone",'
+            '"whenUnsatisfiable":"ScheduleAnyway"}]'
+        ),
+        '--set-json=extraEnv=[{"name":"NO_PROXY","value":"*"}]',
+        '--set-json=extraVolumes=[{"name":"ca","configMap":{"name":"ca"}}]',
+        '--set-json=extraVolumeMounts=[{"name":"ca","mountPath":"/ca"}]',
+        (
+            '--set-json=extraObjects=[{"apiVersion":"v1","kind":"ConfigMap",'
+            '"metadata":{"name":"ca","namespace":"turbo-system"}}]'
+        ),
+    ),
     "everything-set": (
         "--set=imagePullPolicy=Never",
         "--set=imagePullSecrets[0].name=registry",

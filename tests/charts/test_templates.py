@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import re
-import tomllib
+import shutil
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from turbo_dev.documentation import chart as documentation
 from turbo_dev.shell import CommandError
 from turbo_operator import settings
-from turbo_operator.controller.catalog_sync import MEMORY_NAME
+from turbo_operator.api import TurboDeployment
+from turbo_operator.controller.handlers import HEALTH_PATH
 
 Render = Callable[..., list[dict[str, Any]]]
 DIGEST = "sha256:" + "0123456789abcdef" * 4
@@ -23,6 +30,11 @@ DIGEST = "sha256:" + "0123456789abcdef" * 4
 def one(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     (found,) = (item for item in objects if item["kind"] == kind)
     return found
+
+
+def operator_pod(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    pod: dict[str, Any] = one(objects, "Deployment")["spec"]["template"]
+    return pod
 
 
 def operator_settings(objects: list[dict[str, Any]]) -> settings.Settings:
@@ -51,6 +63,20 @@ WRONG_VALUES = {
     "pull-policy": ("--set=imagePullPolicy=Sometimes", "imagePullPolicy"),
     "namespace": ("--set=watchNamespaces={Team_A}", "watchNamespaces"),
     "log-level": ("--set=log.level=loud", "level"),
+    "label-of-the-chart": ('--set-json=podLabels={"app.kubernetes.io/name":"x"}', "podLabels"),
+    "label-as-number": ("--set=podLabels.team=1", "team"),
+    "annotation-as-number": ("--set=podAnnotations.note=1", "note"),
+    "variable-of-the-chart": ("--set=extraEnv[0].name=TURBO_LOG_LEVEL", "extraEnv"),
+    "variable-without-name": ("--set=extraEnv[0].value=x", "extraEnv"),
+    "argument-as-number": ("--set=extraArgs={1}", "extraArgs"),
+    "volume-of-the-chart": ("--set=extraVolumes[0].name=tmp", "extraVolumes"),
+    "mount-without-path": ("--set=extraVolumeMounts[0].name=ca", "mountPath"),
+    "object-as-number": ("--set=extraObjects={1}", "extraObjects"),
+    "affinity-as-list": ("--set=affinity={a}", "affinity"),
+    "spread-as-map": ("--set=topologySpreadConstraints.maxSkew=1", "topologySpreadConstraints"),
+    "account-name": ("--set=serviceAccount.name=My_Account", "serviceAccount"),
+    "long-name": (f"--set=nameOverride={'n' * 21}", "nameOverride"),
+    "long-full-name": (f"--set=fullnameOverride={'n' * 41}", "fullnameOverride"),
 }
 
 
@@ -98,101 +124,10 @@ def test_probes_and_metrics_meet_the_ports_that_the_operator_listens_on(render: 
         assert container[probe]["httpGet"] == {"path": "/healthz", "port": "health"}
 
 
-def test_without_crds_none_is_rendered(render: Render) -> None:
-    kinds = {item["kind"] for item in render("--set=crds.install=false")}
-    assert "CustomResourceDefinition" not in kinds
-    assert "Deployment" in kinds
-
-
-@pytest.mark.parametrize(("keep", "policy"), [("true", "keep"), ("false", None)])
-def test_keep_marks_the_crds_alone(render: Render, keep: str, policy: str | None) -> None:
-    marks = {
-        item["kind"]: item["metadata"].get("annotations", {}).get("helm.sh/resource-policy")
-        for item in render(f"--set=crds.keep={keep}")
-    }
-    assert marks.pop("CustomResourceDefinition") == policy
-    assert set(marks.values()) == {None}
-
-
-def test_named_namespaces_get_roles_and_the_cluster_none(render: Render) -> None:
-    objects = render("--set=watchNamespaces={a,b}")
-    roles = {
-        item["metadata"]["namespace"]
-        for item in objects
-        if item["kind"] == "RoleBinding" and item["roleRef"]["kind"] == "ClusterRole"
-    }
-    assert roles == {"a", "b"}
-    # What is left for the whole cluster has no namespace: the accelerators, and the nodes that have them.
-    binding = one(objects, "ClusterRoleBinding")
-    (role,) = (
-        item
-        for item in objects
-        if item["kind"] == "ClusterRole" and item["metadata"]["name"] == binding["roleRef"]["name"]
-    )
-    assert {name: rule["verbs"] for rule in role["rules"] for name in rule["resources"]} == {
-        "turboaccelerators": ["list", "watch", "create", "patch"],
-        "turboaccelerators/status": ["patch"],
-        "nodes": ["list", "watch"],
-    }
-
-
-def test_the_operator_may_remember_what_it_has_shipped_in_its_own_namespace_alone(render: Render) -> None:
-    objects = render("--set=watchNamespaces={a,b}")
-    role = one(objects, "Role")
-    assert role["rules"] == [
-        {
-            "apiGroups": [""],
-            "resources": ["configmaps"],
-            "resourceNames": [MEMORY_NAME],
-            "verbs": ["list", "create", "patch"],
-        }
-    ]
-    assert role["metadata"]["namespace"] == operator_settings(objects).operator_namespace
-    (binding,) = (
-        item for item in objects if item["kind"] == "RoleBinding" and item["roleRef"]["kind"] == "Role"
-    )
-    assert binding["metadata"]["namespace"] == role["metadata"]["namespace"]
-    assert binding["roleRef"]["name"] == role["metadata"]["name"]
-    assert binding["subjects"][0]["name"] == one(objects, "ServiceAccount")["metadata"]["name"]
-    assert "Role" not in {item["kind"] for item in render("--set=accelerators.apply=false")}
-
-
-def test_no_role_reads_secrets_or_uses_wildcards(render: Render) -> None:
-    for item in render():
-        for rule in item.get("rules", []):
-            named = {*rule["resources"], *rule["verbs"], *rule["apiGroups"]}
-            assert named.isdisjoint({"*", "secrets", "pods/exec", "persistentvolumes"})
-            assert "nodes" not in rule["resources"] or rule["verbs"] == ["list", "watch"]
-
-
-def test_two_releases_make_objects_of_different_names(render: Render) -> None:
-    def names(release: str) -> set[tuple[str, str]]:
-        return {
-            (item["kind"], item["metadata"]["name"])
-            for item in render("--set=crds.install=false", release=release)
-        }
-
-    assert names("one").isdisjoint(names("two"))
-
-
-def test_long_release_names_stay_within_bounds(render: Render) -> None:
-    for item in render(release="r" * 53):
-        if item["kind"] != "CustomResourceDefinition":
-            assert len(item["metadata"]["name"]) <= 63
-
-
 def test_values_schema_knows_exactly_the_values(chart: str) -> None:
     values = yaml.safe_load((Path(chart) / "values.yaml").read_text(encoding="utf-8"))
     schema = yaml.safe_load((Path(chart) / "values.schema.json").read_text(encoding="utf-8"))
     assert set(schema["properties"]) - {"global"} == set(values)
-
-
-def test_chart_has_the_version_of_the_distribution(chart: str) -> None:
-    described = yaml.safe_load((Path(chart) / "Chart.yaml").read_text(encoding="utf-8"))
-    project = tomllib.loads((Path(chart).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))[
-        "project"
-    ]
-    assert described["version"] == described["appVersion"] == project["version"]
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -206,8 +141,238 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def test_readme_lists_every_value_with_its_default(chart: str) -> None:
+@pytest.mark.parametrize("part", ["operator", "runtime"])
+def test_without_a_repository_the_chart_refuses_and_names_the_command_that_builds(
+    render: Render, part: str
+) -> None:
+    with pytest.raises(CommandError, match=rf"image\.{part}\.repository is empty") as refusal:
+        render(f"--set=image.{part}.repository=")
+    assert "`make images REGISTRY=registry.example.com/turbo`" in str(refusal.value)
+
+
+def test_default_values_name_no_image(helm: Callable[..., str], chart: str) -> None:
+    with pytest.raises(CommandError, match=r"repository is empty"):
+        helm("template", "turbo", chart)
+
+
+def test_names_and_selectors_of_an_installed_release_stay(render: Render) -> None:
+    objects = render("--skip-tests", "--set=crds.install=false")
+    names = {(item["kind"], item["metadata"]["name"].removeprefix("turbo")) for item in objects}
+    assert names == {
+        ("ServiceAccount", ""),
+        ("Deployment", ""),
+        ("Service", "-metrics"),
+        *(("ClusterRole", suffix) for suffix in ("", "-accelerators", "-view", "-edit")),
+        *(("ClusterRoleBinding", suffix) for suffix in ("", "-accelerators")),
+        *((kind, "-shipped") for kind in ("Role", "RoleBinding")),
+    }
+    selector = {"app.kubernetes.io/name": "turbo-operator", "app.kubernetes.io/instance": "turbo"}
+    assert one(objects, "Deployment")["spec"]["selector"] == {"matchLabels": selector}
+    assert one(objects, "Service")["spec"]["selector"] == selector
+    for item in objects:
+        assert selector.items() <= item["metadata"]["labels"].items()
+
+
+def test_reused_values_of_a_chart_without_the_new_ones_render_the_same(render: Render, chart: str) -> None:
     values = yaml.safe_load((Path(chart) / "values.yaml").read_text(encoding="utf-8"))
-    readme = (Path(chart) / "README.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `([^`]+)` \| `([^`]+)` \|", readme, re.MULTILINE))
-    assert {name: json.loads(default) for name, default in rows.items()} == _leaves(values)
+    begin = ("extra", "pod", "serviceAccount", "affinity", "topology", "nameOverride", "fullnameOverride")
+    absent = [f"--set={name}=null" for name in values if name.startswith(begin)]
+    assert len(absent) == 12
+    assert render(*absent) == render()
+
+
+PLACED = {
+    "nodeSelector": {"disk": "ssd"},
+    "tolerations": [{"operator": "Exists"}],
+    "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    "topologySpreadConstraints": [
+        {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+    ],
+    "priorityClassName": "high",
+}
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_the_operators_pod_is_placed_as_the_value_says(render: Render, name: str) -> None:
+    assert name not in operator_pod(render())["spec"]
+    placed = operator_pod(render(f"--set-json={name}={json.dumps(PLACED[name])}"))
+    assert placed["spec"][name] == PLACED[name]
+
+
+def test_pod_labels_and_annotations_are_the_pods_alone_and_leave_the_selector(render: Render) -> None:
+    plain, objects = render(), render("--set=podLabels.team=a,podAnnotations.note=b")
+    metadata = operator_pod(objects)["metadata"]
+    assert metadata["labels"] == operator_pod(plain)["metadata"]["labels"] | {"team": "a"}
+    assert metadata["annotations"] == {"note": "b"}
+    deployments = [one(each, "Deployment") for each in (plain, objects)]
+    assert deployments[0]["metadata"] == deployments[1]["metadata"]
+    assert deployments[0]["spec"]["selector"] == deployments[1]["spec"]["selector"]
+
+
+def test_what_the_chart_sets_itself_is_refused_as_extra(render: Render, chart: str) -> None:
+    schema = json.loads((Path(chart) / "values.schema.json").read_text(encoding="utf-8"))["properties"]
+    pod = operator_pod(render("--set=watchNamespaces={a}"))
+    variables = {variable["name"] for variable in pod["spec"]["containers"][0]["env"]}
+    assert set(schema["extraEnv"]["items"]["properties"]["name"]["not"]["enum"]) == variables
+    refused = {name for name, allowed in schema["podLabels"]["properties"].items() if allowed is False}
+    assert refused == set(pod["metadata"]["labels"])
+
+
+def test_extra_env_reaches_the_operator_beside_its_settings(render: Render) -> None:
+    extra = [{"name": "TURBO_NUM_WORKERS", "value": "3"}, {"name": "NO_PROXY", "value": "*"}]
+    told = operator_settings(render(f"--set-json=extraEnv={json.dumps(extra)}"))
+    assert told == dataclasses.replace(operator_settings(render()), num_workers=3)
+
+
+def test_extra_args_follow_the_command(render: Render) -> None:
+    (container,) = operator_pod(render("--set=extraArgs={--help,-v}"))["spec"]["containers"]
+    assert (container["command"], container["args"]) == (["turbo", "operator"], ["--help", "-v"])
+    assert "args" not in operator_pod(render())["spec"]["containers"][0]
+
+
+def test_extra_volumes_are_mounted_beside_the_charts_own(render: Render) -> None:
+    volume, mount = {"name": "ca", "configMap": {"name": "ca"}}, {"name": "ca", "mountPath": "/ca"}
+    plain = operator_pod(render())["spec"]
+    spec = operator_pod(
+        render(
+            f"--set-json=extraVolumes=[{json.dumps(volume)}]",
+            f"--set-json=extraVolumeMounts=[{json.dumps(mount)}]",
+        )
+    )["spec"]
+    assert spec["volumes"] == [*plain["volumes"], volume]
+    assert spec["containers"][0]["volumeMounts"] == [*plain["containers"][0]["volumeMounts"], mount]
+
+
+def test_extra_objects_are_templates_as_mappings_and_as_texts(render: Render) -> None:
+    mapping = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "{{ .Release.Name }}-a"}}
+    text = 'apiVersion: v1\nkind: ConfigMap\nmetadata: {name: {{ include "turbo.fullname" . }}-b}\n'
+    objects = render(f"--set-json=extraObjects={json.dumps([mapping, text])}", release="own")
+    names = [item["metadata"]["name"] for item in objects if item["kind"] == "ConfigMap"]
+    assert names == ["own-a", "own-turbo-b"]
+
+
+@pytest.mark.parametrize("create", ["true", "false"])
+def test_roles_are_bound_to_the_named_account(render: Render, create: str) -> None:
+    objects = render(
+        "--set=serviceAccount.name=account,serviceAccount.annotations.note=a,watchNamespaces={a}",
+        f"--set=serviceAccount.create={create}",
+    )
+    subjects = [subject["name"] for item in objects for subject in item.get("subjects", [])]
+    assert subjects == ["account"] * 3
+    assert operator_pod(objects)["spec"]["serviceAccountName"] == "account"
+    made = [item["metadata"] for item in objects if item["kind"] == "ServiceAccount"]
+    accounts = [(each["name"], each["annotations"]) for each in made]
+    assert accounts == ([("account", {"note": "a"})] if create == "true" else [])
+
+
+def test_roles_are_never_bound_to_an_account_that_nobody_named(render: Render) -> None:
+    with pytest.raises(CommandError, match=r"name an existing one in serviceAccount\.name"):
+        render("--set=serviceAccount.create=false")
+
+
+def test_name_overrides_rename_every_object(render: Render) -> None:
+    def names(*arguments: str, release: str = "own") -> set[str]:
+        objects = render("--set=crds.install=false", *arguments, release=release)
+        assert len(objects) > 10
+        return {item["metadata"]["name"] for item in objects}
+
+    assert all(name.startswith("own-speedy") for name in names("--set=nameOverride=speedy"))
+    assert all(name.startswith("whole") for name in names("--set=fullnameOverride=whole"))
+    longest = names(f"--set=nameOverride={'n' * 20}", release="r" * 53)
+    assert max(map(len, longest)) <= 63
+    deployment = one(render("--set=nameOverride=speedy"), "Deployment")
+    assert deployment["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"] == "speedy"
+
+
+def test_the_test_pod_has_the_operators_image_and_none_of_its_labels(render: Render) -> None:
+    objects = render()
+    pod = one(objects, "Pod")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    (image,) = (container["image"] for container in pod["spec"]["containers"])
+    assert image == operator_pod(objects)["spec"]["containers"][0]["image"]
+    services = {item["metadata"]["name"]: item["spec"] for item in objects if item["kind"] == "Service"}
+    for service in services.values():
+        assert not service["selector"].items() <= pod["metadata"]["labels"].items()
+        assert service["selector"].items() <= operator_pod(objects)["metadata"]["labels"].items()
+    _, variable, name, port, _ = pod["spec"]["containers"][0]["args"]
+    assert services[name]["ports"] == [{"name": "health", "port": int(port), "targetPort": "health"}]
+    assert variable == "TURBO_TEST_SERVICE_HOST"
+
+
+@pytest.mark.parametrize(("status", "passes"), [(200, True), (503, False)])
+def test_the_test_passes_where_the_health_endpoint_does(render: Render, status: int, passes: bool) -> None:
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == HEALTH_PATH else 404)
+            self.end_headers()
+
+    script, variable, *_ = one(render(), "Pod")["spec"]["containers"][0]["args"]
+    with HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ran = subprocess.run(
+            [sys.executable, "-c", script, variable, "nowhere.invalid", str(server.server_port), "0"],
+            env={variable: "127.0.0.1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        server.shutdown()
+    assert (ran.returncode == 0) is passes, ran.stderr
+    assert str(status) in ran.stdout + ran.stderr
+
+
+def _comments(node: yaml.MappingNode, lines: list[str], prefix: str = "") -> dict[str, str]:
+    found = {}
+    for key, value in node.value:
+        above = reversed(lines[: key.start_mark.line])
+        comment = [line.strip(" #") for line in takewhile(lambda line: line.strip().startswith("#"), above)]
+        found[prefix + key.value] = " ".join(reversed(comment))
+        if isinstance(value, yaml.MappingNode):
+            found |= _comments(value, lines, f"{prefix}{key.value}.")
+    return found
+
+
+def test_the_schema_describes_every_value_as_its_comment_does(chart: str) -> None:
+    source = (Path(chart) / "values.yaml").read_text(encoding="utf-8")
+    schema = json.loads((Path(chart) / "values.schema.json").read_text(encoding="utf-8"))
+    values = yaml.safe_load(source)
+    texts = {path: text for path, _, text in documentation.described(values, schema)}
+    assert texts.keys() == _leaves(values).keys()
+    comments = _comments(yaml.compose(source), source.splitlines())
+    assert texts == {path: comments[path] for path in texts}
+
+
+def test_readme_and_reference_have_the_table_of_now(chart: str) -> None:
+    ((path, text),) = documentation.readme().items()
+    assert path.read_text(encoding="utf-8") == text
+    page = (Path(chart).parents[1] / "docs" / "reference" / "chart.md").read_text("utf-8")
+    assert page.endswith(documentation.reference())
+
+
+def test_artifact_hub_is_told_of_every_kind_and_of_an_example_that_is_one(render: Render, chart: str) -> None:
+    described = yaml.safe_load((Path(chart) / "Chart.yaml").read_text(encoding="utf-8"))
+    assert described["maintainers"] == [{"name": "Turbo"}]
+    told = yaml.safe_load(described["annotations"]["artifacthub.io/crds"])
+    crds = [item for item in render() if item["kind"] == "CustomResourceDefinition"]
+    assert {(crd["kind"], crd["name"], crd["version"]) for crd in told} == {
+        (crd["spec"]["names"]["kind"], crd["metadata"]["name"], crd["spec"]["versions"][0]["name"])
+        for crd in crds
+    }
+    (example,) = yaml.safe_load(described["annotations"]["artifacthub.io/crdsExamples"])
+    TurboDeployment.model_validate(example)
+
+
+def test_a_published_chart_has_the_addresses_of_its_repository(
+    helm: Callable[..., str], chart: str, tmp_path: Path
+) -> None:
+    copy, url = shutil.copytree(chart, tmp_path / "turbo"), "https://git.example/owner/name"
+    script = Path(chart).parents[1] / ".github" / "describe_chart.py"
+    command = [sys.executable, str(script), str(copy / "Chart.yaml"), url, "v1.2.3"]
+    subprocess.run(command, check=True)
+    told = yaml.safe_load((copy / "Chart.yaml").read_text(encoding="utf-8"))
+    assert (told["home"], told["sources"]) == (url, [url])
+    assert told["icon"] == f"{url}/raw/v1.2.3/charts/turbo/icon.svg"
+    assert (copy / "icon.svg").is_file()
+    assert len(yaml.safe_load(told["annotations"]["artifacthub.io/links"])) == 2
+    assert "[INFO] Chart.yaml" not in helm("lint", "--strict", str(copy))
+    assert subprocess.run(command, check=False, capture_output=True).returncode != 0

@@ -25,6 +25,7 @@ from turbo_dev.api import Api, ApiRefusalError
 from turbo_dev.audit_reader import AuditReader, StatusReader
 from turbo_dev.binaries import GoMissingError, ensure
 from turbo_dev.controlplane import ControlPlane, Settings, free_port
+from turbo_dev.release import UNUSED_IMAGES
 from turbo_dev.shell import run
 from turbo_operator import resources
 from turbo_operator.api import API_VERSION, LABEL_DEPLOYMENT
@@ -336,6 +337,7 @@ def _install(access: Access, directory: Path) -> Path:
             str(ROOT / "charts/turbo"),
             "--namespace",
             SYSTEM,
+            *UNUSED_IMAGES,
         ]
     )
     documents = [document for document in yaml.safe_load_all(rendered) if document]

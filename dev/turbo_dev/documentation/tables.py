@@ -1,0 +1,10 @@
+"""Cells of Markdown tables."""
+
+from __future__ import annotations
+
+import re
+
+
+def cell(text: str) -> str:
+    """`text` on one line, with what a table or the page would read as marks escaped."""
+    return re.sub(r"([|<*])", r"\\\1", " ".join(text.split()))

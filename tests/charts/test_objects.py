@@ -1,0 +1,97 @@
+"""Which objects a release makes, what they are named, and which rights its roles give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from turbo_operator.controller.catalog_sync import MEMORY_NAME
+
+Render = Callable[..., list[dict[str, Any]]]
+
+
+def test_without_crds_none_is_rendered(render: Render) -> None:
+    kinds = {item["kind"] for item in render("--set=crds.install=false")}
+    assert "CustomResourceDefinition" not in kinds
+    assert "Deployment" in kinds
+
+
+@pytest.mark.parametrize(("keep", "policy"), [("true", "keep"), ("false", None)])
+def test_keep_marks_the_crds_alone(render: Render, keep: str, policy: str | None) -> None:
+    marks = {
+        item["kind"]: item["metadata"].get("annotations", {}).get("helm.sh/resource-policy")
+        for item in render(f"--set=crds.keep={keep}")
+    }
+    assert marks.pop("CustomResourceDefinition") == policy
+    assert set(marks.values()) == {None}
+
+
+def test_named_namespaces_get_roles_and_the_cluster_none(render: Render) -> None:
+    objects = render("--set=watchNamespaces={a,b}")
+    roles = {
+        item["metadata"]["namespace"]
+        for item in objects
+        if item["kind"] == "RoleBinding" and item["roleRef"]["kind"] == "ClusterRole"
+    }
+    assert roles == {"a", "b"}
+    # What is left for the whole cluster has no namespace: the accelerators, and the nodes that have them.
+    (binding,) = (item for item in objects if item["kind"] == "ClusterRoleBinding")
+    (role,) = (
+        item
+        for item in objects
+        if item["kind"] == "ClusterRole" and item["metadata"]["name"] == binding["roleRef"]["name"]
+    )
+    assert {name: rule["verbs"] for rule in role["rules"] for name in rule["resources"]} == {
+        "turboaccelerators": ["list", "watch", "create", "patch"],
+        "turboaccelerators/status": ["patch"],
+        "nodes": ["list", "watch"],
+    }
+
+
+def test_no_role_reads_secrets_or_uses_wildcards(render: Render) -> None:
+    for item in render():
+        for rule in item.get("rules", []):
+            named = {*rule["resources"], *rule["verbs"], *rule["apiGroups"]}
+            assert named.isdisjoint({"*", "secrets", "pods/exec", "persistentvolumes"})
+            assert "nodes" not in rule["resources"] or rule["verbs"] == ["list", "watch"]
+
+
+def test_two_releases_make_objects_of_different_names(render: Render) -> None:
+    def names(release: str) -> set[tuple[str, str]]:
+        return {
+            (item["kind"], item["metadata"]["name"])
+            for item in render("--set=crds.install=false", release=release)
+        }
+
+    assert names("one").isdisjoint(names("two"))
+
+
+def test_long_release_names_stay_within_bounds(render: Render) -> None:
+    for item in render(release="r" * 53):
+        if item["kind"] != "CustomResourceDefinition":
+            assert len(item["metadata"]["name"]) <= 63
+
+
+def test_the_operator_may_remember_what_it_has_shipped_in_its_own_namespace_alone(render: Render) -> None:
+    objects = render("--set=watchNamespaces={a,b}")
+    (role,) = (item for item in objects if item["kind"] == "Role")
+    (deployment,) = (item for item in objects if item["kind"] == "Deployment")
+    (account,) = (item for item in objects if item["kind"] == "ServiceAccount")
+    assert role["rules"] == [
+        {
+            "apiGroups": [""],
+            "resources": ["configmaps"],
+            "resourceNames": [MEMORY_NAME],
+            "verbs": ["list", "create", "patch"],
+        }
+    ]
+    assert role["metadata"]["namespace"] == deployment["metadata"]["namespace"]
+    (binding,) = (
+        item for item in objects if item["kind"] == "RoleBinding" and item["roleRef"]["kind"] == "Role"
+    )
+    assert binding["metadata"]["namespace"] == role["metadata"]["namespace"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"][0]["name"] == account["metadata"]["name"]
+    assert "Role" not in {item["kind"] for item in render("--set=accelerators.apply=false")}
