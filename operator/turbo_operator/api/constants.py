@@ -86,7 +86,7 @@ class ReadyReason(StrEnum):
     REFUSED = "Refused"  # by the API server: a quota, a webhook, a rule on one of the children
     SUSPENDED = "Suspended"
     ROLLED_BACK = "RolledBack"  # the plan made no progress, and the one before it serves
-    NEEDS_CHANGE = "NeedsChange"  # spec.rollout lets no replica be replaced, and the old plan serves on
+    NEEDS_CHANGE = "NeedsChange"  # a limit of the spec holds the new plan back, and the old one serves on
 
 
 class RolloutReason(StrEnum):

@@ -127,7 +127,9 @@ class ChildWriter:
             if there is None:
                 continue
             if revisions.is_orphan(there, td):
-                there = await revisions.adopt(self._api, key, td, there)
+                self._cache.put_child(await revisions.adopt(self._api, key, td, there))
+                # What was decided did not know of it.
+                raise ConflictError(409, "Adopted", f"{kind} {name} had lost its owner, and has it again")
             if not is_controlled_by(there, td.metadata.uid):
                 owner = controller(there) or {}
                 if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, key.name):
