@@ -55,7 +55,7 @@ def test_generated_requests_are_answered_now_and_then(server: ServerProcess, tmp
 
 
 async def test_requests_that_are_in_at_sigterm_are_answered(server: ServerProcess) -> None:
-    wanted = [body(40, prompt="hold on", stream=n < 8) for n in range(16)]
+    wanted = [body(400, prompt="hold on", stream=n < 8) for n in range(16)]
     ended = await under_load(server.url, wanted, lambda: server.process.send_signal(signal.SIGTERM))
     assert dict(ended) == {"whole": 16}
     assert server.exit_status() == 0

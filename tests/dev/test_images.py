@@ -32,7 +32,7 @@ def test_the_same_files_have_the_same_tag(checkout: Path) -> None:
     assert first.runtime.name == f"turbo-runtime:{first.operator.tag}"
 
 
-@pytest.mark.parametrize("file", ["uv.lock", "Dockerfile", "runtime/turbo_runtime/contract.py"])
+@pytest.mark.parametrize("file", ["uv.lock", "Dockerfile", "runtime/turbo_runtime/messages.py"])
 def test_a_change_is_another_tag_but_the_model_stays(checkout: Path, file: str) -> None:
     before = images.of_this_checkout()
     with (checkout / file).open("a") as text:
@@ -45,6 +45,6 @@ def test_a_change_is_another_tag_but_the_model_stays(checkout: Path, file: str) 
 
 def test_a_renamed_file_is_another_tag(checkout: Path) -> None:
     before = images.of_this_checkout()
-    file = checkout / "runtime" / "turbo_runtime" / "contract.py"
-    file.rename(file.with_name("treaty.py"))
+    file = checkout / "runtime" / "turbo_runtime" / "messages.py"
+    file.rename(file.with_name("letters.py"))
     assert images.of_this_checkout().runtime != before.runtime

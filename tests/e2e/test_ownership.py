@@ -9,92 +9,16 @@ from typing import Any
 import pytest
 
 from turbo_dev import pod_reports
+from turbo_dev.serving_object import DEPLOYMENT, LABEL, POD, REVISION, ServingObject
 from turbo_operator import resources
-from turbo_operator.api import GROUP
 
 pytestmark = pytest.mark.cluster
 
-DEPLOYMENT, REVISION = resources.CHILDREN["Deployment"], resources.CHILDREN["ControllerRevision"]
-SERVICE, POD = resources.CHILDREN["Service"], resources.POD
-LABEL = f"{GROUP}/deployment"
-SOON = 5.0
 OTHER_PLAN = {"speculation": {"maxDraftTokens": 4}}
 
 
-class Served:
-    """A TurboDeployment that serves in a namespace of its own."""
-
-    def __init__(self, cluster: Any, namespace: str, **spec: Any) -> None:
-        self.cluster = cluster
-        self.namespace = cluster.namespace(namespace)
-        self.operator = cluster.start(self.namespace)
-        cluster.create_deployment(self.namespace, **spec)
-        ready = cluster.until_ready(self.namespace, replicas=spec.get("replicas", 1))
-        self.variant = f"chat-{ready['status']['plan']['hash']}"
-
-    def kubectl(self, *arguments: str) -> str:
-        said: str = self.cluster.access.kubectl(*arguments, "-n", self.namespace)
-        return said
-
-    def write(self, **spec: Any) -> None:
-        self.cluster.api.patch(resources.TURBODEPLOYMENT, self.namespace, "chat", {"spec": spec})
-
-    def child(self, resource: Any, name: str = "") -> dict[str, Any] | None:
-        found: dict[str, Any] | None = self.cluster.api.get(resource, self.namespace, name or self.variant)
-        return found
-
-    def label(self, resource: Any, name: str = "") -> str | None:
-        child = self.child(resource, name) or {"metadata": {}}
-        label: str | None = (child["metadata"].get("labels") or {}).get(LABEL)
-        return label
-
-    def pods(self) -> list[dict[str, Any]]:
-        return [
-            pod
-            for pod in self.cluster.api.list(POD, self.namespace)
-            if pod["metadata"].get("labels", {}).get(f"{GROUP}/role") == "serving"
-            and "deletionTimestamp" not in pod["metadata"]
-        ]
-
-    def pod_names(self) -> set[str]:
-        return {pod["metadata"]["name"] for pod in self.pods()}
-
-    def status(self) -> dict[str, Any]:
-        told: dict[str, Any] = self.cluster.deployment(self.namespace)["status"]
-        return told
-
-    def written_statuses(self) -> list[dict[str, Any]]:
-        """What the operator has written to the status up to now."""
-        return [
-            event["requestObject"]["status"]
-            for event in self.cluster.writes(self.namespace)
-            if event["objectRef"].get("subresource") == "status"
-        ]
-
-    def soon(self, holds: Any, what: str) -> None:
-        self.cluster.until(holds, what, SOON)
-
-    def variants(self) -> list[str]:
-        return [each["metadata"]["name"] for each in self.cluster.api.list(DEPLOYMENT, self.namespace)]
-
-    def replica_sets(self) -> set[str]:
-        found = self.cluster.api.list(resources.REPLICASET, self.namespace)
-        return {each["metadata"]["uid"] for each in found}
-
-    def rested(self) -> bool:
-        written = len(self.cluster.writes(self.namespace))
-        time.sleep(1)
-        return len(self.cluster.writes(self.namespace)) == written
-
-    def until_ready(self, replicas: int = 1) -> None:
-        self.soon(
-            lambda: self.cluster.is_ready(self.cluster.deployment(self.namespace), replicas),
-            f"{replicas} ready: {self.status()}",
-        )
-
-
 def test_a_child_whose_label_is_overwritten_is_brought_back_and_followed_on(cluster: Any) -> None:
-    served = Served(cluster, "overwritten")
+    served = ServingObject(cluster, "overwritten")
     served.kubectl("label", "--overwrite", "deployment", served.variant, f"{LABEL}=other")
     served.kubectl("scale", "deployment", served.variant, "--replicas=0")
     served.soon(lambda: served.label(DEPLOYMENT) == "chat", "the label is ours again")
@@ -104,7 +28,7 @@ def test_a_child_whose_label_is_overwritten_is_brought_back_and_followed_on(clus
 
 @pytest.mark.parametrize("is_down", [False, True])
 def test_a_child_that_lost_its_label_is_rolled_out_like_any_other(cluster: Any, is_down: bool) -> None:
-    served = Served(cluster, f"unlabelled-{is_down}".lower())
+    served = ServingObject(cluster, f"unlabelled-{is_down}".lower())
     if is_down:
         served.operator.stop()
     served.kubectl("label", "deployment", served.variant, f"{LABEL}-")
@@ -124,7 +48,7 @@ def test_a_child_that_lost_its_label_is_rolled_out_like_any_other(cluster: Any, 
 
 @pytest.mark.parametrize("kind", ["Service", "PodDisruptionBudget", "ConfigMap"])
 def test_a_child_that_left_its_watch_for_lack_of_a_label_gets_it_back(cluster: Any, kind: str) -> None:
-    served = Served(cluster, f"unwatched-{kind}".lower())
+    served = ServingObject(cluster, f"unwatched-{kind}".lower())
     resource, name = resources.CHILDREN[kind], "chat-model" if kind == "ConfigMap" else "chat"
     for _ in range(2):
         served.kubectl("label", kind, name, f"{LABEL}-")
@@ -132,7 +56,7 @@ def test_a_child_that_left_its_watch_for_lack_of_a_label_gets_it_back(cluster: A
 
 
 def test_a_pod_whose_label_goes_and_comes_is_counted_again(cluster: Any) -> None:
-    served = Served(cluster, "pod-label")
+    served = ServingObject(cluster, "pod-label")
     (pod,) = served.pods()
     name = pod["metadata"]["name"]
     served.kubectl("label", "pod", name, f"{LABEL}-")
@@ -143,7 +67,7 @@ def test_a_pod_whose_label_goes_and_comes_is_counted_again(cluster: Any) -> None
 
 
 def test_a_strangers_pod_with_our_labels_is_no_replica(cluster: Any) -> None:
-    served = Served(cluster, "strangers-pod", replicas=2)
+    served = ServingObject(cluster, "strangers-pod", replicas=2)
     labels = served.pods()[0]["metadata"]["labels"]
     del labels["pod-template-hash"]
     container = {"name": "c", "image": "theirs"}
@@ -163,7 +87,7 @@ def test_a_strangers_pod_with_our_labels_is_no_replica(cluster: Any) -> None:
 
 
 def test_a_deployment_that_a_finalizer_of_somebodys_holds_is_not_forgotten(cluster: Any) -> None:
-    served = Served(cluster, "finalizer")
+    served = ServingObject(cluster, "finalizer")
     hold = {"metadata": {"finalizers": ["example.com/hold"]}}
     cluster.api.patch(DEPLOYMENT, served.namespace, served.variant, hold)
     served.write(**OTHER_PLAN)
@@ -200,7 +124,7 @@ def test_what_serves_and_loses_its_label_in_the_middle_of_a_rollout_serves_on(
     cluster: Any, is_down: bool
 ) -> None:
     in_place = {"maxSurge": 0, "maxUnavailable": 1, "minReadySeconds": 0}
-    served = Served(cluster, f"amid-rollout-{is_down}".lower(), replicas=3, rollout=in_place)
+    served = ServingObject(cluster, f"amid-rollout-{is_down}".lower(), replicas=3, rollout=in_place)
     old = served.pod_names()
     cluster.kubelet.refused.add("chat-")
     try:
@@ -229,7 +153,7 @@ def test_what_serves_and_loses_its_label_in_the_middle_of_a_rollout_serves_on(
 
 @pytest.mark.parametrize("how", ["unlabelled", "deleted"])
 def test_a_variant_whose_revision_goes_serves_on_while_the_next_one_starts(cluster: Any, how: str) -> None:
-    served = Served(cluster, f"revision-{how}", replicas=2)
+    served = ServingObject(cluster, f"revision-{how}", replicas=2)
     before, replica_sets = served.child(DEPLOYMENT), served.replica_sets()
     names = served.pod_names()
     cluster.kubelet.refused.add("chat-")
@@ -261,7 +185,7 @@ def test_a_variant_whose_revision_goes_serves_on_while_the_next_one_starts(clust
 
 
 def test_a_revision_that_belongs_to_another_is_told_of_and_its_variant_serves_on(cluster: Any) -> None:
-    served = Served(cluster, "revision-disowned")
+    served = ServingObject(cluster, "revision-disowned")
     (pod,) = served.pods()  # the garbage collector removes what has an owner that does not exist
     name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
     owner = {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid, "controller": True}
@@ -292,7 +216,7 @@ def test_a_revision_that_belongs_to_another_is_told_of_and_its_variant_serves_on
 
 
 def test_a_revision_that_is_refused_is_told_of_and_its_variant_serves_on(cluster: Any) -> None:
-    served = Served(cluster, "revision-refused")
+    served = ServingObject(cluster, "revision-refused")
     cluster.kubelet.refused.add("chat-")
     counted = "count/controllerrevisions.apps"
     quota = {
@@ -324,30 +248,10 @@ def test_a_revision_that_is_refused_is_told_of_and_its_variant_serves_on(cluster
         cluster.kubelet.refused.discard("chat-")
 
 
-@pytest.mark.parametrize("kind", ["Deployment", "ControllerRevision", "Service", "ConfigMap"])
-def test_a_child_that_lost_its_owner_gets_it_back_and_nothing_rolls(cluster: Any, kind: str) -> None:
-    served = Served(cluster, f"orphan-{kind}".lower())
-    resource = resources.CHILDREN[kind]
-    name = {"Service": "chat", "ConfigMap": "chat-model"}.get(kind, served.variant)
-    before, pods = served.child(resource, name), served.pod_names()
-    assert before is not None
-    cluster.api.patch(resource, served.namespace, name, {"metadata": {"ownerReferences": None}})
-
-    def has_owner() -> bool:
-        now = served.child(resource, name)
-        assert now is not None
-        return bool(now["metadata"].get("ownerReferences") == before["metadata"]["ownerReferences"])
-
-    served.soon(has_owner, "it has its owner back")
-    served.until_ready()
-    assert served.pod_names() == pods
-    cluster.until(served.rested, "nothing more is written")
-
-
 @pytest.mark.parametrize("kind", ["Service", "Deployment"])
 def test_a_list_item_that_somebody_edits_in_place_is_put_back(cluster: Any, kind: str) -> None:
     """The API server merges ports by number: ours would stand beside the edited one, of the same name."""
-    served = Served(cluster, f"edited-port-{kind}".lower())
+    served = ServingObject(cluster, f"edited-port-{kind}".lower())
     path = "/spec/ports/0/port"
     if kind == "Deployment":
         path = "/spec/template/spec/containers/0/ports/0/containerPort"
@@ -381,7 +285,7 @@ def test_a_list_item_that_somebody_edits_in_place_is_put_back(cluster: Any, kind
 def test_a_field_that_somebody_adds_to_a_child_is_taken_out_again(
     cluster: Any, kind: str, theirs: dict[str, Any]
 ) -> None:
-    served = Served(cluster, f"added-{kind}-{next(iter(theirs))}".lower())
+    served = ServingObject(cluster, f"added-{kind}-{next(iter(theirs))}".lower())
     resource, name = resources.CHILDREN[kind], served.variant if kind == "Deployment" else "chat"
     before = served.child(resource, name)
     assert before is not None

@@ -338,11 +338,13 @@ def test_traffic_goes_by_the_owners_uid_once_no_variant_is_left_that_was_made_wi
         **fresh,
         "metadata": {"labels": {k: v for k, v in fresh["metadata"]["labels"].items() if k != label}},
     }
+    others = {**fresh, "metadata": {"labels": {**fresh["metadata"]["labels"], label: "u-0"}}}
     views = {
         name: ChildView("ControllerRevision", f"chat-{name}", name, None, plan_hash=name, data=data)
-        for name, data in (("fresh", fresh), ("bare", bare))
+        for name, data in (("fresh", fresh), ("bare", bare), ("others", others))
     }
-    for there, by_uid in (((), True), (("fresh",), True), (("bare",), False), (("fresh", "bare"), False)):
+    mixed = ((("bare",), False), (("fresh", "bare"), False), (("others",), False))
+    for there, by_uid in (((), True), (("fresh",), True), *mixed):
         children = rendered(BASE, CPU, SETTINGS, *(views[name] for name in there))
         assert (children["Service"]["spec"]["selector"].get(label) == "u-1") == by_uid
         budget = children["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"]

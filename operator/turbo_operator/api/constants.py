@@ -86,9 +86,7 @@ class ReadyReason(StrEnum):
     APPLY_REJECTED = "ApplyRejected"  # by the API server: a quota, a webhook, a rule on one of the children
     SUSPENDED = "Suspended"
     ROLLED_BACK = "RolledBack"  # the plan made no progress, and the one before it serves
-    USER_ACTION_REQUIRED = (
-        "UserActionRequired"  # spec.rollout lets no replica be replaced, and the old plan serves on
-    )
+    USER_ACTION_REQUIRED = "UserActionRequired"  # a limit of the spec holds the new plan back
 
 
 class RolloutReason(StrEnum):

@@ -39,6 +39,7 @@ class Metadata(Record):
     namespace: str = "default"
     uid: str = ""
     generation: int = 0
+    creation_timestamp: str | None = None
 
 
 class TokenSecretRef(Record):

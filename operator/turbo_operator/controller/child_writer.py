@@ -14,19 +14,18 @@ from typing import Any
 from turbo_operator import render
 from turbo_operator.api import (
     ANNOTATION_APPLIED_HASH,
-    LABEL_DEPLOYMENT,
     TURBODEPLOYMENT,
     TurboDeployment,
 )
 from turbo_operator.controller import model_inspection
+from turbo_operator.controller.adoption import adopt, is_orphan
 from turbo_operator.controller.cache.projection import controller, is_controlled_by
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest
-from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
+from turbo_operator.controller.field_ownership import added_fields, build_replacement, owns
 from turbo_operator.controller.kube import ConflictError, Kube, RefusedError, StrangerError
 from turbo_operator.drafts.training import FinishedDraft
 from turbo_operator.drafts.training.manifests import turbo_draft
-from turbo_operator.render.metadata import owner_reference
 from turbo_operator.resources import CHILDREN, TURBODRAFT
 from turbo_operator.snapshot import ChildView
 
@@ -56,8 +55,8 @@ class ChildWriter:
         """Put what is missing of variants into the cache. Calls the API server only if something is missing.
 
         A ControllerRevision that is gone is made again of what the Deployment runs, so that no pod rolls; a
-        Deployment that is gone is the rollout's matter. Returns why a ControllerRevision cannot be had; its
-        Deployment stays as it is.
+        Deployment that is gone is the rollout's matter. Returns why a part cannot be had; the other
+        one stays as it is.
         """
         refusal: RefusedError | None = None
         cached = self._children()
@@ -65,15 +64,15 @@ class ChildWriter:
             plan_hash = child.view.plan_hash
             if plan_hash is None or child.view.terminating:
                 continue
-            if kind == REVISION and (DEPLOYMENT, name) not in cached:
-                deployment = await self._find(DEPLOYMENT, name)
-                if deployment is not None and is_controlled_by(deployment, self._td.metadata.uid):
-                    self._cache.put_child(deployment)
-            if kind == DEPLOYMENT and (REVISION, name) not in cached:
-                try:
+            try:
+                if kind == REVISION and (DEPLOYMENT, name) not in cached:
+                    deployment = await self._find(DEPLOYMENT, name)
+                    if deployment is not None and is_controlled_by(deployment, self._td.metadata.uid):
+                        self._cache.put_child(deployment)
+                if kind == DEPLOYMENT and (REVISION, name) not in cached:
                     await self._restore_revision(plan_hash)
-                except RefusedError as error:
-                    refusal = error
+            except RefusedError as error:
+                refusal = error
         return refusal
 
     async def write_children(self, manifests: Sequence[Manifest]) -> None:
@@ -140,21 +139,11 @@ class ChildWriter:
         return self._cache.children(self._key, self._td.metadata.uid)
 
     async def _find(self, kind: str, name: str) -> Mapping[str, Any] | None:
-        """Find an object by name. One that we applied gets its owner back if it lost it, and nobody else has
-        taken it, as the controllers of Kubernetes adopt pods.
-        """
+        """Find an object by name; an orphan of ours gets its owner back."""
         body = await self._api.find(CHILDREN[kind], self._key.namespace, name)
-        if body is None:
-            return None
-        meta = body["metadata"]
-        is_ours = (meta.get("labels") or {}).get(LABEL_DEPLOYMENT) == self._key.name
-        if not is_ours or controller(body) is not None or not owned_fields(meta.get("managedFields") or ()):
-            return body
-        owners = [*(meta.get("ownerReferences") or ()), owner_reference(self._td)]
-        patch = {"metadata": {"resourceVersion": meta["resourceVersion"], "ownerReferences": owners}}
-        adopted = await self._api.merge(CHILDREN[kind], self._key.namespace, name, patch)
-        self._log("adopted", kind, name)
-        return adopted
+        if body is not None and is_orphan(body, self._td):
+            return await adopt(self._api, self._key, self._td, body)
+        return body
 
     async def _restore_revision(self, plan_hash: str) -> None:
         name = render.variant_name(self._td, plan_hash)
@@ -173,9 +162,13 @@ class ChildWriter:
     async def _check_names(self, missing: Iterable[Manifest]) -> None:
         """Before anything is created: an object of that name that is not ours is never taken over."""
         for kind, name in map(_place, missing):
-            body = await self._find(kind, name)
+            body = await self._api.find(CHILDREN[kind], self._key.namespace, name)
             if body is None:
                 continue
+            if is_orphan(body, self._td):
+                self._cache.put_child(await adopt(self._api, self._key, self._td, body))
+                # The decision was made without it.
+                raise ConflictError(409, "Adopted", f"{kind} {name} had lost its owner, and has it again")
             if not is_controlled_by(body, self._td.metadata.uid):
                 owner = controller(body) or {}
                 if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self._key.name):

@@ -63,7 +63,8 @@ def traffic_selector(td: TurboDeployment, children: Iterable[ChildView]) -> dict
     The owner's uid is among them as soon as no variant is left whose pods were made without it.
     """
     frozen = [child.data or {} for child in children if child.kind == "ControllerRevision"]
-    if all(LABEL_OWNER_UID in template.get("metadata", {}).get("labels", {}) for template in frozen):
+    uids = {template.get("metadata", {}).get("labels", {}).get(LABEL_OWNER_UID) for template in frozen}
+    if uids <= {td.metadata.uid}:
         return {**serving_selector(td), LABEL_OWNER_UID: td.metadata.uid}
     return serving_selector(td)
 

@@ -23,6 +23,7 @@ from turbo_operator.rollout.variants import Variant, VariantState
 # Longer than a liveness probe takes to end a container that hangs: after that, what does not answer may go
 # before its successor is there.
 SILENT_SECONDS = 60.0
+NO_SURGE = "spec.rollout.maxSurge is 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ def _rolled(
         if crowded:
             broken = crowded
             waits = f"The new plan waits for room beside the one that serves: {crowded}. Make room"
-            if bounds.max_surge == 0:
+            if crowded == NO_SURGE and not slack.unavailable:
                 waits = f"The new plan waits: {crowded}, and no replica may be missing. Raise it"
             may_go = 1 + desired - fitting
             if may_go > slack.unavailable:
@@ -216,10 +217,10 @@ def _slack(
     old = serving or next((state for state in reversed(others) if state.replicas > 0), None)
     surge = 1 if bounds.max_surge is None else bounds.max_surge
     crowded = None
-    if surge == 0:
-        crowded = "spec.rollout.maxSurge is 0"
-    elif _finds_no_node(new):
+    if _finds_no_node(new):
         crowded = "no node has room for its pod"
+    elif surge == 0:
+        crowded = NO_SURGE
     elif old is not None:
         # The mixtures on the way lie between these two.
         ways = [[(old.footprint, fitting + 1 - count), (new.footprint, count)] for count in (1, fitting)]

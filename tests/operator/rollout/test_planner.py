@@ -88,6 +88,14 @@ def test_a_surge_of_zero_that_holds_a_rollout_back_is_to_be_raised_and_no_room_t
     assert "Raise it, or write spec.rollout.maxUnavailable: 1" in held.waits
 
 
+def test_a_pod_that_finds_no_node_is_told_of_before_a_surge_of_zero_that_would_not_help() -> None:
+    in_place = Bounds(max_surge=0, max_unavailable=1)
+    held = step(variant("old", 2), variant("new", 1, 0, unschedulable=True), replicas=3, bounds=in_place)
+    assert held.waits is not None
+    assert "no node has room for its pod" in held.waits
+    assert not held.waits_for_spec
+
+
 def test_a_rollout_whose_own_pod_has_yet_to_start_waits_for_that_and_not_for_room() -> None:
     for written in (None, 1):
         full = Bounds(max_total=2, max_unavailable=written)
