@@ -55,10 +55,9 @@ class Growth:
     def full(self) -> bool:
         """Whether what is remembered, the prefix cache and the grammars replace what they have."""
         ledger = self.engine.scheduler.ledger
-        cached = ledger.num_available - ledger.num_free
         grammars_asked = self._asked // ONE_GRAMMAR_IN
         remembered = self._memory.num_bytes > 0.9 * REMEMBERED_BYTES
-        return remembered and cached > 0.8 * BLOCKS and grammars_asked > 100
+        return remembered and ledger.num_cached > 0.8 * BLOCKS and grammars_asked > 100
 
     def ask(self, count: int) -> float:
         """Answer so many requests more; MiB that are resident afterwards."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.sequence import ScheduledTokens, SchedulerOutput, Sequence
+from turbo_runtime.engine.scheduler import ScheduledTokens, Scheduler, SchedulerOutput, Sequence
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import GenerationRequest
 
@@ -97,7 +96,7 @@ class Simulation:
                 assert self.scheduler.ledger.references(sequence.table[block]) == 1, (
                     "a shared block is written"
                 )
-                assert not self.scheduler.ledger.is_kept(sequence.table[block]), "a cached block is written"
+                assert not self.scheduler.ledger.is_cached(sequence.table[block]), "a cached block is written"
                 self._slots[slot] = content
             assert self._slots[slot] == content, (
                 f"position {position} of {sequence.submit.request_id} is lost"

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 from turbo_runtime.contract.load import Guarantee
-from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.sequence import Sequence
+from turbo_runtime.engine.scheduler import Scheduler, Sequence
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE
 from turbo_runtime.messages import GenerationRequest
 from turbo_runtime.models.runner import Chunk, ModelRunner
@@ -142,7 +141,7 @@ class Audit:
         start, count = sequence.computed, min(sequence.missing, PROMPT_TILE)
         end = start + count
         rows = int(end == len(sequence.tokens))
-        self._scheduler.prefixes.extend(sequence.table, end)
+        self._scheduler.ledger.extend(sequence.table, end)
         chunk = Chunk(sequence.tokens[start:end], start, sequence.table, rows, sequence.prompt_length)
         forward = self._model.forward([chunk])
         sequence.computed = end

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from turbo_runtime.drafters.interface import Draft
-from turbo_runtime.engine.sequence import ScheduledTokens
+from turbo_runtime.engine.scheduler import ScheduledTokens
 from turbo_runtime.messages import TokenLogprob
 from turbo_runtime.models.runner import Chunk, Forward, ModelRunner
 from turbo_runtime.sampling.logprobs import token_logprobs

@@ -11,8 +11,7 @@ import time
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.audit import Audit, AuditTerms
 from turbo_runtime.engine.batch import BatchEntry, compute, lay_out
-from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.sequence import Sequence
+from turbo_runtime.engine.scheduler import Scheduler, Sequence
 from turbo_runtime.engine.speculator import Speculator
 from turbo_runtime.engine.stats import Counters
 from turbo_runtime.messages import Abort, EngineStats, GenerationRequest, StepOutput, TokenEvent
@@ -142,8 +141,8 @@ class Engine:
             waiting_tokens=sum(len(s.tokens) for s in waiting),
             kv_blocks_used=self.scheduler.ledger.num_used - len(self.audit.table),  # available on demand
             preemptions=self.scheduler.preemptions,
-            prefix_cache_queries=self.scheduler.prefixes.queries,
-            prefix_cache_hits=self.scheduler.prefixes.hits,
+            prefix_cache_queries=self.scheduler.cache_queries,
+            prefix_cache_hits=self.scheduler.cache_hits,
             speedup=self.speculation.control.speedup,
             draft_version=drafters.version,
             by_draft=self._counters.by_draft(drafters.versions),

@@ -24,18 +24,75 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from turbo_runtime.engine.fair_queue import ANSWER_WEIGHT, FairQueue
-from turbo_runtime.engine.sequence import ScheduledTokens, SchedulerOutput, Sequence
 from turbo_runtime.kv_cache.block_pool import (
     BLOCK_SIZE,
     PROMPT_TILE,
     BlockPool,
     CorruptBlockPoolError,
+    block_keys,
     blocks_for,
 )
-from turbo_runtime.kv_cache.prefix_cache import PrefixCache, block_keys
 from turbo_runtime.messages import GenerationRequest
 
 MAX_PROMPT_LOGPROBS = 64  # in a step: each reads the vocabulary
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A live answer, changed only by the scheduler, or by the audit that replays it."""
+
+    submit: GenerationRequest
+    tokens: list[int]  # prompt and committed answer
+    keys: tuple[bytes, ...]  # of the prompt's shareable blocks (`block_keys`)
+    computed: int = 0  # leading tokens with keys and values in the cache
+    table: list[int] = field(default_factory=list)  # blocks, in order of position
+    shared: int = 0  # leading blocks in the prefix cache, which are only read
+    cached: int | None = None  # prompt tokens found in the prefix cache; None before the first admission
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.submit.prompt)
+
+    @property
+    def generated(self) -> int:
+        """Committed tokens of the answer."""
+        return len(self.tokens) - len(self.submit.prompt)
+
+    @property
+    def missing(self) -> int:
+        """Committed tokens still to compute; 1 while decoding."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def shareable(self) -> tuple[bytes, ...]:
+        """Keys of blocks to take from the prefix cache: before the last token; none for `prompt_logprobs`."""
+        if self.submit.params.prompt_logprobs is not None:
+            return ()
+        return self.keys[: (len(self.tokens) - 1) // BLOCK_SIZE]
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledTokens:
+    """One sequence's part of a step: `count` committed tokens from `start`, then `draft_limit` drafts."""
+
+    sequence: Sequence
+    start: int
+    count: int
+    draft_limit: int
+
+    @property
+    def yields(self) -> bool:
+        """Whether the last committed token is among them, so that they give new tokens."""
+        return self.start + self.count == len(self.sequence.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerOutput:
+    """The work of one step, with blocks reserved for every token, and the sequences preempted for it."""
+
+    work: tuple[ScheduledTokens, ...]
+    preempted: tuple[Sequence, ...] = ()
 
 
 @dataclass(slots=True)
@@ -68,7 +125,6 @@ class Scheduler:
         if blocks_for(max_length) > ledger.num_blocks:
             raise ValueError(f"{ledger.num_blocks} blocks cannot hold one sequence of {max_length} tokens")
         self.ledger = ledger
-        self.prefixes = PrefixCache(ledger)
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.max_draft_tokens = max_draft_tokens
@@ -79,6 +135,8 @@ class Scheduler:
         self._queue: FairQueue[Sequence] = FairQueue()
         self._live: dict[str, Sequence] = {}
         self.preemptions = 0
+        self.cache_queries = 0  # prompt tokens looked up, at the first admission of a sequence
+        self.cache_hits = 0  # of them, found
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -163,7 +221,7 @@ class Scheduler:
         self._queue.charge(sequence.submit.tenant, ANSWER_WEIGHT * len(committed))
         full = min(sequence.computed // BLOCK_SIZE, len(sequence.keys))
         if full > sequence.shared:
-            self.prefixes.publish(sequence.keys[:full], sequence.table, sequence.shared)
+            self.ledger.publish(sequence.keys[:full], sequence.table, sequence.shared)
             sequence.shared = full
 
     @property
@@ -179,19 +237,18 @@ class Scheduler:
         idle.
         """
         self.ledger.check([tuple(held), *(sequence.table for sequence in self._live.values())])
-        self.prefixes.check()
         running = set(self.running)
         for sequence in self._live.values():
             known = sequence.shared
             name = sequence.submit.request_id
             if sequence.table and sequence not in running:
                 raise CorruptBlockPoolError(f"request {name} waits and holds blocks {sequence.table}")
-            if sequence.table[:known] != self.prefixes.find(sequence.keys[:known]):
+            if sequence.table[:known] != self.ledger.find(sequence.keys[:known]):
                 raise CorruptBlockPoolError(
                     f"the first {known} blocks of request {name} are not those of the cache"
                 )
             for block in sequence.table[known:]:
-                if self.ledger.references(block) != 1 or self.ledger.is_kept(block):
+                if self.ledger.references(block) != 1 or self.ledger.is_cached(block):
                     raise CorruptBlockPoolError(f"block {block} of request {name} is written and shared")
 
     def _find_block(self, sequence: Sequence, step: _StepBudget) -> bool:
@@ -207,7 +264,7 @@ class Scheduler:
             step.preempted.append(youngest)
             if youngest is sequence:
                 return False
-        self.prefixes.extend(sequence.table, tokens)
+        self.ledger.extend(sequence.table, tokens)
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
@@ -241,7 +298,7 @@ class Scheduler:
             if sequence is None:
                 return
             keys = sequence.shareable
-            cached = self.prefixes.find(keys)
+            cached = self.ledger.find(keys)
             if not step.blocks.isdisjoint(keys[len(cached) :][:1]):
                 return
             revived = sum(self.ledger.references(block) == 0 for block in cached)
@@ -262,13 +319,13 @@ class Scheduler:
         sequence.table.extend(cached)
         sequence.shared = len(cached)
         sequence.computed = len(cached) * BLOCK_SIZE
-        self.prefixes.extend(sequence.table, len(sequence.tokens))
+        self.ledger.extend(sequence.table, len(sequence.tokens))
         if sequence.cached is None:  # a resumption is no service and no query
             sequence.cached = sequence.computed
             self._queue.charge(sequence.submit.tenant, sequence.prompt_length - sequence.cached)
             if sequence.submit.params.prompt_logprobs is None:
-                self.prefixes.queries += sequence.prompt_length
-                self.prefixes.hits += sequence.cached
+                self.cache_queries += sequence.prompt_length
+                self.cache_hits += sequence.cached
 
     def _max_drafts(self, sequence: Sequence) -> int:
         """Drafts that a decoding sequence could use in one step."""
@@ -290,7 +347,7 @@ class Scheduler:
             spare = (self.ledger.num_available + len(sequence.table)) * BLOCK_SIZE - len(sequence.tokens)
             limit = min(first[sequence] + more[sequence], spare)
             if limit > 0:
-                self.prefixes.extend(sequence.table, len(sequence.tokens) + limit)
+                self.ledger.extend(sequence.table, len(sequence.tokens) + limit)
                 limits[sequence] = limit
         return limits
 

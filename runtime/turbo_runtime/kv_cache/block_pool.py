@@ -1,14 +1,22 @@
-"""States and reference counts of the KV cache's blocks, without tensors (those are in `attention.pool`).
+"""The KV cache's blocks: who holds them, and which hold beginnings of prompts. Without tensors.
 
-A block is used (by several holders if several sequences read it), free, or idle: without holders, but with
-content that the prefix cache keeps until the block is needed. A rollback of rejected tokens is a shorter
-table (`trim`): later tokens overwrite their slots.
+A block is used (by several holders if several sequences read it), free, or idle: without holders, but cached
+until the block is needed. A rollback of rejected tokens is a shorter table (`trim`): later tokens overwrite
+their slots.
+
+Only blocks in whole tiles of a prompt (`PROMPT_TILE` tokens at a multiple of it) are cached. Their keys and
+values depend only on the tokens up to the block's end, because one rule computes such tiles (`attention`),
+wherever steps cut them; another computes answers and the rest of a prompt. Where both give the same bits
+(`Rule.uniform`), a tile is a block.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+from itertools import takewhile
 
 BLOCK_SIZE = 16  # token slots of one block
 PROMPT_TILE = 64  # aligned positions that one call computes; whole blocks
@@ -19,8 +27,25 @@ def blocks_for(tokens: int) -> int:
     return -(-tokens // BLOCK_SIZE)
 
 
+def block_keys(scope: str, prompt: Sequence[int], tile: int = PROMPT_TILE) -> tuple[bytes, ...]:
+    """Return a chained key for each block in a whole tile of the prompt: it stands for all tokens up to its
+    end.
+
+    The chain begins with the scope (`GenerationRequest.scope`), so that the time to a first token reveals no
+    other scope's prompts. Whatever else changes keys and values (an adapter) belongs there too. 256 bits
+    exclude collisions, even intended ones.
+    """
+    key = blake2b(scope.encode(), digest_size=32).digest()
+    keys = []
+    for start in range(0, len(prompt) // tile * tile, BLOCK_SIZE):
+        content = array("q", prompt[start : start + BLOCK_SIZE]).tobytes()
+        key = blake2b(key + content, digest_size=32).digest()
+        keys.append(key)
+    return tuple(keys)
+
+
 class OutOfBlocks(Exception):  # noqa: N818  a condition that the scheduler plans around, not a fault
-    """Too few blocks are free; nothing was taken."""
+    """Too few blocks are available; nothing was taken."""
 
 
 class CorruptBlockPoolError(RuntimeError):
@@ -28,7 +53,11 @@ class CorruptBlockPoolError(RuntimeError):
 
 
 class BlockPool:
-    """State and reference counts of `num_blocks` blocks."""
+    """Holders and keys of `num_blocks` blocks.
+
+    The holder of a block holds those before it and releases them after it (`trim`), so a block is never
+    evicted before those that follow it: cached blocks are always reachable from the prompt's start.
+    """
 
     def __init__(self, num_blocks: int, first: int = 0) -> None:
         """Blocks are numbered from `first`: disjoint pools can share tensors."""
@@ -40,16 +69,13 @@ class BlockPool:
         self._free = list(reversed(self.blocks))
         self._idle: OrderedDict[int, None] = OrderedDict()  # longest idle first
         self._references = dict.fromkeys(self.blocks, 0)
-        self._kept = dict.fromkeys(self.blocks, False)
-
-    @property
-    def num_free(self) -> int:
-        """Blocks without holders and without content to keep."""
-        return len(self._free)
+        self._block: dict[bytes, int] = {}  # cached, by key
+        self._key: dict[int, bytes] = {}
+        self.evictions = 0  # tokens
 
     @property
     def num_available(self) -> int:
-        """Free and idle blocks."""
+        """Blocks without holders."""
         return len(self._free) + len(self._idle)
 
     @property
@@ -58,36 +84,45 @@ class BlockPool:
         return self.num_blocks - self.num_available
 
     @property
-    def longest_idle(self) -> int | None:
-        """The idle block whose last holder released it first."""
-        return next(iter(self._idle), None)
+    def num_cached(self) -> int:
+        """Blocks with content to share."""
+        return len(self._key)
 
     def references(self, block: int) -> int:
         """Return the number of the block's holders."""
         return self._references[block]
 
-    def is_kept(self, block: int) -> bool:
+    def is_cached(self, block: int) -> bool:
         """Whether the block's content outlives its holders."""
-        return self._kept[block]
+        return block in self._key
+
+    def find(self, keys: Iterable[bytes]) -> list[int]:
+        """Find the longest leading run of cached blocks, which the caller must `share`."""
+        return [self._block[key] for key in takewhile(self._block.__contains__, keys)]
 
     def take(self, count: int) -> list[int]:
-        """Take free blocks, one reference each; raises OutOfBlocks and takes none if there are fewer."""
-        if count > len(self._free):
-            raise OutOfBlocks(f"{count} blocks wanted, {len(self._free)} free")
+        """Take blocks, one reference each, evicting the longest idle ones as needed; OutOfBlocks changes
+        nothing.
+        """
+        if count > self.num_available:
+            raise OutOfBlocks(f"{count} blocks wanted, {self.num_available} free")
+        while len(self._free) < count:
+            block, _ = self._idle.popitem(last=False)
+            del self._block[self._key.pop(block)]
+            self._free.append(block)
+            self.evictions += BLOCK_SIZE
         taken = [self._free.pop() for _ in range(count)]
         for block in taken:
             self._references[block] = 1
         return taken
 
-    def share(self, blocks: Iterable[int]) -> None:
+    def share(self, blocks: Sequence[int]) -> None:
         """Add a holder to each of these blocks, which must be used or idle."""
-        blocks = list(blocks)
         for block in blocks:
-            if self._references[block] == 0 and not self._kept[block]:
+            if self._references[block] == 0 and block not in self._key:
                 raise ValueError(f"block {block} is free and cannot be shared")
         for block in blocks:
-            if self._references[block] == 0:
-                del self._idle[block]
+            self._idle.pop(block, None)
             self._references[block] += 1
 
     def release(self, blocks: Iterable[int]) -> None:
@@ -97,24 +132,24 @@ class BlockPool:
                 raise ValueError(f"block {block} has no holder to let go of it")
             self._references[block] -= 1
             if self._references[block] == 0:
-                if self._kept[block]:
+                if block in self._key:
                     self._idle[block] = None
                 else:
                     self._free.append(block)
 
-    def keep(self, blocks: Iterable[int]) -> None:
-        """Let the content of these used blocks outlive their holders."""
-        for block in blocks:
-            if self._references[block] == 0:
-                raise ValueError(f"block {block} has no holder and no content to keep")
-            self._kept[block] = True
-
-    def forget(self, blocks: Iterable[int]) -> None:
-        """Free these idle blocks."""
-        for block in blocks:
-            del self._idle[block]
-            self._kept[block] = False
-            self._free.append(block)
+    def publish(self, keys: Sequence[bytes], table: list[int], known: int) -> None:
+        """Cache the blocks of `table` from index `known` to `len(keys)`, which are computed now. The table
+        gets an equal block that another sequence published before, and frees its own.
+        """
+        for index in range(known, len(keys)):
+            key, own = keys[index], table[index]
+            earlier = self._block.get(key)
+            if earlier is None:
+                self._block[key], self._key[own] = own, key
+            else:
+                self.share([earlier])
+                self.release([own])
+                table[index] = earlier
 
     def extend(self, table: list[int], tokens: int) -> None:
         """Extend a sequence's table in place to hold `tokens`; OutOfBlocks changes nothing."""
@@ -131,18 +166,17 @@ class BlockPool:
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Raise CorruptBlockPoolError unless `tables` are all holders and every block has one state."""
-        holders = Counter(block for table in tables for block in table)
-        free = Counter(self._free)
+        holders, free = Counter(block for table in tables for block in table), Counter(self._free)
         for block in self.blocks:
-            references, kept = self._references[block], self._kept[block]
+            references, key, idle = self._references[block], self._key.get(block), block in self._idle
+            where = f"idle {idle}, {free[block]} times free, cached {key is not None}, {references} holders"
             if references != holders[block]:
                 raise CorruptBlockPoolError(
                     f"block {block} counts {references} holders and has {holders[block]}"
                 )
-            idle = block in self._idle
-            if idle != (kept and not references):
-                raise CorruptBlockPoolError(f"block {block}: idle {idle}, kept {kept}, {references} holders")
-            if free[block] != (0 if references or idle else 1):
-                raise CorruptBlockPoolError(
-                    f"block {block} is {free[block]} times free with {references} holders"
-                )
+            if idle != (key is not None and not references) or free[block] != (not references and not idle):
+                raise CorruptBlockPoolError(f"block {block}: {where}")
+            if key is not None and self._block.get(key) != block:
+                raise CorruptBlockPoolError(f"block {block} is cached under two names")
+        if len(self._key) != len(self._block):
+            raise CorruptBlockPoolError(f"{len(self._key)} blocks have {len(self._block)} names")

@@ -95,7 +95,7 @@ def test_a_broken_verifier_is_found_out(
 def test_a_broken_prefix_cache_is_found_out(make: Make, kind: str) -> None:
     server = make(kind)
     run(server, asked("a", temperature=0.0))
-    cached = server.scheduler.prefixes.find(block_keys(server))
+    cached = server.scheduler.ledger.find(block_keys(server))
     for values in server.model.pool.values:
         values[:, cached[0] * BLOCK_SIZE : (cached[-1] + 1) * BLOCK_SIZE] *= -3.0
     run(server, asked("b", temperature=0.0))

@@ -31,7 +31,7 @@ def test_blocks_are_free_or_in_one_table_whatever_sequences_grow_and_shrink(
         before = list(table)
         if blocks_for(tokens) >= len(table):
             lacking = blocks_for(tokens) - len(table)
-            if lacking > ledger.num_free:
+            if lacking > ledger.num_available:
                 with pytest.raises(OutOfBlocks):
                     ledger.extend(table, tokens)
                 assert table == before
@@ -44,7 +44,7 @@ def test_blocks_are_free_or_in_one_table_whatever_sequences_grow_and_shrink(
         assert len(table) == blocks_for(tokens)
         held = [block for each in tables for block in each]
         assert len(held) == len(set(held)) == ledger.num_used
-        assert ledger.num_used + ledger.num_free == SIZE
+        assert ledger.num_used + ledger.num_available == SIZE
         assert all(ledger.references(block) == 1 for block in held)
         ledger.check(tables)
 
@@ -54,44 +54,59 @@ def test_a_shared_block_is_free_only_when_its_last_holder_lets_go() -> None:
     (block,) = ledger.take(1)
     ledger.share([block])
     ledger.release([block])
-    assert ledger.num_free == 1
+    assert ledger.num_available == 1
     ledger.release([block])
-    assert ledger.num_free == 2
+    assert ledger.num_available == 2
     with pytest.raises(ValueError, match="no holder to let go of it"):
         ledger.release([block])
     with pytest.raises(ValueError, match="cannot be shared"):
         ledger.share([block])
-    with pytest.raises(ValueError, match="no content to keep"):
-        ledger.keep([block])
 
 
-def test_a_kept_block_is_idle_between_its_holders_and_free_once_forgotten() -> None:
+KEYS = [b"1", b"2", b"3", b"4"]
+
+
+def test_a_cached_block_is_idle_between_its_holders_and_gone_once_its_place_is_needed() -> None:
     ledger = BlockPool(3)
-    first, second = ledger.take(2)
-    ledger.keep([first, second])
+    table = ledger.take(2)
+    ledger.publish(KEYS[:2], table, 0)
+    first, second = table
     ledger.release([second])
     ledger.release([first])
-    assert (ledger.num_used, ledger.num_free, ledger.num_available) == (0, 1, 3)
-    assert ledger.longest_idle == second
+    assert (ledger.num_used, ledger.num_available, ledger.num_cached) == (0, 3, 2)
     with pytest.raises(OutOfBlocks):
-        ledger.take(2)
+        ledger.take(4)
+    assert ledger.find(KEYS) == [first, second]
     ledger.share([second])
-    assert (ledger.num_used, ledger.longest_idle) == (1, first)
-    ledger.forget([first])
-    assert (ledger.num_available, ledger.num_free) == (2, 2)
-    ledger.check([[second]])
+    assert ledger.num_used == 1
+    others = ledger.take(2)
+    assert (ledger.num_available, ledger.evictions) == (0, BLOCK_SIZE)
+    assert first in others
+    assert ledger.is_cached(second)
+    ledger.check([[second], others])
 
 
-def test_the_deepest_of_kept_blocks_goes_first() -> None:
+def test_a_block_that_another_published_before_takes_the_place_of_an_equal_one() -> None:
+    ledger = BlockPool(4)
+    one, other = ledger.take(2), ledger.take(2)
+    ledger.publish(KEYS[:1], one, 0)
+    ledger.publish(KEYS[:2], other, 0)
+    assert other[0] == one[0]
+    assert (ledger.references(one[0]), ledger.num_used, ledger.num_cached) == (2, 3, 2)
+    ledger.check([one, other])
+
+
+def test_the_deepest_of_cached_blocks_goes_first() -> None:
     ledger = BlockPool(4)
     table: list[int] = []
     ledger.extend(table, 4 * BLOCK_SIZE)
-    ledger.keep(table)
+    ledger.publish(KEYS, table, 0)
     before = list(table)
     ledger.trim(table, 0)
-    for block in reversed(before):
-        assert ledger.longest_idle == block
-        ledger.forget([block])
+    for length in (3, 2, 1, 0):
+        (taken,) = ledger.take(1)
+        assert taken == before[length]
+        assert ledger.find(KEYS) == before[:length]
 
 
 def lost(ledger: BlockPool, table: list[int]) -> None:
@@ -114,12 +129,12 @@ def nowhere(ledger: BlockPool, table: list[int]) -> None:
     ledger._free.pop()
 
 
-def idle_and_not_kept(ledger: BlockPool, table: list[int]) -> None:
+def idle_and_not_cached(ledger: BlockPool, table: list[int]) -> None:
     ledger._idle[ledger._free.pop()] = None
 
 
 @pytest.mark.parametrize(
-    "damage", [lost, held_without_a_count, free_and_used, free_twice, nowhere, idle_and_not_kept]
+    "damage", [lost, held_without_a_count, free_and_used, free_twice, nowhere, idle_and_not_cached]
 )
 def test_damage_to_the_books_is_noticed(damage: Callable[[BlockPool, list[int]], None]) -> None:
     ledger = BlockPool(6)

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.simulated import Simulation, answer_to
-from turbo_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS, Scheduler
-from turbo_runtime.engine.sequence import ScheduledTokens, SchedulerOutput
+from turbo_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS, ScheduledTokens, Scheduler, SchedulerOutput
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool, blocks_for
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.speculation.accounting import Demand
@@ -202,7 +201,7 @@ def test_a_preempted_prompt_finds_its_tiles_again() -> None:
     assert work.sequence is young
     assert work.start == PROMPT_TILE
     assert young.cached == 0  # that was its own work, not a gift
-    assert scheduler.prefixes.hits == 0
+    assert scheduler.cache_hits == 0
 
 
 def test_a_long_prompt_moves_on_in_chunks_while_others_decode_at_every_step() -> None:
@@ -321,7 +320,7 @@ def test_nobody_starts_where_those_that_run_have_no_block_to_grow_into() -> None
     for number in range(3):
         scheduler.add(submit(number, 2 * BLOCK_SIZE - 1, 30))
     scheduler.schedule()
-    assert scheduler.ledger.num_free == 2
+    assert scheduler.ledger.num_available == 2
     assert len(scheduler.running) == 2
 
 

@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from turbo_dev.simulated import Simulation, answer_to
-from turbo_runtime.engine.scheduler import Scheduler
-from turbo_runtime.engine.sequence import ScheduledTokens, Sequence
+from turbo_runtime.engine.scheduler import ScheduledTokens, Scheduler, Sequence
 from turbo_runtime.kv_cache.block_pool import (
     BLOCK_SIZE,
     PROMPT_TILE,
     BlockPool,
     CorruptBlockPoolError,
     OutOfBlocks,
+    block_keys,
 )
-from turbo_runtime.kv_cache.prefix_cache import block_keys
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 
 MAX_LENGTH = 256
@@ -74,8 +73,9 @@ def test_blocks_in_whole_tiles_of_both_prompts_are_found_but_for_the_last_token(
     simulation = engine()
     assert served(simulation, ask("first", first)).cached == 0
     assert served(simulation, ask("second", second)).cached == cached
-    prefixes = simulation.scheduler.prefixes
-    assert (prefixes.queries, prefixes.hits, prefixes.evictions) == (first + second, cached, 0)
+    scheduler = simulation.scheduler
+    assert (scheduler.cache_queries, scheduler.cache_hits) == (first + second, cached)
+    assert scheduler.ledger.evictions == 0
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_prompt_logprobs_go_by_the_cache_and_others_may_use_what_they_left() -> 
     served(simulation, ask("first", 200))
     params = SamplingParams(max_tokens=3, prompt_logprobs=0)
     assert served(simulation, GenerationRequest("second", BASE[:200], params)).cached == 0
-    assert simulation.scheduler.prefixes.queries == 200
+    assert simulation.scheduler.cache_queries == 200
     other = engine()
     served(other, GenerationRequest("first", BASE[:200], params))
     assert served(other, ask("second", 200)).cached == 192
@@ -179,21 +179,21 @@ def test_idle_tiles_are_given_up_longest_idle_first_and_the_deepest_of_a_prompt_
     scheduler = simulation.scheduler
     served(simulation, ask("old", 193, tenant="old"))
     served(simulation, ask("new", 193, tenant="new"))
-    assert len(scheduler.prefixes) == 2 * 12
+    assert scheduler.ledger.num_cached == 2 * 12
     served(simulation, ask("short", 80, tenant="short"))  # needs six blocks, two are free
-    assert scheduler.prefixes.evictions == PROMPT_TILE
+    assert scheduler.ledger.evictions == PROMPT_TILE
     keys = {tenant: block_keys(tenant, BASE[:193]) for tenant in ("old", "new")}
-    assert len(scheduler.prefixes.find(keys["old"])) == 8
-    assert len(scheduler.prefixes.find(keys["new"])) == 12
+    assert len(scheduler.ledger.find(keys["old"])) == 8
+    assert len(scheduler.ledger.find(keys["new"])) == 12
 
 
 def test_nothing_is_given_up_for_a_table_that_cannot_be_had() -> None:
     simulation = engine(blocks=16)
     served(simulation, ask("first", 193))
-    prefixes = simulation.scheduler.prefixes
+    ledger = simulation.scheduler.ledger
     with pytest.raises(OutOfBlocks):
-        prefixes.extend([], 17 * BLOCK_SIZE)
-    assert len(prefixes) == 12
+        ledger.extend([], 17 * BLOCK_SIZE)
+    assert ledger.num_cached == 12
 
 
 def test_a_prompt_whose_prefix_is_cached_starts_where_its_whole_would_not_fit() -> None:
@@ -241,7 +241,7 @@ def test_damage_to_what_is_shared_is_noticed() -> None:
     sequence.shared = 2  # a third block that might be written
     broken(simulation)
     simulation, sequence = running()
-    simulation.scheduler.ledger.keep(sequence.table[-1:])  # an answer's block
+    simulation.scheduler.ledger._key[sequence.table[-1]] = b"key"  # an answer's block
     broken(simulation)
     simulation, sequence = running()
     sequence.table[0], sequence.table[1] = sequence.table[1], sequence.table[0]
@@ -250,7 +250,7 @@ def test_damage_to_what_is_shared_is_noticed() -> None:
     simulation.scheduler.ledger.share(sequence.table[:1])
     broken(simulation)
     simulation, sequence = running()
-    del simulation.scheduler.prefixes._block[sequence.keys[2]]
+    del simulation.scheduler.ledger._block[sequence.keys[2]]
     broken(simulation)
 
 
@@ -355,6 +355,6 @@ def test_memory_is_bounded_over_ten_thousand_requests() -> None:
     half = len(sizes) // 2
     assert max(sizes[half:]) < 1.1 * max(sizes[:half])
     assert scheduler.ledger.num_used == 0
-    assert scheduler.prefixes.hits > 0
-    assert scheduler.prefixes.evictions > 0
+    assert scheduler.cache_hits > 0
+    assert scheduler.ledger.evictions > 0
     assert scheduler.preemptions > 0

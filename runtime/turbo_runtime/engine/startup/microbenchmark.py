@@ -43,7 +43,7 @@ def measure_steps(
     """
     context = min(CONTEXT, model.max_length - 1)
     blocks_per_row = blocks_for(context + 1)
-    several = min(ROWS, max_num_seqs, max_num_batched_tokens, ledger.num_free // blocks_per_row)
+    several = min(ROWS, max_num_seqs, max_num_batched_tokens, ledger.num_available // blocks_per_row)
     chunk = min(max_num_batched_tokens, model.max_length)
     blocks = ledger.take(max(several * blocks_per_row, blocks_for(chunk)))
     try:
