@@ -37,7 +37,7 @@ from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.drafters.heads.checkpoint import load_heads
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.engine.startup.environment import quiet_libraries
+from turbo_runtime.engine.process import quiet_libraries
 from turbo_runtime.messages import SamplingParams
 from turbo_runtime.prompts import read_prompts
 

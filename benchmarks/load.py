@@ -29,7 +29,7 @@ from harness import Bar, arguments, finish, prompts
 from turbo_dev.model import ensure
 from turbo_dev.progress import say, step
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.startup.environment import quiet_libraries, settle_threads
+from turbo_runtime.engine.process import quiet_libraries, settle_threads
 from turbo_runtime.messages import Drafting, GenerationRequest, SamplingParams
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.distill.progress import Progress, serve_progress, spell
 from turbo_runtime.distill.recipe import HEADS, METHODS, OTHERWISE, Recipe
 from turbo_runtime.distill.workspace import RunSpec, Workspace, captured_before, digest_texts, drawn_by
-from turbo_runtime.engine.startup.environment import settle_threads
+from turbo_runtime.engine.process import settle_threads
 from turbo_runtime.model_files.source import HubUnreachableError, ModelError, find
 from turbo_runtime.prompts import MAX_CAPTURED, Prompt, PromptsError, read_prompts
 
@@ -56,7 +56,7 @@ def distill(argv: list[str]) -> int:
         find(options.model, options.revision)
         settle_threads(options.threads)
         # import torch only now: the threads are settled, and the command line is right
-        from turbo_runtime.engine.startup.environment import quiet_libraries
+        from turbo_runtime.engine.process import quiet_libraries
         from turbo_runtime.models.loader import gguf_parsed_once
 
         quiet_libraries()

@@ -9,7 +9,6 @@ states have one successor, in two flat arrays; only the others have a dictionary
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
 from heapq import nlargest
 from typing import NamedTuple
 
@@ -98,12 +97,6 @@ class SuffixAutomaton:
             following = self.follow(state, token)
         return Cursor(following, length + 1)
 
-    def advance_all(self, cursor: Cursor, tokens: Iterable[int]) -> Cursor:
-        """Find the longest match after more tokens."""
-        for token in tokens:
-            cursor = self.advance(cursor, token)
-        return cursor
-
     def settle(self, cursor: Cursor) -> int:
         """Find the current state of a cursor's substring: splits may have moved it."""
         state, length = cursor
@@ -112,9 +105,7 @@ class SuffixAutomaton:
         return state
 
     def followers(self, cursor: Cursor) -> tuple[list[tuple[int, int]], int]:
-        """([(token, its count after the match)], the count of the match); most frequent first, then newest.
-        Empty at a text's end; of many, the most frequent as of a while ago.
-        """
+        """([(token, its count)], the count of the match); first the most frequent as of lately, then newest."""
         state = self.settle(cursor)
         count, token = self._count, self._token[state]
         if token == _NONE:

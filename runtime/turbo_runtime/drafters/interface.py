@@ -7,7 +7,7 @@ A drafter may use any data and may be wrong: the committed tokens do not depend 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
@@ -54,10 +54,8 @@ class TokenOrigin(NamedTuple):
 
     source: str
     cell: Hashable  # of the source's calibration
-    fallback_token: int | None = (
-        None  # the token drafted here without sources that take time; None: there is none
-    )
-    # whose sources learn as well: else they would learn only where they are sure
+    fallback_token: int | None = None  # drafted here without sources that take time
+    # their sources learn as well: else they would learn only where they are sure
     losing_candidates: tuple[LosingCandidate, ...] = ()
 
 
@@ -70,26 +68,9 @@ class Draft:
     origins: tuple[TokenOrigin, ...] = ()  # as long as `tokens`
     name: str = DEFAULT_DRAFT  # of the trained draft that may have contributed
 
-    @property
-    def drafter(self) -> str:
-        """The source as a label of metrics: a drafter's name, "hybrid" for several, "" for none."""
-        names = {origin.source for origin in self.origins}
-        return names.pop() if len(names) == 1 else "hybrid" if names else ""
-
     def drafted_by(self, source: str, length: int) -> int:
         """Count the tokens of that source among the first `length`."""
         return sum(origin.source == source for origin in self.origins[:length])
-
-    def cut(self, length: int) -> Draft:
-        """Cut the draft to its first `length` tokens."""
-        if length >= len(self.tokens):
-            return self
-        return replace(
-            self,
-            tokens=self.tokens[:length],
-            cumulative_acceptance=self.cumulative_acceptance[:length],
-            origins=self.origins[:length],
-        )
 
 
 class TokenCandidate(NamedTuple):
@@ -100,30 +81,47 @@ class TokenCandidate(NamedTuple):
     cell: Hashable
 
 
-class CandidateStream(Protocol):
-    """One drafter's candidates for the drafts of a batch, which grow by a token of any drafter at a time."""
-
-    def next_candidates(self, best_confidence: Sequence[float], /) -> list[TokenCandidate | None]:
-        """Return the next token for each draft; None where the drafter has none or the draft has ended.
-        `best_confidence` is that of the other drafters: where it is high, one that takes time may return
-        None.
-        """
-
-    def advance(self, tokens: Sequence[int | None]) -> None:
-        """Append a token to each draft; None ends the draft."""
-
-
 class Drafter(Protocol):
-    """A source of drafts."""
+    """A source of drafts. The drafts of a batch grow by a token of any drafter at a time."""
 
     name: str
     takes_time: bool  # more than a negligible one
 
-    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
-        """Read the new tokens of each request."""
+    def begin(self, requests: Sequence[DraftRequest], /) -> None:
+        """Begin empty drafts for these requests: read their new tokens."""
 
-    def learn(self, cell: Hashable, accepted: bool) -> None:
+    def next_candidates(self, best_confidence: Sequence[float], /) -> list[TokenCandidate | None]:
+        """Return the next token for each draft; None where it has ended, or the drafter has none or takes
+        time and `best_confidence`, that of the other drafters, is high.
+        """
+
+    def advance(self, tokens: Sequence[int | None], /) -> None:
+        """Append a token to each draft; None ends the draft."""
+
+    def learn(self, cell: Hashable, accepted: bool, /) -> None:
         """Learn the result of a candidate whose predecessors were all accepted."""
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str, /) -> None:
         """Release the state of an ended request."""
+
+
+_PRIOR = 8.0  # observations that a claim counts for
+_FORGET_AT = 512.0  # observations of a cell, at which they are halved, so that it follows the traffic
+
+
+class Calibration:
+    """Measured acceptance of a drafter's tokens by confidence: counts in cells, shrunk to the claim."""
+
+    def __init__(self) -> None:
+        self._cells: dict[Hashable, tuple[float, float]] = {}  # accepted, seen
+
+    def confidence(self, cell: Hashable, claim: float) -> float:
+        """Return the posterior mean of the cell's acceptance under a beta prior around the claim."""
+        accepted, seen = self._cells.get(cell, (0.0, 0.0))
+        return (accepted + _PRIOR * claim) / (seen + _PRIOR)
+
+    def learn(self, cell: Hashable, accepted: bool) -> None:
+        """Add an observation."""
+        hits, seen = self._cells.get(cell, (0.0, 0.0))
+        scale = 0.5 if seen >= _FORGET_AT else 1.0
+        self._cells[cell] = (hits * scale + accepted, seen * scale + 1.0)

@@ -1,4 +1,4 @@
-"""Loads a deployment's drafts from a small JSON file that can change while the engine runs.
+"""Loads a deployment's drafts in the background, from a small JSON file that can change at any time.
 
 Each draft is loaded on its own: one that cannot be used stays as it was, and the others are taken up.
 """
@@ -9,10 +9,10 @@ import json
 import logging
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args
 
 from turbo_runtime.drafters.heads.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Target, load_heads
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
@@ -22,11 +22,11 @@ from turbo_runtime.sampling.noise import Noise
 
 log = logging.getLogger(__name__)
 
+LOOK_SECONDS = 2.0
+RETRY_SECONDS = 30.0  # the named files may appear later
 MAX_NAMED = 8  # each takes memory in addition to the model, and the time of a pass where it is chosen
 _KEYS = ("drafter", "heads", "version", "named")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-
-Loaded = TypeVar("Loaded")
 
 
 class SelectionError(ValueError):
@@ -115,42 +115,90 @@ class DraftLoader:
 
     def load(self, path: Path) -> ActiveDrafts:
         """Load what the file at `path` selects. Raises SelectionError if the file is invalid."""
-        selection, before = read_selection(path), self._in_use
+        config, old = read_selection(path), self._in_use
         problems: list[str] = []
-        default = _attempt(partial(self._load_default, selection), before, "", problems)
+        default = ActiveDrafts(config.drafter, None, config.version)
+        if config.heads is not None:
+            own = self._load(config.heads, "", problems)
+            default = ActiveDrafts(config.drafter, own.heads, config.version or own.version) if own else old
         named: dict[str, LoadedDraft] = {}
-        for name, folder in selection.named.items():
-            load = partial(self._load_heads, folder)
-            draft = _attempt(load, before.named.get(name), f"the draft {name}: ", problems)
-            if draft is not None:
+        for name, folder in config.named.items():
+            draft = self._load(folder, f"the draft {name}: ", problems) or old.named.get(name)
+            if draft:
                 named[name] = draft
-        problem = "; ".join(problems)
-        self._in_use = ActiveDrafts(default.drafter, default.heads, default.version, named, problem)
-        used = {id(self._in_use.heads), *(id(draft.heads) for draft in named.values())}
+        self._in_use = replace(default, named=named, problem="; ".join(problems))
+        used = {id(default.heads), *(id(draft.heads) for draft in named.values())}
         self._cache = {folder: entry for folder, entry in self._cache.items() if id(entry[1].heads) in used}
         return self._in_use
 
-    def _load_default(self, selection: DraftConfig) -> ActiveDrafts:
-        if selection.heads is None:
-            return ActiveDrafts(selection.drafter, None, selection.version)
-        draft = self._load_heads(selection.heads)
-        return ActiveDrafts(selection.drafter, draft.heads, selection.version or draft.version)
-
-    def _load_heads(self, folder: Path) -> LoadedDraft:
-        """Load a folder of heads unless it is unchanged. Raises HeadsError."""
+    def _load(self, folder: Path, which: str, problems: list[str]) -> LoadedDraft | None:
+        """Load a folder of heads unless it is unchanged; None, and one problem more, if it cannot be used."""
         stamps = file_stamp(folder / CONFIG_FILE), file_stamp(folder / WEIGHTS_FILE)
-        if folder not in self._cache or self._cache[folder][0] != stamps:
-            config, heads = load_heads(folder, self._target)
-            self._cache[folder] = stamps, LoadedDraft(HeadsDrafter(heads, self._noise), config.version)
-        return self._cache[folder][1]
+        try:
+            if folder not in self._cache or self._cache[folder][0] != stamps:
+                config, heads = load_heads(folder, self._target)
+                self._cache[folder] = stamps, LoadedDraft(HeadsDrafter(heads, self._noise), config.version)
+            return self._cache[folder][1]
+        except ValueError as error:
+            problems.append(f"{which}{error}")
+        except Exception as error:  # no reason to do without the others
+            log.exception("%sloading failed", which)
+            problems.append(f"{which}loading failed: {type(error).__name__}: {error}")
+        return None
 
 
-def _attempt(load: Callable[[], Loaded], default: Loaded, which: str, problems: list[str]) -> Loaded:
-    try:
-        return load()
-    except ValueError as error:
-        problems.append(f"{which}{error}")
-    except Exception as error:  # no reason to do without the others
-        log.exception("%sloading failed", which)
-        problems.append(f"{which}loading failed: {type(error).__name__}: {error}")
-    return default
+class WatchedFile:
+    """Loads again whenever the file changes, also behind a swapped symlink as of a mounted ConfigMap."""
+
+    def __init__(self, path: Path, load: Callable[[Path], ActiveDrafts]) -> None:
+        """`load` runs in another thread; the sentence of its ValueError becomes the problem."""
+        self.path = path
+        self.problem = ""  # why what the file names is not in use; else empty
+        self._load = load
+        self._seen: Stamp | None = (0, 0, 0)  # of no file: a missing one is a problem too
+        self._loading: Future[ActiveDrafts] | None = None
+        self._look_at = self._retry_at = float("-inf")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafts")
+
+    def poll(self, now: float) -> ActiveDrafts | None:
+        """Return what was loaded since the last call, if anything; takes microseconds. `now` is monotonic."""
+        if self._loading is not None:
+            return self._take(self._loading, now) if self._loading.done() else None
+        if now < self._look_at:
+            return None
+        self._look_at = now + LOOK_SECONDS
+        stamp = file_stamp(self.path)
+        if stamp != self._seen or (self.problem and now >= self._retry_at):
+            self._seen = stamp
+            self._loading = self._thread.submit(self._load, self.path)
+        return None
+
+    def wait(self, now: float) -> ActiveDrafts | None:
+        """`poll`, and wait for the load that it begins: for the start."""
+        loaded = self.poll(now)
+        return self._take(self._loading, now) if self._loading is not None else loaded
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self, loading: Future[ActiveDrafts], now: float) -> ActiveDrafts | None:
+        try:
+            loaded = loading.result()
+        except ValueError as error:
+            self._report(str(error), now)
+            return None
+        except Exception as error:  # no reason to stop serving
+            log.exception("%s: loading failed", self.path)
+            self._report(f"{self.path}: loading failed: {type(error).__name__}: {error}", now)
+            return None
+        finally:
+            self._loading = None
+        self._report(loaded.problem, now)
+        return loaded
+
+    def _report(self, problem: str, now: float) -> None:
+        if problem and problem != self.problem:
+            log.error("drafts stay as they are: %s", problem)
+        self.problem = problem
+        self._retry_at = now + RETRY_SECONDS

@@ -2,17 +2,77 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from turbo_runtime.drafters.fail_safe import Guarded
 from turbo_runtime.drafters.hybrid import propose
-from turbo_runtime.drafters.interface import Draft, DraftRequest, LosingCandidate
-from turbo_runtime.drafters.loader import ActiveDrafts
-from turbo_runtime.drafters.reload import WatchedFile
+from turbo_runtime.drafters.interface import (
+    Draft,
+    Drafter,
+    DraftRequest,
+    LosingCandidate,
+    TokenCandidate,
+)
+from turbo_runtime.drafters.loader import ActiveDrafts, WatchedFile
 from turbo_runtime.drafters.suffix import SuffixDrafter
 from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Guarded:
+    """A drafter until it fails, which is reported once; then one without candidates: none are ever needed."""
+
+    def __init__(self, source: Drafter, draft: str = "") -> None:
+        """`draft`: its name among several, for messages."""
+        self.source = source
+        self.name, self.takes_time = source.name, source.takes_time
+        self._who = f"{source.name} of the draft {draft}" if draft else source.name
+        self._nothing: list[TokenCandidate | None] = []
+        self.problem = ""  # why it gives no drafts any more; else empty
+        self.seconds = 0.0  # of all its work
+
+    def begin(self, requests: Sequence[DraftRequest]) -> None:
+        """Begin empty drafts for these requests."""
+        self._nothing = [None] * len(requests)
+        self.attempt(lambda: self.source.begin(requests), None)
+
+    def next_candidates(self, best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
+        """Return the next token for each draft."""
+        return self.attempt(lambda: self.source.next_candidates(best_confidence), self._nothing)
+
+    def advance(self, tokens: Sequence[int | None]) -> None:
+        """Append a token to each draft."""
+        self.attempt(lambda: self.source.advance(tokens), None)
+
+    def learn(self, cell: Hashable, accepted: bool) -> None:
+        """Learn the result of a candidate."""
+        self.attempt(lambda: self.source.learn(cell, accepted), None)
+
+    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
+        """Release the state of an ended request, even after a failure."""
+        self.attempt(lambda: self.source.finish(request_id, tokens, prompt_length, scope), None, always=True)
+
+    def attempt(self, call: Callable[[], Result], default: Result, *, always: bool = False) -> Result:
+        """Call the drafter; return `default` if it fails or has failed. `always`: call it even then."""
+        if self.problem and not always:
+            return default
+        start_time = time.perf_counter()
+        try:
+            return call()
+        except Exception as error:  # no reason to stop serving
+            if not self.problem:
+                log.exception("the drafter %s failed and gives no drafts from now on", self._who)
+                self.problem = f"the drafter {self._who} failed: {type(error).__name__}: {error}"
+            return default
+        finally:
+            self.seconds += time.perf_counter() - start_time
 
 
 class Proposer:
@@ -20,9 +80,9 @@ class Proposer:
 
     def __init__(
         self,
-        in_use: ActiveDrafts | None = None,
+        in_use: ActiveDrafts = ActiveDrafts(),  # noqa: B008  frozen
         *,
-        file: WatchedFile[ActiveDrafts] | None = None,
+        file: WatchedFile | None = None,
         suffix: SuffixDrafter | None = None,
     ) -> None:
         """`poll` follows `file`; `in_use` holds until then."""
@@ -30,7 +90,7 @@ class Proposer:
         self._suffix = SuffixDrafter() if suffix is None else suffix
         self.heads_seconds: dict[Hashable, float] = {}  # of the last proposal, by heads
         self._generation = 0  # counts the sets of drafts
-        self._use(ActiveDrafts() if in_use is None else in_use)
+        self._use(in_use)
 
     @property
     def version(self) -> str:
@@ -118,9 +178,7 @@ class Proposer:
         return (drafting, name, self._generation) if usable else None
 
     def observe(self, draft: Draft, committed: Sequence[int]) -> None:
-        """Learn from the committed tokens: all of the draft teaches, verified or not, and its losing
-        candidates.
-        """
+        """Learn from the committed tokens: of the whole draft, verified or not, and its losing candidates."""
         for origin, token, actual in zip(draft.origins, draft.tokens, committed, strict=False):
             for name, cell, candidate in (
                 LosingCandidate(origin.source, origin.cell, token),
@@ -142,11 +200,9 @@ class Proposer:
         self._in_use = drafts
         self._generation += 1
         self._recent = Guarded(self._suffix)
-        self._heads: dict[str, Guarded] = {}
+        self._heads = {name: Guarded(draft.heads, name) for name, draft in drafts.named.items()}
         if drafts.heads is not None:
             self._heads[DEFAULT_DRAFT] = Guarded(drafts.heads)
-        for name, draft in drafts.named.items():
-            self._heads[name] = Guarded(draft.heads, name)
 
     def _resolve(self, drafting: Drafting) -> Drafting:
         """Resolve a request's choice: the deployment's `off` holds for all."""

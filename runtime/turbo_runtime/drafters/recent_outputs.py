@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import islice
 from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
 
-Match: TypeAlias = "tuple[SuffixAutomaton, Cursor]"
+Matches: TypeAlias = "dict[SuffixAutomaton, Cursor]"  # the longest match of a text's end in each
 
 _TAIL = 64  # last tokens of a context, to look it up in an automaton that it has not followed
 
@@ -48,30 +49,21 @@ class History:
             self._in_older = self.automata[0].advance(self._in_older, token)
         newest.append(token)
 
-    def repeats(self) -> list[Match]:
+    def repeats(self) -> Matches:
         """Find earlier occurrences of the current text's end."""
         cursors = (self._in_older, self.automata[-1].repeat())[-len(self.automata) :]
-        return list(zip(self.automata, cursors, strict=True))
+        return dict(zip(self.automata, cursors, strict=True))
 
-
-class Reader:
-    """The place of a growing context in a history: for each automaton the longest match of its end."""
-
-    def __init__(self) -> None:
-        self._cursors: dict[SuffixAutomaton, Cursor] = {}
-
-    def read(self, history: History, context: Sequence[int], known: int) -> None:
-        """Read on after the first `known` tokens of the context; begin anew if many are missing."""
-        before = self._cursors if len(context) - known <= _TAIL else {}
-        self._cursors = {}
-        for automaton in history.automata:
-            cursor = before.get(automaton)
-            fresh = context[-_TAIL:] if cursor is None else context[known:]
-            self._cursors[automaton] = automaton.advance_all(cursor or Cursor(), fresh)
-
-    def matches(self) -> list[Match]:
-        """Return the matches of the context's end."""
-        return list(self._cursors.items())
+    def follow(self, before: Matches, context: Sequence[int], known: int) -> Matches:
+        """Find another text's end, given the matches of its first `known` tokens, unless many are new."""
+        if len(context) - known > _TAIL:
+            before = {}
+        return {
+            automaton: reduce(automaton.advance, context[known:], before[automaton])
+            if automaton in before
+            else reduce(automaton.advance, context[-_TAIL:], Cursor())
+            for automaton in self.automata
+        }
 
 
 RECENT_TOKENS = 1 << 16  # of one scope; about 8 MB
@@ -133,9 +125,7 @@ class Memory:
         return max_tokens - budget
 
     def _read(self, text: _Text, max_tokens: int) -> int:
-        history = self._scopes.get(text.scope)
-        if history is None:
-            history = self._scopes[text.scope] = History(self._max_tokens)
+        history = self._scopes.setdefault(text.scope, History(self._max_tokens))
         self._scopes.move_to_end(text.scope)
         if not text.read:
             history.separate()

@@ -15,14 +15,18 @@ also chose among the matches 0.03 less, since the luckiest one then wins.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from turbo_runtime.drafters.automaton import Cursor, SuffixAutomaton
-from turbo_runtime.drafters.calibration import Calibration
-from turbo_runtime.drafters.interface import CandidateStream, Coupling, DraftRequest, TokenCandidate
-from turbo_runtime.drafters.recent_outputs import History, Memory, Reader
+from turbo_runtime.drafters.interface import (
+    Calibration,
+    Coupling,
+    DraftRequest,
+    TokenCandidate,
+)
+from turbo_runtime.drafters.recent_outputs import History, Matches, Memory
 from turbo_runtime.sampling.noise import position_key, token_exponential
 
 REQUEST_TOKENS = 1 << 14  # newest ones of a live request; about 2 MB
@@ -37,7 +41,7 @@ class _Request:
     """A live request: its own history, and its place in the scope's."""
 
     own: History = field(default_factory=lambda: History(REQUEST_TOKENS))
-    in_recent: Reader = field(default_factory=Reader)
+    in_recent: Matches = field(default_factory=dict)
     read: int = 0  # tokens of it that are in `own`
     seen: int = 0  # tokens at the last call
 
@@ -50,15 +54,15 @@ class _Request:
         return len(fresh)
 
 
-class SuffixDrafter:
+class SuffixDrafter(Calibration):
     """The drafter `suffix`."""
 
     name = "suffix"
     takes_time = False
 
     def __init__(self, memory: Memory | None = None) -> None:
+        super().__init__()
         self.memory = Memory() if memory is None else memory
-        self._calibration = Calibration()
         self._requests: dict[str, _Request] = {}
         self._unread: dict[str, Sequence[int]] = {}  # requests that wait for `read`, oldest first
 
@@ -67,13 +71,21 @@ class SuffixDrafter:
         """Upper bound of the memory of all histories."""
         return self.memory.num_bytes + sum(r.own.num_bytes for r in self._requests.values())
 
-    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
+    def begin(self, requests: Sequence[DraftRequest]) -> None:
         """Read new tokens and find earlier occurrences of the requests' ends."""
-        return _SuffixProposal([self._walk(want) for want in wants])
+        self._walks = [self._walk(request) for request in requests]
 
-    def learn(self, cell: Hashable, accepted: bool) -> None:
-        """Calibrate by the result of a candidate."""
-        self._calibration.learn(cell, accepted)
+    def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
+        """Return what followed the drafts' ends before."""
+        return [walk and walk.candidate() for walk in self._walks]
+
+    def advance(self, tokens: Sequence[int | None]) -> None:
+        """Append a token to each draft; None ends it."""
+        for index, (walk, token) in enumerate(zip(self._walks, tokens, strict=True)):
+            if token is None:
+                self._walks[index] = None
+            elif walk is not None:
+                walk.advance(token)
 
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """Remember the answer for the scope, and forget the request."""
@@ -110,7 +122,7 @@ class SuffixDrafter:
             request = self._requests[request_id] = _Request(read=max(0, len(tokens) - REQUEST_TOKENS))
         return request
 
-    def _walk(self, want: DraftRequest) -> _Walk:
+    def _walk(self, want: DraftRequest) -> _Walk | None:
         request, tokens = self._request(want.request_id, want.tokens), want.tokens
         matches: list[_Match] = []
         if len(tokens) - request.read > _MAX_READ:  # only a text read to its end can continue
@@ -118,60 +130,38 @@ class SuffixDrafter:
         else:
             request.read_on(tokens, _MAX_READ)
             self._unread.pop(want.request_id, None)
-            matches = [(automaton, cursor, True) for automaton, cursor in request.own.repeats()]
+            matches = [(*match, True) for match in request.own.repeats().items()]
         recent = self.memory.of(want.scope)
         if recent is not None:
-            request.in_recent.read(recent, tokens, request.seen)
-            matches += [(automaton, cursor, False) for automaton, cursor in request.in_recent.matches()]
+            request.in_recent = recent.follow(request.in_recent, tokens, request.seen)
+            matches += [(*match, False) for match in request.in_recent.items()]
         request.seen = len(tokens)
-        return _Walk(matches, self._calibration, want.coupling, len(tokens))
+        return _Walk(matches, self, want.coupling, len(tokens))
 
 
-class _SuffixProposal:
-    def __init__(self, walks: Sequence[_Walk]) -> None:
-        self._walks: list[_Walk | None] = [*walks]
-
-    def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
-        return [None if walk is None else walk.candidate() for walk in self._walks]
-
-    def advance(self, tokens: Sequence[int | None]) -> None:
-        for index, (walk, token) in enumerate(zip(self._walks, tokens, strict=True)):
-            if token is None:
-                self._walks[index] = None
-            elif walk is not None:
-                walk.advance(token)
-
-
+@dataclass(slots=True)
 class _Walk:
     """One growing draft: the matches of its end."""
 
-    __slots__ = ("_calibration", "_coupling", "_matches", "_position")
-
-    def __init__(
-        self, matches: list[_Match], calibration: Calibration, coupling: Coupling, position: int
-    ) -> None:
-        self._matches, self._calibration = matches, calibration
-        self._coupling, self._position = coupling, position
+    matches: list[_Match]
+    calibration: Calibration
+    coupling: Coupling
+    position: int
 
     def candidate(self) -> TokenCandidate | None:
-        sampled = self._coupling.temperature > 0
+        sampled = self.coupling.temperature > 0
         best: list[tuple[int, int]] = []
         confidence, cell = 0.0, None
-        for automaton, cursor, own in self._matches:
+        for automaton, cursor, own in self.matches:
             length = cursor.length
             followers, total = automaton.followers(cursor) if length else ([], 0)
             if not followers:
                 continue
             count = followers[0][1]
             claim = count / (total + _UNSEEN / length)
-            match = (
-                sampled,
-                own,
-                min(length, 31).bit_length(),
-                min(total, 127).bit_length(),
-                4 * count // total,
-            )
-            chance = self._calibration.confidence(match, claim)
+            sizes = min(length, 31).bit_length(), min(total, 127).bit_length()
+            match = (sampled, own, *sizes, 4 * count // total)
+            chance = self.calibration.confidence(match, claim)
             if chance > confidence:
                 best, confidence, cell = followers, chance, match
         if not best:
@@ -181,12 +171,12 @@ class _Walk:
 
     def advance(self, token: int) -> None:
         # a match that just ended may begin again with the next token
-        self._matches = [
-            (automaton, automaton.advance(cursor, token), own) for automaton, cursor, own in self._matches
+        self.matches = [
+            (automaton, automaton.advance(cursor, token), own) for automaton, cursor, own in self.matches
         ]
-        self._position += 1
+        self.position += 1
 
     def _draw(self, followers: list[tuple[int, int]]) -> int:
         """Return argmax(log count + g), computed as argmin(e / count)."""
-        key = position_key(self._coupling.key, self._position)
+        key = position_key(self.coupling.key, self.position)
         return min(followers, key=lambda follower: token_exponential(key, follower[0]) / follower[1])[0]

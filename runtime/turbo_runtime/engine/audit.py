@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,8 +59,7 @@ class _Finished:
     reason: str  # why it ended
 
 
-@dataclass(frozen=True, slots=True)
-class _Replay:
+class _Replay(NamedTuple):
     finished: _Finished
     sampler: Sampler
     sequence: Sequence  # without keys: the prefix cache has no part in it
@@ -90,9 +90,7 @@ class Audit:
         return self._replay.sequence.table if self._replay else ()
 
     def offer(self, submit: GenerationRequest, answer: Tokens[int], reason: str) -> None:
-        """Offer an answer that ended by itself; its id alone decides, independent of the traffic. Answers
-        without drafts count too: batch, cache and arithmetic had a part in them.
-        """
+        """Offer an answer that ended by itself, with drafts or without; its id alone decides."""
         digest = blake2b(submit.request_id.encode(), digest_size=8).digest()
         if int.from_bytes(digest, "big") < self._terms.share * 2.0**64:
             self._waiting.append(_Finished(submit, tuple(answer), reason))
@@ -110,17 +108,17 @@ class Audit:
         replay = self._replay = self._replay or self._begin()
         if replay is None:
             return None
+        passed = None
         try:
             row = self._compute(replay.sequence)
             passed = None if row is None else self._compare(replay, row)
-            finished = passed is not None
+            if passed is None:
+                return None
         except SpentError:  # by others: nothing is known of this answer
-            passed, finished = None, True
+            pass
         except Exception:  # the engine goes on
             log.exception("the audit of request %s failed", replay.finished.submit.request_id)
-            passed, finished = None, True
-        if finished:
-            self._end()
+        self._end()
         return passed
 
     def _begin(self) -> _Replay | None:

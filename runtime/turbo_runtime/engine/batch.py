@@ -49,10 +49,9 @@ class BatchEntry:
 
 
 def compute(model: ModelRunner, parts: list[BatchEntry]) -> Forward:
-    """Compute all parts in one pass, and mark the `broken` ones.
-
-    If one of those has drafts, a second pass runs without them: a NaN of a draft spoils the tokens computed
-    with it, and drafts must not decide whether an answer goes on. The other parts get the same bits again.
+    """Compute all parts in one pass, and mark the `broken` ones. A NaN of a draft spoils the tokens computed
+    with it, and must not decide whether an answer goes on: a second pass leaves such drafts out. The other
+    parts get the same bits again.
     """
     forward = model.forward([part.chunk() for part in parts])
     drafted = [parts[number] for number in forward.broken if parts[number].drafts]

@@ -23,9 +23,7 @@ Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """Waiting items by tenant, and the service of every tenant with items in the engine: `enter` an item,
-    `remove` it when admitted or canceled, and `leave` when it ends.
-    """
+    """Waiting items by tenant, and the service of every tenant with items that wait or run."""
 
     def __init__(self) -> None:
         self._lines: dict[str, deque[Item]] = {}  # none is empty; in order of the longest wait

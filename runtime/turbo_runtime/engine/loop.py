@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from turbo_runtime.drafters.heads.drafter import HeadsDrafter
+from turbo_runtime.drafters.interface import Draft
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.audit import Audit, AuditTerms
 from turbo_runtime.engine.batch import BatchEntry, compute, lay_out
 from turbo_runtime.engine.scheduler import Scheduler, Sequence
 from turbo_runtime.engine.speculator import Speculator
-from turbo_runtime.engine.stats import Counters
-from turbo_runtime.messages import Abort, EngineStats, GenerationRequest, StepOutput, TokenEvent
+from turbo_runtime.messages import Abort, DraftStats, EngineStats, GenerationRequest, StepOutput, TokenEvent
 from turbo_runtime.models.matmul import padded_rows
 from turbo_runtime.models.runner import Forward, ModelRunner
 from turbo_runtime.sampling.grammar.compiler import GrammarError
@@ -23,12 +27,67 @@ from turbo_runtime.sampling.noise import Noise
 from turbo_runtime.sampling.registry import SamplerRegistry
 from turbo_runtime.sampling.sampler import NOT_FINITE, NoTokenError, TokenAt, tokens_of_step
 from turbo_runtime.speculation.controller import GoodputController
-from turbo_runtime.speculation.verification import verify
+from turbo_runtime.speculation.verification import VerificationResult, verify
 
 log = logging.getLogger(__name__)
 
-NO_AUDIT = AuditTerms()
 _COMPILE_WAIT_SECONDS = 0.005  # with nothing else to do; the inbox is checked after each
+
+
+@dataclass
+class _Counters:
+    """The fields of `EngineStats` of the same names."""
+
+    prompts: int = 0
+    prompt_tokens: int = 0
+    begun_prompt_tokens: int = 0
+    generated_tokens: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    accepted_per_position: list[int] = field(default_factory=list)
+    verified_draft_length: list[int] = field(default_factory=list)
+    step_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    audits: int = 0
+    audit_mismatches: int = 0
+    by_draft: dict[str, DraftStats] = field(default_factory=dict)
+
+    def count_verdict(self, verdict: VerificationResult, drafted: int, draft: Draft, chosen: str) -> None:
+        """Count `drafted` verified tokens, the first of `draft` or forced ones; `chosen`: its name."""
+        self.generated_tokens += len(verdict.tokens)
+        _extend(self.verified_draft_length, drafted + 1)
+        self.verified_draft_length[drafted] += 1
+        if drafted:
+            self.drafts += 1
+            self.draft_tokens += drafted
+            self.accepted_tokens += verdict.accepted
+            _extend(self.accepted_per_position, drafted)
+            for position in range(verdict.accepted):
+                self.accepted_per_position[position] += 1
+            before = self.by_draft.get(chosen, DraftStats(chosen))
+            own, own_accepted = (draft.drafted_by(HeadsDrafter.name, n) for n in (drafted, verdict.accepted))
+            self.by_draft[chosen] = replace(
+                before,
+                drafts=before.drafts + 1,
+                draft_tokens=before.draft_tokens + drafted,
+                accepted_tokens=before.accepted_tokens + verdict.accepted,
+                own_draft_tokens=before.own_draft_tokens + own,
+                own_accepted_tokens=before.own_accepted_tokens + own_accepted,
+            )
+
+    def values(self, versions: Mapping[str, str]) -> dict[str, Any]:
+        """As keyword arguments of `EngineStats`; drops the drafts that are not in use, by `versions`."""
+        self.by_draft = {
+            name: replace(self.by_draft.get(name, DraftStats(name)), version=version)
+            for name, version in versions.items()
+        }
+        values = vars(self) | {"by_draft": tuple(self.by_draft.values())}
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _extend(counts: list[int], length: int) -> None:
+    counts += [0] * (length - len(counts))
 
 
 class Engine:
@@ -41,14 +100,12 @@ class Engine:
         drafters: Proposer,
         grammars: Grammars | None = None,
         control: GoodputController | None = None,
-        audit: AuditTerms = NO_AUDIT,
+        audit: AuditTerms = AuditTerms(),  # noqa: B008  frozen
     ) -> None:
         """`control`: by default one without measurements."""
         self.model = model
         self.scheduler = scheduler
-        self.speculation = Speculator(
-            drafters, GoodputController(None, padded_rows) if control is None else control
-        )
+        self.speculation = Speculator(drafters, control or GoodputController(None, padded_rows))
         self.noise = Noise(model.vocabulary, model.device)
         self.samplers = SamplerRegistry(self.noise, grammars)
         self.audit = Audit(model, scheduler, self.samplers, audit)
@@ -56,7 +113,7 @@ class Engine:
         self._queued: dict[str, float] = {}  # waiting times of answers without a token
         self._checked = True  # the block pool, since the last step
         self._events: list[TokenEvent] = []  # of the step in progress
-        self._counters = Counters()
+        self._counters = _Counters()
 
     @property
     def idle(self) -> bool:
@@ -121,7 +178,8 @@ class Engine:
                 self._advance(part, token_at, forward)
             seconds = time.perf_counter() - start_time
             self.speculation.learn(seconds)
-            self._counters.count_step(seconds, forward_seconds)
+            self._counters.step_seconds += seconds
+            self._counters.forward_seconds += forward_seconds
         elif self.samplers.compiling:
             self.samplers.wait(_COMPILE_WAIT_SECONDS)
         events, self._events = self._events, []
@@ -132,7 +190,7 @@ class Engine:
         running, waiting = self.scheduler.running, self.scheduler.waiting
         drafters, (answering, plain) = self.speculation.drafters, self.speculation.control.generation_seconds
         return EngineStats(
-            **self._counters.values(),
+            **self._counters.values(drafters.versions),
             generation_seconds=answering,
             baseline_generation_seconds=plain,
             running_requests=len(running),
@@ -145,14 +203,12 @@ class Engine:
             prefix_cache_hits=self.scheduler.cache_hits,
             speedup=self.speculation.control.speedup,
             draft_version=drafters.version,
-            by_draft=self._counters.by_draft(drafters.versions),
             draft_error=drafters.problem,
         )
 
     def rest(self) -> None:
-        """Do a little background work while the engine is idle; there is more while `audit.pending`.
-
-        Raises CorruptBlockPoolError if the block pool is inconsistent: then no answer can be trusted.
+        """Do a little background work while the engine is idle; there is more while `audit.pending`. Raises
+        CorruptBlockPoolError if the block pool is inconsistent: then no answer can be trusted.
         """
         self.speculation.drafters.poll(time.monotonic())
         if not self._checked:
@@ -161,14 +217,16 @@ class Engine:
         self.speculation.rest()
         passed = self.audit.step()
         if passed is not None:
-            self._counters.count_audit(passed)
+            self._counters.audits += 1
+            self._counters.audit_mismatches += not passed
             self._checked = False  # it had blocks too
 
     def _add(self, submit: GenerationRequest) -> None:
         """Queue an answer that has its sampler, or reject it."""
         try:
             self.scheduler.add(submit)
-            self._counters.count_prompt(len(submit.prompt))
+            self._counters.prompts += 1
+            self._counters.prompt_tokens += len(submit.prompt)
         except ValueError as error:
             self._reject(submit, error)
 

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from turbo_runtime.contract.config import RuntimeConfig
-from turbo_runtime.engine.startup.environment import quiet_libraries, settle_threads
-from turbo_runtime.messages import (
-    Abort,
-    EngineFailed,
-    EngineReady,
-    EngineStats,
-    GenerationRequest,
-    Shutdown,
-    StepOutput,
-)
+from turbo_runtime.messages import EngineFailed, EngineStats, Shutdown, StepOutput
 
 if TYPE_CHECKING:
+    from multiprocessing.queues import Queue
+
     from turbo_runtime.engine.loop import Engine
 
 log = logging.getLogger(__name__)
@@ -30,30 +24,33 @@ MAX_MESSAGES = 64  # taken before a step, so that running requests need not wait
 REST_SECONDS = 0.5  # without a message, after which an idle engine does background work
 
 
-class Inbox(Protocol):
-    """The receiving end of a multiprocessing queue from the server."""
+def settle_threads(threads: int | None) -> None:
+    """Fix the number of threads (None: as many as allowed cores), before torch is imported, and let idle ones
+    sleep. Else a thread that waits for its siblings spins, and on a shared core burns the time that the
+    sibling needs: with four busy neighbors on two cores, a step took twenty times as long.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
-    def get(self, block: bool = True, timeout: float | None = None) -> GenerationRequest | Abort | Shutdown:
-        """Wait for the next message; raises queue.Empty after `timeout` seconds."""
 
-    def empty(self) -> bool:
-        """Whether there is no message."""
+def quiet_libraries() -> None:
+    """Turn off the advice and progress bars of libraries, before transformers is imported: its GGUF loader
+    draws its bar with tqdm itself, which reads its environment once. Errors still come.
+    """
+    os.environ["TQDM_DISABLE"] = "1"
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+    from transformers.utils import logging as transformers_logging
 
-
-class Outbox(Protocol):
-    """The sending end of a multiprocessing queue to the server."""
-
-    def put(self, item: EngineReady | StepOutput | EngineFailed, /) -> None:
-        """Send without waiting."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
 
 
 def run_engine(
-    config: RuntimeConfig, inbox: Inbox, outbox: Outbox, tokenizer_dir: str, beat: Callable[[], None]
+    config: RuntimeConfig, inbox: Queue[Any], outbox: Queue[Any], tokenizer_dir: str, beat: Callable[[], None]
 ) -> None:
-    """Run the engine process: export the tokenizer into `tokenizer_dir`, load the model, send EngineReady,
-    then a StepOutput per step until Shutdown. A failure is sent as EngineFailed, one sentence, and ends the
-    process.
-    """
+    """Export the tokenizer into `tokenizer_dir`, load, send EngineReady, and serve; or send EngineFailed."""
     settle_threads(config.threads)
     quiet_libraries()
     # these import torch
@@ -75,7 +72,7 @@ def run_engine(
         outbox.put(EngineFailed(f"the engine failed: {type(error).__name__}: {error}"))
 
 
-def serve(engine: Engine, inbox: Inbox, outbox: Outbox, beat: Callable[[], None]) -> None:
+def serve(engine: Engine, inbox: Queue[Any], outbox: Queue[Any], beat: Callable[[], None]) -> None:
     """Take messages, compute, and send outputs until Shutdown; call `beat` in every iteration, also idle."""
     timeout = REST_SECONDS
     sent: EngineStats | None = None

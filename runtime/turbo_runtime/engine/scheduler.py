@@ -185,7 +185,6 @@ class Scheduler:
 
     def schedule(self, likely: Callable[[str], int] | None = None) -> SchedulerOutput:
         """Reserve budget and blocks for the next step. Empty only when nothing is queued or running.
-
         `likely`: drafts that a request will probably use, for which prompts leave room; by default all it
         could.
         """
@@ -209,10 +208,8 @@ class Scheduler:
         return SchedulerOutput(tuple(work), tuple(step.preempted))
 
     def update_from_output(self, work: ScheduledTokens, committed: list[int]) -> None:
-        """Append a step's committed tokens, none within a prompt.
-
-        All but the last were drafts with keys and values in the cache. Unused look-ahead slots go back, and
-        full blocks of the prompt become shareable.
+        """Append a step's committed tokens, none within a prompt; all but the last were drafts. Unused look-
+        ahead slots go back, and full blocks of the prompt become shareable.
         """
         sequence = work.sequence
         sequence.computed = work.start + work.count + max(0, len(committed) - 1)
@@ -232,9 +229,8 @@ class Scheduler:
         return sum(blocks_for(len(s.tokens) + reach) + 1 - len(s.table) for s in sequences)
 
     def check(self, held: Iterable[int] = ()) -> None:
-        """Raise CorruptBlockPoolError if a block leaks, has a wrong holder or a wrong state; `held` are
-        blocks of no sequence here. Reads every block: after every step in tests, and whenever the engine is
-        idle.
+        """Raise CorruptBlockPoolError if a block leaks, has a wrong holder or a wrong state. `held`: blocks
+        of no sequence here. Reads every block: after every step in tests, and whenever the engine is idle.
         """
         self.ledger.check([tuple(held), *(sequence.table for sequence in self._live.values())])
         running = set(self.running)
@@ -252,9 +248,7 @@ class Scheduler:
                     raise CorruptBlockPoolError(f"block {block} of request {name} is written and shared")
 
     def _find_block(self, sequence: Sequence, step: _StepBudget) -> bool:
-        """Find the block for the next token of a decoding sequence, if need be by preempting the youngest;
-        False if that is the sequence itself. (A prompt has all its blocks from the start.)
-        """
+        """Find the block for a decoding sequence's next token; False if the sequence was preempted for it."""
         if sequence in step.preempted:
             return False
         tokens = len(sequence.tokens)

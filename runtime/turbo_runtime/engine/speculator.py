@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import takewhile
 
 from torch import Tensor
@@ -12,12 +12,52 @@ from turbo_runtime.drafters.interface import Coupling, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.batch import BatchEntry
 from turbo_runtime.speculation.accounting import Demand
-from turbo_runtime.speculation.background_indexer import Reading
 from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 from turbo_runtime.speculation.verification import VerificationResult
 
 _FORCED = 1.0  # acceptance of a token that the grammar forces
+_MIN_SLICE, _MAX_SLICE = 32, 1024  # tokens of a step; fewer are not worth the call, and wait for the next
+_IDLE_SLICE = 2048  # tokens at a time while there is nothing else to do
+_MAX_DEBT = 16.0  # shares of a step
+_PACE = 1e-5  # seconds per token before the first measurement
+_LEARN = 0.2  # weight of the newest slice in the pace
+
+
+class Reading:
+    """Lets drafters read prompts and finished answers for later steps, in slices of a share of every step."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._pace = _PACE
+        self._spare = 0.0  # unused seconds of earlier steps
+
+    def step(self, reader: Proposer, spare: float) -> float:
+        """Read for about `spare` seconds; the seconds it took."""
+        if not reader.waiting:
+            self._spare = 0.0
+            return 0.0
+        self._spare += spare
+        tokens = min(_MAX_SLICE, int(self._spare / self._pace))
+        if tokens < _MIN_SLICE:
+            return 0.0
+        seconds = self._read(reader, tokens)
+        # later steps make up for a slow slice, unless only a stall of the machine explains it
+        self._spare = min(0.0, max(self._spare - seconds, -_MAX_DEBT * spare))
+        return seconds
+
+    def rest(self, reader: Proposer) -> None:
+        """Read while the engine is idle."""
+        if reader.waiting:
+            self._read(reader, _IDLE_SLICE)
+
+    def _read(self, reader: Proposer, tokens: int) -> float:
+        start_time = self._clock()
+        num_read = reader.read(tokens)
+        seconds = self._clock() - start_time
+        if num_read:
+            self._pace += _LEARN * (max(seconds / num_read, 1e-7) - self._pace)
+        return seconds
 
 
 class Speculator:
@@ -61,11 +101,11 @@ class Speculator:
         self.drafters.observe(part.draft, verdict.tokens)
         self.demand.book(request_id, len(part.drafts), part.work.draft_limit)
         drafted, won = len(part.drafts), len(verdict.tokens) - 1
-        verified = part.draft.cut(drafted)
-        more = sum(origin.fallback_token is None for origin in verified.origins)
+        origins = part.draft.origins[:drafted]
+        more = sum(origin.fallback_token is None for origin in origins)
         gained = sum(
             (token == actual) - (origin.fallback_token == actual)
-            for origin, token, actual in zip(verified.origins, verified.tokens, verdict.tokens, strict=False)
+            for origin, token, actual in zip(origins, part.draft.tokens, verdict.tokens, strict=False)
         )
         proposed, heads = request_id in self._asked, self._heads.get(request_id)
         self._outcomes.append(DraftOutcome(request_id, proposed, drafted, won, heads, more, gained))

@@ -29,11 +29,8 @@ def blocks_for(tokens: int) -> int:
 
 def block_keys(scope: str, prompt: Sequence[int], tile: int = PROMPT_TILE) -> tuple[bytes, ...]:
     """Return a chained key for each block in a whole tile of the prompt: it stands for all tokens up to its
-    end.
-
-    The chain begins with the scope (`GenerationRequest.scope`), so that the time to a first token reveals no
-    other scope's prompts. Whatever else changes keys and values (an adapter) belongs there too. 256 bits
-    exclude collisions, even intended ones.
+    end. The chain begins with the scope, so that the time to a first token reveals no other scope's prompts;
+    whatever else changes keys and values belongs there too. 256 bits exclude collisions, even intended ones.
     """
     key = blake2b(scope.encode(), digest_size=32).digest()
     keys = []
@@ -101,9 +98,7 @@ class BlockPool:
         return [self._block[key] for key in takewhile(self._block.__contains__, keys)]
 
     def take(self, count: int) -> list[int]:
-        """Take blocks, one reference each, evicting the longest idle ones as needed; OutOfBlocks changes
-        nothing.
-        """
+        """Take blocks, evicting the longest idle ones as needed; OutOfBlocks changes nothing."""
         if count > self.num_available:
             raise OutOfBlocks(f"{count} blocks wanted, {self.num_available} free")
         while len(self._free) < count:
@@ -138,8 +133,8 @@ class BlockPool:
                     self._free.append(block)
 
     def publish(self, keys: Sequence[bytes], table: list[int], known: int) -> None:
-        """Cache the blocks of `table` from index `known` to `len(keys)`, which are computed now. The table
-        gets an equal block that another sequence published before, and frees its own.
+        """Cache the computed blocks of `table` from index `known` to `len(keys)`; where another sequence
+        published an equal block before, the table gets that.
         """
         for index in range(known, len(keys)):
             key, own = keys[index], table[index]
@@ -156,9 +151,7 @@ class BlockPool:
         table.extend(self.take(max(0, blocks_for(tokens) - len(table))))
 
     def trim(self, table: list[int], tokens: int) -> None:
-        """Shorten a sequence's table in place to `tokens`. The last block goes first, so that the beginning,
-        which most sequences can share, stays idle longest.
-        """
+        """Shorten a table in place, the last block first: most sequences can share the beginning."""
         length = blocks_for(tokens)
         if len(table) > length:
             self.release(table[: length - 1 if length else None : -1])

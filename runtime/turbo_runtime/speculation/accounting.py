@@ -32,7 +32,7 @@ class Gate:
         return self.credit >= 0
 
     def book(self, gained: float, lost: float) -> None:
-        """Book a step of an answer; full use of the slots might have been more, no slots are no sign."""
+        """Book a step of an answer."""
         low, high = self.bounds
         self.credit = min(max(self.credit + gained - lost + _ALLOWANCE, low), high)
         self.won = min(max(self.won + gained - lost, low), high)
@@ -43,10 +43,7 @@ class SharedGate(Gate):
     """The credit of all requests for those whose drafts have not paid yet."""
 
     credit: float = 2.0
-    bounds: ClassVar[tuple[float, float]] = (
-        -64.0,
-        16.0,
-    )  # many in one step may lose the time of dozens of tokens
+    bounds: ClassVar[tuple[float, float]] = (-64.0, 16.0)  # a step of many may lose dozens of tokens
 
     def admits(self, gate: Gate) -> bool:
         """Whether to draft for a request: without shared credit only where its drafts have paid; with much of
@@ -59,10 +56,8 @@ class SharedGate(Gate):
 
 @dataclass(slots=True)
 class Meter:
-    """Measured seconds and those predicted without drafts, the older the less they count.
-
-    The cost of a step without drafts predicts the latter. Steps without drafts keep it true: the controller
-    runs one from time to time if there are no others.
+    """Measured seconds and those predicted without drafts, the older the less they count. Steps without
+    drafts keep the prediction true: the controller runs one from time to time if there are no others.
     """
 
     keep: float = 1.0  # share of the past that a step leaves; 1: all
@@ -80,17 +75,13 @@ class Meter:
 
     @property
     def speedup(self) -> float | None:
-        """Above 1: drafts pay. None before any measurement. At most the tokens of a pass: short answers that
-        show more than that show the noise of a few steps.
-        """
+        """Above 1: drafts pay. At most the tokens of a pass: more is the noise of a few steps."""
         return min(self.without / self.measured, self.tokens / self.passes) if self.measured > 0 else None
 
 
 class Demand:
-    """Draft slots of a step that each answer is likely to use, by what was verified for it lately.
-
-    Prompts lose the slots that are promised to drafts, and an unused promise slows down all prompts; what
-    prompts leave is the drafts' anyway.
+    """Draft slots of a step that each answer is likely to use, by what was verified for it lately. Prompts
+    lose the slots that are promised to drafts, and an unused promise slows down all prompts.
     """
 
     def __init__(self) -> None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from turbo_runtime.contract.model import StepTime
 from turbo_runtime.speculation.accounting import Gate, Meter, SharedGate
-from turbo_runtime.speculation.draft_length import select_draft_lengths
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
 _PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true
@@ -65,10 +65,6 @@ class GoodputController:
         self._since_drafts = 0  # steps without, since one with
         self._explore_at = _EXPLORE_EVERY  # of those
 
-    def __len__(self) -> int:
-        """Number of known requests."""
-        return len(self._requests)
-
     @property
     def speedup(self) -> float | None:
         """Recent tokens per second over those without drafts; None before any measurement."""
@@ -98,9 +94,7 @@ class GoodputController:
         return self._heads[heads].open
 
     def min_acceptance(self, shape: StepShape, answers: int) -> float:
-        """The chance of acceptance below which a token is hardly worth drafting: the cost of a row among
-        many, in the time of an answer's token without drafts.
-        """
+        """The chance below which a token is hardly worth drafting: a row's cost over that of a token."""
         if not self.cost.known or not answers:
             return 0.0
         more = max(_MANY * answers, _MANY_OF_ONE)
@@ -196,3 +190,28 @@ class GoodputController:
     def forget(self, request_id: str) -> None:
         """Forget an ended request."""
         self._requests.pop(request_id, None)
+
+
+def select_draft_lengths(
+    acceptances: Sequence[Sequence[float]],
+    answers: int,
+    seconds: Sequence[float] | NDArray[np.float64],
+    spent: float = 0.0,
+) -> list[int]:
+    """The number of tokens of each draft to verify for most tokens a second: the n tokens with the greatest
+    (answers + sum of their acceptances) / (spent + seconds[n]); of equal ones the fewest.
+
+    `acceptances`: for each draft the chance of each token that it and all before it are accepted, never
+    rising. `answers` get a token anyway. `seconds[n]`: of a step with n drafted tokens, which depend on n
+    alone; so the best n tokens are those of the greatest acceptances, which are prefixes. `spent`: already.
+    """
+    order = sorted(
+        ((chance, draft) for draft, chances in enumerate(acceptances) for chance in chances),
+        key=lambda candidate: -candidate[0],
+    )
+    gains = np.concatenate([[0.0], np.cumsum([chance for chance, _ in order])])
+    rates = (answers + gains) / (spent + np.asarray(seconds[: len(order) + 1]))
+    counts = [0] * len(acceptances)
+    for _, draft in order[: int(rates.argmax())]:
+        counts[draft] += 1
+    return counts

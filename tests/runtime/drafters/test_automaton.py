@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import reduce
 
 import pytest
 from hypothesis import given
@@ -51,7 +52,7 @@ def test_a_walk_from_the_root_exists_exactly_for_the_substrings(parts: list[list
 def test_a_cursor_stands_at_the_longest_end_of_the_context_that_occurred(
     parts: list[list[int]], context: list[int]
 ) -> None:
-    cursor = told(*parts).advance_all(Cursor(), context)
+    cursor = reduce(told(*parts).advance, context, Cursor())
     ends = [context[len(context) - size :] for size in range(len(context) + 1)]
     assert cursor.length == max(len(end) for end in ends if not end or occurrences(parts, end))
 
@@ -59,7 +60,7 @@ def test_a_cursor_stands_at_the_longest_end_of_the_context_that_occurred(
 @given(texts, st.lists(st.integers(0, 3), min_size=1, max_size=3))
 def test_counts_and_what_followed_are_those_of_the_text(parts: list[list[int]], word: list[int]) -> None:
     automaton = told(*parts)
-    cursor = automaton.advance_all(Cursor(), word)
+    cursor = reduce(automaton.advance, word, Cursor())
     if cursor.length < len(word):
         return
     followed = [occurrences(parts, [*word, token]) for token in range(4)]
@@ -85,7 +86,7 @@ def test_the_repeat_is_the_longest_end_of_the_text_that_occurred_before(text: li
 
 def test_a_cursor_set_before_its_state_was_split_still_stands_at_its_own_match() -> None:
     automaton = told([1, 2, 3])
-    cursor = automaton.advance_all(Cursor(), [2])
+    cursor = automaton.advance(Cursor(), 2)
     automaton.separate()
     for token in [9, 2, 7, 2, 7]:
         automaton.append(token)

@@ -7,11 +7,10 @@ from collections.abc import Callable, Hashable, Sequence
 
 import pytest
 
-from turbo_runtime.drafters.fail_safe import Guarded
 from turbo_runtime.drafters.hybrid import propose
 from turbo_runtime.drafters.interface import Coupling, DraftRequest, TokenCandidate
 from turbo_runtime.drafters.loader import ActiveDrafts
-from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.drafters.proposer import Guarded, Proposer
 from turbo_runtime.drafters.suffix import SuffixDrafter
 
 TOKENS = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
@@ -27,9 +26,9 @@ class Failing:
     def __init__(self, verb: str) -> None:
         self.verb, self.calls = verb, 0
 
-    def begin(self, wants: Sequence[DraftRequest]) -> Failing:
+    def begin(self, wants: Sequence[DraftRequest]) -> None:
         self._wants = len(wants)
-        return self._or(self, "begin")
+        self._or(None, "begin")
 
     def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         return self._or([TokenCandidate(9, 0.99, 0)] * self._wants, "offers")
@@ -70,7 +69,7 @@ def test_a_failure_is_told_once_and_ends_the_drafts_of_that_source(
     assert len(caplog.records) == 1
     assert source.problem == "the drafter failing failed: ArithmeticError: too large"
     (draft,) = propose([Guarded(SuffixDrafter()), source], [WANT])
-    assert draft.drafter == "suffix"
+    assert {origin.source for origin in draft.origins} == {"suffix"}
     assert draft.tokens[:3] == (4, 5, 6)
 
 

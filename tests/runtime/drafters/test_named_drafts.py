@@ -16,15 +16,17 @@ from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_he
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest, TokenCandidate, TokenOrigin
 from turbo_runtime.drafters.loader import (
+    LOOK_SECONDS,
     MAX_NAMED,
+    RETRY_SECONDS,
     ActiveDrafts,
     DraftLoader,
     LoadedDraft,
     SelectionError,
+    WatchedFile,
     read_selection,
 )
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.drafters.reload import LOOK_SECONDS, RETRY_SECONDS, WatchedFile
 from turbo_runtime.messages import Drafting
 from turbo_runtime.sampling.noise import Noise
 
@@ -237,11 +239,10 @@ class Recorder:
     taught: list[bool] = field(default_factory=list)
     broken: bool = False
 
-    def begin(self, wants: Sequence[DraftRequest]) -> Recorder:
+    def begin(self, wants: Sequence[DraftRequest]) -> None:
         if self.broken:
             raise ArithmeticError("too large")
         self.asked.append([want.request_id for want in wants])
-        return self
 
     def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         return [TokenCandidate(self.token, self.confidence, self.token) for _ in self.asked[-1]]
@@ -314,8 +315,8 @@ def test_where_the_deployment_has_no_trained_draft_a_named_one_is_there_all_the_
     assert drafters.use_hidden
     assert drafters.versions == {"default": "", "latex": "v1"}
     first, second = drafters.propose([want("latex"), want("default")])
-    assert first.drafter == "heads"
-    assert second.drafter == "suffix"
+    assert {origin.source for origin in first.origins} == {"heads"}
+    assert {origin.source for origin in second.origins} == {"suffix"}
 
 
 def test_one_that_fails_is_told_by_its_name_and_the_others_draft_on() -> None:

@@ -16,14 +16,16 @@ from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, Target, save_he
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.interface import Coupling, DraftRequest
 from turbo_runtime.drafters.loader import (
+    LOOK_SECONDS,
+    RETRY_SECONDS,
     ActiveDrafts,
     DraftConfig,
     DraftLoader,
     SelectionError,
+    WatchedFile,
     read_selection,
 )
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.drafters.reload import LOOK_SECONDS, RETRY_SECONDS, WatchedFile
 from turbo_runtime.messages import Drafting
 from turbo_runtime.sampling.noise import Noise
 

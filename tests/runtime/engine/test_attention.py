@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from turbo_runtime.engine.startup.attention_check import (
+    NotProvenError,
     _Trial,
     are_tiles_invariant,
     are_tiles_rows,
     find_invariant_row_counts,
 )
-from turbo_runtime.engine.startup.harness import NotProvenError
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention import AttentionMetadata, KVCacheSpec, KVPool, Rule, Span
 from turbo_runtime.models.attention import rows as row_wise

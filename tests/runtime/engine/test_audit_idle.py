@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_a_message_that_comes_amid_an_audit_is_served_after_one_small_step_and_b
     inbox = Inbox({0: asked("a", 30), 6: asked("b", 30), 200: Shutdown()})
     outbox = Outbox(inbox)
     passes = Passes(exact, monkeypatch)
-    serve(server, inbox, outbox, no_beat)
+    serve(server, cast("Any", inbox), cast("Any", outbox), no_beat)
     # after the first answer a rest begins the audit: two steps for the prompt, one for each token
     assert inbox.waits[:7] == [REST_SECONDS, REST_SECONDS, 0, 0, 0, 0, 0]
     told = [(look, event.request_id) for look, step in outbox.steps for event in step.events]
@@ -115,7 +116,7 @@ def test_a_stop_amid_an_audit_ends_at_once(
     def computed(share: float) -> int:
         server, inbox = make(share=share), Inbox({0: asked("a", 30), 5: Shutdown()})
         passes.tokens.clear()
-        serve(server, inbox, Outbox(inbox), no_beat)
+        serve(server, cast("Any", inbox), cast("Any", Outbox(inbox)), no_beat)
         assert server.audit.pending == (share > 0)
         return len(passes.tokens)
 

@@ -11,8 +11,12 @@ from hypothesis import strategies as st
 
 from turbo_runtime.contract.model import StepTime
 from turbo_runtime.speculation.accounting import Gate, Meter
-from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
-from turbo_runtime.speculation.draft_length import select_draft_lengths
+from turbo_runtime.speculation.controller import (
+    DraftOutcome,
+    GoodputController,
+    StepTimes,
+    select_draft_lengths,
+)
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
 SEEDS = (StepTime(1, 1, 256, 0.020), StepTime(8, 1, 256, 0.030), StepTime(1, 128, 0, 0.180))

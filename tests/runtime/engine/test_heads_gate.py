@@ -18,7 +18,6 @@ from turbo_runtime.contract.model import StepTime
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.interface import (
-    CandidateStream,
     Coupling,
     Draft,
     DraftRequest,
@@ -181,9 +180,8 @@ class Fixed:
     def __init__(self, name: str, token: int, confidence: float) -> None:
         self.name, self._offer = name, TokenCandidate(token, confidence, None)
 
-    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
+    def begin(self, wants: Sequence[DraftRequest]) -> None:
         self._left = [True] * len(wants)
-        return self
 
     def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         return [self._offer if left else None for left in self._left]
@@ -203,9 +201,9 @@ class Slow(Fixed):
 
     asked = 0
 
-    def begin(self, wants: Sequence[DraftRequest]) -> CandidateStream:
+    def begin(self, wants: Sequence[DraftRequest]) -> None:
         self.asked += 1
-        return super().begin(wants)
+        super().begin(wants)
 
 
 def test_heads_that_do_not_pay_are_not_asked_and_those_that_do_tell_their_time() -> None:

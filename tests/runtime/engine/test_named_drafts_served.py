@@ -13,12 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from turbo_dev.fitting import say, write
-from turbo_runtime.drafters import reload
+from turbo_runtime.drafters import loader
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.loader import DraftLoader
+from turbo_runtime.drafters.loader import DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.drafters.reload import WatchedFile
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import DEFAULT_DRAFT, DraftStats, GenerationRequest
 
@@ -43,7 +42,7 @@ class Bench:
     wanted: list[GenerationRequest]
     alone: dict[str, list[int]]
     engine: Engine
-    file: WatchedFile[object]
+    file: WatchedFile
 
     def select(self, selection: object) -> None:
         """As a mounted ConfigMap: the old one or the new one, never half of it."""
@@ -76,7 +75,7 @@ def bench(
     alone = {one.request_id: say(make_engine(), [one])[0].tokens for one in wanted}
     (folder / "drafts.json").write_text(json.dumps(SELECTIONS[0]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reload, "LOOK_SECONDS", 0.0)
+        patch.setattr(loader, "LOOK_SECONDS", 0.0)
         file = WatchedFile(folder / "drafts.json", DraftLoader(target, make_engine().noise).load)
         drafters = Proposer(file.wait(time.monotonic()), file=file)
         yield Bench(wanted, alone, make_engine(drafters, blocks=40, step_tokens=96), file)  # type: ignore[arg-type]

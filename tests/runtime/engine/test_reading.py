@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -11,8 +12,8 @@ from turbo_runtime.drafters.interface import Coupling, DraftRequest
 from turbo_runtime.drafters.loader import ActiveDrafts
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
+from turbo_runtime.engine.speculator import Reading
 from turbo_runtime.messages import GenerationRequest, SamplingParams
-from turbo_runtime.speculation.background_indexer import Reading
 from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 
@@ -46,7 +47,8 @@ class Patient(NoDraft):
 @pytest.mark.parametrize("pace", [1e-6, 1e-5, 1e-4, 1e-3])
 @pytest.mark.parametrize("spare", [5e-5, 5e-4, 5e-3])
 def test_reading_keeps_to_its_share_of_the_steps_whatever_its_pace(pace: float, spare: float) -> None:
-    text, steps, slowest = Slow(1 << 30, pace), 2000, 0.0
+    text: Any = Slow(1 << 30, pace)
+    steps, slowest = 2000, 0.0
     reading = Reading(lambda: text.now)
     for _ in range(steps):
         slowest = max(slowest, reading.step(text, spare))
@@ -55,7 +57,7 @@ def test_reading_keeps_to_its_share_of_the_steps_whatever_its_pace(pace: float, 
 
 
 def test_nothing_is_saved_up_while_there_is_nothing_to_read() -> None:
-    text = Slow(0, 1e-5)
+    text: Any = Slow(0, 1e-5)
     reading = Reading(lambda: text.now)
     for _ in range(1000):
         assert reading.step(text, 1e-3) == 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.process import MAX_MESSAGES, serve
@@ -67,7 +67,7 @@ def no_beat() -> None:
 
 def test_steps_are_computed_however_many_messages_come() -> None:
     engine = Busy([StepOutput((), EngineStats())])
-    serve(cast("Engine", engine), Flood(3 * MAX_MESSAGES + 5), Outbox(), no_beat)
+    serve(cast("Engine", engine), cast("Any", Flood(3 * MAX_MESSAGES + 5)), cast("Any", Outbox()), no_beat)
     assert engine.taken == [MAX_MESSAGES] * 3 + [5]
 
 
@@ -83,7 +83,12 @@ def test_a_step_without_news_is_not_told() -> None:
         StepOutput((), running),
     ]
     outbox = Outbox()
-    serve(cast("Engine", Busy(steps)), Flood(len(steps) * MAX_MESSAGES), outbox, no_beat)
+    serve(
+        cast("Engine", Busy(steps)),
+        cast("Any", Flood(len(steps) * MAX_MESSAGES)),
+        cast("Any", outbox),
+        no_beat,
+    )
     assert outbox.said == [steps[0], steps[2], token, token]
 
 
@@ -104,7 +109,7 @@ class Idle:
 
 def test_an_idle_engine_tells_what_a_cancel_left() -> None:
     outbox = Outbox()
-    serve(cast("Engine", Idle()), Flood(2), outbox, no_beat)
+    serve(cast("Engine", Idle()), cast("Any", Flood(2)), cast("Any", outbox), no_beat)
     assert outbox.said == [
         StepOutput((), EngineStats(running_requests=1, kv_blocks_used=1)),
         StepOutput((), EngineStats()),
@@ -148,5 +153,10 @@ class Tiring:
 
 def test_there_is_a_beat_before_each_step_and_before_each_wait_of_an_idle_engine() -> None:
     engine = Tiring()
-    serve(cast("Engine", engine), engine, Outbox(), lambda: engine.turns.append("beat"))
+    serve(
+        cast("Engine", engine),
+        cast("Any", engine),
+        cast("Any", Outbox()),
+        lambda: engine.turns.append("beat"),
+    )
     assert engine.turns == [*["beat", "step"] * 3, "beat", *["beat", "rest"] * 3, "beat"]

@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from turbo_dev.fitting import say, write
-from turbo_runtime.drafters import reload
+from turbo_runtime.drafters import loader
 from turbo_runtime.drafters.heads.checkpoint import Target
 from turbo_runtime.drafters.heads.module import Heads
-from turbo_runtime.drafters.loader import DraftLoader
+from turbo_runtime.drafters.loader import DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.drafters.reload import WatchedFile
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.messages import GenerationRequest
 
@@ -86,7 +85,7 @@ def drafters(
     poor = Heads(target.embedding, target.output_rows(ids), ids, heads=2, markov_rank=4)
     write(tmp_path / "poor", poor, target, "v2")
     (tmp_path / "drafts.json").write_text('{"heads": "good"}')
-    monkeypatch.setattr(reload, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(loader, "LOOK_SECONDS", 0.0)
     noise = make_engine().noise
     file = WatchedFile(tmp_path / "drafts.json", DraftLoader(target, noise).load)
     yield Proposer(file.wait(time.monotonic()), file=file)

@@ -73,16 +73,16 @@ def count_accepted(completion: Completion, states: Tensor, drafter: HeadsDrafter
 
 def _draft_along(drafter: HeadsDrafter, requests: Sequence[DraftRequest], text: Sequence[int]) -> list[int]:
     """Count how far each draft goes as the text does, whose last token is left out."""
-    proposal = drafter.begin(requests)
+    drafter.begin(requests)
     lengths = [0] * len(requests)
     live = [True] * len(requests)
     while any(live):
         right: list[int | None] = []
-        offers = proposal.next_candidates([0.0] * len(requests))
+        offers = drafter.next_candidates([0.0] * len(requests))
         for index, (request, offer) in enumerate(zip(requests, offers, strict=True)):
             at = len(request.tokens) + lengths[index]
             live[index] &= offer is not None and at < len(text) - 1 and offer.token == text[at]
             lengths[index] += live[index]
             right.append(offer.token if offer is not None and live[index] else None)
-        proposal.advance(right)
+        drafter.advance(right)
     return lengths

@@ -9,7 +9,6 @@ from math import inf
 import torch
 from torch import Tensor
 
-from turbo_runtime.engine.startup.harness import require_time
 from turbo_runtime.kv_cache.block_pool import PROMPT_TILE, blocks_for
 from turbo_runtime.models.attention.pool import KVPool
 from turbo_runtime.models.attention.rows import ROW_COUNTS, RowAttention, is_fused, items_together
@@ -25,6 +24,16 @@ FAR_LENGTHS = (832, 1024, 1088)
 BATCHES = ((0, False), (1, False), (30, False), (1, True), (6, True), (30, True))
 TILES = 8  # whole tiles of the tried prompt
 FIRST_BLOCK = 3  # of the tried sequence: it does not begin where the cache does
+
+
+class NotProvenError(Exception):
+    """Rows depend on their number, or time is up; the text says which."""
+
+
+def require_time(deadline: float) -> None:
+    """Raise NotProvenError after `deadline` (monotonic)."""
+    if time.monotonic() > deadline:
+        raise NotProvenError("the start-up check took too long")
 
 
 def find_invariant_row_counts(
@@ -64,9 +73,7 @@ def are_tiles_invariant(pool: KVPool) -> bool:
 
 
 def are_tiles_rows(pool: KVPool, deadline: float = inf) -> bool:
-    """Whether invariant tiles have the bits that their positions would get as rows, if proven by `deadline`.
-    Only the fused kernel adds up in the same order.
-    """
+    """Whether tiles have the bits of rows, as the fused kernel's may; False if not proven by `deadline`."""
     return is_fused(pool) and all(
         time.monotonic() <= deadline
         and torch.equal(trial.tile([0, PROMPT_TILE], preceded=False), trial.rows(1, PROMPT_TILE))
@@ -96,17 +103,13 @@ class _Trial:
 
     def is_invariant(self, rows_each: int, alone: Tensor) -> bool:
         """Whether the last rows, `rows_each` an item, equal `alone` (KV heads, rows * group, width)."""
-        group = self._pool.group
+        group, step = self._pool.group, padded_queries(rows_each, 1)
         expected = alone[:, -(rows_each + 1) * group :]
-        if not all(
-            torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
-        ):
-            return False
-        step = padded_queries(rows_each, 1)
         return all(
             torch.equal(self.rows(rows_each, rows_each + 1, *rest), expected) for rest in self.batches()
         ) and all(
-            torch.equal(self.in_place(rows_each, rows), expected[:, group:]) for rows in (step, step + 4)
+            torch.equal(self.rows(rows_each, rows_each, step_rows=rows), expected[:, group:])
+            for rows in (step, step + 4)
         )
 
     def batches(self) -> set[tuple[int, bool]]:
@@ -116,26 +119,22 @@ class _Trial:
         together = items_together(self._pool, self._length)
         return {(min(number, together) if long else number, long) for number, long in BATCHES}
 
-    def rows(self, rows_each: int, count: int, others: int = 0, long: bool = False) -> Tensor:
-        """(KV heads, count * group, value width) of the last rows, between `others` other sequences."""
+    def rows(
+        self, rows_each: int, count: int, others: int = 0, long: bool = False, step_rows: int = 0
+    ) -> Tensor:
+        """(KV heads, count * group, value width) of the last rows, between `others` other sequences; or, with
+        `step_rows`, as all of a step, which is padded up to them.
+        """
         other = Span(self._length - 1 if long else 0, 1, self._table, 0)
         tried = Span(self._length - count, count, self._table, 0)
         before = others // 2
         spans = Spans.of([other] * before + [tried] + [other] * (others - before))
-        attention = RowAttention(self._pool, spans, (rows_each,))
+        attention = RowAttention(self._pool, spans, (rows_each,), step_rows)
         group = self._pool.group
         idle, own = self._queries[:, :group], self._queries[:, -count * group :]
-        queries = torch.cat([*[idle] * before, own, *[idle] * (others - before)], 1)
+        padding = self._queries[:, : max(0, step_rows - count) * group]
+        queries = torch.cat([*[idle] * before, own, *[idle] * (others - before), padding], 1)
         return self._attend(attention, queries, before, before + count)
-
-    def in_place(self, count: int, step_rows: int) -> Tensor:
-        """The last rows as all of a step, which is padded up to `step_rows`."""
-        group = self._pool.group
-        spans = Spans.of([Span(self._length - count, count, self._table, 0)])
-        attention = RowAttention(self._pool, spans, (count,), step_rows)
-        padding = self._queries[:, : (step_rows - count) * group]
-        queries = torch.cat([self._queries[:, -count * group :], padding], 1)
-        return self._attend(attention, queries, 0, count)
 
     def tile(self, cuts: list[int], preceded: bool) -> Tensor:
         """(KV heads, PROMPT_TILE * group, value width) of the last tile, a step between any two `cuts`."""

@@ -12,9 +12,8 @@ import torch
 
 from turbo_runtime.contract.config import DType, RuntimeConfig
 from turbo_runtime.drafters.heads.checkpoint import Target
-from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader
+from turbo_runtime.drafters.loader import ActiveDrafts, DraftLoader, WatchedFile
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.drafters.reload import WatchedFile
 from turbo_runtime.engine.audit import AuditTerms
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
@@ -39,8 +38,8 @@ KV_SHARE_OF_FREE_MEMORY = 0.5
 def start_engine(
     config: RuntimeConfig, start_time: float, tokenizer: ExportedTokenizer | None = None
 ) -> tuple[Engine, EngineReady]:
-    """Load, check, measure; loading began at `start_time` (monotonic). Without `tokenizer` answers under a
-    grammar are rejected. Raises ModelError with a sentence.
+    """Load, check, measure; loading began at `start_time` (monotonic). Raises ModelError with a sentence.
+    Without `tokenizer` answers under a grammar are rejected.
     """
     torch.set_num_threads(config.threads or len(os.sched_getaffinity(0)))
     device = choose_device(config.device)

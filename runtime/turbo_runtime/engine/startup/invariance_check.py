@@ -15,26 +15,25 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from turbo_runtime.contract.load import Guarantee
 from turbo_runtime.engine.startup.attention_check import (
+    NotProvenError,
     are_tiles_invariant,
     are_tiles_rows,
     find_invariant_row_counts,
-)
-from turbo_runtime.engine.startup.harness import (
-    NotProvenError,
-    Probe,
-    build_cancelling,
-    is_batch_invariant,
     require_time,
 )
+from turbo_runtime.kv_cache.block_pool import blocks_for
 from turbo_runtime.models.attention import Rule
 from turbo_runtime.models.matmul import BULK, COUNTS, BatchInvariantLinear, MatmulKernel, padded_rows
-from turbo_runtime.models.runner import ModelRunner
+from turbo_runtime.models.runner import Chunk, ModelRunner
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +101,43 @@ def _group_products(model: ModelRunner) -> list[tuple[str, list[BatchInvariantLi
     return [(name, products) for (name, _, _), products in groups.items()]
 
 
+def is_batch_invariant(
+    product: Callable[[Tensor], Tensor], row: Tensor, counts: Iterable[int], deadline: float
+) -> bool:
+    """Whether `product` gives the row (1, in) the same bits at every position of every row count."""
+    reference: Tensor | None = None
+    for count in counts:
+        require_time(deadline)
+        out = product(row.expand(count, -1).contiguous())
+        reference = out[:1].clone() if reference is None else reference
+        if not torch.equal(out, reference.expand(count, -1)):
+            return False
+    return True
+
+
+def build_cancelling(out: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights (out, width) and a row (1, width) whose exact product is zero, at scattered places: what is
+    computed is the rounding of partial sums, so another order of summation shows in nearly every output. With
+    plain random numbers the rounding of the output would hide it, in bfloat16 most of all.
+    """
+    generator = torch.Generator().manual_seed(0)
+    half = width // 2
+    places = torch.randperm(width, generator=generator)
+    scale = torch.exp2(torch.randint(0, 12, (1, half), generator=generator).float())
+    terms = torch.randn(1, half, generator=generator) * scale
+    # repeated below: only the number of the outputs matters, not their values
+    few = torch.randn(min(out, 64), half, generator=generator)
+    row, weight = torch.zeros(1, width), torch.zeros(len(few), width)
+    row[:, places[:half]], row[:, places[half : 2 * half]] = terms, terms
+    weight[:, places[:half]], weight[:, places[half : 2 * half]] = few, -few
+    return weight.to(dtype).repeat(-(-out // len(few)), 1)[:out].contiguous(), row.to(dtype)
+
+
+def probe_tokens(model: ModelRunner, count: int) -> list[int]:
+    """Fixed token ids of the model's vocabulary."""
+    return [(17 + 31 * i) % model.vocabulary for i in range(count)]
+
+
 def find_invariant_kernel(product: BatchInvariantLinear, deadline: float) -> MatmulKernel:
     """Find the first kernel whose rows hold, for weights of the shape and type of `product`."""
     weight, row = build_cancelling(*product.shape, product.dtype)
@@ -129,19 +165,33 @@ def _check_row_wise(model: ModelRunner, max_num_batched_tokens: int, deadline: f
 def _check_model(model: ModelRunner, deadline: float) -> None:
     """Compute a prompt and an answer at once, then a few rows at a time in a batch, then one by one."""
     count = min(PROBE_TOKENS, model.max_length)
-    probe = Probe(model, count, PROBE_PROMPT)
-    if not probe.fits:
+    if 2 * blocks_for(count) > model.pool.blocks:
         raise NotProvenError("a cache of one sequence leaves no room to compare two computations")
-    at_once = model.forward([probe.chunk(0, count, count, 0)]).logits
+    chunk = partial(_chunk, model, count, PROBE_PROMPT)
+    at_once = model.forward([chunk(0, count, count, 0)]).logits
     start = 0
     for length in (*PROBE_RUNS, *[1] * count):
         if start >= count:
             return
         require_time(deadline)
-        chunk = probe.chunk(start, length, min(length, count - start), 1)
-        batch = [probe.chunk(0, 3, 0, 0), chunk] if length > 1 else [chunk]
-        probe.require_equal(model.forward(batch).logits, at_once[start : start + length])
+        tried = chunk(start, length, min(length, count - start), 1)
+        batch = [chunk(0, 3, 0, 0), tried] if length > 1 else [tried]
+        _require_equal(model.forward(batch).logits, at_once[start : start + length])
         start += length
+
+
+def _chunk(
+    model: ModelRunner, total: int, prompt_length: int, start: int, count: int, rows: int, place: int
+) -> Chunk:
+    """Part of a fixed sequence of `total` tokens in one of two places of the cache, with `rows` logits."""
+    blocks = blocks_for(total)
+    table = list(range(place * blocks, (place + 1) * blocks))
+    return Chunk(probe_tokens(model, total)[start : start + count], start, table, rows, prompt_length)
+
+
+def _require_equal(logits: Tensor, expected: Tensor) -> None:
+    if not torch.equal(logits, expected):
+        raise NotProvenError("the model's logits depend on the number of rows")
 
 
 def adopt_bulk(
@@ -187,15 +237,15 @@ def _holds_in_bulk(product: BatchInvariantLinear, deadline: float) -> bool:
 def _check_bulk_model(model: ModelRunner, deadline: float) -> None:
     """Compute a prompt in small pieces and in full ones; skipped where the cache has no room for both."""
     count = BULK[-1] + COUNTS[0]
-    probe = Probe(model, count, count)
-    if count > model.max_length or not probe.fits:
+    if count > model.max_length or 2 * blocks_for(count) > model.pool.blocks:
         return
+    chunk = partial(_chunk, model, count, count)
     start_time = time.monotonic()
     for start in range(0, count, BULK_PIECE):
         length = min(BULK_PIECE, count - start)
-        in_pieces = model.forward([probe.chunk(start, length, 1, 0)]).logits
+        in_pieces = model.forward([chunk(start, length, 1, 0)]).logits
         end = start + length
         remaining_seconds = (time.monotonic() - start_time) / end * (2 * count - end)
         if time.monotonic() + remaining_seconds > deadline:
             raise NotProvenError("the check takes too long")
-    probe.require_equal(model.forward([probe.chunk(0, count, 1, 1)]).logits, in_pieces)
+    _require_equal(model.forward([chunk(0, count, 1, 1)]).logits, in_pieces)

@@ -11,7 +11,7 @@ import statistics
 import time
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.engine.startup.harness import probe_tokens
+from turbo_runtime.engine.startup.invariance_check import probe_tokens
 from turbo_runtime.kv_cache.block_pool import BlockPool, blocks_for
 from turbo_runtime.models.matmul import COUNTS
 from turbo_runtime.models.runner import Chunk, ModelRunner
@@ -23,10 +23,6 @@ LIMIT_SECONDS = 2.0  # of all passes
 REPEATS = 9  # passes of one point at most
 CONTEXT = 256  # cached tokens of a decoded row
 ROWS = 8  # of the second point
-
-
-class _TooSlow(Exception):  # noqa: N818  an outcome
-    pass
 
 
 def measure_steps(
@@ -46,52 +42,45 @@ def measure_steps(
     several = min(ROWS, max_num_seqs, max_num_batched_tokens, ledger.num_available // blocks_per_row)
     chunk = min(max_num_batched_tokens, model.max_length)
     blocks = ledger.take(max(several * blocks_per_row, blocks_for(chunk)))
+    share = limit_seconds / 3  # of each point
     try:
         model.pool.clear(blocks)
-        bench = _Bench(model, blocks, limit_seconds / 3)
-        decoding = [bench.point(rows, 1, context) for rows in sorted({1, several})]
-        return (*decoding, bench.prompt(chunk))
-    except _TooSlow as outcome:
+        points = [_measure(model, blocks, share, rows, 1, context) for rows in sorted({1, several})]
+        tokens = min(COUNTS[-1], chunk)  # doubled while there is time for three passes over the double
+        while tokens < chunk and 3 * 2 * _time_pass(model, blocks, 1, tokens, 0) < share:
+            tokens = min(2 * tokens, chunk)
+        return (*points, _measure(model, blocks, share, 1, tokens, 0))
+    except TimeoutError as outcome:
         log.warning("Micro-benchmark left out: %s", outcome)
         return None
     finally:
         ledger.release(blocks)
 
 
-class _Bench:
-    """Passes over borrowed blocks, `share` seconds of them for each point."""
+def _measure(
+    model: ModelRunner, blocks: list[int], share: float, rows: int, tokens: int, context: int
+) -> StepTime:
+    """Measure the median of as many passes as `share` seconds allow after a warm-up, at least one."""
+    start_time = time.perf_counter()
+    warm_up = _time_pass(model, blocks, rows, tokens, context)
+    if warm_up > share:
+        raise TimeoutError(
+            f"a pass over {rows} x {tokens} tokens took {warm_up:.2f} s, "
+            f"and {share:.2f} s are there for it and its repetitions"
+        )
+    times = [_time_pass(model, blocks, rows, tokens, context)]
+    while len(times) < REPEATS and time.perf_counter() - start_time + min(times) < share:
+        times.append(_time_pass(model, blocks, rows, tokens, context))
+    return StepTime(rows, tokens, context, statistics.median(times))
 
-    def __init__(self, model: ModelRunner, blocks: list[int], share: float) -> None:
-        self._model, self._blocks, self._share = model, blocks, share
 
-    def point(self, rows: int, tokens: int, context: int) -> StepTime:
-        """Measure the median of as many passes as the time allows after a warm-up, at least one."""
-        start_time = time.perf_counter()
-        warm_up = self._pass(rows, tokens, context)
-        if warm_up > self._share:
-            raise _TooSlow(
-                f"a pass over {rows} x {tokens} tokens took {warm_up:.2f} s, "
-                f"and {self._share:.2f} s are there for it and its repetitions"
-            )
-        times = [self._pass(rows, tokens, context)]
-        while len(times) < REPEATS and time.perf_counter() - start_time + min(times) < self._share:
-            times.append(self._pass(rows, tokens, context))
-        return StepTime(rows, tokens, context, statistics.median(times))
-
-    def prompt(self, max_tokens: int) -> StepTime:
-        """Measure a prompt's first chunk, doubled while there is time for three passes over the double."""
-        tokens = min(COUNTS[-1], max_tokens)
-        while tokens < max_tokens and 3 * 2 * self._pass(1, tokens, 0) < self._share:
-            tokens = min(2 * tokens, max_tokens)
-        return self.point(1, tokens, 0)
-
-    def _pass(self, rows: int, tokens: int, context: int) -> float:
-        """Seconds of one pass with its greedy tokens, as in serving: then a GPU has finished too."""
-        size = blocks_for(context + tokens)
-        prompt = context or tokens  # decoded rows follow a prompt
-        new = probe_tokens(self._model, tokens)
-        tables = [self._blocks[row * size : (row + 1) * size] for row in range(rows)]
-        chunks = [Chunk(new, context, table, 1, prompt) for table in tables]
-        start_time = time.perf_counter()
-        greedy_tokens(self._model.forward(chunks).logits).tolist()
-        return time.perf_counter() - start_time
+def _time_pass(model: ModelRunner, blocks: list[int], rows: int, tokens: int, context: int) -> float:
+    """Seconds of one pass with its greedy tokens, as in serving: then a GPU has finished too."""
+    size = blocks_for(context + tokens)
+    prompt = context or tokens  # decoded rows follow a prompt
+    new = probe_tokens(model, tokens)
+    tables = [blocks[row * size : (row + 1) * size] for row in range(rows)]
+    chunks = [Chunk(new, context, table, 1, prompt) for table in tables]
+    start_time = time.perf_counter()
+    greedy_tokens(model.forward(chunks).logits).tolist()
+    return time.perf_counter() - start_time
