@@ -15,8 +15,7 @@ from engines import run
 
 from turbo_dev.tiny_engine import POSITIONS, VOCABULARY, grammars, network
 from turbo_runtime.drafters.proposer import Proposer
-from turbo_runtime.drafters.recent_outputs import Memory
-from turbo_runtime.drafters.suffix import SuffixDrafter
+from turbo_runtime.drafters.suffix import Memory, SuffixDrafter
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance

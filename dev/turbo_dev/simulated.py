@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-from turbo_runtime.engine.scheduler import ScheduledTokens, Scheduler, SchedulerOutput, Sequence
+from turbo_runtime.engine.scheduler import ScheduledTokens, Scheduler, Sequence
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE
 from turbo_runtime.messages import GenerationRequest
 
@@ -59,15 +59,15 @@ class Simulation:
         """Whether nothing runs or waits."""
         return not (self.scheduler.running or self.scheduler.waiting)
 
-    def step(self) -> SchedulerOutput:
+    def step(self) -> tuple[ScheduledTokens, ...]:
         """Plan, compute, commit; end what is through. AssertionError where a slot holds something else than
         what its reader computed or may share.
         """
         plan = self.scheduler.schedule()
-        drafts = [self._drafts(work) for work in plan.work]
-        for work, drafted in zip(plan.work, drafts, strict=True):
+        drafts = [self._drafts(work) for work in plan]
+        for work, drafted in zip(plan, drafts, strict=True):
             self._compute(work, drafted)
-        for work, drafted in zip(plan.work, drafts, strict=True):
+        for work, drafted in zip(plan, drafts, strict=True):
             self._commit(work, drafted)
         self.steps += 1
         return plan

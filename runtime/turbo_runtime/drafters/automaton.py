@@ -105,7 +105,7 @@ class SuffixAutomaton:
         return state
 
     def followers(self, cursor: Cursor) -> tuple[list[tuple[int, int]], int]:
-        """([(token, its count)], the count of the match); first the most frequent as of lately, then newest."""
+        """([(token, its count)], the count of the match); the most frequent lately first, then the newest."""
         state = self.settle(cursor)
         count, token = self._count, self._token[state]
         if token == _NONE:

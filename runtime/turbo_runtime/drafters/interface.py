@@ -101,9 +101,6 @@ class Drafter(Protocol):
     def learn(self, cell: Hashable, accepted: bool, /) -> None:
         """Learn the result of a candidate whose predecessors were all accepted."""
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str, /) -> None:
-        """Release the state of an ended request."""
-
 
 _PRIOR = 8.0  # observations that a claim counts for
 _FORGET_AT = 512.0  # observations of a cell, at which they are halved, so that it follows the traffic

@@ -6,16 +6,16 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
-from typing import TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias, TypeVar
 
-from turbo_runtime.drafters.hybrid import propose
 from turbo_runtime.drafters.interface import (
     Draft,
     Drafter,
     DraftRequest,
     LosingCandidate,
     TokenCandidate,
+    TokenOrigin,
 )
 from turbo_runtime.drafters.loader import ActiveDrafts, WatchedFile
 from turbo_runtime.drafters.suffix import SuffixDrafter
@@ -24,6 +24,9 @@ from turbo_runtime.messages import DEFAULT_DRAFT, Drafting
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+MIN_ACCEPTANCE = 0.02  # a lower bound for whatever the caller says
+
+_Candidate: TypeAlias = "tuple[Drafter, TokenCandidate]"
 
 
 class Guarded:
@@ -55,10 +58,6 @@ class Guarded:
         """Learn the result of a candidate."""
         self.attempt(lambda: self.source.learn(cell, accepted), None)
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
-        """Release the state of an ended request, even after a failure."""
-        self.attempt(lambda: self.source.finish(request_id, tokens, prompt_length, scope), None, always=True)
-
     def attempt(self, call: Callable[[], Result], default: Result, *, always: bool = False) -> Result:
         """Call the drafter; return `default` if it fails or has failed. `always`: call it even then."""
         if self.problem and not always:
@@ -73,6 +72,88 @@ class Guarded:
             return default
         finally:
             self.seconds += time.perf_counter() - start_time
+
+
+def propose(
+    drafters: Sequence[Drafter], requests: Sequence[DraftRequest], min_acceptance: float = MIN_ACCEPTANCE
+) -> list[Draft]:
+    """Return one draft for each request, which ends where its cumulative acceptance is below
+    `min_acceptance`. Every drafter continues the common draft; those that take time come last and see the
+    others' confidence.
+    """
+    if not drafters or not requests:
+        return [Draft() for _ in requests]
+    for drafter in drafters:
+        drafter.begin(requests)
+    growing = [_GrowingDraft(request.limit, max(min_acceptance, MIN_ACCEPTANCE)) for request in requests]
+    while True:
+        candidates: list[list[TokenCandidate | None]] = []
+        best_confidence = [0.0] * len(requests)
+        for drafter in drafters:
+            candidates.append(drafter.next_candidates(best_confidence))
+            best_confidence = [
+                max(best, candidate.confidence) if candidate else best
+                for best, candidate in zip(best_confidence, candidates[-1], strict=True)
+            ]
+        by_draft = zip(*candidates, strict=True)
+        taken = [draft.take(drafters, options) for draft, options in zip(growing, by_draft, strict=True)]
+        if all(token is None for token in taken):
+            return [Draft(tuple(d.tokens), tuple(d.acceptance), tuple(d.origins)) for d in growing]
+        for drafter in drafters:
+            drafter.advance(taken)
+
+
+@dataclass(slots=True)
+class _GrowingDraft:
+    limit: int
+    min_acceptance: float
+    tokens: list[int] = field(default_factory=list)
+    acceptance: list[float] = field(default_factory=list)  # cumulative
+    origins: list[TokenOrigin] = field(default_factory=list)
+    free_acceptance: float = 1.0  # of the same tokens by drafters that take no time; 0 if theirs differ
+
+    def take(self, drafters: Sequence[Drafter], options: Sequence[TokenCandidate | None]) -> int | None:
+        """Append the most confident candidate's token; None where the draft ends."""
+        if len(self.tokens) == self.limit:
+            return None
+        candidates = [
+            (drafter, candidate)
+            for drafter, candidate in zip(drafters, options, strict=True)
+            if candidate is not None and candidate.confidence > 0  # False for NaN
+        ]
+        if not candidates:
+            return None
+        winner, best = max(candidates, key=_confidence)
+        acceptance = best.confidence * (self.acceptance[-1] if self.acceptance else 1.0)
+        if acceptance < self.min_acceptance:
+            return None
+        losers = tuple(
+            LosingCandidate(drafter.name, candidate.cell, candidate.token)
+            for drafter, candidate in candidates
+            if candidate is not best
+        )
+        self.tokens.append(best.token)
+        self.acceptance.append(acceptance)
+        fallback = self._find_fallback(best.token, candidates)
+        self.origins.append(TokenOrigin(winner.name, best.cell, fallback, losers))
+        return best.token
+
+    def _find_fallback(self, taken: int, candidates: Sequence[_Candidate]) -> int | None:
+        """The token that would be drafted here without drafters that take time."""
+        free = [candidate for candidate in candidates if not candidate[0].takes_time]
+        if not free or not self.free_acceptance:
+            self.free_acceptance = 0.0
+            return None
+        _, best = max(free, key=_confidence)
+        self.free_acceptance *= best.confidence
+        fallback = best.token if self.free_acceptance >= self.min_acceptance else None
+        if fallback != taken:
+            self.free_acceptance = 0.0
+        return fallback
+
+
+def _confidence(candidate: _Candidate) -> float:
+    return candidate[1].confidence
 
 
 class Proposer:
@@ -117,11 +198,6 @@ class Proposer:
     def use_hidden(self) -> bool:
         """Whether any drafter reads the model's hidden rows."""
         return bool(self._heads)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of the texts to draft from."""
-        return self._suffix.num_bytes
 
     def poll(self, now: float) -> None:
         """Take up what the file names by now, between steps; takes microseconds."""
@@ -193,16 +269,18 @@ class Proposer:
     def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
         """Release the state of an ended request: `tokens` are prompt and answer so far."""
         remembered = self._recent in self._select(self._in_use.drafter, DEFAULT_DRAFT)
-        self._recent.finish(request_id, tokens if remembered else (), prompt_length, scope)
+        known = tokens if remembered else ()
+        self._recent.attempt(
+            lambda: self._suffix.finish(request_id, known, prompt_length, scope), None, always=True
+        )
 
     def _use(self, drafts: ActiveDrafts) -> None:
         """Use these drafts, with fresh guards: they may work where earlier ones failed."""
         self._in_use = drafts
         self._generation += 1
         self._recent = Guarded(self._suffix)
-        self._heads = {name: Guarded(draft.heads, name) for name, draft in drafts.named.items()}
-        if drafts.heads is not None:
-            self._heads[DEFAULT_DRAFT] = Guarded(drafts.heads)
+        self._heads = {DEFAULT_DRAFT: Guarded(drafts.heads)} if drafts.heads else {}
+        self._heads |= {name: Guarded(draft.heads, name) for name, draft in drafts.named.items()}
 
     def _resolve(self, drafting: Drafting) -> Drafting:
         """Resolve a request's choice: the deployment's `off` holds for all."""

@@ -71,10 +71,7 @@ class Audit:
     def __init__(
         self, model: ModelRunner, scheduler: Scheduler, samplers: SamplerRegistry, terms: AuditTerms
     ) -> None:
-        self._model = model
-        self._scheduler = scheduler
-        self._samplers = samplers
-        self._terms = terms
+        self._model, self._scheduler, self._samplers, self._terms = model, scheduler, samplers, terms
         self._waiting: deque[_Finished] = deque(maxlen=MAX_WAITING)
         self._replay: _Replay | None = None
         self._off = _ROUNDINGS[model.pool.dtype] * torch.finfo(model.pool.dtype).eps
@@ -148,8 +145,8 @@ class Audit:
     def _compare(self, replay: _Replay, row: Tensor) -> bool | None:
         """Whether the answer passed, at its end or at the first mismatch; None before."""
         finished, sequence = replay.finished, replay.sequence
-        place = sequence.generated
-        token, last = finished.answer[place], place + 1 == len(finished.answer)
+        place, length = sequence.generated, len(finished.answer)
+        token, last = finished.answer[place], place + 1 == length
         ending = verify(
             lambda _: token, (), stop_ids=replay.sampler.stop_ids, room=self._scheduler.room(sequence)
         ).finish_reason
@@ -158,7 +155,7 @@ class Audit:
             log.error(
                 "audit: the answer to request %s is not what the model gives without speculation "
                 "(guarantee %s): it differs from token %d of %d on",
-                *(finished.submit.request_id, self._terms.guarantee, place + 1, len(finished.answer)),
+                *(finished.submit.request_id, self._terms.guarantee, place + 1, length),
             )
             return False
         sequence.tokens.append(token)

@@ -1,13 +1,10 @@
-"""The queue of waiting answers, fair between tenants.
+"""The queue of waiting answers, fair between tenants by virtual token counters (Sheng et al., OSDI 2024).
 
-Virtual token counters (Sheng et al., "Fairness in serving large language models", OSDI 2024): each tenant
-with requests in the engine has a count of its service, and the one with the least is admitted next; within a
-tenant, first come, first served. A tenant without waiting requests starts level with those that have some, so
-that nobody saves up service by staying away.
-
-While two tenants both have waiting answers, their service differs by a constant bound (2 max(longest prompt,
-answer weight times the running tokens)); and a new tenant is admitted after at most one answer of each other
-waiting tenant. Knows no clock.
+Each tenant with requests in the engine has a count of its service, and the one with the least is admitted
+next; within a tenant, first come, first served. A tenant without waiting requests starts level with those
+that have some, so that nobody saves up service by staying away. While two tenants both have waiting answers,
+their service differs by a constant bound (2 max(longest prompt, answer weight times the running tokens)), and
+a new tenant is admitted after at most one answer of each other waiting tenant. Knows no clock.
 """
 
 from __future__ import annotations
@@ -29,9 +26,6 @@ class FairQueue(Generic[Item]):
         self._lines: dict[str, deque[Item]] = {}  # none is empty; in order of the longest wait
         self._service: dict[str, int] = {}  # by the tenants in `_present`
         self._present: Counter[str] = Counter()  # items that wait or run
-
-    def __len__(self) -> int:
-        return sum(map(len, self._lines.values()))
 
     def __iter__(self) -> Iterator[Item]:
         return chain.from_iterable(self._lines.values())

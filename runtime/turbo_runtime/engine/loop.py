@@ -16,7 +16,7 @@ from turbo_runtime.drafters.interface import Draft
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.audit import Audit, AuditTerms
 from turbo_runtime.engine.batch import BatchEntry, compute, lay_out
-from turbo_runtime.engine.scheduler import Scheduler, Sequence
+from turbo_runtime.engine.scheduler import Scheduler
 from turbo_runtime.engine.speculator import Speculator
 from turbo_runtime.messages import Abort, DraftStats, EngineStats, GenerationRequest, StepOutput, TokenEvent
 from turbo_runtime.models.matmul import padded_rows
@@ -125,12 +125,7 @@ class Engine:
     def accept(self, message: GenerationRequest | Abort) -> None:
         """Take a message of the server; an invalid one becomes an event of the next step."""
         if isinstance(message, Abort):
-            sequence = self.scheduler.find(message.request_id)
-            if sequence:  # else it ended in the meantime
-                self._end(sequence)
-            else:
-                self.samplers.end(message.request_id)
-                self._arrived.pop(message.request_id, None)
+            self._end(message.request_id)
             return
         if message.request_id in self.samplers:  # its events would reach the other's client
             log.error("request %s is here already and is not taken in again", message.request_id)
@@ -143,7 +138,7 @@ class Engine:
             if self.samplers.begin(message):
                 self._add(message)
         except ValueError as error:
-            self._reject(message, error)
+            self._fail(message.request_id, str(error))
 
     def step(self) -> StepOutput:
         """Compute one step for all running answers."""
@@ -153,14 +148,16 @@ class Engine:
             if error is None:
                 self._add(submit)
             else:
-                self._reject(submit, error)
+                self._fail(submit.request_id, str(error))
         self.audit.yield_blocks()
         plan = self.scheduler.schedule(self.speculation.demand.of)
-        names = [(work, work.sequence.submit.request_id) for work in plan.work]
-        parts = [BatchEntry(work, self.samplers[name]) for work, name in names if self.samplers.ready(name)]
+        names = [(work, work.sequence.submit.request_id) for work in plan]
+        ready = {name: work for work, name in names if self.samplers.ready(name)}
+        parts = [BatchEntry(work, self.samplers[name]) for name, work in ready.items()]
         if parts:
             start_time = time.perf_counter()
-            self._note_start(parts)
+            now = time.monotonic()
+            self._queued |= {name: now - self._arrived.pop(name) for name in ready if name in self._arrived}
             self.speculation.propose(parts)
             forward_start = time.perf_counter()
             forward = compute(self.model, parts)
@@ -170,7 +167,7 @@ class Engine:
             yielding = [part for part in parts if part.work.yields and not part.broken]
             for part in parts:
                 if part.broken:
-                    self._fail(part.work.sequence, NOT_FINITE)
+                    self._fail(part.work.sequence.submit.request_id, NOT_FINITE)
                 elif not part.work.yields:
                     self.scheduler.update_from_output(part.work, [])
             drawn = tokens_of_step(logits, [part.rows() for part in yielding], self.noise)
@@ -228,23 +225,7 @@ class Engine:
             self._counters.prompts += 1
             self._counters.prompt_tokens += len(submit.prompt)
         except ValueError as error:
-            self._reject(submit, error)
-
-    def _reject(self, submit: GenerationRequest, error: ValueError) -> None:
-        self.samplers.end(submit.request_id)
-        self._arrived.pop(submit.request_id, None)
-        self._report_error(submit.request_id, str(error))
-
-    def _report_error(self, request_id: str, error: str, *, refused: bool = True) -> None:
-        self._events.append(TokenEvent(request_id, finish_reason="error", error=error, refused=refused))
-
-    def _note_start(self, parts: list[BatchEntry]) -> None:
-        now = time.monotonic()
-        for part in parts:
-            request_id = part.work.sequence.submit.request_id
-            arrived = self._arrived.pop(request_id, None)
-            if arrived is not None:
-                self._queued[request_id] = now - arrived
+            self._fail(submit.request_id, str(error))
 
     def _advance(self, part: BatchEntry, token_at: TokenAt, forward: Forward) -> None:
         """Verify one sequence's rows, book and report the result; a failure ends only this sequence."""
@@ -257,11 +238,11 @@ class Engine:
             self.samplers.renew(request_id)  # nothing is booked: the step is repeated
             return
         except (NoTokenError, GrammarError) as error:
-            self._fail(sequence, str(error))
+            self._fail(request_id, str(error))
             return
         except Exception as error:
             log.exception("request %s failed", request_id)
-            self._fail(sequence, f"the engine failed on this request: {error}", refused=False)
+            self._fail(request_id, f"the engine failed on this request: {error}", refused=False)
             return
         self.scheduler.update_from_output(part.work, list(verdict.tokens))
         self.speculation.observe(part, verdict, forward.hidden[part.first + len(verdict.tokens) - 1])
@@ -288,16 +269,18 @@ class Engine:
             self.audit.offer(
                 sequence.submit, sequence.tokens[sequence.prompt_length :], verdict.finish_reason
             )
-            self._end(sequence)
+            self._end(request_id)
 
-    def _fail(self, sequence: Sequence, error: str, *, refused: bool = True) -> None:
-        self._end(sequence)
-        self._report_error(sequence.submit.request_id, error, refused=refused)
+    def _fail(self, request_id: str, error: str, *, refused: bool = True) -> None:
+        self._end(request_id)
+        self._events.append(TokenEvent(request_id, finish_reason="error", error=error, refused=refused))
 
-    def _end(self, sequence: Sequence) -> None:
-        submit = sequence.submit
-        self.scheduler.finish(sequence)
-        self.samplers.end(submit.request_id)
-        self.speculation.finish(submit.request_id, sequence.tokens, sequence.prompt_length, submit.scope)
-        self._arrived.pop(submit.request_id, None)
-        self._queued.pop(submit.request_id, None)
+    def _end(self, request_id: str) -> None:
+        """Release all that is held for a request, wherever it is."""
+        sequence = self.scheduler.find(request_id)
+        if sequence is not None:
+            self.scheduler.finish(sequence)
+            self.speculation.finish(sequence)
+        self.samplers.end(request_id)
+        self._arrived.pop(request_id, None)
+        self._queued.pop(request_id, None)

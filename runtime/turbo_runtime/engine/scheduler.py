@@ -87,14 +87,6 @@ class ScheduledTokens:
         return self.start + self.count == len(self.sequence.tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class SchedulerOutput:
-    """The work of one step, with blocks reserved for every token, and the sequences preempted for it."""
-
-    work: tuple[ScheduledTokens, ...]
-    preempted: tuple[Sequence, ...] = ()
-
-
 @dataclass(slots=True)
 class _StepBudget:
     """The remaining budget of a step, and the work assigned so far."""
@@ -103,7 +95,6 @@ class _StepBudget:
     prompt_logprobs: int = MAX_PROMPT_LOGPROBS
     counts: dict[Sequence, int] = field(default_factory=dict)  # committed tokens to compute
     blocks: set[bytes] = field(default_factory=set)  # of prompts that this step computes
-    preempted: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
@@ -143,10 +134,6 @@ class Scheduler:
         """Sequences without blocks: preempted ones first, the others tenant by tenant."""
         return [*self._resuming, *self._queue]
 
-    def service(self, tenant: str) -> int:
-        """The service of a tenant in prompt tokens (`FairQueue`)."""
-        return self._queue.service(tenant)
-
     def add(self, submit: GenerationRequest) -> Sequence:
         """Queue a new answer. Raises ValueError if its prompt leaves no room for a token."""
         if not 1 <= len(submit.prompt) < self.max_length:
@@ -183,14 +170,14 @@ class Scheduler:
         by_length = self.max_length - len(sequence.tokens)
         return min(by_length, sequence.submit.params.max_tokens - sequence.generated)
 
-    def schedule(self, likely: Callable[[str], int] | None = None) -> SchedulerOutput:
+    def schedule(self, likely: Callable[[str], int] | None = None) -> tuple[ScheduledTokens, ...]:
         """Reserve budget and blocks for the next step. Empty only when nothing is queued or running.
         `likely`: drafts that a request will probably use, for which prompts leave room; by default all it
         could.
         """
         step = _StepBudget(self.max_num_batched_tokens)
         for sequence in [sequence for sequence in self.running if sequence.missing == 1]:
-            if self._find_block(sequence, step):
+            if self._find_block(sequence):
                 self._compute(sequence, 1, step)
         wanted = {sequence: self._max_drafts(sequence) for sequence in step.counts}
         promised = wanted
@@ -202,14 +189,13 @@ class Scheduler:
             self._compute(sequence, _chunk(sequence, step), step)
         self._admit(step)
         counts, limits = step.counts, self._grant_drafts(wanted, promised, step.tokens + promise)
-        work = (
+        return tuple(
             ScheduledTokens(s, s.computed, counts[s], limits.get(s, 0)) for s in self.running if s in counts
         )
-        return SchedulerOutput(tuple(work), tuple(step.preempted))
 
     def update_from_output(self, work: ScheduledTokens, committed: list[int]) -> None:
-        """Append a step's committed tokens, none within a prompt; all but the last were drafts. Unused look-
-        ahead slots go back, and full blocks of the prompt become shareable.
+        """Append a step's committed tokens, none within a prompt; all but the last were drafts. Unused slots
+        go back, and full blocks of the prompt become shareable.
         """
         sequence = work.sequence
         sequence.computed = work.start + work.count + max(0, len(committed) - 1)
@@ -247,26 +233,21 @@ class Scheduler:
                 if self.ledger.references(block) != 1 or self.ledger.is_cached(block):
                     raise CorruptBlockPoolError(f"block {block} of request {name} is written and shared")
 
-    def _find_block(self, sequence: Sequence, step: _StepBudget) -> bool:
+    def _find_block(self, sequence: Sequence) -> bool:
         """Find the block for a decoding sequence's next token; False if the sequence was preempted for it."""
-        if sequence in step.preempted:
+        if not sequence.table:  # it was preempted for an older one
             return False
         tokens = len(sequence.tokens)
         while blocks_for(tokens) - len(sequence.table) > self.ledger.num_available:
-            youngest = self.running[-1]
-            self._preempt(youngest)
-            step.preempted.append(youngest)
+            youngest = self.running.pop()
+            self.ledger.trim(youngest.table, 0)
+            youngest.computed = youngest.shared = 0
+            self._resuming.appendleft(youngest)
+            self.preemptions += 1
             if youngest is sequence:
                 return False
         self.ledger.extend(sequence.table, tokens)
         return True
-
-    def _preempt(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        self.ledger.trim(sequence.table, 0)
-        sequence.computed = sequence.shared = 0
-        self._resuming.appendleft(sequence)
-        self.preemptions += 1
 
     def _compute(self, sequence: Sequence, count: int, step: _StepBudget) -> None:
         """Assign tokens of a running sequence that has their blocks."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from turbo_runtime.drafters.interface import Coupling, DraftRequest
 from turbo_runtime.drafters.proposer import Proposer
+from turbo_runtime.engine import scheduler
 from turbo_runtime.engine.batch import BatchEntry
 from turbo_runtime.speculation.accounting import Demand
 from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
@@ -130,11 +131,12 @@ class Speculator:
             self.demand.forget(request_id)
         self._ended.clear()
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
-        """End a request: `tokens` are prompt and answer so far."""
-        self.drafters.finish(request_id, tokens, prompt_length, scope)
-        self._ended.append(request_id)
-        self._hidden.pop(request_id, None)
+    def finish(self, sequence: scheduler.Sequence) -> None:
+        """End a request."""
+        submit = sequence.submit
+        self.drafters.finish(submit.request_id, sequence.tokens, sequence.prompt_length, submit.scope)
+        self._ended.append(submit.request_id)
+        self._hidden.pop(submit.request_id, None)
 
     def rest(self) -> None:
         """Do a little background work while the engine is idle."""

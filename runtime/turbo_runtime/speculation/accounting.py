@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import ClassVar
 
 _ALLOWANCE = 0.005  # of the time, that drafting may lose
 _RICH, _OVERDRAFT = 4.0, -1.5  # credit of all from which one request may lose this much
@@ -20,11 +19,12 @@ _MIN_DEMAND = 0.25  # tokens a step, below which nothing is promised
 
 @dataclass(slots=True)
 class Gate:
-    """One request's credit, in the time that one of its tokens takes without drafts."""
+    """The credit of a request, or of all, in the time that one of its tokens takes without drafts."""
 
     credit: float = 0.25  # a new request may lose that before its allowance counts
+    low: float = -2.0  # neither good nor bad times count for ever
+    high: float = 4.0
     won: float = 0.0  # by drafts so far, without the allowance
-    bounds: ClassVar[tuple[float, float]] = (-2.0, 4.0)  # neither good nor bad times count for ever
 
     @property
     def open(self) -> bool:
@@ -33,25 +33,21 @@ class Gate:
 
     def book(self, gained: float, lost: float) -> None:
         """Book a step of an answer."""
-        low, high = self.bounds
-        self.credit = min(max(self.credit + gained - lost + _ALLOWANCE, low), high)
-        self.won = min(max(self.won + gained - lost, low), high)
-
-
-@dataclass(slots=True)
-class SharedGate(Gate):
-    """The credit of all requests for those whose drafts have not paid yet."""
-
-    credit: float = 2.0
-    bounds: ClassVar[tuple[float, float]] = (-64.0, 16.0)  # a step of many may lose dozens of tokens
+        self.credit = min(max(self.credit + gained - lost + _ALLOWANCE, self.low), self.high)
+        self.won = min(max(self.won + gained - lost, self.low), self.high)
 
     def admits(self, gate: Gate) -> bool:
-        """Whether to draft for a request: without shared credit only where its drafts have paid; with much of
+        """Whether to draft for a request: without credit of all only where its drafts have paid; with much of
         it always, since tokens that share a block of rows share its cost.
         """
         if self.credit >= _RICH:
             return gate.credit >= _OVERDRAFT
         return gate.open and (self.open or gate.won > 0)
+
+
+def shared_gate() -> Gate:
+    """The gate of all requests together: one step of many may lose dozens of tokens."""
+    return Gate(2.0, -64.0, 16.0)
 
 
 @dataclass(slots=True)

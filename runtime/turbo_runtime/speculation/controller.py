@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.speculation.accounting import Gate, Meter, SharedGate
+from turbo_runtime.speculation.accounting import Gate, Meter, shared_gate
 from turbo_runtime.speculation.step_cost import StepCost, StepShape
 
 _PROBE_EVERY = 64  # steps with drafts, after which one without keeps the prediction true
@@ -46,20 +46,15 @@ class StepTimes:
     heads: Mapping[Hashable, float] = field(default_factory=dict)  # of drafting, by heads
 
 
-@dataclass(slots=True)
-class _Request:
-    gate: Gate = field(default_factory=Gate)
-    meter: Meter = field(default_factory=Meter)
-
-
 class GoodputController:
     """Chooses, and learns from every step."""
 
     def __init__(self, seeds: Sequence[StepTime] | None, padded: Callable[[int], int]) -> None:
         self.cost = StepCost(seeds, padded)
-        self._requests: defaultdict[str, _Request] = defaultdict(_Request)
-        self._together = SharedGate()
-        self._heads: defaultdict[Hashable, SharedGate] = defaultdict(SharedGate)
+        self._gates: defaultdict[str, Gate] = defaultdict(Gate)  # by request
+        self._meters: defaultdict[str, Meter] = defaultdict(Meter)
+        self._together = shared_gate()
+        self._heads: defaultdict[Hashable, Gate] = defaultdict(shared_gate)
         self._lately, self._ever = Meter(_LATELY), Meter()
         self._since_plain = 0  # steps with drafts since one without
         self._since_drafts = 0  # steps without, since one with
@@ -77,7 +72,7 @@ class GoodputController:
 
     def speedup_of(self, request_id: str) -> float | None:
         """The same as `speedup` for one live request, since its first token."""
-        return self._requests[request_id].meter.speedup if request_id in self._requests else None
+        return self._meters[request_id].speedup if request_id in self._meters else None
 
     @property
     def _plain_is_due(self) -> bool:
@@ -87,7 +82,7 @@ class GoodputController:
         """Select the requests to draft for; none where a step without drafts is due."""
         if not self.cost.known or self._plain_is_due:
             return set()
-        return {name for name in request_ids if self._together.admits(self._requests[name].gate)}
+        return {name for name in request_ids if self._together.admits(self._gates[name])}
 
     def heads_pay(self, heads: Hashable) -> bool:
         """Whether to use these heads in addition to drafters that cost next to nothing."""
@@ -173,12 +168,11 @@ class GoodputController:
                 if heads is not None:
                     spent = row_cost * more_by_heads + drafting
                     self._heads[heads].book(won_by_heads, spent * answers / decoding * speed)
-            request = self._requests[name]
             # a grammar's forced tokens are no guess
             gained, tokens_lost = (won, lost * answers / decoding) if proposed else (0, 0.0)
-            request.gate.book(gained, tokens_lost)
+            self._gates[name].book(gained, tokens_lost)
             self._together.book(gained, tokens_lost)
-            request.meter.book(plain + won * decoding, total, 1 + won)
+            self._meters[name].book(plain + won * decoding, total, 1 + won)
             total_won += won
         for meter in (self._lately, self._ever):
             meter.book(plain + total_won / answers * decoding, total, 1 + total_won / answers)
@@ -189,7 +183,8 @@ class GoodputController:
 
     def forget(self, request_id: str) -> None:
         """Forget an ended request."""
-        self._requests.pop(request_id, None)
+        self._gates.pop(request_id, None)
+        self._meters.pop(request_id, None)
 
 
 def select_draft_lengths(

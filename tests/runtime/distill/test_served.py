@@ -24,7 +24,7 @@ from turbo_runtime.distill.evaluation import speedup_benchmark
 from turbo_runtime.distill.evaluation.acceptance import count_accepted, evaluate
 from turbo_runtime.distill.evaluation.speedup_benchmark import Run, Way, gain_of, runs, ways
 from turbo_runtime.distill.target import LIKELIEST, TargetModel, _likeliest
-from turbo_runtime.drafters import hybrid
+from turbo_runtime.drafters import proposer
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
 from turbo_runtime.drafters.loader import ActiveDrafts
@@ -108,7 +108,7 @@ def heads(served: TargetModel) -> Heads:
 def test_an_evaluation_counts_what_the_engine_counts_when_it_verifies_every_draft(
     served: TargetModel, heads: Heads, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hybrid, "MIN_ACCEPTANCE", 0.0)  # else it leaves out what it has no hope for
+    monkeypatch.setattr(proposer, "MIN_ACCEPTANCE", 0.0)  # else it leaves out what it has no hope for
     answers = served.answer(asked(), params(temperature), params(temperature))
     said = [Completion(one, tokens) for one, tokens in zip(asked(temperature), answers, strict=True)]
     source = HeadsDrafter(heads, served.noise)

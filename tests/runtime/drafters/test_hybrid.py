@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.drafters.hybrid import MIN_ACCEPTANCE, propose
 from turbo_runtime.drafters.interface import Coupling, Draft, DraftRequest, TokenCandidate, TokenOrigin
+from turbo_runtime.drafters.proposer import MIN_ACCEPTANCE, propose
 
 Script = dict[int, tuple[int, float]]  # the token before -> what follows, and how surely
 
@@ -33,9 +33,6 @@ class Scripted:
 
     def learn(self, cell: Hashable, accepted: bool) -> None:
         raise AssertionError("proposing teaches nothing")
-
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, tenant: str) -> None:
-        raise AssertionError("proposing ends nothing")
 
 
 SCRIPTS = st.dictionaries(

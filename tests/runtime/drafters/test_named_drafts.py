@@ -254,9 +254,6 @@ class Recorder:
         assert cell == self.token
         self.taught.append(accepted)
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
-        """Nothing is held."""
-
 
 def recorders(default: Recorder, **named: Recorder) -> Proposer:
     trained = {name: LoadedDraft(source, name) for name, source in named.items()}  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from turbo_runtime.contract.model import StepTime
-from turbo_runtime.speculation.accounting import Gate, SharedGate
+from turbo_runtime.speculation.accounting import Gate
 from turbo_runtime.speculation.controller import DraftOutcome, GoodputController, StepTimes
 from turbo_runtime.speculation.step_cost import StepShape
 
@@ -173,12 +173,12 @@ def test_drafts_that_come_to_help_are_found_out_after_long_in_vain() -> None:
 
 def test_without_credit_those_alone_draft_whose_drafts_have_paid() -> None:
     new, proven, closed = Gate(), Gate(won=1.0), Gate(credit=-0.1, won=1.0)
-    assert [SharedGate(credit=0.0).admits(gate) for gate in (new, proven, closed)] == [True, True, False]
-    assert [SharedGate(credit=-0.1).admits(gate) for gate in (new, proven, closed)] == [False, True, False]
+    assert [Gate(credit=0.0).admits(gate) for gate in (new, proven, closed)] == [True, True, False]
+    assert [Gate(credit=-0.1).admits(gate) for gate in (new, proven, closed)] == [False, True, False]
 
 
 def test_while_all_have_credit_one_request_may_owe_a_token_and_a_half_and_no_more() -> None:
-    rich, poor = SharedGate(credit=4.0), SharedGate(credit=3.9)
+    rich, poor = Gate(credit=4.0), Gate(credit=3.9)
     unlucky, loser = Gate(credit=-1.4), Gate(credit=-1.6)
     assert [rich.admits(gate) for gate in (unlucky, loser)] == [True, False]
     assert [poor.admits(gate) for gate in (unlucky, loser)] == [False, False]

@@ -192,9 +192,6 @@ class Fixed:
     def learn(self, _cell: object, _accepted: bool) -> None:
         """It knows what it knows."""
 
-    def finish(self, *_: object) -> None:
-        """It holds nothing."""
-
 
 class Slow(Fixed):
     """Counts how often it is asked."""

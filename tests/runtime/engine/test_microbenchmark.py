@@ -12,8 +12,8 @@ from turbo_dev.tiny_engine import network
 from turbo_runtime.drafters.proposer import Proposer
 from turbo_runtime.engine.loop import Engine
 from turbo_runtime.engine.scheduler import Scheduler
+from turbo_runtime.engine.startup.builder import CONTEXT, REPEATS, ROWS, measure_steps
 from turbo_runtime.engine.startup.invariance_check import check_batch_invariance
-from turbo_runtime.engine.startup.microbenchmark import CONTEXT, REPEATS, ROWS, measure_steps
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, BlockPool
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.models.runner import Chunk, ModelRunner

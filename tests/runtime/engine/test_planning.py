@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turbo_dev.simulated import Simulation, answer_to
-from turbo_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS, ScheduledTokens, Scheduler, SchedulerOutput
+from turbo_runtime.engine.scheduler import MAX_PROMPT_LOGPROBS, ScheduledTokens, Scheduler
 from turbo_runtime.kv_cache.block_pool import BLOCK_SIZE, PROMPT_TILE, BlockPool, blocks_for
 from turbo_runtime.messages import GenerationRequest, SamplingParams
 from turbo_runtime.speculation.accounting import Demand
@@ -72,22 +72,22 @@ def small(
     )
 
 
-def decode(scheduler: Scheduler, token: int = 7) -> SchedulerOutput:
+def decode(scheduler: Scheduler, token: int = 7) -> tuple[ScheduledTokens, ...]:
     """A step in which no draft is accepted."""
     plan = scheduler.schedule()
-    for work in plan.work:
+    for work in plan:
         scheduler.update_from_output(work, [token] if work.yields else [])
     return plan
 
 
-def check(plan: SchedulerOutput, scheduler: Scheduler, load: Load) -> None:
+def check(plan: tuple[ScheduledTokens, ...], scheduler: Scheduler, load: Load) -> None:
     """What holds of every plan, before it is carried out."""
-    assert sum(work.count + work.draft_limit for work in plan.work) <= load.max_num_batched_tokens
+    assert sum(work.count + work.draft_limit for work in plan) <= load.max_num_batched_tokens
     assert len(scheduler.running) <= load.max_num_seqs
-    assert [work.sequence for work in plan.work] == [
-        each for each in scheduler.running if each in {work.sequence for work in plan.work}
+    assert [work.sequence for work in plan] == [
+        each for each in scheduler.running if each in {work.sequence for work in plan}
     ]
-    for work in plan.work:
+    for work in plan:
         sequence = work.sequence
         assert work.start == sequence.computed
         assert work.count >= 1
@@ -108,18 +108,21 @@ class Checked(Simulation):
         super().__init__(scheduler_for(load), random.Random(load.seed))
         self.load = load
 
-    def step(self) -> SchedulerOutput:
-        decoding = {each for each in self.scheduler.running if each.missing == 1}
+    def step(self) -> tuple[ScheduledTokens, ...]:
+        before, preemptions = set(self.scheduler.running), self.scheduler.preemptions
+        decoding = {each for each in before if each.missing == 1}
         plan = super().step()
-        assert plan.work or self.idle or plan.preempted
-        worked = {work.sequence for work in plan.work}
-        assert decoding <= worked | set(plan.preempted), "a decoding sequence waited"
-        assert worked.isdisjoint(plan.preempted)
+        preempted = before & set(self.scheduler.waiting)
+        assert len(preempted) == self.scheduler.preemptions - preemptions
+        assert plan or self.idle or preempted
+        worked = {work.sequence for work in plan}
+        assert decoding <= worked | preempted, "a decoding sequence waited"
+        assert worked.isdisjoint(preempted)
         self.scheduler.check()
         return plan
 
     def _drafts(self, work: ScheduledTokens) -> list[int]:
-        check(SchedulerOutput((work,)), self.scheduler, self.load)
+        check((work,), self.scheduler, self.load)
         return super()._drafts(work)
 
 
@@ -145,7 +148,7 @@ def test_a_plan_keeps_to_the_budget_of_tokens(load: Load) -> None:
     for _ in range(30):
         plan = scheduler.schedule()
         check(plan, scheduler, load)
-        for work in plan.work:
+        for work in plan:
             scheduler.update_from_output(work, [7] if work.yields else [])
             if scheduler.room(work.sequence) == 0:
                 scheduler.finish(work.sequence)
@@ -197,7 +200,7 @@ def test_a_preempted_prompt_finds_its_tiles_again() -> None:
         decode(scheduler)
     assert scheduler.waiting == [young]
     scheduler.finish(old)
-    (work,) = scheduler.schedule().work
+    (work,) = scheduler.schedule()
     assert work.sequence is young
     assert work.start == PROMPT_TILE
     assert young.cached == 0  # that was its own work, not a gift
@@ -212,8 +215,8 @@ def test_a_long_prompt_moves_on_in_chunks_while_others_decode_at_every_step() ->
     chunks = []
     while not long.generated:
         plan = decode(scheduler)
-        assert [work.sequence for work in plan.work] == [*decoding, long]
-        chunks.append(plan.work[-1].count)
+        assert [work.sequence for work in plan] == [*decoding, long]
+        chunks.append(plan[-1].count)
     assert sum(chunks) == 700
     assert set(chunks[:-1]) == {64}  # whole tiles
     assert len(chunks) <= -(-700 // 64)
@@ -223,7 +226,7 @@ def test_many_short_prompts_start_in_one_step() -> None:
     scheduler = small(64, running=20, budget=100)
     for number in range(20):
         scheduler.add(submit(number, 10, 4))
-    assert [work.count for work in scheduler.schedule().work] == [10] * 10
+    assert [work.count for work in scheduler.schedule()] == [10] * 10
 
 
 def test_more_than_a_step_can_decode_do_not_run_together() -> None:
@@ -231,7 +234,7 @@ def test_more_than_a_step_can_decode_do_not_run_together() -> None:
     for number in range(20):
         scheduler.add(submit(number, 1, 30))
     decode(scheduler)
-    assert len(decode(scheduler).work) == 6
+    assert len(decode(scheduler)) == 6
 
 
 @pytest.mark.parametrize(
@@ -253,18 +256,18 @@ def test_drafts_share_evenly_what_prompts_leave_and_at_least_half(
     if prompt:
         scheduler.add(submit(9, prompt, 1))
     plan = scheduler.schedule()
-    assert sorted(work.draft_limit for work in plan.work if work.sequence.generated) == granted
+    assert sorted(work.draft_limit for work in plan if work.sequence.generated) == granted
     if prompt:
-        assert plan.work[-1].count == min(prompt, budget - 4 - sum(granted))
+        assert plan[-1].count == min(prompt, budget - 4 - sum(granted))
 
 
 def chunks_beside(answers: int, verified: int, drafts: int) -> tuple[list[int], list[int]]:
     """Of a long prompt beside so many answers, of which the first verifies drafts; and its slots."""
     scheduler, demand = small(2000, 8192, running=64, budget=512, drafts=drafts), Demand()
 
-    def decode_with_drafts() -> SchedulerOutput:
+    def decode_with_drafts() -> tuple[ScheduledTokens, ...]:
         plan = scheduler.schedule(demand.of)
-        for work in plan.work:
+        for work in plan:
             name = work.sequence.submit.request_id
             used = min(verified, work.draft_limit) if name == "r0" else 0
             if work.yields:
@@ -279,7 +282,7 @@ def chunks_beside(answers: int, verified: int, drafts: int) -> tuple[list[int], 
     long = scheduler.add(submit(99, 8000, 1))
     chunks, slots = [], []
     while long.missing > 1 and not long.generated:
-        work = {each.sequence.submit.request_id: each for each in decode_with_drafts().work}
+        work = {each.sequence.submit.request_id: each for each in decode_with_drafts()}
         chunks.append(work["r99"].count)
         slots.append(work["r0"].draft_limit)
     return chunks, slots
@@ -312,7 +315,7 @@ def test_a_request_may_lower_the_ceiling_of_drafts_and_not_raise_it() -> None:
         params = SamplingParams(max_tokens=40, max_draft_tokens=ceiling)
         scheduler.add(GenerationRequest(f"r{number}", (1,), params))
     decode(scheduler)
-    assert [work.draft_limit for work in scheduler.schedule().work] == [0, 2, 5]
+    assert [work.draft_limit for work in scheduler.schedule()] == [0, 2, 5]
 
 
 def test_nobody_starts_where_those_that_run_have_no_block_to_grow_into() -> None:
@@ -330,15 +333,15 @@ def test_drafts_preempt_nobody() -> None:
         scheduler.add(submit(number, 2 * BLOCK_SIZE - 2, 30, True))
     decode(scheduler)
     plan = scheduler.schedule()
-    assert plan.preempted == ()
-    assert [work.draft_limit for work in plan.work] == [17, 1]
+    assert scheduler.preemptions == 0
+    assert [work.draft_limit for work in plan] == [17, 1]
 
 
 def test_look_ahead_blocks_that_no_token_took_are_given_back() -> None:
     scheduler = small(8, drafts=40)
     sequence = scheduler.add(submit(0, 10, 50, True))
     decode(scheduler)
-    (work,) = scheduler.schedule().work
+    (work,) = scheduler.schedule()
     assert work.draft_limit == 40
     assert scheduler.ledger.num_used == blocks_for(11 + 40)
     scheduler.update_from_output(work, [1, 2, 3])  # the loop verified fewer, and two were accepted
@@ -376,9 +379,9 @@ def test_a_step_computes_so_many_tokens_at_most_whose_log_probabilities_are_told
     while scheduler.running or scheduler.waiting:
         plan = scheduler.schedule()
         steps += 1
-        assert sum(work.count for work in plan.work if work.sequence in told) <= MAX_PROMPT_LOGPROBS
-        assert (steps == 1) == (other in [work.sequence for work in plan.work])
-        for work in plan.work:
+        assert sum(work.count for work in plan if work.sequence in told) <= MAX_PROMPT_LOGPROBS
+        assert (steps == 1) == (other in [work.sequence for work in plan])
+        for work in plan:
             ends = work.yields
             scheduler.update_from_output(work, [1] if ends else [])
             if ends:

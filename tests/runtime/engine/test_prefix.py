@@ -119,8 +119,8 @@ def test_answers_to_one_prompt_that_come_together_compute_it_once() -> None:
     simulation = engine(budget=1000)
     scheduler = simulation.scheduler
     sequences = [scheduler.add(ask(f"choice {n}", 200, answer=20)) for n in range(4)]
-    assert [(work.start, work.count) for work in simulation.step().work] == [(0, 200)]
-    assert [(work.start, work.count) for work in simulation.step().work[1:]] == [(192, 8)] * 3
+    assert [(work.start, work.count) for work in simulation.step()] == [(0, 200)]
+    assert [(work.start, work.count) for work in simulation.step()[1:]] == [(192, 8)] * 3
     scheduler.check()
     assert [each.table[:12] for each in sequences] == [sequences[0].table[:12]] * 4
     assert scheduler.ledger.num_used == 12 + 4
@@ -139,7 +139,7 @@ def test_nobody_waits_for_a_prompt_that_is_computed_a_little_at_a_time_to_tell_i
         ask("other", 200, differs_at=0),
     ):
         simulation.scheduler.add(request)
-    begun = [work.sequence.submit.request_id for work in simulation.step().work]
+    begun = [work.sequence.submit.request_id for work in simulation.step()]
     assert begun == ["told", "same", "other"]
 
 
@@ -150,7 +150,7 @@ def test_answers_to_one_prompt_compute_it_once_in_chunks_too(budget: int) -> Non
         simulation.scheduler.add(ask(f"choice {n}", 200))
     computed = 0
     while not simulation.idle:
-        computed += sum(work.count for work in simulation.step().work if work.start < 200)
+        computed += sum(work.count for work in simulation.step() if work.start < 200)
     assert computed == 200 + 2 * 8
 
 
@@ -159,7 +159,7 @@ def test_a_block_that_was_computed_twice_takes_its_memory_once() -> None:
     first = simulation.scheduler.add(ask("first", 128, answer=20))
     simulation.step()
     second = simulation.scheduler.add(ask("second", 128, answer=20))
-    assert simulation.step().work[-1].start == 112  # the last token is in the last block
+    assert simulation.step()[-1].start == 112  # the last token is in the last block
     assert second.table[:8] == first.table[:8]
     simulation.scheduler.check()
 
@@ -343,7 +343,7 @@ def test_memory_is_bounded_over_ten_thousand_requests() -> None:
             params = SamplingParams(max_tokens=luck.randint(1, 50))
             scheduler.add(GenerationRequest(f"r{submitted}", prompt, params, tenant=f"t{submitted // 6}"))
             submitted += 1
-        for work in scheduler.schedule().work:
+        for work in scheduler.schedule():
             committed = [0] * min(1 + luck.randint(0, work.draft_limit), scheduler.room(work.sequence))
             scheduler.update_from_output(work, committed if work.yields else [])
             if scheduler.room(work.sequence) == 0 or luck.random() < 0.01:

@@ -94,13 +94,8 @@ def load_heads(folder: Path, target: Target) -> tuple[HeadsConfig, Heads]:
         )
     if not all(bool(value.isfinite().all()) for value in tensors.values()):
         raise HeadsError(f"{folder / WEIGHTS_FILE} has values that are no numbers; train the heads again")
-    heads = Heads(
-        target.embedding,
-        target.output_rows(vocabulary.to(target.embedding.device)),
-        vocabulary,
-        heads=config.heads,
-        markov_rank=config.markov_rank,
-    )
+    output = target.output_rows(vocabulary.to(target.embedding.device))
+    heads = Heads(target.embedding, output, vocabulary, heads=config.heads, markov_rank=config.markov_rank)
     heads.load_state_dict(tensors)
     return config, heads.to(target.embedding.dtype).eval().requires_grad_(False)
 
@@ -124,18 +119,15 @@ def read_config(folder: Path) -> HeadsConfig:
             f"{path}: format {document.get('format')} is unknown, this version reads {FORMAT}; "
             "train the heads with this version"
         )
-    values = {}
+    values: dict[str, Any] = {}
     for item in dataclasses.fields(HeadsConfig):
-        if item.name not in document and item.default is dataclasses.MISSING and item.name != "training":
-            raise HeadsError(f"{path}: {item.name} is missing; train the heads again")
-        values[item.name] = document.get(item.name, {} if item.name == "training" else item.default)
-    for name in ("heads", "width", "markov_rank", "vocabulary_size", "target_vocabulary_size"):
-        value = values[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < (name != "markov_rank"):
+        name, value = item.name, document.get(item.name, {} if item.name == "training" else item.default)
+        if value is dataclasses.MISSING:
+            raise HeadsError(f"{path}: {name} is missing; train the heads again")
+        is_size = type(value) is int and value >= (name != "markov_rank")
+        if not (name == "training" or (isinstance(value, str) if item.type == "str" else is_size)):
             raise HeadsError(f"{path}: {name} cannot be {value!r}; train the heads again")
-    for name in ("version", "target_digest", "domain"):
-        if not isinstance(values[name], str):
-            raise HeadsError(f"{path}: {name} cannot be {values[name]!r}; train the heads again")
+        values[name] = value
     return HeadsConfig(**values)
 
 
@@ -158,10 +150,9 @@ def _check_target(folder: Path, config: HeadsConfig, target: Target) -> None:
 
 
 def _check_vocabulary(folder: Path, config: HeadsConfig, ids: Tensor) -> None:
-    fits = ids.dtype == torch.int64 and ids.shape == (config.vocabulary_size,)
-    if fits:
-        fits = bool((ids.diff() > 0).all() and ids[0] >= 0 and ids[-1] < config.target_vocabulary_size)
-    if not fits:
+    size, limit = config.vocabulary_size, config.target_vocabulary_size
+    fits = ids.dtype == torch.int64 and ids.shape == (size,)
+    if not (fits and bool((ids.diff() > 0).all()) and ids[0] >= 0 and ids[-1] < limit):
         raise HeadsError(
             f"{folder / WEIGHTS_FILE}: {_VOCABULARY} must be {config.vocabulary_size} ascending token ids of "
             f"the target's {config.target_vocabulary_size}; train the heads again"

@@ -88,9 +88,6 @@ class HeadsDrafter(Calibration):
         self._before = {index: token for index in self._rows if (token := tokens[index]) is not None}
         self._rows = list(self._before)
 
-    def finish(self, request_id: str, tokens: Sequence[int], prompt_length: int, scope: str) -> None:
-        """Do nothing: there is no state of a request."""
-
     def _guess(self, hidden: Tensor, before: list[int], head: int) -> tuple[Tensor, list[int], list[float]]:
         """One head's logits (rows, V), likeliest places in its vocabulary, and confidences, perhaps NaN."""
         states = hidden + F.silu(self._block[head](hidden))
