@@ -138,11 +138,8 @@ def _check_target(folder: Path, config: HeadsConfig, target: Target) -> None:
             "served; name heads that were trained for it"
         )
     vocabulary, width = target.embedding.shape
-    for name, trained, served in (
-        ("width", config.width, width),
-        ("target_vocabulary_size", config.target_vocabulary_size, vocabulary),
-    ):
-        if trained != served:
+    for name, served in (("width", width), ("target_vocabulary_size", vocabulary)):
+        if (trained := getattr(config, name)) != served:
             raise HeadsError(
                 f"{folder}: {name} is {trained} and the model has {served}; "
                 "name heads that were trained for it"

@@ -1,4 +1,4 @@
-"""The heads as a torch module for training; drafting packs them (`drafter.LaidOut`).
+"""The heads as a torch module for training; drafting packs them (`drafter.HeadsDrafter`).
 
 Head j guesses the token j + 1 places behind the last committed one, from the hidden state h that the last
 committed one was drawn from and from the token right before the guessed one:

@@ -206,10 +206,8 @@ def is_bfloat16_fast(info: str) -> bool:
     half the time; Intel's AVX-512, for a virtual machine that hides the tiles, 1.5 times that of float32 for
     a step of 512 tokens (family 6, model 207). Elsewhere it is emulated.
     """
-    facts: dict[str, str] = {}
-    for line in info.splitlines():
-        name, _, value = line.partition(":")
-        facts.setdefault(name.strip(), value.strip())
+    lines = [line.partition(":") for line in reversed(info.splitlines())]  # the first processor's facts hold
+    facts = {name.strip(): value.strip() for name, _, value in lines}
     flags = facts.get("flags", "").split()
     return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") == "AuthenticAMD")
 
