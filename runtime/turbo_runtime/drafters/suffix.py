@@ -197,11 +197,11 @@ class SuffixDrafter(Calibration):
 
     def begin(self, requests: Sequence[DraftRequest]) -> None:
         """Read new tokens and find earlier occurrences of the requests' ends."""
-        self._walks = [self._walk(request) for request in requests]
+        self._walks: list[_Walk | None] = [self._walk(request) for request in requests]
 
     def next_candidates(self, _best_confidence: Sequence[float]) -> list[TokenCandidate | None]:
         """Return what followed the drafts' ends before."""
-        return [walk and walk.candidate() for walk in self._walks]
+        return [None if walk is None else walk.candidate() for walk in self._walks]
 
     def advance(self, tokens: Sequence[int | None]) -> None:
         """Append a token to each draft; None ends it."""
@@ -246,7 +246,7 @@ class SuffixDrafter(Calibration):
             request = self._requests[request_id] = _Request(read=max(0, len(tokens) - REQUEST_TOKENS))
         return request
 
-    def _walk(self, want: DraftRequest) -> _Walk | None:
+    def _walk(self, want: DraftRequest) -> _Walk:
         request, tokens = self._request(want.request_id, want.tokens), want.tokens
         matches: list[_Match] = []
         if len(tokens) - request.read > _MAX_READ:  # only a text read to its end can continue
