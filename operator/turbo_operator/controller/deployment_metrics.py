@@ -5,14 +5,13 @@ A figure that is not known is absent, never zero; those of a TurboDeployment go 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from turbo_operator.api import CapacityType, Provenance, TrainingReason, TrainingStatus
+from turbo_operator.api import CapacityType, Provenance, TrainingStatus
 from turbo_operator.autoscaler import ScalingDecision
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import CPU, ClusterInventory
@@ -21,7 +20,6 @@ from turbo_operator.snapshot import Snapshot, TrainPod
 from turbo_operator.status import cost
 
 _OBJECT = ["namespace", "name"]
-PLANNED, PRESENT = "planned", "present"
 UNKNOWN = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
 
 COST_PER_HOUR = Gauge(
@@ -76,61 +74,61 @@ NODE_GPU_HOURLY_COST = Gauge(
     ["node", "accelerator"],
 )
 
-_BY_LOAD = (COST_PER_HOUR, COST_PER_MILLION_TOKENS, TOKENS_PER_SECOND)
-_BY_OBJECT = (GAIN, DESIRED_REPLICAS, TIME_TO_FIRST_TOKEN, TIME_PER_OUTPUT_TOKEN, TRAINING_SPENT)
-ENDS = (TrainingReason.TRAINED, TrainingReason.BUDGET_EXCEEDED, TrainingReason.TRAINING_FAILED)
-_stages: dict[Key, set[str]] = {}  # that a gauge is set for
+_FIGURES = (
+    COST_PER_HOUR,
+    COST_PER_MILLION_TOKENS,
+    TOKENS_PER_SECOND,
+    GAIN,
+    DESIRED_REPLICAS,
+    TIME_TO_FIRST_TOKEN,
+    TIME_PER_OUTPUT_TOKEN,
+    TRAINING_PROGRESS,
+    TRAINING_SPENT,
+    TRAININGS,
+)
 
 
 def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision, now: float) -> None:
     """Set what is known of one TurboDeployment, and remove what is not."""
     expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
     paid, rate = cost.cost_per_hour(observed), cost.tokens_per_second(observed, now)
-    labels = (key.namespace, key.name)
-    planned = (expected.cost_per_hour, expected.cost_per_million_tokens, expected.tokens_per_second)
-    present = (paid, cost.cost_per_million_tokens(paid, rate), rate)
-    for load, figures in ((PLANNED, planned), (PRESENT, present)):
-        for gauge, value in zip(_BY_LOAD, figures, strict=True):
-            _set(gauge, (*labels, load), value)
-    _set(GAIN, labels, observed.gain)
-    _set(DESIRED_REPLICAS, labels, float(scale.replicas))
-    _set(TIME_TO_FIRST_TOKEN, labels, expected.time_to_first_token)
-    _set(TIME_PER_OUTPUT_TOKEN, labels, expected.time_per_output_token)
+    for gauge, planned, present in (
+        (COST_PER_HOUR, expected.cost_per_hour, paid),
+        (COST_PER_MILLION_TOKENS, expected.cost_per_million_tokens, cost.cost_per_million_tokens(paid, rate)),
+        (TOKENS_PER_SECOND, expected.tokens_per_second, rate),
+    ):
+        _set(gauge, planned, **_labels(key), load="planned")
+        _set(gauge, present, **_labels(key), load="present")
+    for gauge, value in (
+        (GAIN, observed.gain),
+        (DESIRED_REPLICAS, scale.replicas),
+        (TIME_TO_FIRST_TOKEN, expected.time_to_first_token),
+        (TIME_PER_OUTPUT_TOKEN, expected.time_per_output_token),
+    ):
+        _set(gauge, value, **_labels(key))
 
 
 def show_training(key: Key, new: TrainingStatus | None, pods: Sequence[TrainPod]) -> None:
     """Set how far a training is and what it has cost."""
-    labels = (key.namespace, key.name)
     progress = next((pod.progress for pod in pods if pod.runs and pod.progress), None)
-    stage = "" if progress is None else progress.stage[:40]
-    for before in _stages.pop(key, set()) - {stage}:
-        _remove(TRAINING_PROGRESS, (*labels, before))
+    TRAINING_PROGRESS.remove_by_labels(_labels(key))
     if progress is not None:
-        _stages[key] = {stage}
         share = progress.done / progress.total if progress.total > 0 else 0.0
-        _set(TRAINING_PROGRESS, (*labels, stage), share)
-    _set(TRAINING_SPENT, labels, float(new.cost) if new is not None and new.cost else None)
+        _set(TRAINING_PROGRESS, share, **_labels(key), stage=progress.stage[:40])
+    _set(TRAINING_SPENT, float(new.cost) if new is not None and new.cost else None, **_labels(key))
 
 
 def count_training(key: Key, old: Mapping[str, Any] | None, new: TrainingStatus | None) -> None:
     """Count one that has ended since `old`, which the status held before `new` was written there."""
     last = None if old is None else (old.get("number"), old.get("result"))
     if new is not None and new.input_hash and new.result and last != (new.number, new.result):
-        TRAININGS.labels(key.namespace, key.name, new.result).inc()
+        TRAININGS.labels(**_labels(key), result=new.result).inc()
 
 
 def forget(key: Key) -> None:
     """Remove all of a TurboDeployment that is gone, or cannot be read."""
-    labels = (key.namespace, key.name)
-    for stage in _stages.pop(key, set()):
-        _remove(TRAINING_PROGRESS, (*labels, stage))
-    for gauge in _BY_LOAD:
-        for load in (PLANNED, PRESENT):
-            _remove(gauge, (*labels, load))
-    for gauge in _BY_OBJECT:
-        _remove(gauge, labels)
-    for result in ENDS:
-        _remove(TRAININGS, (*labels, result))
+    for metric in _FIGURES:
+        metric.remove_by_labels(_labels(key))
 
 
 def show_prices(before: ClusterInventory, after: ClusterInventory) -> None:
@@ -139,9 +137,8 @@ def show_prices(before: ClusterInventory, after: ClusterInventory) -> None:
     Only what differs is touched: Prometheus may ask at any moment, from another thread.
     """
     old, new = _prices(before), _prices(after)
-    for labels in old.keys() | new.keys():
-        if old.get(labels) != new.get(labels):
-            _set(NODE_GPU_HOURLY_COST, labels, new.get(labels))
+    for node, name in {place for place, _ in old.items() ^ new.items()}:
+        _set(NODE_GPU_HOURLY_COST, new.get((node, name)), node=node, accelerator=name)
 
 
 def _prices(stock: ClusterInventory) -> dict[tuple[str, str], Decimal]:
@@ -154,13 +151,12 @@ def _prices(stock: ClusterInventory) -> dict[tuple[str, str], Decimal]:
     }
 
 
-def _set(gauge: Gauge, labels: tuple[str, ...], value: Decimal | float | None) -> None:
+def _labels(key: Key) -> dict[str, str]:
+    return {"namespace": key.namespace, "name": key.name}
+
+
+def _set(gauge: Gauge, value: Decimal | float | None, **labels: str) -> None:
     if value is not None:
-        gauge.labels(*labels).set(float(value))
+        gauge.labels(**labels).set(float(value))
     else:
-        _remove(gauge, labels)
-
-
-def _remove(metric: Gauge | Counter, labels: tuple[str, ...]) -> None:
-    with contextlib.suppress(KeyError):  # was not there
-        metric.remove(*labels)
+        gauge.remove_by_labels(labels)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any, TypeVar
+from typing import Any
 
 from turbo_operator.api import (
     TURBOACCELERATOR,
@@ -15,14 +15,19 @@ from turbo_operator.api import (
     parse_draft,
 )
 from turbo_operator.catalog import as_row
-from turbo_operator.controller.cache.object_versions import key_of
-from turbo_operator.controller.cache.projection import draft as as_view
+from turbo_operator.controller.cache.object_versions import ObjectStore, key_of
+from turbo_operator.controller.cache.projection import deployment, draft
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.workqueue import WorkQueue
 from turbo_operator.inventory.store import KINDS, InventoryStore
+from turbo_operator.resources import CHILDREN, POD, REPLICASET
 
 Body = Mapping[str, Any]
-_View = TypeVar("_View")
+_READERS: Mapping[str, Callable[[Body], Any]] = {
+    TURBODEPLOYMENT: deployment,
+    TURBOACCELERATOR: lambda body: as_row(parse_accelerator(body)),
+    TURBODRAFT: lambda body: draft(parse_draft(body)),
+}
 
 log = logging.getLogger(__name__)
 
@@ -37,84 +42,67 @@ class Feed:
         self._inventory = inventory
         self._queue = queue
         self._show = show
+        self._stores: dict[str, ObjectStore[Any]] = {
+            TURBODEPLOYMENT: cache.deployments,
+            TURBOACCELERATOR: cache.accelerators,
+            TURBODRAFT: cache.drafts,
+        }
+        self._put = dict.fromkeys(CHILDREN, cache.put_child)
+        self._put |= {POD.kind: cache.pods.put, REPLICASET.kind: cache.pods.put_replica_set}
+        self._drop = dict.fromkeys(CHILDREN, cache.drop_child)
+        self._drop |= {POD.kind: cache.pods.drop, REPLICASET.kind: cache.pods.drop_replica_set}
 
     def put(self, kind: str, body: Body, /) -> None:
         """Store an object as it is now."""
         if kind in KINDS:
             self._inventory.put(kind, body)
-        if kind == TURBODEPLOYMENT:
-            if self._cache.put_deployment(body):
-                self._queue.add(key_of(body))
-        elif kind == TURBOACCELERATOR:
+        if kind == TURBOACCELERATOR:
             self._show(body)
-            if self._cache.accelerators.put(body, _read(kind, body, lambda: as_row(parse_accelerator(body)))):
-                self._wake_all()
-        elif kind == TURBODRAFT:
-            if self._cache.drafts.put(body, _read(kind, body, lambda: as_view(parse_draft(body)))):
-                self._wake_all(body["metadata"]["namespace"])
-        elif kind == "Pod":
-            self._wake(self._cache.pods.put(body))
-        elif kind == "ReplicaSet":
-            self._wake(self._cache.pods.put_replica_set(body))
-        elif kind not in KINDS:
-            self._wake(self._cache.put_child(body))
+        if kind in self._put:
+            self._wake(self._put[kind](body))
+        elif kind in self._stores and self._stores[kind].put(body, _read(kind, body)):
+            self._wake_by(kind, key_of(body))
 
     def drop(self, kind: str, body: Body, /) -> None:
         """Remove an object that is gone."""
         if kind in KINDS:
             self._inventory.drop(kind, body)
-        if kind == TURBODEPLOYMENT:
-            key = key_of(body)
-            self._cache.deployments.drop(body)
-            if key not in self._cache.deployments:  # else another one bears its name
-                self._queue.forget(key)
-                self._queue.add(key)  # so that nothing is kept of it; its children follow by themselves
-        elif kind == TURBOACCELERATOR:
-            if self._cache.accelerators.drop(body):
-                self._wake_all()
-        elif kind == TURBODRAFT:
-            if self._cache.drafts.drop(body):
-                self._wake_all(body["metadata"]["namespace"])
-        elif kind == "Pod":
-            self._wake(self._cache.pods.drop(body))
-        elif kind == "ReplicaSet":
-            self._wake(self._cache.pods.drop_replica_set(body))
-        elif kind not in KINDS:
-            self._wake(self._cache.drop_child(body))
+        if kind in self._drop:
+            self._wake(self._drop[kind](body))
+        elif kind in self._stores and self._stores[kind].drop(body):
+            self._wake_by(kind, key_of(body))
 
     def keep_only(self, kind: str, uids: Set[str], version: str, namespace: str | None, /) -> None:
         """Drop what a full list of one namespace, or with None of all, does not show."""
         if kind in KINDS:
             self._inventory.keep_only(kind, uids, version, namespace)
-        if kind == TURBODEPLOYMENT:
-            for key in self._cache.deployments.keep_only(uids, version, namespace):
-                self._queue.add(key)
-        elif kind == TURBOACCELERATOR:
-            if self._cache.accelerators.keep_only(uids, version):
-                self._wake_all()
-        elif kind == TURBODRAFT:
-            for place in {key.namespace for key in self._cache.drafts.keep_only(uids, version, namespace)}:
-                self._wake_all(place)
-        elif kind in ("Pod", "ReplicaSet"):
-            self._wake(self._cache.pods.keep_only(kind, uids, namespace))
-        elif kind not in KINDS:
+        if kind in CHILDREN:
             self._wake(self._cache.keep_children(kind, uids, version, namespace))
+        elif kind in self._put:
+            self._wake(self._cache.pods.keep_only(kind, uids, namespace))
+        elif kind in self._stores:
+            for key in self._stores[kind].keep_only(uids, version, namespace):
+                self._wake_by(kind, key)
 
     def _wake(self, keys: Iterable[Key]) -> None:
         for key in keys:
             self._inventory.moved = True  # whose a pod is may have come to light
             self._queue.add(key)
 
-    def _wake_all(self, namespace: str | None = None) -> None:
-        for key in sorted(self._cache.deployments):
-            if namespace in (None, key.namespace):
-                self._queue.add(key)
+    def _wake_by(self, kind: str, key: Key) -> None:
+        """Wake whom an object concerns: itself, all of a draft's namespace, or all for an accelerator."""
+        if kind == TURBODEPLOYMENT:
+            self._queue.add(key)  # also of what is gone, so that nothing is kept of it
+            return
+        for each in sorted(self._cache.deployments):
+            if key.namespace in ("", each.namespace):
+                self._queue.add(each)
 
 
-def _read(kind: str, body: Body, read: Callable[[], _View]) -> _View | None:
+def _read(kind: str, body: Body) -> Any:
     """Read an object; None, and a line in the log, where it was stored before a rule of the API was."""
     try:
-        return read()
+        return _READERS[kind](body)
     except InvalidObject as error:
         log.warning("%s is left out: %s", kind, error, extra={"object": body["metadata"]["name"]})
         return None

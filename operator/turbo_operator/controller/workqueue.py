@@ -67,12 +67,6 @@ class WorkQueue(Generic[Key]):
         self._cancel_timer(key)
         self._timers[key] = asyncio.get_running_loop().call_at(due, self._due, key)
 
-    def forget(self, key: Key) -> None:
-        """Drop the later look and the failures of an object that is gone; a look under way ends by itself."""
-        self._cancel_timer(key)
-        self._failures.pop(key, None)
-        self._again.discard(key)
-
     @property
     def num_waiting(self) -> int:
         """Keys that wait for a free worker."""

@@ -38,6 +38,12 @@ class InspectPod:
     message: str | None
 
 
+def deployment(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a TurboDeployment without its managedFields."""
+    meta = {name: value for name, value in body["metadata"].items() if name != "managedFields"}
+    return {**body, "metadata": meta}
+
+
 def child(body: Mapping[str, Any]) -> ChildView:
     """Project a child of ours, of any kind."""
     meta, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
