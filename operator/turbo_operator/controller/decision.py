@@ -20,7 +20,7 @@ from turbo_operator.budget import footprint_of
 from turbo_operator.drafts import canary, training
 from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.speedup import CanaryRun
-from turbo_operator.drafts.training.manifests import training_job
+from turbo_operator.drafts.training.manifests import training_job, turbo_draft
 from turbo_operator.plan import Choice, Plan
 from turbo_operator.planner.performance import calibration_history
 from turbo_operator.planner.performance.calibration import Online
@@ -43,6 +43,7 @@ class Decision(Outcome):
     canary_children: tuple[Manifest, ...]
     kept: frozenset[str]  # names of variants that shall exist, whether or not their template is at hand
     training_job: Manifest | None  # that begins
+    turbo_draft: Manifest | None  # that a training has made
 
 
 def decide(
@@ -85,9 +86,11 @@ def decide(
     draft = verdict.draft if verdict is not None and is_tried else None
     children = render.children(td, observed, choice, variants, settings, draft)
     own = render.names_of_trial(td, canary_hash) if canary_hash is not None else frozenset()
-    job = None
+    job, draft_object = None, None
     if step.job_request is not None and observed.model is not None:
         job = training_job(td, step.job_request, observed.model, settings)
+    if step.finished is not None and td.spec.speculation.training is not None:
+        draft_object = turbo_draft(td, td.spec.speculation.training, step.finished)
     return Decision(
         scale,
         plan,
@@ -102,6 +105,7 @@ def decide(
         canary_children=tuple(child for child in children if child["metadata"]["name"] in own),
         kept=frozenset(render.variant_name(td, variant.plan_hash) for variant in variants),
         training_job=job,
+        turbo_draft=draft_object,
     )
 
 

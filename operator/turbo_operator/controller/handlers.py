@@ -85,7 +85,7 @@ class Operator:
             await self._cleanup()
 
     def _replan(self, key: Key) -> None:
-        self._reconciler.plans.outdate(key)
+        self._reconciler.outdate(key)
         self.queue.add(key)
 
     async def _work(self) -> None:
