@@ -326,11 +326,11 @@ def test_a_crash_loop_by_lack_of_memory_says_so_and_a_start_says_nothing() -> No
 def test_a_load_stays_with_its_pod_and_goes_with_it() -> None:
     cache = with_roots()
     cache.pods.put(pod("p", 1))
-    assert not cache.pods.put_load(KEY, "p", 100.0, LOAD)
+    assert not cache.pods.put_report(KEY, "p", 100.0, LOAD)
     assert cache.pods.put(pod("p", 2)) == set()
     assert cache.observe(KEY, "td").pods[0].load == LoadSample(100.0, LOAD)
     cache.pods.drop(pod("p", 2))
-    assert not cache.pods.put_load(KEY, "p", 115.0, LOAD)
+    assert not cache.pods.put_report(KEY, "p", 115.0, LOAD)
     successor = pod("p", 3)
     successor["metadata"]["uid"] = "another"
     cache.pods.put(successor)
@@ -342,7 +342,7 @@ def test_the_output_per_second_is_what_was_said_since() -> None:
     cache.pods.put(pod("p", 1))
 
     def rate(at: float, generated: int) -> float | None:
-        cache.pods.put_load(KEY, "p", at, replace(LOAD, generated_tokens=generated))
+        cache.pods.put_report(KEY, "p", at, replace(LOAD, generated_tokens=generated))
         sample = cache.observe(KEY, "td").pods[0].load
         assert sample is not None
         return sample.tokens_per_second
@@ -364,8 +364,10 @@ def test_what_was_under_way_adds_up_over_time() -> None:
 def test_a_load_that_tells_of_another_draft_is_news() -> None:
     cache = with_roots()
     cache.pods.put(pod("p", 1))
-    assert cache.pods.put_load(KEY, "p", 1.0, LOAD) is False
-    assert cache.pods.put_load(KEY, "p", 2.0, replace(LOAD, draft_version="a")) is True
-    assert cache.pods.put_load(KEY, "p", 3.0, replace(LOAD, draft_version="a")) is False
-    assert cache.pods.put_load(KEY, "p", 4.0, replace(LOAD, draft_version="a", draft_error="broken")) is True
-    assert cache.pods.put_load(KEY, "p", 5.0, LOAD) is True
+    assert cache.pods.put_report(KEY, "p", 1.0, LOAD) is False
+    assert cache.pods.put_report(KEY, "p", 2.0, replace(LOAD, draft_version="a")) is True
+    assert cache.pods.put_report(KEY, "p", 3.0, replace(LOAD, draft_version="a")) is False
+    assert (
+        cache.pods.put_report(KEY, "p", 4.0, replace(LOAD, draft_version="a", draft_error="broken")) is True
+    )
+    assert cache.pods.put_report(KEY, "p", 5.0, LOAD) is True

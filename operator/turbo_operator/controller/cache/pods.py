@@ -122,23 +122,19 @@ class Pods:
         drop = self.drop if kind == "Pod" else self.drop_replica_set
         return {key for uid in missing for key in drop({"metadata": {"uid": uid}})}
 
-    def put_load(self, key: Key, name: str, at: float, load: Load) -> bool:
-        """Store a report; whether it is the first one of step times, or of another draft."""
+    def put_report(self, key: Key, name: str, at: float, report: Load | TrainingProgress) -> bool:
+        """Store what a pod reports; whether that is the first of step times, another draft, or progress."""
         for uid, view, _ in self._pods_of(key):
-            if isinstance(view, PodView) and view.name == name:
-                before = view.load
-                self._set_view(uid, replace(view, load=LoadSample.after(before, at, load)))
-                is_timed = load.step_times is not None and (before is None or before.load.step_times is None)
-                return is_timed or _draft_state(load) != (_draft_state(before.load) if before else ("", ""))
-        return False
-
-    def put_progress(self, key: Key, name: str, progress: TrainingProgress) -> bool:
-        """Store how far a pod reports to be; whether that is another stage, or another tenth of it."""
-        for uid, view, _ in self._pods_of(key):
-            if isinstance(view, TrainPod) and view.name == name:
-                before = view.progress
-                self._set_view(uid, replace(view, progress=progress))
-                return before is None or format_progress(before) != format_progress(progress)
+            before: Load | TrainingProgress | None
+            if isinstance(view, PodView) and view.name == name and isinstance(report, Load):
+                before = view.load.load if view.load else None
+                new: View = replace(view, load=LoadSample.after(view.load, at, report))
+            elif isinstance(view, TrainPod) and view.name == name and isinstance(report, TrainingProgress):
+                before, new = view.progress, replace(view, progress=report)
+            else:
+                continue
+            self._controlled[uid] = replace(self._controlled[uid], view=new)
+            return _gist(before) != _gist(report)
         return False
 
     # Reading
@@ -217,9 +213,6 @@ class Pods:
             if cached.controller in self._gone:
                 self._drop(cached.controller, at_once=False)
 
-    def _set_view(self, uid: str, view: View) -> None:
-        self._controlled[uid] = replace(self._controlled[uid], view=view)
-
 
 def _with_reports(view: View, before: View | None) -> View:
     """Keep what a pod reported itself: no watch knows it."""
@@ -230,9 +223,12 @@ def _with_reports(view: View, before: View | None) -> View:
     return view
 
 
-def _draft_state(load: Load) -> tuple[str, str]:
-    """Return what a pod drafts with, and what is wrong with it."""
-    return load.draft_version or "", load.draft_error or ""
+def _gist(report: Load | TrainingProgress | None) -> tuple[object, ...]:
+    """Return what of a report decides something: if it has step times, its draft; or its tenth of a stage."""
+    if isinstance(report, TrainingProgress):
+        return (format_progress(report),)
+    draft = (report.draft_version or "", report.draft_error or "") if report else ("", "")
+    return report is not None and report.step_times is not None, *draft
 
 
 _Name = TypeVar("_Name")

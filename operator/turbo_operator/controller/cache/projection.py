@@ -129,22 +129,12 @@ def trains(job: str) -> bool:
 def serving_pod(body: Mapping[str, Any]) -> PodView:
     """Project a serving pod, with what holds it up."""
     meta, status = body["metadata"], body.get("status") or {}
-    labels = meta.get("labels") or {}
     ready = _condition(status, "Ready") is not None
-    reason, message = (None, None) if ready else _trouble(status)
     return PodView(
-        name=meta["name"],
-        plan_hash=labels.get(LABEL_PLAN_HASH, ""),
-        phase=status.get("phase", "Pending"),
+        plan_hash=(meta.get("labels") or {}).get(LABEL_PLAN_HASH, ""),
         ready=ready,
-        ip=status.get("podIP"),
-        reason=reason,
-        message=message,
-        terminating="deletionTimestamp" in meta,
-        pending_since=_pending_since(body),
         ready_since=_since(status, "Ready"),
-        placed_since=_since(status, "PodScheduled"),
-        **_placement(labels),
+        **_pod(body, (None, None) if ready else _trouble(status)),
     )
 
 
@@ -160,32 +150,37 @@ def inspect_pod(body: Mapping[str, Any]) -> InspectPod:
 
 def train_pod(body: Mapping[str, Any]) -> TrainPod:
     """Project a pod that trains a draft; it has one container."""
-    meta, status = body["metadata"], body.get("status") or {}
-    containers = status.get("containerStatuses") or ()
-    state = next((container.get("state") or {} for container in containers), {})
-    end, phase = state.get("terminated"), status.get("phase", "Pending")
-    exit_code = end.get("exitCode", 1) if end else 1 if phase == "Failed" else None
-    reason, message = (None, end.get("message")) if end and exit_code == 0 else _trouble(status)
+    status = body.get("status") or {}
+    state = next((container.get("state") or {} for container in status.get("containerStatuses") or ()), {})
+    end = state.get("terminated")
+    exit_code = end.get("exitCode", 1) if end else 1 if status.get("phase") == "Failed" else None
     start = (end or state.get("running") or {}).get("startedAt")
     return TrainPod(
-        name=meta["name"],
-        job=_job(meta),
-        phase=phase,
-        ip=status.get("podIP"),
+        job=_job(body["metadata"]),
         exit_code=exit_code,
-        reason=reason,
-        message=message,
         started=(epoch(start) or None) if start else None,  # 1970 is of a container that never began
         ended=epoch(stamp) if end and (stamp := end.get("finishedAt")) else None,
-        pending_since=_pending_since(body),
-        placed_since=_since(status, "PodScheduled"),
-        terminating="deletionTimestamp" in meta,
-        **_placement(meta.get("labels") or {}),
+        **_pod(body, (None, end.get("message")) if end and exit_code == 0 else _trouble(status)),
     )
 
 
+def _pod(body: Mapping[str, Any], trouble: tuple[str | None, str | None]) -> dict[str, Any]:
+    """Project what views of pods share; `trouble` is a reason and a message."""
+    meta, status = body["metadata"], body.get("status") or {}
+    return {
+        "name": meta["name"],
+        "phase": status.get("phase", "Pending"),
+        "ip": status.get("podIP"),
+        "reason": trouble[0],
+        "message": trouble[1],
+        "terminating": "deletionTimestamp" in meta,
+        "pending_since": _pending_since(body),
+        "placed_since": _since(status, "PodScheduled"),
+        **_placement(meta.get("labels") or {}),
+    }
+
+
 def _placement(labels: Mapping[str, str]) -> dict[str, Any]:
-    """Read what a pod runs on, as its labels say."""
     count = labels.get(LABEL_ACCELERATOR_COUNT, "")
     return {
         "accelerator": labels.get(LABEL_ACCELERATOR),

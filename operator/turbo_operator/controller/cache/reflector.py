@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Set
-from typing import Any, Protocol
 
 from turbo_operator.api import LABEL_DEPLOYMENT
+from turbo_operator.controller.feed import Feed
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.resources import LABELED, REPLICASET, Resource
 
@@ -22,23 +21,10 @@ GONE = 410  # the version to go on from is older than what the API server rememb
 log = logging.getLogger(__name__)
 
 
-class Store(Protocol):
-    """Whatever keeps what is followed."""
-
-    def put(self, kind: str, body: Mapping[str, Any], /) -> None:
-        """Store an object as it is now."""
-
-    def drop(self, kind: str, body: Mapping[str, Any], /) -> None:
-        """Remove an object that is gone."""
-
-    def keep_only(self, kind: str, uids: Set[str], version: str, namespace: str | None, /) -> None:
-        """Drop what a full list, taken at a version, does not show."""
-
-
 class Follower:
     """Keeps what `store` holds of a kind like the cluster, in one namespace or with None in all."""
 
-    def __init__(self, api: Kube, store: Store, resource: Resource, namespace: str | None) -> None:
+    def __init__(self, api: Kube, store: Feed, resource: Resource, namespace: str | None) -> None:
         self._api = api
         self._store = store
         self._resource = resource
