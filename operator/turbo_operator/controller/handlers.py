@@ -18,12 +18,12 @@ import kopf
 import prometheus_client
 
 from turbo_operator import logs, metrics, resources
+from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller import catalog_sync, kube
 from turbo_operator.controller.cache.reflector import RETRY_SECONDS, Follower
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.controller.feed import Feed
 from turbo_operator.controller.inventory_sync import InventorySync
-from turbo_operator.controller.kopf_config import framework_settings, login
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.reconciler import Reconciler
 from turbo_operator.controller.scraper import Scraper
@@ -39,6 +39,28 @@ WATCHED = (*OWN, *LABELED)  # by kopf
 FOLLOWED = (resources.NODE, resources.QUOTA, *EDITABLE, resources.REPLICASET)
 
 log = logging.getLogger(__name__)
+
+
+class NoDiffs(kopf.MultiDiffBaseStorage):  # type: ignore[misc]  # kopf's types are not followed
+    """A storage in no place, for which nothing is copied: the copies are a third of an event's work."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Return nothing to compare."""
+        return kopf.BodyEssence()
+
+
+def framework_settings() -> kopf.OperatorSettings:
+    """Configure kopf to post no events, scan for no later kinds, and store no progress."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.persistence.diffbase_storage = NoDiffs([])
+    settings.persistence.progress_storage = kopf.MultiProgressStorage([])
+    settings.queueing.exit_timeout = 0.2  # an event handler does no I/O: there is nothing to wait for
+    for resource in LABELED:
+        place = (resource.group, resource.version, resource.plural)
+        settings.watching.label_selectors[place] = LABEL_DEPLOYMENT
+    return settings
 
 
 class Operator:
@@ -127,7 +149,7 @@ class Operator:
     def registry(self) -> kopf.OperatorRegistry:
         """Register every handler that kopf calls; async ones, since others would run in threads."""
         registry = kopf.OperatorRegistry()
-        kopf.on.login(registry=registry)(login)
+        kopf.on.login(registry=registry)(kopf.login_via_client)
         kopf.on.probe(id="waiting", registry=registry)(self._probe)
         kopf.on.cleanup(registry=registry)(self._cleanup)
         for resource in WATCHED:
