@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from turbo_operator import render
@@ -37,20 +37,18 @@ IMMUTABLE = frozenset({REVISION, JOB})
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class ChildWriter:
     """Brings the children of one TurboDeployment to what was decided. Raises KubeError.
 
     `noop_applies` remembers between two looks which writes change nothing.
     """
 
-    def __init__(
-        self, cache: Cache, api: Kube, td: TurboDeployment, noop_applies: set[tuple[str, str]]
-    ) -> None:
-        self._cache = cache
-        self._api = api
-        self._td = td
-        self._key = Key(td.metadata.namespace, td.metadata.name)
-        self._noop_applies = noop_applies
+    key: Key
+    td: TurboDeployment
+    cache: Cache
+    api: Kube
+    noop_applies: set[tuple[str, str]]
 
     async def restore_variants(self) -> RefusedError | None:
         """Put what is missing of variants into the cache. Calls the API server only if something is missing.
@@ -72,8 +70,8 @@ class ChildWriter:
                 body = await self._find_or_adopt(missing, name)
                 if body is None and missing == REVISION:
                     body = await self._make_revision(name, plan_hash)
-                if body is not None and is_controlled_by(body, self._td.metadata.uid):
-                    self._cache.put_child(body)
+                if body is not None and is_controlled_by(body, self.td.metadata.uid):
+                    self.cache.put_child(body)
                 elif body is not None and missing == REVISION:
                     raise StrangerError(REVISION, name)
             except RefusedError as error:
@@ -142,16 +140,16 @@ class ChildWriter:
                 await self._remove(child.view)
 
     def _children(self) -> dict[Place, CachedChild]:
-        return self._cache.children(self._key, self._td.metadata.uid)
+        return self.cache.children(self.key, self.td.metadata.uid)
 
     async def _find(self, kind: str, name: str) -> dict[str, Any] | None:
-        return await self._api.find(CHILDREN[kind], self._key.namespace, name)
+        return await self.api.find(CHILDREN[kind], self.key.namespace, name)
 
     async def _find_or_adopt(self, kind: str, name: str) -> dict[str, Any] | None:
         """Find an object by name; an orphan of ours gets its owner back."""
         body = await self._find(kind, name)
-        if body is not None and is_orphan(body, self._td):
-            return await adopt(self._api, self._td, body)
+        if body is not None and is_orphan(body, self.td):
+            return await adopt(self.api, self.td, body)
         return body
 
     async def _make_revision(self, name: str, plan_hash: str) -> dict[str, Any] | None:
@@ -159,8 +157,8 @@ class ChildWriter:
         deployment = await self._find(DEPLOYMENT, name)
         if deployment is None:  # meanwhile: its event is on its way
             return None
-        manifest = render.revision(self._td, plan_hash, deployment["spec"]["template"])
-        revision = await self._api.apply(CHILDREN[REVISION], manifest)
+        manifest = render.revision(self.td, plan_hash, deployment["spec"]["template"])
+        revision = await self.api.apply(CHILDREN[REVISION], manifest)
         self._log("created", REVISION, name)
         return revision
 
@@ -170,37 +168,35 @@ class ChildWriter:
             body = await self._find(kind, name)
             if body is None:
                 continue
-            if is_orphan(body, self._td):
-                self._cache.put_child(await adopt(self._api, self._td, body))
+            if is_orphan(body, self.td):
+                self.cache.put_child(await adopt(self.api, self.td, body))
                 # The decision was made without it.
                 raise ConflictError(409, "Adopted", f"{kind} {name} had lost its owner, and has it again")
-            if not is_controlled_by(body, self._td.metadata.uid):
+            if not is_controlled_by(body, self.td.metadata.uid):
                 owner = controller(body) or {}
-                if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self._key.name):
+                if (owner.get("kind"), owner.get("name")) == (TURBODEPLOYMENT, self.key.name):
                     message = f"{kind} {name} of an earlier {TURBODEPLOYMENT} is still being removed"
                     raise ConflictError(409, "Leftover", message)
                 raise StrangerError(kind, name)
-            self._cache.put_child(body)
+            self.cache.put_child(body)
 
     def _needs_write(self, manifest: Manifest, child: CachedChild | None) -> bool:
         if child is None:
             return True
         if child.view.applied_hash != _hash(manifest):
             return manifest["kind"] not in IMMUTABLE
-        return (
-            not owns(child.fields, manifest) and (child.view.uid, _hash(manifest)) not in self._noop_applies
-        )
+        return not owns(child.fields, manifest) and (child.view.uid, _hash(manifest)) not in self.noop_applies
 
     async def _apply(self, manifest: Manifest, child: CachedChild | None) -> None:
         kind, name = _place(manifest)
-        body = await self._api.apply(CHILDREN[kind], manifest)
-        self._cache.put_child(body)
+        body = await self.api.apply(CHILDREN[kind], manifest)
+        self.cache.put_child(body)
         if child is None:
             self._log("created", kind, name)
             return
         if body["metadata"]["resourceVersion"] == child.resource_version:
             # The API server keeps some field under no name: applying again would change nothing again.
-            self._noop_applies.add((child.view.uid, _hash(manifest)))
+            self.noop_applies.add((child.view.uid, _hash(manifest)))
         self._log("updated" if child.view.applied_hash != _hash(manifest) else "restored", kind, name)
 
     async def _remove_additions(self, manifest: Manifest) -> bool:
@@ -213,54 +209,54 @@ class ChildWriter:
         if child is None or not child.added:
             return False
         uid, fields = child.view.uid, " ".join(child.added)
-        if (uid, fields) in self._noop_applies:
+        if (uid, fields) in self.noop_applies:
             return False
         body = await self._find(kind, name)
         if body is None or body["metadata"]["uid"] != uid:
             return False  # gone meanwhile: its event is on its way
-        body = await self._api.replace(CHILDREN[kind], build_replacement(body, manifest))
-        self._cache.put_child(body)
+        body = await self.api.replace(CHILDREN[kind], build_replacement(body, manifest))
+        self.cache.put_child(body)
         if remaining := added_fields(kind, body["metadata"].get("managedFields") or ()):
-            self._noop_applies.add((uid, " ".join(remaining)))
+            self.noop_applies.add((uid, " ".join(remaining)))
         self._log("taken out", kind, name, fields=fields)
         return True
 
     async def _remove(self, child: ChildView) -> None:
         if child.terminating:  # it was deleted already, and a finalizer of somebody's keeps it
             return
-        body = await self._api.delete(CHILDREN[child.kind], self._key.namespace, child.name, child.uid)
+        body = await self.api.delete(CHILDREN[child.kind], self.key.namespace, child.name, child.uid)
         if body is None:
-            self._cache.mark_deleted(self._key, child)
+            self.cache.mark_deleted(self.key, child)
         else:
-            self._cache.put_child(body)
+            self.cache.put_child(body)
         self._log("removed" if body is None else "removal requested", child.kind, child.name)
 
     def _is_stale(self, manifest: Manifest, child: CachedChild | None) -> bool:
         """Whether it is the inspect Job, to be removed although it is wanted: the next look makes it anew."""
-        if child is None or _place(manifest) != (JOB, render.job_name(self._td)):
+        if child is None or _place(manifest) != (JOB, render.job_name(self.td)):
             return False
-        pods = self._cache.pods.inspecting(self._key)
+        pods = self.cache.pods.inspecting(self.key)
         return model_inspection.is_stale(child.view, _hash(manifest), pods)
 
     async def _publish(self, manifest: Manifest) -> None:
         """Apply a TurboDraft; RefusedError where the API server refuses it, or a stranger's has its name."""
         name = manifest["metadata"]["name"]
-        body = await self._api.find(TURBODRAFT, self._key.namespace, name)
-        if body is not None and body["spec"].get("deployment") != self._key.name:
+        body = await self.api.find(TURBODRAFT, self.key.namespace, name)
+        if body is not None and body["spec"].get("deployment") != self.key.name:
             raise RefusedError(
                 409,
                 "AlreadyExists",
                 f"{TURBODRAFT.kind} {name} is there already and is no candidate of this TurboDeployment: "
-                f"delete it, or write spec.deployment: {self._key.name} in it.",
+                f"delete it, or write spec.deployment: {self.key.name} in it.",
             )
-        await self._api.apply(TURBODRAFT, manifest)
-        log.info("trained", extra={"object": str(self._key), "draft": name})
+        await self.api.apply(TURBODRAFT, manifest)
+        log.info("trained", extra={"object": str(self.key), "draft": name})
 
     def _log_refusal(self, error: RefusedError) -> None:
-        log.warning("refused: %s", error.message, extra={"object": str(self._key)})
+        log.warning("refused: %s", error.message, extra={"object": str(self.key)})
 
     def _log(self, event: str, kind: str, name: str, **details: str) -> None:
-        log.info(event, extra={"object": str(self._key), "kind": kind, "child": name, **details})
+        log.info(event, extra={"object": str(self.key), "kind": kind, "child": name, **details})
 
 
 def is_orphan(body: Mapping[str, Any], td: TurboDeployment) -> bool:

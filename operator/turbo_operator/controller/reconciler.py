@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turbo_operator import metrics, status
@@ -66,24 +66,19 @@ class _Look:
         return status.compute(self.td, self.observed, decision, self.now, why)
 
 
+@dataclass(eq=False)
 class Reconciler:
     """Brings one TurboDeployment at a time to what its spec says. `clock` gives seconds since the epoch."""
 
-    def __init__(
-        self,
-        cache: Cache,
-        inventory: InventoryStore,
-        api: Kube,
-        settings: Settings,
-        clock: Callable[[], float],
-    ) -> None:
-        self._cache = cache
-        self._inventory = inventory
-        self._api = api
-        self._settings = settings
-        self._clock = clock
-        self._planner = Planner(settings.resync_seconds)
-        self._memos = Memos()
+    cache: Cache
+    inventory: InventoryStore
+    api: Kube
+    settings: Settings
+    clock: Callable[[], float]
+    _memos: Memos = field(default_factory=Memos)
+
+    def __post_init__(self) -> None:
+        self._planner = Planner(self.settings.resync_seconds)
 
     def plans_of(self, key: Key) -> list[Plan]:
         """Return what another count of the cluster may outdate: the plan, and that of a waiting training."""
@@ -97,7 +92,7 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile once; the seconds until the next look. Raises KubeError for what only time can mend."""
-        body = self._cache.deployments.get(key)
+        body = self.cache.deployments.get(key)
         if body is None or "deletionTimestamp" in body["metadata"]:
             self._memos.pop(key, None)
             deployment_metrics.forget(key)
@@ -113,19 +108,19 @@ class Reconciler:
         return seconds
 
     async def _reconcile(self, key: Key, body: Mapping[str, Any]) -> float:
-        resync = self._settings.resync_seconds
+        resync = self.settings.resync_seconds
         try:
             td = parse(body)
         except InvalidObject as error:
             deployment_metrics.forget(key)  # nothing is looked at that they could follow
-            await self._write_status(key, body, status.invalid(body, str(error), self._clock()))
+            await self._write_status(key, body, status.invalid(body, str(error), self.clock()))
             return resync
         # Read
         memo = self._memos.of(key, td.metadata.uid)
-        writer = ChildWriter(self._cache, self._api, td, memo.noop_applies)
+        writer = ChildWriter(key, td, self.cache, self.api, memo.noop_applies)
         refusal = await writer.restore_variants()
-        now, edition = self._clock(), memo.edition
-        observed = build_snapshot(self._cache, self._inventory, key, td, now)
+        now, edition = self.clock(), memo.edition
+        observed = build_snapshot(self.cache, self.inventory, key, td, now)
         look = _Look(key, body, td, memo, edition, observed, now)
         # Decide
         plan = await self._plan(look)
@@ -135,7 +130,7 @@ class Reconciler:
         look = replace(look, observed=observed)
         step = await self._decide_training(look, plan)
         history = memo.history or restore_history(td.status.scale_history)
-        run, settings = speedups.trial, self._settings
+        run, settings = speedups.trial, self.settings
         decision = decide(td, observed, settings, now, plan, history, memo.online, step, run, verdict)
         memo.history, memo.online = decision.scale.history, decision.online
         # Write
@@ -240,7 +235,7 @@ class Reconciler:
             seconds.append(ROLLOUT_SECONDS)
         # loads grow old, and windows pass
         if td.spec.scaling_mode == ScalingMode.METRICS or decision.trial is not None:
-            seconds.append(self._settings.scrape_seconds)
+            seconds.append(self.settings.scrape_seconds)
         return min(seconds)
 
     async def _write_status(self, key: Key, body: Mapping[str, Any], new: TurboDeploymentStatus) -> None:
@@ -250,7 +245,7 @@ class Reconciler:
         identity = {"name": key.name, "namespace": key.namespace, "uid": body["metadata"]["uid"]}
         wanted = {"metadata": identity, "status": document}
         try:
-            self._cache.put_deployment(await self._api.apply_status(TURBODEPLOYMENT, wanted))
+            self.cache.put_deployment(await self.api.apply_status(TURBODEPLOYMENT, wanted))
         except GoneError as error:
             raise _DeletedError(key) from error
         deployment_metrics.count_training(key, (body.get("status") or {}).get("training"), new.training)

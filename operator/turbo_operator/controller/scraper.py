@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 import aiohttp
@@ -29,6 +30,7 @@ MAX_BYTES = 64 * 1024  # of an answer; a load has a few hundred
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Scraper:
     """Keeps the loads in `cache` fresh: every `period` seconds, `timeout` seconds for one pod's answer.
 
@@ -36,49 +38,41 @@ class Scraper:
     since the epoch.
     """
 
-    def __init__(
-        self,
-        cache: Cache,
-        period: float,
-        timeout: float,
-        wake: Callable[[Key], None],
-        clock: Callable[[], float],
-    ) -> None:
-        self._cache = cache
-        self._period = period
-        self._timeout = aiohttp.ClientTimeout(total=timeout)
-        self._wake = wake
-        self._clock = clock
-        self._reported: set[Key] = set()
-        # Before a request's time begins to count: of connections that are waited for, those of pods that do
-        # not answer would use up the time of all others.
-        self._turns = asyncio.Semaphore(NUM_CONNECTIONS)
+    cache: Cache
+    period: float
+    timeout: float
+    wake: Callable[[Key], None]
+    clock: Callable[[], float]
+    _reported: set[Key] = field(default_factory=set)
+    # Before a request's time begins to count: of connections that are waited for, those of pods that do not
+    # answer would use up the time of all others.
+    _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(NUM_CONNECTIONS))
 
     async def run(self) -> None:
         """Scrape until cancelled."""
-        connector = aiohttp.TCPConnector(limit=0)
-        async with aiohttp.ClientSession(connector=connector, timeout=self._timeout) as session:
+        connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=self.timeout)
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
             while True:
                 await self.scrape(session)
-                await asyncio.sleep(self._period)
+                await asyncio.sleep(self.period)
 
     async def scrape(self, session: aiohttp.ClientSession) -> None:
         """Read every pod once."""
-        pods = self._cache.pods.reporting()
+        pods = self.cache.pods.reporting()
         answers = await asyncio.gather(*(self._read(session, pod) for _, pod in pods))
         by_deployment: defaultdict[Key, list[Load]] = defaultdict(list)
         news: set[Key] = set()
         for (key, pod), answer in zip(pods, answers, strict=True):
             if answer is not None and isinstance(answer[1], Load):
                 by_deployment[key].append(answer[1])
-            if answer is not None and self._cache.pods.put_report(key, pod.name, *answer):
+            if answer is not None and self.cache.pods.put_report(key, pod.name, *answer):
                 news.add(key)
         self._report(by_deployment)
         for key in sorted(news | {key for key in by_deployment if self._follows_load(key)}):
-            self._wake(key)
+            self.wake(key)
 
     def _follows_load(self, key: Key) -> bool:
-        scaling = (self._cache.deployments.get(key) or {}).get("spec", {}).get("scaling", {})
+        scaling = (self.cache.deployments.get(key) or {}).get("spec", {}).get("scaling", {})
         return bool(scaling.get("mode") == ScalingMode.METRICS)
 
     async def _read(
@@ -100,7 +94,7 @@ class Scraper:
             log.debug("%s of pod %s is unknown: %r", path, pod.name, error)
             return None
         metrics.SCRAPES.labels("ok").inc()
-        return self._clock(), report
+        return self.clock(), report
 
     def _report(self, loads: dict[Key, list[Load]]) -> None:
         """Set the sums per TurboDeployment as gauges; one that nobody answers for has none."""

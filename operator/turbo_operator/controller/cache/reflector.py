@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass
 
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller.feed import Feed
@@ -21,16 +22,18 @@ GONE = 410  # the version to go on from is older than what the API server rememb
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class Follower:
-    """Keeps what `store` holds of a kind like the cluster, in one namespace or with None in all."""
+    """Keeps what `feed` holds of a kind like the cluster, in one namespace or with None in all."""
 
-    def __init__(self, api: Kube, store: Feed, resource: Resource, namespace: str | None) -> None:
-        self._api = api
-        self._store = store
-        self._resource = resource
-        self._namespace = namespace
+    api: Kube
+    feed: Feed
+    resource: Resource
+    namespace: str | None
+
+    def __post_init__(self) -> None:
         # A ReplicaSet that its Deployment controls bears the labels of that one's selector.
-        is_labeled = resource in (*LABELED, REPLICASET)
+        is_labeled = self.resource in (*LABELED, REPLICASET)
         self._selectors = (("labelSelector", LABEL_DEPLOYMENT),) if is_labeled else ()
         self.listed = asyncio.Event()
 
@@ -47,28 +50,28 @@ class Follower:
                 if error.status == GONE:
                     version = None
                 else:
-                    log.warning("%s cannot be watched: %s", self._resource.plural, error.message)
+                    log.warning("%s cannot be watched: %s", self.resource.plural, error.message)
                     await asyncio.sleep(RETRY_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def list(self) -> str:
         """List once; the resource version to watch from."""
-        kind, version = self._resource.kind, ""
+        kind, version = self.resource.kind, ""
         uids: set[str] = set()
-        async for page, version in self._api.pages(self._resource, self._namespace, self._selectors):  # noqa: B007
+        async for page, version in self.api.pages(self.resource, self.namespace, self._selectors):  # noqa: B007
             for body in page:
-                self._store.put(kind, body)
+                self.feed.put(kind, body)
                 uids.add(body["metadata"]["uid"])
-        self._store.keep_only(kind, uids, version, self._namespace)
+        self.feed.keep_only(kind, uids, version, self.namespace)
         return version
 
     async def _watch(self, version: str) -> str:
         """Watch from a version until the API server ends the watch; the version to go on from."""
-        events = self._api.watch(self._resource, self._namespace, version, self._selectors)
+        events = self.api.watch(self.resource, self.namespace, version, self._selectors)
         async for change, body in events:
             version = body["metadata"]["resourceVersion"]
             if change == "DELETED":
-                self._store.drop(self._resource.kind, body)
+                self.feed.drop(self.resource.kind, body)
             elif change != "BOOKMARK":
-                self._store.put(self._resource.kind, body)
+                self.feed.put(self.resource.kind, body)
         return version
