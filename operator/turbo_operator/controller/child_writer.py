@@ -19,12 +19,12 @@ from turbo_operator.api import (
     TURBODEPLOYMENT,
     TurboDeployment,
 )
-from turbo_operator.controller import model_inspection
 from turbo_operator.controller.cache.projection import controller, is_controlled_by
 from turbo_operator.controller.cache.store import Cache, CachedChild, Key, Place
 from turbo_operator.controller.decision import Decision, Manifest
 from turbo_operator.controller.field_ownership import added_fields, build_replacement, owned_fields, owns
 from turbo_operator.controller.kube import ConflictError, Kube, RefusedError, StrangerError
+from turbo_operator.controller.snapshot_builder import is_stale_inspection
 from turbo_operator.render.metadata import owner_reference
 from turbo_operator.resources import CHILDREN, TURBODRAFT
 from turbo_operator.resources import TURBODEPLOYMENT as OWNER
@@ -236,7 +236,7 @@ class ChildWriter:
         if child is None or _place(manifest) != (JOB, render.job_name(self.td)):
             return False
         pods = self.cache.pods.inspecting(self.key)
-        return model_inspection.is_stale(child.view, _hash(manifest), pods)
+        return is_stale_inspection(child.view, _hash(manifest), pods)
 
     async def _publish(self, manifest: Manifest) -> None:
         """Apply a TurboDraft; RefusedError where the API server refuses it, or a stranger's has its name."""

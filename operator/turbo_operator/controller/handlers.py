@@ -9,9 +9,9 @@ thousand objects.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
 import kopf
@@ -20,9 +20,8 @@ import prometheus_client
 from turbo_operator import logs, metrics, resources
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller import catalog_sync, kube
-from turbo_operator.controller.cache.reflector import RETRY_SECONDS, Follower
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.feed import Feed
+from turbo_operator.controller.feed import RETRY_SECONDS, Feed, Follower
 from turbo_operator.controller.inventory_sync import InventorySync
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.reconciler import Reconciler
@@ -154,16 +153,12 @@ class Operator:
         kopf.on.cleanup(registry=registry)(self._cleanup)
         for resource in WATCHED:
             place = (resource.group, resource.version, resource.plural)
-            kopf.on.event(*place, id=f"event-{resource.plural}", registry=registry)(
-                self._handler(resource.kind)
-            )
+            event = functools.partial(self._event, resource.kind)
+            kopf.on.event(*place, id=f"event-{resource.plural}", registry=registry)(event)
         return registry
 
-    def _handler(self, kind: str) -> Callable[..., Any]:
-        async def event(type: str | None, body: kopf.Body, **_: object) -> None:  # noqa: A002  kopf's name
-            (self.feed.drop if type == "DELETED" else self.feed.put)(kind, dict(body))
-
-        return event
+    async def _event(self, kind: str, /, type: str | None, body: kopf.Body, **_: object) -> None:  # noqa: A002
+        (self.feed.drop if type == "DELETED" else self.feed.put)(kind, dict(body))
 
     async def _cleanup(self, **_: object) -> None:
         """Stop working; kopf waits for every task that it finds running."""
