@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from turbo_operator import autoscaler, render, rollout, status
-from turbo_operator.api import (
-    RolloutReason,
-    RolloutStatus,
-    ScaleEvent,
-    TurboDeployment,
-    epoch,
-)
+from turbo_operator.api import RolloutReason, RolloutStatus, ScaleEvent, TurboDeployment, epoch
 from turbo_operator.autoscaler import Event, History
 from turbo_operator.budget import footprint_of
 from turbo_operator.drafts import canary, training

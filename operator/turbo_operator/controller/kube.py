@@ -169,11 +169,7 @@ class Kube:
             page = [("continue", token)]
 
     async def watch(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        version: str,
-        selectors: Query = (),
+        self, resource: Resource, namespace: str | None, version: str, selectors: Query = ()
     ) -> AsyncIterator[tuple[str, dict[str, Any]]]:
         """Yield changes after `version`: ADDED, MODIFIED, DELETED or BOOKMARK, and the object.
 
