@@ -294,7 +294,7 @@ def test_inspect_pods_are_not_serving_pods() -> None:
     cache.pods.put(pod("i", 1, ready=False, role="inspect", containerStatuses=[ended]))
     assert cache.observe(KEY, "td").pods == ()
     (seen,) = cache.pods.inspecting(KEY)
-    assert (seen.job, seen.succeeded, seen.message) == ("chat-inspect-1", True, "{}")
+    assert (seen.job, seen.exit_code, seen.message) == ("chat-inspect-1", 0, "{}")
 
 
 def waiting(reason: str, **last: Any) -> dict[str, Any]:

@@ -6,9 +6,8 @@ from typing import Any
 
 from turbo_operator import render
 from turbo_operator.api import TurboDeployment, parse
-from turbo_operator.controller.cache.projection import InspectPod
 from turbo_operator.controller.snapshot_builder import is_stale_inspection, read_model
-from turbo_operator.snapshot import ChildView
+from turbo_operator.snapshot import ChildView, JobPod
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 
 SHAPE = ModelShape("LlamaForCausalLM", 1000, 2, 8, 2, 1, 4, 100, 64, "float32")
@@ -34,20 +33,21 @@ def kept(**data: str) -> ChildView:
     return ChildView("ConfigMap", render.configmap_name(TD), "c", None, data=found)
 
 
-def pod(**fields: Any) -> InspectPod:
+def pod(**fields: Any) -> JobPod:
     view = {
         "name": "p",
         "job": render.job_name(TD),
-        "succeeded": True,
+        "phase": "Succeeded",
+        "exit_code": 0,
         "reason": None,
         "message": FACTS.to_json(),
     }
-    return InspectPod(**(view | fields))
+    return JobPod(**(view | fields))
 
 
 def test_nothing_is_known_and_nothing_is_wrong_before_the_pod_ends() -> None:
     assert read_model(TD, [], []) == (None, None)
-    assert read_model(TD, [], [pod(succeeded=False, message=None)]) == (None, None)
+    assert read_model(TD, [], [pod(exit_code=None, message=None)]) == (None, None)
 
 
 def test_the_answer_is_read_from_the_pod_and_then_from_the_configmap() -> None:
@@ -66,15 +66,15 @@ def test_a_configmap_that_somebody_broke_is_answered_anew() -> None:
 
 
 def test_what_holds_the_answer_up_is_said_in_a_sentence() -> None:
-    pulling = pod(succeeded=False, reason="ErrImagePull", message="no such image")
+    pulling = pod(exit_code=1, reason="ErrImagePull", message="no such image")
     assert read_model(TD, [], [pulling]) == (None, "Pod p: no such image")
-    assert read_model(TD, [], [pod(succeeded=False, reason="Error", message=None)]) == (None, "Pod p: Error")
+    assert read_model(TD, [], [pod(exit_code=1, reason="Error", message=None)]) == (None, "Pod p: Error")
     assert read_model(TD, [], [pod(message="Segmentation fault")])[1].startswith(
         "Pod p ended without the model's facts"
     )
     idle = ChildView("Job", render.job_name(TD), "j", None)
     assert "has made no pod" in read_model(TD, [idle], [])[1]
-    assert read_model(TD, [idle], [pod(succeeded=False, message=None)]) == (None, None)
+    assert read_model(TD, [idle], [pod(exit_code=None, message=None)]) == (None, None)
     failed = ChildView("Job", render.job_name(TD), "j", None, failed=True, message="it reached its limit")
     assert read_model(TD, [failed], []) == (None, f"Job {failed.name} failed: it reached its limit")
 

@@ -152,6 +152,16 @@ class Follower:
                     await asyncio.sleep(RETRY_SECONDS)
             await asyncio.sleep(PAUSE_SECONDS)
 
+    async def relist(self, seconds: float) -> None:
+        """List every so often what else watches: a watch that was cut off for too long has missed deletions."""
+        while True:
+            try:
+                await self.list()
+                self.listed.set()
+            except KubeError as error:
+                log.warning("could not list: %s", error.message)
+            await asyncio.sleep(seconds if self.listed.is_set() else RETRY_SECONDS)
+
     async def list(self) -> str:
         """List once; the resource version to watch from."""
         kind, version = self.resource.kind, ""

@@ -21,7 +21,7 @@ from turbo_operator import logs, metrics, resources
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller import catalog_sync, kube
 from turbo_operator.controller.cache.store import Cache, Key
-from turbo_operator.controller.feed import RETRY_SECONDS, Feed, Follower
+from turbo_operator.controller.feed import Feed, Follower
 from turbo_operator.controller.inventory_sync import InventorySync
 from turbo_operator.controller.kube import Kube, KubeError
 from turbo_operator.controller.reconciler import Reconciler
@@ -93,7 +93,8 @@ class Operator:
             scraper = Scraper(self.cache, period, timeout, self.queue.add, time.time)
             follow = [follower.run() for follower in self._followers]
             follow += [self._follow_pods(follower) for follower in self._pods]
-            work = (self._work(), self._resync(), scraper.run(), *follow)
+            follow += [lister.relist(self.settings.resync_seconds) for lister in self._relisted]
+            work = (self._work(), scraper.run(), *follow)
             self._tasks = [group.create_task(coroutine) for coroutine in work]
             await kopf.operator(
                 registry=self.registry(),
@@ -111,9 +112,7 @@ class Operator:
 
     async def _work(self) -> None:
         # Every kind, before anything is done: a child that is missing until then may only be unseen.
-        while not await self._list_all():  # noqa: ASYNC110  it lists again
-            await asyncio.sleep(RETRY_SECONDS)
-        for follower in (*self._followers, *self._pods):
+        for follower in (*self._relisted, *self._followers, *self._pods):
             await follower.listed.wait()
         self._inventory.count()
         log.info("watching", extra={"deployments": len(self.cache.deployments)})
@@ -126,22 +125,6 @@ class Operator:
         for follower in self._followers:
             await follower.listed.wait()
         await pods.run()
-
-    async def _resync(self) -> None:
-        """List everything now and then: a watch that was cut off for too long has missed deletions."""
-        while True:
-            await asyncio.sleep(self.settings.resync_seconds)
-            await self._list_all()
-
-    async def _list_all(self) -> bool:
-        """List every kind; whether that could be done."""
-        try:
-            for lister in self._relisted:
-                await lister.list()
-        except KubeError as error:
-            log.warning("could not list: %s", error.message)
-            return False
-        return True
 
     # kopf
 

@@ -137,20 +137,14 @@ class Kube:
 
     async def find(self, resource: Resource, namespace: str, name: str) -> dict[str, Any] | None:
         """Find an object by name. A list of one: that needs no right beyond those of a watch."""
-        items = await self.list_all(resource, namespace, field_selector=f"metadata.name={name}")
+        items = await self.list_all(resource, namespace, [("fieldSelector", f"metadata.name={name}")])
         return items[0] if items else None
 
     async def list_all(
-        self,
-        resource: Resource,
-        namespace: str | None,
-        label_selector: str | None = None,
-        field_selector: str | None = None,
+        self, resource: Resource, namespace: str | None, selectors: Query = ()
     ) -> list[dict[str, Any]]:
         """List a kind in one namespace or in all."""
-        selectors = (("labelSelector", label_selector), ("fieldSelector", field_selector))
-        given = [(name, value) for name, value in selectors if value]
-        return [item async for page, _ in self.pages(resource, namespace, given) for item in page]
+        return [item async for page, _ in self.pages(resource, namespace, selectors) for item in page]
 
     async def pages(
         self, resource: Resource, namespace: str | None, selectors: Query = ()

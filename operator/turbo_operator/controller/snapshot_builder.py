@@ -13,12 +13,11 @@ from collections.abc import Iterable, Sequence
 
 from turbo_operator import render
 from turbo_operator.api import DraftMethod, TurboDeployment
-from turbo_operator.controller.cache.projection import InspectPod
 from turbo_operator.controller.cache.store import Cache, Key
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.supply import supply_of
 from turbo_operator.inventory.unavailable import unavailable_until
-from turbo_operator.snapshot import ChildView, DraftView, Snapshot, identity
+from turbo_operator.snapshot import ChildView, DraftView, JobPod, Snapshot, identity
 from turbo_runtime.contract.model import ModelInfo
 
 
@@ -74,7 +73,7 @@ def _draft(cache: Cache, key: Key, td: TurboDeployment) -> DraftView | None:
 
 
 def read_model(
-    td: TurboDeployment, children: Iterable[ChildView], pods: Sequence[InspectPod]
+    td: TurboDeployment, children: Iterable[ChildView], pods: Sequence[JobPod]
 ) -> tuple[ModelInfo | None, str | None]:
     """Return the model's facts, or None and, where something holds the answer up, a sentence on it."""
     by_name = {(view.kind, view.name): view for view in children}
@@ -91,7 +90,7 @@ def read_model(
     name = render.job_name(td)
     job, own = by_name.get(("Job", name)), [pod for pod in pods if pod.job == name]
     for pod in own:
-        if pod.succeeded:
+        if pod.exit_code == 0:
             try:
                 return ModelInfo.from_json(pod.message or ""), None
             except ValueError as error:
@@ -106,7 +105,7 @@ def read_model(
     return None, None
 
 
-def is_stale_inspection(job: ChildView, wanted_hash: str, pods: Iterable[InspectPod]) -> bool:
+def is_stale_inspection(job: ChildView, wanted_hash: str, pods: Iterable[JobPod]) -> bool:
     """Whether a Job that is still wanted must make room for a new one: a Job cannot be changed.
 
     It was rendered from another spec, or it is complete and its answer went with its pod before it was read.

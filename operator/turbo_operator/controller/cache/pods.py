@@ -16,14 +16,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from turbo_operator.api import LABEL_DEPLOYMENT
 from turbo_operator.controller.cache.object_versions import Key
-from turbo_operator.controller.cache.projection import InspectPod, controller, pod
+from turbo_operator.controller.cache.projection import controller, pod
 from turbo_operator.drafts.training import format_progress
 from turbo_operator.inventory.supply import Owner
-from turbo_operator.snapshot import LoadSample, PodView, TrainPod
+from turbo_operator.snapshot import JobPod, LoadSample, PodView, TrainPod
 from turbo_runtime.contract.load import Load
 from turbo_runtime.contract.training import TrainingProgress
 
-View = PodView | InspectPod | TrainPod
+View = PodView | JobPod
 
 
 class Root(NamedTuple):
@@ -149,9 +149,9 @@ class Pods:
         ]
         return sorted(views, key=lambda view: view.name)
 
-    def inspecting(self, key: Key) -> tuple[InspectPod, ...]:
+    def inspecting(self, key: Key) -> tuple[JobPod, ...]:
         """Return the pods of inspect Jobs, by name."""
-        return tuple(view for view in self.of(key) if isinstance(view, InspectPod))
+        return tuple(pod for pod in self.of(key) if isinstance(pod, JobPod) and not isinstance(pod, TrainPod))
 
     def reporting(self) -> list[tuple[Key, PodView | TrainPod]]:
         """Return every pod that reports its load, being ready or draining, or how far a training is."""
@@ -159,12 +159,10 @@ class Pods:
             (key, view)
             for key in sorted(self._roots_of)
             for view in self.of(key)
-            if not isinstance(view, InspectPod)
-            and view.ip
+            if view.ip
             and (
-                view.runs
-                if isinstance(view, TrainPod)
-                else view.ready or (view.terminating and view.load is not None)
+                (isinstance(view, TrainPod) and view.runs)
+                or (isinstance(view, PodView) and (view.ready or (view.terminating and view.load)))
             )
         ]
 
