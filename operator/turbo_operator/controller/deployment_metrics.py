@@ -19,72 +19,61 @@ from turbo_operator.plan import Plan, Predicted
 from turbo_operator.snapshot import Snapshot, TrainPod
 from turbo_operator.status import cost
 
-_OBJECT = ["namespace", "name"]
 UNKNOWN = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
 
-COST_PER_HOUR = Gauge(
+
+_gauges: list[Gauge] = []  # of one TurboDeployment
+
+
+def _gauge(name: str, documentation: str, *labels: str) -> Gauge:
+    _gauges.append(Gauge(name, documentation, ["namespace", "name", *labels]))
+    return _gauges[-1]
+
+
+COST_PER_HOUR = _gauge(
     "turbo_deployment_cost_per_hour",
     "US dollars per hour of a TurboDeployment, by load: planned, or present for the pods that run.",
-    [*_OBJECT, "load"],
+    "load",
 )
-COST_PER_MILLION_TOKENS = Gauge(
+COST_PER_MILLION_TOKENS = _gauge(
     "turbo_deployment_cost_per_million_tokens",
     "US dollars of a million output tokens of a TurboDeployment, by load: planned or present.",
-    [*_OBJECT, "load"],
+    "load",
 )
-TOKENS_PER_SECOND = Gauge(
+TOKENS_PER_SECOND = _gauge(
     "turbo_deployment_tokens_per_second",
     "Output tokens per second of a TurboDeployment, by load: planned or present.",
-    [*_OBJECT, "load"],
+    "load",
 )
-GAIN = Gauge(
+GAIN = _gauge(
     "turbo_deployment_speedup",
     "Speed of answers over that without drafts, of all pods in the last ten minutes.",
-    _OBJECT,
 )
-DESIRED_REPLICAS = Gauge("turbo_deployment_desired_replicas", "Replicas that are wanted now.", _OBJECT)
-TIME_TO_FIRST_TOKEN = Gauge(
+DESIRED_REPLICAS = _gauge("turbo_deployment_desired_replicas", "Replicas that are wanted now.")
+TIME_TO_FIRST_TOKEN = _gauge(
     "turbo_deployment_predicted_time_to_first_token_seconds",
     "Time to first token that the plan expects, at the target's percentile.",
-    _OBJECT,
 )
-TIME_PER_OUTPUT_TOKEN = Gauge(
+TIME_PER_OUTPUT_TOKEN = _gauge(
     "turbo_deployment_predicted_time_per_output_token_seconds",
     "Time per output token that the plan expects, at the target's percentile.",
-    _OBJECT,
 )
-TRAINING_PROGRESS = Gauge(
-    "turbo_training_progress",
-    "Share of the stage, by name, that the training of a draft is at.",
-    [*_OBJECT, "stage"],
+TRAINING_PROGRESS = _gauge(
+    "turbo_training_progress", "Share of the stage, by name, that the training of a draft is at.", "stage"
 )
-TRAINING_SPENT = Gauge(
+TRAINING_SPENT = _gauge(
     "turbo_training_spent_dollars",
     "US dollars that the training that runs, or the last one, has cost, counted now and then.",
-    _OBJECT,
 )
 TRAININGS = Counter(
     "turbo_trainings",
     "Trainings that ended, by result: Trained, BudgetExceeded, TrainingFailed.",
-    [*_OBJECT, "result"],
+    ["namespace", "name", "result"],
 )
 NODE_GPU_HOURLY_COST = Gauge(
     "node_gpu_hourly_cost",
     "US dollars per hour of one accelerator of this node, on demand, as its TurboAccelerator says.",
     ["node", "accelerator"],
-)
-
-_FIGURES = (
-    COST_PER_HOUR,
-    COST_PER_MILLION_TOKENS,
-    TOKENS_PER_SECOND,
-    GAIN,
-    DESIRED_REPLICAS,
-    TIME_TO_FIRST_TOKEN,
-    TIME_PER_OUTPUT_TOKEN,
-    TRAINING_PROGRESS,
-    TRAINING_SPENT,
-    TRAININGS,
 )
 
 
@@ -127,7 +116,7 @@ def count_training(key: Key, old: Mapping[str, Any] | None, new: TrainingStatus 
 
 def forget(key: Key) -> None:
     """Remove all of a TurboDeployment that is gone, or cannot be read."""
-    for metric in _FIGURES:
+    for metric in (*_gauges, TRAININGS):
         metric.remove_by_labels(_labels(key))
 
 

@@ -153,7 +153,7 @@ class Follower:
             await asyncio.sleep(PAUSE_SECONDS)
 
     async def relist(self, seconds: float) -> None:
-        """List every so often what else watches: a watch that was cut off for too long has missed deletions."""
+        """List now and then what else watches: a watch that was cut off for long has missed deletions."""
         while True:
             try:
                 await self.list()
