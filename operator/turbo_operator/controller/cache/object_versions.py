@@ -40,53 +40,14 @@ class CachedObject(Generic[Value]):
     value: Value | None
 
 
-class Tombstones:
-    """Uids whose deletion was seen, each until a list of its kind that is newer than the deletion.
-
-    Of what we deleted ourselves the version is not known until its event comes or a list shows it gone.
-    """
+class ObjectStore(Generic[Value]):
+    """All objects of one kind, by namespace and name."""
 
     def __init__(self) -> None:
-        # Kind, namespace, and resource version of the deletion: None where it was only requested.
-        self._deletions: dict[str, tuple[str, str, str | None]] = {}
-
-    def hides(self, meta: Mapping[str, Any]) -> bool:
-        """Whether an object with this metadata is from before its deletion.
-
-        A watch by label reports a deletion too when an object loses the label, at that very version; what is
-        really deleted is never seen at this version or a newer one. So whatever is seen so is alive.
-        """
-        if meta["uid"] not in self._deletions:
-            return False
-        deletion, version = self._deletions[meta["uid"]][2], meta["resourceVersion"]
-        return deletion is None or (version != deletion and not is_newer(version, deletion))
-
-    def add(self, kind: str, namespace: str, uid: str, version: str | None) -> None:
-        """Record a deletion as of a version, or with None one that was requested."""
-        self._deletions[uid] = kind, namespace, version
-
-    def discard(self, uid: str) -> None:
-        """Forget a deletion."""
-        self._deletions.pop(uid, None)
-
-    def expire(self, kind: str, uids: set[str], version: str, namespace: str | None) -> None:
-        """Forget deletions that are older than a list of the kind: nothing older than it arrives any more."""
-        for uid, (deleted_kind, where, deletion) in list(self._deletions.items()):
-            if deleted_kind != kind:
-                continue
-            if deletion is None and namespace in (None, where) and uid not in uids:
-                self.add(kind, where, uid, version)
-            elif deletion is not None and is_newer(version, deletion):
-                self.discard(uid)
-
-
-class ObjectStore(Generic[Value]):
-    """All objects of one kind, by namespace and name. The tombstones may be shared between kinds."""
-
-    def __init__(self, kind: str, tombstones: Tombstones) -> None:
-        self._kind = kind
-        self._tombstones = tombstones
         self._objects: dict[Key, CachedObject[Value]] = {}
+        # By uid the namespace and resource version of deletions, each until a newer list. Of what we deleted
+        # ourselves the version is None until its event comes or a list shows it gone.
+        self._deletions: dict[str, tuple[str, str | None]] = {}
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._objects)
@@ -113,16 +74,25 @@ class ObjectStore(Generic[Value]):
         return value != before
 
     def is_news(self, body: Mapping[str, Any]) -> bool:
-        """Whether an object is newer than what has its name here, and was not deleted since."""
+        """Whether an object is newer than what has its name here, and was not deleted since.
+
+        A watch by label reports a deletion too when an object loses the label, at that very version; what is
+        really deleted is never seen at this version or a newer one. So whatever is seen so is alive.
+        """
+        version, uid = body["metadata"]["resourceVersion"], body["metadata"]["uid"]
         cached = self._objects.get(key_of(body))
-        version = body["metadata"]["resourceVersion"]
-        is_newest = cached is None or is_newer(version, cached.resource_version)
-        return is_newest and not self._tombstones.hides(body["metadata"])
+        if cached is not None and not is_newer(version, cached.resource_version):
+            return False
+        _, deletion = self._deletions.get(uid, ("", version))
+        return deletion is not None and (version == deletion or is_newer(version, deletion))
 
     def drop(self, body: Mapping[str, Any]) -> bool:
         """Remove a deleted object, unless another one has its name; whether a readable one was lost."""
-        key, uid = key_of(body), body["metadata"]["uid"]
-        self._tombstones.add(self._kind, key.namespace, uid, body["metadata"]["resourceVersion"])
+        return self.mark_deleted(key_of(body), body["metadata"]["uid"], body["metadata"]["resourceVersion"])
+
+    def mark_deleted(self, key: Key, uid: str, version: str | None = None) -> bool:
+        """Remove an object that was deleted at a version, or with None by ourselves; whether it was lost."""
+        self._deletions[uid] = key.namespace, version
         return self.discard(key, uid)
 
     def discard(self, key: Key, uid: str) -> bool:
@@ -135,7 +105,7 @@ class ObjectStore(Generic[Value]):
         """Drop what a full list of one namespace, or with None of all, does not show; what was lost."""
         lost = self.take_missing(uids, version, namespace)
         for key, cached in lost.items():
-            self._tombstones.add(self._kind, key.namespace, cached.uid, version)
+            self._deletions[cached.uid] = key.namespace, version
         return {key for key, cached in lost.items() if cached.value is not None}
 
     def take_missing(
@@ -146,7 +116,11 @@ class ObjectStore(Generic[Value]):
         A watch that was cut off for long enough misses deletions. What is newer than the list stays.
         """
         listed = set(uids)
-        self._tombstones.expire(self._kind, listed, version, namespace)
+        for uid, (where, deletion) in list(self._deletions.items()):
+            if deletion is None and namespace in (None, where) and uid not in listed:
+                self._deletions[uid] = where, version
+            elif deletion is not None and is_newer(version, deletion):  # nothing older arrives any more
+                del self._deletions[uid]
         missing = {
             key: cached
             for key, cached in self._objects.items()

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from turbo_operator.api import TURBOACCELERATOR, TURBODEPLOYMENT, TURBODRAFT
-from turbo_operator.controller.cache.object_versions import Key, ObjectStore, Tombstones, is_newer, key_of
+from turbo_operator.api import TURBODEPLOYMENT
+from turbo_operator.controller.cache.object_versions import Key, ObjectStore, is_newer, key_of
 from turbo_operator.controller.cache.pods import Pods, Root
 from turbo_operator.controller.cache.projection import child, controller, deployment, trains
 from turbo_operator.controller.field_ownership import added_fields, owned_fields
@@ -43,14 +43,11 @@ class Cache:
     """All TurboDeployments, accelerators, drafts, children and pods that the operator knows."""
 
     def __init__(self) -> None:
-        self._tombstones = Tombstones()
-        self.deployments: ObjectStore[Mapping[str, Any]] = ObjectStore(TURBODEPLOYMENT, self._tombstones)
-        self.accelerators: ObjectStore[Accelerator] = ObjectStore(TURBOACCELERATOR, self._tombstones)
-        self.drafts: ObjectStore[DraftView] = ObjectStore(TURBODRAFT, self._tombstones)
+        self.deployments: ObjectStore[Mapping[str, Any]] = ObjectStore()
+        self.accelerators: ObjectStore[Accelerator] = ObjectStore()
+        self.drafts: ObjectStore[DraftView] = ObjectStore()
         self.pods = Pods()
-        self._stores: dict[str, ObjectStore[CachedChild]] = {
-            kind: ObjectStore(kind, self._tombstones) for kind in CHILDREN
-        }
+        self._stores: dict[str, ObjectStore[CachedChild]] = {kind: ObjectStore() for kind in CHILDREN}
         self._children: defaultdict[Key, dict[Place, CachedChild]] = defaultdict(dict)  # the same by owner
 
     def put_deployment(self, body: Mapping[str, Any]) -> bool:
@@ -101,7 +98,6 @@ class Cache:
         if cached is not None and is_newer(cached.resource_version, meta["resourceVersion"]):
             return set()  # it got the label back since
         if cached is None and (owner is None or owner["kind"] != TURBODEPLOYMENT):
-            self._tombstones.discard(meta["uid"])
             return set()
         store.drop(body)
         if cached is None:
@@ -114,9 +110,8 @@ class Cache:
     def mark_deleted(self, key: Key, view: ChildView) -> None:
         """Remove a child that we deleted; events of its last moments change nothing."""
         place, store = Key(key.namespace, view.name), self._stores[view.kind]
-        self._tombstones.add(view.kind, key.namespace, view.uid, None)
         cached = store.get(place, view.uid)
-        if store.discard(place, view.uid):
+        if store.mark_deleted(place, view.uid):
             self._replace(cached, None)
 
     def keep_children(
