@@ -91,8 +91,7 @@ async def _read_namespace(server: Kube, cluster: Cluster, namespace: str) -> Non
 async def _list(
     server: Kube, resource: resources.Resource, namespace: str | None, label: str | None = None
 ) -> list[dict[str, Any]]:
-    items, _ = await server.list_all(resource, namespace, label)
-    return items
+    return await server.list_all(resource, namespace, [("labelSelector", label)] if label else ())
 
 
 def _parse(parser: Callable[[dict[str, Any]], Parsed], body: dict[str, Any]) -> Parsed | None:
