@@ -8,20 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from turbo_operator.api.validation import (
-    Amount,
-    ObjectName,
-    Quantity,
-    Record,
-    Rule,
-    Text,
-    quantity,
-    refusal,
-    seconds,
-)
-
-MIB = 1 << 20
-_LONGEST = 8760  # hours
+from turbo_operator.api.validation import Duration, ObjectName, Quantity, Record, Rule, Text, amount, refusal
 
 
 def _is_pattern(text: str) -> str:
@@ -50,27 +37,21 @@ class Capture(Record):
     persistent_volume_claim: CaptureClaim
     """Where prompts are kept, in a folder of the deployment's name."""
     sample_fraction: Annotated[
-        Decimal, Amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False)
+        Decimal, amount('write a fraction from "0" to "1" as a string, like "0.10"', positive=False)
     ] = Decimal(1)
     """Share of the requests that is kept."""
     max_size: Quantity = "1Gi"
     """Of the folder; the oldest prompts go first."""
     max_age: Annotated[
-        str,
-        Text(
-            16,
-            r"\d{1,4}h",
-            "write hours, like 720h, at most 8760h",
-            (
-                Rule(
-                    r"!self.matches(r'^\d{1,4}h$') || duration(self) <= duration('8760h')"
-                    " && duration(self) > duration('0s')",
-                    "write hours, like 720h, at least 1h and at most 8760h",
-                    lambda value: 3600 <= seconds(value) <= _LONGEST * 3600,
-                ),
-            ),
+        Duration,
+        Text(16, r"\d{1,4}h", "write hours, like 720h, at most 8760h"),
+        Rule(
+            r"!self.matches(r'^\d{1,4}h$') || duration(self) <= duration('8760h')"
+            " && duration(self) > duration('0s')",
+            "write hours, like 720h, at least 1h and at most 8760h",
+            lambda duration: 3600 <= duration.seconds <= 8760 * 3600,
         ),
-    ] = "720h"
+    ] = Duration("720h")
     """Of a prompt."""
     redact: Annotated[
         list[Annotated[str, Text(512), AfterValidator(_is_pattern)]] | None, Field(max_length=32)
@@ -85,18 +66,3 @@ class Capture(Record):
             "sampleFraction",
         ),
     )
-
-    @property
-    def claim_name(self) -> str:
-        """Name of the claim that prompts are kept on."""
-        return self.persistent_volume_claim.claim_name
-
-    @property
-    def max_mib(self) -> int:
-        """Of the folder, at least 1."""
-        return max(1, int(quantity(self.max_size) // MIB))
-
-    @property
-    def max_age_hours(self) -> float:
-        """Of a prompt."""
-        return seconds(self.max_age) / 3600

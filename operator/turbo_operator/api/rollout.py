@@ -7,32 +7,22 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.validation import Amount, Duration, Record, Rule, seconds
+from turbo_operator.api.validation import Duration, Record, Rule, UpToAnHour, amount
 
-Ratio = Annotated[Decimal, Amount('write a ratio as a string, like "1.05"', positive=True)]
+Ratio = Annotated[Decimal, amount('write a ratio as a string, like "1.05"', positive=True)]
 
 
 class Canary(Record):
     """How a new draft of the deployment is tried: by one pod of its own, before all take it."""
 
-    min_generation_duration: Duration = "60s"
+    min_generation_duration: UpToAnHour = Duration("60s")
     """Time that its pod has to spend on answers, once to warm up and once to be compared."""
-    min_duration: Duration = "10m"
+    min_duration: UpToAnHour = Duration("10m")
     """Shortest trial."""
     min_speedup_ratio: Ratio = Decimal("1.02")
     """The gain that it must have, over that of the other pods in the same time. One that adds nothing to what
     these draft comes out about even with them.
     """
-
-    @property
-    def min_generation_seconds(self) -> float:
-        """The same in seconds."""
-        return seconds(self.min_generation_duration)
-
-    @property
-    def min_seconds(self) -> float:
-        """The same in seconds."""
-        return seconds(self.min_duration)
 
 
 _Replicas = Annotated[int, Field(strict=True, ge=0, le=1000)]
@@ -51,7 +41,7 @@ class Rollout(Record):
     """
     min_ready_seconds: Annotated[int, Field(strict=True, ge=0, le=3600)] = 10
     """Seconds for which a new pod must be ready to count as available."""
-    progress_deadline: Duration = "10m"
+    progress_deadline: UpToAnHour = Duration("10m")
     """Longest time without one more available replica, from when a node took a pod of the new plan. Then the
     last plan that served takes over again, until the spec changes.
     """
@@ -69,12 +59,7 @@ class Rollout(Record):
         Rule(
             "duration(self.progressDeadline).getSeconds() > self.minReadySeconds",
             "write a progressDeadline above minReadySeconds, within which no pod counts as available",
-            lambda it: int(seconds(it.progress_deadline)) > it.min_ready_seconds,
+            lambda it: int(it.progress_deadline.seconds) > it.min_ready_seconds,
             "progressDeadline",
         ),
     )
-
-    @property
-    def progress_deadline_seconds(self) -> float:
-        """The same in seconds."""
-        return seconds(self.progress_deadline)

@@ -7,9 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.model_uri import ModelURI
 from turbo_operator.api.training import Training
-from turbo_operator.api.validation import ObjectName, Record, Rule, Text
+from turbo_operator.api.validation import KEYED_BY_NAME, ModelURI, ObjectName, Record, Rule, Text
 
 
 class Mode(StrEnum):
@@ -91,13 +90,9 @@ class Speculation(Record):
     """A draft that was trained for the model; another one of the same claim is taken up without a restart."""
     training: Training | None = None
     """Drafts that the operator has trained. Default: none are."""
-    named_drafts: (
-        Annotated[
-            tuple[NamedDraft, ...],
-            Field(max_length=8, json_schema_extra={"x-kubernetes-list-map-keys": ["name"]}),
-        ]
-        | None
-    ) = None
+    named_drafts: Annotated[
+        tuple[NamedDraft, ...] | None, Field(max_length=8, json_schema_extra=KEYED_BY_NAME)
+    ] = None
     """Further drafts, for requests that choose one by the header X-Turbo-Draft."""
     draft_model: DraftModel | None = None
     """The small model of method DraftModel."""

@@ -8,14 +8,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from turbo_operator.api.validation import Amount, ObjectName, Record, Rule, Text, seconds
+from turbo_operator.api.validation import Duration, ObjectName, Record, Rule, Text, amount
 
 _PATH = Text(
     512,
     r"[A-Za-z0-9_][-A-Za-z0-9_.]*(/[A-Za-z0-9_][-A-Za-z0-9_.]*)*",
     "write a file or folder below the claim's root, like prompts/support.jsonl, without '..'",
 )
-_HOURS = 8760
 
 
 class DraftsClaim(Record):
@@ -85,35 +84,24 @@ class Trigger(Record):
     """When a draft is trained again."""
 
     speedup_below: (
-        Annotated[Decimal, Amount('write a number above 0 as a string, like "1.30"', positive=True)] | None
+        Annotated[Decimal, amount('write a number above 0 as a string, like "1.30"', positive=True)] | None
     ) = None
     """Train again once the measured gain of what serves has stayed below this for the window; not while a
     draft is yet to be tried. Default: a draft is trained once for each model."""
     window: Annotated[
-        str,
-        Text(
-            16,
-            r"\d{1,6}(s|m|h)",
-            "write seconds, minutes or hours, like 24h, at most 8760h",
-            (
-                Rule(
-                    r"!self.matches(r'^\d{1,6}(s|m|h)$') || duration(self) <= duration('8760h')"
-                    " && duration(self) >= duration('1s')",
-                    "write seconds, minutes or hours, like 24h, at least 1s and at most 8760h",
-                    lambda value: 1 <= seconds(value) <= _HOURS * 3600,
-                ),
-            ),
+        Duration,
+        Text(16, r"\d{1,6}(s|m|h)", "write seconds, minutes or hours, like 24h, at most 8760h"),
+        Rule(
+            r"!self.matches(r'^\d{1,6}(s|m|h)$') || duration(self) <= duration('8760h')"
+            " && duration(self) >= duration('1s')",
+            "write seconds, minutes or hours, like 24h, at least 1s and at most 8760h",
+            lambda duration: 1 <= duration.seconds <= 8760 * 3600,
         ),
-    ] = "24h"
+    ] = Duration("24h")
     """How long the gain must stay below; also how long after a failed training on captured prompts the next
     one waits."""
     min_prompts: Annotated[int, Field(strict=True, ge=1, le=1_000_000)] = 300
     """Of captured prompts: how many pods must have kept before the first training."""
-
-    @property
-    def window_seconds(self) -> float:
-        """The window in seconds."""
-        return seconds(self.window)
 
 
 class Training(Record):
@@ -131,7 +119,7 @@ class Training(Record):
     accelerator_name: ObjectName | None = None
     """The TurboAccelerator to train on. Default: the cheapest that fits and has room."""
     max_cost: (
-        Annotated[Decimal, Amount('write US dollars as a string, like "5.00"', positive=True)] | None
+        Annotated[Decimal, amount('write US dollars as a string, like "5.00"', positive=True)] | None
     ) = None
     """US dollars of one training at most, also of one that runs. Default: no bound."""
     domain: Annotated[str, Text(253)] | None = None
@@ -139,8 +127,3 @@ class Training(Record):
     that name none. Default: the deployment's name."""
     max_output_tokens: Annotated[int, Field(strict=True, ge=2, le=16_384)] = 256
     """Tokens of an answer at most."""
-
-    @property
-    def claim_name(self) -> str:
-        """Name of the claim that drafts are kept on."""
-        return self.persistent_volume_claim.claim_name

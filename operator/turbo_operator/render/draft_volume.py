@@ -45,7 +45,7 @@ def _awaited(td: TurboDeployment) -> str | None:
     training = speculation.training
     if training is None or (training.suspend and not speculation.named_drafts):
         return None
-    return training.claim_name
+    return training.persistent_volume_claim.claim_name
 
 
 def argument(claim: str | None) -> str | None:

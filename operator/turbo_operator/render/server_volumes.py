@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from turbo_operator.api import ApiKeysSecretRef, Capture, TurboDeployment
+from turbo_operator.api import ApiKeysSecretRef, Capture, TurboDeployment, quantity
 from turbo_operator.render.metadata import configmap
 from turbo_operator.render.source import MountedVolume, mounted_volume
 
@@ -16,6 +16,7 @@ KEYS_FOLDER = "/etc/turbo"
 KEYS_FILE = "api-keys"  # whatever the Secret calls it: a path of one's own needs no care about names
 CAPTURE_FOLDER, CAPTURE_FILE = "/etc/turbo-capture", "capture.json"
 CAPTURE_CLAIM_PATH = "/capture"
+MIB = 1 << 20
 
 
 def api_keys(td: TurboDeployment) -> ApiKeysSecretRef | None:
@@ -51,8 +52,8 @@ def capture_configmaps(td: TurboDeployment) -> list[dict[str, Any]]:
     settings = {
         "folder": f"{CAPTURE_CLAIM_PATH}/{td.metadata.name}",
         "sampleFraction": float(kept.sample_fraction),
-        "maxMib": kept.max_mib,
-        "maxAgeHours": kept.max_age_hours,
+        "maxMib": max(1, int(quantity(kept.max_size) // MIB)),
+        "maxAgeHours": kept.max_age.seconds / 3600,
         "redact": list(kept.redact or ()),
     }
     return [configmap(td, capture_configmap_name(td), _capture_file(settings))]

@@ -107,7 +107,7 @@ def runtime_config(
 ) -> RuntimeConfig:
     """Return what `turbo serve` gets: one commit, arithmetic and threads for all, hence the same bytes."""
     cpu = choice.accelerator.resource_name == CPU
-    timeout = td.spec.engine.step_timeout_seconds
+    timeout = td.spec.engine.step_timeout
     config = RuntimeConfig(
         model=source.argument(td),
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
@@ -120,11 +120,11 @@ def runtime_config(
         speculation="off" if choice.method == OFF else "suffix",
         draft_config=draft_volume.argument(claim),
         max_draft_tokens=choice.max_draft_tokens,
-        drain_timeout_seconds=td.spec.drain.timeout_seconds,
+        drain_timeout_seconds=td.spec.drain.timeout.seconds,
         api_key_file=server_volumes.api_keys_argument(td),
         capture_config=server_volumes.capture_argument(td),
     )
-    return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout)
+    return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout.seconds)
 
 
 def pod_template(

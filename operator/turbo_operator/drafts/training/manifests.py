@@ -61,7 +61,7 @@ def training_job(
     arguments = _arguments(td, training, begin, facts)
     container = build_container(td, settings, CONTAINER, command, arguments, resources(td, choice))
     container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
-    claim = training.claim_name
+    claim = training.persistent_volume_claim.claim_name
     drafts = {"persistentVolumeClaim": {"claimName": claim}}
     path = draft_volume.claim_path(claim)
     volumes = [mounted_volume("drafts", drafts, path), _prompts(td, training)]
@@ -104,7 +104,8 @@ def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts
 
 def _out(td: TurboDeployment, training: Training, begin: JobRequest) -> str:
     """Return the folder of the checkpoint, as its container has it."""
-    return f"{draft_volume.claim_path(training.claim_name)}/{folder(td, begin.number, begin.work)}"
+    claim = training.persistent_volume_claim.claim_name
+    return f"{draft_volume.claim_path(claim)}/{folder(td, begin.number, begin.work)}"
 
 
 def _prompts_path(td: TurboDeployment, training: Training) -> str:
@@ -143,7 +144,7 @@ def turbo_draft(td: TurboDeployment, training: Training, finished: FinishedDraft
         "spec": {
             "method": DraftMethod.TURBO_HEADS if facts.method == "heads" else DraftMethod.EAGLE3,
             "location": {
-                "claimName": training.claim_name,
+                "claimName": training.persistent_volume_claim.claim_name,
                 "path": folder(td, finished.number, finished.work),
             },
             "version": facts.version,
