@@ -11,19 +11,25 @@ from typing import Any
 
 from turbo_operator.api import TurboDeployment
 from turbo_operator.plan import Choice
-from turbo_operator.render import draft_volume, metadata, server_volumes
-from turbo_operator.render.inspect_job import (
+from turbo_operator.render import draft_volume, metadata
+from turbo_operator.render import template as pod_templates
+from turbo_operator.render.pod import source_hash
+from turbo_operator.render.template import plan_hash, pod_template
+from turbo_operator.render.workload import (
     FACTS_KEY,
     SOURCE_KEY,
-    configmap,
-    configmap_name,
+    deployment,
     facts_data,
     inspect_job,
     job_name,
+    model_configmap,
+    model_configmap_name,
+    pdb,
+    revision,
+    service,
+    url,
+    variant_name,
 )
-from turbo_operator.render.source import source_hash
-from turbo_operator.render.template import plan_hash, pod_template
-from turbo_operator.render.workload import deployment, pdb, revision, service, url, variant_name
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, Snapshot
@@ -32,9 +38,9 @@ __all__ = [
     "FACTS_KEY",
     "SOURCE_KEY",
     "children",
-    "configmap_name",
     "facts_data",
     "job_name",
+    "model_configmap_name",
     "names_of_trial",
     "plan_hash",
     "revision",
@@ -60,14 +66,14 @@ def children(
     draft that a variant of its own is for.
     """
     model = observed.model
+    drafts = [(observed.draft, False), *([(trying, True)] if trying is not None else [])]
     selector = metadata.traffic_selector(td, observed.children)
     wanted = [service(td, selector), pdb(td, selector)]
-    wanted.append(inspect_job(td, settings) if model is None else configmap(td, model))
-    wanted += server_volumes.capture_configmaps(td)
+    wanted.append(inspect_job(td, settings) if model is None else model_configmap(td, model))
+    wanted += pod_templates.capture_configmaps(td)
     if model is not None:
-        wanted += draft_volume.configmaps(td, observed.draft, observed.named, model.digest)
-        if trying is not None:
-            wanted += draft_volume.configmaps(td, trying, observed.named, model.digest, trial=True)
+        for draft, trial in drafts:
+            wanted += draft_volume.configmaps(td, draft, observed.named, model.digest, trial)
     # Pod templates by plan hash, as they were rendered when their variants were made.
     frozen = {
         child.plan_hash: child.data
@@ -78,8 +84,13 @@ def children(
     wanted += _mounted_configmaps(td, observed, wanted, templates)
     for variant in variants:
         template: Mapping[str, Any] | None = frozen.get(variant.plan_hash)
-        if template is None and choice is not None:
-            template = _fresh_template(td, choice, observed, variant.plan_hash, settings, trying)
+        if template is None and choice is not None and model is not None:
+            for draft, trial in drafts:  # the plan that `choice` leads to, or the one of the trial
+                if variant.plan_hash == plan_hash(td, choice, model, draft, trial=trial):
+                    template = pod_template(
+                        td, choice, model, variant.plan_hash, settings, draft, trial=trial
+                    )
+                    break
         if template is not None:  # an old variant whose revision somebody deleted cannot be kept
             wanted += [revision(td, variant.plan_hash, template), deployment(td, variant, template)]
     return tuple(wanted)
@@ -103,8 +114,8 @@ def _mounted_configmaps(
     for child in observed.children:
         if child.kind == "ConfigMap" and child.name in names:
             data = child.data or {}
-            if child.name == server_volumes.capture_configmap_name(td):
-                data = server_volumes.stopped_capture(data)
+            if child.name == pod_templates.capture_configmap_name(td):
+                data = pod_templates.stopped_capture(data)
             elif child.name == draft_volume.configmap_name(td, trial=True):
                 data = draft_volume.after_trial(td, templates, observed.draft, observed.named, digest)
             configmaps.append(metadata.configmap(td, child.name, data))
@@ -114,21 +125,3 @@ def _mounted_configmaps(
 def names_of_trial(td: TurboDeployment, variant: str) -> frozenset[str]:
     """Return the names of the children that exist only for the variant that a draft is tried on."""
     return frozenset({variant_name(td, variant), draft_volume.configmap_name(td, trial=True)})
-
-
-def _fresh_template(
-    td: TurboDeployment,
-    choice: Choice,
-    observed: Snapshot,
-    variant: str,
-    settings: Settings,
-    trying: DraftView | None,
-) -> dict[str, Any] | None:
-    """Build the template of `variant` if it is the one that `choice` leads to, or the one of the trial."""
-    facts = observed.model
-    if facts is None:
-        return None
-    for draft, trial in ((observed.draft, False), *([(trying, True)] if trying is not None else [])):
-        if variant == plan_hash(td, choice, facts, draft, trial=trial):
-            return pod_template(td, choice, facts, variant, settings, draft, trial=trial)
-    return None

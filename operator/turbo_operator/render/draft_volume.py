@@ -13,7 +13,7 @@ from turbo_operator.api import DraftMethod, TurboDeployment
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
 from turbo_operator.render.metadata import configmap
-from turbo_operator.render.source import MountedVolume, mounted_volume
+from turbo_operator.render.pod import MountedVolume, mounted_volume
 from turbo_operator.snapshot import DraftView
 
 FOLDER, FILE = "/etc/turbo-drafts", "drafts.json"
@@ -23,34 +23,21 @@ _VOLUME = "drafts"  # of the claim
 NamedDrafts = Sequence[tuple[str, DraftView | None]]
 
 
-def usable(draft: DraftView | None, choice: Choice) -> DraftView | None:
-    """Return the draft, where the plan is one that drafts and the engine can draft by its method."""
-    if choice.method == OFF or draft is None or draft.method != DraftMethod.TURBO_HEADS:
-        return None
-    return draft
-
-
 def claim(td: TurboDeployment, draft: DraftView | None, choice: Choice) -> str | None:
     """Return the claim that pods mount: the draft's, or before the first one that on which drafts are
     trained, so that the first one needs no rollout either.
     """
-    if mounted := usable(draft, choice):
-        return mounted.claim_name
-    return _awaited(td) if draft is None and choice.method != OFF else None
+    return None if choice.method == OFF else _claim(td, draft)
 
 
-def _awaited(td: TurboDeployment) -> str | None:
-    """On which drafts are trained, or further ones lie, while there is none of its own."""
+def _claim(td: TurboDeployment, draft: DraftView | None) -> str | None:
+    """That of a draft which the engine can use; without one, that on which drafts are to come."""
+    if draft is not None:
+        return draft.claim_name if draft.method == DraftMethod.TURBO_HEADS else None
     speculation = td.spec.speculation
     training = speculation.training
-    if training is None or (training.suspend and not speculation.named_drafts):
-        return None
-    return training.persistent_volume_claim.claim_name
-
-
-def argument(claim: str | None) -> str | None:
-    """Return what the runtime gets as --drafts."""
-    return f"{FOLDER}/{FILE}" if claim else None
+    awaited = training is not None and (not training.suspend or speculation.named_drafts)
+    return training.persistent_volume_claim.claim_name if training and awaited else None
 
 
 def configmap_name(td: TurboDeployment, trial: bool = False) -> str:
@@ -66,8 +53,8 @@ def configmaps(
     trial: bool = False,
 ) -> list[dict[str, Any]]:
     """Build the file of pods that are to use the draft; none where pods mount no claim."""
-    claim = draft.claim_name if draft is not None else _awaited(td)
-    if claim is None or (draft is not None and draft.method != DraftMethod.TURBO_HEADS):
+    claim = _claim(td, draft)
+    if claim is None:
         return []
     return [configmap(td, configmap_name(td, trial), _file(draft, named, target_digest, claim))]
 

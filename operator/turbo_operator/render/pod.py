@@ -1,4 +1,4 @@
-"""What serving, inspecting and training pods share: the same locks, the same overlay. Pure."""
+"""What serving, inspecting and training pods share: model, locks and overlay. Pure."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from turbo_operator.api import (
 )
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
-from turbo_operator.render import source
-from turbo_operator.render.source import MountedVolume
+from turbo_operator.render.metadata import short
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 
+MODELS_PATH = "/models"  # where a claim is mounted
+CACHE_PATH = "/cache"  # where a hub's files are kept for the life of a pod
+TMP_PATH = "/tmp"  # noqa: S108  the one writable folder that libraries expect; an emptyDir of the pod's own
+TMP_LIMIT = "1Gi"
+
+MountedVolume = tuple[dict[str, Any], dict[str, Any]]  # a volume of a pod, and its mount
 USER_ID = 65532  # of the runtime image; any other would do as well
 # A claim belongs to root where its driver is not told otherwise.
 OWN_GROUP = {"fsGroup": USER_ID, "fsGroupChangePolicy": "OnRootMismatch"}
@@ -29,6 +34,53 @@ CONTAINER_SECURITY = {
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
+
+
+def source_hash(td: TurboDeployment) -> str:
+    """Hash what decides which model it is: the inspect Job's answer is good for one such hash."""
+    model = td.spec.model
+    token = model.token_secret_ref.dump() if model.token_secret_ref else None
+    return short({"uri": model.uri, "revision": model.revision, "token": token})
+
+
+def model_argument(td: TurboDeployment) -> str:
+    """Return what the runtime gets as MODEL: a hub id, or a path below the mounted claim."""
+    model = td.spec.model
+    if model.on_hub:
+        return model.hub_id
+    return f"{MODELS_PATH}/{model.claim_path}".rstrip("/")
+
+
+def mounted_volume(
+    name: str, volume: Mapping[str, Any], path: str, *, read_only: bool = False
+) -> MountedVolume:
+    """Build a volume, and the mount by which a container has it at `path`."""
+    mount: dict[str, Any] = {"name": name, "mountPath": path}
+    return {"name": name, **volume}, mount | ({"readOnly": True} if read_only else {})
+
+
+def _model_volumes(td: TurboDeployment) -> list[MountedVolume]:
+    """Build the volumes of a pod that reads the model."""
+    model = td.spec.model
+    temporary = mounted_volume("tmp", {"emptyDir": {"sizeLimit": TMP_LIMIT}}, TMP_PATH)
+    if model.on_hub:
+        return [temporary, mounted_volume("cache", {"emptyDir": {}}, CACHE_PATH)]
+    claim = {"persistentVolumeClaim": {"claimName": model.claim, "readOnly": True}}
+    return [temporary, mounted_volume("model", claim, MODELS_PATH, read_only=True)]
+
+
+def _environment(td: TurboDeployment) -> list[dict[str, Any]]:
+    """Build its environment. The root is read-only, so homes and caches lie on the emptyDirs."""
+    model = td.spec.model
+    variables: list[dict[str, Any]] = [{"name": "HOME", "value": TMP_PATH}]
+    if not model.on_hub:
+        # A model on a claim is complete there: nothing of it may be fetched from elsewhere.
+        return [*variables, {"name": "HF_HUB_OFFLINE", "value": "1"}]
+    variables.append({"name": "HF_HOME", "value": CACHE_PATH})
+    if model.token_secret_ref:
+        key = {"name": model.token_secret_ref.name, "key": model.token_secret_ref.key}
+        variables.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": key}})
+    return variables
 
 
 def build_container(
@@ -52,7 +104,7 @@ def build_container(
         "imagePullPolicy": settings.image_pull_policy,
         "command": list(command),
         "args": list(arguments),
-        "env": [*source.environment(td), *variables],
+        "env": [*_environment(td), *variables],
         "resources": resources,
     }
 
@@ -101,7 +153,7 @@ def pod_spec(
     No token of the Kubernetes API is mounted, and Services are not announced in the environment.
     """
     overlay = td.spec.template or Template()
-    volumes = [*source.volumes(td), *volumes]
+    volumes = [*_model_volumes(td), *volumes]
     spec: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,

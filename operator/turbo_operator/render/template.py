@@ -9,7 +9,9 @@ by `spec.engine.image`, or with the next change of the plan.
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +20,9 @@ from turbo_operator.api import (
     LABEL_OWNER_UID,
     LABEL_PLAN_HASH,
     ROLE_SERVING,
+    ApiKeysSecretRef,
     CapacityType,
+    Capture,
     Template,
     TurboDeployment,
     label_value,
@@ -28,11 +32,14 @@ from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
 from turbo_operator.planner import OFF
-from turbo_operator.render import draft_volume, server_volumes, source
-from turbo_operator.render.metadata import digest, labels
+from turbo_operator.render import draft_volume
+from turbo_operator.render.metadata import configmap, digest, labels
 from turbo_operator.render.pod import (
     OWN_GROUP,
+    MountedVolume,
     build_container,
+    model_argument,
+    mounted_volume,
     placed_pod_spec,
     placement_labels,
     pod_metadata,
@@ -48,6 +55,10 @@ from turbo_runtime.contract.model import ModelInfo
 HASH_VERSION = "v2"
 HASH_DIGITS = 8
 
+KEYS_FOLDER = "/etc/turbo"
+KEYS_FILE = "api-keys"  # whatever the Secret calls it: a path of one's own needs no care about names
+CAPTURE_FOLDER, CAPTURE_FILE = "/etc/turbo-capture", "capture.json"
+CAPTURE_CLAIM_PATH = "/capture"
 CPU = "cpu"
 GIB = 1 << 30
 MIB = 1 << 20
@@ -91,10 +102,10 @@ def plan_hash(
         material["capacityType"] = choice.capacity_type
     if selectors := build_constraint(accelerator, choice.capacity_type).selectors:
         material["capacitySelectors"] = {kind: dict(selector) for kind, selector in selectors.items()}
-    if keys := server_volumes.api_keys(td):
+    if keys := api_keys(td):
         material["apiKeys"] = keys.dump()
-    if capture := server_volumes.capture(td):
-        material["capture"] = capture.persistent_volume_claim.dump()  # the rest reaches pods as they run
+    if kept := capture(td):
+        material["capture"] = kept.persistent_volume_claim.dump()  # the rest reaches pods as they run
     if claim:
         material["drafts"] = claim
     if trial and draft:
@@ -109,7 +120,7 @@ def runtime_config(
     cpu = choice.accelerator.resource_name == CPU
     timeout = td.spec.engine.step_timeout
     config = RuntimeConfig(
-        model=source.argument(td),
+        model=model_argument(td),
         revision=(facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None,
         served_model_name=td.served_name,
         device="cpu" if cpu else "cuda",
@@ -118,11 +129,11 @@ def runtime_config(
         max_model_len=choice.max_model_len,
         kv_cache_gib=choice.kv_cache_bytes / GIB,
         speculation="off" if choice.method == OFF else "suffix",
-        draft_config=draft_volume.argument(claim),
+        draft_config=f"{draft_volume.FOLDER}/{draft_volume.FILE}" if claim else None,
         max_draft_tokens=choice.max_draft_tokens,
         drain_timeout_seconds=td.spec.drain.timeout.seconds,
-        api_key_file=server_volumes.api_keys_argument(td),
-        capture_config=server_volumes.capture_argument(td),
+        api_key_file=f"{KEYS_FOLDER}/{KEYS_FILE}" if api_keys(td) else None,
+        capture_config=f"{CAPTURE_FOLDER}/{CAPTURE_FILE}" if capture(td) else None,
     )
     return config if timeout is None else dataclasses.replace(config, step_timeout_seconds=timeout.seconds)
 
@@ -153,9 +164,9 @@ def pod_template(
         # A process that hangs does not end by itself: there is nothing to drain.
         "livenessProbe": _probe(HEALTH_PATH, 10, 6) | {"terminationGracePeriodSeconds": HUNG_GRACE_SECONDS},
     }
-    volumes = [*server_volumes.server_volumes(td), *draft_volume.volumes(td, claim, trial)]
+    volumes = [*_server_volumes(td), *draft_volume.volumes(td, claim, trial)]
     spec = placed_pod_spec(td, container, choice, volumes)
-    if server_volumes.capture(td):
+    if capture(td):
         spec["securityContext"] |= OWN_GROUP
     grace = config.drain_timeout_seconds + config.shutdown_delay_seconds + GRACE_SLACK_SECONDS
     spec["terminationGracePeriodSeconds"] = math.ceil(grace)
@@ -205,3 +216,60 @@ def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
         "timeoutSeconds": 5,
         "failureThreshold": failures,
     }
+
+
+def api_keys(td: TurboDeployment) -> ApiKeysSecretRef | None:
+    """Return where the API keys are; None where none are required."""
+    return td.spec.server.api_keys_secret_ref if td.spec.server else None
+
+
+def capture(td: TurboDeployment) -> Capture | None:
+    """Return how prompts are kept; None where they are not."""
+    return td.spec.capture if td.spec.capture and not td.spec.capture.suspend else None
+
+
+def capture_configmap_name(td: TurboDeployment) -> str:
+    """`NAME-capture`."""
+    return f"{td.metadata.name}-capture"
+
+
+def capture_configmaps(td: TurboDeployment) -> list[dict[str, Any]]:
+    """Build the settings of the capture; none where nothing is to be kept."""
+    kept = capture(td)
+    if kept is None:
+        return []
+    settings = {
+        "folder": f"{CAPTURE_CLAIM_PATH}/{td.metadata.name}",
+        "sampleFraction": float(kept.sample_fraction),
+        "maxMib": max(1, int(quantity(kept.max_size) // MIB)),
+        "maxAgeHours": kept.max_age.seconds / 3600,
+        "redact": list(kept.redact or ()),
+    }
+    return [configmap(td, capture_configmap_name(td), _capture_file(settings))]
+
+
+def stopped_capture(data: Mapping[str, str]) -> dict[str, str]:
+    """Return the same settings, by which nothing more is kept: of pods that go, while they are there."""
+    try:
+        settings = json.loads(data.get(CAPTURE_FILE, "{}"))
+    except ValueError:  # edited by hand: the runtime holds to what it read before
+        return dict(data)
+    return _capture_file({**settings, "sampleFraction": 0.0})
+
+
+def _capture_file(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {CAPTURE_FILE: json.dumps(settings, indent=2, sort_keys=True) + "\n"}
+
+
+def _server_volumes(td: TurboDeployment) -> list[MountedVolume]:
+    """Build the volumes of a serving pod."""
+    volumes = []
+    if keys := api_keys(td):
+        secret = {"secretName": keys.name, "items": [{"key": keys.key, "path": KEYS_FILE}]}
+        volumes.append(mounted_volume("api-keys", {"secret": secret}, KEYS_FOLDER, read_only=True))
+    if kept := capture(td):
+        settings = {"configMap": {"name": capture_configmap_name(td)}}
+        claim = {"persistentVolumeClaim": {"claimName": kept.persistent_volume_claim.claim_name}}
+        volumes.append(mounted_volume("capture-settings", settings, CAPTURE_FOLDER, read_only=True))
+        volumes.append(mounted_volume("capture", claim, CAPTURE_CLAIM_PATH))
+    return volumes

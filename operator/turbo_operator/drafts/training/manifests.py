@@ -19,19 +19,21 @@ from turbo_operator.api.training import PromptsType
 from turbo_operator.drafts.training.names import draft_name, dtype, folder, job_name, threads
 from turbo_operator.drafts.training.step import FinishedDraft, JobRequest
 from turbo_operator.planner.performance.memory import on_cpu
-from turbo_operator.render import draft_volume, source
-from turbo_operator.render.inspect_job import TERMINATION_LOG
+from turbo_operator.render import draft_volume
 from turbo_operator.render.metadata import build_child, labels
 from turbo_operator.render.pod import (
     OWN_GROUP,
+    MountedVolume,
     build_container,
     failing_at_once,
+    model_argument,
+    mounted_volume,
     placed_pod_spec,
     placement_labels,
     pod_metadata,
 )
-from turbo_operator.render.source import MountedVolume, mounted_volume
 from turbo_operator.render.template import resources
+from turbo_operator.render.workload import TERMINATION_LOG
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PORT, PORT_NAME
 from turbo_runtime.contract.model import ModelInfo
@@ -85,7 +87,7 @@ def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts
     choice, serving = begin.choice, begin.serving
     revision = (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None
     arguments = [
-        source.argument(td),
+        model_argument(td),
         *([f"--revision={revision}"] if revision else []),
         f"--prompts={_prompts_path(td, training)}",
         f"--out={_out(td, training, begin)}",
