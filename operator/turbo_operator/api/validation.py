@@ -193,8 +193,8 @@ class Text:
 
     def __get_pydantic_core_schema__(self, source: type[str], handler: GetCoreSchemaHandler) -> CoreSchema:
         schema: CoreSchema = core_schema.str_schema(strict=True, min_length=1, max_length=self.max_length)
-        checks: list[Callable[[Any], Any]] = [rule.check for rule in self._rules]
-        for check in (*checks, source):
+        checks: list[Callable[[Any], Any]] = [*(rule.check for rule in self._rules), source]
+        for check in checks:
             schema = core_schema.no_info_after_validator_function(check, schema)
         return core_schema.no_info_before_validator_function(self._read, schema)
 

@@ -27,8 +27,8 @@ from turbo_operator.drafts import conditions as draft_conditions
 from turbo_operator.render import url
 from turbo_operator.render.metadata import traffic_selector
 from turbo_operator.snapshot import Snapshot
-from turbo_operator.status import conditions, fields, kstatus
-from turbo_operator.status.conditions import failure, in_force
+from turbo_operator.status import fields
+from turbo_operator.status.conditions import Conditions, failure, in_force
 from turbo_operator.status.outcome import Outcome, Takeover
 
 __all__ = ["Outcome", "Takeover", "compute", "failure", "in_force", "invalid"]
@@ -44,8 +44,7 @@ def compute(
     plan_hash, verdict, takeover = outcome.plan_hash, outcome.verdict, outcome.takeover
     scale = in_force(td, outcome.scale, plan_hash)
     outcome = dataclasses.replace(outcome, scale=scale)
-    states = conditions.verdicts(td, observed, outcome, refused)
-    states |= kstatus.verdicts(td, observed, outcome, states, refused)
+    states = Conditions(td, observed, outcome, refused).states()
     gain = fields.shown_gain(td.status.observed, observed)
     states |= draft_conditions.verdicts(
         td, observed, outcome.plan, takeover.target or plan_hash, verdict, outcome.step.condition, gain

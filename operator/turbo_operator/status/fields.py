@@ -35,6 +35,7 @@ from turbo_operator.status.cost import cost_per_hour, cost_per_million_tokens, t
 
 MAX_REJECTED = 5
 MAX_EVENTS = 5
+_OF_CHOICE = "engine capacity_type tensor accelerators_per_replica nodes method placement max_draft_tokens"
 STEP = 0.10  # of the figure that stands in the status
 
 
@@ -85,39 +86,22 @@ def plan(old: PlanStatus | None, new: Plan | None, plan_hash: str | None) -> Pla
     """Return the plan in force; while a new one is infeasible, the old one with the reason why it stays."""
     if new is None:
         return old
+    words = RejectedPlan.model_fields.keys() - {"message"}
     rejected = tuple(
-        RejectedPlan(
-            accelerator=row.accelerator,
-            engine=row.engine,
-            capacity_type=row.capacity_type,
-            tensor=row.tensor,
-            nodes=row.nodes,
-            method=row.method,
-            reason=row.reason,
-            message=_bounded(row.detail),
-        )
+        RejectedPlan(**{name: getattr(row, name) for name in words}, message=_bounded(row.detail))
         for row in new.rejected[:MAX_REJECTED]
     )
+    why = {"reason": new.reason, "message": _bounded(new.detail), "rejected": rejected}
     choice = new.served
     if choice is None:
-        update = {"reason": new.reason, "message": _bounded(new.detail), "rejected": rejected}
-        return (old or PlanStatus()).model_copy(update=update)
+        return (old or PlanStatus()).model_copy(update=why)
     return PlanStatus(
         hash=plan_hash,
-        engine=choice.engine,
         accelerator=choice.accelerator.name,
-        capacity_type=choice.capacity_type,
-        tensor=choice.tensor,
-        accelerators_per_replica=choice.accelerators_per_replica,
-        nodes=choice.nodes,
-        method=choice.method,
-        placement=choice.placement,
-        max_draft_tokens=choice.max_draft_tokens,
         replicas=new.replicas,
         predicted=_predicted(choice.predicted),
-        reason=new.reason,
-        message=_bounded(new.detail),
-        rejected=rejected,
+        **{name: getattr(choice, name) for name in _OF_CHOICE.split()},
+        **why,
     )
 
 

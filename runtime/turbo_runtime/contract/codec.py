@@ -31,7 +31,7 @@ class JsonDocument:
         except (
             ValueError,
             RecursionError,
-        ) as error:  # too many brackets or digits are no JSON of ours either
+        ) as error:  # of too many brackets or digits
             raise ValueError(f"{cls.__name__}: not JSON: {error}") from error
         record: Self = _from_document(cls, document)
         return record
