@@ -37,7 +37,7 @@ from turbo_dev.release import UNUSED_IMAGES
 from turbo_dev.shell import run
 from turbo_operator import api, planner, resources
 from turbo_operator.catalog import catalogue, shapes, shipped_objects
-from turbo_operator.render.workload import model_configmap
+from turbo_operator.render import model_configmap
 from turbo_operator.snapshot import Accelerator
 from turbo_runtime.contract.model import ModelInfo, ModelShape
 

@@ -6,13 +6,11 @@ A field exists only once it works. Every public name of these modules is one of 
 # ruff: noqa: F403
 
 from turbo_operator.api.accelerator import *
-from turbo_operator.api.capture import *
 from turbo_operator.api.constants import *
 from turbo_operator.api.deployment import *
 from turbo_operator.api.draft import *
 from turbo_operator.api.parsing import *
 from turbo_operator.api.requirements import *
-from turbo_operator.api.rollout import *
 from turbo_operator.api.scaling import *
 from turbo_operator.api.speculation import *
 from turbo_operator.api.status import *

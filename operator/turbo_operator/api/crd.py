@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -185,14 +186,8 @@ def _as_template(definition: Mapping[str, Any]) -> str:
 
 
 def _yaml(document: Mapping[str, Any]) -> str:
-    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Without anchors: two equal texts are two texts."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002  the signature is PyYAML's
-        return True
+    copy = json.loads(json.dumps(document))  # in which no two parts are one, so that there are no anchors
+    return yaml.safe_dump(copy, sort_keys=False, width=110, allow_unicode=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from turbo_operator.api.capture import Capture
 from turbo_operator.api.constants import API_VERSION, MAX_NAME_LENGTH, TURBODEPLOYMENT
 from turbo_operator.api.requirements import (
     Accelerators,
@@ -19,12 +18,11 @@ from turbo_operator.api.requirements import (
     Targets,
     Workload,
 )
-from turbo_operator.api.rollout import Rollout
-from turbo_operator.api.scaling import Scaling, ScalingMode
+from turbo_operator.api.scaling import Rollout, Scaling, ScalingMode
 from turbo_operator.api.speculation import Method, Speculation
 from turbo_operator.api.status import TurboDeploymentStatus
 from turbo_operator.api.template import Template
-from turbo_operator.api.training import PromptsType
+from turbo_operator.api.training import Capture
 from turbo_operator.api.validation import (
     Duration,
     Metadata,
@@ -229,9 +227,7 @@ class TurboDeploymentSpec(Record):
             " || has(self.capture)",
             "write spec.capture, which keeps the prompts, or take those of a ConfigMap or a claim",
             lambda it: (
-                it.speculation.training is None
-                or it.speculation.training.prompts.type != PromptsType.CAPTURED
-                or it.capture is not None
+                not (training := it.speculation.training) or training.prompts.type != "Captured" or it.capture
             ),
             "speculation.training.prompts.type",
         ),
@@ -240,10 +236,10 @@ class TurboDeploymentSpec(Record):
             " || has(self.accelerators) && has(self.accelerators.maxTotal)",
             "write cost.maxPerHour or accelerators.maxTotal: without a bound the best plan has no end",
             lambda it: (
-                it.cost is None
+                not it.cost
                 or it.cost.objective == Objective.COST
                 or it.cost.max_per_hour is not None
-                or (it.accelerators is not None and it.accelerators.max_total is not None)
+                or (it.accelerators and it.accelerators.max_total is not None)
             ),
             "cost.objective",
         ),

@@ -23,7 +23,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 CEL_RULES = "x-kubernetes-validations"
@@ -114,10 +113,8 @@ class Rule:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        json_schema = handler(schema)
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        json_schema = handler(core)
         return {**json_schema, CEL_RULES: [*json_schema.get(CEL_RULES, ()), self.as_schema()]}
 
 
@@ -142,7 +139,7 @@ class Record(BaseModel):
     @classmethod
     def __get_pydantic_json_schema__(
         cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler, /
-    ) -> JsonSchemaValue:
+    ) -> dict[str, Any]:
         reference = handler(core_schema)
         if cls.rules:
             handler.resolve_ref_schema(reference)[CEL_RULES] = [rule.as_schema() for rule in cls.rules]
@@ -177,32 +174,30 @@ class Text:
     pattern: str | None = None
     message: str = ""
 
-    def _read(self, value: object) -> object:
-        """What the pattern's message says is of more help than that a number is no string."""
-        if self.pattern is not None and not isinstance(value, str):
-            raise refusal(self.message)
-        return value
-
-    @property
-    def _rules(self) -> list[Rule]:
-        if self.pattern is None:
-            return []
-        whole = re.compile(self.pattern, re.ASCII)  # as RE2 reads \d and \s
-        cel = f"self.matches(r'^(?:{self.pattern})$')"
-        return [Rule(cel, self.message, lambda value: bool(whole.fullmatch(value)))]
-
     def __get_pydantic_core_schema__(self, source: type[str], handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema: CoreSchema = core_schema.str_schema(strict=True, min_length=1, max_length=self.max_length)
-        checks: list[Callable[[Any], Any]] = [*(rule.check for rule in self._rules), source]
-        for check in checks:
-            schema = core_schema.no_info_after_validator_function(check, schema)
-        return core_schema.no_info_before_validator_function(self._read, schema)
+        text = core_schema.str_schema(strict=True, min_length=1, max_length=self.max_length)
+        if self.pattern is None:
+            return text
+        whole = re.compile(self.pattern, re.ASCII)  # as RE2 reads \d and \s
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        json_schema: JsonSchemaValue = {"type": "string", "minLength": 1, "maxLength": self.max_length}
-        return json_schema | ({CEL_RULES: [rule.as_schema() for rule in self._rules]} if self.pattern else {})
+        def only_text(value: object) -> object:
+            """What the pattern's message says is of more help than that a number is no string."""
+            if not isinstance(value, str):
+                raise refusal(self.message)
+            return value
+
+        def read(value: str) -> str:
+            if whole.fullmatch(value) is None:
+                raise refusal(self.message)
+            return source(value)
+
+        matching = core_schema.no_info_after_validator_function(read, text)
+        return core_schema.no_info_before_validator_function(only_text, matching)
+
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        json_schema: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": self.max_length}
+        rule = {"rule": f"self.matches(r'^(?:{self.pattern})$')", "message": self.message}
+        return json_schema | ({CEL_RULES: [rule]} if self.pattern is not None else {})
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,15 +205,13 @@ class Number:
     """Annotation of a number that is read from text: YAML's floats would lose cents."""
 
     read: Callable[[object], object]
-    schema: JsonSchemaValue
+    schema: dict[str, Any]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         text = core_schema.to_string_ser_schema(when_used="json")
         return core_schema.no_info_plain_validator_function(self.read, serialization=text)
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return dict(self.schema)
 
 

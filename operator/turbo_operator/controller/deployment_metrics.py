@@ -18,7 +18,7 @@ from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import CPU, ClusterInventory
 from turbo_operator.plan import Plan, Predicted
 from turbo_operator.snapshot import Snapshot, TrainPod
-from turbo_operator.status import cost
+from turbo_operator.status import fields
 
 _OBJECT = ["namespace", "name"]
 PLANNED, PRESENT = "planned", "present"
@@ -85,10 +85,10 @@ _stages: dict[Key, set[str]] = {}  # that a gauge is set for
 def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision, now: float) -> None:
     """Set what is known of one TurboDeployment, and remove what is not."""
     expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
-    paid, rate = cost.cost_per_hour(observed), cost.tokens_per_second(observed, now)
+    paid, rate = fields.cost_per_hour(observed), fields.tokens_per_second(observed, now)
     labels = (key.namespace, key.name)
     planned = (expected.cost_per_hour, expected.cost_per_million_tokens, expected.tokens_per_second)
-    present = (paid, cost.cost_per_million_tokens(paid, rate), rate)
+    present = (paid, fields.cost_per_million_tokens(paid, rate), rate)
     for load, figures in ((PLANNED, planned), (PRESENT, present)):
         for gauge, value in zip(_BY_LOAD, figures, strict=True):
             _set(gauge, (*labels, load), value)

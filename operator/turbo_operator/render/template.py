@@ -15,19 +15,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator.api import (
-    LABEL_DRAFT_VERSION,
-    LABEL_OWNER_UID,
-    LABEL_PLAN_HASH,
-    ROLE_SERVING,
-    ApiKeysSecretRef,
-    CapacityType,
-    Capture,
-    Template,
-    TurboDeployment,
-    label_value,
-    quantity,
-)
+from turbo_operator import api
 from turbo_operator.budget import DEVICE_POD_CORES
 from turbo_operator.capacity_types import build_constraint
 from turbo_operator.plan import Choice
@@ -40,9 +28,9 @@ from turbo_operator.render.pod import (
     build_container,
     model_argument,
     mounted_volume,
-    placed_pod_spec,
     placement_labels,
     pod_metadata,
+    pod_spec,
 )
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import DraftView, identity
@@ -70,7 +58,7 @@ HUNG_GRACE_SECONDS = 10
 
 
 def plan_hash(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     choice: Choice,
     facts: ModelInfo,
     draft: DraftView | None = None,
@@ -95,10 +83,10 @@ def plan_hash(
             [dict(toleration) for toleration in accelerator.tolerations],
         ],
         "memory": choice.host_memory_bytes,
-        "overlay": (td.spec.template or Template()).dump(),
+        "overlay": (td.spec.template or api.Template()).dump(),
     }
     # What is not asked for is left out, so that what runs keeps its name.
-    if choice.capacity_type != CapacityType.ON_DEMAND:
+    if choice.capacity_type != api.CapacityType.ON_DEMAND:
         material["capacityType"] = choice.capacity_type
     if selectors := build_constraint(accelerator, choice.capacity_type).selectors:
         material["capacitySelectors"] = {kind: dict(selector) for kind, selector in selectors.items()}
@@ -114,7 +102,7 @@ def plan_hash(
 
 
 def runtime_config(
-    td: TurboDeployment, choice: Choice, facts: ModelInfo, claim: str | None = None
+    td: api.TurboDeployment, choice: Choice, facts: ModelInfo, claim: str | None = None
 ) -> RuntimeConfig:
     """Return what `turbo serve` gets: one commit, arithmetic and threads for all, hence the same bytes."""
     cpu = choice.accelerator.resource_name == CPU
@@ -139,7 +127,7 @@ def runtime_config(
 
 
 def pod_template(
-    td: TurboDeployment,
+    td: api.TurboDeployment,
     choice: Choice,
     facts: ModelInfo,
     variant: str,
@@ -165,23 +153,23 @@ def pod_template(
         "livenessProbe": _probe(HEALTH_PATH, 10, 6) | {"terminationGracePeriodSeconds": HUNG_GRACE_SECONDS},
     }
     volumes = [*_server_volumes(td), *draft_volume.volumes(td, claim, trial)]
-    spec = placed_pod_spec(td, container, choice, volumes)
+    spec = pod_spec(td, container, choice, volumes)
     if capture(td):
         spec["securityContext"] |= OWN_GROUP
     grace = config.drain_timeout_seconds + config.shutdown_delay_seconds + GRACE_SLACK_SECONDS
     spec["terminationGracePeriodSeconds"] = math.ceil(grace)
     own = {
-        **labels(td, ROLE_SERVING),
-        LABEL_PLAN_HASH: variant,
-        LABEL_OWNER_UID: td.metadata.uid,
+        **labels(td, api.ROLE_SERVING),
+        api.LABEL_PLAN_HASH: variant,
+        api.LABEL_OWNER_UID: td.metadata.uid,
         **placement_labels(choice),
     }
     if trial and draft:
-        own[LABEL_DRAFT_VERSION] = label_value(draft.version)
+        own[api.LABEL_DRAFT_VERSION] = api.label_value(draft.version)
     return {"metadata": pod_metadata(td, own), "spec": spec}
 
 
-def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
+def resources(td: api.TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
     """Return the container's requests and limits: the accelerator's, the overlay's amounts over them."""
     accelerator = choice.accelerator
     amount = _number(accelerator.quantity * choice.accelerators_per_replica)
@@ -199,9 +187,9 @@ def resources(td: TurboDeployment, choice: Choice) -> dict[str, dict[str, str]]:
     return {"requests": requests, "limits": limits}
 
 
-def _cores(td: TurboDeployment, choice: Choice) -> Decimal:
+def _cores(td: api.TurboDeployment, choice: Choice) -> Decimal:
     """Return the cores that the container may use, since a process cannot see its quota."""
-    return quantity(resources(td, choice)["limits"][CPU])
+    return api.quantity(resources(td, choice)["limits"][CPU])
 
 
 def _number(amount: Decimal) -> str:
@@ -218,22 +206,22 @@ def _probe(path: str, period: int, failures: int) -> dict[str, Any]:
     }
 
 
-def api_keys(td: TurboDeployment) -> ApiKeysSecretRef | None:
+def api_keys(td: api.TurboDeployment) -> api.ApiKeysSecretRef | None:
     """Return where the API keys are; None where none are required."""
     return td.spec.server.api_keys_secret_ref if td.spec.server else None
 
 
-def capture(td: TurboDeployment) -> Capture | None:
+def capture(td: api.TurboDeployment) -> api.Capture | None:
     """Return how prompts are kept; None where they are not."""
     return td.spec.capture if td.spec.capture and not td.spec.capture.suspend else None
 
 
-def capture_configmap_name(td: TurboDeployment) -> str:
+def capture_configmap_name(td: api.TurboDeployment) -> str:
     """`NAME-capture`."""
     return f"{td.metadata.name}-capture"
 
 
-def capture_configmaps(td: TurboDeployment) -> list[dict[str, Any]]:
+def capture_configmaps(td: api.TurboDeployment) -> list[dict[str, Any]]:
     """Build the settings of the capture; none where nothing is to be kept."""
     kept = capture(td)
     if kept is None:
@@ -241,7 +229,7 @@ def capture_configmaps(td: TurboDeployment) -> list[dict[str, Any]]:
     settings = {
         "folder": f"{CAPTURE_CLAIM_PATH}/{td.metadata.name}",
         "sampleFraction": float(kept.sample_fraction),
-        "maxMib": max(1, int(quantity(kept.max_size) // MIB)),
+        "maxMib": max(1, int(api.quantity(kept.max_size) // MIB)),
         "maxAgeHours": kept.max_age.seconds / 3600,
         "redact": list(kept.redact or ()),
     }
@@ -261,7 +249,7 @@ def _capture_file(settings: Mapping[str, Any]) -> dict[str, str]:
     return {CAPTURE_FILE: json.dumps(settings, indent=2, sort_keys=True) + "\n"}
 
 
-def _server_volumes(td: TurboDeployment) -> list[MountedVolume]:
+def _server_volumes(td: api.TurboDeployment) -> list[MountedVolume]:
     """Build the volumes of a serving pod."""
     volumes = []
     if keys := api_keys(td):

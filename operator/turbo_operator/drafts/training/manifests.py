@@ -19,7 +19,7 @@ from turbo_operator.api.training import PromptsType
 from turbo_operator.drafts.training.names import draft_name, dtype, folder, job_name, threads
 from turbo_operator.drafts.training.step import FinishedDraft, JobRequest
 from turbo_operator.planner.performance.memory import on_cpu
-from turbo_operator.render import draft_volume
+from turbo_operator.render import TERMINATION_LOG, draft_volume
 from turbo_operator.render.metadata import build_child, labels
 from turbo_operator.render.pod import (
     OWN_GROUP,
@@ -28,12 +28,11 @@ from turbo_operator.render.pod import (
     failing_at_once,
     model_argument,
     mounted_volume,
-    placed_pod_spec,
     placement_labels,
     pod_metadata,
+    pod_spec,
 )
 from turbo_operator.render.template import resources
-from turbo_operator.render.workload import TERMINATION_LOG
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PORT, PORT_NAME
 from turbo_runtime.contract.model import ModelInfo
@@ -67,7 +66,7 @@ def training_job(
     drafts = {"persistentVolumeClaim": {"claimName": claim}}
     path = draft_volume.claim_path(claim)
     volumes = [mounted_volume("drafts", drafts, path), _prompts(td, training)]
-    spec = placed_pod_spec(td, container, choice, volumes)
+    spec = pod_spec(td, container, choice, volumes)
     spec["securityContext"] |= OWN_GROUP
     spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
     disruption = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
