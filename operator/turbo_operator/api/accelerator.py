@@ -25,7 +25,7 @@ from turbo_operator.api.validation import (
 _Price = Annotated[
     Decimal, amount('write dollars per accelerator and hour as a string, like "0.80"', positive=False)
 ]
-_Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "3350"', positive=True)]
+_Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "3350"')]
 
 
 class PerAcceleratorHour(Record):
@@ -67,10 +67,8 @@ class TeraFlops(Record):
     """4-bit floating point, where there is hardware for it."""
 
 
-_Share = Annotated[
-    Decimal, amount('write a share of the peak above 0 as a string, like "0.85"', positive=True)
-]
-_Seconds = Annotated[Decimal, amount('write seconds above 0 as a string, like "0.00007"', positive=True)]
+_Share = Annotated[Decimal, amount('write a share of the peak above 0 as a string, like "0.85"')]
+_Seconds = Annotated[Decimal, amount('write seconds above 0 as a string, like "0.00007"')]
 
 
 class Efficiency(Record):

@@ -17,10 +17,10 @@ DEFAULT_OUTPUT_TOKENS = 256
 
 Tokens = Annotated[int, Field(strict=True, ge=1, le=16_777_216)]
 Degree = Annotated[int, Field(strict=True, ge=1, le=64)]
-Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "4" or "0.25"', positive=True)]
+Rate = Annotated[Decimal, amount('write a number above 0 as a string, like "4" or "0.25"')]
 _HOURLY = 'write US dollars per hour above 0 as a string, like "24.00"'
-_Hourly = Annotated[Decimal, amount(_HOURLY, positive=True)]
-_Dollars = Annotated[Decimal, amount('write US dollars above 0 as a string, like "0.60"', positive=True)]
+_Hourly = Annotated[Decimal, amount(_HOURLY)]
+_Dollars = Annotated[Decimal, amount('write US dollars above 0 as a string, like "0.60"')]
 
 
 class Lengths(Record):

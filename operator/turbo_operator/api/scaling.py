@@ -12,7 +12,7 @@ from turbo_operator.api.validation import Duration, Record, Rule, UpToAnHour, am
 
 _Replicas = Annotated[int, Field(strict=True, ge=1, le=1000)]
 _SomeReplicas = Annotated[int, Field(strict=True, ge=0, le=1000)]
-Ratio = Annotated[Decimal, amount('write a ratio as a string, like "1.05"', positive=True)]
+Ratio = Annotated[Decimal, amount('write a ratio as a string, like "1.05"')]
 
 
 class ScalingMode(StrEnum):

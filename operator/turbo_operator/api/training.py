@@ -139,9 +139,7 @@ class Prompts(Record):
 class Trigger(Record):
     """When a draft is trained again."""
 
-    speedup_below: (
-        Annotated[Decimal, amount('write a number above 0 as a string, like "1.30"', positive=True)] | None
-    ) = None
+    speedup_below: Annotated[Decimal, amount('write a number above 0 as a string, like "1.30"')] | None = None
     """Train again once the measured gain of what serves has stayed below this for the window; not while a
     draft is yet to be tried. Default: a draft is trained once for each model."""
     window: Annotated[
@@ -174,9 +172,7 @@ class Training(Record):
     """When a draft is trained again."""
     accelerator_name: ObjectName | None = None
     """The TurboAccelerator to train on. Default: the cheapest that fits and has room."""
-    max_cost: (
-        Annotated[Decimal, amount('write US dollars as a string, like "5.00"', positive=True)] | None
-    ) = None
+    max_cost: Annotated[Decimal, amount('write US dollars as a string, like "5.00"')] | None = None
     """US dollars of one training at most, also of one that runs. Default: no bound."""
     domain: Annotated[str, Text(253)] | None = None
     """What the draft is for, in a word; also the domain of captured prompts, and of those of a single file,

@@ -44,14 +44,6 @@ _UNITS: dict[str | None, Decimal] = {
 }
 
 
-def seconds(duration: str) -> float:
-    """A duration such as `90s` or `1m30s` in seconds; ValueError when it is none."""
-    parts = _DURATION_PART.findall(duration)
-    if not parts or "".join(number + unit for number, unit in parts) != duration:
-        raise ValueError(f"{duration!r} is no duration: write it like 90s, 1m30s or 250ms")
-    return float(sum(Decimal(number) * _SECONDS[unit] for number, unit in parts))
-
-
 def quantity(text: str) -> Decimal:
     """A Kubernetes quantity (`4`, `400m`, `1.5Gi`) as a number; ValueError when it is none."""
     found = _QUANTITY.fullmatch(text)
@@ -67,8 +59,11 @@ class Duration(str):
 
     @property
     def seconds(self) -> float:
-        """The same in seconds."""
-        return seconds(self)
+        """The same in seconds; ValueError when it is none."""
+        parts = _DURATION_PART.findall(self)
+        if not parts or "".join(number + unit for number, unit in parts) != self:
+            raise ValueError(f"{str(self)!r} is no duration: write it like 90s, 1m30s or 250ms")
+        return float(sum(Decimal(number) * _SECONDS[unit] for number, unit in parts))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -215,66 +210,45 @@ class Number:
         return dict(self.schema)
 
 
-def amount(message: str, *, positive: bool) -> Number:
-    """A `Decimal` written as a string such as "24.00"."""
-
-    def read(value: object) -> Decimal:
-        if isinstance(value, Decimal):
-            return value
-        if isinstance(value, str) and _AMOUNT.fullmatch(value) and (Decimal(value) or not positive):
-            return Decimal(value)
-        raise refusal(message)
-
-    cel = f"self.matches(r'^{_AMOUNT.pattern}$')" + (" && double(self) > 0.0" if positive else "")
-    return Number(read, {"type": "string", "maxLength": 16, CEL_RULES: [{"rule": cel, "message": message}]})
-
-
-def _above_zero(
-    pattern: re.Pattern[str], max_length: int, cel: str, message: str, keep: Callable[[str], object]
+def amount(
+    message: str,
+    *,
+    positive: bool = True,
+    whole: bool = False,
+    pattern: re.Pattern[str] = _AMOUNT,
+    above_zero: str = "double({}) > 0.0",
+    max_length: int = 16,
+    keep: Callable[[str], object] = Decimal,
 ) -> Number:
-    """A number above 0, whole or as a string, kept as `keep` makes it of the string."""
+    """A number written as a string such as "24.00", or if `whole` as an integer, kept as `keep` makes it."""
 
     def read(value: object) -> object:
         if isinstance(value, Decimal):
             return value
-        if isinstance(value, str) and pattern.fullmatch(value):
-            number = quantity(value)
+        if isinstance(value, str):
+            fits = pattern.fullmatch(value) is not None and (quantity(value) > 0 or not positive)
         else:
-            number = Decimal(value if isinstance(value, int) and not isinstance(value, bool) else 0)
-        if number > 0:
-            return keep(str(value))
-        raise refusal(message)
+            fits = whole and isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not fits:
+            raise refusal(message)
+        return keep(str(value))
 
-    matches = f"string(self).matches(r'^{pattern.pattern}$')"
-    rule = f"type(self) == int ? self > 0 : ({matches} && {cel})"
-    schema = {
-        "x-kubernetes-int-or-string": True,
-        "maxLength": max_length,
-        CEL_RULES: [{"rule": rule, "message": message}],
-    }
-    return Number(read, schema)
+    text = "string(self)" if whole else "self"
+    cel = f"{text}.matches(r'^{pattern.pattern}$')" + (f" && {above_zero.format(text)}" if positive else "")
+    rule = {"rule": f"type(self) == int ? self > 0 : ({cel})" if whole else cel, "message": message}
+    kind: dict[str, Any] = {"x-kubernetes-int-or-string": True} if whole else {"type": "string"}
+    return Number(read, {**kind, "maxLength": max_length, CEL_RULES: [rule]})
 
 
+_ABOVE_ZERO = "quantity({}).isGreaterThan(quantity('0'))"
+_QUANTITY_MESSAGE = "write a Kubernetes quantity above 0, like 4, 400m or 16Gi"
 Quantity = Annotated[
     str,
-    _above_zero(
-        _QUANTITY,
-        32,
-        "quantity(string(self)).isGreaterThan(quantity('0'))",
-        "write a Kubernetes quantity above 0, like 4, 400m or 16Gi",
-        str,
-    ),
+    amount(_QUANTITY_MESSAGE, whole=True, pattern=_QUANTITY, above_zero=_ABOVE_ZERO, max_length=32, keep=str),
 ]
 """A Kubernetes quantity above 0 as it was written; `quantity` gives its value."""
 MemoryGiB = Annotated[
-    Decimal,
-    _above_zero(
-        _AMOUNT,
-        16,
-        "double(string(self)) > 0.0",
-        'write GiB above 0, whole or as a string, like 80 or "22.5"',
-        Decimal,
-    ),
+    Decimal, amount('write GiB above 0, whole or as a string, like 80 or "22.5"', whole=True)
 ]
 
 _DURATION = r"(\d{1,6}(\.\d{1,3})?(ms|s|m|h))+"
