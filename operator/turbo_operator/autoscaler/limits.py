@@ -73,7 +73,7 @@ def max_replicas(
 
 def stuck_pods(spec: TurboDeploymentSpec, pods: Sequence[PodView], now: float) -> tuple[str, ...]:
     """Name the pods that no node has taken for longer than spec.accelerators.pendingTimeout."""
-    timeout = (spec.accelerators or Accelerators()).pending_timeout_seconds
+    timeout = (spec.accelerators or Accelerators()).pending_timeout.seconds
     return tuple(
         pod.name
         for pod in pods

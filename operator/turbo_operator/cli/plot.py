@@ -142,10 +142,10 @@ def _draw_limits(axes: Axes, spec: TurboDeploymentSpec) -> None:
     style: dict[str, Any] = {"color": CHOSEN, "linestyle": "--", "linewidth": 1.0}
     words: dict[str, Any] = {"fontsize": 8, "color": CHOSEN}
     if target is not None:
-        axes.axvline(target.max_seconds, **style)
+        axes.axvline(target.max.seconds, **style)
         axes.annotate(
             f"target {target.max}",
-            (target.max_seconds, 0.99),
+            (target.max.seconds, 0.99),
             xycoords=axes.get_xaxis_transform(),
             xytext=(3, 0),
             textcoords="offset points",

@@ -155,7 +155,7 @@ def _follow(
         failure=status.failure(observed, plan_hash),
         over_limits=is_over_limits,
     )
-    return rollout.follow(last, progress, serving, now, td.spec.rollout.progress_deadline_seconds)
+    return rollout.follow(last, progress, serving, now, td.spec.rollout.progress_deadline.seconds)
 
 
 def restore_history(events: Sequence[ScaleEvent]) -> History:

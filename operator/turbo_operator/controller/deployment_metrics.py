@@ -17,7 +17,7 @@ from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import CPU, ClusterInventory
 from turbo_operator.plan import Plan, Predicted
 from turbo_operator.snapshot import Snapshot, TrainPod
-from turbo_operator.status import cost
+from turbo_operator.status import fields
 
 UNKNOWN = Predicted(None, None, None, None, None, None, Provenance.ASSUMED)
 
@@ -80,10 +80,14 @@ NODE_GPU_HOURLY_COST = Gauge(
 def show(key: Key, observed: Snapshot, plan: Plan | None, scale: ScalingDecision, now: float) -> None:
     """Set what is known of one TurboDeployment, and remove what is not."""
     expected = plan.choice.predicted if plan is not None and plan.choice is not None else UNKNOWN
-    paid, rate = cost.cost_per_hour(observed), cost.tokens_per_second(observed, now)
+    paid, rate = fields.cost_per_hour(observed), fields.tokens_per_second(observed, now)
     for gauge, planned, present in (
         (COST_PER_HOUR, expected.cost_per_hour, paid),
-        (COST_PER_MILLION_TOKENS, expected.cost_per_million_tokens, cost.cost_per_million_tokens(paid, rate)),
+        (
+            COST_PER_MILLION_TOKENS,
+            expected.cost_per_million_tokens,
+            fields.cost_per_million_tokens(paid, rate),
+        ),
         (TOKENS_PER_SECOND, expected.tokens_per_second, rate),
     ):
         _set(gauge, planned, **_labels(key), load="planned")

@@ -229,7 +229,7 @@ class Reconciler:
         if observed.model is None:
             return INSPECTING_SECONDS
         rollout, seconds = decision.takeover.rollout, [LIVE_SECONDS]
-        deadline = seconds_left(rollout, now, td.spec.rollout.progress_deadline_seconds)
+        deadline = seconds_left(rollout, now, td.spec.rollout.progress_deadline.seconds)
         seconds += [due for due in (next_look(td, observed.pods, now), deadline) if due is not None]
         if decision.takeover.waits is not None or (rollout is not None and rollout.reason is None):
             seconds.append(ROLLOUT_SECONDS)

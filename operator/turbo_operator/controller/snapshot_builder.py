@@ -77,7 +77,7 @@ def read_model(
 ) -> tuple[ModelInfo | None, str | None]:
     """Return the model's facts, or None and, where something holds the answer up, a sentence on it."""
     by_name = {(view.kind, view.name): view for view in children}
-    config_map = by_name.get(("ConfigMap", render.configmap_name(td)))
+    config_map = by_name.get(("ConfigMap", render.model_configmap_name(td)))
     data = (config_map.data if config_map is not None else None) or {}
     if data.get(render.SOURCE_KEY) == render.source_hash(td):
         try:

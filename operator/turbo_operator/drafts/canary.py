@@ -91,7 +91,9 @@ def update_canary(
             run = speedups.trial
             if run is None or run.variant != variant:
                 run = CanaryRun(variant, now)
-    speedups = replace(speedups, trial=run).update(observed.pods, now, settings.min_generation_seconds)
+    speedups = replace(speedups, trial=run).update(
+        observed.pods, now, settings.min_generation_duration.seconds
+    )
     if draft is None or speedups.trial is None:
         return speedups, verdict
     pods = _pods(observed, speedups.trial.variant)
@@ -222,7 +224,7 @@ def _is_by_rounding(stats: GenerationStats, pods: Sequence[PodView], others: Seq
 
 
 def _compare(settings: Canary, version: str, run: CanaryRun, now: float) -> tuple[CanaryReason, str]:
-    needed, total = settings.min_generation_seconds, run.warmup + run.canary
+    needed, total = settings.min_generation_duration.seconds, run.warmup + run.canary
     new, old = run.canary.gain, run.baseline.gain
     seconds = min(run.canary.seconds, run.baseline.seconds)
     if seconds < needed or new is None or old is None:
@@ -232,7 +234,7 @@ def _compare(settings: Canary, version: str, run: CanaryRun, now: float) -> tupl
         return CanaryReason.EVALUATING, (
             f"{version} is compared with what the other pods use: {done} % of the answers needed are there."
         )
-    if run.began is None or now - run.began < settings.min_seconds:
+    if run.began is None or now - run.began < settings.min_duration.seconds:
         return CanaryReason.EVALUATING, f"{version} is tried for at least {settings.min_duration}."
     if not total.audits:
         return CanaryReason.EVALUATING, (

@@ -58,4 +58,4 @@ def _waiting(plan_hash: str | None, pods: Iterable[PodView]) -> list[float]:
 
 
 def _timeout(td: TurboDeployment) -> float:
-    return (td.spec.accelerators or Accelerators()).pending_timeout_seconds
+    return (td.spec.accelerators or Accelerators()).pending_timeout.seconds

@@ -187,7 +187,7 @@ def _lengths(mean: float, written: SpecLengths | None, max_tokens: float) -> Len
 
 
 def _bound(latency: Latency | None) -> Bound | None:
-    return None if latency is None else Bound(latency.max_seconds, latency.percentile / 100)
+    return None if latency is None else Bound(latency.max.seconds, latency.percentile / 100)
 
 
 @dataclass(frozen=True, slots=True)

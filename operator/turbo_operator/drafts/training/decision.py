@@ -89,7 +89,7 @@ def _decide_without_job(case: Case, target: TrainingTarget | None) -> TrainingDe
     case = replace(case, state=state)
     unfinished = state is not None and state.result is None
     is_measured = observed.gain is not None  # without requests, nothing is paid for
-    again = is_measured and since is not None and case.now - since >= training.trigger.window_seconds
+    again = is_measured and since is not None and case.now - since >= training.trigger.window.seconds
     if drafts and not again and not unfinished:
         return TrainingDecision(_trained(case, drafts[-1], since), state)
     if (blocked := _blocked(case, target, drafts)) is not None:
@@ -127,7 +127,7 @@ def _trained(case: Case, draft: DraftView, since: float | None) -> ConditionStat
         trigger = case.training.trigger
         message += (
             f" The measured gain is below {trigger.speedup_below} since {rfc3339(since)}: if it stays there, "
-            f"another one is trained from {rfc3339(since + trigger.window_seconds)} on."
+            f"another one is trained from {rfc3339(since + trigger.window.seconds)} on."
         )
     return ConditionState("True", TrainingReason.TRAINED, message)
 
@@ -147,7 +147,7 @@ def _blocked(case: Case, target: TrainingTarget, drafts: list[DraftView]) -> Con
     if (
         is_retried
         and state.completion_time
-        and case.now - epoch(state.completion_time) >= training.trigger.window_seconds
+        and case.now - epoch(state.completion_time) >= training.trigger.window.seconds
     ):
         return None  # traffic has brought others
     return unmet_condition(TrainingReason(state.result), state.message or "It left no message.")

@@ -19,18 +19,19 @@ from turbo_operator.api.training import PromptsType
 from turbo_operator.drafts.training.names import draft_name, dtype, folder, job_name, threads
 from turbo_operator.drafts.training.step import FinishedDraft, JobRequest
 from turbo_operator.planner.performance.memory import on_cpu
-from turbo_operator.render import draft_volume, source
-from turbo_operator.render.inspect_job import TERMINATION_LOG
+from turbo_operator.render import TERMINATION_LOG, draft_volume
 from turbo_operator.render.metadata import build_child, labels
 from turbo_operator.render.pod import (
     OWN_GROUP,
+    MountedVolume,
     build_container,
     failing_at_once,
-    placed_pod_spec,
+    model_argument,
+    mounted_volume,
     placement_labels,
     pod_metadata,
+    pod_spec,
 )
-from turbo_operator.render.source import MountedVolume, mounted_volume
 from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PORT, PORT_NAME
@@ -61,11 +62,11 @@ def training_job(
     arguments = _arguments(td, training, begin, facts)
     container = build_container(td, settings, CONTAINER, command, arguments, resources(td, choice))
     container["ports"] = [{"name": PORT_NAME, "containerPort": PORT, "protocol": "TCP"}]
-    claim = training.claim_name
+    claim = training.persistent_volume_claim.claim_name
     drafts = {"persistentVolumeClaim": {"claimName": claim}}
     path = draft_volume.claim_path(claim)
     volumes = [mounted_volume("drafts", drafts, path), _prompts(td, training)]
-    spec = placed_pod_spec(td, container, choice, volumes)
+    spec = pod_spec(td, container, choice, volumes)
     spec["securityContext"] |= OWN_GROUP
     spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE_SECONDS}
     disruption = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
@@ -85,7 +86,7 @@ def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts
     choice, serving = begin.choice, begin.serving
     revision = (facts.revision or td.spec.model.revision) if td.spec.model.on_hub else None
     arguments = [
-        source.argument(td),
+        model_argument(td),
         *([f"--revision={revision}"] if revision else []),
         f"--prompts={_prompts_path(td, training)}",
         f"--out={_out(td, training, begin)}",
@@ -104,7 +105,8 @@ def _arguments(td: TurboDeployment, training: Training, begin: JobRequest, facts
 
 def _out(td: TurboDeployment, training: Training, begin: JobRequest) -> str:
     """Return the folder of the checkpoint, as its container has it."""
-    return f"{draft_volume.claim_path(training.claim_name)}/{folder(td, begin.number, begin.work)}"
+    claim = training.persistent_volume_claim.claim_name
+    return f"{draft_volume.claim_path(claim)}/{folder(td, begin.number, begin.work)}"
 
 
 def _prompts_path(td: TurboDeployment, training: Training) -> str:
@@ -143,7 +145,7 @@ def turbo_draft(td: TurboDeployment, training: Training, finished: FinishedDraft
         "spec": {
             "method": DraftMethod.TURBO_HEADS if facts.method == "heads" else DraftMethod.EAGLE3,
             "location": {
-                "claimName": training.claim_name,
+                "claimName": training.persistent_volume_claim.claim_name,
                 "path": folder(td, finished.number, finished.work),
             },
             "version": facts.version,

@@ -109,7 +109,7 @@ def replan(
     current = old.accelerator_name or ""
     allowed = case.td.spec.accelerators or Accelerators()
     is_timed_out = any(
-        case.now - pod.pending_since >= allowed.pending_timeout_seconds
+        case.now - pod.pending_since >= allowed.pending_timeout.seconds
         for pod in pods
         if pod.pending_since is not None and not pod.terminating and pod.accelerator == label_value(current)
     )
