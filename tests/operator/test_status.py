@@ -141,7 +141,7 @@ def test_the_first_failing_pod_is_named() -> None:
     ("message", "expected"),
     [
         ('pods "x" is forbidden: exceeded quota: compute', AvailableReason.QUOTA_EXCEEDED),
-        ('pods "x" is forbidden: violates PodSecurity', ReadyReason.APPLY_REJECTED),
+        ('pods "x" is forbidden: violates PodSecurity', AvailableReason.FAILED_CREATE),
     ],
 )
 def test_a_replica_set_that_makes_no_pods_says_why(message: str, expected: str) -> None:

@@ -28,7 +28,7 @@ _DEPLOYMENT_COLUMNS = (
     ("Accelerator", ".status.plan.accelerator", 0),
     ("Desired", ".status.desiredReplicas", 0),
     ("Ready", ".status.readyReplicas", 0),
-    ("Status", '.status.conditions[?(@.type=="Ready")].reason', 0),  # all that an object without a plan has
+    ("Reason", '.status.conditions[?(@.type=="Ready")].reason', 0),  # all that an object without a plan has
     ("Method", ".status.plan.method", 0),
     ("Draft", ".status.draft.version", 0),
     ("Speedup", ".status.observed.speedup", 0),

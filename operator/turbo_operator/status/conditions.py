@@ -225,7 +225,7 @@ class Conditions:
                 why = (
                     api.AvailableReason.QUOTA_EXCEEDED
                     if child.is_over_quota
-                    else api.ReadyReason.APPLY_REJECTED
+                    else api.AvailableReason.FAILED_CREATE
                 )
                 return _false(why, f"No pod can be made: {sentence(child.message)}")
         ended = (pod for pod in self._observed.pods if pod.phase in ENDED_PHASES)
