@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from turbo_runtime.capture.segment_store import delete_tenant, is_capture, read, segments
-from turbo_runtime.client.terminal import printable
+from turbo_runtime.client.client import printable
 
 
 def capture(argv: list[str]) -> int:

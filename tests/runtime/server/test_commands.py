@@ -22,14 +22,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.cli.bench import bench
-from turbo_runtime.cli.chat import chat
-from turbo_runtime.cli.conversation import Conversation, parse_field
-from turbo_runtime.cli.report import percentile
+from turbo_runtime.cli.bench import bench, percentile
+from turbo_runtime.cli.chat import Conversation, chat, parse_field
 from turbo_runtime.cli.workload import generate_prompts, read_prompts
-from turbo_runtime.client.address import Address, ServerError
-from turbo_runtime.client.client import Server
-from turbo_runtime.client.sse import Progress, stream_chat
+from turbo_runtime.client.client import Address, Progress, Server, ServerError
 
 CHAT = "import sys; from turbo_runtime.cli.chat import chat; sys.exit(chat(sys.argv[1:]))"
 PATIENCE_SECONDS = 30
@@ -232,8 +228,7 @@ def test_where_figures_cannot_be_written_nothing_is_measured(
 def test_a_refusal_is_in_the_servers_own_words(server: Any) -> None:
     with pytest.raises(ServerError, match="The model 'x' does not exist"):
         list(
-            stream_chat(
-                Server.at(server.url),
+            Server.at(server.url).stream_chat(
                 {"model": "x", "messages": [{"role": "user", "content": "a"}]},
                 Progress(),
             )
