@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from turbo_operator import api, resources
 from turbo_operator.catalog import as_row
-from turbo_operator.cli.errors import BadInputError
+from turbo_operator.cli.manifests import BadInputError
 from turbo_operator.controller import kube
 from turbo_operator.controller.cache.projection import draft
 from turbo_operator.controller.cache.store import Cache, Key

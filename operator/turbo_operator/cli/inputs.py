@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from turbo_operator import api
-from turbo_operator.catalog import catalogue, shipped_objects
+from turbo_operator.catalog import UnknownShapeError, catalogue, shapes, shipped_objects
 from turbo_operator.cli import manifests
-from turbo_operator.cli.errors import BadInputError
-from turbo_operator.cli.manifests import Found
-from turbo_operator.cli.model import given_shape, shape_of
+from turbo_operator.cli.manifests import BadInputError, Found
 from turbo_operator.cli.plan_query import Question, unread_replicas
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.inventory.supply import Owner, supply_of
 from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
+
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def given(
                 f"--catalogue {name}: there is no object of kind {api.TURBOACCELERATOR} in it."
             )
     overlay += _of_kind(objects, api.TURBOACCELERATOR)
-    shape = None if model is None else given_shape(model)
+    shape = None if model is None else _given_shape(model)
     return Given(deployments, overlay, model, shape, tuple(_unread(objects, file == nodes_file)))
 
 
@@ -147,7 +149,7 @@ def _question(
 ) -> Question:
     known = snapshot.model.shape if snapshot.model else None
     try:
-        shape = given.shape or known or shape_of(td)
+        shape = given.shape or known or _shipped_shape(td)
     except BadInputError as error:
         raise BadInputError(f"{item.place} ({api.TURBODEPLOYMENT}): {error}") from error
     return Question(body, td, given.model or td.spec.model.uri, shape, snapshot, now)
@@ -172,3 +174,50 @@ def of_object(name: str, namespace: str | None, context: str | None) -> PlanQuer
         why = snapshot.model_error or "Its inspect Job is not done."
         raise BadInputError(f"{key} has no plan yet, since its model is unknown. {why}")
     return PlanQueries([Question(body, td, td.spec.model.uri, snapshot.model.shape, snapshot, now)])
+
+
+def _shipped_shape(td: api.TurboDeployment) -> ModelShape:
+    """Return the shipped shape of the URI. Raises BadInputError."""
+    shape = shapes.shipped(td.spec.model.hub_id) if td.spec.model.on_hub else None
+    if shape is None:
+        hint = _nearest(td.spec.model.hub_id) if td.spec.model.on_hub else ""
+        raise BadInputError(
+            f"spec.model.uri: the shape of {td.spec.model.uri} is not known without a cluster: give "
+            f"--model with its config.json or with what `turbo inspect MODEL` prints.{hint}"
+        )
+    return shape
+
+
+def _nearest(hub_id: str) -> str:
+    """Suggest the shipped shape that may be meant, or nothing."""
+    near = difflib.get_close_matches(hub_id.lower(), shapes.names(), n=1, cutoff=0.8)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _given_shape(model: str) -> ModelShape:
+    """Read the shape of `--model`. Raises BadInputError."""
+    if not model:
+        raise BadInputError("--model: write a folder, a config.json or a hub id.")
+    path = Path(model)
+    if path.is_dir() and not (path / _CONFIG).exists():
+        raise BadInputError(
+            f"--model {model}: there is no {_CONFIG} in this folder; what `turbo inspect {model}` prints "
+            "says the shape of weights."
+        )
+    path = path / _CONFIG if path.is_dir() else path
+    if not path.exists():
+        if shape := shapes.shipped(model):
+            return shape
+        raise BadInputError(
+            f"--model {model}: there is no such file, and no shipped shape of that name.{_nearest(model)}"
+        )
+    try:
+        return shapes.from_document(path.read_text(encoding="utf-8"), str(path))
+    except UnknownShapeError as error:
+        raise BadInputError(f"--model {error}") from error
+    except UnicodeDecodeError as error:
+        raise BadInputError(
+            f"--model {path} is no text; what `turbo inspect {path}` prints says the shape of weights."
+        ) from error
+    except OSError as error:
+        raise BadInputError(f"--model {path}: {error.strerror}.") from error

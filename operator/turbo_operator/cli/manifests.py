@@ -13,7 +13,6 @@ import yaml
 
 from turbo_operator import api
 from turbo_operator.catalog import as_row
-from turbo_operator.cli.errors import BadInputError
 from turbo_operator.inventory import usage
 from turbo_operator.inventory.supply import ClusterInventory, take_stock
 from turbo_operator.snapshot import Accelerator
@@ -28,6 +27,10 @@ _NODE_READERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
 }
 NODE_KINDS = frozenset(_NODE_READERS)
 _REMEDY = ": write it as kubectl get -o yaml does."
+
+
+class BadInputError(Exception):
+    """Input that cannot be planned; the message is a sentence that names the file and the field."""
 
 
 class Found(NamedTuple):

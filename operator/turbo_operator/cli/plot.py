@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from turbo_operator.api import PlanReason, TurboDeploymentSpec
-from turbo_operator.cli.errors import BadInputError
-from turbo_operator.cli.formatting import candidate, duration
+from turbo_operator.cli.manifests import BadInputError
+from turbo_operator.cli.output import candidate, duration
 from turbo_operator.cli.plan_query import Answer
 from turbo_operator.plan import EvaluatedCandidate, Plan, Predicted
 from turbo_operator.planner import money

@@ -10,11 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from turbo_operator.api import Provenance
-from turbo_operator.cli import serving
-from turbo_operator.cli.formatting import UNKNOWN, candidate, dollars, duration, rate, signed
-from turbo_operator.cli.plan_query import Answer, Change
-from turbo_operator.plan import Choice, Plan, Predicted, Rejected
-from turbo_operator.planner import OFF
+from turbo_operator.cli import output
+from turbo_operator.cli.output import UNKNOWN, candidate, duration, signed
+from turbo_operator.cli.plan_query import Answer
+from turbo_operator.plan import Plan, Predicted, Rejected
+from turbo_operator.planner import OFF, money
 from turbo_operator.planner.explanation.messages import count
 
 WIDTH = 200  # columns that a table may take at most
@@ -27,8 +27,6 @@ TRUST = {
     Provenance.CALIBRATED: "come from the step-time model, scaled by what a pod measured at its start",
     Provenance.MEASURED: "were measured",
 }
-
-
 _LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
 
 
@@ -43,14 +41,13 @@ def show(answer: Answer) -> None:
     """Print one answer."""
     # Tables are read by people and by `less`: a narrow terminal folds sentences and rows, and drops nothing.
     console = _Console(soft_wrap=True, highlight=False, width=max(WIDTH, Console().width))
-    plan, question = answer.plan, answer.question
+    plan, question, near = answer.plan, answer.question, answer.plan.nearest
     rows = plan.rejected[:NUM_REJECTED]
     table = _table(f"{question.td.metadata.name}: {question.model}", "", *COLUMNS)
     if plan.choice:
-        table.add_row("*", *_chosen(plan.choice, plan), style="bold")
-    if plan.nearest:
-        table.add_row("~", *_rejected(plan.nearest))
-    if near := plan.nearest:  # which a row may repeat in other words
+        table.add_row("*", *_chosen(plan), style="bold")
+    if near:  # which a row may repeat in other words
+        table.add_row("~", *_rejected(near))
         rows = tuple(
             row for row in rows if replace(row, detail=near.detail, predicted=near.predicted) != near
         )
@@ -61,23 +58,22 @@ def show(answer: Answer) -> None:
         console.print()
     else:
         console.print(table.title)
-    console.print(Text(plan.detail))
+    sentences = [plan.detail]
     if plan.choice:
         provenance = plan.choice.predicted.provenance
-        console.print(Text(f"{provenance}: times {TRUST[provenance]}. {_LEGEND}"))
-    if plan.nearest and plan.nearest.detail not in plan.detail:  # what has no plan quotes it already
-        console.print(Text(f"~ {_sentence(plan.nearest)}"))
-    for row in rows:
-        console.print(Text(f"  {_sentence(row)}"))
-    left = len(plan.rejected[NUM_REJECTED:])
-    if left:
-        console.print(Text(f"  -o json also has {count(left, 'candidate')} more."))
-    for line in serving.sentences(question.td):
-        console.print(Text(line))
-    if answer.training:
-        console.print(Text(answer.training.detail))
+        sentences.append(f"{provenance}: times {TRUST[provenance]}. {_LEGEND}")
+    if near and near.detail not in plan.detail:  # what has no plan quotes it already
+        sentences.append(f"~ {_sentence(near)}")
+    sentences += [f"  {_sentence(row)}" for row in rows]
+    if left := len(plan.rejected[NUM_REJECTED:]):
+        sentences.append(f"  -o json also has {count(left, 'candidate')} more.")
+    sentences += output.serving_sentences(question.td)
+    if answer.trainer:
+        sentences.append(output.trained_on(answer))
+    for sentence in sentences:
+        console.print(Text(sentence))
     if answer.changes:
-        _show_changes(console, plan, answer.changes)
+        _show_changes(console, answer)
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -87,25 +83,22 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
-def _show_changes(console: Console, base: Plan, changes: tuple[Change, ...]) -> None:
+def _show_changes(console: Console, answer: Answer) -> None:
     table = _table("What if", "change", *COLUMNS[:-2], "difference", *COLUMNS[-2:])
-    for name, plan, difference in (
-        ("none", base, None),
-        *((change.asked, change.plan, change.difference) for change in changes),
-    ):
-        cells = _chosen(plan.choice, plan)
+    changes = [(change.asked, change.plan, change.difference) for change in answer.changes]
+    for name, plan, difference in (("none", answer.plan, None), *changes):
+        cells = _chosen(plan)
         more = UNKNOWN if difference is None else signed(difference)
         table.add_row(name, *cells[:-2], more, *cells[-2:])
     console.print()
     console.print(table)
-    for change in changes:
-        if change.plan.choice is None:
-            console.print(Text(f"  {change.asked}: {change.plan.detail}"))
-        for note in change.notes:
+    for change in answer.changes:
+        for note in (*([change.plan.detail] if change.plan.choice is None else []), *change.notes):
             console.print(Text(f"  {change.asked}: {note}"))
 
 
-def _chosen(choice: Choice | None, plan: Plan) -> list[str]:
+def _chosen(plan: Plan) -> list[str]:
+    choice = plan.choice
     if choice is None:
         return ["no plan", UNKNOWN, UNKNOWN, *_figures(None), str(plan.reason)]
     drafts = OFF if choice.method == OFF else f"{choice.method}:{choice.max_draft_tokens}"
@@ -120,12 +113,15 @@ def _rejected(row: Rejected) -> list[str]:
 def _figures(predicted: Predicted | None) -> list[str]:
     if predicted is None:
         return [UNKNOWN] * 5
+    rate = predicted.tokens_per_second
     return [
         duration(predicted.time_to_first_token),
         duration(predicted.time_per_output_token),
-        rate(predicted.tokens_per_second),
-        dollars(predicted.cost_per_hour),
-        dollars(predicted.cost_per_million_tokens),
+        UNKNOWN if rate is None else f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}",
+        *(
+            UNKNOWN if cost is None else money(cost)
+            for cost in (predicted.cost_per_hour, predicted.cost_per_million_tokens)
+        ),
     ]
 
 

@@ -249,12 +249,12 @@ class ChildWriter:
         manifest = turbo_draft(self._td, training, finished)
         name = manifest["metadata"]["name"]
         body = await self._api.find(TURBODRAFT, self._key.namespace, name)
-        if body is not None and body["spec"].get("deployment") != self._key.name:
+        if body is not None and body["spec"].get("deploymentName") != self._key.name:
             raise RefusedError(
                 409,
                 "AlreadyExists",
                 f"{TURBODRAFT.kind} {name} is there already and is no candidate of this TurboDeployment: "
-                f"delete it, or write spec.deployment: {self._key.name} in it.",
+                f"delete it, or write spec.deploymentName: {self._key.name} in it.",
             )
         await self._api.apply(TURBODRAFT, manifest)
         log.info("trained", extra={"object": str(self._key), "draft": name})

@@ -1,14 +1,17 @@
-"""The Job that trains: how far it is, what its pods' time has cost, and how it has ended. Pure."""
+"""What one look at a training comes to; and the Job that trains: how far it is, what its pods' time has cost,
+and how it has ended. Pure.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from turbo_operator.api import Training, TrainingReason, TrainingStatus, epoch, rfc3339
-from turbo_operator.drafts.training.step import FinishedDraft, TrainingDecision, unmet_condition
+from turbo_operator.api.conditions import ConditionState
+from turbo_operator.plan import Choice
 from turbo_operator.snapshot import ChildView, TrainPod
 from turbo_runtime.contract.endpoints import PERMANENT_ERROR
 from turbo_runtime.contract.training import DraftManifest, TrainingProgress
@@ -19,6 +22,59 @@ _CENTS = Decimal("0.000001")  # of a dollar: a short training on cores costs les
 MAX_MESSAGE = 1500  # characters of what a pod left
 STARTING_SECONDS = 300.0  # after which a pod that a node has taken may lack what it mounts
 _DEADLINE = "DeadlineExceeded"
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorQuery:
+    """A question to the planner for an accelerator."""
+
+    pinned: str  # the only accelerator that will do, whether it has room or not; empty: the best of all
+    dtype: str  # that it computes in
+    passed_over: tuple[str, ...] = ()  # accelerators of which no more is to be had than nodes have free
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A Job that shall be; one of its name that was rendered otherwise, of which no pod ran, makes room."""
+
+    number: int
+    work: str  # hash of what decides the draft, and part of its folder's name
+    choice: Choice  # what it runs on; the memory is that of a training
+    serving: Choice  # what the model is served as
+    deadline_seconds: int | None  # that the money left buys; None: no bound
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedDraft:
+    """A TurboDraft that is to be applied."""
+
+    number: int
+    work: str
+    facts: DraftManifest
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingDecision:
+    """The condition, what the status keeps, and what is to be done; empty without spec.training."""
+
+    condition: ConditionState | None = None
+    state: TrainingStatus | None = None
+    query: AcceleratorQuery | None = None
+    job_request: JobRequest | None = None
+    kept_job: str | None = None  # the Job that stays; every other one that trains goes
+    finished: FinishedDraft | None = None
+
+    def refused(self, message: str) -> TrainingDecision:
+        """Tell that the Job or the TurboDraft was not taken, as `message` says: serving goes on."""
+        return replace(self, condition=unmet_condition(TrainingReason.APPLY_REJECTED, message))
+
+
+NO_TRAINING = TrainingDecision()
+
+
+def unmet_condition(reason: TrainingReason, message: str) -> ConditionState:
+    """Say why no draft is trained yet, or any more."""
+    return ConditionState("False", reason, message)
 
 
 def format_progress(progress: TrainingProgress) -> str:
@@ -139,7 +195,7 @@ def read_job_state(
     reason = _last_words(pods) or job.message or "it gave no reason"
     message = (
         f"Training {state.number} failed: {_bounded(reason)} Mend that, then change "
-        "spec.speculation.training, or switch enabled off and on, to train again; until then kubectl logs "
+        "spec.speculation.training, or switch suspend on and off, to train again; until then kubectl logs "
         f"job/{job.name} says more."
     )
     return replace(end_training(state, TrainingReason.TRAINING_FAILED, message, now), kept_job=job.name)
