@@ -58,27 +58,21 @@ def given(
     if [file, catalogue_file, nodes_file].count("-") > 1:
         raise BadInputError("standard input can be read once: write - for one file, and name the others.")
     objects = manifests.unique(manifests.read_objects(file))
-    deployments = _of_kind(objects, api.TURBODEPLOYMENT)
-    if not deployments:
-        raise BadInputError(
-            f"{manifests.label(file)}: there is no object of kind {api.TURBODEPLOYMENT} in it."
-        )
-    overlay: tuple[Found, ...] = ()
+    deployments = _of_kind(objects, api.TURBODEPLOYMENT, manifests.label(file))
+    overlay = tuple(item for item in objects if item.kind == api.TURBOACCELERATOR)
     if catalogue_file is not None:
         listed = manifests.unique(manifests.read_objects(catalogue_file, "--catalogue"))
-        overlay = _of_kind(listed, api.TURBOACCELERATOR)
-        if not overlay:
-            name = manifests.label(catalogue_file)
-            raise BadInputError(
-                f"--catalogue {name}: there is no object of kind {api.TURBOACCELERATOR} in it."
-            )
-    overlay += _of_kind(objects, api.TURBOACCELERATOR)
+        label = f"--catalogue {manifests.label(catalogue_file)}"
+        overlay = (*_of_kind(listed, api.TURBOACCELERATOR, label), *overlay)
     shape = None if model is None else _given_shape(model)
     return Given(deployments, overlay, model, shape, tuple(_unread(objects, file == nodes_file)))
 
 
-def _of_kind(objects: tuple[Found, ...], kind: str) -> tuple[Found, ...]:
-    return tuple(item for item in objects if item.kind == kind)
+def _of_kind(objects: tuple[Found, ...], kind: str, label: str) -> tuple[Found, ...]:
+    found = tuple(item for item in objects if item.kind == kind)
+    if not found:
+        raise BadInputError(f"{label}: there is no object of kind {kind} in it.")
+    return found
 
 
 def _unread(objects: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
@@ -151,7 +145,7 @@ def _question(
     try:
         shape = given.shape or known or _shipped_shape(td)
     except BadInputError as error:
-        raise BadInputError(f"{item.place} ({api.TURBODEPLOYMENT}): {error}") from error
+        raise item.error(str(error)) from error
     return Question(body, td, given.model or td.spec.model.uri, shape, snapshot, now)
 
 
@@ -178,14 +172,15 @@ def of_object(name: str, namespace: str | None, context: str | None) -> PlanQuer
 
 def _shipped_shape(td: api.TurboDeployment) -> ModelShape:
     """Return the shipped shape of the URI. Raises BadInputError."""
-    shape = shapes.shipped(td.spec.model.hub_id) if td.spec.model.on_hub else None
-    if shape is None:
-        hint = _nearest(td.spec.model.hub_id) if td.spec.model.on_hub else ""
-        raise BadInputError(
-            f"spec.model.uri: the shape of {td.spec.model.uri} is not known without a cluster: give "
-            f"--model with its config.json or with what `turbo inspect MODEL` prints.{hint}"
-        )
-    return shape
+    model, hint = td.spec.model, ""
+    if model.on_hub:
+        if shape := shapes.shipped(model.hub_id):
+            return shape
+        hint = _nearest(model.hub_id)
+    raise BadInputError(
+        f"spec.model.uri: the shape of {model.uri} is not known without a cluster: give --model with its "
+        f"config.json or with what `turbo inspect MODEL` prints.{hint}"
+    )
 
 
 def _nearest(hub_id: str) -> str:
@@ -199,18 +194,18 @@ def _given_shape(model: str) -> ModelShape:
     if not model:
         raise BadInputError("--model: write a folder, a config.json or a hub id.")
     path = Path(model)
-    if path.is_dir() and not (path / _CONFIG).exists():
-        raise BadInputError(
-            f"--model {model}: there is no {_CONFIG} in this folder; what `turbo inspect {model}` prints "
-            "says the shape of weights."
-        )
-    path = path / _CONFIG if path.is_dir() else path
+    if path.is_dir():
+        path /= _CONFIG
+        if not path.exists():
+            raise BadInputError(
+                f"--model {model}: there is no {_CONFIG} in this folder; what `turbo inspect {model}` prints "
+                "says the shape of weights."
+            )
     if not path.exists():
         if shape := shapes.shipped(model):
             return shape
-        raise BadInputError(
-            f"--model {model}: there is no such file, and no shipped shape of that name.{_nearest(model)}"
-        )
+        problem = f"there is no such file, and no shipped shape of that name.{_nearest(model)}"
+        raise BadInputError(f"--model {model}: {problem}")
     try:
         return shapes.from_document(path.read_text(encoding="utf-8"), str(path))
     except UnknownShapeError as error:

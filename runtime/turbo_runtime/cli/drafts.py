@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from turbo_runtime.checkpoint_digest import artefact_digest
 from turbo_runtime.client.client import printable
+from turbo_runtime.contract.training import DomainEvaluation, MeasuredGain
 from turbo_runtime.distill.recipe import EAGLE3, HEADS
 from turbo_runtime.distill.workspace import CONFIG_FILE, EVALUATION_FILE, REQUEST_FILE, WORK
 
@@ -41,27 +42,27 @@ class NoDraftError(DraftsError):
 class Measurement:
     """What was measured on one domain's answers that the draft was not trained on."""
 
-    acceptance_length: float | None = None
-    acceptance_per_position: Sequence[float] = ()
+    worth: DomainEvaluation
     num_answers: int | None = None
-    speedups: Mapping[int, tuple[float, float]] = field(default_factory=dict)  # from memory alone, with it
     answers: object = None  # the digest of them
 
     @classmethod
-    def parse(cls, row: Mapping[str, Any]) -> Measurement:
+    def parse(cls, domain: str, row: Mapping[str, Any]) -> Measurement:
         """Read it as `turbo distill` writes it."""
         unseen = row.get("unseen", {})
         length, count = (_number(unseen.get(name)) for name in ("acceptance_length", "answers"))
-        return cls(
-            length,
-            tuple(map(float, unseen.get("acceptance_per_position", ()))),
-            None if count is None else int(count),
-            {
-                int(gain["batch"]): (float(gain["before"]), float(gain["after"]))
-                for gain in row.get("gains", ())
-            },
-            row.get("measured_on"),
+        positions = tuple(map(float, unseen.get("acceptance_per_position", ())))
+        gains = tuple(
+            MeasuredGain(int(gain["batch"]), float(gain["before"]), float(gain["after"]))
+            for gain in row.get("gains", ())
         )
+        worth = DomainEvaluation(domain, length, positions, gains)
+        return cls(worth, None if count is None else int(count), row.get("measured_on"))
+
+    @property
+    def speedups(self) -> dict[int, tuple[float, float]]:
+        """From memory alone and with the draft, by batch size."""
+        return {gain.batch: (gain.before, gain.after) for gain in self.worth.gains}
 
 
 def _number(value: object) -> float | None:
@@ -77,6 +78,10 @@ class Draft:
     config: Mapping[str, Any]
     evaluation: Mapping[str, Any]  # empty where it has none
     domains: Mapping[str, Measurement]
+
+    def measured(self, domain: str) -> Measurement:
+        """Return what was measured on a domain, of which there may be nothing."""
+        return self.domains.get(domain, Measurement(DomainEvaluation(domain)))
 
 
 def drafts(argv: list[str]) -> int:
@@ -118,25 +123,19 @@ def _find_drafts(folders: Sequence[Path]) -> tuple[list[Draft], list[Path]]:
             drafts.append(_read_draft(folder))
             continue
         candidates = [folder, *(sorted(folder.iterdir()) if folder.is_dir() else ())]
-        own_drafts = [draft for draft in map(_try_read, candidates) if draft is not None]
-        own_unfinished = [*filter(_is_unfinished, candidates)]
-        if not own_drafts and not own_unfinished:
+        before = len(drafts) + len(unfinished)
+        unfinished += filter(_is_unfinished, candidates)
+        for candidate in candidates:
+            try:
+                if _is_file(candidate / CONFIG_FILE):
+                    drafts.append(_read_draft(candidate))
+            except NoDraftError:  # a model, say
+                pass
+            except DraftsError as error:
+                print(f"turbo drafts: {error}", file=sys.stderr)
+        if len(drafts) + len(unfinished) == before:
             raise DraftsError(_describe_missing(folder))
-        drafts += own_drafts
-        unfinished += own_unfinished
     return drafts, unfinished
-
-
-def _try_read(folder: Path) -> Draft | None:
-    if not _is_file(folder / CONFIG_FILE):
-        return None
-    try:
-        return _read_draft(folder)
-    except NoDraftError:  # a model, say
-        return None
-    except DraftsError as error:
-        print(f"turbo drafts: {error}", file=sys.stderr)
-        return None
 
 
 def _is_unfinished(folder: Path) -> bool:
@@ -174,7 +173,7 @@ def _read_draft(folder: Path) -> Draft:
     path = folder / EVALUATION_FILE
     evaluation = _read_json(path) if path.is_file() else {}
     try:
-        domains = {name: Measurement.parse(row) for name, row in evaluation.get("domains", {}).items()}
+        domains = {name: Measurement.parse(name, row) for name, row in evaluation.get("domains", {}).items()}
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise DraftsError(f"{path} is not what `turbo distill` writes: {error!r}") from error
     return Draft(folder, method, config, evaluation, domains)
@@ -205,16 +204,16 @@ def _print_overview(console: Console, found: Sequence[Draft]) -> None:
     headings = ("draft", "method", "version", "model", "domain", "held out", "per draft")
     table = _build_table(*headings, "1 at a time", "8", "32")
     for draft in found:
-        for domain, measured in (draft.domains or {draft.config.get("domain", ""): Measurement()}).items():
+        for measured in map(draft.measured, draft.domains or [draft.config.get("domain", "")]):
             speedups = [measured.speedups.get(size) for size in (1, 8, 32)]
             cells = (
                 draft.folder.resolve().name,
                 draft.method,
                 str(draft.config.get("version", "")),
                 str(draft.config.get("target_digest", "")).removeprefix("sha256:")[:8],
-                domain,
+                measured.worth.domain,
                 str(measured.num_answers or "-"),
-                _format_number(measured.acceptance_length),
+                _format_number(measured.worth.acceptance_length),
                 *(" > ".join(map(_format_number, pair)) if pair else "-" for pair in speedups),
             )
             table.add_row(*map(printable, cells))
@@ -245,7 +244,7 @@ def _show(console: Console, draft: Draft) -> None:
     console.print(table)
     _print_overview(console, [draft])
     for domain, measured in draft.domains.items():
-        fractions = ", ".join(map(_format_number, measured.acceptance_per_position))
+        fractions = ", ".join(map(_format_number, measured.worth.acceptance_per_position))
         console.print(f"{printable(domain)}: accepted by position, all before being so: {fractions}")
 
 
@@ -261,24 +260,11 @@ def _build_manifest(draft: Draft, options: argparse.Namespace) -> dict[str, Any]
         "digest": artefact_digest(draft.folder),
         "targetDigest": str(draft.config.get("target_digest", "")),
         "domain": str(draft.config.get("domain", "")) or "draft",
-        "evaluation": [_evaluation(domain, measured) for domain, measured in draft.domains.items()],
+        "evaluation": [measured.worth.to_api() for measured in draft.domains.values()],
         **({"deploymentName": options.deployment} if options.deployment else {}),
     }
     head = {"apiVersion": "serving.turbo.dev/v1alpha1", "kind": "TurboDraft", "metadata": {"name": name}}
     return {**head, "spec": spec}
-
-
-def _evaluation(domain: str, measured: Measurement) -> dict[str, Any]:
-    length = measured.acceptance_length
-    return {
-        "domain": domain,
-        **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
-        "acceptancePerPosition": [f"{fraction:.3f}" for fraction in measured.acceptance_per_position],
-        "speedups": [
-            {"batchSize": size, "suffixOnly": f"{before:.3f}", "withDraft": f"{after:.3f}"}
-            for size, (before, after) in measured.speedups.items()
-        ],
-    }
 
 
 def _compare(console: Console, first: Draft, second: Draft) -> None:
@@ -292,8 +278,8 @@ def _compare(console: Console, first: Draft, second: Draft) -> None:
         raise DraftsError(f"they were measured on {domains}: compare drafts of one kind of prompts")
     table = _build_table("domain", "what", str(first.folder), str(second.folder), "second over first")
     for domain in {**first.domains, **second.domains}:
-        both = [draft.domains.get(domain, Measurement()) for draft in (first, second)]
-        rows = {"tokens per draft": [measured.acceptance_length for measured in both]}
+        both = [draft.measured(domain) for draft in (first, second)]
+        rows = {"tokens per draft": [measured.worth.acceptance_length for measured in both]}
         for size in sorted({*both[0].speedups, *both[1].speedups}):
             for index, source in enumerate(("memory alone", "the draft")):
                 rows[f"speed by {source}, {size} at a time"] = [

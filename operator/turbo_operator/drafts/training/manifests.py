@@ -16,7 +16,6 @@ from turbo_operator.render.template import resources
 from turbo_operator.settings import Settings
 from turbo_runtime.contract.endpoints import PORT, PORT_NAME
 from turbo_runtime.contract.model import ModelInfo
-from turbo_runtime.contract.training import DomainEvaluation
 
 CONTAINER = "train"
 PROMPTS_PATH, PROMPTS_FILE = "/prompts", "prompts.jsonl"
@@ -120,19 +119,6 @@ def turbo_draft(td: TurboDeployment, training: Training, finished: FinishedDraft
             "targetDigest": facts.target_digest,
             "deploymentName": name,
             "domain": facts.domain,
-            "evaluation": [_evaluated(worth) for worth in facts.worth],
+            "evaluation": [worth.to_api() for worth in facts.worth],
         },
-    }
-
-
-def _evaluated(worth: DomainEvaluation) -> dict[str, Any]:
-    length = worth.acceptance_length
-    return {
-        "domain": worth.domain,
-        **({} if length is None else {"acceptanceLength": f"{length:.3f}"}),
-        "acceptancePerPosition": [f"{share:.3f}" for share in worth.acceptance_per_position],
-        "speedups": [
-            {"batchSize": gain.batch, "suffixOnly": f"{gain.before:.3f}", "withDraft": f"{gain.after:.3f}"}
-            for gain in worth.gains
-        ],
     }
