@@ -40,10 +40,7 @@ class Cluster:
 
 
 def read_cluster(context: str | None, namespaces: Iterable[str | None]) -> Cluster:
-    """List everything that plans in these namespaces depend on, None being the context's own.
-
-    Raises BadInputError with the API server's own message, or what else stands in the way.
-    """
+    """List what plans in these namespaces depend on (None: the context's own). Raises BadInputError."""
     try:
         return asyncio.run(_read_cluster(context, frozenset(namespaces)))
     except kube.KubeError as error:

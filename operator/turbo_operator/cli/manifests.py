@@ -1,6 +1,4 @@
-"""Kubernetes objects from YAML files, each with its place for errors; TurboAccelerators laid over those that
-exist, and nodes read into an inventory.
-"""
+"""Kubernetes objects from YAML files, each with its place for errors, and an inventory of nodes."""
 
 from __future__ import annotations
 
@@ -62,10 +60,7 @@ class Found(NamedTuple):
 
 
 def read_objects(source: str, flag: str = "") -> Iterator[Found]:
-    """Read the objects of a YAML file (- is standard input), those of a List one by one.
-
-    Raises BadInputError, with `flag` before the name of the file.
-    """
+    """Read the objects of a YAML file (- is standard input), those of a List too. Raises BadInputError."""
     if not source:
         raise BadInputError(f"{flag or '-f'}: write the name of a file, or - for standard input.")
     name = f"{flag} {label(source)}".strip()
@@ -175,8 +170,7 @@ def merge_patch(existing: Any, written: Any) -> Any:
 def read_inventory(source: str, accelerators: Mapping[str, Accelerator]) -> ClusterInventory:
     """Read what the nodes of a file have of each accelerator, less what its pods hold, within its quotas.
 
-    Other kinds are skipped. Raises BadInputError where there is no node, or one is not as the API server
-    writes it.
+    Raises BadInputError where there is no node, or one is not as the API server writes it.
     """
     values: dict[str, list[Any]] = {kind: [] for kind in _NODE_READERS}
     for item in read_objects(source, "--nodes"):

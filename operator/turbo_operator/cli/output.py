@@ -21,6 +21,7 @@ from turbo_operator.cli.plan_query import Answer
 from turbo_operator.drafts.training import chosen
 from turbo_operator.plan import Choice, EvaluatedCandidate, Plan, Predicted, Rejected
 from turbo_operator.planner import money
+from turbo_operator.planner.explanation.messages import time
 
 UNKNOWN = "-"
 _USUAL = {EngineName.TURBO, CapacityType.ON_DEMAND}
@@ -164,9 +165,7 @@ def _described(plan: PlanStatus) -> str:
 
 
 def candidate(row: Choice | Rejected | EvaluatedCandidate) -> str:
-    """Name the accelerators of a replica and what is unusual, like `h100 x8, VLLM, Spot`, or `h100 2 x 8` on
-    two nodes.
-    """
+    """Name a replica's accelerators and what is unusual, like `h100 x8, VLLM, Spot` or `h100 2 x 8`."""
     name = row.accelerator if isinstance(row.accelerator, str) else row.accelerator.name
     if row.nodes > 1:
         name += f" {row.nodes} x {row.tensor}"
@@ -191,9 +190,7 @@ def trained_on(answer: Answer) -> str:
 
 def duration(seconds: float | None) -> str:
     """Format seconds to three digits, like 23.4 ms or 1.25 s."""
-    if seconds is None:
-        return UNKNOWN
-    return f"{seconds * 1000:.3g} ms" if seconds < 0.9995 else f"{seconds:.3g} s"
+    return UNKNOWN if seconds is None else time(seconds)
 
 
 def signed(amount: Decimal) -> str:

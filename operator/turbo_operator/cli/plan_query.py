@@ -1,6 +1,4 @@
-"""A question to the planner and its answer: one path, wherever the object comes from; and `--what-if
-KEY=VALUE`, the same with one thing changed.
-"""
+"""A question to the planner, its answer, and `--what-if KEY=VALUE`: the same with one thing changed."""
 
 from __future__ import annotations
 
@@ -171,10 +169,7 @@ _REPLACED = {"requestsPerSecond": "workload.concurrency", "concurrency": "worklo
 
 
 def changed(document: Mapping[str, Any], asked: str) -> dict[str, Any]:
-    """Return the object under the change KEY=VALUE, where an empty VALUE removes the field.
-
-    Raises BadInputError for an unknown key or a value of the wrong kind; `api.parse` checks the whole.
-    """
+    """Return the object under KEY=VALUE, of which an empty VALUE removes the field. Raises BadInputError."""
     key, equals, text = asked.partition("=")
     if not equals:
         raise BadInputError(f"--what-if {asked}: write KEY=VALUE, like speculation=off.")

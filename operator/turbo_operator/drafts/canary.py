@@ -46,8 +46,7 @@ class CanaryVerdict:
 
 
 def candidate(td: TurboDeployment, observed: Snapshot) -> DraftView | None:
-    """Return the draft to try: the newest of the deployment's that fits, is not in use nor older than what
-    is, and was not turned down.
+    """Return the newest draft that fits, is neither used nor older than what is, and was not turned down.
 
     None where a draft is named by hand: that one is taken by all pods at once.
     """
@@ -136,9 +135,7 @@ def _unaffordable(
 
 
 def _timed(run: CanaryRun, draft: DraftView, pods: Sequence[PodView], now: float) -> CanaryRun:
-    """Begin the day when a node has the run's pod: what waits for room costs nobody anything. The window
-    begins when a pod first uses the draft.
-    """
+    """Begin the day when a node has the run's pod, and the window when a pod first uses the draft."""
     if run.began is not None:
         return run
     is_placed = any(pod.pending_since is None and pod.phase not in ENDED_PHASES for pod in pods)

@@ -1,6 +1,4 @@
-"""What a status says of drafts: whether pods use the one that they should, what has become of a new one, and
-whether drafts make answers faster at all. Pure.
-"""
+"""Conditions on drafts: whether pods use theirs, what became of a new one, and whether they pay. Pure."""
 
 from __future__ import annotations
 

@@ -81,8 +81,7 @@ def bounds_of(
 ) -> Bounds:
     """Build the limits of the spec and the cluster; `footprints` are those of all variants.
 
-    Labels do not hold the cores and memory that a pod requests: those of another footprint of the same
-    accelerator count. `now` is in epoch seconds.
+    Labels do not hold the cores and memory that a pod requests: another footprint's stand for them.
     """
     known = [footprint for footprint in footprints if footprint is not None]
     hosts = {footprint.accelerator.name: footprint.host for footprint in known if footprint.host is not None}

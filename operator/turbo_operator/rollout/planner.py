@@ -40,15 +40,6 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Slack:
-    """The effective maxSurge and maxUnavailable, and why the surge does not fit, as a clause."""
-
-    surge: int
-    unavailable: int
-    crowded: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
     """The variants that shall exist, in the order in which to write them; every other one goes."""
 
@@ -173,9 +164,9 @@ class _Rollout:
     def step(self, now: float) -> Step:
         """Move replicas from the others to the new variant, as far as bounds allow."""
         new, others, wanted, desired, fitting = self.new, self.others, self.wanted, self.desired, self.fitting
-        slack = self._slack(now)
-        old = self._old_replicas(slack)
-        replicas = self._grown(old, slack.surge)
+        surge, may_miss, crowded = self._slack(now)
+        old = self._old_replicas(surge, may_miss)
+        replicas = self._grown(old, surge)
         is_needed = fitting < desired and any(state.replicas for state in others)
         is_over = has_taken_over([new], new.plan_hash, fitting) and not is_needed
         remaining = [
@@ -195,18 +186,15 @@ class _Rollout:
         is_quiet = self.is_settled and all(state.held <= state.replicas for state in others)
         if is_short and unmoved and is_quiet and any(old.values()):
             holdings = [(state.footprint, state.held) for state in others]
-            crowded = slack.crowded or self.on_the_way.exceeded([*holdings, (new.footprint, replicas + 1)])
+            crowded = crowded or self.on_the_way.exceeded([*holdings, (new.footprint, replicas + 1)])
             if crowded:
                 broken = crowded
                 waits = f"The new plan waits for room beside the one that serves: {crowded}. Make room"
-                if crowded == NO_SURGE and not slack.unavailable:
+                if crowded == NO_SURGE and not may_miss:
                     waits = f"The new plan waits: {crowded}, and no replica may be missing. Raise it"
-                may_go = 1 + desired - fitting
-                if may_go > slack.unavailable:
-                    waits += (
-                        f", or write spec.rollout.maxUnavailable: {may_go}, with which a replica goes before "
-                        "its successor is there"
-                    )
+                if (may_go := 1 + desired - fitting) > may_miss:
+                    waits += f", or write spec.rollout.maxUnavailable: {may_go}, with which a replica goes "
+                    waits += "before its successor is there"
                 waits += "."
         # What is lowered comes before what is raised, so that there are never too many. A new Deployment
         # comes first all the same: one that is rejected costs no replica.
@@ -217,8 +205,8 @@ class _Rollout:
         is_spec = (broken or "").startswith("spec.")
         return Step(tuple(remaining), new.plan_hash, fitting, waits, is_spec, is_over)
 
-    def _slack(self, now: float) -> _Slack:
-        """Compute the effective maxSurge and maxUnavailable: as in the spec, else by whether one more fits.
+    def _slack(self, now: float) -> tuple[int, int, str | None]:
+        """Compute the effective maxSurge and maxUnavailable, and why the surge does not fit, as a clause.
 
         They depend on what the rollout is from and to, never on how far it is: what went first is not missed.
         """
@@ -237,30 +225,27 @@ class _Rollout:
         written = bounds.max_unavailable
         if crowded is None or old is None:
             # Even where all may go at once, nobody needs to be without an answer.
-            return _Slack(surge, min(written or 0, self.desired - 1), None)
+            return surge, min(written or 0, self.desired - 1), None
         if bounds.max_surge is None:
             surge = 0
         if written is None:
             is_served = any(state.answering for state in (new, *others))
             is_silent = serving is not None and not is_served and _is_silent(serving, now)
             written = 1 if self.desired > 1 or is_silent else 0
-        return _Slack(surge, written, crowded)
+        return surge, written, crowded
 
-    def _old_replicas(self, slack: _Slack) -> dict[str, int]:
-        """Compute the replicas of the other variants: none for one that never served, or that is replaced.
-
-        Restores replicas of the serving variant that somebody else removed, within `bounds`.
-        """
+    def _old_replicas(self, surge: int, unavailable: int) -> dict[str, int]:
+        """Compute the others' replicas: none but of what serves, which is also restored as far as bounds allow."""
         new, others, desired = self.new, self.others, self.desired
-        spare = new.available + sum(state.answering for state in others) - (desired - slack.unavailable)
+        spare = new.available + sum(state.answering for state in others) - (desired - unavailable)
         old: dict[str, int] = {}
         for state in others:
             goal, replicas = 0, state.replicas
             if state.plan_hash == self.wanted.serving:
                 goal = max(0, desired - new.available)
                 # One that goes first must make room, else it goes for nothing.
-                if new.available < desired and self._fits(state, goal - slack.unavailable):
-                    goal = max(0, goal - slack.unavailable)
+                if new.available < desired and self._fits(state, goal - unavailable):
+                    goal = max(0, goal - unavailable)
                 used = max(new.replicas, new.available) + sum(old.values())
                 holdings = [
                     (other.footprint, other.held_with(old.get(other.plan_hash, 0)))
@@ -273,7 +258,7 @@ class _Rollout:
                 may_miss = self.bounds.max_unavailable
                 may_miss = int(desired > 1) if may_miss is None else may_miss
                 is_lost = state.replicas + (may_miss if new.replicas and state.exists else 0) < goal
-                limit = min(goal, desired + slack.surge - used) if is_lost and self.is_settled else 0
+                limit = min(goal, desired + surge - used) if is_lost and self.is_settled else 0
                 more = 1 + state.ending
                 while replicas < limit and not self.bounds.exceeded(
                     [*holdings, (state.footprint, replicas + more)]

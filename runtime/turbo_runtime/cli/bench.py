@@ -22,8 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from turbo_runtime.cli.arguments import bounded_int, client_parser
-from turbo_runtime.cli.workload import Messages, generate_prompts, read_prompts
-from turbo_runtime.client.client import Progress, Server, ServerError, printable, work_off
+from turbo_runtime.cli.workload import generate_prompts, read_prompts
+from turbo_runtime.client.client import Json, Progress, Server, ServerError, printable, work_off
 
 MODES = {"on": {"speculation": True}, "off": {"speculation": False}}
 ONLY_MODE = "as it is"  # of a server other than Turbo
@@ -42,6 +42,36 @@ class ModeResult:
     tokens: int = 0
     answers: list[Progress] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+
+    def run_pass(
+        self, server: Server, requests: Sequence[Json], concurrency: int, on_done: Callable[[], None]
+    ) -> None:
+        """Send all requests, so many at a time. After Ctrl-C none begins, and what comes counts no more."""
+        stopped, answers = threading.Event(), list[Progress]()
+
+        def send(request: Json) -> None:
+            progress = Progress()
+            try:
+                for _ in server.stream_chat(request, progress):
+                    if stopped.is_set():
+                        return
+            except ServerError as error:
+                if not stopped.is_set():
+                    self.failures.append(str(error))
+            else:
+                if not stopped.is_set():
+                    answers.append(progress)
+            on_done()
+
+        start_time = time.monotonic()
+        try:
+            work_off(requests, send, concurrency)
+            self.add_pass(time.monotonic() - start_time, answers)
+        except KeyboardInterrupt:
+            stopped.set()
+            raise
+        finally:
+            self.answers += answers
 
     def add_pass(self, seconds: float, answers: Sequence[Progress]) -> None:
         """Add a complete pass. An incomplete one would count time without the tokens that came in it."""
@@ -106,7 +136,8 @@ def _bench(options: argparse.Namespace) -> int:
     modes = [ModeResult(name, fields) for name, fields in names.items()]
     is_stopped = False
     try:
-        _measure(console, server, body, prompts, options, modes)
+        chats = [{**body, "messages": messages} for messages in prompts]
+        _measure(console, server, chats, options, modes)
     except KeyboardInterrupt:
         if not any(mode.answers for mode in modes):
             raise
@@ -134,12 +165,7 @@ def _report_problem(message: str, status: int) -> int:
 
 
 def _measure(
-    console: Console,
-    server: Server,
-    body: Mapping[str, Any],
-    prompts: Sequence[Messages],
-    options: argparse.Namespace,
-    modes: Sequence[ModeResult],
+    console: Console, server: Server, chats: list[Json], options: argparse.Namespace, modes: list[ModeResult]
 ) -> None:
     """Run passes over all prompts, the modes in turn and in reverse order every second time.
 
@@ -147,56 +173,16 @@ def _measure(
     """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with ProgressBar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("warming up", total=options.repeat * len(modes) * len(prompts))
+        task = bar.add_task("warming up", total=options.repeat * len(modes) * len(chats))
         for mode in modes:
-            warmup = {**body, **mode.fields, "messages": prompts[0], "max_tokens": 4}
-            list(server.stream_chat(warmup, Progress()))
+            list(server.stream_chat({**chats[0], **mode.fields, "max_tokens": 4}, Progress()))
         for turn in range(options.repeat):
             for mode in modes[:: -1 if turn % 2 else 1]:
                 bar.update(task, description=f"speculation {mode.name}, pass {turn + 1} of {options.repeat}")
                 salt = {} if mode.name == ONLY_MODE else {"cache_salt": uuid.uuid4().hex}
-                usage = {"stream_options": {"include_usage": True}}
-                requests = [
-                    {**body, **mode.fields, **salt, **usage, "messages": messages} for messages in prompts
-                ]
-                _run_pass(server, requests, options.concurrency, mode, lambda: bar.advance(task))
-
-
-def _run_pass(
-    server: Server,
-    requests: Sequence[Mapping[str, Any]],
-    concurrency: int,
-    mode: ModeResult,
-    on_done: Callable[[], None],
-) -> None:
-    """Send all requests, so many at a time. Ctrl-C drops those that have not begun; the others end with the
-    program, and count no more.
-    """
-    stopped, answers = threading.Event(), list[Progress]()
-
-    def send(request: Mapping[str, Any]) -> None:
-        progress = Progress()
-        try:
-            for _ in server.stream_chat(request, progress):
-                if stopped.is_set():
-                    return
-        except ServerError as error:
-            if not stopped.is_set():
-                mode.failures.append(str(error))
-        else:
-            if not stopped.is_set():
-                answers.append(progress)
-        on_done()
-
-    start_time = time.monotonic()
-    try:
-        work_off(requests, send, concurrency)
-        mode.add_pass(time.monotonic() - start_time, answers)
-    except KeyboardInterrupt:
-        stopped.set()
-        raise
-    finally:
-        mode.answers += answers
+                fields = {**mode.fields, **salt, "stream_options": {"include_usage": True}}
+                requests = [{**chat, **fields} for chat in chats]
+                mode.run_pass(server, requests, options.concurrency, lambda: bar.advance(task))
 
 
 def compute_speedup(modes: Sequence[ModeResult]) -> float | None:

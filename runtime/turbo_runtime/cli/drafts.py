@@ -112,10 +112,7 @@ def drafts(argv: list[str]) -> int:
 
 
 def _find_drafts(folders: Sequence[Path]) -> tuple[list[Draft], list[Path]]:
-    """Return the drafts in folders or right below them, and the folders of those that are not done.
-
-    Damaged ones are reported on standard error. Raises DraftsError for a folder with neither.
-    """
+    """Return the drafts in or right below folders, and the folders of unfinished ones. Raises DraftsError."""
     drafts: list[Draft] = []
     unfinished: list[Path] = []
     for folder in folders:

@@ -41,17 +41,18 @@ class ServerError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
-    """Address of a server of the OpenAI API."""
+class Server:
+    """A server of the OpenAI API. Every method that sends a request raises ServerError."""
 
     host: str
     port: int
     secure: bool
     prefix: str  # of the paths, without /v1
+    key: str = field(default="", repr=False)  # of its API; empty: none
 
     @classmethod
-    def parse(cls, url: str) -> Address:
-        """Parse a URL with or without a scheme, a port, `/v1` or a slash at the end. Raises ServerError."""
+    def at(cls, url: str) -> Server:
+        """Parse a URL as people write it, and read the key from the environment. Raises ServerError."""
         error = ServerError(f"{url!r} is no address of a server; write one such as http://127.0.0.1:8000.")
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
@@ -62,37 +63,20 @@ class Address:
         is_plain = parts.path.isascii() and (host + parts.path).isprintable() and " " not in host + parts.path
         if parts.scheme not in ("http", "https") or not host or not is_plain:
             raise error
-        secure = parts.scheme == "https"
-        return cls(host, port or (443 if secure else 80), secure, parts.path.rstrip("/").removesuffix("/v1"))
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http{'s' * self.secure}://{host}:{self.port}{self.prefix}"
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A server of the OpenAI API. Every method that sends a request raises ServerError."""
-
-    address: Address
-    key: str = field(default="", repr=False)  # of its API; empty: none
-
-    @classmethod
-    def at(cls, url: str) -> Server:
-        """Return the server, with the key from the environment, which no error shows. Raises ServerError."""
         key = os.environ.get(KEY_VARIABLE, "").strip()
-        address = Address.parse(url)
         if not (key.isascii() and key.isprintable()) or " " in key:  # no header can carry it
             raise ServerError(
                 f"The API key in {KEY_VARIABLE} has white space or letters in it that no key has: copy it "
                 "again."
             )
-        return cls(address, key)
+        secure, prefix = parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1")
+        return cls(host, port or (443 if secure else 80), secure, prefix, key)
 
     @property
     def url(self) -> str:
         """Address for messages."""
-        return str(self.address)
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http{'s' * self.secure}://{host}:{self.port}{self.prefix}"
 
     def model(self) -> str:
         """Return the first model that the server lists."""
@@ -144,9 +128,7 @@ class Server:
     def stream_chat(
         self, body: Mapping[str, Any], progress: Progress
     ) -> Generator[tuple[str, str], None, None]:
-        """Yield an answer as parts of (reasoning, text), and keep `progress` up to date; closing the
-        generator stops the answer.
-        """
+        """Yield parts of (reasoning, text), and update `progress`; closing the generator ends the answer."""
         start_time = time.monotonic()
         with closing(self.stream(body)) as events:
             for event in events:
@@ -166,8 +148,8 @@ class Server:
     def _open(
         self, method: str, path: str, failure: str, body: Mapping[str, Any] | None = None
     ) -> Iterator[http.client.HTTPResponse]:
-        kind = http.client.HTTPSConnection if self.address.secure else http.client.HTTPConnection
-        connection = kind(self.address.host, self.address.port, timeout=CONNECT_SECONDS)
+        kind = http.client.HTTPSConnection if self.secure else http.client.HTTPConnection
+        connection = kind(self.host, self.port, timeout=CONNECT_SECONDS)
         try:
             connection.connect()
         except ssl.SSLError as error:
@@ -182,7 +164,7 @@ class Server:
             headers["Authorization"] = f"Bearer {self.key}"
         try:
             content = None if body is None else json.dumps(body).encode()
-            connection.request(method, self.address.prefix + path, content, headers)
+            connection.request(method, self.prefix + path, content, headers)
             yield connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"{failure}: {_reason(error)}.") from error

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from turbo_runtime.cli.bench import bench, percentile
 from turbo_runtime.cli.chat import Conversation, chat, parse_field
 from turbo_runtime.cli.workload import generate_prompts, read_prompts
-from turbo_runtime.client.client import Address, Progress, Server, ServerError
+from turbo_runtime.client.client import Progress, Server, ServerError
 
 CHAT = "import sys; from turbo_runtime.cli.chat import chat; sys.exit(chat(sys.argv[1:]))"
 PATIENCE_SECONDS = 30
@@ -141,9 +141,10 @@ def test_what_is_wrong_with_the_address_is_one_sentence_and_status_1(
 
 
 @pytest.mark.parametrize("url", ["a:8000", "http://a:8000", "a:8000/v1", "http://a:8000/v1/", "a:8000/"])
-def test_an_address_is_taken_as_people_write_it(url: str) -> None:
-    assert Address.parse(url) == Address("a", 8000, secure=False, prefix="")
-    assert str(Address.parse("https://[::1]/x/v1")) == "https://[::1]:443/x"
+def test_an_address_is_taken_as_people_write_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert Server.at(url) == Server("a", 8000, secure=False, prefix="")
+    assert Server.at("https://[::1]/x/v1").url == "https://[::1]:443/x"
 
 
 def test_a_server_that_asks_for_a_key_names_the_variable_for_it(

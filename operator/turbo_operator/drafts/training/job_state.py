@@ -1,6 +1,4 @@
-"""What one look at a training comes to; and the Job that trains: how far it is, what its pods' time has cost,
-and how it has ended. Pure.
-"""
+"""One look at a training: how far its Job is, what its pods' time has cost, how it has ended. Pure."""
 
 from __future__ import annotations
 
