@@ -23,24 +23,17 @@ from turbo_runtime.contract.model import ModelShape
 _CONFIG = "config.json"
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """The contents of files: TurboDeployments, and TurboAccelerators over or in addition to others."""
-
-    deployments: tuple[Found, ...]
-    overlay: tuple[Found, ...]
-    model: str | None  # where their shape is read from
-    shape: ModelShape | None  # which it has
-    notes: tuple[str, ...] = ()  # on what is in the files and is not read
-
-
 @dataclass(slots=True)
 class PlanQueries:
-    """What can be planned, and what is wrong with the other TurboDeployments of a file."""
+    """What can be planned, from which files, and what is wrong with other TurboDeployments of a file."""
 
+    deployments: tuple[Found, ...] = ()
+    overlay: tuple[Found, ...] = ()  # TurboAccelerators over or in addition to others
+    model: str | None = None  # where the shape of the deployments is read from
+    shape: ModelShape | None = None  # which it has
+    notes: list[str] = field(default_factory=list)  # on what is in the files and is not read
     questions: list[Question] = field(default_factory=list)
     problems: list[BadInputError] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # on what is not read
 
     @contextmanager
     def keeping_problems(self) -> Iterator[None]:
@@ -50,10 +43,21 @@ class PlanQueries:
         except BadInputError as error:
             self.problems.append(error)
 
+    def add(
+        self, item: Found, body: dict[str, Any], td: api.TurboDeployment, snapshot: Snapshot, now: float
+    ) -> None:
+        """Add the question of one object. Raises BadInputError where the shape of its model is unknown."""
+        known = snapshot.model.shape if snapshot.model else None
+        try:
+            shape = self.shape or known or _shipped_shape(td)
+        except BadInputError as error:
+            raise item.error(str(error)) from error
+        self.questions.append(Question(body, td, self.model or td.spec.model.uri, shape, snapshot, now))
+
 
 def given(
     file: str, catalogue_file: str | None = None, nodes_file: str | None = None, model: str | None = None
-) -> Given:
+) -> PlanQueries:
     """Read the files but for the nodes. Raises BadInputError."""
     if [file, catalogue_file, nodes_file].count("-") > 1:
         raise BadInputError("standard input can be read once: write - for one file, and name the others.")
@@ -65,7 +69,7 @@ def given(
         label = f"--catalogue {manifests.label(catalogue_file)}"
         overlay = (*_of_kind(listed, api.TURBOACCELERATOR, label), *overlay)
     shape = None if model is None else _given_shape(model)
-    return Given(deployments, overlay, model, shape, tuple(_unread(objects, file == nodes_file)))
+    return PlanQueries(deployments, overlay, model, shape, [*_unread(objects, file == nodes_file)])
 
 
 def _of_kind(objects: tuple[Found, ...], kind: str, label: str) -> tuple[Found, ...]:
@@ -86,13 +90,12 @@ def _unread(objects: tuple[Found, ...], are_nodes_read: bool) -> Iterator[str]:
         yield f"{place}: {hint}"
 
 
-def from_files(given: Given, nodes_file: str | None) -> PlanQueries:
+def from_files(queries: PlanQueries, nodes_file: str | None) -> PlanQueries:
     """Plan over the shipped catalog, and on the nodes of a file where one is given."""
     shipped = {body["metadata"]["name"]: body for body in shipped_objects()}
-    accelerators = catalogue() | manifests.overlay_accelerators(shipped, given.overlay)
+    accelerators = catalogue() | manifests.overlay_accelerators(shipped, queries.overlay)
     inventory = None if nodes_file is None else manifests.read_inventory(nodes_file, accelerators)
-    queries = PlanQueries(notes=[*given.notes])
-    for item in given.deployments:
+    for item in queries.deployments:
         with queries.keeping_problems():
             td = _deployment(item, queries)
             owner = Owner(td.metadata.namespace, td.metadata.name)
@@ -101,22 +104,22 @@ def from_files(given: Given, nodes_file: str | None) -> PlanQueries:
                 for user in (owner, owner.trainer)
             )
             snapshot = Snapshot(accelerators, supply, free=free)
-            queries.questions.append(_question(given, item, item.body, td, snapshot, time.time()))
+            queries.add(item, item.body, td, snapshot, time.time())
     return queries
 
 
-def against_cluster(given: Given, context: str) -> PlanQueries:
+def against_cluster(queries: PlanQueries, context: str) -> PlanQueries:
     """Plan as the operator of the context's cluster would, were they applied now."""
     from turbo_operator.cli import cluster_reader
 
-    queries, written = PlanQueries(notes=[*given.notes]), []
-    for item in given.deployments:
+    written = []
+    for item in queries.deployments:
         with queries.keeping_problems():
             written.append((item, _deployment(item, queries)))
     if not written:
         return queries
     cluster = cluster_reader.read_cluster(context, [item.namespace for item, _ in written])
-    overlay = manifests.overlay_accelerators(cluster.accelerators, given.overlay)
+    overlay = manifests.overlay_accelerators(cluster.accelerators, queries.overlay)
     now = time.time()
     for item, td in written:
         key = Key(item.namespace or cluster.namespace, td.metadata.name)
@@ -125,7 +128,7 @@ def against_cluster(given: Given, context: str) -> PlanQueries:
         td = api.parse(body)
         with queries.keeping_problems():
             snapshot = cluster.snapshot(key, td, now, overlay)
-            queries.questions.append(_question(given, item, body, td, snapshot, now))
+            queries.add(item, body, td, snapshot, now)
     return queries
 
 
@@ -136,17 +139,6 @@ def _deployment(item: Found, queries: PlanQueries) -> api.TurboDeployment:
     if not external and td.spec.replicas != api.TurboDeploymentSpec.model_fields["replicas"].default:
         queries.notes.append(f"{item.place}: {unread_replicas(td)}")
     return td
-
-
-def _question(
-    given: Given, item: Found, body: dict[str, Any], td: api.TurboDeployment, snapshot: Snapshot, now: float
-) -> Question:
-    known = snapshot.model.shape if snapshot.model else None
-    try:
-        shape = given.shape or known or _shipped_shape(td)
-    except BadInputError as error:
-        raise item.error(str(error)) from error
-    return Question(body, td, given.model or td.spec.model.uri, shape, snapshot, now)
 
 
 def of_object(name: str, namespace: str | None, context: str | None) -> PlanQueries:
@@ -167,7 +159,8 @@ def of_object(name: str, namespace: str | None, context: str | None) -> PlanQuer
     if snapshot.model is None:
         why = snapshot.model_error or "Its inspect Job is not done."
         raise BadInputError(f"{key} has no plan yet, since its model is unknown. {why}")
-    return PlanQueries([Question(body, td, td.spec.model.uri, snapshot.model.shape, snapshot, now)])
+    question = Question(body, td, td.spec.model.uri, snapshot.model.shape, snapshot, now)
+    return PlanQueries(questions=[question])
 
 
 def _shipped_shape(td: api.TurboDeployment) -> ModelShape:

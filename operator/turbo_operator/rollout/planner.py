@@ -235,7 +235,7 @@ class _Rollout:
         return surge, written, crowded
 
     def _old_replicas(self, surge: int, unavailable: int) -> dict[str, int]:
-        """Compute the others' replicas: none but of what serves, which is also restored as far as bounds allow."""
+        """Compute the others' replicas: none but of what serves, restored as far as bounds allow."""
         new, others, desired = self.new, self.others, self.desired
         spare = new.available + sum(state.answering for state in others) - (desired - unavailable)
         old: dict[str, int] = {}
