@@ -147,17 +147,14 @@ def _show(answers: Sequence[Answer], output: str, plot: str | None) -> None:
         from turbo_operator.cli.plot import draw
 
         draw([(answer, answer.question.candidates()) for answer in answers], plot)
-    if output == "table":
-        from turbo_operator.cli import table
+    from turbo_operator.cli.output import as_document, show
 
+    if output == "table":
         for number, answer in enumerate(answers):
             if number:
                 print()
-            table.show(answer)
+            show(answer)
         return
-
-    from turbo_operator.cli.output import as_document
-
     documents = [as_document(answer) for answer in answers]
     if output == "json":
         print(json.dumps(documents, indent=2))

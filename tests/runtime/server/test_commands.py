@@ -22,9 +22,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turbo_runtime.cli.bench import bench, percentile
+from turbo_runtime.cli.bench import bench, generate_prompts, percentile, read_prompts
 from turbo_runtime.cli.chat import Conversation, chat, parse_field
-from turbo_runtime.cli.workload import generate_prompts, read_prompts
 from turbo_runtime.client.client import Progress, Server, ServerError
 
 CHAT = "import sys; from turbo_runtime.cli.chat import chat; sys.exit(chat(sys.argv[1:]))"
