@@ -69,9 +69,7 @@ def _trainer(question: Question, plan: Plan) -> Plan | None:
     """Choose as the operator does once a training is due; None where none will begin."""
     td, observed, serving = question.td, question.observed, plan.choice
     spec = td.spec.speculation.training
-    if spec is None or spec.suspend or td.spec.suspend:
-        return None
-    if serving is None or serving.method == api.OFF:
+    if spec is None or spec.suspend or td.spec.suspend or serving is None or serving.method == api.OFF:
         return None
     if spec.trigger.speedup_below is None and training.fitting(observed):
         return None

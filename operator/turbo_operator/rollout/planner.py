@@ -12,6 +12,7 @@ writes, so a count of an older generation is none. Without capacity for a surge,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -229,8 +230,10 @@ class _Rollout:
         if bounds.max_surge is None:
             surge = 0
         if written is None:
-            is_served = any(state.answering for state in (new, *others))
-            is_silent = serving is not None and not is_served and _is_silent(serving, now)
+            is_silent, is_served = False, any(state.answering for state in (new, *others))
+            if serving is not None and serving.exists and not is_served:
+                since = math.inf if serving.silent_since is None else serving.silent_since
+                is_silent = serving.replicas == 0 or now - since >= SILENT_SECONDS
             written = 1 if self.desired > 1 or is_silent else 0
         return surge, written, crowded
 
@@ -243,9 +246,11 @@ class _Rollout:
             goal, replicas = 0, state.replicas
             if state.plan_hash == self.wanted.serving:
                 goal = max(0, desired - new.available)
-                # One that goes first must make room, else it goes for nothing.
-                if new.available < desired and self._fits(state, goal - unavailable):
-                    goal = max(0, goal - unavailable)
+                # One that goes first must make room for one more, else it goes for nothing.
+                fewer, one_more = max(0, goal - unavailable), max(new.replicas, new.available + 1)
+                after = [(new.footprint, one_more), (state.footprint, fewer)]
+                if new.available < desired and not self.on_the_way.exceeded(after):
+                    goal = fewer
                 used = max(new.replicas, new.available) + sum(old.values())
                 holdings = [
                     (other.footprint, other.held_with(old.get(other.plan_hash, 0)))
@@ -268,13 +273,6 @@ class _Rollout:
             spare -= state.answering - min(state.answering, replicas)
             old[state.plan_hash] = replicas
         return old
-
-    def _fits(self, old: VariantState, replicas: int) -> bool:
-        """Whether one more of the new variant fits once the old one has so many."""
-        new = self.new
-        count = max(new.available, new.replicas if new.replicas > new.available else new.available + 1)
-        holdings = [(new.footprint, count), (old.footprint, max(0, replicas))]
-        return self.on_the_way.exceeded(holdings) is None
 
     def _grown(self, old: Mapping[str, int], surge: int) -> int:
         """Compute the replicas of the new variant: none takes an accelerator that another one still holds."""
@@ -318,9 +316,3 @@ class _Rollout:
         variants = (Variant(new.plan_hash, grown), Variant(canary.plan_hash, replicas))
         is_over = has_taken_over([new], new.plan_hash, fitting)
         return Step(variants, new.plan_hash, fitting, is_over=is_over)
-
-
-def _is_silent(serving: VariantState, now: float) -> bool:
-    """Whether the serving variant has not answered for SILENT_SECONDS, or was already scaled to zero."""
-    since = serving.silent_since
-    return serving.exists and (serving.replicas == 0 or (since is not None and now - since >= SILENT_SECONDS))

@@ -221,18 +221,12 @@ def render_report(modes: Sequence[ModeResult], title: str, width: int) -> Render
 
 def _row(mode: ModeResult) -> list[str]:
     rate, length = mode.tokens_per_second, mode.acceptance_length
-    return [
-        mode.name,
-        "-" if rate is None else f"{rate:.1f}",
-        *map(_format_seconds, mode.latencies().values()),
-        "-" if length is None else f"{length:.2f}",
+    latencies = [
+        "-" if seconds is None else f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+        for seconds in mode.latencies().values()
     ]
-
-
-def _format_seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
+    texts = ("-" if rate is None else f"{rate:.1f}", *latencies, "-" if length is None else f"{length:.2f}")
+    return [mode.name, *texts]
 
 
 def _build_document(modes: Sequence[ModeResult], model: str, guarantee: str | None) -> dict[str, Any]:
@@ -295,33 +289,28 @@ def read_prompts(path: Path) -> list[Messages]:
 
 def generate_prompts(count: int) -> list[Messages]:
     """Generate three kinds in turn: text to JSON, a customer's letter, a sum in words. Always the same."""
-    kinds = (_order, _letter, _sum)
     return [
-        [{"role": "user", "content": kinds[number % 3](random.Random(number))}]  # noqa: S311  no secret
+        [{"role": "user", "content": _generate_prompt(number % 3, random.Random(number))}]  # noqa: S311  no secret
         for number in range(count)
     ]
 
 
-def _order(draw: random.Random) -> str:
-    goods = draw.sample(_GOODS, 4)
-    items = ", ".join(f"{draw.randint(2, 90)} {good} at {draw.randint(3, 200)} euros" for good in goods)
-    return (
-        f"{draw.choice(_NAMES)} in {draw.choice(_TOWNS)} orders {items}, by {draw.choice(_CARRIERS)}, order "
-        f"number {draw.randint(10_000, 99_999)}. Write the order as JSON with the keys customer, town, "
-        "carrier, number and items, each item with name, quantity and price."
-    )
-
-
-def _letter(draw: random.Random) -> str:
-    return (
-        f"Customer {draw.choice(_NAMES)} from {draw.choice(_TOWNS)} writes: the {draw.randint(2, 9)} "
-        f"{draw.choice(_GOODS)} of order {draw.randint(10_000, 99_999)} came {draw.randint(2, 20)} days late "
-        f"by {draw.choice(_CARRIERS)} and one is broken. Write a friendly answer that names the order, says "
-        "sorry and offers a replacement or the money back."
-    )
-
-
-def _sum(draw: random.Random) -> str:
+def _generate_prompt(kind: int, draw: random.Random) -> str:
+    if kind == 0:
+        goods = draw.sample(_GOODS, 4)
+        items = ", ".join(f"{draw.randint(2, 90)} {good} at {draw.randint(3, 200)} euros" for good in goods)
+        return (
+            f"{draw.choice(_NAMES)} in {draw.choice(_TOWNS)} orders {items}, by {draw.choice(_CARRIERS)}, "
+            f"order number {draw.randint(10_000, 99_999)}. Write the order as JSON with the keys customer, "
+            "town, carrier, number and items, each item with name, quantity and price."
+        )
+    if kind == 1:
+        return (
+            f"Customer {draw.choice(_NAMES)} from {draw.choice(_TOWNS)} writes: the {draw.randint(2, 9)} "
+            f"{draw.choice(_GOODS)} of order {draw.randint(10_000, 99_999)} came {draw.randint(2, 20)} days "
+            f"late by {draw.choice(_CARRIERS)} and one is broken. Write a friendly answer that names the order, "
+            "says sorry and offers a replacement or the money back."
+        )
     first, second = draw.sample(_NAMES, 2)
     good = draw.choice(_GOODS)
     return (

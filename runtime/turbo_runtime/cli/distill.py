@@ -50,7 +50,9 @@ def distill(argv: list[str]) -> int:
     # a container's first process has no default handler and would run until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        recipe = _recipe(options, drawn_by(options.answers))
+        flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
+        typed = {name: value for name, value in flags.items() if value is not None}
+        recipe = Recipe(**{**OTHERWISE[options.method], **drawn_by(options.answers), **typed})
         prompts, parts = _prompts(options, recipe) if options.prompts else ([], {})
         if not recipe.words + recipe.law + recipe.variation:
             raise DistillError("--words, --law and --variation are all 0: there is nothing to learn from")
@@ -187,13 +189,6 @@ def _run(
     progress.say(
         f"{options.out}: {record.method}, evaluation and report.html in {spell(sum(record.seconds.values()))}"
     )
-
-
-def _recipe(options: argparse.Namespace, drawn: Mapping[str, Any]) -> Recipe:
-    """Merge the flags over what kept responses were drawn with, over the defaults of the method."""
-    flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
-    typed = {name: value for name, value in flags.items() if value is not None}
-    return Recipe(**{**OTHERWISE[options.method], **drawn, **typed})
 
 
 def parser() -> argparse.ArgumentParser:
