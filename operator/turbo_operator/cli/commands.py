@@ -11,11 +11,10 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from turbo_operator.cli.inputs import PlanQueries
     from turbo_operator.cli.plan_query import Answer
 
 FEASIBLE, BAD_INPUT, INFEASIBLE = 0, 1, 2
@@ -47,15 +46,7 @@ def plan(argv: list[str]) -> int:
     text = "the cluster of this kubeconfig context: its TurboAccelerators, nodes, pods and quotas"
     supply.add_argument("--context", metavar="CONTEXT", help=text)
 
-    def read(options: argparse.Namespace) -> PlanQueries:
-        from turbo_operator.cli import inputs
-
-        given = inputs.given(options.file, options.catalogue, options.nodes, options.model)
-        if options.context is not None:
-            return inputs.against_cluster(given, options.context)
-        return inputs.from_files(given, options.nodes)
-
-    return _answer(parser, argv, read)
+    return _answer(parser, argv)
 
 
 def explain(argv: list[str]) -> int:
@@ -69,12 +60,7 @@ def explain(argv: list[str]) -> int:
     parser.add_argument("-n", "--namespace", metavar="NAMESPACE", help="default: the context's own")
     parser.add_argument("--context", metavar="CONTEXT", help="of the kubeconfig; default: its current one")
 
-    def read(options: argparse.Namespace) -> PlanQueries:
-        from turbo_operator.cli import inputs
-
-        return inputs.of_object(options.name, options.namespace, options.context)
-
-    return _answer(parser, argv, read)
+    return _answer(parser, argv)
 
 
 def operator(argv: list[str]) -> int:
@@ -95,10 +81,8 @@ def operator(argv: list[str]) -> int:
     return handlers.run(settings)
 
 
-def _answer(
-    parser: argparse.ArgumentParser, argv: list[str], read: Callable[[argparse.Namespace], PlanQueries]
-) -> int:
-    """Parse the command line, and answer what `read` makes of it; returns the exit status."""
+def _answer(parser: argparse.ArgumentParser, argv: list[str]) -> int:
+    """Parse the command line of `turbo plan` or `turbo explain`, and answer it; returns the exit status."""
     parser.add_argument("-o", "--output", choices=("table", "json", "yaml"), default="table")
     text = "write cost against latency of every candidate (.png, .svg, .pdf)"
     parser.add_argument("--plot", metavar="FILE", help=text)
@@ -113,6 +97,7 @@ def _answer(
     except SystemExit as ended:
         return BAD_INPUT if ended.code else 0
 
+    from turbo_operator.cli import inputs
     from turbo_operator.cli.manifests import BadInputError
     from turbo_operator.cli.plan_query import ask
 
@@ -121,7 +106,7 @@ def _answer(
 
     answers = []
     try:
-        queries = read(options)
+        queries = inputs.read(options)
         for question in queries.questions:
             with queries.keeping_problems():
                 answers.append(ask(question, options.what_if))

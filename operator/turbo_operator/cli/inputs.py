@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import time
 from collections.abc import Iterator
@@ -53,6 +54,16 @@ class PlanQueries:
         except BadInputError as error:
             raise item.error(str(error)) from error
         self.questions.append(Question(body, td, self.model or td.spec.model.uri, shape, snapshot, now))
+
+
+def read(options: argparse.Namespace) -> PlanQueries:
+    """Read what a command line asks for. Raises BadInputError."""
+    if "name" in options:  # of `turbo explain`
+        return of_object(options.name, options.namespace, options.context)
+    queries = given(options.file, options.catalogue, options.nodes, options.model)
+    if options.context is not None:
+        return against_cluster(queries, options.context)
+    return from_files(queries, options.nodes)
 
 
 def given(

@@ -132,7 +132,8 @@ def _scatter(axes: Axes, points: Points) -> list[Line2D]:
         ):
             if places := [place for reason, place in own if reason in reasons]:
                 style: dict[str, Any] = {"facecolors": face, "edgecolors": color, "zorder": 3}
-                axes.scatter(*zip(*places, strict=True), marker=shape, s=size, **style)
+                seconds, costs = zip(*places, strict=True)
+                axes.scatter(seconds, costs, marker=shape, s=size, **style)
     return legend
 
 

@@ -308,8 +308,8 @@ def _generate_prompt(kind: int, draw: random.Random) -> str:
         return (
             f"Customer {draw.choice(_NAMES)} from {draw.choice(_TOWNS)} writes: the {draw.randint(2, 9)} "
             f"{draw.choice(_GOODS)} of order {draw.randint(10_000, 99_999)} came {draw.randint(2, 20)} days "
-            f"late by {draw.choice(_CARRIERS)} and one is broken. Write a friendly answer that names the order, "
-            "says sorry and offers a replacement or the money back."
+            f"late by {draw.choice(_CARRIERS)} and one is broken. Write a friendly answer that names the "
+            "order, says sorry and offers a replacement or the money back."
         )
     first, second = draw.sample(_NAMES, 2)
     good = draw.choice(_GOODS)

@@ -200,9 +200,42 @@ def read_job_state(
 
 
 def wait(job: ChildView, state: TrainingStatus, pods: Sequence[TrainPod], now: float) -> TrainingDecision:
-    """Wait for a Job that is neither done nor over: it stays."""
-    reason, message = _describe(state, job, pods, now)
-    condition = unmet_condition(reason, f"Training {state.number}{message}")
+    """Say where a Job is that is neither done nor over: it stays."""
+    present = [pod for pod in pods if pod.exit_code is None]
+    alive = [pod for pod in present if not pod.terminating]
+    placed_since = alive[0].placed_since if alive else None
+    reason = TrainingReason.TRAINING
+    if any(pod.runs for pod in alive):
+        text = f" on {state.accelerator_name}: {state.progress or 'it starts'}"
+        if state.estimated_remaining:
+            text += f", about {state.estimated_remaining} left of this stage"
+        if state.cost and state.progress:
+            text += f"; {Decimal(state.cost):.2f} $ until then"
+        text += "."
+    elif waiting := next((pod for pod in alive if pod.reason), None):
+        if waiting.reason in ("Unschedulable", "SchedulingGated"):
+            reason = TrainingReason.WAITING_FOR_ACCELERATOR
+        text = f": Pod {waiting.name} waits: {_bounded(waiting.message or waiting.reason or '')}"
+    elif placed_since is not None and now - placed_since >= STARTING_SECONDS:
+        # A volume that cannot be mounted is told in an event alone: a pod only says that it starts.
+        text = (
+            f": Pod {alive[0].name} has been starting since {rfc3339(placed_since)}: a claim or ConfigMap "
+            f"that it mounts may be missing; kubectl describe pod {alive[0].name} says why. Once the spec is "
+            "right another Job is made."
+        )
+    elif alive:
+        text = f": Pod {alive[0].name} starts."
+    elif present:
+        text = (
+            f": Pod {present[0].name} is being removed, and another one follows once it has ended; on a "
+            "node that is lost, once the Node object is deleted, or the pod by force."
+        )
+    elif words := _last_words(pods):
+        text = f": its pod ended ({_bounded(words)}) and another one follows after a pause."
+    else:
+        reason = TrainingReason.WAITING_FOR_ACCELERATOR
+        text = f": Job {job.name} has made no pod yet; kubectl describe job {job.name} says why."
+    condition = unmet_condition(reason, f"Training {state.number}{text}")
     return TrainingDecision(condition, state, kept_job=job.name)
 
 
@@ -227,48 +260,6 @@ def _complete(
     )
     draft = FinishedDraft(state.number, state.input_hash, facts)
     return TrainingDecision(condition, state, kept_job=job.name, finished=draft)
-
-
-def _describe(
-    state: TrainingStatus, job: ChildView, pods: Sequence[TrainPod], now: float
-) -> tuple[TrainingReason, str]:
-    """Say where the Job is: the reason of the condition, and what follows the training's number."""
-    present = [pod for pod in pods if pod.exit_code is None]
-    alive = [pod for pod in present if not pod.terminating]
-    if any(pod.runs for pod in alive):
-        message = f" on {state.accelerator_name}: {state.progress or 'it starts'}"
-        if state.estimated_remaining:
-            message += f", about {state.estimated_remaining} left of this stage"
-        if state.cost and state.progress:
-            message += f"; {Decimal(state.cost):.2f} $ until then"
-        return TrainingReason.TRAINING, f"{message}."
-    waiting = next((pod for pod in alive if pod.reason), None)
-    if waiting is not None:
-        is_unplaced = waiting.reason in ("Unschedulable", "SchedulingGated")
-        reason = TrainingReason.WAITING_FOR_ACCELERATOR if is_unplaced else TrainingReason.TRAINING
-        return reason, f": Pod {waiting.name} waits: {_bounded(waiting.message or waiting.reason or '')}"
-    if alive:
-        pod = alive[0]
-        if pod.placed_since is None or now - pod.placed_since < STARTING_SECONDS:
-            return TrainingReason.TRAINING, f": Pod {pod.name} starts."
-        # A volume that cannot be mounted is told in an event alone: a pod only says that it starts.
-        return TrainingReason.TRAINING, (
-            f": Pod {pod.name} has been starting since {rfc3339(pod.placed_since)}: a claim or ConfigMap "
-            f"that it mounts may be missing; kubectl describe pod {pod.name} says why. Once the spec is "
-            "right another Job is made."
-        )
-    if present:
-        return TrainingReason.TRAINING, (
-            f": Pod {present[0].name} is being removed, and another one follows once it has ended; on a "
-            "node that is lost, once the Node object is deleted, or the pod by force."
-        )
-    if words := _last_words(pods):
-        return TrainingReason.TRAINING, (
-            f": its pod ended ({_bounded(words)}) and another one follows after a pause."
-        )
-    return TrainingReason.WAITING_FOR_ACCELERATOR, (
-        f": Job {job.name} has made no pod yet; kubectl describe job {job.name} says why."
-    )
 
 
 def _last_words(pods: Sequence[TrainPod]) -> str | None:
