@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any
 
+from pydantic.alias_generators import to_camel
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -42,6 +44,11 @@ TRUST = {
 }
 _LEGEND = "TTFT is the time to the first token, TPOT the time per token after it."
 UNKNOWN = "-"
+_CANDIDATE = ("engine", "accelerator", "capacity_type", "tensor", "nodes")
+_CHOICE = (
+    *("accelerators_per_replica", "method", "placement", "max_draft_tokens", "dtype", "max_model_len"),
+    *("memory_bytes", "kv_cache_bytes", "host_memory_bytes"),
+)
 _USUAL = {EngineName.TURBO, CapacityType.ON_DEMAND}
 
 
@@ -88,39 +95,20 @@ def _plan(plan: Plan) -> dict[str, Any]:
 
 
 def _choice(choice: Choice) -> dict[str, Any]:
-    return {
-        "engine": str(choice.engine),
-        "accelerator": choice.accelerator.name,
-        "capacityType": str(choice.capacity_type),
-        "tensor": choice.tensor,
-        "nodes": choice.nodes,
-        "acceleratorsPerReplica": choice.accelerators_per_replica,
-        "method": choice.method,
-        "placement": choice.placement and str(choice.placement),
-        "maxDraftTokens": choice.max_draft_tokens,
-        "dtype": choice.dtype,
-        "maxModelLen": choice.max_model_len,
-        "memoryBytes": choice.memory_bytes,
-        "kvCacheBytes": choice.kv_cache_bytes,
-        "hostMemoryBytes": choice.host_memory_bytes,
-        **_predicted(choice.predicted),
-        "priceSource": choice.accelerator.price_source,
-    }
+    fields, name = _fields(choice, *_CANDIDATE, *_CHOICE), choice.accelerator.name
+    price = {"priceSource": choice.accelerator.price_source}
+    return {**fields, "accelerator": name, **_predicted(choice.predicted), **price}
 
 
 def _rejected(row: Rejected) -> dict[str, Any]:
-    return {
-        "engine": str(row.engine),
-        "accelerator": row.accelerator,
-        "capacityType": str(row.capacity_type),
-        "tensor": row.tensor,
-        "nodes": row.nodes,
-        "method": row.method,
-        "replicas": row.replicas,
-        **(_predicted(row.predicted) if row.predicted else {}),
-        "reason": str(row.reason),
-        "message": row.detail,
-    }
+    predicted = _predicted(row.predicted) if row.predicted else {}
+    why = {"reason": str(row.reason), "message": row.detail}
+    return {**_fields(row, *_CANDIDATE, "method", "replicas"), **predicted, **why}
+
+
+def _fields(record: Choice | Rejected, *names: str) -> dict[str, Any]:
+    values = {to_camel(name): getattr(record, name) for name in names}
+    return {name: str(value) if isinstance(value, StrEnum) else value for name, value in values.items()}
 
 
 def _predicted(predicted: Predicted) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import signal
 import sys
@@ -50,8 +49,8 @@ def distill(argv: list[str]) -> int:
     # a container's first process has no default handler and would run until it is killed
     handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
-        flags = {field.name: getattr(options, field.name) for field in dataclasses.fields(Recipe)}
-        typed = {name: value for name, value in flags.items() if value is not None}
+        values = {name: getattr(options, name) for name in Recipe.__dataclass_fields__}
+        typed = {name: value for name, value in values.items() if value is not None}
         recipe = Recipe(**{**OTHERWISE[options.method], **drawn_by(options.answers), **typed})
         prompts, parts = _prompts(options, recipe) if options.prompts else ([], {})
         if not recipe.words + recipe.law + recipe.variation:

@@ -31,7 +31,7 @@ from turbo_operator.planner import money
 from turbo_operator.planner.inputs import PlannerInputs
 from turbo_operator.planner.performance.memory import GIB, on_cpu
 from turbo_operator.rollout import Bounds
-from turbo_operator.snapshot import Snapshot, TrainPod
+from turbo_operator.snapshot import Accelerator, Snapshot, TrainPod
 from turbo_runtime.contract.model import ModelShape
 
 MAX_PASSED_OVER = 32  # that a status holds
@@ -63,19 +63,17 @@ class Case:
         state = self.state
         return state if state is not None and state.result in (None, TrainingReason.BUDGET_EXCEEDED) else None
 
+    def work_hash(self, accelerator: Accelerator) -> str:
+        """Hash what decides the draft of a training on an accelerator."""
+        return names.work_hash(self.td, self.training, self.digest, accelerator, names.dtype(self.serving))
+
 
 def start_or_resume(case: Case) -> TrainingDecision:
     """Begin the next training, or resume the one that is half done, on what the planner chooses."""
     old, pinned = case.unfinished, case.training.accelerator_name or ""
     if old is not None and old.start_time is not None:
         row = case.observed.accelerators.get(old.accelerator_name or "")
-        is_same = row is not None and case.training.accelerator_name in (None, row.name)
-        if (
-            row is not None
-            and is_same
-            and old.input_hash
-            == names.work_hash(case.td, case.training, case.digest, row, names.dtype(case.serving))
-        ):
+        if row is not None and pinned in ("", row.name) and old.input_hash == case.work_hash(row):
             pinned = row.name  # another machine's threads and arithmetic make another draft
     passed_over = old.excluded_accelerators if old is not None else ()
     query = AcceleratorQuery(pinned, names.dtype(case.serving), passed_over)
@@ -127,7 +125,7 @@ def _begin(case: Case, query: AcceleratorQuery, answer: Plan) -> TrainingDecisio
     if (unaffordable := _unaffordable(case, choice)) is not None:
         return TrainingDecision(unaffordable, state)
     price = choice.predicted.cost_per_hour
-    work = names.work_hash(td, training, case.digest, accelerator, query.dtype)
+    work = case.work_hash(accelerator)
     if old is not None and (old.start_time is None or old.input_hash == work):
         new = old.model_copy(update={"result": None, "message": None, "completion_time": None})
     else:
