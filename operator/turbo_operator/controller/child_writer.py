@@ -242,12 +242,12 @@ class ChildWriter:
         """Apply a TurboDraft; RefusedError where the API server refuses it, or a stranger's has its name."""
         name = manifest["metadata"]["name"]
         body = await self.api.find(TURBODRAFT, self.key.namespace, name)
-        if body is not None and body["spec"].get("deployment") != self.key.name:
+        if body is not None and body["spec"].get("deploymentName") != self.key.name:
             raise RefusedError(
                 409,
                 "AlreadyExists",
                 f"{TURBODRAFT.kind} {name} is there already and is no candidate of this TurboDeployment: "
-                f"delete it, or write spec.deployment: {self.key.name} in it.",
+                f"delete it, or write spec.deploymentName: {self.key.name} in it.",
             )
         await self.api.apply(TURBODRAFT, manifest)
         log.info("trained", extra={"object": str(self.key), "draft": name})

@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any
 
-from turbo_runtime.client.address import ServerError
-from turbo_runtime.client.client import Server
-from turbo_runtime.client.thread_pool import work_off
+from turbo_runtime.client.client import Server, ServerError, work_off
 from turbo_runtime.distill.data.responses import TokenizedPrompt
 from turbo_runtime.distill.errors import DistillError, MayPassError
 from turbo_runtime.messages import SamplingParams

@@ -10,9 +10,8 @@ import httpx
 import pytest
 
 from turbo_runtime.cli.bench import bench
-from turbo_runtime.cli.chat import chat
-from turbo_runtime.cli.conversation import HELP
-from turbo_runtime.client.address import KEY_VARIABLE
+from turbo_runtime.cli.chat import HELP, chat
+from turbo_runtime.client.client import KEY_VARIABLE
 from turbo_runtime.contract import endpoints, load
 from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
