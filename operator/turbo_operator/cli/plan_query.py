@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator import api
+from turbo_operator import api, planner
 from turbo_operator.cli import whatif
 from turbo_operator.cli.errors import BadInputError
 from turbo_operator.cli.formatting import trained_on
 from turbo_operator.drafts import training
 from turbo_operator.plan import Choice, EvaluatedCandidate, Plan
-from turbo_operator.planner.inputs import compute_plan, frontier_of, plan_of
 from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
 
@@ -32,11 +31,11 @@ class Question:
 
     def plan(self) -> Plan:
         """Plan it."""
-        return plan_of(self.td, self.shape, self.observed, self.now)
+        return planner.plan(planner.build_inputs(self.td, self.shape, self.observed), self.now)
 
     def candidates(self) -> tuple[EvaluatedCandidate, ...]:
         """Return every candidate that could be predicted, for the plot."""
-        return frontier_of(self.td, self.shape, self.observed, self.now)
+        return planner.frontier(planner.build_inputs(self.td, self.shape, self.observed), self.now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def _training(question: Question, plan: Plan) -> TrainedOn | None:
     if spec.trigger.speedup_below is None and training.fitting(observed):
         return None
     query = training.AcceleratorQuery(spec.accelerator_name or "", training.dtype(serving))
-    trainer = compute_plan(training.question(td, observed, question.shape, query), question.now)
+    trainer = planner.plan(training.question(td, observed, question.shape, query), question.now)
     return TrainedOn(trainer.choice, trained_on(spec, trainer))
 
 

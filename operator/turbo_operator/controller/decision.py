@@ -22,8 +22,7 @@ from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.speedup import CanaryRun
 from turbo_operator.drafts.training.manifests import training_job
 from turbo_operator.plan import Choice, Plan
-from turbo_operator.planner.performance import calibration_history
-from turbo_operator.planner.performance.calibration import Online
+from turbo_operator.planner.performance.calibration import Online, update_calibrations
 from turbo_operator.render.metadata import digest
 from turbo_operator.rollout import VariantState
 from turbo_operator.settings import Settings
@@ -80,7 +79,7 @@ def decide(
     takeover, variants = _roll(
         td, observed, choice, plan_hash, states, scale.replicas, canary_hash, makes_room, now
     )
-    calibrations, online = calibration_history.update_calibrations(td, observed, online, now)
+    calibrations, online = update_calibrations(td, observed, online, now)
     is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in variants)
     draft = verdict.draft if verdict is not None and is_tried else None
     children = render.children(td, observed, choice, variants, settings, draft)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from turbo_operator.api import TurboDeployment
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.plan import Plan
-from turbo_operator.planner.inputs import PlannerInputs, build_inputs, compute_plan
+from turbo_operator.planner import PlannerInputs, build_inputs
+from turbo_operator.planner import plan as compute_plan
 from turbo_operator.snapshot import Snapshot
 
 
