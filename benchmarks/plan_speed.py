@@ -91,7 +91,8 @@ def _plans() -> tuple[list[dict[str, Any]], dict[str, float]]:
     for model in MODELS:
         shape = _shape(model)
         for load, spec in _specs(model).items():
-            planned = partial(planner.plan, spec, shape, accelerators, draft=_draft(shape))
+            inputs = planner.PlannerInputs(spec, shape, accelerators, None, None, {}, _draft(shape))
+            planned = partial(planner.plan, inputs, 0.0)
             taken = [_timed(planned) for _ in range(REPEATS)]
             plan = planned()
             times += taken

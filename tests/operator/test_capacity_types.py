@@ -11,6 +11,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
+from turbo_dev.plan_cases import plan
 from turbo_operator import render
 from turbo_operator.api import CapacityType, TurboDeployment, parse
 from turbo_operator.budget import Footprint
@@ -20,7 +21,6 @@ from turbo_operator.drafts.training import JobRequest
 from turbo_operator.drafts.training.manifests import training_job
 from turbo_operator.inventory.supply import Node, Owner, PodUsage, is_open, supply_of, take_stock
 from turbo_operator.plan import Choice
-from turbo_operator.planner import plan
 from turbo_operator.render.template import pod_template
 from turbo_operator.settings import Settings
 from turbo_operator.snapshot import Accelerator, Supply

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.plan_cases import plan
 from turbo_operator import render
 from turbo_operator.api import ANNOTATION_APPLIED_HASH, MAX_NAME_LENGTH, CapacityType, TurboDeployment, parse
 from turbo_operator.catalog import shapes
 from turbo_operator.plan import Choice
-from turbo_operator.planner import plan
 from turbo_operator.render.template import runtime_config
 from turbo_operator.rollout import Variant
 from turbo_operator.settings import Settings

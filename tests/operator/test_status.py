@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.plan_cases import plan as plan_of
 from turbo_operator import autoscaler, status
 from turbo_operator.api import (
     AvailableReason,
@@ -24,7 +25,6 @@ from turbo_operator.api import (
     parse,
 )
 from turbo_operator.catalog import shapes
-from turbo_operator.planner import plan as plan_of
 from turbo_operator.snapshot import Accelerator, ChildView, PodView, Snapshot, Supply
 from turbo_operator.status import Outcome, Takeover
 from turbo_runtime.contract.model import ModelInfo

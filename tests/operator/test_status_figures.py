@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from turbo_dev.plan_cases import plan as plan_of
 from turbo_operator import autoscaler, status
 from turbo_operator.api import (
     LABEL_ACCELERATOR,
@@ -24,7 +25,6 @@ from turbo_operator.api import (
 )
 from turbo_operator.controller.cache.projection import serving_pod
 from turbo_operator.plan import Plan, Rejected
-from turbo_operator.planner import plan as plan_of
 from turbo_operator.snapshot import Accelerator, LoadSample, PodView, Snapshot, Supply
 from turbo_operator.status import fields
 from turbo_runtime.contract.load import Load

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from turbo_operator import api
+from turbo_operator import api, planner
 from turbo_operator.cli.manifests import BadInputError
 from turbo_operator.drafts import training
 from turbo_operator.plan import EvaluatedCandidate, Plan
-from turbo_operator.planner.inputs import compute_plan, frontier_of, plan_of
 from turbo_operator.snapshot import Snapshot
 from turbo_runtime.contract.model import ModelShape
 
@@ -31,11 +30,11 @@ class Question:
 
     def plan(self) -> Plan:
         """Plan it."""
-        return plan_of(self.td, self.shape, self.observed, self.now)
+        return planner.plan(planner.build_inputs(self.td, self.shape, self.observed), self.now)
 
     def candidates(self) -> tuple[EvaluatedCandidate, ...]:
         """Return every candidate that could be predicted, for the plot."""
-        return frontier_of(self.td, self.shape, self.observed, self.now)
+        return planner.frontier(planner.build_inputs(self.td, self.shape, self.observed), self.now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +73,7 @@ def _trainer(question: Question, plan: Plan) -> Plan | None:
     if spec.trigger.speedup_below is None and training.fitting(observed):
         return None
     query = training.AcceleratorQuery(spec.accelerator_name or "", training.dtype(serving))
-    return compute_plan(training.question(td, observed, question.shape, query), question.now)
+    return planner.plan(training.question(td, observed, question.shape, query), question.now)
 
 
 def _change(question: Question, base: Plan, change: str) -> Change:

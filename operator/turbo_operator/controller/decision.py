@@ -16,8 +16,7 @@ from turbo_operator.drafts.canary import CanaryVerdict
 from turbo_operator.drafts.speedup import CanaryRun
 from turbo_operator.drafts.training.manifests import training_job, turbo_draft
 from turbo_operator.plan import Plan
-from turbo_operator.planner.performance import calibration_history
-from turbo_operator.planner.performance.calibration import Online
+from turbo_operator.planner.performance.calibration import Online, update_calibrations
 from turbo_operator.render.metadata import digest
 from turbo_operator.rollout import VariantState
 from turbo_operator.settings import Settings
@@ -93,7 +92,7 @@ def decide(
     if move.target == plan_hash and move.is_over:
         serving, progress = plan_hash, None
     takeover = Takeover(plan_hash, move.target, serving, progress, move.waits, move.waits_for_spec)
-    calibrations, online = calibration_history.update_calibrations(td, observed, online, now)
+    calibrations, online = update_calibrations(td, observed, online, now)
     is_tried = verdict is not None and any(variant.plan_hash == canary_hash for variant in move.variants)
     draft = verdict.draft if verdict is not None and is_tried else None
     children = render.children(td, observed, choice, move.variants, settings, draft)

@@ -14,7 +14,8 @@ from turbo_operator.autoscaler import History
 from turbo_operator.controller.cache.store import Key
 from turbo_operator.drafts.speedup import SpeedupTracker
 from turbo_operator.plan import Plan
-from turbo_operator.planner.inputs import PlannerInputs, compute_plan
+from turbo_operator.planner import PlannerInputs
+from turbo_operator.planner import plan as compute_plan
 from turbo_operator.planner.performance.calibration import Online
 
 

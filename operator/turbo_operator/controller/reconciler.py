@@ -32,7 +32,7 @@ from turbo_operator.drafts import canary, training
 from turbo_operator.inventory.store import InventoryStore
 from turbo_operator.inventory.unavailable import next_look
 from turbo_operator.plan import Plan
-from turbo_operator.planner.inputs import build_inputs
+from turbo_operator.planner import build_inputs
 from turbo_operator.resources import TURBODEPLOYMENT
 from turbo_operator.rollout import seconds_left
 from turbo_operator.settings import Settings
