@@ -33,13 +33,9 @@ class Family:
     expert_bias: bool = False
     shared_expert_gate: bool = False  # a row of the hidden size
     shared_experts: int = 0  # where the configuration has no word for them
-    full_every: int = (
-        0  # without layer_types: each n-th layer looks back all the way, others a window; 0: none
-    )
+    full_every: int = 0  # without layer_types: each n-th layer has no window, the others have; 0: all have
     window: int = 0  # where the configuration does not say: tokens that sliding layers look back
-    window_if_asked: bool = (
-        False  # layers slide only where use_sliding_window is true, else unless it is false
-    )
+    window_if_asked: bool = False  # only where use_sliding_window is true, else unless it is false
 
 
 _LLAMA = Family()
