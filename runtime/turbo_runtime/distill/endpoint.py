@@ -37,7 +37,6 @@ class Endpoint:
         self,
         prompts: Sequence[TokenizedPrompt],
         params: SamplingParams,
-        again: SamplingParams,
         answered: Callable[[], None] = lambda: None,
     ) -> list[tuple[int, ...]]:
         """As `TargetModel.answer`. Raises DistillError."""
@@ -45,8 +44,7 @@ class Endpoint:
         lock = Lock()
 
         def work(number: int) -> None:
-            prompt = prompts[number]
-            responses[number] = self._try(prompt, again if prompt.choice else params)
+            responses[number] = self._try(prompts[number], params)
             with lock:
                 answered()
 
@@ -78,10 +76,10 @@ class Endpoint:
             "model": self._model,
             "prompt": list(prompt.prompt),
             "max_tokens": params.max_tokens,
-            "temperature": params.temperature,
+            "temperature": prompt.temperature,
             "top_p": params.top_p,
             "top_k": params.top_k,
-            "seed": (params.seed or 0) + prompt.choice,
+            "seed": params.seed + prompt.choice,
             **_NEUTRAL,
             **({_TOKENS: True} if returns_tokens else {}),
         }

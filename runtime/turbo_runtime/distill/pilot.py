@@ -8,17 +8,11 @@ responses lead to the same choice on every machine.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from turbo_runtime.distill.data.examples import choose_vocabulary
-from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.data.shards import JUDGES_SHARE, Shards, fitting
 from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.method import Method
 from turbo_runtime.distill.recipe import AUTO, OTHERWISE, Recipe
-from turbo_runtime.distill.trainer import Training
 
 ANSWERS, EPOCHS = 96, 2  # responses that each method learns from, and how often
 MIN_SPEEDUP = 1.05  # expected, below which no draft pays
@@ -43,34 +37,6 @@ def settings(recipe: Recipe, method: str) -> Recipe:
     default = Recipe(method=method, **OTHERWISE[method])
     own = {name: getattr(default, name) for name in OTHERWISE[AUTO] if not getattr(recipe, name)}
     return replace(recipe, method=method, **own)
-
-
-def run_pilot(
-    method: Method,
-    training: Sequence[Completion],
-    judges: Sequence[Completion],
-    recipe: Recipe,
-    max_rows: int,
-    vocabulary_size: int,
-    active_parameters: int,
-) -> Pilot:
-    """Train with at most `max_rows` of material in memory. `vocabulary_size` and `active_parameters` (those
-    that a token passes) are the target's.
-    """
-    mixed = list(training)
-    random.Random(recipe.seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
-    few = mixed[:ANSWERS]
-    shards = Shards(few, method.rows, max_rows, recipe.seed, method.read)
-    judging = fitting(judges, method.rows, max_rows // JUDGES_SHARE)
-    answers = [completion.tokens for completion in few]
-    examples = method.examples(shards.material(0))
-    vocabulary = choose_vocabulary(answers, examples, vocabulary_size, recipe.vocabulary)
-    del examples  # else it would stay in memory beside the part in training
-    student = method.student(vocabulary)
-    short = replace(recipe, epochs=EPOCHS)
-    run = Training(student, vocabulary_size, shards, lambda: method.read(judging), short)
-    run.run(lambda _: None)
-    return Pilot(method.name, max(run.course.judged), method.draft_weights(student) / active_parameters)
 
 
 def choose_method(pilots: Mapping[str, Pilot]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -100,16 +101,15 @@ class TargetModel:
         self,
         prompts: Sequence[TokenizedPrompt],
         params: SamplingParams,
-        again: SamplingParams,
         answered: Callable[[], None] = lambda: None,
     ) -> list[tuple[int, ...]]:
-        """Respond to all together without drafts, calling `answered` after each; further responses to a
-        prompt are drawn with `again`.
+        """Respond to all together without drafts, with `params` but the temperature of each prompt, calling
+        `answered` after each.
         """
         (engine,) = self.engines([ActiveDrafts("off")])
         for number, prompt in enumerate(prompts):
-            chosen = again if prompt.choice else params
-            engine.accept(GenerationRequest(str(number), prompt.prompt, chosen, choice=prompt.choice))
+            own = replace(params, temperature=prompt.temperature)
+            engine.accept(GenerationRequest(str(number), prompt.prompt, own, choice=prompt.choice))
         responses: list[list[int]] = [[] for _ in prompts]
         while not engine.idle:
             for event in engine.step().events:

@@ -67,8 +67,8 @@ def digest_texts(texts: Iterable[str]) -> str:
 class Workspace:
     """The folder of one run."""
 
-    def __init__(self, out: Path, request: RunSpec) -> None:
-        self.out, self.request = out, request
+    def __init__(self, out: Path, request: RunSpec, progress: Progress) -> None:
+        self.out, self.request, self.progress = out, request, progress
         self.folder = out / WORK
 
     @property
@@ -114,10 +114,6 @@ class Workspace:
                 raise MayPassError(f"another process works in {self.out}; wait for it, or end it")
             yield
 
-    def begin(self) -> None:
-        """Write the specification."""
-        self.write(REQUEST_FILE, self.request.document())
-
     def read(self, name: str) -> Any:
         """Read what an earlier run wrote under that name; None where nothing readable is there."""
         return _read(self.folder / name)
@@ -132,14 +128,13 @@ class Workspace:
         self.write(_CAPTURED, {"folders": _named(folders), "prompts": rows})
 
     @contextmanager
-    def stage(self, progress: Progress, name: str, total: int, unit: str, done: int = 0) -> Iterator[Stage]:
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Stage]:
         """Run a stage and keep its time, which a kill within it loses. `done`: units of an earlier run."""
         start_time = time.monotonic()
-        with progress.stage(name, total, unit, done) as advance:
+        with self.progress.stage(name, total, unit, done) as advance:
             yield advance
-        seconds = self.seconds
-        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start_time
-        write_whole(self.folder / _SECONDS, json.dumps(seconds))
+        seconds = self.seconds.get(name, 0.0) + time.monotonic() - start_time
+        self.write(_SECONDS, {**self.seconds, name: seconds})
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -161,8 +156,7 @@ def captured_before(out: Path, folders: Sequence[Path]) -> list[Prompt] | None:
     """Return the prompts that a run into `out` found captured in `folders` when it began; None where none
     began with any. Raises DistillError where it began with those of other folders.
     """
-    existing = _read(out / WORK / _CAPTURED)
-    if existing is None:
+    if (existing := _read(out / WORK / _CAPTURED)) is None:
         return None
     if existing["folders"] != _named(folders):
         raise DistillError(
@@ -170,8 +164,7 @@ def captured_before(out: Path, folders: Sequence[Path]) -> list[Prompt] | None:
             f"with --prompts to go on with it, name another folder with --out, or remove {out / WORK}"
         )
     return [
-        Prompt(name, domain, written=written, captured_at=at)
-        for name, domain, written, at in existing["prompts"]
+        Prompt(name, domain, written=text, captured_at=at) for name, domain, text, at in existing["prompts"]
     ]
 
 
@@ -190,10 +183,7 @@ def _document(path: Path) -> dict[str, Any] | None:
     """None where there is no file. Raises DistillError where it holds anything but an object."""
     if not path.is_file():
         return None
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        document = None
+    document = _read(path)
     if not isinstance(document, dict):
         raise DistillError(f"{path} holds no JSON object; name another folder with --out")
     return document

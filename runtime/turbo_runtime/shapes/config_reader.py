@@ -30,7 +30,7 @@ class Latent(NamedTuple):
 class Experts(NamedTuple):
     """The routed experts of a layer and what stands beside them."""
 
-    count: int
+    total: int
     per_token: int
     inner: int  # 0 where unknown
     shared_inner: int  # of the shared experts together; 0: there are none
@@ -105,7 +105,7 @@ def read_shape(config: ConfigReader, architecture: str, family: Family) -> Model
         vocab_size=config.count("vocab_size"),
         max_position=positions,
         dtype="",
-        experts=experts.count if experts else 0,
+        experts=experts.total if experts else 0,
         experts_per_token=experts.per_token if experts else 0,
         kv_latent=latent.kv_rank + latent.rope if latent else 0,
         sliding_window=window,
@@ -124,8 +124,13 @@ def read_latent(config: ConfigReader) -> Latent | None:
     """Read the sizes of latent attention; None where a model has none."""
     if not config.some("kv_lora_rank"):
         return None
-    keys = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
-    return Latent(*map(config.count, keys), config.some("q_lora_rank"))
+    return Latent(
+        config.count("kv_lora_rank"),
+        config.count("qk_rope_head_dim"),
+        config.count("qk_nope_head_dim"),
+        config.count("v_head_dim"),
+        config.some("q_lora_rank"),
+    )
 
 
 def read_experts(config: ConfigReader, family: Family, layers: int) -> Experts | None:

@@ -104,10 +104,10 @@ def _mlp(root: str, hidden: int, inner: int, family: Family, bias: bool) -> Iter
 
 
 def _mixture(root: str, experts: Experts, hidden: int, family: Family, mlp_bias: bool) -> Iterator[Module]:
-    bias = experts.count * (2 * experts.inner + hidden) if family.expert_bias else 0
-    yield Module(f"{root}.experts", experts.count * 3 * hidden * experts.inner, bias, routed=True)
-    router_bias = experts.count if family.router_bias else 0
-    yield Module(f"{root}.gate", hidden * experts.count, router_bias, may_be_quantized=False)
+    bias = experts.total * (2 * experts.inner + hidden) if family.expert_bias else 0
+    yield Module(f"{root}.experts", experts.total * 3 * hidden * experts.inner, bias, routed=True)
+    router_bias = experts.total if family.router_bias else 0
+    yield Module(f"{root}.gate", hidden * experts.total, router_bias, may_be_quantized=False)
     if experts.shared_inner:
         yield from _mlp(f"{root}.shared_experts", hidden, experts.shared_inner, family, mlp_bias)
     if experts.shared_inner and family.shared_expert_gate:

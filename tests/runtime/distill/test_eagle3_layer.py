@@ -41,7 +41,7 @@ def drafted(seed: int = 0) -> Eagle3:
 
 
 def digest_of(student: Eagle3Student) -> str:
-    return tensors_digest(student.draft, student.vocabulary)
+    return tensors_digest(student.module, student.vocabulary)
 
 
 class Sequential:
@@ -142,13 +142,7 @@ def training(draft: Eagle3) -> Training:
     student = Eagle3Student(draft, RECIPE)
     shards = Shards(answers(72, 0), lambda one: 11, 400, 0, lambda said: read(list(said)))
     assert len(shards.parts) > 1
-    return Training(
-        student,
-        WORDS,
-        shards,
-        lambda: read(answers(24, 72)),
-        RECIPE,
-    )
+    return Training(student, shards, lambda: read(answers(24, 72)), RECIPE)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -178,5 +172,5 @@ def test_broken_off_and_gone_on_with_it_comes_to_the_same_bits(tmp_path: Path) -
         last.run(lambda _: None)
         assert isinstance(last.student, Eagle3Student)
         assert isinstance(whole.student, Eagle3Student)
-        assert digest_of(last.student) == tensors_digest(whole.student.draft, whole.student.vocabulary), at
+        assert digest_of(last.student) == tensors_digest(whole.student.module, whole.student.vocabulary), at
         assert last.course == whole.course

@@ -73,12 +73,12 @@ def training(recipe: Recipe = RECIPE) -> Trained:
         EMBEDDING, EMBEDDING, torch.arange(WORDS), heads=recipe.depth, markov_rank=recipe.markov_rank
     )
     student = HeadsStudent(heads, recipe)
-    return Training(student, WORDS, shards, lambda: read(answers(12, 24)), recipe)
+    return Training(student, shards, lambda: read(answers(12, 24)), recipe)
 
 
 def heads_of(trained: Trained) -> Heads:
     assert isinstance(trained.student, HeadsStudent)
-    return trained.student.heads
+    return trained.student.module
 
 
 def digest_of(trained: Trained) -> str:

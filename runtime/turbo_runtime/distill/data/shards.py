@@ -33,7 +33,7 @@ class Shards:
                 num_free = max_rows
             self.parts[-1].append(completion)
             num_free -= rows(completion)
-        self._read = read
+        self.max_rows, self._read = max_rows, read
         self._number: int | None = None
         self._material: Any = None
 
