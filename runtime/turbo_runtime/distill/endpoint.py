@@ -56,22 +56,6 @@ class Endpoint:
         return responses
 
     def _try(self, prompt: TokenizedPrompt, params: SamplingParams) -> tuple[int, ...]:
-        pauses = list(_PAUSES)
-        while True:
-            returns_tokens = self._returns_tokens
-            try:
-                return self._complete(prompt, params, returns_tokens)
-            except ServerError as error:
-                if returns_tokens and error.status == 400 and _TOKENS in str(error):
-                    self._returns_tokens = False
-                elif pauses and error.status in _BUSY:
-                    time.sleep(pauses.pop(0))
-                else:
-                    raise
-
-    def _complete(
-        self, prompt: TokenizedPrompt, params: SamplingParams, returns_tokens: bool
-    ) -> tuple[int, ...]:
         body: dict[str, Any] = {
             "model": self._model,
             "prompt": list(prompt.prompt),
@@ -81,8 +65,21 @@ class Endpoint:
             "top_k": params.top_k,
             "seed": params.seed + prompt.choice,
             **_NEUTRAL,
-            **({_TOKENS: True} if returns_tokens else {}),
         }
+        pauses = list(_PAUSES)
+        while True:
+            extra = {_TOKENS: True} if self._returns_tokens else {}
+            try:
+                return self._complete({**body, **extra})
+            except ServerError as error:
+                if extra and error.status == 400 and _TOKENS in str(error):
+                    self._returns_tokens = False
+                elif pauses and error.status in _BUSY:
+                    time.sleep(pauses.pop(0))
+                else:
+                    raise
+
+    def _complete(self, body: dict[str, Any]) -> tuple[int, ...]:
         text, reason, tokens = "", None, list[int]()
         for event in self._server.stream(body, path=_PATH):
             for choice in event.get("choices") or ():

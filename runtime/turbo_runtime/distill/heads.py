@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 
 from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.evaluation.acceptance import count_accepted
 from turbo_runtime.distill.loss import Words, chance_of_acceptance
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, save_heads
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter
 from turbo_runtime.drafters.heads.module import Heads
+from turbo_runtime.drafters.interface import Coupling, DraftRequest
 from turbo_runtime.messages import SamplingParams
+from turbo_runtime.sampling.noise import answer_key
 
+_BATCH = 256  # positions drafted for together
 _REVIEW_ROWS = 256  # that are read together where nothing is learnt from them
 _CONFIDENCE_STEPS, _CONFIDENCE_RATE = 300, 0.01
 
@@ -161,3 +164,37 @@ class HeadsMethod:
     def _create(self, output: Tensor, vocabulary: Tensor) -> Heads:
         embedding, recipe = self._served.target.embedding, self._recipe
         return Heads(embedding, output, vocabulary, heads=recipe.depth, markov_rank=recipe.markov_rank)
+
+
+def count_accepted(completion: Completion, states: Tensor, drafter: HeadsDrafter) -> list[int]:
+    """Count the right tokens of a draft behind each token of the response but the last, made by the drafter
+    that serves with the noise that the response was drawn with. `states` (tokens, width): those that its
+    tokens were drawn from.
+    """
+    asked, length = completion.asked, len(completion.asked.prompt)
+    coupling = Coupling(answer_key(asked.seed, asked.prompt, asked.choice), asked.temperature)
+    text = (*asked.prompt, *completion.tokens)
+    requests = (
+        DraftRequest("", text[: length + at + 1], length, len(text), "", coupling, states[at])
+        for at in range(len(completion.tokens) - 1)
+    )
+    counts: list[int] = []
+    while batch := list(islice(requests, _BATCH)):
+        counts += _draft_along(drafter, batch, text)
+    return counts
+
+
+def _draft_along(drafter: HeadsDrafter, requests: Sequence[DraftRequest], text: Sequence[int]) -> list[int]:
+    """Count how far each draft goes as the text does, whose last token is left out."""
+    proposal = drafter.begin(requests)
+    lengths, live = [0] * len(requests), [True] * len(requests)
+    while any(live):
+        right: list[int | None] = []
+        offers = proposal.next_candidates([0.0] * len(requests))
+        for index, (request, offer) in enumerate(zip(requests, offers, strict=True)):
+            at = len(request.tokens) + lengths[index]
+            live[index] &= offer is not None and at < len(text) - 1 and offer.token == text[at]
+            lengths[index] += live[index]
+            right.append(offer.token if offer is not None and live[index] else None)
+        proposal.advance(right)
+    return lengths

@@ -29,12 +29,10 @@ from turbo_runtime.distill.data.responses import (
     write_asked,
     write_kept,
 )
-from turbo_runtime.distill.data.shards import Shards
 from turbo_runtime.distill.eagle3.method import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassError
-from turbo_runtime.distill.evaluation.acceptance import evaluate
-from turbo_runtime.distill.evaluation.record import DomainRecord, Record
+from turbo_runtime.distill.evaluation.record import DomainRecord, Record, evaluate
 from turbo_runtime.distill.evaluation.report import write_report
 from turbo_runtime.distill.evaluation.speedup_benchmark import (
     BATCHES,
@@ -49,9 +47,9 @@ from turbo_runtime.distill.heads import HeadsMethod
 from turbo_runtime.distill.pilot import ANSWERS as PILOT_ANSWERS
 from turbo_runtime.distill.pilot import EPOCHS as PILOT_EPOCHS
 from turbo_runtime.distill.pilot import Pilot, choose_method, settings
-from turbo_runtime.distill.recipe import AUTO, HEADS, HELD_OUT, JUDGES, TRAINED, TRAINING, Recipe
+from turbo_runtime.distill.recipe import AUTO, HEADS, HELD_OUT, JUDGES, PARTS, TRAINED, TRAINING, Recipe
 from turbo_runtime.distill.target import TargetModel
-from turbo_runtime.distill.trainer import Course, Method, prepare_training, read_state
+from turbo_runtime.distill.trainer import Course, Method, Shards, prepare_training, read_state
 from turbo_runtime.distill.workspace import REQUEST_FILE, Workspace
 from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 from turbo_runtime.drafters.heads.module import Heads
@@ -121,7 +119,8 @@ class Distillation:
         learnt = {completion.tokens for name in (TRAINING, JUDGES) for completion in parts[name]}
         domains = self._evaluate(parts[HELD_OUT], learnt)
         if self._options.gain and isinstance(self._method, HeadsMethod):  # the engine drafts with no other
-            self._measure_speedups(self._method.heads(), parts, domains, learnt)
+            unseen = [completion for completion in parts[HELD_OUT] if completion.tokens not in learnt]
+            self._measure_speedups(self._method.heads(), {**parts, HELD_OUT: unseen}, domains)
         record = Record(
             self._recipe.method,
             domains,
@@ -148,10 +147,11 @@ class Distillation:
             return HeadsMethod(self._served, recipe, params)
         return Eagle3Method(self._served, self._model, recipe, params)
 
-    def _max_rows(self, method: Method) -> int:
-        """Rows of material that the memory holds."""
+    def _deal(self, method: Method, completions: Sequence[Completion]) -> Shards:
+        """Deal them into parts that the memory holds."""
         memory = int(self._work.request.memory_gib * 2**30)
-        return max(1, memory // (2 * method.row_bytes))  # twice: while they are concatenated
+        max_rows = max(1, memory // (2 * method.row_bytes))  # twice: while they are concatenated
+        return Shards(completions, method.rows, max_rows, self._recipe.seed, method.read)
 
     def _compare_methods(self, parts: Parts) -> Recipe:
         """Return the recipe of the method that pays most in a pilot; an earlier run's pilot counts."""
@@ -178,9 +178,8 @@ class Distillation:
         few = list(parts[TRAINING])
         random.Random(recipe.seed).shuffle(few)  # noqa: S311  a shuffle, no secret
         del few[PILOT_ANSWERS:]
-        shards = Shards(few, method.rows, self._max_rows(method), recipe.seed, method.read)
         short = dataclasses.replace(recipe, epochs=PILOT_EPOCHS)
-        training = prepare_training(method, short, shards, 0, parts[JUDGES], {})
+        training = prepare_training(method, short, self._deal(method, few), 0, parts[JUDGES], {})
         training.run(lambda _: None)
         weights = sum(map(Tensor.numel, method.student.guessers)) + method.student.module.output.numel()
         cost = method.student.passes * weights / self._active
@@ -235,25 +234,20 @@ class Distillation:
 
     def _select(self, completions: Sequence[Completion]) -> tuple[dict[str, list[Completion]], int]:
         """Return by part those that can be learnt from, and how many cannot."""
-        parts: dict[str, list[Completion]] = {HELD_OUT: [], JUDGES: [], TRAINING: []}
-        left_out = 0
-        for completion in completions:
-            if len(completion.tokens) < 2 or is_looping(completion.tokens):
-                left_out += 1
-            else:
-                parts[completion.asked.part].append(completion)
-        for name, part in parts.items():
-            if not part:
-                raise DistillError(
-                    f"no answer is left for the part '{name}' of the prompts: {left_out} of "
-                    f"{len(completions)} say one thing over and over or end at once; give more prompts, or a "
-                    "higher --temperature"
-                )
+        usable = [c for c in completions if len(c.tokens) >= 2 and not is_looping(c.tokens)]
+        left_out = len(completions) - len(usable)
+        parts = {name: [c for c in usable if c.asked.part == name] for name in PARTS}
+        if empty := [name for name, part in parts.items() if not part]:
+            raise DistillError(
+                f"no answer is left for the part '{empty[0]}' of the prompts: {left_out} of "
+                f"{len(completions)} say one thing over and over or end at once; give more prompts, or a "
+                "higher --temperature"
+            )
         return parts, left_out
 
     def _train(self, parts: Parts) -> Course:
         recipe, method = self._recipe, self._method
-        shards = Shards(parts[TRAINING], method.rows, self._max_rows(method), recipe.seed, method.read)
+        shards = self._deal(method, parts[TRAINING])
         checkpoint = self._work.folder / CHECKPOINT
         state: dict[str, Any] = {}
         if checkpoint.is_file():
@@ -298,31 +292,22 @@ class Distillation:
         records = {}
         for domain, pairs in by_domain.items():
             unseen = [pair for pair in pairs if pair[0].tokens not in learnt]
-            records[domain] = DomainRecord(
-                evaluate(unseen, self._recipe.depth),
-                evaluate(pairs, self._recipe.depth),
-                _digest([completion for completion, _ in unseen]),
-            )
+            evaluations = (evaluate(some, self._recipe.depth) for some in (unseen, pairs))
+            records[domain] = DomainRecord(*evaluations, _digest(completion for completion, _ in unseen))
         return records
 
-    def _measure_speedups(
-        self,
-        heads: Heads,
-        parts: Parts,
-        records: dict[str, DomainRecord],
-        learnt: Collection[tuple[int, ...]],
-    ) -> None:
-        """Add to each record the speedups of the responses of its domain that nothing was learnt from."""
+    def _measure_speedups(self, heads: Heads, parts: Parts, records: dict[str, DomainRecord]) -> None:
+        """Add to each record the speedups of the held-out responses of its domain."""
         measurements = []
         for domain in records:
             held_out, judges, training = (
                 sorted((c for c in parts[part] if c.asked.domain == domain), key=lambda c: c.shuffle_key)
                 for part in (HELD_OUT, JUDGES, TRAINING)
             )
-            asked = [completion for completion in held_out if completion.tokens not in learnt][:MAX_MEASURED]
             known = [completion for completion in training if not completion.asked.choice]  # as in service
+            asked, warm_up = held_out[:MAX_MEASURED], judges[:WARM_UP]
             measurements += [
-                (domain, batch, asked, known, judges[:WARM_UP]) for batch in BATCHES if len(asked) >= batch
+                (domain, batch, asked, known, warm_up) for batch in BATCHES if len(asked) >= batch
             ]
         compared = ways(heads)
         num_runs = ROUNDS * len(compared)  # of one measurement
@@ -358,11 +343,7 @@ class Distillation:
         times = [p.captured_at for part in self._prompts.values() for p in part if p.captured_at is not None]
         captures = [*self._kept.captures]
         if times:
-            first, last = (
-                datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
-                for at in (min(times), max(times))
-            )
-            captures.append({"prompts": len(times), "from": first, "until": last})
+            captures.append({"prompts": len(times), "from": _iso(min(times)), "until": _iso(max(times))})
         if captures:
             training["capture"] = {
                 "prompts": sum(capture["prompts"] for capture in captures),

@@ -29,13 +29,9 @@ class Stage:
 
     def __call__(self, count: int = 1, *, known: bool = False) -> None:
         """Add units; those that were `known` took no time."""
-        self.add(count, known=known)
-        self.refresh()
-
-    def add(self, count: int, *, known: bool) -> None:
-        """Add units and show nothing."""
         self._done += count
         self._fresh += 0 if known else count
+        self.refresh()
 
     def refresh(self) -> None:
         """Show the stage where the last line is old enough."""
@@ -93,7 +89,7 @@ class Progress:
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Stage]:
         """Run a stage of `total` units, of which some may be done already."""
         stage = self._stage = Stage(self, name, total, unit)
-        stage.add(done, known=True)
+        stage(done, known=True)
         self.show(stage.line(time.monotonic()))
         over = threading.Event()
 

@@ -16,7 +16,7 @@ OTHERWISE: Mapping[str, Mapping[str, Any]] = {
     AUTO: {"epochs": 0, "rate": 0.0},
 }
 DRAWN = ("temperature", "top_p", "top_k", "max_tokens")  # what responses depend on
-TRAINING, JUDGES, HELD_OUT = "training", "judges", "held-out"  # the parts of the prompts
+PARTS = HELD_OUT, JUDGES, TRAINING = "held-out", "judges", "training"  # of the prompts
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,26 +59,25 @@ class TargetModel:
         """Create an engine for each, with its own part of the KV cache: their steps may be taken in turn.
         Only the newest engines may be used.
         """
-        blocks = self._blocks // len(drafts)
-        return [self._create(active, BlockPool(blocks, blocks * part)) for part, active in enumerate(drafts)]
+        first, blocks = self._engine.scheduler, self._blocks // len(drafts)
+        engines = []
+        for part, active in enumerate(drafts):
+            scheduler = Scheduler(
+                BlockPool(blocks, blocks * part),
+                max_num_seqs=first.max_num_seqs,
+                max_num_batched_tokens=first.max_num_batched_tokens,
+                max_draft_tokens=first.max_draft_tokens,
+                max_length=min(first.max_length, blocks * BLOCK_SIZE),
+                shared_tile=first.shared_tile,
+            )
+            controller = GoodputController(None, padded_rows)
+            controller.cost = self._engine.speculation.control.cost
+            engines.append(Engine(self.model, scheduler, Proposer(active), None, controller))
+        return engines
 
     def can_hold(self, engines: int, requests: int, tokens: int) -> bool:
         """Whether the KV cache fits so many requests of so many tokens in each of so many engines."""
         return self._blocks // engines >= requests * blocks_for(tokens)
-
-    def _create(self, active: ActiveDrafts, pool: BlockPool) -> Engine:
-        first = self._engine.scheduler
-        scheduler = Scheduler(
-            pool,
-            max_num_seqs=first.max_num_seqs,
-            max_num_batched_tokens=first.max_num_batched_tokens,
-            max_draft_tokens=first.max_draft_tokens,
-            max_length=min(first.max_length, pool.num_blocks * BLOCK_SIZE),
-            shared_tile=first.shared_tile,
-        )
-        controller = GoodputController(None, padded_rows)
-        controller.cost = self._engine.speculation.control.cost
-        return Engine(self.model, scheduler, Proposer(active), None, controller)
 
     def encode(self, prompt: Prompt) -> tuple[int, ...]:
         """Tokenize the prompt as the server does. Raises PromptsError."""
@@ -126,8 +125,7 @@ class TargetModel:
         """Read the responses again, some at a time, and yield every token with the state it was drawn from
         and the distribution there under temperature, top-k and top-p of `params`.
         """
-        for batch in self._batches(completions):
-            yield self._read(batch, params)[0]
+        return (self._read(batch, params)[0] for batch in self._batches(completions))
 
     def texts(
         self, completions: Sequence[Completion], params: SamplingParams, layers: Sequence[int]
@@ -160,19 +158,17 @@ class TargetModel:
         self, completions: Sequence[Completion], params: SamplingParams, layers: Sequence[int] = ()
     ) -> tuple[TrainingExamples, Tensor]:
         """Return the examples, and the streams (tokens read, layers x width) of prompts and responses."""
-        states, streams, likely, chances = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+        rows, streams = list[tuple[Tensor, Tensor, Tensor]](), list[Tensor]()
         for chunks in self._passes(completions):
             forward = self.model.forward(chunks, layers)
             if forward.broken:
                 raise DistillError("the model's hidden states are no numbers: it cannot be learnt from")
-            ids, probabilities = _likeliest(forward.logits, params)
-            states.append(forward.hidden.clone())
+            rows.append((forward.hidden.clone(), *_likeliest(forward.logits, params)))
             if forward.streams is not None:
                 streams.append(forward.streams)
-            likely.append(ids)
-            chances.append(probabilities)
+        states, likely, chances = (torch.cat(column) for column in zip(*rows, strict=True))
         responses = [completion.tokens for completion in completions]
-        examples = TrainingExamples.of(torch.cat(states), responses, torch.cat(likely), torch.cat(chances))
+        examples = TrainingExamples.of(states, responses, likely, chances)
         return examples, torch.cat(streams) if streams else torch.empty(0)
 
     def _passes(self, completions: Sequence[Completion]) -> Iterator[list[Chunk]]:

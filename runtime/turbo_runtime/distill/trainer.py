@@ -1,4 +1,6 @@
-"""Training: steps of AdamW over shuffled rows, the same however often it is interrupted."""
+"""Training: steps of AdamW over shuffled rows, the same however often it is interrupted, on material of any
+number of responses in bounded memory: states are computed when needed.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 
 from turbo_runtime.distill.data.examples import choose_vocabulary
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.data.shards import JUDGES_SHARE, Shards, fitting
 from turbo_runtime.distill.eagle3.method import Eagle3Method, Eagle3Student
 from turbo_runtime.distill.errors import DamagedError, DistillError
 from turbo_runtime.distill.heads import HeadsMethod, HeadsStudent
@@ -26,6 +27,48 @@ from turbo_runtime.distill.recipe import Recipe
 Method = HeadsMethod | Eagle3Method
 Student = HeadsStudent | Eagle3Student
 _CLIP = 1.0  # of the gradient's norm
+_JUDGES_SHARE = 16  # of the rows that fit the memory one such part is the judges'
+
+
+class Shards:
+    """Responses dealt once into parts; memory holds the material of the part that was read last."""
+
+    def __init__(
+        self,
+        completions: Sequence[Completion],
+        rows: Callable[[Completion], int],
+        max_rows: int,
+        seed: int,
+        read: Callable[[Sequence[Completion]], Any],
+    ) -> None:
+        """Deal into parts of at most `max_rows`, but for a response that has more by itself."""
+        mixed = list(completions)
+        random.Random(seed).shuffle(mixed)  # noqa: S311  a shuffle, no secret
+        self.parts: list[list[Completion]] = []
+        num_free = 0
+        for completion in mixed:
+            if not self.parts or rows(completion) > num_free:
+                self.parts.append([])
+                num_free = max_rows
+            self.parts[-1].append(completion)
+            num_free -= rows(completion)
+        self.max_rows, self._read = max_rows, read
+        self._number: int | None = None
+        self._material: Any = None
+
+    def order(self, epoch: int, seed: int) -> list[int]:
+        """Number the parts in the order of an epoch."""
+        numbers = list(range(len(self.parts)))
+        random.Random(f"{seed} {epoch}").shuffle(numbers)  # noqa: S311
+        return numbers
+
+    def material(self, number: int) -> Any:
+        """Return the material of a part."""
+        if self._number != number:
+            self._number, self._material = None, None  # first: there is memory for one
+            self._material = self._read(self.parts[number])
+            self._number = number
+        return self._material
 
 
 @dataclass
@@ -158,7 +201,12 @@ def prepare_training(
         answers = [completion.tokens for part in shards.parts for completion in part]
         examples = method.examples(shards.material(first))
         method.begin(choose_vocabulary(answers, examples, method.target_vocabulary, recipe.vocabulary))
-    judging = fitting(judges, method.rows, shards.max_rows // JUDGES_SHARE)
+    num_free, judging = shards.max_rows // _JUDGES_SHARE, list[Completion]()
+    for completion in judges:  # as many of the first ones as fit, and at least one
+        num_free -= method.rows(completion)
+        if judging and num_free < 0:
+            break
+        judging.append(completion)
     training = Training(method.student, shards, lambda: method.read(judging), recipe)
     if state:
         training.load(state)

@@ -31,9 +31,9 @@ def test_what_an_earlier_run_has_done_does_not_make_the_rest_look_quick(
 ) -> None:
     monkeypatch.setattr(progress.time, "monotonic", lambda: 100.0)
     stage = Stage(Progress(io.StringIO()), "answers", 1000, "prompts")
-    stage.add(900, known=True)
+    stage(900, known=True)
     assert stage.line(101.0) == "answers         900/1,000 prompts"
-    stage.add(10, known=False)
+    stage(10)
     assert stage.line(105.0) == "answers         910/1,000 prompts  45 s left"
     assert stage.line(150.0, over=True) == "answers         910/1,000 prompts  in 50 s"
 

@@ -21,8 +21,9 @@ from turbo_runtime.contract.config import RuntimeConfig
 from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
 from turbo_runtime.distill.evaluation import speedup_benchmark
-from turbo_runtime.distill.evaluation.acceptance import count_accepted, evaluate
+from turbo_runtime.distill.evaluation.record import evaluate
 from turbo_runtime.distill.evaluation.speedup_benchmark import Run, Way, gain_of, runs, ways
+from turbo_runtime.distill.heads import count_accepted
 from turbo_runtime.distill.target import LIKELIEST, TargetModel, _likeliest
 from turbo_runtime.drafters import hybrid
 from turbo_runtime.drafters.heads.drafter import HeadsDrafter

@@ -12,10 +12,9 @@ import torch
 
 from turbo_runtime.distill.data.examples import TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.data.shards import Shards
 from turbo_runtime.distill.heads import HeadsStudent
 from turbo_runtime.distill.recipe import Recipe
-from turbo_runtime.distill.trainer import Training, read_state
+from turbo_runtime.distill.trainer import Shards, Training, read_state
 from turbo_runtime.drafters.heads.checkpoint import tensors_digest
 from turbo_runtime.drafters.heads.module import Heads
 

@@ -13,14 +13,13 @@ from typing import Any
 
 from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.recipe import HELD_OUT, JUDGES, TRAINING
+from turbo_runtime.distill.recipe import PARTS, TRAINING
 from turbo_runtime.distill.workspace import read_training
 
 GROUP = 64  # responses that are computed together, and that a kill loses at most
 ANSWERS_FILE = "answers.jsonl"
 _LOOP_REPEATS = 3  # in a row at a response's end make a loop
 _MIN_LOOP_TOKENS = 24  # shorter repeats are lists and tables
-_PARTS = (HELD_OUT, JUDGES, TRAINING)  # a prompt of several is of the first of them
 _TOKENS: dict[int, int] = {}
 
 
@@ -34,18 +33,6 @@ class TokenizedPrompt:
     choice: int = 0
     temperature: float = 0.0  # that the response is drawn at
     seed: int = 0  # of the noise that it is drawn with; greedy responses have none
-
-    @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> TokenizedPrompt:
-        """Read the fields of a file's row. Raises KeyError, TypeError or ValueError."""
-        return cls(
-            str(row["part"]),
-            str(row["domain"]),
-            intern_tokens(row["prompt"]),
-            int(row["choice"]),
-            float(row["temperature"]),
-            int(row["seed"]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +79,14 @@ def read_asked(file: Path) -> list[TokenizedPrompt] | None:
     """Read what `write_asked` wrote; None where there is nothing, or nothing readable."""
     try:
         with file.open(encoding="utf-8") as lines:
-            return [TokenizedPrompt.from_row(json.loads(line)) for line in lines]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return [_prompt(**json.loads(line)) for line in lines]
+    except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def _prompt(*, prompt: Iterable[Any], **row: Any) -> TokenizedPrompt:
+    """Read the fields of a row. Raises TypeError or ValueError."""
+    return TokenizedPrompt(prompt=intern_tokens(prompt), **row)
 
 
 # takes prompts, and a function to call after each response
@@ -113,21 +105,21 @@ def answer_all(
     for number, first in enumerate(range(0, len(prompts), GROUP)):
         group, file = prompts[first : first + GROUP], folder / f"{number:05}.json"
         responses = _read_group(file)
-        if responses is not None and len(responses) == len(group):
+        if len(responses) == len(group):
             done(len(group), True)
         else:
             responses = list(answer(group, lambda: done(1, False)))
             write_whole(file, json.dumps(responses))
-        completions += [Completion(prompt, tokens) for prompt, tokens in zip(group, responses, strict=True)]
+        completions += map(Completion, group, responses)
     return completions
 
 
-def _read_group(file: Path) -> list[tuple[int, ...]] | None:
-    """None where there is none, or none that is readable: a disk may lose what it took."""
+def _read_group(file: Path) -> list[tuple[int, ...]]:
+    """Return none where none is readable: a disk may lose what it took."""
     try:
         return [intern_tokens(tokens) for tokens in json.loads(file.read_text(encoding="utf-8"))]
     except (FileNotFoundError, ValueError, TypeError):
-        return None
+        return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +170,7 @@ def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
     part_of: dict[tuple[int, ...], str] = {}
     for completion in completions:
         prompt = completion.asked.prompt
-        part_of[prompt] = min(part_of.get(prompt, TRAINING), completion.asked.part, key=_PARTS.index)
+        part_of[prompt] = min(part_of.get(prompt, TRAINING), completion.asked.part, key=PARTS.index)
     dealt = {Completion(replace(c.asked, part=part_of[c.asked.prompt]), c.tokens) for c in completions}
     unique: dict[object, Completion] = {}
     for completion in sorted(dealt, key=lambda completion: completion.shuffle_key):
@@ -198,8 +190,9 @@ def _read_completions(file: Path) -> list[Completion]:
     for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
-            _PARTS.index(row["part"])
-            completions.append(Completion(TokenizedPrompt.from_row(row), intern_tokens(row["tokens"])))
-        except (ValueError, KeyError, TypeError) as error:
+            tokens = intern_tokens(row.pop("tokens"))
+            PARTS.index(row["part"])
+            completions.append(Completion(_prompt(**row), tokens))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DistillError(f"{file}, line {number}, is no answer that was kept; make it anew") from error
     return completions

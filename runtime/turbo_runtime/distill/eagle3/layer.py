@@ -11,6 +11,8 @@ left at and before it, and of the steps since then its own alone, as in drafting
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig
@@ -30,29 +32,16 @@ class Attention(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         width, self.head_dim = config.hidden_size, config.head_dim
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(2 * width, self.heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(2 * width, self.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(2 * width, self.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, width, bias=False)
+        self.kv_heads = config.num_key_value_heads
+        queries, keys = config.num_attention_heads * self.head_dim, self.kv_heads * self.head_dim
+        self.q_proj = nn.Linear(2 * width, queries, bias=False)
+        self.k_proj = nn.Linear(2 * width, keys, bias=False)
+        self.v_proj = nn.Linear(2 * width, keys, bias=False)
+        self.o_proj = nn.Linear(queries, width, bias=False)
 
-    def query(self, x: Tensor) -> Tensor:
-        """Project x (m, 2 width) to (KV heads, group, m, head_dim)."""
-        query: Tensor = self.q_proj(x).view(len(x), self.kv_heads, -1, self.head_dim).permute(1, 2, 0, 3)
-        return query
-
-    def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Project x (n, 2 width) to twice (KV heads, 1, n, head_dim)."""
-        key, value = (
-            part(x).view(len(x), self.kv_heads, 1, self.head_dim).permute(1, 2, 0, 3)
-            for part in (self.k_proj, self.v_proj)
-        )
-        return key, value
-
-    def project(self, attended: Tensor) -> Tensor:
-        """Project (KV heads, group, m, head_dim) to (m, width)."""
-        projected: Tensor = self.o_proj(attended.permute(2, 0, 1, 3).flatten(1))
-        return projected
+    def split(self, projected: Tensor) -> Tensor:
+        """Split queries, keys or values (n, heads x head_dim) into (KV heads, group, n, head_dim)."""
+        return projected.view(len(projected), self.kv_heads, -1, self.head_dim).permute(1, 2, 0, 3)
 
 
 class Block(nn.Module):
@@ -72,10 +61,9 @@ class Block(nn.Module):
         return torch.cat([self.input_layernorm(embedded), self.hidden_norm(state)], -1)
 
     def update(self, state: Tensor, attended: Tensor) -> Tensor:
-        """Return the state (m, width) behind the layer."""
-        state = state + self.self_attn.project(attended)
-        left: Tensor = state + self.mlp(self.post_attention_layernorm(state))
-        return left
+        """Return the state (m, width) behind the layer; `attended` (KV heads, group, m, head_dim)."""
+        state = state + self.self_attn.o_proj(attended.permute(2, 0, 1, 3).flatten(1))
+        return state + cast("Tensor", self.mlp(self.post_attention_layernorm(state)))
 
 
 class Eagle3(nn.Module):
@@ -115,8 +103,8 @@ class Eagle3(nn.Module):
         inputs = block.join(self._embed(tokens), state)
         places = torch.arange(count, device=tokens.device)
         at = places[count - rows :]
-        key, value = attention.key_value(inputs)
-        key = self._rotate(key, places)
+        key = self._rotate(attention.split(attention.k_proj(inputs)), places)
+        value = attention.split(attention.v_proj(inputs))
         hidden = places > at[:, None]  # (m, n): what comes later
         own: list[tuple[Tensor, Tensor]] = []
         inputs, state = inputs[count - rows :], state[count - rows :]
@@ -124,22 +112,19 @@ class Eagle3(nn.Module):
         for step in range(before.shape[1]):
             if step:
                 inputs = block.join(self._embed(before[:, step]), state)
-                left_key, left_value = attention.key_value(inputs)
-                own.append((self._rotate(left_key, at + step), left_value))
-            query = self._rotate(attention.query(inputs), at + step)
+                left_key = self._rotate(attention.split(attention.k_proj(inputs)), at + step)
+                own.append((left_key, attention.split(attention.v_proj(inputs))))
+            query = self._rotate(attention.split(attention.q_proj(inputs)), at + step)
             state = block.update(state, _attend(query, key, value, hidden, own))
             logits.append(self.norm(state) @ self.output.T)
         return torch.stack(logits, 1)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        embedded: Tensor = self.embedding[tokens].to(self.fc.weight.dtype)
-        return embedded
+        return self.embedding[tokens].to(self.fc.weight.dtype)
 
     def _rotate(self, x: Tensor, places: Tensor) -> Tensor:
         """Rotate x (KV heads, group, n, head_dim) by its places (n,)."""
-        cos, sin = self._rotary(x, places[None])
-        rotated: Tensor = apply_rotary_pos_emb(x, x, cos, sin)[0]
-        return rotated
+        return cast("Tensor", apply_rotary_pos_emb(x, x, *self._rotary(x, places[None]))[0])
 
 
 def _attend(
@@ -153,7 +138,7 @@ def _attend(
     scores += [(query * left).sum(-1, keepdim=True) for left, _ in own]
     weights = (torch.cat(scores, -1) * scale).softmax(-1)
     first = key.shape[2]
-    attended: Tensor = weights[..., :first] @ value
+    attended = weights[..., :first] @ value
     for number, (_, left) in enumerate(own):
         attended = attended + weights[..., first + number, None] * left
     return attended
