@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 from turbo_runtime.atomic_write import write_whole
 from turbo_runtime.distill.errors import DistillError, MayPassError
-from turbo_runtime.distill.progress import Progress, Stage
+from turbo_runtime.distill.progress import Progress
 from turbo_runtime.distill.recipe import DRAWN, Recipe
 from turbo_runtime.prompts import Prompt
 from turbo_runtime.version import turbo_version
@@ -128,7 +128,7 @@ class Workspace:
         self.write(_CAPTURED, {"folders": _named(folders), "prompts": rows})
 
     @contextmanager
-    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Stage]:
+    def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
         """Run a stage and keep its time, which a kill within it loses. `done`: units of an earlier run."""
         start_time = time.monotonic()
         with self.progress.stage(name, total, unit, done) as advance:

@@ -19,6 +19,12 @@ from turbo_runtime.model_files.source import ModelError, find, hub_errors
 from turbo_runtime.shapes import Described, UnknownShapeError, describe
 from turbo_runtime.shapes.quantization import BITS
 
+_GGUF_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 _INDEX = "model.safetensors.index.json"
 _LARGEST_HEAD = 100_000_000  # bytes; the bound of the safetensors format
 _DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names
@@ -67,9 +73,7 @@ def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
     """
     source = find(model, revision)
     if source.gguf_file:
-        from turbo_runtime.model_files.gguf import inspect_gguf
-
-        return inspect_gguf(Path(source.name) / source.gguf_file)
+        return _inspect_gguf(Path(source.name) / source.gguf_file)
     if (local := Path(source.name)).is_dir():
         return _inspect(_local_files(local))
     with hub_errors():
@@ -164,3 +168,65 @@ def _is_mtp(name: str, layers: int) -> bool:
     """Whether a tensor belongs to a layer that predicts the tokens after the next."""
     layer = _LAYER.match(name)
     return name.startswith("mtp.") or ".mtp." in name or (layer is not None and int(layer[1]) >= layers)
+
+
+def _inspect_gguf(path: Path) -> ModelInfo:
+    """Inspect the key-value head and tensor table of a GGUF file. Raises ModelError."""
+    import gguf  # here, since only this format needs it
+
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, IndexError) as error:
+        raise ModelError(f"{path.name} is not a GGUF file: {error}") from error
+
+    def value(key: str, default: Any = None) -> Any:
+        field = reader.get_field(key)
+        if field is not None:
+            return field.contents()
+        if default is None:
+            raise ModelError(f"{path.name} names no {key}: not a decoder-only language model")
+        return default
+
+    family = value("general.architecture")
+    heads = int(value(f"{family}.attention.head_count"))
+    hidden = int(value(f"{family}.embedding_length"))
+    elements: Counter[str] = Counter()
+    routed, looked_up, tied = 0, 0, True
+    for tensor in reader.tensors:
+        count = int(tensor.n_elements)
+        elements[tensor.tensor_type.name] += count
+        routed += count if "_exps." in tensor.name else 0
+        looked_up += count if tensor.name == "token_embd.weight" else 0
+        tied = tied and tensor.name != "output.weight"
+    if not elements:
+        raise ModelError(f"{path.name} holds no tensors")
+    vocabulary = reader.get_field("tokenizer.ggml.tokens")
+    length = int(value(f"{family}.context_length"))
+    layers = int(value(f"{family}.block_count"))
+    window = int(value(f"{family}.attention.sliding_window", length)) or length
+    slides = window < length
+    widths = value(f"{family}.feed_forward_length", 0)  # of all layers, or of each
+    shape = ModelShape(
+        architecture=_GGUF_ARCHITECTURES.get(family, family),
+        parameters=sum(elements.values()),
+        layers=layers,
+        hidden_size=hidden,
+        heads=heads,
+        kv_heads=int(value(f"{family}.attention.head_count_kv", heads)),
+        head_dim=int(value(f"{family}.attention.key_length", hidden // heads)),
+        vocab_size=int(value(f"{family}.vocab_size", len(vocabulary.data) if vocabulary else None)),
+        max_position=length,
+        dtype=elements.most_common(1)[0][0],  # of the file's blocks, which the engine expands as it loads
+        embedding_parameters=0 if tied else looked_up,
+        experts=int(value(f"{family}.expert_count", 0)),
+        experts_per_token=int(value(f"{family}.expert_used_count", 0)),
+        expert_parameters=routed,
+        sliding_window=window if slides else 0,
+        sliding_layers=layers if slides else 0,
+        mlp_width=0 if routed else max(map(int, widths if isinstance(widths, list) else [widths]), default=0),
+    )
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(reader.data_offset)
+    digest = hashlib.sha256(f"{path.name}\0{size}\0".encode() + head)
+    return ModelInfo(shape, f"sha256:{digest.hexdigest()}", None, size)
