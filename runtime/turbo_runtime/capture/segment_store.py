@@ -13,10 +13,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from turbo_runtime.atomic_write import write_whole
 
@@ -25,12 +24,11 @@ _SCRATCH_SECONDS = 600.0  # after which nobody writes a segment anew any more
 _NAME = re.compile(r".+-\d{13}\.jsonl")  # milliseconds have 13 digits until 2286
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A file of the folder."""
 
-    path: Path
     began: float  # seconds since the epoch, as its name says
+    path: Path
     size: int
 
 
@@ -46,8 +44,8 @@ def segments(folder: Path) -> list[Segment]:
         if is_segment(path):
             with suppress(FileNotFoundError):  # another server was faster
                 began = int(path.stem.rpartition("-")[2]) / 1000
-                result.append(Segment(path, began, path.stat().st_size))
-    return sorted(result, key=lambda segment: (segment.began, segment.path.name))
+                result.append(Segment(began, path, path.stat().st_size))
+    return sorted(result)
 
 
 def expire(folder: Path, now: float, max_bytes: int, max_age_seconds: float) -> int:
@@ -101,8 +99,8 @@ def is_capture(folder: Path) -> bool:
 
 
 def delete_tenant(folder: Path, tenant: str, now: float) -> tuple[int, int]:
-    """Request a tenant's deletion of every server that writes here, and delete in all other segments. Return
-    the number of deleted lines, and of those that the servers are yet to delete.
+    """Request it of every server that writes here, and delete in all other segments. Return the number of
+    deleted lines, and of those that the servers are yet to delete.
     """
     with (folder / _LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -167,9 +167,8 @@ class HeadsMethod:
 
 
 def count_accepted(completion: Completion, states: Tensor, drafter: HeadsDrafter) -> list[int]:
-    """Count the right tokens of a draft behind each token of the response but the last, made by the drafter
-    that serves with the noise that the response was drawn with. `states` (tokens, width): those that its
-    tokens were drawn from.
+    """Count the right tokens of a draft behind each token of the response but the last, made with the noise
+    and the `states` (tokens, width) that the response was drawn with.
     """
     asked, length = completion.asked, len(completion.asked.prompt)
     coupling = Coupling(answer_key(asked.seed, asked.prompt, asked.choice), asked.temperature)

@@ -29,7 +29,7 @@ from turbo_runtime.distill.data.responses import (
     write_asked,
     write_kept,
 )
-from turbo_runtime.distill.eagle3.method import Eagle3Method
+from turbo_runtime.distill.eagle3 import Eagle3Method
 from turbo_runtime.distill.endpoint import Endpoint
 from turbo_runtime.distill.errors import DamagedError, DistillError, MayPassError
 from turbo_runtime.distill.evaluation.record import DomainRecord, Record, evaluate
@@ -88,8 +88,7 @@ class Distillation:
         options: Options,
     ) -> None:
         """`model`: its name for people; `active_parameters`: those that a token passes; `prompts` by part;
-        `kept`: responses to learn from where there are no prompts. Raises DistillError for some that the
-        model cannot read.
+        `kept`: responses to learn from instead. Raises DistillError for some that the model cannot read.
         """
         self._served, self._model, self._active = served, model, active_parameters
         self._prompts, self._kept, self._options = prompts, kept, options
@@ -100,9 +99,7 @@ class Distillation:
             self._method = self._create_method(self._recipe)
 
     def run(self) -> Record:
-        """Do all that remains. Raises PromptsError for prompts that cannot be asked, before anything is
-        written; DistillError.
-        """
+        """Do all that remains. Raises DistillError, and PromptsError before anything is written."""
         # as they were asked first: a chat template may write the date
         existing = read_asked(self._work.folder / ASKED)
         asked = self._tokenize() if existing is None else existing

@@ -104,10 +104,7 @@ class Progress:
 
 @contextmanager
 def serve_progress(port: int | None, now: Callable[[], TrainingProgress]) -> Iterator[int | None]:
-    """Serve `PROGRESS_PATH` meanwhile, on the port that is yielded; 0 takes a free one, None serves nothing.
-
-    Raises OSError where the port is taken.
-    """
+    """Serve `PROGRESS_PATH` on the port that is yielded: of 0 a free one, of None none. Raises OSError."""
     if port is None:
         yield None
         return

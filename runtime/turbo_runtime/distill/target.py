@@ -56,9 +56,7 @@ class TargetModel:
         return Target(self.ready.digest or "", decoder.embedding, decoder.output_rows)
 
     def engines(self, drafts: Sequence[ActiveDrafts]) -> list[Engine]:
-        """Create an engine for each, with its own part of the KV cache: their steps may be taken in turn.
-        Only the newest engines may be used.
-        """
+        """Create an engine for each, with its own part of the KV cache; earlier ones may not be used again."""
         first, blocks = self._engine.scheduler, self._blocks // len(drafts)
         engines = []
         for part, active in enumerate(drafts):
@@ -102,9 +100,7 @@ class TargetModel:
         params: SamplingParams,
         answered: Callable[[], None] = lambda: None,
     ) -> list[tuple[int, ...]]:
-        """Respond to all together without drafts, with `params` but the temperature of each prompt, calling
-        `answered` after each.
-        """
+        """Respond to all together without drafts, each at its temperature; call `answered` after each."""
         (engine,) = self.engines([ActiveDrafts("off")])
         for number, prompt in enumerate(prompts):
             own = replace(params, temperature=prompt.temperature)
@@ -122,9 +118,7 @@ class TargetModel:
     def examples(
         self, completions: Sequence[Completion], params: SamplingParams
     ) -> Iterator[TrainingExamples]:
-        """Read the responses again, some at a time, and yield every token with the state it was drawn from
-        and the distribution there under temperature, top-k and top-p of `params`.
-        """
+        """Read the responses again, some at a time; the distributions are those under `params`."""
         return (self._read(batch, params)[0] for batch in self._batches(completions))
 
     def texts(
@@ -196,9 +190,7 @@ def _read_tokens(completion: Completion) -> tuple[int, ...]:
 
 
 def _likeliest(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-    """Return ids (rows, LIKELIEST) int32 and probabilities after temperature, top-k and top-p, 0 for ids that
-    these leave out.
-    """
+    """Return ids (rows, LIKELIEST) int32 and probabilities, 0 for ids that top-k and top-p leave out."""
     logits = logits if params.temperature == 1 else logits / params.temperature
     top = logits.topk(min(LIKELIEST, logits.shape[1]))
     chances = (top.values - logits.logsumexp(-1, keepdim=True)).exp()

@@ -1,6 +1,4 @@
-"""Training: steps of AdamW over shuffled rows, the same however often it is interrupted, on material of any
-number of responses in bounded memory: states are computed when needed.
-"""
+"""Training: steps of AdamW over shuffled rows in bounded memory, the same however often it is interrupted."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from turbo_runtime.distill.data.examples import choose_vocabulary
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.eagle3.method import Eagle3Method, Eagle3Student
+from turbo_runtime.distill.eagle3 import Eagle3Method, Eagle3Student
 from turbo_runtime.distill.errors import DamagedError, DistillError
 from turbo_runtime.distill.heads import HeadsMethod, HeadsStudent
 from turbo_runtime.distill.loss import chance_of_acceptance, guessing

@@ -78,24 +78,24 @@ class Workspace:
         if config is not None:
             training = _training_of(config)
             other = training and training["request"]
-            if other != self.request.document():
-                differences = f": {self.request.differences(other)}" if other else ""
-                raise DistillError(
-                    f"{self.out} holds a draft that was made otherwise{differences}; name another folder "
-                    "with --out"
-                )
-            return True
+            if other == self.request.document():
+                return True
+            differences = f": {self.request.differences(other)}" if other else ""
+            raise DistillError(
+                f"{self.out} holds a draft that was made otherwise{differences}; name another folder "
+                "with --out"
+            )
         if self.out.exists() and not self.out.is_dir():
             raise DistillError(f"{self.out} is a file; name a folder with --out")
         existing = _document(self.folder / REQUEST_FILE)
-        if existing is not None and existing != self.request.document():
-            raise DistillError(
-                f"{self.out} holds a distillation that was begun otherwise: "
-                f"{self.request.differences(existing)}; ask for that again to go on with it, name another "
-                f"folder with --out, or remove {self.folder}"
-            )
         if existing is None and self.out.is_dir() and any(path != self.folder for path in self.out.iterdir()):
             raise DistillError(f"{self.out} is not empty; name a new folder with --out")
+        if existing not in (None, self.request.document()):
+            raise DistillError(
+                f"{self.out} holds a distillation that was begun otherwise: "
+                f"{self.request.differences(existing or {})}; ask for that again to go on with it, name "
+                f"another folder with --out, or remove {self.folder}"
+            )
         return False
 
     @contextmanager
@@ -153,9 +153,7 @@ class Workspace:
 
 
 def captured_before(out: Path, folders: Sequence[Path]) -> list[Prompt] | None:
-    """Return the prompts that a run into `out` found captured in `folders` when it began; None where none
-    began with any. Raises DistillError where it began with those of other folders.
-    """
+    """Return what `keep_captured` kept, None where nothing. Raises DistillError for that of other folders."""
     if (existing := _read(out / WORK / _CAPTURED)) is None:
         return None
     if existing["folders"] != _named(folders):
@@ -190,9 +188,7 @@ def _document(path: Path) -> dict[str, Any] | None:
 
 
 def read_training(out: Path) -> dict[str, Any] | None:
-    """Return how the checkpoint in a folder was trained, with its `request`; None where there is none. Raises
-    DistillError for a file of that name that holds no JSON object.
-    """
+    """Return how a folder's checkpoint was trained, None where there is none. Raises DistillError."""
     config = _document(out / CONFIG_FILE)
     return None if config is None else _training_of(config)
 

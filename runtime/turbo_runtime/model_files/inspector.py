@@ -68,9 +68,7 @@ def _hub_files(repository: str, revision: str | None) -> Files:
 
 
 def inspect_model(model: str, revision: str | None = None) -> ModelInfo:
-    """Inspect MODEL as `turbo serve` takes it. Raises ValueError (a ModelError where it can say more) or
-    OSError, with a sentence. HubUnreachableError is the ModelError that may pass.
-    """
+    """Inspect MODEL as `turbo serve` takes it. Raises ModelError, another ValueError or OSError."""
     source = find(model, revision)
     if source.gguf_file:
         return _inspect_gguf(Path(source.name) / source.gguf_file)
@@ -106,9 +104,7 @@ def _inspect(files: Files) -> ModelInfo:
 
 
 def _weight_files(files: Files) -> list[str]:
-    """List the files that transformers loads: those of the index, else the one whole file, else all. A folder
-    may hold the weights a second time, as `consolidated.safetensors`.
-    """
+    """List what transformers loads: a folder may hold the weights again as `consolidated.safetensors`."""
     sizes = files.sizes
     if _INDEX in sizes:
         index = json.loads(files.read(_INDEX, 0, sizes[_INDEX]))

@@ -37,9 +37,7 @@ class Quantization:
 
 
 def quantization(config: Mapping[str, Any], name: str) -> Quantization | None:
-    """Read the quantization of a configuration; None where it has none. Raises UnknownShapeError for one that
-    is not counted.
-    """
+    """Read the quantization, None where there is none. Raises UnknownShapeError for one not counted."""
     section = config.get("quantization_config") or config.get("compression_config")
     if not isinstance(section, Mapping):
         return None

@@ -13,8 +13,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from turbo_runtime.distill.data.examples import Text, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion, TokenizedPrompt
-from turbo_runtime.distill.eagle3.layer import STREAMS, Eagle3
-from turbo_runtime.distill.eagle3.method import Eagle3Student
+from turbo_runtime.distill.eagle3 import STREAMS, Eagle3, Eagle3Student
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.trainer import Shards, Training, read_state
 from turbo_runtime.drafters.heads.checkpoint import tensors_digest

@@ -94,11 +94,9 @@ class Text:
 def choose_vocabulary(
     answers: Iterable[tuple[int, ...]], examples: TrainingExamples, target_size: int, size: int
 ) -> Tensor:
-    """Choose the `size` ids, ascending, that the draft can propose: a product over all `target_size` would
+    """Choose at most `size` ids, ascending, that the draft can propose: those most often in `answers` and in
+    what the target's distribution at `examples` might have drawn. A product over all of `target_size` would
     cost more than it brings (FR-Spec, arXiv 2502.14856).
-
-    Those that come most often in `answers` win, with those that the target's distribution at `examples` might
-    have drawn. An id that neither has is left out.
     """
     counts = torch.bincount(torch.tensor([*chain.from_iterable(answers)]), minlength=target_size)
     mass = torch.zeros(target_size, dtype=torch.float64)

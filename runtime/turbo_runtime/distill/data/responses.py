@@ -1,6 +1,4 @@
-"""The model's own responses to the prompts: given in groups that a kill cannot damage, and kept with a draft
-for other drafts of the same model to learn from.
-"""
+"""The model's own responses to the prompts, and those that are kept with a draft for others to learn from."""
 
 from __future__ import annotations
 
@@ -59,9 +57,7 @@ def intern_tokens(tokens: Iterable[Any]) -> tuple[int, ...]:
 
 
 def is_looping(tokens: Sequence[int]) -> bool:
-    """Whether the end repeats with any period, at least three times over at least 24 tokens: any drafter is
-    fast on such a response, and no user wants it.
-    """
+    """Whether the end repeats with any period: any drafter is fast on it, and no user wants it."""
     for period in range(1, len(tokens) // _LOOP_REPEATS + 1):
         length = max(_LOOP_REPEATS * period, _MIN_LOOP_TOKENS)
         end = tokens[-length:]
@@ -96,10 +92,9 @@ Answer = Callable[[Sequence[TokenizedPrompt], Callable[[], None]], Sequence[tupl
 def answer_all(
     prompts: Sequence[TokenizedPrompt], folder: Path, answer: Answer, done: Callable[[int, bool], None]
 ) -> list[Completion]:
-    """Return a response to each prompt, in order; those that an earlier run left in `folder` are read.
-
-    `done` receives how many more there are, and whether they were read. Groups never change, so the model
-    computes the same together however often the work is interrupted.
+    """Return a response to each prompt, read from `folder` where an earlier run left it; `done` receives how
+    many more there are, and whether they were read. Groups never change, so the same is computed together
+    however often the work is interrupted.
     """
     completions: list[Completion] = []
     for number, first in enumerate(range(0, len(prompts), GROUP)):
@@ -150,15 +145,13 @@ def write_kept(out: Path, completions: Iterable[Completion]) -> None:
 
 
 def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
-    """Read what runs for that model kept; the order of `folders` changes nothing. Raises DistillError.
-
-    A prompt that one run held out is held out, whatever it was to another, and counts with one response:
-    else speedups would be measured on what the engine has just generated. Equal responses count once.
+    """Read what runs for that model kept, in any order of `folders`. Raises DistillError. A prompt that a run
+    held out is held out and counts with one response: else speedups would be measured on what the engine has
+    just generated. Equal responses count once.
     """
-    completions, captures = [], []
+    completions, captures = list[Completion](), list[Mapping[str, Any]]()
     for folder in folders:
-        training = read_training(folder)
-        if training is None:
+        if (training := read_training(folder)) is None:
             raise DistillError(f"{folder} holds no draft; name the folders of `turbo distill --keep-answers`")
         if (made_for := training["request"].get("target_digest")) != target_digest:
             raise DistillError(
@@ -167,10 +160,8 @@ def read_kept(folders: Sequence[Path], target_digest: str) -> Kept:
         if "capture" in training:
             captures.append(training["capture"])
         completions += _read_completions(folder / ANSWERS_FILE)
-    part_of: dict[tuple[int, ...], str] = {}
-    for completion in completions:
-        prompt = completion.asked.prompt
-        part_of[prompt] = min(part_of.get(prompt, TRAINING), completion.asked.part, key=PARTS.index)
+    parts = sorted(completions, key=lambda completion: PARTS.index(completion.asked.part), reverse=True)
+    part_of = {completion.asked.prompt: completion.asked.part for completion in parts}  # the first of PARTS
     dealt = {Completion(replace(c.asked, part=part_of[c.asked.prompt]), c.tokens) for c in completions}
     unique: dict[object, Completion] = {}
     for completion in sorted(dealt, key=lambda completion: completion.shuffle_key):

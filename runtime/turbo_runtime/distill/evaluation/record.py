@@ -22,9 +22,7 @@ _DIGITS = 4  # behind the point: a manifest must fit a termination message
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Acceptance over some responses. A response's first token comes with its prompt and its last one without
-    a draft, as the token that every verification adds: neither is drafted.
-    """
+    """Acceptance over some responses, of whose tokens the first and the last are never drafted."""
 
     answers: int
     tokens: int
@@ -86,9 +84,7 @@ def _sentences(record: DomainRecord) -> list[str]:
 
 
 def evaluate(pairs: Sequence[tuple[Completion, Sequence[int]]], heads: int) -> Evaluation:
-    """Evaluate responses, each with the number of tokens drafted behind each of its tokens but the last that
-    would be accepted.
-    """
+    """Evaluate responses, each with the tokens accepted of a draft behind each of its tokens but the last."""
     reached, right = [0] * heads, [0] * heads
     verifications = committed = 0
     for _, counts in pairs:

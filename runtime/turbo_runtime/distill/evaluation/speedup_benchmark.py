@@ -1,6 +1,4 @@
-"""Speedups on this machine: the same prompts answered without drafts, with drafts from memory alone, and with
-heads in addition.
-"""
+"""Speedups on this machine: the same prompts without drafts, with those from memory, and with heads too."""
 
 from __future__ import annotations
 
@@ -155,9 +153,7 @@ class _Bench:
     def answer(
         self, way: str, number: int, asked: Sequence[Completion], fillers: Sequence[Completion], batch: int
     ) -> Iterator[Run | None]:
-        """Answer all of `asked`, `batch` at a time, with `fillers` behind them; yield None after each step,
-        and the run at the end.
-        """
+        """Answer `asked`, `batch` at a time, then `fillers`; yield None after each step, the run at last."""
         engine, before = self._engine, self._engine.stats()
         prompts = [completion.asked.prompt for completion in (*asked, *fillers)]
         names = {str(next(self._numbers)): index for index in range(len(prompts))}
