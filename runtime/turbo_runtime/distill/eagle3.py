@@ -33,7 +33,7 @@ from turbo_runtime.atomic_write import write_whole, write_whole_by
 from turbo_runtime.distill.data.examples import Text, TrainingBatch, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion
 from turbo_runtime.distill.errors import DistillError
-from turbo_runtime.distill.loss import Words
+from turbo_runtime.distill.loss import positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.distill.workspace import CONFIG_FILE
@@ -167,7 +167,7 @@ class Eagle3Student:
     def __init__(self, draft: Eagle3, recipe: Recipe) -> None:
         self.module, self.depth, self.vocabulary = draft, recipe.depth, draft.vocabulary
         self.guessers, self.passes = list(draft.parameters()), recipe.depth  # one for each token
-        self.words = Words(draft.vocabulary, len(draft.embedding))
+        self.words = positions_in(draft.vocabulary, len(draft.embedding))
         self._rows = recipe.rows
 
     def steps(self, completions: Sequence[Completion]) -> int:
@@ -241,7 +241,7 @@ class Eagle3Method:
         texts = self._served.texts(completions, self._params, self._layers)
         for completion, text in zip(completions, texts, strict=True):
             logits, batch = self.student.guess(text)
-            right = (logits.argmax(-1) == self.student.words(batch.wanted)).cumprod(1).sum(1)
+            right = (logits.argmax(-1) == self.student.words[batch.wanted]).cumprod(1).sum(1)
             left = text.answer.left[text.answer.teaching]
             yield completion, torch.minimum(right, left - 1).tolist()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from threading import Lock
 from typing import Any
 
 from turbo_runtime.client.address import ServerError
@@ -41,12 +40,10 @@ class Endpoint:
     ) -> list[tuple[int, ...]]:
         """As `TargetModel.answer`. Raises DistillError."""
         responses: list[tuple[int, ...]] = [()] * len(prompts)
-        lock = Lock()
 
         def work(number: int) -> None:
             responses[number] = self._try(prompts[number], params)
-            with lock:
-                answered()
+            answered()
 
         try:
             work_off(range(len(prompts)), work, MAX_REQUESTS)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from turbo_runtime.distill.data.examples import UNKNOWN, TrainingBatch, TrainingExamples
 from turbo_runtime.distill.data.responses import Completion
-from turbo_runtime.distill.loss import Words, chance_of_acceptance
+from turbo_runtime.distill.loss import chance_of_acceptance, positions_in
 from turbo_runtime.distill.recipe import Recipe
 from turbo_runtime.distill.target import LIKELIEST, TargetModel
 from turbo_runtime.drafters.heads.checkpoint import HeadsConfig, save_heads
@@ -35,7 +35,7 @@ class HeadsStudent:
         self.module, self.depth, self.vocabulary = heads, heads.heads, heads.vocabulary
         self.guessers = [heads.block, heads.block_bias, heads.markov_in, heads.markov_out]
         self.passes = 1  # over all weights, for all tokens of a draft
-        self.words = Words(heads.vocabulary, len(heads.embedding))
+        self.words = positions_in(heads.vocabulary, len(heads.embedding))
         self._recipe = recipe
 
     def steps(self, completions: Sequence[Completion]) -> int:

@@ -44,10 +44,20 @@ from turbo_runtime.distill.evaluation.speedup_benchmark import (
     ways,
 )
 from turbo_runtime.distill.heads import HeadsMethod
-from turbo_runtime.distill.pilot import ANSWERS as PILOT_ANSWERS
-from turbo_runtime.distill.pilot import EPOCHS as PILOT_EPOCHS
-from turbo_runtime.distill.pilot import Pilot, choose_method, settings
-from turbo_runtime.distill.recipe import AUTO, HEADS, HELD_OUT, JUDGES, PARTS, TRAINED, TRAINING, Recipe
+from turbo_runtime.distill.recipe import (
+    AUTO,
+    HEADS,
+    HELD_OUT,
+    JUDGES,
+    PARTS,
+    PILOT_ANSWERS,
+    PILOT_EPOCHS,
+    TRAINED,
+    TRAINING,
+    Pilot,
+    Recipe,
+    choose_method,
+)
 from turbo_runtime.distill.target import TargetModel
 from turbo_runtime.distill.trainer import Course, Method, Shards, prepare_training, read_state
 from turbo_runtime.distill.workspace import REQUEST_FILE, Workspace
@@ -157,7 +167,7 @@ class Distillation:
             pilots = {}
             with self._work.stage("pilot", len(TRAINED), "methods") as advance:
                 for name in TRAINED:
-                    recipe = settings(self._recipe, name)
+                    recipe = self._recipe.of_method(name)
                     try:
                         method = self._create_method(recipe)
                     except DistillError:  # the model has too few layers for it
@@ -169,7 +179,7 @@ class Distillation:
         self._pilots = pilots
         chosen = choose_method({name: Pilot(**fields) for name, fields in pilots.items()})
         self._progress.say(f"a pilot says that {chosen} pays most")
-        return settings(self._recipe, chosen)
+        return self._recipe.of_method(chosen)
 
     def _run_pilot(self, method: Method, recipe: Recipe, parts: Parts) -> Pilot:
         few = list(parts[TRAINING])

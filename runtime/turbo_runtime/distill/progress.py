@@ -73,9 +73,10 @@ class Progress:
 
     def _advance(self, count: int = 1, *, known: bool = False) -> None:
         """Add units; those that were `known` took no time."""
-        self._done += count
-        self._fresh += 0 if known else count
-        self._refresh()
+        with self._lock:  # many threads may report
+            self._done += count
+            self._fresh += 0 if known else count
+            self._refresh()
 
     @contextmanager
     def stage(self, name: str, total: int, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:

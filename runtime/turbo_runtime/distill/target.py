@@ -56,7 +56,7 @@ class TargetModel:
         return Target(self.ready.digest or "", decoder.embedding, decoder.output_rows)
 
     def engines(self, drafts: Sequence[ActiveDrafts]) -> list[Engine]:
-        """Create an engine for each, with its own part of the KV cache; earlier ones may not be used again."""
+        """Create an engine for each, with its own part of the KV cache; older ones may not be used again."""
         first, blocks = self._engine.scheduler, self._blocks // len(drafts)
         engines = []
         for part, active in enumerate(drafts):
@@ -83,12 +83,12 @@ class TargetModel:
             return self.tokenizer.encode_written(prompt.written)
         if not prompt.messages:
             return self.tokenizer.encode(prompt.text)
-        if self.tokenizer.template is None:
+        if (template := self.tokenizer.template) is None:
             raise PromptsError(
                 "the model has no chat template; add --completions to take prompts as they are"
             )
         try:
-            return self.tokenizer.encode_written(self.tokenizer.template.render(render_turns(prompt)))
+            return self.tokenizer.encode_written(template.render(render_turns(prompt)))
         except TemplateRefusalError as error:
             raise PromptsError(
                 f"prompt {prompt.name}: the model's chat template refuses it: {error}"
