@@ -137,7 +137,7 @@ class Eagle3(nn.Module):
         return torch.stack(logits, 1)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        return self.embedding[tokens].to(self.fc.weight.dtype)
+        return cast("Tensor", self.embedding[tokens].to(self.fc.weight.dtype))
 
     def _rotate(self, x: Tensor, places: Tensor) -> Tensor:
         """Rotate x (KV heads, group, n, head_dim) by its places (n,)."""

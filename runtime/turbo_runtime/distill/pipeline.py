@@ -299,8 +299,8 @@ class Distillation:
         records = {}
         for domain, pairs in by_domain.items():
             unseen = [pair for pair in pairs if pair[0].tokens not in learnt]
-            evaluations = (evaluate(some, self._recipe.depth) for some in (unseen, pairs))
-            records[domain] = DomainRecord(*evaluations, _digest(completion for completion, _ in unseen))
+            depth, measured_on = self._recipe.depth, _digest(completion for completion, _ in unseen)
+            records[domain] = DomainRecord(evaluate(unseen, depth), evaluate(pairs, depth), measured_on)
         return records
 
     def _measure_speedups(self, heads: Heads, parts: Parts, records: dict[str, DomainRecord]) -> None:
