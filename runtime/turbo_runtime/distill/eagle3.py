@@ -137,7 +137,7 @@ class Eagle3(nn.Module):
         return torch.stack(logits, 1)
 
     def _embed(self, tokens: Tensor) -> Tensor:
-        return cast("Tensor", self.embedding[tokens].to(self.fc.weight.dtype))
+        return self.embedding[tokens].to(self.fc.weight.dtype)
 
     def _rotate(self, x: Tensor, places: Tensor) -> Tensor:
         """Rotate x (KV heads, group, n, head_dim) by its places (n,)."""
@@ -155,7 +155,7 @@ def _attend(
     scores += [(query * left).sum(-1, keepdim=True) for left, _ in own]
     weights = (torch.cat(scores, -1) * scale).softmax(-1)
     first = key.shape[2]
-    attended = weights[..., :first] @ value
+    attended: Tensor = weights[..., :first] @ value
     for number, (_, left) in enumerate(own):
         attended = attended + weights[..., first + number, None] * left
     return attended
