@@ -151,7 +151,7 @@ def _run(
         answers_from="kept" if kept.said else "endpoint" if options.endpoint else "engine",
         captured=bool(captured or kept.captures),
     )
-    work = Workspace(options.out, request)
+    work = Workspace(options.out, request, progress)
     if work.is_done:
         work.tidy()
         if options.keep_answers and not (options.out / ANSWERS_FILE).is_file():
@@ -182,7 +182,7 @@ def _run(
         if captured and captured_before(options.out, options.prompts) is None:
             work.keep_captured(options.prompts, captured)
         active = model.shape.active_parameters
-        record = Distillation(served, options.model, active, parts, kept, recipe, work, how, progress).run()
+        record = Distillation(served, options.model, active, parts, kept, work, how).run()
     for line in record.summary():
         progress.say(line)
     progress.say(
