@@ -1,4 +1,4 @@
-"""The answers to one HTTP request as they come, and what they cost."""
+"""The answers to one HTTP request as they come: from token events to parts of text, and what they cost."""
 
 from __future__ import annotations
 
@@ -7,17 +7,114 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from turbo_runtime.messages import GenerationRequest, TokenEvent
-from turbo_runtime.parsers.stop_strings import StopScanner
-from turbo_runtime.protocol.errors import failed, invalid, timed_out, unavailable
+from turbo_runtime.contract import metrics
+from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
+from turbo_runtime.parsers import OutputParser, ParsedDelta, StopScanner
+from turbo_runtime.protocol.errors import ApiError, invalid, unavailable
 from turbo_runtime.server.engine_client import ABANDONED, EngineClient, TimedEvent
 from turbo_runtime.server.metrics import Metrics
-from turbo_runtime.server.preprocessing import PreparedRequest
-from turbo_runtime.server.responses.output import CompletionOutput, OutputDelta, join
-from turbo_runtime.server.served_model import ServedModel
+from turbo_runtime.server.preprocessing import PreparedRequest, ServedModel
 from turbo_runtime.tokenization.detokenizer import Detokenizer
+
+MAX_EVENTS = 64  # taken at once: a few milliseconds of work
+
+
+@dataclass(frozen=True, slots=True)
+class OutputDelta:
+    """New part of one answer; `finish_reason` ends it. Logprobs are of `tokens`."""
+
+    index: int
+    parsed: ParsedDelta
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None  # the stop string or the request's own stop token that ended it
+    tokens: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.parsed or self.logprobs or self.finish_reason or self.prompt_logprobs)
+
+
+def join(deltas: list[OutputDelta]) -> OutputDelta:
+    """Join parts of one answer."""
+    parsed = [delta.parsed for delta in deltas]
+    prompt_logprobs = [delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None]
+    return replace(
+        deltas[-1],
+        parsed=ParsedDelta(
+            "".join(part.content for part in parsed),
+            "".join(part.reasoning for part in parsed),
+            tuple(call for part in parsed for call in part.calls),
+        ),
+        tokens=tuple(token for delta in deltas for token in delta.tokens),
+        logprobs=tuple(logprob for delta in deltas for logprob in delta.logprobs),
+        prompt_logprobs=next(iter(prompt_logprobs), None),
+    )
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One answer so far. `end_ids` are the model's own; no stop reason names them."""
+
+    index: int
+    params: SamplingParams
+    detokenizer: Detokenizer
+    scanner: StopScanner
+    parser: OutputParser
+    end_ids: frozenset[int]
+    num_tokens: int = 0
+    num_reasoning_tokens: int = 0
+    first_token_time: float | None = None
+    last_token_time: float = 0.0
+    speedup: float | None = None  # so far, as the engine measures it
+    _stop_reason: str | int | None = field(default=None, init=False)
+
+    def update(self, event: TokenEvent) -> OutputDelta:
+        """Return what an event adds.
+
+        Tokens go through one by one, so that an answer is cut at the same token however many a step brings.
+        """
+        parsed, num_before, reason = ParsedDelta(), self.num_tokens, None
+        for position, token in enumerate(event.tokens):
+            self.num_tokens += 1
+            is_final = event.finish_reason == "stop" and position == len(event.tokens) - 1
+            if is_final and token in self.params.stop_token_ids:
+                self._stop_reason = None if token in self.end_ids else token
+                break  # an end-of-sequence token counts but is no text
+            self.num_reasoning_tokens += self.parser.is_reasoning
+            added, reason = self._parse(self.detokenizer.push(token))
+            parsed += added
+            if reason:
+                break
+        if reason is None and event.finish_reason is not None:
+            added, reason = self._parse(self.detokenizer.flush())
+            parsed += added + self.parser.push(self.scanner.flush())
+            reason = reason or event.finish_reason
+        if reason is not None:
+            parsed += self.parser.flush()
+            if self.parser.has_called and reason == "stop":
+                reason = "tool_calls"
+        num_new = self.num_tokens - num_before
+        return OutputDelta(
+            self.index,
+            parsed,
+            reason,
+            self._stop_reason,
+            event.tokens[:num_new],
+            event.logprobs[:num_new],
+            event.prompt_logprobs,
+        )
+
+    def _parse(self, text: str) -> tuple[ParsedDelta, str | None]:
+        """Parse new text, and return why the answer ends with it, or None."""
+        if self.num_tokens < self.params.min_tokens:
+            return self.parser.push(text), None  # no stop string counts yet
+        text, is_stopped = self.scanner.push(text)
+        self._stop_reason = self.scanner.match or self._stop_reason
+        parsed = self.parser.push(text)
+        return parsed, "stop" if is_stopped or self.parser.is_complete else None
 
 
 @dataclass(slots=True)
@@ -46,20 +143,20 @@ class RequestOutput:
         request: PreparedRequest,
         model: ServedModel,
         engine: EngineClient,
-        metrics: Metrics,
+        exporter: Metrics,
         timeout_seconds: float,
         on_exit: Callable[[], None],
     ) -> None:
         self.request = request
         self.tally = Tally()
         self._engine = engine
-        self._metrics = metrics
+        self._metrics = exporter
         self._timeout_seconds = timeout_seconds
         self._on_exit = on_exit
         self._start_time = time.monotonic()
         generations = _generation_requests(request)
-        self._answers = [
-            CompletionOutput(
+        self._unfinished = {
+            generation.request_id: CompletionOutput(
                 index,
                 generation.params,
                 Detokenizer(model.tokenizer.decode, model.tokenizer.is_skipped),
@@ -68,9 +165,8 @@ class RequestOutput:
                 model.stop_token_ids,
             )
             for index, generation in enumerate(generations)
-        ]
-        ids = (generation.request_id for generation in generations)
-        self._unfinished = dict(zip(ids, self._answers, strict=True))
+        }
+        self._answers = list(self._unfinished.values())
         self._events = engine.submit(generations)
 
     @property
@@ -109,13 +205,26 @@ class RequestOutput:
         self._on_exit()
 
     async def _take_events(self) -> list[TimedEvent]:
+        """Wait for an event, and return what has arrived in order, `MAX_EVENTS` at most.
+
+        Always lets others run: a queue that never empties would hand the loop to one client.
+        """
         try:
             async with asyncio.timeout(self._start_time + self._timeout_seconds - time.monotonic()):
-                return await self._events.take()
+                await asyncio.sleep(0)
+                events = [await self._events.get()]
         except TimeoutError:
-            raise timed_out(self._timeout_seconds) from None
+            message = (
+                f"The answer was not complete after {self._timeout_seconds:g} s, the most that this server "
+                "gives a request: ask for fewer tokens."
+            )
+            # else OpenAI's clients would retry
+            raise ApiError(408, message, headers={"x-should-retry": "false"}) from None
+        while len(events) < MAX_EVENTS and not self._events.empty():
+            events.append(self._events.get_nowait())
+        return events
 
-    def _process(self, events: Iterable[TimedEvent]) -> tuple[list[OutputDelta], Exception | None]:
+    def _process(self, events: Iterable[TimedEvent]) -> tuple[list[OutputDelta], ApiError | None]:
         """Return one delta of each answer that has news, and the error that follows them."""
         deltas: dict[int, list[OutputDelta]] = {}
         error = None
@@ -125,7 +234,12 @@ class RequestOutput:
                 continue  # a stop string ended it, and this event was already on its way
             if event.error is not None:
                 self._finish(event.request_id, "error", event_time)
-                error = _to_api_error(event, event.error)
+                if event.finish_reason == ABANDONED:
+                    error = unavailable(event.error)
+                elif event.refused:
+                    error = invalid(None, event.error, "invalid_request")
+                else:
+                    error = ApiError(500, event.error)
                 break
             delta = self._update(event, answer, event_time)
             if delta.finish_reason is not None:
@@ -153,13 +267,13 @@ class RequestOutput:
         if event.speedup is not None:
             answer.speedup = event.speedup
         if event.queued_seconds is not None:
-            self._metrics.observe_queue_time(event.queued_seconds)
+            self._metrics.observe(metrics.REQUEST_QUEUE_TIME, event.queued_seconds)
         if event.tokens:
-            is_first = answer.first_token_time is None
-            last_time = self._start_time if is_first else answer.last_token_time
-            self._metrics.observe_tokens(event_time - last_time, first=is_first)
-            if is_first:
+            if answer.first_token_time is None:
+                self._metrics.observe(metrics.TIME_TO_FIRST_TOKEN, event_time - self._start_time)
                 answer.first_token_time = event_time
+            else:
+                self._metrics.observe(metrics.INTER_TOKEN_LATENCY, event_time - answer.last_token_time)
             answer.last_token_time = event_time
         return delta
 
@@ -176,30 +290,15 @@ class RequestOutput:
         )
 
 
-def _to_api_error(event: TokenEvent, message: str) -> Exception:
-    if event.finish_reason == ABANDONED:
-        return unavailable(message)
-    return invalid(None, message, "invalid_request") if event.refused else failed(message)
-
-
 def _generation_requests(request: PreparedRequest) -> list[GenerationRequest]:
     """Equal prompts continue the numbers of their choices, so that repeating one draws anew."""
     request_id = uuid.uuid4().hex
     num_seen: Counter[tuple[int, ...]] = Counter()
     generations: list[GenerationRequest] = []
-    for index, (prompt, params) in enumerate(zip(request.prompts, request.params, strict=True)):
-        first = num_seen[prompt] * request.n
-        num_seen[prompt] += 1
-        generations += [
-            GenerationRequest(
-                f"{request_id}-{index}-{choice}",
-                prompt,
-                params,
-                first + choice,
-                request.tenant,
-                request.salt,
-                request.draft,
-            )
-            for choice in range(request.n)
-        ]
+    scope = request.tenant, request.salt, request.draft
+    for prompt, params in zip(request.prompts, request.params, strict=True):
+        for _ in range(request.n):
+            answer_id = f"{request_id}-{len(generations)}"
+            generations.append(GenerationRequest(answer_id, prompt, params, num_seen[prompt], *scope))
+            num_seen[prompt] += 1
     return generations
