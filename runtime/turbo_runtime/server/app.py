@@ -18,7 +18,7 @@ from turbo_runtime.server.generation import generate
 from turbo_runtime.server.openapi import OPENAPI_PATH, build_openapi_document
 from turbo_runtime.server.preprocessing import prepare_chat, prepare_completion
 from turbo_runtime.server.reply import ChatReply, CompletionReply
-from turbo_runtime.server.service import Service
+from turbo_runtime.server.service import Phase, Service
 from turbo_runtime.version import turbo_version
 
 logger = logging.getLogger(__name__)
@@ -97,12 +97,15 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
     @app.get(endpoints.READY_PATH)
     async def ready() -> Response:
-        status = service.phase.value
+        """Whether a load balancer should send requests here."""
+        status, is_ready = service.phase.value, False
         if not engine.is_alive:
             status = engine.ended.result()
         elif engine.watchdog.is_late:
             status = f"the engine has not finished a step for {engine.watchdog.silent_seconds:.0f} s"
-        return JSONResponse({"status": status}, status_code=200 if service.is_ready else 503)
+        else:
+            is_ready = service.phase is Phase.SERVING
+        return JSONResponse({"status": status}, status_code=200 if is_ready else 503)
 
     @app.get(endpoints.LOAD_PATH)
     async def load() -> Response:

@@ -101,8 +101,13 @@ async def run_until_disconnect(
     receive: Receive, work: Coroutine[Any, Any, Result], *cancelled_by: asyncio.Future[Any]
 ) -> Result | None:
     """Return the result of `work`; None if the client disconnects or one of `cancelled_by` is done first."""
+
+    async def wait_for_disconnect() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
     task = asyncio.create_task(work)
-    disconnect = asyncio.create_task(_wait_for_disconnect(receive))
+    disconnect = asyncio.create_task(wait_for_disconnect())
     try:
         await asyncio.wait({task, disconnect, *cancelled_by}, return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else None
@@ -110,11 +115,6 @@ async def run_until_disconnect(
         for unfinished in (task, disconnect):
             unfinished.cancel()
         await asyncio.wait({task, disconnect})
-
-
-async def _wait_for_disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def close_connections(app: ASGIApp, is_draining: Callable[[], bool]) -> ASGIApp:

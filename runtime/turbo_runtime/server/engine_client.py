@@ -135,7 +135,7 @@ class EngineClient:
             name="turbo engine",
         )
         self._loop = asyncio.get_running_loop()
-        self._queues: dict[str, EventQueue] = {}  # of unfinished answers, by id
+        self.unfinished: dict[str, EventQueue] = {}  # answers submitted and not finished, by id
         self._stopping = False
         self._hang_message = ""  # set when the watchdog ends the engine
         self.watchdog = Watchdog(config.step_timeout_seconds)
@@ -155,21 +155,16 @@ class EngineClient:
         """Whether the engine can still answer; also true while it loads."""
         return not self.ended.done()
 
-    @property
-    def num_unfinished(self) -> int:
-        """Number of answers submitted and not finished, running or waiting."""
-        return len(self._queues)
-
     def submit(self, requests: Sequence[GenerationRequest]) -> EventQueue:
         """Hand requests to the engine and return where all their events arrive, also when the engine dies.
 
         Raises ValueError for an id that is in use, and hands nothing over.
         """
-        if duplicates := [new.request_id for new in requests if new.request_id in self._queues]:
+        if duplicates := [new.request_id for new in requests if new.request_id in self.unfinished]:
             raise ValueError(f"request {duplicates[0]} is running or waiting already")
         events = EventQueue()
         for request in requests:
-            self._queues[request.request_id] = events
+            self.unfinished[request.request_id] = events
             self._inbox.put(request)
         if self.ended.done():  # it died after the caller checked
             self.fail_all(self.ended.result())
@@ -178,12 +173,12 @@ class EngineClient:
     def cancel(self, request_ids: Iterable[str]) -> None:
         """Drop answers that nobody waits for any more; finished ones are ignored."""
         for request_id in request_ids:
-            if self._queues.pop(request_id, None) is not None and self.is_alive:
+            if self.unfinished.pop(request_id, None) is not None and self.is_alive:
                 self._inbox.put(Abort(request_id))
 
     def fail_all(self, message: str) -> None:
         """End every unfinished answer with an error."""
-        unfinished, now = dict(self._queues), time.monotonic()
+        unfinished, now = dict(self.unfinished), time.monotonic()
         self.cancel(unfinished)
         for request_id, events in unfinished.items():
             events.put_nowait((TokenEvent(request_id, finish_reason=ABANDONED, error=message), now))
@@ -214,26 +209,24 @@ class EngineClient:
 
     def _handle_message(self, message: Any, arrival_time: float) -> None:
         if isinstance(message, StepOutput):
-            self._update_stats(message.stats)
+            self.stats = message.stats
+            self.on_step(message.stats)
             for event in message.events:
-                events = self._queues.get(event.request_id)
+                events = self.unfinished.get(event.request_id)
                 if events is None:
                     continue  # cancelled while the event was on its way
                 if event.finish_reason is not None:
-                    del self._queues[event.request_id]
+                    del self.unfinished[event.request_id]
                 events.put_nowait((event, arrival_time))
         elif isinstance(message, EngineReady):
-            self._update_stats(message.stats)
+            self.stats = message.stats
+            self.on_step(message.stats)
             self.ready.set_result(message)
             self._check_heartbeat()
         elif isinstance(message, EngineFailed):
             self._end(message.error)
         else:
             self._end(self._explain_exit())
-
-    def _update_stats(self, stats: EngineStats) -> None:
-        self.stats = stats
-        self.on_step(stats)
 
     def _handle_exit(self) -> None:
         self._loop.remove_reader(self._process.sentinel)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from fastapi import Request
 
@@ -104,6 +104,7 @@ def select_draft(header_values: Sequence[str], drafts: Iterable[DraftStats]) -> 
 async def read_body(request: Request) -> bytes:
     """Read the body. Raises ApiError: 408 after `BODY_SECONDS`, 413 beyond `MAX_BODY_BYTES`."""
     body, size = bytearray(), 0
+    close = {"Connection": "close"}  # it may hold more of the body, which nobody reads
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for chunk in request.stream():
@@ -114,23 +115,17 @@ async def read_body(request: Request) -> bytes:
                     break
     except TimeoutError:
         message = f"The body did not come within {BODY_SECONDS:g} s."
-        raise _closing_error(408, message, "request_timeout") from None
+        raise ApiError(408, message, kind="invalid_request_error", headers=close) from None
     if size > MAX_BODY_BYTES:
         message = f"The body is larger than {MAX_BODY_BYTES} bytes: send a shorter prompt."
-        raise _closing_error(413, message, "request_too_large")
+        raise ApiError(413, message, code="request_too_large", headers=close)
     return bytes(body)
-
-
-def _closing_error(status: int, message: str, code: str) -> ApiError:
-    """The connection may hold more of the body, which nobody reads."""
-    kind = "invalid_request_error"
-    return ApiError(status, message, code=code, kind=kind, headers={"Connection": "close"})
 
 
 def parse_json_object(body: bytes) -> dict[str, Any]:
     """Parse a body. Raises ApiError (400) unless it is a JSON object."""
     try:
-        document = json.loads(body, parse_constant=_reject_number, parse_float=_parse_finite)
+        document = json.loads(body, parse_constant=_parse_finite, parse_float=_parse_finite)
     except (ValueError, RecursionError) as error:
         raise invalid(None, f"The body is no JSON: {error}.", "invalid_json") from error
     if b"\\ud" in body.lower():  # perhaps half of a surrogate pair, which is no character and has no bytes
@@ -144,9 +139,6 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
 
 
 def _parse_finite(text: str) -> float:
-    value = float(text)
-    return value if math.isfinite(value) else _reject_number(text)
-
-
-def _reject_number(name: str) -> NoReturn:
-    raise ValueError(f"{cut(name)} is no JSON number")
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{cut(text)} is no JSON number")
+    return value

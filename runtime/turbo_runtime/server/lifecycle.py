@@ -94,7 +94,8 @@ async def _serve(
     )
     # the server drains by itself
     http.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-    url = _format_url(listener)
+    host, port = listener.getsockname()[:2]
+    url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     _log(f"turbo {turbo_version()}: loading {config.model}; listening on {url}, ready when the model is.")
     engine.start()
     serving = asyncio.create_task(http.serve(sockets=[listener]))
@@ -202,8 +203,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _format_url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

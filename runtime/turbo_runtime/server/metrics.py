@@ -51,6 +51,9 @@ _DRAFT_COUNTERS = {
 }
 
 
+_KINDS: dict[str, Any] = {"counter": Counter, "gauge": Gauge, "histogram": Histogram}
+
+
 class Metrics:
     """One registry for one served model, whose name is the label that vLLM's dashboards select on."""
 
@@ -62,7 +65,10 @@ class Metrics:
         self._stats: EngineStats | None = None
         self._collectors: dict[metrics.Metric, Any] = {}
         for metric in metrics.METRICS:
-            collector = _build_collector(metric, self._registry)
+            options = {"buckets": metric.buckets} if metric.buckets else {}
+            collector = _KINDS[metric.kind](
+                metric.name, metric.help, metric.labels, registry=self._registry, **options
+            )
             alone = metric.initialized and metric.labels == (metrics.MODEL_LABEL,)
             self._collectors[metric] = collector.labels(model_name) if alone else collector
 
@@ -138,13 +144,6 @@ class Metrics:
         if self._stats is not None:
             self._export_stats(self._stats)
         return generate_latest(self._registry)
-
-
-def _build_collector(metric: metrics.Metric, registry: CollectorRegistry) -> Any:
-    if metric.kind == "histogram":
-        return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
-    collector_class = Counter if metric.kind == "counter" else Gauge
-    return collector_class(metric.name, metric.help, metric.labels, registry=registry)
 
 
 def _set_counter(series: Counter, count: float) -> None:

@@ -12,7 +12,7 @@ from turbo_runtime.parsers import OutputParser
 from turbo_runtime.parsers.reasoning import CLOSE, OPEN, add_reasoning
 from turbo_runtime.parsers.tool_calls import JsonToolCallParser
 from turbo_runtime.protocol import ChatRequest, CompletionRequest
-from turbo_runtime.protocol.errors import ApiError, cut, invalid, unavailable
+from turbo_runtime.protocol.errors import cut, invalid, unavailable
 from turbo_runtime.server.thread_offload import IsWanted
 from turbo_runtime.tokenization.chat_template import ChatTemplate, TemplateRefusalError
 from turbo_runtime.tokenization.tokenizer import ServedTokenizer
@@ -132,7 +132,7 @@ def prepare_chat(
                 "A 'grammar' cannot follow reasoning: switch that off with 'chat_template_kwargs', "
                 "or let the grammar itself begin with the thoughts.",
             )
-    _check_text_length(prompt, "messages", model)
+    _check_length(model.tokenizer.min_tokens(prompt), "messages", model, bound="at least ")
     ids = model.tokenizer.encode_written(prompt)
     return _prepare(request, (ids,), "messages", build_parser, grammar, model)
 
@@ -144,7 +144,7 @@ def prepare_completion(
     tokenizer = model.tokenizer
     for prompt in request.prompt:
         if isinstance(prompt, str):
-            _check_text_length(prompt, "prompt", model)
+            _check_length(tokenizer.min_tokens(prompt), "prompt", model, bound="at least ")
     prompts = []
     for prompt in request.prompt:
         if not is_wanted():
@@ -235,11 +235,17 @@ def _prepare(
     )
 
 
-def _check_text_length(text: str, field: str, model: ServedModel) -> None:
-    """Reject a text that no context holds, before tokenization, which takes seconds per MiB."""
-    min_tokens = model.tokenizer.min_tokens(text)
-    if min_tokens >= model.context:
-        raise _prompt_too_long(field, f"at least {min_tokens}", model)
+def _check_length(num_tokens: int, field: str, model: ServedModel, *, bound: str = "") -> None:
+    """Reject a prompt that no context holds; by a lower `bound` before tokenization, which takes seconds per
+    MiB.
+    """
+    if num_tokens >= model.context:
+        raise invalid(
+            field,
+            f"The prompt has {bound}{num_tokens} tokens and the context of this server {model.context}, "
+            "of which the answer needs at least one: shorten the prompt.",
+            "context_length_exceeded",
+        )
 
 
 def _check_total_logprobs(params: Sequence[SamplingParams], prompts: Sequence[Sequence[int]], n: int) -> None:
@@ -274,13 +280,13 @@ def _max_tokens(
 ) -> int:
     if num_prompt_tokens == 0:
         raise invalid(field, f"Invalid '{field}': it has no tokens; send at least one.")
+    _check_length(num_prompt_tokens, field, model)
     room = model.context - num_prompt_tokens
-    if room <= 0:
-        raise _prompt_too_long(field, str(num_prompt_tokens), model)
-    limit = room if request.limit is None else request.limit
+    limit = room if request.max_tokens is None else request.max_tokens
     if limit > room:
+        is_newer = isinstance(request, ChatRequest) and request.max_completion_tokens
         raise invalid(
-            request.limit_field,
+            "max_completion_tokens" if is_newer else "max_tokens",
             f"The prompt has {num_prompt_tokens} tokens and the answer may have {limit}, together more than "
             f"the context of {model.context}: shorten the prompt, or ask for at most {room} tokens.",
             "context_length_exceeded",
@@ -291,12 +297,3 @@ def _max_tokens(
             f"'min_tokens' is {request.min_tokens} and the answer may have {limit}: ask for fewer.",
         )
     return limit
-
-
-def _prompt_too_long(field: str, num_tokens: str, model: ServedModel) -> ApiError:
-    return invalid(
-        field,
-        f"The prompt has {num_tokens} tokens and the context of this server {model.context}, "
-        "of which the answer needs at least one: shorten the prompt.",
-        "context_length_exceeded",
-    )

@@ -75,29 +75,29 @@ class Reply(ABC):
 
     def usage(self) -> Json:
         """Return OpenAI's counts; rejected draft tokens cost time but are no completion tokens."""
-        tally, num_prompt_tokens = self.output.tally, self._request.num_prompt_tokens
+        output, num_prompt_tokens = self.output, self._request.num_prompt_tokens
         return {
             "prompt_tokens": num_prompt_tokens,
-            "completion_tokens": tally.completion_tokens,
-            "total_tokens": num_prompt_tokens + tally.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": tally.cached_tokens},
+            "completion_tokens": output.completion_tokens,
+            "total_tokens": num_prompt_tokens + output.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": output.cached_tokens},
             "completion_tokens_details": {
-                "reasoning_tokens": tally.reasoning_tokens,
-                "accepted_prediction_tokens": tally.accepted_tokens,
-                "rejected_prediction_tokens": tally.drafted_tokens - tally.accepted_tokens,
+                "reasoning_tokens": output.reasoning_tokens,
+                "accepted_prediction_tokens": output.accepted_tokens,
+                "rejected_prediction_tokens": output.drafted_tokens - output.accepted_tokens,
             },
         }
 
     def turbo(self) -> Json:
         """Return Turbo's own fields: with `seed`, the same request gives the same text again."""
-        tally = self.output.tally
+        output = self.output
         return {
             "seed": self._request.seed,
             "guarantee": self._model.info.guarantee,
-            "acceptance_length": tally.acceptance_length,
-            "drafted_tokens": tally.drafted_tokens,
-            "accepted_tokens": tally.accepted_tokens,
-            "speedup": self.output.speedup,
+            "acceptance_length": output.acceptance_length,
+            "drafted_tokens": output.drafted_tokens,
+            "accepted_tokens": output.accepted_tokens,
+            "speedup": output.speedup,
         }
 
     def _choice(self, delta: OutputDelta, *, whole: bool) -> Json:

@@ -7,16 +7,16 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from turbo_runtime.contract import metrics
 from turbo_runtime.messages import GenerationRequest, SamplingParams, TokenEvent, TokenLogprob
-from turbo_runtime.parsers import OutputParser, ParsedDelta, StopScanner
+from turbo_runtime.parsers import ParsedDelta, StopScanner
 from turbo_runtime.protocol.errors import ApiError, invalid, unavailable
 from turbo_runtime.server.engine_client import ABANDONED, EngineClient, TimedEvent
 from turbo_runtime.server.metrics import Metrics
 from turbo_runtime.server.preprocessing import PreparedRequest, ServedModel
-from turbo_runtime.tokenization.detokenizer import Detokenizer
+from turbo_runtime.tokenization.tokenizer import Detokenizer
 
 MAX_EVENTS = 64  # taken at once: a few milliseconds of work
 
@@ -54,22 +54,24 @@ def join(deltas: list[OutputDelta]) -> OutputDelta:
     )
 
 
-@dataclass(slots=True)
 class CompletionOutput:
-    """One answer so far. `end_ids` are the model's own; no stop reason names them."""
+    """One answer so far."""
 
-    index: int
-    params: SamplingParams
-    detokenizer: Detokenizer
-    scanner: StopScanner
-    parser: OutputParser
-    end_ids: frozenset[int]
-    num_tokens: int = 0
-    num_reasoning_tokens: int = 0
-    first_token_time: float | None = None
-    last_token_time: float = 0.0
-    speedup: float | None = None  # so far, as the engine measures it
-    _stop_reason: str | int | None = field(default=None, init=False)
+    def __init__(
+        self, index: int, params: SamplingParams, request: PreparedRequest, model: ServedModel
+    ) -> None:
+        self.index = index
+        self.num_tokens = 0
+        self.num_reasoning_tokens = 0
+        self.first_token_time: float | None = None
+        self.last_token_time = 0.0
+        self.speedup: float | None = None  # so far, as the engine measures it
+        self._params = params
+        self._end_ids = model.stop_token_ids  # no stop reason names them
+        self._detokenizer = Detokenizer(model.tokenizer.decode, model.tokenizer.is_skipped)
+        self._scanner = StopScanner(request.stops)
+        self._parser = request.build_parser()
+        self._stop_reason: str | int | None = None
 
     def update(self, event: TokenEvent) -> OutputDelta:
         """Return what an event adds.
@@ -80,21 +82,21 @@ class CompletionOutput:
         for position, token in enumerate(event.tokens):
             self.num_tokens += 1
             is_final = event.finish_reason == "stop" and position == len(event.tokens) - 1
-            if is_final and token in self.params.stop_token_ids:
-                self._stop_reason = None if token in self.end_ids else token
+            if is_final and token in self._params.stop_token_ids:
+                self._stop_reason = None if token in self._end_ids else token
                 break  # an end-of-sequence token counts but is no text
-            self.num_reasoning_tokens += self.parser.is_reasoning
-            added, reason = self._parse(self.detokenizer.push(token))
+            self.num_reasoning_tokens += self._parser.is_reasoning
+            added, reason = self._parse(self._detokenizer.push(token))
             parsed += added
             if reason:
                 break
         if reason is None and event.finish_reason is not None:
-            added, reason = self._parse(self.detokenizer.flush())
-            parsed += added + self.parser.push(self.scanner.flush())
+            added, reason = self._parse(self._detokenizer.flush())
+            parsed += added + self._parser.push(self._scanner.flush())
             reason = reason or event.finish_reason
         if reason is not None:
-            parsed += self.parser.flush()
-            if self.parser.has_called and reason == "stop":
+            parsed += self._parser.flush()
+            if self._parser.has_called and reason == "stop":
                 reason = "tool_calls"
         num_new = self.num_tokens - num_before
         return OutputDelta(
@@ -109,34 +111,18 @@ class CompletionOutput:
 
     def _parse(self, text: str) -> tuple[ParsedDelta, str | None]:
         """Parse new text, and return why the answer ends with it, or None."""
-        if self.num_tokens < self.params.min_tokens:
-            return self.parser.push(text), None  # no stop string counts yet
-        text, is_stopped = self.scanner.push(text)
-        self._stop_reason = self.scanner.match or self._stop_reason
-        parsed = self.parser.push(text)
-        return parsed, "stop" if is_stopped or self.parser.is_complete else None
-
-
-@dataclass(slots=True)
-class Tally:
-    """Token counts of a request's answers so far."""
-
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    cached_tokens: int = 0  # of the prompts, each counted once
-    drafts: int = 0  # verification passes with at least one drafted token
-    drafted_tokens: int = 0
-    accepted_tokens: int = 0
-    verified_tokens: int = 0  # that those passes brought: accepted tokens and bonus tokens
-
-    @property
-    def acceptance_length(self) -> float | None:
-        """Tokens committed per verified draft, the bonus token included; None before the first draft."""
-        return self.verified_tokens / self.drafts if self.drafts else None
+        if self.num_tokens < self._params.min_tokens:
+            return self._parser.push(text), None  # no stop string counts yet
+        text, is_stopped = self._scanner.push(text)
+        self._stop_reason = self._scanner.match or self._stop_reason
+        parsed = self._parser.push(text)
+        return parsed, "stop" if is_stopped or self._parser.is_complete else None
 
 
 class RequestOutput:
-    """All answers of one request. Leaving the context cancels what is unfinished and calls `on_exit`."""
+    """All answers of one request, with token counts so far. Leaving the context cancels what is unfinished
+    and calls `on_exit`.
+    """
 
     def __init__(
         self,
@@ -148,7 +134,13 @@ class RequestOutput:
         on_exit: Callable[[], None],
     ) -> None:
         self.request = request
-        self.tally = Tally()
+        self.completion_tokens = 0
+        self.reasoning_tokens = 0
+        self.cached_tokens = 0  # of the prompts, each counted once
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
+        self._drafts = 0  # verification passes with at least one drafted token
+        self._verified_tokens = 0  # that those passes brought: accepted tokens and bonus tokens
         self._engine = engine
         self._metrics = exporter
         self._timeout_seconds = timeout_seconds
@@ -156,18 +148,16 @@ class RequestOutput:
         self._start_time = time.monotonic()
         generations = _generation_requests(request)
         self._unfinished = {
-            generation.request_id: CompletionOutput(
-                index,
-                generation.params,
-                Detokenizer(model.tokenizer.decode, model.tokenizer.is_skipped),
-                StopScanner(request.stops),
-                request.build_parser(),
-                model.stop_token_ids,
-            )
+            generation.request_id: CompletionOutput(index, generation.params, request, model)
             for index, generation in enumerate(generations)
         }
         self._answers = list(self._unfinished.values())
         self._events = engine.submit(generations)
+
+    @property
+    def acceptance_length(self) -> float | None:
+        """Tokens committed per verified draft, the bonus token included; None before the first draft."""
+        return self._verified_tokens / self._drafts if self._drafts else None
 
     @property
     def speedup(self) -> float | None:
@@ -249,21 +239,20 @@ class RequestOutput:
         return list(map(join, deltas.values())), error
 
     def _update(self, event: TokenEvent, answer: CompletionOutput, event_time: float) -> OutputDelta:
-        num_before, num_reasoning_before = answer.num_tokens, answer.num_reasoning_tokens
+        self.reasoning_tokens -= answer.num_reasoning_tokens
         delta = answer.update(event)
-        num_new = answer.num_tokens - num_before
+        self.reasoning_tokens += answer.num_reasoning_tokens
+        num_new = len(delta.tokens)
         # Accepted tokens precede the bonus token; those behind a stop string are no part of the reply.
         accepted = min(event.accepted, num_new)
-        tally = self.tally
-        tally.completion_tokens += num_new
-        tally.reasoning_tokens += answer.num_reasoning_tokens - num_reasoning_before
-        tally.accepted_tokens += accepted
-        tally.drafted_tokens += event.drafted - (event.accepted - accepted)
+        self.completion_tokens += num_new
+        self.accepted_tokens += accepted
+        self.drafted_tokens += event.drafted - (event.accepted - accepted)
         if event.drafted:
-            tally.drafts += 1
-            tally.verified_tokens += num_new
+            self._drafts += 1
+            self._verified_tokens += num_new
         if answer.index % self.request.n == 0:  # the other answers to a prompt find what the first computed
-            tally.cached_tokens += event.cached_tokens or 0
+            self.cached_tokens += event.cached_tokens or 0
         if event.speedup is not None:
             answer.speedup = event.speedup
         if event.queued_seconds is not None:

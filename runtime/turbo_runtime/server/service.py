@@ -87,11 +87,6 @@ class Service:
         self.engine.fail_all(message)
 
     @property
-    def is_ready(self) -> bool:
-        """Whether a load balancer should send requests here."""
-        return self.phase is Phase.SERVING and self.engine.is_alive and not self.engine.watchdog.is_late
-
-    @property
     def is_draining(self) -> bool:
         """Whether the server is on its way out."""
         return self.phase in (Phase.LEAVING, Phase.CLOSED)
@@ -136,7 +131,7 @@ class Service:
     def build_load(self) -> Load:
         """Return the body of `/load`. Raises ApiError (503) while the model loads."""
         model = self.require_loaded()
-        stats, unfinished = self.engine.stats, self.engine.num_unfinished
+        stats, unfinished = self.engine.stats, len(self.engine.unfinished)
         # An idle engine is silent, and its last message may count requests that were cancelled later; those
         # that it has not seen yet wait.
         running = min(stats.running_requests, unfinished)

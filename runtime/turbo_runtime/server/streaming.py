@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from turbo_runtime.protocol.base import StreamOptions
 from turbo_runtime.protocol.errors import ApiError
+from turbo_runtime.protocol.sampling import StreamOptions
 from turbo_runtime.server.connections import run_until_disconnect, send_whole
 from turbo_runtime.server.reply import Json, Reply, json_parts
 from turbo_runtime.server.request_output import OutputDelta

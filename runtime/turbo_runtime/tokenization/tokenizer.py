@@ -14,6 +14,10 @@ from tokenizers import Tokenizer
 from turbo_runtime.parsers import OutputFormat
 from turbo_runtime.tokenization.chat_template import ChatTemplate
 
+# What a decoder writes for bytes that are no UTF-8, also for the first bytes of a character
+REPLACEMENT = "\ufffd"
+MAX_PENDING = 3  # tokens that begin a character of up to four bytes without ending it
+
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 # GPT-2's table: printable bytes are their own letter, the others follow from U+0100 on.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
@@ -81,6 +85,59 @@ class ServedTokenizer:
         return frozenset(token for token in (own, *configured) if token is not None)
 
 
+class Detokenizer:
+    """Incremental decoder of one answer: its parts joined equal the decoding of all tokens at once.
+
+    A decoder's text for a token depends on the token before it (a leading space is stripped at the start), so
+    each new part is the difference of two decodings that share a start: the tokens of the last part, without
+    and with the new ones. A part waits while its end may be the start of a character.
+
+    `tokenizers.DecodeStream` neither flushes half a character at the end nor bounds its window.
+    """
+
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], is_skipped: Callable[[int], bool] = lambda _: False
+    ) -> None:
+        """Skipped tokens do not exist for the decoder: it drops them before it looks at the others."""
+        self._decode = decode
+        self._is_skipped = is_skipped
+        self._window: list[int] = []  # the tokens of the last part, then those whose text waits
+        self._num_settled = 0  # how many of them are the last part's
+        self._settled_text = ""  # their decoding
+
+    def push(self, token: int) -> str:
+        """Return the text that one more token settles; often empty while a character is incomplete."""
+        if self._is_skipped(token):
+            return ""
+        self._window.append(token)
+        text = self._decode(self._window)
+        if not text.endswith(REPLACEMENT):
+            return self._settle(text, len(self._window))
+        num_certain = len(self._window) - MAX_PENDING
+        if num_certain <= self._num_settled:
+            return ""
+        # No character is so long that later tokens could still complete these; a model that keeps writing
+        # bytes that are no UTF-8 must not make the window ever longer.
+        certain = self._decode(self._window[:num_certain])
+        return self._settle(certain, num_certain) if text.startswith(certain) else ""
+
+    def flush(self) -> str:
+        """Return the text that waits, once no token follows: half a character as the decoder writes it."""
+        if len(self._window) == self._num_settled:
+            return ""
+        return self._settle(self._decode(self._window), len(self._window))
+
+    def _settle(self, text: str, num_tokens: int) -> str:
+        """Return the new text of the window's first tokens, which start the next part."""
+        part = text[len(self._settled_text) :]
+        if not part:  # a token without text of its own is no start to measure from
+            return ""
+        self._window = self._window[self._num_settled :]
+        self._num_settled = num_tokens - self._num_settled
+        self._settled_text = self._decode(self._window[: self._num_settled])
+        return part
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     """Read an optional file of the folder; empty if it does not exist."""
     if not path.exists():
@@ -116,13 +173,16 @@ def build_token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
     """
     document = json.loads(tokenizer.to_str())
     added = {entry["id"]: entry["content"].encode() for entry in document["added_tokens"]}
-    decode = _decode_letters if _is_byte_level(document["decoder"]) else _decode_piece
+    is_byte_level = _is_byte_level(document["decoder"])
 
     def token_bytes(token: int) -> bytes:
         if token in added:
             return bytes(added[token])
-        text = tokenizer.id_to_token(token)  # None for an id that pads the model's vocabulary
-        return b"" if text is None else decode(text)
+        text = tokenizer.id_to_token(token) or ""  # None for an id that pads the model's vocabulary
+        if is_byte_level:
+            return b"".join(bytes([_BYTES[one]]) if one in _BYTES else one.encode() for one in text)
+        match = _BYTE_TOKEN.fullmatch(text)
+        return bytes.fromhex(match[1]) if match else text.replace("▁", " ").encode()
 
     return token_bytes
 
@@ -164,12 +224,3 @@ def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
     if decoder is None:
         return False
     return decoder["type"] == "ByteLevel" or any(map(_is_byte_level, decoder.get("decoders", ())))
-
-
-def _decode_letters(text: str) -> bytes:
-    return b"".join(bytes([_BYTES[letter]]) if letter in _BYTES else letter.encode() for letter in text)
-
-
-def _decode_piece(text: str) -> bytes:
-    match = _BYTE_TOKEN.fullmatch(text)
-    return bytes.fromhex(match[1]) if match else text.replace("▁", " ").encode()

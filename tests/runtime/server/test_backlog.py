@@ -82,7 +82,7 @@ async def test_what_came_meanwhile_is_one_piece_of_each_answer() -> None:
         (1, "abcdefghijk", "length"),
     ]
     assert pieces[0].tokens == tuple(range(11))
-    assert answers.tally.completion_tokens == 22
+    assert answers.completion_tokens == 22
 
 
 async def test_what_came_before_an_error_is_told_before_it() -> None:
