@@ -23,9 +23,7 @@ def cut(name: str) -> str:
 
 
 class ApiError(Exception):
-    """HTTP error with a sentence for the caller; `param` is a field's path, such as `messages[0].role`.
-    OpenAI's clients retry after `retry_after` seconds.
-    """
+    """HTTP error with a sentence for the caller; `param` is a field's path, such as `messages[0].role`."""
 
     def __init__(
         self,

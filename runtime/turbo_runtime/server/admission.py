@@ -73,9 +73,7 @@ class AdmissionSlots:
         return self._total.answers
 
     def find_rejection(self, tenant: str, answers: int, tokens: int) -> tuple[str, int] | None:
-        """Return why so many more answers and prompt tokens cannot come in now, and about how many answers
-        must finish first; None if they can.
-        """
+        """Return why so much more cannot come in now, and about how many answers must finish first."""
         own = self._by_tenant.get(tenant, Amount())
         num_tenants = len(self._by_tenant) + (tenant not in self._by_tenant)
         for limit, total, tenants_own, added, unit in (

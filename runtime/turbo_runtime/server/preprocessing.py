@@ -236,9 +236,7 @@ def _prepare(
 
 
 def _check_length(num_tokens: int, field: str, model: ServedModel, *, bound: str = "") -> None:
-    """Reject a prompt that no context holds; by a lower `bound` before tokenization, which takes seconds per
-    MiB.
-    """
+    """Reject a prompt that no context holds; by a lower bound before tokenization (seconds per MiB)."""
     if num_tokens >= model.context:
         raise invalid(
             field,

@@ -74,10 +74,7 @@ class CompletionOutput:
         self._stop_reason: str | int | None = None
 
     def update(self, event: TokenEvent) -> OutputDelta:
-        """Return what an event adds.
-
-        Tokens go through one by one, so that an answer is cut at the same token however many a step brings.
-        """
+        """Return what an event adds, token by token: an answer ends at the same one in steps of any size."""
         parsed, num_before, reason = ParsedDelta(), self.num_tokens, None
         for position, token in enumerate(event.tokens):
             self.num_tokens += 1
@@ -120,9 +117,7 @@ class CompletionOutput:
 
 
 class RequestOutput:
-    """All answers of one request, with token counts so far. Leaving the context cancels what is unfinished
-    and calls `on_exit`.
-    """
+    """All answers of one request. Leaving the context cancels what is unfinished and calls `on_exit`."""
 
     def __init__(
         self,
@@ -162,9 +157,7 @@ class RequestOutput:
     @property
     def speedup(self) -> float | None:
         """Tokens per second of these answers over those without speculation; None before a measurement.
-
-        Without speculation a token takes some time, and an answer's token that time over its speed-up: so
-        the means are of times, not of ratios.
+        The means are of the times that a token takes, not of ratios.
         """
         answers = (answer for answer in self._answers if answer.num_tokens)
         measured = [(answer.num_tokens, answer.speedup) for answer in answers if answer.speedup]
@@ -195,9 +188,8 @@ class RequestOutput:
         self._on_exit()
 
     async def _take_events(self) -> list[TimedEvent]:
-        """Wait for an event, and return what has arrived in order, `MAX_EVENTS` at most.
-
-        Always lets others run: a queue that never empties would hand the loop to one client.
+        """Wait for an event, and return what has arrived in order, `MAX_EVENTS` at most. Always lets others
+        run: a queue that never empties would hand the loop to one client.
         """
         try:
             async with asyncio.timeout(self._start_time + self._timeout_seconds - time.monotonic()):

@@ -74,9 +74,7 @@ class Service:
         return self.model
 
     def _build_slots(self, kv_tokens: int) -> AdmissionSlots:
-        """Running requests have slots and tokens in addition to those that may wait. So the limit of tokens
-        is above the longest prompt, and rejects none for good.
-        """
+        """Those that run count, too: so the limit of tokens is above the longest prompt that fits."""
         answers = self.config.max_num_seqs + self.config.max_queued_requests
         return AdmissionSlots(Amount(answers, kv_tokens + self.config.max_queued_prompt_tokens))
 

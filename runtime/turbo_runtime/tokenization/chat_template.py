@@ -50,9 +50,7 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] = (),
         extra: Mapping[str, Any] | None = None,
     ) -> str:
-        """Render the prompt, up to the assistant's turn. Raises TemplateRefusalError where the template
-        fails.
-        """
+        """Render the prompt, up to the assistant's turn. Raises TemplateRefusalError."""
         variables = {
             **(extra or {}),
             **self._special_tokens,

@@ -189,9 +189,7 @@ def build_token_bytes(tokenizer: Tokenizer) -> Callable[[int], bytes]:
 
 def max_token_bytes(tokenizer: Tokenizer) -> int | None:
     """Return the maximum bytes of text that one token can stand for; None where no bound is known.
-
-    It is known of BPE over bytes, where every byte of a text is part of one token, unless something else
-    removes bytes.
+    It is known of BPE over bytes, which makes every byte part of a token, unless something removes bytes.
     """
     document = json.loads(tokenizer.to_str())
     model, splitter = document["model"], json.dumps(document["pre_tokenizer"])
